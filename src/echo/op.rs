@@ -1,0 +1,349 @@
+//! The vocabulary between the core and the kernel: events come in, operations go out.
+//!
+//! Events are facts in the past tense, operations are imperatives. Neither knows a file descriptor, a pointer or a byte
+//! of payload: a connection is a [`ConnectionId`], a piece of payload is a [`BufferId`] and a length. [`Kernel`] is the one
+//! seam of the daemon: `uring::Driver` implements it on a real ring, `tests/sim` on a fake that injects faults.
+//!
+//! One echo, as both sides see it:
+//!
+//! ```text
+//! Event::Received { connection, buffer, length: 5, .. }
+//!     -> Op::Send { connection, buffer, length: 5 }, Op::Receive { connection, .. }
+//! Event::Sent { connection, length: 5 }
+//!     -> Op::Recycle { buffer }
+//! ```
+
+use std::fmt;
+
+/// Milliseconds on the kernel's monotonic clock since an arbitrary start. The core never reads a clock: it is told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Timestamp(pub u64);
+
+impl Timestamp {
+    /// The moment `milliseconds` later; stays at the end of time rather than wrap.
+    #[must_use]
+    pub fn plus(self, milliseconds: u64) -> Self {
+        Self(self.0.saturating_add(milliseconds))
+    }
+}
+
+/// Names one tenant of one connection slot. The generation changes with each tenant, so a late completion can never
+/// reach the connection that took over the slot.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnectionId {
+    slot: u32,
+    generation: u32,
+}
+
+impl ConnectionId {
+    /// Generations count modulo 2^24: that is what `user_data` has room for.
+    pub const GENERATION_MASK: u32 = 0x00ff_ffff;
+
+    /// The tenant number `generation` (modulo 2^24) of `slot`.
+    #[must_use]
+    pub fn new(slot: u32, generation: u32) -> Self {
+        Self { slot, generation: generation & Self::GENERATION_MASK }
+    }
+
+    /// The index of the slot, dense from 0.
+    #[must_use]
+    pub fn slot(self) -> u32 {
+        self.slot
+    }
+
+    /// Which tenant of the slot, below 2^24.
+    #[must_use]
+    pub fn generation(self) -> u32 {
+        self.generation
+    }
+}
+
+impl fmt::Debug for ConnectionId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "c{}.{}", self.slot, self.generation)
+    }
+}
+
+/// Names a listening socket: its position, dense from 0, in the list that the driver was built with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ListenerId(pub u16);
+
+/// The size of pooled buffer that a receive takes its room from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SizeClass {
+    /// For quiet lines: a few KiB.
+    Small,
+    /// For bulk: a connection that fills small buffers one after another moves up to these.
+    Large,
+}
+
+impl SizeClass {
+    /// Both classes, smallest first.
+    pub const ALL: [Self; 2] = [Self::Small, Self::Large];
+
+    /// 0 for small, 1 for large: the index into tables with one entry a class.
+    #[must_use]
+    pub fn index(self) -> usize {
+        match self {
+            Self::Small => 0,
+            Self::Large => 1,
+        }
+    }
+}
+
+/// Names one buffer of the pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BufferId {
+    /// Which pool.
+    pub class: SizeClass,
+    /// Position in that pool, dense from 0.
+    pub index: u16,
+}
+
+/// How a receive is armed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReceiveMode {
+    /// Ends with the first bytes.
+    Once,
+    /// Goes on until an event says that it ended. A driver may end it at any time, with or without data.
+    Multishot,
+}
+
+/// What the core believes about the socket when it arms a receive; only a hint for the driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expectation {
+    /// Bytes are probably waiting: try at once.
+    Data,
+    /// Probably nothing is there: wait for readiness first, so that no attempt is wasted and nobody jumps the queue.
+    Silence,
+}
+
+/// Which direction of a connection is shut down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shutdown {
+    /// Send FIN after everything sent so far; go on receiving.
+    Write,
+    /// Both: an armed receive and a waiting send end soon after.
+    Both,
+}
+
+/// What the kernel is asked to do. Operations are carried out in the order given.
+///
+/// A connection exists for the driver from [`Event::Accepted`] to [`Op::Close`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// Accept one connection from `listener` into the free slot that `connection` names.
+    /// Answered once by [`Event::Accepted`] or [`Event::AcceptFailed`].
+    Accept {
+        /// Where from.
+        listener: ListenerId,
+        /// What the new connection is to be called.
+        connection: ConnectionId,
+    },
+    /// Stop the accept that was armed for `connection`. It still answers, as canceled or with what it had.
+    CancelAccept {
+        /// The name given to the accept.
+        connection: ConnectionId,
+    },
+    /// Receive into a pooled buffer that the kernel picks when bytes come. At most one receive per connection is armed.
+    /// Answered by [`Event::Received`] and [`Event::ReceiveEnded`].
+    Receive {
+        /// Whose bytes.
+        connection: ConnectionId,
+        /// Which pool.
+        class: SizeClass,
+        /// One answer or many.
+        mode: ReceiveMode,
+        /// Whether bytes are likely to be there.
+        expectation: Expectation,
+    },
+    /// Stop the armed receive. Bytes it had already taken still arrive; then it answers that it ended.
+    CancelReceive {
+        /// Whose receive.
+        connection: ConnectionId,
+    },
+    /// Try to send the first `length` bytes of `buffer` without waiting. At most one send (of either kind) per connection
+    /// is in flight. Answered once by [`Event::Sent`] or [`Event::SendFailed`]; the buffer stays lent until recycled.
+    Send {
+        /// To whom.
+        connection: ConnectionId,
+        /// The lent buffer that holds the bytes.
+        buffer: BufferId,
+        /// How many bytes, at least 1.
+        length: u32,
+    },
+    /// Copy `length` bytes of `buffer`, from `offset` on, to the end of the connection's own set-aside bytes.
+    /// Done at once; the buffer may be recycled next.
+    SetAside {
+        /// Whose bytes.
+        connection: ConnectionId,
+        /// The lent buffer that holds them.
+        buffer: BufferId,
+        /// Where they begin in it.
+        offset: u32,
+        /// How many, at least 1.
+        length: u32,
+    },
+    /// Send from the front of the set-aside bytes, waiting for room. Answered once by [`Event::SentAside`] (any part of
+    /// them, which are then forgotten) or [`Event::SendFailed`].
+    SendAside {
+        /// To whom.
+        connection: ConnectionId,
+    },
+    /// Give a lent buffer back to the pool.
+    Recycle {
+        /// The buffer; nothing in the kernel may still use it.
+        buffer: BufferId,
+    },
+    /// Shut down one direction or both, at once. Never answered.
+    Shutdown {
+        /// Whose.
+        connection: ConnectionId,
+        /// Which directions.
+        how: Shutdown,
+    },
+    /// Close the connection and forget its set-aside bytes. The kernel must hold no receive and no send of it any more.
+    /// Never answered; the slot is free at once.
+    Close {
+        /// Which.
+        connection: ConnectionId,
+    },
+}
+
+/// Why an accept brought nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum AcceptError {
+    /// It was canceled on request.
+    Canceled,
+    /// The peer was gone before it was accepted (ECONNABORTED and other network errors, accept(2)): try again.
+    Aborted,
+    /// No file descriptor is free in the process (EMFILE). The connection stays in the backlog.
+    ProcessFiles,
+    /// No file descriptor is free in the system (ENFILE). The connection stays in the backlog.
+    SystemFiles,
+    /// No memory (ENOMEM, ENOBUFS). The connection stays in the backlog.
+    Memory,
+    /// An error nobody expects here, by its errno.
+    Unexpected(i32),
+}
+
+/// Why a receive ended without bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReceiveEnd {
+    /// The peer has sent its FIN: there will be no more bytes.
+    EndOfStream,
+    /// The pool had no buffer (ENOBUFS). Nothing was taken from the socket, not even its end.
+    NoBuffer,
+    /// Canceled, or ended by the kernel for reasons of its own; nothing is lost, arm again if wanted.
+    Stopped,
+    /// The kernel was short of memory (ENOMEM): worth another try a little later.
+    Memory,
+    /// The connection is dead (ECONNRESET, ETIMEDOUT, …).
+    Failed(ConnectionError),
+}
+
+/// Why a send failed without taking a byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SendError {
+    /// The kernel was short of memory (ENOMEM, ENOBUFS) or the send was canceled: worth another try a little later.
+    Memory,
+    /// The connection is dead (ECONNRESET, EPIPE, ETIMEDOUT, …).
+    Failed(ConnectionError),
+}
+
+/// How a connection died.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectionError {
+    /// The peer reset it, or is gone (ECONNRESET, EPIPE, ENOTCONN, ECONNABORTED).
+    Reset,
+    /// The network gave up on it (ETIMEDOUT, EHOSTUNREACH, ENETUNREACH, …).
+    Unreachable,
+    /// An error nobody expects here, by its errno.
+    Unexpected(i32),
+}
+
+/// What happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The worker starts: arm the listeners.
+    Started,
+    /// Answer to [`Op::Accept`]: the connection exists.
+    Accepted {
+        /// The name given to the accept.
+        connection: ConnectionId,
+    },
+    /// Answer to [`Op::Accept`]: there is no connection, and its name is free again.
+    AcceptFailed {
+        /// The name given to the accept.
+        connection: ConnectionId,
+        /// Why.
+        error: AcceptError,
+    },
+    /// Bytes came. The buffer is lent to the core until [`Op::Recycle`].
+    Received {
+        /// From whom.
+        connection: ConnectionId,
+        /// Where they are.
+        buffer: BufferId,
+        /// How many, at least 1.
+        length: u32,
+        /// Whether the receive is still armed.
+        armed: bool,
+        /// Whether the socket is known to hold more.
+        more: bool,
+    },
+    /// The receive ended without bytes; it is no longer armed.
+    ReceiveEnded {
+        /// Whose.
+        connection: ConnectionId,
+        /// Why.
+        reason: ReceiveEnd,
+    },
+    /// Answer to [`Op::Send`]: the socket took the first `length` bytes; 0 if it had no room at all.
+    Sent {
+        /// To whom.
+        connection: ConnectionId,
+        /// How many bytes, at most what was asked.
+        length: u32,
+    },
+    /// Answer to [`Op::SendAside`]: the socket took `length` set-aside bytes.
+    SentAside {
+        /// To whom.
+        connection: ConnectionId,
+        /// How many bytes, at least 1, at most what is set aside.
+        length: u32,
+    },
+    /// Answer to [`Op::Send`] or [`Op::SendAside`]: not a byte was taken.
+    SendFailed {
+        /// To whom.
+        connection: ConnectionId,
+        /// Why.
+        error: SendError,
+    },
+    /// The moment named by `Server::deadline` has come (or some other moment: it never harms).
+    TimePassed,
+    /// Stop accepting, go on echoing, and at `deadline` end what is still open.
+    DrainStarted {
+        /// When patience ends.
+        deadline: Timestamp,
+    },
+}
+
+/// The one seam: what carries out operations and tells what happened.
+pub trait Kernel {
+    /// What [`Kernel::turn`] may die of.
+    type Error: fmt::Debug;
+
+    /// Now.
+    fn now(&self) -> Timestamp;
+
+    /// Takes all of `ops`, in order, and leaves it empty. They reach the kernel at the next turn at the latest.
+    fn submit(&mut self, ops: &mut Vec<Op>);
+
+    /// Hands everything submitted to the kernel, waits until something happened, `deadline` has passed or somebody else
+    /// woke the worker, and appends what happened to `events` in the order in which it happened to each connection.
+    ///
+    /// # Errors
+    /// Only when the ring itself is broken; what befalls a connection is an event.
+    fn turn(&mut self, deadline: Option<Timestamp>, events: &mut Vec<Event>) -> Result<(), Self::Error>;
+}
