@@ -345,5 +345,9 @@ pub trait Kernel {
     ///
     /// # Errors
     /// Only when the ring itself is broken; what befalls a connection is an event.
-    fn turn(&mut self, deadline: Option<Timestamp>, events: &mut Vec<Event>) -> Result<(), Self::Error>;
+    fn turn(
+        &mut self,
+        deadline: Option<Timestamp>,
+        events: &mut Vec<Event>,
+    ) -> Result<(), Self::Error>;
 }
