@@ -330,7 +330,10 @@ impl Connection {
     /// A buffer may be at home again: leave the line and arm. Nothing happens if the connection no longer waits.
     pub fn serve(&mut self, context: &mut Context) {
         if self.receive == Receive::Starved {
-            self.arm(context);
+            self.receive = Receive::Off;
+            if self.wants_bytes() {
+                self.arm(context);
+            }
         }
     }
 
@@ -451,13 +454,7 @@ impl Connection {
 
     /// Arms the receive when bytes are wanted, and stops a multishot when they are not.
     fn advance_receive(&mut self, context: &mut Context) {
-        let wanted = match (self.phase, self.send) {
-            (Phase::Lingering(_), _) => true,
-            (Phase::Open, Send::Idle | Send::Trying { .. }) => {
-                self.queue.count() < limits::QUEUE_CHUNKS_MAX
-            }
-            _ => false,
-        };
+        let wanted = self.wants_bytes();
         match self.receive {
             Receive::Off if wanted => {
                 if context.resources.waiting.is_empty() {
@@ -475,6 +472,17 @@ impl Connection {
             | Receive::Stopping
             | Receive::Starved
             | Receive::Retrying => {}
+        }
+    }
+
+    /// Whether a receive should be armed: a stalled connection catches up first.
+    fn wants_bytes(&self) -> bool {
+        match (self.phase, self.send) {
+            (Phase::Lingering(_), _) => true,
+            (Phase::Open, Send::Idle | Send::Trying { .. }) => {
+                self.queue.count() < limits::QUEUE_CHUNKS_MAX
+            }
+            _ => false,
         }
     }
 
