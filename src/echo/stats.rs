@@ -119,6 +119,36 @@ impl Stats {
         self.closed.iter().sum()
     }
 
+    /// Adds what another worker counted.
+    pub fn add(&mut self, other: &Self) {
+        for (mine, theirs) in self.closed.iter_mut().zip(other.closed) {
+            *mine += theirs;
+        }
+        self.accepted += other.accepted;
+        self.connections += other.connections;
+        self.parked += other.parked;
+        self.bytes_in += other.bytes_in;
+        self.bytes_out += other.bytes_out;
+        self.bytes_dropped += other.bytes_dropped;
+        self.chunks_in += other.chunks_in;
+        self.short_sends += other.short_sends;
+        self.starved += other.starved;
+        self.stalled += other.stalled;
+        self.aside_bytes += other.aside_bytes;
+        self.buffers_lent += other.buffers_lent;
+        self.accept_process_files += other.accept_process_files;
+        self.accept_system_files += other.accept_system_files;
+        self.accept_memory += other.accept_memory;
+        self.accept_aborted += other.accept_aborted;
+        self.accept_unexpected += other.accept_unexpected;
+        self.full += other.full;
+        self.memory_retries += other.memory_retries;
+        self.unexpected_errors += other.unexpected_errors;
+        if other.unexpected_errno != 0 {
+            self.unexpected_errno = other.unexpected_errno;
+        }
+    }
+
     pub(super) fn count_close(&mut self, reason: CloseReason) {
         self.closed[reason as usize] += 1;
     }
