@@ -47,7 +47,7 @@ pub(crate) enum Submit {
 pub(crate) struct History {
     pub(crate) kernel: FakeKernel,
     scenario: Scenario,
-    server: Server,
+    pub(crate) server: Server,
     audit: Audit,
     peers: Peers,
     saboteur: Saboteur,
@@ -99,7 +99,7 @@ impl Scenario {
             chaos_turns: choice.below(200),
             drain: (choice.below(3) == 0).then(|| (choice.below(150), patience)),
             submit: [Submit::AfterEach, Submit::AfterAll][choice.below(2)],
-            idle_ticks: [0, 20, 300][choice.below(3)],
+            idle_ticks: [0, 20, 300, 1000][choice.below(4)],
             stayers_are_ended: idle_timeout.is_some() && choice.below(2) == 0,
         }
     }
@@ -133,10 +133,16 @@ impl History {
     pub(crate) fn from_seed(seed: u64, saboteur: Saboteur) -> Self {
         let mut choice = Choice::from_seed(seed);
         let scenario = Scenario::draw(&mut choice);
-        Self::new(scenario, choice, saboteur)
+        let peers = Peers::draw(&mut choice, scenario.crowd, 1000);
+        Self::new(scenario, peers, choice, saboteur)
     }
 
-    pub(crate) fn new(scenario: Scenario, mut choice: Choice, saboteur: Saboteur) -> Self {
+    pub(crate) fn new(
+        scenario: Scenario,
+        peers: Peers,
+        choice: Choice,
+        saboteur: Saboteur,
+    ) -> Self {
         let parameters = &scenario.parameters;
         let limits = Limits {
             connections_max: parameters.connections_max as usize,
@@ -147,7 +153,6 @@ impl History {
             stall_timeout: parameters.stall_timeout,
             linger_timeout: parameters.linger_timeout,
         };
-        let peers = Peers::draw(&mut choice, scenario.crowd, 1000);
         Self {
             server: Server::new(parameters.clone()),
             kernel: FakeKernel::new(scenario.settings, choice),

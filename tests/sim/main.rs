@@ -7,7 +7,9 @@
 mod fake;
 mod audit;
 mod caught;
+mod exhaustive;
 mod history;
 mod peers;
+mod planted;
 mod saboteur;
 mod swarm;

@@ -11,7 +11,7 @@ use crate::fake::peer::{PeerId, Wire};
 
 /// How a peer reads what is echoed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Reading {
+pub(crate) enum Reading {
     /// Everything at once.
     Eager,
     /// A few bytes at a time, now and then.
@@ -22,7 +22,7 @@ enum Reading {
 
 /// What a peer does after its last byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ending {
+pub(crate) enum Ending {
     /// FIN, then reads to the end and closes.
     Finish,
     /// Reads everything back, then closes.
@@ -36,8 +36,8 @@ enum Ending {
 }
 
 /// One peer and its plan.
-#[derive(Debug)]
-struct Plan {
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plan {
     listener: ListenerId,
     wire: Wire,
     connects_at: u64,
@@ -71,6 +71,10 @@ pub(crate) struct Peers {
 impl Peers {
     pub(crate) fn draw(choice: &mut Choice, crowd: Crowd, now: u64) -> Self {
         let plans = (0..crowd.peers).map(|_| Plan::draw(choice, crowd, now)).collect();
+        Self { plans, healed: false }
+    }
+
+    pub(crate) fn planned(plans: Vec<Plan>) -> Self {
         Self { plans, healed: false }
     }
 
@@ -129,6 +133,27 @@ impl Peers {
 }
 
 impl Plan {
+    /// A peer that connects at once to the first listener and writes `total` bytes, at most `write_max` at a time.
+    pub(crate) fn prompt(total: usize, write_max: usize, reading: Reading, ending: Ending) -> Self {
+        Self {
+            listener: ListenerId(0),
+            wire: Wire { receive_space: total.max(1), send_space: total.max(1) },
+            connects_at: 0,
+            total,
+            write_max,
+            pause_max: 0,
+            reading,
+            ending,
+            id: None,
+            acts_at: 0,
+        }
+    }
+
+    /// The same, on a wire with room for so many bytes in each direction.
+    pub(crate) fn on_wire(self, space: usize) -> Self {
+        Self { wire: Wire { receive_space: space, send_space: space }, ..self }
+    }
+
     fn draw(choice: &mut Choice, crowd: Crowd, now: u64) -> Self {
         let wire_max = crowd.wire_max;
         let total = choice.below(crowd.total_max + 1);
