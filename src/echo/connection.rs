@@ -287,7 +287,7 @@ impl Connection {
         assert!(length >= 1 && length <= unsent, "sent {length} of {unsent} bytes");
         self.count_sent(context, length);
         self.send = Send::Aside { unsent: unsent - length, charged, step: AsideStep::Ready };
-        if length == unsent || matches!(self.phase, Phase::Closing(_)) {
+        if length == unsent {
             self.forget_aside(context.resources);
             context.timer_changed = true;
         }
@@ -319,18 +319,16 @@ impl Connection {
                 self.fail(context, error);
             }
         }
-        if let Phase::Closing(_) = self.phase
-            && let Send::Aside { .. } = self.send
-        {
-            self.forget_aside(context.resources);
-        }
         self.advance(context);
     }
 
     /// A buffer may be at home again: leave the line and arm. Nothing happens if the connection no longer waits.
     pub fn serve(&mut self, context: &mut Context) {
         if self.receive == Receive::Starved {
-            self.arm(context);
+            self.receive = Receive::Off;
+            if self.wants_bytes() {
+                self.arm(context);
+            }
         }
     }
 
@@ -451,13 +449,7 @@ impl Connection {
 
     /// Arms the receive when bytes are wanted, and stops a multishot when they are not.
     fn advance_receive(&mut self, context: &mut Context) {
-        let wanted = match (self.phase, self.send) {
-            (Phase::Lingering(_), _) => true,
-            (Phase::Open, Send::Idle | Send::Trying { .. }) => {
-                self.queue.count() < limits::QUEUE_CHUNKS_MAX
-            }
-            _ => false,
-        };
+        let wanted = self.wants_bytes();
         match self.receive {
             Receive::Off if wanted => {
                 if context.resources.waiting.is_empty() {
@@ -475,6 +467,17 @@ impl Connection {
             | Receive::Stopping
             | Receive::Starved
             | Receive::Retrying => {}
+        }
+    }
+
+    /// Whether a receive should be armed: a stalled connection catches up first.
+    fn wants_bytes(&self) -> bool {
+        match (self.phase, self.send) {
+            (Phase::Lingering(_), _) => true,
+            (Phase::Open, Send::Idle | Send::Trying { .. }) => {
+                self.queue.count() < limits::QUEUE_CHUNKS_MAX
+            }
+            _ => false,
         }
     }
 
@@ -592,13 +595,7 @@ impl Connection {
             context.resources.stats.bytes_dropped += u64::from(length);
             context.recycle(buffer);
         }
-        let send_with_kernel = self.is_send_with_kernel();
-        if let Send::Aside { .. } = self.send
-            && !send_with_kernel
-        {
-            self.forget_aside(context.resources);
-        }
-        if self.receive.is_with_kernel() || send_with_kernel {
+        if self.receive.is_with_kernel() || self.is_send_with_kernel() {
             context.ops.push(Op::Shutdown { connection: context.id, how: Shutdown::Both });
         }
     }
@@ -614,6 +611,10 @@ impl Connection {
     fn join(&mut self, context: &mut Context, reason: CloseReason) {
         if self.receive.is_with_kernel() || self.is_send_with_kernel() {
             return;
+        }
+        // Its set-aside bytes take up memory until the close that follows, not a turn less.
+        if let Send::Aside { .. } = self.send {
+            self.forget_aside(context.resources);
         }
         assert_eq!(self.send, Send::Idle, "a dead connection keeps no bytes");
         assert_eq!(self.queue.count(), 0, "a dead connection keeps no buffers");
@@ -644,7 +645,9 @@ impl Connection {
         let sending = u32::from(matches!(self.send, Send::Trying { .. }));
         let charged = match self.send {
             Send::Aside { unsent, charged, .. } => {
-                assert!(unsent >= 1 && unsent <= charged, "{unsent} of {charged} bytes are unsent");
+                // A connection that dies of its first set-aside byte has none.
+                let least = u32::from(!matches!(self.phase, Phase::Closing(_)));
+                assert!(unsent >= least && unsent <= charged, "{unsent} of {charged} are unsent");
                 assert_eq!(self.queue.count(), 0, "a stalled connection keeps no pooled buffer");
                 u64::from(charged)
             }
