@@ -1,9 +1,10 @@
 //! From the `log` facade to syslog or standard error, without ever holding up a caller.
 //!
-//! Callers put a finished line into a bounded queue or, if it is full, count it as dropped. One thread owns the sink and
-//! alone waits for it: journald may stall, and with it any write to `/dev/log` or to a standard error that leads there.
-//! The syslog crate is known here alone. Payload bytes never come here; what does come is escaped, since part of it may
-//! have been chosen by others.
+//! Callers put a finished line into a bounded queue or, if it is full, count it as dropped. One
+//! thread owns the sink and alone waits for it: journald may stall, and with it any write to
+//! `/dev/log` or to a standard error that leads there. The syslog crate is known here alone.
+//! Payload bytes never come here; what does come is escaped, since part of it may have been chosen
+//! by others.
 
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
@@ -18,7 +19,8 @@ use std::time::{Duration, Instant};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use syslog::{Facility, Formatter3164, Logger, LoggerBackend};
 
-/// Lines that may wait for the sink. A burst at start or stop is a few dozen; a flood is not worth more memory.
+/// Lines that may wait for the sink. A burst at start or stop is a few dozen; a flood is not worth
+/// more memory.
 const QUEUE_LINES_MAX: usize = 1024;
 /// A longer line (bytes) is cut: it must fit into one datagram.
 const LINE_LENGTH_MAX: usize = 2048;
@@ -64,8 +66,9 @@ impl std::fmt::Display for StartError {
 
 impl std::error::Error for StartError {}
 
-/// Starts the log thread and makes it the sink of the `log` facade for lines of `level` and graver. From here on errors
-/// go through the facade; what was said before must have gone to standard error.
+/// Starts the log thread and makes it the sink of the `log` facade for lines of `level` and graver.
+/// From here on errors go through the facade; what was said before must have gone to standard
+/// error.
 pub fn start(target: Target, level: LevelFilter) -> Result<Handle, StartError> {
     let journal = stderr_is_journal();
     let sink = match (target, journal) {
@@ -186,7 +189,8 @@ impl Writer {
 enum Sink {
     /// Lines begin with `<N>` if the journal reads them, else with the level's name.
     Stderr { journal: bool },
-    /// `connection` is absent while the socket cannot be reached; `retry_at` says when it is next tried.
+    /// `connection` is absent while the socket cannot be reached; `retry_at` says when it is next
+    /// tried.
     Syslog { path: PathBuf, connection: Option<Connection>, retry_at: Instant, journal: bool },
 }
 
@@ -280,15 +284,17 @@ fn stderr_line(journal: bool, level: Level, line: &str) -> String {
     format!("<{priority}>{line}\n")
 }
 
-/// `JOURNAL_STREAM` holds device and inode of the standard error that systemd connected to the journal (systemd.exec(5)).
-/// A shell that redirects standard error leaves the variable behind, hence the comparison.
+/// `JOURNAL_STREAM` holds device and inode of the standard error that systemd connected to the
+/// journal (systemd.exec(5)). A shell that redirects standard error leaves the variable behind,
+/// hence the comparison.
 fn stderr_is_journal() -> bool {
     let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
     let Ok(file) = nix::sys::stat::fstat(io::stderr().as_fd()) else { return false };
     stream == format!("{}:{}", file.st_dev, file.st_ino)
 }
 
-/// `text` on one line, without characters that move the cursor or hide others, cut to a datagram's length.
+/// `text` on one line, without characters that move the cursor or hide others, cut to a datagram's
+/// length.
 fn printable(text: &str) -> String {
     let mut line = String::with_capacity(text.len());
     for character in text.chars() {
@@ -296,7 +302,8 @@ fn printable(text: &str) -> String {
             line.push('…');
             break;
         }
-        let steers = matches!(character, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        let steers =
+            matches!(character as u32, 0x200e | 0x200f | 0x2028..=0x202e | 0x2066..=0x2069);
         if character.is_control() || steers {
             write!(line, "{}", character.escape_default()).expect("invariant: a String takes it");
         } else {
@@ -332,7 +339,8 @@ mod tests {
             socket
         }
 
-        /// Without the time of day: `<30>Nov 22 18:00:00 echo-uring[1]: ready` gives `<30> echo-uring[1]: ready`.
+        /// Without the time of day: `<30>Nov 22 18:00:00 echo-uring[1]: ready` gives `<30>
+        /// echo-uring[1]: ready`.
         fn next(&self) -> String {
             let mut buffer = [0; 4096];
             let length = self.socket.recv(&mut buffer).unwrap();
@@ -409,7 +417,8 @@ mod tests {
         assert!(!handle.finish(Duration::from_millis(200)), "nobody reads, so nothing is flushed");
         assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
 
-        // Now somebody reads again: what arrived and what is reported as dropped make up all that was said.
+        // Now somebody reads again: what arrived and what is reported as dropped make up all that
+        // was said.
         let (mut arrived, mut dropped) = (0, 0);
         while arrived + dropped < total {
             let line = daemon.next();

@@ -1,8 +1,8 @@
 //! What the daemon tells systemd: ready, status, watchdog, stopping (sd_notify(3)).
 //!
-//! Messages are spelled by the sd-notify crate (here alone) but sent from here: the crate sends without a time limit and
-//! does not know abstract addresses, and a service manager that is slow or gone must never hold up or end the daemon.
-//! Without `NOTIFY_SOCKET` every call is a silent no-op.
+//! Messages are spelled by the sd-notify crate (here alone) but sent from here: the crate sends
+//! without a time limit and does not know abstract addresses, and a service manager that is slow or
+//! gone must never hold up or end the daemon. Without `NOTIFY_SOCKET` every call is a silent no-op.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 
-/// How long news that changes the unit's state may wait for a busy service manager: a lost READY=1 is a failed start.
+/// How long news that changes the unit's state may wait for a busy service manager: a lost READY=1
+/// is a failed start.
 const PATIENCE_FOR_STATE: Duration = Duration::from_secs(20);
 /// A lost ping halves the time until the watchdog bites; the caller has signals to mind, too.
 const PATIENCE_FOR_PINGS: Duration = Duration::from_secs(2);
@@ -43,8 +44,8 @@ impl Notifier {
         Self { socket, watchdog_interval, failing: AtomicBool::new(false) }
     }
 
-    /// How often [`Self::watchdog`] is to be called: half the time after which systemd kills the service. `None` if no
-    /// watchdog is asked of this process.
+    /// How often [`Self::watchdog`] is to be called: half the time after which systemd kills the
+    /// service. `None` if no watchdog is asked of this process.
     #[must_use]
     pub fn watchdog_interval(&self) -> Option<Duration> {
         self.watchdog_interval

@@ -1,5 +1,7 @@
 //! The configuration as the operator meets it: the shipped file, the errors, and the manual.
 
+#![allow(clippy::unwrap_used)] // A test says with a panic what it did not expect.
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -140,46 +142,101 @@ fn what_check_prints_reads_back_as_itself() {
     assert_eq!(config.timeouts.stall, Some(Duration::from_millis(3_723_004)));
 }
 
-/// Each pair: a file, and the whole line that refuses it.
+/// For each key: the cure, and values with what is said to be wrong with them, which together are
+/// the whole line.
 #[test]
 fn each_error_names_line_key_and_cure() {
-    let limits = "use a number from 1 to 4194304";
-    let idle = "use a duration from \"10ms\" to \"1year\" or \"off\"";
-    let memory = "use a size from \"64KiB\" to \"1TiB\"";
-    let buffer = "use a size from \"2KiB\" to \"1GiB\" or \"auto\"";
-    let workers = "use a number from 1 to 1024 or \"auto\"";
-    let levels = "use \"error\", \"warn\", \"info\", \"debug\", \"trace\", \"off\"";
-    let keepalive = "use a duration from \"1s\" to \"9h\" or \"off\"";
-    for (text, expected) in [
-        ("\n[limits]\nmax-connections = 0", format!("3: limits.max-connections: 0 is out of range; {limits}")),
-        ("[limits]\nmax-connections = 99999999999", format!("2: limits.max-connections: 99999999999 is out of range; {limits}")),
-        ("[limits]\nmax-connections = \"many\"", format!("2: limits.max-connections: \"many\" is not a whole number; {limits}")),
-        ("[limits]\nmax-connections = 1.5", format!("2: limits.max-connections: 1.5 is not a whole number; {limits}")),
-        ("[limits]\nstalled-memory = 4096", format!("2: limits.stalled-memory: 4096 is not a size; {memory}")),
-        ("[limits]\nstalled-memory = '4KiB'", format!("2: limits.stalled-memory: \"4KiB\" is out of range; {memory}")),
-        ("[server]\nworkers = 0", format!("2: server.workers: 0 is out of range; {workers}")),
-        ("[server]\nworkers = 1025", format!("2: server.workers: 1025 is out of range; {workers}")),
-        ("[server]\nworkers = 'all'", format!("2: server.workers: \"all\" is not a whole number; {workers}")),
-        ("[server]\nbuffers = 100", "2: server.buffers: 100 is not a power of two; use 64 or 128".into()),
-        ("[server]\nbuffers = 4", "2: server.buffers: 4 is out of range; use a number from 8 to 32768".into()),
-        ("[timeouts]\nidle = '0s'", format!("2: timeouts.idle: \"0s\" is out of range; {idle}")),
-        ("[timeouts]\nidle = 30", format!("2: timeouts.idle: 30 is not a duration; {idle}")),
-        ("[timeouts]\nstall = 'soon'", format!("2: timeouts.stall: \"soon\" is not a duration; {idle}")),
-        ("[timeouts]\ndrain = 'off'", "2: timeouts.drain: \"off\" is not a duration; use a duration from \"0s\" to \"1h\"".into()),
-        ("[timeouts]\ndrain = '61m'", "2: timeouts.drain: \"61m\" is out of range; use a duration from \"0s\" to \"1h\"".into()),
-        ("[tcp]\nnodelay = 'yes'", "2: tcp.nodelay: \"yes\" is neither true nor false; use true or false".into()),
-        ("[tcp]\nkeepalive = '10h'", format!("2: tcp.keepalive: \"10h\" is out of range; {keepalive}")),
-        ("[tcp]\nkeepalive = '1s 500ms'", "2: tcp.keepalive: \"1s 500ms\" has a fraction; use whole seconds".into()),
-        ("[tcp]\nuser-timeout = '25days'", "2: tcp.user-timeout: \"25days\" is out of range; use a duration from \"1s\" to \"24days\" or \"off\"".into()),
-        ("[tcp]\nreceive-buffer = '1KiB'", format!("2: tcp.receive-buffer: \"1KiB\" is out of range; {buffer}")),
-        ("[tcp]\nsend-buffer = '2GiB'", format!("2: tcp.send-buffer: \"2GiB\" is out of range; {buffer}")),
-        ("[log]\ntarget = 'file'", "2: log.target: \"file\" is not known; use \"auto\", \"syslog\", \"stderr\"".into()),
-        ("[log]\nlevel = 'Info'", format!("2: log.level: \"Info\" is not known; {levels}")),
-        ("[limits]\n\nmax-conections = 5", "3: limits.max-conections: unknown key; use max-connections or stalled-memory".into()),
-        ("[limit]\n", "1: limit: unknown key; use server, listener, limits, timeouts, tcp, log".into()),
-        ("server = 3\n", "1: invalid type: integer `3`, expected a section [server]; see echo-uring.toml(5)".into()),
+    let size = "use a size from \"2KiB\" to \"1GiB\" or \"auto\"";
+    let long = "use a duration from \"10ms\" to \"1year\" or \"off\"";
+    for (key, cure, values) in [
+        (
+            "server.workers",
+            "use a number from 1 to 1024 or \"auto\"",
+            &[
+                ("0", "0 is out of range"),
+                ("1025", "1025 is out of range"),
+                ("'all'", "\"all\" is not a whole number"),
+            ][..],
+        ),
+        ("server.buffers", "use a number from 8 to 32768", &[("4", "4 is out of range")]),
+        ("server.buffers", "use 64 or 128", &[("100", "100 is not a power of two")]),
+        (
+            "limits.max-connections",
+            "use a number from 1 to 4194304",
+            &[
+                ("0", "0 is out of range"),
+                ("99999999999", "99999999999 is out of range"),
+                ("'many'", "\"many\" is not a whole number"),
+                ("1.5", "1.5 is not a whole number"),
+            ],
+        ),
+        (
+            "limits.stalled-memory",
+            "use a size from \"64KiB\" to \"1TiB\"",
+            &[("4096", "4096 is not a size"), ("'4KiB'", "\"4KiB\" is out of range")],
+        ),
+        (
+            "timeouts.idle",
+            long,
+            &[("'0s'", "\"0s\" is out of range"), ("30", "30 is not a duration")],
+        ),
+        ("timeouts.stall", long, &[("'soon'", "\"soon\" is not a duration")]),
+        (
+            "timeouts.drain",
+            "use a duration from \"0s\" to \"1h\"",
+            &[("'off'", "\"off\" is not a duration"), ("'61m'", "\"61m\" is out of range")],
+        ),
+        ("tcp.nodelay", "use true or false", &[("'yes'", "\"yes\" is neither true nor false")]),
+        (
+            "tcp.keepalive",
+            "use a duration from \"1s\" to \"9h\" or \"off\"",
+            &[("'10h'", "\"10h\" is out of range")],
+        ),
+        ("tcp.keepalive", "use whole seconds", &[("'1s 500ms'", "\"1s 500ms\" has a fraction")]),
+        (
+            "tcp.user-timeout",
+            "use a duration from \"1s\" to \"24days\" or \"off\"",
+            &[("'25days'", "\"25days\" is out of range")],
+        ),
+        ("tcp.receive-buffer", size, &[("'1KiB'", "\"1KiB\" is out of range")]),
+        ("tcp.send-buffer", size, &[("'2GiB'", "\"2GiB\" is out of range")]),
+        (
+            "log.target",
+            "use \"auto\", \"syslog\", \"stderr\"",
+            &[("'file'", "\"file\" is not known")],
+        ),
+        (
+            "log.level",
+            "use \"error\", \"warn\", \"info\", \"debug\", \"trace\", \"off\"",
+            &[("'Info'", "\"Info\" is not known")],
+        ),
     ] {
-        assert_eq!(refusal(text), format!("FILE:{expected}"), "for {text:?}");
+        let (section, name) = key.split_once('.').unwrap();
+        for (value, problem) in values {
+            let text = format!("\n[{section}]\n# A comment.\n{name} = {value}\n");
+            assert_eq!(refusal(&text), format!("FILE:4: {key}: {problem}; {cure}"), "for {text}");
+        }
+    }
+}
+
+#[test]
+fn unknown_sections_and_keys_are_refused_with_those_that_there_are() {
+    for (text, expected) in [
+        (
+            "[limits]\n\nmax-conections = 5",
+            "3: limits.max-conections: unknown key; use max-connections or stalled-memory",
+        ),
+        ("[limit]\n", "1: limit: unknown key; use server, listener, limits, timeouts, tcp, log"),
+        (
+            "[[listener]]\nname = 'a'\nport = 7\n",
+            "3: listener.port: unknown key; use name or address",
+        ),
+        (
+            "server = 3\n",
+            "1: invalid type: integer `3`, expected a section [server]; see echo-uring.toml(5)",
+        ),
+    ] {
+        assert_eq!(refusal(text), format!("FILE:{expected}"), "for {text}");
     }
 }
 
@@ -190,11 +247,7 @@ fn broken_listeners_are_refused_with_line_and_cure() {
     };
     let pair = |one, two| listener("a", one) + &listener("b", two);
     for (text, line, expected) in [
-        (
-            "listener = []".to_owned(),
-            1,
-            "listener: 0 listeners; list 1 to 256, or leave the key out",
-        ),
+        ("listener = []".to_owned(), 1, "listener: 0 listeners; list 1 to 256, or none for the"),
         ("[[listener]]\nname = 'a'".into(), 1, "listener.address: missing; add one such as"),
         (
             "\n[[listener]]\naddress = '[::1]:1'".into(),
@@ -218,11 +271,7 @@ fn broken_listeners_are_refused_with_line_and_cure() {
             3,
             "listener.address: \"127.0.0.1\" is not an address; use one",
         ),
-        (
-            listener("a", "unix:run/x"),
-            3,
-            "listener.address: \"unix:run/x\" does not name a socket; use",
-        ),
+        (listener("a", "unix:run/x"), 3, "listener.address: \"unix:run/x\" names no socket; use"),
         (
             listener("a", &format!("unix:/{}", "x".repeat(107))),
             3,

@@ -1,7 +1,11 @@
-//! Listening sockets on the real kernel: bound or inherited, told apart, refused, and with options that connections get.
+//! Listening sockets on the real kernel: bound or inherited, told apart, refused, and with options
+//! that connections get.
 //!
-//! An inherited socket needs a process that is started with it. So each such test starts itself once more: a shell puts
-//! the sockets in their places and names the process in `LISTEN_PID`, and the new process writes down what it found.
+//! An inherited socket needs a process that is started with it. So each such test starts itself
+//! once more: a shell puts the sockets in their places and names the process in `LISTEN_PID`, and
+//! the new process writes down what it found.
+
+#![allow(clippy::unwrap_used)] // A test says with a panic what it did not expect.
 
 use std::env;
 use std::fs;
@@ -274,7 +278,8 @@ fn a_missing_directory_is_named_with_the_cure() {
 
 // Inherited sockets.
 
-/// If this process is the one that inherits: writes down what it found, and says that the test ends here.
+/// If this process is the one that inherits: writes down what it found, and says that the test ends
+/// here.
 fn is_heir() -> bool {
     let Some(report) = env::var_os(REPORT) else { return false };
     let found = match open(&["127.0.0.1:0"]) {
@@ -332,7 +337,9 @@ fn sockets_of_every_kind_are_inherited() {
     );
     fs::remove_file(&path).unwrap();
     let expected = format!(
-        "Inherited unix:{} (one)\nInherited {inet_address} (inherited)\nInherited {other_address} (echo)\n",
+        "Inherited unix:{} (one)\n\
+         Inherited {inet_address} (inherited)\n\
+         Inherited {other_address} (echo)\n",
         path.display()
     );
     assert_eq!(found, expected);
@@ -382,7 +389,8 @@ fn a_senseless_count_is_refused() {
         assert_eq!(
             found,
             format!(
-                "69 LISTEN_FDS={count:?} is not a number of sockets from 0 to 1024; see sd_listen_fds(3)\n"
+                "69 LISTEN_FDS={count:?} is no number of sockets from 0 to 1024; \
+                 see sd_listen_fds(3)\n"
             )
         );
     }
@@ -394,8 +402,10 @@ fn whatever_does_not_listen_is_refused_by_number() {
         return;
     }
     let streams = "; pass listening stream sockets only, as ListenStream= does\n";
-    let datagram = "69 inherited fd 4 is a datagram socket; use ListenStream= in the socket unit, not ListenDatagram=\n";
-    let silent = "69 inherited fd 4 is a stream socket that does not listen; use Accept=no in the socket unit\n";
+    let datagram = "69 inherited fd 4 is a datagram socket; \
+                    use ListenStream= in the socket unit, not ListenDatagram=\n";
+    let silent = "69 inherited fd 4 is a stream socket that does not listen; \
+                  use Accept=no in the socket unit\n";
     let unbound = |domain, kind| OwnedFd::from(Socket::new(domain, kind, None).unwrap());
     let (client, _server) = UnixStream::pair().unwrap();
     let (pipe, mut writer) = std::io::pipe().unwrap();
