@@ -8,7 +8,7 @@
 
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -284,13 +284,17 @@ fn stderr_line(journal: bool, level: Level, line: &str) -> String {
     format!("<{priority}>{line}\n")
 }
 
+fn stderr_is_journal() -> bool {
+    let stream = std::env::var("JOURNAL_STREAM");
+    stream.is_ok_and(|stream| leads_to(io::stderr().as_fd(), &stream))
+}
+
 /// `JOURNAL_STREAM` holds device and inode of the standard error that systemd connected to the
 /// journal (systemd.exec(5)). A shell that redirects standard error leaves the variable behind,
 /// hence the comparison.
-fn stderr_is_journal() -> bool {
-    let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
-    let Ok(file) = nix::sys::stat::fstat(io::stderr().as_fd()) else { return false };
-    stream == format!("{}:{}", file.st_dev, file.st_ino)
+fn leads_to(file: BorrowedFd<'_>, stream: &str) -> bool {
+    nix::sys::stat::fstat(file)
+        .is_ok_and(|file| stream == format!("{}:{}", file.st_dev, file.st_ino))
 }
 
 /// `text` on one line, without characters that move the cursor or hide others, cut to a datagram's
@@ -443,6 +447,19 @@ mod tests {
         for (level, line) in [(Level::Info, "<6>x\n"), (Level::Trace, "<7>x\n")] {
             assert_eq!(stderr_line(true, level, "x"), line);
         }
+    }
+
+    #[test]
+    fn only_the_very_stream_of_the_journal_counts() {
+        use std::os::unix::fs::MetadataExt;
+        let daemon = Daemon::new("stream");
+        let file = std::fs::File::open("/dev/null").unwrap();
+        let (device, inode) = (file.metadata().unwrap().dev(), file.metadata().unwrap().ino());
+        assert!(leads_to(file.as_fd(), &format!("{device}:{inode}")));
+        for stream in [format!("{device}:{}", inode + 1), format!("{inode}"), String::new()] {
+            assert!(!leads_to(file.as_fd(), &stream), "{stream}");
+        }
+        assert!(!leads_to(daemon.socket.as_fd(), &format!("{device}:{inode}")));
     }
 
     #[test]

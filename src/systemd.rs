@@ -134,6 +134,38 @@ mod tests {
         (socket, Notifier::new(Some(format!("@{name}").into()), None))
     }
 
+    /// A process cannot safely change its own environment, so the test starts itself once more.
+    #[test]
+    fn the_environment_says_where_and_how_often() {
+        const EXPECTED: &str = "ECHO_URING_TEST_EXPECTED";
+        if let Ok(expected) = std::env::var(EXPECTED) {
+            let notifier = Notifier::from_env();
+            let found = format!("{:?} {:?}", notifier.socket, notifier.watchdog_interval());
+            assert_eq!(found, expected);
+            return;
+        }
+        for (variables, expected) in [
+            (
+                &[("NOTIFY_SOCKET", "@x"), ("WATCHDOG_USEC", "3000000")][..],
+                "Some(\"@x\") Some(1.5s)",
+            ),
+            (&[("NOTIFY_SOCKET", ""), ("WATCHDOG_USEC", "0")], "None None"),
+            (&[("WATCHDOG_USEC", "3000000"), ("WATCHDOG_PID", "1")], "None None"),
+            (&[("WATCHDOG_USEC", "soon")], "None None"),
+        ] {
+            let output = std::process::Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "systemd::tests::the_environment_says_where_and_how_often"])
+                .env_remove("NOTIFY_SOCKET")
+                .env_remove("WATCHDOG_PID")
+                .envs(variables.iter().copied())
+                .env(EXPECTED, expected)
+                .output()
+                .unwrap();
+            let text = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success() && text.contains("1 passed"), "{variables:?}: {text}");
+        }
+    }
+
     fn next(socket: &UnixDatagram) -> String {
         let mut buffer = [0; 512];
         let length = socket.recv(&mut buffer).unwrap();
