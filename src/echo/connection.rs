@@ -15,6 +15,13 @@
 //! and is not received from. *Join*: the last completion of a dying connection closes it; close(2) before would neither
 //! end an armed receive nor be seen by the peer (Linux: the request holds the file).
 
+mod state;
+
+#[cfg(test)]
+mod cells;
+
+pub use state::{AsideStep, Phase, Receive, Send};
+
 use super::limits;
 use super::op::{
     BufferId, ConnectionError, ConnectionId, Expectation, ListenerId, Op, ReceiveEnd, ReceiveMode,
@@ -23,86 +30,6 @@ use super::op::{
 use super::pool::Queue;
 use super::resources::{Context, Resources};
 use super::stats::CloseReason;
-
-/// What a slot is used for. Data valid in one phase only lives in that phase.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// Nobody has the slot.
-    Free,
-    /// Its name has been given to an armed accept of this listener.
-    Accepting(ListenerId),
-    /// Accepted in a race for the last place: waits for one, as it would in the backlog.
-    Parked,
-    /// Receiving and echoing.
-    Open,
-    /// The peer has sent its FIN: echo what is left, then close.
-    Finishing,
-    /// We want to end it: echo what was received until now, then send FIN.
-    Flushing(CloseReason),
-    /// We have sent FIN. Read on to the peer's FIN: close(2) with unread bytes would reset the connection and destroy
-    /// echoed bytes that are still under way.
-    Lingering(CloseReason),
-    /// Nothing more will be echoed. Waits until the kernel holds nothing of it.
-    Closing(CloseReason),
-}
-
-/// Where the receive stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Receive {
-    /// Not armed.
-    Off,
-    /// With the kernel.
-    Armed(ReceiveMode),
-    /// With the kernel, and canceled.
-    Stopping,
-    /// Not armed: the pool was empty. Stands in line for a buffer.
-    Starved,
-    /// Not armed: the kernel was short of memory. Will be tried again.
-    Retrying,
-}
-
-impl Receive {
-    fn is_with_kernel(self) -> bool {
-        match self {
-            Self::Armed(_) | Self::Stopping => true,
-            Self::Off | Self::Starved | Self::Retrying => false,
-        }
-    }
-}
-
-/// Where the send stands. There is never more than one, so order needs no further care.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Send {
-    /// Nothing is being sent.
-    Idle,
-    /// The kernel tries to send this buffer.
-    Trying {
-        /// Lent to this connection.
-        buffer: BufferId,
-        /// Bytes in it.
-        length: u32,
-    },
-    /// The peer does not keep up: what it did not take is set aside.
-    Aside {
-        /// Bytes still to be sent.
-        unsent: u32,
-        /// Bytes charged for them; given back when all is sent.
-        charged: u32,
-        /// Whether a send of them is under way.
-        step: AsideStep,
-    },
-}
-
-/// Where the send of set-aside bytes stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AsideStep {
-    /// To be submitted.
-    Ready,
-    /// With the kernel.
-    InFlight,
-    /// The kernel was short of memory; will be tried again.
-    Retrying,
-}
 
 /// One slot. With its timer (12 bytes) and its descriptor (4 bytes) an idle connection costs less than a cache line.
 #[derive(Debug)]
@@ -287,7 +214,7 @@ impl Connection {
         assert!(length >= 1 && length <= unsent, "sent {length} of {unsent} bytes");
         self.count_sent(context, length);
         self.send = Send::Aside { unsent: unsent - length, charged, step: AsideStep::Ready };
-        if length == unsent || matches!(self.phase, Phase::Closing(_)) {
+        if length == unsent {
             self.forget_aside(context.resources);
             context.timer_changed = true;
         }
@@ -319,18 +246,16 @@ impl Connection {
                 self.fail(context, error);
             }
         }
-        if let Phase::Closing(_) = self.phase
-            && let Send::Aside { .. } = self.send
-        {
-            self.forget_aside(context.resources);
-        }
         self.advance(context);
     }
 
     /// A buffer may be at home again: leave the line and arm. Nothing happens if the connection no longer waits.
     pub fn serve(&mut self, context: &mut Context) {
         if self.receive == Receive::Starved {
-            self.arm(context);
+            self.receive = Receive::Off;
+            if self.wants_bytes() {
+                self.arm(context);
+            }
         }
     }
 
@@ -451,13 +376,7 @@ impl Connection {
 
     /// Arms the receive when bytes are wanted, and stops a multishot when they are not.
     fn advance_receive(&mut self, context: &mut Context) {
-        let wanted = match (self.phase, self.send) {
-            (Phase::Lingering(_), _) => true,
-            (Phase::Open, Send::Idle | Send::Trying { .. }) => {
-                self.queue.count() < limits::QUEUE_CHUNKS_MAX
-            }
-            _ => false,
-        };
+        let wanted = self.wants_bytes();
         match self.receive {
             Receive::Off if wanted => {
                 if context.resources.waiting.is_empty() {
@@ -475,6 +394,17 @@ impl Connection {
             | Receive::Stopping
             | Receive::Starved
             | Receive::Retrying => {}
+        }
+    }
+
+    /// Whether a receive should be armed: a stalled connection catches up first.
+    fn wants_bytes(&self) -> bool {
+        match (self.phase, self.send) {
+            (Phase::Lingering(_), _) => true,
+            (Phase::Open, Send::Idle | Send::Trying { .. }) => {
+                self.queue.count() < limits::QUEUE_CHUNKS_MAX
+            }
+            _ => false,
         }
     }
 
@@ -592,13 +522,7 @@ impl Connection {
             context.resources.stats.bytes_dropped += u64::from(length);
             context.recycle(buffer);
         }
-        let send_with_kernel = self.is_send_with_kernel();
-        if let Send::Aside { .. } = self.send
-            && !send_with_kernel
-        {
-            self.forget_aside(context.resources);
-        }
-        if self.receive.is_with_kernel() || send_with_kernel {
+        if self.receive.is_with_kernel() || self.is_send_with_kernel() {
             context.ops.push(Op::Shutdown { connection: context.id, how: Shutdown::Both });
         }
     }
@@ -614,6 +538,10 @@ impl Connection {
     fn join(&mut self, context: &mut Context, reason: CloseReason) {
         if self.receive.is_with_kernel() || self.is_send_with_kernel() {
             return;
+        }
+        // Its set-aside bytes take up memory until the close that follows, not a turn less.
+        if let Send::Aside { .. } = self.send {
+            self.forget_aside(context.resources);
         }
         assert_eq!(self.send, Send::Idle, "a dead connection keeps no bytes");
         assert_eq!(self.queue.count(), 0, "a dead connection keeps no buffers");
@@ -644,7 +572,9 @@ impl Connection {
         let sending = u32::from(matches!(self.send, Send::Trying { .. }));
         let charged = match self.send {
             Send::Aside { unsent, charged, .. } => {
-                assert!(unsent >= 1 && unsent <= charged, "{unsent} of {charged} bytes are unsent");
+                // A connection that dies of its first set-aside byte has none.
+                let least = u32::from(!matches!(self.phase, Phase::Closing(_)));
+                assert!(unsent >= least && unsent <= charged, "{unsent} of {charged} are unsent");
                 assert_eq!(self.queue.count(), 0, "a stalled connection keeps no pooled buffer");
                 u64::from(charged)
             }
