@@ -37,6 +37,8 @@ pub struct Server {
     parked: VecDeque<ConnectionId>,
     wheel: Wheel,
     drain: Drain,
+    /// Whether all places were taken when listeners were last looked at.
+    full: bool,
 }
 
 impl Server {
@@ -52,6 +54,7 @@ impl Server {
             parked: VecDeque::new(),
             wheel: Wheel::new(Timestamp(0), parameters.tick_ms()),
             drain: Drain::No,
+            full: false,
             resources: Resources::new(parameters),
         }
     }
@@ -299,6 +302,9 @@ impl Server {
     /// Arms every listener that should accept, and cancels the accept of every one that should not.
     fn arm_listeners(&mut self, ops: &mut Vec<Op>) {
         let wanted = self.drain == Drain::No && self.parked.is_empty() && self.has_place();
+        let full = self.drain == Drain::No && !wanted;
+        self.resources.stats.full += u64::from(full && !self.full);
+        self.full = full;
         for index in 0..self.listeners.len() {
             match self.listeners[index] {
                 Listener::Off if wanted => {

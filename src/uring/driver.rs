@@ -28,10 +28,42 @@ use crate::echo::op::{
 /// it is looked at again is bounded.
 const MULTISHOT_BYTES_MAX: u32 = 64 << 10;
 
+/// A listening socket, and what its connections need to be told since they do not inherit it.
+#[derive(Debug)]
+pub struct ListeningSocket {
+    /// The socket.
+    pub socket: OwnedFd,
+    /// Whether its connections inherit all its options: TCP does, Unix sockets inherit none (seen on Linux 6.18).
+    pub inherits_options: bool,
+    /// `SO_RCVBUF` for connections that do not inherit it, in bytes.
+    pub receive_buffer: Option<u32>,
+    /// `SO_SNDBUF` for connections that do not inherit it, in bytes.
+    pub send_buffer: Option<u32>,
+}
+
+impl ListeningSocket {
+    /// Gives an accepted connection the options that it did not inherit.
+    fn equip(&self, connection: &OwnedFd) {
+        if self.inherits_options {
+            return;
+        }
+        let connection = SockRef::from(connection);
+        // Without this an urgent byte would be lost. None of these fails on a connected stream socket, and a connection
+        // without them is better than none.
+        let _ = connection.set_out_of_band_inline(true);
+        if let Some(bytes) = self.receive_buffer {
+            let _ = connection.set_recv_buffer_size(bytes as usize);
+        }
+        if let Some(bytes) = self.send_buffer {
+            let _ = connection.set_send_buffer_size(bytes as usize);
+        }
+    }
+}
+
 /// How a driver is set up.
 pub struct Settings {
     /// The listening sockets, in the order of their [`ListenerId`]. Shared by all workers.
-    pub listeners: Arc<[OwnedFd]>,
+    pub listeners: Arc<[ListeningSocket]>,
     /// Becomes readable when the worker is to turn its loop; the driver empties it.
     pub wake: Arc<EventFd>,
     /// Buffers of each class: 0, or a power of two up to 32768.
@@ -60,7 +92,9 @@ pub struct Driver {
     asides: HashMap<u32, ManuallyDrop<Aside>>,
     /// The socket of each slot.
     sockets: Vec<Option<OwnedFd>>,
-    listeners: Arc<[OwnedFd]>,
+    listeners: Arc<[ListeningSocket]>,
+    /// The accept that is armed on each listener.
+    accepting: Vec<Option<ConnectionId>>,
     wake: Arc<EventFd>,
     wake_armed: bool,
     /// Receives and sends with the kernel: they point into our memory.
@@ -92,6 +126,7 @@ impl Driver {
             pools,
             asides: HashMap::new(),
             sockets: Vec::new(),
+            accepting: vec![None; settings.listeners.len()],
             listeners: settings.listeners,
             wake: settings.wake,
             wake_armed: false,
@@ -139,7 +174,10 @@ impl Driver {
     }
 
     fn accept(&mut self, listener: ListenerId, connection: ConnectionId) {
-        let fd = types::Fd(self.listeners[usize::from(listener.0)].as_raw_fd());
+        let index = usize::from(listener.0);
+        let former = self.accepting[index].replace(connection);
+        assert!(former.is_none(), "{listener:?} is accepting already");
+        let fd = types::Fd(self.listeners[index].socket.as_raw_fd());
         let entry = opcode::Accept::new(fd, std::ptr::null_mut(), std::ptr::null_mut())
             .flags(libc::SOCK_CLOEXEC)
             .build()
@@ -268,6 +306,9 @@ impl Driver {
     }
 
     fn accepted(&mut self, connection: ConnectionId, result: i32) -> Event {
+        let listener = self.accepting.iter().position(|&armed| armed == Some(connection));
+        let listener = listener.expect("invariant: an accept is armed until it is answered");
+        self.accepting[listener] = None;
         if result < 0 {
             return Event::AcceptFailed { connection, error: errno::of_accept(-result) };
         }
@@ -277,6 +318,7 @@ impl Driver {
         }
         // SAFETY: the kernel has just opened this descriptor for this accept; nobody else knows it.
         let socket = unsafe { OwnedFd::from_raw_fd(result) };
+        self.listeners[listener].equip(&socket);
         let former = self.sockets[slot].replace(socket);
         assert!(former.is_none(), "{connection:?} was accepted into a slot in use");
         Event::Accepted { connection }
