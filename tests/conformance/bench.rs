@@ -36,6 +36,14 @@ pub(crate) fn receive(connection: ConnectionId, mode: ReceiveMode) -> Op {
     Op::Receive { connection, class, mode, expectation }
 }
 
+/// The answer to a send of set-aside bytes: any part of them, but never nothing.
+fn sent_aside(event: Event, aside: u32) -> u32 {
+    match event {
+        Event::SentAside { length, .. } if (1..=aside).contains(&length) => length,
+        other => panic!("up to {aside} bytes from aside were expected, not {other:?}"),
+    }
+}
+
 impl<W: World> Bench<W> {
     pub(crate) fn new(setup: Setup) -> Self {
         Self { world: W::new(setup), events: VecDeque::new() }
@@ -100,7 +108,12 @@ impl<W: World> Bench<W> {
     }
 
     /// The peer writes so many bytes, which are then received by one-shot receives.
-    pub(crate) fn take(&mut self, peer: PeerId, connection: ConnectionId, length: usize) -> Vec<Chunk> {
+    pub(crate) fn take(
+        &mut self,
+        peer: PeerId,
+        connection: ConnectionId,
+        length: usize,
+    ) -> Vec<Chunk> {
         self.world.write(peer, length);
         let (mut chunks, mut left) = (Vec::new(), length);
         while left > 0 {
@@ -143,6 +156,44 @@ impl<W: World> Bench<W> {
             }
         }
         panic!("a socket that nobody reads from was never full");
+    }
+
+    /// Makes a send of set-aside bytes wait for room. Returns (bytes written so far, bytes aside).
+    pub(crate) fn block(&mut self, peer: PeerId, connection: ConnectionId) -> (usize, u32) {
+        let (mut written, mut aside) = (0, 0);
+        loop {
+            if aside == 0 {
+                let (more, rest) = self.fill(peer, connection);
+                (written, aside) = (written + more, rest);
+            }
+            self.say([Op::SendAside { connection }]);
+            match self.next_if_any() {
+                None => return (written, aside),
+                // A small rest may still find room.
+                Some(event) => aside -= sent_aside(event, aside),
+            }
+        }
+    }
+
+    /// Sends the rest of the set-aside bytes, one send of which waits already, while the peer reads. Returns how many
+    /// bytes the peer has read.
+    pub(crate) fn flush(
+        &mut self,
+        peer: PeerId,
+        connection: ConnectionId,
+        mut aside: u32,
+    ) -> usize {
+        let mut read = 0;
+        while aside > 0 {
+            read += self.world.read(peer, 4096);
+            if let Some(event) = self.next_if_any() {
+                aside -= sent_aside(event, aside);
+                if aside > 0 {
+                    self.say([Op::SendAside { connection }]);
+                }
+            }
+        }
+        read
     }
 
     /// Reads until so many bytes of the echo have come, turning the kernel meanwhile.

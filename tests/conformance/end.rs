@@ -26,7 +26,7 @@ fn reset_seen<W: World>() -> &'static [ReceiveEnd] {
 }
 
 pub(crate) fn a_reset_ends_a_receive<W: World>() {
-    for mode in [ReceiveMode::Once, ReceiveMode::Multishot] {
+    for &mode in W::modes() {
         let mut bench = Bench::<W>::new(ROOMY);
         let peer = bench.accept(name(0));
         bench.say([receive(name(0), mode)]);
@@ -42,19 +42,7 @@ pub(crate) fn a_reset_ends_a_receive<W: World>() {
 pub(crate) fn a_reset_ends_a_waiting_send<W: World>() {
     let mut bench = Bench::<W>::new(ROOMY);
     let peer = bench.accept(name(0));
-    let (_, mut aside) = bench.fill(peer, name(0));
-    loop {
-        bench.say([Op::SendAside { connection: name(0) }]);
-        match bench.next_if_any() {
-            None => break,
-            // A small rest may still have found room: fill up again.
-            Some(Event::SentAside { length, .. }) => aside -= length,
-            Some(other) => panic!("{other:?}"),
-        }
-        if aside == 0 {
-            (_, aside) = bench.fill(peer, name(0));
-        }
-    }
+    bench.block(peer, name(0));
     bench.world.reset(peer);
     assert_eq!(bench.next(), Event::SendFailed { connection: name(0), error: BROKEN });
     bench.say([Op::Abort { connection: name(0) }]);
@@ -78,7 +66,7 @@ pub(crate) fn a_dead_connection_is_told_once<W: World>() {
 }
 
 pub(crate) fn a_shutdown_of_both_ends_a_receive<W: World>() {
-    for mode in [ReceiveMode::Once, ReceiveMode::Multishot] {
+    for &mode in W::modes() {
         let mut bench = Bench::<W>::new(ROOMY);
         bench.accept(name(0));
         bench.say([receive(name(0), mode)]);
@@ -93,18 +81,7 @@ pub(crate) fn a_shutdown_of_both_ends_a_receive<W: World>() {
 pub(crate) fn a_shutdown_of_both_ends_a_waiting_send<W: World>() {
     let mut bench = Bench::<W>::new(ROOMY);
     let peer = bench.accept(name(0));
-    let (_, mut aside) = bench.fill(peer, name(0));
-    loop {
-        bench.say([Op::SendAside { connection: name(0) }]);
-        match bench.next_if_any() {
-            None => break,
-            Some(Event::SentAside { length, .. }) => aside -= length,
-            Some(other) => panic!("{other:?}"),
-        }
-        if aside == 0 {
-            (_, aside) = bench.fill(peer, name(0));
-        }
-    }
+    bench.block(peer, name(0));
     bench.say([Op::Shutdown { connection: name(0), how: Shutdown::Both }]);
     assert_eq!(bench.next(), Event::SendFailed { connection: name(0), error: BROKEN });
     bench.say([Op::Abort { connection: name(0) }]);
@@ -112,7 +89,7 @@ pub(crate) fn a_shutdown_of_both_ends_a_waiting_send<W: World>() {
 }
 
 pub(crate) fn a_shutdown_of_writing_leaves_the_receive<W: World>() {
-    for mode in [ReceiveMode::Once, ReceiveMode::Multishot] {
+    for &mode in W::modes() {
         let mut bench = Bench::<W>::new(ROOMY);
         let peer = bench.accept(name(0));
         let chunk = bench.take(peer, name(0), 10)[0];

@@ -43,6 +43,7 @@ in_each_world! {
     receive::a_full_buffer_leaves_the_rest,
     receive::multishot_goes_on,
     receive::the_end_follows_the_bytes,
+    receive::an_end_right_behind_the_bytes_is_seen,
     receive::the_end_comes_alone,
     receive::a_large_buffer_is_taken_when_asked_for,
     receive::an_empty_pool_takes_nothing,

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use echo_uring::uring::{Driver, Settings};
+use echo_uring::echo::op::ReceiveMode;
+use echo_uring::uring::{Driver, ListeningSocket, Settings, probe};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use socket2::{Domain, SockAddr, Socket, Type};
 
@@ -44,13 +45,19 @@ impl Real {
         let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC);
         let wake = Arc::new(wake.expect("an eventfd"));
         let driver = Driver::new(Settings {
-            listeners: Arc::from([OwnedFd::from(listener)]),
+            listeners: Arc::from([ListeningSocket {
+                socket: OwnedFd::from(listener),
+                inherits_options: domain != Domain::UNIX,
+                receive_buffer: None,
+                send_buffer: Some(SOCKET_BUFFER as u32),
+            }]),
             wake: Arc::clone(&wake),
             buffers: setup.buffers,
             buffer_sizes: setup.buffer_sizes,
             origin: Instant::now(),
         });
-        let driver = driver.unwrap_or_else(|unusable| panic!("no ring to compare with: {unusable}"));
+        let driver =
+            driver.unwrap_or_else(|unusable| panic!("no ring to compare with: {unusable}"));
         Self { driver, wake, address, domain, peers: BTreeMap::new(), next: 0 }
     }
 
@@ -72,7 +79,8 @@ impl Real {
 
 impl Peer {
     fn write(&mut self, id: PeerId, length: usize) {
-        let bytes: Vec<u8> = (self.written..self.written + length).map(|at| stream(id, at)).collect();
+        let bytes: Vec<u8> =
+            (self.written..self.written + length).map(|at| stream(id, at)).collect();
         let mut socket = self.socket.as_ref().expect("a peer that is open");
         socket.write_all(&bytes).expect("a script writes no more than there is room for");
         self.written += length;
@@ -116,6 +124,12 @@ macro_rules! real_world {
         impl World for $name {
             type Kernel = Driver;
             const RESETS: Resets = $resets;
+            // A multishot receive on a Unix socket can miss the end (axboe/liburing#1549), so a driver may avoid it.
+            const MULTISHOT_LASTS: bool = matches!($resets, Resets::Always);
+
+            fn modes() -> &'static [ReceiveMode] {
+                modes()
+            }
 
             fn new(setup: Setup) -> Self {
                 Self(Real::new(setup, $domain, &$address))
@@ -170,7 +184,25 @@ macro_rules! real_world {
 real_world!(Tcp, "Loopback TCP.", Resets::Always, Domain::IPV4, {
     SockAddr::from(std::net::SocketAddr::from(([127, 0, 0, 1], 0)))
 });
-real_world!(Unix, "Unix stream sockets.", Resets::WithUnreadBytes, Domain::UNIX, abstract_address());
+real_world!(
+    Unix,
+    "Unix stream sockets.",
+    Resets::WithUnreadBytes,
+    Domain::UNIX,
+    abstract_address()
+);
+
+/// The daemon uses multishot receives only where they can be bounded.
+fn modes() -> &'static [ReceiveMode] {
+    static MODES: OnceLock<&'static [ReceiveMode]> = OnceLock::new();
+    MODES.get_or_init(|| {
+        let features = probe().unwrap_or_else(|unusable| panic!("no ring: {unusable}"));
+        match features.bounded_multishot_receive {
+            true => &[ReceiveMode::Once, ReceiveMode::Multishot],
+            false => &[ReceiveMode::Once],
+        }
+    })
+}
 
 /// A name that leaves no file behind and that nobody else has.
 fn abstract_address() -> SockAddr {

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use echo_uring::echo::op::{Event, Kernel, ReceiveMode, Timestamp};
+use echo_uring::echo::op::{Event, Kernel, Timestamp};
 use echo_uring::echo::server::{Parameters, Server};
 
 use crate::bench::Bench;
@@ -47,7 +47,7 @@ pub(crate) fn a_turn_can_be_woken<W: World>() {
 
 /// The loop of `worker`, peers at its other end: everything comes back, and the drain leaves nothing.
 pub(crate) fn the_core_echoes_and_drains<W: World>() {
-    for receive_mode in [ReceiveMode::Once, ReceiveMode::Multishot] {
+    for &receive_mode in W::modes() {
         let mut bench = Bench::<W>::new(ROOMY);
         let mut server = Server::new(Parameters {
             listeners: 1,

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use echo_uring::echo::op::{ConnectionError, Kernel, ListenerId};
+use echo_uring::echo::op::{ConnectionError, Kernel, ListenerId, ReceiveMode};
 
 use crate::fake::choice::Choice;
 use crate::fake::peer::{PeerId, Wire};
@@ -44,7 +44,11 @@ pub(crate) enum Resets {
 pub(crate) trait World {
     type Kernel: Kernel<Error: fmt::Debug>;
     const RESETS: Resets;
+    /// Whether a multishot receive goes on, or is carried out as a one-shot, which the contract allows.
+    const MULTISHOT_LASTS: bool;
 
+    /// The ways of receiving that this kernel has.
+    fn modes() -> &'static [ReceiveMode];
     fn new(setup: Setup) -> Self;
     fn kernel(&mut self) -> &mut Self::Kernel;
     /// A new peer, which is in the backlog when this returns.
@@ -76,6 +80,11 @@ const WIRE: Wire = Wire { receive_space: 64 << 10, send_space: 6000 };
 impl World for Fake {
     type Kernel = FakeKernel;
     const RESETS: Resets = Resets::Always;
+    const MULTISHOT_LASTS: bool = true;
+
+    fn modes() -> &'static [ReceiveMode] {
+        &[ReceiveMode::Once, ReceiveMode::Multishot]
+    }
 
     fn new(setup: Setup) -> Self {
         let settings = Settings {
