@@ -20,17 +20,35 @@ pub(crate) fn an_accept_waits_for_a_peer<W: World>() {
     bench.silence();
 }
 
-pub(crate) fn a_waiting_peer_is_accepted<W: World>() {
+pub(crate) fn waiting_peers_are_accepted_in_order<W: World>() {
     let mut bench = Bench::<W>::new(ROOMY);
     let peers = [bench.world.connect(), bench.world.connect()];
-    bench.say([accept(name(0)), accept(name(1))]);
-    let mut accepted = [bench.next(), bench.next()].map(|event| match event {
-        Event::Accepted { connection } => connection,
-        other => panic!("{other:?}"),
-    });
-    accepted.sort_unstable();
-    assert_eq!(accepted, [name(0), name(1)]);
-    assert_ne!(peers[0], peers[1]);
+    for (slot, peer) in (0..).zip(peers) {
+        bench.say([accept(name(slot))]);
+        assert_eq!(bench.next(), Event::Accepted { connection: name(slot) });
+        // These bytes come from this peer and no other.
+        let chunk = bench.take(peer, name(slot), 5)[0];
+        assert_eq!(bench.send(name(slot), chunk), 5);
+        bench.read_all(peer, 5);
+    }
+}
+
+pub(crate) fn no_free_file_leaves_the_peer_waiting<W: World>() {
+    if !W::has_process_of_its_own() {
+        return;
+    }
+    let mut bench = Bench::<W>::new(ROOMY);
+    let peer = bench.world.connect();
+    bench.world.use_up_files();
+    for _ in 0..3 {
+        bench.say([accept(name(0))]);
+        let error = AcceptError::ProcessFiles;
+        assert_eq!(bench.next(), Event::AcceptFailed { connection: name(0), error });
+    }
+    bench.world.free_files();
+    bench.say([accept(name(0))]);
+    assert_eq!(bench.next(), Event::Accepted { connection: name(0) });
+    assert_eq!(bench.take(peer, name(0), 5)[0].1, 5);
 }
 
 pub(crate) fn a_canceled_accept_answers<W: World>() {

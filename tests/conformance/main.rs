@@ -35,7 +35,8 @@ macro_rules! in_each_world {
 
 in_each_world! {
     accept::an_accept_waits_for_a_peer,
-    accept::a_waiting_peer_is_accepted,
+    accept::waiting_peers_are_accepted_in_order,
+    accept::no_free_file_leaves_the_peer_waiting,
     accept::a_canceled_accept_answers,
     accept::a_cancel_may_lose_the_race,
     accept::a_slot_serves_tenant_after_tenant,

@@ -1,8 +1,10 @@
 //! The implementors with a real ring and real sockets: loopback TCP and Unix streams.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -10,6 +12,7 @@ use std::time::{Duration, Instant};
 use echo_uring::echo::op::ReceiveMode;
 use echo_uring::uring::{Driver, ListeningSocket, Settings, probe};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::fake::peer::{PeerId, stream};
@@ -170,6 +173,21 @@ macro_rules! real_world {
                 self.0.peer(peer).end
             }
 
+            fn has_process_of_its_own() -> bool {
+                has_process_of_its_own()
+            }
+
+            fn use_up_files(&mut self) {
+                // The next descriptor would be this one: descriptors are given out from the lowest that is free.
+                let free = File::open("/dev/null").expect("a last descriptor").as_raw_fd();
+                limit_files(free as u64);
+            }
+
+            fn free_files(&mut self) {
+                let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
+                limit_files(most);
+            }
+
             fn wake_soon(&mut self) {
                 let wake = Arc::clone(&self.0.wake);
                 std::thread::spawn(move || {
@@ -191,6 +209,28 @@ real_world!(
     Domain::UNIX,
     abstract_address()
 );
+
+fn limit_files(soft: u64) {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
+    setrlimit(Resource::RLIMIT_NOFILE, soft, most).expect("a lower limit");
+}
+
+/// Runs the present test again in a process of its own; true in that process.
+fn has_process_of_its_own() -> bool {
+    const ALONE: &str = "ECHO_CONFORMANCE_ALONE";
+    if std::env::var_os(ALONE).is_some() {
+        return true;
+    }
+    let thread = std::thread::current();
+    let name = thread.name().expect("a test's thread bears its name");
+    let program = std::env::current_exe().expect("this program");
+    let mut command = Command::new(program);
+    let output = command.args([name, "--exact", "--test-threads=1"]).env(ALONE, "1").output();
+    let output = output.expect("this program starts");
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && told.contains("1 passed"), "{told}");
+    false
+}
 
 /// The daemon uses multishot receives only where they can be bounded.
 fn modes() -> &'static [ReceiveMode] {

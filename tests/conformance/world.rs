@@ -65,6 +65,12 @@ pub(crate) trait World {
     fn reset(&mut self, peer: PeerId);
     /// What the peer sees, having read everything.
     fn end(&mut self, peer: PeerId) -> End;
+    /// Whether this script may do what the whole process feels. If not it has been run, to success, in another process.
+    fn has_process_of_its_own() -> bool;
+    /// From now on no file descriptor is free.
+    fn use_up_files(&mut self);
+    /// The end of that.
+    fn free_files(&mut self);
     /// Wakes the kernel's turn in a little while, from elsewhere.
     fn wake_soon(&mut self);
 }
@@ -133,6 +139,18 @@ impl World for Fake {
             (false, true) => End::Finished,
             (false, false) => End::Open,
         }
+    }
+
+    fn has_process_of_its_own() -> bool {
+        true
+    }
+
+    fn use_up_files(&mut self) {
+        self.kernel.settings.files_max = 0;
+    }
+
+    fn free_files(&mut self) {
+        self.kernel.settings.files_max = usize::MAX;
     }
 
     fn wake_soon(&mut self) {
