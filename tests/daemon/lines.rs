@@ -1,0 +1,70 @@
+//! What a process writes to a pipe, line by line, each with the time at which it came.
+
+use std::io::{BufRead, BufReader, Read};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use crate::machine::wait_until;
+
+/// One line.
+#[derive(Clone, Debug)]
+pub(crate) struct Line {
+    /// When it was read.
+    pub(crate) at: Instant,
+    /// What it says, without its end.
+    pub(crate) text: String,
+}
+
+/// Collects lines in a thread of its own until the pipe ends.
+pub(crate) struct Lines {
+    list: Arc<Mutex<Vec<Line>>>,
+    ended: Arc<AtomicBool>,
+}
+
+impl Lines {
+    /// Reads `pipe`.
+    pub(crate) fn read(pipe: impl Read + Send + 'static) -> Self {
+        let lines = Self::none();
+        lines.ended.store(false, Ordering::Relaxed);
+        let (list, ended) = (Arc::clone(&lines.list), Arc::clone(&lines.ended));
+        std::thread::spawn(move || {
+            for bytes in BufReader::new(pipe).split(b'\n').map_while(Result::ok) {
+                let text = String::from_utf8_lossy(&bytes).into_owned();
+                list.lock().unwrap().push(Line { at: Instant::now(), text });
+            }
+            ended.store(true, Ordering::Relaxed);
+        });
+        lines
+    }
+
+    /// Nothing to read.
+    pub(crate) fn none() -> Self {
+        Self { list: Arc::default(), ended: Arc::new(AtomicBool::new(true)) }
+    }
+
+    /// All lines so far.
+    pub(crate) fn all(&self) -> Vec<Line> {
+        self.list.lock().unwrap().clone()
+    }
+
+    /// What all lines so far say.
+    pub(crate) fn texts(&self) -> Vec<String> {
+        self.all().into_iter().map(|line| line.text).collect()
+    }
+
+    /// Waits for a line that holds `part`.
+    pub(crate) fn wait_for(&self, part: &str, limit: Duration) -> Line {
+        let mut found = None;
+        wait_until(&format!("a line with {part:?}"), limit, || {
+            found = self.all().into_iter().find(|line| line.text.contains(part));
+            found.is_some()
+        });
+        found.unwrap()
+    }
+
+    /// Waits until the pipe has ended.
+    pub(crate) fn wait_for_end(&self, limit: Duration) {
+        wait_until("the end of stderr", limit, || self.ended.load(Ordering::Relaxed));
+    }
+}
