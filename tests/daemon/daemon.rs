@@ -16,7 +16,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::ending::{Counters, Losses};
-use crate::lines::{Line, Lines};
+use crate::lines::Lines;
 use crate::machine::{Process, Scratch, patience, wait_until};
 use crate::manager::Manager;
 use crate::place::{Listening, Place};
@@ -46,6 +46,8 @@ pub(crate) struct Launch {
     pub(crate) wrapper: Vec<String>,
     /// Where its stderr goes instead of to [`Lines`].
     pub(crate) stderr: Option<Stdio>,
+    /// The process that `LISTEN_PID` names instead of the daemon.
+    pub(crate) addressee: Option<u32>,
 }
 
 impl Launch {
@@ -76,17 +78,17 @@ impl Launch {
         let status = daemon.wait(patience(20.0));
         assert!(daemon.manager.values("READY").is_empty(), "it was ready before it refused");
         daemon.lines.wait_for_end(patience(5.0));
-        let lines = daemon.lines.texts();
+        let lines = daemon.lines.all();
         Refusal { code: status.code(), lines, config_path: daemon.scratch.path("echo-uring.toml") }
     }
 
-    fn spawn(self) -> Daemon {
+    fn spawn(mut self) -> Daemon {
         let scratch = Scratch::new();
         let config_path = scratch.path("echo-uring.toml");
         fs::write(&config_path, &self.config).unwrap();
         let manager = Manager::start(&scratch.path("notify"));
         let mut inherited: Vec<OwnedFd> = self.listening.iter().map(Listening::hand_over).collect();
-        inherited.extend(self.strangers);
+        inherited.append(&mut self.strangers);
 
         let mut command = match self.wrapper.split_first() {
             Some((wrapper, rest)) => {
@@ -96,7 +98,7 @@ impl Launch {
             }
             None => Command::new("/bin/sh"),
         };
-        let script = script(inherited.len(), self.watchdog, self.open_files);
+        let script = self.script(inherited.len());
         command.arg("-c").arg(script).arg(program()).arg("--config").arg(&config_path);
         command.args(&self.arguments).env_clear().env("NOTIFY_SOCKET", manager.path());
         command.env("RUST_BACKTRACE", "1");
@@ -112,28 +114,31 @@ impl Launch {
         let mut child = command.spawn().unwrap();
         // The command holds the descriptors that were handed over; the daemon's copies are to be the only ones.
         drop(command);
-        let lines = if collected { Lines::read(child.stderr.take().unwrap()) } else { Lines::none() };
+        let lines =
+            if collected { Lines::read(child.stderr.take().unwrap()) } else { Lines::none() };
         let process = Process(child.id());
         let listening = self.listening;
         Daemon { child, process, lines, manager, listening, files: 0, scratch }
     }
-}
 
-fn script(sockets: usize, watchdog: Option<Duration>, open_files: Option<u32>) -> String {
-    let mut script = String::new();
-    if let Some(limit) = open_files {
-        write!(script, "ulimit -n {limit}; ").unwrap();
+    /// What the shell does before it becomes the daemon.
+    fn script(&self, sockets: usize) -> String {
+        let mut script = String::new();
+        if let Some(limit) = self.open_files {
+            write!(script, "ulimit -n {limit}; ").unwrap();
+        }
+        if let Some(interval) = self.watchdog {
+            let micros = interval.as_micros();
+            write!(script, "export WATCHDOG_USEC={micros} WATCHDOG_PID=$$; ").unwrap();
+        }
+        if sockets > 0 {
+            let names = vec!["test"; sockets].join(":");
+            let addressee = self.addressee.map_or("$$".to_owned(), |pid| pid.to_string());
+            write!(script, "export LISTEN_FDS={sockets} LISTEN_FDNAMES={names} ").unwrap();
+            write!(script, "LISTEN_PID={addressee}; ").unwrap();
+        }
+        script + "exec \"$0\" \"$@\""
     }
-    if let Some(interval) = watchdog {
-        let micros = interval.as_micros();
-        write!(script, "export WATCHDOG_USEC={micros} WATCHDOG_PID=$$; ").unwrap();
-    }
-    if sockets > 0 {
-        let names = vec!["test"; sockets].join(":");
-        write!(script, "export LISTEN_FDS={sockets} LISTEN_FDNAMES={names} LISTEN_PID=$$; ")
-            .unwrap();
-    }
-    script + "exec \"$0\" \"$@\""
 }
 
 /// What became of a start that had to fail.
@@ -171,6 +176,7 @@ pub(crate) struct Daemon {
     pub(crate) manager: Manager,
     listening: Vec<Listening>,
     files: usize,
+    /// Goes when the daemon has gone.
     scratch: Scratch,
 }
 
@@ -180,7 +186,7 @@ pub(crate) struct Remains {
     /// Its last account.
     pub(crate) counters: Counters,
     /// All it wrote to stderr.
-    pub(crate) lines: Vec<Line>,
+    pub(crate) lines: Vec<String>,
 }
 
 impl Daemon {
@@ -192,11 +198,6 @@ impl Daemon {
     /// Where all inherited sockets are.
     pub(crate) fn places(&self) -> Vec<Place> {
         self.listening.iter().map(|it| it.place.clone()).collect()
-    }
-
-    /// Where its configuration file is.
-    pub(crate) fn config_path(&self) -> PathBuf {
-        self.scratch.path("echo-uring.toml")
     }
 
     /// Takes the number of open files at rest: the fewest of some looks, for a notification opens one for a moment.
@@ -246,7 +247,7 @@ impl Daemon {
         let transcript = self.transcript();
         assert_eq!(status.code(), Some(0), "{transcript}");
         let lines = self.lines.all();
-        let texts: Vec<&str> = lines.iter().map(|line| line.text.as_str()).collect();
+        let texts: Vec<&str> = lines.iter().map(String::as_str).collect();
         let counters = Counters::judge(&texts, losses);
         let counters = counters.unwrap_or_else(|fault| panic!("{fault}\n{transcript}"));
         Remains { counters, lines }
@@ -265,7 +266,7 @@ impl Daemon {
     /// Everything it said, for a message.
     pub(crate) fn transcript(&self) -> String {
         let mut text = String::from("--- stderr\n");
-        for line in self.lines.texts() {
+        for line in self.lines.all() {
             writeln!(text, "{line}").unwrap();
         }
         text.push_str("--- notifications\n");

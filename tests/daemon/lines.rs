@@ -1,24 +1,15 @@
-//! What a process writes to a pipe, line by line, each with the time at which it came.
+//! What a process writes to a pipe, line by line.
 
 use std::io::{BufRead, BufReader, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::machine::wait_until;
 
-/// One line.
-#[derive(Clone, Debug)]
-pub(crate) struct Line {
-    /// When it was read.
-    pub(crate) at: Instant,
-    /// What it says, without its end.
-    pub(crate) text: String,
-}
-
 /// Collects lines in a thread of its own until the pipe ends.
 pub(crate) struct Lines {
-    list: Arc<Mutex<Vec<Line>>>,
+    list: Arc<Mutex<Vec<String>>>,
     ended: Arc<AtomicBool>,
 }
 
@@ -31,7 +22,7 @@ impl Lines {
         std::thread::spawn(move || {
             for bytes in BufReader::new(pipe).split(b'\n').map_while(Result::ok) {
                 let text = String::from_utf8_lossy(&bytes).into_owned();
-                list.lock().unwrap().push(Line { at: Instant::now(), text });
+                list.lock().unwrap().push(text);
             }
             ended.store(true, Ordering::Relaxed);
         });
@@ -44,20 +35,15 @@ impl Lines {
     }
 
     /// All lines so far.
-    pub(crate) fn all(&self) -> Vec<Line> {
+    pub(crate) fn all(&self) -> Vec<String> {
         self.list.lock().unwrap().clone()
     }
 
-    /// What all lines so far say.
-    pub(crate) fn texts(&self) -> Vec<String> {
-        self.all().into_iter().map(|line| line.text).collect()
-    }
-
     /// Waits for a line that holds `part`.
-    pub(crate) fn wait_for(&self, part: &str, limit: Duration) -> Line {
+    pub(crate) fn wait_for(&self, part: &str, limit: Duration) -> String {
         let mut found = None;
         wait_until(&format!("a line with {part:?}"), limit, || {
-            found = self.all().into_iter().find(|line| line.text.contains(part));
+            found = self.all().into_iter().find(|line| line.contains(part));
             found.is_some()
         });
         found.unwrap()

@@ -113,14 +113,13 @@ impl Process {
 
     /// Time that all its threads spent on a CPU so far, in the kernel or not; in steps of 10 ms.
     pub(crate) fn cpu_time(self) -> Duration {
-        let stat = fs::read_to_string(self.directory().join("stat")).unwrap();
-        // The second field, the name, may hold blanks; the fields after its closing bracket do not.
-        let (_, fields) = stat.rsplit_once(") ").unwrap();
-        let ticks = |index: usize| -> u64 {
-            fields.split(' ').nth(index).and_then(|field| field.parse().ok()).unwrap()
-        };
-        // proc_pid_stat(5): utime and stime are fields 14 and 15 of the whole line, in ticks of 1/100 s.
-        Duration::from_millis((ticks(11) + ticks(12)) * 10)
+        cpu_time(&self.directory())
+    }
+
+    /// The same for each of its threads.
+    pub(crate) fn cpu_times_of_threads(self) -> Vec<Duration> {
+        let threads = fs::read_dir(self.directory().join("task")).unwrap();
+        threads.map(|thread| cpu_time(&thread.unwrap().path())).collect()
     }
 
     /// Its anonymous resident memory in bytes.
@@ -149,12 +148,22 @@ impl Process {
     }
 }
 
+/// The time spent by the process or thread of this directory of /proc.
+fn cpu_time(directory: &Path) -> Duration {
+    let stat = fs::read_to_string(directory.join("stat")).unwrap();
+    // The second field, the name, may hold blanks; the fields after its closing bracket do not.
+    let (_, fields) = stat.rsplit_once(") ").unwrap();
+    let ticks = |index: usize| -> u64 {
+        fields.split(' ').nth(index).and_then(|field| field.parse().ok()).unwrap()
+    };
+    // proc_pid_stat(5): utime and stime are fields 14 and 15 of the whole line, in ticks of 1/100 s.
+    Duration::from_millis((ticks(11) + ticks(12)) * 10)
+}
+
 #[test]
 fn a_busy_process_is_not_at_rest() {
-    let mut child = std::process::Command::new("/bin/sh")
-        .args(["-c", "while :; do :; done"])
-        .spawn()
-        .unwrap();
+    let mut child =
+        std::process::Command::new("/bin/sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
     let process = Process(child.id());
     let verdict = std::panic::catch_unwind(|| {
         process.assert_at_rest(Duration::from_millis(300), "spinning");

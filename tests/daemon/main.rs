@@ -6,13 +6,22 @@
 
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
+mod command_line;
 mod daemon;
 mod ending;
+mod faults;
 mod flow;
+mod lifecycle;
+mod limits;
 mod lines;
+mod listeners;
+mod logs;
 mod machine;
 mod manager;
 mod oracle;
+mod overload;
 mod place;
 mod scripts;
+mod smoke;
 mod tape;
+mod timeouts;

@@ -42,7 +42,9 @@ impl Place {
 
     /// Connects `socket` to it.
     pub(crate) fn connect_with(&self, socket: Socket) -> Socket {
-        socket.connect(&self.address()).unwrap_or_else(|error| panic!("connect: {self:?}: {error}"));
+        socket
+            .connect(&self.address())
+            .unwrap_or_else(|error| panic!("connect: {self:?}: {error}"));
         if let Self::Tcp(_) = self {
             socket.set_tcp_nodelay(true).unwrap();
         }
