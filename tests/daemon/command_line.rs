@@ -1,4 +1,5 @@
-//! Arguments, configuration files and exit codes: what a start says before it serves, or instead of serving.
+//! Arguments, configuration files and exit codes: what a start says before it serves, or instead of
+//! serving.
 
 use std::fs;
 
@@ -9,7 +10,8 @@ fn refusal(config: &str) -> Refusal {
     Launch::with_config(config).fail()
 }
 
-/// The configuration is refused with status 78, and the one line names the file, the line and these words.
+/// The configuration is refused with status 78, and the one line names the file, the line and these
+/// words.
 fn assert_refused(config: &str, line: usize, words: &[&str]) {
     let _quiet = in_company();
     let refusal = refusal(config);

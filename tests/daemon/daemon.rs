@@ -1,8 +1,10 @@
-//! Starts the real daemon the way a service manager does, watches it, and ends it with the checks that every test owes.
+//! Starts the real daemon the way a service manager does, watches it, and ends it with the checks
+//! that every test owes.
 //!
-//! Listening sockets go to it as descriptors 3, 4, …; a shell in between names the process in `LISTEN_PID`, since only
-//! the child itself knows its number, and then becomes the daemon. The environment is empty otherwise, so that neither
-//! a real service manager nor a journal is taken for the stand-in.
+//! Listening sockets go to it as descriptors 3, 4, …; a shell in between names the process in
+//! `LISTEN_PID`, since only the child itself knows its number, and then becomes the daemon. The
+//! environment is empty otherwise, so that neither a real service manager nor a journal is taken
+//! for the stand-in.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -72,7 +74,8 @@ impl Launch {
         daemon.measured()
     }
 
-    /// Starts it and waits until it ends by itself, which it must do soon and without ever being ready.
+    /// Starts it and waits until it ends by itself, which it must do soon and without ever being
+    /// ready.
     pub(crate) fn fail(self) -> Refusal {
         let mut daemon = self.spawn();
         let status = daemon.wait(patience(20.0));
@@ -112,7 +115,8 @@ impl Launch {
         command.stderr(self.stderr.unwrap_or_else(Stdio::piped));
 
         let mut child = command.spawn().unwrap();
-        // The command holds the descriptors that were handed over; the daemon's copies are to be the only ones.
+        // The command holds the descriptors that were handed over; the daemon's copies are to be
+        // the only ones.
         drop(command);
         let lines =
             if collected { Lines::read(child.stderr.take().unwrap()) } else { Lines::none() };
@@ -200,7 +204,8 @@ impl Daemon {
         self.listening.iter().map(|it| it.place.clone()).collect()
     }
 
-    /// Takes the number of open files at rest: the fewest of some looks, for a notification opens one for a moment.
+    /// Takes the number of open files at rest: the fewest of some looks, for a notification opens
+    /// one for a moment.
     fn measured(mut self) -> Self {
         let look = |_| {
             std::thread::sleep(Duration::from_millis(2));
@@ -228,7 +233,8 @@ impl Daemon {
         }
     }
 
-    /// When all clients are gone: checks that nothing leaked, asks it to end, and checks its end. Nothing may be lost.
+    /// When all clients are gone: checks that nothing leaked, asks it to end, and checks its end.
+    /// Nothing may be lost.
     pub(crate) fn stop(self) -> Remains {
         self.stop_with(Losses::None)
     }

@@ -1,5 +1,6 @@
-//! A kernel that refuses io_uring, or that fails now and then: injected from outside by strace(1), where there is one.
-//! Without strace, or where tracing is forbidden, these tests say so and prove nothing.
+//! A kernel that refuses io_uring, or that fails now and then: injected from outside by strace(1),
+//! where there is one. Without strace, or where tracing is forbidden, these tests say so and prove
+//! nothing.
 
 use std::process::Command;
 
@@ -96,7 +97,8 @@ fn a_hanging_worker_starves_the_watchdog() {
     let interval = std::time::Duration::from_secs(1);
     let launch = Launch::with_config("[server]\nworkers = 2\n");
     let mut daemon = Launch { wrapper, watchdog: Some(interval), ..launch }.start();
-    // Both workers hang sooner or later, for each ping wakes them; from then on there must be silence.
+    // Both workers hang sooner or later, for each ping wakes them; from then on there must be
+    // silence.
     let pings = || daemon.manager.values("WATCHDOG").len();
     let mut before = usize::MAX;
     crate::machine::wait_until("the pings to end", patience(30.0), || {

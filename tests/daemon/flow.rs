@@ -1,5 +1,5 @@
-//! Many connections at once in one thread: each sends its tape in random pieces, reads back at random moments, and
-//! ends in its own way; every byte that comes back is compared.
+//! Many connections at once in one thread: each sends its tape in random pieces, reads back at
+//! random moments, and ends in its own way; every byte that comes back is compared.
 //!
 //! [`run`] is a plain poll(2) loop. It knows nothing of what server is at the other end.
 

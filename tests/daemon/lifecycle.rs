@@ -140,7 +140,8 @@ fn a_second_signal_ends_at_once() {
     }
 }
 
-/// 200 peers in the middle of bulk when the signal comes: each byte comes back, and a good end, not a reset.
+/// 200 peers in the middle of bulk when the signal comes: each byte comes back, and a good end, not
+/// a reset.
 #[test]
 fn a_drain_loses_no_byte_of_busy_connections() {
     let _quiet = in_company();
@@ -192,8 +193,8 @@ fn newcomers_wait_while_it_drains() {
     assert_eq!(remains.counters.accepted, 1, "{place:?}");
 }
 
-/// At the deadline a peer that goes on talking gets the echo so far and an end, not a reset; one that never reads and
-/// one that is silent cannot hold the process.
+/// At the deadline a peer that goes on talking gets the echo so far and an end, not a reset; one
+/// that never reads and one that is silent cannot hold the process.
 #[test]
 fn at_the_deadline_of_the_drain_each_peer_gets_an_end() {
     let _quiet = in_company();
@@ -219,7 +220,8 @@ fn at_the_deadline_of_the_drain_each_peer_gets_an_end() {
     drop(deaf);
 }
 
-/// Says words and hears them, until the end; how many came back, and the error if it was no orderly end.
+/// Says words and hears them, until the end; how many came back, and the error if it was no orderly
+/// end.
 fn talk_until_ended(mut socket: &Socket) -> (u64, Option<ErrorKind>) {
     let tape = Tape::new(2);
     let mut words = 0;

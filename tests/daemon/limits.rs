@@ -1,5 +1,5 @@
-//! Full houses: max-connections and the limit on open files. Who finds no place waits in the backlog, connected and
-//! unanswered; nobody is taken and then dropped; and a full daemon sleeps.
+//! Full houses: max-connections and the limit on open files. Who finds no place waits in the
+//! backlog, connected and unanswered; nobody is taken and then dropped; and a full daemon sleeps.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -24,7 +24,8 @@ impl Client {
         Self { socket }
     }
 
-    /// Whether the answer is there. An end instead of an answer is a panic: it was taken and then dropped.
+    /// Whether the answer is there. An end instead of an answer is a panic: it was taken and then
+    /// dropped.
     fn answered(&self) -> bool {
         if !readable(&self.socket, Duration::ZERO) {
             return false;
@@ -55,7 +56,8 @@ fn settled(clients: &[Client]) -> usize {
     last.1
 }
 
-/// Lets twice as many knock as find a place; then lets those inside leave by and by until all had their turn.
+/// Lets twice as many knock as find a place; then lets those inside leave by and by until all had
+/// their turn.
 fn fill_and_empty(daemon: Daemon, clients: usize, places: std::ops::RangeInclusive<usize>) {
     let mut clients: Vec<Client> =
         (0..clients).map(|number| Client::knock(&daemon, number)).collect();

@@ -1,4 +1,5 @@
-//! Where the daemon answers: sockets it inherits or binds, of all families, one or several; and what it refuses.
+//! Where the daemon answers: sockets it inherits or binds, of all families, one or several; and
+//! what it refuses.
 
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
@@ -12,8 +13,8 @@ use crate::daemon::{Daemon, Launch};
 use crate::machine::{Scratch, in_company, patience};
 use crate::place::{Listening, Place, ping};
 
-/// A TCP address of this host that nobody uses: any address of 127.0.0.0/8 is ours, and one made from the number of this
-/// process is ours alone.
+/// A TCP address of this host that nobody uses: any address of 127.0.0.0/8 is ours, and one made
+/// from the number of this process is ours alone.
 fn free_address() -> SocketAddr {
     let [_, _, high, low] = std::process::id().to_be_bytes();
     let address = Ipv4Addr::new(127, 77, high.max(1), low.clamp(1, 254));
@@ -57,8 +58,8 @@ fn inherited_sockets_of_all_families_at_once() {
     assert_eq!(remains.counters.accepted, 10 * count as u64);
 }
 
-/// Urgent bytes stay in the stream on every inherited socket, whatever was set on it before: `scripts` proves that they
-/// are echoed, this that it holds for a socket on IPv6.
+/// Urgent bytes stay in the stream on every inherited socket, whatever was set on it before:
+/// `scripts` proves that they are echoed, this that it holds for a socket on IPv6.
 #[test]
 fn an_inherited_ipv6_socket() {
     let _quiet = in_company();

@@ -1,7 +1,9 @@
-//! What the tests need of the machine they run on: patience, quiet, room for files, and a look at a process.
+//! What the tests need of the machine they run on: patience, quiet, room for files, and a look at a
+//! process.
 //!
-//! Deadlines are generous and on the monotonic clock; a slow machine (an emulator, say) stretches all of them with
-//! the environment variable `ECHO_URING_TEST_SLOWNESS` (a factor, default 1). It knows nothing of echo.
+//! Deadlines are generous and on the monotonic clock; a slow machine (an emulator, say) stretches
+//! all of them with the environment variable `ECHO_URING_TEST_SLOWNESS` (a factor, default 1). It
+//! knows nothing of echo.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -80,7 +82,8 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // What cannot be removed is left to whoever cleans the temporary directory; no reason to fail a test.
+        // What cannot be removed is left to whoever cleans the temporary directory; no reason to
+        // fail a test.
         drop(fs::remove_dir_all(&self.0));
     }
 }
@@ -130,8 +133,8 @@ impl Process {
         kib * 1024
     }
 
-    /// Asserts that it spends next to no CPU time over `span`: less than 5 % of one CPU, best of three looks, since
-    /// what it was doing before may need a moment to come to rest.
+    /// Asserts that it spends next to no CPU time over `span`: less than 5 % of one CPU, best of
+    /// three looks, since what it was doing before may need a moment to come to rest.
     pub(crate) fn assert_at_rest(self, span: Duration, when: &str) {
         let mut spent = Vec::new();
         for _ in 0..3 {
@@ -156,7 +159,8 @@ fn cpu_time(directory: &Path) -> Duration {
     let ticks = |index: usize| -> u64 {
         fields.split(' ').nth(index).and_then(|field| field.parse().ok()).unwrap()
     };
-    // proc_pid_stat(5): utime and stime are fields 14 and 15 of the whole line, in ticks of 1/100 s.
+    // proc_pid_stat(5): utime and stime are fields 14 and 15 of the whole line, in ticks of 1/100
+    // s.
     Duration::from_millis((ticks(11) + ticks(12)) * 10)
 }
 

@@ -1,4 +1,5 @@
-//! A stand-in for the service manager's end of `NOTIFY_SOCKET`: records what the daemon says of itself, and when.
+//! A stand-in for the service manager's end of `NOTIFY_SOCKET`: records what the daemon says of
+//! itself, and when.
 //!
 //! It judges nothing; see sd_notify(3) for the protocol.
 

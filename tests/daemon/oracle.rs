@@ -1,7 +1,9 @@
-//! The simplest echo server that can be right: one thread a connection, blocking calls, nothing clever.
+//! The simplest echo server that can be right: one thread a connection, blocking calls, nothing
+//! clever.
 //!
-//! It proves the tests: a script that fails against it is a wrong script. The one thing it does beyond the obvious is
-//! SO_OOBINLINE on the listening socket, without which urgent bytes leave the stream.
+//! It proves the tests: a script that fails against it is a wrong script. The one thing it does
+//! beyond the obvious is SO_OOBINLINE on the listening socket, without which urgent bytes leave the
+//! stream.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;

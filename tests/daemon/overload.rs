@@ -1,5 +1,5 @@
-//! A thousand peers at once, of the worst kind and of the best: who never reads must not harm who does, and a pool that
-//! is far too small must slow everybody down evenly and stop nobody.
+//! A thousand peers at once, of the worst kind and of the best: who never reads must not harm who
+//! does, and a pool that is far too small must slow everybody down evenly and stop nobody.
 
 use std::io::Write;
 use std::net::Shutdown;
@@ -11,7 +11,8 @@ use socket2::Socket;
 use crate::daemon::{Daemon, Launch};
 use crate::flow::{self, Ending, Flow, Plan};
 use crate::machine::{alone, patience};
-use crate::place::{Place, expect_end, expect_tape, ping, send_tape, stuff};
+use crate::oracle::Oracle;
+use crate::place::{Listening, Place, expect_end, expect_tape, ping, send_tape, stuff};
 use crate::tape::{Dice, Tape};
 
 /// How many peers misbehave.
@@ -30,8 +31,9 @@ impl Pingers {
         Self { sockets, rounds: 0 }
     }
 
-    /// All send a word of 64 bytes at the same time and wait for it, over and over for `span`; the 99th percentile of
-    /// the time from sending a word to having read it. Any byte lost or changed is a panic.
+    /// All send a word of 64 bytes at the same time and wait for it, over and over for `span`; the
+    /// 99th percentile of the time from sending a word to having read it. Any byte lost or changed
+    /// is a panic.
     fn run(&mut self, span: Duration) -> Duration {
         let start = Instant::now();
         let mut times = Vec::new();
@@ -105,7 +107,8 @@ impl Attempt {
         Self { before, disturbed, after }
     }
 
-    /// Three times the undisturbed figure; below 100 µs a figure says more of the machine than of the daemon.
+    /// Three times the undisturbed figure; below 100 µs a figure says more of the machine than of
+    /// the daemon.
     fn passes(&self) -> bool {
         let undisturbed = self.before.max(self.after).max(Duration::from_micros(100));
         self.disturbed <= 3 * undisturbed
@@ -123,8 +126,8 @@ send-buffer = \"8KiB\"
 receive-buffer = \"8KiB\"
 ";
 
-/// The percentile is taken in paired phases of one run; best of three attempts, since other work on the machine may
-/// spoil any one of them. That nothing is lost holds in each.
+/// The percentile is taken in paired phases of one run; best of three attempts, since other work on
+/// the machine may spoil any one of them. That nothing is lost holds in each.
 #[test]
 fn a_thousand_deaf_peers_do_not_slow_fifty_polite_ones() {
     let _quiet = alone();
@@ -155,7 +158,8 @@ fn a_thousand_deaf_peers_cost_no_more_memory_than_configured() {
     let with_deaf = daemon.process.anonymous_memory();
     let pushed: u64 = deaf.iter().map(|(_, pushed)| pushed).sum();
     println!("pushed {pushed} bytes; memory {before} bytes before, {with_deaf} with the deaf");
-    // The configured megabyte, what the allocator rounds up, and the pools of two workers touched for the first time.
+    // The configured megabyte, what the allocator rounds up, and the pools of two workers touched
+    // for the first time.
     assert!(with_deaf < before + MIB + 4 * MIB, "{before} bytes before, {with_deaf} bytes after");
     assert!(with_deaf < 32 * MIB, "{with_deaf} bytes in all");
     daemon.process.assert_at_rest(Duration::from_secs(1), "while a thousand peers are stalled");
@@ -166,12 +170,10 @@ fn a_thousand_deaf_peers_cost_no_more_memory_than_configured() {
 
 const POOL_OF_8: &str = "[server]\nworkers = 1\nbuffers = 8\n";
 
-/// Nobody is left behind: each of a thousand gets all its words, several rounds of them at the same time.
-#[test]
-fn a_pool_of_8_buffers_serves_a_thousand_peers() {
-    let _quiet = alone();
-    let daemon = Launch::with_config(POOL_OF_8).start();
-    let sockets: Vec<Socket> = (0..1000).map(|_| daemon.place().connect()).collect();
+/// Nobody is left behind: each of a thousand gets all its words, several rounds of them at the same
+/// time. The connections, for a further look.
+fn rounds_of_a_thousand(place: &Place) -> Vec<Socket> {
+    let sockets: Vec<Socket> = (0..1000).map(|_| place.connect()).collect();
     let mut dice = Dice::new(8);
     let mut at = vec![0; sockets.len()];
     for _ in 0..20 {
@@ -184,26 +186,47 @@ fn a_pool_of_8_buffers_serves_a_thousand_peers() {
         }
         at = next;
     }
-    daemon.process.assert_at_rest(Duration::from_secs(1), "with a thousand silent peers");
-    drop(sockets);
-    daemon.stop();
+    sockets
 }
 
 /// Bulk from a thousand at once, all sending and none waiting for its turn.
-#[test]
-fn a_pool_of_8_buffers_carries_bulk_of_a_thousand_peers() {
-    let _quiet = alone();
-    let daemon = Launch::with_config(POOL_OF_8).start();
+fn bulk_of_a_thousand(place: &Place) {
     let plan = |seed| {
         let ending = if seed % 2 == 0 { Ending::WithLastByte } else { Ending::AfterEcho };
         Plan { seed, total: 50_000, largest_piece: 32 * 1024, ending }
     };
-    let flows = (0..1000).map(|seed| Flow::new(daemon.place().connect(), plan(seed))).collect();
+    let flows = (0..1000).map(|seed| Flow::new(place.connect(), plan(seed))).collect();
     assert_eq!(flow::run(flows, patience(60.0)), 50_000_000);
+}
+
+#[test]
+fn a_pool_of_8_buffers_serves_a_thousand_peers() {
+    let _quiet = alone();
+    let daemon = Launch::with_config(POOL_OF_8).start();
+    let sockets = rounds_of_a_thousand(daemon.place());
+    daemon.process.assert_at_rest(Duration::from_secs(1), "with a thousand silent peers");
+    drop(sockets);
+    bulk_of_a_thousand(daemon.place());
     daemon.stop();
 }
 
-/// When all that could move is stalled, a small pool is no reason to spin; and a polite peer is served all the same.
+/// The scripts are right: a thread for each peer passes them.
+#[test]
+fn oracle() {
+    let _quiet = alone();
+    let listening = Listening::ipv4();
+    listening.socket.set_send_buffer_size(8 * 1024).unwrap();
+    listening.socket.set_recv_buffer_size(8 * 1024).unwrap();
+    let oracle = Oracle::start(listening);
+    let mut pingers = Pingers::connect(oracle.place());
+    println!("99th percentiles: {:?}", Attempt::run(oracle.place(), &mut pingers));
+    drop((pingers, rounds_of_a_thousand(oracle.place())));
+    bulk_of_a_thousand(oracle.place());
+    oracle.stop();
+}
+
+/// When all that could move is stalled, a small pool is no reason to spin; and a polite peer is
+/// served all the same.
 #[test]
 fn a_pool_of_8_buffers_rests_while_peers_are_stalled() {
     let _quiet = alone();

@@ -1,7 +1,7 @@
 //! Places where an echo answers: listening sockets made by the harness, and connections to them.
 //!
-//! A place is a TCP address or the path of a Unix socket. Ports are never fixed: the kernel chooses, and the socket
-//! itself is handed on.
+//! A place is a TCP address or the path of a Unix socket. Ports are never fixed: the kernel
+//! chooses, and the socket itself is handed on.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -56,7 +56,8 @@ impl Place {
         self.connect_with(self.socket())
     }
 
-    /// A new connection whose own buffers are small, so that little is under way when it does not read.
+    /// A new connection whose own buffers are small, so that little is under way when it does not
+    /// read.
     pub(crate) fn connect_narrow(&self) -> Socket {
         let socket = self.socket();
         socket.set_recv_buffer_size(8 * 1024).unwrap();
@@ -113,7 +114,8 @@ impl Listening {
     }
 }
 
-/// Sends `word` and reads as much back; false if the peer stayed silent or ended. A wrong answer is a panic.
+/// Sends `word` and reads as much back; false if the peer stayed silent or ended. A wrong answer is
+/// a panic.
 pub(crate) fn ping(mut socket: &Socket, word: &[u8]) -> bool {
     if socket.write_all(word).is_err() {
         return false;
@@ -174,7 +176,8 @@ pub(crate) fn expect_silence(mut socket: &Socket, span: Duration) {
     }
 }
 
-/// Reads until the peer ends or resets, but no longer than `limit`; how many bytes came and how it ended.
+/// Reads until the peer ends or resets, but no longer than `limit`; how many bytes came and how it
+/// ended.
 pub(crate) fn read_out(mut socket: &Socket, limit: Duration) -> (u64, Result<(), ErrorKind>) {
     let start = Instant::now();
     let mut buffer = vec![0; 64 * 1024];
@@ -189,7 +192,8 @@ pub(crate) fn read_out(mut socket: &Socket, limit: Duration) -> (u64, Result<(),
     }
 }
 
-/// Pushes the tape into a socket whose peer is not read from, until it takes nothing for `rest`; how much went in.
+/// Pushes the tape into a socket whose peer is not read from, until it takes nothing for `rest`;
+/// how much went in.
 pub(crate) fn stuff(mut socket: &Socket, tape: Tape, rest: Duration) -> u64 {
     socket.set_nonblocking(true).unwrap();
     let mut at = 0;

@@ -1,7 +1,7 @@
 //! What an echo server owes its peers, as scripts that any server can be put through.
 //!
-//! Each script is run against the oracle and against the daemon: see the table at the end. A script knows a place
-//! and nothing of what listens there.
+//! Each script is run against the oracle and against the daemon: see the table at the end. A script
+//! knows a place and nothing of what listens there.
 
 use std::io::Write;
 use std::net::Shutdown;
@@ -61,8 +61,8 @@ fn growing_words(place: &Place) {
     drop(socket);
 }
 
-/// 64 MiB, then the end, to a reader that begins a second late: the server must hold the sender back, lose nothing,
-/// and remember the end.
+/// 64 MiB, then the end, to a reader that begins a second late: the server must hold the sender
+/// back, lose nothing, and remember the end.
 fn late_reader(place: &Place) {
     let socket = place.connect();
     let tape = Tape::new(2);
@@ -108,7 +108,8 @@ fn slow_reader(place: &Place) {
     expect_end(&socket);
 }
 
-/// Peers that stop reading for a while, again and again, in the middle of bulk: stalled and kept up in turn.
+/// Peers that stop reading for a while, again and again, in the middle of bulk: stalled and kept up
+/// in turn.
 fn stop_and_go(place: &Place) {
     let tape = Tape::new(4);
     let total = 8 * MIB;
@@ -183,7 +184,8 @@ fn resets_in_every_state(place: &Place, round: u64) {
     reset(answered);
 }
 
-/// A peer that closes without reading what came back: its kernel resets. The next one is served all the same.
+/// A peer that closes without reading what came back: its kernel resets. The next one is served all
+/// the same.
 fn rude_closes(place: &Place) {
     for round in 0..50 {
         let socket = place.connect();

@@ -1,9 +1,9 @@
-//! The whole life of a daemon in one small test, for machines on which nothing else runs: an emulator, an initramfs, an
-//! old kernel.
+//! The whole life of a daemon in one small test, for machines on which nothing else runs: an
+//! emulator, an initramfs, an old kernel.
 //!
-//! It needs this program, the daemon (named by `ECHO_URING_BIN` if it is not where Cargo built it), `/bin/sh`, `/tmp`,
-//! `/proc` and a loopback interface: `daemon-… smoke:: --test-threads=1`. `ECHO_URING_TEST_SLOWNESS` stretches the
-//! deadlines.
+//! It needs this program, the daemon (named by `ECHO_URING_BIN` if it is not where Cargo built it),
+//! `/bin/sh`, `/tmp`, `/proc` and a loopback interface: `daemon-… smoke:: --test-threads=1`.
+//! `ECHO_URING_TEST_SLOWNESS` stretches the deadlines.
 
 use std::net::Shutdown;
 

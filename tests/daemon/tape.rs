@@ -1,7 +1,8 @@
-//! A tape of bytes that can be made again at any place: what a peer sends, and what it must get back.
+//! A tape of bytes that can be made again at any place: what a peer sends, and what it must get
+//! back.
 //!
-//! Byte n of a tape depends on its seed and on n alone, so a receiver needs no memory of what was sent, and a byte that
-//! is lost, doubled, swapped or taken from another connection shows at once.
+//! Byte n of a tape depends on its seed and on n alone, so a receiver needs no memory of what was
+//! sent, and a byte that is lost, doubled, swapped or taken from another connection shows at once.
 
 /// An endless tape of bytes, told apart from others by its seed.
 #[derive(Clone, Copy, Debug)]
@@ -63,7 +64,8 @@ impl Tape {
     }
 }
 
-/// Spreads one bit of input over all bits of output (the finaliser of the published SplitMix64 generator).
+/// Spreads one bit of input over all bits of output (the finaliser of the published SplitMix64
+/// generator).
 fn mix(mut value: u64) -> u64 {
     value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -1,4 +1,5 @@
-//! Idle and stall: who is silent too long or takes nothing too long is let go; who does a little stays.
+//! Idle and stall: who is silent too long or takes nothing too long is let go; who does a little
+//! stays.
 
 use std::net::Shutdown;
 use std::thread;
@@ -60,7 +61,8 @@ fn a_peer_that_takes_nothing_is_let_go() {
     let start = Instant::now();
     stuff(&deaf, Tape::new(1), Duration::from_millis(300));
     let stuffed = start.elapsed();
-    // Its end shows as a reset or an end behind what was on its way, without a read of ours: the file is gone.
+    // Its end shows as a reset or an end behind what was on its way, without a read of ours: the
+    // file is gone.
     let files = daemon.process.open_files();
     while daemon.process.open_files() >= files && start.elapsed() < patience(10.0) {
         assert!(ping(&polite, b"all well"));
@@ -76,7 +78,8 @@ fn a_peer_that_takes_nothing_is_let_go() {
     assert!(remains.counters.bytes_dropped > 0, "it stalled, and nothing was dropped");
 }
 
-/// 16 KiB every quarter of a second is slow, but it is progress: three times the stall timeout passes without harm.
+/// 16 KiB every quarter of a second is slow, but it is progress: three times the stall timeout
+/// passes without harm.
 #[test]
 fn a_slow_but_progressing_reader_stays() {
     let _quiet = in_company();
