@@ -165,6 +165,8 @@ impl Refusal {
         for word in words {
             assert!(line.contains(word), "{word:?} is missing: {self:#?}");
         }
+        // Once the log is open the line has its level in front, as every other.
+        let line = line.strip_prefix("error ").unwrap_or(line);
         assert!(line.starts_with("echo-uring: "), "no name in front: {self:#?}");
     }
 }

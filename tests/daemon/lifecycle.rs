@@ -62,7 +62,8 @@ fn notifications_come_in_order_and_say_what_is_so() {
 #[test]
 fn log_lines_tell_start_listeners_ready_and_end() {
     let _quiet = in_company();
-    let daemon = Launch::with_config("[server]\nworkers = 1\n").start();
+    let config = "[server]\nworkers = 1\n[limits]\nmax-connections = 100\n";
+    let daemon = Launch::with_config(config).start();
     let place = daemon.place().clone();
     let remains = daemon.stop();
     let texts: Vec<&str> = remains.lines.iter().map(String::as_str).collect();
@@ -71,7 +72,7 @@ fn log_lines_tell_start_listeners_ready_and_end() {
     assert!(texts[0].starts_with(&start), "{texts:#?}");
     assert!(texts[0].contains(", 1 worker"), "{texts:#?}");
     assert!(texts[0].contains(", receive multishot") || texts[0].contains(", receive once"));
-    assert_eq!(texts[1], format!("info listening on {address} (inherited)"));
+    assert_eq!(texts[1], format!("info listening on {address} (test, inherited)"));
     assert_eq!(texts[2], "info ready");
     assert!(texts[3].starts_with("info draining: 0 connections, at most 10s"), "{texts:#?}");
     assert!(texts[4].starts_with("info stopped: accepted=0 "), "{texts:#?}");
@@ -212,7 +213,8 @@ fn at_the_deadline_of_the_drain_each_peer_gets_an_end() {
     daemon.finish(Losses::Allowed);
     let took = start.elapsed();
     assert!(took > Duration::from_millis(1500), "it did not wait: {took:?}");
-    assert!(took < patience(6.0), "it waited too long: {took:?}");
+    // The deaf one has five seconds to answer the end before it is cut off.
+    assert!(took < Duration::from_secs(7) + patience(3.0), "it waited too long: {took:?}");
     let (words, end) = talk.join().unwrap();
     assert!(words > 10, "only {words} words");
     assert_eq!(end, None, "the talker saw no orderly end");

@@ -43,7 +43,7 @@ fn inherited_sockets_of_all_families_at_once() {
     let config = "[server]\nworkers = 2\n".to_owned();
     let daemon = Launch { listening, config, ..Launch::default() }.start();
     assert_answers(&daemon, &daemon.places());
-    let inherited = |line: &&String| line.ends_with("(inherited)");
+    let inherited = |line: &&String| line.ends_with("inherited)");
     let texts = daemon.lines.all();
     assert_eq!(texts.iter().filter(inherited).count(), count, "{texts:#?}");
     for place in daemon.places() {
@@ -51,7 +51,7 @@ fn inherited_sockets_of_all_families_at_once() {
             Place::Tcp(address) => address.to_string(),
             Place::Unix(path) => format!("unix:{}", path.display()),
         };
-        let line = format!("info listening on {name} (inherited)");
+        let line = format!("info listening on {name} (test, inherited)");
         assert!(texts.contains(&line), "{line:?} is missing: {texts:#?}");
     }
     let remains = daemon.stop();

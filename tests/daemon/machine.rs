@@ -133,6 +133,13 @@ impl Process {
         kib * 1024
     }
 
+    /// Lowers its limit on open files with prlimit(1); false where there is no such program.
+    pub(crate) fn limit_open_files(self, limit: usize) -> bool {
+        let mut command = std::process::Command::new("prlimit");
+        command.arg(format!("--pid={}", self.0)).arg(format!("--nofile={limit}:{limit}"));
+        command.status().is_ok_and(|status| status.success())
+    }
+
     /// Asserts that it spends next to no CPU time over `span`: less than 5 % of one CPU, best of
     /// three looks, since what it was doing before may need a moment to come to rest.
     pub(crate) fn assert_at_rest(self, span: Duration, when: &str) {

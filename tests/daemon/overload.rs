@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use socket2::Socket;
 
 use crate::daemon::{Daemon, Launch};
+use crate::ending::Losses;
 use crate::flow::{self, Ending, Flow, Plan};
 use crate::machine::{alone, patience};
 use crate::oracle::Oracle;
@@ -115,12 +116,11 @@ impl Attempt {
     }
 }
 
+/// Little is under way in the sockets, so that what stalls does so in the daemon.
 const NARROW: &str = "\
 [server]
 workers = 2
 buffers = 64
-[limits]
-stalled-memory = \"1MiB\"
 [tcp]
 send-buffer = \"8KiB\"
 receive-buffer = \"8KiB\"
@@ -143,11 +143,19 @@ fn a_thousand_deaf_peers_do_not_slow_fifty_polite_ones() {
     daemon.stop();
 }
 
+/// With room for all that is set aside nobody is cut off; with less than they need, some are, and
+/// memory stays in bounds.
 #[test]
 fn a_thousand_deaf_peers_cost_no_more_memory_than_configured() {
-    const MIB: u64 = 1024 * 1024;
     let _quiet = alone();
-    let daemon = Launch::with_config(NARROW).start();
+    memory_with_deaf_peers(1, Losses::Allowed);
+    memory_with_deaf_peers(16, Losses::None);
+}
+
+fn memory_with_deaf_peers(configured_mib: u64, losses: Losses) {
+    const MIB: u64 = 1024 * 1024;
+    let config = format!("{NARROW}[limits]\nstalled-memory = \"{configured_mib}MiB\"\n");
+    let daemon = Launch::with_config(&config).start();
     let pingers = Pingers::connect(daemon.place());
     let idle: Vec<Socket> = (0..DEAF).map(|_| daemon.place().connect()).collect();
     assert!(idle.iter().all(|socket| ping(socket, b"hello")));
@@ -156,16 +164,19 @@ fn a_thousand_deaf_peers_cost_no_more_memory_than_configured() {
 
     let deaf = deafen(daemon.place());
     let with_deaf = daemon.process.anonymous_memory();
-    let pushed: u64 = deaf.iter().map(|(_, pushed)| pushed).sum();
-    println!("pushed {pushed} bytes; memory {before} bytes before, {with_deaf} with the deaf");
-    // The configured megabyte, what the allocator rounds up, and the pools of two workers touched
-    // for the first time.
-    assert!(with_deaf < before + MIB + 4 * MIB, "{before} bytes before, {with_deaf} bytes after");
-    assert!(with_deaf < 32 * MIB, "{with_deaf} bytes in all");
+    println!("{configured_mib} MiB allowed: {before} bytes before, {with_deaf} with the deaf");
+    // What is configured, what the allocator rounds up, and pools touched for the first time.
+    let limit = before + configured_mib * MIB * 5 / 4 + 4 * MIB;
+    assert!(with_deaf < limit, "{before} bytes before, {with_deaf} bytes after");
+    assert!(pingers.sockets.iter().all(|socket| ping(socket, b"hello")));
     daemon.process.assert_at_rest(Duration::from_secs(1), "while a thousand peers are stalled");
-    reconcile(deaf);
+    if losses == Losses::None {
+        reconcile(deaf);
+    } else {
+        drop(deaf);
+    }
     drop(pingers);
-    daemon.stop();
+    daemon.stop_with(losses);
 }
 
 const POOL_OF_8: &str = "[server]\nworkers = 1\nbuffers = 8\n";

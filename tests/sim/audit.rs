@@ -153,7 +153,8 @@ impl Audit {
         match *op {
             Op::Accept { listener, connection } => self.accept(now, listener, connection),
             Op::CancelAccept { connection } => {
-                let armed = self.tenant(connection).is_some_and(|t| matches!(t, Tenant::Accepting(_)));
+                let armed =
+                    self.tenant(connection).is_some_and(|t| matches!(t, Tenant::Accepting(_)));
                 assert!(armed, "contract: {connection:?} is not being accepted");
             }
             Op::Receive { connection, mode, .. } => {
@@ -183,7 +184,10 @@ impl Audit {
                 self.charged += u64::from(length);
             }
             Op::SendAside { connection } => {
-                assert!(self.open(connection).aside > 0, "contract: {connection:?} has nothing aside");
+                assert!(
+                    self.open(connection).aside > 0,
+                    "contract: {connection:?} has nothing aside"
+                );
                 self.begin_send(connection, Sending::Aside);
             }
             Op::Recycle { buffer } => self.recycle(buffer),
@@ -241,7 +245,14 @@ impl Audit {
         self.tenants.push((connection, Tenant::Accepting(listener)));
     }
 
-    fn received(&mut self, now: u64, name: ConnectionId, buffer: BufferId, length: u32, armed: bool) {
+    fn received(
+        &mut self,
+        now: u64,
+        name: ConnectionId,
+        buffer: BufferId,
+        length: u32,
+        armed: bool,
+    ) {
         let open = self.open(name);
         assert!(open.receive.is_some(), "seam: {name:?} was not receiving");
         assert!(length > 0, "seam: {name:?} received nothing");
@@ -265,7 +276,9 @@ impl Audit {
         let open = self.open(connection);
         let mut refund = 0;
         match (open.send.take(), from_aside) {
-            (Some(Sending::Buffer(_, asked)), false) => assert!(length <= asked, "seam: too much sent"),
+            (Some(Sending::Buffer(_, asked)), false) => {
+                assert!(length <= asked, "seam: too much sent")
+            }
             (Some(Sending::Aside), true) => {
                 assert!(length > 0, "seam: nothing was sent from aside");
                 open.aside = open.aside.checked_sub(length.into()).expect("seam: too much sent");
@@ -305,7 +318,8 @@ impl Audit {
 
     fn recycle(&mut self, buffer: BufferId) {
         let index = self.lent.iter().position(|lent| lent.buffer == buffer);
-        let index = index.unwrap_or_else(|| panic!("contract: {buffer:?} is recycled but not lent"));
+        let index =
+            index.unwrap_or_else(|| panic!("contract: {buffer:?} is recycled but not lent"));
         let lent = self.lent.swap_remove(index);
         if let Some(Tenant::Open(open)) = self.tenant(lent.connection) {
             let used = matches!(open.send, Some(Sending::Buffer(name, _)) if name == buffer);
@@ -335,7 +349,8 @@ impl Audit {
         let open = self.open(connection);
         assert!(open.send.is_none(), "promise: {connection:?} is finished while it sends");
         let owed = open.decided;
-        let owed = owed.unwrap_or_else(|| panic!("promise: {connection:?} is finished for nothing"));
+        let owed =
+            owed.unwrap_or_else(|| panic!("promise: {connection:?} is finished for nothing"));
         assert!(open.sent >= owed, "promise: {connection:?} is finished with bytes unsent");
     }
 
@@ -343,7 +358,8 @@ impl Audit {
     fn check_cause(&mut self, now: u64, connection: ConnectionId) {
         let limits = self.limits;
         let charged = self.charged;
-        let drain_is_over = now >= limits.linger_timeout && self.is_drained(now - limits.linger_timeout);
+        let drain_is_over =
+            now >= limits.linger_timeout && self.is_drained(now - limits.linger_timeout);
         let open = self.open(connection);
         let unsent = open.received - open.sent;
         let stalled = limits.stall_timeout.is_some_and(|timeout| now >= open.progress_at + timeout);

@@ -67,10 +67,7 @@ impl Scenario {
             listeners,
             connections_max: 1 + choice.below(6) as u32,
             aside_bytes_max: [0, 10, 60, 500, 100_000][choice.below(5)],
-            buffers: [
-                [1, 2, 3, 4, 6, 8, 8, 40][choice.below(8)],
-                [0, 0, 1, 2, 4][choice.below(5)],
-            ],
+            buffers: [[1, 2, 3, 4, 6, 8, 8, 40][choice.below(8)], [0, 0, 1, 2, 4][choice.below(5)]],
             buffer_sizes: [[4, 16][choice.below(2)], [16, 64][choice.below(2)]],
             receive_mode: [ReceiveMode::Multishot, ReceiveMode::Once][choice.below(2)],
             idle_timeout,
@@ -206,7 +203,11 @@ impl History {
             let acted = self.turn();
             let stuck = self.kernel.asleep && !acted && !self.is_over();
             let stuck = stuck && self.peers.next_at(&self.kernel).is_none();
-            assert!(!stuck || !self.draining_can_help(), "liveness: asleep for ever: {}", self.left());
+            assert!(
+                !stuck || !self.draining_can_help(),
+                "liveness: asleep for ever: {}",
+                self.left()
+            );
         }
     }
 
@@ -291,7 +292,10 @@ impl History {
         assert_eq!(stats.bytes_out, audit.bytes_out, "books: bytes out");
         let places = u64::from(self.scenario.parameters.connections_max);
         // At the end of a drain the parked ones are let in to be ended.
-        assert!(self.draining || stats.connections <= places, "limit: more connections than places");
+        assert!(
+            self.draining || stats.connections <= places,
+            "limit: more connections than places"
+        );
     }
 
     fn check_rest(&self) {

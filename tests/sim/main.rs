@@ -4,10 +4,10 @@
 //! `history` one run from one seed. Three tests stand on them: `swarm` (many seeds), `exhaustive` (all small cases) and
 //! `planted` (a simulator that does not find planted bugs proves nothing).
 
-mod fake;
 mod audit;
 mod caught;
 mod exhaustive;
+mod fake;
 mod history;
 mod peers;
 mod planted;

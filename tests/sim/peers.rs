@@ -117,7 +117,8 @@ impl Peers {
 
     /// Whether the server owes this peer everything it sent: the peer did nothing to forfeit it.
     pub(crate) fn is_owed(&self, id: PeerId) -> bool {
-        let plan = self.plans.iter().find(|plan| plan.id == Some(id)).expect("a plan for each peer");
+        let plan =
+            self.plans.iter().find(|plan| plan.id == Some(id)).expect("a plan for each peer");
         matches!(plan.ending, Ending::Finish | Ending::ReadThenClose | Ending::Stay)
     }
 

@@ -125,7 +125,9 @@ impl Saboteur {
                     return None;
                 }
             }
-            Event::ReceiveEnded { reason: ReceiveEnd::NoBuffer, .. } if bug == Bug::ForgetWaiter => {
+            Event::ReceiveEnded { reason: ReceiveEnd::NoBuffer, .. }
+                if bug == Bug::ForgetWaiter =>
+            {
                 return None;
             }
             Event::ReceiveEnded { reason: ReceiveEnd::EndOfStream, .. }

@@ -71,5 +71,8 @@ fn swarm() {
         panic!("{story}\nreplay: ECHO_SIM_SEED={seed} cargo test --test sim swarm -- --nocapture");
     }
     let seconds = began.elapsed().as_secs_f64();
-    println!("{tried} seeds, {turns} turns in {seconds:.1} s: {:.0} seeds/s", tried as f64 / seconds);
+    println!(
+        "{tried} seeds, {turns} turns in {seconds:.1} s: {:.0} seeds/s",
+        tried as f64 / seconds
+    );
 }

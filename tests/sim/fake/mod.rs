@@ -214,7 +214,8 @@ impl FakeKernel {
         let bytes = self.pool.bytes(buffer, 0, length).to_vec();
         assert!(!self.socket(connection).sending_aside, "contract: {connection:?} has two sends");
         if self.choice.strikes(faults.send_memory) {
-            return self.tell(connection, Event::SendFailed { connection, error: SendError::Memory });
+            return self
+                .tell(connection, Event::SendFailed { connection, error: SendError::Memory });
         }
         if let Some(error) = self.send_error(connection) {
             let error = SendError::Failed(error);
@@ -231,7 +232,8 @@ impl FakeKernel {
         let socket = self.socket(connection);
         assert!(socket.receive.is_none(), "contract: {connection:?} is closed while receiving");
         assert!(!socket.sending_aside, "contract: {connection:?} is closed while sending");
-        let untold = self.untold.iter().find(|(name, events)| *name == connection && !events.is_empty());
+        let untold =
+            self.untold.iter().find(|(name, events)| *name == connection && !events.is_empty());
         assert!(untold.is_none(), "contract: {connection:?} is closed before {untold:?}");
         let index = self.position(connection);
         let socket = self.sockets.swap_remove(index);

@@ -38,7 +38,9 @@ impl Trace {
             let _ = match note {
                 Note::Event(event) => writeln!(text, "{now:>7} -> {event:?}"),
                 Note::Op(op) => writeln!(text, "{now:>7} <-   {op:?}"),
-                Note::Peer(peer, verb, bytes) => writeln!(text, "{now:>7}        {peer:?} {verb} {bytes}"),
+                Note::Peer(peer, verb, bytes) => {
+                    writeln!(text, "{now:>7}        {peer:?} {verb} {bytes}")
+                }
                 Note::World(word) => writeln!(text, "{now:>7}        -- {word}"),
             };
         }
