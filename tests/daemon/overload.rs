@@ -241,8 +241,7 @@ fn oracle() {
 #[test]
 fn a_pool_of_8_buffers_rests_while_peers_are_stalled() {
     let _quiet = alone();
-    let config =
-        format!("{POOL_OF_8}[limits]\nstalled-memory = \"64KiB\"\n[tcp]\nsend-buffer = \"8KiB\"\n");
+    let config = format!("{POOL_OF_8}[tcp]\nsend-buffer = \"8KiB\"\n");
     let daemon: Daemon = Launch::with_config(&config).start();
     let deaf: Vec<(Socket, u64)> = (0..100)
         .map(|seed| {
