@@ -17,6 +17,7 @@
 //! connection closes it; close(2) before would neither end an armed receive nor be seen by the peer
 //! (Linux: the request holds the file).
 
+mod audit;
 mod state;
 
 #[cfg(test)]
@@ -414,7 +415,16 @@ impl Connection {
                 // One large buffer a connection: few of them stay in the cache, and go round.
                 SizeClass::Large => self.send == Send::Idle,
             },
-            _ => false,
+            (Phase::Open, Send::Aside { .. })
+            | (
+                Phase::Free
+                | Phase::Accepting(_)
+                | Phase::Parked
+                | Phase::Finishing
+                | Phase::Flushing(_)
+                | Phase::Closing(_),
+                _,
+            ) => false,
         }
     }
 
@@ -572,54 +582,6 @@ impl Connection {
         context.resources.stats.count_close(reason);
         context.closed = true;
         *self = Self { generation: next_generation(self.generation), ..Self::free() };
-    }
-
-    /// Whether the peer is behind with reading.
-    #[must_use]
-    pub fn is_stalled(&self) -> bool {
-        matches!(self.send, Send::Aside { .. })
-    }
-
-    /// Panics if the state contradicts itself. Returns the lent buffers and the charged bytes it
-    /// accounts for.
-    pub fn check_invariants(&self) -> (u32, u64) {
-        let sending = u32::from(matches!(self.send, Send::Trying { .. }));
-        let charged = match self.send {
-            Send::Aside { unsent, charged, .. } => {
-                // A connection that dies of its first set-aside byte has none.
-                let least = u32::from(!matches!(self.phase, Phase::Closing(_)));
-                assert!(unsent >= least && unsent <= charged, "{unsent} of {charged} are unsent");
-                assert_eq!(self.queue.count(), 0, "a stalled connection keeps no pooled buffer");
-                u64::from(charged)
-            }
-            Send::Idle | Send::Trying { .. } => 0,
-        };
-        match self.phase {
-            Phase::Free | Phase::Accepting(_) | Phase::Parked => {
-                assert_eq!((self.receive, self.send), (Receive::Off, Send::Idle));
-            }
-            Phase::Open => {
-                let busy = self.send != Send::Idle || self.receive != Receive::Off;
-                assert!(busy, "an open connection waits for nothing");
-            }
-            Phase::Finishing => {
-                assert_eq!(self.receive, Receive::Off);
-                assert_ne!(self.send, Send::Idle, "a finished connection was not closed");
-            }
-            Phase::Flushing(_) => assert_ne!(self.send, Send::Idle, "FIN was not sent"),
-            Phase::Lingering(_) => {
-                assert_eq!(self.send, Send::Idle, "bytes after FIN");
-                assert_ne!(self.receive, Receive::Off, "nobody waits for the peer's FIN");
-            }
-            Phase::Closing(_) => {
-                let held = self.receive.is_with_kernel() || self.is_send_with_kernel();
-                assert!(held, "a dead connection was not closed");
-            }
-        }
-        if self.send == Send::Idle && !matches!(self.phase, Phase::Closing(_)) {
-            assert_eq!(self.queue.count(), 0, "queued bytes are not being sent");
-        }
-        (u32::from(self.queue.count()) + sending, charged)
     }
 }
 
