@@ -10,7 +10,7 @@ mod inherited;
 
 use std::fmt;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -70,7 +70,7 @@ pub enum Origin {
 pub enum Family {
     /// TCP over IPv4 or IPv6: connections inherit every option of the listener.
     Tcp,
-    /// Unix streams: connections inherit none, see [`equip_unix`].
+    /// Unix streams: connections inherit no option (seen on Linux 6.18), so the driver sets theirs.
     Unix,
 }
 
@@ -200,15 +200,6 @@ pub fn open(configured: &[ListenerConfig], tcp: &Tcp) -> Result<Opened, ListenEr
         prepare(listener, tcp, &mut warnings)?;
     }
     Ok(Opened { listeners, warnings })
-}
-
-/// Gives an accepted Unix connection the options of its listener. The kernel passes none of them on
-/// (seen on Linux 6.18), and without `SO_OOBINLINE` an urgent byte would be lost. To be called
-/// before the first receive.
-pub fn equip_unix(connection: BorrowedFd<'_>, tcp: &Tcp) -> io::Result<()> {
-    let socket = SockRef::from(&connection);
-    socket.set_out_of_band_inline(true)?;
-    set_buffers(&socket, tcp)
 }
 
 /// An address as log lines show it.

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use echo_uring::config::{Address, Config, ListenerConfig, Tcp};
 use echo_uring::listen::{self, Family, ListenError, Opened, Origin};
+use echo_uring::uring::{ListeningSocket, Transport};
 use socket2::{Domain, SockRef, Socket, Type};
 
 const REPORT: &str = "ECHO_URING_TEST_REPORT";
@@ -121,21 +122,28 @@ fn the_operator_hears_of_a_capped_buffer() {
     assert!(warnings[0].ends_with("raise the sysctl net.core.wmem_max"), "{warnings:?}");
 }
 
-/// The kernel passes nothing on from a listening Unix socket, hence `equip_unix`.
+/// The kernel passes nothing on from a listening Unix socket, hence `equip`.
 #[test]
 fn an_accepted_unix_connection_is_equipped_by_hand() {
     let path = scratch("equip");
     let tcp = Tcp { send_buffer: Some(30_000), ..Config::default().tcp };
     let address = format!("unix:{}", path.display());
-    let opened = listen::open(&[wanted(&address)], &tcp).unwrap();
-    let listener = &opened.listeners[0];
+    let mut opened = listen::open(&[wanted(&address)], &tcp).unwrap();
+    let listener = opened.listeners.remove(0);
     assert_eq!((listener.family, &listener.address), (Family::Unix, &address));
     assert!(SockRef::from(&listener.socket).out_of_band_inline().unwrap());
 
     let listening = UnixListener::from(listener.socket.try_clone().unwrap());
     let client = UnixStream::connect(&path).unwrap();
     let (mut accepted, _) = listening.accept().unwrap();
-    listen::equip_unix(accepted.as_fd(), &tcp).unwrap();
+    assert!(!SockRef::from(&accepted).out_of_band_inline().unwrap(), "if it were inherited…");
+    let listening = ListeningSocket {
+        socket: listener.socket,
+        transport: Transport::Unix,
+        receive_buffer: tcp.receive_buffer,
+        send_buffer: tcp.send_buffer,
+    };
+    listening.equip(accepted.as_fd());
     assert!(SockRef::from(&accepted).out_of_band_inline().unwrap());
     assert_eq!(SockRef::from(&accepted).send_buffer_size().unwrap(), 60_000);
 

@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use echo_uring::echo::op::ReceiveMode;
-use echo_uring::uring::{Driver, ListeningSocket, Settings, probe};
+use echo_uring::uring::{Driver, ListeningSocket, Settings, Transport, probe};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -50,7 +50,7 @@ impl Real {
         let driver = Driver::new(Settings {
             listeners: Arc::from([ListeningSocket {
                 socket: OwnedFd::from(listener),
-                inherits_options: domain != Domain::UNIX,
+                transport: if domain == Domain::UNIX { Transport::Unix } else { Transport::Tcp },
                 receive_buffer: None,
                 send_buffer: Some(SOCKET_BUFFER as u32),
             }]),
