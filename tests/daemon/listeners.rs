@@ -207,6 +207,24 @@ fn an_address_in_use_is_refused() {
     refusal.assert(69, &[&address.to_string(), "in use"]);
 }
 
+#[test]
+fn a_unix_path_in_use_is_refused_and_one_left_behind_is_taken_over() {
+    let _quiet = in_company();
+    let scratch = Scratch::new();
+    let path = scratch.path("taken");
+    let config = format!("[[listener]]\nname = \"u\"\naddress = \"unix:{}\"\n", path.display());
+    let owner = Listening::unix(&path);
+    let refusal = Launch { config: config.clone(), ..Launch::default() }.fail();
+    refusal.assert(69, &[&format!("unix:{}", path.display())]);
+    assert!(path.exists(), "the socket of another program was removed");
+
+    drop(owner);
+    let daemon = Launch { config, ..Launch::default() }.start();
+    assert_answers(&daemon, &[Place::Unix(path.clone())]);
+    daemon.stop();
+    assert!(!path.exists(), "the socket it bound was left behind");
+}
+
 /// One worker a CPU is of no use if one of them gets all the connections. (In a burst the worker
 /// that is awake already may take all of them before the other wakes up; that depends on the
 /// scheduler and is not judged here.)
