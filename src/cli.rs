@@ -1,7 +1,7 @@
 //! The command line: arguments become one [`Command`].
 //!
-//! Only the spelling of options is known here (and clap, here alone). What an address or a file means is decided by
-//! `config`, so this file must never open, bind or look up anything.
+//! Only the spelling of options is known here (and clap, here alone). What an address or a file
+//! means is decided by `config`, so this file must never open, bind or look up anything.
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -32,7 +32,8 @@ pub struct Options {
     #[arg(long, value_name = "FILE", global = true)]
     pub config: Option<PathBuf>,
 
-    /// Listen on ADDRESS instead of the configured listeners: 127.0.0.1:7777, [::1]:7777 or unix:/path; repeatable
+    /// Listen on ADDRESS instead of the configured listeners: 127.0.0.1:7777, [::1]:7777 or
+    /// unix:/path; repeatable
     #[arg(long, value_name = "ADDRESS", global = true)]
     pub listen: Vec<String>,
 
@@ -69,8 +70,8 @@ fn level_parser() -> impl TypedValueParser<Value = LevelFilter> {
         .map(|word| word.parse().expect("invariant: the words above are those of the log facade"))
 }
 
-/// Reads the arguments of this process. Prints help, version or the one line that says what is wrong; then `Err` holds
-/// the exit status: 0 for help and version, 64 for wrong usage.
+/// Reads the arguments of this process. Prints help, version or the one line that says what is
+/// wrong; then `Err` holds the exit status: 0 for help and version, 64 for wrong usage.
 pub fn parse() -> Result<Command, ExitCode> {
     parse_from(std::env::args_os()).map_err(|refusal| {
         refusal.print();
@@ -88,7 +89,8 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// A reader that went away (`| head`) is no error of ours, so a failure to print is passed over.
+    /// A reader that went away (`| head`) is no error of ours, so a failure to print is passed
+    /// over.
     fn print(&self) {
         let _ = match self.status {
             0 => io::stdout().write_all(self.text.as_bytes()),
@@ -115,7 +117,8 @@ fn refusal(error: &clap::Error) -> Refusal {
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
         return Refusal { status: 0, text };
     }
-    // Like every other failure at start, wrong usage is one line: what clap says before it explains the usage.
+    // Like every other failure at start, wrong usage is one line: what clap says before it explains
+    // the usage.
     let words: Vec<&str> = text
         .lines()
         .map(str::trim)

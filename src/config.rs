@@ -1,14 +1,15 @@
 //! The configuration: a TOML file and the command line's overrides become one checked [`Config`].
 //!
-//! Text is read into `RawConfig` (typed text, each value with its place in the file) and from there, once, into
-//! `Config` (checked meaning). Nothing validates later. Every error is one line that names file, line and key and ends
-//! with the cure:
+//! Text is read into `RawConfig` (typed text, each value with its place in the file) and from
+//! there, once, into `Config` (checked meaning). Nothing validates later. Every error is one line
+//! that names file, line and key and ends with the cure:
 //!
 //! ```text
-//! /etc/echo-uring.toml:12: limits.max-connections: 0 is out of range; use a number from 1 to 4194304
+//! /etc/echo-uring.toml:12: timeouts.drain: "61m" is out of range; use a duration from …
 //! ```
 //!
-//! This module alone knows serde, TOML and how durations and sizes are spelled. It must never know a socket.
+//! This module alone knows serde, TOML and how durations and sizes are spelled. It must never know
+//! a socket.
 
 mod address;
 mod file;
@@ -74,8 +75,8 @@ pub struct ListenerConfig {
     pub name: String,
     /// Where it listens.
     pub address: Address,
-    /// Whether it is one of the two built-in ones, by name and address, in the file or not. Those may be skipped on a
-    /// host that lacks the address family; any other must be bound.
+    /// Whether it is one of the two built-in ones, by name and address, in the file or not. Those
+    /// may be skipped on a host that lacks the address family; any other must be bound.
     pub builtin_default: bool,
 }
 
@@ -104,7 +105,8 @@ pub struct Timeouts {
 pub struct Tcp {
     /// `TCP_NODELAY`.
     pub nodelay: bool,
-    /// Silence before the first keep-alive probe: whole seconds, 1 s to 9 h (the kernel's ceiling is 32767 s).
+    /// Silence before the first keep-alive probe: whole seconds, 1 s to 9 h (the kernel's ceiling
+    /// is 32767 s).
     pub keepalive: Option<Duration>,
     /// `TCP_USER_TIMEOUT`, 1 s to 24 days (the kernel counts milliseconds in 31 bits).
     pub user_timeout: Option<Duration>,
@@ -174,7 +176,8 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
-    /// The exit status by sysexits: 64 (usage) for the command line, 78 (configuration) for the file.
+    /// The exit status by sysexits: 64 (usage) for the command line, 78 (configuration) for the
+    /// file.
     #[must_use]
     pub fn exit_status(&self) -> u8 {
         match self {

@@ -16,7 +16,7 @@ use log::LevelFilter;
 
 use crate::cli::Options;
 use crate::config::{self, Config, LogTarget, Overrides};
-use crate::listen::ListenError;
+use crate::listen::{ListenError, Opened, Origin};
 use crate::logging::{self, Target};
 use crate::systemd::Notifier;
 use crate::uring::Unusable;
@@ -131,6 +131,7 @@ pub fn serve(options: &Options) -> ExitCode {
     };
     let ended = opened
         .map_err(Failure::Listen)
+        .map(|opened| with_warning_of_ignored_listen(opened, options))
         .and_then(|opened| service::run(&config, opened, signals, &notifier));
     let status = match ended {
         Ok(()) => ExitCode::SUCCESS,
@@ -142,6 +143,15 @@ pub fn serve(options: &Options) -> ExitCode {
     };
     log.finish(LOG_PATIENCE);
     status
+}
+
+fn with_warning_of_ignored_listen(mut opened: Opened, options: &Options) -> Opened {
+    let inherited = opened.listeners.iter().any(|listener| listener.origin == Origin::Inherited);
+    if inherited && !options.listen.is_empty() {
+        let warning = "--listen is ignored: the service manager has passed sockets";
+        opened.warnings.push(warning.to_owned());
+    }
+    opened
 }
 
 /// A failure is told even to those who want no log.

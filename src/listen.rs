@@ -1,15 +1,16 @@
-//! Listening sockets: inherited from a service manager or bound from the configuration, then given their options.
+//! Listening sockets: inherited from a service manager or bound from the configuration, then given
+//! their options.
 //!
-//! An inherited socket is told apart by asking it, never by its position (listenfd is known here alone). Every option
-//! that TCP connections inherit from their listener is set on the listener, once, so that accepting costs nothing more.
-//! This file must never accept, and it keeps no socket.
+//! An inherited socket is told apart by asking it, never by its position (listenfd is known here
+//! alone). Every option that TCP connections inherit from their listener is set on the listener,
+//! once, so that accepting costs nothing more. This file must never accept, and it keeps no socket.
 
 mod bound;
 mod inherited;
 
 use std::fmt;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -22,7 +23,8 @@ use crate::config::{Address, ListenerConfig, Tcp};
 
 /// A connection is given up after so many keep-alive probes without an answer…
 const KEEPALIVE_PROBES: u32 = 4;
-/// …which follow each other at this fraction of the first silence, so that it takes twice that silence in all.
+/// …which follow each other at this fraction of the first silence, so that it takes twice that
+/// silence in all.
 const KEEPALIVE_INTERVAL_DIVISOR: u32 = 4;
 /// What the kernel counts keep-alive intervals in.
 const KEEPALIVE_INTERVAL_MIN: Duration = Duration::from_secs(1);
@@ -41,7 +43,8 @@ pub struct Opened {
 pub struct Listener {
     /// From the configuration or from `LISTEN_FDNAMES`; "inherited" if that says nothing.
     pub name: String,
-    /// As printed: `127.0.0.1:7777`, `[::1]:7`, `unix:/path`, or `unix:@name` for an abstract address.
+    /// As printed: `127.0.0.1:7777`, `[::1]:7`, `unix:/path`, or `unix:@name` for an abstract
+    /// address.
     pub address: String,
     /// Who made the socket.
     pub origin: Origin,
@@ -67,7 +70,7 @@ pub enum Origin {
 pub enum Family {
     /// TCP over IPv4 or IPv6: connections inherit every option of the listener.
     Tcp,
-    /// Unix streams: connections inherit none, see [`equip_unix`].
+    /// Unix streams: connections inherit no option (seen on Linux 6.18), so the driver sets theirs.
     Unix,
 }
 
@@ -126,7 +129,8 @@ impl ListenError {
         }
     }
 
-    /// Whether the host lacks the address or its whole family: the one excuse of a built-in listener.
+    /// Whether the host lacks the address or its whole family: the one excuse of a built-in
+    /// listener.
     fn is_absence(&self) -> bool {
         let Self::Bind { cause, .. } = self else { return false };
         matches!(errno(cause), Errno::EAFNOSUPPORT | Errno::EADDRNOTAVAIL)
@@ -138,7 +142,7 @@ impl fmt::Display for ListenError {
         match self {
             Self::Environment { variable, value } => write!(
                 formatter,
-                "{variable}={value:?} is not a number of sockets from 0 to {}; see sd_listen_fds(3)",
+                "{variable}={value:?} is no number of sockets from 0 to {}; see sd_listen_fds(3)",
                 inherited::COUNT_MAX
             ),
             Self::Inherited { fd, problem } => write!(formatter, "inherited fd {fd} is {problem}"),
@@ -169,7 +173,7 @@ fn bind_cure(address: &Address, cause: &io::Error) -> String {
     let port = inet.port();
     match errno(cause) {
         Errno::EADDRINUSE => format!(
-            "see who holds it with \"ss -ltnp sport = :{port}\", or use another address with --listen"
+            "see who holds it with \"ss -ltnp sport = :{port}\", or use another with --listen"
         ),
         Errno::EACCES | Errno::EPERM => format!(
             "for ports below 1024 use socket activation (systemctl start echo-uring.socket) or set \
@@ -181,9 +185,11 @@ fn bind_cure(address: &Address, cause: &io::Error) -> String {
     }
 }
 
-/// Takes the sockets that a service manager passed or, if there are none, binds those of `configured`.
+/// Takes the sockets that a service manager passed or, if there are none, binds those of
+/// `configured`.
 ///
-/// Must be called before any thread is started, since the `LISTEN_*` variables are removed from the environment.
+/// Must be called before any thread is started, since the `LISTEN_*` variables are removed from the
+/// environment.
 pub fn open(configured: &[ListenerConfig], tcp: &Tcp) -> Result<Opened, ListenError> {
     let mut warnings = Vec::new();
     let mut listeners = inherited::sockets()?;
@@ -194,14 +200,6 @@ pub fn open(configured: &[ListenerConfig], tcp: &Tcp) -> Result<Opened, ListenEr
         prepare(listener, tcp, &mut warnings)?;
     }
     Ok(Opened { listeners, warnings })
-}
-
-/// Gives an accepted Unix connection the options of its listener. The kernel passes none of them on (seen on Linux 6.18), and
-/// without `SO_OOBINLINE` an urgent byte would be lost. To be called before the first receive.
-pub fn equip_unix(connection: BorrowedFd<'_>, tcp: &Tcp) -> io::Result<()> {
-    let socket = SockRef::from(&connection);
-    socket.set_out_of_band_inline(true)?;
-    set_buffers(&socket, tcp)
 }
 
 /// An address as log lines show it.
@@ -254,7 +252,8 @@ fn set_buffers(socket: &SockRef<'_>, tcp: &Tcp) -> io::Result<()> {
     Ok(())
 }
 
-/// The kernel caps buffers in silence; the operator should hear of it. It reports twice what was set (socket(7)).
+/// The kernel caps buffers in silence; the operator should hear of it. It reports twice what was
+/// set (socket(7)).
 fn capped_buffers(socket: &SockRef<'_>, tcp: &Tcp, address: &str) -> Vec<String> {
     let sizes = [
         ("receive-buffer", "rmem_max", tcp.receive_buffer, socket.recv_buffer_size()),

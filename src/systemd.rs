@@ -1,8 +1,8 @@
 //! What the daemon tells systemd: ready, status, watchdog, stopping (sd_notify(3)).
 //!
-//! Messages are spelled by the sd-notify crate (here alone) but sent from here: the crate sends without a time limit and
-//! does not know abstract addresses, and a service manager that is slow or gone must never hold up or end the daemon.
-//! Without `NOTIFY_SOCKET` every call is a silent no-op.
+//! Messages are spelled by the sd-notify crate (here alone) but sent from here: the crate sends
+//! without a time limit and does not know abstract addresses, and a service manager that is slow or
+//! gone must never hold up or end the daemon. Without `NOTIFY_SOCKET` every call is a silent no-op.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 
-/// How long news that changes the unit's state may wait for a busy service manager: a lost READY=1 is a failed start.
+/// How long news that changes the unit's state may wait for a busy service manager: a lost READY=1
+/// is a failed start.
 const PATIENCE_FOR_STATE: Duration = Duration::from_secs(20);
 /// A lost ping halves the time until the watchdog bites; the caller has signals to mind, too.
 const PATIENCE_FOR_PINGS: Duration = Duration::from_secs(2);
@@ -43,8 +44,8 @@ impl Notifier {
         Self { socket, watchdog_interval, failing: AtomicBool::new(false) }
     }
 
-    /// How often [`Self::watchdog`] is to be called: half the time after which systemd kills the service. `None` if no
-    /// watchdog is asked of this process.
+    /// How often [`Self::watchdog`] is to be called: half the time after which systemd kills the
+    /// service. `None` if no watchdog is asked of this process.
     #[must_use]
     pub fn watchdog_interval(&self) -> Option<Duration> {
         self.watchdog_interval
@@ -131,6 +132,38 @@ mod tests {
         let socket = UnixDatagram::bind_addr(&address).unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         (socket, Notifier::new(Some(format!("@{name}").into()), None))
+    }
+
+    /// A process cannot safely change its own environment, so the test starts itself once more.
+    #[test]
+    fn the_environment_says_where_and_how_often() {
+        const EXPECTED: &str = "ECHO_URING_TEST_EXPECTED";
+        if let Ok(expected) = std::env::var(EXPECTED) {
+            let notifier = Notifier::from_env();
+            let found = format!("{:?} {:?}", notifier.socket, notifier.watchdog_interval());
+            assert_eq!(found, expected);
+            return;
+        }
+        for (variables, expected) in [
+            (
+                &[("NOTIFY_SOCKET", "@x"), ("WATCHDOG_USEC", "3000000")][..],
+                "Some(\"@x\") Some(1.5s)",
+            ),
+            (&[("NOTIFY_SOCKET", ""), ("WATCHDOG_USEC", "0")], "None None"),
+            (&[("WATCHDOG_USEC", "3000000"), ("WATCHDOG_PID", "1")], "None None"),
+            (&[("WATCHDOG_USEC", "soon")], "None None"),
+        ] {
+            let output = std::process::Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "systemd::tests::the_environment_says_where_and_how_often"])
+                .env_remove("NOTIFY_SOCKET")
+                .env_remove("WATCHDOG_PID")
+                .envs(variables.iter().copied())
+                .env(EXPECTED, expected)
+                .output()
+                .unwrap();
+            let text = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success() && text.contains("1 passed"), "{variables:?}: {text}");
+        }
     }
 
     fn next(socket: &UnixDatagram) -> String {

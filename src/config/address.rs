@@ -27,7 +27,8 @@ impl Address {
             (Self::Inet(one), Self::Inet(two)) => (one, two),
             (Self::Unix(_), Self::Inet(_)) | (Self::Inet(_), Self::Unix(_)) => return false,
         };
-        // `[::]` is dual stack here, so it takes every IPv4 address too; `0.0.0.0` takes those only.
+        // `[::]` is dual stack here, so it takes every IPv4 address too; `0.0.0.0` takes those
+        // only.
         let takes = |wide: &SocketAddr, narrow: &SocketAddr| {
             wide.ip().is_unspecified() && (wide.is_ipv6() || narrow.is_ipv4())
         };
@@ -61,7 +62,7 @@ impl FromStr for Address {
         };
         if !path.starts_with('/') || path.ends_with('/') || path.contains('\0') {
             return Err(format!(
-                "{text:?} does not name a socket; use an absolute path such as \"unix:/run/echo.sock\""
+                "{text:?} names no socket; use an absolute path such as \"unix:/run/echo.sock\""
             ));
         }
         if path.len() > UNIX_PATH_LENGTH_MAX {

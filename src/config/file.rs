@@ -1,7 +1,8 @@
-//! The TOML text: which sections and keys there are, where in the file a value stands, and which check it gets.
+//! The TOML text: which sections and keys there are, where in the file a value stands, and which
+//! check it gets.
 //!
-//! `RawConfig` is typed text, each value with its place; `Source::check` makes it a [`Config`] or names the first
-//! line that cannot be meant.
+//! `RawConfig` is typed text, each value with its place; `Source::check` makes it a [`Config`] or
+//! names the first line that cannot be meant.
 
 use std::path::Path;
 use std::time::Duration;
@@ -207,7 +208,7 @@ impl Source<'_> {
         let list = list.into_inner();
         if list.is_empty() || list.len() > LISTENERS_MAX {
             let problem = format!(
-                "{} listeners; list 1 to {LISTENERS_MAX}, or leave the key out for the built-in two",
+                "{} listeners; list 1 to {LISTENERS_MAX}, or none for the built-in two",
                 list.len()
             );
             return Err(self.wrong("listener", place, problem));

@@ -1,6 +1,8 @@
-//! How single values are spelled: what a key may hold, what is said when it does not, and how it is written back.
+//! How single values are spelled: what a key may hold, what is said when it does not, and how it is
+//! written back.
 //!
-//! Every check returns the value or a phrase of the form `WHAT IS WRONG; CURE`. Nothing here knows a key or a file.
+//! Every check returns the value or a phrase of the form `WHAT IS WRONG; CURE`. Nothing here knows
+//! a key or a file.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -50,7 +52,8 @@ pub(super) fn buffers(value: &Value) -> Result<u16, String> {
     Err(format!("{count} is not a power of two; use {below} or {above}"))
 }
 
-/// An integer within `range`, whose bounds must fit into `T`; `others` names what else the key takes.
+/// An integer within `range`, whose bounds must fit into `T`; `others` names what else the key
+/// takes.
 pub(super) fn integer<T: TryFrom<i64>>(
     value: &Value,
     range: RangeInclusive<i64>,
@@ -106,7 +109,8 @@ pub(super) fn off_or_time(
     time(value, range, " or \"off\"").map(Some)
 }
 
-/// The kernel counts keep-alive times in seconds; rounding behind the operator's back would be a lie.
+/// The kernel counts keep-alive times in seconds; rounding behind the operator's back would be a
+/// lie.
 pub(super) fn whole_seconds(time: Option<Duration>) -> Result<Option<Duration>, String> {
     match time {
         Some(time) if time.subsec_nanos() != 0 => Err(format!(

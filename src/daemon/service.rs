@@ -297,6 +297,7 @@ impl<'a> Service<'a> {
 
     fn say_goodbye(&self) {
         let stats = metrics::total(&self.done);
+        log::debug!("{stats:?}");
         let buffers = workers::buffers_total(self.plan);
         log::info!(
             "stopped: accepted={} closed={} bytes-in={} bytes-out={} bytes-dropped={} \

@@ -60,7 +60,8 @@ fn bind_inet(name: &str, address: SocketAddr) -> Result<Listener, ListenError> {
     Ok(Listener { name, address, origin: Origin::Bound, family: Family::Tcp, socket, file: None })
 }
 
-/// The file gets mode 0666 less the umask: like a loopback port, it is for everyone who can reach it.
+/// The file gets mode 0666 less the umask: like a loopback port, it is for everyone who can reach
+/// it.
 fn bind_unix(name: &str, path: &Path) -> Result<Listener, ListenError> {
     let wanted = Address::Unix(path.to_owned());
     let refused = |cause| ListenError::Bind { address: wanted.clone(), cause };
@@ -96,7 +97,8 @@ fn new_socket(
     })
 }
 
-/// Removes the socket file that a killed process left at `path`; whatever else is there stays and is an error.
+/// Removes the socket file that a killed process left at `path`; whatever else is there stays and
+/// is an error.
 fn remove_stale(path: &Path, address: &SockAddr) -> Result<(), ListenError> {
     let occupied = |problem: String| ListenError::Occupied { path: path.to_owned(), problem };
     let unclear =
@@ -122,7 +124,8 @@ fn remove_stale(path: &Path, address: &SockAddr) -> Result<(), ListenError> {
     }
 }
 
-/// The file of a Unix socket. Dropping it removes the file, if the path still leads to the same one.
+/// The file of a Unix socket. Dropping it removes the file, if the path still leads to the same
+/// one.
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,

@@ -12,8 +12,8 @@ use super::{Family, ListenError, Listener, Origin, printed};
 /// Sockets that may be inherited: a thousand addresses are a mistake.
 pub(super) const COUNT_MAX: usize = 1024;
 
-/// The sockets meant for this very process. `LISTEN_PID` must name it (sd_listen_fds(3)); listenfd alone would also
-/// take what was left behind by a parent that did not clean its environment.
+/// The sockets meant for this very process. `LISTEN_PID` must name it (sd_listen_fds(3)); listenfd
+/// alone would also take what was left behind by a parent that did not clean its environment.
 pub(super) fn sockets() -> Result<Vec<Listener>, ListenError> {
     let own = std::process::id().to_string();
     let count = match (env::var("LISTEN_PID"), env::var("LISTEN_FDS")) {
@@ -40,7 +40,8 @@ pub(super) fn sockets() -> Result<Vec<Listener>, ListenError> {
 
 /// The passed fd at `index` as a stream socket.
 fn take(passed: &mut ListenFd, index: usize) -> Result<(OwnedFd, Family), ListenError> {
-    // Each of these asks the socket for its type and family and leaves it in place if it is of another kind.
+    // Each of these asks the socket for its type and family and leaves it in place if it is of
+    // another kind.
     if let Ok(Some(listener)) = passed.take_unix_listener(index) {
         return Ok((listener.into(), Family::Unix));
     }
@@ -96,7 +97,8 @@ fn examine(socket: OwnedFd, family: Family, name: &str) -> Result<Listener, List
             "a stream socket, but not of TCP; leave SocketProtocol= out of the socket unit";
         return Err(refuse(&socket, problem));
     }
-    // The driver waits in the ring; a non-blocking socket would make io_uring answer EAGAIN at once.
+    // The driver waits in the ring; a non-blocking socket would make io_uring answer EAGAIN at
+    // once.
     asked.set_nonblocking(false).map_err(fault("make it blocking"))?;
     let address = asked.local_addr().map_err(fault("ask for its address"))?;
     let address = printed(&address);

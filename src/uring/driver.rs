@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::net;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -42,12 +42,12 @@ pub struct ListeningSocket {
 }
 
 impl ListeningSocket {
-    /// Gives an accepted connection the options that it did not inherit.
-    fn equip(&self, connection: &OwnedFd) {
+    /// Gives an accepted connection the options that it did not inherit. To be called before its first receive.
+    pub fn equip(&self, connection: BorrowedFd<'_>) {
         if self.inherits_options {
             return;
         }
-        let connection = SockRef::from(connection);
+        let connection = SockRef::from(&connection);
         // Without this an urgent byte would be lost. None of these fails on a connected stream socket, and a connection
         // without them is better than none.
         let _ = connection.set_out_of_band_inline(true);
@@ -258,7 +258,7 @@ impl Driver {
             drop(ManuallyDrop::into_inner(aside));
         }
         let socket = self.sockets[connection.slot() as usize].take();
-        let fd = std::os::fd::IntoRawFd::into_raw_fd(socket.expect("invariant: it is open"));
+        let fd = socket.expect("invariant: the core closes open connections only").into_raw_fd();
         let entry = opcode::Close::new(types::Fd(fd))
             .build()
             .flags(squeue::Flags::SKIP_SUCCESS)
@@ -269,12 +269,10 @@ impl Driver {
 
     fn arm_wake(&mut self) {
         if !std::mem::replace(&mut self.wake_armed, true) {
-            let entry = opcode::PollAdd::new(
-                types::Fd(std::os::fd::AsFd::as_fd(&*self.wake).as_raw_fd()),
-                libc::POLLIN as u32,
-            )
-            .build()
-            .user_data(Token::Wake.pack());
+            let entry =
+                opcode::PollAdd::new(types::Fd(self.wake.as_fd().as_raw_fd()), libc::POLLIN as u32)
+                    .build()
+                    .user_data(Token::Wake.pack());
             // SAFETY: it points to no memory.
             unsafe { self.ring.push(entry) };
         }
@@ -318,7 +316,7 @@ impl Driver {
         }
         // SAFETY: the kernel has just opened this descriptor for this accept; nobody else knows it.
         let socket = unsafe { OwnedFd::from_raw_fd(result) };
-        self.listeners[listener].equip(&socket);
+        self.listeners[listener].equip(socket.as_fd());
         let former = self.sockets[slot].replace(socket);
         assert!(former.is_none(), "{connection:?} was accepted into a slot in use");
         Event::Accepted { connection }

@@ -1,0 +1,82 @@
+//! Load by connections that come and go: connect, one echo, close, a few at a time.
+//!
+//! Who closes first keeps the address pair for a minute (TIME_WAIT). That is the client, as it is in life; so that it never
+//! runs out of ports, each connection comes from another address of the loopback network.
+
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::pattern::{Pattern, origin};
+use crate::works::Yield;
+
+/// Silence after which an echo counts as lost.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
+
+/// Addresses that connections come from, one after the other: 127.1.0.0 and up.
+const SOURCES: u64 = 65_536;
+
+/// A client of one server.
+pub(crate) struct Churn<'a> {
+    address: SocketAddr,
+    pattern: &'a Pattern,
+    connections: usize,
+    message_length: usize,
+    /// Connections so far; chooses source and bytes of the next one.
+    count: u64,
+}
+
+impl<'a> Churn<'a> {
+    /// A client that opens so many connections at a time.
+    pub(crate) fn new(
+        address: SocketAddr,
+        pattern: &'a Pattern,
+        connections: usize,
+        message_length: usize,
+    ) -> Self {
+        Self { address, pattern, connections, message_length, count: 0 }
+    }
+
+    /// See [`crate::works::Client::slice`]. One echo is one connection from its birth to its end.
+    pub(crate) fn slice(&mut self, duration: Duration) -> Result<Yield, String> {
+        let began = Instant::now();
+        let mut echoes = 0;
+        while began.elapsed() < duration {
+            self.batch().map_err(|error| format!("connection {}: {error}", self.count))?;
+            echoes += self.connections as u64;
+        }
+        Ok(Yield { echoes, elapsed: began.elapsed() })
+    }
+
+    fn batch(&mut self) -> io::Result<()> {
+        let mut batch = Vec::with_capacity(self.connections);
+        for _ in 0..self.connections {
+            let mut stream = self.connect()?;
+            let message = self.pattern.stretch(origin(self.count as usize), self.message_length);
+            stream.write_all(message)?;
+            batch.push((stream, message));
+            self.count += 1;
+        }
+        let mut answer = vec![0; self.message_length];
+        for (mut stream, message) in batch {
+            stream.read_exact(&mut answer)?;
+            if answer != message {
+                return Err(io::Error::other("other bytes came back"));
+            }
+        }
+        Ok(())
+    }
+
+    fn connect(&self) -> io::Result<TcpStream> {
+        let first = u32::from(Ipv4Addr::new(127, 1, 0, 0));
+        let source = Ipv4Addr::from(first + (self.count % SOURCES) as u32);
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+        socket.bind(&SocketAddr::from((source, 0)).into())?;
+        socket.set_tcp_nodelay(true)?;
+        socket.set_read_timeout(Some(SILENCE_MAX))?;
+        socket.connect(&self.address.into())?;
+        Ok(socket.into())
+    }
+}

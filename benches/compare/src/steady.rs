@@ -1,0 +1,170 @@
+//! Load on connections that stay: each keeps a number of messages under way and checks every byte that comes back.
+//!
+//! The client is never what is measured, but it must not be the bottleneck either where that can be helped: it writes as
+//! much as it may at once (so messages in flight travel together, as those of any pipelining client do).
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+
+use crate::pattern::{Pattern, STRETCH_MAX, origin};
+use crate::works::Yield;
+
+/// Silence after which bytes count as lost, in milliseconds.
+const SILENCE_MAX_MS: u16 = 10_000;
+
+/// Events fetched by one wait.
+const EVENTS_MAX: usize = 1024;
+
+/// Bytes received at once.
+const BUFFER_LENGTH: usize = 256 * 1024;
+
+/// Connections to one server, and the load on them.
+pub(crate) struct Steady<'a> {
+    epoll: Epoll,
+    connections: Vec<Connection>,
+    pattern: &'a Pattern,
+    buffer: Vec<u8>,
+    message_length: u64,
+    in_flight: u64,
+}
+
+/// Offsets count from the start of the connection; `received <= sent <= allowed`, and `allowed` ends a whole message.
+struct Connection {
+    stream: TcpStream,
+    origin: u64,
+    allowed: u64,
+    sent: u64,
+    received: u64,
+    /// True exactly when the last write fell short and EPOLLOUT is asked for.
+    blocked: bool,
+}
+
+impl<'a> Steady<'a> {
+    /// Opens all connections.
+    pub(crate) fn connect(
+        address: SocketAddr,
+        pattern: &'a Pattern,
+        count: usize,
+        message_length: usize,
+        in_flight: usize,
+    ) -> Result<Self, String> {
+        let open = || -> io::Result<Self> {
+            let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+            let mut connections = Vec::with_capacity(count);
+            for index in 0..count {
+                let stream = TcpStream::connect(address)?;
+                stream.set_nodelay(true)?;
+                stream.set_nonblocking(true)?;
+                epoll.add(&stream, EpollEvent::new(EpollFlags::EPOLLIN, index as u64))?;
+                connections.push(Connection::new(stream, origin(index)));
+            }
+            Ok(Self {
+                epoll,
+                connections,
+                pattern,
+                buffer: vec![0; BUFFER_LENGTH],
+                message_length: message_length as u64,
+                in_flight: in_flight as u64,
+            })
+        };
+        open().map_err(|error| format!("connecting: {error}"))
+    }
+
+    /// See [`crate::works::Client::slice`].
+    pub(crate) fn slice(&mut self, duration: Duration) -> Result<Yield, String> {
+        let began = Instant::now();
+        let deadline = began + duration;
+        let before = self.bytes_received();
+        for index in 0..self.connections.len() {
+            self.connections[index].allowed += self.message_length * self.in_flight;
+            self.write(index)?;
+        }
+        let mut events = vec![EpollEvent::empty(); EVENTS_MAX];
+        let mut busy = self.connections.len();
+        while busy > 0 {
+            let count = self
+                .epoll
+                .wait(&mut events, EpollTimeout::from(SILENCE_MAX_MS))
+                .map_err(|error| format!("waiting: {error}"))?;
+            if count == 0 {
+                return Err(format!("{busy} connections wait for bytes that do not come back"));
+            }
+            let more = Instant::now() < deadline;
+            for event in &events[..count] {
+                let index = event.data() as usize;
+                self.read(index, more)?;
+                self.write(index)?;
+                let connection = &self.connections[index];
+                if connection.received == connection.allowed {
+                    busy -= 1;
+                }
+            }
+        }
+        let echoes = (self.bytes_received() - before) / self.message_length;
+        Ok(Yield { echoes, elapsed: began.elapsed() })
+    }
+
+    fn bytes_received(&self) -> u64 {
+        self.connections.iter().map(|connection| connection.received).sum()
+    }
+
+    /// Receives once, checks, and allows as many new messages as came back whole, if there are to be more.
+    fn read(&mut self, index: usize, more: bool) -> Result<(), String> {
+        let connection = &mut self.connections[index];
+        let count = match connection.stream.read(&mut self.buffer) {
+            Ok(0) => return Err(format!("connection {index} was closed by the server")),
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            Err(error) => return Err(format!("receiving on connection {index}: {error}")),
+        };
+        let offset = connection.received;
+        if offset + count as u64 > connection.sent {
+            return Err(format!("connection {index} gives more than it was given"));
+        }
+        if self.pattern.stretch(connection.origin + offset, count) != &self.buffer[..count] {
+            return Err(format!("connection {index} gives other bytes after {offset}"));
+        }
+        connection.received += count as u64;
+        if more {
+            let whole = connection.received / self.message_length - offset / self.message_length;
+            connection.allowed += whole * self.message_length;
+        }
+        Ok(())
+    }
+
+    /// Sends what is allowed, and asks for EPOLLOUT exactly while the socket is full.
+    fn write(&mut self, index: usize) -> Result<(), String> {
+        let connection = &mut self.connections[index];
+        let mut blocked = false;
+        while connection.sent < connection.allowed {
+            let length = (connection.allowed - connection.sent).min(STRETCH_MAX as u64) as usize;
+            let bytes = self.pattern.stretch(connection.origin + connection.sent, length);
+            match connection.stream.write(bytes) {
+                Ok(count) => connection.sent += count as u64,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    blocked = true;
+                    break;
+                }
+                Err(error) => return Err(format!("sending on connection {index}: {error}")),
+            }
+        }
+        if blocked != connection.blocked {
+            connection.blocked = blocked;
+            let mut flags = EpollFlags::EPOLLIN;
+            flags.set(EpollFlags::EPOLLOUT, blocked);
+            self.epoll
+                .modify(&connection.stream, &mut EpollEvent::new(flags, index as u64))
+                .map_err(|error| format!("watching connection {index}: {error}"))?;
+        }
+        Ok(())
+    }
+}
+
+impl Connection {
+    fn new(stream: TcpStream, origin: u64) -> Self {
+        Self { stream, origin, allowed: 0, sent: 0, received: 0, blocked: false }
+    }
+}
