@@ -1,4 +1,7 @@
-"""What the host has to provide: tools, a mirror, the package. It must know nothing about the machines."""
+"""What the host has to provide: tools, a mirror, the package.
+
+This file must know nothing about the machines.
+"""
 
 import os
 import pathlib
@@ -40,10 +43,14 @@ def check_prerequisites(work_directory):
         raise Unready("needs a Debian host, for its apt and debootstrap")
     switch = pathlib.Path("/proc/sys/kernel/io_uring_disabled")
     if switch.exists() and switch.read_text().strip() != "0":
-        raise Unready(f"io_uring is switched off on this host: sysctl kernel.io_uring_disabled=0 ({switch})")
+        raise Unready(
+            f"io_uring is switched off on this host: sysctl kernel.io_uring_disabled=0 ({switch})"
+        )
     free = shutil.disk_usage(work_directory).free
     if free < 2 << 30:
-        raise Unready(f"needs 2 GiB in {work_directory}, which has {free >> 20} MiB: use --work-dir")
+        raise Unready(
+            f"needs 2 GiB in {work_directory}, which has {free >> 20} MiB: use --work-dir"
+        )
 
 
 def install_tools(say):
@@ -64,14 +71,18 @@ def install_tools(say):
 
 def find_mirror():
     """The Debian mirror that this host's own apt uses."""
-    targets = output_of(
-        "apt-get", "indextargets", "--format", "$(ORIGIN)|$(LABEL)|$(REPO_URI)", "Created-By: Packages"
-    )
-    for line in targets.splitlines():
-        origin, label, uri = line.split("|", 2)
-        if origin == "Debian" and label == "Debian" and uri.startswith(("http:", "https:", "file:")):
-            return uri.rstrip("/")
-    raise Unready("apt has no Debian mirror: run apt-get update, or name one with --mirror")
+    form = "$(ORIGIN)|$(LABEL)|$(REPO_URI)"
+    list_targets = ["apt-get", "indextargets", "--format", form, "Created-By: Packages"]
+    # A host that never ran `apt-get update` knows no origins yet.
+    for targets in (output_of(*list_targets), None):
+        if targets is None:
+            output_of("apt-get", "update", "--quiet", stderr=subprocess.STDOUT)
+            targets = output_of(*list_targets)
+        for line in targets.splitlines():
+            origin, label, uri = line.split("|", 2)
+            if origin == label == "Debian" and uri.startswith(("http:", "https:", "file:")):
+                return uri.rstrip("/")
+    raise Unready("apt on this host has no Debian mirror: name one with --mirror")
 
 
 def proxy_environment():

@@ -1,7 +1,8 @@
 """One test machine: a Debian release in a directory, booted with its own systemd as PID 1.
 
-It has a network namespace with nothing but loopback, and is entered from outside with nsenter; so it needs
-neither a network of ours nor a tool inside. This file must know nothing about what is tested in it.
+It has a network namespace with nothing but loopback, and is entered from outside with nsenter; so
+it needs neither a network of ours nor a tool inside. This file must know nothing about what is
+tested in it.
 """
 
 import contextlib
@@ -40,7 +41,7 @@ def expect(condition, sentence):
 
 
 def eventually(attempt, seconds, sentence):
-    """Calls `attempt` until it returns something true, which it passes on; fails after `seconds`."""
+    """Calls `attempt` until it returns something true, and returns that; fails after `seconds`."""
     deadline = time.monotonic() + seconds
     while True:
         outcome = attempt()
@@ -54,13 +55,19 @@ def bootstrap(release, directory, mirror, log):
     """Starts the installation of a minimal Debian into `directory`; returns the process."""
     # In a mount namespace of its own: whatever it mounts is gone with it, however it ends.
     command = ["unshare", "--mount-proc", "--pid", "--fork", "--kill-child=KILL", "debootstrap"]
-    command += ["--variant=minbase", "--include=systemd,systemd-sysv,dbus", release, directory, mirror]
+    command += [
+        "--variant=minbase",
+        "--include=systemd,systemd-sysv,dbus",
+        release,
+        directory,
+        mirror,
+    ]
     with open(log, "wb") as output:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
 
 
 class ControlGroup:
-    """A control group of the machine's own, so that two machines on one host do not meet in /payload."""
+    """A control group of the machine's own: two machines on one host must not meet in /payload."""
 
     def __init__(self, name):
         root = pathlib.Path("/sys/fs/cgroup")
@@ -99,12 +106,16 @@ class Machine:
         self.group = ControlGroup(f"echo-uring-test.{os.getpid()}.{release}")
         self.supervisor = None
         self.leader = None
-        self.clients = []
+        self.children = []
 
     def boot(self):
         """Starts the machine and waits until its systemd has nothing left to start."""
         command = ["systemd-nspawn", "--quiet", "--boot", "--private-network", "--register=no"]
-        command += ["--console=read-only", "--link-journal=no", f"--machine=echo-uring-{self.release}"]
+        command += [
+            "--console=read-only",
+            "--link-journal=no",
+            f"--machine=echo-uring-{self.release}",
+        ]
         command += ["--keep-unit"] if self.group.ours else []
         command += [f"--directory={self.root}"]
         library = ctypes.CDLL(None)
@@ -146,13 +157,16 @@ class Machine:
         # A minimal machine in a container has units that cannot work; they are none of ours.
         return state in ("running", "degraded")
 
+    def inside(self, script):
+        """The command that runs a shell script in the machine."""
+        enter = ["nsenter", f"--target={self.leader}", "--all", "--root", "--wd"]
+        return [*enter, "env", "-i", *GUEST_ENVIRONMENT, "/bin/sh", "-c", script]
+
     def run(self, script, check=True, timeout=90):
-        """Runs a shell script in the machine; returns the completed process with its text output."""
-        command = ["nsenter", f"--target={self.leader}", "--all", "--root", "--wd", "env", "-i"]
-        command += [*GUEST_ENVIRONMENT, "/bin/sh", "-c", script]
+        """Runs a shell script in the machine; returns the completed process with its output."""
         try:
             process = subprocess.run(
-                command,
+                self.inside(script),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -173,24 +187,34 @@ class Machine:
 
     def journal(self, unit="echo-uring.service"):
         """The unit's journal, an entry a dictionary, in order."""
-        text = self.run(f"journalctl --sync; journalctl --no-pager --output=json --unit={unit}").stdout
+        text = self.run(
+            f"journalctl --sync; journalctl --no-pager --output=json --unit={unit}"
+        ).stdout
         return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
 
     def messages(self):
         """The text of the service's own journal and of what systemd says about it."""
         return [str(entry.get("MESSAGE")) for entry in self.journal()]
 
-    def start_traffic(self, *arguments):
-        """Starts a client in the machine's network; returns the process (its JSON comes at the end)."""
-        command = ["nsenter", f"--net=/proc/{self.leader}/ns/net", sys.executable, str(TRAFFIC)]
+    def start(self, command):
+        """Starts a process that ends with the machine at the latest."""
         process = subprocess.Popen(
-            [*command, *map(str, arguments)],
+            command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
         )
-        self.clients.append(process)
+        self.children.append(process)
         return process
+
+    def in_its_network(self, *command):
+        """The command that runs a program of the host in the machine's network namespace."""
+        return ["nsenter", f"--net=/proc/{self.leader}/ns/net", *map(str, command)]
+
+    def start_traffic(self, *arguments):
+        """Starts a client in the machine's network; its report is the last line it prints."""
+        return self.start(self.in_its_network(sys.executable, TRAFFIC, *arguments))
 
     def finish_traffic(self, process, timeout=60):
         """Waits for a client and returns its report."""
@@ -219,10 +243,10 @@ class Machine:
 
     def end(self):
         """Ends the machine and everything we started in it, by pid."""
-        for client in self.clients:
-            if client.poll() is None:
-                client.kill()
-                client.wait()
+        for child in self.children:
+            if child.poll() is None:
+                child.kill()
+                child.wait()
         if self.supervisor is None or self.keep:
             return
         if self.leader and self.supervisor.poll() is None:

@@ -1,8 +1,8 @@
 """Clients of the echo service, and the judges of what comes back.
 
-Run as a program by `machine.py` in the network namespace of a test machine, so that the machine needs no
-Python of its own and no packet leaves it. Every command prints one line of JSON when it is done.
-It must know nothing about systemd or packages: it sees a port, as a client does.
+Run as a program by `machine.py` in the network namespace of a test machine, so that the machine
+needs no Python of its own and no packet leaves it. Every command prints one line of JSON when it is
+done. It must know nothing about systemd or packages: it sees a port, as a client does.
 """
 
 import argparse
@@ -21,7 +21,7 @@ PATIENCE_SECONDS = 30.0
 
 
 def echo_once(address, length, seed=1):
-    """Sends `length` bytes, half-closes, and reads to the end; returns what came back and what was sent."""
+    """Sends `length` bytes, half-closes, reads to the end; returns what came back and what went."""
     payload = random.Random(seed).randbytes(length)
     with socket.create_connection((address, PORT), timeout=PATIENCE_SECONDS) as connection:
         # A thread sends while we read: a large payload does not fit into the two socket buffers.
@@ -96,7 +96,7 @@ class Stream:
 
 
 def command_stream(options):
-    """New connections until SIGTERM. `cut` are those that were accepted and not answered in full."""
+    """New connections until SIGTERM. Accepted and not answered in full are those called `cut`."""
     stream = Stream()
     signal.signal(signal.SIGTERM, lambda *_: stream.stop.set())
     threads = [
@@ -111,11 +111,15 @@ def command_stream(options):
         pass
     for thread in threads:
         thread.join()
-    return {**stream.counts, "slowest_seconds": round(stream.slowest, 3), "examples": stream.examples}
+    return {
+        **stream.counts,
+        "slowest_seconds": round(stream.slowest, 3),
+        "examples": stream.examples,
+    }
 
 
 async def busy_connection(number, options, start, counts):
-    """Proves that it was accepted, then sends evenly over the given time, half-closes, reads to the end."""
+    """Proves that it was accepted, sends over the given time, half-closes, reads to the end."""
     payload = random.Random(number).randbytes(options.bytes)
     address = ("127.0.0.1", "::1")[number % 2]
     reader, writer = await asyncio.open_connection(address, PORT)
@@ -171,7 +175,7 @@ async def busy(options):
 
 
 def command_busy(options):
-    """Many connections that are all in the middle of sending; prints "ready" once all were accepted."""
+    """Many connections in the middle of sending; prints "ready" once all were accepted."""
     return asyncio.run(busy(options))
 
 
