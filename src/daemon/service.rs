@@ -19,7 +19,7 @@ use crate::config::{Config, Workers};
 use crate::echo::limits;
 use crate::echo::op::{ReceiveMode, Timestamp};
 use crate::echo::server::Stats;
-use crate::listen::{Family, Opened, Origin};
+use crate::listen::{Opened, Origin};
 use crate::metrics;
 use crate::systemd::Notifier;
 use crate::uring;
@@ -67,8 +67,7 @@ pub(super) fn run(
             };
             names.push(format!("{} ({}{origin})", listener.address, listener.name));
             files.extend(listener.file);
-            let unix = listener.family == Family::Unix;
-            workers::listening_socket(listener.socket, unix, &config.tcp)
+            workers::listening_socket(listener.socket, listener.family, &config.tcp)
         })
         .collect::<Arc<[_]>>();
     let plan =

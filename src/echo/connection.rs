@@ -182,7 +182,8 @@ impl Connection {
         self.expectation = Expectation::Data;
         match (self.phase, self.class) {
             (Phase::Closing(_), _) => {}
-            (_, SizeClass::Large) => self.shrink(),
+            // Others use the large ones now. A small one serves this time; the next full one asks for a large again.
+            (_, SizeClass::Large) => self.class = SizeClass::Small,
             (_, SizeClass::Small) => self.stand_in_line(context),
         }
     }
@@ -401,9 +402,11 @@ impl Connection {
     fn wants_bytes(&self) -> bool {
         match (self.phase, self.send) {
             (Phase::Lingering(_), _) => true,
-            (Phase::Open, Send::Idle | Send::Trying { .. }) => {
-                self.queue.count() < limits::QUEUE_CHUNKS_MAX
-            }
+            (Phase::Open, Send::Idle | Send::Trying { .. }) => match self.class {
+                SizeClass::Small => self.queue.count() < limits::QUEUE_CHUNKS_MAX,
+                // One large buffer a connection: few of them stay in the cache, and go round.
+                SizeClass::Large => self.send == Send::Idle,
+            },
             _ => false,
         }
     }

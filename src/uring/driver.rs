@@ -28,13 +28,24 @@ use crate::echo::op::{
 /// it is looked at again is bounded.
 const MULTISHOT_BYTES_MAX: u32 = 64 << 10;
 
-/// A listening socket, and what its connections need to be told since they do not inherit it.
+/// What a stream socket runs over, as far as the kernel treats it differently.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// TCP: connections inherit the options of their listener.
+    Tcp,
+    /// A Unix stream. Connections inherit no option (seen on Linux 6.18). And a multishot receive that is armed when bytes
+    /// and the end of the stream already wait tells the bytes, but never the end (seen on Linux 6.18.44, in the family of
+    /// liburing's issue 1549), so these are received from one-shot.
+    Unix,
+}
+
+/// A listening socket, and what its connections need to be told.
 #[derive(Debug)]
 pub struct ListeningSocket {
     /// The socket.
     pub socket: OwnedFd,
-    /// Whether its connections inherit all its options: TCP does, Unix sockets inherit none (seen on Linux 6.18).
-    pub inherits_options: bool,
+    /// What its connections run over.
+    pub transport: Transport,
     /// `SO_RCVBUF` for connections that do not inherit it, in bytes.
     pub receive_buffer: Option<u32>,
     /// `SO_SNDBUF` for connections that do not inherit it, in bytes.
@@ -44,7 +55,7 @@ pub struct ListeningSocket {
 impl ListeningSocket {
     /// Gives an accepted connection the options that it did not inherit. To be called before its first receive.
     pub fn equip(&self, connection: BorrowedFd<'_>) {
-        if self.inherits_options {
+        if self.transport == Transport::Tcp {
             return;
         }
         let connection = SockRef::from(&connection);
@@ -84,6 +95,12 @@ impl fmt::Display for DriverError {
     }
 }
 
+/// The socket of a connection. 8 bytes.
+struct Socket {
+    fd: OwnedFd,
+    transport: Transport,
+}
+
 /// One worker's ring, with the sockets and the memory its operations use.
 pub struct Driver {
     // Dropped first: the kernel must let go before the memory goes. See also `Drop`.
@@ -91,7 +108,7 @@ pub struct Driver {
     pools: [Option<ManuallyDrop<BufferRing>>; 2],
     asides: HashMap<u32, ManuallyDrop<Aside>>,
     /// The socket of each slot.
-    sockets: Vec<Option<OwnedFd>>,
+    sockets: Vec<Option<Socket>>,
     listeners: Arc<[ListeningSocket]>,
     /// The accept that is armed on each listener.
     accepting: Vec<Option<ConnectionId>>,
@@ -162,12 +179,12 @@ impl Driver {
                     Shutdown::Both => net::Shutdown::Both,
                 };
                 // It fails only if the connection is gone already, and then there is nothing left to shut down.
-                let _ = SockRef::from(self.socket(connection)).shutdown(how);
+                let _ = SockRef::from(&self.socket(connection).fd).shutdown(how);
             }
             Op::Close { connection } => self.close(connection),
             Op::Abort { connection } => {
                 // Closing with a linger time of 0 sends RST. It fails on no socket that can be accepted.
-                let _ = SockRef::from(self.socket(connection)).set_linger(Some(Duration::ZERO));
+                let _ = SockRef::from(&self.socket(connection).fd).set_linger(Some(Duration::ZERO));
                 self.close(connection);
             }
         }
@@ -195,18 +212,20 @@ impl Driver {
     ) {
         assert!(self.pools[class.index()].is_some(), "there are no {class:?} buffers");
         let fd = self.fd(connection);
-        let entry = match mode {
-            ReceiveMode::Multishot => {
+        let entry = match (mode, self.socket(connection).transport) {
+            (ReceiveMode::Multishot, Transport::Tcp) => {
                 probe::multishot_receive(fd, group(class), MULTISHOT_BYTES_MAX)
             }
-            ReceiveMode::Once => opcode::Recv::new(fd, std::ptr::null_mut(), 0)
-                .ioprio(match expectation {
-                    Expectation::Data => 0,
-                    Expectation::Silence => probe::POLL_FIRST,
-                })
-                .buf_group(group(class))
-                .build()
-                .flags(squeue::Flags::BUFFER_SELECT),
+            (ReceiveMode::Multishot, Transport::Unix) | (ReceiveMode::Once, _) => {
+                opcode::Recv::new(fd, std::ptr::null_mut(), 0)
+                    .ioprio(match expectation {
+                        Expectation::Data => 0,
+                        Expectation::Silence => probe::POLL_FIRST,
+                    })
+                    .buf_group(group(class))
+                    .build()
+                    .flags(squeue::Flags::BUFFER_SELECT)
+            }
         };
         self.in_flight += 1;
         let entry = entry.user_data(Token::Receive(connection, class).pack());
@@ -258,7 +277,7 @@ impl Driver {
             drop(ManuallyDrop::into_inner(aside));
         }
         let socket = self.sockets[connection.slot() as usize].take();
-        let fd = socket.expect("invariant: the core closes open connections only").into_raw_fd();
+        let fd = socket.expect("invariant: the core closes open connections only").fd.into_raw_fd();
         let entry = opcode::Close::new(types::Fd(fd))
             .build()
             .flags(squeue::Flags::SKIP_SUCCESS)
@@ -315,9 +334,10 @@ impl Driver {
             self.sockets.resize_with(slot + 1, || None);
         }
         // SAFETY: the kernel has just opened this descriptor for this accept; nobody else knows it.
-        let socket = unsafe { OwnedFd::from_raw_fd(result) };
-        self.listeners[listener].equip(socket.as_fd());
-        let former = self.sockets[slot].replace(socket);
+        let fd = unsafe { OwnedFd::from_raw_fd(result) };
+        let listener = &self.listeners[listener];
+        listener.equip(fd.as_fd());
+        let former = self.sockets[slot].replace(Socket { fd, transport: listener.transport });
         assert!(former.is_none(), "{connection:?} was accepted into a slot in use");
         Event::Accepted { connection }
     }
@@ -380,13 +400,13 @@ impl Driver {
         pool.expect("invariant: buffers come from pools that exist")
     }
 
-    fn socket(&self, connection: ConnectionId) -> &OwnedFd {
+    fn socket(&self, connection: ConnectionId) -> &Socket {
         let socket = self.sockets[connection.slot() as usize].as_ref();
         socket.expect("invariant: the core names open connections only")
     }
 
     fn fd(&self, connection: ConnectionId) -> types::Fd {
-        types::Fd(self.socket(connection).as_raw_fd())
+        types::Fd(self.socket(connection).fd.as_raw_fd())
     }
 }
 

@@ -15,5 +15,5 @@ pub mod probe;
 mod ring;
 mod token;
 
-pub use driver::{Driver, DriverError, ListeningSocket, Settings};
+pub use driver::{Driver, DriverError, ListeningSocket, Settings, Transport};
 pub use probe::{Features, Unusable, probe};
