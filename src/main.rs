@@ -1,3 +1,14 @@
-//! The daemon's entry point.
+//! Command line, daemon, exit code; everything else is in the library.
 
-fn main() {}
+use std::process::ExitCode;
+
+use echo_uring::cli::{self, Command};
+use echo_uring::daemon;
+
+fn main() -> ExitCode {
+    match cli::parse() {
+        Ok(Command::Serve(options)) => daemon::serve(&options),
+        Ok(Command::Check(options)) => daemon::check(&options),
+        Err(status) => status,
+    }
+}

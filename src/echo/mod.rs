@@ -1,3 +1,16 @@
-//! The core: what an echo server decides, and nothing else. No syscall, no clock, no randomness, no log.
+//! The core: what an echo server decides, and nothing else.
+//!
+//! Pure: no syscall, no clock, no randomness, no log, no payload. Events in, operations out; the same history of events
+//! always gives the same operations, so `tests/sim` can run tens of thousands of histories that a kernel shows once a year.
+//!
+//! Reading order: [`op`] (the words), [`connection`] (one connection), [`server`] (all of them), and the parts they use.
 
+pub mod connection;
+pub mod limits;
+pub mod listener;
 pub mod op;
+pub mod pool;
+pub mod resources;
+pub mod server;
+pub mod stats;
+pub mod timer;

@@ -202,9 +202,14 @@ pub enum Op {
         /// Which directions.
         how: Shutdown,
     },
-    /// Close the connection and forget its set-aside bytes. The kernel must hold no receive and no send of it any more.
-    /// Never answered; the slot is free at once.
+    /// Close the connection in order (FIN) and forget its set-aside bytes. The kernel must hold no receive and no send
+    /// of it any more. Never answered; the slot is free at once.
     Close {
+        /// Which.
+        connection: ConnectionId,
+    },
+    /// As [`Op::Close`], but reset the connection (RST), so that the kernel frees what it still had to send at once.
+    Abort {
         /// Which.
         connection: ConnectionId,
     },

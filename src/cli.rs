@@ -1,0 +1,190 @@
+//! The command line: arguments become one [`Command`].
+//!
+//! Only the spelling of options is known here (and clap, here alone). What an address or a file
+//! means is decided by `config`, so this file must never open, bind or look up anything.
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::error::ErrorKind;
+use clap::{Args, Parser, Subcommand};
+use log::LevelFilter;
+
+/// `EX_USAGE` of sysexits.h: the command was used wrongly.
+const EXIT_USAGE: u8 = 64;
+
+/// What the user asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Run the service.
+    Serve(Options),
+    /// Check the configuration and print what it comes to.
+    Check(Options),
+}
+
+/// Options that every command takes.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Read the configuration from FILE; without this, /etc/echo-uring.toml if there is one
+    #[arg(long, value_name = "FILE", global = true)]
+    pub config: Option<PathBuf>,
+
+    /// Listen on ADDRESS instead of the configured listeners: 127.0.0.1:7777, [::1]:7777 or
+    /// unix:/path; repeatable
+    #[arg(long, value_name = "ADDRESS", global = true)]
+    pub listen: Vec<String>,
+
+    /// Write log lines of LEVEL and graver instead of the configured level
+    #[arg(long, value_name = "LEVEL", global = true, value_parser = level_parser())]
+    pub log_level: Option<LevelFilter>,
+}
+
+#[derive(Parser)]
+#[command(
+    name = "echo-uring",
+    version,
+    about = "TCP echo service (RFC 862) on io_uring",
+    after_help = "See echo-uring(8) and echo-uring.toml(5).",
+    disable_help_subcommand = true
+)]
+struct Arguments {
+    #[command(flatten)]
+    options: Options,
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
+
+#[derive(Clone, Copy, Subcommand)]
+enum Verb {
+    /// Run the service (the default)
+    Serve,
+    /// Check the configuration, print it with all defaults as TOML, and exit
+    Check,
+}
+
+fn level_parser() -> impl TypedValueParser<Value = LevelFilter> {
+    PossibleValuesParser::new(["error", "warn", "info", "debug", "trace", "off"])
+        .map(|word| word.parse().expect("invariant: the words above are those of the log facade"))
+}
+
+/// Reads the arguments of this process. Prints help, version or the one line that says what is
+/// wrong; then `Err` holds the exit status: 0 for help and version, 64 for wrong usage.
+pub fn parse() -> Result<Command, ExitCode> {
+    parse_from(std::env::args_os()).map_err(|refusal| {
+        refusal.print();
+        ExitCode::from(refusal.status)
+    })
+}
+
+/// Why there is no command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The exit status: 0 if text was asked for, 64 if the usage was wrong.
+    pub status: u8,
+    /// What to print, to standard output with status 0, else to standard error.
+    pub text: String,
+}
+
+impl Refusal {
+    /// A reader that went away (`| head`) is no error of ours, so a failure to print is passed
+    /// over.
+    fn print(&self) {
+        let _ = match self.status {
+            0 => io::stdout().write_all(self.text.as_bytes()),
+            _ => io::stderr().write_all(self.text.as_bytes()),
+        };
+    }
+}
+
+/// Reads `arguments`, the first of which is the program's own name.
+pub fn parse_from<I, T>(arguments: I) -> Result<Command, Refusal>
+where
+    I: IntoIterator<Item = T>,
+    T: Into<OsString> + Clone,
+{
+    match Arguments::try_parse_from(arguments) {
+        Ok(Arguments { options, verb: None | Some(Verb::Serve) }) => Ok(Command::Serve(options)),
+        Ok(Arguments { options, verb: Some(Verb::Check) }) => Ok(Command::Check(options)),
+        Err(error) => Err(refusal(&error)),
+    }
+}
+
+fn refusal(error: &clap::Error) -> Refusal {
+    let text = error.to_string();
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        return Refusal { status: 0, text };
+    }
+    // Like every other failure at start, wrong usage is one line: what clap says before it explains
+    // the usage.
+    let words: Vec<&str> = text
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
+        .filter(|line| !line.is_empty())
+        .collect();
+    let problem = words.join(" ");
+    let problem = problem.trim_start_matches("error: ");
+    Refusal { status: EXIT_USAGE, text: format!("echo-uring: {problem}; see echo-uring --help\n") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(arguments: &[&str]) -> Result<Command, Refusal> {
+        parse_from(["echo-uring"].iter().chain(arguments))
+    }
+
+    #[test]
+    fn serving_is_the_default_command() {
+        assert_eq!(parsed(&[]), Ok(Command::Serve(Options::default())));
+        assert_eq!(parsed(&["serve"]), Ok(Command::Serve(Options::default())));
+        assert_eq!(parsed(&["check"]), Ok(Command::Check(Options::default())));
+    }
+
+    #[test]
+    fn options_stand_before_or_after_the_command() {
+        let options = Options {
+            config: Some("/x".into()),
+            listen: vec!["127.0.0.1:0".into(), "unix:/y".into()],
+            log_level: Some(LevelFilter::Off),
+        };
+        let given = "--config /x --listen 127.0.0.1:0 --listen unix:/y --log-level off";
+        let given: Vec<&str> = given.split(' ').collect();
+        assert_eq!(parsed(&[&given[..], &["check"]].concat()), Ok(Command::Check(options.clone())));
+        assert_eq!(parsed(&[&["serve"], &given[..]].concat()), Ok(Command::Serve(options)));
+    }
+
+    #[test]
+    fn help_and_version_are_no_failures() {
+        let version = parsed(&["--version"]).unwrap_err();
+        assert_eq!(version.status, 0);
+        assert_eq!(version.text, format!("echo-uring {}\n", env!("CARGO_PKG_VERSION")));
+        let help = parsed(&["--help"]).unwrap_err();
+        assert_eq!(help.status, 0);
+        for word in ["--config", "--listen", "--log-level", "--version", "serve", "check"] {
+            assert!(help.text.contains(word), "{word} is missing in:\n{}", help.text);
+        }
+    }
+
+    #[test]
+    fn wrong_usage_is_one_line_and_status_64() {
+        for (arguments, expected) in [
+            (&["--fast"][..], "--fast"),
+            (&["run"], "run"),
+            (&["--config"], "--config"),
+            (&["--log-level", "loud"], "[possible values: error, warn, info, debug, trace, off]"),
+            (&["--config", "a", "--config", "b"], "multiple times"),
+        ] {
+            let Refusal { status, text } = parsed(arguments).unwrap_err();
+            assert_eq!(status, 64, "{arguments:?}");
+            assert_eq!(text.lines().count(), 1, "{text}");
+            assert!(text.starts_with("echo-uring: "), "{text}");
+            assert!(text.contains(expected), "{text}");
+            assert!(text.ends_with("; see echo-uring --help\n"), "{text}");
+        }
+    }
+}

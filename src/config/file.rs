@@ -1,0 +1,314 @@
+//! The TOML text: which sections and keys there are, where in the file a value stands, and which
+//! check it gets.
+//!
+//! `RawConfig` is typed text, each value with its place; `Source::check` makes it a [`Config`] or
+//! names the first line that cannot be meant.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde::Deserialize;
+use toml::{Spanned, Value};
+
+use super::value::{
+    DAY, GIB, HOUR, KIB, LOG_LEVELS, LOG_TARGETS, SECOND, YEAR, auto_or_size, boolean, buffers,
+    integer, name, off_or_time, size, time, whole_seconds, word, workers,
+};
+use super::{
+    Address, Config, ConfigError, Limits, ListenerConfig, Log, Server, Tcp, Timeouts, Workers,
+    builtin_listeners, conflict,
+};
+
+const LISTENERS_MAX: usize = 256;
+
+/// The meaning of `bytes`, the content of `file`.
+pub(super) fn check(bytes: &[u8], file: &Path) -> Result<Config, ConfigError> {
+    let text = std::str::from_utf8(bytes).map_err(|error| ConfigError::Content {
+        file: file.to_owned(),
+        line: line_number(bytes, error.valid_up_to()),
+        key: String::new(),
+        problem: "not UTF-8 text; save the file as UTF-8".to_owned(),
+    })?;
+    let source = Source { file, text };
+    let raw: RawConfig = toml::from_str(text).map_err(|error| source.unreadable(&error))?;
+    source.check(raw)
+}
+
+/// The line, counted from 1, that the byte at `place` stands in.
+fn line_number(text: &[u8], place: usize) -> usize {
+    1 + text[..place.min(text.len())].iter().filter(|byte| **byte == b'\n').count()
+}
+
+/// The file as typed: sections and keys are known, values are not yet looked at.
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct RawConfig {
+    #[serde(default)]
+    server: RawServer,
+    listener: Option<Spanned<Vec<Spanned<RawListener>>>>,
+    #[serde(default)]
+    limits: RawLimits,
+    #[serde(default)]
+    timeouts: RawTimeouts,
+    #[serde(default)]
+    tcp: RawTcp,
+    #[serde(default)]
+    log: RawLog,
+}
+
+/// A value with its place in the file, or nothing if the key is absent.
+type Raw = Option<Spanned<Value>>;
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "kebab-case", deny_unknown_fields, expecting = "a section [server]")]
+struct RawServer {
+    workers: Raw,
+    buffers: Raw,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, expecting = "a section [[listener]]")]
+struct RawListener {
+    name: Raw,
+    address: Raw,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "kebab-case", deny_unknown_fields, expecting = "a section [limits]")]
+struct RawLimits {
+    max_connections: Raw,
+    stalled_memory: Raw,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(
+    default,
+    rename_all = "kebab-case",
+    deny_unknown_fields,
+    expecting = "a section [timeouts]"
+)]
+struct RawTimeouts {
+    idle: Raw,
+    stall: Raw,
+    drain: Raw,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "kebab-case", deny_unknown_fields, expecting = "a section [tcp]")]
+struct RawTcp {
+    nodelay: Raw,
+    keepalive: Raw,
+    user_timeout: Raw,
+    receive_buffer: Raw,
+    send_buffer: Raw,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "kebab-case", deny_unknown_fields, expecting = "a section [log]")]
+struct RawLog {
+    target: Raw,
+    level: Raw,
+}
+
+/// The file under examination: turns places into line numbers.
+struct Source<'a> {
+    file: &'a Path,
+    text: &'a str,
+}
+
+impl Source<'_> {
+    fn check(&self, raw: RawConfig) -> Result<Config, ConfigError> {
+        let default = Config::default();
+        let listeners = match raw.listener {
+            None => default.listeners,
+            Some(list) => self.check_listeners(list)?,
+        };
+        let (tcp, off, auto) = (default.tcp, off_or_time, auto_or_size);
+        Ok(Config {
+            server: Server {
+                workers: self.value(
+                    "server.workers",
+                    raw.server.workers,
+                    Workers::Auto,
+                    workers,
+                )?,
+                buffers: self.value(
+                    "server.buffers",
+                    raw.server.buffers,
+                    default.server.buffers,
+                    buffers,
+                )?,
+            },
+            listeners,
+            limits: Limits {
+                max_connections: self.value(
+                    "limits.max-connections",
+                    raw.limits.max_connections,
+                    default.limits.max_connections,
+                    |value| integer(value, 1..=4_194_304, ""),
+                )?,
+                stalled_memory: self.value(
+                    "limits.stalled-memory",
+                    raw.limits.stalled_memory,
+                    default.limits.stalled_memory,
+                    |value| size(value, 64 * KIB..=1024 * GIB, ""),
+                )?,
+            },
+            timeouts: self.check_timeouts(raw.timeouts, default.timeouts)?,
+            tcp: Tcp {
+                nodelay: self.value("tcp.nodelay", raw.tcp.nodelay, tcp.nodelay, boolean)?,
+                keepalive: self.value(
+                    "tcp.keepalive",
+                    raw.tcp.keepalive,
+                    tcp.keepalive,
+                    |value| whole_seconds(off(value, SECOND..=9 * HOUR)?),
+                )?,
+                user_timeout: self.value(
+                    "tcp.user-timeout",
+                    raw.tcp.user_timeout,
+                    tcp.user_timeout,
+                    |value| off(value, SECOND..=24 * DAY),
+                )?,
+                receive_buffer: self.value(
+                    "tcp.receive-buffer",
+                    raw.tcp.receive_buffer,
+                    None,
+                    auto,
+                )?,
+                send_buffer: self.value("tcp.send-buffer", raw.tcp.send_buffer, None, auto)?,
+            },
+            log: Log {
+                target: self.value("log.target", raw.log.target, default.log.target, |value| {
+                    word(value, &LOG_TARGETS)
+                })?,
+                level: self.value("log.level", raw.log.level, default.log.level, |value| {
+                    word(value, &LOG_LEVELS)
+                })?,
+            },
+        })
+    }
+
+    fn check_timeouts(&self, raw: RawTimeouts, default: Timeouts) -> Result<Timeouts, ConfigError> {
+        let range = Duration::from_millis(10)..=YEAR;
+        let limit = |value: &Value| off_or_time(value, range.clone());
+        Ok(Timeouts {
+            idle: self.value("timeouts.idle", raw.idle, default.idle, limit)?,
+            stall: self.value("timeouts.stall", raw.stall, default.stall, limit)?,
+            drain: self.value("timeouts.drain", raw.drain, default.drain, |value| {
+                time(value, Duration::ZERO..=HOUR, "")
+            })?,
+        })
+    }
+
+    fn check_listeners(
+        &self,
+        list: Spanned<Vec<Spanned<RawListener>>>,
+    ) -> Result<Vec<ListenerConfig>, ConfigError> {
+        let place = list.span().start;
+        let list = list.into_inner();
+        if list.is_empty() || list.len() > LISTENERS_MAX {
+            let problem = format!(
+                "{} listeners; list 1 to {LISTENERS_MAX}, or none for the built-in two",
+                list.len()
+            );
+            return Err(self.wrong("listener", place, problem));
+        }
+        let builtin = builtin_listeners();
+        let mut listeners: Vec<ListenerConfig> = Vec::new();
+        for entry in list {
+            let place = entry.span().start;
+            let RawListener { name, address } = entry.into_inner();
+            let Some(raw_name) = name else {
+                let problem = "missing; add one such as name = \"lan\"".to_owned();
+                return Err(self.wrong("listener.name", place, problem));
+            };
+            let Some(raw_address) = address else {
+                let problem = "missing; add one such as address = \"[::1]:7777\"".to_owned();
+                return Err(self.wrong("listener.address", place, problem));
+            };
+            let name =
+                self.checked("listener.name", raw_name, |value| name_beside(value, &listeners))?;
+            let address = self.checked("listener.address", raw_address, |value| {
+                address_beside(value, &listeners)
+            })?;
+            let builtin_default =
+                builtin.iter().any(|other| other.name == name && other.address == address);
+            listeners.push(ListenerConfig { name, address, builtin_default });
+        }
+        Ok(listeners)
+    }
+
+    /// The checked value of `key`, or `default` if the file does not have it.
+    fn value<T>(
+        &self,
+        key: &str,
+        raw: Raw,
+        default: T,
+        check: impl FnOnce(&Value) -> Result<T, String>,
+    ) -> Result<T, ConfigError> {
+        raw.map_or(Ok(default), |raw| self.checked(key, raw, check))
+    }
+
+    fn checked<T>(
+        &self,
+        key: &str,
+        raw: Spanned<Value>,
+        check: impl FnOnce(&Value) -> Result<T, String>,
+    ) -> Result<T, ConfigError> {
+        check(raw.get_ref()).map_err(|problem| self.wrong(key, raw.span().start, problem))
+    }
+
+    fn wrong(&self, key: &str, place: usize, problem: String) -> ConfigError {
+        ConfigError::Content {
+            file: self.file.to_owned(),
+            line: line_number(self.text.as_bytes(), place),
+            key: key.to_owned(),
+            problem,
+        }
+    }
+
+    /// What the TOML reader refused: broken syntax, an unknown key, or a section that is none.
+    fn unreadable(&self, error: &toml::de::Error) -> ConfigError {
+        let place = error.span().map_or(0, |span| span.start);
+        let section = self.section(place);
+        let message = error.message().trim().replace('\n', ", ");
+        let unknown = message
+            .strip_prefix("unknown field `")
+            .and_then(|rest| rest.split_once("`, expected "));
+        match unknown {
+            Some((key, known)) => {
+                let dot = if section.is_empty() { "" } else { "." };
+                let known = known.trim_start_matches("one of ").replace('`', "");
+                let problem = format!("unknown key; use {known}");
+                self.wrong(&format!("{section}{dot}{key}"), place, problem)
+            }
+            None => self.wrong(section, place, format!("{message}; see echo-uring.toml(5)")),
+        }
+    }
+
+    /// The name of the section that `place` lies in: the last header before it.
+    fn section(&self, place: usize) -> &str {
+        let before = self.text.get(..place).unwrap_or("");
+        let header = before.lines().rev().find_map(|line| {
+            let (name, rest) = line.trim().strip_prefix('[')?.split_once(']')?;
+            (!rest.contains('=')).then(|| name.trim_start_matches('[').trim())
+        });
+        header.unwrap_or("")
+    }
+}
+
+fn name_beside(value: &Value, others: &[ListenerConfig]) -> Result<String, String> {
+    let name = name(value)?;
+    if others.iter().any(|other| other.name == name) {
+        return Err(format!("{value} is the name of two listeners; rename one"));
+    }
+    Ok(name)
+}
+
+fn address_beside(value: &Value, others: &[ListenerConfig]) -> Result<Address, String> {
+    let Some(text) = value.as_str() else {
+        return Err(format!("{value} is not text; use one such as \"127.0.0.1:7777\""));
+    };
+    let address: Address = text.parse()?;
+    conflict(others, &address).map_or(Ok(address), Err)
+}

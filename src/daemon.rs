@@ -1,0 +1,177 @@
+//! The daemon: start-up order, signals, readiness, watchdog, drain, exit.
+//!
+//! The main thread never touches an echo. It starts the workers and then sleeps in poll(2) until a signal, a worker or the
+//! clock wants something; so it may block on the service manager or the log without anybody noticing.
+
+mod report;
+mod service;
+mod workers;
+
+use std::fmt;
+use std::io;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use log::LevelFilter;
+
+use crate::cli::Options;
+use crate::config::{self, Config, LogTarget, Overrides};
+use crate::listen::{ListenError, Opened, Origin};
+use crate::logging::{self, Target};
+use crate::systemd::Notifier;
+use crate::uring::Unusable;
+
+/// `EX_SOFTWARE` of sysexits.h: a worker panicked.
+const EXIT_SOFTWARE: u8 = 70;
+/// `EX_OSERR` of sysexits.h: the system refused something that should work.
+const EXIT_SYSTEM: u8 = 71;
+/// `EX_CONFIG` of sysexits.h: the configuration is wrong, or this kernel cannot run us.
+const EXIT_CONFIG: u8 = 78;
+
+/// How long the end waits for the last log lines.
+const LOG_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Why the service could not start, or ended before its time.
+#[derive(Debug)]
+enum Failure {
+    /// A listening socket.
+    Listen(ListenError),
+    /// The kernel.
+    Uring(Unusable),
+    /// Something the system refused: what, and the reason.
+    System(&'static str, io::Error),
+    /// A worker's ring broke: which worker, and how.
+    Ring(usize, String),
+    /// A worker panicked: which.
+    Panic(usize),
+}
+
+impl Failure {
+    fn exit_status(&self) -> u8 {
+        match self {
+            Self::Listen(error) => error.exit_status(),
+            Self::Uring(_) => EXIT_CONFIG,
+            Self::System(..) | Self::Ring(..) => EXIT_SYSTEM,
+            Self::Panic(_) => EXIT_SOFTWARE,
+        }
+    }
+
+    fn errno(&self) -> u32 {
+        let code = match self {
+            Self::System(_, error) | Self::Uring(Unusable::Resources(error)) => {
+                error.raw_os_error()
+            }
+            Self::Uring(Unusable::Forbidden(_)) => Some(nix::libc::EPERM),
+            Self::Uring(Unusable::Missing | Unusable::TooOld(_)) => Some(nix::libc::ENOSYS),
+            Self::Listen(_) | Self::Ring(..) | Self::Panic(_) => None,
+        };
+        code.unwrap_or(nix::libc::EIO).unsigned_abs()
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Listen(error) => error.fmt(formatter),
+            Self::Uring(error) => error.fmt(formatter),
+            Self::System(what, error) => write!(formatter, "cannot {what}: {error}"),
+            Self::Ring(worker, error) => write!(formatter, "worker {worker}: {error}"),
+            Self::Panic(worker) => write!(
+                formatter,
+                "worker {worker} panicked: this is a defect; please report the lines before this one"
+            ),
+        }
+    }
+}
+
+/// Validates the configuration and prints what it comes to.
+#[must_use]
+pub fn check(options: &Options) -> ExitCode {
+    match load(options) {
+        Ok(config) => {
+            // A reader that went away (`| head`) is no error of ours.
+            let _ = io::Write::write_all(&mut io::stdout(), config.to_toml().as_bytes());
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("echo-uring: {error}");
+            ExitCode::from(error.exit_status())
+        }
+    }
+}
+
+/// Serves until a signal ends it.
+#[must_use]
+pub fn serve(options: &Options) -> ExitCode {
+    let notifier = Notifier::from_env();
+    let config = match load(options) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("echo-uring: {error}");
+            notifier.failed(nix::libc::EINVAL.unsigned_abs(), &error.to_string());
+            return ExitCode::from(error.exit_status());
+        }
+    };
+    // Signals are blocked before the first thread starts, so that every thread inherits it and they wait for us.
+    let signals = match service::block_signals() {
+        Ok(signals) => signals,
+        Err(error) => {
+            eprintln!("echo-uring: cannot block signals: {error}");
+            return ExitCode::from(EXIT_SYSTEM);
+        }
+    };
+    // The sockets come before the log thread: taking them changes the environment, which only one thread may do.
+    let opened = crate::listen::open(&config.listeners, &config.tcp);
+    let log = match logging::start(target(config.log.target), config.log.level) {
+        Ok(log) => log,
+        Err(error) => {
+            eprintln!("echo-uring: {error}");
+            return ExitCode::from(EXIT_SYSTEM);
+        }
+    };
+    let ended = opened
+        .map_err(Failure::Listen)
+        .map(|opened| with_warning_of_ignored_listen(opened, options))
+        .and_then(|opened| service::run(&config, opened, signals, &notifier));
+    let status = match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            say(&failure, config.log.level);
+            notifier.failed(failure.errno(), &failure.to_string());
+            ExitCode::from(failure.exit_status())
+        }
+    };
+    log.finish(LOG_PATIENCE);
+    status
+}
+
+fn with_warning_of_ignored_listen(mut opened: Opened, options: &Options) -> Opened {
+    let inherited = opened.listeners.iter().any(|listener| listener.origin == Origin::Inherited);
+    if inherited && !options.listen.is_empty() {
+        let warning = "--listen is ignored: the service manager has passed sockets";
+        opened.warnings.push(warning.to_owned());
+    }
+    opened
+}
+
+/// A failure is told even to those who want no log.
+fn say(failure: &Failure, level: LevelFilter) {
+    if level == LevelFilter::Off {
+        eprintln!("echo-uring: {failure}");
+    } else {
+        log::error!("echo-uring: {failure}");
+    }
+}
+
+fn load(options: &Options) -> Result<Config, config::ConfigError> {
+    let overrides = Overrides { listen: options.listen.clone(), log_level: options.log_level };
+    config::load(options.config.as_deref(), &overrides)
+}
+
+fn target(target: LogTarget) -> Target {
+    match target {
+        LogTarget::Auto => Target::Auto,
+        LogTarget::Syslog => Target::Syslog,
+        LogTarget::Stderr => Target::Stderr,
+    }
+}

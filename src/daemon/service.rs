@@ -1,0 +1,366 @@
+//! One run of the service, from the first worker's start to the last one's end.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use super::Failure;
+use super::report::{self, Reporter};
+use super::workers::{self, Desk, News, Plan, Worker};
+use crate::config::{Config, Workers};
+use crate::echo::limits;
+use crate::echo::op::{ReceiveMode, Timestamp};
+use crate::echo::server::Stats;
+use crate::listen::{Family, Opened, Origin};
+use crate::metrics;
+use crate::systemd::Notifier;
+use crate::uring;
+
+/// How often the counters are looked at: for the status line, and for warnings.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// Descriptors that are not connections: standard streams, log, notify and signal sockets, and some to spare.
+const FILES_SPARE: u64 = 32;
+/// Descriptors of one worker: its ring and its eventfd.
+const FILES_PER_WORKER: u64 = 2;
+/// What the end takes beyond the drain itself, for the service manager's patience.
+const STOP_MARGIN: Duration = Duration::from_secs(5);
+
+/// Makes SIGTERM and SIGINT readable instead of deadly.
+pub(super) fn block_signals() -> io::Result<SignalFd> {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGTERM);
+    signals.add(Signal::SIGINT);
+    signals.thread_block()?;
+    Ok(SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?)
+}
+
+/// Serves until a signal, and drains.
+pub(super) fn run(
+    config: &Config,
+    opened: Opened,
+    signals: SignalFd,
+    notifier: &Notifier,
+) -> Result<(), Failure> {
+    let features = uring::probe().map_err(Failure::Uring)?;
+    let workers = match config.server.workers {
+        Workers::Auto => std::thread::available_parallelism().map_or(1, usize::from),
+        Workers::Count(count) => usize::from(count),
+    };
+    let Opened { listeners, warnings } = opened;
+    let places = places(config, listeners.len(), workers)?;
+    let mut files = Vec::new();
+    let mut names = Vec::new();
+    let sockets = listeners
+        .into_iter()
+        .map(|listener| {
+            let origin = match listener.origin {
+                Origin::Inherited => ", inherited",
+                Origin::Bound => "",
+            };
+            names.push(format!("{} ({}{origin})", listener.address, listener.name));
+            files.extend(listener.file);
+            let unix = listener.family == Family::Unix;
+            workers::listening_socket(listener.socket, unix, &config.tcp)
+        })
+        .collect::<Arc<[_]>>();
+    let plan =
+        Plan { config, features, listeners: sockets, workers, places, origin: Instant::now() };
+    announce(&plan, &names, &warnings);
+    let ended = Service::start(&plan, signals, notifier)?.serve();
+    // The files of our own Unix sockets go when nobody accepts any more.
+    drop(files);
+    ended
+}
+
+fn announce(plan: &Plan<'_>, names: &[String], warnings: &[String]) {
+    let release = nix::sys::utsname::uname()
+        .map_or_else(|_| "unknown".into(), |name| name.release().to_string_lossy().into_owned());
+    let receive = match plan.receive_mode() {
+        ReceiveMode::Multishot => "multishot",
+        ReceiveMode::Once => "once",
+    };
+    log::info!(
+        "echo-uring {}: starting, kernel {release}, {}, receive {receive}",
+        env!("CARGO_PKG_VERSION"),
+        report::count(plan.workers as u64, "worker"),
+    );
+    for warning in warnings {
+        log::warn!("{warning}");
+    }
+    for name in names {
+        log::info!("listening on {name}");
+    }
+    if plan.places < plan.config.limits.max_connections {
+        log::warn!(
+            "limits.max-connections is {}, but with the limit on open files only {} fit; \
+             raise LimitNOFILE= (ulimit -n)",
+            plan.config.limits.max_connections,
+            plan.places,
+        );
+    }
+}
+
+/// Raises the soft limit on open files to the hard one, and says how many connections fit.
+fn places(config: &Config, listeners: usize, workers: usize) -> Result<u32, Failure> {
+    let system = |what| move |errno| Failure::System(what, io::Error::from(errno));
+    let (soft, hard) =
+        getrlimit(Resource::RLIMIT_NOFILE).map_err(system("read the limit on open files"))?;
+    if soft < hard {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+            .map_err(system("raise the limit on open files"))?;
+    }
+    let spare = FILES_SPARE + FILES_PER_WORKER * workers as u64 + listeners as u64;
+    let room = hard.saturating_sub(spare).max(1);
+    Ok(u32::try_from(room).unwrap_or(u32::MAX).min(config.limits.max_connections))
+}
+
+/// Where the service is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Starting,
+    Ready,
+    Draining,
+}
+
+struct Service<'a> {
+    plan: &'a Plan<'a>,
+    notifier: &'a Notifier,
+    signals: SignalFd,
+    bell: Arc<EventFd>,
+    news: Receiver<(usize, News)>,
+    workers: Vec<Worker>,
+    ready: usize,
+    /// The last counters of the workers that have ended.
+    done: Vec<Stats>,
+    stage: Stage,
+    status: String,
+    reporter: Reporter,
+    watchdog: Option<Watchdog>,
+}
+
+impl<'a> Service<'a> {
+    fn start(
+        plan: &'a Plan<'a>,
+        signals: SignalFd,
+        notifier: &'a Notifier,
+    ) -> Result<Self, Failure> {
+        let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+            .map_err(|errno| Failure::System("make an eventfd", errno.into()))?;
+        let bell = Arc::new(bell);
+        let (sender, news) = channel();
+        let desk = Desk { news: sender, bell: Arc::clone(&bell) };
+        let workers = (0..plan.workers)
+            .map(|index| workers::start(plan, index, &desk))
+            .collect::<io::Result<Vec<_>>>()
+            .map_err(|error| Failure::System("start a worker", error))?;
+        let watchdog =
+            notifier.watchdog_interval().map(|interval| Watchdog::new(interval, &workers));
+        Ok(Self {
+            plan,
+            notifier,
+            signals,
+            bell,
+            news,
+            workers,
+            ready: 0,
+            done: Vec::new(),
+            stage: Stage::Starting,
+            status: String::new(),
+            reporter: Reporter::new(),
+            watchdog,
+        })
+    }
+
+    fn serve(mut self) -> Result<(), Failure> {
+        let mut look = Instant::now() + LOOK_INTERVAL;
+        loop {
+            self.sleep_until(
+                self.watchdog.as_ref().map_or(look, |watchdog| look.min(watchdog.next)),
+            )?;
+            self.hear_news()?;
+            if self.done.len() == self.workers.len() {
+                self.say_goodbye();
+                return Ok(());
+            }
+            if self.hear_signal()? == Order::EndAtOnce {
+                return Ok(());
+            }
+            let now = Instant::now();
+            if now >= look {
+                look = now + LOOK_INTERVAL;
+                self.look(now);
+            }
+            if let Some(watchdog) = &mut self.watchdog
+                && now >= watchdog.next
+            {
+                watchdog.check(now, &self.workers, self.notifier);
+            }
+        }
+    }
+
+    fn sleep_until(&self, moment: Instant) -> Result<(), Failure> {
+        // One millisecond more, or the wait would end just before its moment and be repeated.
+        let left = moment.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        let mut sources = [
+            PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.bell.as_fd(), PollFlags::POLLIN),
+        ];
+        match poll(&mut sources, timeout) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
+            Err(errno) => Err(Failure::System("wait for signals", errno.into())),
+        }
+    }
+
+    fn hear_news(&mut self) -> Result<(), Failure> {
+        // It does not block: nothing to read means nothing new.
+        let _ = self.bell.read();
+        while let Ok((worker, news)) = self.news.try_recv() {
+            match news {
+                News::Ready => self.on_worker_ready(),
+                News::Done(stats) => self.done.push(*stats),
+                News::Unusable(unusable) => return Err(Failure::Uring(unusable)),
+                News::Broken(error) => return Err(Failure::Ring(worker, error)),
+                News::Panicked => return Err(Failure::Panic(worker)),
+            }
+        }
+        Ok(())
+    }
+
+    fn on_worker_ready(&mut self) {
+        self.ready += 1;
+        if self.ready == self.workers.len() && self.stage == Stage::Starting {
+            self.stage = Stage::Ready;
+            self.status = report::status(&workers::total(&self.workers), self.workers.len());
+            self.notifier.ready(&self.status);
+            log::info!("ready");
+        }
+    }
+
+    fn hear_signal(&mut self) -> Result<Order, Failure> {
+        let signal = self.signals.read_signal();
+        match signal.map_err(|errno| Failure::System("read a signal", errno.into()))? {
+            None => Ok(Order::GoOn),
+            Some(_) if self.stage == Stage::Draining => {
+                log::warn!("second signal: ending at once");
+                Ok(Order::EndAtOnce)
+            }
+            Some(_) => {
+                self.drain();
+                Ok(Order::GoOn)
+            }
+        }
+    }
+
+    fn drain(&mut self) {
+        self.stage = Stage::Draining;
+        let stats = workers::total(&self.workers);
+        let patience = self.plan.config.timeouts.drain;
+        self.status = report::draining(&stats);
+        self.notifier.stopping(&self.status);
+        let linger = Duration::from_millis(limits::LINGER_MS);
+        self.notifier.extend_timeout(patience + linger + STOP_MARGIN);
+        log::info!(
+            "draining: {}, at most {}s",
+            report::count(stats.connections, "connection"),
+            patience.as_secs_f64()
+        );
+        let deadline = self.plan.origin.elapsed() + patience;
+        for worker in &self.workers {
+            worker.drain(Timestamp(deadline.as_millis() as u64));
+        }
+    }
+
+    fn look(&mut self, now: Instant) {
+        let stats = workers::total(&self.workers);
+        for line in self.reporter.lines(now, &stats) {
+            log::warn!("{line}");
+        }
+        let status = match self.stage {
+            Stage::Starting => return,
+            Stage::Ready => report::status(&stats, self.workers.len()),
+            Stage::Draining => report::draining(&stats),
+        };
+        if status != self.status {
+            self.notifier.status(&status);
+            self.status = status;
+        }
+    }
+
+    fn say_goodbye(&self) {
+        let stats = metrics::total(&self.done);
+        log::debug!("{stats:?}");
+        let buffers = workers::buffers_total(self.plan);
+        log::info!(
+            "stopped: accepted={} closed={} bytes-in={} bytes-out={} bytes-dropped={} \
+             buffers-home={} buffers-total={buffers}",
+            stats.accepted,
+            stats.closed_total(),
+            stats.bytes_in,
+            stats.bytes_out,
+            stats.bytes_dropped,
+            buffers - stats.buffers_lent,
+        );
+    }
+}
+
+/// What a signal means for the loop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Order {
+    GoOn,
+    EndAtOnce,
+}
+
+/// Tells the service manager that all is well, but only if every worker has turned its loop since the last time it was told.
+/// Workers that sleep are woken for it, right after each ping, so that they have the whole interval to answer.
+struct Watchdog {
+    interval: Duration,
+    next: Instant,
+    turns: Vec<u64>,
+    /// Set while a worker does not turn, so that it is reported once.
+    worried: bool,
+}
+
+impl Watchdog {
+    fn new(interval: Duration, workers: &[Worker]) -> Self {
+        // Every worker's first turn counts: they have an interval for it like for any other.
+        Self {
+            interval,
+            next: Instant::now() + interval,
+            turns: vec![0; workers.len()],
+            worried: false,
+        }
+    }
+
+    fn check(&mut self, now: Instant, workers: &[Worker], notifier: &Notifier) {
+        self.next = now + self.interval;
+        let turns: Vec<u64> = workers.iter().map(|worker| worker.shared.turns()).collect();
+        let stuck = turns.iter().zip(&self.turns).position(|(now, before)| now == before);
+        match stuck {
+            None => {
+                notifier.watchdog();
+                self.worried = false;
+                self.turns = turns;
+            }
+            Some(worker) if !self.worried => {
+                self.worried = true;
+                log::error!(
+                    "worker {worker} has not turned its loop for {} s: the watchdog is not told that all is well",
+                    self.interval.as_secs_f64()
+                );
+            }
+            Some(_) => {}
+        }
+        for worker in workers {
+            worker.wake();
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! The workers: one thread, one ring, one core each; what they share and how they are told things.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::config::{Config, Tcp};
+use crate::echo::limits;
+use crate::echo::op::{ReceiveMode, Timestamp};
+use crate::echo::server::{Parameters, Server, Stats};
+use crate::metrics;
+use crate::uring::{Driver, Features, ListeningSocket, Settings, Unusable};
+use crate::worker::{self, Shared};
+
+/// Bytes of a small and a large buffer. 4 KiB holds what a quiet line says; 256 KiB is where bulk stops getting cheaper.
+const BUFFER_SIZES: [u32; 2] = [4 << 10, 256 << 10];
+/// Large buffers of a worker: few, so that they stay in the cache. A provided-buffer ring is first in, first out and walks
+/// the whole pool: bulk with 64 of them costs 1.22 of epoll, with 4 of them 1.04 (Linux 6.18, see ARCHITECTURE.md).
+const LARGE_BUFFERS: u16 = 4;
+
+/// What a worker tells the main thread.
+#[derive(Debug)]
+pub(super) enum News {
+    /// Its listeners are armed.
+    Ready,
+    /// It could not start.
+    Unusable(Unusable),
+    /// Its drain is over; the last counters.
+    Done(Box<Stats>),
+    /// Its ring broke.
+    Broken(String),
+    /// It panicked.
+    Panicked,
+}
+
+/// Where workers put their news: a queue, and a descriptor that becomes readable.
+#[derive(Clone)]
+pub(super) struct Desk {
+    pub(super) news: Sender<(usize, News)>,
+    pub(super) bell: Arc<EventFd>,
+}
+
+impl Desk {
+    fn put(&self, worker: usize, news: News) {
+        // It fails only when the main thread has gone, and then nobody is left to be told.
+        let _ = self.news.send((worker, news));
+        let _ = self.bell.write(1);
+    }
+}
+
+/// One worker, as the main thread sees it.
+pub(super) struct Worker {
+    pub(super) shared: Arc<Shared>,
+    wake: Arc<EventFd>,
+}
+
+impl Worker {
+    /// Makes it turn its loop.
+    pub(super) fn wake(&self) {
+        // It can only fail by overflow, after 2^64 - 2 calls that nobody answered.
+        let _ = self.wake.write(1);
+    }
+
+    /// Tells it to stop accepting, and to end what is still open at `deadline`.
+    pub(super) fn drain(&self, deadline: Timestamp) {
+        self.shared.drain(deadline);
+        self.wake();
+    }
+}
+
+/// What all workers have in common.
+pub(super) struct Plan<'a> {
+    pub(super) config: &'a Config,
+    pub(super) features: Features,
+    pub(super) listeners: Arc<[ListeningSocket]>,
+    pub(super) workers: usize,
+    pub(super) places: u32,
+    pub(super) origin: Instant,
+}
+
+impl Plan<'_> {
+    /// How quiet lines are received from: multishot where the kernel can bound it.
+    pub(super) fn receive_mode(&self) -> ReceiveMode {
+        if self.features.bounded_multishot_receive {
+            ReceiveMode::Multishot
+        } else {
+            ReceiveMode::Once
+        }
+    }
+
+    fn buffers(&self) -> [u16; 2] {
+        [self.config.server.buffers, LARGE_BUFFERS]
+    }
+
+    fn parameters(&self, worker: usize) -> Parameters {
+        let milliseconds = |duration: Duration| duration.as_millis() as u64;
+        Parameters {
+            listeners: self.listeners.len() as u16,
+            connections_max: share(u64::from(self.places), self.workers, worker) as u32,
+            aside_bytes_max: share(self.config.limits.stalled_memory, self.workers, worker),
+            buffers: self.buffers(),
+            buffer_sizes: BUFFER_SIZES,
+            receive_mode: self.receive_mode(),
+            idle_timeout: self.config.timeouts.idle.map(milliseconds),
+            stall_timeout: self.config.timeouts.stall.map(milliseconds),
+            linger_timeout: limits::LINGER_MS,
+        }
+    }
+}
+
+/// What worker number `index` of `count` gets of `total`; the shares add up to it.
+fn share(total: u64, count: usize, index: usize) -> u64 {
+    let (count, index) = (count as u64, index as u64);
+    total / count + u64::from(index < total % count)
+}
+
+/// Starts worker number `index`.
+pub(super) fn start(plan: &Plan<'_>, index: usize, desk: &Desk) -> io::Result<Worker> {
+    let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
+    let shared = Arc::new(Shared::default());
+    let settings = Settings {
+        listeners: Arc::clone(&plan.listeners),
+        wake: Arc::clone(&wake),
+        buffers: plan.buffers(),
+        buffer_sizes: BUFFER_SIZES,
+        origin: plan.origin,
+    };
+    let server = Server::new(plan.parameters(index));
+    let thread_shared = Arc::clone(&shared);
+    let desk = desk.clone();
+    thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+        let guard = PanicGuard { desk: &desk, index };
+        let news = work(settings, server, &thread_shared, || desk.put(index, News::Ready));
+        drop(guard);
+        desk.put(index, news);
+    })?;
+    Ok(Worker { shared, wake })
+}
+
+fn work(settings: Settings, server: Server, shared: &Shared, on_ready: impl FnOnce()) -> News {
+    let mut driver = match Driver::new(settings) {
+        Ok(driver) => driver,
+        Err(unusable) => return News::Unusable(unusable),
+    };
+    match worker::run(&mut driver, server, shared, on_ready) {
+        Ok(stats) => News::Done(Box::new(stats)),
+        Err(error) => News::Broken(error.to_string()),
+    }
+}
+
+/// Tells of a panic where panics unwind; the release profile aborts the process instead.
+struct PanicGuard<'a> {
+    desk: &'a Desk,
+    index: usize,
+}
+
+impl Drop for PanicGuard<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.desk.put(self.index, News::Panicked);
+        }
+    }
+}
+
+/// The sum of what the workers last showed.
+pub(super) fn total(workers: &[Worker]) -> Stats {
+    let shown: Vec<Stats> = workers.iter().map(|worker| worker.shared.board.read()).collect();
+    metrics::total(&shown)
+}
+
+/// All pooled buffers of all workers.
+pub(super) fn buffers_total(plan: &Plan<'_>) -> u64 {
+    plan.buffers().into_iter().map(u64::from).sum::<u64>() * plan.workers as u64
+}
+
+/// A listening socket for the driver. TCP connections inherit every option; Unix ones inherit none (seen on Linux 6.18), so
+/// the driver sets them.
+pub(super) fn listening_socket(socket: OwnedFd, unix: bool, tcp: &Tcp) -> ListeningSocket {
+    ListeningSocket {
+        socket,
+        inherits_options: !unix,
+        receive_buffer: tcp.receive_buffer,
+        send_buffer: tcp.send_buffer,
+    }
+}

@@ -1,0 +1,621 @@
+//! One connection: a state machine that never forgets a byte.
+//!
+//! An event only changes what is known ([`Phase`], [`Receive`], [`Send`], the queue); what to do next is then derived from
+//! it in one place, [`Connection::advance`]. So no path can forget to send, to arm or to close.
+//!
+//! | phase | bytes come | end of stream | send done | peer is dead | time is up | ends as |
+//! |---|---|---|---|---|---|---|
+//! | `Open` | queue them | `Finishing` | next of the queue | `Closing` | idle: `Flushing`; stalled: `Closing` | |
+//! | `Finishing` | impossible | impossible | next; after the last, `Closing` | `Closing` | stalled: `Closing` | |
+//! | `Flushing` | drop them | `Finishing` | next; after the last, FIN and `Lingering` | `Closing` | stalled: `Closing` | |
+//! | `Lingering` | drop them | `Closing` | impossible | `Closing` | `Closing` | |
+//! | `Closing` | drop them | join | join | join | join | closed when the kernel holds nothing |
+//!
+//! `Free`, `Accepting` and `Parked` have no bytes: the first two have no socket, the third has one that waits for a place
+//! and is not received from. *Join*: the last completion of a dying connection closes it; close(2) before would neither
+//! end an armed receive nor be seen by the peer (Linux: the request holds the file).
+
+mod state;
+
+#[cfg(test)]
+mod cells;
+
+pub use state::{AsideStep, Phase, Receive, Send};
+
+use super::limits;
+use super::op::{
+    BufferId, ConnectionError, ConnectionId, Expectation, ListenerId, Op, ReceiveEnd, ReceiveMode,
+    SendError, Shutdown, SizeClass, Timestamp,
+};
+use super::pool::Queue;
+use super::resources::{Context, Resources};
+use super::stats::CloseReason;
+
+/// One slot. With its timer (12 bytes) and its descriptor (4 bytes) an idle connection costs less than a cache line.
+#[derive(Debug)]
+pub struct Connection {
+    generation: u32,
+    /// When bytes last moved in either direction, in milliseconds modulo 2^32: only differences are used.
+    progress_ms: u32,
+    phase: Phase,
+    send: Send,
+    queue: Queue,
+    receive: Receive,
+    class: SizeClass,
+    full_buffers: u8,
+    probation: u8,
+    expectation: Expectation,
+}
+
+const _: () = assert!(size_of::<Connection>() <= 40);
+
+impl Connection {
+    /// A slot that nobody has used yet.
+    #[must_use]
+    pub fn free() -> Self {
+        Self {
+            generation: 0,
+            progress_ms: 0,
+            phase: Phase::Free,
+            send: Send::Idle,
+            queue: Queue::default(),
+            receive: Receive::Off,
+            class: SizeClass::Small,
+            full_buffers: 0,
+            probation: 0,
+            expectation: Expectation::Data,
+        }
+    }
+
+    /// What the slot is used for.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// Which tenant this is.
+    #[must_use]
+    pub fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    /// Takes the slot for an accept.
+    pub fn reserve(&mut self, listener: ListenerId) {
+        assert_eq!(self.phase, Phase::Free);
+        self.phase = Phase::Accepting(listener);
+    }
+
+    /// Gives up the slot of an accept that failed.
+    pub fn release(&mut self) {
+        assert!(matches!(self.phase, Phase::Accepting(_)), "{:?} is no accept", self.phase);
+        *self = Self { generation: next_generation(self.generation), ..Self::free() };
+    }
+
+    /// The accept brought a connection and all places are taken.
+    pub fn park(&mut self) {
+        assert!(matches!(self.phase, Phase::Accepting(_)), "{:?} is no accept", self.phase);
+        self.phase = Phase::Parked;
+    }
+
+    /// The connection has a place: start.
+    pub fn open(&mut self, context: &mut Context) {
+        assert!(
+            matches!(self.phase, Phase::Accepting(_) | Phase::Parked),
+            "{:?} cannot be opened",
+            self.phase
+        );
+        self.phase = Phase::Open;
+        self.progress_ms = context.now.0 as u32;
+        self.advance(context);
+    }
+
+    /// Bytes came.
+    pub fn on_received(
+        &mut self,
+        context: &mut Context,
+        buffer: BufferId,
+        length: u32,
+        armed: bool,
+        more: bool,
+    ) {
+        assert!(self.receive.is_with_kernel(), "bytes without a receive: {:?}", self.receive);
+        if !armed {
+            self.receive = Receive::Off;
+        }
+        let resources = &mut *context.resources;
+        resources.pool.lend(buffer, length);
+        resources.stats.bytes_in += u64::from(length);
+        resources.stats.chunks_in += 1;
+        match self.phase {
+            Phase::Open => {
+                self.progress_ms = context.now.0 as u32;
+                self.classify(resources, buffer.class, length, more);
+                match self.send {
+                    Send::Idle | Send::Trying { .. } => {
+                        self.queue.push(&mut resources.pool, buffer)
+                    }
+                    Send::Aside { .. } => self.set_aside(context, buffer, 0, length),
+                }
+            }
+            Phase::Flushing(_) | Phase::Lingering(_) | Phase::Closing(_) => {
+                resources.stats.bytes_dropped += u64::from(length);
+                context.recycle(buffer);
+            }
+            Phase::Free | Phase::Accepting(_) | Phase::Parked | Phase::Finishing => {
+                unreachable!("no receive is armed in {:?}", self.phase)
+            }
+        }
+        self.advance(context);
+    }
+
+    /// The receive ended without bytes.
+    pub fn on_receive_ended(&mut self, context: &mut Context, reason: ReceiveEnd) {
+        assert!(self.receive.is_with_kernel(), "an end without a receive: {:?}", self.receive);
+        self.receive = Receive::Off;
+        match reason {
+            ReceiveEnd::EndOfStream => self.on_end_of_stream(),
+            ReceiveEnd::NoBuffer => self.on_no_buffer(context),
+            ReceiveEnd::Stopped => self.expectation = Expectation::Data,
+            ReceiveEnd::Memory => {
+                if !matches!(self.phase, Phase::Closing(_)) {
+                    self.receive = Receive::Retrying;
+                    context.retry_later();
+                }
+            }
+            ReceiveEnd::Failed(error) => self.fail(context, error),
+        }
+        self.advance(context);
+    }
+
+    fn on_end_of_stream(&mut self) {
+        self.phase = match self.phase {
+            Phase::Open | Phase::Flushing(_) => Phase::Finishing,
+            Phase::Lingering(reason) | Phase::Closing(reason) => Phase::Closing(reason),
+            Phase::Free | Phase::Accepting(_) | Phase::Parked | Phase::Finishing => {
+                unreachable!("no receive is armed in {:?}", self.phase)
+            }
+        };
+    }
+
+    fn on_no_buffer(&mut self, context: &mut Context) {
+        context.resources.stats.starved += 1;
+        self.expectation = Expectation::Data;
+        match (self.phase, self.class) {
+            (Phase::Closing(_), _) => {}
+            (_, SizeClass::Large) => self.shrink(),
+            (_, SizeClass::Small) => self.stand_in_line(context),
+        }
+    }
+
+    /// The try-send took the first `length` bytes.
+    pub fn on_sent(&mut self, context: &mut Context, length: u32) {
+        let Send::Trying { buffer, length: asked } = self.send else {
+            unreachable!("a send came back that was not under way: {:?}", self.send)
+        };
+        assert!(length <= asked, "sent {length} of {asked} bytes");
+        self.count_sent(context, length);
+        self.send = Send::Idle;
+        if let Phase::Closing(_) = self.phase {
+            context.resources.stats.bytes_dropped += u64::from(asked - length);
+            context.recycle(buffer);
+        } else if length == asked {
+            context.recycle(buffer);
+        } else {
+            self.stall(context, buffer, length, asked);
+        }
+        self.advance(context);
+    }
+
+    /// Set-aside bytes were sent.
+    pub fn on_sent_aside(&mut self, context: &mut Context, length: u32) {
+        let Send::Aside { unsent, charged, step: AsideStep::InFlight } = self.send else {
+            unreachable!("set-aside bytes came back unasked: {:?}", self.send)
+        };
+        assert!(length >= 1 && length <= unsent, "sent {length} of {unsent} bytes");
+        self.count_sent(context, length);
+        self.send = Send::Aside { unsent: unsent - length, charged, step: AsideStep::Ready };
+        if length == unsent {
+            self.forget_aside(context.resources);
+            context.timer_changed = true;
+        }
+        self.advance(context);
+    }
+
+    /// The send took nothing.
+    pub fn on_send_failed(&mut self, context: &mut Context, error: SendError) {
+        match (error, self.send) {
+            (_, Send::Idle) => unreachable!("a send failed that was not under way"),
+            (SendError::Memory, Send::Trying { .. }) => {
+                context.resources.stats.memory_retries += 1;
+                return self.on_sent(context, 0);
+            }
+            (SendError::Memory, Send::Aside { unsent, charged, step }) => {
+                assert_eq!(step, AsideStep::InFlight);
+                self.send = Send::Aside { unsent, charged, step: AsideStep::Retrying };
+                context.retry_later();
+            }
+            (SendError::Failed(error), Send::Trying { buffer, length }) => {
+                self.send = Send::Idle;
+                context.resources.stats.bytes_dropped += u64::from(length);
+                context.recycle(buffer);
+                self.fail(context, error);
+            }
+            (SendError::Failed(error), Send::Aside { unsent, charged, step }) => {
+                assert_eq!(step, AsideStep::InFlight);
+                self.send = Send::Aside { unsent, charged, step: AsideStep::Ready };
+                self.fail(context, error);
+            }
+        }
+        self.advance(context);
+    }
+
+    /// A buffer may be at home again: leave the line and arm. Nothing happens if the connection no longer waits.
+    pub fn serve(&mut self, context: &mut Context) {
+        if self.receive == Receive::Starved {
+            self.receive = Receive::Off;
+            if self.wants_bytes() {
+                self.arm(context);
+            }
+        }
+    }
+
+    /// The kernel may have memory again.
+    pub fn retry(&mut self, context: &mut Context) {
+        if self.receive == Receive::Retrying {
+            self.receive = Receive::Off;
+        }
+        if let Send::Aside { step: step @ AsideStep::Retrying, .. } = &mut self.send {
+            *step = AsideStep::Ready;
+        }
+        self.advance(context);
+    }
+
+    /// When the connection is to be ended if nothing moves until then.
+    #[must_use]
+    pub fn due(&self, resources: &Resources, now: Timestamp) -> Option<Timestamp> {
+        let parameters = &resources.parameters;
+        let patience = match (self.phase, self.send) {
+            (Phase::Free | Phase::Accepting(_) | Phase::Parked | Phase::Closing(_), _) => None,
+            (Phase::Lingering(_), _) => Some(parameters.linger_timeout),
+            (Phase::Open, Send::Idle | Send::Trying { .. }) => parameters.idle_timeout,
+            (Phase::Open | Phase::Finishing | Phase::Flushing(_), _) => parameters.stall_timeout,
+        }?;
+        let quiet = match self.receive {
+            // It would move if we had a buffer for it.
+            Receive::Starved => 0,
+            _ => (now.0 as u32).wrapping_sub(self.progress_ms),
+        };
+        Some(Timestamp((now.0 + patience).saturating_sub(u64::from(quiet))))
+    }
+
+    /// Its time is up.
+    pub fn on_due(&mut self, context: &mut Context) {
+        match (self.phase, self.send) {
+            (Phase::Free | Phase::Accepting(_) | Phase::Parked | Phase::Closing(_), _) => {
+                unreachable!("{:?} has no timer", self.phase)
+            }
+            (Phase::Lingering(reason), _) => self.die(context, reason),
+            (Phase::Open, Send::Idle | Send::Trying { .. }) => {
+                self.phase = Phase::Flushing(CloseReason::Idle);
+            }
+            (Phase::Open | Phase::Finishing | Phase::Flushing(_), _) => {
+                self.die(context, CloseReason::Stalled);
+            }
+        }
+        self.advance(context);
+    }
+
+    /// Patience with the drain ends: echo what was received until now, then send FIN.
+    pub fn on_drain_deadline(&mut self, context: &mut Context) {
+        if self.phase == Phase::Open {
+            self.phase = Phase::Flushing(CloseReason::Drained);
+            self.advance(context);
+        }
+    }
+
+    /// The drain is over, whatever the peer still does.
+    pub fn on_drain_end(&mut self, context: &mut Context) {
+        match self.phase {
+            Phase::Free | Phase::Accepting(_) | Phase::Parked => {}
+            Phase::Open
+            | Phase::Finishing
+            | Phase::Flushing(_)
+            | Phase::Lingering(_)
+            | Phase::Closing(_) => {
+                self.die(context, CloseReason::Drained);
+                self.advance(context);
+            }
+        }
+    }
+
+    /// Does whatever follows from the present state. The only place that starts a send, arms a receive or closes.
+    fn advance(&mut self, context: &mut Context) {
+        match self.phase {
+            Phase::Free | Phase::Accepting(_) | Phase::Parked => {}
+            Phase::Closing(reason) => self.join(context, reason),
+            Phase::Open => {
+                self.advance_send(context);
+                self.advance_receive(context);
+            }
+            Phase::Finishing => {
+                if self.advance_send(context) == Pending::Nothing {
+                    self.phase = Phase::Closing(CloseReason::Finished);
+                    self.join(context, CloseReason::Finished);
+                }
+            }
+            Phase::Flushing(reason) => {
+                if self.advance_send(context) == Pending::Nothing {
+                    context.ops.push(Op::Shutdown { connection: context.id, how: Shutdown::Write });
+                    self.phase = Phase::Lingering(reason);
+                    self.progress_ms = context.now.0 as u32;
+                    context.timer_changed = true;
+                    self.advance_receive(context);
+                }
+            }
+            Phase::Lingering(_) => self.advance_receive(context),
+        }
+    }
+
+    fn advance_send(&mut self, context: &mut Context) -> Pending {
+        match &mut self.send {
+            Send::Idle => {
+                let Some((buffer, length)) = self.queue.pop(&mut context.resources.pool) else {
+                    return Pending::Nothing;
+                };
+                self.send = Send::Trying { buffer, length };
+                context.ops.push(Op::Send { connection: context.id, buffer, length });
+            }
+            Send::Aside { step: step @ AsideStep::Ready, .. } => {
+                *step = AsideStep::InFlight;
+                context.ops.push(Op::SendAside { connection: context.id });
+            }
+            Send::Trying { .. } | Send::Aside { .. } => {}
+        }
+        Pending::Something
+    }
+
+    /// Arms the receive when bytes are wanted, and stops a multishot when they are not.
+    fn advance_receive(&mut self, context: &mut Context) {
+        let wanted = self.wants_bytes();
+        match self.receive {
+            Receive::Off if wanted => {
+                if context.resources.waiting.is_empty() {
+                    self.arm(context);
+                } else {
+                    self.stand_in_line(context);
+                }
+            }
+            Receive::Armed(ReceiveMode::Multishot) if !wanted || self.class == SizeClass::Large => {
+                self.receive = Receive::Stopping;
+                context.ops.push(Op::CancelReceive { connection: context.id });
+            }
+            Receive::Off
+            | Receive::Armed(_)
+            | Receive::Stopping
+            | Receive::Starved
+            | Receive::Retrying => {}
+        }
+    }
+
+    /// Whether a receive should be armed: a stalled connection catches up first.
+    fn wants_bytes(&self) -> bool {
+        match (self.phase, self.send) {
+            (Phase::Lingering(_), _) => true,
+            (Phase::Open, Send::Idle | Send::Trying { .. }) => {
+                self.queue.count() < limits::QUEUE_CHUNKS_MAX
+            }
+            _ => false,
+        }
+    }
+
+    fn arm(&mut self, context: &mut Context) {
+        let trusted = self.probation == 0 && self.class == SizeClass::Small;
+        let mode = match context.resources.parameters.receive_mode {
+            ReceiveMode::Multishot if trusted => ReceiveMode::Multishot,
+            ReceiveMode::Multishot | ReceiveMode::Once => ReceiveMode::Once,
+        };
+        self.receive = Receive::Armed(mode);
+        context.ops.push(Op::Receive {
+            connection: context.id,
+            class: self.class,
+            mode,
+            expectation: self.expectation,
+        });
+    }
+
+    fn stand_in_line(&mut self, context: &mut Context) {
+        self.receive = Receive::Starved;
+        context.resources.waiting.push_back(context.id);
+    }
+
+    /// Learns from a receive which size of buffer and how much trust the next one deserves.
+    fn classify(&mut self, resources: &Resources, class: SizeClass, length: u32, more: bool) {
+        self.probation = self.probation.saturating_sub(1);
+        self.expectation = if more { Expectation::Data } else { Expectation::Silence };
+        if length < resources.pool.size(SizeClass::Small) {
+            return self.shrink();
+        }
+        let full = length == resources.pool.size(class);
+        self.full_buffers = if full { self.full_buffers.saturating_add(1) } else { 0 };
+        if self.full_buffers >= limits::FULL_BUFFERS_TO_GROW
+            && self.probation == 0
+            && resources.pool.exists(SizeClass::Large)
+        {
+            self.class = SizeClass::Large;
+        }
+    }
+
+    fn shrink(&mut self) {
+        self.class = SizeClass::Small;
+        self.full_buffers = 0;
+    }
+
+    /// The socket took only `sent` bytes of `buffer`: from now on the connection lives on memory of its own.
+    fn stall(&mut self, context: &mut Context, buffer: BufferId, sent: u32, length: u32) {
+        context.resources.stats.short_sends += 1;
+        context.resources.stats.stalled += 1;
+        context.timer_changed = true;
+        self.progress_ms = context.now.0 as u32;
+        self.shrink();
+        self.probation = limits::PROBATION_RECEIVES;
+        self.send = Send::Aside { unsent: 0, charged: 0, step: AsideStep::Ready };
+        self.set_aside(context, buffer, sent, length - sent);
+        while let Send::Aside { .. } = self.send
+            && let Some((buffer, length)) = self.queue.pop(&mut context.resources.pool)
+        {
+            self.set_aside(context, buffer, 0, length);
+        }
+    }
+
+    /// Moves bytes from a pooled buffer to the connection's own memory, or resets it if there is no more to be had.
+    fn set_aside(&mut self, context: &mut Context, buffer: BufferId, offset: u32, length: u32) {
+        let Send::Aside { unsent, charged, .. } = &mut self.send else {
+            unreachable!("only a stalled connection sets bytes aside: {:?}", self.send)
+        };
+        let granted = context.resources.charge_aside(length);
+        if granted {
+            *unsent += length;
+            *charged += length;
+            context.ops.push(Op::SetAside { connection: context.id, buffer, offset, length });
+        } else {
+            context.resources.stats.bytes_dropped += u64::from(length);
+        }
+        context.recycle(buffer);
+        if !granted {
+            self.die(context, CloseReason::StalledMemory);
+        }
+    }
+
+    /// All set-aside bytes are sent or will never be: give back what they were charged.
+    fn forget_aside(&mut self, resources: &mut Resources) {
+        let Send::Aside { unsent, charged, .. } = self.send else {
+            unreachable!("nothing is set aside: {:?}", self.send)
+        };
+        resources.stats.bytes_dropped += u64::from(unsent);
+        resources.stats.stalled -= 1;
+        resources.refund_aside(charged);
+        self.send = Send::Idle;
+    }
+
+    fn count_sent(&mut self, context: &mut Context, length: u32) {
+        context.resources.stats.bytes_out += u64::from(length);
+        if length > 0 {
+            self.progress_ms = context.now.0 as u32;
+        }
+    }
+
+    fn fail(&mut self, context: &mut Context, error: ConnectionError) {
+        context.resources.stats.count_connection_error(error);
+        self.die(context, CloseReason::of(error));
+    }
+
+    /// Gives up on the peer. What was queued is dropped; what the kernel holds is made to come back.
+    fn die(&mut self, context: &mut Context, reason: CloseReason) {
+        if let Phase::Closing(_) = self.phase {
+            return;
+        }
+        self.phase = Phase::Closing(reason);
+        if let Receive::Starved | Receive::Retrying = self.receive {
+            self.receive = Receive::Off;
+        }
+        while let Some((buffer, length)) = self.queue.pop(&mut context.resources.pool) {
+            context.resources.stats.bytes_dropped += u64::from(length);
+            context.recycle(buffer);
+        }
+        if self.receive.is_with_kernel() || self.is_send_with_kernel() {
+            context.ops.push(Op::Shutdown { connection: context.id, how: Shutdown::Both });
+        }
+    }
+
+    fn is_send_with_kernel(&self) -> bool {
+        match self.send {
+            Send::Trying { .. } | Send::Aside { step: AsideStep::InFlight, .. } => true,
+            Send::Idle | Send::Aside { .. } => false,
+        }
+    }
+
+    /// Closes if the kernel holds nothing any more.
+    fn join(&mut self, context: &mut Context, reason: CloseReason) {
+        if self.receive.is_with_kernel() || self.is_send_with_kernel() {
+            return;
+        }
+        // Its set-aside bytes take up memory until the close that follows, not a turn less.
+        if let Send::Aside { .. } = self.send {
+            self.forget_aside(context.resources);
+        }
+        assert_eq!(self.send, Send::Idle, "a dead connection keeps no bytes");
+        assert_eq!(self.queue.count(), 0, "a dead connection keeps no buffers");
+        let connection = context.id;
+        context.ops.push(match reason {
+            CloseReason::Finished | CloseReason::Idle | CloseReason::Drained => {
+                Op::Close { connection }
+            }
+            CloseReason::Reset
+            | CloseReason::Unreachable
+            | CloseReason::Stalled
+            | CloseReason::StalledMemory
+            | CloseReason::Unexpected => Op::Abort { connection },
+        });
+        context.resources.stats.count_close(reason);
+        context.closed = true;
+        *self = Self { generation: next_generation(self.generation), ..Self::free() };
+    }
+
+    /// Whether the peer is behind with reading.
+    #[must_use]
+    pub fn is_stalled(&self) -> bool {
+        matches!(self.send, Send::Aside { .. })
+    }
+
+    /// Panics if the state contradicts itself. Returns the lent buffers and the charged bytes it accounts for.
+    pub fn check_invariants(&self) -> (u32, u64) {
+        let sending = u32::from(matches!(self.send, Send::Trying { .. }));
+        let charged = match self.send {
+            Send::Aside { unsent, charged, .. } => {
+                // A connection that dies of its first set-aside byte has none.
+                let least = u32::from(!matches!(self.phase, Phase::Closing(_)));
+                assert!(unsent >= least && unsent <= charged, "{unsent} of {charged} are unsent");
+                assert_eq!(self.queue.count(), 0, "a stalled connection keeps no pooled buffer");
+                u64::from(charged)
+            }
+            Send::Idle | Send::Trying { .. } => 0,
+        };
+        match self.phase {
+            Phase::Free | Phase::Accepting(_) | Phase::Parked => {
+                assert_eq!((self.receive, self.send), (Receive::Off, Send::Idle));
+            }
+            Phase::Open => {
+                let busy = self.send != Send::Idle || self.receive != Receive::Off;
+                assert!(busy, "an open connection waits for nothing");
+            }
+            Phase::Finishing => {
+                assert_eq!(self.receive, Receive::Off);
+                assert_ne!(self.send, Send::Idle, "a finished connection was not closed");
+            }
+            Phase::Flushing(_) => assert_ne!(self.send, Send::Idle, "FIN was not sent"),
+            Phase::Lingering(_) => {
+                assert_eq!(self.send, Send::Idle, "bytes after FIN");
+                assert_ne!(self.receive, Receive::Off, "nobody waits for the peer's FIN");
+            }
+            Phase::Closing(_) => {
+                let held = self.receive.is_with_kernel() || self.is_send_with_kernel();
+                assert!(held, "a dead connection was not closed");
+            }
+        }
+        if self.send == Send::Idle && !matches!(self.phase, Phase::Closing(_)) {
+            assert_eq!(self.queue.count(), 0, "queued bytes are not being sent");
+        }
+        (u32::from(self.queue.count()) + sending, charged)
+    }
+}
+
+/// Whether something is left to be sent.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pending {
+    Nothing,
+    Something,
+}
+
+fn next_generation(generation: u32) -> u32 {
+    (generation + 1) & ConnectionId::GENERATION_MASK
+}

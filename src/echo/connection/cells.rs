@@ -1,0 +1,401 @@
+//! The transition table, cell by cell.
+//!
+//! Goal: for every situation a connection can be in and every event that can reach it, exactly the operations below follow and
+//! no others. Method: each situation is reached by a script of events; each cell then applies one more event and compares
+//! operations and outcome as text. A cell that the contract rules out must panic: it says `impossible`.
+//!
+//! Buffers are `b0`, `b1`, … in the order in which bytes came; the small ones hold 8 bytes.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use super::*;
+use crate::echo::resources::Parameters;
+
+const NOW: Timestamp = Timestamp(1_000);
+
+/// Events by name; `received` uses the next buffer.
+const EVENTS: [&str; 19] = [
+    "received",
+    "received, armed",
+    "end of stream",
+    "no buffer",
+    "stopped",
+    "receive memory",
+    "receive reset",
+    "sent all",
+    "sent part",
+    "sent none",
+    "aside all",
+    "aside part",
+    "send memory",
+    "send reset",
+    "due",
+    "drain deadline",
+    "drain end",
+    "serve",
+    "retry",
+];
+
+/// Situations by name, and how each is reached from an open connection with an armed receive.
+const SITUATIONS: [(&str, &[&str]); 14] = [
+    ("open", &[]),
+    ("open, starved", &["no buffer"]),
+    ("open, retrying", &["receive memory"]),
+    ("open, trying", &["received"]),
+    ("open, aside", &["received", "sent part"]),
+    ("open, aside retrying", &["received", "sent part", "send memory"]),
+    ("finishing, trying", &["received", "end of stream"]),
+    ("finishing, aside", &["received", "sent part", "end of stream"]),
+    ("flushing, trying", &["received", "drain deadline"]),
+    ("flushing, aside", &["received", "sent part", "drain deadline"]),
+    ("lingering", &["drain deadline"]),
+    ("closing, receive", &["drain end"]),
+    ("closing, trying", &["received", "drain end", "stopped"]),
+    ("closing, aside", &["received", "sent part", "drain end", "stopped"]),
+];
+
+struct Bench {
+    connection: Connection,
+    resources: Resources,
+    ops: Vec<Op>,
+    closed: bool,
+    buffers: u16,
+}
+
+impl Bench {
+    fn new(script: &[&str]) -> Self {
+        let mut bench = Self {
+            connection: Connection::free(),
+            resources: Resources::new(Parameters {
+                listeners: 1,
+                connections_max: 1,
+                aside_bytes_max: 8,
+                buffers: [8, 0],
+                buffer_sizes: [8, 64],
+                receive_mode: ReceiveMode::Multishot,
+                idle_timeout: Some(100),
+                stall_timeout: Some(100),
+                linger_timeout: 100,
+            }),
+            ops: Vec::new(),
+            closed: false,
+            buffers: 0,
+        };
+        bench.connection.reserve(ListenerId(0));
+        bench.act(|connection, context| connection.open(context));
+        script.iter().for_each(|event| bench.apply(event));
+        bench.ops.clear();
+        bench
+    }
+
+    fn act(&mut self, act: impl FnOnce(&mut Connection, &mut Context<'_>)) {
+        let mut context = Context {
+            id: ConnectionId::new(0, 0),
+            now: NOW,
+            resources: &mut self.resources,
+            ops: &mut self.ops,
+            closed: false,
+            timer_changed: false,
+        };
+        act(&mut self.connection, &mut context);
+        self.closed |= context.closed;
+        if !self.closed {
+            self.connection.check_invariants();
+        }
+    }
+
+    fn apply(&mut self, event: &str) {
+        let dead = ConnectionError::Reset;
+        let buffer = BufferId { class: SizeClass::Small, index: self.buffers };
+        let (trying, unsent) = match self.connection.send {
+            Send::Idle => (5, 3),
+            Send::Trying { length, .. } => (length, 3),
+            Send::Aside { unsent, .. } => (5, unsent),
+        };
+        match event {
+            "received" | "received, armed" => {
+                self.buffers += 1;
+                let armed = event == "received, armed";
+                self.act(|c, context| c.on_received(context, buffer, 5, armed, false));
+            }
+            "end of stream" => self.ended(ReceiveEnd::EndOfStream),
+            "no buffer" => self.ended(ReceiveEnd::NoBuffer),
+            "stopped" => self.ended(ReceiveEnd::Stopped),
+            "receive memory" => self.ended(ReceiveEnd::Memory),
+            "receive reset" => self.ended(ReceiveEnd::Failed(dead)),
+            "sent all" => self.act(|c, context| c.on_sent(context, trying)),
+            "sent part" => self.act(|c, context| c.on_sent(context, trying - 3)),
+            "sent none" => self.act(|c, context| c.on_sent(context, 0)),
+            "aside all" => self.act(|c, context| c.on_sent_aside(context, unsent)),
+            "aside part" => self.act(|c, context| c.on_sent_aside(context, 1)),
+            "send memory" => self.act(|c, context| c.on_send_failed(context, SendError::Memory)),
+            "send reset" => {
+                self.act(|c, context| c.on_send_failed(context, SendError::Failed(dead)));
+            }
+            "due" => self.act(|c, context| c.on_due(context)),
+            "drain deadline" => self.act(|c, context| c.on_drain_deadline(context)),
+            "drain end" => self.act(|c, context| c.on_drain_end(context)),
+            "serve" => self.act(|c, context| c.serve(context)),
+            "retry" => self.act(|c, context| c.retry(context)),
+            _ => panic!("no event is called {event}"),
+        }
+    }
+
+    fn ended(&mut self, reason: ReceiveEnd) {
+        self.act(|connection, context| connection.on_receive_ended(context, reason));
+    }
+
+    fn outcome(&self) -> String {
+        let mut words: Vec<String> = self.ops.iter().map(op_text).collect();
+        if self.closed {
+            return words.join(", ");
+        }
+        let connection = &self.connection;
+        let send = match connection.send {
+            Send::Idle => "Idle".into(),
+            Send::Trying { buffer, length } => format!("Trying {{ b{} {length} }}", buffer.index),
+            Send::Aside { unsent, charged, step } => {
+                format!("Aside {{ {unsent}/{charged} {step:?} }}")
+            }
+        };
+        let receive = match connection.receive {
+            Receive::Armed(ReceiveMode::Multishot) => "Armed".into(),
+            receive => format!("{receive:?}"),
+        };
+        words.push(format!("-> {:?} {receive} {send}", connection.phase));
+        words.join(", ")
+    }
+}
+
+fn op_text(op: &Op) -> String {
+    match op {
+        Op::Receive { mode: ReceiveMode::Once, .. } => "receive once".into(),
+        Op::Receive { mode: ReceiveMode::Multishot, .. } => "receive".into(),
+        Op::CancelReceive { .. } => "cancel receive".into(),
+        Op::Send { buffer, length, .. } => format!("send b{} {length}", buffer.index),
+        Op::SetAside { buffer, offset, length, .. } => {
+            format!("set aside b{} {offset}+{length}", buffer.index)
+        }
+        Op::SendAside { .. } => "send aside".into(),
+        Op::Recycle { buffer } => format!("recycle b{}", buffer.index),
+        Op::Shutdown { how: Shutdown::Write, .. } => "FIN".into(),
+        Op::Shutdown { how: Shutdown::Both, .. } => "shut down".into(),
+        Op::Close { .. } => "close".into(),
+        Op::Abort { .. } => "abort".into(),
+        Op::Accept { .. } | Op::CancelAccept { .. } => unreachable!("a connection accepts nothing"),
+    }
+}
+
+#[test]
+fn every_cell_of_the_table() {
+    let situations: Vec<&str> = CELLS.iter().map(|(situation, _)| *situation).collect();
+    assert_eq!(situations, SITUATIONS.map(|(situation, _)| situation), "a situation has no cells");
+    for ((situation, script), (_, cells)) in SITUATIONS.iter().zip(CELLS) {
+        for event in EVENTS {
+            let expected = cells
+                .iter()
+                .find(|(name, _)| *name == event)
+                .map_or("impossible", |&(_, outcome)| outcome);
+            let outcome = catch_unwind(AssertUnwindSafe(|| {
+                let mut bench = Bench::new(script);
+                bench.apply(event);
+                bench.outcome()
+            }));
+            let outcome = outcome.unwrap_or_else(|_| "impossible".into());
+            assert_eq!(outcome, expected, "{situation}: {event}");
+        }
+    }
+}
+
+/// Situation, then event and what follows. A set-aside send reads `Aside { unsent/charged step }`.
+/// Events that are not listed are impossible in the situation.
+#[rustfmt::skip]
+const CELLS: &[(&str, &[(&str, &str)])] = &[
+    ("open", &[
+        ("received", "send b0 5, receive, -> Open Armed Trying { b0 5 }"),
+        ("received, armed", "send b0 5, -> Open Armed Trying { b0 5 }"),
+        ("end of stream", "close"),
+        ("no buffer", "-> Open Starved Idle"),
+        ("stopped", "receive, -> Open Armed Idle"),
+        ("receive memory", "-> Open Retrying Idle"),
+        ("receive reset", "abort"),
+        ("due", "FIN, -> Lingering(Idle) Armed Idle"),
+        ("drain deadline", "FIN, -> Lingering(Drained) Armed Idle"),
+        ("drain end", "shut down, -> Closing(Drained) Armed Idle"),
+        ("serve", "-> Open Armed Idle"),
+        ("retry", "-> Open Armed Idle"),
+    ]),
+    ("open, starved", &[
+        ("due", "FIN, -> Lingering(Idle) Starved Idle"),
+        ("drain deadline", "FIN, -> Lingering(Drained) Starved Idle"),
+        ("drain end", "close"),
+        ("serve", "receive, -> Open Armed Idle"),
+        ("retry", "-> Open Starved Idle"),
+    ]),
+    ("open, retrying", &[
+        ("due", "FIN, -> Lingering(Idle) Retrying Idle"),
+        ("drain deadline", "FIN, -> Lingering(Drained) Retrying Idle"),
+        ("drain end", "close"),
+        ("serve", "-> Open Retrying Idle"),
+        ("retry", "receive, -> Open Armed Idle"),
+    ]),
+    ("open, trying", &[
+        ("received", "receive, -> Open Armed Trying { b0 5 }"),
+        ("received, armed", "-> Open Armed Trying { b0 5 }"),
+        ("end of stream", "-> Finishing Off Trying { b0 5 }"),
+        ("no buffer", "-> Open Starved Trying { b0 5 }"),
+        ("stopped", "receive, -> Open Armed Trying { b0 5 }"),
+        ("receive memory", "-> Open Retrying Trying { b0 5 }"),
+        ("receive reset", "shut down, -> Closing(Reset) Off Trying { b0 5 }"),
+        ("sent all", "recycle b0, -> Open Armed Idle"),
+        ("sent part", "set aside b0 2+3, recycle b0, send aside, cancel receive, -> Open Stopping Aside { 3/3 InFlight }"),
+        ("sent none", "set aside b0 0+5, recycle b0, send aside, cancel receive, -> Open Stopping Aside { 5/5 InFlight }"),
+        ("send memory", "set aside b0 0+5, recycle b0, send aside, cancel receive, -> Open Stopping Aside { 5/5 InFlight }"),
+        ("send reset", "recycle b0, shut down, -> Closing(Reset) Armed Idle"),
+        ("due", "-> Flushing(Idle) Armed Trying { b0 5 }"),
+        ("drain deadline", "-> Flushing(Drained) Armed Trying { b0 5 }"),
+        ("drain end", "shut down, -> Closing(Drained) Armed Trying { b0 5 }"),
+        ("serve", "-> Open Armed Trying { b0 5 }"),
+        ("retry", "-> Open Armed Trying { b0 5 }"),
+    ]),
+    ("open, aside", &[
+        ("received", "set aside b1 0+5, recycle b1, -> Open Off Aside { 8/8 InFlight }"),
+        ("received, armed", "set aside b1 0+5, recycle b1, -> Open Stopping Aside { 8/8 InFlight }"),
+        ("end of stream", "-> Finishing Off Aside { 3/3 InFlight }"),
+        ("no buffer", "-> Open Starved Aside { 3/3 InFlight }"),
+        ("stopped", "-> Open Off Aside { 3/3 InFlight }"),
+        ("receive memory", "-> Open Retrying Aside { 3/3 InFlight }"),
+        ("receive reset", "shut down, -> Closing(Reset) Off Aside { 3/3 InFlight }"),
+        ("aside all", "-> Open Stopping Idle"),
+        ("aside part", "send aside, -> Open Stopping Aside { 2/3 InFlight }"),
+        ("send memory", "-> Open Stopping Aside { 3/3 Retrying }"),
+        ("send reset", "shut down, -> Closing(Reset) Stopping Aside { 3/3 Ready }"),
+        ("due", "shut down, -> Closing(Stalled) Stopping Aside { 3/3 InFlight }"),
+        ("drain deadline", "-> Flushing(Drained) Stopping Aside { 3/3 InFlight }"),
+        ("drain end", "shut down, -> Closing(Drained) Stopping Aside { 3/3 InFlight }"),
+        ("serve", "-> Open Stopping Aside { 3/3 InFlight }"),
+        ("retry", "-> Open Stopping Aside { 3/3 InFlight }"),
+    ]),
+    ("open, aside retrying", &[
+        ("received", "set aside b1 0+5, recycle b1, -> Open Off Aside { 8/8 Retrying }"),
+        ("received, armed", "set aside b1 0+5, recycle b1, -> Open Stopping Aside { 8/8 Retrying }"),
+        ("end of stream", "-> Finishing Off Aside { 3/3 Retrying }"),
+        ("no buffer", "-> Open Starved Aside { 3/3 Retrying }"),
+        ("stopped", "-> Open Off Aside { 3/3 Retrying }"),
+        ("receive memory", "-> Open Retrying Aside { 3/3 Retrying }"),
+        ("receive reset", "abort"),
+        ("due", "shut down, -> Closing(Stalled) Stopping Aside { 3/3 Retrying }"),
+        ("drain deadline", "-> Flushing(Drained) Stopping Aside { 3/3 Retrying }"),
+        ("drain end", "shut down, -> Closing(Drained) Stopping Aside { 3/3 Retrying }"),
+        ("serve", "-> Open Stopping Aside { 3/3 Retrying }"),
+        ("retry", "send aside, -> Open Stopping Aside { 3/3 InFlight }"),
+    ]),
+    ("finishing, trying", &[
+        ("sent all", "recycle b0, close"),
+        ("sent part", "set aside b0 2+3, recycle b0, send aside, -> Finishing Off Aside { 3/3 InFlight }"),
+        ("sent none", "set aside b0 0+5, recycle b0, send aside, -> Finishing Off Aside { 5/5 InFlight }"),
+        ("send memory", "set aside b0 0+5, recycle b0, send aside, -> Finishing Off Aside { 5/5 InFlight }"),
+        ("send reset", "recycle b0, abort"),
+        ("due", "shut down, -> Closing(Stalled) Off Trying { b0 5 }"),
+        ("drain deadline", "-> Finishing Off Trying { b0 5 }"),
+        ("drain end", "shut down, -> Closing(Drained) Off Trying { b0 5 }"),
+        ("serve", "-> Finishing Off Trying { b0 5 }"),
+        ("retry", "-> Finishing Off Trying { b0 5 }"),
+    ]),
+    ("finishing, aside", &[
+        ("aside all", "close"),
+        ("aside part", "send aside, -> Finishing Off Aside { 2/3 InFlight }"),
+        ("send memory", "-> Finishing Off Aside { 3/3 Retrying }"),
+        ("send reset", "abort"),
+        ("due", "shut down, -> Closing(Stalled) Off Aside { 3/3 InFlight }"),
+        ("drain deadline", "-> Finishing Off Aside { 3/3 InFlight }"),
+        ("drain end", "shut down, -> Closing(Drained) Off Aside { 3/3 InFlight }"),
+        ("serve", "-> Finishing Off Aside { 3/3 InFlight }"),
+        ("retry", "-> Finishing Off Aside { 3/3 InFlight }"),
+    ]),
+    ("flushing, trying", &[
+        ("received", "recycle b1, -> Flushing(Drained) Off Trying { b0 5 }"),
+        ("received, armed", "recycle b1, -> Flushing(Drained) Armed Trying { b0 5 }"),
+        ("end of stream", "-> Finishing Off Trying { b0 5 }"),
+        ("no buffer", "-> Flushing(Drained) Starved Trying { b0 5 }"),
+        ("stopped", "-> Flushing(Drained) Off Trying { b0 5 }"),
+        ("receive memory", "-> Flushing(Drained) Retrying Trying { b0 5 }"),
+        ("receive reset", "shut down, -> Closing(Reset) Off Trying { b0 5 }"),
+        ("sent all", "recycle b0, FIN, -> Lingering(Drained) Armed Idle"),
+        ("sent part", "set aside b0 2+3, recycle b0, send aside, -> Flushing(Drained) Armed Aside { 3/3 InFlight }"),
+        ("sent none", "set aside b0 0+5, recycle b0, send aside, -> Flushing(Drained) Armed Aside { 5/5 InFlight }"),
+        ("send memory", "set aside b0 0+5, recycle b0, send aside, -> Flushing(Drained) Armed Aside { 5/5 InFlight }"),
+        ("send reset", "recycle b0, shut down, -> Closing(Reset) Armed Idle"),
+        ("due", "shut down, -> Closing(Stalled) Armed Trying { b0 5 }"),
+        ("drain deadline", "-> Flushing(Drained) Armed Trying { b0 5 }"),
+        ("drain end", "shut down, -> Closing(Drained) Armed Trying { b0 5 }"),
+        ("serve", "-> Flushing(Drained) Armed Trying { b0 5 }"),
+        ("retry", "-> Flushing(Drained) Armed Trying { b0 5 }"),
+    ]),
+    ("flushing, aside", &[
+        ("received", "recycle b1, -> Flushing(Drained) Off Aside { 3/3 InFlight }"),
+        ("received, armed", "recycle b1, -> Flushing(Drained) Stopping Aside { 3/3 InFlight }"),
+        ("end of stream", "-> Finishing Off Aside { 3/3 InFlight }"),
+        ("no buffer", "-> Flushing(Drained) Starved Aside { 3/3 InFlight }"),
+        ("stopped", "-> Flushing(Drained) Off Aside { 3/3 InFlight }"),
+        ("receive memory", "-> Flushing(Drained) Retrying Aside { 3/3 InFlight }"),
+        ("receive reset", "shut down, -> Closing(Reset) Off Aside { 3/3 InFlight }"),
+        ("aside all", "FIN, -> Lingering(Drained) Stopping Idle"),
+        ("aside part", "send aside, -> Flushing(Drained) Stopping Aside { 2/3 InFlight }"),
+        ("send memory", "-> Flushing(Drained) Stopping Aside { 3/3 Retrying }"),
+        ("send reset", "shut down, -> Closing(Reset) Stopping Aside { 3/3 Ready }"),
+        ("due", "shut down, -> Closing(Stalled) Stopping Aside { 3/3 InFlight }"),
+        ("drain deadline", "-> Flushing(Drained) Stopping Aside { 3/3 InFlight }"),
+        ("drain end", "shut down, -> Closing(Drained) Stopping Aside { 3/3 InFlight }"),
+        ("serve", "-> Flushing(Drained) Stopping Aside { 3/3 InFlight }"),
+        ("retry", "-> Flushing(Drained) Stopping Aside { 3/3 InFlight }"),
+    ]),
+    ("lingering", &[
+        ("received", "recycle b0, receive, -> Lingering(Drained) Armed Idle"),
+        ("received, armed", "recycle b0, -> Lingering(Drained) Armed Idle"),
+        ("end of stream", "close"),
+        ("no buffer", "-> Lingering(Drained) Starved Idle"),
+        ("stopped", "receive, -> Lingering(Drained) Armed Idle"),
+        ("receive memory", "-> Lingering(Drained) Retrying Idle"),
+        ("receive reset", "abort"),
+        ("due", "shut down, -> Closing(Drained) Armed Idle"),
+        ("drain deadline", "-> Lingering(Drained) Armed Idle"),
+        ("drain end", "shut down, -> Closing(Drained) Armed Idle"),
+        ("serve", "-> Lingering(Drained) Armed Idle"),
+        ("retry", "-> Lingering(Drained) Armed Idle"),
+    ]),
+    ("closing, receive", &[
+        ("received", "recycle b0, close"),
+        ("received, armed", "recycle b0, -> Closing(Drained) Armed Idle"),
+        ("end of stream", "close"),
+        ("no buffer", "close"),
+        ("stopped", "close"),
+        ("receive memory", "close"),
+        ("receive reset", "close"),
+        ("drain deadline", "-> Closing(Drained) Armed Idle"),
+        ("drain end", "-> Closing(Drained) Armed Idle"),
+        ("serve", "-> Closing(Drained) Armed Idle"),
+        ("retry", "-> Closing(Drained) Armed Idle"),
+    ]),
+    ("closing, trying", &[
+        ("sent all", "recycle b0, close"),
+        ("sent part", "recycle b0, close"),
+        ("sent none", "recycle b0, close"),
+        ("send memory", "recycle b0, close"),
+        ("send reset", "recycle b0, close"),
+        ("drain deadline", "-> Closing(Drained) Off Trying { b0 5 }"),
+        ("drain end", "-> Closing(Drained) Off Trying { b0 5 }"),
+        ("serve", "-> Closing(Drained) Off Trying { b0 5 }"),
+        ("retry", "-> Closing(Drained) Off Trying { b0 5 }"),
+    ]),
+    ("closing, aside", &[
+        ("aside all", "close"),
+        ("aside part", "close"),
+        ("send memory", "close"),
+        ("send reset", "close"),
+        ("drain deadline", "-> Closing(Drained) Off Aside { 3/3 InFlight }"),
+        ("drain end", "-> Closing(Drained) Off Aside { 3/3 InFlight }"),
+        ("serve", "-> Closing(Drained) Off Aside { 3/3 InFlight }"),
+        ("retry", "-> Closing(Drained) Off Aside { 3/3 InFlight }"),
+    ]),
+];

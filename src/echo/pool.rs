@@ -1,0 +1,146 @@
+//! The core's book of the buffer pool: which buffers are lent, and the queues that lent buffers form.
+//!
+//! A buffer is either at home (the driver may fill it) or lent, and a lent one has exactly one owner. That is what lets a
+//! connection's queue be a list through the buffers themselves: 12 bytes in the connection, no allocation, any length.
+
+use super::op::{BufferId, SizeClass};
+
+/// What is known of one buffer.
+#[derive(Clone, Copy, Debug, Default)]
+struct Entry {
+    lent: bool,
+    /// Bytes of payload, while it stands in a queue.
+    length: u32,
+    next: Option<BufferId>,
+}
+
+/// Both pools.
+#[derive(Debug)]
+pub struct Pool {
+    entries: [Vec<Entry>; SizeClass::ALL.len()],
+    lent: [u32; SizeClass::ALL.len()],
+    sizes: [u32; SizeClass::ALL.len()],
+}
+
+impl Pool {
+    /// All at home: `counts[class]` buffers of `sizes[class]` bytes.
+    #[must_use]
+    pub fn new(counts: [u16; 2], sizes: [u32; 2]) -> Self {
+        Self {
+            entries: counts.map(|count| vec![Entry::default(); usize::from(count)]),
+            lent: [0; 2],
+            sizes,
+        }
+    }
+
+    /// The size of a buffer in bytes.
+    #[must_use]
+    pub fn size(&self, class: SizeClass) -> u32 {
+        self.sizes[class.index()]
+    }
+
+    /// Whether the class has any buffer at all.
+    #[must_use]
+    pub fn exists(&self, class: SizeClass) -> bool {
+        !self.entries[class.index()].is_empty()
+    }
+
+    /// Buffers at home, as far as the events so far tell.
+    #[must_use]
+    pub fn home(&self, class: SizeClass) -> u32 {
+        self.entries[class.index()].len() as u32 - self.lent[class.index()]
+    }
+
+    /// Buffers lent, of both classes.
+    #[must_use]
+    pub fn lent_total(&self) -> u32 {
+        self.lent.iter().sum()
+    }
+
+    /// Notes that the kernel filled a buffer with `length` bytes.
+    pub fn lend(&mut self, buffer: BufferId, length: u32) {
+        assert!(length > 0 && length <= self.size(buffer.class), "{buffer:?} holds {length} bytes");
+        let entry = self.entry(buffer);
+        assert!(!entry.lent, "{buffer:?} was lent twice");
+        *entry = Entry { lent: true, length, next: None };
+        self.lent[buffer.class.index()] += 1;
+    }
+
+    /// Notes that a buffer is at home again.
+    pub fn take_back(&mut self, buffer: BufferId) {
+        let entry = self.entry(buffer);
+        assert!(entry.lent, "{buffer:?} came home twice");
+        assert!(entry.next.is_none(), "{buffer:?} still stands in a queue");
+        entry.lent = false;
+        self.lent[buffer.class.index()] -= 1;
+    }
+
+    fn entry(&mut self, buffer: BufferId) -> &mut Entry {
+        &mut self.entries[buffer.class.index()][usize::from(buffer.index)]
+    }
+}
+
+/// A first-in-first-out queue of lent buffers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Queue {
+    ends: Option<(BufferId, BufferId)>,
+    count: u8,
+}
+
+impl Queue {
+    /// How many buffers stand in it.
+    #[must_use]
+    pub fn count(&self) -> u8 {
+        self.count
+    }
+
+    /// Puts `buffer` at the end.
+    pub fn push(&mut self, pool: &mut Pool, buffer: BufferId) {
+        self.ends = match self.ends {
+            None => Some((buffer, buffer)),
+            Some((first, last)) => {
+                pool.entry(last).next = Some(buffer);
+                Some((first, buffer))
+            }
+        };
+        self.count = self.count.checked_add(1).expect("a queue is stopped long before 255 chunks");
+    }
+
+    /// Takes the first buffer and the number of bytes in it.
+    pub fn pop(&mut self, pool: &mut Pool) -> Option<(BufferId, u32)> {
+        let (first, last) = self.ends?;
+        let entry = pool.entry(first);
+        self.ends = entry.next.take().map(|next| (next, last));
+        self.count -= 1;
+        Some((first, entry.length))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn small(index: u16) -> BufferId {
+        BufferId { class: SizeClass::Small, index }
+    }
+
+    #[test]
+    fn a_queue_gives_back_what_went_in_in_order() {
+        let mut pool = Pool::new([4, 0], [16, 64]);
+        let mut queue = Queue::default();
+        for index in [2, 0, 3] {
+            pool.lend(small(index), u32::from(index) + 1);
+            queue.push(&mut pool, small(index));
+        }
+        assert_eq!((queue.count(), pool.home(SizeClass::Small)), (3, 1));
+        assert_eq!(queue.pop(&mut pool), Some((small(2), 3)));
+        pool.take_back(small(2));
+        pool.lend(small(2), 9);
+        queue.push(&mut pool, small(2));
+        assert_eq!(queue.pop(&mut pool), Some((small(0), 1)));
+        assert_eq!(queue.pop(&mut pool), Some((small(3), 4)));
+        assert_eq!(queue.pop(&mut pool), Some((small(2), 9)));
+        assert_eq!(queue.pop(&mut pool), None);
+        assert_eq!(queue, Queue::default());
+    }
+}

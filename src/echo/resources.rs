@@ -1,0 +1,123 @@
+//! What all connections of a worker share: the pool, the memory for stalled peers, the lines they wait in, the counters.
+
+use std::collections::VecDeque;
+
+use super::limits;
+use super::op::{BufferId, ConnectionId, Op, ReceiveMode, Timestamp};
+use super::pool::Pool;
+use super::stats::Stats;
+
+/// How one worker's core is set up.
+#[derive(Clone, Debug)]
+pub struct Parameters {
+    /// Listening sockets, named 0, 1, 2, …
+    pub listeners: u16,
+    /// Connections that have a place at the same time; the rest waits in the backlog.
+    pub connections_max: u32,
+    /// Bytes that may be set aside for stalled peers, all together.
+    pub aside_bytes_max: u64,
+    /// Pooled buffers of each size class; a class may be empty, but not the small one.
+    pub buffers: [u16; 2],
+    /// Size of a buffer of each class, in bytes, ascending.
+    pub buffer_sizes: [u32; 2],
+    /// How quiet lines are received from.
+    pub receive_mode: ReceiveMode,
+    /// A connection on which nothing moves for so many milliseconds is ended in order.
+    pub idle_timeout: Option<u64>,
+    /// A connection whose peer takes nothing for so many milliseconds, while bytes wait for it, is reset.
+    pub stall_timeout: Option<u64>,
+    /// Milliseconds a peer has to answer our FIN with its own.
+    pub linger_timeout: u64,
+}
+
+impl Parameters {
+    /// The tick of the timer wheel: a fraction of the shortest timeout, in milliseconds.
+    #[must_use]
+    pub fn tick_ms(&self) -> u64 {
+        [self.idle_timeout, self.stall_timeout, Some(self.linger_timeout)]
+            .into_iter()
+            .flatten()
+            .min()
+            .map_or(limits::TICK_MS_MAX, |shortest| {
+                (shortest / limits::TICKS_PER_TIMEOUT)
+                    .clamp(limits::TICK_MS_MIN, limits::TICK_MS_MAX)
+            })
+    }
+}
+
+/// What all connections of a worker share.
+pub struct Resources {
+    /// How the core is set up.
+    pub parameters: Parameters,
+    /// The book of the buffers.
+    pub pool: Pool,
+    /// The counters.
+    pub stats: Stats,
+    /// Connections that wait for a buffer, first come first served. One that ended since is skipped.
+    pub waiting: VecDeque<ConnectionId>,
+    /// Connections to be tried again, and when; in order of time.
+    pub retries: VecDeque<(Timestamp, ConnectionId)>,
+}
+
+impl Resources {
+    /// Everything at home, nobody waiting.
+    #[must_use]
+    pub fn new(parameters: Parameters) -> Self {
+        Self {
+            pool: Pool::new(parameters.buffers, parameters.buffer_sizes),
+            stats: Stats::default(),
+            waiting: VecDeque::new(),
+            retries: VecDeque::new(),
+            parameters,
+        }
+    }
+
+    /// Charges `length` set-aside bytes; false, and nothing charged, if they would exceed the limit.
+    pub fn charge_aside(&mut self, length: u32) -> bool {
+        let charged = self.stats.aside_bytes + u64::from(length);
+        let granted = charged <= self.parameters.aside_bytes_max;
+        if granted {
+            self.stats.aside_bytes = charged;
+        }
+        granted
+    }
+
+    /// Gives back what was charged.
+    pub fn refund_aside(&mut self, length: u32) {
+        self.stats.aside_bytes = self
+            .stats
+            .aside_bytes
+            .checked_sub(u64::from(length))
+            .expect("invariant: what is refunded was charged");
+    }
+}
+
+/// What a connection gets in hand while it handles one event.
+pub struct Context<'a> {
+    /// Who it is.
+    pub id: ConnectionId,
+    /// Now.
+    pub now: Timestamp,
+    /// What it shares with the others.
+    pub resources: &'a mut Resources,
+    /// Where its operations go.
+    pub ops: &'a mut Vec<Op>,
+    /// Set when it has closed: the slot is free.
+    pub closed: bool,
+    /// Set when its time may be up earlier than it was.
+    pub timer_changed: bool,
+}
+
+impl Context<'_> {
+    /// Sends a lent buffer home.
+    pub fn recycle(&mut self, buffer: BufferId) {
+        self.resources.pool.take_back(buffer);
+        self.ops.push(Op::Recycle { buffer });
+    }
+
+    /// Asks for a call of `Connection::retry` in a little while.
+    pub fn retry_later(&mut self) {
+        self.resources.stats.memory_retries += 1;
+        self.resources.retries.push_back((self.now.plus(limits::MEMORY_RETRY_MS), self.id));
+    }
+}

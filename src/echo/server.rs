@@ -1,0 +1,413 @@
+//! The server: slots, listeners, places, timers. One entry, [`Server::handle`].
+//!
+//! It hands each event to the [`Connection`] it concerns and looks after what connections share: who gets the next place,
+//! who waits for a buffer, when accepting pauses, when the drain is over.
+
+use std::collections::VecDeque;
+
+use super::connection::{Connection, Phase};
+use super::limits;
+use super::listener::Listener;
+use super::op::{AcceptError, BufferId, ConnectionId, Event, ListenerId, Op, SizeClass, Timestamp};
+pub use super::resources::Parameters;
+use super::resources::{Context, Resources};
+pub use super::stats::{CloseReason, Stats};
+use super::timer::Wheel;
+
+/// How far the drain has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Drain {
+    /// Not asked for.
+    No,
+    /// No more accepts; echoing goes on until the deadline.
+    Patient { deadline: Timestamp },
+    /// Every connection is being ended; what is left at `end` is closed.
+    Ending { end: Timestamp },
+    /// Nothing is waited for any more.
+    Over,
+}
+
+/// The core of one worker.
+pub struct Server {
+    resources: Resources,
+    slots: Vec<Connection>,
+    free: Vec<u32>,
+    listeners: Vec<Listener>,
+    /// Accepted connections without a place, first come first served.
+    parked: VecDeque<ConnectionId>,
+    wheel: Wheel,
+    drain: Drain,
+    /// Whether all places were taken when listeners were last looked at.
+    full: bool,
+}
+
+impl Server {
+    /// A server at rest. Handle [`Event::Started`] to arm its listeners.
+    #[must_use]
+    pub fn new(parameters: Parameters) -> Self {
+        assert!(parameters.buffers[SizeClass::Small.index()] > 0, "an echo needs a buffer");
+        assert!(parameters.buffer_sizes[0] <= parameters.buffer_sizes[1], "small, then large");
+        Self {
+            slots: Vec::new(),
+            free: Vec::new(),
+            listeners: vec![Listener::Off; usize::from(parameters.listeners)],
+            parked: VecDeque::new(),
+            wheel: Wheel::new(Timestamp(0), parameters.tick_ms()),
+            drain: Drain::No,
+            full: false,
+            resources: Resources::new(parameters),
+        }
+    }
+
+    /// What has been counted.
+    #[must_use]
+    pub fn stats(&self) -> &Stats {
+        &self.resources.stats
+    }
+
+    /// When to send [`Event::TimePassed`] at the latest.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Timestamp> {
+        if self.can_serve_waiting() {
+            return Some(Timestamp(0));
+        }
+        let retry = self.resources.retries.front().map(|&(at, _)| at);
+        let accept = self.listeners.iter().filter_map(|listener| match listener {
+            Listener::BackingOff(until) => Some(*until),
+            Listener::Off | Listener::Armed(_) | Listener::Canceling(_) => None,
+        });
+        let drain = match self.drain {
+            Drain::Patient { deadline } => Some(deadline),
+            Drain::Ending { end } => Some(end),
+            Drain::No | Drain::Over => None,
+        };
+        accept.chain(retry).chain(drain).chain(self.wheel.deadline()).min()
+    }
+
+    /// Whether a drain has been asked for and nothing is left: no connection, no accept with the kernel.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.drain != Drain::No
+            && self.resources.stats.connections == 0
+            && self.parked.is_empty()
+            && !self.listeners.iter().any(|listener| listener.is_with_kernel())
+    }
+
+    /// Takes in one event and appends what is to be done about it to `ops`, in order.
+    ///
+    /// # Panics
+    /// If the event breaks the contract of [`super::op`]: for example, bytes for a connection that has been closed.
+    pub fn handle(&mut self, now: Timestamp, event: Event, ops: &mut Vec<Op>) {
+        match event {
+            Event::Started => {}
+            Event::Accepted { connection } => self.on_accepted(now, connection, ops),
+            Event::AcceptFailed { connection, error } => {
+                self.on_accept_failed(now, connection, error);
+            }
+            Event::Received { connection, buffer, length, armed, more } => {
+                self.on_received(now, connection, (buffer, length), armed, more, ops);
+            }
+            Event::ReceiveEnded { connection, reason } => {
+                self.with(now, connection, ops, |connection, context| {
+                    connection.on_receive_ended(context, reason);
+                });
+            }
+            Event::Sent { connection, length } => {
+                self.with(now, connection, ops, |connection, context| {
+                    connection.on_sent(context, length);
+                });
+            }
+            Event::SentAside { connection, length } => {
+                self.with(now, connection, ops, |connection, context| {
+                    connection.on_sent_aside(context, length);
+                });
+            }
+            Event::SendFailed { connection, error } => {
+                self.with(now, connection, ops, |connection, context| {
+                    connection.on_send_failed(context, error);
+                });
+            }
+            Event::TimePassed => self.on_time_passed(now, ops),
+            Event::DrainStarted { deadline } => {
+                if self.drain == Drain::No {
+                    self.drain = Drain::Patient { deadline };
+                }
+            }
+        }
+        self.fill_places(now, ops);
+        self.arm_listeners(ops);
+        self.resources.stats.buffers_lent = u64::from(self.resources.pool.lent_total());
+        self.resources.stats.parked = self.parked.len() as u64;
+    }
+
+    fn on_accepted(&mut self, now: Timestamp, id: ConnectionId, ops: &mut Vec<Op>) {
+        let listener = self.accept_ended(id);
+        self.listeners[usize::from(listener.0)] = Listener::Off;
+        self.resources.stats.accepted += 1;
+        if self.has_place() {
+            self.open(now, id, ops);
+        } else {
+            self.connection(id).park();
+            self.parked.push_back(id);
+        }
+    }
+
+    fn on_accept_failed(&mut self, now: Timestamp, id: ConnectionId, error: AcceptError) {
+        let listener = self.accept_ended(id);
+        self.resources.stats.count_accept_error(error);
+        self.listeners[usize::from(listener.0)] = match error {
+            AcceptError::Canceled | AcceptError::Aborted => Listener::Off,
+            AcceptError::ProcessFiles
+            | AcceptError::SystemFiles
+            | AcceptError::Memory
+            | AcceptError::Unexpected(_) => {
+                Listener::BackingOff(now.plus(limits::ACCEPT_BACKOFF_MS))
+            }
+        };
+        self.connection(id).release();
+        self.free.push(id.slot());
+    }
+
+    /// The listener whose accept had this name.
+    fn accept_ended(&mut self, id: ConnectionId) -> ListenerId {
+        match self.connection(id).phase() {
+            Phase::Accepting(listener) => listener,
+            phase => unreachable!("{id:?} is {phase:?}, no accept"),
+        }
+    }
+
+    fn on_received(
+        &mut self,
+        now: Timestamp,
+        id: ConnectionId,
+        (buffer, length): (BufferId, u32),
+        armed: bool,
+        more: bool,
+        ops: &mut Vec<Op>,
+    ) {
+        self.with(now, id, ops, |connection, context| {
+            connection.on_received(context, buffer, length, armed, more);
+        });
+    }
+
+    fn on_time_passed(&mut self, now: Timestamp, ops: &mut Vec<Op>) {
+        self.serve_waiting(now, ops);
+        while let Some(&(at, id)) = self.resources.retries.front()
+            && at <= now
+        {
+            self.resources.retries.pop_front();
+            self.with_if_alive(now, id, ops, Connection::retry);
+        }
+        for listener in &mut self.listeners {
+            if let Listener::BackingOff(until) = *listener
+                && until <= now
+            {
+                *listener = Listener::Off;
+            }
+        }
+        while let Some(slot) = self.wheel.expired(now) {
+            self.on_timer(now, slot, ops);
+        }
+        self.advance_drain(now, ops);
+    }
+
+    fn on_timer(&mut self, now: Timestamp, slot: u32, ops: &mut Vec<Op>) {
+        let connection = &self.slots[slot as usize];
+        let id = ConnectionId::new(slot, connection.generation());
+        match connection.due(&self.resources, now) {
+            Some(due) if due <= now => {
+                self.with(now, id, ops, |connection, context| {
+                    connection.on_due(context);
+                    context.timer_changed = true;
+                });
+            }
+            Some(due) => self.wheel.set(slot, due),
+            None => {}
+        }
+    }
+
+    fn advance_drain(&mut self, now: Timestamp, ops: &mut Vec<Op>) {
+        match self.drain {
+            Drain::Patient { deadline } if deadline <= now => {
+                self.drain =
+                    Drain::Ending { end: now.plus(self.resources.parameters.linger_timeout) };
+                self.sweep(now, ops, Connection::on_drain_deadline);
+            }
+            Drain::Ending { end } if end <= now => {
+                self.drain = Drain::Over;
+                self.sweep(now, ops, Connection::on_drain_end);
+            }
+            Drain::No | Drain::Patient { .. } | Drain::Ending { .. } | Drain::Over => {}
+        }
+    }
+
+    fn sweep(
+        &mut self,
+        now: Timestamp,
+        ops: &mut Vec<Op>,
+        act: fn(&mut Connection, &mut Context<'_>),
+    ) {
+        for slot in 0..self.slots.len() as u32 {
+            let id = ConnectionId::new(slot, self.slots[slot as usize].generation());
+            self.with(now, id, ops, act);
+        }
+    }
+
+    fn can_serve_waiting(&self) -> bool {
+        !self.resources.waiting.is_empty() && self.resources.pool.home(SizeClass::Small) > 0
+    }
+
+    /// Arms as many of those who wait for a buffer as buffers are at home. They may be fewer than we think, or the line may
+    /// hold connections that turn out to have nothing to say: then the next turn, at once, serves the next in line.
+    fn serve_waiting(&mut self, now: Timestamp, ops: &mut Vec<Op>) {
+        let mut homes = self.resources.pool.home(SizeClass::Small);
+        while homes > 0
+            && let Some(id) = self.resources.waiting.pop_front()
+        {
+            if self.with_if_alive(now, id, ops, Connection::serve) {
+                homes -= 1;
+            }
+        }
+    }
+
+    fn has_place(&self) -> bool {
+        let over = matches!(self.drain, Drain::Ending { .. } | Drain::Over);
+        over || self.resources.stats.connections
+            < u64::from(self.resources.parameters.connections_max)
+    }
+
+    /// Gives free places to the connections that are parked, in order.
+    fn fill_places(&mut self, now: Timestamp, ops: &mut Vec<Op>) {
+        while self.has_place()
+            && let Some(id) = self.parked.pop_front()
+        {
+            self.open(now, id, ops);
+        }
+    }
+
+    fn open(&mut self, now: Timestamp, id: ConnectionId, ops: &mut Vec<Op>) {
+        self.resources.stats.connections += 1;
+        let drain = self.drain;
+        self.with(now, id, ops, |connection, context| {
+            connection.open(context);
+            context.timer_changed = true;
+            match drain {
+                Drain::No | Drain::Patient { .. } => {}
+                Drain::Ending { .. } => connection.on_drain_deadline(context),
+                Drain::Over => connection.on_drain_end(context),
+            }
+        });
+    }
+
+    /// Arms every listener that should accept, and cancels the accept of every one that should not.
+    fn arm_listeners(&mut self, ops: &mut Vec<Op>) {
+        let wanted = self.drain == Drain::No && self.parked.is_empty() && self.has_place();
+        let full = self.drain == Drain::No && !wanted;
+        self.resources.stats.full += u64::from(full && !self.full);
+        self.full = full;
+        for index in 0..self.listeners.len() {
+            match self.listeners[index] {
+                Listener::Off if wanted => {
+                    let listener = ListenerId(index as u16);
+                    let connection = self.take_slot();
+                    self.connection(connection).reserve(listener);
+                    self.listeners[index] = Listener::Armed(connection);
+                    ops.push(Op::Accept { listener, connection });
+                }
+                Listener::Armed(connection) if !wanted => {
+                    self.listeners[index] = Listener::Canceling(connection);
+                    ops.push(Op::CancelAccept { connection });
+                }
+                Listener::Off
+                | Listener::Armed(_)
+                | Listener::Canceling(_)
+                | Listener::BackingOff(_) => {}
+            }
+        }
+    }
+
+    fn take_slot(&mut self) -> ConnectionId {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            let most = self.resources.parameters.connections_max as usize + self.listeners.len();
+            assert!(self.slots.len() < most, "more slots than places and listeners");
+            self.slots.push(Connection::free());
+            self.slots.len() as u32 - 1
+        });
+        ConnectionId::new(slot, self.slots[slot as usize].generation())
+    }
+
+    fn connection(&mut self, id: ConnectionId) -> &mut Connection {
+        let connection = &mut self.slots[id.slot() as usize];
+        assert_eq!(connection.generation(), id.generation(), "{id:?} is gone");
+        connection
+    }
+
+    fn with_if_alive(
+        &mut self,
+        now: Timestamp,
+        id: ConnectionId,
+        ops: &mut Vec<Op>,
+        act: fn(&mut Connection, &mut Context<'_>),
+    ) -> bool {
+        let alive = self.slots[id.slot() as usize].generation() == id.generation();
+        if alive {
+            self.with(now, id, ops, act);
+        }
+        alive
+    }
+
+    /// Lets a connection act, and then does what its act means for the others.
+    fn with(
+        &mut self,
+        now: Timestamp,
+        id: ConnectionId,
+        ops: &mut Vec<Op>,
+        act: impl FnOnce(&mut Connection, &mut Context<'_>),
+    ) {
+        let connection = &mut self.slots[id.slot() as usize];
+        assert_eq!(connection.generation(), id.generation(), "{id:?} is gone");
+        let resources = &mut self.resources;
+        let mut context = Context { id, now, resources, ops, closed: false, timer_changed: false };
+        act(connection, &mut context);
+        let Context { closed, timer_changed, .. } = context;
+        if closed {
+            self.on_closed(id);
+        } else if timer_changed && let Some(due) = connection.due(&self.resources, now) {
+            self.wheel.set(id.slot(), due);
+        }
+    }
+
+    fn on_closed(&mut self, id: ConnectionId) {
+        self.wheel.clear(id.slot());
+        self.free.push(id.slot());
+        self.resources.stats.connections -= 1;
+        for listener in &mut self.listeners {
+            if let Listener::BackingOff(_) = listener {
+                *listener = Listener::Off;
+            }
+        }
+    }
+
+    /// Panics if the books do not balance. For tests and simulation: it visits every slot.
+    pub fn check_invariants(&self) {
+        let (mut lent, mut charged, mut stalled, mut places) = (0, 0, 0, 0);
+        for connection in &self.slots {
+            let (buffers, bytes) = connection.check_invariants();
+            lent += buffers;
+            charged += bytes;
+            stalled += u64::from(connection.is_stalled());
+            places += u64::from(!matches!(
+                connection.phase(),
+                Phase::Free | Phase::Accepting(_) | Phase::Parked
+            ));
+        }
+        let stats = &self.resources.stats;
+        assert_eq!(lent, self.resources.pool.lent_total(), "a lent buffer has no owner");
+        assert_eq!(charged, stats.aside_bytes, "a charged byte has no owner");
+        assert!(charged <= self.resources.parameters.aside_bytes_max);
+        assert_eq!(stalled, stats.stalled);
+        assert_eq!(places, stats.connections);
+        assert_eq!(stats.accepted, places + stats.parked + stats.closed_total());
+        assert!(stats.bytes_in >= stats.bytes_out + stats.bytes_dropped);
+    }
+}

@@ -1,0 +1,181 @@
+//! What the core counts. Plain numbers: publishing them is the worker's affair.
+
+use super::op::{AcceptError, ConnectionError};
+
+/// Why a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CloseReason {
+    /// The peer sent FIN and got all its bytes back.
+    Finished,
+    /// The peer reset the connection.
+    Reset,
+    /// The network gave up on the peer.
+    Unreachable,
+    /// Nothing moved for the idle timeout.
+    Idle,
+    /// The peer did not read for the stall timeout.
+    Stalled,
+    /// The peer stopped reading when the memory for stalled peers was used up.
+    StalledMemory,
+    /// The drain deadline came first.
+    Drained,
+    /// An error that nobody expects; see [`Stats::unexpected_errno`].
+    Unexpected,
+}
+
+impl CloseReason {
+    /// All reasons, in the order of [`Stats::closed`].
+    pub const ALL: [Self; 8] = [
+        Self::Finished,
+        Self::Reset,
+        Self::Unreachable,
+        Self::Idle,
+        Self::Stalled,
+        Self::StalledMemory,
+        Self::Drained,
+        Self::Unexpected,
+    ];
+
+    /// The reason as one word, for logs and metrics.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Finished => "finished",
+            Self::Reset => "reset",
+            Self::Unreachable => "unreachable",
+            Self::Idle => "idle",
+            Self::Stalled => "stalled",
+            Self::StalledMemory => "stalled-memory",
+            Self::Drained => "drained",
+            Self::Unexpected => "unexpected",
+        }
+    }
+
+    /// What to call the death of a connection.
+    #[must_use]
+    pub fn of(error: ConnectionError) -> Self {
+        match error {
+            ConnectionError::Reset => Self::Reset,
+            ConnectionError::Unreachable => Self::Unreachable,
+            ConnectionError::Unexpected(_) => Self::Unexpected,
+        }
+    }
+}
+
+/// Everything counted since the worker started. Gauges say so; all else only grows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Connections accepted.
+    pub accepted: u64,
+    /// Connections closed, by [`CloseReason`].
+    pub closed: [u64; CloseReason::ALL.len()],
+    /// Gauge: connections that have a place.
+    pub connections: u64,
+    /// Gauge: connections accepted in a race for the last place, which wait for one as they would in the backlog.
+    pub parked: u64,
+    /// Bytes received.
+    pub bytes_in: u64,
+    /// Bytes echoed.
+    pub bytes_out: u64,
+    /// Bytes received that could not be echoed: the peer reset, stalled too long, or wrote after our FIN.
+    /// Once a connection is closed its bytes in equal its bytes out plus its bytes dropped.
+    pub bytes_dropped: u64,
+    /// Pieces received, each echoed by a send of its own.
+    pub chunks_in: u64,
+    /// Try-sends that the socket did not take whole: the peer reads slower than it writes.
+    pub short_sends: u64,
+    /// Receives that found the buffer pool empty and waited in line.
+    pub starved: u64,
+    /// Gauge: connections that are stalled: they do not receive until their set-aside bytes are sent.
+    pub stalled: u64,
+    /// Gauge: bytes of memory charged for set-aside bytes.
+    pub aside_bytes: u64,
+    /// Gauge: pooled buffers that are lent.
+    pub buffers_lent: u64,
+    /// Accepts that failed since the process had no free file descriptor.
+    pub accept_process_files: u64,
+    /// Accepts that failed since the system had no free file.
+    pub accept_system_files: u64,
+    /// Accepts that failed for want of memory.
+    pub accept_memory: u64,
+    /// Accepts whose peer was gone already.
+    pub accept_aborted: u64,
+    /// Accepts that failed for a reason nobody expects.
+    pub accept_unexpected: u64,
+    /// Times that the peers filled all places and the rest waited in the backlog.
+    pub full: u64,
+    /// Receives and sends that met a kernel short of memory and were tried again.
+    pub memory_retries: u64,
+    /// Errors of any kind that nobody expects.
+    pub unexpected_errors: u64,
+    /// The errno of the last of them, 0 if there was none.
+    pub unexpected_errno: i32,
+}
+
+impl Stats {
+    /// Connections closed, for whatever reason.
+    #[must_use]
+    pub fn closed_total(&self) -> u64 {
+        self.closed.iter().sum()
+    }
+
+    /// Adds what another worker counted.
+    pub fn add(&mut self, other: &Self) {
+        for (mine, theirs) in self.closed.iter_mut().zip(other.closed) {
+            *mine += theirs;
+        }
+        self.accepted += other.accepted;
+        self.connections += other.connections;
+        self.parked += other.parked;
+        self.bytes_in += other.bytes_in;
+        self.bytes_out += other.bytes_out;
+        self.bytes_dropped += other.bytes_dropped;
+        self.chunks_in += other.chunks_in;
+        self.short_sends += other.short_sends;
+        self.starved += other.starved;
+        self.stalled += other.stalled;
+        self.aside_bytes += other.aside_bytes;
+        self.buffers_lent += other.buffers_lent;
+        self.accept_process_files += other.accept_process_files;
+        self.accept_system_files += other.accept_system_files;
+        self.accept_memory += other.accept_memory;
+        self.accept_aborted += other.accept_aborted;
+        self.accept_unexpected += other.accept_unexpected;
+        self.full += other.full;
+        self.memory_retries += other.memory_retries;
+        self.unexpected_errors += other.unexpected_errors;
+        if other.unexpected_errno != 0 {
+            self.unexpected_errno = other.unexpected_errno;
+        }
+    }
+
+    pub(super) fn count_close(&mut self, reason: CloseReason) {
+        self.closed[reason as usize] += 1;
+    }
+
+    pub(super) fn count_connection_error(&mut self, error: ConnectionError) {
+        match error {
+            ConnectionError::Reset | ConnectionError::Unreachable => {}
+            ConnectionError::Unexpected(errno) => self.count_unexpected(errno),
+        }
+    }
+
+    pub(super) fn count_accept_error(&mut self, error: AcceptError) {
+        match error {
+            AcceptError::Canceled => {}
+            AcceptError::Aborted => self.accept_aborted += 1,
+            AcceptError::ProcessFiles => self.accept_process_files += 1,
+            AcceptError::SystemFiles => self.accept_system_files += 1,
+            AcceptError::Memory => self.accept_memory += 1,
+            AcceptError::Unexpected(errno) => {
+                self.accept_unexpected += 1;
+                self.count_unexpected(errno);
+            }
+        }
+    }
+
+    fn count_unexpected(&mut self, errno: i32) {
+        self.unexpected_errors += 1;
+        self.unexpected_errno = errno;
+    }
+}

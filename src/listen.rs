@@ -1,0 +1,272 @@
+//! Listening sockets: inherited from a service manager or bound from the configuration, then given
+//! their options.
+//!
+//! An inherited socket is told apart by asking it, never by its position (listenfd is known here
+//! alone). Every option that TCP connections inherit from their listener is set on the listener,
+//! once, so that accepting costs nothing more. This file must never accept, and it keeps no socket.
+
+mod bound;
+mod inherited;
+
+use std::fmt;
+use std::io;
+use std::os::fd::{OwnedFd, RawFd};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use socket2::{SockAddr, SockRef, TcpKeepalive};
+
+pub use bound::SocketFile;
+
+use crate::config::{Address, ListenerConfig, Tcp};
+
+/// A connection is given up after so many keep-alive probes without an answer…
+const KEEPALIVE_PROBES: u32 = 4;
+/// …which follow each other at this fraction of the first silence, so that it takes twice that
+/// silence in all.
+const KEEPALIVE_INTERVAL_DIVISOR: u32 = 4;
+/// What the kernel counts keep-alive intervals in.
+const KEEPALIVE_INTERVAL_MIN: Duration = Duration::from_secs(1);
+
+/// What [`open`] found or made.
+#[derive(Debug)]
+pub struct Opened {
+    /// At least one.
+    pub listeners: Vec<Listener>,
+    /// One line each, for the log once it is open.
+    pub warnings: Vec<String>,
+}
+
+/// A listening stream socket, blocking and close-on-exec, with all its options set.
+#[derive(Debug)]
+pub struct Listener {
+    /// From the configuration or from `LISTEN_FDNAMES`; "inherited" if that says nothing.
+    pub name: String,
+    /// As printed: `127.0.0.1:7777`, `[::1]:7`, `unix:/path`, or `unix:@name` for an abstract
+    /// address.
+    pub address: String,
+    /// Who made the socket.
+    pub origin: Origin,
+    /// What its connections are.
+    pub family: Family,
+    /// The socket itself.
+    pub socket: OwnedFd,
+    /// The file of a Unix socket that was bound here. It is removed when this is dropped.
+    pub file: Option<SocketFile>,
+}
+
+/// Who made a listening socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The service manager, which holds it beyond our end.
+    Inherited,
+    /// We did, from the configuration.
+    Bound,
+}
+
+/// What a listener's connections are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// TCP over IPv4 or IPv6: connections inherit every option of the listener.
+    Tcp,
+    /// Unix streams: connections inherit no option (seen on Linux 6.18), so the driver sets theirs.
+    Unix,
+}
+
+/// Why there are no listening sockets. `Display` is one line that ends with the cure.
+#[derive(Debug)]
+pub enum ListenError {
+    /// The service manager's variables make no sense.
+    Environment {
+        /// Which variable.
+        variable: &'static str,
+        /// What it holds.
+        value: String,
+    },
+    /// An inherited file descriptor is no listening stream socket.
+    Inherited {
+        /// Its number.
+        fd: RawFd,
+        /// What it is, and the cure.
+        problem: String,
+    },
+    /// An address cannot be had.
+    Bind {
+        /// Which address.
+        address: Address,
+        /// What the system said.
+        cause: io::Error,
+    },
+    /// The path of a Unix socket is taken.
+    Occupied {
+        /// Which path.
+        path: PathBuf,
+        /// By what, and the cure.
+        problem: String,
+    },
+    /// The system refused what it should never refuse.
+    System {
+        /// The socket's address as printed.
+        address: String,
+        /// What was asked of the system.
+        act: &'static str,
+        /// What it said.
+        cause: io::Error,
+    },
+}
+
+impl ListenError {
+    /// The exit status by sysexits: 69 (unavailable), or 71 when the system itself failed.
+    #[must_use]
+    pub fn exit_status(&self) -> u8 {
+        match self {
+            Self::Environment { .. }
+            | Self::Inherited { .. }
+            | Self::Bind { .. }
+            | Self::Occupied { .. } => 69,
+            Self::System { .. } => 71,
+        }
+    }
+
+    /// Whether the host lacks the address or its whole family: the one excuse of a built-in
+    /// listener.
+    fn is_absence(&self) -> bool {
+        let Self::Bind { cause, .. } = self else { return false };
+        matches!(errno(cause), Errno::EAFNOSUPPORT | Errno::EADDRNOTAVAIL)
+    }
+}
+
+impl fmt::Display for ListenError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Environment { variable, value } => write!(
+                formatter,
+                "{variable}={value:?} is no number of sockets from 0 to {}; see sd_listen_fds(3)",
+                inherited::COUNT_MAX
+            ),
+            Self::Inherited { fd, problem } => write!(formatter, "inherited fd {fd} is {problem}"),
+            Self::Bind { address, cause } => {
+                write!(formatter, "{address}: {cause}; {}", bind_cure(address, cause))
+            }
+            Self::Occupied { path, problem } => {
+                write!(formatter, "unix:{}: {problem}", path.display())
+            }
+            Self::System { address, act, cause } => {
+                write!(formatter, "{address}: cannot {act}: {cause}; see the log of the kernel")
+            }
+        }
+    }
+}
+
+impl std::error::Error for ListenError {}
+
+fn errno(error: &io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or(0))
+}
+
+fn bind_cure(address: &Address, cause: &io::Error) -> String {
+    let inet = match address {
+        Address::Inet(inet) => inet,
+        Address::Unix(_) => return "use a directory that exists and may be written to".to_owned(),
+    };
+    let port = inet.port();
+    match errno(cause) {
+        Errno::EADDRINUSE => format!(
+            "see who holds it with \"ss -ltnp sport = :{port}\", or use another with --listen"
+        ),
+        Errno::EACCES | Errno::EPERM => format!(
+            "for ports below 1024 use socket activation (systemctl start echo-uring.socket) or set \
+             the sysctl net.ipv4.ip_unprivileged_port_start to {port}"
+        ),
+        Errno::EADDRNOTAVAIL => "use an address that \"ip address\" shows".to_owned(),
+        Errno::EAFNOSUPPORT => "use an address of a family that this kernel has".to_owned(),
+        _ => "use another address with --listen".to_owned(),
+    }
+}
+
+/// Takes the sockets that a service manager passed or, if there are none, binds those of
+/// `configured`.
+///
+/// Must be called before any thread is started, since the `LISTEN_*` variables are removed from the
+/// environment.
+pub fn open(configured: &[ListenerConfig], tcp: &Tcp) -> Result<Opened, ListenError> {
+    let mut warnings = Vec::new();
+    let mut listeners = inherited::sockets()?;
+    if listeners.is_empty() {
+        listeners = bound::sockets(configured, &mut warnings)?;
+    }
+    for listener in &listeners {
+        prepare(listener, tcp, &mut warnings)?;
+    }
+    Ok(Opened { listeners, warnings })
+}
+
+/// An address as log lines show it.
+fn printed(address: &SockAddr) -> String {
+    if let Some(inet) = address.as_socket() {
+        return inet.to_string();
+    }
+    if let Some(path) = address.as_pathname() {
+        return format!("unix:{}", path.display());
+    }
+    match address.as_abstract_namespace() {
+        Some(name) => format!("unix:@{}", String::from_utf8_lossy(name)),
+        None => "unix:(unnamed)".to_owned(),
+    }
+}
+
+fn prepare(listener: &Listener, tcp: &Tcp, warnings: &mut Vec<String>) -> Result<(), ListenError> {
+    let socket = SockRef::from(&listener.socket);
+    let fault = |act| {
+        let address = listener.address.clone();
+        move |cause| ListenError::System { address, act, cause }
+    };
+    socket.set_out_of_band_inline(true).map_err(fault("set SO_OOBINLINE"))?;
+    set_buffers(&socket, tcp).map_err(fault("set SO_RCVBUF and SO_SNDBUF"))?;
+    if listener.family == Family::Unix {
+        return Ok(());
+    }
+    warnings.extend(capped_buffers(&socket, tcp, &listener.address));
+    socket.set_tcp_nodelay(tcp.nodelay).map_err(fault("set TCP_NODELAY"))?;
+    socket.set_keepalive(tcp.keepalive.is_some()).map_err(fault("set SO_KEEPALIVE"))?;
+    if let Some(silence) = tcp.keepalive {
+        let interval = silence / KEEPALIVE_INTERVAL_DIVISOR;
+        let keepalive = TcpKeepalive::new()
+            .with_time(silence)
+            .with_interval(interval.max(KEEPALIVE_INTERVAL_MIN))
+            .with_retries(KEEPALIVE_PROBES);
+        socket.set_tcp_keepalive(&keepalive).map_err(fault("set TCP_KEEPIDLE"))?;
+    }
+    socket.set_tcp_user_timeout(tcp.user_timeout).map_err(fault("set TCP_USER_TIMEOUT"))
+}
+
+fn set_buffers(socket: &SockRef<'_>, tcp: &Tcp) -> io::Result<()> {
+    // Both bounds lie below 1 GiB, see `config`.
+    if let Some(bytes) = tcp.receive_buffer {
+        socket.set_recv_buffer_size(bytes as usize)?;
+    }
+    if let Some(bytes) = tcp.send_buffer {
+        socket.set_send_buffer_size(bytes as usize)?;
+    }
+    Ok(())
+}
+
+/// The kernel caps buffers in silence; the operator should hear of it. It reports twice what was
+/// set (socket(7)).
+fn capped_buffers(socket: &SockRef<'_>, tcp: &Tcp, address: &str) -> Vec<String> {
+    let sizes = [
+        ("receive-buffer", "rmem_max", tcp.receive_buffer, socket.recv_buffer_size()),
+        ("send-buffer", "wmem_max", tcp.send_buffer, socket.send_buffer_size()),
+    ];
+    let capped = sizes.into_iter().filter_map(|(key, sysctl, wanted, set)| {
+        let (wanted, set) = (wanted? as usize, set.ok()? / 2);
+        (set < wanted).then(|| {
+            format!(
+                "{address}: tcp.{key} is {set} bytes, not {wanted}: the kernel's cap; \
+                 raise the sysctl net.core.{sysctl}"
+            )
+        })
+    });
+    capped.collect()
+}

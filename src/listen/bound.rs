@@ -1,0 +1,152 @@
+//! Sockets that are bound here, from the configuration.
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
+use super::{Family, ListenError, Listener, Origin, errno, printed};
+use crate::config::{Address, ListenerConfig};
+
+/// Connections that may wait to be accepted; `net.core.somaxconn` caps it, 4096 is its usual value.
+const BACKLOG: i32 = 4096;
+
+pub(super) fn sockets(
+    configured: &[ListenerConfig],
+    warnings: &mut Vec<String>,
+) -> Result<Vec<Listener>, ListenError> {
+    let mut listeners = Vec::new();
+    let mut skipped = None;
+    for ListenerConfig { name, address, builtin_default } in configured {
+        let bound = match address {
+            Address::Inet(inet) => bind_inet(name, *inet),
+            Address::Unix(path) => bind_unix(name, path),
+        };
+        match bound {
+            Ok(listener) => listeners.push(listener),
+            Err(error) if *builtin_default && error.is_absence() => {
+                warnings.push(format!("listener {name} is left out: {error}"));
+                skipped = Some(error);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    match skipped {
+        Some(error) if listeners.is_empty() => Err(error),
+        Some(_) | None => Ok(listeners),
+    }
+}
+
+fn bind_inet(name: &str, address: SocketAddr) -> Result<Listener, ListenError> {
+    let wanted = Address::Inet(address);
+    let socket = new_socket(Domain::for_address(address), Some(Protocol::TCP), &wanted)?;
+    let fault = |act| move |cause| ListenError::System { address: address.to_string(), act, cause };
+    // Connections of an earlier life that linger in TIME_WAIT must not keep us from starting.
+    socket.set_reuse_address(true).map_err(fault("set SO_REUSEADDR"))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false).map_err(fault("clear IPV6_V6ONLY"))?;
+    }
+    socket
+        .bind(&address.into())
+        .and_then(|()| socket.listen(BACKLOG))
+        .map_err(|cause| ListenError::Bind { address: wanted, cause })?;
+    // Asked, since port 0 lets the kernel choose.
+    let address = printed(&socket.local_addr().map_err(fault("ask for its address"))?);
+    let (name, socket) = (name.to_owned(), socket.into());
+    Ok(Listener { name, address, origin: Origin::Bound, family: Family::Tcp, socket, file: None })
+}
+
+/// The file gets mode 0666 less the umask: like a loopback port, it is for everyone who can reach
+/// it.
+fn bind_unix(name: &str, path: &Path) -> Result<Listener, ListenError> {
+    let wanted = Address::Unix(path.to_owned());
+    let refused = |cause| ListenError::Bind { address: wanted.clone(), cause };
+    let socket = new_socket(Domain::UNIX, None, &wanted)?;
+    let address = SockAddr::unix(path).map_err(refused)?;
+    match socket.bind(&address) {
+        Err(cause) if errno(&cause) == Errno::EADDRINUSE => {
+            remove_stale(path, &address)?;
+            socket.bind(&address).map_err(refused)?;
+        }
+        outcome => outcome.map_err(refused)?,
+    }
+    let file = SocketFile::new(path).map_err(refused)?;
+    socket.listen(BACKLOG).map_err(refused)?;
+    Ok(Listener {
+        name: name.to_owned(),
+        address: wanted.to_string(),
+        origin: Origin::Bound,
+        family: Family::Unix,
+        socket: socket.into(),
+        file: Some(file),
+    })
+}
+
+fn new_socket(
+    domain: Domain,
+    protocol: Option<Protocol>,
+    wanted: &Address,
+) -> Result<Socket, ListenError> {
+    Socket::new(domain, Type::STREAM, protocol).map_err(|cause| match errno(&cause) {
+        Errno::EAFNOSUPPORT => ListenError::Bind { address: wanted.clone(), cause },
+        _ => ListenError::System { address: wanted.to_string(), act: "make a socket", cause },
+    })
+}
+
+/// Removes the socket file that a killed process left at `path`; whatever else is there stays and
+/// is an error.
+fn remove_stale(path: &Path, address: &SockAddr) -> Result<(), ListenError> {
+    let occupied = |problem: String| ListenError::Occupied { path: path.to_owned(), problem };
+    let unclear =
+        |cause: io::Error| occupied(format!("{cause}; remove the file or use another path"));
+    if !fs::symlink_metadata(path).map_err(unclear)?.file_type().is_socket() {
+        let problem = "is taken by a file that is no socket; remove it or use another path";
+        return Err(occupied(problem.to_owned()));
+    }
+    let probe = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(unclear)?;
+    // A live listener with a full backlog would block a blocking connect.
+    probe.set_nonblocking(true).map_err(unclear)?;
+    match probe.connect(address) {
+        Err(cause) if errno(&cause) == Errno::ECONNREFUSED => {
+            fs::remove_file(path).map_err(unclear)
+        }
+        Err(cause) if !matches!(errno(&cause), Errno::EAGAIN | Errno::EPROTOTYPE) => {
+            Err(unclear(cause))
+        }
+        Ok(()) | Err(_) => {
+            let problem = "another program listens there; stop it or use another path";
+            Err(occupied(problem.to_owned()))
+        }
+    }
+}
+
+/// The file of a Unix socket. Dropping it removes the file, if the path still leads to the same
+/// one.
+#[derive(Debug)]
+pub struct SocketFile {
+    path: PathBuf,
+    identity: (u64, u64),
+}
+
+impl SocketFile {
+    fn new(path: &Path) -> io::Result<Self> {
+        Ok(Self { path: path.to_owned(), identity: identity(path)? })
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if identity(&self.path).is_ok_and(|found| found == self.identity) {
+            // Nobody is left to be told; a stale file is removed at the next start.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    fs::symlink_metadata(path).map(|file| (file.dev(), file.ino()))
+}

@@ -1,0 +1,107 @@
+//! Sockets that a service manager passed (sd_listen_fds(3)): whose they are, and what they are.
+
+use std::env;
+use std::fs;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+
+use listenfd::ListenFd;
+use socket2::{Protocol, SockRef};
+
+use super::{Family, ListenError, Listener, Origin, printed};
+
+/// Sockets that may be inherited: a thousand addresses are a mistake.
+pub(super) const COUNT_MAX: usize = 1024;
+
+/// The sockets meant for this very process. `LISTEN_PID` must name it (sd_listen_fds(3)); listenfd
+/// alone would also take what was left behind by a parent that did not clean its environment.
+pub(super) fn sockets() -> Result<Vec<Listener>, ListenError> {
+    let own = std::process::id().to_string();
+    let count = match (env::var("LISTEN_PID"), env::var("LISTEN_FDS")) {
+        (Ok(pid), Ok(count)) if pid == own => count,
+        _ => return Ok(Vec::new()),
+    };
+    if !count.parse().is_ok_and(|count: usize| count <= COUNT_MAX) {
+        return Err(ListenError::Environment { variable: "LISTEN_FDS", value: count });
+    }
+    let names = env::var("LISTEN_FDNAMES").unwrap_or_default();
+    let names: Vec<&str> = names.split(':').collect();
+    let mut passed = ListenFd::from_env();
+    let named = names.len() == passed.len();
+    (0..passed.len())
+        .map(|index| {
+            let (socket, family) = take(&mut passed, index)?;
+            // systemd writes "unknown" where the sender gave no name.
+            let name = Some(names[if named { index } else { 0 }])
+                .filter(|name| named && !name.is_empty() && *name != "unknown");
+            examine(socket, family, name.unwrap_or("inherited"))
+        })
+        .collect()
+}
+
+/// The passed fd at `index` as a stream socket.
+fn take(passed: &mut ListenFd, index: usize) -> Result<(OwnedFd, Family), ListenError> {
+    // Each of these asks the socket for its type and family and leaves it in place if it is of
+    // another kind.
+    if let Ok(Some(listener)) = passed.take_unix_listener(index) {
+        return Ok((listener.into(), Family::Unix));
+    }
+    if let Ok(Some(listener)) = passed.take_tcp_listener(index) {
+        return Ok((listener.into(), Family::Tcp));
+    }
+    let datagram = "a datagram socket; use ListenStream= in the socket unit, not ListenDatagram=";
+    if let Ok(Some(socket)) = passed.take_udp_socket(index) {
+        return Err(refuse(&socket, datagram));
+    }
+    if let Ok(Some(socket)) = passed.take_unix_datagram(index) {
+        return Err(refuse(&socket, datagram));
+    }
+    let fd = passed.take_raw_fd(index).ok().flatten();
+    let fd = fd.expect("invariant: nobody took this fd before");
+    Err(ListenError::Inherited { fd, problem: foreign(fd) })
+}
+
+fn refuse(socket: &impl AsRawFd, problem: &str) -> ListenError {
+    ListenError::Inherited { fd: socket.as_raw_fd(), problem: problem.to_owned() }
+}
+
+/// What a file descriptor is that is neither a stream nor a datagram socket, and the cure.
+fn foreign(fd: RawFd) -> String {
+    let cure = "pass listening stream sockets only, as ListenStream= does";
+    let kind = match fs::read_link(format!("/proc/self/fd/{fd}")) {
+        Err(_) => "not open".to_owned(),
+        Ok(target) => match target.to_string_lossy() {
+            name if name.starts_with("socket:") => {
+                "a socket that is no IPv4, IPv6 or Unix stream".to_owned()
+            }
+            name if name.starts_with("pipe:") => "a pipe".to_owned(),
+            name => format!("the file {name:?}"),
+        },
+    };
+    format!("{kind}; {cure}")
+}
+
+/// Asks a stream socket whether it listens, and where.
+fn examine(socket: OwnedFd, family: Family, name: &str) -> Result<Listener, ListenError> {
+    let asked = SockRef::from(&socket);
+    let fault = |act| {
+        let address = format!("inherited fd {}", socket.as_raw_fd());
+        move |cause| ListenError::System { address, act, cause }
+    };
+    if !asked.is_listener().map_err(fault("ask whether it listens"))? {
+        let problem = "a stream socket that does not listen; use Accept=no in the socket unit";
+        return Err(refuse(&socket, problem));
+    }
+    let protocol = asked.protocol().map_err(fault("ask for its protocol"))?;
+    if family == Family::Tcp && protocol != Some(Protocol::TCP) {
+        let problem =
+            "a stream socket, but not of TCP; leave SocketProtocol= out of the socket unit";
+        return Err(refuse(&socket, problem));
+    }
+    // The driver waits in the ring; a non-blocking socket would make io_uring answer EAGAIN at
+    // once.
+    asked.set_nonblocking(false).map_err(fault("make it blocking"))?;
+    let address = asked.local_addr().map_err(fault("ask for its address"))?;
+    let address = printed(&address);
+    let name = name.to_owned();
+    Ok(Listener { name, address, origin: Origin::Inherited, family, socket, file: None })
+}

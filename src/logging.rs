@@ -1,0 +1,273 @@
+//! From the `log` facade to syslog or standard error, without ever holding up a caller.
+//!
+//! Callers put a finished line into a bounded queue or, if it is full, count it as dropped. One
+//! thread owns the sink and alone waits for it: journald may stall, and with it any write to
+//! `/dev/log` or to a standard error that leads there. The syslog crate is known here alone.
+//! Payload bytes never come here; what does come is escaped, since part of it may have been chosen
+//! by others.
+
+mod sink;
+
+use std::fmt::Write as _;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use log::{Level, LevelFilter, Log, Metadata, Record};
+use sink::{Sink, stderr_is_journal};
+
+/// Lines that may wait for the sink. A burst at start or stop is a few dozen; a flood is not worth
+/// more memory.
+const QUEUE_LINES_MAX: usize = 1024;
+/// A longer line (bytes) is cut: it must fit into one datagram.
+const LINE_LENGTH_MAX: usize = 2048;
+const SYSLOG_PATH: &str = "/dev/log";
+/// How often a full queue is looked at by [`Handle::finish`].
+const FINISH_RETRY_INTERVAL: Duration = Duration::from_millis(5);
+
+/// Where log lines go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// Syslog if standard error leads to the journal, else standard error.
+    Auto,
+    /// The socket `/dev/log`; standard error while that cannot be reached.
+    Syslog,
+    /// Standard error.
+    Stderr,
+}
+
+/// Why logging could not be started.
+#[derive(Debug)]
+pub enum StartError {
+    /// The log thread could not be started.
+    Thread(io::Error),
+    /// Logging was started before.
+    Twice,
+}
+
+impl std::fmt::Display for StartError {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Thread(error) => write!(
+                formatter,
+                "cannot start the log thread: {error}; raise TasksMax= or the limit on processes"
+            ),
+            Self::Twice => formatter.write_str("logging is started twice: this is a defect"),
+        }
+    }
+}
+
+impl std::error::Error for StartError {}
+
+/// Starts the log thread and makes it the sink of the `log` facade for lines of `level` and graver.
+/// From here on errors go through the facade; what was said before must have gone to standard
+/// error.
+pub fn start(target: Target, level: LevelFilter) -> Result<Handle, StartError> {
+    let journal = stderr_is_journal();
+    let sink = match (target, journal) {
+        (Target::Stderr, _) | (Target::Auto, false) => Sink::Stderr { journal },
+        (Target::Syslog, _) | (Target::Auto, true) => Sink::syslog(SYSLOG_PATH.into(), journal),
+    };
+    let (queue, handle) = queue(level, sink).map_err(StartError::Thread)?;
+    log::set_boxed_logger(Box::new(queue)).map_err(|_| StartError::Twice)?;
+    log::set_max_level(level);
+    Ok(handle)
+}
+
+/// The way to the log thread for those who end the process.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    orders: SyncSender<Order>,
+}
+
+impl Handle {
+    /// Waits until every line logged so far is written, at most `timeout`. Says whether it is.
+    pub fn finish(&self, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
+        let (done, written) = channel();
+        let mut order = Order::Flush(done);
+        loop {
+            match self.orders.try_send(order) {
+                Ok(()) => break,
+                Err(TrySendError::Full(back)) if Instant::now() < deadline => order = back,
+                Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => return false,
+            }
+            thread::sleep(FINISH_RETRY_INTERVAL);
+        }
+        written.recv_timeout(deadline.saturating_duration_since(Instant::now())).is_ok()
+    }
+}
+
+#[derive(Debug)]
+enum Order {
+    Line(Level, String),
+    Flush(Sender<()>),
+}
+
+/// The producers' end.
+struct Queue {
+    level: LevelFilter,
+    orders: SyncSender<Order>,
+    dropped: Arc<AtomicU64>,
+}
+
+impl Log for Queue {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.level() <= self.level
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
+        let line = printable(&record.args().to_string());
+        if self.orders.try_send(Order::Line(record.level(), line)).is_err() {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A caller of the facade must not wait; [`Handle::finish`] is for those who may.
+    fn flush(&self) {}
+}
+
+fn queue(level: LevelFilter, sink: Sink) -> io::Result<(Queue, Handle)> {
+    let (orders, inbox) = sync_channel(QUEUE_LINES_MAX);
+    let dropped = Arc::new(AtomicU64::new(0));
+    let writer = Writer { sink, dropped: Arc::clone(&dropped) };
+    thread::Builder::new().name("log".to_owned()).spawn(move || writer.run(&inbox))?;
+    Ok((Queue { level, orders: orders.clone(), dropped }, Handle { orders }))
+}
+
+/// The log thread.
+struct Writer {
+    sink: Sink,
+    dropped: Arc<AtomicU64>,
+}
+
+impl Writer {
+    fn run(mut self, inbox: &Receiver<Order>) {
+        for order in inbox {
+            match order {
+                Order::Line(level, line) => self.write(level, &line),
+                Order::Flush(done) => {
+                    self.report_dropped();
+                    // Whoever asked may have stopped waiting.
+                    let _ = done.send(());
+                }
+            }
+        }
+    }
+
+    fn write(&mut self, level: Level, line: &str) {
+        match self.sink.write(level, line) {
+            Ok(()) => self.report_dropped(),
+            Err(_) => {
+                self.dropped.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn report_dropped(&mut self) {
+        let count = self.dropped.swap(0, Ordering::Relaxed);
+        if count == 0 {
+            return;
+        }
+        let lines = if count == 1 { "line" } else { "lines" };
+        if self.sink.write(Level::Warn, &format!("{count} log {lines} dropped")).is_err() {
+            self.dropped.fetch_add(count, Ordering::Relaxed);
+        }
+    }
+}
+
+/// `text` on one line, without characters that move the cursor or hide others, cut to a datagram's
+/// length.
+fn printable(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for character in text.chars() {
+        if line.len() + character.len_utf8() > LINE_LENGTH_MAX {
+            line.push('…');
+            break;
+        }
+        let steers =
+            matches!(character as u32, 0x200e | 0x200f | 0x2028..=0x202e | 0x2066..=0x2069);
+        if character.is_control() || steers {
+            write!(line, "{}", character.escape_default()).expect("invariant: a String takes it");
+        } else {
+            line.push(character);
+        }
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::sink::tests::{Daemon, expected};
+    use super::*;
+
+    fn say(queue: &Queue, level: Level, text: &str) {
+        queue.log(&Record::builder().level(level).args(format_args!("{text}")).build());
+    }
+
+    #[test]
+    fn lines_reach_syslog_with_facility_priority_and_name() {
+        let daemon = Daemon::new("lines");
+        let (queue, handle) =
+            queue(LevelFilter::Debug, Sink::syslog(daemon.path.clone(), false)).unwrap();
+        let levels = [(Level::Error, 27), (Level::Warn, 28), (Level::Info, 30), (Level::Debug, 31)];
+        for (level, priority) in levels {
+            say(&queue, level, "a\nb");
+            assert_eq!(daemon.next(), expected(priority, "a\\nb"));
+        }
+        say(&queue, Level::Trace, "below the level");
+        assert!(handle.finish(Duration::from_secs(5)));
+        daemon.socket.set_nonblocking(true).unwrap();
+        let nothing = daemon.socket.recv(&mut [0; 1]).unwrap_err();
+        assert_eq!(nothing.kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn a_stuck_syslog_never_blocks_a_caller_and_drops_are_reported() {
+        let daemon = Daemon::new("stuck");
+        let (queue, handle) =
+            queue(LevelFilter::Info, Sink::syslog(daemon.path.clone(), false)).unwrap();
+        let total = 3 * QUEUE_LINES_MAX as u64;
+        let mut slowest = Duration::ZERO;
+        for number in 0..total {
+            let begin = Instant::now();
+            say(&queue, Level::Info, &format!("line {number}"));
+            slowest = slowest.max(begin.elapsed());
+        }
+        // The sink waits a second for each line; a caller that waited for it would show that.
+        assert!(slowest < Duration::from_secs(1), "a caller waited {slowest:?}");
+        let begin = Instant::now();
+        assert!(!handle.finish(Duration::from_millis(200)), "nobody reads, so nothing is flushed");
+        assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+
+        // Now somebody reads again: what arrived and what is reported as dropped make up all that
+        // was said.
+        let (mut arrived, mut dropped) = (0, 0);
+        while arrived + dropped < total {
+            let line = daemon.next();
+            let text = line.split_once(": ").unwrap().1;
+            match text.split_once(" log line") {
+                Some((count, _)) => dropped += count.parse::<u64>().unwrap(),
+                None => arrived += 1,
+            }
+        }
+        assert_eq!(arrived + dropped, total);
+        assert!(dropped > 0);
+        assert!(handle.finish(Duration::from_secs(5)));
+    }
+
+    #[test]
+    fn nothing_in_a_line_can_steer_a_terminal() {
+        assert_eq!(printable("grün\t\u{1b}[31m\r\n"), "grün\\t\\u{1b}[31m\\r\\n");
+        assert_eq!(printable("\u{202e}\u{9b}"), "\\u{202e}\\u{9b}");
+        let long = printable(&"ä".repeat(LINE_LENGTH_MAX));
+        assert!(long.len() <= LINE_LENGTH_MAX + '…'.len_utf8(), "{}", long.len());
+        assert!(long.ends_with("ä…"));
+    }
+}

@@ -1,0 +1,92 @@
+//! `user_data`: which operation of which tenant of which slot a completion answers. Packed and unpacked here and nowhere else.
+//!
+//! ```text
+//! 63      56 55            32 31             0
+//! | kind    | generation     | slot           |
+//! ```
+
+use crate::echo::op::{ConnectionId, SizeClass};
+
+/// What was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Token {
+    Accept(ConnectionId),
+    Receive(ConnectionId, SizeClass),
+    Send(ConnectionId),
+    SendAside(ConnectionId),
+    /// The eventfd of the worker became readable.
+    Wake,
+    /// An operation whose answer nobody needs: a cancel or a close.
+    Unanswered,
+}
+
+const ACCEPT: u64 = 1;
+const RECEIVE_SMALL: u64 = 2;
+const RECEIVE_LARGE: u64 = 3;
+const SEND: u64 = 4;
+const SEND_ASIDE: u64 = 5;
+const WAKE: u64 = 6;
+const UNANSWERED: u64 = 7;
+
+impl Token {
+    /// The value for the submission entry.
+    pub(super) fn pack(self) -> u64 {
+        match self {
+            Self::Accept(id) => with_id(ACCEPT, id),
+            Self::Receive(id, SizeClass::Small) => with_id(RECEIVE_SMALL, id),
+            Self::Receive(id, SizeClass::Large) => with_id(RECEIVE_LARGE, id),
+            Self::Send(id) => with_id(SEND, id),
+            Self::SendAside(id) => with_id(SEND_ASIDE, id),
+            Self::Wake => WAKE << 56,
+            Self::Unanswered => UNANSWERED << 56,
+        }
+    }
+
+    /// The meaning of a completion's value.
+    ///
+    /// # Panics
+    /// If this module did not make it.
+    pub(super) fn unpack(user_data: u64) -> Self {
+        let id = ConnectionId::new(user_data as u32, (user_data >> 32) as u32);
+        match user_data >> 56 {
+            ACCEPT => Self::Accept(id),
+            RECEIVE_SMALL => Self::Receive(id, SizeClass::Small),
+            RECEIVE_LARGE => Self::Receive(id, SizeClass::Large),
+            SEND => Self::Send(id),
+            SEND_ASIDE => Self::SendAside(id),
+            WAKE => Self::Wake,
+            UNANSWERED => Self::Unanswered,
+            _ => unreachable!("the kernel returned user_data {user_data:#x}, which we never gave"),
+        }
+    }
+}
+
+fn with_id(kind: u64, id: ConnectionId) -> u64 {
+    kind << 56 | u64::from(id.generation()) << 32 | u64::from(id.slot())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_token_survives_the_kernel() {
+        for id in [
+            ConnectionId::new(0, 0),
+            ConnectionId::new(u32::MAX, ConnectionId::GENERATION_MASK),
+            ConnectionId::new(7, 1),
+        ] {
+            for token in [
+                Token::Accept(id),
+                Token::Receive(id, SizeClass::Small),
+                Token::Receive(id, SizeClass::Large),
+                Token::Send(id),
+                Token::SendAside(id),
+                Token::Wake,
+                Token::Unanswered,
+            ] {
+                assert_eq!(Token::unpack(token.pack()), token);
+            }
+        }
+    }
+}

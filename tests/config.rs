@@ -1,0 +1,418 @@
+//! The configuration as the operator meets it: the shipped file, the errors, and the manual.
+
+#![allow(clippy::unwrap_used)] // A test says with a panic what it did not expect.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use echo_uring::cli;
+use echo_uring::config::{self, Address, Config, ConfigError, LogTarget, Overrides, Workers};
+use log::LevelFilter;
+
+const SHIPPED: &str = include_str!("../config/echo-uring.toml");
+const MANUAL_OF_FILE: &str = include_str!("../packaging/man/echo-uring.toml.5");
+const MANUAL_OF_DAEMON: &str = include_str!("../packaging/man/echo-uring.8");
+
+fn parsed(text: &str) -> Result<Config, String> {
+    Config::from_bytes(text.as_bytes(), Path::new("FILE")).map_err(|error| error.to_string())
+}
+
+/// The one line that refuses `text`.
+fn refusal(text: &str) -> String {
+    let error = parsed(text).expect_err(text);
+    assert_eq!(error.lines().count(), 1, "more than one line: {error}");
+    error
+}
+
+/// A file of this test's own, removed at its end.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str, content: &[u8]) -> Self {
+        let name = format!("echo-uring-config-{name}-{}.toml", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        fs::write(&path, content).unwrap();
+        Self(path)
+    }
+
+    fn load(&self, overrides: &Overrides) -> Result<Config, ConfigError> {
+        config::load(Some(&self.0), overrides)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// Every `section.key` of the shipped file.
+fn shipped_keys() -> BTreeSet<(String, String)> {
+    let table: toml::Table = SHIPPED.parse().unwrap();
+    let mut keys = BTreeSet::new();
+    for (section, content) in table {
+        let tables = match content {
+            toml::Value::Table(table) => vec![table],
+            toml::Value::Array(list) => {
+                list.into_iter().map(|entry| entry.as_table().unwrap().clone()).collect()
+            }
+            other => panic!("{section} is no section: {other}"),
+        };
+        for key in tables.iter().flat_map(toml::Table::keys) {
+            keys.insert((section.clone(), key.clone()));
+        }
+    }
+    keys
+}
+
+#[test]
+fn the_shipped_file_an_empty_file_and_the_defaults_are_one() {
+    assert_eq!(parsed(SHIPPED), Ok(Config::default()));
+    assert_eq!(parsed(""), Ok(Config::default()));
+    assert_eq!(parsed("[server]\n[limits]\n[timeouts]\n[tcp]\n[log]\n"), Ok(Config::default()));
+}
+
+#[test]
+fn the_defaults_are_what_the_manual_promises() {
+    let config = Config::default();
+    assert_eq!(config.server.workers, Workers::Auto);
+    assert_eq!(config.server.buffers, 256);
+    let addresses: Vec<String> =
+        config.listeners.iter().map(|listener| listener.address.to_string()).collect();
+    assert_eq!(addresses, ["127.0.0.1:7777", "[::1]:7777"]);
+    assert!(config.listeners.iter().all(|listener| listener.builtin_default));
+    assert_eq!(config.limits.max_connections, 100_000);
+    assert_eq!(config.limits.stalled_memory, 64 * 1024 * 1024);
+    assert_eq!(config.timeouts.idle, Some(Duration::from_secs(3600)));
+    assert_eq!(config.timeouts.stall, Some(Duration::from_secs(60)));
+    assert_eq!(config.timeouts.drain, Duration::from_secs(10));
+    assert!(config.tcp.nodelay);
+    assert_eq!(config.tcp.keepalive, Some(Duration::from_secs(120)));
+    assert_eq!(config.tcp.user_timeout, Some(Duration::from_secs(60)));
+    assert_eq!((config.tcp.receive_buffer, config.tcp.send_buffer), (None, None));
+    assert_eq!((config.log.target, config.log.level), (LogTarget::Auto, LevelFilter::Info));
+}
+
+/// `check` writes every key, and what it writes means the same again.
+#[test]
+fn what_check_prints_reads_back_as_itself() {
+    let unusual = "
+        server = { workers = 3, buffers = 1024 }
+        [[listener]]
+        name = 'a.b-c_D'
+        address = '[::]:0'
+        [[listener]]
+        name = 'file'
+        address = 'unix:/run/\u{e4} \"x\\y\".sock'
+        [limits]
+        max-connections = 1
+        stalled-memory = '1000001B'
+        [timeouts]
+        idle = 'off'
+        stall = '1h 2m 3s 4ms'
+        drain = '0s'
+        [tcp]
+        nodelay = false
+        keepalive = 'off'
+        user-timeout = '24days'
+        receive-buffer = '1GiB'
+        send-buffer = '3kB'
+        [log]
+        target = 'stderr'
+        level = 'off'
+    ";
+    for text in [SHIPPED, unusual] {
+        let config = parsed(text).unwrap();
+        let printed = config.to_toml();
+        assert_eq!(parsed(&printed), Ok(config), "{printed}");
+        let table: toml::Table = printed.parse().unwrap();
+        for (section, key) in shipped_keys() {
+            let found = match &table[&section] {
+                toml::Value::Array(list) => list[0].get(&key),
+                other => other.get(&key),
+            };
+            assert!(found.is_some(), "check does not print {section}.{key}");
+        }
+    }
+    let config = parsed(unusual).unwrap();
+    assert_eq!(config.limits.stalled_memory, 1_000_001);
+    assert_eq!(config.tcp.send_buffer, Some(3000));
+    assert_eq!(config.timeouts.stall, Some(Duration::from_millis(3_723_004)));
+}
+
+/// For each key: the cure, and values with what is said to be wrong with them, which together are
+/// the whole line.
+#[test]
+fn each_error_names_line_key_and_cure() {
+    let size = "use a size from \"2KiB\" to \"1GiB\" or \"auto\"";
+    let long = "use a duration from \"10ms\" to \"1year\" or \"off\"";
+    for (key, cure, values) in [
+        (
+            "server.workers",
+            "use a number from 1 to 1024 or \"auto\"",
+            &[
+                ("0", "0 is out of range"),
+                ("1025", "1025 is out of range"),
+                ("'all'", "\"all\" is not a whole number"),
+            ][..],
+        ),
+        ("server.buffers", "use a number from 8 to 32768", &[("4", "4 is out of range")]),
+        ("server.buffers", "use 64 or 128", &[("100", "100 is not a power of two")]),
+        (
+            "limits.max-connections",
+            "use a number from 1 to 4194304",
+            &[
+                ("0", "0 is out of range"),
+                ("99999999999", "99999999999 is out of range"),
+                ("'many'", "\"many\" is not a whole number"),
+                ("1.5", "1.5 is not a whole number"),
+            ],
+        ),
+        (
+            "limits.stalled-memory",
+            "use a size from \"64KiB\" to \"1TiB\"",
+            &[("4096", "4096 is not a size"), ("'4KiB'", "\"4KiB\" is out of range")],
+        ),
+        (
+            "timeouts.idle",
+            long,
+            &[("'0s'", "\"0s\" is out of range"), ("30", "30 is not a duration")],
+        ),
+        ("timeouts.stall", long, &[("'soon'", "\"soon\" is not a duration")]),
+        (
+            "timeouts.drain",
+            "use a duration from \"0s\" to \"1h\"",
+            &[("'off'", "\"off\" is not a duration"), ("'61m'", "\"61m\" is out of range")],
+        ),
+        ("tcp.nodelay", "use true or false", &[("'yes'", "\"yes\" is neither true nor false")]),
+        (
+            "tcp.keepalive",
+            "use a duration from \"1s\" to \"9h\" or \"off\"",
+            &[("'10h'", "\"10h\" is out of range")],
+        ),
+        ("tcp.keepalive", "use whole seconds", &[("'1s 500ms'", "\"1s 500ms\" has a fraction")]),
+        (
+            "tcp.user-timeout",
+            "use a duration from \"1s\" to \"24days\" or \"off\"",
+            &[("'25days'", "\"25days\" is out of range")],
+        ),
+        ("tcp.receive-buffer", size, &[("'1KiB'", "\"1KiB\" is out of range")]),
+        ("tcp.send-buffer", size, &[("'2GiB'", "\"2GiB\" is out of range")]),
+        (
+            "log.target",
+            "use \"auto\", \"syslog\", \"stderr\"",
+            &[("'file'", "\"file\" is not known")],
+        ),
+        (
+            "log.level",
+            "use \"error\", \"warn\", \"info\", \"debug\", \"trace\", \"off\"",
+            &[("'Info'", "\"Info\" is not known")],
+        ),
+    ] {
+        let (section, name) = key.split_once('.').unwrap();
+        for (value, problem) in values {
+            let text = format!("\n[{section}]\n# A comment.\n{name} = {value}\n");
+            assert_eq!(refusal(&text), format!("FILE:4: {key}: {problem}; {cure}"), "for {text}");
+        }
+    }
+}
+
+#[test]
+fn unknown_sections_and_keys_are_refused_with_those_that_there_are() {
+    for (text, expected) in [
+        (
+            "[limits]\n\nmax-conections = 5",
+            "3: limits.max-conections: unknown key; use max-connections or stalled-memory",
+        ),
+        ("[limit]\n", "1: limit: unknown key; use server, listener, limits, timeouts, tcp, log"),
+        (
+            "[[listener]]\nname = 'a'\nport = 7\n",
+            "3: listener.port: unknown key; use name or address",
+        ),
+        (
+            "server = 3\n",
+            "1: invalid type: integer `3`, expected a section [server]; see echo-uring.toml(5)",
+        ),
+    ] {
+        assert_eq!(refusal(text), format!("FILE:{expected}"), "for {text}");
+    }
+}
+
+#[test]
+fn broken_listeners_are_refused_with_line_and_cure() {
+    let listener = |name: &str, address: &str| {
+        format!("[[listener]]\nname = \"{name}\"\naddress = \"{address}\"\n")
+    };
+    let pair = |one, two| listener("a", one) + &listener("b", two);
+    for (text, line, expected) in [
+        ("listener = []".to_owned(), 1, "listener: 0 listeners; list 1 to 256, or none for the"),
+        ("[[listener]]\nname = 'a'".into(), 1, "listener.address: missing; add one such as"),
+        (
+            "\n[[listener]]\naddress = '[::1]:1'".into(),
+            2,
+            "listener.name: missing; add one such as",
+        ),
+        (listener("", "[::1]:1"), 2, "listener.name: \"\" is not a name; use 1 to 64 of"),
+        (listener("a b", "[::1]:1"), 2, "listener.name: \"a b\" is not a name; use 1 to 64 of"),
+        (
+            listener("a", "[::1]:1").repeat(2),
+            5,
+            "listener.name: \"a\" is the name of two listeners; rename",
+        ),
+        (
+            listener("a", "localhost:7"),
+            3,
+            "listener.address: \"localhost:7\" is not an address; use one",
+        ),
+        (
+            listener("a", "127.0.0.1"),
+            3,
+            "listener.address: \"127.0.0.1\" is not an address; use one",
+        ),
+        (listener("a", "unix:run/x"), 3, "listener.address: \"unix:run/x\" names no socket; use"),
+        (
+            listener("a", &format!("unix:/{}", "x".repeat(107))),
+            3,
+            "listener.address: the path has 108 bytes; use at most 107",
+        ),
+        (pair("[::1]:1", "[::1]:1"), 6, "listener.address: [::1]:1 is listed twice; remove one"),
+        (
+            pair("0.0.0.0:1", "[::]:1"),
+            6,
+            "listener.address: [::]:1 and 0.0.0.0:1 overlap; keep the wider one",
+        ),
+        (
+            pair("0.0.0.0:1", "127.0.0.1:1"),
+            6,
+            "listener.address: 127.0.0.1:1 and 0.0.0.0:1 overlap; keep",
+        ),
+        (pair("unix:/x", "unix:/x"), 6, "listener.address: unix:/x is listed twice; remove one"),
+    ] {
+        let error = refusal(&text);
+        assert!(error.starts_with(&format!("FILE:{line}: {expected}")), "{error}\nfor {text}");
+    }
+    for (one, two) in [
+        ("[::]:0", "127.0.0.1:0"),
+        ("127.0.0.1:1", "127.0.0.1:2"),
+        ("127.0.0.1:1", "[::1]:1"),
+        ("0.0.0.0:1", "[::1]:1"),
+        ("unix:/x", "127.0.0.1:1"),
+    ] {
+        assert_eq!(parsed(&pair(one, two)).map(|config| config.listeners.len()), Ok(2));
+    }
+}
+
+#[test]
+fn a_built_in_listener_is_known_by_name_and_address() {
+    let text = "[[listener]]\nname = 'local-ipv6'\naddress = '[::1]:7777'\n\
+                [[listener]]\nname = 'local-ipv4'\naddress = '127.0.0.1:7'\n";
+    let config = parsed(text).unwrap();
+    let builtin: Vec<bool> =
+        config.listeners.iter().map(|listener| listener.builtin_default).collect();
+    assert_eq!(builtin, [true, false]);
+}
+
+#[test]
+fn text_that_is_no_toml_is_refused_with_its_line() {
+    for (text, line) in [("[server\n", 1), ("\n\nworkers\n", 3), ("[log]\nlevel = \"info\n", 2)] {
+        let error = refusal(text);
+        assert!(error.starts_with(&format!("FILE:{line}: ")), "{error}");
+        assert!(error.ends_with("; see echo-uring.toml(5)"), "{error}");
+    }
+    let twice = refusal("[log]\nlevel = 'info'\nlevel = 'warn'\n");
+    assert!(twice.starts_with("FILE:3: log: duplicate key"), "{twice}");
+    let error = Config::from_bytes(b"[log]\n# \xff\n", Path::new("FILE")).unwrap_err();
+    assert_eq!(error.to_string(), "FILE:2: not UTF-8 text; save the file as UTF-8");
+    assert_eq!(error.exit_status(), 78);
+}
+
+#[test]
+fn a_named_file_must_be_readable() {
+    let missing = Path::new("/nonexistent/echo-uring.toml");
+    for (path, cause) in [
+        (missing, "No such file"),
+        (Path::new("/"), "Is a directory"),
+        (Path::new("/dev/zero"), "1 MiB"),
+    ] {
+        let error = config::load(Some(path), &Overrides::default()).unwrap_err();
+        assert_eq!(error.exit_status(), 78);
+        let error = error.to_string();
+        assert!(error.starts_with(&format!("{}: cannot be read: ", path.display())), "{error}");
+        assert!(error.contains(cause), "{error}");
+    }
+}
+
+#[test]
+fn the_command_line_wins_over_the_file() {
+    let file = Scratch::new("overrides", b"[log]\nlevel = 'warn'\ntarget = 'stderr'\n");
+    let plain = file.load(&Overrides::default()).unwrap();
+    assert_eq!((plain.log.level, plain.listeners.len()), (LevelFilter::Warn, 2));
+
+    let overrides = Overrides {
+        listen: vec!["127.0.0.1:0".into(), "unix:/x".into(), "[::1]:7777".into()],
+        log_level: Some(LevelFilter::Debug),
+    };
+    let config = file.load(&overrides).unwrap();
+    assert_eq!((config.log.level, config.log.target), (LevelFilter::Debug, LogTarget::Stderr));
+    let addresses: Vec<Address> =
+        config.listeners.iter().map(|listener| listener.address.clone()).collect();
+    let expected: Vec<Address> =
+        overrides.listen.iter().map(|address| address.parse().unwrap()).collect();
+    assert_eq!(addresses, expected);
+    assert!(!config.listeners.iter().any(|listener| listener.builtin_default));
+
+    for (listen, expected) in [
+        (vec!["here"], "--listen: \"here\" is not an address; use one such as "),
+        (vec!["[::1]:7", "[::1]:7"], "--listen: [::1]:7 is listed twice; remove one"),
+    ] {
+        let listen = listen.into_iter().map(ToOwned::to_owned).collect();
+        let error = file.load(&Overrides { listen, log_level: None }).unwrap_err();
+        assert_eq!(error.exit_status(), 64);
+        assert!(error.to_string().starts_with(expected), "{error}");
+    }
+}
+
+/// The page has a subsection for each section, in it an item for each key, and in that the default.
+#[test]
+fn every_key_of_the_shipped_file_is_in_the_manual() {
+    let keys = shipped_keys();
+    assert_eq!(keys.len(), 16, "a key was added or lost: {keys:?}");
+    let table: toml::Table = SHIPPED.parse().unwrap();
+    for (section, key) in keys {
+        let heading = match &table[&section] {
+            toml::Value::Array(_) => format!("\n.Ss \\&[[{section}]] sections\n"),
+            _ => format!("\n.Ss \\&[{section}] section\n"),
+        };
+        let (_, content) = MANUAL_OF_FILE
+            .split_once(&heading)
+            .unwrap_or_else(|| panic!("no subsection {section}"));
+        let content = content.split("\n.S").next().unwrap();
+        let item = format!("\n.It Cm {key} No = ");
+        let (_, item) =
+            content.split_once(&item).unwrap_or_else(|| panic!("no item {section}.{key}"));
+        let default = item.lines().next().unwrap().replace("Qq ", "");
+        if let Some(value) = table[&section].get(&key) {
+            assert_eq!(default, value.to_string().trim_matches('"'), "default of {section}.{key}");
+        }
+    }
+}
+
+#[test]
+fn every_option_and_command_is_in_the_manual() {
+    let help = cli::parse_from(["echo-uring", "--help"]).unwrap_err().text;
+    let options: BTreeSet<&str> = help
+        .split(|character: char| !(character.is_ascii_alphanumeric() || character == '-'))
+        .filter_map(|word| word.strip_prefix("--"))
+        .collect();
+    assert_eq!(options, BTreeSet::from(["config", "listen", "log-level", "help", "version"]));
+    for option in options {
+        let item = format!("\n.It Fl Fl {option}");
+        assert!(MANUAL_OF_DAEMON.contains(&item), "echo-uring(8) lacks --{option}");
+    }
+    for command in ["serve", "check"] {
+        let item = format!("\n.It Cm {command}\n");
+        assert!(MANUAL_OF_DAEMON.contains(&item), "echo-uring(8) lacks {command}");
+    }
+}

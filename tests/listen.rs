@@ -1,0 +1,447 @@
+//! Listening sockets on the real kernel: bound or inherited, told apart, refused, and with options
+//! that connections get.
+//!
+//! An inherited socket needs a process that is started with it. So each such test starts itself
+//! once more: a shell puts the sockets in their places and names the process in `LISTEN_PID`, and
+//! the new process writes down what it found.
+
+#![allow(clippy::unwrap_used)] // A test says with a panic what it did not expect.
+
+use std::env;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use echo_uring::config::{Address, Config, ListenerConfig, Tcp};
+use echo_uring::listen::{self, Family, ListenError, Opened, Origin};
+use echo_uring::uring::ListeningSocket;
+use socket2::{Domain, SockRef, Socket, Type};
+
+const REPORT: &str = "ECHO_URING_TEST_REPORT";
+
+fn wanted(address: &str) -> ListenerConfig {
+    let address = address.parse().unwrap();
+    ListenerConfig { name: "test".to_owned(), address, builtin_default: false }
+}
+
+fn open(addresses: &[&str]) -> Result<Opened, ListenError> {
+    let configured: Vec<_> = addresses.iter().map(|address| wanted(address)).collect();
+    listen::open(&configured, &Config::default().tcp)
+}
+
+fn refused(address: &str) -> (u8, String) {
+    let error = open(&[address]).expect_err(address);
+    assert_eq!(error.to_string().lines().count(), 1, "{error}");
+    (error.exit_status(), error.to_string())
+}
+
+/// A path that nothing has taken, for one test of this process.
+fn scratch(name: &str) -> PathBuf {
+    let path = env::temp_dir().join(format!("echo-uring-listen-{name}-{}", std::process::id()));
+    let _ = fs::remove_file(&path);
+    path
+}
+
+fn has_ipv6() -> bool {
+    TcpListener::bind("[::1]:0").is_ok()
+}
+
+fn accepted_from(listener: &listen::Listener) -> (TcpStream, TcpStream) {
+    let listening = TcpListener::from(listener.socket.try_clone().unwrap());
+    let client = TcpStream::connect(listening.local_addr().unwrap()).unwrap();
+    (client, listening.accept().unwrap().0)
+}
+
+// Options.
+
+/// Each option is set to a value that is not the kernel's own, so that inheriting is seen.
+#[test]
+fn an_accepted_connection_has_every_option_of_its_listener() {
+    let tcp = Tcp {
+        nodelay: true,
+        keepalive: Some(Duration::from_secs(84)),
+        user_timeout: Some(Duration::from_millis(45_500)),
+        receive_buffer: Some(30_000),
+        send_buffer: Some(40_000),
+    };
+    let opened = listen::open(&[wanted("127.0.0.1:0")], &tcp).unwrap();
+    assert_eq!(opened.warnings, [] as [String; 0]);
+    let (_client, accepted) = accepted_from(&opened.listeners[0]);
+    for socket in [SockRef::from(&opened.listeners[0].socket), SockRef::from(&accepted)] {
+        assert!(socket.out_of_band_inline().unwrap());
+        assert!(socket.tcp_nodelay().unwrap());
+        assert!(socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(84));
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(21));
+        assert_eq!(socket.tcp_keepalive_retries().unwrap(), 4);
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_millis(45_500)));
+        // The kernel doubles what it is given (socket(7)).
+        assert_eq!(socket.recv_buffer_size().unwrap(), 60_000);
+        assert_eq!(socket.send_buffer_size().unwrap(), 80_000);
+    }
+}
+
+#[test]
+fn an_option_that_is_off_is_off() {
+    let tcp = Tcp {
+        nodelay: false,
+        keepalive: None,
+        user_timeout: None,
+        receive_buffer: None,
+        send_buffer: None,
+    };
+    let opened = listen::open(&[wanted("127.0.0.1:0")], &tcp).unwrap();
+    let (_client, accepted) = accepted_from(&opened.listeners[0]);
+    let accepted = SockRef::from(&accepted);
+    assert!(accepted.out_of_band_inline().unwrap(), "this one is never off");
+    assert!(!accepted.tcp_nodelay().unwrap());
+    assert!(!accepted.keepalive().unwrap());
+    assert_eq!(accepted.tcp_user_timeout().unwrap(), None);
+}
+
+#[test]
+fn the_shortest_keepalive_still_has_an_interval() {
+    let tcp = Tcp { keepalive: Some(Duration::from_secs(1)), ..Config::default().tcp };
+    let opened = listen::open(&[wanted("127.0.0.1:0")], &tcp).unwrap();
+    let socket = SockRef::from(&opened.listeners[0].socket);
+    assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(1));
+}
+
+#[test]
+fn the_operator_hears_of_a_capped_buffer() {
+    let tcp = Tcp { send_buffer: Some(1 << 30), ..Config::default().tcp };
+    let Opened { warnings, .. } = listen::open(&[wanted("127.0.0.1:0")], &tcp).unwrap();
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(warnings[0].contains("tcp.send-buffer is "), "{warnings:?}");
+    assert!(warnings[0].ends_with("raise the sysctl net.core.wmem_max"), "{warnings:?}");
+}
+
+/// The kernel passes nothing on from a listening Unix socket, hence `equip`.
+#[test]
+fn an_accepted_unix_connection_is_equipped_by_hand() {
+    let path = scratch("equip");
+    let tcp = Tcp { send_buffer: Some(30_000), ..Config::default().tcp };
+    let address = format!("unix:{}", path.display());
+    let mut opened = listen::open(&[wanted(&address)], &tcp).unwrap();
+    let listener = opened.listeners.remove(0);
+    assert_eq!((listener.family, &listener.address), (Family::Unix, &address));
+    assert!(SockRef::from(&listener.socket).out_of_band_inline().unwrap());
+
+    let listening = UnixListener::from(listener.socket.try_clone().unwrap());
+    let client = UnixStream::connect(&path).unwrap();
+    let (mut accepted, _) = listening.accept().unwrap();
+    assert!(!SockRef::from(&accepted).out_of_band_inline().unwrap(), "if it were inherited…");
+    let listening = ListeningSocket {
+        socket: listener.socket,
+        inherits_options: false,
+        receive_buffer: tcp.receive_buffer,
+        send_buffer: tcp.send_buffer,
+    };
+    listening.equip(accepted.as_fd());
+    assert!(SockRef::from(&accepted).out_of_band_inline().unwrap());
+    assert_eq!(SockRef::from(&accepted).send_buffer_size().unwrap(), 60_000);
+
+    let sender = SockRef::from(&client);
+    sender.send(b"ab").unwrap();
+    // A kernel without urgent data on Unix sockets refuses it and so loses nothing.
+    let urgent = sender.send_out_of_band(b"!").is_ok();
+    sender.send(b"cd").unwrap();
+    drop(client);
+    let mut received = String::new();
+    accepted.read_to_string(&mut received).unwrap();
+    assert_eq!(received, if urgent { "ab!cd" } else { "abcd" });
+}
+
+// Bound sockets.
+
+#[test]
+fn a_bound_listener_knows_its_address_and_is_closed_on_exec() {
+    let Opened { listeners, warnings } = open(&["127.0.0.1:0"]).unwrap();
+    assert_eq!(warnings, [] as [String; 0]);
+    let [listener] = &listeners[..] else { panic!("{listeners:?}") };
+    let (_client, accepted) = accepted_from(listener);
+    assert_eq!(listener.address, accepted.local_addr().unwrap().to_string());
+    assert_eq!((listener.origin, listener.family), (Origin::Bound, Family::Tcp));
+    assert_eq!(listener.name, "test");
+    let flags = nix::fcntl::fcntl(&listener.socket, nix::fcntl::FcntlArg::F_GETFD).unwrap();
+    assert_eq!(flags, nix::libc::FD_CLOEXEC);
+}
+
+#[test]
+fn every_ipv6_address_takes_ipv4_too() {
+    if !has_ipv6() {
+        assert!(refused("[::1]:0").1.contains("; use an address "));
+        return;
+    }
+    let opened = open(&["[::]:0"]).unwrap();
+    let address: SocketAddr = opened.listeners[0].address.parse().unwrap();
+    TcpStream::connect((Ipv4Addr::LOCALHOST, address.port())).unwrap();
+}
+
+#[test]
+fn an_address_in_use_is_named_with_the_cure() {
+    let other = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = other.local_addr().unwrap();
+    let (status, error) = refused(&address.to_string());
+    assert_eq!(status, 69);
+    assert!(error.starts_with(&format!("{address}: Address already in use")), "{error}");
+    assert!(
+        error
+            .contains(&format!("; see who holds it with \"ss -ltnp sport = :{}\"", address.port()))
+    );
+}
+
+#[test]
+fn an_address_of_another_host_is_named_with_the_cure() {
+    let (status, error) = refused("192.0.2.1:0");
+    assert_eq!(status, 69);
+    assert!(error.starts_with("192.0.2.1:0: Cannot assign requested address"), "{error}");
+    assert!(error.ends_with("; use an address that \"ip address\" shows"), "{error}");
+}
+
+#[test]
+fn a_privileged_port_is_named_with_the_cure() {
+    let cause = std::io::Error::from_raw_os_error(nix::libc::EACCES);
+    let address: Address = "127.0.0.1:7".parse().unwrap();
+    let error = ListenError::Bind { address, cause }.to_string();
+    assert!(error.starts_with("127.0.0.1:7: Permission denied"), "{error}");
+    assert!(error.contains("systemctl start echo-uring.socket"), "{error}");
+    assert!(error.contains("net.ipv4.ip_unprivileged_port_start to 7"), "{error}");
+}
+
+/// An address of another host stands for the missing IPv6: the kernel gives the same answer.
+#[test]
+fn a_built_in_listener_may_be_missing_but_not_all_of_them() {
+    let missing = ListenerConfig {
+        name: "local-ipv6".to_owned(),
+        builtin_default: true,
+        ..wanted("192.0.2.1:0")
+    };
+    let tcp = Config::default().tcp;
+    let opened = listen::open(&[missing.clone(), wanted("127.0.0.1:0")], &tcp).unwrap();
+    assert_eq!(opened.listeners.len(), 1);
+    assert_eq!(opened.warnings.len(), 1);
+    assert!(
+        opened.warnings[0].starts_with("listener local-ipv6 is left out: 192.0.2.1:0: Cannot"),
+        "{:?}",
+        opened.warnings
+    );
+    let error = listen::open(&[missing], &tcp).unwrap_err();
+    assert_eq!(error.exit_status(), 69);
+}
+
+#[test]
+fn a_unix_socket_replaces_a_stale_file_and_nothing_else() {
+    let path = scratch("stale");
+    let address = format!("unix:{}", path.display());
+
+    drop(UnixListener::bind(&path).unwrap());
+    let opened = open(&[&address]).expect("a stale file is in nobody's way");
+    let (status, error) = refused(&address);
+    assert_eq!(
+        (status, error),
+        (69, format!("{address}: another program listens there; stop it or use another path"))
+    );
+    UnixStream::connect(&path).expect("the refused one has not removed the file");
+    drop(opened);
+    assert!(!path.exists(), "our own file is removed at the end");
+
+    let datagram = UnixDatagram::bind(&path).unwrap();
+    assert!(refused(&address).1.contains("another program listens there"));
+    drop(datagram);
+    fs::remove_file(&path).unwrap();
+
+    fs::write(&path, "precious").unwrap();
+    let (status, error) = refused(&address);
+    assert_eq!(status, 69);
+    assert!(error.contains(": is taken by a file that is no socket; remove it"), "{error}");
+    assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+    fs::remove_file(&path).unwrap();
+}
+
+#[test]
+fn a_unix_socket_of_a_successor_is_left_alone() {
+    let path = scratch("successor");
+    let opened = open(&[&format!("unix:{}", path.display())]).unwrap();
+    fs::remove_file(&path).unwrap();
+    let _successor = UnixListener::bind(&path).unwrap();
+    drop(opened);
+    assert!(fs::symlink_metadata(&path).unwrap().file_type().is_socket());
+    fs::remove_file(&path).unwrap();
+}
+
+#[test]
+fn a_missing_directory_is_named_with_the_cure() {
+    let (status, error) = refused("unix:/nonexistent/echo.sock");
+    assert_eq!(status, 69);
+    assert!(error.starts_with("unix:/nonexistent/echo.sock: No such file"), "{error}");
+    assert!(error.ends_with("; use a directory that exists and may be written to"), "{error}");
+}
+
+// Inherited sockets.
+
+/// If this process is the one that inherits: writes down what it found, and says that the test ends
+/// here.
+fn is_heir() -> bool {
+    let Some(report) = env::var_os(REPORT) else { return false };
+    let found = match open(&["127.0.0.1:0"]) {
+        Ok(Opened { listeners, warnings }) => {
+            assert_eq!(warnings, [] as [String; 0]);
+            let lines = listeners.iter().map(|listener| {
+                let socket = SockRef::from(&listener.socket);
+                assert!(socket.out_of_band_inline().unwrap());
+                assert!(!socket.nonblocking().unwrap());
+                let flags = nix::fcntl::fcntl(&listener.socket, nix::fcntl::FcntlArg::F_GETFD);
+                assert_eq!(flags, Ok(nix::libc::FD_CLOEXEC));
+                format!("{:?} {} ({})\n", listener.origin, listener.address, listener.name)
+            });
+            lines.collect()
+        }
+        Err(error) => format!("{} {error}\n", error.exit_status()),
+    };
+    fs::write(report, found).unwrap();
+    true
+}
+
+/// Starts `test` once more after `setup` of the shell, which finds `sockets` as its fds 0, 1 and 2.
+fn heir(test: &str, setup: &str, sockets: Vec<OwnedFd>) -> String {
+    let report = scratch(test);
+    let mut command = Command::new("sh");
+    let script = format!("{setup}; exec 0</dev/null 1>/dev/null 2>&1; exec \"$0\" \"$@\"");
+    command.args(["-c", &script]).arg(env::current_exe().unwrap());
+    command.args(["--exact", test, "--test-threads=1"]).env(REPORT, &report);
+    let mut sockets = sockets.into_iter().map(Stdio::from);
+    command.stdin(sockets.next().unwrap_or_else(Stdio::null));
+    command.stdout(sockets.next().unwrap_or_else(Stdio::null));
+    command.stderr(sockets.next().unwrap_or_else(Stdio::null));
+    let status = command.status().unwrap();
+    let found = fs::read_to_string(&report).unwrap_or_default();
+    let _ = fs::remove_file(&report);
+    assert!(status.success(), "{test} failed as heir: {status}");
+    found
+}
+
+#[test]
+fn sockets_of_every_kind_are_inherited() {
+    if is_heir() {
+        return;
+    }
+    let path = scratch("inherited-socket");
+    let inet = TcpListener::bind("127.0.0.1:0").unwrap();
+    inet.set_nonblocking(true).unwrap();
+    let unix = UnixListener::bind(&path).unwrap();
+    let other = TcpListener::bind(if has_ipv6() { "[::1]:0" } else { "127.0.0.1:0" }).unwrap();
+    let (inet_address, other_address) = (inet.local_addr().unwrap(), other.local_addr().unwrap());
+    let found = heir(
+        "sockets_of_every_kind_are_inherited",
+        "export LISTEN_PID=$$ LISTEN_FDS=3 LISTEN_FDNAMES=one:unknown:echo; exec 3<&1 4<&0 5<&2",
+        vec![inet.into(), unix.into(), other.into()],
+    );
+    fs::remove_file(&path).unwrap();
+    let expected = format!(
+        "Inherited unix:{} (one)\n\
+         Inherited {inet_address} (inherited)\n\
+         Inherited {other_address} (echo)\n",
+        path.display()
+    );
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn an_abstract_unix_socket_is_inherited() {
+    if is_heir() {
+        return;
+    }
+    let name = format!("\0echo-uring-test-{}", std::process::id());
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+    socket.bind(&socket2::SockAddr::unix(&name).unwrap()).unwrap();
+    socket.listen(1).unwrap();
+    let found = heir(
+        "an_abstract_unix_socket_is_inherited",
+        "export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=too:many:names; exec 3<&0",
+        vec![socket.into()],
+    );
+    assert_eq!(found, format!("Inherited unix:@{} (inherited)\n", &name[1..]));
+}
+
+#[test]
+fn what_is_not_meant_for_this_process_is_left_alone() {
+    if is_heir() {
+        return;
+    }
+    for variables in ["LISTEN_PID=1 LISTEN_FDS=1", "LISTEN_FDS=1", "LISTEN_PID=$$ LISTEN_FDS=0"] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let found = heir(
+            "what_is_not_meant_for_this_process_is_left_alone",
+            &format!("export {variables}; exec 3<&0"),
+            vec![listener.into()],
+        );
+        assert!(found.starts_with("Bound 127.0.0.1:"), "{variables}: {found}");
+    }
+}
+
+#[test]
+fn a_senseless_count_is_refused() {
+    if is_heir() {
+        return;
+    }
+    for count in ["many", "-1", "1000000000"] {
+        let setup = format!("export LISTEN_PID=$$ LISTEN_FDS={count}");
+        let found = heir("a_senseless_count_is_refused", &setup, Vec::new());
+        assert_eq!(
+            found,
+            format!(
+                "69 LISTEN_FDS={count:?} is no number of sockets from 0 to 1024; \
+                 see sd_listen_fds(3)\n"
+            )
+        );
+    }
+}
+
+#[test]
+fn whatever_does_not_listen_is_refused_by_number() {
+    if is_heir() {
+        return;
+    }
+    let streams = "; pass listening stream sockets only, as ListenStream= does\n";
+    let datagram = "69 inherited fd 4 is a datagram socket; \
+                    use ListenStream= in the socket unit, not ListenDatagram=\n";
+    let silent = "69 inherited fd 4 is a stream socket that does not listen; \
+                  use Accept=no in the socket unit\n";
+    let unbound = |domain, kind| OwnedFd::from(Socket::new(domain, kind, None).unwrap());
+    let (client, _server) = UnixStream::pair().unwrap();
+    let (pipe, mut writer) = std::io::pipe().unwrap();
+    writer.write_all(b"x").unwrap();
+    let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let sequenced =
+        format!("69 inherited fd 4 is a socket that is no IPv4, IPv6 or Unix stream{streams}");
+    for (socket, expected) in [
+        (Some(OwnedFd::from(udp)), datagram.to_owned()),
+        (Some(unbound(Domain::UNIX, Type::DGRAM)), datagram.to_owned()),
+        (Some(unbound(Domain::UNIX, Type::SEQPACKET)), sequenced),
+        (Some(unbound(Domain::IPV4, Type::STREAM)), silent.to_owned()),
+        (Some(OwnedFd::from(client)), silent.to_owned()),
+        (Some(OwnedFd::from(pipe)), format!("69 inherited fd 4 is a pipe{streams}")),
+        (None, format!("69 inherited fd 4 is the file \"/dev/null\"{streams}")),
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let found = heir(
+            "whatever_does_not_listen_is_refused_by_number",
+            "export LISTEN_PID=$$ LISTEN_FDS=2; exec 3<&0 4<&1",
+            [Some(listener.into()), socket].into_iter().flatten().collect(),
+        );
+        assert_eq!(found, expected);
+    }
+    let found = heir(
+        "whatever_does_not_listen_is_refused_by_number",
+        "export LISTEN_PID=$$ LISTEN_FDS=1; exec 3<&-",
+        Vec::new(),
+    );
+    assert_eq!(found, format!("69 inherited fd 3 is not open{streams}"));
+}

@@ -1,0 +1,418 @@
+//! The contract of the seam, seen from the core's side, and a small model of each connection.
+//!
+//! Reads the two streams in the very order in which the core lives them: each event before it is handled, then the
+//! operations it led to. So it knows exactly what the core knew when it asked. A breach is a panic. It also holds the
+//! core to its promises: no connection is ended without a cause, no limit is passed, no failed accept spins.
+
+use echo_uring::echo::op::{
+    AcceptError, BufferId, ConnectionId, Event, ListenerId, Op, ReceiveEnd, ReceiveMode, SendError,
+    Shutdown,
+};
+
+/// What the core was told to keep to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub(crate) connections_max: usize,
+    pub(crate) listeners: usize,
+    pub(crate) aside_bytes_max: u64,
+    /// Chunks that may wait in one connection before its receive is stopped.
+    pub(crate) chunks_max: usize,
+    pub(crate) idle_timeout: Option<u64>,
+    pub(crate) stall_timeout: Option<u64>,
+    pub(crate) linger_timeout: u64,
+}
+
+/// How long a listener that found no descriptor or memory is left alone, unless a connection closes.
+const ACCEPT_PAUSE_MS: u64 = 100;
+
+/// The auditor of one history.
+pub(crate) struct Audit {
+    limits: Limits,
+    tenants: Vec<(ConnectionId, Tenant)>,
+    lent: Vec<Lent>,
+    /// Names that belonged to a connection once: none may come again within a history.
+    retired: Vec<ConnectionId>,
+    /// For each listener until when a failed accept forbids the next one.
+    pauses: Vec<u64>,
+    drain_deadline: Option<u64>,
+    draining: bool,
+    charged: u64,
+    /// Connections that got everything back that they sent, and a FIN behind it.
+    complete: Vec<ConnectionId>,
+    pub(crate) accepted: u64,
+    pub(crate) closed: u64,
+    pub(crate) bytes_in: u64,
+    pub(crate) bytes_out: u64,
+}
+
+#[derive(Debug)]
+enum Tenant {
+    Accepting(ListenerId),
+    Open(Open),
+}
+
+#[derive(Debug)]
+struct Lent {
+    buffer: BufferId,
+    connection: ConnectionId,
+    length: u32,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    receive: Option<ReceiveMode>,
+    receive_canceled: bool,
+    send: Option<Sending>,
+    /// Set-aside bytes that are still unsent, and what they are charged until the last of them is sent.
+    aside: u64,
+    charged: u64,
+    received: u64,
+    sent: u64,
+    ended: bool,
+    dead: bool,
+    /// The core may have decided to end it: bytes that came until then are owed, what comes later may be dropped.
+    /// Taken at the first moment at which it may, and forgotten when later bytes are echoed all the same.
+    decided: Option<u64>,
+    write_shut_at: Option<u64>,
+    both_shut: bool,
+    /// The last time that bytes came or went.
+    active_at: u64,
+    /// The last time that bytes went, or that there began to be something to send.
+    progress_at: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Sending {
+    Buffer(BufferId, u32),
+    Aside,
+}
+
+impl Audit {
+    pub(crate) fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            tenants: Vec::new(),
+            lent: Vec::new(),
+            retired: Vec::new(),
+            pauses: vec![0; limits.listeners],
+            drain_deadline: None,
+            draining: false,
+            charged: 0,
+            complete: Vec::new(),
+            accepted: 0,
+            closed: 0,
+            bytes_in: 0,
+            bytes_out: 0,
+        }
+    }
+
+    /// The core is about to be told this.
+    pub(crate) fn event(&mut self, now: u64, event: &Event) {
+        match *event {
+            Event::Started => {}
+            Event::TimePassed => self.note_decisions(now),
+            Event::DrainStarted { deadline } => {
+                self.draining = true;
+                self.drain_deadline = Some(deadline.0);
+            }
+            Event::Accepted { connection } => {
+                self.end_accept(connection);
+                let decided = self.is_drained(now).then_some(0);
+                let open = Open { active_at: now, progress_at: now, decided, ..Open::default() };
+                self.tenants.push((connection, Tenant::Open(open)));
+                self.accepted += 1;
+            }
+            Event::AcceptFailed { connection, error } => {
+                let listener = self.end_accept(connection);
+                if !matches!(error, AcceptError::Canceled | AcceptError::Aborted) {
+                    self.pauses[usize::from(listener.0)] = now + ACCEPT_PAUSE_MS;
+                }
+            }
+            Event::Received { connection, buffer, length, armed, .. } => {
+                self.received(now, connection, buffer, length, armed);
+            }
+            Event::ReceiveEnded { connection, reason } => {
+                let open = self.open(connection);
+                assert!(open.receive.take().is_some(), "seam: {connection:?} was not receiving");
+                open.receive_canceled = false;
+                open.ended |= reason == ReceiveEnd::EndOfStream;
+                open.dead |= matches!(reason, ReceiveEnd::Failed(_));
+            }
+            Event::Sent { connection, length } => self.sent(now, connection, length, false),
+            Event::SentAside { connection, length } => self.sent(now, connection, length, true),
+            Event::SendFailed { connection, error } => {
+                let open = self.open(connection);
+                assert!(open.send.take().is_some(), "seam: {connection:?} was not sending");
+                open.dead |= matches!(error, SendError::Failed(_));
+            }
+        }
+    }
+
+    /// The core has asked for this.
+    pub(crate) fn op(&mut self, now: u64, op: &Op) {
+        match *op {
+            Op::Accept { listener, connection } => self.accept(now, listener, connection),
+            Op::CancelAccept { connection } => {
+                let armed =
+                    self.tenant(connection).is_some_and(|t| matches!(t, Tenant::Accepting(_)));
+                assert!(armed, "contract: {connection:?} is not being accepted");
+            }
+            Op::Receive { connection, mode, .. } => {
+                let open = self.open(connection);
+                assert!(open.receive.is_none(), "contract: {connection:?} has two receives");
+                assert!(!open.ended, "contract: {connection:?} receives after its end");
+                assert_eq!(open.aside, 0, "promise: {connection:?} receives while it is stalled");
+                open.receive = Some(mode);
+                open.receive_canceled = false;
+            }
+            Op::CancelReceive { connection } => {
+                let open = self.open(connection);
+                assert!(open.receive.is_some(), "contract: {connection:?} is not receiving");
+                open.receive_canceled = true;
+            }
+            Op::Send { connection, buffer, length } => {
+                self.check_lent(connection, buffer, 0, length);
+                self.begin_send(connection, Sending::Buffer(buffer, length));
+            }
+            Op::SetAside { connection, buffer, offset, length } => {
+                self.check_lent(connection, buffer, offset, length);
+                let open = self.open(connection);
+                open.aside += u64::from(length);
+                open.charged += u64::from(length);
+                let handed = open.sent + open.aside;
+                open.decided = open.decided.filter(|owed| handed <= *owed);
+                self.charged += u64::from(length);
+            }
+            Op::SendAside { connection } => {
+                assert!(
+                    self.open(connection).aside > 0,
+                    "contract: {connection:?} has nothing aside"
+                );
+                self.begin_send(connection, Sending::Aside);
+            }
+            Op::Recycle { buffer } => self.recycle(buffer),
+            Op::Shutdown { connection, how: Shutdown::Write } => {
+                self.check_write_shutdown(connection);
+                self.open(connection).write_shut_at.get_or_insert(now);
+            }
+            Op::Shutdown { connection, how: Shutdown::Both } => {
+                self.check_cause(now, connection);
+                self.open(connection).both_shut = true;
+            }
+            Op::Close { connection } => self.close(now, connection),
+            Op::Abort { connection } => {
+                self.check_cause(now, connection);
+                self.close(now, connection);
+            }
+        }
+    }
+
+    /// One event has been handled altogether.
+    pub(crate) fn settle(&self) {
+        let limits = &self.limits;
+        assert!(self.charged <= limits.aside_bytes_max, "limit: {} bytes aside", self.charged);
+        for (connection, tenant) in &self.tenants {
+            let Tenant::Open(open) = tenant else { continue };
+            let chunks = self.lent.iter().filter(|lent| lent.connection == *connection).count();
+            let stopped = open.receive != Some(ReceiveMode::Multishot) || open.receive_canceled;
+            let within = chunks <= limits.chunks_max || stopped || open.both_shut || open.dead;
+            assert!(within, "limit: {connection:?} holds {chunks} chunks and goes on receiving");
+        }
+    }
+
+    /// How many connections are open for the core.
+    pub(crate) fn open_count(&self) -> usize {
+        self.tenants.iter().filter(|(_, tenant)| matches!(tenant, Tenant::Open(_))).count()
+    }
+
+    /// Everything is over: nothing may be left in any hand.
+    pub(crate) fn at_rest(&self) {
+        assert!(self.lent.is_empty(), "rest: {:?} never came home", self.lent);
+        assert_eq!(self.charged, 0, "rest: bytes are still set aside");
+        assert_eq!(self.accepted, self.closed, "rest: connections are still open");
+    }
+
+    fn accept(&mut self, now: u64, listener: ListenerId, connection: ConnectionId) {
+        let twin = self.tenants.iter().find(|(name, _)| name.slot() == connection.slot());
+        assert!(twin.is_none(), "contract: {connection:?} is accepted into the slot of {twin:?}");
+        let known = self.retired.contains(&connection);
+        assert!(!known, "contract: the name {connection:?} comes a second time");
+        assert!(!self.draining, "promise: {connection:?} is accepted while draining");
+        assert!(now >= self.pauses[usize::from(listener.0)], "promise: {listener:?} spins");
+        let limits = &self.limits;
+        let slots = limits.connections_max + limits.listeners;
+        assert!((connection.slot() as usize) < slots, "limit: {connection:?} is beyond the slots");
+        self.tenants.push((connection, Tenant::Accepting(listener)));
+    }
+
+    fn received(
+        &mut self,
+        now: u64,
+        name: ConnectionId,
+        buffer: BufferId,
+        length: u32,
+        armed: bool,
+    ) {
+        let open = self.open(name);
+        assert!(open.receive.is_some(), "seam: {name:?} was not receiving");
+        assert!(length > 0, "seam: {name:?} received nothing");
+        assert!(!open.ended, "seam: {name:?} received after its end");
+        if !armed {
+            open.receive = None;
+            open.receive_canceled = false;
+        }
+        if open.received == open.sent {
+            open.progress_at = now;
+        }
+        open.received += u64::from(length);
+        open.active_at = now;
+        self.bytes_in += u64::from(length);
+        let twice = self.lent.iter().any(|lent| lent.buffer == buffer);
+        assert!(!twice, "seam: {buffer:?} is lent twice");
+        self.lent.push(Lent { buffer, connection: name, length });
+    }
+
+    fn sent(&mut self, now: u64, connection: ConnectionId, length: u32, from_aside: bool) {
+        let open = self.open(connection);
+        let mut refund = 0;
+        match (open.send.take(), from_aside) {
+            (Some(Sending::Buffer(_, asked)), false) => {
+                assert!(length <= asked, "seam: too much sent")
+            }
+            (Some(Sending::Aside), true) => {
+                assert!(length > 0, "seam: nothing was sent from aside");
+                open.aside = open.aside.checked_sub(length.into()).expect("seam: too much sent");
+                if open.aside == 0 {
+                    refund = std::mem::take(&mut open.charged);
+                }
+            }
+            (sending, _) => panic!("seam: {connection:?} answers another send than {sending:?}"),
+        }
+        open.sent += u64::from(length);
+        if length > 0 {
+            open.active_at = now;
+            open.progress_at = now;
+        }
+        self.bytes_out += u64::from(length);
+        self.charged -= refund;
+    }
+
+    fn begin_send(&mut self, connection: ConnectionId, sending: Sending) {
+        let open = self.open(connection);
+        assert!(open.send.is_none(), "contract: {connection:?} has two sends");
+        assert!(open.write_shut_at.is_none(), "contract: {connection:?} sends after its FIN");
+        if let Sending::Buffer(_, length) = sending {
+            let handed = open.sent + u64::from(length);
+            open.decided = open.decided.filter(|owed| handed <= *owed);
+        }
+        open.send = Some(sending);
+    }
+
+    fn check_lent(&self, connection: ConnectionId, buffer: BufferId, offset: u32, length: u32) {
+        let lent = self.lent.iter().find(|lent| lent.buffer == buffer);
+        let lent = lent.unwrap_or_else(|| panic!("contract: {buffer:?} is not lent"));
+        assert_eq!(lent.connection, connection, "contract: the bytes of another");
+        let within = length > 0 && offset + length <= lent.length;
+        assert!(within, "contract: {offset}+{length} of {} bytes", lent.length);
+    }
+
+    fn recycle(&mut self, buffer: BufferId) {
+        let index = self.lent.iter().position(|lent| lent.buffer == buffer);
+        let index =
+            index.unwrap_or_else(|| panic!("contract: {buffer:?} is recycled but not lent"));
+        let lent = self.lent.swap_remove(index);
+        if let Some(Tenant::Open(open)) = self.tenant(lent.connection) {
+            let used = matches!(open.send, Some(Sending::Buffer(name, _)) if name == buffer);
+            assert!(!used, "contract: {buffer:?} is recycled while it is sent");
+        }
+    }
+
+    /// Time passed: this is where the core may decide to end a connection in order.
+    fn note_decisions(&mut self, now: u64) {
+        let drained = self.is_drained(now);
+        let idle_timeout = self.limits.idle_timeout;
+        for (_, tenant) in &mut self.tenants {
+            let Tenant::Open(open) = tenant else { continue };
+            let idle = idle_timeout.is_some_and(|timeout| now >= open.active_at + timeout);
+            if idle || drained {
+                open.decided.get_or_insert(open.received);
+            }
+        }
+    }
+
+    fn is_drained(&self, now: u64) -> bool {
+        self.drain_deadline.is_some_and(|deadline| now >= deadline)
+    }
+
+    /// A FIN by our own decision: for idleness or at the end of a drain, and never before the last byte that is owed.
+    fn check_write_shutdown(&mut self, connection: ConnectionId) {
+        let open = self.open(connection);
+        assert!(open.send.is_none(), "promise: {connection:?} is finished while it sends");
+        let owed = open.decided;
+        let owed =
+            owed.unwrap_or_else(|| panic!("promise: {connection:?} is finished for nothing"));
+        assert!(open.sent >= owed, "promise: {connection:?} is finished with bytes unsent");
+    }
+
+    /// The end by force needs a cause.
+    fn check_cause(&mut self, now: u64, connection: ConnectionId) {
+        let limits = self.limits;
+        let charged = self.charged;
+        let drain_is_over =
+            now >= limits.linger_timeout && self.is_drained(now - limits.linger_timeout);
+        let open = self.open(connection);
+        let unsent = open.received - open.sent;
+        let stalled = limits.stall_timeout.is_some_and(|timeout| now >= open.progress_at + timeout);
+        let lingered = open.write_shut_at.is_some_and(|at| now >= at + limits.linger_timeout);
+        let beyond = charged + unsent - open.aside > limits.aside_bytes_max;
+        let cause = open.dead
+            || open.both_shut
+            || lingered
+            || drain_is_over
+            || (unsent > 0 && (stalled || beyond));
+        assert!(cause, "promise: {connection:?} is ended for nothing: {open:?}");
+    }
+
+    fn close(&mut self, now: u64, connection: ConnectionId) {
+        let open = self.open(connection);
+        assert!(open.receive.is_none(), "contract: {connection:?} is closed while receiving");
+        assert!(open.send.is_none(), "contract: {connection:?} is closed while sending");
+        let complete = open.ended && open.sent == open.received;
+        let excused = open.ended && open.decided.is_some_and(|owed| open.sent >= owed);
+        if complete && !open.dead && !open.both_shut {
+            self.complete.push(connection);
+        } else if !excused {
+            self.check_cause(now, connection);
+        }
+        self.charged -= self.open(connection).charged;
+        self.tenants.retain(|(name, _)| *name != connection);
+        self.retired.push(connection);
+        self.closed += 1;
+        // A descriptor and some memory came free: accepting is worth a try at once.
+        self.pauses.fill(0);
+    }
+
+    /// Whether this connection, now closed, got back everything that it sent.
+    pub(crate) fn is_complete(&self, connection: ConnectionId) -> bool {
+        self.complete.contains(&connection)
+    }
+
+    fn end_accept(&mut self, connection: ConnectionId) -> ListenerId {
+        let index = self.tenants.iter().position(|(name, _)| *name == connection);
+        match index.map(|index| self.tenants.swap_remove(index)) {
+            Some((_, Tenant::Accepting(listener))) => listener,
+            other => panic!("seam: {connection:?} was not being accepted but is {other:?}"),
+        }
+    }
+
+    fn tenant(&self, connection: ConnectionId) -> Option<&Tenant> {
+        self.tenants.iter().find(|(name, _)| *name == connection).map(|(_, tenant)| tenant)
+    }
+
+    fn open(&mut self, connection: ConnectionId) -> &mut Open {
+        match self.tenants.iter_mut().find(|(name, _)| *name == connection) {
+            Some((_, Tenant::Open(open))) => open,
+            other => panic!("contract: {connection:?} is not open but {other:?}"),
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! A kernel made of counters: it does whatever the real one may do, when its source of decisions says so.
+//!
+//! Implements the one seam, `Kernel`, with virtual time. Deterministic: every accident is drawn from [`Choice`]. It
+//! holds real bytes in real buffers and panics when an operation breaks the contract of `echo::op` in a way that a
+//! kernel can see; `audit` sees the rest. It must never know how the core decides.
+
+pub(crate) mod choice;
+pub(crate) mod peer;
+mod pool;
+pub(crate) mod trace;
+mod turn;
+mod wire;
+
+use std::collections::VecDeque;
+
+use echo_uring::echo::op::{
+    BufferId, ConnectionError, ConnectionId, Event, ListenerId, Op, ReceiveMode, SendError,
+    Shutdown, SizeClass, Timestamp,
+};
+
+use choice::Choice;
+use peer::{Peer, PeerId};
+use pool::Pool;
+use trace::{Note, Trace};
+
+/// How often each fault strikes, in thousandths of the occasions for it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Faults {
+    /// A receive takes less than is there.
+    pub(crate) short_receive: u16,
+    /// A send takes less than there is room for.
+    pub(crate) short_send: u16,
+    /// A try-send takes nothing though there is room.
+    pub(crate) would_block: u16,
+    /// An armed receive ends for no reason.
+    pub(crate) stopped: u16,
+    /// A multishot receive ends with data.
+    pub(crate) disarmed: u16,
+    /// A receive finds no memory.
+    pub(crate) receive_memory: u16,
+    /// A send finds no memory.
+    pub(crate) send_memory: u16,
+    /// An accept fails, by any error.
+    pub(crate) accept_error: u16,
+    /// Something that could happen now happens later.
+    pub(crate) late: u16,
+    /// What happened is told later.
+    pub(crate) late_event: u16,
+    /// A cancel comes too late.
+    pub(crate) cancel_loses: u16,
+    /// The hint that more bytes wait is missing.
+    pub(crate) no_hint: u16,
+    /// A turn ends though nothing happened.
+    pub(crate) spurious_wakeup: u16,
+    /// The clock jumps by seconds or minutes.
+    pub(crate) time_jump: u16,
+}
+
+/// What the fake is built with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Settings {
+    pub(crate) listeners: u16,
+    /// How many buffers each class has, and of what size.
+    pub(crate) buffers: [u16; 2],
+    pub(crate) buffer_sizes: [u32; 2],
+    /// How many connections have a file descriptor at most.
+    pub(crate) files_max: usize,
+    pub(crate) faults: Faults,
+}
+
+/// The fake.
+pub(crate) struct FakeKernel {
+    pub(crate) choice: Choice,
+    pub(crate) settings: Settings,
+    pub(crate) trace: Trace,
+    pub(crate) peers: Vec<Peer>,
+    /// The last turn had nothing to do, nothing to wait for and no deadline: only a peer can end this silence.
+    pub(crate) asleep: bool,
+    now: u64,
+    pool: Pool,
+    /// Peers that connected and wait to be accepted, one queue a listener.
+    backlogs: Vec<VecDeque<PeerId>>,
+    accepts: Vec<ArmedAccept>,
+    sockets: Vec<Socket>,
+    /// What happened and is not told yet, in the order of happening for each name.
+    untold: Vec<(ConnectionId, VecDeque<Event>)>,
+}
+
+struct ArmedAccept {
+    listener: ListenerId,
+    connection: ConnectionId,
+    canceled: bool,
+    /// It has been tried once: what may strike at the time of arming has had its chance.
+    tried: bool,
+}
+
+struct Socket {
+    connection: ConnectionId,
+    peer: PeerId,
+    receive: Option<ArmedReceive>,
+    /// A send of set-aside bytes waits for room.
+    sending_aside: bool,
+    aside: VecDeque<u8>,
+    /// The error was reported: now it is an end for receives and a broken pipe for sends.
+    dead: bool,
+    write_shut: bool,
+    read_shut: bool,
+}
+
+/// How a connection is closed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Farewell {
+    InOrder,
+    Reset,
+}
+
+struct ArmedReceive {
+    class: SizeClass,
+    mode: ReceiveMode,
+    canceled: bool,
+    /// Tried before readiness: with an empty pool that fails at once.
+    eager: bool,
+    tried: bool,
+}
+
+impl FakeKernel {
+    pub(crate) fn new(settings: Settings, choice: Choice) -> Self {
+        Self {
+            choice,
+            settings,
+            trace: Trace::default(),
+            peers: Vec::new(),
+            asleep: false,
+            now: 1000,
+            pool: Pool::new(settings.buffers, settings.buffer_sizes),
+            backlogs: (0..settings.listeners).map(|_| VecDeque::new()).collect(),
+            accepts: Vec::new(),
+            sockets: Vec::new(),
+            untold: Vec::new(),
+        }
+    }
+
+    /// How many buffers are home, and how many there are.
+    pub(crate) fn buffers_home_and_total(&self) -> (usize, usize) {
+        self.pool.home_and_total()
+    }
+
+    /// How many bytes are set aside, over all connections.
+    pub(crate) fn aside_bytes(&self) -> usize {
+        self.sockets.iter().map(|socket| socket.aside.len()).sum()
+    }
+
+    /// How many connections are open, and how many accepts are armed.
+    pub(crate) fn connections_and_accepts(&self) -> (usize, usize) {
+        (self.sockets.len(), self.accepts.len())
+    }
+
+    fn perform(&mut self, op: Op) {
+        self.trace.note(self.now, Note::Op(op));
+        match op {
+            Op::Accept { listener, connection } => self.arm_accept(listener, connection),
+            Op::CancelAccept { connection } => {
+                if let Some(accept) = self.accepts.iter_mut().find(|a| a.connection == connection) {
+                    accept.canceled = true;
+                }
+            }
+            Op::Receive { connection, class, mode, expectation } => {
+                let socket = self.socket(connection);
+                assert!(socket.receive.is_none(), "contract: {connection:?} has two receives");
+                let eager = expectation == echo_uring::echo::op::Expectation::Data;
+                socket.receive =
+                    Some(ArmedReceive { class, mode, canceled: false, eager, tried: false });
+            }
+            Op::CancelReceive { connection } => {
+                if let Some(receive) = &mut self.socket(connection).receive {
+                    receive.canceled = true;
+                }
+            }
+            Op::Send { connection, buffer, length } => self.try_send(connection, buffer, length),
+            Op::SetAside { connection, buffer, offset, length } => {
+                let bytes = self.pool.bytes(buffer, offset, length).to_vec();
+                self.socket(connection).aside.extend(bytes);
+            }
+            Op::SendAside { connection } => {
+                let socket = self.socket(connection);
+                assert!(!socket.sending_aside, "contract: {connection:?} has two sends");
+                assert!(!socket.aside.is_empty(), "contract: {connection:?} has nothing aside");
+                socket.sending_aside = true;
+            }
+            Op::Recycle { buffer } => self.pool.recycle(buffer),
+            Op::Shutdown { connection, how } => {
+                let socket = self.socket(connection);
+                socket.write_shut = true;
+                socket.read_shut |= how == Shutdown::Both;
+                let (peer, dead) = (socket.peer, socket.dead);
+                self.peers[peer.0].server_finished |= !dead;
+            }
+            Op::Close { connection } => self.close(connection, Farewell::InOrder),
+            Op::Abort { connection } => self.close(connection, Farewell::Reset),
+        }
+    }
+
+    fn arm_accept(&mut self, listener: ListenerId, connection: ConnectionId) {
+        assert!(listener.0 < self.settings.listeners, "contract: {listener:?} does not exist");
+        let slot = connection.slot();
+        let taken = self.sockets.iter().any(|socket| socket.connection.slot() == slot)
+            || self.accepts.iter().any(|accept| accept.connection.slot() == slot);
+        assert!(!taken, "contract: {connection:?} is accepted into a slot in use");
+        self.accepts.push(ArmedAccept { listener, connection, canceled: false, tried: false });
+    }
+
+    fn try_send(&mut self, connection: ConnectionId, buffer: BufferId, length: u32) {
+        let faults = self.settings.faults;
+        let bytes = self.pool.bytes(buffer, 0, length).to_vec();
+        assert!(!self.socket(connection).sending_aside, "contract: {connection:?} has two sends");
+        if self.choice.strikes(faults.send_memory) {
+            return self
+                .tell(connection, Event::SendFailed { connection, error: SendError::Memory });
+        }
+        if let Some(error) = self.send_error(connection) {
+            let error = SendError::Failed(error);
+            return self.tell(connection, Event::SendFailed { connection, error });
+        }
+        let length = self.fit(connection, bytes.len());
+        let blocked = length == 0 || self.choice.strikes(faults.would_block);
+        let length = if blocked { 0 } else { length };
+        self.deliver_to_peer(connection, &bytes[..length]);
+        self.tell(connection, Event::Sent { connection, length: length as u32 });
+    }
+
+    fn close(&mut self, connection: ConnectionId, farewell: Farewell) {
+        let socket = self.socket(connection);
+        assert!(socket.receive.is_none(), "contract: {connection:?} is closed while receiving");
+        assert!(!socket.sending_aside, "contract: {connection:?} is closed while sending");
+        let untold =
+            self.untold.iter().find(|(name, events)| *name == connection && !events.is_empty());
+        assert!(untold.is_none(), "contract: {connection:?} is closed before {untold:?}");
+        let index = self.position(connection);
+        let socket = self.sockets.swap_remove(index);
+        let peer = &mut self.peers[socket.peer.0];
+        peer.connection = None;
+        if peer.broken {
+            return;
+        }
+        // Closing with unread input resets the connection and destroys what is on its way to the peer.
+        if peer.inbound() > 0 || farewell == Farewell::Reset {
+            peer.server_reset = true;
+            peer.echoed = peer.read;
+            peer.taken = peer.written;
+        }
+        peer.server_finished = true;
+    }
+
+    /// The open connection of this name.
+    fn socket(&mut self, connection: ConnectionId) -> &mut Socket {
+        let index = self.position(connection);
+        &mut self.sockets[index]
+    }
+
+    fn position(&self, connection: ConnectionId) -> usize {
+        let found = self.sockets.iter().position(|socket| socket.connection == connection);
+        found.unwrap_or_else(|| panic!("contract: {connection:?} is not open"))
+    }
+
+    fn tell(&mut self, connection: ConnectionId, event: Event) {
+        match self.untold.iter_mut().find(|(name, _)| *name == connection) {
+            Some((_, events)) => events.push_back(event),
+            None => self.untold.push((connection, VecDeque::from([event]))),
+        }
+    }
+
+    /// What a send would fail of; an error is reported once.
+    fn send_error(&mut self, connection: ConnectionId) -> Option<ConnectionError> {
+        let index = self.position(connection);
+        let socket = &mut self.sockets[index];
+        if let Some(error) = self.peers[socket.peer.0].error.take() {
+            socket.dead = true;
+            return Some(error);
+        }
+        let broken = socket.dead || socket.write_shut;
+        broken.then_some(ConnectionError::Reset)
+    }
+
+    /// How many of `length` bytes the socket takes now.
+    fn fit(&mut self, connection: ConnectionId, length: usize) -> usize {
+        let peer = self.socket(connection).peer;
+        let length = length.min(self.peers[peer.0].room());
+        if length > 1 && self.choice.strikes(self.settings.faults.short_send) {
+            return 1 + self.choice.below(length - 1);
+        }
+        length
+    }
+
+    fn deliver_to_peer(&mut self, connection: ConnectionId, bytes: &[u8]) {
+        let peer = self.socket(connection).peer;
+        let peers = self.peers.len();
+        self.peers[peer.0].accept_echo(bytes, peers);
+        // A peer that has closed answers bytes with a reset.
+        if self.peers[peer.0].closed && !bytes.is_empty() {
+            self.break_connection(peer, ConnectionError::Reset);
+        }
+    }
+
+    /// Now, for those who do not speak the seam.
+    pub(crate) fn clock(&self) -> u64 {
+        self.now
+    }
+
+    fn timestamp(&self) -> Timestamp {
+        Timestamp(self.now)
+    }
+}

@@ -1,0 +1,324 @@
+//! One history: a server, a fake kernel and a crowd of peers, all drawn from one seed, run to their end.
+//!
+//! First chaos, then the world is healed and everything must come to rest within a bounded number of turns. What must
+//! hold is checked after every event; a breach is a panic that the caller catches and dresses with the seed.
+
+use echo_uring::echo::limits::QUEUE_CHUNKS_MAX;
+use echo_uring::echo::op::{Event, Kernel, Op, ReceiveMode, Timestamp};
+use echo_uring::echo::server::{Parameters, Server};
+
+use crate::audit::{Audit, Limits};
+use crate::fake::choice::Choice;
+use crate::fake::trace::Note;
+use crate::fake::{FakeKernel, Faults, Settings};
+use crate::peers::{Crowd, Peers};
+use crate::saboteur::Saboteur;
+
+/// Turns that a healed world may take to come to rest. Far above what any seed has needed, far below for ever.
+const HEALED_TURNS_MAX: usize = 20_000;
+
+/// What one history is made of.
+#[derive(Clone, Debug)]
+pub(crate) struct Scenario {
+    pub(crate) parameters: Parameters,
+    pub(crate) settings: Settings,
+    pub(crate) crowd: Crowd,
+    /// Turns before the world is healed.
+    pub(crate) chaos_turns: usize,
+    /// The turn at which a drain begins, and how patient it is, in milliseconds.
+    pub(crate) drain: Option<(usize, u64)>,
+    pub(crate) submit: Submit,
+    /// How often a `TimePassed` comes that nobody asked for, in thousandths.
+    pub(crate) idle_ticks: u16,
+    /// After healing, peers that stay are ended by the server's timeouts instead of by themselves.
+    pub(crate) stayers_are_ended: bool,
+}
+
+/// When operations reach the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Submit {
+    /// After each event.
+    AfterEach,
+    /// After all events of a turn.
+    AfterAll,
+}
+
+/// One run.
+pub(crate) struct History {
+    pub(crate) kernel: FakeKernel,
+    scenario: Scenario,
+    pub(crate) server: Server,
+    audit: Audit,
+    peers: Peers,
+    saboteur: Saboteur,
+    submitted: Vec<Op>,
+    draining: bool,
+    /// Turns so far.
+    pub(crate) turns: usize,
+}
+
+impl Scenario {
+    /// Tiny limits and drawn probabilities: every seed leans on other parts of the code.
+    pub(crate) fn draw(choice: &mut Choice) -> Self {
+        let listeners = 1 + choice.below(2) as u16;
+        let timeouts = [None, Some(300), Some(5_000), Some(60_000)];
+        let idle_timeout = timeouts[choice.below(4)];
+        let parameters = Parameters {
+            listeners,
+            connections_max: 1 + choice.below(6) as u32,
+            aside_bytes_max: [0, 10, 60, 500, 100_000][choice.below(5)],
+            buffers: [[1, 2, 3, 4, 6, 8, 8, 40][choice.below(8)], [0, 0, 1, 2, 4][choice.below(5)]],
+            buffer_sizes: [[4, 16][choice.below(2)], [16, 64][choice.below(2)]],
+            receive_mode: [ReceiveMode::Multishot, ReceiveMode::Once][choice.below(2)],
+            idle_timeout,
+            stall_timeout: timeouts[choice.below(4)],
+            linger_timeout: [100, 5_000][choice.below(2)],
+        };
+        let settings = Settings {
+            listeners,
+            buffers: parameters.buffers,
+            buffer_sizes: parameters.buffer_sizes,
+            files_max: [1, 2, 100, 100][choice.below(4)],
+            faults: draw_faults(choice),
+        };
+        let crowd = Crowd {
+            peers: 1 + choice.below(8),
+            listeners,
+            total_max: [0, 6, 40, 200, 600][choice.below(5)],
+            wire_max: [1, 5, 30, 100, 300][choice.below(5)],
+            rude: [0, 300, 800][choice.below(3)],
+        };
+        let patience = [0, 40, 2_000, 20_000][choice.below(4)];
+        Self {
+            parameters,
+            settings,
+            crowd,
+            chaos_turns: choice.below(200),
+            drain: (choice.below(3) == 0).then(|| (choice.below(150), patience)),
+            submit: [Submit::AfterEach, Submit::AfterAll][choice.below(2)],
+            idle_ticks: [0, 20, 300, 1000][choice.below(4)],
+            stayers_are_ended: idle_timeout.is_some() && choice.below(2) == 0,
+        }
+    }
+}
+
+fn draw_faults(choice: &mut Choice) -> Faults {
+    // A history in which everything goes wrong all the time tests little: half of the faults are off in each.
+    let mut draw = |most: usize| match choice.below(2) {
+        0 => 0,
+        _ => 1 + choice.below(most) as u16,
+    };
+    Faults {
+        short_receive: draw(600),
+        short_send: draw(600),
+        would_block: draw(400),
+        stopped: draw(300),
+        disarmed: draw(400),
+        receive_memory: draw(200),
+        send_memory: draw(200),
+        accept_error: draw(400),
+        late: draw(700),
+        late_event: draw(700),
+        cancel_loses: draw(800),
+        no_hint: draw(900),
+        spurious_wakeup: draw(100),
+        time_jump: draw(60),
+    }
+}
+
+impl History {
+    pub(crate) fn from_seed(seed: u64, saboteur: Saboteur) -> Self {
+        let mut choice = Choice::from_seed(seed);
+        let scenario = Scenario::draw(&mut choice);
+        let peers = Peers::draw(&mut choice, scenario.crowd, 1000);
+        Self::new(scenario, peers, choice, saboteur)
+    }
+
+    pub(crate) fn new(
+        scenario: Scenario,
+        peers: Peers,
+        choice: Choice,
+        saboteur: Saboteur,
+    ) -> Self {
+        let parameters = &scenario.parameters;
+        let limits = Limits {
+            connections_max: parameters.connections_max as usize,
+            listeners: usize::from(parameters.listeners),
+            aside_bytes_max: parameters.aside_bytes_max,
+            chunks_max: usize::from(QUEUE_CHUNKS_MAX),
+            idle_timeout: parameters.idle_timeout,
+            stall_timeout: parameters.stall_timeout,
+            linger_timeout: parameters.linger_timeout,
+        };
+        Self {
+            server: Server::new(parameters.clone()),
+            kernel: FakeKernel::new(scenario.settings, choice),
+            audit: Audit::new(limits),
+            peers,
+            saboteur,
+            submitted: Vec::new(),
+            draining: false,
+            turns: 0,
+            scenario,
+        }
+    }
+
+    /// What was drawn, for a failure report.
+    pub(crate) fn scenario(&self) -> &Scenario {
+        &self.scenario
+    }
+
+    /// From the start to the end of everything.
+    pub(crate) fn run(&mut self) {
+        self.handle(Event::Started);
+        self.submit();
+        while self.turns < self.scenario.chaos_turns && !self.is_over() {
+            self.begin_drain_if_due();
+            self.turn();
+        }
+        self.heal();
+        self.finish();
+        self.check_rest();
+    }
+
+    fn heal(&mut self) {
+        self.kernel.trace.note(self.kernel.clock(), Note::World("healed"));
+        self.kernel.settings.faults = Faults::default();
+        self.kernel.settings.files_max = usize::MAX;
+        let now = self.kernel.clock();
+        self.peers.heal(now);
+        if !self.scenario.stayers_are_ended && !self.draining {
+            self.peers.no_longer_stay(now);
+        }
+    }
+
+    /// Runs until every peer is done, drains if nobody has yet, and runs until that is done too.
+    fn finish(&mut self) {
+        let last = self.turns + HEALED_TURNS_MAX;
+        while !self.is_over() {
+            assert!(self.turns < last, "liveness: no end after {HEALED_TURNS_MAX} healed turns");
+            if self.peers.are_done(&self.kernel) && self.audit.open_count() == 0 {
+                self.begin_drain(20_000);
+            }
+            let acted = self.turn();
+            let stuck = self.kernel.asleep && !acted && !self.is_over();
+            let stuck = stuck && self.peers.next_at(&self.kernel).is_none();
+            assert!(
+                !stuck || !self.draining_can_help(),
+                "liveness: asleep for ever: {}",
+                self.left()
+            );
+        }
+    }
+
+    /// A sleeping world that is not draining yet, all peers done, is about to be drained: that is no deadlock.
+    fn draining_can_help(&self) -> bool {
+        self.draining || !self.peers.are_done(&self.kernel) || self.audit.open_count() > 0
+    }
+
+    fn is_over(&self) -> bool {
+        self.draining && self.server.is_drained()
+    }
+
+    /// One turn of the worker's loop, with the world acting before it. Returns whether a peer acted.
+    fn turn(&mut self) -> bool {
+        self.turns += 1;
+        let acted = self.peers.act(&mut self.kernel);
+        let next = self.peers.next_at(&self.kernel).map(Timestamp);
+        let next = next.or_else(|| acted.then(|| self.kernel.now()));
+        let deadline = self.server.deadline().into_iter().chain(next).min();
+        let mut events = Vec::new();
+        let Ok(()) = self.kernel.turn(deadline, &mut events);
+        for event in events {
+            self.handle(event);
+            if self.scenario.submit == Submit::AfterEach {
+                self.submit();
+            }
+        }
+        let due = self.server.deadline().is_some_and(|deadline| deadline <= self.kernel.now());
+        if due || self.kernel.choice.strikes(self.scenario.idle_ticks) {
+            self.handle(Event::TimePassed);
+        }
+        self.submit();
+        self.check_step();
+        acted
+    }
+
+    fn handle(&mut self, event: Event) {
+        let now = self.kernel.clock();
+        self.audit.event(now, &event);
+        let mut ops = Vec::new();
+        if let Some(event) = self.saboteur.event(event) {
+            self.server.handle(Timestamp(now), event, &mut ops);
+            self.server.check_invariants();
+        }
+        self.saboteur.ops(&mut ops);
+        for op in &ops {
+            self.audit.op(now, op);
+        }
+        self.audit.settle();
+        self.submitted.append(&mut ops);
+    }
+
+    fn submit(&mut self) {
+        self.kernel.submit(&mut self.submitted);
+        assert!(self.submitted.is_empty(), "the kernel takes all");
+    }
+
+    fn begin_drain_if_due(&mut self) {
+        if let Some((turn, patience)) = self.scenario.drain
+            && turn <= self.turns
+        {
+            self.begin_drain(patience);
+        }
+    }
+
+    fn begin_drain(&mut self, patience: u64) {
+        if !self.draining {
+            self.draining = true;
+            self.kernel.trace.note(self.kernel.clock(), Note::World("a drain begins"));
+            let deadline = Timestamp(self.kernel.clock() + patience);
+            self.handle(Event::DrainStarted { deadline });
+            self.submit();
+        }
+    }
+
+    fn check_step(&self) {
+        let stats = self.server.stats();
+        let audit = &self.audit;
+        assert_eq!(stats.accepted, audit.accepted, "books: accepted");
+        assert_eq!(stats.closed_total(), audit.closed, "books: closed");
+        assert_eq!(stats.bytes_in, audit.bytes_in, "books: bytes in");
+        assert_eq!(stats.bytes_out, audit.bytes_out, "books: bytes out");
+        let places = u64::from(self.scenario.parameters.connections_max);
+        // At the end of a drain the parked ones are let in to be ended.
+        assert!(
+            self.draining || stats.connections <= places,
+            "limit: more connections than places"
+        );
+    }
+
+    fn check_rest(&self) {
+        self.audit.at_rest();
+        let stats = self.server.stats();
+        assert_eq!(stats.bytes_in, stats.bytes_out + stats.bytes_dropped, "rest: bytes");
+        assert_eq!(stats.accepted, stats.closed_total(), "rest: connections");
+        let (home, total) = self.kernel.buffers_home_and_total();
+        assert_eq!(home, total, "rest: a buffer is missing");
+        assert_eq!(self.kernel.aside_bytes(), 0, "rest: bytes are set aside");
+        assert_eq!(self.kernel.connections_and_accepts(), (0, 0), "rest: connections, accepts");
+        for peer in &self.kernel.peers {
+            let Some(name) = peer.named else { continue };
+            if !self.audit.is_complete(name) || !self.peers.is_owed(peer.id) || peer.broken {
+                continue;
+            }
+            let whole = peer.read + peer.outbound() == peer.written && peer.server_finished;
+            assert!(whole && !peer.server_reset, "liveness: not all came back: {peer:?}");
+        }
+    }
+
+    fn left(&self) -> String {
+        let open: Vec<_> = self.kernel.peers.iter().filter(|peer| !peer.is_over()).collect();
+        format!("{} connections are open, {open:?}", self.audit.open_count())
+    }
+}

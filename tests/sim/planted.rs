@@ -1,0 +1,35 @@
+//! The proof of the simulator: bugs planted on purpose, each of which it must find.
+//!
+//! Any check may find one, the core's own assertions included. The same seeds are clean without the bug.
+
+use crate::saboteur::{Bug, Saboteur};
+use crate::swarm::fails;
+
+/// Within how many seeds each bug must be found: a second or so of searching.
+const SEEDS_MAX: u64 = 2_000;
+
+fn first_seed_that_finds(bug: Bug) -> Option<(u64, String)> {
+    (1..=SEEDS_MAX).find_map(|seed| {
+        let words = fails(seed, Saboteur::with(bug, seed), 0).err()?;
+        let found = words.lines().rev().take_while(|line| !line.starts_with('}')).nth(1);
+        Some((seed, found.unwrap_or_default().to_string()))
+    })
+}
+
+/// Goal: the swarm would find each of these bugs if a programmer made it, and finds nothing where there is none.
+#[test]
+fn planted_bugs_are_found() {
+    let mut missed = Vec::new();
+    for bug in Bug::ALL {
+        match first_seed_that_finds(bug) {
+            Some((seed, words)) => println!("{bug:?}: seed {seed}: {words}"),
+            None => missed.push(bug),
+        }
+    }
+    assert_eq!(missed, [], "nobody noticed these bugs within {SEEDS_MAX} seeds");
+    for seed in 1..=SEEDS_MAX {
+        if let Err(story) = fails(seed, Saboteur::none(), 60) {
+            panic!("found where nothing is planted: {story}");
+        }
+    }
+}

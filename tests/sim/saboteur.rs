@@ -1,0 +1,246 @@
+//! Turns a correct core into one with a planted bug, by falsifying what it hears and says.
+//!
+//! Stands between core and kernel. A simulator that does not find these bugs proves nothing; see `planted`.
+
+use echo_uring::echo::op::{BufferId, ConnectionId, Event, Op, ReceiveEnd, Shutdown, SizeClass};
+
+use crate::fake::choice::Prng;
+
+/// The bugs that can be planted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Bug {
+    /// The last byte of a buffer is not sent, and nobody notices.
+    DropByte,
+    /// A send takes another lent buffer than its own.
+    SwapBuffers,
+    /// A buffer is never given back.
+    LeakBuffer,
+    /// A receive is not armed again.
+    ForgetReceive,
+    /// A send follows the close.
+    SendAfterClose,
+    /// A short send is taken for a full one.
+    IgnoreShortSend,
+    /// A full send is sent again.
+    DuplicateSend,
+    /// A connection is never closed.
+    ForgetClose,
+    /// A buffer goes home before its send is answered.
+    RecycleEarly,
+    /// An accept is not armed again.
+    ForgetAccept,
+    /// A connection that found no buffer is forgotten.
+    ForgetWaiter,
+    /// A connection is closed while the kernel still holds its receive or send.
+    CloseTooEarly,
+    /// The end of a stream is overlooked.
+    IgnoreEnd,
+    /// The last set-aside byte is lost.
+    LoseAside,
+    /// Set-aside bytes are never sent.
+    ForgetAside,
+    /// An accept or a receive is not canceled.
+    ForgetCancel,
+    /// The FIN at the end of idleness or drain is not sent.
+    ForgetFin,
+}
+
+impl Bug {
+    pub(crate) const ALL: [Self; 17] = [
+        Self::DropByte,
+        Self::SwapBuffers,
+        Self::LeakBuffer,
+        Self::ForgetReceive,
+        Self::SendAfterClose,
+        Self::IgnoreShortSend,
+        Self::DuplicateSend,
+        Self::ForgetClose,
+        Self::RecycleEarly,
+        Self::ForgetAccept,
+        Self::ForgetWaiter,
+        Self::CloseTooEarly,
+        Self::IgnoreEnd,
+        Self::LoseAside,
+        Self::ForgetAside,
+        Self::ForgetCancel,
+        Self::ForgetFin,
+    ];
+}
+
+/// The planter. Without a bug it lets everything through.
+pub(crate) struct Saboteur {
+    bug: Option<Bug>,
+    prng: Prng,
+    /// Lent buffers, as the events tell, with the bytes in them.
+    lent: Vec<(BufferId, u32)>,
+    /// The send in flight of each connection: what the core asked for, and what the kernel was asked for.
+    sends: Vec<(ConnectionId, BufferId, u32, u32)>,
+    /// Connections whose send has been answered, and repeated, without the core's knowledge.
+    repeated: Vec<ConnectionId>,
+    /// Buffers that went home without the core's knowledge.
+    recycled: Vec<BufferId>,
+    /// What will be said besides.
+    besides: Vec<Op>,
+}
+
+impl Saboteur {
+    pub(crate) fn none() -> Self {
+        Self::new(None, 0)
+    }
+
+    pub(crate) fn with(bug: Bug, seed: u64) -> Self {
+        Self::new(Some(bug), seed)
+    }
+
+    fn new(bug: Option<Bug>, seed: u64) -> Self {
+        Self {
+            bug,
+            prng: Prng::new(!seed),
+            lent: Vec::new(),
+            sends: Vec::new(),
+            repeated: Vec::new(),
+            recycled: Vec::new(),
+            besides: Vec::new(),
+        }
+    }
+
+    /// What the core is told instead of `event`; nothing, if it is to be overlooked.
+    pub(crate) fn event(&mut self, event: Event) -> Option<Event> {
+        let Some(bug) = self.bug else { return Some(event) };
+        let mut told = event;
+        match event {
+            Event::Received { buffer, length, .. } => self.lent.push((buffer, length)),
+            Event::Sent { connection, length } => {
+                let index = self.sends.iter().position(|(name, ..)| *name == connection)?;
+                let (_, buffer, believed, given) = self.sends.swap_remove(index);
+                if bug == Bug::DropByte && length == given {
+                    told = Event::Sent { connection, length: believed };
+                }
+                if bug == Bug::IgnoreShortSend && length < given {
+                    told = Event::Sent { connection, length: believed };
+                }
+                if bug == Bug::DuplicateSend && length == given && !self.forget_repeat(connection) {
+                    self.repeated.push(connection);
+                    self.besides.push(Op::Send { connection, buffer, length });
+                    return None;
+                }
+            }
+            Event::ReceiveEnded { reason: ReceiveEnd::NoBuffer, .. }
+                if bug == Bug::ForgetWaiter =>
+            {
+                return None;
+            }
+            Event::ReceiveEnded { reason: ReceiveEnd::EndOfStream, .. }
+                if bug == Bug::IgnoreEnd && self.strikes() =>
+            {
+                return None;
+            }
+            Event::Started
+            | Event::Accepted { .. }
+            | Event::AcceptFailed { .. }
+            | Event::ReceiveEnded { .. }
+            | Event::SentAside { .. }
+            | Event::SendFailed { .. }
+            | Event::TimePassed
+            | Event::DrainStarted { .. } => {}
+        }
+        Some(told)
+    }
+
+    /// Replaces what the core says by what the kernel gets to hear.
+    pub(crate) fn ops(&mut self, ops: &mut Vec<Op>) {
+        let Some(bug) = self.bug else { return };
+        let mut said = std::mem::take(ops);
+        said.append(&mut self.besides);
+        for op in said {
+            self.say(bug, op, ops);
+        }
+    }
+
+    fn say(&mut self, bug: Bug, op: Op, ops: &mut Vec<Op>) {
+        match op {
+            Op::Send { connection, buffer, length } => {
+                self.say_send(bug, connection, buffer, length, ops);
+            }
+            Op::Recycle { buffer } => {
+                self.lent.retain(|(name, _)| *name != buffer);
+                let early = self.recycled.iter().position(|name| *name == buffer);
+                match early {
+                    Some(index) => drop(self.recycled.swap_remove(index)),
+                    None if bug == Bug::LeakBuffer && self.strikes() => {}
+                    None => ops.push(op),
+                }
+            }
+            Op::SetAside { connection, buffer, offset, length } => {
+                let lost = u32::from(bug == Bug::LoseAside && length > 1 && self.strikes());
+                ops.push(Op::SetAside { connection, buffer, offset, length: length - lost });
+            }
+            Op::Shutdown { connection, how: Shutdown::Both } if bug == Bug::CloseTooEarly => {
+                ops.push(Op::Close { connection });
+            }
+            Op::Close { connection } | Op::Abort { connection } if bug == Bug::SendAfterClose => {
+                ops.push(op);
+                let (buffer, length) = self.lent.first().copied().unwrap_or((FIRST, 1));
+                ops.push(Op::Send { connection, buffer, length });
+            }
+            Op::Accept { .. }
+            | Op::CancelAccept { .. }
+            | Op::Receive { .. }
+            | Op::CancelReceive { .. }
+            | Op::SendAside { .. }
+            | Op::Shutdown { .. }
+            | Op::Close { .. }
+            | Op::Abort { .. } => {
+                if !(forgets(bug, op) && self.strikes()) {
+                    ops.push(op);
+                }
+            }
+        }
+    }
+
+    fn say_send(
+        &mut self,
+        bug: Bug,
+        connection: ConnectionId,
+        buffer: BufferId,
+        length: u32,
+        ops: &mut Vec<Op>,
+    ) {
+        let dropped = u32::from(bug == Bug::DropByte && length > 1 && self.strikes());
+        let other = self.lent.iter().find(|(name, held)| *name != buffer && *held >= length);
+        let given = match other {
+            Some(&(other, _)) if bug == Bug::SwapBuffers => other,
+            _ => buffer,
+        };
+        self.sends.push((connection, buffer, length, length - dropped));
+        ops.push(Op::Send { connection, buffer: given, length: length - dropped });
+        if bug == Bug::RecycleEarly && self.strikes() {
+            self.recycled.push(buffer);
+            ops.push(Op::Recycle { buffer });
+        }
+    }
+
+    fn forget_repeat(&mut self, connection: ConnectionId) -> bool {
+        let index = self.repeated.iter().position(|name| *name == connection);
+        index.map(|index| self.repeated.swap_remove(index)).is_some()
+    }
+
+    fn strikes(&mut self) -> bool {
+        self.prng.below(4) == 0
+    }
+}
+
+const FIRST: BufferId = BufferId { class: SizeClass::Small, index: 0 };
+
+/// Whether leaving `op` out is what this bug does.
+fn forgets(bug: Bug, op: Op) -> bool {
+    match op {
+        Op::Accept { .. } => bug == Bug::ForgetAccept,
+        Op::CancelAccept { .. } | Op::CancelReceive { .. } => bug == Bug::ForgetCancel,
+        Op::Receive { .. } => bug == Bug::ForgetReceive,
+        Op::SendAside { .. } => bug == Bug::ForgetAside,
+        Op::Shutdown { how: Shutdown::Write, .. } => bug == Bug::ForgetFin,
+        Op::Close { .. } | Op::Abort { .. } => bug == Bug::ForgetClose,
+        Op::Send { .. } | Op::SetAside { .. } | Op::Recycle { .. } | Op::Shutdown { .. } => false,
+    }
+}
