@@ -127,15 +127,22 @@ impl BufferRing {
         self.address(index)
     }
 
+    /// The first `length` bytes of a lent buffer.
+    ///
+    /// # Panics
+    /// If the buffer is not lent or shorter than that.
+    pub(super) fn bytes(&self, index: u16, length: u32) -> &[u8] {
+        let start = self.lent_bytes(index, length);
+        // SAFETY: `lent_bytes` found these bytes to be inside the buffer; they are mapped and
+        // initialised (zeroed, then written by the kernel), and the kernel does not write to a
+        // buffer that is lent: it is not in the ring, and the borrow keeps it out.
+        unsafe { std::slice::from_raw_parts(start, length as usize) }
+    }
+
     /// A copy of `length` bytes of a lent buffer, from `offset` on.
     pub(super) fn copy(&self, index: u16, offset: u32, length: u32) -> Box<[u8]> {
         let end = offset.checked_add(length).expect("invariant: a buffer is shorter than 4 GiB");
-        let start = self.lent_bytes(index, end);
-        // SAFETY: `offset` is at most `end`, which `lent_bytes` found to be inside the buffer.
-        let from = unsafe { start.add(offset as usize) };
-        // SAFETY: these bytes are mapped and initialised (zeroed, then written by the kernel), and
-        // the kernel does not write to a buffer that is lent: it is not in the ring.
-        unsafe { std::slice::from_raw_parts(from, length as usize) }.into()
+        self.bytes(index, end)[offset as usize..].into()
     }
 
     fn address(&self, index: u16) -> *const u8 {

@@ -328,6 +328,7 @@ impl Driver {
                 return None;
             }
             Token::Unanswered => return None,
+            Token::Connect(connection) => unreachable!("nobody connects as {connection:?}"),
         })
     }
 

@@ -12,6 +12,7 @@ use crate::echo::op::{ConnectionId, SizeClass};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Token {
     Accept(ConnectionId),
+    Connect(ConnectionId),
     Receive(ConnectionId, SizeClass),
     Send(ConnectionId),
     SendAside(ConnectionId),
@@ -28,12 +29,14 @@ const SEND: u64 = 4;
 const SEND_ASIDE: u64 = 5;
 const WAKE: u64 = 6;
 const UNANSWERED: u64 = 7;
+const CONNECT: u64 = 8;
 
 impl Token {
     /// The value for the submission entry.
     pub(super) fn pack(self) -> u64 {
         match self {
             Self::Accept(id) => with_id(ACCEPT, id),
+            Self::Connect(id) => with_id(CONNECT, id),
             Self::Receive(id, SizeClass::Small) => with_id(RECEIVE_SMALL, id),
             Self::Receive(id, SizeClass::Large) => with_id(RECEIVE_LARGE, id),
             Self::Send(id) => with_id(SEND, id),
@@ -51,6 +54,7 @@ impl Token {
         let id = ConnectionId::new(user_data as u32, (user_data >> 32) as u32);
         match user_data >> 56 {
             ACCEPT => Self::Accept(id),
+            CONNECT => Self::Connect(id),
             RECEIVE_SMALL => Self::Receive(id, SizeClass::Small),
             RECEIVE_LARGE => Self::Receive(id, SizeClass::Large),
             SEND => Self::Send(id),
@@ -79,6 +83,7 @@ mod tests {
         ] {
             for token in [
                 Token::Accept(id),
+                Token::Connect(id),
                 Token::Receive(id, SizeClass::Small),
                 Token::Receive(id, SizeClass::Large),
                 Token::Send(id),

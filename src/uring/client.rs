@@ -1,0 +1,529 @@
+//! The driver of a client: connections out, messages sent, echoes received, on the same ring, pool
+//! and tokens as the daemon's driver.
+//!
+//! It knows nothing of what the bytes mean, of load or of time. Messages lie in memory of the
+//! driver's own, one for each slot, which cannot be reached while the kernel reads it; received
+//! bytes are lent as slices which end before their buffer can be recycled. Closing is a join: the
+//! descriptor goes when no operation is left on it.
+//!
+//! ```no_run
+//! # use std::sync::Arc;
+//! # use echo_uring::uring::client::{Client, Event, Settings};
+//! # let settings: Settings = unimplemented!();
+//! let mut client = Client::new(settings)?;
+//! client.connect(0, None)?;
+//! client.wait(None)?;
+//! while let Some(event) = client.next_event() {
+//!     if let Event::Connected { connection } = event {
+//!         client.receive(connection);
+//!         client.message(connection).extend_from_slice(b"hello");
+//!         client.send(connection);
+//!     }
+//! }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+use std::io;
+use std::mem;
+use std::net::{Shutdown, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use io_uring::{cqueue, opcode, squeue, types};
+use nix::sys::eventfd::EventFd;
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
+
+use super::buffers::BufferRing;
+use super::errno;
+use super::probe::{self, Unusable};
+use super::ring::Ring;
+use super::token::Token;
+use crate::echo::op::{ConnectionId, ReceiveEnd, SizeClass};
+
+/// The shortest wait: one of zero would not let the kernel do its deferred work.
+const PATIENCE_MIN: Duration = Duration::from_micros(1);
+
+/// How a client is set up.
+pub struct Settings {
+    /// Where it connects to: a TCP or a Unix stream address.
+    pub target: SockAddr,
+    /// Becomes readable when a wait is to end; the client empties it.
+    pub wake: Arc<EventFd>,
+    /// Buffers to receive into: a power of two up to 32768.
+    pub buffers: u16,
+    /// Bytes of each.
+    pub buffer_bytes: u32,
+}
+
+/// What happened.
+#[derive(Debug)]
+pub enum Event {
+    /// The connection stands; nothing is received yet.
+    Connected {
+        /// Which.
+        connection: ConnectionId,
+    },
+    /// There is no connection, and the slot is free again.
+    ConnectFailed {
+        /// Which.
+        connection: ConnectionId,
+        /// Why.
+        error: io::Error,
+    },
+    /// Bytes came: [`Client::bytes`] shows them, [`Client::recycle`] must follow.
+    Received {
+        /// On which connection.
+        connection: ConnectionId,
+        /// The buffer they are in.
+        buffer: u16,
+        /// How many.
+        length: u32,
+        /// Whether more will come without another [`Client::receive`].
+        armed: bool,
+    },
+    /// The receive ended without bytes.
+    ReceiveEnded {
+        /// On which connection.
+        connection: ConnectionId,
+        /// Why.
+        reason: ReceiveEnd,
+    },
+    /// The message was handed to the network; its memory is free again.
+    Sent {
+        /// On which connection.
+        connection: ConnectionId,
+        /// How many bytes of it: fewer than all only if the connection failed meanwhile.
+        length: u32,
+    },
+    /// The message could not be sent; its memory is free again.
+    SendFailed {
+        /// On which connection.
+        connection: ConnectionId,
+        /// Why.
+        error: io::Error,
+    },
+    /// A connection whose close had to wait for the kernel is closed, its slot free.
+    Closed {
+        /// Which.
+        connection: ConnectionId,
+    },
+    /// Somebody wrote to [`Settings::wake`].
+    Woken,
+}
+
+/// When a connection is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closing {
+    /// It is closed, its slot free.
+    Done,
+    /// The kernel still works on it; [`Event::Closed`] will tell.
+    Pending,
+}
+
+/// One place for a connection, used by one tenant after another.
+#[derive(Default)]
+struct Slot {
+    socket: Option<OwnedFd>,
+    generation: u32,
+    connecting: bool,
+    receiving: bool,
+    sending: bool,
+    closing: bool,
+    /// What is sent. Untouched while `sending`: the kernel reads it.
+    message: Vec<u8>,
+}
+
+impl Slot {
+    fn is_at_rest(&self) -> bool {
+        !self.connecting && !self.receiving && !self.sending
+    }
+}
+
+/// A ring with the connections, the messages and the buffers of one client thread.
+pub struct Client {
+    // Declared first, so dropped first: the kernel must let go before the memory goes. See `Drop`.
+    ring: Ring,
+    /// None only in `drop`.
+    pool: Option<BufferRing>,
+    slots: Vec<Slot>,
+    /// Read by the kernel when it connects; never changed, and boxed, so it stays where it is.
+    target: Option<Box<SockAddr>>,
+    is_unix: bool,
+    wake: Arc<EventFd>,
+    wake_armed: bool,
+    /// Connects, receives and sends with the kernel: they point into our memory.
+    in_flight: u64,
+    /// Completions of the last wait, and how many of them have been told.
+    reaped: Vec<cqueue::Entry>,
+    told: usize,
+}
+
+impl Client {
+    /// A client for the calling thread, which is the only one that may use it.
+    ///
+    /// # Errors
+    /// When io_uring cannot be used, and why.
+    ///
+    /// # Panics
+    /// If the number of buffers is no power of two up to 32768.
+    pub fn new(settings: Settings) -> Result<Self, Unusable> {
+        let ring = Ring::new().map_err(Unusable::from_setup)?;
+        let pool =
+            BufferRing::register(ring.inner(), GROUP, settings.buffers, settings.buffer_bytes)
+                .map_err(Unusable::from_buffers)?;
+        Ok(Self {
+            ring,
+            pool: Some(pool),
+            slots: Vec::new(),
+            is_unix: settings.target.is_unix(),
+            target: Some(Box::new(settings.target)),
+            wake: settings.wake,
+            wake_armed: false,
+            in_flight: 0,
+            reaped: Vec::new(),
+            told: 0,
+        })
+    }
+
+    /// Begins to connect, from `source` if one is given; port 0 lets the kernel choose.
+    ///
+    /// # Errors
+    /// When the socket cannot be made or bound.
+    ///
+    /// # Panics
+    /// If `slot` is in use.
+    pub fn connect(&mut self, slot: u32, source: Option<SocketAddr>) -> io::Result<ConnectionId> {
+        let target = self.target.as_deref().expect("invariant: kept until dropped");
+        let socket = Socket::new(Domain::from(i32::from(target.family())), Type::STREAM, None)?;
+        if !self.is_unix {
+            socket.set_tcp_nodelay(true)?;
+        }
+        if let Some(source) = source {
+            socket.bind(&source.into())?;
+        }
+        let (address, length) = (target.as_ptr(), target.len());
+        let index = slot as usize;
+        if index >= self.slots.len() {
+            self.slots.resize_with(index + 1, Slot::default);
+        }
+        let slot_state = &mut self.slots[index];
+        assert!(slot_state.socket.is_none(), "slot {slot} is in use");
+        let connection = ConnectionId::new(slot, slot_state.generation);
+        let fd = types::Fd(socket.as_raw_fd());
+        slot_state.socket = Some(socket.into());
+        slot_state.connecting = true;
+        self.in_flight += 1;
+        let entry = opcode::Connect::new(fd, address.cast(), length)
+            .build()
+            .user_data(Token::Connect(connection).pack());
+        // SAFETY: the address is boxed, never changed, and outlives the operation, see `Drop`.
+        unsafe { self.ring.push(entry) };
+        Ok(connection)
+    }
+
+    /// Arms a receive. On TCP it goes on by itself as long as its events say `armed`.
+    ///
+    /// # Panics
+    /// If one is armed already.
+    pub fn receive(&mut self, connection: ConnectionId) {
+        let is_unix = self.is_unix;
+        let slot = self.slot(connection);
+        assert!(!mem::replace(&mut slot.receiving, true), "{connection:?} receives already");
+        let fd = slot.fd();
+        // On Unix sockets a multishot receive may never tell the end of the stream, see
+        // `super::Transport::Unix`.
+        let entry = if is_unix {
+            opcode::Recv::new(fd, std::ptr::null_mut(), 0)
+                .ioprio(probe::POLL_FIRST)
+                .buf_group(GROUP)
+                .build()
+                .flags(squeue::Flags::BUFFER_SELECT)
+        } else {
+            probe::multishot_receive(fd, GROUP, UNBOUNDED)
+        };
+        self.in_flight += 1;
+        let entry = entry.user_data(Token::Receive(connection, SizeClass::Small).pack());
+        // SAFETY: it points to no memory of its own; the buffers it may pick from outlive it, see
+        // `BufferRing` and `Drop`.
+        unsafe { self.ring.push(entry) };
+    }
+
+    /// The message of a connection, to be written before it is sent. It keeps its bytes until they
+    /// are changed.
+    ///
+    /// # Panics
+    /// While it is being sent.
+    pub fn message(&mut self, connection: ConnectionId) -> &mut Vec<u8> {
+        let slot = self.slot(connection);
+        assert!(!slot.sending, "{connection:?} is sending");
+        &mut slot.message
+    }
+
+    /// Sends the message, all of it; [`Event::Sent`] tells when its memory is free again.
+    ///
+    /// # Panics
+    /// If the last one is still being sent (two sends at once may be swapped by the kernel), is
+    /// empty, or has 4 GiB or more.
+    pub fn send(&mut self, connection: ConnectionId) {
+        let slot = self.slot(connection);
+        assert!(!mem::replace(&mut slot.sending, true), "{connection:?} sends already");
+        let length = u32::try_from(slot.message.len()).expect("invariant: shorter than 4 GiB");
+        assert!(length > 0, "an empty message of {connection:?}");
+        // MSG_WAITALL: the kernel itself goes on after a short send.
+        let entry = opcode::Send::new(slot.fd(), slot.message.as_ptr(), length)
+            .flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL)
+            .build()
+            .user_data(Token::Send(connection).pack());
+        self.in_flight += 1;
+        // SAFETY: the bytes are on the heap and belong to the slot; until the completion
+        // (`sending`) nothing reaches them: `message` and `close` refuse or wait, `Drop` leaks
+        // them.
+        unsafe { self.ring.push(entry) };
+    }
+
+    /// The bytes of a buffer that an event told of.
+    ///
+    /// # Panics
+    /// If it has been recycled or is shorter than that.
+    #[must_use]
+    pub fn bytes(&self, buffer: u16, length: u32) -> &[u8] {
+        self.pool.as_ref().expect("invariant: kept until dropped").bytes(buffer, length)
+    }
+
+    /// Gives a buffer back.
+    ///
+    /// # Panics
+    /// If it is back already.
+    pub fn recycle(&mut self, buffer: u16) {
+        self.pool_mut().recycle(buffer);
+    }
+
+    /// Ends the stream of what is sent (FIN): the peer is to echo the rest and end, too.
+    pub fn finish(&mut self, connection: ConnectionId) {
+        self.shut_down(connection, Shutdown::Write);
+    }
+
+    /// Closes a connection in whatever state it is. It is not heard of again but for
+    /// [`Event::Closed`], if that is still to come.
+    ///
+    /// # Panics
+    /// If it is closing already.
+    pub fn close(&mut self, connection: ConnectionId) -> Closing {
+        let slot = self.slot(connection);
+        assert!(!mem::replace(&mut slot.closing, true), "{connection:?} is closing already");
+        if slot.is_at_rest() {
+            self.release(connection);
+            return Closing::Done;
+        }
+        if slot.connecting {
+            self.cancel(Token::Connect(connection));
+        }
+        self.shut_down(connection, Shutdown::Both);
+        Closing::Pending
+    }
+
+    /// Hands everything to the kernel and waits until something happens, but no longer than
+    /// `patience` (`None`: for ever).
+    ///
+    /// # Errors
+    /// When io_uring_enter(2) fails in a way that no retry cures.
+    pub fn wait(&mut self, patience: Option<Duration>) -> io::Result<()> {
+        self.arm_wake();
+        let waited = self.ring.submit_and_wait(patience.map(|it| it.max(PATIENCE_MIN)));
+        self.reaped.drain(..mem::take(&mut self.told));
+        self.reaped.extend(self.ring.completions());
+        match waited {
+            Ok(()) => Ok(()),
+            Err(error) => match error.raw_os_error() {
+                Some(libc::ETIME | libc::EINTR) => Ok(()),
+                // The kernel is short of memory or wants its completions reaped first; what it did
+                // not take is still queued.
+                Some(libc::EAGAIN | libc::EBUSY | libc::ENOMEM) => {
+                    if self.reaped.is_empty() {
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
+                    Ok(())
+                }
+                _ => Err(error),
+            },
+        }
+    }
+
+    /// The next of the things that happened before the last wait ended.
+    pub fn next_event(&mut self) -> Option<Event> {
+        loop {
+            let completion = self.reaped.get(self.told)?.clone();
+            self.told += 1;
+            if let Some(event) = self.event(&completion) {
+                return Some(event);
+            }
+        }
+    }
+
+    /// What a completion tells, if anything.
+    fn event(&mut self, completion: &cqueue::Entry) -> Option<Event> {
+        let (result, flags) = (completion.result(), completion.flags());
+        match Token::unpack(completion.user_data()) {
+            Token::Connect(connection) => self.connected(connection, result),
+            Token::Receive(connection, _) => self.received(connection, result, flags),
+            Token::Send(connection) => self.sent(connection, result),
+            Token::Wake => {
+                self.wake_armed = false;
+                // It does not block; nothing to read means that it was emptied before.
+                let _ = self.wake.read();
+                Some(Event::Woken)
+            }
+            Token::Unanswered => None,
+            other @ (Token::Accept(_) | Token::SendAside(_)) => {
+                unreachable!("a client never asks for {other:?}")
+            }
+        }
+    }
+
+    fn connected(&mut self, connection: ConnectionId, result: i32) -> Option<Event> {
+        self.in_flight -= 1;
+        let slot = self.slot(connection);
+        slot.connecting = false;
+        if slot.closing {
+            return self.closed_if_at_rest(connection);
+        }
+        if result < 0 {
+            self.release(connection);
+            let error = io::Error::from_raw_os_error(-result);
+            return Some(Event::ConnectFailed { connection, error });
+        }
+        Some(Event::Connected { connection })
+    }
+
+    fn received(&mut self, connection: ConnectionId, result: i32, flags: u32) -> Option<Event> {
+        let armed = cqueue::more(flags);
+        self.in_flight -= u64::from(!armed);
+        let buffer = cqueue::buffer_select(flags);
+        if let Some(index) = buffer {
+            self.pool_mut().lend(index);
+        }
+        let slot = self.slot(connection);
+        slot.receiving = armed;
+        let closing = slot.closing;
+        match buffer {
+            Some(buffer) if result > 0 && !closing => {
+                return Some(Event::Received { connection, buffer, length: result as u32, armed });
+            }
+            Some(buffer) => self.recycle(buffer),
+            None => assert!(result <= 0, "{result} bytes of {connection:?} came in no buffer"),
+        }
+        if closing {
+            return self.closed_if_at_rest(connection);
+        }
+        assert!(!armed, "a multishot receive goes on after result {result}");
+        let reason = match result {
+            0 => ReceiveEnd::EndOfStream,
+            _ => errno::of_receive(-result),
+        };
+        Some(Event::ReceiveEnded { connection, reason })
+    }
+
+    fn sent(&mut self, connection: ConnectionId, result: i32) -> Option<Event> {
+        self.in_flight -= 1;
+        let slot = self.slot(connection);
+        slot.sending = false;
+        if slot.closing {
+            return self.closed_if_at_rest(connection);
+        }
+        Some(match u32::try_from(result) {
+            Ok(length) => Event::Sent { connection, length },
+            Err(_) => {
+                Event::SendFailed { connection, error: io::Error::from_raw_os_error(-result) }
+            }
+        })
+    }
+
+    fn closed_if_at_rest(&mut self, connection: ConnectionId) -> Option<Event> {
+        if !self.slot(connection).is_at_rest() {
+            return None;
+        }
+        self.release(connection);
+        Some(Event::Closed { connection })
+    }
+
+    /// Closes the descriptor and frees the slot for its next tenant.
+    fn release(&mut self, connection: ConnectionId) {
+        let slot = self.slot(connection);
+        assert!(slot.is_at_rest(), "{connection:?} is closed while the kernel works on it");
+        let socket = slot.socket.take().expect("invariant: `slot` found it");
+        slot.generation = (slot.generation + 1) & ConnectionId::GENERATION_MASK;
+        slot.closing = false;
+        let entry = opcode::Close::new(types::Fd(socket.into_raw_fd()))
+            .build()
+            .flags(squeue::Flags::SKIP_SUCCESS)
+            .user_data(Token::Unanswered.pack());
+        // SAFETY: it points to no memory, and the descriptor was ours alone until this very entry
+        // took it over.
+        unsafe { self.ring.push(entry) };
+    }
+
+    fn shut_down(&mut self, connection: ConnectionId, how: Shutdown) {
+        let socket = self.slot(connection).socket.as_ref();
+        let socket = socket.expect("invariant: `slot` found it");
+        // It fails only if the connection is gone, and then there is nothing to shut down.
+        let _ = SockRef::from(socket).shutdown(how);
+    }
+
+    fn cancel(&mut self, token: Token) {
+        let entry = opcode::AsyncCancel::new(token.pack())
+            .build()
+            .flags(squeue::Flags::SKIP_SUCCESS)
+            .user_data(Token::Unanswered.pack());
+        // SAFETY: it points to no memory.
+        unsafe { self.ring.push(entry) };
+    }
+
+    fn arm_wake(&mut self) {
+        if !mem::replace(&mut self.wake_armed, true) {
+            let fd = types::Fd(self.wake.as_fd().as_raw_fd());
+            let entry = opcode::PollAdd::new(fd, libc::POLLIN as u32)
+                .build()
+                .user_data(Token::Wake.pack());
+            // SAFETY: it points to no memory.
+            unsafe { self.ring.push(entry) };
+        }
+    }
+
+    /// The slot of an open connection.
+    ///
+    /// # Panics
+    /// If the connection is closed: a slot has one tenant at a time.
+    fn slot(&mut self, connection: ConnectionId) -> &mut Slot {
+        let slot = &mut self.slots[connection.slot() as usize];
+        let open = slot.socket.is_some() && slot.generation == connection.generation();
+        assert!(open, "{connection:?} is not open");
+        slot
+    }
+
+    fn pool_mut(&mut self) -> &mut BufferRing {
+        self.pool.as_mut().expect("invariant: kept until dropped")
+    }
+}
+
+impl Slot {
+    fn fd(&self) -> types::Fd {
+        types::Fd(self.socket.as_ref().expect("invariant: the connection is open").as_raw_fd())
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        if self.in_flight > 0 {
+            // The kernel tears a ring down in its own time; until then it may still use the memory.
+            // Keep it: this happens only when a client gives up, at the end of the process.
+            mem::forget((self.pool.take(), self.target.take(), mem::take(&mut self.slots)));
+        }
+    }
+}
+
+/// The only buffer group.
+const GROUP: u16 = 0;
+
+/// A multishot receive without a bound: what is in flight is bounded by what was sent.
+const UNBOUNDED: u32 = 0;
