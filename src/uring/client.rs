@@ -482,9 +482,8 @@ impl Client {
     fn arm_wake(&mut self) {
         if !mem::replace(&mut self.wake_armed, true) {
             let fd = types::Fd(self.wake.as_fd().as_raw_fd());
-            let entry = opcode::PollAdd::new(fd, libc::POLLIN as u32)
-                .build()
-                .user_data(Token::Wake.pack());
+            let entry =
+                opcode::PollAdd::new(fd, libc::POLLIN as u32).build().user_data(Token::Wake.pack());
             // SAFETY: it points to no memory.
             unsafe { self.ring.push(entry) };
         }

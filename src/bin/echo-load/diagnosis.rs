@@ -1,0 +1,281 @@
+//! What is wrong with an echo: from the first wrong byte on, the rest of the stream is collected
+//! and read as pieces of the streams that were sent.
+//!
+//! It knows bytes and offsets only. A byte that equals its neighbour can hide where a piece really
+//! began, as in every comparison of texts; then the fault is reported where it first shows.
+
+use std::fmt;
+
+use crate::pattern::{CONNECTIONS, Pattern, Place};
+
+/// What can go wrong with a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Kind {
+    /// Bytes that belong nowhere.
+    Corrupted,
+    /// Bytes never came, later ones did (or the end).
+    Lost,
+    /// Bytes came later than their successors.
+    Reordered,
+    /// Bytes came twice.
+    Duplicated,
+    /// Bytes of another connection.
+    CrossTalk,
+    /// The server ended the stream before we did.
+    ClosedEarly,
+    /// The connection was reset.
+    Reset,
+    /// Bytes had not come when the patience was over.
+    Unanswered,
+}
+
+impl Kind {
+    pub(crate) const ALL: [Self; 8] = [
+        Self::Corrupted,
+        Self::Lost,
+        Self::Reordered,
+        Self::Duplicated,
+        Self::CrossTalk,
+        Self::ClosedEarly,
+        Self::Reset,
+        Self::Unanswered,
+    ];
+
+    /// The word for it, in tables and in JSON.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Corrupted => "corrupted",
+            Self::Lost => "lost",
+            Self::Reordered => "reordered",
+            Self::Duplicated => "duplicated",
+            Self::CrossTalk => "cross_talk",
+            Self::ClosedEarly => "closed_early",
+            Self::Reset => "reset",
+            Self::Unanswered => "unanswered",
+        }
+    }
+}
+
+/// One thing that went wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Fault {
+    pub(crate) kind: Kind,
+    /// The number of the connection.
+    pub(crate) connection: u64,
+    /// Where in its stream.
+    pub(crate) offset: u64,
+    /// How many bytes it concerns.
+    pub(crate) length: u64,
+    /// Where the bytes that came belong, if they belong elsewhere.
+    pub(crate) source: Option<Place>,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { connection, offset, length, .. } = self;
+        write!(formatter, "connection {connection}, offset {offset}: ")?;
+        match (self.kind, self.source) {
+            (Kind::Corrupted, _) => write!(formatter, "{length} bytes corrupted"),
+            (Kind::Lost, _) => write!(formatter, "{length} bytes lost"),
+            (Kind::Reordered, _) => write!(formatter, "{length} bytes came after later ones"),
+            (Kind::Duplicated, Some(from)) => {
+                write!(formatter, "{length} bytes came twice, first at offset {}", from.offset)
+            }
+            (Kind::Duplicated, None) => write!(formatter, "{length} bytes came twice"),
+            (Kind::CrossTalk, Some(from)) => write!(
+                formatter,
+                "{length} bytes of connection {}, offset {}",
+                from.connection, from.offset
+            ),
+            (Kind::CrossTalk, None) => write!(formatter, "{length} bytes of another connection"),
+            (Kind::ClosedEarly, _) => {
+                write!(formatter, "closed by the server, {length} bytes not echoed")
+            }
+            (Kind::Reset, _) => write!(formatter, "reset, {length} bytes not echoed"),
+            (Kind::Unanswered, _) => write!(formatter, "{length} bytes not echoed in time"),
+        }
+    }
+}
+
+/// What is known about a connection whose echo went wrong.
+pub(crate) struct Case<'a> {
+    pub(crate) pattern: Pattern,
+    pub(crate) connection: u64,
+    /// How many connections there have been in the run.
+    pub(crate) connections: u64,
+    /// Bytes sent in all.
+    pub(crate) sent: u64,
+    /// Where the first wrong byte was expected.
+    pub(crate) offset: u64,
+    /// What came from there on.
+    pub(crate) tail: &'a [u8],
+}
+
+/// A run of bytes that belongs together.
+struct Piece {
+    source: Option<Place>,
+    length: u64,
+}
+
+impl Case<'_> {
+    /// The name for the first thing that is wrong.
+    pub(crate) fn diagnose(&self) -> Fault {
+        let pieces = self.pieces();
+        let own = self.connection % CONNECTIONS;
+        let first = pieces.first();
+        let (kind, length) = match first.and_then(|piece| piece.source) {
+            Some(place) if place.connection != own => {
+                (Kind::CrossTalk, first.map_or(0, |piece| piece.length))
+            }
+            Some(Place { offset, .. }) if offset < self.offset => {
+                let length = first.map_or(0, |piece| piece.length);
+                (Kind::Duplicated, length.min(self.offset - offset))
+            }
+            Some(Place { offset, .. }) => {
+                (self.lost_or_late(&pieces, offset), offset - self.offset)
+            }
+            None => match self.missing_before_the_end() {
+                Some(missing) => (Kind::Lost, missing),
+                None => (Kind::Corrupted, first.map_or(0, |piece| piece.length)),
+            },
+        };
+        let source = first
+            .and_then(|piece| piece.source)
+            .filter(|_| matches!(kind, Kind::Duplicated | Kind::CrossTalk));
+        Fault { kind, connection: self.connection, offset: self.offset, length, source }
+    }
+
+    /// The bytes from `self.offset` to `resumed` are missing: did they come later?
+    fn lost_or_late(&self, pieces: &[Piece], resumed: u64) -> Kind {
+        let own = self.connection % CONNECTIONS;
+        let missing = self.offset..resumed;
+        let late = |piece: &Piece| {
+            let place = piece.source;
+            place.is_some_and(|it| it.connection == own && missing.contains(&it.offset))
+        };
+        if pieces.iter().any(late) { Kind::Reordered } else { Kind::Lost }
+    }
+
+    /// If what came is the very end of what was sent, too short to hold a word that names it: the
+    /// number of bytes before it that are missing.
+    fn missing_before_the_end(&self) -> Option<u64> {
+        let start = self.sent.checked_sub(self.tail.len() as u64)?;
+        let fits = self.pattern.matches(self.connection, start, self.tail);
+        (fits && start > self.offset).then(|| start - self.offset)
+    }
+
+    fn pieces(&self) -> Vec<Piece> {
+        let mut pieces: Vec<Piece> = Vec::new();
+        let mut rest = self.tail;
+        while !rest.is_empty() {
+            let source = self.source(rest);
+            let length = source.map_or(1, |place| {
+                self.pattern.matching(place.connection, place.offset, rest).max(1)
+            });
+            match pieces.last_mut() {
+                Some(last) if last.source.is_none() && source.is_none() => last.length += 1,
+                _ => pieces.push(Piece { source, length: length as u64 }),
+            }
+            rest = &rest[length..];
+        }
+        pieces
+    }
+
+    /// Where the first of `bytes` belongs, as the first whole word after it tells.
+    fn source(&self, bytes: &[u8]) -> Option<Place> {
+        (0..8).find_map(|before| {
+            let word = bytes.get(before..before + 8)?;
+            let place = self.pattern.locate(word.try_into().expect("invariant: eight bytes"));
+            let offset = place.offset.checked_sub(before as u64)?;
+            let is_own = place.connection == self.connection % CONNECTIONS;
+            let sensible = match is_own {
+                true => place.offset < self.sent,
+                false => place.connection < self.connections,
+            };
+            // What comes before the word must agree with it, and what comes after it, where any
+            // offset would make sense; or it is chance.
+            let near = &bytes[..bytes.len().min(before + if is_own { 8 } else { 16 })];
+            (sensible && self.pattern.matches(place.connection, offset, near))
+                .then_some(Place { connection: place.connection, offset })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OFFSET: usize = 1003;
+
+    /// A stream of 4,000 bytes of connection 5, garbled by `garble`, and the diagnosis.
+    fn fault(garble: impl Fn(&mut Vec<u8>)) -> Fault {
+        let pattern = Pattern::new(99);
+        let mut stream = vec![0; 4000];
+        pattern.fill(5, 0, &mut stream);
+        garble(&mut stream);
+        let right = pattern.matching(5, 0, &stream);
+        let case = Case {
+            pattern,
+            connection: 5,
+            connections: 10,
+            sent: 4000,
+            offset: right as u64,
+            tail: &stream[right..],
+        };
+        case.diagnose()
+    }
+
+    fn assert_fault(fault: &Fault, kind: Kind, offset: usize, length: u64) {
+        let told = (fault.kind, fault.offset, fault.length);
+        assert_eq!(told, (kind, offset as u64, length), "{fault}");
+    }
+
+    #[test]
+    fn a_lost_byte() {
+        assert_fault(&fault(|it| drop(it.remove(OFFSET))), Kind::Lost, OFFSET, 1);
+    }
+
+    #[test]
+    fn lost_bytes_near_the_end() {
+        assert_fault(&fault(|it| drop(it.drain(3990..3996))), Kind::Lost, 3990, 6);
+    }
+
+    #[test]
+    fn swapped_chunks() {
+        let told = fault(|it| it[OFFSET..OFFSET + 128].rotate_left(64));
+        assert_fault(&told, Kind::Reordered, OFFSET, 64);
+    }
+
+    #[test]
+    fn the_same_chunk_twice() {
+        let told = fault(|it| {
+            let chunk = it[OFFSET - 100..OFFSET].to_vec();
+            drop(it.splice(OFFSET..OFFSET, chunk));
+        });
+        assert_fault(&told, Kind::Duplicated, OFFSET, 100);
+        assert_eq!(told.source.map(|it| it.offset), Some(OFFSET as u64 - 100));
+    }
+
+    #[test]
+    fn an_older_chunk_again() {
+        let told = fault(|it| {
+            let chunk = it[200..250].to_vec();
+            drop(it.splice(OFFSET..OFFSET, chunk));
+        });
+        assert_fault(&told, Kind::Duplicated, OFFSET, 50);
+    }
+
+    #[test]
+    fn bytes_of_another_connection() {
+        let told = fault(|it| Pattern::new(99).fill(8, 640, &mut it[OFFSET..OFFSET + 64]));
+        assert_fault(&told, Kind::CrossTalk, OFFSET, 64);
+        assert_eq!(told.source, Some(Place { connection: 8, offset: 640 }));
+    }
+
+    #[test]
+    fn changed_bytes() {
+        assert_fault(&fault(|it| it[OFFSET] ^= 1), Kind::Corrupted, OFFSET, 1);
+        let told = fault(|it| it[OFFSET..].iter_mut().for_each(|byte| *byte = 0));
+        assert_fault(&told, Kind::Corrupted, OFFSET, 4000 - OFFSET as u64);
+    }
+}

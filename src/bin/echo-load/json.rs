@@ -1,0 +1,122 @@
+//! The result for programs. The manual page describes every member; [`SCHEMA`] changes when one
+//! changes its meaning.
+
+use hdrhistogram::Histogram;
+use serde_json::{Map, Value, json};
+
+use crate::arguments::Plan;
+use crate::diagnosis::{Fault, Kind};
+use crate::measure::Measured;
+use crate::run::{Point, Result};
+use crate::table::PERCENTILES;
+
+/// The name and version of the form.
+pub(crate) const SCHEMA: &str = "echo-load/1";
+
+/// The object for a run.
+pub(crate) fn result(plan: &Plan, result: &Result) -> Value {
+    let total = &result.total;
+    let outcome = &result.outcome;
+    let counts = Kind::ALL.iter().zip(outcome.fault_counts);
+    let counts: Map<String, Value> =
+        counts.map(|(kind, count)| (kind.word().to_owned(), count.into())).collect();
+    json!({
+        "schema": SCHEMA,
+        "kind": "result",
+        "version": env!("CARGO_PKG_VERSION"),
+        "started_at": humantime::format_rfc3339_millis(result.started_at).to_string(),
+        "settings": settings(plan),
+        "elapsed_seconds": total.elapsed.as_secs_f64(),
+        "messages": total.messages,
+        "messages_per_second": total.messages_per_second(),
+        "echoed_bytes": total.bytes,
+        "bytes_per_second": total.bytes_per_second(),
+        "connections_made": total.connected,
+        "latency_microseconds": latencies(total),
+        "client_cpu_seconds": result.cpu.as_secs_f64(),
+        "errors": outcome.faults_total(),
+        "error_counts": counts,
+        "error_details": outcome.faults.iter().map(fault).collect::<Vec<_>>(),
+        "connect_failures": outcome.connect_failures,
+        "connect_error": outcome.connect_error,
+        "unsent_messages": outcome.unsent,
+        "connections_left_open": outcome.left_open,
+        "intervals": result.intervals.iter().map(point).collect::<Vec<_>>(),
+    })
+}
+
+/// The object for an interval.
+pub(crate) fn interval(at: &Point, measured: &Measured, errors: u64) -> Value {
+    let mut object = point(at);
+    object["schema"] = SCHEMA.into();
+    object["kind"] = "interval".into();
+    object["interval_seconds"] = measured.elapsed.as_secs_f64().into();
+    object["messages"] = measured.messages.into();
+    object["echoed_bytes"] = measured.bytes.into();
+    object["connections_made"] = measured.connected.into();
+    object["latency_microseconds"] = latencies(measured);
+    object["errors"] = errors.into();
+    object
+}
+
+fn settings(plan: &Plan) -> Value {
+    json!({
+        "target": plan.target.text,
+        "mode": plan.mode.word(),
+        "connections": plan.connections,
+        "threads": plan.threads,
+        "size_bytes": plan.sizes.text(),
+        "depth": plan.depth,
+        "rate_per_second": plan.rate_per_second,
+        "duration_seconds": plan.duration.as_secs_f64(),
+        "warmup_seconds": plan.warmup.as_secs_f64(),
+        "interval_seconds": plan.interval.as_secs_f64(),
+        "timeout_seconds": plan.patience.as_secs_f64(),
+        "sources": plan.sources.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "verify": plan.verify,
+        "seed": plan.seed,
+    })
+}
+
+fn point(point: &Point) -> Value {
+    json!({
+        "at_seconds": point.at.as_secs_f64(),
+        "messages_per_second": point.messages_per_second,
+        "bytes_per_second": point.bytes_per_second,
+        "p50_microseconds": point.p50_ns as f64 / 1e3,
+        "p99_microseconds": point.p99_ns as f64 / 1e3,
+    })
+}
+
+fn latencies(measured: &Measured) -> Value {
+    json!({
+        "uncorrected": latency(&measured.uncorrected),
+        "corrected": measured.corrected.as_ref().map(latency),
+    })
+}
+
+fn latency(histogram: &Histogram<u64>) -> Value {
+    let microseconds = |nanoseconds: u64| Value::from(nanoseconds as f64 / 1e3);
+    let mut object = json!({
+        "count": histogram.len(),
+        "mean": histogram.mean() / 1e3,
+        "min": microseconds(histogram.min()),
+        "max": microseconds(histogram.max()),
+    });
+    for (percentile, name) in PERCENTILES {
+        object[name] = microseconds(histogram.value_at_quantile(percentile / 100.0));
+    }
+    object
+}
+
+fn fault(fault: &Fault) -> Value {
+    json!({
+        "kind": fault.kind.word(),
+        "connection": fault.connection,
+        "offset_bytes": fault.offset,
+        "length_bytes": fault.length,
+        "source_connection": fault.source.map(|place| place.connection),
+        "source_offset_bytes": fault.source.map(|place| place.offset),
+        "text": fault.to_string(),
+    })
+}

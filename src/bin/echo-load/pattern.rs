@@ -1,0 +1,175 @@
+//! The streams that are sent: each byte is a function of run, connection and offset, so that what
+//! comes back can be checked without being remembered, and told where it came from.
+//!
+//! A stream is made of 8-byte words. Word `i` of connection `c` is `(c << 40 | i) * STEP ^ seed`,
+//! little-endian. As `STEP` is odd this can be undone: any eight aligned bytes name their
+//! connection and offset. And as word `i + 1` is one addition away from word `i`, writing and
+//! checking cost less than copying.
+
+/// The golden ratio in 64 bits: odd, and it spreads neighbours far apart.
+const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+/// What undoes a multiplication by [`STEP`].
+const STEP_INVERSE: u64 = inverse(STEP);
+const WORD: usize = size_of::<u64>();
+/// Bits for the index of a word: a stream has up to 8 TiB.
+const INDEX_BITS: u32 = 40;
+/// Connections are told apart modulo this number.
+pub(crate) const CONNECTIONS: u64 = 1 << (64 - INDEX_BITS);
+
+/// The multiplicative inverse of an odd number modulo 2^64, by Newton's iteration.
+const fn inverse(odd: u64) -> u64 {
+    let mut guess = odd;
+    let mut round = 0;
+    while round < 5 {
+        guess = guess.wrapping_mul(2u64.wrapping_sub(odd.wrapping_mul(guess)));
+        round += 1;
+    }
+    guess
+}
+
+/// Where a byte belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// The number of the connection, modulo [`CONNECTIONS`].
+    pub(crate) connection: u64,
+    /// Bytes before it in that connection's stream.
+    pub(crate) offset: u64,
+}
+
+/// The streams of one run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pattern {
+    seed: u64,
+}
+
+impl Pattern {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self { seed }
+    }
+
+    /// The word before it is mixed with the seed; the next is one [`STEP`] further.
+    fn raw(connection: u64, index: u64) -> u64 {
+        (connection % CONNECTIONS << INDEX_BITS | index).wrapping_mul(STEP)
+    }
+
+    /// Writes the part of a connection's stream that begins at `offset`.
+    pub(crate) fn fill(self, connection: u64, offset: u64, bytes: &mut [u8]) {
+        let (head, words) = bytes.split_at_mut(Self::head(offset, bytes.len()));
+        let mut index = offset / WORD as u64;
+        if !head.is_empty() {
+            let word = (Self::raw(connection, index) ^ self.seed).to_le_bytes();
+            let start = offset as usize % WORD;
+            head.copy_from_slice(&word[start..start + head.len()]);
+            index += 1;
+        }
+        let mut raw = Self::raw(connection, index);
+        let mut chunks = words.chunks_exact_mut(WORD);
+        for chunk in &mut chunks {
+            chunk.copy_from_slice(&(raw ^ self.seed).to_le_bytes());
+            raw = raw.wrapping_add(STEP);
+        }
+        let tail = chunks.into_remainder();
+        tail.copy_from_slice(&(raw ^ self.seed).to_le_bytes()[..tail.len()]);
+    }
+
+    /// Whether `bytes` are the part of a connection's stream that begins at `offset`.
+    pub(crate) fn matches(self, connection: u64, offset: u64, bytes: &[u8]) -> bool {
+        let (head, words) = bytes.split_at(Self::head(offset, bytes.len()));
+        let mut index = offset / WORD as u64;
+        if !head.is_empty() {
+            let word = (Self::raw(connection, index) ^ self.seed).to_le_bytes();
+            let start = offset as usize % WORD;
+            if head != &word[start..start + head.len()] {
+                return false;
+            }
+            index += 1;
+        }
+        let mut raw = Self::raw(connection, index);
+        let mut difference = 0;
+        let (chunks, tail) = words.as_chunks::<WORD>();
+        for chunk in chunks {
+            difference |= u64::from_le_bytes(*chunk) ^ raw ^ self.seed;
+            raw = raw.wrapping_add(STEP);
+        }
+        difference == 0 && *tail == (raw ^ self.seed).to_le_bytes()[..tail.len()]
+    }
+
+    /// How many bytes from the start of `bytes` are as they should be.
+    pub(crate) fn matching(self, connection: u64, offset: u64, bytes: &[u8]) -> usize {
+        let right = |&(index, byte): &(usize, &u8)| {
+            *byte == self.byte(Place { connection, offset: offset + index as u64 })
+        };
+        bytes.iter().enumerate().take_while(right).count()
+    }
+
+    fn byte(self, place: Place) -> u8 {
+        let word = Self::raw(place.connection, place.offset / WORD as u64) ^ self.seed;
+        word.to_le_bytes()[place.offset as usize % WORD]
+    }
+
+    /// Where eight bytes that are a whole word belong. Any eight bytes belong somewhere; whether
+    /// that place makes sense is for the caller to judge.
+    pub(crate) fn locate(self, word: [u8; WORD]) -> Place {
+        let position = (u64::from_le_bytes(word) ^ self.seed).wrapping_mul(STEP_INVERSE);
+        Place {
+            connection: position >> INDEX_BITS,
+            offset: (position & ((1 << INDEX_BITS) - 1)) * WORD as u64,
+        }
+    }
+
+    /// How many of `length` bytes come before the first whole word.
+    fn head(offset: u64, length: usize) -> usize {
+        ((WORD - offset as usize % WORD) % WORD).min(length)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_is_the_same_however_it_is_cut() {
+        let pattern = Pattern::new(7);
+        let mut whole = [0; 100];
+        pattern.fill(3, 0, &mut whole);
+        for start in 0..40 {
+            for length in 0..40 {
+                let mut part = vec![0; length];
+                pattern.fill(3, start as u64, &mut part);
+                assert_eq!(part, whole[start..start + length]);
+                assert!(pattern.matches(3, start as u64, &part));
+                assert_eq!(pattern.matching(3, start as u64, &part), length);
+                for index in 0..length {
+                    part[index] ^= 1;
+                    assert!(!pattern.matches(3, start as u64, &part));
+                    assert_eq!(pattern.matching(3, start as u64, &part), index);
+                    part[index] ^= 1;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_word_tells_where_it_belongs() {
+        let pattern = Pattern::new(0xfeed_beef);
+        for place in [
+            Place { connection: 0, offset: 0 },
+            Place { connection: CONNECTIONS - 1, offset: 8 * ((1 << INDEX_BITS) - 1) },
+            Place { connection: 1000, offset: 1 << 33 },
+        ] {
+            let mut word = [0; WORD];
+            pattern.fill(place.connection, place.offset, &mut word);
+            assert_eq!(pattern.locate(word), place);
+        }
+    }
+
+    #[test]
+    fn runs_and_connections_differ() {
+        let (mut one, mut other) = ([0; 64], [0; 64]);
+        Pattern::new(1).fill(0, 0, &mut one);
+        Pattern::new(1).fill(1, 0, &mut other);
+        assert_ne!(one, other);
+        Pattern::new(2).fill(0, 0, &mut other);
+        assert_ne!(one, other);
+    }
+}

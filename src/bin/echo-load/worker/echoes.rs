@@ -1,0 +1,145 @@
+//! Messages out, echoes in.
+
+use super::{
+    Client, Connection, ConnectionId, Message, Mode, Pattern, Phase, SEND_BYTES_MAX, State,
+    TAIL_BYTES_MAX, Worker,
+};
+
+impl Worker {
+    /// Starts as many messages as depth, schedule and the last send allow.
+    pub(super) fn start_messages(&mut self, index: usize) {
+        let connection = &mut self.connections[index];
+        if self.phase != Phase::Run
+            || connection.sending
+            || !matches!(connection.state, State::Open)
+        {
+            return;
+        }
+        let room = self.plan.depth as usize - connection.in_flight.len();
+        let wanted = match &self.schedule {
+            Some(_) => room.min(connection.due as usize),
+            None => room,
+        };
+        let is_churn = self.plan.mode == Mode::Churn;
+        let mut length = 0;
+        for _ in 0..wanted {
+            if length >= SEND_BYTES_MAX {
+                break;
+            }
+            length += match self.plan.sizes.fixed() {
+                Some(length) => length,
+                None => self.plan.sizes.draw(self.random.next()),
+            };
+            let scheduled = self.schedule.as_ref().map(|schedule| {
+                connection.due -= 1;
+                schedule.moment(connection.rank, connection.started)
+            });
+            connection.started += 1;
+            connection.in_flight.push_back(Message {
+                end: connection.sent + length as u64,
+                started: if is_churn { connection.began } else { self.now },
+                scheduled,
+            });
+        }
+        if length > 0 {
+            let pattern = self.plan.verify.then_some(self.pattern);
+            send(&mut self.client, connection, pattern, length);
+        }
+    }
+
+    /// The kernel is done with the last send.
+    pub(super) fn sent(&mut self, index: usize) {
+        let connection = &mut self.connections[index];
+        connection.sending = false;
+        match self.phase {
+            // The one message of a churn may have been echoed before we hear that it was sent.
+            Phase::Run if self.plan.mode == Mode::Churn => {
+                if connection.in_flight.is_empty() {
+                    self.finish(index);
+                }
+            }
+            Phase::Run => self.start_messages(index),
+            Phase::Connect | Phase::Finish | Phase::Abort => self.finish(index),
+        }
+    }
+
+    /// Bytes came: are they the right ones?
+    pub(super) fn received(&mut self, id: ConnectionId, buffer: u16, length: u32, armed: bool) {
+        let index = id.slot() as usize;
+        let connection = &mut self.connections[index];
+        let bytes = self.client.bytes(buffer, length);
+        self.measured.bytes += u64::from(length);
+        let mut right = false;
+        match &mut connection.state {
+            State::Open | State::Finishing => {
+                let (number, received) = (connection.number, connection.received);
+                right = u64::from(length) <= connection.missing()
+                    && (!self.plan.verify || self.pattern.matches(number, received, bytes));
+                if right {
+                    connection.received += u64::from(length);
+                } else {
+                    let missing = usize::try_from(connection.missing()).unwrap_or(usize::MAX);
+                    let good = match self.plan.verify {
+                        true => self.pattern.matching(number, received, bytes).min(missing),
+                        false => missing,
+                    };
+                    connection.received += good as u64;
+                    let tail = bytes[good..].to_vec();
+                    connection.state = State::Suspect { tail, since: self.now };
+                    self.suspects.push(index);
+                    // The peer is to send what it still has and then end.
+                    self.client.finish(id);
+                }
+            }
+            State::Suspect { tail, .. } => {
+                let room = TAIL_BYTES_MAX.saturating_sub(tail.len());
+                tail.extend_from_slice(&bytes[..bytes.len().min(room)]);
+            }
+            State::Closed | State::Connecting | State::Closing => {
+                unreachable!("bytes came on {id:?}, which is {:?}", connection.state)
+            }
+        }
+        self.client.recycle(buffer);
+        if !armed {
+            self.client.receive(id);
+        }
+        if right {
+            self.complete_messages(index);
+        }
+    }
+
+    /// Counts the messages whose echo is complete, and lets others follow.
+    fn complete_messages(&mut self, index: usize) {
+        let connection = &mut self.connections[index];
+        let mut completed = false;
+        while let Some(message) = connection.in_flight.front()
+            && message.end <= connection.received
+        {
+            if self.phase == Phase::Run {
+                let since = |moment: u64| self.now.saturating_sub(moment);
+                self.measured.record(since(message.started), message.scheduled.map(since));
+            }
+            connection.in_flight.pop_front();
+            completed = true;
+        }
+        if completed {
+            match self.plan.mode {
+                Mode::Churn => self.finish(index),
+                Mode::PingPong | Mode::Stream | Mode::Idle => self.start_messages(index),
+            }
+        }
+    }
+}
+
+/// Sends the next `length` bytes of the connection's stream; any bytes, without a pattern.
+fn send(client: &mut Client, connection: &mut Connection, pattern: Option<Pattern>, length: usize) {
+    let id = connection.id();
+    let message = client.message(id);
+    message.resize(length, b'x');
+    if let Some(pattern) = pattern {
+        pattern.fill(connection.number, connection.sent, message);
+    }
+    client.send(id);
+    connection.sending = true;
+    connection.sent += length as u64;
+}
