@@ -33,6 +33,7 @@ impl Log {
             .add_comment("[echo-load: values are nanoseconds, Interval_Max is milliseconds]")
             .with_start_time(started)
             .with_base_time(started)
+            .with_max_value_divisor(MILLISECOND)
             .begin_log_with(&mut text, &mut self.serializer)?;
         text.extend_from_slice(
             b"\"StartTimestamp\",\"Interval_Length\",\"Interval_Max\",\
@@ -59,6 +60,10 @@ impl Log {
                 line(&measured.uncorrected, Tag::new("uncorrected"))?;
             }
         }
-        self.file.write_all(&text)
+        // The builder states the divisor, which the file's head has stated already.
+        for line in text.split_inclusive(|&byte| byte == b'\n').filter(|line| line[0] != b'#') {
+            self.file.write_all(line)?;
+        }
+        Ok(())
     }
 }

@@ -298,6 +298,8 @@ impl Worker {
     }
 
     fn begin_run(&mut self) {
+        // What it took to get here belongs to nothing that is told.
+        drop(self.measured.take(Duration::ZERO));
         self.measured_since = self.now;
         if let Some(schedule) = &mut self.schedule {
             schedule.begin(self.orders.start.load(Ordering::Acquire));

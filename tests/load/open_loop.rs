@@ -1,0 +1,52 @@
+//! Goal: an open loop does not let a slow server choose when it is measured. Method: a server that
+//! stops once for 200 ms. Of 1,000 messages a second on one connection one is then under way, and
+//! some 200 are late.
+
+use std::time::Duration;
+
+use crate::program::{number, run};
+use crate::servers::{Daemon, Wrong, wrong_server};
+
+const PAUSE_MICROSECONDS: f64 = 200e3;
+
+#[test]
+fn a_pause_shows_in_the_corrected_percentiles_alone() {
+    let pause = Duration::from_micros(PAUSE_MICROSECONDS as u64);
+    let target = wrong_server(Wrong::PausesOnce { after: 64 * 100, pause });
+    let result = run(&format!("{target} -c 1 --rate 1000 -d 1s --json")).right();
+    let corrected = number(&result, "/latency_microseconds/corrected/p90");
+    let uncorrected = number(&result, "/latency_microseconds/uncorrected/p90");
+    assert!(corrected > 0.25 * PAUSE_MICROSECONDS, "{result:#}");
+    assert!(uncorrected < 0.25 * PAUSE_MICROSECONDS, "{result:#}");
+    let longest = number(&result, "/latency_microseconds/uncorrected/max");
+    assert!(longest >= 0.99 * PAUSE_MICROSECONDS, "{result:#}");
+}
+
+#[test]
+fn the_rate_is_kept() {
+    let daemon = Daemon::start();
+    for options in
+        ["-c 10 --rate 500", "-c 10 --threads 2 --rate 500", "--mode churn -c 10 --rate 500"]
+    {
+        let result = run(&format!("{} {options} -d 1s --json", daemon.tcp)).right();
+        let messages = number(&result, "/messages");
+        assert!((400.0..=501.0).contains(&messages), "{options}: {messages} messages");
+        assert!(number(&result, "/latency_microseconds/corrected/count") == messages, "{result:#}");
+    }
+}
+
+#[test]
+fn what_was_never_sent_is_told() {
+    let target = wrong_server(Wrong::FallsSilentAfter { bytes: 6400 });
+    let result = run(&format!("{target} -c 1 --rate 1000 -d 500ms --timeout 500ms --json"));
+    assert_eq!(result.code, Some(1), "{result:#?}");
+    // 100 were answered, one was sent in vain.
+    assert!((300.0..=401.0).contains(&number(&result.json(), "/unsent_messages")), "{result:#?}");
+}
+
+#[test]
+fn a_closed_loop_has_nothing_to_correct() {
+    let daemon = Daemon::start();
+    let result = run(&format!("{} -d 200ms --json", daemon.tcp)).right();
+    assert!(result["latency_microseconds"]["corrected"].is_null(), "{result:#}");
+}

@@ -1,0 +1,57 @@
+//! Goal: what cannot be done is refused at once, on stderr, with the documented exit status.
+
+use std::net::TcpListener;
+
+use crate::program::run;
+
+#[test]
+fn wrong_usage_is_status_2() {
+    for arguments in [
+        "",
+        "127.0.0.1:7777",
+        "http://127.0.0.1:7777",
+        "udp://127.0.0.1:7",
+        "tcp://127.0.0.1",
+        "tcp://127.0.0.1:7 --size 0",
+        "tcp://127.0.0.1:7 --duration never",
+        "tcp://127.0.0.1:7 --mode ping",
+        "tcp://127.0.0.1:7 --rate -1",
+        "tcp://127.0.0.1:7 -c 2 --threads 3",
+        "tcp://127.0.0.1:7 --mode churn --depth 2",
+        "tcp://127.0.0.1:7 --source ::1",
+        "unix:/tmp/x --source 127.0.0.1",
+        "tcp://127.0.0.1:7 --hdr /nonexistent/file",
+        "tcp://127.0.0.1:7 --plot /nonexistent/file",
+        "diff only-one.json",
+    ] {
+        let run = run(arguments);
+        assert_eq!((run.code, run.stdout.as_str()), (Some(2), ""), "{arguments}: {run:#?}");
+        assert!(!run.stderr.is_empty(), "{arguments}: no word on stderr");
+    }
+}
+
+#[test]
+fn no_connection_is_status_3() {
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    for arguments in [
+        format!("tcp://{closed} -d 1s"),
+        format!("tcp://{closed} -d 1s --mode churn --json"),
+        "unix:/nonexistent/socket -d 1s".to_owned(),
+        // Nobody may bind to this (RFC 5737).
+        format!("tcp://{closed} -d 1s --source 192.0.2.1"),
+    ] {
+        let run = run(&arguments);
+        assert_eq!(run.code, Some(3), "{arguments}: {run:#?}");
+        let told = run.stderr.contains("cannot connect") || run.stdout.contains("refused");
+        assert!(told, "{arguments}: {run:#?}");
+    }
+}
+
+#[test]
+fn help_and_version_are_results() {
+    for argument in ["--help", "--version"] {
+        let run = run(argument);
+        assert_eq!((run.code, run.stderr.as_str()), (Some(0), ""), "{run:#?}");
+        assert!(run.stdout.contains("echo-load"), "{run:#?}");
+    }
+}
