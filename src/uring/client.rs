@@ -6,11 +6,9 @@
 //! bytes are lent as slices which end before their buffer can be recycled. Closing is a join: the
 //! descriptor goes when no operation is left on it.
 //!
-//! ```no_run
-//! # use std::sync::Arc;
-//! # use echo_uring::uring::client::{Client, Event, Settings};
-//! # let settings: Settings = unimplemented!();
-//! let mut client = Client::new(settings)?;
+//! ```
+//! # use echo_uring::uring::client::{Client, Event};
+//! # fn example(mut client: Client) -> std::io::Result<()> {
 //! client.connect(0, None)?;
 //! client.wait(None)?;
 //! while let Some(event) = client.next_event() {
@@ -20,7 +18,8 @@
 //!         client.send(connection);
 //!     }
 //! }
-//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! # Ok(())
+//! # }
 //! ```
 
 use std::io;

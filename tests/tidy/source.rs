@@ -9,10 +9,12 @@ use crate::lexer::Code;
 pub(crate) struct Source {
     /// Relative to the root of the package.
     path: String,
-    /// The module it belongs to: the first name below `src`.
+    /// The module it belongs to: the first name below `src`, or the program, below `src/bin`.
     pub(crate) module: String,
     /// Whether it is the file of that module itself, not of a part of it.
     pub(crate) top_level: bool,
+    /// Whether it belongs to a program beside the daemon, and hence not to its library.
+    pub(crate) companion: bool,
     /// As it stands.
     pub(crate) text: String,
     /// Without what is no code.
@@ -21,12 +23,15 @@ pub(crate) struct Source {
 
 impl Source {
     pub(crate) fn new(path: &str, text: &str) -> Self {
-        let below = path.trim_start_matches("src/").trim_end_matches(".rs");
+        let companion = path.starts_with("src/bin/");
+        let below = path.trim_start_matches("src/").trim_start_matches("bin/");
+        let below = below.trim_end_matches(".rs");
         let parts: Vec<&str> = below.split('/').collect();
         Self {
             path: path.to_owned(),
             module: parts[0].to_owned(),
             top_level: parts.len() == 1 || parts[1..] == ["mod"],
+            companion,
             text: text.to_owned(),
             code: Code::new(text),
         }
@@ -43,7 +48,7 @@ pub(crate) fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// All sources of the daemon. Companion programs under `src/bin` are none.
+/// All sources: the library, the daemon, and the programs beside it.
 pub(crate) fn tree() -> Vec<Source> {
     let mut sources = Vec::new();
     collect(&root().join("src"), &mut sources);
@@ -54,7 +59,7 @@ pub(crate) fn tree() -> Vec<Source> {
 fn collect(directory: &Path, sources: &mut Vec<Source>) {
     for entry in fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
-        if path.is_dir() && path.file_name().is_some_and(|name| name != "bin") {
+        if path.is_dir() {
             collect(&path, sources);
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             let relative = path.strip_prefix(root()).unwrap().to_str().unwrap();

@@ -117,8 +117,8 @@ pub(crate) struct DiffPlan {
     name = "echo-load",
     version,
     about = "Load generator that checks every byte, for any plain echo server",
-    after_help = "Exit status: 0 all echoes right; 1 a difference, a lost connection or, with diff, a \
-                  regression;\n2 wrong usage; 3 could not connect. See echo-load(1).",
+    after_help = "Exit status: 0 all echoes right; 1 a difference, a lost connection or, with \
+                  diff, a regression;\n2 wrong usage; 3 could not connect. See echo-load(1).",
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
     disable_help_subcommand = true

@@ -232,7 +232,7 @@ mod tests {
 
     #[test]
     fn a_lost_byte() {
-        assert_fault(&fault(|it| drop(it.remove(OFFSET))), Kind::Lost, OFFSET, 1);
+        assert_fault(&fault(|it| it.drain(OFFSET..=OFFSET).for_each(drop)), Kind::Lost, OFFSET, 1);
     }
 
     #[test]

@@ -1,16 +1,16 @@
 //! echo-load: puts load on a plain echo server and checks every byte that comes back.
 //!
 //! Reading order: `arguments` (what is asked for), `run` (the main thread: phases, reports, exit
-//! status), `worker` (one thread, one ring), `connection`, `schedule` and `size` (what a worker goes
-//! by), `pattern` and `diagnosis` (what is sent, and what is wrong with an echo), `measure`;
-//! then the forms of a result: `table`, `json`, `progress`, `log`, `plot`, `diff`.
+//! status), `worker` (one thread, one ring), `connection`, `schedule` and `size` (what a worker
+//! goes by), `pattern` and `diagnosis` (what is sent, and what is wrong with an echo), `measure`;
+//! then the forms of a result: `table`, `json`, `progress`, `hdr`, `plot`, `diff`.
 
 mod arguments;
 mod connection;
 mod diagnosis;
 mod diff;
+mod hdr;
 mod json;
-mod log;
 mod measure;
 mod pattern;
 mod plot;

@@ -2,10 +2,10 @@
 //! comes back can be checked without being remembered, and told where it came from.
 //!
 //! A stream is made of 8-byte words. Word `i` of connection `c` is
-//! `mix((c << 40 | i) * STEP) ^ seed`, little-endian. As `STEP` is odd and `mix` loses nothing, this
-//! can be undone: any eight aligned bytes name their connection and offset. And as the product for
-//! word `i + 1` is one addition away from that for word `i`, writing and checking is fit for vector
-//! instructions.
+//! `mix((c << 40 | i) * STEP) ^ seed`, little-endian. As `STEP` is odd and `mix` loses nothing,
+//! this can be undone: any eight aligned bytes name their connection and offset. And as the product
+//! for word `i + 1` is one addition away from that for word `i`, writing and checking is fit for
+//! vector instructions.
 
 /// The golden ratio in 64 bits: odd, and it spreads neighbours far apart.
 const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -50,7 +50,7 @@ impl Pattern {
 
     /// The word before it is mixed; the next is one [`STEP`] further.
     fn raw(connection: u64, index: u64) -> u64 {
-        (connection % CONNECTIONS << INDEX_BITS | index).wrapping_mul(STEP)
+        ((connection % CONNECTIONS) << INDEX_BITS | index).wrapping_mul(STEP)
     }
 
     /// The word. The number of the connection is in the upper 24 bits of `raw` alone; mixed, it is

@@ -20,7 +20,7 @@ use crate::measure::Measured;
 use crate::progress::Progress;
 use crate::worker::{News, Orders, Outcome, Phase, Worker};
 use crate::{EXIT_DIFFERENCE, EXIT_RIGHT, EXIT_UNCONNECTED, EXIT_USAGE};
-use crate::{json, log, plot, table};
+use crate::{hdr, json, plot, table};
 
 /// How often the main thread looks up from waiting.
 const LOOK: Duration = Duration::from_millis(50);
@@ -66,7 +66,7 @@ struct Run {
     signals: SignalFd,
     origin: Instant,
     progress: Progress,
-    log: Option<log::Log>,
+    hdr: Option<hdr::Log>,
     interrupted: bool,
     /// Reports of workers that have ended, as they come.
     outcome: Outcome,
@@ -97,10 +97,10 @@ impl Run {
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
         let signals = SignalFd::with_flags(&mask, flags)
             .map_err(|error| format!("cannot receive signals: {error}"))?;
-        let log = match &plan.output.hdr {
+        let hdr = match &plan.output.hdr {
             None => None,
             Some(path) => Some(
-                log::Log::create(path)
+                hdr::Log::create(path)
                     .map_err(|error| format!("--hdr {}: {error}", path.display()))?,
             ),
         };
@@ -142,7 +142,7 @@ impl Run {
             news,
             signals,
             origin,
-            log,
+            hdr,
             interrupted: false,
             outcome: Outcome::default(),
         })
@@ -207,7 +207,7 @@ impl Run {
             self.collect()?;
         }
         let started_at = SystemTime::now();
-        if let Some(log) = &mut self.log {
+        if let Some(log) = &mut self.hdr {
             log.begin(started_at).map_err(unwritable)?;
         }
         let (cpu, begin) = (cpu_time(), self.origin.elapsed());
@@ -243,7 +243,7 @@ impl Run {
         if self.plan.output.json_stream {
             print(&json::interval(point, measured, errors).to_string());
         }
-        match &mut self.log {
+        match &mut self.hdr {
             None => Ok(()),
             Some(log) => log.write(from, measured).map_err(unwritable),
         }
