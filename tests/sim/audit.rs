@@ -6,7 +6,7 @@
 
 use echo_uring::echo::op::{
     AcceptError, BufferId, ConnectionId, Event, ListenerId, Op, ReceiveEnd, ReceiveMode, SendError,
-    Shutdown,
+    Shutdown, SizeClass,
 };
 
 /// What the core was told to keep to.
@@ -15,6 +15,8 @@ pub(crate) struct Limits {
     pub(crate) connections_max: usize,
     pub(crate) listeners: usize,
     pub(crate) aside_bytes_max: u64,
+    /// How many small buffers there are.
+    pub(crate) small_buffers: usize,
     /// Chunks that may wait in one connection before its receive is stopped.
     pub(crate) chunks_max: usize,
     pub(crate) idle_timeout: Option<u64>,
@@ -30,6 +32,8 @@ pub(crate) struct Audit {
     limits: Limits,
     tenants: Vec<(ConnectionId, Tenant)>,
     lent: Vec<Lent>,
+    /// Connections that found no small buffer and wait in line for one.
+    line: Vec<Waiter>,
     /// Names that belonged to a connection once: none may come again within a history.
     retired: Vec<ConnectionId>,
     /// For each listener until when a failed accept forbids the next one.
@@ -58,9 +62,18 @@ struct Lent {
     length: u32,
 }
 
-#[derive(Debug, Default)]
+/// One that waits for a buffer, and those who were armed since.
+#[derive(Debug)]
+struct Waiter {
+    connection: ConnectionId,
+    overtakers: Vec<ConnectionId>,
+}
+
+#[derive(Debug)]
 struct Open {
     receive: Option<ReceiveMode>,
+    /// Where the last receive took its buffers from.
+    class: SizeClass,
     receive_canceled: bool,
     send: Option<Sending>,
     /// Set-aside bytes that are still unsent, and what they are charged until the last of them is sent.
@@ -87,12 +100,35 @@ enum Sending {
     Aside,
 }
 
+impl Open {
+    fn accepted(now: u64) -> Self {
+        Self {
+            receive: None,
+            class: SizeClass::Small,
+            receive_canceled: false,
+            send: None,
+            aside: 0,
+            charged: 0,
+            received: 0,
+            sent: 0,
+            ended: false,
+            dead: false,
+            decided: None,
+            write_shut_at: None,
+            both_shut: false,
+            active_at: now,
+            progress_at: now,
+        }
+    }
+}
+
 impl Audit {
     pub(crate) fn new(limits: Limits) -> Self {
         Self {
             limits,
             tenants: Vec::new(),
             lent: Vec::new(),
+            line: Vec::new(),
             retired: Vec::new(),
             pauses: vec![0; limits.listeners],
             drain_deadline: None,
@@ -118,7 +154,7 @@ impl Audit {
             Event::Accepted { connection } => {
                 self.end_accept(connection);
                 let decided = self.is_drained(now).then_some(0);
-                let open = Open { active_at: now, progress_at: now, decided, ..Open::default() };
+                let open = Open { decided, ..Open::accepted(now) };
                 self.tenants.push((connection, Tenant::Open(open)));
                 self.accepted += 1;
             }
@@ -137,6 +173,10 @@ impl Audit {
                 open.receive_canceled = false;
                 open.ended |= reason == ReceiveEnd::EndOfStream;
                 open.dead |= matches!(reason, ReceiveEnd::Failed(_));
+                let small = open.class == SizeClass::Small;
+                if reason == ReceiveEnd::NoBuffer && small {
+                    self.line.push(Waiter { connection, overtakers: Vec::new() });
+                }
             }
             Event::Sent { connection, length } => self.sent(now, connection, length, false),
             Event::SentAside { connection, length } => self.sent(now, connection, length, true),
@@ -157,12 +197,14 @@ impl Audit {
                     self.tenant(connection).is_some_and(|t| matches!(t, Tenant::Accepting(_)));
                 assert!(armed, "contract: {connection:?} is not being accepted");
             }
-            Op::Receive { connection, mode, .. } => {
+            Op::Receive { connection, class, mode, .. } => {
+                self.check_line(connection, class);
                 let open = self.open(connection);
                 assert!(open.receive.is_none(), "contract: {connection:?} has two receives");
                 assert!(!open.ended, "contract: {connection:?} receives after its end");
                 assert_eq!(open.aside, 0, "promise: {connection:?} receives while it is stalled");
                 open.receive = Some(mode);
+                open.class = class;
                 open.receive_canceled = false;
             }
             Op::CancelReceive { connection } => {
@@ -208,7 +250,8 @@ impl Audit {
     }
 
     /// One event has been handled altogether.
-    pub(crate) fn settle(&self) {
+    pub(crate) fn settle(&mut self) {
+        self.leave_line();
         let limits = &self.limits;
         assert!(self.charged <= limits.aside_bytes_max, "limit: {} bytes aside", self.charged);
         for (connection, tenant) in &self.tenants {
@@ -246,6 +289,37 @@ impl Audit {
         let slots = limits.connections_max + limits.listeners;
         assert!((connection.slot() as usize) < slots, "limit: {connection:?} is beyond the slots");
         self.tenants.push((connection, Tenant::Accepting(listener)));
+    }
+
+    /// Who finds no buffer waits until one is home, and nobody is armed twice while another waits.
+    fn check_line(&mut self, connection: ConnectionId, class: SizeClass) {
+        let waits = self.line.iter().position(|waiter| waiter.connection == connection);
+        if let Some(index) = waits {
+            let lent = self.lent.iter().filter(|lent| lent.buffer.class == SizeClass::Small);
+            let home = lent.count() < self.limits.small_buffers;
+            assert!(home || class == SizeClass::Large, "promise: {connection:?} spins");
+            self.line.remove(index);
+        }
+        for waiter in &mut self.line {
+            let again = waiter.overtakers.contains(&connection);
+            assert!(!again, "promise: {connection:?} jumps the line twice: {waiter:?}");
+            waiter.overtakers.push(connection);
+        }
+    }
+
+    /// Those who have something else to do first, or nothing more to do, stand in no line.
+    fn leave_line(&mut self) {
+        let tenants = &self.tenants;
+        self.line.retain(|waiter| {
+            tenants.iter().any(|(name, tenant)| match tenant {
+                Tenant::Open(open) => {
+                    let busy =
+                        open.aside > 0 || open.dead || open.both_shut || open.decided.is_some();
+                    *name == waiter.connection && !busy
+                }
+                Tenant::Accepting(_) => false,
+            })
+        });
     }
 
     fn received(

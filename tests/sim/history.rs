@@ -145,6 +145,7 @@ impl History {
             connections_max: parameters.connections_max as usize,
             listeners: usize::from(parameters.listeners),
             aside_bytes_max: parameters.aside_bytes_max,
+            small_buffers: usize::from(parameters.buffers[0]),
             chunks_max: usize::from(QUEUE_CHUNKS_MAX),
             idle_timeout: parameters.idle_timeout,
             stall_timeout: parameters.stall_timeout,
