@@ -24,8 +24,8 @@ use crate::echo::op::{
     Shutdown, SizeClass, Timestamp,
 };
 
-/// A multishot receive ends after so many bytes (in whole buffers), so that what one connection can take of the pool before
-/// it is looked at again is bounded.
+/// A multishot receive ends after so many bytes (in whole buffers), so that what one connection can
+/// take of the pool before it is looked at again is bounded.
 const MULTISHOT_BYTES_MAX: u32 = 64 << 10;
 
 /// What a stream socket runs over, as far as the kernel treats it differently.
@@ -33,9 +33,10 @@ const MULTISHOT_BYTES_MAX: u32 = 64 << 10;
 pub enum Transport {
     /// TCP: connections inherit the options of their listener.
     Tcp,
-    /// A Unix stream. Connections inherit no option (seen on Linux 6.18). And a multishot receive that is armed when bytes
-    /// and the end of the stream already wait tells the bytes, but never the end (seen on Linux 6.18.44, in the family of
-    /// liburing's issue 1549), so these are received from one-shot.
+    /// A Unix stream. Connections inherit no option (seen on Linux 6.18). And a multishot receive
+    /// that is armed when bytes and the end of the stream already wait tells the bytes, but never
+    /// the end (seen on Linux 6.18.44, in the family of liburing's issue 1549), so these are
+    /// received from one-shot.
     Unix,
 }
 
@@ -53,14 +54,15 @@ pub struct ListeningSocket {
 }
 
 impl ListeningSocket {
-    /// Gives an accepted connection the options that it did not inherit. To be called before its first receive.
+    /// Gives an accepted connection the options that it did not inherit. To be called before its
+    /// first receive.
     pub fn equip(&self, connection: BorrowedFd<'_>) {
         if self.transport == Transport::Tcp {
             return;
         }
         let connection = SockRef::from(&connection);
-        // Without this an urgent byte would be lost. None of these fails on a connected stream socket, and a connection
-        // without them is better than none.
+        // Without this an urgent byte would be lost. None of these fails on a connected stream
+        // socket, and a connection without them is better than none.
         let _ = connection.set_out_of_band_inline(true);
         if let Some(bytes) = self.receive_buffer {
             let _ = connection.set_recv_buffer_size(bytes as usize);
@@ -161,7 +163,8 @@ impl Driver {
                 self.receive(connection, class, mode, expectation);
             }
             Op::CancelReceive { connection } => {
-                // Only one of the two is armed; the other cancel finds nothing, which nobody hears of.
+                // Only one of the two is armed; the other cancel finds nothing, which nobody hears
+                // of.
                 for class in SizeClass::ALL {
                     self.cancel(Token::Receive(connection, class));
                 }
@@ -178,12 +181,14 @@ impl Driver {
                     Shutdown::Write => net::Shutdown::Write,
                     Shutdown::Both => net::Shutdown::Both,
                 };
-                // It fails only if the connection is gone already, and then there is nothing left to shut down.
+                // It fails only if the connection is gone already, and then there is nothing left
+                // to shut down.
                 let _ = SockRef::from(&self.socket(connection).fd).shutdown(how);
             }
             Op::Close { connection } => self.close(connection),
             Op::Abort { connection } => {
-                // Closing with a linger time of 0 sends RST. It fails on no socket that can be accepted.
+                // Closing with a linger time of 0 sends RST. It fails on no socket that can be
+                // accepted.
                 let _ = SockRef::from(&self.socket(connection).fd).set_linger(Some(Duration::ZERO));
                 self.close(connection);
             }
@@ -229,7 +234,8 @@ impl Driver {
         };
         self.in_flight += 1;
         let entry = entry.user_data(Token::Receive(connection, class).pack());
-        // SAFETY: it points to no memory of its own; the buffers it may pick from outlive it, see `BufferRing` and `Drop`.
+        // SAFETY: it points to no memory of its own; the buffers it may pick from outlive it, see
+        // `BufferRing` and `Drop`.
         unsafe { self.ring.push(entry) };
     }
 
@@ -241,8 +247,9 @@ impl Driver {
             .build()
             .user_data(Token::Send(connection).pack());
         self.in_flight += 1;
-        // SAFETY: `bytes` are `length` bytes of the pool, which outlives the send, see `BufferRing` and `Drop`. A core that
-        // recycled the buffer meanwhile would garble its own echo, but the memory stays ours.
+        // SAFETY: `bytes` are `length` bytes of the pool, which outlives the send, see `BufferRing`
+        // and `Drop`. A core that recycled the buffer meanwhile would garble its own echo, but the
+        // memory stays ours.
         unsafe { self.ring.push(entry) };
     }
 
@@ -257,8 +264,8 @@ impl Driver {
             .build()
             .user_data(Token::SendAside(connection).pack());
         self.in_flight += 1;
-        // SAFETY: the piece is on the heap and marked as lent; it is neither moved nor freed before `Aside::take_back` at its
-        // completion: `close` refuses, and `Drop` leaks it.
+        // SAFETY: the piece is on the heap and marked as lent; it is neither moved nor freed before
+        // `Aside::take_back` at its completion: `close` refuses, and `Drop` leaks it.
         unsafe { self.ring.push(entry) };
     }
 
@@ -282,7 +289,8 @@ impl Driver {
             .build()
             .flags(squeue::Flags::SKIP_SUCCESS)
             .user_data(Token::Unanswered.pack());
-        // SAFETY: it points to no memory, and the descriptor was ours alone until this very entry took it over.
+        // SAFETY: it points to no memory, and the descriptor was ours alone until this very entry
+        // took it over.
         unsafe { self.ring.push(entry) };
     }
 
@@ -314,7 +322,8 @@ impl Driver {
             Token::SendAside(connection) => self.sent_aside(connection, result),
             Token::Wake => {
                 self.wake_armed = false;
-                // The descriptor does not block; nothing to read means that somebody was quicker to turn us.
+                // The descriptor does not block; nothing to read means that somebody was quicker to
+                // turn us.
                 let _ = self.wake.read();
                 return None;
             }
@@ -429,7 +438,8 @@ impl Kernel for Driver {
         events: &mut Vec<Event>,
     ) -> Result<(), DriverError> {
         self.arm_wake();
-        // One millisecond more than the clock's reading tells, or a wait could end just before its deadline.
+        // One millisecond more than the clock's reading tells, or a wait could end just before its
+        // deadline.
         let patience = deadline.map(|deadline| match deadline.0.saturating_sub(self.now().0) {
             0 => Duration::ZERO,
             left => Duration::from_millis(left + 1),
@@ -446,8 +456,9 @@ impl Kernel for Driver {
             Ok(()) => Ok(()),
             Err(error) => match error.raw_os_error() {
                 Some(libc::ETIME | libc::EINTR) => Ok(()),
-                // The kernel is short of memory or wants its completions reaped first. Nothing is lost: what was not
-                // taken is still queued. If there was nothing to reap either, give it a moment.
+                // The kernel is short of memory or wants its completions reaped first. Nothing is
+                // lost: what was not taken is still queued. If there was nothing to reap either,
+                // give it a moment.
                 Some(libc::EAGAIN | libc::EBUSY | libc::ENOMEM) => {
                     if idle {
                         std::thread::sleep(Duration::from_millis(1));
@@ -465,12 +476,13 @@ impl Drop for Driver {
         // SAFETY: nothing uses the ring after this, and it is dropped once.
         unsafe { ManuallyDrop::drop(&mut self.ring) };
         if self.in_flight > 0 {
-            // The kernel tears a ring down in its own time; until then it may still use the memory. Keep it: this happens
-            // only when a worker gives up, at the end of the process.
+            // The kernel tears a ring down in its own time; until then it may still use the memory.
+            // Keep it: this happens only when a worker gives up, at the end of the process.
             return;
         }
         for pool in self.pools.iter_mut().flatten() {
-            // SAFETY: no receive and no send is in flight, so the kernel does not touch it; it is dropped once.
+            // SAFETY: no receive and no send is in flight, so the kernel does not touch it; it is
+            // dropped once.
             unsafe { ManuallyDrop::drop(pool) };
         }
         for aside in self.asides.values_mut() {

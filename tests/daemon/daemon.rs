@@ -127,7 +127,8 @@ impl Launch {
 
     /// What the shell does before it becomes the daemon.
     fn script(&self, sockets: usize) -> String {
-        let mut script = String::new();
+        // The soft limit that a service manager gives: to raise it is the daemon's own affair.
+        let mut script = "ulimit -S -n 1024; ".to_owned();
         if let Some(limit) = self.open_files {
             write!(script, "ulimit -n {limit}; ").unwrap();
         }

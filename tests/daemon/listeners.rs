@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::daemon::{Daemon, Launch};
-use crate::machine::{Scratch, in_company, patience};
+use crate::machine::{Scratch, alone, in_company, patience};
 use crate::place::{Listening, Place, ping};
 
 /// A TCP address of this host that nobody uses: any address of 127.0.0.0/8 is ours, and one made
@@ -207,12 +207,36 @@ fn an_address_in_use_is_refused() {
     refusal.assert(69, &[&address.to_string(), "in use"]);
 }
 
-/// One worker a CPU is of no use if one of them gets all the connections.
 #[test]
-fn connections_are_spread_over_the_workers() {
+fn a_unix_path_in_use_is_refused_and_one_left_behind_is_taken_over() {
     let _quiet = in_company();
+    let scratch = Scratch::new();
+    let path = scratch.path("taken");
+    let config = format!("[[listener]]\nname = \"u\"\naddress = \"unix:{}\"\n", path.display());
+    let owner = Listening::unix(&path);
+    let refusal = Launch { config: config.clone(), ..Launch::default() }.fail();
+    refusal.assert(69, &[&format!("unix:{}", path.display())]);
+    assert!(path.exists(), "the socket of another program was removed");
+
+    drop(owner);
+    let daemon = Launch { config, ..Launch::default() }.start();
+    assert_answers(&daemon, &[Place::Unix(path.clone())]);
+    daemon.stop();
+    assert!(!path.exists(), "the socket it bound was left behind");
+}
+
+/// One worker a CPU is of no use if one of them gets all the connections. (In a burst the worker
+/// that is awake already may take all of them before the other wakes up; that depends on the
+/// scheduler and is not judged here.)
+#[test]
+fn connections_that_come_one_by_one_are_spread_over_the_workers() {
+    let _quiet = alone();
     let daemon = Launch::with_config("[server]\nworkers = 2\n").start();
-    let peers: Vec<Socket> = (0..40).map(|_| daemon.place().connect()).collect();
+    let connect = |_| {
+        std::thread::sleep(Duration::from_millis(5));
+        daemon.place().connect()
+    };
+    let peers: Vec<Socket> = (0..40).map(connect).collect();
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(2) {
         assert!(peers.iter().all(|peer| ping(peer, b"one of many words")));

@@ -1,7 +1,8 @@
 //! Load by connections that come and go: connect, one echo, close, a few at a time.
 //!
-//! Who closes first keeps the address pair for a minute (TIME_WAIT). That is the client, as it is in life; so that it never
-//! runs out of ports, each connection comes from another address of the loopback network.
+//! Who closes first keeps the address pair for a minute (TIME_WAIT). That is the client, as it is
+//! in life; so that it never runs out of ports, each connection comes from another address of the
+//! loopback network.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};

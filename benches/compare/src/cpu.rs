@@ -22,7 +22,8 @@ pub(crate) fn pin(core: usize) -> io::Result<()> {
     Ok(())
 }
 
-/// Does something bound to `core`, then goes back to where this thread was. A process started by it stays there.
+/// Does something bound to `core`, then goes back to where this thread was. A process started by it
+/// stays there.
 pub(crate) fn on_core<T>(core: usize, action: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     let this_thread = Pid::from_raw(0);
     let before = sched_getaffinity(this_thread)?;
@@ -34,8 +35,8 @@ pub(crate) fn on_core<T>(core: usize, action: impl FnOnce() -> io::Result<T>) ->
 
 /// CPU time of all threads of a process, read when it no longer grows.
 ///
-/// The kernel brings the figure of a running thread up to date only when that thread is switched or a tick comes, so
-/// that it is exact only for a thread that sleeps.
+/// The kernel brings the figure of a running thread up to date only when that thread is switched or
+/// a tick comes, so that it is exact only for a thread that sleeps.
 pub(crate) fn settled_time(process: u32) -> io::Result<Duration> {
     let mut last = time(process)?;
     for _ in 0..READINGS_MAX {
@@ -49,8 +50,9 @@ pub(crate) fn settled_time(process: u32) -> io::Result<Duration> {
     Ok(last)
 }
 
-/// Threads that have ended take their time with them; the servers compared keep theirs. Threads that the kernel runs on
-/// behalf of the process (io_uring's workers) are in the same directory and count.
+/// Threads that have ended take their time with them; the servers compared keep theirs. Threads
+/// that the kernel runs on behalf of the process (io_uring's workers) are in the same directory and
+/// count.
 fn time(process: u32) -> io::Result<Duration> {
     let mut total = Duration::ZERO;
     for thread in fs::read_dir(format!("/proc/{process}/task"))? {

@@ -1,8 +1,9 @@
-//! Compares echo servers by the CPU time they spend per echo, against the first of them as the yardstick.
+//! Compares echo servers by the CPU time they spend per echo, against the first of them as the
+//! yardstick.
 //!
-//! All servers run at once on one core and the client on another. A round gives each server one slice, in an order drawn
-//! anew; a slice ends when everything sent is back, and only then the server's CPU time is read. README.md says how to read
-//! the result.
+//! All servers run at once on one core and the client on another. A round gives each server one
+//! slice, in an order drawn anew; a slice ends when everything sent is back, and only then the
+//! server's CPU time is read. README.md says how to read the result.
 
 mod churn;
 mod cpu;
@@ -26,7 +27,11 @@ use serde::Serialize;
 use crate::pattern::Pattern;
 use crate::report::{Outcome, Series, Slice};
 use crate::servers::{Entry, Server, Stage};
-use crate::works::{Client, WORKS, Work};
+use crate::works::{WORKS, Work};
+
+/// Before each slice its connections are warmed up for one part in so many of it: windows grow, and
+/// servers that adapt do so.
+const WARM_UP_DIVISOR: f64 = 5.0;
 
 /// Compares echo servers by CPU time per echo.
 #[derive(Parser)]
@@ -160,20 +165,15 @@ fn run(
     duration: Duration,
     rounds: u32,
 ) -> Result<Outcome, String> {
-    let mut clients = Vec::new();
-    let mut series = Vec::new();
-    for server in servers {
-        let client = work.client(server.address, pattern);
-        clients.push(client.map_err(|error| server.complaint(&error))?);
-        series.push(Series { server: server.label.clone(), slices: Vec::new() });
-    }
+    let empty = |server: &Server| Series { server: server.label.clone(), slices: Vec::new() };
+    let mut series: Vec<Series> = servers.iter().map(empty).collect();
     let mut order: Vec<usize> = (0..servers.len()).collect();
     for round in 0..=rounds {
         fastrand::shuffle(&mut order);
         for &index in &order {
-            let slice = measure(&servers[index], &mut clients[index], duration)
+            let slice = measure(work, &servers[index], pattern, duration)
                 .map_err(|error| servers[index].complaint(&format!("{}: {error}", work.name)))?;
-            // Round 0 warms up caches, congestion windows and whatever the servers adapt.
+            // Round 0 warms up the machine and the servers.
             if round > 0 {
                 series[index].slices.push(slice);
             }
@@ -182,7 +182,17 @@ fn run(
     Ok(Outcome::new(work.name, work.title, series))
 }
 
-fn measure(server: &Server, client: &mut Client, duration: Duration) -> Result<Slice, String> {
+/// One slice on connections of its own. What the kernel happens to settle on for a connection
+/// (windows, buffer sizes) stays with it for life: on connections kept for all rounds it would look
+/// like a trait of the server.
+fn measure(
+    work: &Work,
+    server: &Server,
+    pattern: &Pattern,
+    duration: Duration,
+) -> Result<Slice, String> {
+    let mut client = work.client(server.address, pattern)?;
+    client.slice(duration.div_f64(WARM_UP_DIVISOR))?;
     let before = server.settled_cpu_time()?;
     let work = client.slice(duration)?;
     let after = server.settled_cpu_time()?;

@@ -1,9 +1,11 @@
 //! What the client sends, so that it can tell cheaply whether the same came back.
 //!
-//! Each connection walks an endless repetition of one block, from an offset of its own. The block's length is a prime, so
-//! that a byte lost, doubled or taken from another connection shifts the walk and shows at once. Checking is one `memcmp`.
+//! Each connection walks an endless repetition of one block, from an offset of its own. The block's
+//! length is a prime, so that a byte lost, doubled or taken from another connection shifts the walk
+//! and shows at once. Checking is one `memcmp`.
 
-/// Length of the block that repeats: a prime above any power of two that a buffer could have below it.
+/// Length of the block that repeats: a prime above any power of two that a buffer could have below
+/// it.
 const PERIOD: usize = 65_537;
 
 /// The longest stretch that can be asked for at once, in bytes.
@@ -42,7 +44,8 @@ pub(crate) fn origin(connection: usize) -> u64 {
 mod tests {
     use super::*;
 
-    /// A stretch must not depend on how the stream is cut, else every short receive would look like a fault.
+    /// A stretch must not depend on how the stream is cut, else every short receive would look like
+    /// a fault.
     #[test]
     fn a_stream_is_the_same_however_it_is_cut() {
         let pattern = Pattern::new();

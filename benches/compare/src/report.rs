@@ -98,7 +98,8 @@ fn quantile(sorted: &[f64], fraction: f64) -> f64 {
     sorted[below] + (sorted[above] - sorted[below]) * position.fract()
 }
 
-/// Each round's ratio of a figure to the yardstick's in that round; the pairing is what cancels the machine's moods.
+/// Each round's ratio of a figure to the yardstick's in that round; the pairing is what cancels the
+/// machine's moods.
 fn paired(series: &Series, yardstick: &Series, figure: fn(&Slice) -> f64) -> Spread {
     let pairs = series.slices.iter().zip(&yardstick.slices);
     Spread::of(pairs.map(|(slice, reference)| figure(slice) / figure(reference)).collect())
@@ -163,7 +164,8 @@ mod tests {
         Slice { echoes: 100, elapsed_seconds: elapsed, server_cpu_seconds: cpu }
     }
 
-    /// The machine is twice as slow in the second round, for both: the paired ratio must not notice.
+    /// The machine is twice as slow in the second round, for both: the paired ratio must not
+    /// notice.
     #[test]
     fn a_mood_of_the_machine_cancels_out() {
         let yardstick =

@@ -1,7 +1,8 @@
 //! The programs that are compared, by name, and how one of them is started and stopped.
 //!
-//! A new peer is one package below `servers/` and one entry in [`CATALOGUE`]. The contract of a peer: it serves on the
-//! address that its arguments name, with TCP_NODELAY, on one thread (or one worker), until SIGTERM.
+//! A new peer is one package below `servers/` and one entry in [`CATALOGUE`]. The contract of a
+//! peer: it serves on the address that its arguments name, with TCP_NODELAY, on one thread (or one
+//! worker), until SIGTERM.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -183,7 +184,8 @@ fn beside_this_program(name: &str) -> io::Result<PathBuf> {
     Ok(std::env::current_exe()?.with_file_name(name))
 }
 
-/// An address nobody serves on. Another program could take it before the server does; then the server says so and ends.
+/// An address nobody serves on. Another program could take it before the server does; then the
+/// server says so and ends.
 fn free_address() -> io::Result<SocketAddr> {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()
 }

@@ -1,7 +1,9 @@
-//! Load on connections that stay: each keeps a number of messages under way and checks every byte that comes back.
+//! Load on connections that stay: each keeps a number of messages under way and checks every byte
+//! that comes back.
 //!
-//! The client is never what is measured, but it must not be the bottleneck either where that can be helped: it writes as
-//! much as it may at once (so messages in flight travel together, as those of any pipelining client do).
+//! The client is never what is measured, but it must not be the bottleneck either where that can be
+//! helped: it writes as much as it may at once (so messages in flight travel together, as those of
+//! any pipelining client do).
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -31,7 +33,8 @@ pub(crate) struct Steady<'a> {
     in_flight: u64,
 }
 
-/// Offsets count from the start of the connection; `received <= sent <= allowed`, and `allowed` ends a whole message.
+/// Offsets count from the start of the connection; `received <= sent <= allowed`, and `allowed`
+/// ends a whole message.
 struct Connection {
     stream: TcpStream,
     origin: u64,
@@ -95,10 +98,10 @@ impl<'a> Steady<'a> {
             let more = Instant::now() < deadline;
             for event in &events[..count] {
                 let index = event.data() as usize;
+                let was_busy = self.connections[index].is_busy();
                 self.read(index, more)?;
                 self.write(index)?;
-                let connection = &self.connections[index];
-                if connection.received == connection.allowed {
+                if was_busy && !self.connections[index].is_busy() {
                     busy -= 1;
                 }
             }
@@ -111,7 +114,8 @@ impl<'a> Steady<'a> {
         self.connections.iter().map(|connection| connection.received).sum()
     }
 
-    /// Receives once, checks, and allows as many new messages as came back whole, if there are to be more.
+    /// Receives once, checks, and allows as many new messages as came back whole, if there are to
+    /// be more.
     fn read(&mut self, index: usize, more: bool) -> Result<(), String> {
         let connection = &mut self.connections[index];
         let count = match connection.stream.read(&mut self.buffer) {
@@ -166,5 +170,10 @@ impl<'a> Steady<'a> {
 impl Connection {
     fn new(stream: TcpStream, origin: u64) -> Self {
         Self { stream, origin, allowed: 0, sent: 0, received: 0, blocked: false }
+    }
+
+    /// Not everything allowed has come back yet.
+    fn is_busy(&self) -> bool {
+        self.received < self.allowed
     }
 }

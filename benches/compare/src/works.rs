@@ -69,7 +69,7 @@ pub(crate) struct Yield {
     pub(crate) elapsed: Duration,
 }
 
-/// One work in progress on one server. Connections that stay are kept from slice to slice.
+/// One work in progress on one server. Connections that stay are kept as long as this is.
 pub(crate) enum Client<'a> {
     /// See [`Steady`].
     Steady(Steady<'a>),
@@ -105,7 +105,8 @@ impl Work {
 }
 
 impl Client<'_> {
-    /// Works for that long, then waits until everything sent is back. An error says what the server did wrong.
+    /// Works for that long, then waits until everything sent is back. An error says what the server
+    /// did wrong.
     pub(crate) fn slice(&mut self, duration: Duration) -> Result<Yield, String> {
         match self {
             Client::Steady(steady) => steady.slice(duration),

@@ -1,11 +1,12 @@
-//! The yardstick: what a careful programmer writes in an afternoon with epoll. One thread, level-triggered, one buffer
-//! for all connections, a short write is kept and finished before more is read.
+//! The yardstick: what a careful programmer writes in an afternoon with epoll. One thread,
+//! level-triggered, one buffer for all connections, a short write is kept and finished before more
+//! is read.
 //!
 //! It must stay plain. Whatever it is made faster by would have to be explained beside each ratio.
 //!
-//! Calls per echo: `epoll_wait` (shared by a batch), `recv`, `send`. Sockets stay in blocking mode and every call carries
-//! MSG_DONTWAIT, so that an accepted connection costs no call beyond `accept4` and `epoll_ctl`; TCP_NODELAY is inherited
-//! from the listener.
+//! Calls per echo: `epoll_wait` (shared by a batch), `recv`, `send`. Sockets stay in blocking mode
+//! and every call carries MSG_DONTWAIT, so that an accepted connection costs no call beyond
+//! `accept4` and `epoll_ctl`; TCP_NODELAY is inherited from the listener.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -38,7 +39,8 @@ struct Arguments {
 /// One client, and what it has not taken yet.
 struct Connection {
     stream: TcpStream,
-    /// Received but not yet echoed. While there is any, nothing more is read: that is the whole of the backpressure.
+    /// Received but not yet echoed. While there is any, nothing more is read: that is the whole of
+    /// the backpressure.
     remainder: Vec<u8>,
 }
 
