@@ -34,6 +34,8 @@ pub(crate) struct Audit {
     lent: Vec<Lent>,
     /// Connections that found no small buffer and wait in line for one.
     line: Vec<Waiter>,
+    /// How many of them the present event let arm, while so many buffers are home.
+    served: usize,
     /// Names that belonged to a connection once: none may come again within a history.
     retired: Vec<ConnectionId>,
     /// For each listener until when a failed accept forbids the next one.
@@ -90,6 +92,7 @@ struct Open {
     decided: Option<u64>,
     write_shut_at: Option<u64>,
     both_shut: bool,
+    accepted_at: u64,
     /// The last time that bytes came or went.
     active_at: u64,
     /// The last time that bytes went, or that there began to be something to send.
@@ -119,6 +122,7 @@ impl Open {
             decided: None,
             write_shut_at: None,
             both_shut: false,
+            accepted_at: now,
             active_at: now,
             progress_at: now,
         }
@@ -132,6 +136,7 @@ impl Audit {
             tenants: Vec::new(),
             lent: Vec::new(),
             line: Vec::new(),
+            served: 0,
             retired: Vec::new(),
             pauses: vec![0; limits.listeners],
             drain_deadline: None,
@@ -147,6 +152,7 @@ impl Audit {
 
     /// The core is about to be told this.
     pub(crate) fn event(&mut self, now: u64, event: &Event) {
+        self.served = 0;
         match *event {
             Event::Started => {}
             Event::TimePassed => self.note_decisions(now),
@@ -299,10 +305,12 @@ impl Audit {
         let waits = self.line.iter().position(|waiter| waiter.connection == connection);
         if let Some(index) = waits {
             let lent = self.lent.iter().filter(|lent| lent.buffer.class == SizeClass::Small);
-            let home = lent.count() < self.limits.small_buffers;
+            let home = self.limits.small_buffers - lent.count();
             self.line.remove(index);
+            self.served += usize::from(home > 0);
+            assert!(self.served <= home.max(1), "promise: more are armed than buffers are home");
             let open = self.open(connection);
-            if !home && class == SizeClass::Small {
+            if home == 0 && class == SizeClass::Small {
                 // Once: a small receive that ends so just as its connection moves up to large ones.
                 open.fruitless += 1;
                 assert!(open.fruitless <= 1, "promise: {connection:?} spins");
@@ -443,15 +451,20 @@ impl Audit {
         let charged = self.charged;
         let drain_is_over =
             now >= limits.linger_timeout && self.is_drained(now - limits.linger_timeout);
+        let drain_deadline = self.drain_deadline;
         let open = self.open(connection);
         let unsent = open.received - open.sent;
+        // Patience comes first: FIN at the deadline, unless there was no time or bytes are still under way.
+        let too_late =
+            drain_deadline.is_some_and(|at| open.accepted_at >= at + limits.linger_timeout);
+        let asked_to_end = open.write_shut_at.is_some() || unsent > 0 || too_late;
         let stalled = limits.stall_timeout.is_some_and(|timeout| now >= open.progress_at + timeout);
         let lingered = open.write_shut_at.is_some_and(|at| now >= at + limits.linger_timeout);
         let beyond = charged + unsent - open.aside > limits.aside_bytes_max;
         let cause = open.dead
             || open.both_shut
             || lingered
-            || drain_is_over
+            || (drain_is_over && asked_to_end)
             || (unsent > 0 && (stalled || beyond));
         assert!(cause, "promise: {connection:?} is ended for nothing: {open:?}");
     }
