@@ -1,7 +1,8 @@
 //! The daemon: start-up order, signals, readiness, watchdog, drain, exit.
 //!
-//! The main thread never touches an echo. It starts the workers and then sleeps in poll(2) until a signal, a worker or the
-//! clock wants something; so it may block on the service manager or the log without anybody noticing.
+//! The main thread never touches an echo. It starts the workers and then sleeps in poll(2) until a
+//! signal, a worker or the clock wants something; so it may block on the service manager or the log
+//! without anybody noticing.
 
 mod report;
 mod service;
@@ -78,7 +79,8 @@ impl fmt::Display for Failure {
             Self::Ring(worker, error) => write!(formatter, "worker {worker}: {error}"),
             Self::Panic(worker) => write!(
                 formatter,
-                "worker {worker} panicked: this is a defect; please report the lines before this one"
+                "worker {worker} panicked: this is a defect; please report the lines \
+                 before this one"
             ),
         }
     }
@@ -112,7 +114,8 @@ pub fn serve(options: &Options) -> ExitCode {
             return ExitCode::from(error.exit_status());
         }
     };
-    // Signals are blocked before the first thread starts, so that every thread inherits it and they wait for us.
+    // Signals are blocked before the first thread starts, so that every thread inherits it and they
+    // wait for us.
     let signals = match service::block_signals() {
         Ok(signals) => signals,
         Err(error) => {
@@ -120,7 +123,8 @@ pub fn serve(options: &Options) -> ExitCode {
             return ExitCode::from(EXIT_SYSTEM);
         }
     };
-    // The sockets come before the log thread: taking them changes the environment, which only one thread may do.
+    // The sockets come before the log thread: taking them changes the environment, which only one
+    // thread may do.
     let opened = crate::listen::open(&config.listeners, &config.tcp);
     let log = match logging::start(target(config.log.target), config.log.level) {
         Ok(log) => log,

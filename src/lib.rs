@@ -2,11 +2,13 @@
 //!
 //! The map, in reading order. Arrows point down only (`tests/tidy.rs` holds them to it):
 //!
-//! - [`echo`]: the core. Events in, operations out; pure, so that every history can be simulated. Start with [`echo::op`].
+//! - [`echo`]: the core. Events in, operations out; pure, so that every history can be simulated.
+//!   Start with [`echo::op`].
 //! - [`uring`]: the driver that carries operations out on a real ring. The only unsafe code.
 //! - [`worker`]: the loop of one thread, which joins the two.
 //! - [`daemon`]: start-up order, workers, signals, watchdog, drain, exit.
-//! - [`cli`], [`config`], [`listen`], [`logging`], [`metrics`], [`systemd`]: the leaves, each with one outside world to know.
+//! - [`cli`], [`config`], [`listen`], [`logging`], [`metrics`], [`systemd`]: the leaves, each with
+//!   one outside world to know.
 
 pub mod cli;
 pub mod config;

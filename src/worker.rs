@@ -1,6 +1,7 @@
 //! The loop of one thread: wait, let the core decide, submit; nothing else.
 //!
-//! It knows the ring only through [`Kernel`], so the same loop runs on the real one and on the simulator's.
+//! It knows the ring only through [`Kernel`], so the same loop runs on the real one and on the
+//! simulator's.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -8,7 +9,8 @@ use crate::echo::op::{Event, Kernel, Op, Timestamp};
 use crate::echo::server::{Server, Stats};
 use crate::metrics::Board;
 
-/// What the daemon and one worker tell each other. To be heard at once, the daemon also wakes the worker.
+/// What the daemon and one worker tell each other. To be heard at once, the daemon also wakes the
+/// worker.
 #[derive(Debug, Default)]
 pub struct Shared {
     turns: AtomicU64,
@@ -42,7 +44,8 @@ impl Shared {
     }
 }
 
-/// Serves until the drain that [`Shared::drain`] asked for is over. `on_ready` is called when the listeners are armed.
+/// Serves until the drain that [`Shared::drain`] asked for is over. `on_ready` is called when the
+/// listeners are armed.
 ///
 /// # Errors
 /// When the kernel itself fails; the connections are lost then.
@@ -56,7 +59,8 @@ pub fn run<K: Kernel>(
     let mut ops = Vec::new();
     let now = kernel.now();
     step(kernel, &mut server, now, Event::Started, &mut ops);
-    // A turn that does not wait hands the accepts to the kernel: from here on the listeners are armed.
+    // A turn that does not wait hands the accepts to the kernel: from here on the listeners are
+    // armed.
     kernel.turn(Some(now), &mut events)?;
     shared.ready.store(true, Ordering::Release);
     on_ready();
@@ -74,7 +78,8 @@ pub fn run<K: Kernel>(
         shared.board.publish(server.stats());
         shared.turns.fetch_add(1, Ordering::Relaxed);
         if server.is_drained() {
-            // The last closes are still queued: hand them over, so that every peer sees its FIN before we are gone.
+            // The last closes are still queued: hand them over, so that every peer sees its FIN
+            // before we are gone.
             kernel.turn(Some(now), &mut events)?;
             return Ok(server.stats().clone());
         }

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use echo_uring::config::{Address, Config, ListenerConfig, Tcp};
 use echo_uring::listen::{self, Family, ListenError, Opened, Origin};
-use echo_uring::uring::ListeningSocket;
+use echo_uring::uring::{ListeningSocket, Transport};
 use socket2::{Domain, SockRef, Socket, Type};
 
 const REPORT: &str = "ECHO_URING_TEST_REPORT";
@@ -139,7 +139,7 @@ fn an_accepted_unix_connection_is_equipped_by_hand() {
     assert!(!SockRef::from(&accepted).out_of_band_inline().unwrap(), "if it were inherited…");
     let listening = ListeningSocket {
         socket: listener.socket,
-        inherits_options: false,
+        transport: Transport::Unix,
         receive_buffer: tcp.receive_buffer,
         send_buffer: tcp.send_buffer,
     };

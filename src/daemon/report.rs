@@ -1,7 +1,8 @@
 //! What the operator hears of the counters: the status line, and a warning when something is wrong.
 //!
-//! The event loops log nothing. What goes wrong is counted there, and the main thread looks at the counters once a second;
-//! so peers cannot flood the log whatever they do: a class of event is told at most once in [`QUIET`], with its count.
+//! The event loops log nothing. What goes wrong is counted there, and the main thread looks at the
+//! counters once a second; so peers cannot flood the log whatever they do: a class of event is told
+//! at most once in [`QUIET`], with its count.
 
 use std::time::{Duration, Instant};
 
@@ -47,7 +48,8 @@ const CLASSES: [Class; 7] = [
         counter: |stats| stats.accept_process_files,
         line: |count, _| {
             format!(
-                "accept failed {count} times: no file descriptor is free (EMFILE); connections wait in the backlog; \
+                "accept failed {count} times: no file descriptor is free (EMFILE); \
+                 connections wait in the backlog; \
                  raise LimitNOFILE= or lower limits.max-connections"
             )
         },
@@ -56,7 +58,8 @@ const CLASSES: [Class; 7] = [
         counter: |stats| stats.accept_system_files,
         line: |count, _| {
             format!(
-                "accept failed {count} times: the system has no free file (ENFILE); connections wait in the backlog; \
+                "accept failed {count} times: the system has no free file (ENFILE); \
+                 connections wait in the backlog; \
                  raise sysctl fs.file-max"
             )
         },
@@ -84,7 +87,8 @@ const CLASSES: [Class; 7] = [
         counter: |stats| stats.closed[CloseReason::StalledMemory as usize],
         line: |count, _| {
             format!(
-                "{count} connections reset: they stopped reading when limits.stalled-memory was used up"
+                "{count} connections reset: they stopped reading when limits.stalled-memory \
+                 was used up"
             )
         },
     },
@@ -92,7 +96,8 @@ const CLASSES: [Class; 7] = [
         counter: |stats| stats.full,
         line: |count, stats| {
             format!(
-                "all places were taken {count} times ({} connections now); further connections wait in the backlog; \
+                "all places were taken {count} times ({} connections now); \
+                 further connections wait in the backlog; \
                  raise limits.max-connections",
                 stats.connections
             )

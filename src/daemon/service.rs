@@ -19,14 +19,15 @@ use crate::config::{Config, Workers};
 use crate::echo::limits;
 use crate::echo::op::{ReceiveMode, Timestamp};
 use crate::echo::server::Stats;
-use crate::listen::{Family, Opened, Origin};
+use crate::listen::{Opened, Origin};
 use crate::metrics;
 use crate::systemd::Notifier;
 use crate::uring;
 
 /// How often the counters are looked at: for the status line, and for warnings.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// Descriptors that are not connections: standard streams, log, notify and signal sockets, and some to spare.
+/// Descriptors that are not connections: standard streams, log, notify and signal sockets, and some
+/// to spare.
 const FILES_SPARE: u64 = 32;
 /// Descriptors of one worker: its ring and its eventfd.
 const FILES_PER_WORKER: u64 = 2;
@@ -67,8 +68,7 @@ pub(super) fn run(
             };
             names.push(format!("{} ({}{origin})", listener.address, listener.name));
             files.extend(listener.file);
-            let unix = listener.family == Family::Unix;
-            workers::listening_socket(listener.socket, unix, &config.tcp)
+            workers::listening_socket(listener.socket, listener.family, &config.tcp)
         })
         .collect::<Arc<[_]>>();
     let plan =
@@ -319,8 +319,9 @@ enum Order {
     EndAtOnce,
 }
 
-/// Tells the service manager that all is well, but only if every worker has turned its loop since the last time it was told.
-/// Workers that sleep are woken for it, right after each ping, so that they have the whole interval to answer.
+/// Tells the service manager that all is well, but only if every worker has turned its loop since
+/// the last time it was told. Workers that sleep are woken for it, right after each ping, so that
+/// they have the whole interval to answer.
 struct Watchdog {
     interval: Duration,
     next: Instant,
@@ -353,7 +354,8 @@ impl Watchdog {
             Some(worker) if !self.worried => {
                 self.worried = true;
                 log::error!(
-                    "worker {worker} has not turned its loop for {} s: the watchdog is not told that all is well",
+                    "worker {worker} has not turned its loop for {} s: \
+                     the watchdog is not told that all is well",
                     self.interval.as_secs_f64()
                 );
             }

@@ -13,14 +13,17 @@ use crate::config::{Config, Tcp};
 use crate::echo::limits;
 use crate::echo::op::{ReceiveMode, Timestamp};
 use crate::echo::server::{Parameters, Server, Stats};
+use crate::listen::Family;
 use crate::metrics;
-use crate::uring::{Driver, Features, ListeningSocket, Settings, Unusable};
+use crate::uring::{Driver, Features, ListeningSocket, Settings, Transport, Unusable};
 use crate::worker::{self, Shared};
 
-/// Bytes of a small and a large buffer. 4 KiB holds what a quiet line says; 256 KiB is where bulk stops getting cheaper.
+/// Bytes of a small and a large buffer. 4 KiB holds what a quiet line says; 256 KiB is where bulk
+/// stops getting cheaper.
 const BUFFER_SIZES: [u32; 2] = [4 << 10, 256 << 10];
-/// Large buffers of a worker: few, so that they stay in the cache. A provided-buffer ring is first in, first out and walks
-/// the whole pool: bulk with 64 of them costs 1.22 of epoll, with 4 of them 1.04 (Linux 6.18, see ARCHITECTURE.md).
+/// Large buffers of a worker: few, so that they stay in the cache. A provided-buffer ring is first
+/// in, first out and walks the whole pool: bulk with 64 of them costs 1.22 of epoll, with 4 of them
+/// 1.04 (Linux 6.18, see ARCHITECTURE.md).
 const LARGE_BUFFERS: u16 = 4;
 
 /// What a worker tells the main thread.
@@ -178,12 +181,14 @@ pub(super) fn buffers_total(plan: &Plan<'_>) -> u64 {
     plan.buffers().into_iter().map(u64::from).sum::<u64>() * plan.workers as u64
 }
 
-/// A listening socket for the driver. TCP connections inherit every option; Unix ones inherit none (seen on Linux 6.18), so
-/// the driver sets them.
-pub(super) fn listening_socket(socket: OwnedFd, unix: bool, tcp: &Tcp) -> ListeningSocket {
+/// A listening socket for the driver.
+pub(super) fn listening_socket(socket: OwnedFd, family: Family, tcp: &Tcp) -> ListeningSocket {
     ListeningSocket {
         socket,
-        inherits_options: !unix,
+        transport: match family {
+            Family::Tcp => Transport::Tcp,
+            Family::Unix => Transport::Unix,
+        },
         receive_buffer: tcp.receive_buffer,
         send_buffer: tcp.send_buffer,
     }

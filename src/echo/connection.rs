@@ -1,20 +1,23 @@
 //! One connection: a state machine that never forgets a byte.
 //!
-//! An event only changes what is known ([`Phase`], [`Receive`], [`Send`], the queue); what to do next is then derived from
-//! it in one place, [`Connection::advance`]. So no path can forget to send, to arm or to close.
+//! An event only changes what is known ([`Phase`], [`Receive`], [`Send`], the queue); what to do
+//! next is then derived from it in one place, [`Connection::advance`]. So no path can forget to
+//! send, to arm or to close.
 //!
-//! | phase | bytes come | end of stream | send done | peer is dead | time is up | ends as |
-//! |---|---|---|---|---|---|---|
-//! | `Open` | queue them | `Finishing` | next of the queue | `Closing` | idle: `Flushing`; stalled: `Closing` | |
-//! | `Finishing` | impossible | impossible | next; after the last, `Closing` | `Closing` | stalled: `Closing` | |
-//! | `Flushing` | drop them | `Finishing` | next; after the last, FIN and `Lingering` | `Closing` | stalled: `Closing` | |
-//! | `Lingering` | drop them | `Closing` | impossible | `Closing` | `Closing` | |
-//! | `Closing` | drop them | join | join | join | join | closed when the kernel holds nothing |
+//! | phase | bytes come | end of stream | send done | peer dead | time is up |
+//! |---|---|---|---|---|---|
+//! | `Open` | queue | `Finishing` | next | `Closing` | idle `Flushing`, stalled `Closing` |
+//! | `Finishing` | impossible | impossible | next, or `Closing` | `Closing` | `Closing` |
+//! | `Flushing` | drop | `Finishing` | next, or FIN, `Lingering` | `Closing` | `Closing` |
+//! | `Lingering` | drop | `Closing` | impossible | `Closing` | `Closing` |
+//! | `Closing` | drop | join | join | join | impossible |
 //!
-//! `Free`, `Accepting` and `Parked` have no bytes: the first two have no socket, the third has one that waits for a place
-//! and is not received from. *Join*: the last completion of a dying connection closes it; close(2) before would neither
-//! end an armed receive nor be seen by the peer (Linux: the request holds the file).
+//! `Free`, `Accepting` and `Parked` have no bytes: the first two have no socket, the third has one
+//! that waits for a place and is not received from. *Join*: the last completion of a dying
+//! connection closes it; close(2) before would neither end an armed receive nor be seen by the peer
+//! (Linux: the request holds the file).
 
+mod audit;
 mod state;
 
 #[cfg(test)]
@@ -31,11 +34,13 @@ use super::pool::Queue;
 use super::resources::{Context, Resources};
 use super::stats::CloseReason;
 
-/// One slot. With its timer (12 bytes) and its descriptor (4 bytes) an idle connection costs less than a cache line.
+/// One slot. With its timer (12 bytes) and its descriptor (4 bytes) an idle connection costs less
+/// than a cache line.
 #[derive(Debug)]
 pub struct Connection {
     generation: u32,
-    /// When bytes last moved in either direction, in milliseconds modulo 2^32: only differences are used.
+    /// When bytes last moved in either direction, in milliseconds modulo 2^32: only differences are
+    /// used.
     progress_ms: u32,
     phase: Phase,
     send: Send,
@@ -182,7 +187,9 @@ impl Connection {
         self.expectation = Expectation::Data;
         match (self.phase, self.class) {
             (Phase::Closing(_), _) => {}
-            (_, SizeClass::Large) => self.shrink(),
+            // Others use the large ones now. A small one serves this time; the next full one asks
+            // for a large again.
+            (_, SizeClass::Large) => self.class = SizeClass::Small,
             (_, SizeClass::Small) => self.stand_in_line(context),
         }
     }
@@ -249,7 +256,8 @@ impl Connection {
         self.advance(context);
     }
 
-    /// A buffer may be at home again: leave the line and arm. Nothing happens if the connection no longer waits.
+    /// A buffer may be at home again: leave the line and arm. Nothing happens if the connection no
+    /// longer waits.
     pub fn serve(&mut self, context: &mut Context) {
         if self.receive == Receive::Starved {
             self.receive = Receive::Off;
@@ -328,7 +336,8 @@ impl Connection {
         }
     }
 
-    /// Does whatever follows from the present state. The only place that starts a send, arms a receive or closes.
+    /// Does whatever follows from the present state. The only place that starts a send, arms a
+    /// receive or closes.
     fn advance(&mut self, context: &mut Context) {
         match self.phase {
             Phase::Free | Phase::Accepting(_) | Phase::Parked => {}
@@ -401,10 +410,21 @@ impl Connection {
     fn wants_bytes(&self) -> bool {
         match (self.phase, self.send) {
             (Phase::Lingering(_), _) => true,
-            (Phase::Open, Send::Idle | Send::Trying { .. }) => {
-                self.queue.count() < limits::QUEUE_CHUNKS_MAX
-            }
-            _ => false,
+            (Phase::Open, Send::Idle | Send::Trying { .. }) => match self.class {
+                SizeClass::Small => self.queue.count() < limits::QUEUE_CHUNKS_MAX,
+                // One large buffer a connection: few of them stay in the cache, and go round.
+                SizeClass::Large => self.send == Send::Idle,
+            },
+            (Phase::Open, Send::Aside { .. })
+            | (
+                Phase::Free
+                | Phase::Accepting(_)
+                | Phase::Parked
+                | Phase::Finishing
+                | Phase::Flushing(_)
+                | Phase::Closing(_),
+                _,
+            ) => false,
         }
     }
 
@@ -450,7 +470,8 @@ impl Connection {
         self.full_buffers = 0;
     }
 
-    /// The socket took only `sent` bytes of `buffer`: from now on the connection lives on memory of its own.
+    /// The socket took only `sent` bytes of `buffer`: from now on the connection lives on memory of
+    /// its own.
     fn stall(&mut self, context: &mut Context, buffer: BufferId, sent: u32, length: u32) {
         context.resources.stats.short_sends += 1;
         context.resources.stats.stalled += 1;
@@ -467,7 +488,8 @@ impl Connection {
         }
     }
 
-    /// Moves bytes from a pooled buffer to the connection's own memory, or resets it if there is no more to be had.
+    /// Moves bytes from a pooled buffer to the connection's own memory, or resets it if there is no
+    /// more to be had.
     fn set_aside(&mut self, context: &mut Context, buffer: BufferId, offset: u32, length: u32) {
         let Send::Aside { unsent, charged, .. } = &mut self.send else {
             unreachable!("only a stalled connection sets bytes aside: {:?}", self.send)
@@ -509,7 +531,8 @@ impl Connection {
         self.die(context, CloseReason::of(error));
     }
 
-    /// Gives up on the peer. What was queued is dropped; what the kernel holds is made to come back.
+    /// Gives up on the peer. What was queued is dropped; what the kernel holds is made to come
+    /// back.
     fn die(&mut self, context: &mut Context, reason: CloseReason) {
         if let Phase::Closing(_) = self.phase {
             return;
@@ -559,53 +582,6 @@ impl Connection {
         context.resources.stats.count_close(reason);
         context.closed = true;
         *self = Self { generation: next_generation(self.generation), ..Self::free() };
-    }
-
-    /// Whether the peer is behind with reading.
-    #[must_use]
-    pub fn is_stalled(&self) -> bool {
-        matches!(self.send, Send::Aside { .. })
-    }
-
-    /// Panics if the state contradicts itself. Returns the lent buffers and the charged bytes it accounts for.
-    pub fn check_invariants(&self) -> (u32, u64) {
-        let sending = u32::from(matches!(self.send, Send::Trying { .. }));
-        let charged = match self.send {
-            Send::Aside { unsent, charged, .. } => {
-                // A connection that dies of its first set-aside byte has none.
-                let least = u32::from(!matches!(self.phase, Phase::Closing(_)));
-                assert!(unsent >= least && unsent <= charged, "{unsent} of {charged} are unsent");
-                assert_eq!(self.queue.count(), 0, "a stalled connection keeps no pooled buffer");
-                u64::from(charged)
-            }
-            Send::Idle | Send::Trying { .. } => 0,
-        };
-        match self.phase {
-            Phase::Free | Phase::Accepting(_) | Phase::Parked => {
-                assert_eq!((self.receive, self.send), (Receive::Off, Send::Idle));
-            }
-            Phase::Open => {
-                let busy = self.send != Send::Idle || self.receive != Receive::Off;
-                assert!(busy, "an open connection waits for nothing");
-            }
-            Phase::Finishing => {
-                assert_eq!(self.receive, Receive::Off);
-                assert_ne!(self.send, Send::Idle, "a finished connection was not closed");
-            }
-            Phase::Flushing(_) => assert_ne!(self.send, Send::Idle, "FIN was not sent"),
-            Phase::Lingering(_) => {
-                assert_eq!(self.send, Send::Idle, "bytes after FIN");
-                assert_ne!(self.receive, Receive::Off, "nobody waits for the peer's FIN");
-            }
-            Phase::Closing(_) => {
-                let held = self.receive.is_with_kernel() || self.is_send_with_kernel();
-                assert!(held, "a dead connection was not closed");
-            }
-        }
-        if self.send == Send::Idle && !matches!(self.phase, Phase::Closing(_)) {
-            assert_eq!(self.queue.count(), 0, "queued bytes are not being sent");
-        }
-        (u32::from(self.queue.count()) + sending, charged)
     }
 }
 

@@ -1,20 +1,26 @@
 //! Every limit of the core that is not configured, with the reason for its value.
 
-/// Chunks that may wait in a connection's queue behind the send in flight before its receive is stopped.
+/// Chunks that may wait in a connection's queue behind the send in flight before its receive is
+/// stopped.
 ///
-/// Sends are tried at once, so a queue only builds up within one turn of the loop; 16 small buffers (64 KiB) hold what a
-/// multishot receive brings in such a turn, and keep one talker from draining a pool of 256.
+/// Sends are tried at once, so a queue only builds up within one turn of the loop; 16 small buffers
+/// (64 KiB) hold what a multishot receive brings in such a turn, and keep one talker from draining
+/// a pool of 256.
 pub const QUEUE_CHUNKS_MAX: u8 = 16;
 
-/// Full buffers in a row, with more waiting behind them, that move a connection up to large buffers. One may be chance.
+/// Full buffers in a row, with more waiting behind them, that move a connection up to large
+/// buffers. One may be chance.
 pub const FULL_BUFFERS_TO_GROW: u8 = 2;
 
-/// Receives that a connection gets in small one-shot portions after it stalled, before it is trusted again.
+/// Receives that a connection gets in small one-shot portions after it stalled, before it is
+/// trusted again.
 ///
-/// A peer that reads in bursts stalls again soon; with small portions it costs little set-aside memory when it does.
+/// A peer that reads in bursts stalls again soon; with small portions it costs little set-aside
+/// memory when it does.
 pub const PROBATION_RECEIVES: u8 = 8;
 
-/// Wait before a listener that ran out of files or memory tries again, if no connection closes before, in milliseconds.
+/// Wait before a listener that ran out of files or memory tries again, if no connection closes
+/// before, in milliseconds.
 ///
 /// Short enough that nobody notices, long enough that ten tries a second cost nothing.
 pub const ACCEPT_BACKOFF_MS: u64 = 100;
@@ -24,15 +30,18 @@ pub const MEMORY_RETRY_MS: u64 = 100;
 
 /// How long a peer may take to answer our FIN with its own before it is reset, in milliseconds.
 ///
-/// Some round trips on a bad path; together with the default drain it stays below the unit's `TimeoutStopSec=30s`.
+/// Some round trips on a bad path; together with the default drain it stays below the unit's
+/// `TimeoutStopSec=30s`.
 pub const LINGER_MS: u64 = 5_000;
 
-/// Finest and coarsest tick of the timer wheel, in milliseconds. One wake-up a second is what an idle daemon may cost.
+/// Finest and coarsest tick of the timer wheel, in milliseconds. One wake-up a second is what an
+/// idle daemon may cost.
 pub const TICK_MS_MIN: u64 = 10;
 /// See [`TICK_MS_MIN`].
 pub const TICK_MS_MAX: u64 = 1_000;
 
-/// The tick is this fraction of the shortest timeout, so that no timeout is more than about 6 % late.
+/// The tick is this fraction of the shortest timeout, so that no timeout is more than about 6 %
+/// late.
 pub const TICKS_PER_TIMEOUT: u64 = 16;
 
 const _: () = assert!(TICK_MS_MIN <= TICK_MS_MAX);

@@ -1,7 +1,8 @@
 //! One listening socket, as one worker sees it: whether an accept is armed, and if not, why.
 //!
-//! Accepts are one-shot on purpose: a one-shot accept goes to the end of the socket's wait queue each time, so workers that
-//! share a listener take turns exactly; a multishot stays at the head and takes every connection (Linux 6.18, measured).
+//! Accepts are one-shot on purpose: a one-shot accept goes to the end of the socket's wait queue
+//! each time, so workers that share a listener take turns exactly; a multishot stays at the head
+//! and takes every connection (Linux 6.18, measured).
 
 use super::op::{ConnectionId, Timestamp};
 

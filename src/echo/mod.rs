@@ -1,9 +1,11 @@
 //! The core: what an echo server decides, and nothing else.
 //!
-//! Pure: no syscall, no clock, no randomness, no log, no payload. Events in, operations out; the same history of events
-//! always gives the same operations, so `tests/sim` can run tens of thousands of histories that a kernel shows once a year.
+//! Pure: no syscall, no clock, no randomness, no log, no payload. Events in, operations out; the
+//! same history of events always gives the same operations, so `tests/sim` can run tens of
+//! thousands of histories that a kernel shows once a year.
 //!
-//! Reading order: [`op`] (the words), [`connection`] (one connection), [`server`] (all of them), and the parts they use.
+//! Reading order: [`op`] (the words), [`connection`] (one connection), [`server`] (all of them),
+//! and the parts they use.
 
 pub mod connection;
 pub mod limits;

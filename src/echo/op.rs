@@ -1,8 +1,9 @@
 //! The vocabulary between the core and the kernel: events come in, operations go out.
 //!
-//! Events are facts in the past tense, operations are imperatives. Neither knows a file descriptor, a pointer or a byte
-//! of payload: a connection is a [`ConnectionId`], a piece of payload is a [`BufferId`] and a length. [`Kernel`] is the one
-//! seam of the daemon: `uring::Driver` implements it on a real ring, `tests/sim` on a fake that injects faults.
+//! Events are facts in the past tense, operations are imperatives. Neither knows a file descriptor,
+//! a pointer or a byte of payload: a connection is a [`ConnectionId`], a piece of payload is a
+//! [`BufferId`] and a length. [`Kernel`] is the one seam of the daemon: `uring::Driver` implements
+//! it on a real ring, `tests/sim` on a fake that injects faults.
 //!
 //! One echo, as both sides see it:
 //!
@@ -15,7 +16,8 @@
 
 use std::fmt;
 
-/// Milliseconds on the kernel's monotonic clock since an arbitrary start. The core never reads a clock: it is told.
+/// Milliseconds on the kernel's monotonic clock since an arbitrary start. The core never reads a
+/// clock: it is told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(pub u64);
 
@@ -27,8 +29,8 @@ impl Timestamp {
     }
 }
 
-/// Names one tenant of one connection slot. The generation changes with each tenant, so a late completion can never
-/// reach the connection that took over the slot.
+/// Names one tenant of one connection slot. The generation changes with each tenant, so a late
+/// completion can never reach the connection that took over the slot.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnectionId {
     slot: u32,
@@ -64,7 +66,8 @@ impl fmt::Debug for ConnectionId {
     }
 }
 
-/// Names a listening socket: its position, dense from 0, in the list that the driver was built with.
+/// Names a listening socket: its position, dense from 0, in the list that the driver was built
+/// with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ListenerId(pub u16);
 
@@ -105,7 +108,8 @@ pub struct BufferId {
 pub enum ReceiveMode {
     /// Ends with the first bytes.
     Once,
-    /// Goes on until an event says that it ended. A driver may end it at any time, with or without data.
+    /// Goes on until an event says that it ended. A driver may end it at any time, with or without
+    /// data.
     Multishot,
 }
 
@@ -114,7 +118,8 @@ pub enum ReceiveMode {
 pub enum Expectation {
     /// Bytes are probably waiting: try at once.
     Data,
-    /// Probably nothing is there: wait for readiness first, so that no attempt is wasted and nobody jumps the queue.
+    /// Probably nothing is there: wait for readiness first, so that no attempt is wasted and nobody
+    /// jumps the queue.
     Silence,
 }
 
@@ -140,13 +145,14 @@ pub enum Op {
         /// What the new connection is to be called.
         connection: ConnectionId,
     },
-    /// Stop the accept that was armed for `connection`. It still answers, as canceled or with what it had.
+    /// Stop the accept that was armed for `connection`. It still answers, as canceled or with what
+    /// it had.
     CancelAccept {
         /// The name given to the accept.
         connection: ConnectionId,
     },
-    /// Receive into a pooled buffer that the kernel picks when bytes come. At most one receive per connection is armed.
-    /// Answered by [`Event::Received`] and [`Event::ReceiveEnded`].
+    /// Receive into a pooled buffer that the kernel picks when bytes come. At most one receive per
+    /// connection is armed. Answered by [`Event::Received`] and [`Event::ReceiveEnded`].
     Receive {
         /// Whose bytes.
         connection: ConnectionId,
@@ -157,13 +163,15 @@ pub enum Op {
         /// Whether bytes are likely to be there.
         expectation: Expectation,
     },
-    /// Stop the armed receive. Bytes it had already taken still arrive; then it answers that it ended.
+    /// Stop the armed receive. Bytes it had already taken still arrive; then it answers that it
+    /// ended.
     CancelReceive {
         /// Whose receive.
         connection: ConnectionId,
     },
-    /// Try to send the first `length` bytes of `buffer` without waiting. At most one send (of either kind) per connection
-    /// is in flight. Answered once by [`Event::Sent`] or [`Event::SendFailed`]; the buffer stays lent until recycled.
+    /// Try to send the first `length` bytes of `buffer` without waiting. At most one send (of
+    /// either kind) per connection is in flight. Answered once by [`Event::Sent`] or
+    /// [`Event::SendFailed`]; the buffer stays lent until recycled.
     Send {
         /// To whom.
         connection: ConnectionId,
@@ -172,8 +180,8 @@ pub enum Op {
         /// How many bytes, at least 1.
         length: u32,
     },
-    /// Copy `length` bytes of `buffer`, from `offset` on, to the end of the connection's own set-aside bytes.
-    /// Done at once; the buffer may be recycled next.
+    /// Copy `length` bytes of `buffer`, from `offset` on, to the end of the connection's own
+    /// set-aside bytes. Done at once; the buffer may be recycled next.
     SetAside {
         /// Whose bytes.
         connection: ConnectionId,
@@ -184,8 +192,8 @@ pub enum Op {
         /// How many, at least 1.
         length: u32,
     },
-    /// Send from the front of the set-aside bytes, waiting for room. Answered once by [`Event::SentAside`] (any part of
-    /// them, which are then forgotten) or [`Event::SendFailed`].
+    /// Send from the front of the set-aside bytes, waiting for room. Answered once by
+    /// [`Event::SentAside`] (any part of them, which are then forgotten) or [`Event::SendFailed`].
     SendAside {
         /// To whom.
         connection: ConnectionId,
@@ -202,13 +210,14 @@ pub enum Op {
         /// Which directions.
         how: Shutdown,
     },
-    /// Close the connection in order (FIN) and forget its set-aside bytes. The kernel must hold no receive and no send
-    /// of it any more. Never answered; the slot is free at once.
+    /// Close the connection in order (FIN) and forget its set-aside bytes. The kernel must hold no
+    /// receive and no send of it any more. Never answered; the slot is free at once.
     Close {
         /// Which.
         connection: ConnectionId,
     },
-    /// As [`Op::Close`], but reset the connection (RST), so that the kernel frees what it still had to send at once.
+    /// As [`Op::Close`], but reset the connection (RST), so that the kernel frees what it still had
+    /// to send at once.
     Abort {
         /// Which.
         connection: ConnectionId,
@@ -220,7 +229,8 @@ pub enum Op {
 pub enum AcceptError {
     /// It was canceled on request.
     Canceled,
-    /// The peer was gone before it was accepted (ECONNABORTED and other network errors, accept(2)): try again.
+    /// The peer was gone before it was accepted (ECONNABORTED and other network errors, accept(2)):
+    /// try again.
     Aborted,
     /// No file descriptor is free in the process (EMFILE). The connection stays in the backlog.
     ProcessFiles,
@@ -239,7 +249,8 @@ pub enum ReceiveEnd {
     EndOfStream,
     /// The pool had no buffer (ENOBUFS). Nothing was taken from the socket, not even its end.
     NoBuffer,
-    /// Canceled, or ended by the kernel for reasons of its own; nothing is lost, arm again if wanted.
+    /// Canceled, or ended by the kernel for reasons of its own; nothing is lost, arm again if
+    /// wanted.
     Stopped,
     /// The kernel was short of memory (ENOMEM): worth another try a little later.
     Memory,
@@ -250,7 +261,8 @@ pub enum ReceiveEnd {
 /// Why a send failed without taking a byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SendError {
-    /// The kernel was short of memory (ENOMEM, ENOBUFS) or the send was canceled: worth another try a little later.
+    /// The kernel was short of memory (ENOMEM, ENOBUFS) or the send was canceled: worth another try
+    /// a little later.
     Memory,
     /// The connection is dead (ECONNRESET, EPIPE, ETIMEDOUT, …).
     Failed(ConnectionError),
@@ -304,7 +316,8 @@ pub enum Event {
         /// Why.
         reason: ReceiveEnd,
     },
-    /// Answer to [`Op::Send`]: the socket took the first `length` bytes; 0 if it had no room at all.
+    /// Answer to [`Op::Send`]: the socket took the first `length` bytes; 0 if it had no room at
+    /// all.
     Sent {
         /// To whom.
         connection: ConnectionId,
@@ -342,11 +355,13 @@ pub trait Kernel {
     /// Now.
     fn now(&self) -> Timestamp;
 
-    /// Takes all of `ops`, in order, and leaves it empty. They reach the kernel at the next turn at the latest.
+    /// Takes all of `ops`, in order, and leaves it empty. They reach the kernel at the next turn at
+    /// the latest.
     fn submit(&mut self, ops: &mut Vec<Op>);
 
-    /// Hands everything submitted to the kernel, waits until something happened, `deadline` has passed or somebody else
-    /// woke the worker, and appends what happened to `events` in the order in which it happened to each connection.
+    /// Hands everything submitted to the kernel, waits until something happened, `deadline` has
+    /// passed or somebody else woke the worker, and appends what happened to `events` in the order
+    /// in which it happened to each connection.
     ///
     /// # Errors
     /// Only when the ring itself is broken; what befalls a connection is an event.

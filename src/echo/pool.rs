@@ -1,7 +1,9 @@
-//! The core's book of the buffer pool: which buffers are lent, and the queues that lent buffers form.
+//! The core's book of the buffer pool: which buffers are lent, and the queues that lent buffers
+//! form.
 //!
-//! A buffer is either at home (the driver may fill it) or lent, and a lent one has exactly one owner. That is what lets a
-//! connection's queue be a list through the buffers themselves: 12 bytes in the connection, no allocation, any length.
+//! A buffer is either at home (the driver may fill it) or lent, and a lent one has exactly one
+//! owner. That is what lets a connection's queue be a list through the buffers themselves: 12 bytes
+//! in the connection, no allocation, any length.
 
 use super::op::{BufferId, SizeClass};
 

@@ -1,4 +1,5 @@
-//! What all connections of a worker share: the pool, the memory for stalled peers, the lines they wait in, the counters.
+//! What all connections of a worker share: the pool, the memory for stalled peers, the lines they
+//! wait in, the counters.
 
 use std::collections::VecDeque;
 
@@ -24,7 +25,8 @@ pub struct Parameters {
     pub receive_mode: ReceiveMode,
     /// A connection on which nothing moves for so many milliseconds is ended in order.
     pub idle_timeout: Option<u64>,
-    /// A connection whose peer takes nothing for so many milliseconds, while bytes wait for it, is reset.
+    /// A connection whose peer takes nothing for so many milliseconds, while bytes wait for it, is
+    /// reset.
     pub stall_timeout: Option<u64>,
     /// Milliseconds a peer has to answer our FIN with its own.
     pub linger_timeout: u64,
@@ -53,7 +55,8 @@ pub struct Resources {
     pub pool: Pool,
     /// The counters.
     pub stats: Stats,
-    /// Connections that wait for a buffer, first come first served. One that ended since is skipped.
+    /// Connections that wait for a buffer, first come first served. One that ended since is
+    /// skipped.
     pub waiting: VecDeque<ConnectionId>,
     /// Connections to be tried again, and when; in order of time.
     pub retries: VecDeque<(Timestamp, ConnectionId)>,
@@ -72,7 +75,8 @@ impl Resources {
         }
     }
 
-    /// Charges `length` set-aside bytes; false, and nothing charged, if they would exceed the limit.
+    /// Charges `length` set-aside bytes; false, and nothing charged, if they would exceed the
+    /// limit.
     pub fn charge_aside(&mut self, length: u32) -> bool {
         let charged = self.stats.aside_bytes + u64::from(length);
         let granted = charged <= self.parameters.aside_bytes_max;

@@ -1,7 +1,7 @@
 //! The server: slots, listeners, places, timers. One entry, [`Server::handle`].
 //!
-//! It hands each event to the [`Connection`] it concerns and looks after what connections share: who gets the next place,
-//! who waits for a buffer, when accepting pauses, when the drain is over.
+//! It hands each event to the [`Connection`] it concerns and looks after what connections share:
+//! who gets the next place, who waits for a buffer, when accepting pauses, when the drain is over.
 
 use std::collections::VecDeque;
 
@@ -84,7 +84,8 @@ impl Server {
         accept.chain(retry).chain(drain).chain(self.wheel.deadline()).min()
     }
 
-    /// Whether a drain has been asked for and nothing is left: no connection, no accept with the kernel.
+    /// Whether a drain has been asked for and nothing is left: no connection, no accept with the
+    /// kernel.
     #[must_use]
     pub fn is_drained(&self) -> bool {
         self.drain != Drain::No
@@ -96,7 +97,8 @@ impl Server {
     /// Takes in one event and appends what is to be done about it to `ops`, in order.
     ///
     /// # Panics
-    /// If the event breaks the contract of [`super::op`]: for example, bytes for a connection that has been closed.
+    /// If the event breaks the contract of [`super::op`]: for example, bytes for a connection that
+    /// has been closed.
     pub fn handle(&mut self, now: Timestamp, event: Event, ops: &mut Vec<Op>) {
         match event {
             Event::Started => {}
@@ -257,8 +259,9 @@ impl Server {
         !self.resources.waiting.is_empty() && self.resources.pool.home(SizeClass::Small) > 0
     }
 
-    /// Arms as many of those who wait for a buffer as buffers are at home. They may be fewer than we think, or the line may
-    /// hold connections that turn out to have nothing to say: then the next turn, at once, serves the next in line.
+    /// Arms as many of those who wait for a buffer as buffers are at home. They may be fewer than
+    /// we think, or the line may hold connections that turn out to have nothing to say: then the
+    /// next turn, at once, serves the next in line.
     fn serve_waiting(&mut self, now: Timestamp, ops: &mut Vec<Op>) {
         let mut homes = self.resources.pool.home(SizeClass::Small);
         while homes > 0

@@ -71,14 +71,16 @@ pub struct Stats {
     pub closed: [u64; CloseReason::ALL.len()],
     /// Gauge: connections that have a place.
     pub connections: u64,
-    /// Gauge: connections accepted in a race for the last place, which wait for one as they would in the backlog.
+    /// Gauge: connections accepted in a race for the last place, which wait for one as they would
+    /// in the backlog.
     pub parked: u64,
     /// Bytes received.
     pub bytes_in: u64,
     /// Bytes echoed.
     pub bytes_out: u64,
-    /// Bytes received that could not be echoed: the peer reset, stalled too long, or wrote after our FIN.
-    /// Once a connection is closed its bytes in equal its bytes out plus its bytes dropped.
+    /// Bytes received that could not be echoed: the peer reset, stalled too long, or wrote after
+    /// our FIN. Once a connection is closed its bytes in equal its bytes out plus its bytes
+    /// dropped.
     pub bytes_dropped: u64,
     /// Pieces received, each echoed by a send of its own.
     pub chunks_in: u64,
@@ -86,7 +88,8 @@ pub struct Stats {
     pub short_sends: u64,
     /// Receives that found the buffer pool empty and waited in line.
     pub starved: u64,
-    /// Gauge: connections that are stalled: they do not receive until their set-aside bytes are sent.
+    /// Gauge: connections that are stalled: they do not receive until their set-aside bytes are
+    /// sent.
     pub stalled: u64,
     /// Gauge: bytes of memory charged for set-aside bytes.
     pub aside_bytes: u64,

@@ -1,8 +1,10 @@
-//! A coarse timer wheel: at most one timer a connection slot, driven by the `now` that is passed in.
+//! A coarse timer wheel: at most one timer a connection slot, driven by the `now` that is passed
+//! in.
 //!
-//! It is lazy: activity does not move a timer. When one fires, its owner looks whether it is really due and, if not, sets
-//! it again. A timer beyond the wheel's horizon fires at the horizon and is set again in the same way. So a connection
-//! costs the wheel a visit every few minutes, and the echo path never touches it.
+//! It is lazy: activity does not move a timer. When one fires, its owner looks whether it is really
+//! due and, if not, sets it again. A timer beyond the wheel's horizon fires at the horizon and is
+//! set again in the same way. So a connection costs the wheel a visit every few minutes, and the
+//! echo path never touches it.
 
 use super::op::Timestamp;
 
@@ -45,7 +47,8 @@ impl Wheel {
         }
     }
 
-    /// Sets the timer of `slot` to fire at `at` or up to one tick later, or at the horizon if that is nearer.
+    /// Sets the timer of `slot` to fire at `at` or up to one tick later, or at the horizon if that
+    /// is nearer.
     pub fn set(&mut self, slot: u32, at: Timestamp) {
         self.clear(slot);
         let tick = at.0.div_ceil(self.tick_ms).clamp(self.done + 1, self.done + BUCKETS as u64 - 1);

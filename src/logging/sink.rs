@@ -1,7 +1,7 @@
 //! Where log lines end: the syslog socket, or standard error.
 //!
-//! Only the log thread comes here. It may wait for syslog, but for a limited time: a stalled journal
-//! costs lines, not the thread.
+//! Only the log thread comes here. It may wait for syslog, but for a limited time: a stalled
+//! journal costs lines, not the thread.
 
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};

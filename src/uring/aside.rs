@@ -1,4 +1,5 @@
-//! Set-aside bytes: what a slow peer did not take yet, in exact-size pieces of memory that belong to its connection alone.
+//! Set-aside bytes: what a slow peer did not take yet, in exact-size pieces of memory that belong
+//! to its connection alone.
 
 use std::collections::VecDeque;
 
@@ -29,7 +30,8 @@ impl Aside {
         &first[self.sent..]
     }
 
-    /// The kernel is done with the first piece and sent `length` more bytes of it. True if nothing is left.
+    /// The kernel is done with the first piece and sent `length` more bytes of it. True if nothing
+    /// is left.
     pub(super) fn take_back(&mut self, length: usize) -> bool {
         assert!(self.in_flight, "nothing was being sent");
         self.in_flight = false;

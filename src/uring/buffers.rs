@@ -1,8 +1,8 @@
 //! The pool: one provided-buffer ring per size class (Linux 5.19, io_uring_register_buf_ring(3)).
 //!
-//! The kernel takes a buffer from the ring when bytes come, so a quiet connection holds none; a completion lends it to the
-//! core, and recycling puts it back. Memory is mapped once and touched only when used, so a pool costs what the traffic
-//! needs of it.
+//! The kernel takes a buffer from the ring when bytes come, so a quiet connection holds none; a
+//! completion lends it to the core, and recycling puts it back. Memory is mapped once and touched
+//! only when used, so a pool costs what the traffic needs of it.
 
 use std::io;
 use std::ptr::NonNull;
@@ -18,7 +18,8 @@ struct Mapping {
 
 impl Mapping {
     fn new(length: usize) -> io::Result<Self> {
-        // SAFETY: an anonymous mapping at an address of the kernel's choice touches no memory of ours.
+        // SAFETY: an anonymous mapping at an address of the kernel's choice touches no memory of
+        // ours.
         let start = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
@@ -39,16 +40,17 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: `start` and `length` are those of the mapping made in `new`, which nothing else unmaps; that nobody still
-        // points into it is the promise of `BufferRing::drop`'s owner, see there.
+        // SAFETY: `start` and `length` are those of the mapping made in `new`, which nothing else
+        // unmaps; that nobody still points into it is the promise of `BufferRing::drop`'s owner,
+        // see there.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.length) };
     }
 }
 
 /// One size class of the pool.
 ///
-/// It must outlive every operation that uses it: [`super::driver::Driver`] drops its ring first, and forgets the pool rather
-/// than drop it when the kernel still holds a receive or a send.
+/// It must outlive every operation that uses it: [`super::driver::Driver`] drops its ring first,
+/// and forgets the pool rather than drop it when the kernel still holds a receive or a send.
 pub(super) struct BufferRing {
     entries: Mapping,
     payload: Mapping,
@@ -59,12 +61,14 @@ pub(super) struct BufferRing {
 }
 
 impl BufferRing {
-    /// `count` buffers (a power of two, at most 32768) of `size` bytes, registered as buffer group `group`.
+    /// `count` buffers (a power of two, at most 32768) of `size` bytes, registered as buffer group
+    /// `group`.
     pub(super) fn register(ring: &IoUring, group: u16, count: u16, size: u32) -> io::Result<Self> {
         assert!(count.is_power_of_two() && count <= 1 << 15, "{count} buffers make no ring");
         let entries = Mapping::new(usize::from(count) * size_of::<BufRingEntry>())?;
         let payload = Mapping::new(usize::from(count) * size as usize)?;
-        // SAFETY: `entries` holds `count` entries, is page-aligned, and outlives the ring (see the type).
+        // SAFETY: `entries` holds `count` entries, is page-aligned, and outlives the ring (see the
+        // type).
         unsafe {
             ring.submitter().register_buf_ring_with_flags(
                 entries.start.as_ptr() as u64,
@@ -96,16 +100,19 @@ impl BufferRing {
         let base: *mut BufRingEntry = self.entries.start.as_ptr().cast();
         // SAFETY: `position` is below `count`, so this stays inside the mapping of `count` entries.
         let slot = unsafe { base.add(position) };
-        // SAFETY: the mapping is zeroed, which is a valid entry, and lives as long as `self`. The kernel reads an entry only
-        // between head and tail; as each of the `count` buffers is in the ring at most once (`lent`), this one is outside.
+        // SAFETY: the mapping is zeroed, which is a valid entry, and lives as long as `self`. The
+        // kernel reads an entry only between head and tail; as each of the `count` buffers is in
+        // the ring at most once (`lent`), this one is outside.
         let entry = unsafe { &mut *slot };
         entry.set_addr(address);
         entry.set_len(self.size);
         entry.set_bid(index);
         self.tail = self.tail.wrapping_add(1);
-        // SAFETY: `base` is the start of a registered ring; its tail lies in the reserved field of the first entry.
+        // SAFETY: `base` is the start of a registered ring; its tail lies in the reserved field of
+        // the first entry.
         let tail = unsafe { BufRingEntry::tail(base) };
-        // SAFETY: the tail is aligned, lives as long as the mapping, and is written here only; the kernel reads it atomically.
+        // SAFETY: the tail is aligned, lives as long as the mapping, and is written here only; the
+        // kernel reads it atomically.
         let tail = unsafe { AtomicU16::from_ptr(tail.cast_mut()) };
         tail.store(self.tail, Ordering::Release);
     }
@@ -126,14 +133,15 @@ impl BufferRing {
         let start = self.lent_bytes(index, end);
         // SAFETY: `offset` is at most `end`, which `lent_bytes` found to be inside the buffer.
         let from = unsafe { start.add(offset as usize) };
-        // SAFETY: these bytes are mapped and initialised (zeroed, then written by the kernel), and the kernel does not write
-        // to a buffer that is lent: it is not in the ring.
+        // SAFETY: these bytes are mapped and initialised (zeroed, then written by the kernel), and
+        // the kernel does not write to a buffer that is lent: it is not in the ring.
         unsafe { std::slice::from_raw_parts(from, length as usize) }.into()
     }
 
     fn address(&self, index: u16) -> *const u8 {
         assert!(index < self.count, "there is no buffer {index}");
-        // SAFETY: `index` is below `count`, so this stays inside the mapping of `count * size` bytes.
+        // SAFETY: `index` is below `count`, so this stays inside the mapping of `count * size`
+        // bytes.
         unsafe { self.payload.start.as_ptr().add(usize::from(index) * self.size as usize) }
     }
 }

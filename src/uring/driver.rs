@@ -24,17 +24,29 @@ use crate::echo::op::{
     Shutdown, SizeClass, Timestamp,
 };
 
-/// A multishot receive ends after so many bytes (in whole buffers), so that what one connection can take of the pool before
-/// it is looked at again is bounded.
+/// A multishot receive ends after so many bytes (in whole buffers), so that what one connection can
+/// take of the pool before it is looked at again is bounded.
 const MULTISHOT_BYTES_MAX: u32 = 64 << 10;
 
-/// A listening socket, and what its connections need to be told since they do not inherit it.
+/// What a stream socket runs over, as far as the kernel treats it differently.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// TCP: connections inherit the options of their listener.
+    Tcp,
+    /// A Unix stream. Connections inherit no option (seen on Linux 6.18). And a multishot receive
+    /// that is armed when bytes and the end of the stream already wait tells the bytes, but never
+    /// the end (seen on Linux 6.18.44, in the family of liburing's issue 1549), so these are
+    /// received from one-shot.
+    Unix,
+}
+
+/// A listening socket, and what its connections need to be told.
 #[derive(Debug)]
 pub struct ListeningSocket {
     /// The socket.
     pub socket: OwnedFd,
-    /// Whether its connections inherit all its options: TCP does, Unix sockets inherit none (seen on Linux 6.18).
-    pub inherits_options: bool,
+    /// What its connections run over.
+    pub transport: Transport,
     /// `SO_RCVBUF` for connections that do not inherit it, in bytes.
     pub receive_buffer: Option<u32>,
     /// `SO_SNDBUF` for connections that do not inherit it, in bytes.
@@ -42,14 +54,15 @@ pub struct ListeningSocket {
 }
 
 impl ListeningSocket {
-    /// Gives an accepted connection the options that it did not inherit. To be called before its first receive.
+    /// Gives an accepted connection the options that it did not inherit. To be called before its
+    /// first receive.
     pub fn equip(&self, connection: BorrowedFd<'_>) {
-        if self.inherits_options {
+        if self.transport == Transport::Tcp {
             return;
         }
         let connection = SockRef::from(&connection);
-        // Without this an urgent byte would be lost. None of these fails on a connected stream socket, and a connection
-        // without them is better than none.
+        // Without this an urgent byte would be lost. None of these fails on a connected stream
+        // socket, and a connection without them is better than none.
         let _ = connection.set_out_of_band_inline(true);
         if let Some(bytes) = self.receive_buffer {
             let _ = connection.set_recv_buffer_size(bytes as usize);
@@ -84,6 +97,12 @@ impl fmt::Display for DriverError {
     }
 }
 
+/// The socket of a connection. 8 bytes.
+struct Socket {
+    fd: OwnedFd,
+    transport: Transport,
+}
+
 /// One worker's ring, with the sockets and the memory its operations use.
 pub struct Driver {
     // Dropped first: the kernel must let go before the memory goes. See also `Drop`.
@@ -91,7 +110,7 @@ pub struct Driver {
     pools: [Option<ManuallyDrop<BufferRing>>; 2],
     asides: HashMap<u32, ManuallyDrop<Aside>>,
     /// The socket of each slot.
-    sockets: Vec<Option<OwnedFd>>,
+    sockets: Vec<Option<Socket>>,
     listeners: Arc<[ListeningSocket]>,
     /// The accept that is armed on each listener.
     accepting: Vec<Option<ConnectionId>>,
@@ -144,7 +163,8 @@ impl Driver {
                 self.receive(connection, class, mode, expectation);
             }
             Op::CancelReceive { connection } => {
-                // Only one of the two is armed; the other cancel finds nothing, which nobody hears of.
+                // Only one of the two is armed; the other cancel finds nothing, which nobody hears
+                // of.
                 for class in SizeClass::ALL {
                     self.cancel(Token::Receive(connection, class));
                 }
@@ -161,13 +181,15 @@ impl Driver {
                     Shutdown::Write => net::Shutdown::Write,
                     Shutdown::Both => net::Shutdown::Both,
                 };
-                // It fails only if the connection is gone already, and then there is nothing left to shut down.
-                let _ = SockRef::from(self.socket(connection)).shutdown(how);
+                // It fails only if the connection is gone already, and then there is nothing left
+                // to shut down.
+                let _ = SockRef::from(&self.socket(connection).fd).shutdown(how);
             }
             Op::Close { connection } => self.close(connection),
             Op::Abort { connection } => {
-                // Closing with a linger time of 0 sends RST. It fails on no socket that can be accepted.
-                let _ = SockRef::from(self.socket(connection)).set_linger(Some(Duration::ZERO));
+                // Closing with a linger time of 0 sends RST. It fails on no socket that can be
+                // accepted.
+                let _ = SockRef::from(&self.socket(connection).fd).set_linger(Some(Duration::ZERO));
                 self.close(connection);
             }
         }
@@ -195,22 +217,25 @@ impl Driver {
     ) {
         assert!(self.pools[class.index()].is_some(), "there are no {class:?} buffers");
         let fd = self.fd(connection);
-        let entry = match mode {
-            ReceiveMode::Multishot => {
+        let entry = match (mode, self.socket(connection).transport) {
+            (ReceiveMode::Multishot, Transport::Tcp) => {
                 probe::multishot_receive(fd, group(class), MULTISHOT_BYTES_MAX)
             }
-            ReceiveMode::Once => opcode::Recv::new(fd, std::ptr::null_mut(), 0)
-                .ioprio(match expectation {
-                    Expectation::Data => 0,
-                    Expectation::Silence => probe::POLL_FIRST,
-                })
-                .buf_group(group(class))
-                .build()
-                .flags(squeue::Flags::BUFFER_SELECT),
+            (ReceiveMode::Multishot, Transport::Unix) | (ReceiveMode::Once, _) => {
+                opcode::Recv::new(fd, std::ptr::null_mut(), 0)
+                    .ioprio(match expectation {
+                        Expectation::Data => 0,
+                        Expectation::Silence => probe::POLL_FIRST,
+                    })
+                    .buf_group(group(class))
+                    .build()
+                    .flags(squeue::Flags::BUFFER_SELECT)
+            }
         };
         self.in_flight += 1;
         let entry = entry.user_data(Token::Receive(connection, class).pack());
-        // SAFETY: it points to no memory of its own; the buffers it may pick from outlive it, see `BufferRing` and `Drop`.
+        // SAFETY: it points to no memory of its own; the buffers it may pick from outlive it, see
+        // `BufferRing` and `Drop`.
         unsafe { self.ring.push(entry) };
     }
 
@@ -222,8 +247,9 @@ impl Driver {
             .build()
             .user_data(Token::Send(connection).pack());
         self.in_flight += 1;
-        // SAFETY: `bytes` are `length` bytes of the pool, which outlives the send, see `BufferRing` and `Drop`. A core that
-        // recycled the buffer meanwhile would garble its own echo, but the memory stays ours.
+        // SAFETY: `bytes` are `length` bytes of the pool, which outlives the send, see `BufferRing`
+        // and `Drop`. A core that recycled the buffer meanwhile would garble its own echo, but the
+        // memory stays ours.
         unsafe { self.ring.push(entry) };
     }
 
@@ -238,8 +264,8 @@ impl Driver {
             .build()
             .user_data(Token::SendAside(connection).pack());
         self.in_flight += 1;
-        // SAFETY: the piece is on the heap and marked as lent; it is neither moved nor freed before `Aside::take_back` at its
-        // completion: `close` refuses, and `Drop` leaks it.
+        // SAFETY: the piece is on the heap and marked as lent; it is neither moved nor freed before
+        // `Aside::take_back` at its completion: `close` refuses, and `Drop` leaks it.
         unsafe { self.ring.push(entry) };
     }
 
@@ -258,12 +284,13 @@ impl Driver {
             drop(ManuallyDrop::into_inner(aside));
         }
         let socket = self.sockets[connection.slot() as usize].take();
-        let fd = socket.expect("invariant: the core closes open connections only").into_raw_fd();
+        let fd = socket.expect("invariant: the core closes open connections only").fd.into_raw_fd();
         let entry = opcode::Close::new(types::Fd(fd))
             .build()
             .flags(squeue::Flags::SKIP_SUCCESS)
             .user_data(Token::Unanswered.pack());
-        // SAFETY: it points to no memory, and the descriptor was ours alone until this very entry took it over.
+        // SAFETY: it points to no memory, and the descriptor was ours alone until this very entry
+        // took it over.
         unsafe { self.ring.push(entry) };
     }
 
@@ -295,7 +322,8 @@ impl Driver {
             Token::SendAside(connection) => self.sent_aside(connection, result),
             Token::Wake => {
                 self.wake_armed = false;
-                // The descriptor does not block; nothing to read means that somebody was quicker to turn us.
+                // The descriptor does not block; nothing to read means that somebody was quicker to
+                // turn us.
                 let _ = self.wake.read();
                 return None;
             }
@@ -315,9 +343,10 @@ impl Driver {
             self.sockets.resize_with(slot + 1, || None);
         }
         // SAFETY: the kernel has just opened this descriptor for this accept; nobody else knows it.
-        let socket = unsafe { OwnedFd::from_raw_fd(result) };
-        self.listeners[listener].equip(socket.as_fd());
-        let former = self.sockets[slot].replace(socket);
+        let fd = unsafe { OwnedFd::from_raw_fd(result) };
+        let listener = &self.listeners[listener];
+        listener.equip(fd.as_fd());
+        let former = self.sockets[slot].replace(Socket { fd, transport: listener.transport });
         assert!(former.is_none(), "{connection:?} was accepted into a slot in use");
         Event::Accepted { connection }
     }
@@ -380,13 +409,13 @@ impl Driver {
         pool.expect("invariant: buffers come from pools that exist")
     }
 
-    fn socket(&self, connection: ConnectionId) -> &OwnedFd {
+    fn socket(&self, connection: ConnectionId) -> &Socket {
         let socket = self.sockets[connection.slot() as usize].as_ref();
         socket.expect("invariant: the core names open connections only")
     }
 
     fn fd(&self, connection: ConnectionId) -> types::Fd {
-        types::Fd(self.socket(connection).as_raw_fd())
+        types::Fd(self.socket(connection).fd.as_raw_fd())
     }
 }
 
@@ -409,7 +438,8 @@ impl Kernel for Driver {
         events: &mut Vec<Event>,
     ) -> Result<(), DriverError> {
         self.arm_wake();
-        // One millisecond more than the clock's reading tells, or a wait could end just before its deadline.
+        // One millisecond more than the clock's reading tells, or a wait could end just before its
+        // deadline.
         let patience = deadline.map(|deadline| match deadline.0.saturating_sub(self.now().0) {
             0 => Duration::ZERO,
             left => Duration::from_millis(left + 1),
@@ -426,8 +456,9 @@ impl Kernel for Driver {
             Ok(()) => Ok(()),
             Err(error) => match error.raw_os_error() {
                 Some(libc::ETIME | libc::EINTR) => Ok(()),
-                // The kernel is short of memory or wants its completions reaped first. Nothing is lost: what was not
-                // taken is still queued. If there was nothing to reap either, give it a moment.
+                // The kernel is short of memory or wants its completions reaped first. Nothing is
+                // lost: what was not taken is still queued. If there was nothing to reap either,
+                // give it a moment.
                 Some(libc::EAGAIN | libc::EBUSY | libc::ENOMEM) => {
                     if idle {
                         std::thread::sleep(Duration::from_millis(1));
@@ -445,12 +476,13 @@ impl Drop for Driver {
         // SAFETY: nothing uses the ring after this, and it is dropped once.
         unsafe { ManuallyDrop::drop(&mut self.ring) };
         if self.in_flight > 0 {
-            // The kernel tears a ring down in its own time; until then it may still use the memory. Keep it: this happens
-            // only when a worker gives up, at the end of the process.
+            // The kernel tears a ring down in its own time; until then it may still use the memory.
+            // Keep it: this happens only when a worker gives up, at the end of the process.
             return;
         }
         for pool in self.pools.iter_mut().flatten() {
-            // SAFETY: no receive and no send is in flight, so the kernel does not touch it; it is dropped once.
+            // SAFETY: no receive and no send is in flight, so the kernel does not touch it; it is
+            // dropped once.
             unsafe { ManuallyDrop::drop(pool) };
         }
         for aside in self.asides.values_mut() {

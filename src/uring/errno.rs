@@ -1,4 +1,5 @@
-//! What each error of each operation means. The errors that we expect are named here; the rest is `Unexpected`.
+//! What each error of each operation means. The errors that we expect are named here; the rest is
+//! `Unexpected`.
 
 use crate::echo::op::{AcceptError, ConnectionError, ReceiveEnd, SendError};
 
@@ -6,7 +7,8 @@ use crate::echo::op::{AcceptError, ConnectionError, ReceiveEnd, SendError};
 pub(super) fn of_accept(errno: i32) -> AcceptError {
     match errno {
         libc::ECANCELED => AcceptError::Canceled,
-        // Linux hands pending network errors of the new socket to accept(2): the peer is gone, the next one is not.
+        // Linux hands pending network errors of the new socket to accept(2): the peer is gone, the
+        // next one is not.
         libc::ECONNABORTED
         | libc::EINTR
         | libc::EAGAIN
@@ -25,7 +27,8 @@ pub(super) fn of_accept(errno: i32) -> AcceptError {
     }
 }
 
-/// A receive that ended with an error, see recv(2). ENOBUFS is io_uring's: the buffer group is empty.
+/// A receive that ended with an error, see recv(2). ENOBUFS is io_uring's: the buffer group is
+/// empty.
 pub(super) fn of_receive(errno: i32) -> ReceiveEnd {
     match errno {
         libc::ENOBUFS => ReceiveEnd::NoBuffer,

@@ -1,11 +1,14 @@
-//! The driver: the only room with unsafe code, and the only one that knows a file descriptor, a pointer or a byte of payload.
+//! The driver: the only room with unsafe code, and the only one that knows a file descriptor, a
+//! pointer or a byte of payload.
 //!
-//! It carries out the operations of [`crate::echo::op`] on a real ring and turns completions into events. It decides nothing:
-//! what to receive, send or close is the core's affair. Its public functions are sound for any caller, a buggy core included:
-//! what would hand the kernel memory that is not ours is a panic.
+//! It carries out the operations of [`crate::echo::op`] on a real ring and turns completions into
+//! events. It decides nothing: what to receive, send or close is the core's affair. Its public
+//! functions are sound for any caller, a buggy core included: what would hand the kernel memory
+//! that is not ours is a panic.
 //!
-//! Reading order: [`driver`] (operations and events), `ring` (set-up, submission, waiting), `token` (`user_data`), `buffers`
-//! (the pool), `aside` (set-aside bytes), `errno` (what each error means), [`probe`] (what this kernel can do).
+//! Reading order: [`driver`] (operations and events), `ring` (set-up, submission, waiting), `token`
+//! (`user_data`), `buffers` (the pool), `aside` (set-aside bytes), `errno` (what each error means),
+//! [`probe`] (what this kernel can do).
 
 mod aside;
 mod buffers;
@@ -15,5 +18,5 @@ pub mod probe;
 mod ring;
 mod token;
 
-pub use driver::{Driver, DriverError, ListeningSocket, Settings};
+pub use driver::{Driver, DriverError, ListeningSocket, Settings, Transport};
 pub use probe::{Features, Unusable, probe};

@@ -1,4 +1,5 @@
-//! What the running kernel can do, found out by doing it, and what to tell an operator whose kernel cannot.
+//! What the running kernel can do, found out by doing it, and what to tell an operator whose kernel
+//! cannot.
 
 use std::fmt;
 use std::io;
@@ -12,7 +13,8 @@ use super::ring;
 /// What the kernel offers beyond the minimum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Features {
-    /// A multishot receive can be bounded in bytes (Linux 6.17), so that one talker cannot take the whole pool.
+    /// A multishot receive can be bounded in bytes (Linux 6.17), so that one talker cannot take the
+    /// whole pool.
     pub bounded_multishot_receive: bool,
 }
 
@@ -21,7 +23,8 @@ pub struct Features {
 pub enum Unusable {
     /// io_uring_setup(2) is not there (ENOSYS).
     Missing,
-    /// io_uring_setup(2) is forbidden (EPERM); the value of the sysctl `kernel.io_uring_disabled`, where it can be read.
+    /// io_uring_setup(2) is forbidden (EPERM); the value of the sysctl `kernel.io_uring_disabled`,
+    /// where it can be read.
     Forbidden(Option<String>),
     /// The kernel is older than 6.1, or lacks what the text names.
     TooOld(&'static str),
@@ -34,7 +37,8 @@ impl fmt::Display for Unusable {
         match self {
             Self::Missing => formatter.write_str(
                 "io_uring is not available: io_uring_setup(2) says ENOSYS; \
-                 run Linux 6.1 or later with CONFIG_IO_URING=y, or allow the call in the container's seccomp profile",
+                 run Linux 6.1 or later with CONFIG_IO_URING=y, \
+                 or allow the call in the container's seccomp profile",
             ),
             Self::Forbidden(Some(value)) if value != "0" => write!(
                 formatter,
@@ -42,20 +46,25 @@ impl fmt::Display for Unusable {
                  set it to 0, or to 1 and put the service's group into kernel.io_uring_group",
             ),
             Self::Forbidden(Some(_)) => formatter.write_str(
-                "io_uring is forbidden: io_uring_setup(2) says EPERM though sysctl kernel.io_uring_disabled is 0; \
-                 a seccomp filter refuses it: allow io_uring_setup, io_uring_enter and io_uring_register \
+                "io_uring is forbidden: io_uring_setup(2) says EPERM \
+                 though sysctl kernel.io_uring_disabled is 0; \
+                 a seccomp filter refuses it: \
+                 allow io_uring_setup, io_uring_enter and io_uring_register \
                  in the container's or unit's profile",
             ),
             Self::Forbidden(None) => formatter.write_str(
-                "io_uring is forbidden: io_uring_setup(2) says EPERM; set sysctl kernel.io_uring_disabled to 0, \
-                 or allow io_uring_setup, io_uring_enter and io_uring_register in the seccomp profile",
+                "io_uring is forbidden: io_uring_setup(2) says EPERM; \
+                 set sysctl kernel.io_uring_disabled to 0, \
+                 or allow io_uring_setup, io_uring_enter and io_uring_register \
+                 in the seccomp profile",
             ),
             Self::TooOld(missing) => {
                 write!(formatter, "this kernel's io_uring lacks {missing}; run Linux 6.1 or later")
             }
             Self::Resources(error) => write!(
                 formatter,
-                "io_uring_setup(2) fails: {error}; raise LimitNOFILE= or the memory limit of the service",
+                "io_uring_setup(2) fails: {error}; \
+                 raise LimitNOFILE= or the memory limit of the service",
             ),
         }
     }
@@ -110,25 +119,29 @@ pub fn probe() -> Result<Features, Unusable> {
     Ok(Features { bounded_multishot_receive })
 }
 
-/// Asks for a bounded multishot receive from a buffer group that does not exist: a kernel that knows the bound gets as far as
-/// finding no buffer (ENOBUFS), one that does not refuses the field (EINVAL).
+/// Asks for a bounded multishot receive from a buffer group that does not exist: a kernel that
+/// knows the bound gets as far as finding no buffer (ENOBUFS), one that does not refuses the field
+/// (EINVAL).
 fn accepts_bounded_multishot(ring: &mut IoUring) -> io::Result<bool> {
     let (here, there) = UnixStream::pair()?;
     io::Write::write_all(&mut &there, b"?")?;
     let entry = multishot_receive(types::Fd(here.as_raw_fd()), 0, 1);
-    // SAFETY: the entry points to no memory; `here` stays open until the ring is gone or the completion reaped.
+    // SAFETY: the entry points to no memory; `here` stays open until the ring is gone or the
+    // completion reaped.
     unsafe { ring.submission().push(&entry) }.map_err(io::Error::other)?;
     ring.submit_and_wait(1)?;
     let result = ring.completion().next().map(|completion| completion.result());
     Ok(result == Some(-libc::ENOBUFS))
 }
 
-/// `IORING_RECVSEND_POLL_FIRST` of include/uapi/linux/io_uring.h: wait for readiness before the first attempt.
+/// `IORING_RECVSEND_POLL_FIRST` of include/uapi/linux/io_uring.h: wait for readiness before the
+/// first attempt.
 pub(super) const POLL_FIRST: u16 = 1;
 /// `IORING_RECV_MULTISHOT` of include/uapi/linux/io_uring.h.
 const MULTISHOT: u16 = 2;
 
-/// A multishot receive from buffer group `group` that ends after `bytes_max` bytes, counted in whole buffers (Linux 6.17).
+/// A multishot receive from buffer group `group` that ends after `bytes_max` bytes, counted in
+/// whole buffers (Linux 6.17).
 pub(super) fn multishot_receive(fd: types::Fd, group: u16, bytes_max: u32) -> squeue::Entry {
     let entry = opcode::Recv::new(fd, std::ptr::null_mut(), 0)
         .ioprio(MULTISHOT | POLL_FIRST)
@@ -138,12 +151,14 @@ pub(super) fn multishot_receive(fd: types::Fd, group: u16, bytes_max: u32) -> sq
     with_total_length(entry, bytes_max)
 }
 
-/// Sets `sqe->optlen`, the total length of a multishot receive, which the crate has no name for: bytes 44 to 47 of the entry.
+/// Sets `sqe->optlen`, the total length of a multishot receive, which the crate has no name for:
+/// bytes 44 to 47 of the entry.
 fn with_total_length(entry: squeue::Entry, bytes: u32) -> squeue::Entry {
     const OPTLEN: usize = 44;
     const SIZE: usize = 64;
-    // SAFETY: `squeue::Entry` is a `repr(C)` wrapper of the kernel's 64-byte `struct io_uring_sqe` (transmute checks the size),
-    // all of whose bytes are initialised by the crate's zeroed constructor.
+    // SAFETY: `squeue::Entry` is a `repr(C)` wrapper of the kernel's 64-byte `struct io_uring_sqe`
+    // (transmute checks the size), all of whose bytes are initialised by the crate's zeroed
+    // constructor.
     let mut raw: [u8; SIZE] = unsafe { std::mem::transmute(entry) };
     raw[OPTLEN..OPTLEN + 4].copy_from_slice(&bytes.to_ne_bytes());
     // SAFETY: every bit pattern is a valid `struct io_uring_sqe`: it holds integers only.

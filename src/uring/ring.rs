@@ -1,4 +1,5 @@
-//! The ring itself: set-up with the flags that pay, submission without loss, waiting with a deadline.
+//! The ring itself: set-up with the flags that pay, submission without loss, waiting with a
+//! deadline.
 
 use std::collections::VecDeque;
 use std::io;
@@ -9,8 +10,8 @@ use io_uring::{IoUring, cqueue, squeue, types};
 /// Entries of the submission queue. A fuller batch is handed over in pieces of this size.
 const SUBMISSIONS: u32 = 1024;
 
-/// Entries of the completion queue: more than a turn can bring (every pooled buffer, every send), so that it does not
-/// overflow; the kernel keeps what does not fit in a slower list.
+/// Entries of the completion queue: more than a turn can bring (every pooled buffer, every send),
+/// so that it does not overflow; the kernel keeps what does not fit in a slower list.
 const COMPLETIONS: u32 = 16384;
 
 /// A ring owned by one thread.
@@ -20,8 +21,9 @@ pub(super) struct Ring {
     backlog: VecDeque<squeue::Entry>,
 }
 
-/// The set-up flags we insist on (Linux 6.1): completions are processed when we ask for them, on our thread, in batches,
-/// without interrupting it. Without them an echo costs 1.5 times as much. Fails with EINVAL on older kernels.
+/// The set-up flags we insist on (Linux 6.1): completions are processed when we ask for them, on
+/// our thread, in batches, without interrupting it. Without them an echo costs 1.5 times as much.
+/// Fails with EINVAL on older kernels.
 pub(super) fn build(submissions: u32, completions: u32) -> io::Result<IoUring> {
     let mut builder = IoUring::builder();
     builder
@@ -31,7 +33,8 @@ pub(super) fn build(submissions: u32, completions: u32) -> io::Result<IoUring> {
         .setup_submit_all()
         .setup_clamp()
         .setup_cqsize(completions);
-    // Without the index array a submission touches one cache line less (Linux 6.6); older kernels say EINVAL.
+    // Without the index array a submission touches one cache line less (Linux 6.6); older kernels
+    // say EINVAL.
     match builder.clone().setup_no_sqarray().build(submissions) {
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => builder.build(submissions),
         answer => answer,
@@ -52,8 +55,8 @@ impl Ring {
     /// Queues an entry. It reaches the kernel at the next turn at the latest.
     ///
     /// # Safety
-    /// Whatever memory the entry points to must stay valid, and unchanged as far as the kernel reads it, until its
-    /// completion has been reaped.
+    /// Whatever memory the entry points to must stay valid, and unchanged as far as the kernel
+    /// reads it, until its completion has been reaped.
     pub(super) unsafe fn push(&mut self, entry: squeue::Entry) {
         // SAFETY: handed on to the caller.
         if self.backlog.is_empty() && unsafe { self.inner.submission().push(&entry) }.is_ok() {
@@ -77,7 +80,8 @@ impl Ring {
         Ok(())
     }
 
-    /// Hands everything to the kernel and waits for a completion, but no longer than `patience` (`None`: for ever).
+    /// Hands everything to the kernel and waits for a completion, but no longer than `patience`
+    /// (`None`: for ever).
     pub(super) fn submit_and_wait(&mut self, patience: Option<Duration>) -> io::Result<()> {
         self.hand_over_backlog()?;
         match patience {

@@ -1,4 +1,5 @@
-//! `user_data`: which operation of which tenant of which slot a completion answers. Packed and unpacked here and nowhere else.
+//! `user_data`: which operation of which tenant of which slot a completion answers. Packed and
+//! unpacked here and nowhere else.
 //!
 //! ```text
 //! 63      56 55            32 31             0

@@ -235,6 +235,9 @@ impl Audit {
     fn accept(&mut self, now: u64, listener: ListenerId, connection: ConnectionId) {
         let twin = self.tenants.iter().find(|(name, _)| name.slot() == connection.slot());
         assert!(twin.is_none(), "contract: {connection:?} is accepted into the slot of {twin:?}");
+        let mut accepting = self.tenants.iter().map(|(_, tenant)| tenant);
+        let again = accepting.any(|t| matches!(t, Tenant::Accepting(other) if *other == listener));
+        assert!(!again, "contract: {listener:?} has two accepts");
         let known = self.retired.contains(&connection);
         assert!(!known, "contract: the name {connection:?} comes a second time");
         assert!(!self.draining, "promise: {connection:?} is accepted while draining");

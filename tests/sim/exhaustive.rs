@@ -57,6 +57,9 @@ const NO_FAULTS: Faults = Faults {
     time_jump: 0,
 };
 
+/// A world with more cases than this takes too long for every `cargo test`.
+const CASES_MAX: usize = 300_000;
+
 /// Any probability but 0 makes the enumeration take both branches.
 const ON: u16 = 1;
 
@@ -102,6 +105,7 @@ impl World {
             let mut history = History::new(self.scenario(mode), peers, choice, Saboteur::none());
             let outcome = caught(|| history.run());
             cases += 1;
+            assert!(cases < CASES_MAX, "world {:?} is not small", self.name);
             let Choice::Enumerated(mut enumeration) = history.kernel.choice else {
                 unreachable!("an enumeration was put in")
             };
@@ -153,6 +157,7 @@ fn worlds() -> Vec<World> {
         World {
             name: "no memory to set bytes aside",
             faults: Faults { late_event: ON, ..sends },
+            faults_max: 3,
             aside_bytes_max: 1,
             plans: vec![Plan::prompt(3, 2, Reading::Eager, Ending::Finish).on_wire(2)],
             ..QUIET
@@ -160,15 +165,16 @@ fn worlds() -> Vec<World> {
         World {
             name: "a peer that breaks at any moment",
             faults: Faults { late: ON, late_event: ON, would_block: ON, ..NO_FAULTS },
+            faults_max: 4,
             plans: vec![breaks(ConnectionError::Reset)],
             ..QUIET
         },
         World {
             name: "two connections, one place, any accept error",
             faults: Faults { accept_error: ON, late: ON, cancel_loses: ON, ..NO_FAULTS },
-            faults_max: 1,
+            faults_max: 3,
             connections_max: 1,
-            chaos_turns: 8,
+            chaos_turns: 16,
             plans: vec![Plan::prompt(1, 1, Reading::Eager, Ending::Finish); 2],
             ..QUIET
         },
@@ -177,16 +183,17 @@ fn worlds() -> Vec<World> {
             faults: Faults { would_block: ON, late_event: ON, ..NO_FAULTS },
             faults_max: 1,
             buffers: 1,
-            chaos_turns: 8,
+            chaos_turns: 4,
             plans: vec![Plan::prompt(2, 1, Reading::Eager, Ending::Finish); 2],
             ..QUIET
         },
         World {
             name: "a drain at once, with a peer that stays",
             faults: Faults { late: ON, late_event: ON, would_block: ON, ..NO_FAULTS },
+            faults_max: 1,
             drain: Some((3, 0)),
-            chaos_turns: 12,
-            plans: vec![Plan::prompt(3, 2, Reading::Eager, Ending::Stay)],
+            chaos_turns: 8,
+            plans: vec![Plan::prompt(2, 2, Reading::Eager, Ending::Stay)],
             ..QUIET
         },
     ]

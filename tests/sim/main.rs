@@ -6,6 +6,7 @@
 
 mod audit;
 mod caught;
+mod coverage;
 mod exhaustive;
 mod fake;
 mod history;

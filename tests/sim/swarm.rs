@@ -7,49 +7,85 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use crate::caught::caught;
+use crate::coverage::Coverage;
 use crate::history::History;
 use crate::saboteur::Saboteur;
 
 const SEEDS: u64 = 40_000;
+
+/// So many seeds must meet everything that can be met.
+const SEEDS_THAT_MEET_ALL: u64 = 10_000;
 
 fn from_environment(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
     Some(text.parse().unwrap_or_else(|_| panic!("{name} is a number, not {text:?}")))
 }
 
-/// Runs the history of one seed; its failure, if it fails, with the end of its story.
-pub(crate) fn fails(seed: u64, saboteur: Saboteur, story_lines: usize) -> Result<usize, String> {
-    let mut history = History::from_seed(seed, saboteur);
-    caught(|| history.run()).map(|()| history.turns).map_err(|words| {
-        let story = history.kernel.trace.tail(story_lines);
-        format!("{story}{:#?}\n{words}\nseed {seed}, turn {}", history.scenario(), history.turns)
-    })
+/// The failure of one seed.
+pub(crate) struct Failure {
+    /// What the check said that found it.
+    pub(crate) words: String,
+    /// The same with the end of the story and all that was drawn.
+    pub(crate) story: String,
 }
 
-/// Tries `seeds` on all processors until one fails; the first failure found, and how many were tried.
-fn search(seeds: std::ops::Range<u64>) -> (Option<u64>, u64, u64) {
+/// Runs the history of one seed to its end.
+pub(crate) fn run(seed: u64, saboteur: Saboteur, lines: usize) -> Result<History, Failure> {
+    let mut history = History::from_seed(seed, saboteur);
+    match caught(|| history.run()) {
+        Ok(()) => Ok(history),
+        Err(words) => {
+            let (story, turn) = (history.kernel.trace.tail(lines), history.turns);
+            let story =
+                format!("{story}{:#?}\n{words}\nseed {seed}, turn {turn}", history.scenario());
+            Err(Failure { words, story })
+        }
+    }
+}
+
+/// What a search came to.
+#[derive(Default)]
+struct Findings {
+    failed: Option<u64>,
+    tried: u64,
+    turns: u64,
+    coverage: Coverage,
+}
+
+/// Tries `seeds` on all processors until one fails.
+fn search(seeds: std::ops::Range<u64>) -> Findings {
     let next = AtomicU64::new(seeds.start);
-    let turns = AtomicU64::new(0);
-    let failed: Mutex<Option<u64>> = Mutex::new(None);
+    let findings = Mutex::new(Findings::default());
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
-                loop {
+                let mut mine = Findings::default();
+                while mine.failed.is_none() {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= seeds.end || failed.lock().expect("no panic holds it").is_some() {
-                        return;
+                    if seed >= seeds.end {
+                        break;
                     }
-                    match fails(seed, Saboteur::none(), 0) {
-                        Ok(took) => drop(turns.fetch_add(took as u64, Ordering::Relaxed)),
-                        Err(_) => *failed.lock().expect("no panic holds it") = Some(seed),
+                    mine.tried += 1;
+                    match run(seed, Saboteur::none(), 0) {
+                        Ok(history) => {
+                            mine.turns += history.turns as u64;
+                            mine.coverage.add(&history);
+                        }
+                        Err(_) => mine.failed = Some(seed),
                     }
                 }
+                // One failure is enough for everybody.
+                next.fetch_max(mine.failed.map_or(0, |_| seeds.end), Ordering::Relaxed);
+                let mut all = findings.lock().expect("no panic holds it");
+                all.failed = all.failed.or(mine.failed);
+                all.tried += mine.tried;
+                all.turns += mine.turns;
+                all.coverage.merge(&mine.coverage);
             });
         }
     });
-    let tried = next.load(Ordering::Relaxed).min(seeds.end) - seeds.start;
-    (failed.into_inner().expect("no panic holds it"), tried, turns.into_inner())
+    findings.into_inner().expect("no panic holds it")
 }
 
 /// Goal: no seed finds a byte lost, doubled or misplaced, a buffer leaked, a limit passed, a connection stuck or ended
@@ -64,13 +100,18 @@ fn swarm() {
         ),
     };
     let began = Instant::now();
-    let (failed, tried, turns) = search(first..first + count);
+    let Findings { failed, tried, turns, coverage } = search(first..first + count);
     if let Some(seed) = failed {
         let lines = if count == 1 { 400 } else { 60 };
-        let story = fails(seed, Saboteur::none(), lines).expect_err("what failed fails again");
-        panic!("{story}\nreplay: ECHO_SIM_SEED={seed} cargo test --test sim swarm -- --nocapture");
+        let failure = run(seed, Saboteur::none(), lines).err().expect("what failed fails again");
+        let replay = format!("ECHO_SIM_SEED={seed} cargo test --test sim swarm -- --nocapture");
+        panic!("{}\nreplay: {replay}", failure.story);
     }
     let seconds = began.elapsed().as_secs_f64();
+    for (occasion, times) in coverage.lines() {
+        println!("{times:>9} {occasion}");
+        assert!(times > 0 || tried < SEEDS_THAT_MEET_ALL, "no seed has met {occasion}");
+    }
     println!(
         "{tried} seeds, {turns} turns in {seconds:.1} s: {:.0} seeds/s",
         tried as f64 / seconds

@@ -18,8 +18,8 @@ pub enum Phase {
     Finishing,
     /// We want to end it: echo what was received until now, then send FIN.
     Flushing(CloseReason),
-    /// We have sent FIN. Read on to the peer's FIN: close(2) with unread bytes would reset the connection and destroy
-    /// echoed bytes that are still under way.
+    /// We have sent FIN. Read on to the peer's FIN: close(2) with unread bytes would reset the
+    /// connection and destroy echoed bytes that are still under way.
     Lingering(CloseReason),
     /// Nothing more will be echoed. Waits until the kernel holds nothing of it.
     Closing(CloseReason),

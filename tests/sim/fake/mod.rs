@@ -206,6 +206,8 @@ impl FakeKernel {
         let taken = self.sockets.iter().any(|socket| socket.connection.slot() == slot)
             || self.accepts.iter().any(|accept| accept.connection.slot() == slot);
         assert!(!taken, "contract: {connection:?} is accepted into a slot in use");
+        let twice = self.accepts.iter().any(|accept| accept.listener == listener);
+        assert!(!twice, "contract: {listener:?} has two accepts");
         self.accepts.push(ArmedAccept { listener, connection, canceled: false, tried: false });
     }
 

@@ -30,6 +30,11 @@ impl Trace {
         self.notes.push((now, note));
     }
 
+    /// Shows every note, oldest first.
+    pub(crate) fn visit(&self, see: impl FnMut(&Note)) {
+        self.notes.iter().map(|(_, note)| note).for_each(see);
+    }
+
     /// The last `count` notes, one a line.
     pub(crate) fn tail(&self, count: usize) -> String {
         let skipped = self.notes.len().saturating_sub(count);

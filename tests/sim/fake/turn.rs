@@ -3,8 +3,8 @@
 use std::convert::Infallible;
 
 use echo_uring::echo::op::{
-    AcceptError, ConnectionError, ConnectionId, Event, Kernel, Op, ReceiveEnd, ReceiveMode,
-    SendError, SizeClass, Timestamp,
+    AcceptError, ConnectionId, Event, Kernel, Op, ReceiveEnd, ReceiveMode, SendError, SizeClass,
+    Timestamp,
 };
 
 use super::peer::{PeerId, stream};
@@ -290,16 +290,5 @@ impl FakeKernel {
         let bytes: Vec<u8> = self.socket(connection).aside.drain(..length).collect();
         self.deliver_to_peer(connection, &bytes);
         self.tell(connection, Event::SentAside { connection, length: length as u32 });
-    }
-
-    /// Any way in which a connection may die.
-    pub(crate) fn any_connection_error(&mut self) -> ConnectionError {
-        const EIO: i32 = 5;
-        [
-            ConnectionError::Reset,
-            ConnectionError::Reset,
-            ConnectionError::Unreachable,
-            ConnectionError::Unexpected(EIO),
-        ][self.choice.below(4)]
     }
 }

@@ -1,0 +1,53 @@
+//! What must be true of a connection between two events. For tests and simulation.
+
+use super::{Connection, Phase, Receive, Send};
+
+impl Connection {
+    /// Whether the peer is behind with reading.
+    #[must_use]
+    pub fn is_stalled(&self) -> bool {
+        matches!(self.send, Send::Aside { .. })
+    }
+
+    /// Panics if the state contradicts itself. Returns the lent buffers and the charged bytes it
+    /// accounts for.
+    pub fn check_invariants(&self) -> (u32, u64) {
+        let sending = u32::from(matches!(self.send, Send::Trying { .. }));
+        let charged = match self.send {
+            Send::Aside { unsent, charged, .. } => {
+                // A connection that dies of its first set-aside byte has none.
+                let least = u32::from(!matches!(self.phase, Phase::Closing(_)));
+                assert!(unsent >= least && unsent <= charged, "{unsent} of {charged} are unsent");
+                assert_eq!(self.queue.count(), 0, "a stalled connection keeps no pooled buffer");
+                u64::from(charged)
+            }
+            Send::Idle | Send::Trying { .. } => 0,
+        };
+        match self.phase {
+            Phase::Free | Phase::Accepting(_) | Phase::Parked => {
+                assert_eq!((self.receive, self.send), (Receive::Off, Send::Idle));
+            }
+            Phase::Open => {
+                let busy = self.send != Send::Idle || self.receive != Receive::Off;
+                assert!(busy, "an open connection waits for nothing");
+            }
+            Phase::Finishing => {
+                assert_eq!(self.receive, Receive::Off);
+                assert_ne!(self.send, Send::Idle, "a finished connection was not closed");
+            }
+            Phase::Flushing(_) => assert_ne!(self.send, Send::Idle, "FIN was not sent"),
+            Phase::Lingering(_) => {
+                assert_eq!(self.send, Send::Idle, "bytes after FIN");
+                assert_ne!(self.receive, Receive::Off, "nobody waits for the peer's FIN");
+            }
+            Phase::Closing(_) => {
+                let held = self.receive.is_with_kernel() || self.is_send_with_kernel();
+                assert!(held, "a dead connection was not closed");
+            }
+        }
+        if self.send == Send::Idle && !matches!(self.phase, Phase::Closing(_)) {
+            assert_eq!(self.queue.count(), 0, "queued bytes are not being sent");
+        }
+        (u32::from(self.queue.count()) + sending, charged)
+    }
+}

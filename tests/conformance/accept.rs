@@ -1,0 +1,98 @@
+//! Scripts about accepting.
+
+use echo_uring::echo::op::{AcceptError, ConnectionId, Event, ListenerId, Op, ReceiveMode};
+
+use crate::bench::{Bench, name, receive};
+use crate::world::{End, ROOMY, World};
+
+fn accept(connection: ConnectionId) -> Op {
+    Op::Accept { listener: ListenerId(0), connection }
+}
+
+pub(crate) fn an_accept_waits_for_a_peer<W: World>() {
+    let mut bench = Bench::<W>::new(ROOMY);
+    bench.say([accept(name(3))]);
+    bench.silence();
+    bench.world.connect();
+    assert_eq!(bench.next(), Event::Accepted { connection: name(3) });
+    // One accept, one answer.
+    bench.world.connect();
+    bench.silence();
+}
+
+pub(crate) fn waiting_peers_are_accepted_in_order<W: World>() {
+    let mut bench = Bench::<W>::new(ROOMY);
+    let peers = [bench.world.connect(), bench.world.connect()];
+    for (slot, peer) in (0..).zip(peers) {
+        bench.say([accept(name(slot))]);
+        assert_eq!(bench.next(), Event::Accepted { connection: name(slot) });
+        // These bytes come from this peer and no other.
+        let chunk = bench.take(peer, name(slot), 5)[0];
+        assert_eq!(bench.send(name(slot), chunk), 5);
+        bench.read_all(peer, 5);
+    }
+}
+
+pub(crate) fn no_free_file_leaves_the_peer_waiting<W: World>() {
+    if !W::has_process_of_its_own() {
+        return;
+    }
+    let mut bench = Bench::<W>::new(ROOMY);
+    let peer = bench.world.connect();
+    bench.world.use_up_files();
+    for _ in 0..3 {
+        bench.say([accept(name(0))]);
+        let error = AcceptError::ProcessFiles;
+        assert_eq!(bench.next(), Event::AcceptFailed { connection: name(0), error });
+    }
+    bench.world.free_files();
+    bench.say([accept(name(0))]);
+    assert_eq!(bench.next(), Event::Accepted { connection: name(0) });
+    assert_eq!(bench.take(peer, name(0), 5)[0].1, 5);
+}
+
+pub(crate) fn a_canceled_accept_answers<W: World>() {
+    let mut bench = Bench::<W>::new(ROOMY);
+    bench.say([accept(name(0))]);
+    bench.silence();
+    bench.say([Op::CancelAccept { connection: name(0) }]);
+    let error = AcceptError::Canceled;
+    assert_eq!(bench.next(), Event::AcceptFailed { connection: name(0), error });
+    // Its name is free again.
+    let peer = bench.accept(name(0));
+    assert_eq!(bench.take(peer, name(0), 5)[0].1, 5);
+}
+
+pub(crate) fn a_cancel_may_lose_the_race<W: World>() {
+    let mut bench = Bench::<W>::new(ROOMY);
+    let peer = bench.world.connect();
+    bench.say([accept(name(0)), Op::CancelAccept { connection: name(0) }]);
+    match bench.next() {
+        Event::Accepted { .. } => {}
+        Event::AcceptFailed { error: AcceptError::Canceled, .. } => {
+            // The peer is still in the backlog.
+            bench.say([accept(name(0))]);
+            assert_eq!(bench.next(), Event::Accepted { connection: name(0) });
+        }
+        other => panic!("{other:?}"),
+    }
+    bench.silence();
+    assert_eq!(bench.take(peer, name(0), 5)[0].1, 5);
+}
+
+pub(crate) fn a_slot_serves_tenant_after_tenant<W: World>() {
+    let mut bench = Bench::<W>::new(ROOMY);
+    for generation in 0..3 {
+        let connection = ConnectionId::new(0, generation);
+        let peer = bench.accept(connection);
+        let chunk = bench.take(peer, connection, 7)[0];
+        assert_eq!(bench.send(connection, chunk), 7);
+        bench.world.finish(peer);
+        bench.say([receive(connection, ReceiveMode::Once)]);
+        assert!(matches!(bench.next(), Event::ReceiveEnded { .. }));
+        bench.say([Op::Close { connection }]);
+        bench.read_all(peer, 7);
+        assert_eq!(bench.end(peer), End::Finished);
+    }
+    bench.silence();
+}

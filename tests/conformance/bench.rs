@@ -1,0 +1,220 @@
+//! A script's tools: say operations, wait for events, stay within what the seam promises.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use echo_uring::echo::op::{
+    BufferId, ConnectionId, Event, Expectation, Kernel, ListenerId, Op, ReceiveMode, SizeClass,
+};
+
+use crate::fake::peer::PeerId;
+use crate::world::{End, Setup, World};
+
+/// How long anything may take before a script gives up.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long nothing must happen before a script believes that nothing will, in milliseconds.
+const SILENCE_MS: u64 = 15;
+
+/// Bytes of a connection that came in one buffer.
+pub(crate) type Chunk = (BufferId, u32);
+
+/// A world with a script's memory of what came.
+pub(crate) struct Bench<W: World> {
+    pub(crate) world: W,
+    events: VecDeque<Event>,
+}
+
+/// The first tenant of slot `slot`.
+pub(crate) fn name(slot: u32) -> ConnectionId {
+    ConnectionId::new(slot, 0)
+}
+
+/// A receive with small buffers.
+pub(crate) fn receive(connection: ConnectionId, mode: ReceiveMode) -> Op {
+    let (class, expectation) = (SizeClass::Small, Expectation::Silence);
+    Op::Receive { connection, class, mode, expectation }
+}
+
+/// The answer to a send of set-aside bytes: any part of them, but never nothing.
+fn sent_aside(event: Event, aside: u32) -> u32 {
+    match event {
+        Event::SentAside { length, .. } if (1..=aside).contains(&length) => length,
+        other => panic!("up to {aside} bytes from aside were expected, not {other:?}"),
+    }
+}
+
+impl<W: World> Bench<W> {
+    pub(crate) fn new(setup: Setup) -> Self {
+        Self { world: W::new(setup), events: VecDeque::new() }
+    }
+
+    /// Says these operations in one breath.
+    pub(crate) fn say(&mut self, ops: impl IntoIterator<Item = Op>) {
+        let mut ops: Vec<Op> = ops.into_iter().collect();
+        self.world.kernel().submit(&mut ops);
+        assert!(ops.is_empty(), "the kernel takes all");
+    }
+
+    /// The next event.
+    pub(crate) fn next(&mut self) -> Event {
+        let began = Instant::now();
+        loop {
+            if let Some(event) = self.events.pop_front() {
+                return event;
+            }
+            assert!(began.elapsed() < PATIENCE, "an event was expected and none came");
+            self.turn(100);
+        }
+    }
+
+    /// The next event if one comes soon.
+    pub(crate) fn next_if_any(&mut self) -> Option<Event> {
+        if self.events.is_empty() {
+            self.turn(SILENCE_MS);
+        }
+        self.events.pop_front()
+    }
+
+    /// Nothing must happen for a while.
+    pub(crate) fn silence(&mut self) {
+        let event = self.next_if_any();
+        assert_eq!(event, None, "nothing was expected");
+    }
+
+    /// One turn of at most so many milliseconds; what it brings is kept for `next`.
+    pub(crate) fn turn(&mut self, milliseconds: u64) {
+        let kernel = self.world.kernel();
+        let deadline = kernel.now().plus(milliseconds);
+        let mut events = Vec::new();
+        kernel.turn(Some(deadline), &mut events).expect("the ring works");
+        self.events.extend(events);
+    }
+
+    /// A new peer whose connection gets this name.
+    pub(crate) fn accept(&mut self, connection: ConnectionId) -> PeerId {
+        let peer = self.world.connect();
+        self.say([Op::Accept { listener: ListenerId(0), connection }]);
+        assert_eq!(self.next(), Event::Accepted { connection });
+        peer
+    }
+
+    /// The next event, which must be bytes.
+    pub(crate) fn received(&mut self) -> (Chunk, bool, bool) {
+        match self.next() {
+            Event::Received { buffer, length, armed, more, .. } => ((buffer, length), armed, more),
+            other => panic!("bytes were expected, not {other:?}"),
+        }
+    }
+
+    /// The peer writes so many bytes, which are then received by one-shot receives.
+    pub(crate) fn take(
+        &mut self,
+        peer: PeerId,
+        connection: ConnectionId,
+        length: usize,
+    ) -> Vec<Chunk> {
+        self.world.write(peer, length);
+        let (mut chunks, mut left) = (Vec::new(), length);
+        while left > 0 {
+            self.say([receive(connection, ReceiveMode::Once)]);
+            let (chunk, armed, _) = self.received();
+            assert!(!armed, "a one-shot receive ends with the first bytes");
+            left -= chunk.1 as usize;
+            chunks.push(chunk);
+        }
+        chunks
+    }
+
+    /// Tries to send a chunk and gives its buffer back if it was taken whole. Returns how much was taken.
+    pub(crate) fn send(&mut self, connection: ConnectionId, (buffer, length): Chunk) -> u32 {
+        self.say([Op::Send { connection, buffer, length }]);
+        match self.next() {
+            Event::Sent { connection: name, length: sent } if name == connection => {
+                assert!(sent <= length, "{sent} of {length} bytes were sent");
+                if sent == length {
+                    self.say([Op::Recycle { buffer }]);
+                }
+                sent
+            }
+            other => panic!("the answer to a send was expected, not {other:?}"),
+        }
+    }
+
+    /// Echoes until the socket is full, and sets aside what it did not take. Returns (bytes written, bytes aside).
+    pub(crate) fn fill(&mut self, peer: PeerId, connection: ConnectionId) -> (usize, u32) {
+        const STEP: usize = 500;
+        for step in 1..4000 {
+            for (buffer, length) in self.take(peer, connection, STEP) {
+                let sent = self.send(connection, (buffer, length));
+                if sent < length {
+                    let rest = length - sent;
+                    let aside = Op::SetAside { connection, buffer, offset: sent, length: rest };
+                    self.say([aside, Op::Recycle { buffer }]);
+                    return (step * STEP, rest);
+                }
+            }
+        }
+        panic!("a socket that nobody reads from was never full");
+    }
+
+    /// Makes a send of set-aside bytes wait for room. Returns (bytes written so far, bytes aside).
+    pub(crate) fn block(&mut self, peer: PeerId, connection: ConnectionId) -> (usize, u32) {
+        let (mut written, mut aside) = (0, 0);
+        loop {
+            if aside == 0 {
+                let (more, rest) = self.fill(peer, connection);
+                (written, aside) = (written + more, rest);
+            }
+            self.say([Op::SendAside { connection }]);
+            match self.next_if_any() {
+                None => return (written, aside),
+                // A small rest may still find room.
+                Some(event) => aside -= sent_aside(event, aside),
+            }
+        }
+    }
+
+    /// Sends the rest of the set-aside bytes, one send of which waits already, while the peer reads. Returns how many
+    /// bytes the peer has read.
+    pub(crate) fn flush(
+        &mut self,
+        peer: PeerId,
+        connection: ConnectionId,
+        mut aside: u32,
+    ) -> usize {
+        let mut read = 0;
+        while aside > 0 {
+            read += self.world.read(peer, 4096);
+            if let Some(event) = self.next_if_any() {
+                aside -= sent_aside(event, aside);
+                if aside > 0 {
+                    self.say([Op::SendAside { connection }]);
+                }
+            }
+        }
+        read
+    }
+
+    /// Reads until so many bytes of the echo have come, turning the kernel meanwhile.
+    pub(crate) fn read_all(&mut self, peer: PeerId, mut left: usize) {
+        let began = Instant::now();
+        while left > 0 {
+            left -= self.world.read(peer, left);
+            assert!(began.elapsed() < PATIENCE, "{left} bytes did not come");
+            self.turn(0);
+        }
+    }
+
+    /// What the peer sees in the end.
+    pub(crate) fn end(&mut self, peer: PeerId) -> End {
+        let began = Instant::now();
+        loop {
+            self.turn(0);
+            match self.world.end(peer) {
+                End::Open => assert!(began.elapsed() < PATIENCE, "the peer sees no end"),
+                end => return end,
+            }
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! A fake that lies proves nothing: the same scripts on the simulator's kernel and on a real ring.
+//!
+//! `world` is what a script needs of its surroundings, `real` the implementor with sockets, `bench` the script's tools. Each
+//! script drives the seam as the core does and states which answers are allowed; it runs on the fake, on loopback TCP and
+//! on Unix stream sockets. Where these may differ by right, the script names the set.
+
+// The simulator uses more of its kernel than the scripts do.
+#[allow(dead_code)]
+#[path = "../sim/fake/mod.rs"]
+mod fake;
+
+mod accept;
+mod bench;
+mod end;
+mod real;
+mod receive;
+mod send;
+mod turn;
+mod world;
+
+/// Each script as one test in each world.
+macro_rules! in_each_world {
+    ($($room:ident :: $script:ident),* $(,)?) => {
+        mod on_the_fake {
+            $(#[test] fn $script() { crate::$room::$script::<crate::world::Fake>(); })*
+        }
+        mod on_tcp {
+            $(#[test] fn $script() { crate::$room::$script::<crate::real::Tcp>(); })*
+        }
+        mod on_unix {
+            $(#[test] fn $script() { crate::$room::$script::<crate::real::Unix>(); })*
+        }
+    };
+}
+
+in_each_world! {
+    accept::an_accept_waits_for_a_peer,
+    accept::waiting_peers_are_accepted_in_order,
+    accept::no_free_file_leaves_the_peer_waiting,
+    accept::a_canceled_accept_answers,
+    accept::a_cancel_may_lose_the_race,
+    accept::a_slot_serves_tenant_after_tenant,
+    receive::once_ends_with_the_first_bytes,
+    receive::a_full_buffer_leaves_the_rest,
+    receive::multishot_goes_on,
+    receive::the_end_follows_the_bytes,
+    receive::an_end_right_behind_the_bytes_is_seen,
+    receive::the_end_comes_alone,
+    receive::a_large_buffer_is_taken_when_asked_for,
+    receive::an_empty_pool_takes_nothing,
+    receive::an_empty_pool_hides_the_end,
+    receive::a_buffer_given_back_is_there_for_the_next_receive,
+    receive::a_canceled_receive_ends,
+    receive::a_cancel_loses_no_bytes,
+    send::a_send_takes_what_there_is_room_for,
+    send::what_a_full_socket_leaves_is_sent_from_aside,
+    send::set_aside_pieces_keep_their_order,
+    send::two_connections_do_not_mix,
+    end::a_reset_ends_a_receive,
+    end::a_reset_ends_a_waiting_send,
+    end::a_dead_connection_is_told_once,
+    end::a_shutdown_of_both_ends_a_receive,
+    end::a_shutdown_of_both_ends_a_waiting_send,
+    end::a_shutdown_of_writing_leaves_the_receive,
+    end::a_close_is_seen_after_the_last_byte,
+    end::a_close_with_unread_input_resets,
+    end::an_abort_resets,
+    end::a_peer_that_closed_does_not_take_more,
+    turn::a_turn_ends_at_its_deadline,
+    turn::a_turn_in_the_past_does_not_wait,
+    turn::a_turn_can_be_woken,
+    turn::the_core_echoes_and_drains,
+}

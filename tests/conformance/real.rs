@@ -1,0 +1,253 @@
+//! The implementors with a real ring and real sockets: loopback TCP and Unix streams.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use echo_uring::echo::op::ReceiveMode;
+use echo_uring::uring::{Driver, ListeningSocket, Settings, Transport, probe};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use crate::fake::peer::{PeerId, stream};
+use crate::world::{End, Resets, Setup, World};
+
+/// As small as TCP lets it be, so that a socket fills up within a script.
+const SOCKET_BUFFER: usize = 4096;
+
+/// A real ring, its listener, and the peers.
+struct Real {
+    driver: Driver,
+    wake: Arc<EventFd>,
+    address: SockAddr,
+    domain: Domain,
+    peers: BTreeMap<PeerId, Peer>,
+    next: usize,
+}
+
+struct Peer {
+    socket: Option<Socket>,
+    written: usize,
+    read: usize,
+    end: End,
+}
+
+impl Real {
+    fn new(setup: Setup, domain: Domain, address: &SockAddr) -> Self {
+        let listener = Socket::new(domain, Type::STREAM, None).expect("a socket");
+        listener.set_send_buffer_size(SOCKET_BUFFER).expect("SO_SNDBUF");
+        listener.bind(address).expect("a free address");
+        listener.listen(16).expect("listen");
+        let address = listener.local_addr().expect("its address");
+        let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC);
+        let wake = Arc::new(wake.expect("an eventfd"));
+        let driver = Driver::new(Settings {
+            listeners: Arc::from([ListeningSocket {
+                socket: OwnedFd::from(listener),
+                transport: if domain == Domain::UNIX { Transport::Unix } else { Transport::Tcp },
+                receive_buffer: None,
+                send_buffer: Some(SOCKET_BUFFER as u32),
+            }]),
+            wake: Arc::clone(&wake),
+            buffers: setup.buffers,
+            buffer_sizes: setup.buffer_sizes,
+            origin: Instant::now(),
+        });
+        let driver =
+            driver.unwrap_or_else(|unusable| panic!("no ring to compare with: {unusable}"));
+        Self { driver, wake, address, domain, peers: BTreeMap::new(), next: 0 }
+    }
+
+    fn connect(&mut self) -> PeerId {
+        let socket = Socket::new(self.domain, Type::STREAM, None).expect("a socket");
+        socket.set_recv_buffer_size(SOCKET_BUFFER).expect("SO_RCVBUF");
+        socket.connect(&self.address).expect("the listener's backlog has room");
+        socket.set_nonblocking(true).expect("O_NONBLOCK");
+        let id = PeerId(self.next);
+        self.next += 1;
+        self.peers.insert(id, Peer { socket: Some(socket), written: 0, read: 0, end: End::Open });
+        id
+    }
+
+    fn peer(&mut self, id: PeerId) -> &mut Peer {
+        self.peers.get_mut(&id).expect("a peer that connected")
+    }
+}
+
+impl Peer {
+    fn write(&mut self, id: PeerId, length: usize) {
+        let bytes: Vec<u8> =
+            (self.written..self.written + length).map(|at| stream(id, at)).collect();
+        let mut socket = self.socket.as_ref().expect("a peer that is open");
+        socket.write_all(&bytes).expect("a script writes no more than there is room for");
+        self.written += length;
+    }
+
+    fn read(&mut self, id: PeerId, length: usize) -> usize {
+        let mut total = 0;
+        while total < length && self.end == End::Open {
+            let mut bytes = vec![0; (length - total).min(4096)];
+            let Some(mut socket) = self.socket.as_ref() else { break };
+            match socket.read(&mut bytes) {
+                Ok(0) => self.end = End::Finished,
+                Ok(count) => {
+                    for (index, byte) in bytes[..count].iter().enumerate() {
+                        let offset = self.read + index;
+                        assert_eq!(*byte, stream(id, offset), "{id:?}: a wrong byte at {offset}");
+                    }
+                    self.read += count;
+                    total += count;
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => self.end = End::Reset,
+                Err(error) => panic!("{id:?} reads: {error}"),
+            }
+        }
+        total
+    }
+
+    fn reset(&mut self) {
+        let socket = self.socket.take().expect("a peer that is open");
+        socket.set_linger(Some(Duration::ZERO)).expect("SO_LINGER");
+    }
+}
+
+/// The two kinds of socket differ in three places only.
+macro_rules! real_world {
+    ($name:ident, $what:literal, $resets:expr, $domain:expr, $address:expr) => {
+        #[doc = $what]
+        pub(crate) struct $name(Real);
+
+        impl World for $name {
+            type Kernel = Driver;
+            const RESETS: Resets = $resets;
+            // A multishot receive on a Unix socket can miss the end (axboe/liburing#1549), so a driver may avoid it.
+            const MULTISHOT_LASTS: bool = matches!($resets, Resets::Always);
+
+            fn modes() -> &'static [ReceiveMode] {
+                modes()
+            }
+
+            fn new(setup: Setup) -> Self {
+                Self(Real::new(setup, $domain, &$address))
+            }
+
+            fn kernel(&mut self) -> &mut Driver {
+                &mut self.0.driver
+            }
+
+            fn connect(&mut self) -> PeerId {
+                self.0.connect()
+            }
+
+            fn write(&mut self, peer: PeerId, length: usize) {
+                self.0.peer(peer).write(peer, length);
+            }
+
+            fn read(&mut self, peer: PeerId, length: usize) -> usize {
+                self.0.peer(peer).read(peer, length)
+            }
+
+            fn finish(&mut self, peer: PeerId) {
+                let socket = self.0.peer(peer).socket.as_ref().expect("a peer that is open");
+                socket.shutdown(std::net::Shutdown::Write).expect("shutdown");
+            }
+
+            fn close(&mut self, peer: PeerId) {
+                drop(self.0.peer(peer).socket.take());
+            }
+
+            fn reset(&mut self, peer: PeerId) {
+                self.0.peer(peer).reset();
+            }
+
+            fn end(&mut self, peer: PeerId) -> End {
+                let unread = self.0.peer(peer).read(peer, 1);
+                assert_eq!(unread, 0, "a script asks for the end after the last byte");
+                self.0.peer(peer).end
+            }
+
+            fn has_process_of_its_own() -> bool {
+                has_process_of_its_own()
+            }
+
+            fn use_up_files(&mut self) {
+                // The next descriptor would be this one: descriptors are given out from the lowest that is free.
+                let free = File::open("/dev/null").expect("a last descriptor").as_raw_fd();
+                limit_files(free as u64);
+            }
+
+            fn free_files(&mut self) {
+                let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
+                limit_files(most);
+            }
+
+            fn wake_soon(&mut self) {
+                let wake = Arc::clone(&self.0.wake);
+                std::thread::spawn(move || {
+                    std::thread::sleep(Duration::from_millis(20));
+                    wake.write(1).expect("an eventfd takes 1");
+                });
+            }
+        }
+    };
+}
+
+real_world!(Tcp, "Loopback TCP.", Resets::Always, Domain::IPV4, {
+    SockAddr::from(std::net::SocketAddr::from(([127, 0, 0, 1], 0)))
+});
+real_world!(
+    Unix,
+    "Unix stream sockets.",
+    Resets::WithUnreadBytes,
+    Domain::UNIX,
+    abstract_address()
+);
+
+fn limit_files(soft: u64) {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
+    setrlimit(Resource::RLIMIT_NOFILE, soft, most).expect("a lower limit");
+}
+
+/// Runs the present test again in a process of its own; true in that process.
+fn has_process_of_its_own() -> bool {
+    const ALONE: &str = "ECHO_CONFORMANCE_ALONE";
+    if std::env::var_os(ALONE).is_some() {
+        return true;
+    }
+    let thread = std::thread::current();
+    let name = thread.name().expect("a test's thread bears its name");
+    let program = std::env::current_exe().expect("this program");
+    let mut command = Command::new(program);
+    let output = command.args([name, "--exact", "--test-threads=1"]).env(ALONE, "1").output();
+    let output = output.expect("this program starts");
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && told.contains("1 passed"), "{told}");
+    false
+}
+
+/// The daemon uses multishot receives only where they can be bounded.
+fn modes() -> &'static [ReceiveMode] {
+    static MODES: OnceLock<&'static [ReceiveMode]> = OnceLock::new();
+    MODES.get_or_init(|| {
+        let features = probe().unwrap_or_else(|unusable| panic!("no ring: {unusable}"));
+        match features.bounded_multishot_receive {
+            true => &[ReceiveMode::Once, ReceiveMode::Multishot],
+            false => &[ReceiveMode::Once],
+        }
+    })
+}
+
+/// A name that leaves no file behind and that nobody else has.
+fn abstract_address() -> SockAddr {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let name = format!("\0echo-uring-conformance-{}-{number}", std::process::id());
+    SockAddr::unix(name).expect("a short name")
+}

@@ -1,0 +1,222 @@
+//! Scripts about receiving.
+
+use echo_uring::echo::op::{
+    ConnectionId, Event, Expectation, Op, ReceiveEnd, ReceiveMode, SizeClass,
+};
+
+use crate::bench::{Bench, name, receive};
+use crate::world::{ROOMY, Setup, World};
+
+fn ended(connection: ConnectionId, reason: ReceiveEnd) -> Event {
+    Event::ReceiveEnded { connection, reason }
+}
+
+pub(crate) fn once_ends_with_the_first_bytes<W: World>() {
+    for expectation in [Expectation::Data, Expectation::Silence] {
+        let mut bench = Bench::<W>::new(ROOMY);
+        let peer = bench.accept(name(0));
+        let (connection, class, mode) = (name(0), SizeClass::Small, ReceiveMode::Once);
+        bench.say([Op::Receive { connection, class, mode, expectation }]);
+        bench.silence();
+        bench.world.write(peer, 5);
+        let ((buffer, length), armed, more) = bench.received();
+        assert_eq!((buffer.class, length, armed, more), (SizeClass::Small, 5, false, false));
+        bench.world.write(peer, 5);
+        bench.silence();
+    }
+}
+
+pub(crate) fn a_full_buffer_leaves_the_rest<W: World>() {
+    let mut bench = Bench::<W>::new(ROOMY);
+    let peer = bench.accept(name(0));
+    bench.world.write(peer, 1500);
+    bench.say([receive(name(0), ReceiveMode::Once)]);
+    // The hint that more is there may be missing.
+    let ((_, length), armed, _) = bench.received();
+    assert_eq!((length, armed), (1024, false));
+    bench.say([receive(name(0), ReceiveMode::Once)]);
+    let ((_, length), _, more) = bench.received();
+    assert_eq!((length, more), (476, false));
+}
+
+pub(crate) fn multishot_goes_on<W: World>() {
+    if !W::modes().contains(&ReceiveMode::Multishot) {
+        return;
+    }
+    let mut bench = Bench::<W>::new(ROOMY);
+    let peer = bench.accept(name(0));
+    let mut armed = false;
+    for _ in 0..20 {
+        if !armed {
+            bench.say([receive(name(0), ReceiveMode::Multishot)]);
+        }
+        bench.world.write(peer, 100);
+        let ((buffer, length), still_armed, _) = bench.received();
+        assert_eq!(length, 100);
+        armed = still_armed;
+        bench.say([Op::Recycle { buffer }]);
+    }
+    // A kernel may end it at any time, but one that never goes on has none.
+    assert!(armed || !W::MULTISHOT_LASTS, "after 20 small messages it is armed");
+}
+
+pub(crate) fn the_end_follows_the_bytes<W: World>() {
+    for &mode in W::modes() {
+        let mut bench = Bench::<W>::new(ROOMY);
+        let peer = bench.accept(name(0));
+        bench.world.write(peer, 9);
+        bench.world.finish(peer);
+        bench.say([receive(name(0), mode)]);
+        let ((_, length), armed, _) = bench.received();
+        assert_eq!(length, 9);
+        if !armed {
+            bench.say([receive(name(0), mode)]);
+        }
+        assert_eq!(bench.next(), ended(name(0), ReceiveEnd::EndOfStream));
+        bench.silence();
+    }
+}
+
+pub(crate) fn an_end_right_behind_the_bytes_is_seen<W: World>() {
+    for &mode in W::modes() {
+        let mut bench = Bench::<W>::new(ROOMY);
+        for slot in 0..50 {
+            let peer = bench.accept(name(slot));
+            bench.say([receive(name(slot), mode)]);
+            bench.turn(0);
+            bench.world.write(peer, 9);
+            if slot % 2 == 0 {
+                bench.turn(0);
+            }
+            bench.world.finish(peer);
+            let ((buffer, length), armed, _) = bench.received();
+            assert_eq!(length, 9);
+            bench.say([Op::Recycle { buffer }]);
+            if !armed {
+                bench.say([receive(name(slot), mode)]);
+            }
+            assert_eq!(bench.next(), ended(name(slot), ReceiveEnd::EndOfStream));
+            bench.say([Op::Close { connection: name(slot) }]);
+        }
+    }
+}
+
+pub(crate) fn the_end_comes_alone<W: World>() {
+    for &mode in W::modes() {
+        let mut bench = Bench::<W>::new(ROOMY);
+        let peer = bench.accept(name(0));
+        bench.say([receive(name(0), mode)]);
+        bench.silence();
+        bench.world.finish(peer);
+        assert_eq!(bench.next(), ended(name(0), ReceiveEnd::EndOfStream));
+    }
+}
+
+pub(crate) fn a_large_buffer_is_taken_when_asked_for<W: World>() {
+    let mut bench = Bench::<W>::new(ROOMY);
+    let peer = bench.accept(name(0));
+    bench.world.write(peer, 3000);
+    let (connection, class, mode) = (name(0), SizeClass::Large, ReceiveMode::Once);
+    bench.say([Op::Receive { connection, class, mode, expectation: Expectation::Data }]);
+    let ((buffer, length), ..) = bench.received();
+    assert_eq!((buffer.class, length), (SizeClass::Large, 3000));
+}
+
+const TWO_BUFFERS: Setup = Setup { buffers: [2, 0], buffer_sizes: [1024, 4096] };
+
+pub(crate) fn an_empty_pool_takes_nothing<W: World>() {
+    for &mode in W::modes() {
+        let mut bench = Bench::<W>::new(TWO_BUFFERS);
+        let peer = bench.accept(name(0));
+        let chunks = [bench.take(peer, name(0), 10)[0], bench.take(peer, name(0), 10)[0]];
+        bench.world.write(peer, 10);
+        bench.say([receive(name(0), mode)]);
+        assert_eq!(bench.next(), ended(name(0), ReceiveEnd::NoBuffer));
+        for chunk in chunks {
+            assert_eq!(bench.send(name(0), chunk), 10);
+        }
+        bench.say([receive(name(0), mode)]);
+        let (chunk, ..) = bench.received();
+        assert_eq!(bench.send(name(0), chunk), 10);
+        bench.read_all(peer, 30);
+    }
+}
+
+pub(crate) fn an_empty_pool_hides_the_end<W: World>() {
+    for &mode in W::modes() {
+        let mut bench = Bench::<W>::new(TWO_BUFFERS);
+        let peer = bench.accept(name(0));
+        let chunks = [bench.take(peer, name(0), 10)[0], bench.take(peer, name(0), 10)[0]];
+        bench.say([receive(name(0), mode)]);
+        bench.world.finish(peer);
+        // It may fail before there is anything to receive, since no buffer is there for whatever comes.
+        assert_eq!(bench.next(), ended(name(0), ReceiveEnd::NoBuffer));
+        bench.say([receive(name(0), mode)]);
+        assert_eq!(bench.next(), ended(name(0), ReceiveEnd::NoBuffer));
+        bench.say([Op::Recycle { buffer: chunks[0].0 }, receive(name(0), mode)]);
+        assert_eq!(bench.next(), ended(name(0), ReceiveEnd::EndOfStream));
+    }
+}
+
+pub(crate) fn a_buffer_given_back_is_there_for_the_next_receive<W: World>() {
+    let mut bench = Bench::<W>::new(TWO_BUFFERS);
+    let peer = bench.accept(name(0));
+    let mut last = bench.take(peer, name(0), 10)[0];
+    let held = bench.take(peer, name(0), 10)[0];
+    for _ in 0..10 {
+        bench.world.write(peer, 10);
+        bench.say([Op::Recycle { buffer: last.0 }, receive(name(0), ReceiveMode::Once)]);
+        (last, ..) = bench.received();
+        assert_ne!(last.0, held.0, "a lent buffer is not filled again");
+    }
+}
+
+pub(crate) fn a_canceled_receive_ends<W: World>() {
+    for &mode in W::modes() {
+        let mut bench = Bench::<W>::new(ROOMY);
+        let peer = bench.accept(name(0));
+        for _ in 0..2 {
+            bench.say([receive(name(0), mode)]);
+            bench.silence();
+            bench.say([Op::CancelReceive { connection: name(0) }]);
+            assert_eq!(bench.next(), ended(name(0), ReceiveEnd::Stopped));
+        }
+        // Nothing is lost: bytes that come now wait for the next receive.
+        bench.world.write(peer, 5);
+        bench.silence();
+        bench.say([receive(name(0), mode)]);
+        assert_eq!(bench.received().0.1, 5);
+    }
+}
+
+pub(crate) fn a_cancel_loses_no_bytes<W: World>() {
+    for &mode in W::modes() {
+        let mut bench = Bench::<W>::new(ROOMY);
+        let peer = bench.accept(name(0));
+        bench.say([receive(name(0), mode)]);
+        bench.silence();
+        bench.world.write(peer, 10);
+        bench.say([Op::CancelReceive { connection: name(0) }]);
+        let mut chunks = Vec::new();
+        loop {
+            match bench.next() {
+                Event::Received { buffer, length, armed, .. } => {
+                    chunks.push((buffer, length));
+                    if !armed {
+                        break;
+                    }
+                }
+                Event::ReceiveEnded { reason: ReceiveEnd::Stopped, .. } => break,
+                other => panic!("{other:?}"),
+            }
+        }
+        bench.silence();
+        if chunks.is_empty() {
+            bench.say([receive(name(0), ReceiveMode::Once)]);
+            chunks.push(bench.received().0);
+        }
+        assert_eq!(chunks.len(), 1);
+        assert_eq!(bench.send(name(0), chunks[0]), 10);
+        bench.read_all(peer, 10);
+    }
+}

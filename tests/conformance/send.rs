@@ -1,0 +1,78 @@
+//! Scripts about sending. That the bytes are the right ones is checked by every read.
+
+use echo_uring::echo::op::Op;
+
+use crate::bench::{Bench, name};
+use crate::world::{ROOMY, World};
+
+pub(crate) fn a_send_takes_what_there_is_room_for<W: World>() {
+    let mut bench = Bench::<W>::new(ROOMY);
+    let peer = bench.accept(name(0));
+    for length in [1, 1000, 1024] {
+        let chunks = bench.take(peer, name(0), length);
+        for chunk in chunks {
+            assert_eq!(bench.send(name(0), chunk), chunk.1);
+        }
+        bench.read_all(peer, length);
+    }
+}
+
+pub(crate) fn what_a_full_socket_leaves_is_sent_from_aside<W: World>() {
+    let mut bench = Bench::<W>::new(ROOMY);
+    let peer = bench.accept(name(0));
+    let (written, aside) = bench.block(peer, name(0));
+    bench.silence();
+    let read = bench.flush(peer, name(0), aside);
+    bench.read_all(peer, written - read);
+    bench.silence();
+}
+
+pub(crate) fn set_aside_pieces_keep_their_order<W: World>() {
+    let mut bench = Bench::<W>::new(ROOMY);
+    let peer = bench.accept(name(0));
+    let (mut written, mut aside) = bench.block(peer, name(0));
+    // More may be set aside while a send waits.
+    for length in [300, 1, 700] {
+        for (buffer, length) in bench.take(peer, name(0), length) {
+            let connection = name(0);
+            let half = length.div_ceil(2);
+            bench.say([Op::SetAside { connection, buffer, offset: 0, length: half }]);
+            if half < length {
+                let rest = length - half;
+                bench.say([Op::SetAside { connection, buffer, offset: half, length: rest }]);
+            }
+            bench.say([Op::Recycle { buffer }]);
+            aside += length;
+        }
+        written += length;
+    }
+    let read = bench.flush(peer, name(0), aside);
+    bench.read_all(peer, written - read);
+}
+
+pub(crate) fn two_connections_do_not_mix<W: World>() {
+    let mut bench = Bench::<W>::new(ROOMY);
+    let peers = [bench.accept(name(0)), bench.accept(name(1))];
+    for round in 1..20 {
+        let mut chunks = Vec::new();
+        for (peer, slot) in peers.into_iter().zip(0..) {
+            chunks.push((name(slot), bench.take(peer, name(slot), 10 * round)));
+        }
+        // The second answers first: buffers come home in another order than they were lent.
+        for (connection, chunks) in chunks.into_iter().rev() {
+            for chunk in chunks {
+                assert_eq!(bench.send(connection, chunk), chunk.1);
+            }
+        }
+        for peer in peers {
+            bench.read_all(peer, 10 * round);
+        }
+    }
+    // One that is stalled does not hold up the other.
+    let (written, aside) = bench.block(peers[0], name(0));
+    let chunk = bench.take(peers[1], name(1), 50)[0];
+    assert_eq!(bench.send(name(1), chunk), 50);
+    bench.read_all(peers[1], 50);
+    let read = bench.flush(peers[0], name(0), aside);
+    bench.read_all(peers[0], written - read);
+}

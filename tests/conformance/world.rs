@@ -1,0 +1,159 @@
+//! What a script needs of its surroundings, and the implementor without a kernel.
+
+use std::fmt;
+
+use echo_uring::echo::op::{ConnectionError, Kernel, ListenerId, ReceiveMode};
+
+use crate::fake::choice::Choice;
+use crate::fake::peer::{PeerId, Wire};
+use crate::fake::{FakeKernel, Faults, Settings};
+
+/// What a world is built with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Setup {
+    /// How many buffers of each class, powers of two or 0.
+    pub(crate) buffers: [u16; 2],
+    /// Their sizes.
+    pub(crate) buffer_sizes: [u32; 2],
+}
+
+/// Roomy enough for scripts that are about something else.
+pub(crate) const ROOMY: Setup = Setup { buffers: [8, 2], buffer_sizes: [1024, 4096] };
+
+/// What a peer sees when it has read everything there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// Nothing yet.
+    Open,
+    /// The server's FIN.
+    Finished,
+    /// A reset.
+    Reset,
+}
+
+/// What resetting and aborting look like, which depends on the kind of socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Resets {
+    /// RST: TCP.
+    Always,
+    /// Only unread bytes make a close a reset: Unix stream sockets.
+    WithUnreadBytes,
+}
+
+/// A kernel and the peers on its other side. Peer number n sends the bytes `stream(n, 0), stream(n, 1), …`.
+pub(crate) trait World {
+    type Kernel: Kernel<Error: fmt::Debug>;
+    const RESETS: Resets;
+    /// Whether a multishot receive goes on, or is carried out as a one-shot, which the contract allows.
+    const MULTISHOT_LASTS: bool;
+
+    /// The ways of receiving that this kernel has.
+    fn modes() -> &'static [ReceiveMode];
+    fn new(setup: Setup) -> Self;
+    fn kernel(&mut self) -> &mut Self::Kernel;
+    /// A new peer, which is in the backlog when this returns.
+    fn connect(&mut self) -> PeerId;
+    /// The peer writes its next `length` bytes; there must be room.
+    fn write(&mut self, peer: PeerId, length: usize);
+    /// The peer reads what is there, up to `length`, and checks each byte. Returns how many.
+    fn read(&mut self, peer: PeerId, length: usize) -> usize;
+    /// The peer sends FIN and goes on reading.
+    fn finish(&mut self, peer: PeerId);
+    /// The peer closes, and reads and takes no more.
+    fn close(&mut self, peer: PeerId);
+    /// The peer resets.
+    fn reset(&mut self, peer: PeerId);
+    /// What the peer sees, having read everything.
+    fn end(&mut self, peer: PeerId) -> End;
+    /// Whether this script may do what the whole process feels. If not it has been run, to success, in another process.
+    fn has_process_of_its_own() -> bool;
+    /// From now on no file descriptor is free.
+    fn use_up_files(&mut self);
+    /// The end of that.
+    fn free_files(&mut self);
+    /// Wakes the kernel's turn in a little while, from elsewhere.
+    fn wake_soon(&mut self);
+}
+
+/// The fake without faults.
+pub(crate) struct Fake {
+    kernel: FakeKernel,
+}
+
+/// As much as a fake wire holds in each direction.
+const WIRE: Wire = Wire { receive_space: 64 << 10, send_space: 6000 };
+
+impl World for Fake {
+    type Kernel = FakeKernel;
+    const RESETS: Resets = Resets::Always;
+    const MULTISHOT_LASTS: bool = true;
+
+    fn modes() -> &'static [ReceiveMode] {
+        &[ReceiveMode::Once, ReceiveMode::Multishot]
+    }
+
+    fn new(setup: Setup) -> Self {
+        let settings = Settings {
+            listeners: 1,
+            buffers: setup.buffers,
+            buffer_sizes: setup.buffer_sizes,
+            files_max: usize::MAX,
+            faults: Faults::default(),
+        };
+        Self { kernel: FakeKernel::new(settings, Choice::from_seed(1)) }
+    }
+
+    fn kernel(&mut self) -> &mut FakeKernel {
+        &mut self.kernel
+    }
+
+    fn connect(&mut self) -> PeerId {
+        self.kernel.connect(ListenerId(0), WIRE)
+    }
+
+    fn write(&mut self, peer: PeerId, length: usize) {
+        let written = self.kernel.peer_write(peer, length);
+        assert_eq!(written, length, "a script writes no more than there is room for");
+    }
+
+    fn read(&mut self, peer: PeerId, length: usize) -> usize {
+        self.kernel.peer_read(peer, length)
+    }
+
+    fn finish(&mut self, peer: PeerId) {
+        self.kernel.peer_finish(peer);
+    }
+
+    fn close(&mut self, peer: PeerId) {
+        self.kernel.peer_close(peer);
+    }
+
+    fn reset(&mut self, peer: PeerId) {
+        self.kernel.break_connection(peer, ConnectionError::Reset);
+    }
+
+    fn end(&mut self, peer: PeerId) -> End {
+        let peer = &self.kernel.peers[peer.0];
+        match (peer.server_reset, peer.sees_end()) {
+            (true, _) => End::Reset,
+            (false, true) => End::Finished,
+            (false, false) => End::Open,
+        }
+    }
+
+    fn has_process_of_its_own() -> bool {
+        true
+    }
+
+    fn use_up_files(&mut self) {
+        self.kernel.settings.files_max = 0;
+    }
+
+    fn free_files(&mut self) {
+        self.kernel.settings.files_max = usize::MAX;
+    }
+
+    fn wake_soon(&mut self) {
+        // A turn of the fake that has nothing to wait for ends at once.
+    }
+}

@@ -1,0 +1,309 @@
+//! Starts the real daemon the way a service manager does, watches it, and ends it with the checks
+//! that every test owes.
+//!
+//! Listening sockets go to it as descriptors 3, 4, …; a shell in between names the process in
+//! `LISTEN_PID`, since only the child itself knows its number, and then becomes the daemon. The
+//! environment is empty otherwise, so that neither a real service manager nor a journal is taken
+//! for the stand-in.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use command_fds::{CommandFdExt, FdMapping};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::ending::{Counters, Losses};
+use crate::lines::Lines;
+use crate::machine::{Process, Scratch, patience, wait_until};
+use crate::manager::Manager;
+use crate::place::{Listening, Place};
+
+/// The daemon under test: what Cargo built, or what `ECHO_URING_BIN` names.
+pub(crate) fn program() -> PathBuf {
+    let named = std::env::var_os("ECHO_URING_BIN").map(PathBuf::from);
+    named.unwrap_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_echo-uring")))
+}
+
+/// How the daemon is to be started.
+#[derive(Default)]
+pub(crate) struct Launch {
+    /// Listening sockets that it inherits.
+    pub(crate) listening: Vec<Listening>,
+    /// Other descriptors that it inherits after those, in the place of sockets.
+    pub(crate) strangers: Vec<OwnedFd>,
+    /// The text of its configuration file.
+    pub(crate) config: String,
+    /// Further arguments.
+    pub(crate) arguments: Vec<String>,
+    /// The value for `WATCHDOG_USEC`.
+    pub(crate) watchdog: Option<Duration>,
+    /// The limit on open files that it starts with, hard and soft.
+    pub(crate) open_files: Option<u32>,
+    /// A command that runs it, such as a tracer; the process that was started must stay the daemon.
+    pub(crate) wrapper: Vec<String>,
+    /// Where its stderr goes instead of to [`Lines`].
+    pub(crate) stderr: Option<Stdio>,
+    /// The process that `LISTEN_PID` names instead of the daemon.
+    pub(crate) addressee: Option<u32>,
+}
+
+impl Launch {
+    /// With one listening socket on 127.0.0.1 and this configuration.
+    pub(crate) fn with_config(config: &str) -> Self {
+        let listening = vec![Listening::ipv4()];
+        Self { listening, config: config.to_owned(), ..Self::default() }
+    }
+
+    /// Starts it and waits until it says that it is ready.
+    pub(crate) fn start(self) -> Daemon {
+        let daemon = self.spawn();
+        let limit = patience(20.0);
+        let start = Instant::now();
+        while daemon.manager.values("READY").is_empty() {
+            let gone = daemon.process.open_files() == 0;
+            if gone || start.elapsed() > limit {
+                panic!("the daemon did not get ready:\n{}", daemon.transcript());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        daemon.measured()
+    }
+
+    /// Starts it and waits until it ends by itself, which it must do soon and without ever being
+    /// ready.
+    pub(crate) fn fail(self) -> Refusal {
+        let mut daemon = self.spawn();
+        let status = daemon.wait(patience(20.0));
+        assert!(daemon.manager.values("READY").is_empty(), "it was ready before it refused");
+        daemon.lines.wait_for_end(patience(5.0));
+        let lines = daemon.lines.all();
+        Refusal { code: status.code(), lines, config_path: daemon.scratch.path("echo-uring.toml") }
+    }
+
+    fn spawn(mut self) -> Daemon {
+        let scratch = Scratch::new();
+        let config_path = scratch.path("echo-uring.toml");
+        fs::write(&config_path, &self.config).unwrap();
+        let manager = Manager::start(&scratch.path("notify"));
+        let mut inherited: Vec<OwnedFd> = self.listening.iter().map(Listening::hand_over).collect();
+        inherited.append(&mut self.strangers);
+
+        let mut command = match self.wrapper.split_first() {
+            Some((wrapper, rest)) => {
+                let mut command = Command::new(wrapper);
+                command.args(rest).arg("/bin/sh");
+                command
+            }
+            None => Command::new("/bin/sh"),
+        };
+        let script = self.script(inherited.len());
+        command.arg("-c").arg(script).arg(program()).arg("--config").arg(&config_path);
+        command.args(&self.arguments).env_clear().env("NOTIFY_SOCKET", manager.path());
+        command.env("RUST_BACKTRACE", "1");
+        if let Some(path) = std::env::var_os("PATH") {
+            command.env("PATH", path);
+        }
+        let mapping = |(index, parent_fd)| FdMapping { parent_fd, child_fd: 3 + index };
+        command.fd_mappings((0_i32..).zip(inherited).map(mapping).collect()).unwrap();
+        let collected = self.stderr.is_none();
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        command.stderr(self.stderr.unwrap_or_else(Stdio::piped));
+
+        let mut child = command.spawn().unwrap();
+        // The command holds the descriptors that were handed over; the daemon's copies are to be
+        // the only ones.
+        drop(command);
+        let lines =
+            if collected { Lines::read(child.stderr.take().unwrap()) } else { Lines::none() };
+        let process = Process(child.id());
+        let listening = self.listening;
+        Daemon { child, process, lines, manager, listening, files: 0, scratch }
+    }
+
+    /// What the shell does before it becomes the daemon.
+    fn script(&self, sockets: usize) -> String {
+        // The soft limit that a service manager gives: to raise it is the daemon's own affair.
+        let mut script = "ulimit -S -n 1024; ".to_owned();
+        if let Some(limit) = self.open_files {
+            write!(script, "ulimit -n {limit}; ").unwrap();
+        }
+        if let Some(interval) = self.watchdog {
+            let micros = interval.as_micros();
+            write!(script, "export WATCHDOG_USEC={micros} WATCHDOG_PID=$$; ").unwrap();
+        }
+        if sockets > 0 {
+            let names = vec!["test"; sockets].join(":");
+            let addressee = self.addressee.map_or("$$".to_owned(), |pid| pid.to_string());
+            write!(script, "export LISTEN_FDS={sockets} LISTEN_FDNAMES={names} ").unwrap();
+            write!(script, "LISTEN_PID={addressee}; ").unwrap();
+        }
+        script + "exec \"$0\" \"$@\""
+    }
+}
+
+/// What became of a start that had to fail.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    /// The exit code; none if a signal ended it.
+    pub(crate) code: Option<i32>,
+    /// What it wrote to stderr.
+    pub(crate) lines: Vec<String>,
+    /// Where its configuration file was.
+    pub(crate) config_path: PathBuf,
+}
+
+impl Refusal {
+    /// Asserts the exit code, and that there is one line, which holds each of `words`.
+    pub(crate) fn assert(&self, code: i32, words: &[&str]) {
+        assert_eq!(self.code, Some(code), "{self:#?}");
+        assert_eq!(self.lines.len(), 1, "one line was expected: {self:#?}");
+        let line = &self.lines[0];
+        for word in words {
+            assert!(line.contains(word), "{word:?} is missing: {self:#?}");
+        }
+        // Once the log is open the line has its level in front, as every other.
+        let line = line.strip_prefix("error ").unwrap_or(line);
+        assert!(line.starts_with("echo-uring: "), "no name in front: {self:#?}");
+    }
+}
+
+/// A running daemon.
+pub(crate) struct Daemon {
+    child: Child,
+    /// For a look at it.
+    pub(crate) process: Process,
+    /// What it writes to stderr.
+    pub(crate) lines: Lines,
+    /// What it tells the service manager.
+    pub(crate) manager: Manager,
+    listening: Vec<Listening>,
+    files: usize,
+    /// Goes when the daemon has gone.
+    scratch: Scratch,
+}
+
+/// What a daemon left behind that ended in good order.
+#[derive(Debug)]
+pub(crate) struct Remains {
+    /// Its last account.
+    pub(crate) counters: Counters,
+    /// All it wrote to stderr.
+    pub(crate) lines: Vec<String>,
+}
+
+impl Daemon {
+    /// Where the first inherited socket is.
+    pub(crate) fn place(&self) -> &Place {
+        &self.listening[0].place
+    }
+
+    /// Where all inherited sockets are.
+    pub(crate) fn places(&self) -> Vec<Place> {
+        self.listening.iter().map(|it| it.place.clone()).collect()
+    }
+
+    /// Takes the number of open files at rest: the fewest of some looks, for a notification opens
+    /// one for a moment.
+    fn measured(mut self) -> Self {
+        let look = |_| {
+            std::thread::sleep(Duration::from_millis(2));
+            self.process.open_files()
+        };
+        self.files = (0..5).map(look).min().unwrap();
+        self
+    }
+
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
+    }
+
+    /// Waits until it holds no more files than at the start: every connection is closed.
+    pub(crate) fn settle(&self) {
+        let limit = patience(20.0);
+        let start = Instant::now();
+        while self.process.open_files() > self.files {
+            if start.elapsed() > limit {
+                let (now, files) = (self.process.describe_files(), self.files);
+                panic!("files leaked; there were {files}, now:\n{now}\n{}", self.transcript());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// When all clients are gone: checks that nothing leaked, asks it to end, and checks its end.
+    /// Nothing may be lost.
+    pub(crate) fn stop(self) -> Remains {
+        self.stop_with(Losses::None)
+    }
+
+    /// The same where some bytes could not be echoed: peers reset, stalled, or wrote after the end.
+    pub(crate) fn stop_with(self, losses: Losses) -> Remains {
+        self.settle();
+        self.signal(Signal::SIGTERM);
+        self.finish(losses)
+    }
+
+    /// Waits for the end of a daemon that was asked to end, and checks it.
+    pub(crate) fn finish(mut self, losses: Losses) -> Remains {
+        let status = self.wait(patience(30.0));
+        self.lines.wait_for_end(patience(5.0));
+        let transcript = self.transcript();
+        assert_eq!(status.code(), Some(0), "{transcript}");
+        let lines = self.lines.all();
+        let texts: Vec<&str> = lines.iter().map(String::as_str).collect();
+        let counters = Counters::judge(&texts, losses);
+        let counters = counters.unwrap_or_else(|fault| panic!("{fault}\n{transcript}"));
+        Remains { counters, lines }
+    }
+
+    /// Waits until it has ended.
+    pub(crate) fn wait(&mut self, limit: Duration) -> ExitStatus {
+        let mut status = None;
+        wait_until("the daemon to end", limit, || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap()
+    }
+
+    /// Everything it said, for a message.
+    pub(crate) fn transcript(&self) -> String {
+        let mut text = String::from("--- stderr\n");
+        for line in self.lines.all() {
+            writeln!(text, "{line}").unwrap();
+        }
+        text.push_str("--- notifications\n");
+        for notification in self.manager.received() {
+            writeln!(text, "{:?}", notification.text).unwrap();
+        }
+        text
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            if std::thread::panicking() {
+                eprintln!("{}", self.transcript());
+            }
+            drop(self.child.kill());
+            drop(self.child.wait());
+        }
+    }
+}
+
+/// Runs the daemon's program to its end with these arguments alone and an empty environment.
+pub(crate) fn run_to_end(arguments: &[&str], directory: Option<&Path>) -> std::process::Output {
+    let mut command = Command::new(program());
+    command.args(arguments).env_clear().stdin(Stdio::null());
+    if let Some(directory) = directory {
+        command.current_dir(directory);
+    }
+    command.output().unwrap()
+}

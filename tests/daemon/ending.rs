@@ -1,0 +1,125 @@
+//! The global check: what a daemon that ended in good order must have written last.
+//!
+//! Pure text, so that the check itself is tested: a check that cannot fail proves nothing.
+
+/// Whether bytes may be missing from the echo.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Losses {
+    /// Every byte went back.
+    None,
+    /// Some peers were reset, stalled too long, or wrote after the end.
+    Allowed,
+}
+
+/// The account in the last line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Counters {
+    /// Connections taken.
+    pub(crate) accepted: u64,
+    /// Connections closed.
+    pub(crate) closed: u64,
+    /// Bytes received.
+    pub(crate) bytes_in: u64,
+    /// Bytes sent.
+    pub(crate) bytes_out: u64,
+    /// Bytes that could not be echoed.
+    pub(crate) bytes_dropped: u64,
+    /// Pooled buffers that were at home at the end.
+    pub(crate) buffers_home: u64,
+    /// All pooled buffers.
+    pub(crate) buffers_total: u64,
+}
+
+impl Counters {
+    /// Finds fault with the lines of a daemon that has ended, or returns its account.
+    pub(crate) fn judge(lines: &[&str], losses: Losses) -> Result<Self, String> {
+        for line in lines {
+            if line.contains("panicked") || line.contains("assertion") {
+                return Err(format!("it panicked: {line}"));
+            }
+        }
+        let last = lines.last().ok_or("it said nothing")?;
+        let counters = Self::parse(last).ok_or(format!("no account in the last line: {last}"))?;
+        counters.balance(losses)?;
+        Ok(counters)
+    }
+
+    fn balance(self, losses: Losses) -> Result<(), String> {
+        let fault = |what: &str| Err(format!("{what}: {self:?}"));
+        if self.accepted != self.closed {
+            return fault("connections leaked");
+        }
+        if self.bytes_in != self.bytes_out + self.bytes_dropped {
+            return fault("bytes in are not bytes out and bytes dropped");
+        }
+        if losses == Losses::None && self.bytes_dropped != 0 {
+            return fault("bytes were dropped");
+        }
+        if self.buffers_home != self.buffers_total {
+            return fault("buffers leaked");
+        }
+        if self.buffers_total == 0 {
+            return fault("there is no pool");
+        }
+        Ok(())
+    }
+
+    fn parse(line: &str) -> Option<Self> {
+        let (_, account) = line.split_once("stopped: ")?;
+        let mut words = account.split(' ');
+        let mut next = |name: &str| -> Option<u64> {
+            words.next()?.strip_prefix(name)?.strip_prefix('=')?.parse().ok()
+        };
+        let counters = Self {
+            accepted: next("accepted")?,
+            closed: next("closed")?,
+            bytes_in: next("bytes-in")?,
+            bytes_out: next("bytes-out")?,
+            bytes_dropped: next("bytes-dropped")?,
+            buffers_home: next("buffers-home")?,
+            buffers_total: next("buffers-total")?,
+        };
+        words.next().is_none().then_some(counters)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "info stopped: accepted=3 closed=3 bytes-in=10 bytes-out=8 \
+                        bytes-dropped=2 buffers-home=256 buffers-total=256";
+
+    fn fault(from: &str, to: &str) -> String {
+        assert!(GOOD.contains(from));
+        Counters::judge(&[&GOOD.replace(from, to)], Losses::Allowed).unwrap_err()
+    }
+
+    #[test]
+    fn a_good_end_passes() {
+        let counters = Counters::judge(&["info ready", GOOD], Losses::Allowed).unwrap();
+        assert_eq!(counters.bytes_in, 10);
+    }
+
+    #[test]
+    fn dropped_bytes_pass_only_where_they_may() {
+        let verdict = Counters::judge(&[GOOD], Losses::None).unwrap_err();
+        assert!(verdict.starts_with("bytes were dropped"), "{verdict}");
+    }
+
+    #[test]
+    fn each_leak_is_found() {
+        assert!(fault("closed=3", "closed=2").starts_with("connections leaked"));
+        assert!(fault("bytes-out=8", "bytes-out=7").starts_with("bytes in are not"));
+        assert!(fault("home=256", "home=255").starts_with("buffers leaked"));
+        assert!(fault(" closed=3", "").starts_with("no account"));
+    }
+
+    #[test]
+    fn a_panic_or_a_line_after_the_end_is_found() {
+        let panic = "thread 'worker' panicked at src/x.rs:1:1:";
+        assert!(Counters::judge(&[panic, GOOD], Losses::Allowed).unwrap_err().contains("panicked"));
+        let verdict = Counters::judge(&[GOOD, "info one more"], Losses::Allowed).unwrap_err();
+        assert!(verdict.starts_with("no account"), "{verdict}");
+    }
+}

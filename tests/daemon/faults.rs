@@ -1,0 +1,110 @@
+//! A kernel that refuses io_uring, or that fails now and then: injected from outside by strace(1),
+//! where there is one. Without strace, or where tracing is forbidden, these tests say so and prove
+//! nothing.
+
+use std::process::Command;
+
+use nix::sys::signal::Signal;
+
+use crate::daemon::Launch;
+use crate::flow::{self, Ending, Flow, Plan};
+use crate::machine::{in_company, patience, wait_until};
+
+/// A wrapper that traces `call` of the daemon and does `what` to it, or none with a note why not.
+fn strace(call: &str, what: &str) -> Option<Vec<String>> {
+    let trial = Command::new("strace").args(["-o", "/dev/null", "true"]).output();
+    if !trial.is_ok_and(|output| output.status.success()) {
+        println!("skipped: strace is not here or may not trace");
+        return None;
+    }
+    // -D: the tracer is a grandchild, so that the process that was started is the daemon.
+    let trace = format!("trace={call}");
+    let inject = format!("inject={call}:{what}");
+    let words = ["strace", "-D", "-f", "-qq", "-o", "/dev/null", "-e", &trace, "-e", &inject];
+    Some(words.iter().map(ToString::to_string).collect())
+}
+
+fn refused(error: &str, words: &[&str]) {
+    let _quiet = in_company();
+    let Some(wrapper) = strace("io_uring_setup", &format!("error={error}")) else { return };
+    let launch = Launch::with_config("");
+    Launch { wrapper, ..launch }.fail().assert(78, words);
+}
+
+/// A sysctl or a seccomp filter answers EPERM.
+#[test]
+fn forbidden_io_uring_is_refused_with_its_cause() {
+    refused("EPERM", &["io_uring", "kernel.io_uring_disabled", "seccomp"]);
+}
+
+/// A kernel built without it answers ENOSYS.
+#[test]
+fn absent_io_uring_is_refused_with_its_cause() {
+    refused("ENOSYS", &["io_uring", "Linux 6.1"]);
+}
+
+#[test]
+fn too_little_memory_for_a_ring_is_refused() {
+    let _quiet = in_company();
+    let Some(wrapper) = strace("io_uring_setup", "error=ENOMEM") else { return };
+    let launch = Launch::with_config("");
+    let refusal = Launch { wrapper, ..launch }.fail();
+    assert!(matches!(refusal.code, Some(71 | 78)), "{refusal:#?}");
+    assert_eq!(refusal.lines.len(), 1, "{refusal:#?}");
+}
+
+/// Every ninth call fails; nothing is lost, and the daemon neither ends nor spins.
+fn failing_turns(error: &str) {
+    let _quiet = in_company();
+    let what = format!("error={error}:when=20+9");
+    let Some(wrapper) = strace("io_uring_enter", &what) else { return };
+    let launch = Launch::with_config("[server]\nworkers = 2\n");
+    let daemon = Launch { wrapper, ..launch }.start();
+    let plan = |seed| {
+        let ending = if seed % 2 == 0 { Ending::WithLastByte } else { Ending::AfterEcho };
+        Plan { seed, total: 200_000, largest_piece: 64 * 1024, ending }
+    };
+    let flows = (0..30).map(|seed| Flow::new(daemon.place().connect(), plan(seed))).collect();
+    assert_eq!(flow::run(flows, patience(60.0)), 30 * 200_000);
+    daemon.stop();
+}
+
+#[test]
+fn interrupted_turns_lose_nothing() {
+    failing_turns("EINTR");
+}
+
+#[test]
+fn turns_that_are_told_to_try_again_lose_nothing() {
+    failing_turns("EAGAIN");
+}
+
+#[test]
+fn turns_that_find_the_ring_busy_lose_nothing() {
+    failing_turns("EBUSY");
+}
+
+#[test]
+fn turns_without_memory_lose_nothing() {
+    failing_turns("ENOMEM");
+}
+
+/// A worker that hangs in the kernel is not covered by the others: the watchdog is no longer fed.
+#[test]
+fn a_hanging_worker_starves_the_watchdog() {
+    let _quiet = in_company();
+    let Some(wrapper) = strace("io_uring_enter", "delay_enter=4s:when=20+") else { return };
+    let interval = std::time::Duration::from_secs(1);
+    let launch = Launch::with_config("[server]\nworkers = 2\n");
+    let mut daemon = Launch { wrapper, watchdog: Some(interval), ..launch }.start();
+    // Each call takes four seconds from then on, so sooner or later a ping is missing for one.
+    let starved = || {
+        let last = daemon.manager.values("WATCHDOG").pop();
+        last.is_some_and(|(at, _)| at.elapsed() > 2 * interval)
+    };
+    wait_until("the watchdog to starve", patience(30.0), starved);
+    daemon.lines.wait_for("has not turned its loop", patience(10.0));
+    daemon.signal(Signal::SIGKILL);
+    let status = daemon.wait(patience(30.0));
+    assert!(!status.success());
+}

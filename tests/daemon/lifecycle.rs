@@ -1,0 +1,259 @@
+//! From READY to the last line: what the service manager is told, signals, and the drain.
+
+use std::io::{ErrorKind, Write};
+use std::net::Shutdown;
+use std::sync::Barrier;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use socket2::Socket;
+
+use crate::daemon::{Daemon, Launch};
+use crate::ending::Losses;
+use crate::machine::{alone, in_company, patience, wait_until};
+use crate::place::{expect_end, expect_silence, expect_tape, ping, read_out, send_tape, stuff};
+use crate::tape::Tape;
+
+/// The last STATUS that the service manager was told.
+fn last_status(daemon: &Daemon) -> String {
+    daemon.manager.values("STATUS").pop().map(|(_, text)| text).unwrap_or_default()
+}
+
+#[test]
+fn notifications_come_in_order_and_say_what_is_so() {
+    let _quiet = in_company();
+    let daemon = Launch::with_config("[server]\nworkers = 2\n").start();
+    let ready = &daemon.manager.received()[0];
+    assert_eq!(ready.field("READY"), Some("1"), "the first word was {:?}", ready.text);
+    assert!(ready.field("STATUS").is_some(), "no STATUS with READY: {:?}", ready.text);
+
+    let peers: Vec<Socket> = (0..3).map(|_| daemon.place().connect()).collect();
+    for peer in &peers {
+        send_tape(peer, Tape::new(1), 0, 1024 * 1024);
+        expect_tape(peer, Tape::new(1), 0, 1024 * 1024);
+    }
+    wait_until("a STATUS with 3 connections", patience(10.0), || {
+        last_status(&daemon) == "3 connections, 3 accepted, 3.0 MiB echoed, 2 workers"
+    });
+    drop(peers);
+    wait_until("a STATUS without connections", patience(10.0), || {
+        last_status(&daemon).starts_with("0 connections, 3 accepted, ")
+    });
+
+    daemon.settle();
+    daemon.signal(Signal::SIGTERM);
+    wait_until("STOPPING", patience(10.0), || !daemon.manager.values("STOPPING").is_empty());
+    let said = daemon.manager.received();
+    let stopping = said.iter().find(|it| it.field("STOPPING").is_some()).unwrap();
+    assert_eq!(stopping.field("STOPPING"), Some("1"));
+    let status = stopping.field("STATUS").unwrap_or_default();
+    assert!(status.starts_with("draining, 0 connections left"), "{:?}", stopping.text);
+    for name in ["READY", "STOPPING"] {
+        assert_eq!(said.iter().filter(|it| it.field(name).is_some()).count(), 1, "{said:#?}");
+    }
+    assert!(said.iter().all(|it| it.field("WATCHDOG").is_none()), "pings nobody asked for");
+    let remains = daemon.finish(Losses::None);
+    assert_eq!(remains.counters.accepted, 3);
+    assert_eq!(remains.counters.bytes_in, 3 * 1024 * 1024);
+    assert_eq!(remains.counters.bytes_out, 3 * 1024 * 1024);
+}
+
+#[test]
+fn log_lines_tell_start_listeners_ready_and_end() {
+    let _quiet = in_company();
+    let config = "[server]\nworkers = 1\n[limits]\nmax-connections = 100\n";
+    let daemon = Launch::with_config(config).start();
+    let place = daemon.place().clone();
+    let remains = daemon.stop();
+    let texts: Vec<&str> = remains.lines.iter().map(String::as_str).collect();
+    let crate::place::Place::Tcp(address) = place else { unreachable!("a TCP socket was given") };
+    let start = format!("info echo-uring {}: starting, kernel ", env!("CARGO_PKG_VERSION"));
+    assert!(texts[0].starts_with(&start), "{texts:#?}");
+    assert!(texts[0].contains(", 1 worker"), "{texts:#?}");
+    assert!(texts[0].contains(", receive multishot") || texts[0].contains(", receive once"));
+    assert_eq!(texts[1], format!("info listening on {address} (test, inherited)"));
+    assert_eq!(texts[2], "info ready");
+    assert!(texts[3].starts_with("info draining: 0 connections, at most 10s"), "{texts:#?}");
+    assert!(texts[4].starts_with("info stopped: accepted=0 "), "{texts:#?}");
+    assert_eq!(texts.len(), 5, "{texts:#?}");
+}
+
+#[test]
+fn status_is_told_once_a_second_at_most() {
+    let _quiet = in_company();
+    let daemon = Launch::with_config("").start();
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(3) {
+        assert!(daemon.place().answers(patience(10.0)));
+        thread::sleep(Duration::from_millis(5));
+    }
+    let moments: Vec<Instant> = daemon.manager.values("STATUS").iter().map(|(at, _)| *at).collect();
+    assert!(moments.len() >= 3, "{} in three seconds of change", moments.len());
+    for pair in moments[1..].windows(2) {
+        let gap = pair[1] - pair[0];
+        // What a busy machine delays on one end is missing on the other.
+        assert!(gap > Duration::from_millis(500), "two within {gap:?}");
+    }
+    thread::sleep(Duration::from_millis(1500));
+    let settled = daemon.manager.received().len();
+    thread::sleep(Duration::from_secs(2));
+    assert_eq!(daemon.manager.received().len(), settled, "news without anything new");
+    daemon.stop();
+}
+
+#[test]
+fn the_watchdog_is_fed_at_half_its_interval() {
+    let _quiet = alone();
+    let interval = Duration::from_secs(1);
+    let launch = Launch::with_config("[server]\nworkers = 3\n");
+    let daemon = Launch { watchdog: Some(interval), ..launch }.start();
+    let start = Instant::now();
+    thread::sleep(Duration::from_secs(5));
+    let moments: Vec<Instant> =
+        daemon.manager.values("WATCHDOG").into_iter().map(|(at, _)| at).collect();
+    let first = daemon.manager.received().remove(0);
+    assert!(first.field("READY").is_some(), "fed before it was ready: {first:?}");
+    assert!((9..=12).contains(&moments.len()), "{} pings in 5 s", moments.len());
+    for pair in moments.windows(2) {
+        assert!(pair[1] - pair[0] < interval, "the watchdog would have bitten");
+    }
+    assert!(moments[0] - start < interval);
+    daemon.stop();
+}
+
+#[test]
+fn a_second_signal_ends_at_once() {
+    let _quiet = in_company();
+    for (first, second) in [(Signal::SIGTERM, Signal::SIGTERM), (Signal::SIGINT, Signal::SIGTERM)] {
+        let mut daemon = Launch::with_config("[timeouts]\ndrain = \"1m\"\n").start();
+        let peer = daemon.place().connect();
+        assert!(ping(&peer, b"here"));
+        daemon.signal(first);
+        daemon.lines.wait_for("info draining: 1 connection", patience(10.0));
+        assert!(ping(&peer, b"still here"));
+        daemon.signal(second);
+        let status = daemon.wait(patience(3.0));
+        daemon.lines.wait_for_end(patience(5.0));
+        assert_eq!(status.code(), Some(0), "{}", daemon.transcript());
+        let last = daemon.lines.all().pop().unwrap();
+        assert_eq!(last, "warn second signal: ending at once");
+    }
+}
+
+/// 200 peers in the middle of bulk when the signal comes: each byte comes back, and a good end, not
+/// a reset.
+#[test]
+fn a_drain_loses_no_byte_of_busy_connections() {
+    let _quiet = in_company();
+    const PEERS: u64 = 200;
+    const TOTAL: u64 = 300_000;
+    let daemon = Launch::with_config("[server]\nworkers = 2\n[timeouts]\ndrain = \"1m\"\n").start();
+    let place = daemon.place().clone();
+    let middle = Barrier::new(usize::try_from(PEERS).unwrap() + 1);
+    let remains = thread::scope(|scope| {
+        for seed in 0..PEERS {
+            let (place, middle) = (&place, &middle);
+            scope.spawn(move || {
+                let socket = place.connect();
+                let tape = Tape::new(seed);
+                send_tape(&socket, tape, 0, TOTAL / 2);
+                expect_tape(&socket, tape, 0, TOTAL / 4);
+                middle.wait();
+                send_tape(&socket, tape, TOTAL / 2, TOTAL);
+                socket.shutdown(Shutdown::Write).unwrap();
+                expect_tape(&socket, tape, TOTAL / 4, TOTAL);
+                expect_end(&socket);
+            });
+        }
+        middle.wait();
+        daemon.signal(Signal::SIGTERM);
+        daemon.finish(Losses::None)
+    });
+    assert_eq!(remains.counters.bytes_out, PEERS * TOTAL);
+}
+
+/// While it drains nobody new is taken: who comes then waits in the backlog for the next process.
+#[test]
+fn newcomers_wait_while_it_drains() {
+    let _quiet = in_company();
+    let daemon = Launch::with_config("[timeouts]\ndrain = \"1m\"\n").start();
+    let old = daemon.place().connect();
+    assert!(ping(&old, b"here"));
+    daemon.signal(Signal::SIGTERM);
+    daemon.lines.wait_for("info draining: 1 connection", patience(10.0));
+    let newcomer = daemon.place().connect();
+    send_tape(&newcomer, Tape::new(1), 0, 100);
+    expect_silence(&newcomer, Duration::from_millis(500));
+    assert!(ping(&old, b"still here"));
+    drop(old);
+    let place = daemon.place().clone();
+    let started = Instant::now();
+    let remains = daemon.finish(Losses::None);
+    assert!(started.elapsed() < patience(5.0), "it waited although nobody was left");
+    assert_eq!(remains.counters.accepted, 1, "{place:?}");
+}
+
+/// At the deadline a peer that goes on talking gets the echo so far and an end, not a reset; one
+/// that never reads and one that is silent cannot hold the process.
+#[test]
+fn at_the_deadline_of_the_drain_each_peer_gets_an_end() {
+    let _quiet = in_company();
+    let daemon = Launch::with_config("[timeouts]\ndrain = \"2s\"\n").start();
+    let silent = daemon.place().connect();
+    let deaf = daemon.place().connect_narrow();
+    let talker = daemon.place().connect();
+    assert!(ping(&silent, b"here") && ping(&talker, b"here"));
+    stuff(&deaf, Tape::new(3), Duration::from_millis(300));
+    daemon.signal(Signal::SIGTERM);
+    let start = Instant::now();
+
+    let talk = thread::spawn(move || talk_until_ended(&talker));
+    let quiet = thread::spawn(move || read_out(&silent, patience(20.0)));
+    daemon.finish(Losses::Allowed);
+    let took = start.elapsed();
+    assert!(took > Duration::from_millis(1500), "it did not wait: {took:?}");
+    // The deaf one has five seconds to answer the end before it is cut off.
+    assert!(took < Duration::from_secs(7) + patience(3.0), "it waited too long: {took:?}");
+    let (words, end) = talk.join().unwrap();
+    assert!(words > 10, "only {words} words");
+    assert_eq!(end, None, "the talker saw no orderly end");
+    assert_eq!(quiet.join().unwrap(), (0, Ok(())), "the silent one saw no orderly end");
+    drop(deaf);
+}
+
+/// Says words and hears them, until the end; how many came back, and the error if it was no orderly
+/// end.
+fn talk_until_ended(mut socket: &Socket) -> (u64, Option<ErrorKind>) {
+    let tape = Tape::new(2);
+    let mut words = 0;
+    loop {
+        if let Err(error) = socket.write_all(&tape.bytes(words * 8, 8)) {
+            return (words, Some(error.kind()));
+        }
+        let mut word = [0; 8];
+        let mut have = 0;
+        while have < word.len() {
+            match std::io::Read::read(&mut socket, &mut word[have..]) {
+                Ok(0) => return (words, None),
+                Ok(length) => {
+                    tape.check(words * 8 + have as u64, &word[have..have + length], &mut vec![]);
+                    have += length;
+                }
+                Err(error) => return (words, Some(error.kind())),
+            }
+        }
+        words += 1;
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn without_a_service_manager_the_end_is_the_same() {
+    let _quiet = in_company();
+    let daemon = Launch::with_config("").start();
+    assert!(daemon.place().answers(patience(10.0)));
+    daemon.settle();
+    daemon.signal(Signal::SIGINT);
+    daemon.finish(Losses::None);
+}

@@ -1,0 +1,250 @@
+//! Where the daemon answers: sockets it inherits or binds, of all families, one or several; and
+//! what it refuses.
+
+use std::fs::File;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use crate::daemon::{Daemon, Launch};
+use crate::machine::{Scratch, alone, in_company, patience};
+use crate::place::{Listening, Place, ping};
+
+/// A TCP address of this host that nobody uses: any address of 127.0.0.0/8 is ours, and one made
+/// from the number of this process is ours alone.
+fn free_address() -> SocketAddr {
+    let [_, _, high, low] = std::process::id().to_be_bytes();
+    let address = Ipv4Addr::new(127, 77, high.max(1), low.clamp(1, 254));
+    TcpListener::bind((address, 0)).unwrap().local_addr().unwrap()
+}
+
+fn assert_answers(daemon: &Daemon, places: &[Place]) {
+    for place in places {
+        for _ in 0..10 {
+            assert!(place.answers(patience(10.0)), "{place:?}\n{}", daemon.transcript());
+        }
+    }
+}
+
+#[test]
+fn inherited_sockets_of_all_families_at_once() {
+    let _quiet = in_company();
+    let scratch = Scratch::new();
+    let mut listening = vec![Listening::ipv4(), Listening::unix(&scratch.path("inherited"))];
+    match Listening::ipv6() {
+        Some(it) => listening.insert(1, it),
+        None => println!("skipped: this host has no IPv6"),
+    }
+    listening.push(Listening::ipv4());
+    let count = listening.len();
+    let config = "[server]\nworkers = 2\n".to_owned();
+    let daemon = Launch { listening, config, ..Launch::default() }.start();
+    assert_answers(&daemon, &daemon.places());
+    let inherited = |line: &&String| line.ends_with("inherited)");
+    let texts = daemon.lines.all();
+    assert_eq!(texts.iter().filter(inherited).count(), count, "{texts:#?}");
+    for place in daemon.places() {
+        let name = match place {
+            Place::Tcp(address) => address.to_string(),
+            Place::Unix(path) => format!("unix:{}", path.display()),
+        };
+        let line = format!("info listening on {name} (test, inherited)");
+        assert!(texts.contains(&line), "{line:?} is missing: {texts:#?}");
+    }
+    let remains = daemon.stop();
+    assert_eq!(remains.counters.accepted, 10 * count as u64);
+}
+
+/// Urgent bytes stay in the stream on every inherited socket, whatever was set on it before:
+/// `scripts` proves that they are echoed, this that it holds for a socket on IPv6.
+#[test]
+fn an_inherited_ipv6_socket() {
+    let _quiet = in_company();
+    let Some(listening) = Listening::ipv6() else {
+        println!("skipped: this host has no IPv6");
+        return;
+    };
+    let daemon = Launch { listening: vec![listening], ..Launch::default() }.start();
+    let socket = daemon.place().connect();
+    assert!(ping(&socket, b"before"));
+    assert_eq!(socket.send_out_of_band(b"urgent").unwrap(), 6);
+    let mut word = [0; 6];
+    std::io::Read::read_exact(&mut &socket, &mut word).unwrap();
+    assert_eq!(&word, b"urgent");
+    drop(socket);
+    daemon.stop();
+}
+
+#[test]
+fn configured_addresses_are_bound() {
+    let _quiet = in_company();
+    let scratch = Scratch::new();
+    let path = scratch.path("bound");
+    let address = free_address();
+    let config = format!(
+        "[[listener]]\nname = \"tcp\"\naddress = \"{address}\"\n\
+         [[listener]]\nname = \"local\"\naddress = \"unix:{}\"\n",
+        path.display()
+    );
+    let daemon = Launch { config, ..Launch::default() }.start();
+    let texts = daemon.lines.all();
+    assert!(texts.contains(&format!("info listening on {address} (tcp)")), "{texts:#?}");
+    let unix = format!("info listening on unix:{} (local)", path.display());
+    assert!(texts.contains(&unix), "{texts:#?}");
+    assert_answers(&daemon, &[Place::Tcp(address), Place::Unix(path)]);
+    daemon.stop();
+}
+
+#[test]
+fn listen_on_the_command_line_replaces_the_configured_addresses() {
+    let _quiet = in_company();
+    let scratch = Scratch::new();
+    let (first, second, third) = (scratch.path("1"), scratch.path("2"), scratch.path("3"));
+    let config =
+        format!("[[listener]]\nname = \"first\"\naddress = \"unix:{}\"\n", first.display());
+    let listen = |path: &std::path::Path| format!("--listen=unix:{}", path.display());
+    let arguments = vec![listen(&second), listen(&third)];
+    let daemon = Launch { config, arguments, ..Launch::default() }.start();
+    assert!(!first.exists(), "the configured address was bound all the same");
+    assert_answers(&daemon, &[Place::Unix(second), Place::Unix(third)]);
+    daemon.stop();
+}
+
+#[test]
+fn listen_on_the_command_line_is_ignored_aloud_when_sockets_are_inherited() {
+    let _quiet = in_company();
+    let scratch = Scratch::new();
+    let path = scratch.path("ignored");
+    let launch = Launch::with_config("");
+    let arguments = vec![format!("--listen=unix:{}", path.display())];
+    let daemon = Launch { arguments, ..launch }.start();
+    assert!(!path.exists());
+    let texts = daemon.lines.all();
+    let warned = |line: &String| line.starts_with("warn ") && line.contains("--listen");
+    assert!(texts.iter().any(warned), "{texts:#?}");
+    assert_answers(&daemon, &daemon.places());
+    daemon.stop();
+}
+
+/// A bound TCP port is free again at once, even with connections in TIME_WAIT.
+#[test]
+fn a_restart_can_bind_again_at_once() {
+    let _quiet = in_company();
+    let config = format!("[[listener]]\nname = \"tcp\"\naddress = \"{}\"\n", free_address());
+    for _ in 0..3 {
+        let daemon = Launch { config: config.clone(), ..Launch::default() }.start();
+        let address = config.split('"').nth(3).unwrap().parse().unwrap();
+        let peer = Place::Tcp(address).connect();
+        assert!(ping(&peer, b"here"));
+        peer.shutdown(std::net::Shutdown::Write).unwrap();
+        crate::place::expect_end(&peer);
+        drop(peer);
+        daemon.stop();
+    }
+}
+
+fn refuse(stranger: impl Into<OwnedFd>, words: &[&str]) {
+    let _quiet = in_company();
+    let launch = Launch::with_config("");
+    let refusal = Launch { strangers: vec![stranger.into()], ..launch }.fail();
+    refusal.assert(69, words);
+}
+
+#[test]
+fn an_inherited_udp_socket_is_refused() {
+    refuse(UdpSocket::bind("127.0.0.1:0").unwrap(), &["4"]);
+}
+
+#[test]
+fn an_inherited_unix_datagram_socket_is_refused() {
+    refuse(UnixDatagram::unbound().unwrap(), &["4"]);
+}
+
+#[test]
+fn an_inherited_socket_that_does_not_listen_is_refused() {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SockAddr::from(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))).unwrap();
+    refuse(socket, &["4", "listen"]);
+}
+
+#[test]
+fn an_inherited_connection_is_refused() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    refuse(client, &["4", "listen"]);
+}
+
+#[test]
+fn an_inherited_regular_file_is_refused() {
+    let scratch = Scratch::new();
+    refuse(File::create(scratch.path("file")).unwrap(), &["4", "socket"]);
+}
+
+#[test]
+fn sockets_meant_for_another_process_are_not_taken() {
+    let _quiet = in_company();
+    let scratch = Scratch::new();
+    let path = scratch.path("own");
+    let config = format!("[[listener]]\nname = \"own\"\naddress = \"unix:{}\"\n", path.display());
+    let listening = vec![Listening::ipv4()];
+    let addressee = Some(std::process::id());
+    let daemon = Launch { listening, config, addressee, ..Launch::default() }.start();
+    assert!(Place::Unix(path).answers(patience(10.0)));
+    assert!(!daemon.place().answers(Duration::from_millis(300)));
+    daemon.stop();
+}
+
+#[test]
+fn an_address_in_use_is_refused() {
+    let _quiet = in_company();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let config = format!("[[listener]]\nname = \"taken\"\naddress = \"{address}\"\n");
+    let refusal = Launch { config, ..Launch::default() }.fail();
+    refusal.assert(69, &[&address.to_string(), "in use"]);
+}
+
+#[test]
+fn a_unix_path_in_use_is_refused_and_one_left_behind_is_taken_over() {
+    let _quiet = in_company();
+    let scratch = Scratch::new();
+    let path = scratch.path("taken");
+    let config = format!("[[listener]]\nname = \"u\"\naddress = \"unix:{}\"\n", path.display());
+    let owner = Listening::unix(&path);
+    let refusal = Launch { config: config.clone(), ..Launch::default() }.fail();
+    refusal.assert(69, &[&format!("unix:{}", path.display())]);
+    assert!(path.exists(), "the socket of another program was removed");
+
+    drop(owner);
+    let daemon = Launch { config, ..Launch::default() }.start();
+    assert_answers(&daemon, &[Place::Unix(path.clone())]);
+    daemon.stop();
+    assert!(!path.exists(), "the socket it bound was left behind");
+}
+
+/// One worker a CPU is of no use if one of them gets all the connections. (In a burst the worker
+/// that is awake already may take all of them before the other wakes up; that depends on the
+/// scheduler and is not judged here.)
+#[test]
+fn connections_that_come_one_by_one_are_spread_over_the_workers() {
+    let _quiet = alone();
+    let daemon = Launch::with_config("[server]\nworkers = 2\n").start();
+    let connect = |_| {
+        std::thread::sleep(Duration::from_millis(5));
+        daemon.place().connect()
+    };
+    let peers: Vec<Socket> = (0..40).map(connect).collect();
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(2) {
+        assert!(peers.iter().all(|peer| ping(peer, b"one of many words")));
+    }
+    let spent = daemon.process.cpu_times_of_threads();
+    let total: Duration = spent.iter().sum();
+    let busy = spent.iter().filter(|time| **time > total / 5).count();
+    assert_eq!(busy, 2, "of {total:?} the threads spent {spent:?}");
+    drop(peers);
+    daemon.stop();
+}

@@ -1,0 +1,123 @@
+//! Peers cannot flood the log, and a log that nobody reads cannot stop the echo.
+
+use std::io::{PipeReader, PipeWriter, Write, pipe};
+use std::os::fd::AsFd;
+use std::process::Stdio;
+use std::thread;
+use std::time::Duration;
+
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
+
+use crate::daemon::Launch;
+use crate::ending::{Counters, Losses};
+use crate::lines::Lines;
+use crate::machine::{in_company, patience};
+use crate::place::{Place, ping, reset, send_tape};
+use crate::tape::Tape;
+
+fn resets(place: &Place, count: u32) {
+    for _ in 0..count {
+        let socket = place.connect();
+        send_tape(&socket, Tape::new(1), 0, 16);
+        reset(socket);
+    }
+}
+
+#[test]
+fn twenty_thousand_resets_make_a_handful_of_lines() {
+    let _quiet = in_company();
+    let daemon = Launch::with_config("").start();
+    let before = daemon.lines.all().len();
+    let polite = daemon.place().connect();
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| resets(daemon.place(), 10_000));
+        }
+        for _ in 0..100 {
+            assert!(ping(&polite, b"still there?"));
+            thread::sleep(Duration::from_millis(10));
+        }
+    });
+    drop(polite);
+    let remains = daemon.stop_with(Losses::Allowed);
+    let lines = &remains.lines[before..];
+    assert!(lines.len() <= 10, "{} lines, such as {:#?}", lines.len(), &lines[..10]);
+    assert!(remains.counters.accepted > 10_000, "{:?}", remains.counters);
+}
+
+/// A pipe of one page with nobody at the other end, and not a byte of room.
+fn full_pipe() -> (PipeReader, PipeWriter) {
+    let (reader, writer) = pipe().unwrap();
+    fcntl(writer.as_fd(), FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
+    fill(&writer);
+    (reader, writer)
+}
+
+/// A pipe takes a whole page or nothing, so what poll(2) allows cannot block.
+fn fill(mut writer: &PipeWriter) {
+    let room = || {
+        let mut fds = [PollFd::new(writer.as_fd(), PollFlags::POLLOUT)];
+        poll(&mut fds, PollTimeout::ZERO).unwrap() > 0
+    };
+    while room() {
+        writer.write_all(&[b'\n'; 4096]).unwrap();
+    }
+}
+
+/// The start itself may wait for its first lines, but once it serves, it serves.
+#[test]
+fn a_log_that_nobody_reads_does_not_stop_the_echo() {
+    let _quiet = in_company();
+    let (reader, writer) = pipe().unwrap();
+    fcntl(writer.as_fd(), FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
+    let stderr = Some(Stdio::from(writer.try_clone().unwrap()));
+    // At this level it has much to say of every connection.
+    let launch = Launch::with_config("[log]\nlevel = \"trace\"\n");
+    let daemon = Launch { stderr, ..launch }.start();
+    fill(&writer);
+    drop(writer);
+
+    let polite = daemon.place().connect();
+    for _ in 0..20 {
+        resets(daemon.place(), 100);
+        assert!(ping(&polite, b"still there?"));
+    }
+    daemon.process.assert_at_rest(Duration::from_secs(1), "with a full log");
+    drop(polite);
+    daemon.settle();
+
+    // Somebody reads again: what was to be said at the end is said.
+    let lines = Lines::read(reader);
+    let mut daemon = daemon;
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.wait(patience(20.0)).code(), Some(0));
+    lines.wait_for_end(patience(5.0));
+    let texts = lines.all();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    Counters::judge(&texts, Losses::Allowed).unwrap_or_else(|fault| panic!("{fault}: {texts:#?}"));
+}
+
+#[test]
+fn a_log_that_nobody_reads_does_not_hold_up_the_end() {
+    let _quiet = in_company();
+    let (reader, writer) = pipe().unwrap();
+    let stderr = Some(Stdio::from(writer.try_clone().unwrap()));
+    let launch = Launch::with_config("");
+    let mut daemon = Launch { stderr, ..launch }.start();
+    fill(&writer);
+    assert!(daemon.place().answers(patience(10.0)));
+    daemon.settle();
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.wait(patience(15.0)).code(), Some(0));
+    drop((reader, writer));
+}
+
+#[test]
+fn a_full_pipe_is_full() {
+    let (reader, writer) = full_pipe();
+    let mut fds = [PollFd::new(writer.as_fd(), PollFlags::POLLOUT)];
+    assert_eq!(poll(&mut fds, PollTimeout::ZERO).unwrap(), 0);
+    drop(reader);
+}

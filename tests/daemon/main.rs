@@ -1,0 +1,29 @@
+//! The black-box suite: the real daemon, judged from outside by what its peers, its service manager
+//! and the kernel see.
+//!
+//! `machine`, `tape`, `place`, `flow` are what tests are made of; `daemon`, `manager`, `lines`,
+//! `ending` start the daemon and judge its end; `oracle` is a server too simple to be wrong, which
+//! proves the `scripts`. Everything else is a subject with its tests. No root, no service manager,
+//! no fixed port and nothing from the network is needed.
+
+#![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
+
+mod command_line;
+mod daemon;
+mod ending;
+mod faults;
+mod flow;
+mod lifecycle;
+mod limits;
+mod lines;
+mod listeners;
+mod logs;
+mod machine;
+mod manager;
+mod oracle;
+mod overload;
+mod place;
+mod scripts;
+mod smoke;
+mod tape;
+mod timeouts;

@@ -1,0 +1,98 @@
+//! A stand-in for the service manager's end of `NOTIFY_SOCKET`: records what the daemon says of
+//! itself, and when.
+//!
+//! It judges nothing; see sd_notify(3) for the protocol.
+
+use std::io::ErrorKind;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// One datagram of the daemon.
+#[derive(Clone, Debug)]
+pub(crate) struct Notification {
+    /// When it came.
+    pub(crate) at: Instant,
+    /// Its text: lines of the form `NAME=value`.
+    pub(crate) text: String,
+}
+
+impl Notification {
+    /// The value of `name` in it.
+    pub(crate) fn field(&self, name: &str) -> Option<&str> {
+        let value = |line: &'_ str| -> Option<usize> {
+            (line.strip_prefix(name)?.starts_with('=')).then_some(name.len() + 1)
+        };
+        self.text.lines().find_map(|line| value(line).map(|start| &line[start..]))
+    }
+}
+
+/// Receives notifications in a thread of its own until dropped.
+pub(crate) struct Manager {
+    path: PathBuf,
+    received: Arc<Mutex<Vec<Notification>>>,
+    done: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Manager {
+    /// Listens at `path`, which must not exist.
+    pub(crate) fn start(path: &Path) -> Self {
+        let socket = UnixDatagram::bind(path).unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        let received = Arc::new(Mutex::new(Vec::new()));
+        let done = Arc::new(AtomicBool::new(false));
+        let (list, stop) = (Arc::clone(&received), Arc::clone(&done));
+        let thread = std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while !stop.load(Ordering::Relaxed) {
+                match socket.recv(&mut buffer) {
+                    Ok(length) => {
+                        let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
+                        list.lock().unwrap().push(Notification { at: Instant::now(), text });
+                    }
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                    Err(error) => panic!("the notify socket failed: {error}"),
+                }
+            }
+        });
+        Self { path: path.to_owned(), received, done, thread: Some(thread) }
+    }
+
+    /// The value for `NOTIFY_SOCKET`.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Everything that came so far, oldest first.
+    pub(crate) fn received(&self) -> Vec<Notification> {
+        self.received.lock().unwrap().clone()
+    }
+
+    /// The values of `name` so far, with the time of each.
+    pub(crate) fn values(&self, name: &str) -> Vec<(Instant, String)> {
+        let pair = |it: &Notification| it.field(name).map(|value| (it.at, value.to_owned()));
+        self.received().iter().filter_map(pair).collect()
+    }
+}
+
+impl Drop for Manager {
+    fn drop(&mut self) {
+        self.done.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+    }
+}
+
+#[test]
+fn fields_are_found_by_their_whole_name() {
+    let text = "STATUS=3 connections\nREADY=1".to_owned();
+    let notification = Notification { at: Instant::now(), text };
+    assert_eq!(notification.field("READY"), Some("1"));
+    assert_eq!(notification.field("STATUS"), Some("3 connections"));
+    assert_eq!(notification.field("STAT"), None);
+}

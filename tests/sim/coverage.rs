@@ -1,0 +1,145 @@
+//! What a swarm has met. A simulator that never starves a connection proves nothing about starving.
+
+use echo_uring::echo::op::{
+    AcceptError, Event, Op, ReceiveEnd, ReceiveMode, SendError, Shutdown, SizeClass,
+};
+use echo_uring::echo::server::{CloseReason, Stats};
+
+use crate::fake::trace::Note;
+use crate::history::History;
+
+/// What must be met, besides every way of closing.
+const OCCASIONS: [&str; 25] = [
+    "a multishot receive",
+    "a one-shot receive",
+    "a receive into a large buffer",
+    "a receive canceled",
+    "an accept canceled",
+    "a try-send",
+    "bytes set aside",
+    "a FIN of our own",
+    "a shutdown of both",
+    "an abort",
+    "a receive ended by data",
+    "bytes with more behind them",
+    "an end of stream",
+    "a receive without buffer",
+    "a receive stopped",
+    "a receive without memory",
+    "a receive failed",
+    "a try-send that took nothing",
+    "set-aside bytes sent",
+    "a send without memory",
+    "a send failed",
+    "an accept canceled in time",
+    "an accept whose peer was gone",
+    "an accept without file or memory",
+    "an accept with an unexpected error",
+];
+
+/// How often each was met.
+#[derive(Default)]
+pub(crate) struct Coverage {
+    occasions: [u64; OCCASIONS.len()],
+    closed: [u64; CloseReason::ALL.len()],
+    full: u64,
+    drained_early: u64,
+}
+
+impl Coverage {
+    pub(crate) fn add(&mut self, history: &History) {
+        history.kernel.trace.visit(|note| {
+            if let Some(index) = occasion(note) {
+                self.occasions[index] += 1;
+            }
+        });
+        let stats: &Stats = history.server.stats();
+        for (sum, count) in self.closed.iter_mut().zip(stats.closed) {
+            *sum += count;
+        }
+        self.full += stats.full;
+        self.drained_early +=
+            u64::from(history.kernel.peers.iter().any(|peer| peer.named.is_none()));
+    }
+
+    pub(crate) fn merge(&mut self, other: &Self) {
+        for (sum, count) in self.occasions.iter_mut().zip(other.occasions) {
+            *sum += count;
+        }
+        for (sum, count) in self.closed.iter_mut().zip(other.closed) {
+            *sum += count;
+        }
+        self.full += other.full;
+        self.drained_early += other.drained_early;
+    }
+
+    /// Each thing with its count.
+    pub(crate) fn lines(&self) -> Vec<(String, u64)> {
+        let occasions = OCCASIONS.iter().map(|name| (*name).to_string()).zip(self.occasions);
+        let closes = CloseReason::ALL.iter().zip(self.closed);
+        let closes = closes.map(|(reason, count)| (format!("closed: {}", reason.name()), count));
+        let rest = [("all places taken", self.full), ("a peer never accepted", self.drained_early)];
+        let rest = rest.map(|(name, count)| (name.to_string(), count));
+        occasions.chain(closes).chain(rest).collect()
+    }
+}
+
+/// The index of what this note shows, in [`OCCASIONS`].
+fn occasion(note: &Note) -> Option<usize> {
+    let name = match note {
+        Note::Op(op) => of_op(op),
+        Note::Event(event) => of_event(event),
+        Note::Peer(..) | Note::World(_) => None,
+    }?;
+    Some(OCCASIONS.iter().position(|occasion| *occasion == name).expect("it stands in the list"))
+}
+
+fn of_op(op: &Op) -> Option<&'static str> {
+    Some(match op {
+        Op::Receive { class: SizeClass::Large, .. } => "a receive into a large buffer",
+        Op::Receive { mode: ReceiveMode::Multishot, .. } => "a multishot receive",
+        Op::Receive { mode: ReceiveMode::Once, .. } => "a one-shot receive",
+        Op::CancelReceive { .. } => "a receive canceled",
+        Op::CancelAccept { .. } => "an accept canceled",
+        Op::Send { .. } => "a try-send",
+        Op::SetAside { .. } => "bytes set aside",
+        Op::Shutdown { how: Shutdown::Write, .. } => "a FIN of our own",
+        Op::Shutdown { how: Shutdown::Both, .. } => "a shutdown of both",
+        Op::Abort { .. } => "an abort",
+        Op::Accept { .. } | Op::SendAside { .. } | Op::Recycle { .. } | Op::Close { .. } => {
+            return None;
+        }
+    })
+}
+
+fn of_event(event: &Event) -> Option<&'static str> {
+    Some(match event {
+        Event::Received { armed: false, .. } => "a receive ended by data",
+        Event::Received { more: true, .. } => "bytes with more behind them",
+        Event::ReceiveEnded { reason, .. } => match reason {
+            ReceiveEnd::EndOfStream => "an end of stream",
+            ReceiveEnd::NoBuffer => "a receive without buffer",
+            ReceiveEnd::Stopped => "a receive stopped",
+            ReceiveEnd::Memory => "a receive without memory",
+            ReceiveEnd::Failed(_) => "a receive failed",
+        },
+        Event::Sent { length: 0, .. } => "a try-send that took nothing",
+        Event::SentAside { .. } => "set-aside bytes sent",
+        Event::SendFailed { error: SendError::Memory, .. } => "a send without memory",
+        Event::SendFailed { error: SendError::Failed(_), .. } => "a send failed",
+        Event::AcceptFailed { error, .. } => match error {
+            AcceptError::Canceled => "an accept canceled in time",
+            AcceptError::Aborted => "an accept whose peer was gone",
+            AcceptError::ProcessFiles | AcceptError::SystemFiles | AcceptError::Memory => {
+                "an accept without file or memory"
+            }
+            AcceptError::Unexpected(_) => "an accept with an unexpected error",
+        },
+        Event::Started
+        | Event::Accepted { .. }
+        | Event::Received { .. }
+        | Event::Sent { .. }
+        | Event::TimePassed
+        | Event::DrainStarted { .. } => return None,
+    })
+}

@@ -1,0 +1,105 @@
+"""What several steps demand or do: an exact echo, a balanced account, a stream of clients.
+
+This file must know nothing about the order of the steps.
+"""
+
+import contextlib
+import pathlib
+import re
+import shutil
+import signal
+import time
+
+from machine import expect
+
+SERVICE = "echo-uring.service"
+SOCKET = "echo-uring.socket"
+LOOPBACK = ("127.0.0.1", "::1")
+CONFIG = "/etc/echo-uring.toml"
+STOPPED = re.compile(
+    r"stopped: accepted=(\d+) closed=(\d+) bytes-in=(\d+) bytes-out=(\d+) bytes-dropped=(\d+) "
+    r"buffers-home=(\d+) buffers-total=(\d+)"
+)
+
+
+def place(machine, package):
+    """Copies a package into the machine under a name that `purge` cannot be blamed for."""
+    shutil.copyfile(package, machine.root / "var/tmp/package.deb")
+    return "/var/tmp/package.deb"
+
+
+def echoes(machine, addresses=LOOPBACK, length=1):
+    """Demands an exact echo from each address."""
+    for address in addresses:
+        report = machine.traffic("echo", "--address", address, "--bytes", length)
+        expect(report["exact"], f"no exact echo from port 7 of {address}: {report}")
+
+
+def is_active(machine, unit):
+    return machine.show(unit, "ActiveState") == "active"
+
+
+def drop_in(machine, unit, name, text):
+    """Adds a drop-in that ends with the machine's uptime at the latest."""
+    directory = f"/run/systemd/system/{unit}.d"
+    machine.run(f"mkdir -p {directory} && cat > {directory}/{name}.conf <<'END'\n{text}\nEND")
+    machine.run("systemctl daemon-reload")
+
+
+def remove_drop_in(machine, unit, name):
+    directory = f"/run/systemd/system/{unit}.d"
+    machine.run(f"rm {directory}/{name}.conf && rmdir {directory} && systemctl daemon-reload")
+
+
+def stop_all(machine):
+    machine.run(f"systemctl stop {SOCKET} {SERVICE}")
+
+
+def start_all(machine):
+    machine.run(f"systemctl start {SERVICE}")
+
+
+def balance(stopped):
+    """Demands that the account of one orderly stop balances; returns its figures."""
+    accepted, closed, received, sent, dropped, home, total = map(int, stopped.groups())
+    line = stopped.group(0)
+    expect(accepted == closed, f"connections do not balance: {line}")
+    expect(received == sent + dropped, f"bytes do not balance: {line}")
+    expect(home == total, f"buffers do not balance: {line}")
+    return {"accepted": accepted, "received": received, "dropped": dropped}
+
+
+def last_account(machine):
+    """The figures of the daemon's last orderly stop, which must balance."""
+    accounts = [match for match in map(STOPPED.search, machine.messages()) if match]
+    expect(accounts, "the journal has no line `stopped: …` of an orderly stop")
+    return balance(accounts[-1])
+
+
+def workers_of(pid):
+    """The threads of the daemon that wait in io_uring_enter (426 on every architecture)."""
+    found = []
+    for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):
+            if (task / "syscall").read_text().split()[0] == "426":
+                found.append(int(task.name))
+    return found
+
+
+@contextlib.contextmanager
+def stream_of_clients(machine):
+    """New connections while the body runs; yields a dictionary for their report afterwards."""
+    process = machine.start_traffic("stream")
+    expect(process.stdout.readline().strip() == "ready", "the stream of clients did not start")
+    report = {}
+    try:
+        yield report
+        # The daemon of after the event has to answer some of them, too.
+        time.sleep(1)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        report.update(machine.finish_traffic(process))
+    expect(report["refused"] == 0, f"clients were refused: {report}")
+    expect(report["forgotten"] == 0, f"clients waited in vain: {report}")
+    expect(report["wrong"] == 0, f"clients got wrong bytes: {report}")
+    expect(report["echoed"] > 0, f"no client was served: {report}")

@@ -1,0 +1,414 @@
+"""What the package promises under a real systemd, one function a promise, in the order of a life.
+
+Each function takes the machine and the packages, raises `Failure` with a sentence when the promise
+is not kept, and returns a short remark for the table. A later step may build on what an earlier one
+left behind.
+"""
+
+import re
+import subprocess
+import time
+
+from checks import (
+    CONFIG,
+    LOOPBACK,
+    SERVICE,
+    SOCKET,
+    STOPPED,
+    balance,
+    drop_in,
+    echoes,
+    is_active,
+    last_account,
+    place,
+    remove_drop_in,
+    start_all,
+    stop_all,
+    stream_of_clients,
+    workers_of,
+)
+from machine import Failure, eventually, expect
+
+STATUS = re.compile(r"\d+ connections?, \d+ accepted, .+ echoed, \d+ workers?")
+# What the daemon says before the watchdog ends it.
+HUNG = "has not turned its loop"
+# An address that belongs to documentation, given to the machine's own loopback device for one step.
+NETWORK_ADDRESS = "192.0.2.1"
+
+
+def installs_and_runs(machine, packages):
+    """apt installs the package offline, and the daemon runs at once, without another command."""
+    machine.run(f"apt-get install --yes {place(machine, packages.current)}")
+    for unit in (SERVICE, SOCKET):
+        expect(is_active(machine, unit), f"{unit} is not active after the installation")
+        expect(machine.show(unit, "UnitFileState") == "enabled", f"{unit} is not enabled")
+    for page in ("man8/echo-uring.8.gz", "man5/echo-uring.toml.5.gz"):
+        machine.run(f"test -s /usr/share/man/{page}")
+    machine.run("dpkg --verify echo-uring && test -s /var/lib/dpkg/info/echo-uring.md5sums")
+    return machine.run("systemctl --version").stdout.split("(")[1].split(")")[0]
+
+
+def units_are_well_formed(machine, _packages):
+    """systemd-analyze has no complaint about the units, nor about the example that we ship."""
+    directory = f"/run/systemd/system/{SOCKET}.d"
+    example = "/usr/share/doc/echo-uring/examples/open-to-network.conf"
+    verify = f"systemd-analyze verify --man=no {SERVICE} {SOCKET}"
+    machine.run(f"mkdir -p {directory} && cp {example} {directory}")
+    with_example = machine.run(verify).stdout.strip()
+    machine.run(f"rm -r {directory}")
+    complaints = machine.run(verify).stdout.strip() + with_example
+    expect(not complaints, f"systemd-analyze verify says: {complaints}")
+    warnings = [line for line in machine.messages() if "Unknown key" in line or "ignoring" in line]
+    expect(not warnings, f"systemd warns about the units: {warnings}")
+
+
+def sandbox_is_tight(machine, _packages):
+    """The exposure that systemd-analyze computes is at most 1.0 of 10."""
+    text = machine.run(f"systemd-analyze security --no-pager {SERVICE}").stdout
+    match = re.search(r"Overall exposure level for \S+: ([0-9.]+)", text)
+    expect(match, f"systemd-analyze security printed no score:\n{text}")
+    expect(float(match.group(1)) <= 1.0, f"the exposure level is {match.group(1)}, above 1.0")
+    return f"exposure {match.group(1)}"
+
+
+def starts_and_echoes(machine, _packages):
+    """`systemctl start` works whether it runs or not; each address echoes byte for byte."""
+    start_all(machine)
+    stop_all(machine)
+    expect(not is_active(machine, SERVICE), "the service is active after `systemctl stop`")
+    for address in LOOPBACK:
+        report = machine.traffic("echo", "--address", address)
+        expect(
+            report["refused"], f"{address} still answers after both units were stopped: {report}"
+        )
+    start_all(machine)
+    expect(is_active(machine, SERVICE), "the service is not active after `systemctl start`")
+    expect(
+        is_active(machine, SOCKET), "`systemctl start echo-uring` did not bring the socket along"
+    )
+    echoes(machine, length=1)
+    echoes(machine, length=8 << 20)
+    return "8 MiB over IPv4 and IPv6"
+
+
+def logs_to_the_journal(machine, _packages):
+    """The start line has the priority, facility and identifier that administrators filter by."""
+    lines = [
+        e for e in machine.journal() if re.match(r"echo-uring \S+: starting", str(e["MESSAGE"]))
+    ]
+    expect(lines, f"the journal has no start line: {machine.messages()[-5:]}")
+    for field, wanted in (
+        ("PRIORITY", "6"),
+        ("SYSLOG_FACILITY", "3"),
+        ("SYSLOG_IDENTIFIER", "echo-uring"),
+    ):
+        found = lines[-1].get(field)
+        expect(found == wanted, f"the start line has {field}={found}, not {wanted}: {lines[-1]}")
+    for address in ("127.0.0.1:7", "[::1]:7"):
+        wanted = re.compile(re.escape(f"listening on {address} (") + r"(echo, )?inherited\)")
+        expect(
+            any(map(wanted.fullmatch, machine.messages())),
+            f"no line of the journal is `{wanted.pattern}`",
+        )
+    return lines[-1]["MESSAGE"].split(",")[-1].strip()
+
+
+def shows_its_status(machine, _packages):
+    """`systemctl status` tells how many connections there are."""
+    machine.run(f"systemctl restart {SERVICE}")
+    echoes(machine)
+
+    def status():
+        match = STATUS.fullmatch(machine.show(SERVICE, "StatusText"))
+        return match and match.group(0).startswith("0 connections, 2 accepted, ") and match.group(0)
+
+    text = eventually(status, 5, "StatusText does not tell of two connections that came and went")
+    shown = machine.run(f"systemctl status --no-pager {SERVICE}").stdout
+    expect(
+        re.search(r'Status: "' + STATUS.pattern + '"', shown), f"systemctl status shows:\n{shown}"
+    )
+    return text
+
+
+def activates_by_socket(machine, _packages):
+    """With the socket alone enabled, the first client starts the daemon and is answered."""
+    machine.run(f"systemctl disable --now {SOCKET} {SERVICE}")
+    machine.run(f"systemctl enable --now {SOCKET}")
+    expect(
+        not is_active(machine, SERVICE),
+        "`enable --now echo-uring.socket` started the service itself",
+    )
+    echoes(machine, ["::1"])
+    expect(is_active(machine, SERVICE), "the first client did not start the service")
+    echoes(machine)
+    machine.run(f"systemctl enable --now {SERVICE}")
+
+
+def opens_to_a_network(machine, _packages):
+    """The shipped unit serves loopback only; with the documented drop-in it serves a network."""
+    address = NETWORK_ADDRESS
+    change = machine.in_its_network("ip", "address", "add", f"{address}/32", "dev", "lo")
+    subprocess.run(change, check=True)
+    report = machine.traffic("echo", "--address", address)
+    expect(report["refused"], f"the shipped unit serves {address}, which is not loopback: {report}")
+    directory = f"/run/systemd/system/{SOCKET}.d"
+    machine.run(f"mkdir -p {directory}")
+    machine.run(f"cp /usr/share/doc/echo-uring/examples/open-to-network.conf {directory}")
+    # The form of the manual; `systemctl restart` of the socket alone is that of the README.
+    machine.run(f"systemctl daemon-reload && systemctl stop {SOCKET} {SERVICE}")
+    machine.run(f"systemctl start {SERVICE}")
+    echoes(machine, [*LOOPBACK, address])
+    machine.run(f"rm -r {directory} && systemctl daemon-reload && systemctl restart {SOCKET}")
+    echoes(machine)
+    report = machine.traffic("echo", "--address", address)
+    expect(report["refused"], f"without the drop-in {address} is still served: {report}")
+
+
+def lives_without_ipv6(machine, _packages):
+    """Where IPv6 is switched off, IPv4 is served all the same."""
+    setting = "/proc/sys/net/ipv6/conf/all/disable_ipv6"
+
+    def switch(value):
+        subprocess.run(machine.in_its_network("sh", "-c", f"echo {value} > {setting}"), check=True)
+
+    switch(1)
+    try:
+        stop_all(machine)
+        start_all(machine)
+        echoes(machine, ["127.0.0.1"])
+    finally:
+        switch(0)
+    echoes(machine)
+
+
+def hung_worker_is_restarted(machine, _packages):
+    """One worker that stops turning its loop is a reason to restart; idle ones are none."""
+    drop_in(machine, SERVICE, "watchdog", "[Service]\nWatchdogSec=3s")
+    machine.run(f"systemctl restart {SERVICE}")
+    restarts = int(machine.show(SERVICE, "NRestarts"))
+    time.sleep(7)
+    expect(
+        int(machine.show(SERVICE, "NRestarts")) == restarts, "an idle daemon missed its watchdog"
+    )
+    pid = machine.daemon()
+    workers = eventually(
+        lambda: workers_of(pid), 5, "no thread of the daemon waits in io_uring_enter"
+    )
+    # From the next call on this one thread stays in the kernel for ten minutes; all others go on.
+    trace = machine.root.with_suffix(".strace")
+    command = ["strace", f"--output={trace}", f"--attach={workers[-1]}"]
+    command += ["--trace=io_uring_enter", "--inject=io_uring_enter:delay_enter=600000000"]
+    started = time.monotonic()
+    injector = machine.start(command)
+    try:
+        eventually(
+            lambda: any("Watchdog timeout" in line for line in machine.messages()),
+            20,
+            "the watchdog did not notice a hung worker",
+        )
+        seconds = time.monotonic() - started
+    finally:
+        # systemd has aborted the daemon by now; but a traced thread is buried by its tracer.
+        injector.kill()
+        injector.wait()
+    eventually(
+        lambda: int(machine.show(SERVICE, "NRestarts")) > restarts and is_active(machine, SERVICE),
+        20,
+        "the service did not come back after its watchdog had ended it",
+    )
+    expect(machine.daemon() != pid, "the hung daemon still runs")
+    named = [text for text in machine.messages() if HUNG in text]
+    expect(named, "the daemon did not say which worker hangs")
+    echoes(machine)
+    remove_drop_in(machine, SERVICE, "watchdog")
+    machine.run(f"systemctl restart {SERVICE}")
+    return f"{named[0].split(HUNG)[0]}of {len(workers)}, noticed after {seconds:.1f} s"
+
+
+def kill_refuses_nobody(machine, _packages):
+    """SIGKILL, twenty times, under a stream of new connections: none refused, none forgotten."""
+    kills = 20
+    before = int(machine.show(SERVICE, "NRestarts"))
+    with stream_of_clients(machine) as report:
+        for number in range(kills):
+            machine.run(f"systemctl kill --signal=KILL {SERVICE}")
+            eventually(
+                lambda: int(machine.show(SERVICE, "NRestarts")) > before + number
+                and is_active(machine, SERVICE),
+                20,
+                f"the service did not come back after kill {number + 1}",
+            )
+    restarts = int(machine.show(SERVICE, "NRestarts")) - before
+    expect(restarts == kills, f"{kills} kills made {restarts} restarts")
+    return f"{kills} kills, {report['echoed']} echoed, {report['cut']} cut, 0 refused"
+
+
+def stop_loses_nothing(machine, _packages):
+    """Stopped amid 200 busy connections it echoes every byte; who comes now is served later."""
+    connections, size, seconds = 200, 256 << 10, 4
+    machine.run(f"systemctl restart {SERVICE}")
+    process = machine.start_traffic(
+        "busy", "--connections", connections, "--bytes", size, "--seconds", seconds
+    )
+    expect(process.stdout.readline().strip() == "ready", "200 connections were not accepted")
+    time.sleep(0.5)
+    pid = machine.show(SERVICE, "MainPID")
+    started = time.monotonic()
+    stop = machine.start(machine.inside(f"systemctl stop {SERVICE}"))
+    eventually(
+        lambda: machine.show(SERVICE, "ActiveState") == "deactivating",
+        3,
+        "the service does not drain",
+    )
+    latecomer = machine.start_traffic("echo", "--address", "127.0.0.1", "--bytes", 1000)
+    report = machine.finish_traffic(process)
+    output, _ = stop.communicate(timeout=30)
+    drained = time.monotonic() - started
+    expect(stop.returncode == 0, f"systemctl stop ended with {stop.returncode}: {output}")
+    expect(report["exact"] == connections, f"not every connection got all its bytes back: {report}")
+    late = machine.finish_traffic(latecomer)
+    expect(late["exact"], f"a client that came during the stop was not served afterwards: {late}")
+    expect(machine.show(SERVICE, "MainPID") != pid, "the daemon that was told to stop still runs")
+    account = last_account(machine)
+    total = connections * (size + 1)
+    expect(account["dropped"] == 0, f"the daemon itself says that it dropped bytes: {account}")
+    expect(
+        account["accepted"] == connections, f"another number than {connections} accepted: {account}"
+    )
+    expect(account["received"] == total, f"another number than {total} bytes received: {account}")
+    return f"{connections} connections, {total >> 20} MiB exact, drained in {drained:.1f} s"
+
+
+def bad_configuration_is_named(machine, _packages):
+    """A mistake in the file ends the start with 78, once, and the journal names file and line."""
+    machine.run(f"cp -p {CONFIG} /var/tmp/good.toml")
+    line = len(machine.run(f"cat {CONFIG}").stdout.splitlines()) + 1
+    machine.run(f"echo 'nonsense = 1' >> {CONFIG}")
+    started = machine.run(f"systemctl restart {SERVICE}", check=False)
+    expect(started.returncode != 0, "systemctl restart succeeded with a bad configuration")
+    restarts = machine.show(SERVICE, "NRestarts")
+    time.sleep(3)
+    status = machine.show(SERVICE, "ExecMainStatus")
+    expect(status == "78", f"the daemon ended with {status} instead of 78")
+    expect(machine.show(SERVICE, "ActiveState") == "failed", "the service is not marked as failed")
+    expect(
+        machine.show(SERVICE, "NRestarts") == restarts,
+        "a bad configuration is tried again and again",
+    )
+    wanted = f"{CONFIG}:{line}:"
+    complaints = [text for text in machine.messages() if wanted in text]
+    expect(
+        len(complaints) == 1,
+        f"no single line of the journal names {wanted} {machine.messages()[-5:]}",
+    )
+    # A client that waits makes systemd try again and again; that has to come to an end.
+    waiting = machine.start_traffic("echo", "--address", "127.0.0.1")
+    eventually(
+        lambda: machine.show(SOCKET, "Result") == "trigger-limit-hit",
+        30,
+        "clients start it for ever",
+    )
+    machine.finish_traffic(waiting)
+    machine.run(f"mv /var/tmp/good.toml {CONFIG}")
+    start_all(machine)
+    echoes(machine)
+    return complaints[0].split(wanted)[1].strip()[:60]
+
+
+def upgrade_refuses_nobody(machine, packages):
+    """An upgrade under a stream of new connections loses none; the edited configuration stays."""
+    edit = "# edited by the administrator"
+    machine.run(f"echo '{edit}' >> {CONFIG}")
+    pid = machine.show(SERVICE, "MainPID")
+    opened = machine.show(SOCKET, "ActiveEnterTimestampMonotonic")
+    package = place(machine, packages.newer)
+    with stream_of_clients(machine) as report:
+        machine.run(f"apt-get install --yes {package}")
+    version = machine.run("dpkg-query --show --showformat='${Version}' echo-uring").stdout
+    expect(version == packages.newer_version, f"version {version} is installed after the upgrade")
+    expect(is_active(machine, SERVICE), "the service is not active after the upgrade")
+    expect(machine.show(SERVICE, "MainPID") != pid, "the upgrade did not restart the service")
+    reopened = machine.show(SOCKET, "ActiveEnterTimestampMonotonic")
+    expect(reopened == opened, "the upgrade restarted the socket unit")
+    expect(report["cut"] == 0, f"accepted clients were cut off: {report}")
+    expect(
+        machine.run(f"tail -n 1 {CONFIG}").stdout.strip() == edit,
+        "the edited configuration is lost",
+    )
+    leftovers = machine.run(f"ls {CONFIG}.*", check=False).stdout
+    expect("dpkg" not in leftovers, f"the upgrade left {leftovers}")
+    last_account(machine)
+    return f"{report['echoed']} echoed, 0 refused, slowest {report['slowest_seconds']} s"
+
+
+def nothing_went_wrong_unseen(machine, _packages):
+    """No panic, no core but the watchdog's, no daemon that lost track of bytes or buffers."""
+    journal = machine.run(
+        "journalctl --sync; journalctl --no-pager --boot --output=short-monotonic"
+    ).stdout
+    panics = [line for line in journal.splitlines() if "panicked at" in line]
+    expect(not panics, f"the daemon panicked: {panics}")
+    aborts = [line for line in journal.splitlines() if "echo-uring.service: Main process" in line]
+    unexpected = [
+        line for line in aborts if not re.search(r"status=(9/KILL|6/ABRT|78/CONFIG)", line)
+    ]
+    expect(not unexpected, f"the daemon ended in an unexpected way: {unexpected}")
+    expect(
+        sum("6/ABRT" in line for line in aborts) == 1, f"other aborts than the watchdog's: {aborts}"
+    )
+    accounts = [match for match in map(STOPPED.search, journal.splitlines()) if match]
+    for match in accounts:
+        balance(match)
+    entries = [e for e in machine.journal() if e.get("SYSLOG_IDENTIFIER") == "echo-uring"]
+    errors = [str(entry["MESSAGE"]) for entry in entries if int(entry["PRIORITY"]) <= 3]
+    unexpected = [text for text in errors if CONFIG not in text and HUNG not in text]
+    expect(not unexpected, f"the daemon logged errors: {unexpected}")
+    return f"{len(accounts)} orderly stops balance"
+
+
+def remove_stops_it(machine, _packages):
+    """After removal nothing runs and nothing listens."""
+    machine.run("apt-get remove --yes echo-uring")
+    for unit in (SERVICE, SOCKET):
+        expect(not is_active(machine, unit), f"{unit} is still active after removal")
+    for address in LOOPBACK:
+        report = machine.traffic("echo", "--address", address)
+        expect(report["refused"], f"{address} still answers after removal: {report}")
+    try:
+        pid = machine.daemon()
+    except Failure:
+        return
+    raise Failure(f"the daemon still runs after removal, pid {pid}")
+
+
+def purge_leaves_nothing(machine, _packages):
+    """After purge no file, no unit and no state of the package is left."""
+    machine.run("apt-get purge --yes echo-uring")
+    files = machine.run("find / /run -xdev -iname '*echo-uring*'").stdout.strip()
+    expect(not files, f"purge left files:\n{files}")
+    for command in ("list-unit-files", "list-units --all"):
+        left = machine.run(
+            f"systemctl {command} --no-legend 'echo-uring*'", check=False
+        ).stdout.strip()
+        expect(not left, f"`systemctl {command}` still knows: {left}")
+
+
+STEPS = [
+    ("install starts it", installs_and_runs),
+    ("units well-formed", units_are_well_formed),
+    ("sandbox tight", sandbox_is_tight),
+    ("start, stop, echo", starts_and_echoes),
+    ("journal", logs_to_the_journal),
+    ("status", shows_its_status),
+    ("socket activation", activates_by_socket),
+    ("open to a network", opens_to_a_network),
+    ("without IPv6", lives_without_ipv6),
+    ("hung worker", hung_worker_is_restarted),
+    ("20 kills", kill_refuses_nobody),
+    ("stop amid traffic", stop_loses_nothing),
+    ("bad configuration", bad_configuration_is_named),
+    ("upgrade amid traffic", upgrade_refuses_nobody),
+    ("nothing unseen", nothing_went_wrong_unseen),
+    ("remove", remove_stops_it),
+    ("purge", purge_leaves_nothing),
+]

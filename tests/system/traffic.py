@@ -1,0 +1,202 @@
+"""Clients of the echo service, and the judges of what comes back.
+
+Run as a program by `machine.py` in the network namespace of a test machine, so that the machine
+needs no Python of its own and no packet leaves it. Every command prints one line of JSON when it is
+done. It must know nothing about systemd or packages: it sees a port, as a client does.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import signal
+import socket
+import sys
+import threading
+import time
+
+PORT = 7
+# Longer than any restart of the daemon, so that only a client that was forgotten waits in vain.
+PATIENCE_SECONDS = 30.0
+
+
+def echo_once(address, length, seed=1):
+    """Sends `length` bytes, half-closes, reads to the end; returns what came back and what went."""
+    payload = random.Random(seed).randbytes(length)
+    with socket.create_connection((address, PORT), timeout=PATIENCE_SECONDS) as connection:
+        # A thread sends while we read: a large payload does not fit into the two socket buffers.
+        def send():
+            connection.sendall(payload)
+            connection.shutdown(socket.SHUT_WR)
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        answer = bytearray()
+        try:
+            while chunk := connection.recv(65536):
+                answer += chunk
+        finally:
+            sender.join()
+        return bytes(answer), payload
+
+
+def command_echo(options):
+    """One client: is its echo exact?"""
+    started = time.monotonic()
+    outcome = {"address": options.address, "refused": False, "exact": False, "error": None}
+    try:
+        answer, payload = echo_once(options.address, options.bytes)
+        outcome["exact"] = answer == payload
+        outcome["received"] = len(answer)
+    except ConnectionRefusedError:
+        outcome["refused"] = True
+    except OSError as error:
+        outcome["error"] = str(error)
+    outcome["seconds"] = round(time.monotonic() - started, 3)
+    return outcome
+
+
+class Stream:
+    """New connections without end from several threads, each one counted by how it ended."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.stop = threading.Event()
+        self.counts = {"echoed": 0, "refused": 0, "cut": 0, "forgotten": 0, "wrong": 0}
+        self.slowest = 0.0
+        self.examples = []
+
+    def count(self, kind, seconds, detail=None):
+        with self.lock:
+            self.counts[kind] += 1
+            self.slowest = max(self.slowest, seconds)
+            if detail and len(self.examples) < 5:
+                self.examples.append(f"{kind}: {detail}")
+
+    def run(self, address, seed):
+        while not self.stop.is_set():
+            started = time.monotonic()
+            seed += 1000
+            kind, detail = "echoed", None
+            try:
+                answer, payload = echo_once(address, 100, seed)
+                if answer != payload:
+                    # The start of what was sent, and no more: the daemon ended in between.
+                    kind = "cut" if payload.startswith(answer) else "wrong"
+                    detail = f"{len(answer)} of {len(payload)} bytes"
+            except ConnectionRefusedError as error:
+                kind, detail = "refused", error
+            except TimeoutError as error:
+                kind, detail = "forgotten", error
+            except OSError as error:
+                kind, detail = "cut", error
+            self.count(kind, time.monotonic() - started, detail)
+            # About 100 clients a second and thread: a stream, not a load test.
+            time.sleep(0.01)
+
+
+def command_stream(options):
+    """New connections until SIGTERM. Accepted and not answered in full are those called `cut`."""
+    stream = Stream()
+    signal.signal(signal.SIGTERM, lambda *_: stream.stop.set())
+    threads = [
+        threading.Thread(target=stream.run, args=(("127.0.0.1", "::1")[number % 2], number))
+        for number in range(options.threads)
+    ]
+    for thread in threads:
+        thread.start()
+    print("ready", flush=True)
+    # With a timeout, since a plain wait would put off the signal handler for ever on some versions.
+    while not stream.stop.wait(0.2):
+        pass
+    for thread in threads:
+        thread.join()
+    return {
+        **stream.counts,
+        "slowest_seconds": round(stream.slowest, 3),
+        "examples": stream.examples,
+    }
+
+
+async def busy_connection(number, options, start, counts):
+    """Proves that it was accepted, sends over the given time, half-closes, reads to the end."""
+    payload = random.Random(number).randbytes(options.bytes)
+    address = ("127.0.0.1", "::1")[number % 2]
+    reader, writer = await asyncio.open_connection(address, PORT)
+    writer.write(b"!")
+    assert await reader.readexactly(1) == b"!"
+    counts["accepted"] += 1
+    await start.wait()
+
+    async def send():
+        pieces = 40
+        size = -(-len(payload) // pieces)
+        for piece in range(pieces):
+            writer.write(payload[piece * size : (piece + 1) * size])
+            await writer.drain()
+            await asyncio.sleep(options.seconds / pieces)
+        writer.write_eof()
+
+    async def receive():
+        answer = await reader.read(-1)
+        if answer == payload:
+            counts["exact"] += 1
+        elif payload.startswith(answer):
+            counts["short"] += 1
+            counts["bytes_missing"] += len(payload) - len(answer)
+        else:
+            counts["wrong"] += 1
+
+    try:
+        await asyncio.gather(send(), receive())
+    except OSError as error:
+        counts["errors"] += 1
+        counts["example"] = str(error)
+    finally:
+        writer.close()
+
+
+async def busy(options):
+    counts = {"accepted": 0, "exact": 0, "short": 0, "wrong": 0, "errors": 0, "bytes_missing": 0}
+    start = asyncio.Event()
+    tasks = [
+        asyncio.create_task(busy_connection(number, options, start, counts))
+        for number in range(options.connections)
+    ]
+    while counts["accepted"] < options.connections:
+        await asyncio.sleep(0.02)
+        for task in tasks:
+            if task.done():
+                task.result()
+    print("ready", flush=True)
+    start.set()
+    await asyncio.gather(*tasks)
+    return counts
+
+
+def command_busy(options):
+    """Many connections in the middle of sending; prints "ready" once all were accepted."""
+    return asyncio.run(busy(options))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    echo = commands.add_parser("echo")
+    echo.add_argument("--address", required=True)
+    echo.add_argument("--bytes", type=int, default=1)
+    echo.set_defaults(command=command_echo)
+    stream = commands.add_parser("stream")
+    stream.add_argument("--threads", type=int, default=4)
+    stream.set_defaults(command=command_stream)
+    many = commands.add_parser("busy")
+    many.add_argument("--connections", type=int, required=True)
+    many.add_argument("--bytes", type=int, required=True)
+    many.add_argument("--seconds", type=float, required=True)
+    many.set_defaults(command=command_busy)
+    options = parser.parse_args()
+    print(json.dumps(options.command(options)), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

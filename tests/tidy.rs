@@ -1,0 +1,426 @@
+//! The style of the house as a test: walls between modules, the fence around `unsafe`, a pure core,
+//! and sizes.
+//!
+//! Each rule is a function from a source to the faults it finds, and each is shown to find a
+//! planted fault. A rule without a check is a wish; a check that cannot fail is another.
+
+#![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
+
+#[path = "tidy/lexer.rs"]
+mod lexer;
+#[path = "tidy/source.rs"]
+mod source;
+
+use source::{Source, tree};
+
+/// What each module of the daemon may name of the others. Arrows point down only; the leaves do not
+/// know each other.
+const WALLS: &[(&str, &[&str])] = &[
+    ("lib", &[]),
+    ("main", &["cli", "daemon"]),
+    (
+        "daemon",
+        &["cli", "config", "echo", "listen", "logging", "metrics", "systemd", "uring", "worker"],
+    ),
+    ("worker", &["echo", "metrics", "uring"]),
+    ("uring", &["echo"]),
+    ("echo", &[]),
+    ("cli", &[]),
+    ("config", &[]),
+    // It takes the addresses and socket options that were configured, as plain values.
+    ("listen", &["config"]),
+    ("logging", &[]),
+    // What workers publish are the counters of the core.
+    ("metrics", &["echo"]),
+    ("systemd", &[]),
+];
+
+/// Where each dependency may be named: those that are a mechanism of one module, in that module
+/// alone.
+const CRATES: &[(&str, &[&str])] = &[
+    ("bytesize", &["config"]),
+    ("clap", &["cli"]),
+    ("humantime", &["config"]),
+    ("io_uring", &["uring"]),
+    ("libc", &["uring"]),
+    ("listenfd", &["listen"]),
+    ("sd_notify", &["systemd"]),
+    ("serde", &["config"]),
+    ("syslog", &["logging"]),
+    ("toml", &["config"]),
+    (
+        "log",
+        &["main", "daemon", "worker", "cli", "config", "listen", "logging", "metrics", "systemd"],
+    ),
+    ("nix", &["main", "daemon", "worker", "uring", "listen", "logging", "metrics", "systemd"]),
+    ("socket2", &["daemon", "listen", "uring"]),
+];
+
+/// What the core may use of the standard library: data and its forms. No clock, no file, no socket,
+/// no thread.
+const PURE: &[&str] = &[
+    "array",
+    "cmp",
+    "collections",
+    "convert",
+    "error",
+    "fmt",
+    "hash",
+    "iter",
+    "marker",
+    "mem",
+    "num",
+    "ops",
+    "panic",
+    "slice",
+    "vec",
+];
+
+/// How many `unsafe` blocks the driver has. The number may only fall: lower it when one goes.
+const UNSAFE_BLOCKS: usize = 26;
+
+const COLUMNS_MAX: usize = 100;
+const FILE_LINES_MAX: usize = 600;
+const FUNCTION_LINES_MAX: usize = 70;
+
+fn walls(source: &Source) -> Vec<String> {
+    let Some((_, allowed)) = WALLS.iter().find(|(module, _)| *module == source.module) else {
+        return vec![source.fault(1, "is of a module that WALLS does not know")];
+    };
+    let mut faults = Vec::new();
+    let own = source.code.paths("crate").into_iter().chain(source.code.paths("echo_uring"));
+    for (line, path) in own {
+        let target = path.split("::").next().unwrap();
+        // What is not a module is an item of the root, of which there are none but modules.
+        if target != source.module && !allowed.contains(&target) {
+            faults.push(source.fault(line, &format!("{} may not use {target}", source.module)));
+        }
+        if source.module == "uring" && target == "echo" && !path.starts_with("echo::op") {
+            faults.push(source.fault(line, "uring knows echo::op and nothing else of the core"));
+        }
+    }
+    if source.top_level {
+        let climbs = |line: &&(usize, String)| line.1.starts_with("use super::");
+        let lines = source.code.numbered();
+        let fault = |line: &(usize, String)| source.fault(line.0, "reaches up to the root");
+        faults.extend(lines.iter().filter(climbs).map(fault));
+    }
+    faults
+}
+
+fn crates(source: &Source) -> Vec<String> {
+    let mut faults = Vec::new();
+    for (name, modules) in CRATES {
+        for (line, _) in source.code.paths(name) {
+            if !modules.contains(&source.module.as_str()) {
+                faults.push(source.fault(line, &format!("{} may not use {name}", source.module)));
+            }
+        }
+    }
+    faults
+}
+
+fn purity(source: &Source) -> Vec<String> {
+    if source.module != "echo" {
+        return Vec::new();
+    }
+    let mut faults = Vec::new();
+    for (line, path) in source.code.paths("std") {
+        if !PURE.contains(&path.split("::").next().unwrap()) {
+            faults.push(source.fault(line, &format!("the core may not use std::{path}")));
+        }
+    }
+    for word in ["print", "println", "eprint", "eprintln", "Instant", "SystemTime", "unsafe"] {
+        for line in source.code.words(word) {
+            faults.push(source.fault(line, &format!("the core may not say {word}")));
+        }
+    }
+    faults
+}
+
+/// Unsafe code stands under `src/uring` alone, and above each block or impl stands why it is sound.
+fn unsafe_fence(source: &Source) -> Vec<String> {
+    let mut faults = Vec::new();
+    let lines: Vec<&str> = source.text.lines().collect();
+    for line in source.code.words("unsafe") {
+        if source.module != "uring" {
+            faults.push(source.fault(line, "unsafe code outside src/uring"));
+        } else if !explained(&lines[..line]) {
+            faults.push(source.fault(line, "no SAFETY comment"));
+        }
+    }
+    faults
+}
+
+/// Whether a comment that says SAFETY (or `# Safety`, for what callers must keep) stands above the
+/// last of `lines`, with no whole statement between.
+fn explained(lines: &[&str]) -> bool {
+    for (distance, line) in lines.iter().rev().enumerate() {
+        let line = line.trim();
+        if line.starts_with("//") && (line.contains("SAFETY:") || line.contains("# Safety")) {
+            return true;
+        }
+        let comment = line.starts_with("//") || line.starts_with('#');
+        let ends = line.is_empty() || line.ends_with([';', '{', '}', ',']);
+        if distance > 0 && !comment && ends {
+            return false;
+        }
+    }
+    false
+}
+
+fn form(source: &Source) -> Vec<String> {
+    let mut faults = Vec::new();
+    if !source.text.starts_with("//!") {
+        faults.push(source.fault(1, "does not open with what it is for (//!)"));
+    }
+    let count = source.text.lines().count();
+    if count > FILE_LINES_MAX {
+        faults.push(source.fault(count, &format!("has more than {FILE_LINES_MAX} lines")));
+    }
+    for (number, line) in (1..).zip(source.text.lines()) {
+        // An address of the web cannot be broken.
+        if line.chars().count() > COLUMNS_MAX && !line.contains("://") {
+            faults.push(source.fault(number, &format!("has more than {COLUMNS_MAX} columns")));
+        }
+        for word in LEFTOVERS {
+            if line.contains(word) {
+                faults.push(source.fault(number, &format!("left over: {word}")));
+            }
+        }
+    }
+    faults
+}
+
+/// What is not merged.
+const LEFTOVERS: &[&str] = &["todo!", "TODO", "FIXME", "XXX", "dbg!", "unimplemented!"];
+
+fn functions(source: &Source) -> Vec<String> {
+    let long = |(_, _, length): &(usize, String, usize)| *length > FUNCTION_LINES_MAX;
+    let all = source.code.functions().into_iter().filter(long);
+    all.map(|(line, name, length)| source.fault(line, &format!("{name} has {length} lines")))
+        .collect()
+}
+
+/// In the core a match over these names every case, so that a new case cannot be passed over in
+/// silence.
+fn exhaustive_matches(source: &Source) -> Vec<String> {
+    if source.module != "echo" {
+        return Vec::new();
+    }
+    let mut faults = Vec::new();
+    for (line, arms) in source.code.wildcard_arms() {
+        for name in ["Event::", "Op::", "Phase::"] {
+            if arms.contains(name) {
+                faults.push(source.fault(line, &format!("a match over {name} ends with _")));
+            }
+        }
+    }
+    faults
+}
+
+/// Links of a document to files beside it.
+fn links(document: &str, text: &str) -> Vec<String> {
+    let root = source::root();
+    let mut faults = Vec::new();
+    for (number, line) in (1..).zip(text.lines()) {
+        for target in line.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let path = target.split('#').next().unwrap();
+            let foreign = target.contains("://") || target.starts_with("mailto:");
+            if !foreign && !path.is_empty() && !root.join(path).exists() {
+                faults.push(format!("{document}:{number}: {target} does not exist"));
+            }
+        }
+    }
+    faults
+}
+
+/// Fails with all faults that `rule` finds in the house.
+fn assert_tidy(rule: fn(&Source) -> Vec<String>) {
+    let faults: Vec<String> = tree().iter().flat_map(rule).collect();
+    assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
+}
+
+#[test]
+fn arrows_point_down() {
+    assert_tidy(walls);
+}
+
+#[test]
+fn each_crate_is_used_in_its_place() {
+    assert_tidy(crates);
+}
+
+#[test]
+fn every_dependency_has_its_place() {
+    let manifest = std::fs::read_to_string(source::root().join("Cargo.toml")).unwrap();
+    let (_, rest) = manifest.split_once("\n[dependencies]\n").unwrap();
+    let section = rest.split("\n[").next().unwrap();
+    for line in section.lines().filter(|line| line.contains('=') && !line.starts_with('#')) {
+        let name = line.split('=').next().unwrap().trim().replace('-', "_");
+        assert!(CRATES.iter().any(|(known, _)| *known == name), "CRATES does not know {name}");
+    }
+}
+
+#[test]
+fn the_core_is_pure() {
+    assert_tidy(purity);
+}
+
+#[test]
+fn unsafe_code_is_fenced_and_explained() {
+    assert_tidy(unsafe_fence);
+}
+
+#[test]
+fn unsafe_blocks_grow_fewer() {
+    let sources = tree();
+    let count: usize = sources.iter().map(|source| source.code.unsafe_blocks()).sum();
+    println!("unsafe blocks: {count}");
+    assert!(count <= UNSAFE_BLOCKS, "{count} unsafe blocks; there were {UNSAFE_BLOCKS}");
+    assert_eq!(count, UNSAFE_BLOCKS, "well done: now lower UNSAFE_BLOCKS to {count}");
+}
+
+#[test]
+fn files_have_their_form() {
+    assert_tidy(form);
+}
+
+#[test]
+fn functions_fit_on_a_page() {
+    assert_tidy(functions);
+}
+
+#[test]
+fn the_core_matches_exhaustively() {
+    assert_tidy(exhaustive_matches);
+}
+
+#[test]
+fn links_lead_somewhere() {
+    for entry in std::fs::read_dir(source::root()).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "md") {
+            let text = std::fs::read_to_string(&path).unwrap();
+            let faults = links(&path.display().to_string(), &text);
+            assert!(faults.is_empty(), "{}", faults.join("\n"));
+        }
+    }
+}
+
+/// Each rule finds what it is there for, and passes what is right.
+mod planted {
+    use super::*;
+
+    fn faults(rule: fn(&Source) -> Vec<String>, path: &str, text: &str) -> usize {
+        rule(&Source::new(path, text)).len()
+    }
+
+    #[test]
+    fn a_breach_of_a_wall_is_found() {
+        assert_eq!(faults(walls, "src/echo/x.rs", "use crate::config::Config;"), 1);
+        assert_eq!(faults(walls, "src/uring/x.rs", "use crate::echo::server::Server;"), 1);
+        assert_eq!(
+            faults(walls, "src/uring.rs", "use crate::{\n    echo::op::Op,\n    cli,\n};"),
+            1
+        );
+        assert_eq!(faults(walls, "src/systemd.rs", "fn a() { crate::logging::b() }"), 1);
+        assert_eq!(faults(walls, "src/config.rs", "use super::cli;"), 1);
+        assert_eq!(faults(walls, "src/main.rs", "use echo_uring::worker;"), 1);
+        assert_eq!(faults(walls, "src/newcomer.rs", ""), 1);
+    }
+
+    #[test]
+    fn an_arrow_down_is_none() {
+        assert_eq!(faults(walls, "src/uring/x.rs", "use crate::echo::op::{Event, Op};"), 0);
+        assert_eq!(
+            faults(walls, "src/echo/x.rs", "// see crate::config\nuse crate::echo::op::Op;"),
+            0
+        );
+        let nested = "mod tests {\n    use super::*;\n}";
+        assert_eq!(faults(walls, "src/config.rs", nested), 0);
+        assert_eq!(faults(walls, "src/config/file.rs", "use super::Config;"), 0);
+    }
+
+    #[test]
+    fn a_crate_out_of_place_is_found() {
+        assert_eq!(faults(crates, "src/daemon.rs", "use toml::Table;"), 1);
+        assert_eq!(faults(crates, "src/listen.rs", "fn a() { libc::close(3); }"), 1);
+        assert_eq!(faults(crates, "src/echo/x.rs", "fn a() { log::warn!(\"x\"); }"), 1);
+        assert_eq!(faults(crates, "src/uring/x.rs", "use log::debug;"), 1);
+        assert_eq!(faults(crates, "src/config/file.rs", "use toml::Table;"), 0);
+        assert_eq!(faults(crates, "src/daemon.rs", "fn a() { catalog::open(); }"), 0);
+    }
+
+    #[test]
+    fn an_impure_core_is_found() {
+        for line in [
+            "use std::time::Instant;",
+            "use std::{fmt, net::IpAddr};",
+            "fn a() { std::thread::yield_now(); }",
+            "fn a() { println!(); }",
+            "fn a() { unsafe { b() } }",
+        ] {
+            assert_ne!(faults(purity, "src/echo/x.rs", line), 0, "{line}");
+            assert_eq!(faults(purity, "src/daemon.rs", line), 0, "{line}");
+        }
+        assert_eq!(faults(purity, "src/echo/x.rs", "use std::fmt;\n// an Instant"), 0);
+    }
+
+    #[test]
+    fn unsafe_code_out_of_place_or_unexplained_is_found() {
+        let bare = "fn a() {\n    unsafe { b() }\n}";
+        let said = "fn a() {\n    // SAFETY: b is sound.\n    let c =\n        unsafe { b() };\n}";
+        let other = "// SAFETY: for b.\nlet b = 1;\nlet c = unsafe { b() };";
+        assert_eq!(faults(unsafe_fence, "src/daemon.rs", said), 1);
+        assert_eq!(faults(unsafe_fence, "src/uring/x.rs", bare), 1);
+        assert_eq!(faults(unsafe_fence, "src/uring/x.rs", other), 1);
+        assert_eq!(faults(unsafe_fence, "src/uring/x.rs", said), 0);
+        assert_eq!(faults(unsafe_fence, "src/daemon.rs", "// unsafe\n#![deny(unsafe_code)]"), 0);
+        assert_eq!(Source::new("src/uring/x.rs", bare).code.unsafe_blocks(), 1);
+        assert_eq!(Source::new("src/uring/x.rs", "unsafe fn a() {}").code.unsafe_blocks(), 0);
+    }
+
+    #[test]
+    fn bad_form_is_found() {
+        assert_eq!(faults(form, "src/a.rs", "use std::fmt;\n"), 1);
+        assert_eq!(faults(form, "src/a.rs", &format!("//! {}\n", "x".repeat(97))), 1);
+        assert_eq!(faults(form, "src/a.rs", &format!("//! {}\n", "ä".repeat(96))), 0);
+        assert_eq!(faults(form, "src/a.rs", &"//! x\n".repeat(601)), 1);
+        for word in LEFTOVERS {
+            assert_eq!(faults(form, "src/a.rs", &format!("//! x\nfn a() {{ {word} }}\n")), 1);
+        }
+    }
+
+    #[test]
+    fn a_long_function_is_found() {
+        let body =
+            |lines: usize| format!("fn a(x: [u8; 2]) {{\n{}}}\n", "    b();\n".repeat(lines));
+        assert_eq!(faults(functions, "src/a.rs", &body(69)), 1);
+        assert_eq!(faults(functions, "src/a.rs", &body(68)), 0);
+        let declared = format!("trait A {{\n    fn a();\n}}\nmod b {{\n{}}}\n", "\n".repeat(100));
+        assert_eq!(faults(functions, "src/a.rs", &declared), 0);
+    }
+
+    #[test]
+    fn a_match_with_a_way_out_is_found() {
+        let open = "match event {\n    Event::Sent { length } => a(length),\n    _ => {}\n}";
+        let other = "match length {\n    0 => Event::Nothing,\n    1.. => b(),\n}\n\
+                     match c { 1 => 2, _ => 3 }";
+        assert_eq!(faults(exhaustive_matches, "src/echo/x.rs", open), 1);
+        assert_eq!(faults(exhaustive_matches, "src/daemon.rs", open), 0);
+        assert_eq!(faults(exhaustive_matches, "src/echo/x.rs", other), 0);
+    }
+
+    #[test]
+    fn a_dead_link_is_found() {
+        assert_eq!(
+            links("X.md", "see [the map](src/lib.rs) and [more](https://example.org/a)").len(),
+            0
+        );
+        assert_eq!(
+            links("X.md", "see [this](src/lib.rs#L1), [that](#below), [it](src/none.rs)").len(),
+            1
+        );
+    }
+}
