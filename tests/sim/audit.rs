@@ -6,7 +6,7 @@
 
 use echo_uring::echo::op::{
     AcceptError, BufferId, ConnectionId, Event, ListenerId, Op, ReceiveEnd, ReceiveMode, SendError,
-    Shutdown,
+    Shutdown, SizeClass,
 };
 
 /// What the core was told to keep to.
@@ -15,6 +15,8 @@ pub(crate) struct Limits {
     pub(crate) connections_max: usize,
     pub(crate) listeners: usize,
     pub(crate) aside_bytes_max: u64,
+    /// How many small buffers there are.
+    pub(crate) small_buffers: usize,
     /// Chunks that may wait in one connection before its receive is stopped.
     pub(crate) chunks_max: usize,
     pub(crate) idle_timeout: Option<u64>,
@@ -30,6 +32,10 @@ pub(crate) struct Audit {
     limits: Limits,
     tenants: Vec<(ConnectionId, Tenant)>,
     lent: Vec<Lent>,
+    /// Connections that found no small buffer and wait in line for one.
+    line: Vec<Waiter>,
+    /// How many of them the present event let arm, while so many buffers are home.
+    served: usize,
     /// Names that belonged to a connection once: none may come again within a history.
     retired: Vec<ConnectionId>,
     /// For each listener until when a failed accept forbids the next one.
@@ -58,9 +64,20 @@ struct Lent {
     length: u32,
 }
 
-#[derive(Debug, Default)]
+/// One that waits for a buffer, and those who were armed since.
+#[derive(Debug)]
+struct Waiter {
+    connection: ConnectionId,
+    overtakers: Vec<ConnectionId>,
+}
+
+#[derive(Debug)]
 struct Open {
     receive: Option<ReceiveMode>,
+    /// Where the last receive took its buffers from.
+    class: SizeClass,
+    /// Receives armed in a row though no buffer was home.
+    fruitless: u8,
     receive_canceled: bool,
     send: Option<Sending>,
     /// Set-aside bytes that are still unsent, and what they are charged until the last of them is sent.
@@ -75,6 +92,7 @@ struct Open {
     decided: Option<u64>,
     write_shut_at: Option<u64>,
     both_shut: bool,
+    accepted_at: u64,
     /// The last time that bytes came or went.
     active_at: u64,
     /// The last time that bytes went, or that there began to be something to send.
@@ -87,12 +105,38 @@ enum Sending {
     Aside,
 }
 
+impl Open {
+    fn accepted(now: u64) -> Self {
+        Self {
+            receive: None,
+            class: SizeClass::Small,
+            fruitless: 0,
+            receive_canceled: false,
+            send: None,
+            aside: 0,
+            charged: 0,
+            received: 0,
+            sent: 0,
+            ended: false,
+            dead: false,
+            decided: None,
+            write_shut_at: None,
+            both_shut: false,
+            accepted_at: now,
+            active_at: now,
+            progress_at: now,
+        }
+    }
+}
+
 impl Audit {
     pub(crate) fn new(limits: Limits) -> Self {
         Self {
             limits,
             tenants: Vec::new(),
             lent: Vec::new(),
+            line: Vec::new(),
+            served: 0,
             retired: Vec::new(),
             pauses: vec![0; limits.listeners],
             drain_deadline: None,
@@ -108,6 +152,7 @@ impl Audit {
 
     /// The core is about to be told this.
     pub(crate) fn event(&mut self, now: u64, event: &Event) {
+        self.served = 0;
         match *event {
             Event::Started => {}
             Event::TimePassed => self.note_decisions(now),
@@ -118,7 +163,7 @@ impl Audit {
             Event::Accepted { connection } => {
                 self.end_accept(connection);
                 let decided = self.is_drained(now).then_some(0);
-                let open = Open { active_at: now, progress_at: now, decided, ..Open::default() };
+                let open = Open { decided, ..Open::accepted(now) };
                 self.tenants.push((connection, Tenant::Open(open)));
                 self.accepted += 1;
             }
@@ -137,6 +182,10 @@ impl Audit {
                 open.receive_canceled = false;
                 open.ended |= reason == ReceiveEnd::EndOfStream;
                 open.dead |= matches!(reason, ReceiveEnd::Failed(_));
+                let small = open.class == SizeClass::Small;
+                if reason == ReceiveEnd::NoBuffer && small {
+                    self.line.push(Waiter { connection, overtakers: Vec::new() });
+                }
             }
             Event::Sent { connection, length } => self.sent(now, connection, length, false),
             Event::SentAside { connection, length } => self.sent(now, connection, length, true),
@@ -157,12 +206,14 @@ impl Audit {
                     self.tenant(connection).is_some_and(|t| matches!(t, Tenant::Accepting(_)));
                 assert!(armed, "contract: {connection:?} is not being accepted");
             }
-            Op::Receive { connection, mode, .. } => {
+            Op::Receive { connection, class, mode, .. } => {
+                self.check_line(connection, class);
                 let open = self.open(connection);
                 assert!(open.receive.is_none(), "contract: {connection:?} has two receives");
                 assert!(!open.ended, "contract: {connection:?} receives after its end");
                 assert_eq!(open.aside, 0, "promise: {connection:?} receives while it is stalled");
                 open.receive = Some(mode);
+                open.class = class;
                 open.receive_canceled = false;
             }
             Op::CancelReceive { connection } => {
@@ -208,7 +259,8 @@ impl Audit {
     }
 
     /// One event has been handled altogether.
-    pub(crate) fn settle(&self) {
+    pub(crate) fn settle(&mut self) {
+        self.leave_line();
         let limits = &self.limits;
         assert!(self.charged <= limits.aside_bytes_max, "limit: {} bytes aside", self.charged);
         for (connection, tenant) in &self.tenants {
@@ -248,6 +300,41 @@ impl Audit {
         self.tenants.push((connection, Tenant::Accepting(listener)));
     }
 
+    /// Who finds no buffer waits until one is home, and nobody is armed twice while another waits.
+    fn check_line(&mut self, connection: ConnectionId, class: SizeClass) {
+        let waits = self.line.iter().position(|waiter| waiter.connection == connection);
+        if let Some(index) = waits {
+            let lent = self.lent.iter().filter(|lent| lent.buffer.class == SizeClass::Small);
+            let home = self.limits.small_buffers - lent.count();
+            self.line.remove(index);
+            self.served += usize::from(home > 0);
+            assert!(self.served <= home.max(1), "promise: more are armed than buffers are home");
+            let open = self.open(connection);
+            if home == 0 && class == SizeClass::Small {
+                // Once: a small receive that ends so just as its connection moves up to large ones.
+                open.fruitless += 1;
+                assert!(open.fruitless <= 1, "promise: {connection:?} spins");
+            }
+        }
+        for waiter in &mut self.line {
+            let again = waiter.overtakers.contains(&connection);
+            assert!(!again, "promise: {connection:?} jumps the line twice: {waiter:?}");
+            waiter.overtakers.push(connection);
+        }
+    }
+
+    /// Those who have bytes of their own to send first, or nothing more to do, stand in no line.
+    fn leave_line(&mut self) {
+        let (tenants, lent) = (&self.tenants, &self.lent);
+        self.line.retain(|waiter| {
+            let holds = lent.iter().any(|lent| lent.connection == waiter.connection);
+            let tenant = tenants.iter().find(|(name, _)| *name == waiter.connection);
+            let Some((_, Tenant::Open(open))) = tenant else { return false };
+            let ending = open.dead || open.both_shut || open.decided.is_some();
+            !holds && open.aside == 0 && !ending
+        });
+    }
+
     fn received(
         &mut self,
         now: u64,
@@ -267,6 +354,7 @@ impl Audit {
         if open.received == open.sent {
             open.progress_at = now;
         }
+        open.fruitless = 0;
         open.received += u64::from(length);
         open.active_at = now;
         self.bytes_in += u64::from(length);
@@ -363,15 +451,20 @@ impl Audit {
         let charged = self.charged;
         let drain_is_over =
             now >= limits.linger_timeout && self.is_drained(now - limits.linger_timeout);
+        let drain_deadline = self.drain_deadline;
         let open = self.open(connection);
         let unsent = open.received - open.sent;
+        // Patience comes first: FIN at the deadline, unless there was no time or bytes are still under way.
+        let too_late =
+            drain_deadline.is_some_and(|at| open.accepted_at >= at + limits.linger_timeout);
+        let asked_to_end = open.write_shut_at.is_some() || unsent > 0 || too_late;
         let stalled = limits.stall_timeout.is_some_and(|timeout| now >= open.progress_at + timeout);
         let lingered = open.write_shut_at.is_some_and(|at| now >= at + limits.linger_timeout);
         let beyond = charged + unsent - open.aside > limits.aside_bytes_max;
         let cause = open.dead
             || open.both_shut
             || lingered
-            || drain_is_over
+            || (drain_is_over && asked_to_end)
             || (unsent > 0 && (stalled || beyond));
         assert!(cause, "promise: {connection:?} is ended for nothing: {open:?}");
     }

@@ -93,6 +93,7 @@ impl World {
             submit: Submit::AfterEach,
             idle_ticks: 0,
             stayers_are_ended: false,
+            stubborn: false,
         }
     }
 

@@ -32,6 +32,8 @@ pub(crate) struct Scenario {
     pub(crate) idle_ticks: u16,
     /// After healing, peers that stay are ended by the server's timeouts instead of by themselves.
     pub(crate) stayers_are_ended: bool,
+    /// If a drain has begun, peers are not healed: the server must come to its end against them.
+    pub(crate) stubborn: bool,
 }
 
 /// When operations reach the kernel.
@@ -53,6 +55,8 @@ pub(crate) struct History {
     saboteur: Saboteur,
     submitted: Vec<Op>,
     draining: bool,
+    /// Time runs from deadline to deadline of the server, past the plans of the peers.
+    hasty: bool,
     /// Turns so far.
     pub(crate) turns: usize,
 }
@@ -98,6 +102,7 @@ impl Scenario {
             submit: [Submit::AfterEach, Submit::AfterAll][choice.below(2)],
             idle_ticks: [0, 20, 300, 1000][choice.below(4)],
             stayers_are_ended: idle_timeout.is_some() && choice.below(2) == 0,
+            stubborn: choice.below(2) == 0,
         }
     }
 }
@@ -145,6 +150,7 @@ impl History {
             connections_max: parameters.connections_max as usize,
             listeners: usize::from(parameters.listeners),
             aside_bytes_max: parameters.aside_bytes_max,
+            small_buffers: usize::from(parameters.buffers[0]),
             chunks_max: usize::from(QUEUE_CHUNKS_MAX),
             idle_timeout: parameters.idle_timeout,
             stall_timeout: parameters.stall_timeout,
@@ -158,6 +164,7 @@ impl History {
             saboteur,
             submitted: Vec::new(),
             draining: false,
+            hasty: false,
             turns: 0,
             scenario,
         }
@@ -185,6 +192,10 @@ impl History {
         self.kernel.trace.note(self.kernel.clock(), Note::World("healed"));
         self.kernel.settings.faults = Faults::default();
         self.kernel.settings.files_max = usize::MAX;
+        if self.scenario.stubborn && self.draining {
+            self.hasty = true;
+            return;
+        }
         let now = self.kernel.clock();
         self.peers.heal(now);
         if !self.scenario.stayers_are_ended && !self.draining {
@@ -224,7 +235,7 @@ impl History {
     fn turn(&mut self) -> bool {
         self.turns += 1;
         let acted = self.peers.act(&mut self.kernel);
-        let next = self.peers.next_at(&self.kernel).map(Timestamp);
+        let next = self.peers.next_at(&self.kernel).filter(|_| !self.hasty).map(Timestamp);
         let next = next.or_else(|| acted.then(|| self.kernel.now()));
         let deadline = self.server.deadline().into_iter().chain(next).min();
         let mut events = Vec::new();
