@@ -64,6 +64,7 @@ type Raw = Option<Spanned<Value>>;
 struct RawServer {
     workers: Raw,
     buffers: Raw,
+    busy_poll: Raw,
 }
 
 #[derive(Deserialize)]
@@ -137,6 +138,12 @@ impl Source<'_> {
                     raw.server.buffers,
                     default.server.buffers,
                     buffers,
+                )?,
+                busy_poll: self.value(
+                    "server.busy-poll",
+                    raw.server.busy_poll,
+                    default.server.busy_poll,
+                    |value| off(value, Duration::from_micros(1)..=Duration::from_millis(10)),
                 )?,
             },
             listeners,
