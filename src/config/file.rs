@@ -126,26 +126,7 @@ impl Source<'_> {
         };
         let (tcp, off, auto) = (default.tcp, off_or_time, auto_or_size);
         Ok(Config {
-            server: Server {
-                workers: self.value(
-                    "server.workers",
-                    raw.server.workers,
-                    Workers::Auto,
-                    workers,
-                )?,
-                buffers: self.value(
-                    "server.buffers",
-                    raw.server.buffers,
-                    default.server.buffers,
-                    buffers,
-                )?,
-                busy_poll: self.value(
-                    "server.busy-poll",
-                    raw.server.busy_poll,
-                    default.server.busy_poll,
-                    |value| off(value, Duration::from_micros(1)..=Duration::from_millis(10)),
-                )?,
-            },
+            server: self.check_server(raw.server, default.server)?,
             listeners,
             limits: Limits {
                 max_connections: self.value(
@@ -192,6 +173,20 @@ impl Source<'_> {
                     word(value, &LOG_LEVELS)
                 })?,
             },
+        })
+    }
+
+    fn check_server(&self, raw: RawServer, default: Server) -> Result<Server, ConfigError> {
+        let spin = Duration::from_micros(1)..=Duration::from_millis(10);
+        Ok(Server {
+            workers: self.value("server.workers", raw.workers, default.workers, workers)?,
+            buffers: self.value("server.buffers", raw.buffers, default.buffers, buffers)?,
+            busy_poll: self.value(
+                "server.busy-poll",
+                raw.busy_poll,
+                default.busy_poll,
+                |value| off_or_time(value, spin.clone()),
+            )?,
         })
     }
 
