@@ -15,7 +15,7 @@ use super::value::{
     integer, name, off_or_time, size, time, whole_seconds, word, workers,
 };
 use super::{
-    Address, Config, ConfigError, Limits, ListenerConfig, Log, Server, Tcp, Timeouts, Workers,
+    Address, Config, ConfigError, Limits, ListenerConfig, Log, Server, Tcp, Timeouts,
     builtin_listeners, conflict,
 };
 
