@@ -1,8 +1,9 @@
 //! The contract of the seam, seen from the core's side, and a small model of each connection.
 //!
-//! Reads the two streams in the very order in which the core lives them: each event before it is handled, then the
-//! operations it led to. So it knows exactly what the core knew when it asked. A breach is a panic. It also holds the
-//! core to its promises: no connection is ended without a cause, no limit is passed, no failed accept spins.
+//! Reads the two streams in the very order in which the core lives them: each event before it is
+//! handled, then the operations it led to. So it knows exactly what the core knew when it asked. A
+//! breach is a panic. It also holds the core to its promises: no connection is ended without a
+//! cause, no limit is passed, no failed accept spins.
 
 use echo_uring::echo::op::{
     AcceptError, BufferId, ConnectionId, Event, ListenerId, Op, ReceiveEnd, ReceiveMode, SendError,
@@ -29,7 +30,8 @@ pub(crate) struct Limits {
     pub(crate) linger_timeout: u64,
 }
 
-/// How long a listener that found no descriptor or memory is left alone, unless a connection closes.
+/// How long a listener that found no descriptor or memory is left alone, unless a connection
+/// closes.
 const ACCEPT_PAUSE_MS: u64 = 100;
 
 /// The auditor of one history.
@@ -74,19 +76,19 @@ struct Open {
     receive: Option<ReceiveMode>,
     /// Where the last receive took its buffers from.
     class: SizeClass,
-    /// Receives armed in a row though no buffer was home.
-    fruitless: u8,
     receive_canceled: bool,
     send: Option<Sending>,
-    /// Set-aside bytes that are still unsent, and what they are charged until the last of them is sent.
+    /// Set-aside bytes that are still unsent, and what they are charged until the last of them is
+    /// sent.
     aside: u64,
     charged: u64,
     received: u64,
     sent: u64,
     ended: bool,
     dead: bool,
-    /// The core may have decided to end it: bytes that came until then are owed, what comes later may be dropped.
-    /// Taken at the first moment at which it may, and forgotten when later bytes are echoed all the same.
+    /// The core may have decided to end it: bytes that came until then are owed, what comes later
+    /// may be dropped. Taken at the first moment at which it may, and forgotten when later bytes
+    /// are echoed all the same.
     decided: Option<u64>,
     write_shut_at: Option<u64>,
     both_shut: bool,
@@ -108,7 +110,6 @@ impl Open {
         Self {
             receive: None,
             class: SizeClass::Small,
-            fruitless: 0,
             receive_canceled: false,
             send: None,
             aside: 0,
@@ -317,7 +318,6 @@ impl Audit {
         if open.received == open.sent {
             open.progress_at = now;
         }
-        open.fruitless = 0;
         open.received += u64::from(length);
         open.active_at = now;
         self.bytes_in += u64::from(length);

@@ -1,4 +1,5 @@
-//! The promise about ends: no connection is ended without a cause, and none before it got what it is owed.
+//! The promise about ends: no connection is ended without a cause, and none before it got what it
+//! is owed.
 
 use echo_uring::echo::op::ConnectionId;
 
@@ -22,7 +23,8 @@ impl Audit {
         self.drain_deadline.is_some_and(|deadline| now >= deadline)
     }
 
-    /// A FIN by our own decision: for idleness or at the end of a drain, and never before the last byte that is owed.
+    /// A FIN by our own decision: for idleness or at the end of a drain, and never before the last
+    /// byte that is owed.
     pub(super) fn check_write_shutdown(&mut self, connection: ConnectionId) {
         let open = self.open(connection);
         assert!(open.send.is_none(), "promise: {connection:?} is finished while it sends");
@@ -41,7 +43,8 @@ impl Audit {
         let drain_deadline = self.drain_deadline;
         let open = self.open(connection);
         let unsent = open.received - open.sent;
-        // Patience comes first: FIN at the deadline, unless there was no time or bytes are still under way.
+        // Patience comes first: FIN at the deadline, unless there was no time or bytes are still
+        // under way.
         let too_late =
             drain_deadline.is_some_and(|at| open.accepted_at >= at + limits.linger_timeout);
         let asked_to_end = open.write_shut_at.is_some() || unsent > 0 || too_late;
