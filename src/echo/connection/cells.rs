@@ -214,8 +214,8 @@ fn every_cell_of_the_table() {
     }
 }
 
-/// The memory is held until the driver closes the connection, so it must stay charged as long; found
-/// by the simulator when it was given back at the death of the connection.
+/// The memory is held until the driver closes the connection, so it must stay charged as long;
+/// found by the simulator when it was given back at the death of the connection.
 #[test]
 fn set_aside_bytes_stay_charged_until_the_close() {
     let mut bench = Bench::new(&["received", "sent part", "drain end"]);
