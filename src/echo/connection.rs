@@ -1,7 +1,7 @@
 //! One connection: a state machine that never forgets a byte.
 //!
 //! An event only changes what is known ([`Phase`], [`Receive`], [`Send`], the queue); what to do
-//! next is then derived from it in one place, [`Connection::advance`]. So no path can forget to
+//! next is then derived from it in one place, `Connection::advance`. So no path can forget to
 //! send, to arm or to close.
 //!
 //! | phase | bytes come | end of stream | send done | peer dead | time is up |
@@ -156,10 +156,10 @@ impl Connection {
     /// The receive ended without bytes.
     pub fn on_receive_ended(&mut self, context: &mut Context, reason: ReceiveEnd) {
         assert!(self.receive.is_with_kernel(), "an end without a receive: {:?}", self.receive);
-        self.receive = Receive::Off;
+        let ended = std::mem::replace(&mut self.receive, Receive::Off);
         match reason {
             ReceiveEnd::EndOfStream => self.on_end_of_stream(),
-            ReceiveEnd::NoBuffer => self.on_no_buffer(context),
+            ReceiveEnd::NoBuffer => self.on_no_buffer(context, ended),
             ReceiveEnd::Stopped => self.expectation = Expectation::Data,
             ReceiveEnd::Memory => {
                 if !matches!(self.phase, Phase::Closing(_)) {
@@ -182,15 +182,17 @@ impl Connection {
         };
     }
 
-    fn on_no_buffer(&mut self, context: &mut Context) {
+    fn on_no_buffer(&mut self, context: &mut Context, ended: Receive) {
         context.resources.stats.starved += 1;
         self.expectation = Expectation::Data;
-        match (self.phase, self.class) {
-            (Phase::Closing(_), _) => {}
+        match (self.class, ended) {
+            _ if matches!(self.phase, Phase::Closing(_)) => {}
+            (SizeClass::Small, _) => self.stand_in_line(context),
             // Others use the large ones now. A small one serves this time; the next full one asks
             // for a large again.
-            (_, SizeClass::Large) => self.class = SizeClass::Small,
-            (_, SizeClass::Small) => self.stand_in_line(context),
+            (SizeClass::Large, Receive::Armed(ReceiveMode::Once)) => self.class = SizeClass::Small,
+            // It was a multishot, so a small buffer that lacked; a large one is wanted next.
+            (SizeClass::Large, _) => {}
         }
     }
 

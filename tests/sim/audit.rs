@@ -1,13 +1,19 @@
 //! The contract of the seam, seen from the core's side, and a small model of each connection.
 //!
-//! Reads the two streams in the very order in which the core lives them: each event before it is handled, then the
-//! operations it led to. So it knows exactly what the core knew when it asked. A breach is a panic. It also holds the
-//! core to its promises: no connection is ended without a cause, no limit is passed, no failed accept spins.
+//! Reads the two streams in the very order in which the core lives them: each event before it is
+//! handled, then the operations it led to. So it knows exactly what the core knew when it asked. A
+//! breach is a panic. It also holds the core to its promises: no connection is ended without a
+//! cause, no limit is passed, no failed accept spins.
 
 use echo_uring::echo::op::{
     AcceptError, BufferId, ConnectionId, Event, ListenerId, Op, ReceiveEnd, ReceiveMode, SendError,
-    Shutdown,
+    Shutdown, SizeClass,
 };
+
+mod line;
+mod promises;
+
+use line::Waiter;
 
 /// What the core was told to keep to.
 #[derive(Clone, Copy, Debug)]
@@ -15,6 +21,8 @@ pub(crate) struct Limits {
     pub(crate) connections_max: usize,
     pub(crate) listeners: usize,
     pub(crate) aside_bytes_max: u64,
+    /// How many small buffers there are.
+    pub(crate) small_buffers: usize,
     /// Chunks that may wait in one connection before its receive is stopped.
     pub(crate) chunks_max: usize,
     pub(crate) idle_timeout: Option<u64>,
@@ -22,7 +30,8 @@ pub(crate) struct Limits {
     pub(crate) linger_timeout: u64,
 }
 
-/// How long a listener that found no descriptor or memory is left alone, unless a connection closes.
+/// How long a listener that found no descriptor or memory is left alone, unless a connection
+/// closes.
 const ACCEPT_PAUSE_MS: u64 = 100;
 
 /// The auditor of one history.
@@ -30,6 +39,10 @@ pub(crate) struct Audit {
     limits: Limits,
     tenants: Vec<(ConnectionId, Tenant)>,
     lent: Vec<Lent>,
+    /// Connections that found no small buffer and wait in line for one.
+    line: Vec<Waiter>,
+    /// How many of them the present event let arm, while so many buffers are home.
+    served: usize,
     /// Names that belonged to a connection once: none may come again within a history.
     retired: Vec<ConnectionId>,
     /// For each listener until when a failed accept forbids the next one.
@@ -58,23 +71,28 @@ struct Lent {
     length: u32,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Open {
     receive: Option<ReceiveMode>,
+    /// Where the last receive took its buffers from.
+    class: SizeClass,
     receive_canceled: bool,
     send: Option<Sending>,
-    /// Set-aside bytes that are still unsent, and what they are charged until the last of them is sent.
+    /// Set-aside bytes that are still unsent, and what they are charged until the last of them is
+    /// sent.
     aside: u64,
     charged: u64,
     received: u64,
     sent: u64,
     ended: bool,
     dead: bool,
-    /// The core may have decided to end it: bytes that came until then are owed, what comes later may be dropped.
-    /// Taken at the first moment at which it may, and forgotten when later bytes are echoed all the same.
+    /// The core may have decided to end it: bytes that came until then are owed, what comes later
+    /// may be dropped. Taken at the first moment at which it may, and forgotten when later bytes
+    /// are echoed all the same.
     decided: Option<u64>,
     write_shut_at: Option<u64>,
     both_shut: bool,
+    accepted_at: u64,
     /// The last time that bytes came or went.
     active_at: u64,
     /// The last time that bytes went, or that there began to be something to send.
@@ -87,12 +105,37 @@ enum Sending {
     Aside,
 }
 
+impl Open {
+    fn accepted(now: u64) -> Self {
+        Self {
+            receive: None,
+            class: SizeClass::Small,
+            receive_canceled: false,
+            send: None,
+            aside: 0,
+            charged: 0,
+            received: 0,
+            sent: 0,
+            ended: false,
+            dead: false,
+            decided: None,
+            write_shut_at: None,
+            both_shut: false,
+            accepted_at: now,
+            active_at: now,
+            progress_at: now,
+        }
+    }
+}
+
 impl Audit {
     pub(crate) fn new(limits: Limits) -> Self {
         Self {
             limits,
             tenants: Vec::new(),
             lent: Vec::new(),
+            line: Vec::new(),
+            served: 0,
             retired: Vec::new(),
             pauses: vec![0; limits.listeners],
             drain_deadline: None,
@@ -108,6 +151,7 @@ impl Audit {
 
     /// The core is about to be told this.
     pub(crate) fn event(&mut self, now: u64, event: &Event) {
+        self.served = 0;
         match *event {
             Event::Started => {}
             Event::TimePassed => self.note_decisions(now),
@@ -118,7 +162,7 @@ impl Audit {
             Event::Accepted { connection } => {
                 self.end_accept(connection);
                 let decided = self.is_drained(now).then_some(0);
-                let open = Open { active_at: now, progress_at: now, decided, ..Open::default() };
+                let open = Open { decided, ..Open::accepted(now) };
                 self.tenants.push((connection, Tenant::Open(open)));
                 self.accepted += 1;
             }
@@ -137,6 +181,10 @@ impl Audit {
                 open.receive_canceled = false;
                 open.ended |= reason == ReceiveEnd::EndOfStream;
                 open.dead |= matches!(reason, ReceiveEnd::Failed(_));
+                let small = open.class == SizeClass::Small;
+                if reason == ReceiveEnd::NoBuffer && small {
+                    self.line.push(Waiter { connection, overtakers: Vec::new() });
+                }
             }
             Event::Sent { connection, length } => self.sent(now, connection, length, false),
             Event::SentAside { connection, length } => self.sent(now, connection, length, true),
@@ -157,12 +205,14 @@ impl Audit {
                     self.tenant(connection).is_some_and(|t| matches!(t, Tenant::Accepting(_)));
                 assert!(armed, "contract: {connection:?} is not being accepted");
             }
-            Op::Receive { connection, mode, .. } => {
+            Op::Receive { connection, class, mode, .. } => {
+                self.check_line(connection, class);
                 let open = self.open(connection);
                 assert!(open.receive.is_none(), "contract: {connection:?} has two receives");
                 assert!(!open.ended, "contract: {connection:?} receives after its end");
                 assert_eq!(open.aside, 0, "promise: {connection:?} receives while it is stalled");
                 open.receive = Some(mode);
+                open.class = class;
                 open.receive_canceled = false;
             }
             Op::CancelReceive { connection } => {
@@ -208,7 +258,8 @@ impl Audit {
     }
 
     /// One event has been handled altogether.
-    pub(crate) fn settle(&self) {
+    pub(crate) fn settle(&mut self) {
+        self.leave_line();
         let limits = &self.limits;
         assert!(self.charged <= limits.aside_bytes_max, "limit: {} bytes aside", self.charged);
         for (connection, tenant) in &self.tenants {
@@ -328,76 +379,6 @@ impl Audit {
             let used = matches!(open.send, Some(Sending::Buffer(name, _)) if name == buffer);
             assert!(!used, "contract: {buffer:?} is recycled while it is sent");
         }
-    }
-
-    /// Time passed: this is where the core may decide to end a connection in order.
-    fn note_decisions(&mut self, now: u64) {
-        let drained = self.is_drained(now);
-        let idle_timeout = self.limits.idle_timeout;
-        for (_, tenant) in &mut self.tenants {
-            let Tenant::Open(open) = tenant else { continue };
-            let idle = idle_timeout.is_some_and(|timeout| now >= open.active_at + timeout);
-            if idle || drained {
-                open.decided.get_or_insert(open.received);
-            }
-        }
-    }
-
-    fn is_drained(&self, now: u64) -> bool {
-        self.drain_deadline.is_some_and(|deadline| now >= deadline)
-    }
-
-    /// A FIN by our own decision: for idleness or at the end of a drain, and never before the last byte that is owed.
-    fn check_write_shutdown(&mut self, connection: ConnectionId) {
-        let open = self.open(connection);
-        assert!(open.send.is_none(), "promise: {connection:?} is finished while it sends");
-        let owed = open.decided;
-        let owed =
-            owed.unwrap_or_else(|| panic!("promise: {connection:?} is finished for nothing"));
-        assert!(open.sent >= owed, "promise: {connection:?} is finished with bytes unsent");
-    }
-
-    /// The end by force needs a cause.
-    fn check_cause(&mut self, now: u64, connection: ConnectionId) {
-        let limits = self.limits;
-        let charged = self.charged;
-        let drain_is_over =
-            now >= limits.linger_timeout && self.is_drained(now - limits.linger_timeout);
-        let open = self.open(connection);
-        let unsent = open.received - open.sent;
-        let stalled = limits.stall_timeout.is_some_and(|timeout| now >= open.progress_at + timeout);
-        let lingered = open.write_shut_at.is_some_and(|at| now >= at + limits.linger_timeout);
-        let beyond = charged + unsent - open.aside > limits.aside_bytes_max;
-        let cause = open.dead
-            || open.both_shut
-            || lingered
-            || drain_is_over
-            || (unsent > 0 && (stalled || beyond));
-        assert!(cause, "promise: {connection:?} is ended for nothing: {open:?}");
-    }
-
-    fn close(&mut self, now: u64, connection: ConnectionId) {
-        let open = self.open(connection);
-        assert!(open.receive.is_none(), "contract: {connection:?} is closed while receiving");
-        assert!(open.send.is_none(), "contract: {connection:?} is closed while sending");
-        let complete = open.ended && open.sent == open.received;
-        let excused = open.ended && open.decided.is_some_and(|owed| open.sent >= owed);
-        if complete && !open.dead && !open.both_shut {
-            self.complete.push(connection);
-        } else if !excused {
-            self.check_cause(now, connection);
-        }
-        self.charged -= self.open(connection).charged;
-        self.tenants.retain(|(name, _)| *name != connection);
-        self.retired.push(connection);
-        self.closed += 1;
-        // A descriptor and some memory came free: accepting is worth a try at once.
-        self.pauses.fill(0);
-    }
-
-    /// Whether this connection, now closed, got back everything that it sent.
-    pub(crate) fn is_complete(&self, connection: ConnectionId) -> bool {
-        self.complete.contains(&connection)
     }
 
     fn end_accept(&mut self, connection: ConnectionId) -> ListenerId {

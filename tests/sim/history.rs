@@ -1,7 +1,9 @@
-//! One history: a server, a fake kernel and a crowd of peers, all drawn from one seed, run to their end.
+//! One history: a server, a fake kernel and a crowd of peers, all drawn from one seed, run to their
+//! end.
 //!
-//! First chaos, then the world is healed and everything must come to rest within a bounded number of turns. What must
-//! hold is checked after every event; a breach is a panic that the caller catches and dresses with the seed.
+//! First chaos, then the world is healed and everything must come to rest within a bounded number
+//! of turns. What must hold is checked after every event; a breach is a panic that the caller
+//! catches and dresses with the seed.
 
 use echo_uring::echo::limits::QUEUE_CHUNKS_MAX;
 use echo_uring::echo::op::{Event, Kernel, Op, ReceiveMode, Timestamp};
@@ -14,7 +16,8 @@ use crate::fake::{FakeKernel, Faults, Settings};
 use crate::peers::{Crowd, Peers};
 use crate::saboteur::Saboteur;
 
-/// Turns that a healed world may take to come to rest. Far above what any seed has needed, far below for ever.
+/// Turns that a healed world may take to come to rest. Far above what any seed has needed, far
+/// below for ever.
 const HEALED_TURNS_MAX: usize = 20_000;
 
 /// What one history is made of.
@@ -32,6 +35,8 @@ pub(crate) struct Scenario {
     pub(crate) idle_ticks: u16,
     /// After healing, peers that stay are ended by the server's timeouts instead of by themselves.
     pub(crate) stayers_are_ended: bool,
+    /// If a drain has begun, peers are not healed: the server must come to its end against them.
+    pub(crate) stubborn: bool,
 }
 
 /// When operations reach the kernel.
@@ -53,6 +58,8 @@ pub(crate) struct History {
     saboteur: Saboteur,
     submitted: Vec<Op>,
     draining: bool,
+    /// Time runs from deadline to deadline of the server, past the plans of the peers.
+    hasty: bool,
     /// Turns so far.
     pub(crate) turns: usize,
 }
@@ -98,12 +105,14 @@ impl Scenario {
             submit: [Submit::AfterEach, Submit::AfterAll][choice.below(2)],
             idle_ticks: [0, 20, 300, 1000][choice.below(4)],
             stayers_are_ended: idle_timeout.is_some() && choice.below(2) == 0,
+            stubborn: choice.below(2) == 0,
         }
     }
 }
 
 fn draw_faults(choice: &mut Choice) -> Faults {
-    // A history in which everything goes wrong all the time tests little: half of the faults are off in each.
+    // A history in which everything goes wrong all the time tests little: half of the faults are
+    // off in each.
     let mut draw = |most: usize| match choice.below(2) {
         0 => 0,
         _ => 1 + choice.below(most) as u16,
@@ -145,6 +154,7 @@ impl History {
             connections_max: parameters.connections_max as usize,
             listeners: usize::from(parameters.listeners),
             aside_bytes_max: parameters.aside_bytes_max,
+            small_buffers: usize::from(parameters.buffers[0]),
             chunks_max: usize::from(QUEUE_CHUNKS_MAX),
             idle_timeout: parameters.idle_timeout,
             stall_timeout: parameters.stall_timeout,
@@ -158,6 +168,7 @@ impl History {
             saboteur,
             submitted: Vec::new(),
             draining: false,
+            hasty: false,
             turns: 0,
             scenario,
         }
@@ -185,6 +196,10 @@ impl History {
         self.kernel.trace.note(self.kernel.clock(), Note::World("healed"));
         self.kernel.settings.faults = Faults::default();
         self.kernel.settings.files_max = usize::MAX;
+        if self.scenario.stubborn && self.draining {
+            self.hasty = true;
+            return;
+        }
         let now = self.kernel.clock();
         self.peers.heal(now);
         if !self.scenario.stayers_are_ended && !self.draining {
@@ -211,7 +226,8 @@ impl History {
         }
     }
 
-    /// A sleeping world that is not draining yet, all peers done, is about to be drained: that is no deadlock.
+    /// A sleeping world that is not draining yet, all peers done, is about to be drained: that is
+    /// no deadlock.
     fn draining_can_help(&self) -> bool {
         self.draining || !self.peers.are_done(&self.kernel) || self.audit.open_count() > 0
     }
@@ -220,11 +236,12 @@ impl History {
         self.draining && self.server.is_drained()
     }
 
-    /// One turn of the worker's loop, with the world acting before it. Returns whether a peer acted.
+    /// One turn of the worker's loop, with the world acting before it. Returns whether a peer
+    /// acted.
     fn turn(&mut self) -> bool {
         self.turns += 1;
         let acted = self.peers.act(&mut self.kernel);
-        let next = self.peers.next_at(&self.kernel).map(Timestamp);
+        let next = self.peers.next_at(&self.kernel).filter(|_| !self.hasty).map(Timestamp);
         let next = next.or_else(|| acted.then(|| self.kernel.now()));
         let deadline = self.server.deadline().into_iter().chain(next).min();
         let mut events = Vec::new();

@@ -92,14 +92,18 @@ fn compare(arguments: &Arguments) -> Result<(), String> {
     prepare(arguments.client_core).map_err(|error| format!("preparing: {error}"))?;
     let scratch = std::env::temp_dir().join(format!("echo-compare-{}", std::process::id()));
     fs::create_dir(&scratch).map_err(|error| format!("{}: {error}", scratch.display()))?;
-    let stage = Stage { daemon: &arguments.daemon, scratch: &scratch, core: arguments.server_core };
-    let outcomes = start_all(&arguments.servers, &stage)
-        .and_then(|servers| run_all(&works, &servers, seconds, arguments.rounds));
+    let plan = Plan {
+        stage: Stage { daemon: &arguments.daemon, scratch: &scratch, core: arguments.server_core },
+        cast: cast(&arguments.servers)?,
+        pattern: Pattern::new(),
+        duration: seconds,
+        rounds: arguments.rounds,
+    };
+    let outcomes = plan.run_all(&works);
     // Logs and configurations are of no use any more: a complaint has quoted what matters.
     let _ = fs::remove_dir_all(&scratch);
-    let kernel = kernel_release();
     let record = Record {
-        kernel,
+        kernel: kernel_release(),
         slice_seconds: arguments.seconds,
         rounds: arguments.rounds,
         outcomes: outcomes?,
@@ -122,83 +126,87 @@ fn kernel_release() -> String {
     uname().map_or_else(|_| String::new(), |name| name.release().to_string_lossy().into_owned())
 }
 
-fn start_all(names: &[String], stage: &Stage) -> Result<Vec<Server>, String> {
+/// Who takes part, each under a label of its own: the second of a name is `name#2`.
+fn cast(names: &[String]) -> Result<Vec<(String, &'static Entry)>, String> {
     let mut seen = HashMap::new();
     names
         .iter()
         .map(|name| {
             let times = seen.entry(name).and_modify(|times| *times += 1).or_insert(1);
             let label = if *times == 1 { name.clone() } else { format!("{name}#{times}") };
-            Entry::named(name)?.start(label, stage)
+            Ok((label, Entry::named(name)?))
         })
         .collect()
 }
 
-fn run_all(
-    works: &[Work],
-    servers: &[Server],
+/// What stays the same for all works.
+struct Plan<'a> {
+    stage: Stage<'a>,
+    /// Labels and programs; the yardstick first.
+    cast: Vec<(String, &'static Entry)>,
+    pattern: Pattern,
+    /// Length of a slice.
     duration: Duration,
     rounds: u32,
-) -> Result<Vec<Outcome>, String> {
-    println!(
-        "kernel {}, {rounds} rounds of {} ms slices, ratios against {}",
-        kernel_release(),
-        duration.as_millis(),
-        servers[0].label
-    );
-    println!("{}", report::head());
-    let pattern = Pattern::new();
-    let mut outcomes = Vec::new();
-    for work in works {
-        let outcome = run(work, servers, &pattern, duration, rounds)?;
-        print!("{}", outcome.table());
-        outcomes.push(outcome);
-    }
-    Ok(outcomes)
 }
 
-/// One work on all servers, slice by slice.
-fn run(
-    work: &Work,
-    servers: &[Server],
-    pattern: &Pattern,
-    duration: Duration,
-    rounds: u32,
-) -> Result<Outcome, String> {
-    let empty = |server: &Server| Series { server: server.label.clone(), slices: Vec::new() };
-    let mut series: Vec<Series> = servers.iter().map(empty).collect();
-    let mut order: Vec<usize> = (0..servers.len()).collect();
-    for round in 0..=rounds {
-        fastrand::shuffle(&mut order);
-        for &index in &order {
-            let slice = measure(work, &servers[index], pattern, duration)
-                .map_err(|error| servers[index].complaint(&format!("{}: {error}", work.name)))?;
-            // Round 0 warms up the machine and the servers.
-            if round > 0 {
-                series[index].slices.push(slice);
+impl Plan<'_> {
+    fn run_all(&self, works: &[Work]) -> Result<Vec<Outcome>, String> {
+        println!(
+            "kernel {}, {} rounds of {} ms slices, ratios against {}",
+            kernel_release(),
+            self.rounds,
+            self.duration.as_millis(),
+            self.cast[0].0
+        );
+        println!("{}", report::head());
+        let mut outcomes = Vec::new();
+        for work in works {
+            let outcome = self.run(work)?;
+            print!("{}", outcome.table());
+            outcomes.push(outcome);
+        }
+        Ok(outcomes)
+    }
+
+    /// One work on all servers, slice by slice.
+    ///
+    /// Every round has processes of its own. Where the memory of a process happens to lie stays
+    /// with it for life: of two processes of the same program one was 4 % dearer for a whole run.
+    fn run(&self, work: &Work) -> Result<Outcome, String> {
+        let empty = |label: &String| Series { server: label.clone(), slices: Vec::new() };
+        let mut series: Vec<Series> = self.cast.iter().map(|(label, _)| empty(label)).collect();
+        let mut order: Vec<usize> = (0..series.len()).collect();
+        for round in 0..=self.rounds {
+            let start = |(label, entry): &(String, &Entry)| entry.start(label.clone(), &self.stage);
+            let servers: Vec<Server> = self.cast.iter().map(start).collect::<Result<_, _>>()?;
+            fastrand::shuffle(&mut order);
+            for &index in &order {
+                let server = &servers[index];
+                let slice = self
+                    .measure(work, server)
+                    .map_err(|error| server.complaint(&format!("{}: {error}", work.name)))?;
+                // Round 0 warms up the machine.
+                if round > 0 {
+                    series[index].slices.push(slice);
+                }
             }
         }
+        Ok(Outcome::new(work.name, work.title, series))
     }
-    Ok(Outcome::new(work.name, work.title, series))
-}
 
-/// One slice on connections of its own. What the kernel happens to settle on for a connection
-/// (windows, buffer sizes) stays with it for life: on connections kept for all rounds it would look
-/// like a trait of the server.
-fn measure(
-    work: &Work,
-    server: &Server,
-    pattern: &Pattern,
-    duration: Duration,
-) -> Result<Slice, String> {
-    let mut client = work.client(server.address, pattern)?;
-    client.slice(duration.div_f64(WARM_UP_DIVISOR))?;
-    let before = server.settled_cpu_time()?;
-    let work = client.slice(duration)?;
-    let after = server.settled_cpu_time()?;
-    Ok(Slice {
-        echoes: work.echoes,
-        elapsed_seconds: work.elapsed.as_secs_f64(),
-        server_cpu_seconds: (after - before).as_secs_f64(),
-    })
+    /// One slice on connections of its own, for the same reason: what the kernel happens to settle
+    /// on for a connection (windows, buffer sizes) would look like a trait of the server.
+    fn measure(&self, work: &Work, server: &Server) -> Result<Slice, String> {
+        let mut client = work.client(server.address, &self.pattern)?;
+        client.slice(self.duration.div_f64(WARM_UP_DIVISOR))?;
+        let before = server.settled_cpu_time()?;
+        let work = client.slice(self.duration)?;
+        let after = server.settled_cpu_time()?;
+        Ok(Slice {
+            echoes: work.echoes,
+            elapsed_seconds: work.elapsed.as_secs_f64(),
+            server_cpu_seconds: (after - before).as_secs_f64(),
+        })
+    }
 }

@@ -23,6 +23,9 @@ const START_MAX: Duration = Duration::from_secs(5);
 /// How long a server may take to end after SIGTERM.
 const STOP_MAX: Duration = Duration::from_secs(5);
 
+/// How often a server that starts or ends is looked at: this is waited for in every round.
+const GLANCE: Duration = Duration::from_millis(5);
+
 /// What the daemon is told beyond its defaults: one worker, for there is one core.
 const DAEMON_CONFIGURATION: &str = "[server]\nworkers = 1\n";
 
@@ -155,7 +158,7 @@ impl Server {
                 Err(error) if began.elapsed() > START_MAX => {
                     return Err(self.complaint(&format!("no first echo: {error}")));
                 }
-                Err(_) => thread::sleep(Duration::from_millis(20)),
+                Err(_) => thread::sleep(GLANCE),
             }
             if let Ok(Some(status)) = self.child.try_wait() {
                 return Err(self.complaint(&format!("ended at once, {status}")));
@@ -173,7 +176,7 @@ impl Drop for Server {
             if !matches!(self.child.try_wait(), Ok(None)) {
                 return;
             }
-            thread::sleep(Duration::from_millis(20));
+            thread::sleep(GLANCE);
         }
         let _ = self.child.kill();
         let _ = self.child.wait();

@@ -177,3 +177,50 @@ impl Connection {
         self.received < self.allowed
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{Ipv4Addr, TcpListener};
+    use std::thread;
+
+    /// Serves one connection; `spoil` may change what goes back.
+    fn serve_one(spoil: fn(&mut Vec<u8>)) -> SocketAddr {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut buffer = vec![0; 4096];
+            while let Ok(count @ 1..) = stream.read(&mut buffer) {
+                let mut answer = buffer[..count].to_vec();
+                spoil(&mut answer);
+                if answer.is_empty() || stream.write_all(&answer).is_err() {
+                    break;
+                }
+            }
+        });
+        address
+    }
+
+    fn verdict(spoil: fn(&mut Vec<u8>)) -> Result<Yield, String> {
+        let pattern = Pattern::new();
+        let mut client = Steady::connect(serve_one(spoil), &pattern, 1, 64, 4).unwrap();
+        client.slice(Duration::from_millis(20))
+    }
+
+    /// The client must be able to pass a server before it may fail one.
+    #[test]
+    fn an_honest_server_yields_echoes() {
+        assert!(verdict(|_| {}).unwrap().echoes >= 4);
+    }
+
+    /// Each way of being wrong is told apart: a comparison must not reward a server for it.
+    #[test]
+    fn a_server_that_is_wrong_is_found_out() {
+        let complaint = |spoil| verdict(spoil).unwrap_err();
+        assert!(complaint(|answer| answer[7] ^= 1).contains("other bytes"));
+        assert!(complaint(|answer| *answer = answer.split_off(1)).contains("other bytes"));
+        assert!(complaint(|answer| answer.push(0)).contains("more than it was given"));
+        assert!(complaint(Vec::clear).contains("closed by the server"));
+    }
+}

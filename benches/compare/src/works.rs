@@ -61,7 +61,7 @@ pub(crate) const WORKS: &[Work] = &[
 ];
 
 /// What came of one slice.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Yield {
     /// Whole messages that came back.
     pub(crate) echoes: u64,
