@@ -53,6 +53,9 @@ pub struct Settings {
     pub buffers: u16,
     /// Bytes of each.
     pub buffer_bytes: u32,
+    /// So many slots have their socket registered with the ring: a system call more for each
+    /// connection, and less to look up for each message.
+    pub registered: u32,
 }
 
 /// What happened.
@@ -125,6 +128,8 @@ pub enum Closing {
 struct Slot {
     socket: Option<OwnedFd>,
     generation: u32,
+    /// Whether the ring knows the socket by the number of the slot.
+    registered: bool,
     connecting: bool,
     receiving: bool,
     sending: bool,
@@ -149,6 +154,7 @@ pub struct Client {
     /// Read by the kernel when it connects; never changed, and boxed, so it stays where it is.
     target: Option<Box<SockAddr>>,
     is_unix: bool,
+    registered: u32,
     wake: Arc<EventFd>,
     wake_armed: bool,
     /// Connects, receives and sends with the kernel: they point into our memory.
@@ -171,8 +177,13 @@ impl Client {
         let pool =
             BufferRing::register(ring.inner(), GROUP, settings.buffers, settings.buffer_bytes)
                 .map_err(Unusable::from_buffers)?;
+        if settings.registered > 0 {
+            let registered = ring.inner().submitter().register_files_sparse(settings.registered);
+            registered.map_err(Unusable::Resources)?;
+        }
         Ok(Self {
             ring,
+            registered: settings.registered,
             pool: Some(pool),
             slots: Vec::new(),
             is_unix: settings.target.is_unix(),
@@ -228,7 +239,8 @@ impl Client {
     pub fn receive(&mut self, connection: ConnectionId) {
         let is_unix = self.is_unix;
         let slot = self.slot(connection);
-        assert!(!mem::replace(&mut slot.receiving, true), "{connection:?} receives already");
+        assert!(!slot.receiving && !slot.connecting, "{connection:?} receives or connects already");
+        slot.receiving = true;
         let fd = slot.fd();
         // On Unix sockets a multishot receive may never tell the end of the stream, see
         // `super::Transport::Unix`.
@@ -266,11 +278,17 @@ impl Client {
     /// empty, or has 4 GiB or more.
     pub fn send(&mut self, connection: ConnectionId) {
         let slot = self.slot(connection);
-        assert!(!mem::replace(&mut slot.sending, true), "{connection:?} sends already");
+        assert!(!slot.sending && !slot.connecting, "{connection:?} sends or connects already");
         let length = u32::try_from(slot.message.len()).expect("invariant: shorter than 4 GiB");
         assert!(length > 0, "an empty message of {connection:?}");
+        slot.sending = true;
         // MSG_WAITALL: the kernel itself goes on after a short send.
-        let entry = opcode::Send::new(slot.fd(), slot.message.as_ptr(), length)
+        let (bytes, fixed) = (slot.message.as_ptr(), types::Fixed(connection.slot()));
+        let send = match slot.registered {
+            true => opcode::Send::new(fixed, bytes, length),
+            false => opcode::Send::new(slot.fd(), bytes, length),
+        };
+        let entry = send
             .flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL)
             .build()
             .user_data(Token::Send(connection).pack());
@@ -392,6 +410,12 @@ impl Client {
             let error = io::Error::from_raw_os_error(-result);
             return Some(Event::ConnectFailed { connection, error });
         }
+        if connection.slot() < self.registered {
+            let fd = self.slot(connection).fd().0;
+            let done =
+                self.ring.inner().submitter().register_files_update(connection.slot(), &[fd]);
+            self.slot(connection).registered = matches!(done, Ok(1));
+        }
         Some(Event::Connected { connection })
     }
 
@@ -453,6 +477,12 @@ impl Client {
         let socket = slot.socket.take().expect("invariant: `slot` found it");
         slot.generation = (slot.generation + 1) & ConnectionId::GENERATION_MASK;
         slot.closing = false;
+        if mem::take(&mut slot.registered) {
+            // The ring must let go of it, too, or the peer would not see it closed.
+            let gone =
+                self.ring.inner().submitter().register_files_update(connection.slot(), &[-1]);
+            gone.expect("invariant: a slot that was registered can be freed");
+        }
         let entry = opcode::Close::new(types::Fd(socket.into_raw_fd()))
             .build()
             .flags(squeue::Flags::SKIP_SUCCESS)

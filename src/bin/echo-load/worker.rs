@@ -27,6 +27,8 @@ mod ends;
 
 /// Connects under way at once, per thread: no more than what a server's backlog takes.
 const CONNECTING_MAX: usize = 128;
+/// Sockets that are registered with the ring.
+const REGISTERED_MAX: u32 = 1 << 14;
 /// One send takes up messages until it has so many bytes.
 const SEND_BYTES_MAX: usize = 1 << 20;
 /// How long the rest of a wrong stream is collected, in nanoseconds, and how much of it.
@@ -187,7 +189,8 @@ impl Worker {
             plan.connections / plan.threads + u32::from(thread < plan.connections % plan.threads);
         let (buffers, buffer_bytes) = pool(&plan, share);
         let target = plan.target.address.clone();
-        let client = Client::new(Settings { target, wake, buffers, buffer_bytes })?;
+        let registered = if plan.mode == Mode::Churn { 0 } else { share.min(REGISTERED_MAX) };
+        let client = Client::new(Settings { target, wake, buffers, buffer_bytes, registered })?;
         let mut connections: Vec<Connection> = Vec::new();
         connections.resize_with(share as usize, Connection::default);
         let schedule = Schedule::new(&plan, thread, share.into());

@@ -1,0 +1,203 @@
+//! Goal: the driver of the client keeps its promises to any caller. Method: a listener of the
+//! standard library at the other end, and callers that do what they must not.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use echo_uring::echo::op::{ConnectionId, ReceiveEnd};
+use echo_uring::uring::client::{Client, Closing, Event, Settings};
+use nix::sys::eventfd::EventFd;
+
+struct World {
+    client: Client,
+    listener: TcpListener,
+    wake: Arc<EventFd>,
+}
+
+fn world(registered: u32) -> World {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let target = listener.local_addr().unwrap().into();
+    let wake = Arc::new(EventFd::new().unwrap());
+    let settings =
+        Settings { target, wake: wake.clone(), buffers: 4, buffer_bytes: 16, registered };
+    World { client: Client::new(settings).unwrap(), listener, wake }
+}
+
+impl World {
+    fn next(&mut self) -> Event {
+        let since = Instant::now();
+        loop {
+            if let Some(event) = self.client.next_event() {
+                return event;
+            }
+            assert!(since.elapsed() < Duration::from_secs(20), "nothing happens");
+            self.client.wait(Some(Duration::from_millis(100))).unwrap();
+        }
+    }
+
+    /// A connection in slot 0 with a receive armed, and the other end.
+    fn connect(&mut self) -> (ConnectionId, TcpStream) {
+        let id = self.client.connect(0, None).unwrap();
+        let Event::Connected { connection } = self.next() else { panic!("not connected") };
+        assert_eq!(connection, id);
+        self.client.receive(id);
+        (id, self.listener.accept().unwrap().0)
+    }
+
+    fn send(&mut self, id: ConnectionId, text: &[u8]) {
+        let message = self.client.message(id);
+        message.clear();
+        message.extend_from_slice(text);
+        self.client.send(id);
+    }
+}
+
+fn refuses<T>(action: impl FnOnce() -> T) {
+    assert!(catch_unwind(AssertUnwindSafe(action)).is_err(), "it was not refused");
+}
+
+#[test]
+fn messages_go_out_whole_and_echoes_come_in_pieces() {
+    for registered in [0, 1] {
+        let mut world = world(registered);
+        let (id, mut peer) = world.connect();
+        let text: Vec<u8> = (0..100).collect();
+        world.send(id, &text);
+        assert!(matches!(world.next(), Event::Sent { length: 100, .. }));
+        let mut copy = vec![0; 100];
+        peer.read_exact(&mut copy).unwrap();
+        assert_eq!(copy, text);
+        peer.write_all(&copy).unwrap();
+        // The pool has less room than this, so the receive ends for want of a buffer.
+        let mut received = Vec::new();
+        while received.len() < text.len() {
+            match world.next() {
+                Event::Received { connection, buffer, length, armed } => {
+                    received.extend_from_slice(world.client.bytes(buffer, length));
+                    world.client.recycle(buffer);
+                    if !armed {
+                        world.client.receive(connection);
+                    }
+                }
+                Event::ReceiveEnded { connection, reason: ReceiveEnd::NoBuffer } => {
+                    world.client.receive(connection);
+                }
+                other => panic!("unexpected: {other:?}"),
+            }
+        }
+        assert_eq!(received, text);
+        world.client.finish(id);
+        assert_eq!(peer.read(&mut copy).unwrap(), 0);
+        drop(peer);
+        let end = world.next();
+        let is_end = matches!(end, Event::ReceiveEnded { reason: ReceiveEnd::EndOfStream, .. });
+        assert!(is_end, "{end:?}");
+        assert_eq!(world.client.close(id), Closing::Done);
+    }
+}
+
+#[test]
+fn a_close_waits_for_the_kernel_and_the_peer_sees_it() {
+    for registered in [0, 1] {
+        let mut world = world(registered);
+        let (first, mut peer) = world.connect();
+        assert_eq!(world.client.close(first), Closing::Pending);
+        assert!(matches!(world.next(), Event::Closed { connection } if connection == first));
+        // The descriptor is closed with the next turn.
+        world.client.wait(Some(Duration::from_millis(1))).unwrap();
+        assert_eq!(peer.read(&mut [0]).unwrap(), 0);
+        // Nobody there any more: what the peer writes is answered with a reset.
+        peer.write_all(b"x").unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(peer.write_all(b"x").is_err(), "somebody still holds the socket");
+        let (second, _peer) = world.connect();
+        assert_eq!((second.slot(), first.slot()), (0, 0));
+        assert_ne!(second, first, "a late completion could hit the wrong tenant");
+        refuses(|| world.client.finish(first));
+    }
+}
+
+#[test]
+fn misuse_is_refused() {
+    let mut world = world(1);
+    let (id, mut peer) = world.connect();
+    refuses(|| world.client.receive(id));
+    refuses(|| world.client.connect(0, None));
+    refuses(|| world.client.bytes(0, 1));
+    refuses(|| world.client.recycle(0));
+    refuses(|| world.client.bytes(99, 1));
+    refuses(|| world.client.finish(ConnectionId::new(7, 0)));
+    refuses(|| world.client.finish(ConnectionId::new(0, 1)));
+    peer.write_all(b"abc").unwrap();
+    let Event::Received { buffer, length: 3, .. } = world.next() else { panic!("no bytes") };
+    assert_eq!(world.client.bytes(buffer, 3), b"abc");
+    refuses(|| world.client.bytes(buffer, 17));
+    world.client.recycle(buffer);
+    refuses(|| world.client.bytes(buffer, 3));
+    refuses(|| world.client.recycle(buffer));
+}
+
+#[test]
+fn the_memory_of_a_message_is_out_of_reach_while_it_is_sent() {
+    let mut world = world(0);
+    let (id, _peer) = world.connect();
+    // The peer reads nothing, so this cannot be sent.
+    world.send(id, &vec![b'x'; 64 << 20]);
+    refuses(|| world.client.message(id).clear());
+    refuses(|| world.client.send(id));
+    world.client.wait(Some(Duration::from_millis(50))).unwrap();
+    refuses(|| world.client.message(id).clear());
+    assert_eq!(world.client.close(id), Closing::Pending);
+    assert!(matches!(world.next(), Event::Closed { .. }));
+    refuses(|| world.client.message(id).clear());
+}
+
+#[test]
+fn an_empty_message_is_refused_and_harms_nothing() {
+    let mut world = world(0);
+    let (id, _peer) = world.connect();
+    refuses(|| world.client.send(id));
+    world.send(id, b"x");
+    assert!(matches!(world.next(), Event::Sent { length: 1, .. }));
+}
+
+#[test]
+fn it_can_be_dropped_in_the_middle_of_everything() {
+    let mut world = world(1);
+    let (id, _peer) = world.connect();
+    world.send(id, &vec![b'x'; 64 << 20]);
+    world.client.connect(1, None).unwrap();
+    world.client.wait(Some(Duration::from_millis(10))).unwrap();
+    drop(world.client);
+}
+
+#[test]
+fn a_connect_that_fails_frees_its_slot() {
+    let mut world = world(0);
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let settings = Settings {
+        target: closed.into(),
+        wake: world.wake.clone(),
+        buffers: 1,
+        buffer_bytes: 16,
+        registered: 0,
+    };
+    world.client = Client::new(settings).unwrap();
+    for _ in 0..2 {
+        world.client.connect(0, None).unwrap();
+        let Event::ConnectFailed { error, .. } = world.next() else { panic!("it is connected") };
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
+    }
+}
+
+#[test]
+fn it_can_be_woken_again_and_again() {
+    let mut world = world(0);
+    for _ in 0..3 {
+        world.wake.write(1).unwrap();
+        assert!(matches!(world.next(), Event::Woken));
+    }
+}
