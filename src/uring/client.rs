@@ -25,7 +25,7 @@
 use std::io;
 use std::mem;
 use std::net::{Shutdown, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -91,12 +91,11 @@ pub enum Event {
         /// Why.
         reason: ReceiveEnd,
     },
-    /// The message was handed to the network; its memory is free again.
+    /// A message that had to wait for room in the network was handed to it; its memory is free
+    /// again. Of one that did not have to wait nothing is told.
     Sent {
         /// On which connection.
         connection: ConnectionId,
-        /// How many bytes of it: fewer than all only if the connection failed meanwhile.
-        length: u32,
     },
     /// The message could not be sent; its memory is free again.
     SendFailed {
@@ -114,6 +113,17 @@ pub enum Event {
     Woken,
 }
 
+/// How far a message is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// It has gone, or there has been none: its memory is free.
+    Free,
+    /// It goes with the next wait; ask again after that.
+    Queued,
+    /// It waits for room in the network. [`Event::Sent`] or [`Event::SendFailed`] follows.
+    Waiting,
+}
+
 /// When a connection is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Closing {
@@ -121,6 +131,24 @@ pub enum Closing {
     Done,
     /// The kernel still works on it; [`Event::Closed`] will tell.
     Pending,
+}
+
+/// What becomes of the message of a slot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Sending {
+    /// Nothing: its memory is free.
+    #[default]
+    No,
+    /// It is to be sent without waiting. That is over as soon as the kernel has taken the entry:
+    /// if all of it went there is no completion, and this is as good as `No`.
+    Tried {
+        /// When it was queued.
+        turn: u64,
+    },
+    /// Not all of it went; the completion that says so is reaped and not yet told.
+    Refused,
+    /// The kernel sends the rest as there is room.
+    Parked,
 }
 
 /// One place for a connection, used by one tenant after another.
@@ -132,15 +160,25 @@ struct Slot {
     registered: bool,
     connecting: bool,
     receiving: bool,
-    sending: bool,
     closing: bool,
-    /// What is sent. Untouched while `sending`: the kernel reads it.
+    sending: Sending,
+    /// What is sent. Untouched while `is_sending`: the kernel reads it.
     message: Vec<u8>,
 }
 
 impl Slot {
-    fn is_at_rest(&self) -> bool {
-        !self.connecting && !self.receiving && !self.sending
+    /// Whether the kernel may still read the message; `turn` is the driver's.
+    fn is_sending(&self, turn: u64) -> bool {
+        match self.sending {
+            Sending::No => false,
+            Sending::Tried { turn: queued } => queued == turn,
+            Sending::Refused | Sending::Parked => true,
+        }
+    }
+
+    /// Whether no operation is left on the connection.
+    fn is_at_rest(&self, turn: u64) -> bool {
+        !self.connecting && !self.receiving && !self.is_sending(turn)
     }
 }
 
@@ -157,8 +195,14 @@ pub struct Client {
     registered: u32,
     wake: Arc<EventFd>,
     wake_armed: bool,
-    /// Connects, receives and sends with the kernel: they point into our memory.
+    /// Connects, receives and parked sends with the kernel: they point into our memory.
     in_flight: u64,
+    /// Sends tried since the last turn; they do so until the turn is over.
+    tried: u64,
+    /// Counts the times that the kernel has taken everything that was queued.
+    turn: u64,
+    /// Connections that were closed while their message was tried.
+    lingering: Vec<ConnectionId>,
     /// Completions of the last wait, and how many of them have been told.
     reaped: Vec<cqueue::Entry>,
     told: usize,
@@ -191,6 +235,9 @@ impl Client {
             wake: settings.wake,
             wake_armed: false,
             in_flight: 0,
+            tried: 0,
+            turn: 0,
+            lingering: Vec::new(),
             reaped: Vec::new(),
             told: 0,
         })
@@ -266,36 +313,70 @@ impl Client {
     /// # Panics
     /// While it is being sent.
     pub fn message(&mut self, connection: ConnectionId) -> &mut Vec<u8> {
+        let turn = self.turn;
         let slot = self.slot(connection);
-        assert!(!slot.sending, "{connection:?} is sending");
+        assert!(!slot.is_sending(turn), "{connection:?} is sending");
         &mut slot.message
     }
 
-    /// Sends the message, all of it; [`Event::Sent`] tells when its memory is free again.
+    /// How far the message of a connection is.
+    pub fn progress(&mut self, connection: ConnectionId) -> Progress {
+        let turn = self.turn;
+        let slot = self.slot(connection);
+        match slot.sending {
+            Sending::Refused | Sending::Parked => Progress::Waiting,
+            Sending::Tried { .. } if slot.is_sending(turn) => Progress::Queued,
+            Sending::No | Sending::Tried { .. } => Progress::Free,
+        }
+    }
+
+    /// Sends the message, all of it.
     ///
     /// # Panics
     /// If the last one is still being sent (two sends at once may be swapped by the kernel), is
-    /// empty, or has 4 GiB or more.
+    /// empty, or has 2 GiB or more.
     pub fn send(&mut self, connection: ConnectionId) {
+        let turn = self.turn;
         let slot = self.slot(connection);
-        assert!(!slot.sending && !slot.connecting, "{connection:?} sends or connects already");
-        let length = u32::try_from(slot.message.len()).expect("invariant: shorter than 4 GiB");
+        assert!(!slot.connecting, "{connection:?} is not connected yet");
+        assert!(!slot.is_sending(turn), "{connection:?} sends already");
+        let length = i32::try_from(slot.message.len()).expect("invariant: shorter than 2 GiB");
         assert!(length > 0, "an empty message of {connection:?}");
-        slot.sending = true;
-        // MSG_WAITALL: the kernel itself goes on after a short send.
+        slot.sending = Sending::Tried { turn };
+        let length = length.cast_unsigned();
         let (bytes, fixed) = (slot.message.as_ptr(), types::Fixed(connection.slot()));
         let send = match slot.registered {
             true => opcode::Send::new(fixed, bytes, length),
             false => opcode::Send::new(slot.fd(), bytes, length),
         };
+        // Without waiting, so it is over when the kernel has taken the entry, and with a completion
+        // only if it did not go through: without MSG_WAITALL a short send would count as success.
         let entry = send
+            .flags(libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT | libc::MSG_WAITALL)
+            .build()
+            .flags(squeue::Flags::SKIP_SUCCESS)
+            .user_data(Token::Send(connection).pack());
+        self.tried += 1;
+        // SAFETY: the bytes are on the heap and belong to the slot; until the kernel has taken the
+        // entry (`Tried`, of this turn) nothing reaches them: `message` and `send` refuse, `close`
+        // waits, `Drop` leaks them.
+        unsafe { self.ring.push(entry) };
+    }
+
+    /// Sends the message from `start` on, as there is room.
+    fn send_rest(&mut self, connection: ConnectionId, start: usize) {
+        let slot = self.slot(connection);
+        assert_eq!(slot.sending, Sending::Refused, "of {connection:?} there is no rest");
+        slot.sending = Sending::Parked;
+        let rest = &slot.message[start..];
+        let length = u32::try_from(rest.len()).expect("invariant: `send` took it");
+        // MSG_WAITALL: the kernel itself goes on after a short send.
+        let entry = opcode::Send::new(slot.fd(), rest.as_ptr(), length)
             .flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL)
             .build()
             .user_data(Token::Send(connection).pack());
         self.in_flight += 1;
-        // SAFETY: the bytes are on the heap and belong to the slot; until the completion
-        // (`sending`) nothing reaches them: `message` and `close` refuse or wait, `Drop` leaks
-        // them.
+        // SAFETY: as in `send`, until the completion (`Parked`).
         unsafe { self.ring.push(entry) };
     }
 
@@ -327,14 +408,19 @@ impl Client {
     /// # Panics
     /// If it is closing already.
     pub fn close(&mut self, connection: ConnectionId) -> Closing {
+        let turn = self.turn;
         let slot = self.slot(connection);
         assert!(!mem::replace(&mut slot.closing, true), "{connection:?} is closing already");
-        if slot.is_at_rest() {
+        if slot.is_at_rest(turn) {
             self.release(connection);
             return Closing::Done;
         }
-        if slot.connecting {
-            self.cancel(Token::Connect(connection));
+        let (is_connecting, is_sending) = (slot.connecting, slot.is_sending(turn));
+        if is_sending {
+            self.lingering.push(connection);
+        }
+        if is_connecting {
+            self.ring.cancel(Token::Connect(connection));
         }
         self.shut_down(connection, Shutdown::Both);
         Closing::Pending
@@ -350,6 +436,11 @@ impl Client {
         let waited = self.ring.submit_and_wait(patience.map(|it| it.max(PATIENCE_MIN)));
         self.reaped.drain(..mem::take(&mut self.told));
         self.reaped.extend(self.ring.completions());
+        self.note_refusals();
+        if self.ring.is_handed_over() {
+            self.turn += 1;
+            self.tried = 0;
+        }
         match waited {
             Ok(()) => Ok(()),
             Err(error) => match error.raw_os_error() {
@@ -367,15 +458,50 @@ impl Client {
         }
     }
 
+    /// Marks the messages that did not go through, before anybody takes their silence for success.
+    fn note_refusals(&mut self) {
+        let reaped = mem::take(&mut self.reaped);
+        for completion in &reaped {
+            if let Token::Send(connection) = Token::unpack(completion.user_data()) {
+                let slot = self.slot(connection);
+                if matches!(slot.sending, Sending::Tried { .. }) {
+                    slot.sending = Sending::Refused;
+                }
+            }
+        }
+        self.reaped = reaped;
+    }
+
     /// The next of the things that happened before the last wait ended.
     pub fn next_event(&mut self) -> Option<Event> {
         loop {
-            let completion = self.reaped.get(self.told)?.clone();
+            let Some(completion) = self.reaped.get(self.told).cloned() else {
+                return self.next_lingering();
+            };
             self.told += 1;
             if let Some(event) = self.event(&completion) {
                 return Some(event);
             }
         }
+    }
+
+    /// Of the connections that were closed while their message was tried, one that is closed now.
+    fn next_lingering(&mut self) -> Option<Event> {
+        let turn = self.turn;
+        let mut position = 0;
+        while let Some(&connection) = self.lingering.get(position) {
+            let is_sending = self.slot(connection).is_sending(turn);
+            if is_sending {
+                position += 1;
+                continue;
+            }
+            self.lingering.swap_remove(position);
+            // If something else is left on it, that will find it at rest.
+            if let Some(event) = self.closed_if_at_rest(connection) {
+                return Some(event);
+            }
+        }
+        None
     }
 
     /// What a completion tells, if anything.
@@ -392,7 +518,7 @@ impl Client {
                 Some(Event::Woken)
             }
             Token::Unanswered => None,
-            other @ (Token::Accept(_) | Token::SendAside(_)) => {
+            other @ (Token::Accept(_) | Token::Readable(_) | Token::SendAside(_)) => {
                 unreachable!("a client never asks for {other:?}")
             }
         }
@@ -448,32 +574,49 @@ impl Client {
     }
 
     fn sent(&mut self, connection: ConnectionId, result: i32) -> Option<Event> {
-        self.in_flight -= 1;
         let slot = self.slot(connection);
-        slot.sending = false;
-        if slot.closing {
+        let closing = slot.closing;
+        match slot.sending {
+            // A part of it went, or nothing for want of room: the rest can wait.
+            Sending::Refused if !closing && (result >= 0 || result == -libc::EAGAIN) => {
+                self.send_rest(connection, result.max(0) as usize);
+                return None;
+            }
+            Sending::Refused => slot.sending = Sending::No,
+            Sending::Parked => {
+                slot.sending = Sending::No;
+                self.in_flight -= 1;
+            }
+            Sending::No | Sending::Tried { .. } => {
+                unreachable!("{connection:?} sends nothing, and {result} bytes were sent")
+            }
+        }
+        if closing {
             return self.closed_if_at_rest(connection);
         }
-        Some(match u32::try_from(result) {
-            Ok(length) => Event::Sent { connection, length },
-            Err(_) => {
-                Event::SendFailed { connection, error: io::Error::from_raw_os_error(-result) }
-            }
+        Some(match result {
+            0.. => Event::Sent { connection },
+            _ => Event::SendFailed { connection, error: io::Error::from_raw_os_error(-result) },
         })
     }
 
+    /// To be called for connections that are closing, when something on them has ended.
     fn closed_if_at_rest(&mut self, connection: ConnectionId) -> Option<Event> {
-        if !self.slot(connection).is_at_rest() {
+        let turn = self.turn;
+        if !self.slot(connection).is_at_rest(turn) {
             return None;
         }
+        self.lingering.retain(|&lingering| lingering != connection);
         self.release(connection);
         Some(Event::Closed { connection })
     }
 
     /// Closes the descriptor and frees the slot for its next tenant.
     fn release(&mut self, connection: ConnectionId) {
+        let turn = self.turn;
         let slot = self.slot(connection);
-        assert!(slot.is_at_rest(), "{connection:?} is closed while the kernel works on it");
+        assert!(slot.is_at_rest(turn), "{connection:?} is closed while the kernel works on it");
+        slot.sending = Sending::No;
         let socket = slot.socket.take().expect("invariant: `slot` found it");
         slot.generation = (slot.generation + 1) & ConnectionId::GENERATION_MASK;
         slot.closing = false;
@@ -483,13 +626,7 @@ impl Client {
                 self.ring.inner().submitter().register_files_update(connection.slot(), &[-1]);
             gone.expect("invariant: a slot that was registered can be freed");
         }
-        let entry = opcode::Close::new(types::Fd(socket.into_raw_fd()))
-            .build()
-            .flags(squeue::Flags::SKIP_SUCCESS)
-            .user_data(Token::Unanswered.pack());
-        // SAFETY: it points to no memory, and the descriptor was ours alone until this very entry
-        // took it over.
-        unsafe { self.ring.push(entry) };
+        self.ring.close(socket);
     }
 
     fn shut_down(&mut self, connection: ConnectionId, how: Shutdown) {
@@ -499,22 +636,9 @@ impl Client {
         let _ = SockRef::from(socket).shutdown(how);
     }
 
-    fn cancel(&mut self, token: Token) {
-        let entry = opcode::AsyncCancel::new(token.pack())
-            .build()
-            .flags(squeue::Flags::SKIP_SUCCESS)
-            .user_data(Token::Unanswered.pack());
-        // SAFETY: it points to no memory.
-        unsafe { self.ring.push(entry) };
-    }
-
     fn arm_wake(&mut self) {
         if !mem::replace(&mut self.wake_armed, true) {
-            let fd = types::Fd(self.wake.as_fd().as_raw_fd());
-            let entry =
-                opcode::PollAdd::new(fd, libc::POLLIN as u32).build().user_data(Token::Wake.pack());
-            // SAFETY: it points to no memory.
-            unsafe { self.ring.push(entry) };
+            self.ring.poll(self.wake.as_fd(), Token::Wake);
         }
     }
 
@@ -542,7 +666,7 @@ impl Slot {
 
 impl Drop for Client {
     fn drop(&mut self) {
-        if self.in_flight > 0 {
+        if self.in_flight + self.tried > 0 {
             // The kernel tears a ring down in its own time; until then it may still use the memory.
             // Keep it: this happens only when a client gives up, at the end of the process.
             mem::forget((self.pool.take(), self.target.take(), mem::take(&mut self.slots)));

@@ -3,9 +3,12 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use io_uring::{IoUring, cqueue, squeue, types};
+use io_uring::{IoUring, cqueue, opcode, squeue, types};
+
+use super::token::Token;
 
 /// Entries of the submission queue. A fuller batch is handed over in pieces of this size.
 const SUBMISSIONS: u32 = 1024;
@@ -56,7 +59,8 @@ impl Ring {
     ///
     /// # Safety
     /// Whatever memory the entry points to must stay valid, and unchanged as far as the kernel
-    /// reads it, until its completion has been reaped.
+    /// reads it, until its completion has been reaped; or, where it has none because it is never
+    /// left waiting, until [`Ring::is_handed_over`] says so after it was queued.
     pub(super) unsafe fn push(&mut self, entry: squeue::Entry) {
         // SAFETY: handed on to the caller.
         if self.backlog.is_empty() && unsafe { self.inner.submission().push(&entry) }.is_ok() {
@@ -65,6 +69,36 @@ impl Ring {
         self.backlog.push_back(entry);
         // An error is no loss: the entries stay queued, and the next turn reports it if it lasts.
         let _ = self.hand_over_backlog();
+    }
+
+    /// Accepts one connection.
+    pub(super) fn accept(&mut self, listener: BorrowedFd<'_>, token: Token) {
+        let fd = types::Fd(listener.as_raw_fd());
+        // The peer's address is not asked for.
+        let entry = opcode::Accept::new(fd, std::ptr::null_mut(), std::ptr::null_mut());
+        self.push_bare(entry.flags(libc::SOCK_CLOEXEC).build().user_data(token.pack()));
+    }
+
+    /// Waits until `fd` is readable.
+    pub(super) fn poll(&mut self, fd: BorrowedFd<'_>, token: Token) {
+        let entry = opcode::PollAdd::new(types::Fd(fd.as_raw_fd()), libc::POLLIN as u32);
+        self.push_bare(entry.build().user_data(token.pack()));
+    }
+
+    /// Cancels the operation that was given `token`, if it is there.
+    pub(super) fn cancel(&mut self, token: Token) {
+        self.push_bare(unanswered(opcode::AsyncCancel::new(token.pack()).build()));
+    }
+
+    /// Closes `fd`.
+    pub(super) fn close(&mut self, fd: OwnedFd) {
+        self.push_bare(unanswered(opcode::Close::new(types::Fd(fd.into_raw_fd())).build()));
+    }
+
+    /// Queues an entry that points to no memory.
+    fn push_bare(&mut self, entry: squeue::Entry) {
+        // SAFETY: the four callers above build entries without a pointer into our memory.
+        unsafe { self.push(entry) };
     }
 
     /// Moves the backlog into the submission queue as it empties.
@@ -123,8 +157,20 @@ impl Ring {
         }
     }
 
+    /// Whether the kernel has taken every entry, and has shown every completion that this brought
+    /// forth (none is held back for want of room).
+    pub(super) fn is_handed_over(&mut self) -> bool {
+        let submissions = self.inner.submission();
+        self.backlog.is_empty() && submissions.is_empty() && !submissions.cq_overflow()
+    }
+
     /// Completions that wait to be reaped, oldest first.
     pub(super) fn completions(&mut self) -> cqueue::CompletionQueue<'_> {
         self.inner.completion()
     }
+}
+
+/// Marks an entry whose success nobody needs to hear of.
+fn unanswered(entry: squeue::Entry) -> squeue::Entry {
+    entry.flags(squeue::Flags::SKIP_SUCCESS).user_data(Token::Unanswered.pack())
 }

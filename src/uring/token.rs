@@ -14,6 +14,8 @@ pub(super) enum Token {
     Accept(ConnectionId),
     Connect(ConnectionId),
     Receive(ConnectionId, SizeClass),
+    /// The socket of a receive into a large buffer became readable.
+    Readable(ConnectionId),
     Send(ConnectionId),
     SendAside(ConnectionId),
     /// The eventfd of the worker became readable.
@@ -30,6 +32,7 @@ const SEND_ASIDE: u64 = 5;
 const WAKE: u64 = 6;
 const UNANSWERED: u64 = 7;
 const CONNECT: u64 = 8;
+const READABLE: u64 = 9;
 
 impl Token {
     /// The value for the submission entry.
@@ -39,6 +42,7 @@ impl Token {
             Self::Connect(id) => with_id(CONNECT, id),
             Self::Receive(id, SizeClass::Small) => with_id(RECEIVE_SMALL, id),
             Self::Receive(id, SizeClass::Large) => with_id(RECEIVE_LARGE, id),
+            Self::Readable(id) => with_id(READABLE, id),
             Self::Send(id) => with_id(SEND, id),
             Self::SendAside(id) => with_id(SEND_ASIDE, id),
             Self::Wake => WAKE << 56,
@@ -57,6 +61,7 @@ impl Token {
             CONNECT => Self::Connect(id),
             RECEIVE_SMALL => Self::Receive(id, SizeClass::Small),
             RECEIVE_LARGE => Self::Receive(id, SizeClass::Large),
+            READABLE => Self::Readable(id),
             SEND => Self::Send(id),
             SEND_ASIDE => Self::SendAside(id),
             WAKE => Self::Wake,
@@ -86,6 +91,7 @@ mod tests {
                 Token::Connect(id),
                 Token::Receive(id, SizeClass::Small),
                 Token::Receive(id, SizeClass::Large),
+                Token::Readable(id),
                 Token::Send(id),
                 Token::SendAside(id),
                 Token::Wake,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use echo_uring::echo::op::{ConnectionId, ReceiveEnd};
-use echo_uring::uring::client::{Client, Closing, Event, Settings};
+use echo_uring::uring::client::{Client, Closing, Event, Progress, Settings};
 use nix::sys::eventfd::EventFd;
 
 struct World {
@@ -66,7 +66,10 @@ fn messages_go_out_whole_and_echoes_come_in_pieces() {
         let (id, mut peer) = world.connect();
         let text: Vec<u8> = (0..100).collect();
         world.send(id, &text);
-        assert!(matches!(world.next(), Event::Sent { length: 100, .. }));
+        assert_eq!(world.client.progress(id), Progress::Queued);
+        world.client.wait(Some(Duration::ZERO)).unwrap();
+        // It did not have to wait for room, so nothing is told of it.
+        assert_eq!(world.client.progress(id), Progress::Free);
         let mut copy = vec![0; 100];
         peer.read_exact(&mut copy).unwrap();
         assert_eq!(copy, text);
@@ -148,8 +151,12 @@ fn the_memory_of_a_message_is_out_of_reach_while_it_is_sent() {
     world.send(id, &vec![b'x'; 64 << 20]);
     refuses(|| world.client.message(id).clear());
     refuses(|| world.client.send(id));
-    world.client.wait(Some(Duration::from_millis(50))).unwrap();
-    refuses(|| world.client.message(id).clear());
+    for _ in 0..3 {
+        world.client.wait(Some(Duration::from_millis(20))).unwrap();
+        assert_eq!(world.client.progress(id), Progress::Waiting);
+        refuses(|| world.client.message(id).clear());
+        assert!(world.client.next_event().is_none());
+    }
     assert_eq!(world.client.close(id), Closing::Pending);
     assert!(matches!(world.next(), Event::Closed { .. }));
     refuses(|| world.client.message(id).clear());
@@ -161,7 +168,43 @@ fn an_empty_message_is_refused_and_harms_nothing() {
     let (id, _peer) = world.connect();
     refuses(|| world.client.send(id));
     world.send(id, b"x");
-    assert!(matches!(world.next(), Event::Sent { length: 1, .. }));
+    world.client.wait(Some(Duration::ZERO)).unwrap();
+    assert_eq!(world.client.progress(id), Progress::Free);
+}
+
+#[test]
+fn a_message_that_waits_for_room_goes_on_where_it_stopped() {
+    let mut world = world(1);
+    let (id, mut peer) = world.connect();
+    let text: Vec<u8> = (0..32_u32 << 20).map(|it| (it / 7) as u8).collect();
+    world.send(id, &text);
+    world.client.wait(Some(Duration::ZERO)).unwrap();
+    assert_eq!(world.client.progress(id), Progress::Waiting);
+    let length = text.len();
+    let reader = std::thread::spawn(move || {
+        let mut copy = vec![0; length];
+        peer.read_exact(&mut copy).map(|()| copy).unwrap()
+    });
+    assert!(matches!(world.next(), Event::Sent { connection } if connection == id));
+    assert_eq!(world.client.progress(id), Progress::Free);
+    assert!(reader.join().unwrap() == text, "the peer got something else");
+}
+
+#[test]
+fn a_close_right_after_a_send_waits_for_it() {
+    for registered in [0, 1] {
+        let mut world = world(registered);
+        let (id, _peer) = world.connect();
+        world.send(id, b"x");
+        assert_eq!(world.client.close(id), Closing::Pending);
+        assert!(matches!(world.next(), Event::Closed { connection } if connection == id));
+        // The same without a receive.
+        let id = world.client.connect(0, None).unwrap();
+        assert!(matches!(world.next(), Event::Connected { .. }));
+        world.send(id, b"x");
+        assert_eq!(world.client.close(id), Closing::Pending);
+        assert!(matches!(world.next(), Event::Closed { connection } if connection == id));
+    }
 }
 
 #[test]

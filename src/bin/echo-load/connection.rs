@@ -50,8 +50,6 @@ pub(crate) struct Connection {
     pub(crate) sent: u64,
     /// Bytes that came back and were right.
     pub(crate) received: u64,
-    /// Whether the kernel still sends.
-    pub(crate) sending: bool,
     /// Oldest first.
     pub(crate) in_flight: VecDeque<Message>,
     /// Its turn among the connections of its thread, in an open loop.
@@ -68,7 +66,7 @@ impl Connection {
         self.state = State::Connecting;
         self.number = number;
         self.began = now;
-        (self.sent, self.received, self.sending) = (0, 0, false);
+        (self.sent, self.received) = (0, 0);
         self.in_flight.clear();
     }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use echo_uring::echo::op::ConnectionId;
 use echo_uring::uring::Unusable;
-use echo_uring::uring::client::{Client, Closing, Event, Settings};
+use echo_uring::uring::client::{Client, Closing, Event, Progress, Settings};
 use nix::sys::eventfd::EventFd;
 
 use crate::arguments::{Mode, Plan};
@@ -173,6 +173,8 @@ pub(crate) struct Worker {
     connecting: usize,
     /// Places that are suspect.
     suspects: Vec<usize>,
+    /// Places where something is to be done after this turn's sends.
+    postponed: Vec<usize>,
 }
 
 impl Worker {
@@ -219,6 +221,7 @@ impl Worker {
             open: 0,
             connecting: 0,
             suspects: Vec::new(),
+            postponed: Vec::new(),
             thread,
             plan,
         })
@@ -231,6 +234,7 @@ impl Worker {
             let patience = self.patience();
             self.client.wait(patience)?;
             self.now = self.origin.elapsed().as_nanos() as u64;
+            self.take_up_postponed();
             while let Some(event) = self.client.next_event() {
                 self.handle(event);
             }
@@ -254,7 +258,8 @@ impl Worker {
             Duration::from_nanos(schedule.next_moment().saturating_sub(now))
         });
         let look = (!self.suspects.is_empty()).then_some(SUSPECTS_LOOK);
-        due.into_iter().chain(look).min()
+        let postponed = (!self.postponed.is_empty()).then_some(Duration::ZERO);
+        due.into_iter().chain(look).chain(postponed).min()
     }
 
     fn handle(&mut self, event: Event) {
@@ -262,9 +267,9 @@ impl Worker {
             Event::Received { connection, buffer, length, armed } => {
                 self.received(connection, buffer, length, armed);
             }
-            Event::Sent { connection, .. } | Event::SendFailed { connection, .. } => {
+            Event::Sent { connection } | Event::SendFailed { connection, .. } => {
                 // What a failed send means, the end of the receive tells.
-                self.sent(connection.slot() as usize);
+                self.go_on(connection.slot() as usize);
             }
             Event::ReceiveEnded { connection, reason } => self.receive_ended(connection, reason),
             Event::Connected { connection } => self.connected(connection),

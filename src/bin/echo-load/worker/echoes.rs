@@ -1,18 +1,15 @@
 //! Messages out, echoes in.
 
 use super::{
-    Client, Connection, ConnectionId, Message, Mode, Pattern, Phase, SEND_BYTES_MAX, State,
-    TAIL_BYTES_MAX, Worker,
+    Client, Connection, ConnectionId, Message, Mode, Pattern, Phase, Progress, SEND_BYTES_MAX,
+    State, TAIL_BYTES_MAX, Worker,
 };
 
 impl Worker {
     /// Starts as many messages as depth, schedule and the last send allow.
     pub(super) fn start_messages(&mut self, index: usize) {
         let connection = &mut self.connections[index];
-        if self.phase != Phase::Run
-            || connection.sending
-            || !matches!(connection.state, State::Open)
-        {
+        if self.phase != Phase::Run || !matches!(connection.state, State::Open) {
             return;
         }
         let room = self.plan.depth as usize - connection.in_flight.len();
@@ -20,6 +17,10 @@ impl Worker {
             Some(_) => room.min(connection.due as usize),
             None => room,
         };
+        if wanted == 0 || !self.may_send(index) {
+            return;
+        }
+        let connection = &mut self.connections[index];
         let is_churn = self.plan.mode == Mode::Churn;
         let mut length = 0;
         for _ in 0..wanted {
@@ -41,19 +42,36 @@ impl Worker {
                 scheduled,
             });
         }
-        if length > 0 {
-            let pattern = self.plan.verify.then_some(self.pattern);
-            send(&mut self.client, connection, pattern, length);
+        let pattern = self.plan.verify.then_some(self.pattern);
+        send(&mut self.client, connection, pattern, length);
+    }
+
+    /// Whether the last send is over. If not, [`Worker::go_on`] will be called.
+    pub(super) fn may_send(&mut self, index: usize) -> bool {
+        match self.client.progress(self.connections[index].id()) {
+            Progress::Free => true,
+            Progress::Queued => {
+                self.postponed.push(index);
+                false
+            }
+            // An event follows.
+            Progress::Waiting => false,
         }
     }
 
-    /// The kernel is done with the last send.
-    pub(super) fn sent(&mut self, index: usize) {
-        let connection = &mut self.connections[index];
-        connection.sending = false;
+    /// Does what had to wait for the sends of the turn before.
+    pub(super) fn take_up_postponed(&mut self) {
+        for index in std::mem::take(&mut self.postponed) {
+            self.go_on(index);
+        }
+    }
+
+    /// The last send is over: does what had to wait for it.
+    pub(super) fn go_on(&mut self, index: usize) {
+        let connection = &self.connections[index];
         match self.phase {
-            // The one message of a churn may have been echoed before we hear that it was sent.
-            Phase::Run if self.plan.mode == Mode::Churn => {
+            // The one message of a churn is echoed: that was all.
+            Phase::Run if self.plan.mode == Mode::Churn && connection.sent > 0 => {
                 if connection.in_flight.is_empty() {
                     self.finish(index);
                 }
@@ -140,6 +158,5 @@ fn send(client: &mut Client, connection: &mut Connection, pattern: Option<Patter
         pattern.fill(connection.number, connection.sent, message);
     }
     client.send(id);
-    connection.sending = true;
     connection.sent += length as u64;
 }
