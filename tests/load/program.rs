@@ -57,6 +57,14 @@ pub(crate) fn number(object: &Value, pointer: &str) -> f64 {
     value.unwrap_or_else(|| panic!("{pointer} is no number in {object:#}"))
 }
 
+/// Asserts that as many messages came back as a schedule of `rate` per second asks for, but for
+/// what a busy machine has not got round to at the end.
+pub(crate) fn assert_rate(result: &Value, rate: f64) {
+    let scheduled = rate * number(result, "/elapsed_seconds");
+    let messages = number(result, "/messages");
+    assert!((0.8 * scheduled..=scheduled + 2.0).contains(&messages), "{scheduled}: {result:#}");
+}
+
 /// A directory that goes with the test.
 pub(crate) struct Scratch(PathBuf);
 

@@ -11,7 +11,7 @@ pub enum Progress {
     Free,
     /// It goes with the next wait; ask again after that.
     Queued,
-    /// It waits for room in the network. [`Event::Sent`] or [`Event::SendFailed`] follows.
+    /// It waits for room in the network. [`super::Event::Sent`] or [`super::Event::SendFailed`] follows.
     Waiting,
 }
 
