@@ -11,7 +11,7 @@ pub enum Progress {
     Free,
     /// It goes with the next wait; ask again after that.
     Queued,
-    /// It waits for room in the network. [`super::Event::Sent`] or [`super::Event::SendFailed`] follows.
+    /// It waits for room in the network; an event will tell that it was sent, or failed.
     Waiting,
 }
 
