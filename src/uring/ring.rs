@@ -59,8 +59,7 @@ impl Ring {
     ///
     /// # Safety
     /// Whatever memory the entry points to must stay valid, and unchanged as far as the kernel
-    /// reads it, until its completion has been reaped; or, where it has none because it is never
-    /// left waiting, until [`Ring::is_handed_over`] says so after it was queued.
+    /// reads it, until its completion has been reaped.
     pub(super) unsafe fn push(&mut self, entry: squeue::Entry) {
         // SAFETY: handed on to the caller.
         if self.backlog.is_empty() && unsafe { self.inner.submission().push(&entry) }.is_ok() {
@@ -155,13 +154,6 @@ impl Ring {
                 self.inner.submitter().submit_with_args(1, &arguments).map(drop)
             }
         }
-    }
-
-    /// Whether the kernel has taken every entry, and has shown every completion that this brought
-    /// forth (none is held back for want of room).
-    pub(super) fn is_handed_over(&mut self) -> bool {
-        let submissions = self.inner.submission();
-        self.backlog.is_empty() && submissions.is_empty() && !submissions.cq_overflow()
     }
 
     /// Completions that wait to be reaped, oldest first.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use echo_uring::echo::op::{ConnectionId, ReceiveEnd};
-use echo_uring::uring::client::{Client, Closing, Event, Progress, Settings};
+use echo_uring::uring::client::{Client, Closing, Event, Settings};
 use nix::sys::eventfd::EventFd;
 
 struct World {
@@ -17,12 +17,11 @@ struct World {
     wake: Arc<EventFd>,
 }
 
-fn world(registered: u32) -> World {
+fn world() -> World {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let target = listener.local_addr().unwrap().into();
     let wake = Arc::new(EventFd::new().unwrap());
-    let settings =
-        Settings { target, wake: wake.clone(), buffers: 4, buffer_bytes: 16, registered };
+    let settings = Settings { target, wake: wake.clone(), buffers: 4, buffer_bytes: 16 };
     World { client: Client::new(settings).unwrap(), listener, wake }
 }
 
@@ -61,71 +60,66 @@ fn refuses<T>(action: impl FnOnce() -> T) {
 
 #[test]
 fn messages_go_out_whole_and_echoes_come_in_pieces() {
-    for registered in [0, 1] {
-        let mut world = world(registered);
-        let (id, mut peer) = world.connect();
-        let text: Vec<u8> = (0..100).collect();
-        world.send(id, &text);
-        assert_eq!(world.client.progress(id), Progress::Queued);
-        world.client.wait(Some(Duration::ZERO)).unwrap();
-        // It did not have to wait for room, so nothing is told of it.
-        assert_eq!(world.client.progress(id), Progress::Free);
-        let mut copy = vec![0; 100];
-        peer.read_exact(&mut copy).unwrap();
-        assert_eq!(copy, text);
-        peer.write_all(&copy).unwrap();
-        // The pool has less room than this, so the receive ends for want of a buffer.
-        let mut received = Vec::new();
-        while received.len() < text.len() {
-            match world.next() {
-                Event::Received { connection, buffer, length, armed } => {
-                    received.extend_from_slice(world.client.bytes(buffer, length));
-                    world.client.recycle(buffer);
-                    if !armed {
-                        world.client.receive(connection);
-                    }
-                }
-                Event::ReceiveEnded { connection, reason: ReceiveEnd::NoBuffer } => {
+    let mut world = world();
+    let (id, mut peer) = world.connect();
+    let text: Vec<u8> = (0..100).collect();
+    world.send(id, &text);
+    assert!(world.client.is_sending(id));
+    assert!(matches!(world.next(), Event::Sent { length: 100, .. }));
+    assert!(!world.client.is_sending(id));
+    let mut copy = vec![0; 100];
+    peer.read_exact(&mut copy).unwrap();
+    assert_eq!(copy, text);
+    peer.write_all(&copy).unwrap();
+    // The pool has less room than this, so the receive ends for want of a buffer.
+    let mut received = Vec::new();
+    while received.len() < text.len() {
+        match world.next() {
+            Event::Received { connection, buffer, length, armed } => {
+                received.extend_from_slice(world.client.bytes(buffer, length));
+                world.client.recycle(buffer);
+                if !armed {
                     world.client.receive(connection);
                 }
-                other => panic!("unexpected: {other:?}"),
             }
+            Event::ReceiveEnded { connection, reason: ReceiveEnd::NoBuffer } => {
+                world.client.receive(connection);
+            }
+            other => panic!("unexpected: {other:?}"),
         }
-        assert_eq!(received, text);
-        world.client.finish(id);
-        assert_eq!(peer.read(&mut copy).unwrap(), 0);
-        drop(peer);
-        let end = world.next();
-        let is_end = matches!(end, Event::ReceiveEnded { reason: ReceiveEnd::EndOfStream, .. });
-        assert!(is_end, "{end:?}");
-        assert_eq!(world.client.close(id), Closing::Done);
     }
+    assert_eq!(received, text);
+    world.client.finish(id);
+    assert_eq!(peer.read(&mut copy).unwrap(), 0);
+    drop(peer);
+    let end = world.next();
+    let is_end = matches!(end, Event::ReceiveEnded { reason: ReceiveEnd::EndOfStream, .. });
+    assert!(is_end, "{end:?}");
+    assert_eq!(world.client.close(id), Closing::Done);
 }
 
 #[test]
 fn a_close_waits_for_the_kernel_and_the_peer_sees_it() {
-    for registered in [0, 1] {
-        let mut world = world(registered);
-        let (first, mut peer) = world.connect();
-        assert_eq!(world.client.close(first), Closing::Pending);
-        assert!(matches!(world.next(), Event::Closed { connection } if connection == first));
-        // The descriptor is closed with the next turn.
-        world.client.wait(Some(Duration::from_millis(1))).unwrap();
-        assert_eq!(peer.read(&mut [0]).unwrap(), 0);
-        // Nobody there any more: what the peer writes is answered with a reset.
-        peer.write_all(b"x").unwrap();
-        std::thread::sleep(Duration::from_millis(50));
-        assert!(peer.write_all(b"x").is_err(), "somebody still holds the socket");
-        let (second, _peer) = world.connect();
-        assert_eq!((second.slot(), first.slot()), (0, 0));
-        assert_ne!(second, first, "a late completion could hit the wrong tenant");
-        refuses(|| world.client.finish(first));
-    }
+    let mut world = world();
+    let (first, mut peer) = world.connect();
+    assert_eq!(world.client.close(first), Closing::Pending);
+    assert!(matches!(world.next(), Event::Closed { connection } if connection == first));
+    // The descriptor is closed with the next turn.
+    world.client.wait(Some(Duration::from_millis(1))).unwrap();
+    assert_eq!(peer.read(&mut [0]).unwrap(), 0);
+    // Nobody there any more: what the peer writes is answered with a reset.
+    peer.write_all(b"x").unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(peer.write_all(b"x").is_err(), "somebody still holds the socket");
+    let (second, _peer) = world.connect();
+    assert_eq!((second.slot(), first.slot()), (0, 0));
+    assert_ne!(second, first, "a late completion could hit the wrong tenant");
+    refuses(|| world.client.finish(first));
 }
 
 #[test]
 fn misuse_is_refused() {
-    let mut world = world(1);
+    let mut world = world();
     let (id, mut peer) = world.connect();
     refuses(|| world.client.receive(id));
     refuses(|| world.client.connect(0, None));
@@ -145,7 +139,7 @@ fn misuse_is_refused() {
 
 #[test]
 fn the_memory_of_a_message_is_out_of_reach_while_it_is_sent() {
-    let mut world = world(0);
+    let mut world = world();
     let (id, _peer) = world.connect();
     // The peer reads nothing, so this cannot be sent.
     world.send(id, &vec![b'x'; 64 << 20]);
@@ -153,7 +147,7 @@ fn the_memory_of_a_message_is_out_of_reach_while_it_is_sent() {
     refuses(|| world.client.send(id));
     for _ in 0..3 {
         world.client.wait(Some(Duration::from_millis(20))).unwrap();
-        assert_eq!(world.client.progress(id), Progress::Waiting);
+        assert!(world.client.is_sending(id));
         refuses(|| world.client.message(id).clear());
         assert!(world.client.next_event().is_none());
     }
@@ -164,52 +158,49 @@ fn the_memory_of_a_message_is_out_of_reach_while_it_is_sent() {
 
 #[test]
 fn an_empty_message_is_refused_and_harms_nothing() {
-    let mut world = world(0);
+    let mut world = world();
     let (id, _peer) = world.connect();
     refuses(|| world.client.send(id));
     world.send(id, b"x");
-    world.client.wait(Some(Duration::ZERO)).unwrap();
-    assert_eq!(world.client.progress(id), Progress::Free);
+    assert!(matches!(world.next(), Event::Sent { length: 1, .. }));
 }
 
 #[test]
 fn a_message_that_waits_for_room_goes_on_where_it_stopped() {
-    let mut world = world(1);
+    let mut world = world();
     let (id, mut peer) = world.connect();
     let text: Vec<u8> = (0..32_u32 << 20).map(|it| (it / 7) as u8).collect();
     world.send(id, &text);
     world.client.wait(Some(Duration::ZERO)).unwrap();
-    assert_eq!(world.client.progress(id), Progress::Waiting);
+    assert!(world.client.is_sending(id));
     let length = text.len();
     let reader = std::thread::spawn(move || {
         let mut copy = vec![0; length];
         peer.read_exact(&mut copy).map(|()| copy).unwrap()
     });
-    assert!(matches!(world.next(), Event::Sent { connection } if connection == id));
-    assert_eq!(world.client.progress(id), Progress::Free);
+    assert!(matches!(world.next(), Event::Sent { connection, .. } if connection == id));
+    assert!(!world.client.is_sending(id));
     assert!(reader.join().unwrap() == text, "the peer got something else");
 }
 
 #[test]
 fn a_close_right_after_a_send_waits_for_it() {
-    for registered in [0, 1] {
-        let mut world = world(registered);
-        let (id, _peer) = world.connect();
-        world.send(id, b"x");
-        assert_eq!(world.client.close(id), Closing::Pending);
-        assert!(matches!(world.next(), Event::Closed { connection } if connection == id));
-        // The same without a receive.
-        let id = world.client.connect(0, None).unwrap();
-        assert!(matches!(world.next(), Event::Connected { .. }));
-        world.send(id, b"x");
-        assert_eq!(world.client.close(id), Closing::Pending);
-        assert!(matches!(world.next(), Event::Closed { connection } if connection == id));
-    }
+    let mut world = world();
+    let (id, _peer) = world.connect();
+    world.send(id, b"x");
+    assert_eq!(world.client.close(id), Closing::Pending);
+    assert!(matches!(world.next(), Event::Closed { connection } if connection == id));
+    // The same without a receive.
+    let id = world.client.connect(0, None).unwrap();
+    assert!(matches!(world.next(), Event::Connected { .. }));
+    world.send(id, b"x");
+    assert_eq!(world.client.close(id), Closing::Pending);
+    assert!(matches!(world.next(), Event::Closed { connection } if connection == id));
 }
 
 #[test]
 fn it_can_be_dropped_in_the_middle_of_everything() {
-    let mut world = world(1);
+    let mut world = world();
     let (id, _peer) = world.connect();
     world.send(id, &vec![b'x'; 64 << 20]);
     world.client.connect(1, None).unwrap();
@@ -219,15 +210,10 @@ fn it_can_be_dropped_in_the_middle_of_everything() {
 
 #[test]
 fn a_connect_that_fails_frees_its_slot() {
-    let mut world = world(0);
+    let mut world = world();
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let settings = Settings {
-        target: closed.into(),
-        wake: world.wake.clone(),
-        buffers: 1,
-        buffer_bytes: 16,
-        registered: 0,
-    };
+    let settings =
+        Settings { target: closed.into(), wake: world.wake.clone(), buffers: 1, buffer_bytes: 16 };
     world.client = Client::new(settings).unwrap();
     for _ in 0..2 {
         world.client.connect(0, None).unwrap();
@@ -238,7 +224,7 @@ fn a_connect_that_fails_frees_its_slot() {
 
 #[test]
 fn it_can_be_woken_again_and_again() {
-    let mut world = world(0);
+    let mut world = world();
     for _ in 0..3 {
         world.wake.write(1).unwrap();
         assert!(matches!(world.next(), Event::Woken));

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use echo_uring::echo::op::ConnectionId;
 use echo_uring::uring::Unusable;
-use echo_uring::uring::client::{Client, Closing, Event, Progress, Settings};
+use echo_uring::uring::client::{Client, Closing, Event, Settings};
 use nix::sys::eventfd::EventFd;
 
 use crate::arguments::{Mode, Plan};
@@ -27,8 +27,6 @@ mod ends;
 
 /// Connects under way at once, per thread: no more than what a server's backlog takes.
 const CONNECTING_MAX: usize = 128;
-/// Sockets that are registered with the ring.
-const REGISTERED_MAX: u32 = 1 << 14;
 /// One send takes up messages until it has so many bytes.
 const SEND_BYTES_MAX: usize = 1 << 20;
 /// How long the rest of a wrong stream is collected, in nanoseconds, and how much of it.
@@ -173,8 +171,6 @@ pub(crate) struct Worker {
     connecting: usize,
     /// Places that are suspect.
     suspects: Vec<usize>,
-    /// Places where something is to be done after this turn's sends.
-    postponed: Vec<usize>,
 }
 
 impl Worker {
@@ -191,8 +187,7 @@ impl Worker {
             plan.connections / plan.threads + u32::from(thread < plan.connections % plan.threads);
         let (buffers, buffer_bytes) = pool(&plan, share);
         let target = plan.target.address.clone();
-        let registered = if plan.mode == Mode::Churn { 0 } else { share.min(REGISTERED_MAX) };
-        let client = Client::new(Settings { target, wake, buffers, buffer_bytes, registered })?;
+        let client = Client::new(Settings { target, wake, buffers, buffer_bytes })?;
         let mut connections: Vec<Connection> = Vec::new();
         connections.resize_with(share as usize, Connection::default);
         let schedule = Schedule::new(&plan, thread, share.into());
@@ -221,7 +216,6 @@ impl Worker {
             open: 0,
             connecting: 0,
             suspects: Vec::new(),
-            postponed: Vec::new(),
             thread,
             plan,
         })
@@ -234,7 +228,6 @@ impl Worker {
             let patience = self.patience();
             self.client.wait(patience)?;
             self.now = self.origin.elapsed().as_nanos() as u64;
-            self.take_up_postponed();
             while let Some(event) = self.client.next_event() {
                 self.handle(event);
             }
@@ -258,8 +251,7 @@ impl Worker {
             Duration::from_nanos(schedule.next_moment().saturating_sub(now))
         });
         let look = (!self.suspects.is_empty()).then_some(SUSPECTS_LOOK);
-        let postponed = (!self.postponed.is_empty()).then_some(Duration::ZERO);
-        due.into_iter().chain(look).chain(postponed).min()
+        due.into_iter().chain(look).min()
     }
 
     fn handle(&mut self, event: Event) {
@@ -267,7 +259,7 @@ impl Worker {
             Event::Received { connection, buffer, length, armed } => {
                 self.received(connection, buffer, length, armed);
             }
-            Event::Sent { connection } | Event::SendFailed { connection, .. } => {
+            Event::Sent { connection, .. } | Event::SendFailed { connection, .. } => {
                 // What a failed send means, the end of the receive tells.
                 self.go_on(connection.slot() as usize);
             }

@@ -4,7 +4,6 @@ use std::io;
 
 use io_uring::cqueue;
 
-use super::slot::Sending;
 use super::{Client, Token, errno};
 use crate::echo::op::{ConnectionId, ReceiveEnd};
 
@@ -23,7 +22,7 @@ pub enum Event {
         /// Why.
         error: io::Error,
     },
-    /// Bytes came: [`Client::bytes`] shows them, [`Client::recycle`] must follow.
+    /// Bytes came: [`Client::bytes`] shows them, and [`Client::recycle`] must follow.
     Received {
         /// On which connection.
         connection: ConnectionId,
@@ -41,11 +40,12 @@ pub enum Event {
         /// Why.
         reason: ReceiveEnd,
     },
-    /// A message that had to wait for room in the network was handed to it; its memory is free
-    /// again. Of one that did not have to wait nothing is told.
+    /// The message was handed to the network; its memory is free again.
     Sent {
         /// On which connection.
         connection: ConnectionId,
+        /// How many bytes of it: fewer than all only if the connection failed meanwhile.
+        length: u32,
     },
     /// The message could not be sent; its memory is free again.
     SendFailed {
@@ -59,7 +59,7 @@ pub enum Event {
         /// Which.
         connection: ConnectionId,
     },
-    /// Somebody wrote to [`Settings::wake`].
+    /// Somebody wrote to the wake of the settings.
     Woken,
 }
 
@@ -67,33 +67,12 @@ impl Client {
     /// The next of the things that happened before the last wait ended.
     pub fn next_event(&mut self) -> Option<Event> {
         loop {
-            let Some(completion) = self.reaped.get(self.told).cloned() else {
-                return self.next_lingering();
-            };
+            let completion = self.reaped.get(self.told)?.clone();
             self.told += 1;
             if let Some(event) = self.event(&completion) {
                 return Some(event);
             }
         }
-    }
-
-    /// Of the connections that were closed while their message was tried, one that is closed now.
-    fn next_lingering(&mut self) -> Option<Event> {
-        let turn = self.turn;
-        let mut position = 0;
-        while let Some(&connection) = self.lingering.get(position) {
-            let is_sending = self.slot(connection).is_sending(turn);
-            if is_sending {
-                position += 1;
-                continue;
-            }
-            self.lingering.swap_remove(position);
-            // If something else is left on it, that will find it at rest.
-            if let Some(event) = self.closed_if_at_rest(connection) {
-                return Some(event);
-            }
-        }
-        None
     }
 
     /// What a completion tells, if anything.
@@ -128,12 +107,6 @@ impl Client {
             let error = io::Error::from_raw_os_error(-result);
             return Some(Event::ConnectFailed { connection, error });
         }
-        if connection.slot() < self.registered {
-            let fd = self.slot(connection).fd().0;
-            let done =
-                self.ring.inner().submitter().register_files_update(connection.slot(), &[fd]);
-            self.slot(connection).registered = matches!(done, Ok(1));
-        }
         Some(Event::Connected { connection })
     }
 
@@ -166,39 +139,25 @@ impl Client {
     }
 
     fn sent(&mut self, connection: ConnectionId, result: i32) -> Option<Event> {
+        self.in_flight -= 1;
         let slot = self.slot(connection);
-        let closing = slot.closing;
-        match slot.sending {
-            // A part of it went, or nothing for want of room: the rest can wait.
-            Sending::Refused if !closing && (result >= 0 || result == -libc::EAGAIN) => {
-                self.send_rest(connection, result.max(0) as usize);
-                return None;
-            }
-            Sending::Refused => slot.sending = Sending::No,
-            Sending::Parked => {
-                slot.sending = Sending::No;
-                self.in_flight -= 1;
-            }
-            Sending::No | Sending::Tried { .. } => {
-                unreachable!("{connection:?} sends nothing, and {result} bytes were sent")
-            }
-        }
-        if closing {
+        slot.sending = false;
+        if slot.closing {
             return self.closed_if_at_rest(connection);
         }
-        Some(match result {
-            0.. => Event::Sent { connection },
-            _ => Event::SendFailed { connection, error: io::Error::from_raw_os_error(-result) },
+        Some(match u32::try_from(result) {
+            Ok(length) => Event::Sent { connection, length },
+            Err(_) => {
+                Event::SendFailed { connection, error: io::Error::from_raw_os_error(-result) }
+            }
         })
     }
 
     /// To be called for connections that are closing, when something on them has ended.
-    pub(super) fn closed_if_at_rest(&mut self, connection: ConnectionId) -> Option<Event> {
-        let turn = self.turn;
-        if !self.slot(connection).is_at_rest(turn) {
+    fn closed_if_at_rest(&mut self, connection: ConnectionId) -> Option<Event> {
+        if !self.slot(connection).is_at_rest() {
             return None;
         }
-        self.lingering.retain(|&lingering| lingering != connection);
         self.release(connection);
         Some(Event::Closed { connection })
     }

@@ -1,8 +1,8 @@
 //! Messages out, echoes in.
 
 use super::{
-    Client, Connection, ConnectionId, Message, Mode, Pattern, Phase, Progress, SEND_BYTES_MAX,
-    State, TAIL_BYTES_MAX, Worker,
+    Client, Connection, ConnectionId, Message, Mode, Pattern, Phase, SEND_BYTES_MAX, State,
+    TAIL_BYTES_MAX, Worker,
 };
 
 impl Worker {
@@ -17,10 +17,9 @@ impl Worker {
             Some(_) => room.min(connection.due as usize),
             None => room,
         };
-        if wanted == 0 || !self.may_send(index) {
+        if wanted == 0 || self.client.is_sending(connection.id()) {
             return;
         }
-        let connection = &mut self.connections[index];
         let is_churn = self.plan.mode == Mode::Churn;
         let mut length = 0;
         for _ in 0..wanted {
@@ -44,26 +43,6 @@ impl Worker {
         }
         let pattern = self.plan.verify.then_some(self.pattern);
         send(&mut self.client, connection, pattern, length);
-    }
-
-    /// Whether the last send is over. If not, [`Worker::go_on`] will be called.
-    pub(super) fn may_send(&mut self, index: usize) -> bool {
-        match self.client.progress(self.connections[index].id()) {
-            Progress::Free => true,
-            Progress::Queued => {
-                self.postponed.push(index);
-                false
-            }
-            // An event follows.
-            Progress::Waiting => false,
-        }
-    }
-
-    /// Does what had to wait for the sends of the turn before.
-    pub(super) fn take_up_postponed(&mut self) {
-        for index in std::mem::take(&mut self.postponed) {
-            self.go_on(index);
-        }
     }
 
     /// The last send is over: does what had to wait for it.

@@ -85,8 +85,8 @@ impl Worker {
 
     /// Ends our stream if all of it is sent; the server is to echo the rest and end, too.
     pub(super) fn finish(&mut self, index: usize) {
-        if matches!(self.connections[index].state, State::Open) && self.may_send(index) {
-            let connection = &mut self.connections[index];
+        let connection = &mut self.connections[index];
+        if matches!(connection.state, State::Open) && !self.client.is_sending(connection.id()) {
             connection.state = State::Finishing;
             self.client.finish(connection.id());
         }
