@@ -28,6 +28,9 @@ enum Drain {
     Over { swept: usize },
 }
 
+/// What every connection is made to do.
+type Act = fn(&mut Connection, &mut Context<'_>);
+
 /// The core of one worker.
 pub struct Server {
     resources: Resources,
@@ -256,13 +259,7 @@ impl Server {
 
     /// Lets the next connections from slot `from` on act: not all in one turn, or a worker with a
     /// million of them would look hung. Returns where to go on.
-    fn sweep(
-        &mut self,
-        now: Timestamp,
-        ops: &mut Vec<Op>,
-        from: usize,
-        act: fn(&mut Connection, &mut Context<'_>),
-    ) -> usize {
+    fn sweep(&mut self, now: Timestamp, ops: &mut Vec<Op>, from: usize, act: Act) -> usize {
         let to = self.slots.len().min(from + limits::SWEEP_SLOTS_MAX);
         for slot in from..to {
             let id = ConnectionId::new(slot as u32, self.slots[slot].generation());
@@ -366,7 +363,7 @@ impl Server {
         now: Timestamp,
         id: ConnectionId,
         ops: &mut Vec<Op>,
-        act: fn(&mut Connection, &mut Context<'_>),
+        act: Act,
     ) -> bool {
         let alive = self.slots[id.slot() as usize].generation() == id.generation();
         if alive {
@@ -456,11 +453,9 @@ mod tests {
         let mut ops = Vec::new();
         server.handle(now, Event::Started, &mut ops);
         for _ in 0..CONNECTIONS {
-            let accept = ops.iter().find_map(|op| match op {
-                Op::Accept { connection, .. } => Some(*connection),
-                _ => None,
-            });
-            let connection = accept.expect("there is a place");
+            let Some(&Op::Accept { connection, .. }) = ops.last() else {
+                panic!("there is a place: {ops:?}")
+            };
             ops.clear();
             server.handle(now, Event::Accepted { connection }, &mut ops);
         }
