@@ -16,25 +16,27 @@ pub(crate) enum State {
     /// We have ended our stream (FIN) and wait for the rest of the echo and its end.
     Finishing,
     /// Something came that should not; what follows is collected for the diagnosis.
-    Suspect {
-        /// What came, from the first wrong byte on.
-        tail: Vec<u8>,
-        /// When it began, in nanoseconds of the run.
-        since: u64,
-    },
+    Suspect(Box<Suspicion>),
     /// Closed as far as we are concerned; the kernel has yet to let go.
     Closing,
 }
 
-/// A message under way. Times are nanoseconds of the run.
+/// What is collected of a stream that went wrong.
+#[derive(Debug)]
+pub(crate) struct Suspicion {
+    /// What came, from the first wrong byte on.
+    pub(crate) tail: Vec<u8>,
+    /// When it began, in nanoseconds of the run.
+    pub(crate) since: u64,
+}
+
+/// A message under way. Times are nanoseconds of the run. When it was due the schedule tells.
 #[derive(Debug)]
 pub(crate) struct Message {
     /// Where it ends in the stream.
     pub(crate) end: u64,
     /// When it was handed to the kernel (churn: when the connect began).
     pub(crate) started: u64,
-    /// When it should have been, if there is a schedule.
-    pub(crate) scheduled: Option<u64>,
 }
 
 /// One connection, or the place where one follows another.
@@ -73,6 +75,11 @@ impl Connection {
     /// The id of a connection that is not closed.
     pub(crate) fn id(&self) -> ConnectionId {
         self.id.expect("invariant: a connection that is not closed has its id")
+    }
+
+    /// How many messages were started before the oldest one under way.
+    pub(crate) fn completed(&self) -> u64 {
+        self.started - self.in_flight.len() as u64
     }
 
     /// Bytes that have yet to come back.

@@ -53,6 +53,7 @@ fn latency(area: &Area, plan: &Plan, load: &Load) -> Result<(), Box<dyn Error>> 
     let mut chart = ChartBuilder::on(area)
         .caption(title, ("sans-serif", 18))
         .margin(12)
+        .margin_right(36)
         .x_label_area_size(40)
         .y_label_area_size(80)
         .build_cartesian_2d(0.0..NINES_MAX, (low..high).log_scale())?;
@@ -63,6 +64,8 @@ fn latency(area: &Area, plan: &Plan, load: &Load) -> Result<(), Box<dyn Error>> 
         .x_labels(NINES_MAX as usize + 1)
         .x_label_formatter(&|nines| percentile(*nines))
         .y_label_formatter(&|value| count(*value))
+        .y_labels(6)
+        .max_light_lines(0)
         .draw()?;
     for (name, histogram, colour) in lines {
         let series = LineSeries::new(curve(histogram), colour.stroke_width(2));
@@ -91,6 +94,7 @@ fn throughput(area: &Area, load: &Load) -> Result<(), Box<dyn Error>> {
     let mut chart = ChartBuilder::on(area)
         .caption("throughput over time", ("sans-serif", 18))
         .margin(12)
+        .margin_right(36)
         .x_label_area_size(40)
         .y_label_area_size(80)
         .build_cartesian_2d(0.0..end, 0.0..most * 1.1)?;
@@ -100,6 +104,8 @@ fn throughput(area: &Area, load: &Load) -> Result<(), Box<dyn Error>> {
         .y_desc("messages per second")
         .x_label_formatter(&|value| count(*value))
         .y_label_formatter(&|value| count(*value))
+        .y_labels(6)
+        .max_light_lines(0)
         .draw()?;
     // Each interval is a step as wide as it lasted.
     let mut line = Vec::new();

@@ -27,6 +27,8 @@ mod ends;
 
 /// Connects under way at once, per thread: no more than what a server's backlog takes.
 const CONNECTING_MAX: usize = 128;
+/// Buffers to receive into, at most.
+const BUFFERS_MAX: usize = 128;
 /// One send takes up messages until it has so many bytes.
 const SEND_BYTES_MAX: usize = 1 << 20;
 /// How long the rest of a wrong stream is collected, in nanoseconds, and how much of it.
@@ -334,11 +336,14 @@ impl Worker {
     }
 }
 
-/// The buffers to receive into: a message fits into one where that is sensible, and each connection
-/// can have one at a time; but as small as that allows, so that they stay in the cache.
+/// The buffers to receive into: a message fits into one where that is sensible. The kernel takes
+/// one after another, so their number is kept small, that they stay in the cache: since Linux 6.13
+/// a turn brings some 20 completions at a time, and where it brings more than there are buffers,
+/// the receives that went empty are armed again. (64 bytes on 1,000 connections: 0.992 times the
+/// CPU of 1,024 buffers, median of six paired runs, Linux 6.18.)
 fn pool(plan: &Plan, share: u32) -> (u16, u32) {
     let burst = plan.sizes.bytes_max().saturating_mul(plan.depth.min(16) as usize);
     let bytes = burst.next_power_of_two().clamp(256, 64 << 10);
-    let count = (share as usize).next_power_of_two().clamp(64, (16 << 20) / bytes).min(4096);
+    let count = (share as usize).next_power_of_two().clamp(64, BUFFERS_MAX);
     (count as u16, bytes as u32)
 }

@@ -4,6 +4,8 @@ use super::{
     Client, Connection, ConnectionId, Message, Mode, Pattern, Phase, SEND_BYTES_MAX, State,
     TAIL_BYTES_MAX, Worker,
 };
+use crate::connection::Suspicion;
+use crate::schedule::Schedule;
 
 impl Worker {
     /// Starts as many messages as depth, schedule and the last send allow.
@@ -30,15 +32,13 @@ impl Worker {
                 Some(length) => length,
                 None => self.plan.sizes.draw(self.random.next()),
             };
-            let scheduled = self.schedule.as_ref().map(|schedule| {
+            if self.schedule.is_some() {
                 connection.due -= 1;
-                schedule.moment(connection.rank, connection.started)
-            });
+            }
             connection.started += 1;
             connection.in_flight.push_back(Message {
                 end: connection.sent + length as u64,
                 started: if is_churn { connection.began } else { self.now },
-                scheduled,
             });
         }
         let pattern = self.plan.verify.then_some(self.pattern);
@@ -82,15 +82,16 @@ impl Worker {
                     };
                     connection.received += good as u64;
                     let tail = bytes[good..].to_vec();
-                    connection.state = State::Suspect { tail, since: self.now };
+                    let suspicion = Suspicion { tail, since: self.now };
+                    connection.state = State::Suspect(Box::new(suspicion));
                     self.suspects.push(index);
                     // The peer is to send what it still has and then end.
                     self.client.finish(id);
                 }
             }
-            State::Suspect { tail, .. } => {
-                let room = TAIL_BYTES_MAX.saturating_sub(tail.len());
-                tail.extend_from_slice(&bytes[..bytes.len().min(room)]);
+            State::Suspect(suspicion) => {
+                let room = TAIL_BYTES_MAX.saturating_sub(suspicion.tail.len());
+                suspicion.tail.extend_from_slice(&bytes[..bytes.len().min(room)]);
             }
             State::Closed | State::Connecting | State::Closing => {
                 unreachable!("bytes came on {id:?}, which is {:?}", connection.state)
@@ -114,7 +115,9 @@ impl Worker {
         {
             if self.phase == Phase::Run {
                 let since = |moment: u64| self.now.saturating_sub(moment);
-                self.measured.record(since(message.started), message.scheduled.map(since));
+                let due = |it: &Schedule| it.moment(connection.rank, connection.completed());
+                let due = self.schedule.as_ref().map(due);
+                self.measured.record(since(message.started), due.map(since));
             }
             connection.in_flight.pop_front();
             completed = true;

@@ -104,7 +104,7 @@ impl Worker {
         };
         let connection = &self.connections[index];
         match &connection.state {
-            State::Suspect { .. } => self.conclude(index),
+            State::Suspect(_) => self.conclude(index),
             State::Finishing if is_end && connection.missing() == 0 => {}
             State::Finishing if is_end => self.report_missing(index, Kind::Lost),
             State::Open | State::Finishing => self.report_missing(index, kind),
@@ -131,7 +131,7 @@ impl Worker {
     fn conclude(&mut self, index: usize) {
         self.suspects.retain(|&suspect| suspect != index);
         let connection = &self.connections[index];
-        let State::Suspect { tail, .. } = &connection.state else { return };
+        let State::Suspect(suspicion) = &connection.state else { return };
         let fault = if self.plan.verify {
             let case = Case {
                 pattern: self.pattern,
@@ -139,7 +139,7 @@ impl Worker {
                 connections: (self.begun + 1) * u64::from(self.plan.threads),
                 sent: connection.sent,
                 offset: connection.received,
-                tail,
+                tail: &suspicion.tail,
             };
             case.diagnose()
         } else {
@@ -148,7 +148,7 @@ impl Worker {
                 kind: Kind::Duplicated,
                 connection: connection.number,
                 offset: connection.received,
-                length: tail.len() as u64,
+                length: suspicion.tail.len() as u64,
                 source: None,
             }
         };
@@ -161,7 +161,7 @@ impl Worker {
         let mut position = 0;
         while let Some(&index) = self.suspects.get(position) {
             let state = &self.connections[index].state;
-            if matches!(state, State::Suspect { since, .. } if self.now - since > SUSPICION) {
+            if matches!(state, State::Suspect(it) if self.now - it.since > SUSPICION) {
                 self.conclude(index);
                 self.close(index);
             } else {
@@ -199,7 +199,7 @@ impl Worker {
         for index in 0..self.connections.len() {
             let connection = &self.connections[index];
             match connection.state {
-                State::Suspect { .. } => self.conclude(index),
+                State::Suspect(_) => self.conclude(index),
                 State::Open | State::Finishing if connection.missing() > 0 => {
                     self.report_missing(index, Kind::Unanswered);
                 }
