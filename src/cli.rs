@@ -32,6 +32,7 @@ pub struct Options {
     #[arg(long, value_name = "FILE", global = true)]
     pub config: Option<PathBuf>,
 
+    #[allow(rustdoc::broken_intra_doc_links, reason = "clap shows this text as it stands")]
     /// Listen on ADDRESS instead of the configured listeners: 127.0.0.1:7777, [::1]:7777 or
     /// unix:/path; repeatable
     #[arg(long, value_name = "ADDRESS", global = true)]

@@ -57,6 +57,8 @@ pub struct Server {
     pub workers: Workers,
     /// Pooled buffers of 4 KiB in each worker: a power of two, 8 to 32768.
     pub buffers: u16,
+    /// How long a worker that has nothing to do looks for work before it sleeps, 1 µs to 10 ms.
+    pub busy_poll: Option<Duration>,
 }
 
 /// How many workers are started.
@@ -258,7 +260,7 @@ fn overridden_listeners(addresses: &[String]) -> Result<Vec<ListenerConfig>, Con
 impl Default for Config {
     fn default() -> Self {
         Self {
-            server: Server { workers: Workers::Auto, buffers: 256 },
+            server: Server { workers: Workers::Auto, buffers: 256, busy_poll: None },
             listeners: builtin_listeners(),
             limits: Limits { max_connections: 100_000, stalled_memory: 64 << 20 },
             timeouts: Timeouts { idle: Some(HOUR), stall: Some(60 * SECOND), drain: 10 * SECOND },
@@ -299,8 +301,11 @@ impl Config {
             Workers::Auto => quoted("auto"),
             Workers::Count(count) => count.to_string(),
         };
-        let mut text =
-            format!("[server]\nworkers = {workers}\nbuffers = {}\n", self.server.buffers);
+        let mut text = format!(
+            "[server]\nworkers = {workers}\nbuffers = {}\nbusy-poll = {}\n",
+            self.server.buffers,
+            time_or_off(self.server.busy_poll)
+        );
         for ListenerConfig { name, address, builtin_default: _ } in &self.listeners {
             let (name, address) = (quoted(name), quoted(&address.to_string()));
             text += &format!("\n[[listener]]\nname = {name}\naddress = {address}\n");

@@ -99,7 +99,7 @@ fn the_defaults_are_what_the_manual_promises() {
 #[test]
 fn what_check_prints_reads_back_as_itself() {
     let unusual = "
-        server = { workers = 3, buffers = 1024 }
+        server = { workers = 3, buffers = 1024, busy-poll = '200us' }
         [[listener]]
         name = 'a.b-c_D'
         address = '[::]:0'
@@ -160,6 +160,11 @@ fn each_error_names_line_key_and_cure() {
         ),
         ("server.buffers", "use a number from 8 to 32768", &[("4", "4 is out of range")]),
         ("server.buffers", "use 64 or 128", &[("100", "100 is not a power of two")]),
+        (
+            "server.busy-poll",
+            "use a duration from \"1us\" to \"10ms\" or \"off\"",
+            &[("'1s'", "\"1s\" is out of range"), ("'0s'", "\"0s\" is out of range")],
+        ),
         (
             "limits.max-connections",
             "use a number from 1 to 4194304",
@@ -378,7 +383,7 @@ fn the_command_line_wins_over_the_file() {
 #[test]
 fn every_key_of_the_shipped_file_is_in_the_manual() {
     let keys = shipped_keys();
-    assert_eq!(keys.len(), 16, "a key was added or lost: {keys:?}");
+    assert_eq!(keys.len(), 17, "a key was added or lost: {keys:?}");
     let table: toml::Table = SHIPPED.parse().unwrap();
     for (section, key) in keys {
         let heading = match &table[&section] {

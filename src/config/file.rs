@@ -15,7 +15,7 @@ use super::value::{
     integer, name, off_or_time, size, time, whole_seconds, word, workers,
 };
 use super::{
-    Address, Config, ConfigError, Limits, ListenerConfig, Log, Server, Tcp, Timeouts, Workers,
+    Address, Config, ConfigError, Limits, ListenerConfig, Log, Server, Tcp, Timeouts,
     builtin_listeners, conflict,
 };
 
@@ -64,6 +64,7 @@ type Raw = Option<Spanned<Value>>;
 struct RawServer {
     workers: Raw,
     buffers: Raw,
+    busy_poll: Raw,
 }
 
 #[derive(Deserialize)]
@@ -125,20 +126,7 @@ impl Source<'_> {
         };
         let (tcp, off, auto) = (default.tcp, off_or_time, auto_or_size);
         Ok(Config {
-            server: Server {
-                workers: self.value(
-                    "server.workers",
-                    raw.server.workers,
-                    Workers::Auto,
-                    workers,
-                )?,
-                buffers: self.value(
-                    "server.buffers",
-                    raw.server.buffers,
-                    default.server.buffers,
-                    buffers,
-                )?,
-            },
+            server: self.check_server(raw.server, default.server)?,
             listeners,
             limits: Limits {
                 max_connections: self.value(
@@ -185,6 +173,20 @@ impl Source<'_> {
                     word(value, &LOG_LEVELS)
                 })?,
             },
+        })
+    }
+
+    fn check_server(&self, raw: RawServer, default: Server) -> Result<Server, ConfigError> {
+        let spin = Duration::from_micros(1)..=Duration::from_millis(10);
+        Ok(Server {
+            workers: self.value("server.workers", raw.workers, default.workers, workers)?,
+            buffers: self.value("server.buffers", raw.buffers, default.buffers, buffers)?,
+            busy_poll: self.value(
+                "server.busy-poll",
+                raw.busy_poll,
+                default.busy_poll,
+                |value| off_or_time(value, spin.clone()),
+            )?,
         })
     }
 

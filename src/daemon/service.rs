@@ -269,9 +269,10 @@ impl<'a> Service<'a> {
         let linger = Duration::from_millis(limits::LINGER_MS);
         self.notifier.extend_timeout(patience + linger + STOP_MARGIN);
         log::info!(
-            "draining: {}, at most {}s",
+            "draining: {}, at most {}s and {}s for the last ones to end",
             report::count(stats.connections, "connection"),
-            patience.as_secs_f64()
+            patience.as_secs_f64(),
+            linger.as_secs_f64()
         );
         let deadline = self.plan.origin.elapsed() + patience;
         for worker in &self.workers {

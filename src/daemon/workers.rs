@@ -131,6 +131,7 @@ pub(super) fn start(plan: &Plan<'_>, index: usize, desk: &Desk) -> io::Result<Wo
         wake: Arc::clone(&wake),
         buffers: plan.buffers(),
         buffer_sizes: BUFFER_SIZES,
+        busy_poll: plan.config.server.busy_poll,
         origin: plan.origin,
     };
     let server = Server::new(plan.parameters(index));

@@ -1,7 +1,7 @@
 //! One connection: a state machine that never forgets a byte.
 //!
 //! An event only changes what is known ([`Phase`], [`Receive`], [`Send`], the queue); what to do
-//! next is then derived from it in one place, [`Connection::advance`]. So no path can forget to
+//! next is then derived from it in one place, `Connection::advance`. So no path can forget to
 //! send, to arm or to close.
 //!
 //! | phase | bytes come | end of stream | send done | peer dead | time is up |

@@ -132,13 +132,18 @@ pub enum Shutdown {
     Both,
 }
 
-/// What the kernel is asked to do. Operations are carried out in the order given.
+/// What the kernel is asked to do.
 ///
-/// A connection exists for the driver from [`Event::Accepted`] to [`Op::Close`].
+/// Those that are answered, and the closes, reach the kernel in the order given; those that are
+/// done at once ([`Op::SetAside`], [`Op::Recycle`], [`Op::Shutdown`]) may overtake them. So nothing
+/// may be recycled or shut down for writing while a send of it is under way.
+///
+/// A connection exists for the driver from [`Event::Accepted`] to [`Op::Close`] or [`Op::Abort`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op {
-    /// Accept one connection from `listener` into the free slot that `connection` names.
-    /// Answered once by [`Event::Accepted`] or [`Event::AcceptFailed`].
+    /// Accept one connection from `listener` into the free slot that `connection` names. At most
+    /// one accept per listener is armed. Answered once by [`Event::Accepted`] or
+    /// [`Event::AcceptFailed`].
     Accept {
         /// Where from.
         listener: ListenerId,

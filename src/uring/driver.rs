@@ -83,6 +83,8 @@ pub struct Settings {
     pub buffers: [u16; 2],
     /// Bytes of a buffer of each class.
     pub buffer_sizes: [u32; 2],
+    /// How long to look for work before sleeping.
+    pub busy_poll: Option<Duration>,
     /// The moment that is [`Timestamp`] 0.
     pub origin: Instant,
 }
@@ -120,6 +122,7 @@ pub struct Driver {
     in_flight: u64,
     /// Completions of this turn, between the ring and [`Driver::event`]; empty between turns.
     reaped: Vec<cqueue::Entry>,
+    busy_poll: Option<Duration>,
     origin: Instant,
 }
 
@@ -151,6 +154,7 @@ impl Driver {
             wake_armed: false,
             in_flight: 0,
             reaped: Vec::new(),
+            busy_poll: settings.busy_poll,
             origin: settings.origin,
         })
     }
@@ -444,7 +448,12 @@ impl Kernel for Driver {
             0 => Duration::ZERO,
             left => Duration::from_millis(left + 1),
         });
-        let waited = self.ring.submit_and_wait(patience);
+        let waited = match self.busy_poll {
+            Some(spin) if patience != Some(Duration::ZERO) => {
+                self.ring.submit_and_spin(patience, spin)
+            }
+            _ => self.ring.submit_and_wait(patience),
+        };
         let mut reaped = std::mem::take(&mut self.reaped);
         reaped.extend(self.ring.completions());
         let idle = reaped.is_empty();

@@ -8,7 +8,7 @@
 //!
 //! Reading order: [`driver`] (operations and events), `ring` (set-up, submission, waiting), `token`
 //! (`user_data`), `buffers` (the pool), `aside` (set-aside bytes), `errno` (what each error means),
-//! [`probe`] (what this kernel can do).
+//! [`mod@probe`] (what this kernel can do).
 
 mod aside;
 mod buffers;

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use io_uring::{IoUring, cqueue, squeue, types};
 
@@ -78,6 +78,34 @@ impl Ring {
             }
         }
         Ok(())
+    }
+
+    /// As [`Ring::submit_and_wait`], but looks for completions for as long as `spin` before it
+    /// sleeps: the kernel sets a flag in shared memory when it has some, so looking costs no system
+    /// call and being found awake saves the wake-up.
+    pub(super) fn submit_and_spin(
+        &mut self,
+        patience: Option<Duration>,
+        spin: Duration,
+    ) -> io::Result<()> {
+        self.hand_over_backlog()?;
+        self.inner.submit()?;
+        let began = Instant::now();
+        let spin = patience.map_or(spin, |patience| patience.min(spin));
+        loop {
+            if !self.inner.completion().is_empty() {
+                return Ok(());
+            }
+            if self.inner.submission().taskrun() {
+                return self.inner.submit_and_wait(0).map(drop);
+            }
+            let spun = began.elapsed();
+            if spun >= spin {
+                let rest = patience.map(|patience| patience.saturating_sub(spun));
+                return self.submit_and_wait(rest);
+            }
+            std::hint::spin_loop();
+        }
     }
 
     /// Hands everything to the kernel and waits for a completion, but no longer than `patience`

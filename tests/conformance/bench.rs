@@ -126,7 +126,8 @@ impl<W: World> Bench<W> {
         chunks
     }
 
-    /// Tries to send a chunk and gives its buffer back if it was taken whole. Returns how much was taken.
+    /// Tries to send a chunk and gives its buffer back if it was taken whole. Returns how much was
+    /// taken.
     pub(crate) fn send(&mut self, connection: ConnectionId, (buffer, length): Chunk) -> u32 {
         self.say([Op::Send { connection, buffer, length }]);
         match self.next() {
@@ -141,7 +142,8 @@ impl<W: World> Bench<W> {
         }
     }
 
-    /// Echoes until the socket is full, and sets aside what it did not take. Returns (bytes written, bytes aside).
+    /// Echoes until the socket is full, and sets aside what it did not take. Returns (bytes
+    /// written, bytes aside).
     pub(crate) fn fill(&mut self, peer: PeerId, connection: ConnectionId) -> (usize, u32) {
         const STEP: usize = 500;
         for step in 1..4000 {
@@ -175,8 +177,8 @@ impl<W: World> Bench<W> {
         }
     }
 
-    /// Sends the rest of the set-aside bytes, one send of which waits already, while the peer reads. Returns how many
-    /// bytes the peer has read.
+    /// Sends the rest of the set-aside bytes, one send of which waits already, while the peer
+    /// reads. Returns how many bytes the peer has read.
     pub(crate) fn flush(
         &mut self,
         peer: PeerId,

@@ -17,7 +17,8 @@ fn assert_receive_ended(event: Event, allowed: &[ReceiveEnd]) {
     }
 }
 
-/// What a receive reports when the peer resets: where only unread bytes make a reset, it may look like an end.
+/// What a receive reports when the peer resets: where only unread bytes make a reset, it may look
+/// like an end.
 fn reset_seen<W: World>() -> &'static [ReceiveEnd] {
     match W::RESETS {
         Resets::Always => &[RESET],
@@ -147,7 +148,8 @@ pub(crate) fn a_peer_that_closed_does_not_take_more<W: World>() {
     bench.world.close(peer);
     bench.say([receive(name(0), ReceiveMode::Once)]);
     assert_receive_ended(bench.next(), &[ReceiveEnd::EndOfStream]);
-    // TCP learns from the answer to these bytes that nobody wants them; a Unix socket knows at once.
+    // TCP learns from the answer to these bytes that nobody wants them; a Unix socket knows at
+    // once.
     let (connection, (buffer, length)) = (name(0), chunks[0]);
     bench.say([Op::Send { connection, buffer, length }]);
     let failed = Event::SendFailed { connection, error: BROKEN };

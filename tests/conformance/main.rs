@@ -1,8 +1,9 @@
 //! A fake that lies proves nothing: the same scripts on the simulator's kernel and on a real ring.
 //!
-//! `world` is what a script needs of its surroundings, `real` the implementor with sockets, `bench` the script's tools. Each
-//! script drives the seam as the core does and states which answers are allowed; it runs on the fake, on loopback TCP and
-//! on Unix stream sockets. Where these may differ by right, the script names the set.
+//! `world` is what a script needs of its surroundings, `real` the implementor with sockets, `bench`
+//! the script's tools. Each script drives the seam as the core does and states which answers are
+//! allowed; it runs on the fake, on loopback TCP and on Unix stream sockets. Where these may differ
+//! by right, the script names the set.
 
 // The simulator uses more of its kernel than the scripts do.
 #[allow(dead_code)]

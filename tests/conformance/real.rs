@@ -57,6 +57,7 @@ impl Real {
             wake: Arc::clone(&wake),
             buffers: setup.buffers,
             buffer_sizes: setup.buffer_sizes,
+            busy_poll: None,
             origin: Instant::now(),
         });
         let driver =
@@ -127,7 +128,8 @@ macro_rules! real_world {
         impl World for $name {
             type Kernel = Driver;
             const RESETS: Resets = $resets;
-            // A multishot receive on a Unix socket can miss the end (axboe/liburing#1549), so a driver may avoid it.
+            // A multishot receive on a Unix socket can miss the end (axboe/liburing#1549), so a
+            // driver may avoid it.
             const MULTISHOT_LASTS: bool = matches!($resets, Resets::Always);
 
             fn modes() -> &'static [ReceiveMode] {
@@ -178,7 +180,8 @@ macro_rules! real_world {
             }
 
             fn use_up_files(&mut self) {
-                // The next descriptor would be this one: descriptors are given out from the lowest that is free.
+                // The next descriptor would be this one: descriptors are given out from the lowest
+                // that is free.
                 let free = File::open("/dev/null").expect("a last descriptor").as_raw_fd();
                 limit_files(free as u64);
             }

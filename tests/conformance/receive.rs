@@ -149,7 +149,8 @@ pub(crate) fn an_empty_pool_hides_the_end<W: World>() {
         let chunks = [bench.take(peer, name(0), 10)[0], bench.take(peer, name(0), 10)[0]];
         bench.say([receive(name(0), mode)]);
         bench.world.finish(peer);
-        // It may fail before there is anything to receive, since no buffer is there for whatever comes.
+        // It may fail before there is anything to receive, since no buffer is there for whatever
+        // comes.
         assert_eq!(bench.next(), ended(name(0), ReceiveEnd::NoBuffer));
         bench.say([receive(name(0), mode)]);
         assert_eq!(bench.next(), ended(name(0), ReceiveEnd::NoBuffer));

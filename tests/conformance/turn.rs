@@ -45,7 +45,8 @@ pub(crate) fn a_turn_can_be_woken<W: World>() {
     }
 }
 
-/// The loop of `worker`, peers at its other end: everything comes back, and the drain leaves nothing.
+/// The loop of `worker`, peers at its other end: everything comes back, and the drain leaves
+/// nothing.
 pub(crate) fn the_core_echoes_and_drains<W: World>() {
     for &receive_mode in W::modes() {
         let mut bench = Bench::<W>::new(ROOMY);

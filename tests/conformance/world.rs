@@ -40,11 +40,13 @@ pub(crate) enum Resets {
     WithUnreadBytes,
 }
 
-/// A kernel and the peers on its other side. Peer number n sends the bytes `stream(n, 0), stream(n, 1), …`.
+/// A kernel and the peers on its other side. Peer number n sends the bytes `stream(n, 0), stream(n,
+/// 1), …`.
 pub(crate) trait World {
     type Kernel: Kernel<Error: fmt::Debug>;
     const RESETS: Resets;
-    /// Whether a multishot receive goes on, or is carried out as a one-shot, which the contract allows.
+    /// Whether a multishot receive goes on, or is carried out as a one-shot, which the contract
+    /// allows.
     const MULTISHOT_LASTS: bool;
 
     /// The ways of receiving that this kernel has.
@@ -65,7 +67,8 @@ pub(crate) trait World {
     fn reset(&mut self, peer: PeerId);
     /// What the peer sees, having read everything.
     fn end(&mut self, peer: PeerId) -> End;
-    /// Whether this script may do what the whole process feels. If not it has been run, to success, in another process.
+    /// Whether this script may do what the whole process feels. If not it has been run, to success,
+    /// in another process.
     fn has_process_of_its_own() -> bool;
     /// From now on no file descriptor is free.
     fn use_up_files(&mut self);

@@ -182,6 +182,8 @@ fn newcomers_wait_while_it_drains() {
     assert!(ping(&old, b"here"));
     daemon.signal(Signal::SIGTERM);
     daemon.lines.wait_for("info draining: 1 connection", patience(10.0));
+    // The workers hear of it a moment after the log does.
+    thread::sleep(Duration::from_millis(300));
     let newcomer = daemon.place().connect();
     send_tape(&newcomer, Tape::new(1), 0, 100);
     expect_silence(&newcomer, Duration::from_millis(500));

@@ -74,6 +74,8 @@ fn accept_until(stop: &AtomicBool, listener: &Socket) -> Vec<JoinHandle<()>> {
 /// Echoes until the peer ends, or until it is gone in any other way.
 fn echo(mut socket: &Socket) {
     socket.set_nonblocking(false).unwrap();
+    // Connections of a Unix socket do not inherit it.
+    socket.set_out_of_band_inline(true).unwrap();
     let mut buffer = vec![0; 64 * 1024];
     while let Ok(length) = socket.read(&mut buffer) {
         if length == 0 {

@@ -1,13 +1,19 @@
 //! The contract of the seam, seen from the core's side, and a small model of each connection.
 //!
-//! Reads the two streams in the very order in which the core lives them: each event before it is handled, then the
-//! operations it led to. So it knows exactly what the core knew when it asked. A breach is a panic. It also holds the
-//! core to its promises: no connection is ended without a cause, no limit is passed, no failed accept spins.
+//! Reads the two streams in the very order in which the core lives them: each event before it is
+//! handled, then the operations it led to. So it knows exactly what the core knew when it asked. A
+//! breach is a panic. It also holds the core to its promises: no connection is ended without a
+//! cause, no limit is passed, no failed accept spins.
 
 use echo_uring::echo::op::{
     AcceptError, BufferId, ConnectionId, Event, ListenerId, Op, ReceiveEnd, ReceiveMode, SendError,
     Shutdown, SizeClass,
 };
+
+mod line;
+mod promises;
+
+use line::Waiter;
 
 /// What the core was told to keep to.
 #[derive(Clone, Copy, Debug)]
@@ -24,7 +30,8 @@ pub(crate) struct Limits {
     pub(crate) linger_timeout: u64,
 }
 
-/// How long a listener that found no descriptor or memory is left alone, unless a connection closes.
+/// How long a listener that found no descriptor or memory is left alone, unless a connection
+/// closes.
 const ACCEPT_PAUSE_MS: u64 = 100;
 
 /// The auditor of one history.
@@ -64,31 +71,24 @@ struct Lent {
     length: u32,
 }
 
-/// One that waits for a buffer, and those who were armed since.
-#[derive(Debug)]
-struct Waiter {
-    connection: ConnectionId,
-    overtakers: Vec<ConnectionId>,
-}
-
 #[derive(Debug)]
 struct Open {
     receive: Option<ReceiveMode>,
     /// Where the last receive took its buffers from.
     class: SizeClass,
-    /// Receives armed in a row though no buffer was home.
-    fruitless: u8,
     receive_canceled: bool,
     send: Option<Sending>,
-    /// Set-aside bytes that are still unsent, and what they are charged until the last of them is sent.
+    /// Set-aside bytes that are still unsent, and what they are charged until the last of them is
+    /// sent.
     aside: u64,
     charged: u64,
     received: u64,
     sent: u64,
     ended: bool,
     dead: bool,
-    /// The core may have decided to end it: bytes that came until then are owed, what comes later may be dropped.
-    /// Taken at the first moment at which it may, and forgotten when later bytes are echoed all the same.
+    /// The core may have decided to end it: bytes that came until then are owed, what comes later
+    /// may be dropped. Taken at the first moment at which it may, and forgotten when later bytes
+    /// are echoed all the same.
     decided: Option<u64>,
     write_shut_at: Option<u64>,
     both_shut: bool,
@@ -110,7 +110,6 @@ impl Open {
         Self {
             receive: None,
             class: SizeClass::Small,
-            fruitless: 0,
             receive_canceled: false,
             send: None,
             aside: 0,
@@ -300,41 +299,6 @@ impl Audit {
         self.tenants.push((connection, Tenant::Accepting(listener)));
     }
 
-    /// Who finds no buffer waits until one is home, and nobody is armed twice while another waits.
-    fn check_line(&mut self, connection: ConnectionId, class: SizeClass) {
-        let waits = self.line.iter().position(|waiter| waiter.connection == connection);
-        if let Some(index) = waits {
-            let lent = self.lent.iter().filter(|lent| lent.buffer.class == SizeClass::Small);
-            let home = self.limits.small_buffers - lent.count();
-            self.line.remove(index);
-            self.served += usize::from(home > 0);
-            assert!(self.served <= home.max(1), "promise: more are armed than buffers are home");
-            let open = self.open(connection);
-            if home == 0 && class == SizeClass::Small {
-                // Once: a small receive that ends so just as its connection moves up to large ones.
-                open.fruitless += 1;
-                assert!(open.fruitless <= 1, "promise: {connection:?} spins");
-            }
-        }
-        for waiter in &mut self.line {
-            let again = waiter.overtakers.contains(&connection);
-            assert!(!again, "promise: {connection:?} jumps the line twice: {waiter:?}");
-            waiter.overtakers.push(connection);
-        }
-    }
-
-    /// Those who have bytes of their own to send first, or nothing more to do, stand in no line.
-    fn leave_line(&mut self) {
-        let (tenants, lent) = (&self.tenants, &self.lent);
-        self.line.retain(|waiter| {
-            let holds = lent.iter().any(|lent| lent.connection == waiter.connection);
-            let tenant = tenants.iter().find(|(name, _)| *name == waiter.connection);
-            let Some((_, Tenant::Open(open))) = tenant else { return false };
-            let ending = open.dead || open.both_shut || open.decided.is_some();
-            !holds && open.aside == 0 && !ending
-        });
-    }
-
     fn received(
         &mut self,
         now: u64,
@@ -354,7 +318,6 @@ impl Audit {
         if open.received == open.sent {
             open.progress_at = now;
         }
-        open.fruitless = 0;
         open.received += u64::from(length);
         open.active_at = now;
         self.bytes_in += u64::from(length);
@@ -416,81 +379,6 @@ impl Audit {
             let used = matches!(open.send, Some(Sending::Buffer(name, _)) if name == buffer);
             assert!(!used, "contract: {buffer:?} is recycled while it is sent");
         }
-    }
-
-    /// Time passed: this is where the core may decide to end a connection in order.
-    fn note_decisions(&mut self, now: u64) {
-        let drained = self.is_drained(now);
-        let idle_timeout = self.limits.idle_timeout;
-        for (_, tenant) in &mut self.tenants {
-            let Tenant::Open(open) = tenant else { continue };
-            let idle = idle_timeout.is_some_and(|timeout| now >= open.active_at + timeout);
-            if idle || drained {
-                open.decided.get_or_insert(open.received);
-            }
-        }
-    }
-
-    fn is_drained(&self, now: u64) -> bool {
-        self.drain_deadline.is_some_and(|deadline| now >= deadline)
-    }
-
-    /// A FIN by our own decision: for idleness or at the end of a drain, and never before the last byte that is owed.
-    fn check_write_shutdown(&mut self, connection: ConnectionId) {
-        let open = self.open(connection);
-        assert!(open.send.is_none(), "promise: {connection:?} is finished while it sends");
-        let owed = open.decided;
-        let owed =
-            owed.unwrap_or_else(|| panic!("promise: {connection:?} is finished for nothing"));
-        assert!(open.sent >= owed, "promise: {connection:?} is finished with bytes unsent");
-    }
-
-    /// The end by force needs a cause.
-    fn check_cause(&mut self, now: u64, connection: ConnectionId) {
-        let limits = self.limits;
-        let charged = self.charged;
-        let drain_is_over =
-            now >= limits.linger_timeout && self.is_drained(now - limits.linger_timeout);
-        let drain_deadline = self.drain_deadline;
-        let open = self.open(connection);
-        let unsent = open.received - open.sent;
-        // Patience comes first: FIN at the deadline, unless there was no time or bytes are still under way.
-        let too_late =
-            drain_deadline.is_some_and(|at| open.accepted_at >= at + limits.linger_timeout);
-        let asked_to_end = open.write_shut_at.is_some() || unsent > 0 || too_late;
-        let stalled = limits.stall_timeout.is_some_and(|timeout| now >= open.progress_at + timeout);
-        let lingered = open.write_shut_at.is_some_and(|at| now >= at + limits.linger_timeout);
-        let beyond = charged + unsent - open.aside > limits.aside_bytes_max;
-        let cause = open.dead
-            || open.both_shut
-            || lingered
-            || (drain_is_over && asked_to_end)
-            || (unsent > 0 && (stalled || beyond));
-        assert!(cause, "promise: {connection:?} is ended for nothing: {open:?}");
-    }
-
-    fn close(&mut self, now: u64, connection: ConnectionId) {
-        let open = self.open(connection);
-        assert!(open.receive.is_none(), "contract: {connection:?} is closed while receiving");
-        assert!(open.send.is_none(), "contract: {connection:?} is closed while sending");
-        let complete = open.ended && open.sent == open.received;
-        let excused = open.ended && open.decided.is_some_and(|owed| open.sent >= owed);
-        if complete && !open.dead && !open.both_shut {
-            self.complete.push(connection);
-        } else if !excused {
-            self.check_cause(now, connection);
-        }
-        self.charged -= self.open(connection).charged;
-        self.tenants.retain(|(name, _)| *name != connection);
-        self.retired.push(connection);
-        self.closed += 1;
-        // A descriptor and some memory came free: accepting is worth a try at once.
-        self.pauses.fill(0);
-    }
-
-    /// Whether this connection, now closed, got back everything that it sent.
-    pub(crate) fn is_complete(&self, connection: ConnectionId) -> bool {
-        self.complete.contains(&connection)
     }
 
     fn end_accept(&mut self, connection: ConnectionId) -> ListenerId {

@@ -1,7 +1,9 @@
-//! All small cases, instead of a sample: every order and every outcome, as far as a budget of faults goes.
+//! All small cases, instead of a sample: every order and every outcome, as far as a budget of
+//! faults goes.
 //!
-//! A case is a sequence of decisions (which of the possible things happens next, how many bytes, whether this fault
-//! strikes); the enumeration visits each sequence once. The worlds are tiny, since bugs of order need two of anything.
+//! A case is a sequence of decisions (which of the possible things happens next, how many bytes,
+//! whether this fault strikes); the enumeration visits each sequence once. The worlds are tiny,
+//! since bugs of order need two of anything.
 
 use std::time::Instant;
 
@@ -200,7 +202,8 @@ fn worlds() -> Vec<World> {
     ]
 }
 
-/// Goal: in worlds small enough to visit all of, nothing that the swarm forbids happens in any case.
+/// Goal: in worlds small enough to visit all of, nothing that the swarm forbids happens in any
+/// case.
 #[test]
 fn all_small_cases() {
     let began = Instant::now();

@@ -1,7 +1,9 @@
-//! One history: a server, a fake kernel and a crowd of peers, all drawn from one seed, run to their end.
+//! One history: a server, a fake kernel and a crowd of peers, all drawn from one seed, run to their
+//! end.
 //!
-//! First chaos, then the world is healed and everything must come to rest within a bounded number of turns. What must
-//! hold is checked after every event; a breach is a panic that the caller catches and dresses with the seed.
+//! First chaos, then the world is healed and everything must come to rest within a bounded number
+//! of turns. What must hold is checked after every event; a breach is a panic that the caller
+//! catches and dresses with the seed.
 
 use echo_uring::echo::limits::QUEUE_CHUNKS_MAX;
 use echo_uring::echo::op::{Event, Kernel, Op, ReceiveMode, Timestamp};
@@ -14,7 +16,8 @@ use crate::fake::{FakeKernel, Faults, Settings};
 use crate::peers::{Crowd, Peers};
 use crate::saboteur::Saboteur;
 
-/// Turns that a healed world may take to come to rest. Far above what any seed has needed, far below for ever.
+/// Turns that a healed world may take to come to rest. Far above what any seed has needed, far
+/// below for ever.
 const HEALED_TURNS_MAX: usize = 20_000;
 
 /// What one history is made of.
@@ -108,7 +111,8 @@ impl Scenario {
 }
 
 fn draw_faults(choice: &mut Choice) -> Faults {
-    // A history in which everything goes wrong all the time tests little: half of the faults are off in each.
+    // A history in which everything goes wrong all the time tests little: half of the faults are
+    // off in each.
     let mut draw = |most: usize| match choice.below(2) {
         0 => 0,
         _ => 1 + choice.below(most) as u16,
@@ -222,7 +226,8 @@ impl History {
         }
     }
 
-    /// A sleeping world that is not draining yet, all peers done, is about to be drained: that is no deadlock.
+    /// A sleeping world that is not draining yet, all peers done, is about to be drained: that is
+    /// no deadlock.
     fn draining_can_help(&self) -> bool {
         self.draining || !self.peers.are_done(&self.kernel) || self.audit.open_count() > 0
     }
@@ -231,7 +236,8 @@ impl History {
         self.draining && self.server.is_drained()
     }
 
-    /// One turn of the worker's loop, with the world acting before it. Returns whether a peer acted.
+    /// One turn of the worker's loop, with the world acting before it. Returns whether a peer
+    /// acted.
     fn turn(&mut self) -> bool {
         self.turns += 1;
         let acted = self.peers.act(&mut self.kernel);

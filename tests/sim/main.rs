@@ -1,8 +1,9 @@
 //! Histories: the pure core against a fake kernel that does everything the real one may do.
 //!
-//! `fake` is that kernel, `audit` the contract of the seam and the model of each connection, `peers` the far ends,
-//! `history` one run from one seed. Three tests stand on them: `swarm` (many seeds), `exhaustive` (all small cases) and
-//! `planted` (a simulator that does not find planted bugs proves nothing).
+//! `fake` is that kernel, `audit` the contract of the seam and the model of each connection,
+//! `peers` the far ends, `history` one run from one seed. Three tests stand on them: `swarm` (many
+//! seeds), `exhaustive` (all small cases) and `planted` (a simulator that does not find planted
+//! bugs proves nothing).
 
 mod audit;
 mod caught;

@@ -1,7 +1,9 @@
-//! The far ends of a history: each follows a plan drawn at the start, until the world is healed and all behave.
+//! The far ends of a history: each follows a plan drawn at the start, until the world is healed and
+//! all behave.
 //!
-//! Plans are the ways in which clients are known to behave: quick, slow, stopped for a while, half-closing, closing with
-//! echoes unread, resetting, or staying for ever. Knows the fake's wire, not the core.
+//! Plans are the ways in which clients are known to behave: quick, slow, stopped for a while,
+//! half-closing, closing with echoes unread, resetting, or staying for ever. Knows the fake's wire,
+//! not the core.
 
 use echo_uring::echo::op::{ConnectionError, ListenerId};
 
@@ -134,7 +136,8 @@ impl Peers {
 }
 
 impl Plan {
-    /// A peer that connects at once to the first listener and writes `total` bytes, at most `write_max` at a time.
+    /// A peer that connects at once to the first listener and writes `total` bytes, at most
+    /// `write_max` at a time.
     pub(crate) fn prompt(total: usize, write_max: usize, reading: Reading, ending: Ending) -> Self {
         Self {
             listener: ListenerId(0),
@@ -230,7 +233,8 @@ impl Plan {
         kernel.peer_write(id, length) > 0
     }
 
-    /// What follows the last byte, and the server's FIN. A peer that goes on after the server's FIN sends what it has.
+    /// What follows the last byte, and the server's FIN. A peer that goes on after the server's FIN
+    /// sends what it has.
     fn end(&self, kernel: &mut FakeKernel, id: PeerId, healed: bool) -> bool {
         let peer = &kernel.peers[id.0];
         let (sees_end, written_all, finished) =

@@ -1,6 +1,7 @@
 //! The proof of the simulator: bugs planted on purpose, each of which it must find.
 //!
-//! Any check may find one, the core's own assertions included. The same seeds are clean without the bug.
+//! Any check may find one, the core's own assertions included. The same seeds are clean without the
+//! bug.
 
 use crate::saboteur::{Bug, Saboteur};
 use crate::swarm::run;
@@ -16,7 +17,8 @@ fn first_seed_that_finds(bug: Bug) -> Option<(u64, String)> {
     })
 }
 
-/// Goal: the swarm would find each of these bugs if a programmer made it, and finds nothing where there is none.
+/// Goal: the swarm would find each of these bugs if a programmer made it, and finds nothing where
+/// there is none.
 #[test]
 fn planted_bugs_are_found() {
     let mut missed = Vec::new();

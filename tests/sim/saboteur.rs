@@ -1,6 +1,7 @@
 //! Turns a correct core into one with a planted bug, by falsifying what it hears and says.
 //!
-//! Stands between core and kernel. A simulator that does not find these bugs proves nothing; see `planted`.
+//! Stands between core and kernel. A simulator that does not find these bugs proves nothing; see
+//! `planted`.
 
 use echo_uring::echo::op::{BufferId, ConnectionId, Event, Op, ReceiveEnd, Shutdown, SizeClass};
 
@@ -73,7 +74,8 @@ pub(crate) struct Saboteur {
     prng: Prng,
     /// Lent buffers, as the events tell, with the bytes in them.
     lent: Vec<(BufferId, u32)>,
-    /// The send in flight of each connection: what the core asked for, and what the kernel was asked for.
+    /// The send in flight of each connection: what the core asked for, and what the kernel was
+    /// asked for.
     sends: Vec<(ConnectionId, BufferId, u32, u32)>,
     /// Connections whose send has been answered, and repeated, without the core's knowledge.
     repeated: Vec<ConnectionId>,

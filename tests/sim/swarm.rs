@@ -1,6 +1,7 @@
 //! Many seeds, each another world: tens of thousands of histories in every `cargo test`.
 //!
-//! `ECHO_SIM_SEEDS=N` sets how many, `ECHO_SIM_FIRST=N` where to begin, `ECHO_SIM_SEED=N` replays one and tells its story.
+//! `ECHO_SIM_SEEDS=N` sets how many, `ECHO_SIM_FIRST=N` where to begin, `ECHO_SIM_SEED=N` replays
+//! one and tells its story.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -88,8 +89,8 @@ fn search(seeds: std::ops::Range<u64>) -> Findings {
     findings.into_inner().expect("no panic holds it")
 }
 
-/// Goal: no seed finds a byte lost, doubled or misplaced, a buffer leaked, a limit passed, a connection stuck or ended
-/// without cause, or an operation against the contract.
+/// Goal: no seed finds a byte lost, doubled or misplaced, a buffer leaked, a limit passed, a
+/// connection stuck or ended without cause, or an operation against the contract.
 #[test]
 fn swarm() {
     let (first, count) = match from_environment("ECHO_SIM_SEED") {

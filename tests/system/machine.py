@@ -123,8 +123,8 @@ class Machine:
         def prepare():
             self.group.enter()
             if not self.keep:
-                # Should this program be killed, the machine ends as well.
-                library.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+                # Should this program be killed, nspawn is told to shut the machine down.
+                library.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
         with open(self.console, "wb") as output:
             self.supervisor = subprocess.Popen(

@@ -1,7 +1,8 @@
-//! Where every accident of the simulated world comes from: one seed, or one branch of a complete enumeration.
+//! Where every accident of the simulated world comes from: one seed, or one branch of a complete
+//! enumeration.
 //!
-//! Nothing in the simulator may be decided by anything else (no clock, no address, no hash order), so that a seed
-//! or a branch replays exactly. Knows nothing of connections.
+//! Nothing in the simulator may be decided by anything else (no clock, no address, no hash order),
+//! so that a seed or a branch replays exactly. Knows nothing of connections.
 
 /// A source of decisions.
 pub(crate) enum Choice {
@@ -29,8 +30,8 @@ impl Choice {
         }
     }
 
-    /// Whether a fault of this probability strikes. When enumerating, any probability but 0 means both branches, as
-    /// long as the budget of faults lasts.
+    /// Whether a fault of this probability strikes. When enumerating, any probability but 0 means
+    /// both branches, as long as the budget of faults lasts.
     pub(crate) fn strikes(&mut self, per_mille: u16) -> bool {
         if per_mille == 0 {
             return false;
@@ -69,8 +70,8 @@ pub(crate) fn mix(value: u64) -> u64 {
     value ^ (value >> 31)
 }
 
-/// Walks every sequence of decisions once: a sequence is written down as it is asked for, and [`Enumeration::advance`]
-/// turns to the next one, last decision first, as a counter does.
+/// Walks every sequence of decisions once: a sequence is written down as it is asked for, and
+/// [`Enumeration::advance`] turns to the next one, last decision first, as a counter does.
 pub(crate) struct Enumeration {
     /// Each decision made so far, with the largest value it can take.
     decisions: Vec<(usize, usize)>,

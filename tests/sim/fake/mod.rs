@@ -1,8 +1,10 @@
-//! A kernel made of counters: it does whatever the real one may do, when its source of decisions says so.
+//! A kernel made of counters: it does whatever the real one may do, when its source of decisions
+//! says so.
 //!
-//! Implements the one seam, `Kernel`, with virtual time. Deterministic: every accident is drawn from [`Choice`]. It
-//! holds real bytes in real buffers and panics when an operation breaks the contract of `echo::op` in a way that a
-//! kernel can see; `audit` sees the rest. It must never know how the core decides.
+//! Implements the one seam, `Kernel`, with virtual time. Deterministic: every accident is drawn
+//! from [`Choice`]. It holds real bytes in real buffers and panics when an operation breaks the
+//! contract of `echo::op` in a way that a kernel can see; `audit` sees the rest. It must never know
+//! how the core decides.
 
 pub(crate) mod choice;
 pub(crate) mod peer;
@@ -74,7 +76,8 @@ pub(crate) struct FakeKernel {
     pub(crate) settings: Settings,
     pub(crate) trace: Trace,
     pub(crate) peers: Vec<Peer>,
-    /// The last turn had nothing to do, nothing to wait for and no deadline: only a peer can end this silence.
+    /// The last turn had nothing to do, nothing to wait for and no deadline: only a peer can end
+    /// this silence.
     pub(crate) asleep: bool,
     now: u64,
     pool: Pool,
@@ -244,7 +247,8 @@ impl FakeKernel {
         if peer.broken {
             return;
         }
-        // Closing with unread input resets the connection and destroys what is on its way to the peer.
+        // Closing with unread input resets the connection and destroys what is on its way to the
+        // peer.
         if peer.inbound() > 0 || farewell == Farewell::Reset {
             peer.server_reset = true;
             peer.echoed = peer.read;

@@ -1,6 +1,8 @@
-//! The far end of a connection, and the wire between: counters only, since every byte is a function of its place.
+//! The far end of a connection, and the wire between: counters only, since every byte is a function
+//! of its place.
 //!
-//! Knows nothing of rings or buffers. The one check that matters most lives here: [`Peer::accept_echo`].
+//! Knows nothing of rings or buffers. The one check that matters most lives here:
+//! [`Peer::accept_echo`].
 
 use echo_uring::echo::op::{ConnectionError, ConnectionId};
 
@@ -10,7 +12,8 @@ use super::choice::mix;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct PeerId(pub(crate) usize);
 
-/// The byte that `peer` sends at `offset`: loss, exchange, repetition and cross-talk all show as a wrong byte.
+/// The byte that `peer` sends at `offset`: loss, exchange, repetition and cross-talk all show as a
+/// wrong byte.
 pub(crate) fn stream(peer: PeerId, offset: usize) -> u8 {
     (mix(((peer.0 as u64) << 40) ^ offset as u64) >> 32) as u8
 }
@@ -105,7 +108,8 @@ impl Peer {
         self.server_finished && self.outbound() == 0
     }
 
-    /// The connection dies; what was under way in either direction is lost, except that unread input may survive.
+    /// The connection dies; what was under way in either direction is lost, except that unread
+    /// input may survive.
     pub(crate) fn break_with(&mut self, error: ConnectionError, input_lost: bool) {
         self.broken = true;
         self.error = Some(error);
@@ -115,7 +119,8 @@ impl Peer {
         }
     }
 
-    /// The server's socket takes bytes for the peer. They must be the very bytes the peer sent at this place.
+    /// The server's socket takes bytes for the peer. They must be the very bytes the peer sent at
+    /// this place.
     pub(crate) fn accept_echo(&mut self, bytes: &[u8], peers: usize) {
         for (index, byte) in bytes.iter().enumerate() {
             let offset = self.echoed + index;

@@ -1,7 +1,7 @@
 //! The provided buffers of the fake: first in, first out, with real bytes in them.
 //!
-//! Knows who holds a buffer (pool, kernel on its way to the core, core), and poisons what comes home, so that a byte
-//! read out of a recycled buffer is a wrong byte.
+//! Knows who holds a buffer (pool, kernel on its way to the core, core), and poisons what comes
+//! home, so that a byte read out of a recycled buffer is a wrong byte.
 
 use std::collections::VecDeque;
 

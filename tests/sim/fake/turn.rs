@@ -190,7 +190,8 @@ impl FakeKernel {
     }
 
     fn accept_peer(&mut self, connection: ConnectionId, peer: PeerId) {
-        // A peer that is gone may be noticed by the accept already, or only by the first receive or send.
+        // A peer that is gone may be noticed by the accept already, or only by the first receive or
+        // send.
         if self.peers[peer.0].broken && self.choice.below(2) == 1 {
             let error = AcceptError::Aborted;
             return self.tell(connection, Event::AcceptFailed { connection, error });

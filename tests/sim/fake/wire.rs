@@ -28,7 +28,8 @@ impl FakeKernel {
         }
         let connection = peer.connection;
         peer.written += length;
-        // Bytes for a socket that is closed, or that does not want them any more, are answered by a reset.
+        // Bytes for a socket that is closed, or that does not want them any more, are answered by a
+        // reset.
         let gone = peer.named.is_some() && connection.is_none();
         let unwanted = self.sockets.iter().any(|s| s.peer == id && s.read_shut);
         self.trace.note(self.now, Note::Peer(id, "writes", length));
@@ -60,7 +61,8 @@ impl FakeKernel {
         }
     }
 
-    /// The peer closes: a reset if echoed bytes were still unread, else a FIN, and a reset for what still comes.
+    /// The peer closes: a reset if echoed bytes were still unread, else a FIN, and a reset for what
+    /// still comes.
     pub(crate) fn peer_close(&mut self, id: PeerId) {
         let peer = &mut self.peers[id.0];
         if peer.is_over() {

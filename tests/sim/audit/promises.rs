@@ -1,0 +1,85 @@
+//! The promise about ends: no connection is ended without a cause, and none before it got what it
+//! is owed.
+
+use echo_uring::echo::op::ConnectionId;
+
+use super::{Audit, Tenant};
+
+impl Audit {
+    /// Time passed: this is where the core may decide to end a connection in order.
+    pub(super) fn note_decisions(&mut self, now: u64) {
+        let drained = self.is_drained(now);
+        let idle_timeout = self.limits.idle_timeout;
+        for (_, tenant) in &mut self.tenants {
+            let Tenant::Open(open) = tenant else { continue };
+            let idle = idle_timeout.is_some_and(|timeout| now >= open.active_at + timeout);
+            if idle || drained {
+                open.decided.get_or_insert(open.received);
+            }
+        }
+    }
+
+    pub(super) fn is_drained(&self, now: u64) -> bool {
+        self.drain_deadline.is_some_and(|deadline| now >= deadline)
+    }
+
+    /// A FIN by our own decision: for idleness or at the end of a drain, and never before the last
+    /// byte that is owed.
+    pub(super) fn check_write_shutdown(&mut self, connection: ConnectionId) {
+        let open = self.open(connection);
+        assert!(open.send.is_none(), "promise: {connection:?} is finished while it sends");
+        let owed = open.decided;
+        let owed =
+            owed.unwrap_or_else(|| panic!("promise: {connection:?} is finished for nothing"));
+        assert!(open.sent >= owed, "promise: {connection:?} is finished with bytes unsent");
+    }
+
+    /// The end by force needs a cause.
+    pub(super) fn check_cause(&mut self, now: u64, connection: ConnectionId) {
+        let limits = self.limits;
+        let charged = self.charged;
+        let drain_is_over =
+            now >= limits.linger_timeout && self.is_drained(now - limits.linger_timeout);
+        let drain_deadline = self.drain_deadline;
+        let open = self.open(connection);
+        let unsent = open.received - open.sent;
+        // Patience comes first: FIN at the deadline, unless there was no time or bytes are still
+        // under way.
+        let too_late =
+            drain_deadline.is_some_and(|at| open.accepted_at >= at + limits.linger_timeout);
+        let asked_to_end = open.write_shut_at.is_some() || unsent > 0 || too_late;
+        let stalled = limits.stall_timeout.is_some_and(|timeout| now >= open.progress_at + timeout);
+        let lingered = open.write_shut_at.is_some_and(|at| now >= at + limits.linger_timeout);
+        let beyond = charged + unsent - open.aside > limits.aside_bytes_max;
+        let cause = open.dead
+            || open.both_shut
+            || lingered
+            || (drain_is_over && asked_to_end)
+            || (unsent > 0 && (stalled || beyond));
+        assert!(cause, "promise: {connection:?} is ended for nothing: {open:?}");
+    }
+
+    pub(super) fn close(&mut self, now: u64, connection: ConnectionId) {
+        let open = self.open(connection);
+        assert!(open.receive.is_none(), "contract: {connection:?} is closed while receiving");
+        assert!(open.send.is_none(), "contract: {connection:?} is closed while sending");
+        let complete = open.ended && open.sent == open.received;
+        let excused = open.ended && open.decided.is_some_and(|owed| open.sent >= owed);
+        if complete && !open.dead && !open.both_shut {
+            self.complete.push(connection);
+        } else if !excused {
+            self.check_cause(now, connection);
+        }
+        self.charged -= self.open(connection).charged;
+        self.tenants.retain(|(name, _)| *name != connection);
+        self.retired.push(connection);
+        self.closed += 1;
+        // A descriptor and some memory came free: accepting is worth a try at once.
+        self.pauses.fill(0);
+    }
+
+    /// Whether this connection, now closed, got back everything that it sent.
+    pub(crate) fn is_complete(&self, connection: ConnectionId) -> bool {
+        self.complete.contains(&connection)
+    }
+}
