@@ -1,5 +1,4 @@
-//! Results as a table in Markdown and as plots: for each work the ratios of all servers, and for
-//! all works with small messages how the cost grows with the number of connections.
+//! Results as tables in Markdown, and for each work a plot of the ratios of all servers.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -43,13 +42,36 @@ pub(crate) fn plot(files: &[PathBuf], directory: &Path) -> Result<(), String> {
             outcomes.push(outcome);
         }
     }
+    print!("{}{}", matrix(&outcomes), growth(&outcomes));
     for outcome in &outcomes {
         println!("\n{}", table(outcome));
         let path = directory.join(format!("{}.svg", outcome.work));
         draw(outcome, &path).map_err(|error| format!("{}: {error}", path.display()))?;
     }
-    print!("{}", growth(&outcomes));
     Ok(())
+}
+
+/// The median ratios of all servers in all works.
+fn matrix(outcomes: &[Outcome]) -> String {
+    let mut servers: Vec<&str> = Vec::new();
+    for summary in outcomes.iter().flat_map(|outcome| &outcome.summaries) {
+        if !servers.contains(&summary.server.as_str()) {
+            servers.push(&summary.server);
+        }
+    }
+    let works: Vec<_> = outcomes.iter().map(|outcome| format!("`{}`", outcome.work)).collect();
+    let mut text = format!("\n| server | {} |\n|---|", works.join(" | "));
+    text.push_str(&"---|".repeat(works.len()));
+    for server in servers {
+        let ratio = |outcome: &Outcome| {
+            let summary = outcome.summaries.iter().find(|summary| summary.server == server);
+            summary.map_or("–".to_owned(), |summary| format!("{:.2}", summary.cpu_ratio.median))
+        };
+        let ratios: Vec<_> = outcomes.iter().map(ratio).collect();
+        let _ = write!(text, "\n| {server} | {} |", ratios.join(" | "));
+    }
+    text.push('\n');
+    text
 }
 
 /// One work in Markdown.
