@@ -77,7 +77,7 @@ const PURE: &[&str] = &[
 ];
 
 /// How many `unsafe` blocks the driver has. The number may only fall: lower it when one goes.
-const UNSAFE_BLOCKS: usize = 26;
+const UNSAFE_BLOCKS: usize = 25;
 
 const COLUMNS_MAX: usize = 100;
 const FILE_LINES_MAX: usize = 600;

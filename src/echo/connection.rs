@@ -160,7 +160,8 @@ impl Connection {
         match reason {
             ReceiveEnd::EndOfStream => self.on_end_of_stream(),
             ReceiveEnd::NoBuffer => self.on_no_buffer(context, ended),
-            ReceiveEnd::Stopped => self.expectation = Expectation::Data,
+            // Waiting for readiness misses nothing: it finds what is there already.
+            ReceiveEnd::Stopped => self.expectation = Expectation::Silence,
             ReceiveEnd::Memory => {
                 if !matches!(self.phase, Phase::Closing(_)) {
                     self.receive = Receive::Retrying;

@@ -1,8 +1,9 @@
-//! The pool: one provided-buffer ring per size class (Linux 5.19, io_uring_register_buf_ring(3)).
+//! The pool: small buffers in a provided-buffer ring (Linux 5.19, io_uring_register_buf_ring(3)),
+//! large ones on a stack.
 //!
-//! The kernel takes a buffer from the ring when bytes come, so a quiet connection holds none; a
-//! completion lends it to the core, and recycling puts it back. Memory is mapped once and touched
-//! only when used, so a pool costs what the traffic needs of it.
+//! A quiet connection holds none of either; a completion lends a buffer to the core, and recycling
+//! puts it back. Memory is mapped once and touched only when used, so a pool costs what the traffic
+//! needs of it.
 
 use std::io;
 use std::ptr::NonNull;
@@ -47,17 +48,66 @@ impl Drop for Mapping {
     }
 }
 
-/// One size class of the pool.
-///
-/// It must outlive every operation that uses it: [`super::driver::Driver`] drops its ring first,
-/// and forgets the pool rather than drop it when the kernel still holds a receive or a send.
-pub(super) struct BufferRing {
-    entries: Mapping,
+/// Buffers of one size, and which of them are lent to the core.
+struct Buffers {
     payload: Mapping,
     size: u32,
     count: u16,
-    tail: u16,
     lent: Vec<bool>,
+}
+
+impl Buffers {
+    fn new(count: u16, size: u32) -> io::Result<Self> {
+        // There is no mapping of nothing.
+        let payload = Mapping::new((usize::from(count) * size as usize).max(1))?;
+        Ok(Self { payload, size, count, lent: vec![false; usize::from(count)] })
+    }
+
+    fn lend(&mut self, index: u16) {
+        let lent = &mut self.lent[usize::from(index)];
+        assert!(!*lent, "buffer {index} was filled while it was lent");
+        *lent = true;
+    }
+
+    fn take_back(&mut self, index: u16) {
+        let lent = &mut self.lent[usize::from(index)];
+        assert!(*lent, "buffer {index} is at home already");
+        *lent = false;
+    }
+
+    fn lent_bytes(&self, index: u16, length: u32) -> *const u8 {
+        assert!(self.lent[usize::from(index)], "buffer {index} is not lent");
+        assert!(length <= self.size, "{length} bytes of a buffer of {}", self.size);
+        self.address(index)
+    }
+
+    fn copy(&self, index: u16, offset: u32, length: u32) -> Box<[u8]> {
+        let end = offset.checked_add(length).expect("invariant: a buffer is shorter than 4 GiB");
+        let start = self.lent_bytes(index, end);
+        // SAFETY: `offset` is at most `end`, which `lent_bytes` found to be inside the buffer.
+        let from = unsafe { start.add(offset as usize) };
+        // SAFETY: these bytes are mapped and initialised (zeroed, then written by the kernel), and
+        // the kernel does not write to a buffer that is lent.
+        unsafe { std::slice::from_raw_parts(from, length as usize) }.into()
+    }
+
+    fn address(&self, index: u16) -> *mut u8 {
+        assert!(index < self.count, "there is no buffer {index}");
+        // SAFETY: `index` is below `count`, so this stays inside the mapping of `count * size`
+        // bytes.
+        unsafe { self.payload.start.as_ptr().add(usize::from(index) * self.size as usize) }
+    }
+}
+
+/// The small buffers: a provided-buffer ring. The kernel takes one when bytes come, so a receive
+/// can wait for ever without holding any.
+///
+/// It must outlive every operation that uses it: [`super::driver::Driver`] drops its ring first,
+/// and forgets the buffers rather than drop them when the kernel still holds a receive or a send.
+pub(super) struct BufferRing {
+    entries: Mapping,
+    buffers: Buffers,
+    tail: u16,
 }
 
 impl BufferRing {
@@ -66,7 +116,6 @@ impl BufferRing {
     pub(super) fn register(ring: &IoUring, group: u16, count: u16, size: u32) -> io::Result<Self> {
         assert!(count.is_power_of_two() && count <= 1 << 15, "{count} buffers make no ring");
         let entries = Mapping::new(usize::from(count) * size_of::<BufRingEntry>())?;
-        let payload = Mapping::new(usize::from(count) * size as usize)?;
         // SAFETY: `entries` holds `count` entries, is page-aligned, and outlives the ring (see the
         // type).
         unsafe {
@@ -77,35 +126,48 @@ impl BufferRing {
                 0,
             )?;
         }
-        let mut pool =
-            Self { entries, payload, size, count, tail: 0, lent: vec![true; usize::from(count)] };
-        (0..count).for_each(|index| pool.recycle(index));
-        Ok(pool)
+        let mut ring = Self { entries, buffers: Buffers::new(count, size)?, tail: 0 };
+        (0..count).for_each(|index| ring.provide(index));
+        Ok(ring)
     }
 
     /// Notes that the kernel took a buffer out of the ring.
     pub(super) fn lend(&mut self, index: u16) {
-        let lent = &mut self.lent[usize::from(index)];
-        assert!(!*lent, "the kernel filled buffer {index}, which it did not have");
-        *lent = true;
+        self.buffers.lend(index);
     }
 
     /// Puts a lent buffer at the end of the ring.
     pub(super) fn recycle(&mut self, index: u16) {
-        let lent = &mut self.lent[usize::from(index)];
-        assert!(*lent, "buffer {index} is at home already");
-        *lent = false;
-        let position = usize::from(self.tail & (self.count - 1));
-        let address = self.address(index) as u64;
+        self.buffers.take_back(index);
+        self.provide(index);
+    }
+
+    /// Where the bytes of a lent buffer are, for a send of `length` bytes of it.
+    ///
+    /// # Panics
+    /// If the buffer is not lent or shorter than that.
+    pub(super) fn lent_bytes(&self, index: u16, length: u32) -> *const u8 {
+        self.buffers.lent_bytes(index, length)
+    }
+
+    /// A copy of `length` bytes of a lent buffer, from `offset` on.
+    pub(super) fn copy(&self, index: u16, offset: u32, length: u32) -> Box<[u8]> {
+        self.buffers.copy(index, offset, length)
+    }
+
+    fn provide(&mut self, index: u16) {
+        let position = usize::from(self.tail & (self.buffers.count - 1));
+        let address = self.buffers.address(index) as u64;
         let base: *mut BufRingEntry = self.entries.start.as_ptr().cast();
         // SAFETY: `position` is below `count`, so this stays inside the mapping of `count` entries.
         let slot = unsafe { base.add(position) };
         // SAFETY: the mapping is zeroed, which is a valid entry, and lives as long as `self`. The
         // kernel reads an entry only between head and tail; as each of the `count` buffers is in
-        // the ring at most once (`lent`), this one is outside.
+        // the ring at most once (it comes here from being lent, or at the start), this one is
+        // outside.
         let entry = unsafe { &mut *slot };
         entry.set_addr(address);
-        entry.set_len(self.size);
+        entry.set_len(self.buffers.size);
         entry.set_bid(index);
         self.tail = self.tail.wrapping_add(1);
         // SAFETY: `base` is the start of a registered ring; its tail lies in the reserved field of
@@ -116,32 +178,66 @@ impl BufferRing {
         let tail = unsafe { AtomicU16::from_ptr(tail.cast_mut()) };
         tail.store(self.tail, Ordering::Release);
     }
+}
 
-    /// Where the bytes of a lent buffer are, for a send of `length` bytes of it.
-    ///
-    /// # Panics
-    /// If the buffer is not lent or shorter than that.
+/// The large buffers: a stack. The one that was used last is used next, while it is still in the
+/// cache; a provided-buffer ring is first in, first out and would walk all of them.
+///
+/// A receive takes its buffer when it is submitted, so it must not wait: it is only tried.
+///
+/// It must outlive every operation that uses it, as [`BufferRing`].
+pub(super) struct BufferStack {
+    buffers: Buffers,
+    free: Vec<u16>,
+    /// The buffers that the kernel may write to now, and for which connection slot.
+    filling: Vec<(u32, u16)>,
+}
+
+impl BufferStack {
+    /// `count` buffers of `size` bytes.
+    pub(super) fn new(count: u16, size: u32) -> io::Result<Self> {
+        let free = (0..count).rev().collect();
+        Ok(Self { buffers: Buffers::new(count, size)?, free, filling: Vec::new() })
+    }
+
+    /// Gives a free buffer to a receive of the connection in `slot`: where it is, and its length.
+    pub(super) fn fill(&mut self, slot: u32) -> Option<(*mut u8, u32)> {
+        let index = self.free.pop()?;
+        self.filling.push((slot, index));
+        Some((self.buffers.address(index), self.buffers.size))
+    }
+
+    /// The receive of the connection in `slot` is over and brought bytes: its buffer is lent.
+    pub(super) fn filled(&mut self, slot: u32) -> u16 {
+        let index = self.take_filling(slot).expect("invariant: bytes came into a buffer of ours");
+        self.buffers.lend(index);
+        index
+    }
+
+    /// The receive of the connection in `slot` is over and brought nothing.
+    pub(super) fn not_filled(&mut self, slot: u32) {
+        let index = self.take_filling(slot);
+        self.free.extend(index);
+    }
+
+    /// Puts a lent buffer on top of the stack.
+    pub(super) fn recycle(&mut self, index: u16) {
+        self.buffers.take_back(index);
+        self.free.push(index);
+    }
+
+    /// As [`BufferRing::lent_bytes`].
     pub(super) fn lent_bytes(&self, index: u16, length: u32) -> *const u8 {
-        assert!(self.lent[usize::from(index)], "buffer {index} is not lent");
-        assert!(length <= self.size, "{length} bytes of a buffer of {}", self.size);
-        self.address(index)
+        self.buffers.lent_bytes(index, length)
     }
 
-    /// A copy of `length` bytes of a lent buffer, from `offset` on.
+    /// As [`BufferRing::copy`].
     pub(super) fn copy(&self, index: u16, offset: u32, length: u32) -> Box<[u8]> {
-        let end = offset.checked_add(length).expect("invariant: a buffer is shorter than 4 GiB");
-        let start = self.lent_bytes(index, end);
-        // SAFETY: `offset` is at most `end`, which `lent_bytes` found to be inside the buffer.
-        let from = unsafe { start.add(offset as usize) };
-        // SAFETY: these bytes are mapped and initialised (zeroed, then written by the kernel), and
-        // the kernel does not write to a buffer that is lent: it is not in the ring.
-        unsafe { std::slice::from_raw_parts(from, length as usize) }.into()
+        self.buffers.copy(index, offset, length)
     }
 
-    fn address(&self, index: u16) -> *const u8 {
-        assert!(index < self.count, "there is no buffer {index}");
-        // SAFETY: `index` is below `count`, so this stays inside the mapping of `count * size`
-        // bytes.
-        unsafe { self.payload.start.as_ptr().add(usize::from(index) * self.size as usize) }
+    fn take_filling(&mut self, slot: u32) -> Option<u16> {
+        let position = self.filling.iter().position(|&(owner, _)| owner == slot)?;
+        Some(self.filling.swap_remove(position).1)
     }
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::net;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use nix::sys::eventfd::EventFd;
 use socket2::SockRef;
 
 use super::aside::Aside;
-use super::buffers::BufferRing;
+use super::buffers::{BufferRing, BufferStack};
 use super::errno;
 use super::probe::{self, Unusable};
 use super::ring::Ring;
@@ -73,13 +73,18 @@ impl ListeningSocket {
     }
 }
 
+const OPEN: &str = "invariant: the core names open connections only";
+
+/// The buffer group of the small buffers.
+const SMALL_GROUP: u16 = 0;
+
 /// How a driver is set up.
 pub struct Settings {
     /// The listening sockets, in the order of their [`ListenerId`]. Shared by all workers.
     pub listeners: Arc<[ListeningSocket]>,
     /// Becomes readable when the worker is to turn its loop; the driver empties it.
     pub wake: Arc<EventFd>,
-    /// Buffers of each class: 0, or a power of two up to 32768.
+    /// Buffers of each class. Small ones: a power of two up to 32768.
     pub buffers: [u16; 2],
     /// Bytes of a buffer of each class.
     pub buffer_sizes: [u32; 2],
@@ -109,7 +114,8 @@ struct Socket {
 pub struct Driver {
     // Dropped first: the kernel must let go before the memory goes. See also `Drop`.
     ring: ManuallyDrop<Ring>,
-    pools: [Option<ManuallyDrop<BufferRing>>; 2],
+    small: ManuallyDrop<BufferRing>,
+    large: ManuallyDrop<BufferStack>,
     asides: HashMap<u32, ManuallyDrop<Aside>>,
     /// The socket of each slot.
     sockets: Vec<Option<Socket>>,
@@ -122,6 +128,8 @@ pub struct Driver {
     in_flight: u64,
     /// Completions of this turn, between the ring and [`Driver::event`]; empty between turns.
     reaped: Vec<cqueue::Entry>,
+    /// Answers that need no kernel, for the next turn.
+    answers: Vec<Event>,
     busy_poll: Option<Duration>,
     origin: Instant,
 }
@@ -133,19 +141,15 @@ impl Driver {
     /// When io_uring cannot be used, and why.
     pub fn new(settings: Settings) -> Result<Self, Unusable> {
         let ring = Ring::new().map_err(Unusable::from_setup)?;
-        let mut pools = [None, None];
-        for class in SizeClass::ALL {
-            let count = settings.buffers[class.index()];
-            if count > 0 {
-                let size = settings.buffer_sizes[class.index()];
-                let pool = BufferRing::register(ring.inner(), group(class), count, size)
-                    .map_err(Unusable::from_buffers)?;
-                pools[class.index()] = Some(ManuallyDrop::new(pool));
-            }
-        }
+        let ([small, large], [small_size, large_size]) = (settings.buffers, settings.buffer_sizes);
+        let small = BufferRing::register(ring.inner(), SMALL_GROUP, small, small_size)
+            .map_err(Unusable::from_buffers)?;
+        let large = BufferStack::new(large, large_size).map_err(Unusable::Resources)?;
         Ok(Self {
             ring: ManuallyDrop::new(ring),
-            pools,
+            small: ManuallyDrop::new(small),
+            large: ManuallyDrop::new(large),
+            answers: Vec::new(),
             asides: HashMap::new(),
             sockets: Vec::new(),
             accepting: vec![None; settings.listeners.len()],
@@ -162,24 +166,29 @@ impl Driver {
     fn carry_out(&mut self, op: Op) {
         match op {
             Op::Accept { listener, connection } => self.accept(listener, connection),
-            Op::CancelAccept { connection } => self.cancel(Token::Accept(connection)),
+            Op::CancelAccept { connection } => self.ring.cancel(Token::Accept(connection)),
             Op::Receive { connection, class, mode, expectation } => {
                 self.receive(connection, class, mode, expectation);
             }
             Op::CancelReceive { connection } => {
-                // Only one of the two is armed; the other cancel finds nothing, which nobody hears
-                // of.
-                for class in SizeClass::ALL {
-                    self.cancel(Token::Receive(connection, class));
-                }
+                // Only one of them can be armed; the other cancel finds nothing, which nobody hears
+                // of. A receive into a large buffer never waits, only the poll before it.
+                self.ring.cancel(Token::Receive(connection, SizeClass::Small));
+                self.ring.cancel(Token::Readable(connection));
             }
             Op::Send { connection, buffer, length } => self.send(connection, buffer, length),
             Op::SetAside { connection, buffer, offset, length } => {
-                let piece = self.pool(buffer.class).copy(buffer.index, offset, length);
+                let piece = match buffer.class {
+                    SizeClass::Small => self.small.copy(buffer.index, offset, length),
+                    SizeClass::Large => self.large.copy(buffer.index, offset, length),
+                };
                 self.asides.entry(connection.slot()).or_default().push(piece);
             }
             Op::SendAside { connection } => self.send_aside(connection),
-            Op::Recycle { buffer } => self.pool(buffer.class).recycle(buffer.index),
+            Op::Recycle { buffer } => match buffer.class {
+                SizeClass::Small => self.small.recycle(buffer.index),
+                SizeClass::Large => self.large.recycle(buffer.index),
+            },
             Op::Shutdown { connection, how } => {
                 let how = match how {
                     Shutdown::Write => net::Shutdown::Write,
@@ -203,13 +212,7 @@ impl Driver {
         let index = usize::from(listener.0);
         let former = self.accepting[index].replace(connection);
         assert!(former.is_none(), "{listener:?} is accepting already");
-        let fd = types::Fd(self.listeners[index].socket.as_raw_fd());
-        let entry = opcode::Accept::new(fd, std::ptr::null_mut(), std::ptr::null_mut())
-            .flags(libc::SOCK_CLOEXEC)
-            .build()
-            .user_data(Token::Accept(connection).pack());
-        // SAFETY: it points to no memory: the peer's address is not asked for.
-        unsafe { self.ring.push(entry) };
+        self.ring.accept(self.listeners[index].socket.as_fd(), Token::Accept(connection));
     }
 
     fn receive(
@@ -219,11 +222,26 @@ impl Driver {
         mode: ReceiveMode,
         expectation: Expectation,
     ) {
-        assert!(self.pools[class.index()].is_some(), "there are no {class:?} buffers");
+        match (class, expectation) {
+            (SizeClass::Small, _) => self.receive_small(connection, mode, expectation),
+            (SizeClass::Large, Expectation::Data) => {
+                let answer = self.try_receive_large(connection);
+                self.answers.extend(answer);
+            }
+            (SizeClass::Large, Expectation::Silence) => self.poll_readable(connection),
+        }
+    }
+
+    fn receive_small(
+        &mut self,
+        connection: ConnectionId,
+        mode: ReceiveMode,
+        expectation: Expectation,
+    ) {
         let fd = self.fd(connection);
         let entry = match (mode, self.socket(connection).transport) {
             (ReceiveMode::Multishot, Transport::Tcp) => {
-                probe::multishot_receive(fd, group(class), MULTISHOT_BYTES_MAX)
+                probe::multishot_receive(fd, SMALL_GROUP, MULTISHOT_BYTES_MAX)
             }
             (ReceiveMode::Multishot, Transport::Unix) | (ReceiveMode::Once, _) => {
                 opcode::Recv::new(fd, std::ptr::null_mut(), 0)
@@ -231,21 +249,48 @@ impl Driver {
                         Expectation::Data => 0,
                         Expectation::Silence => probe::POLL_FIRST,
                     })
-                    .buf_group(group(class))
+                    .buf_group(SMALL_GROUP)
                     .build()
                     .flags(squeue::Flags::BUFFER_SELECT)
             }
         };
         self.in_flight += 1;
-        let entry = entry.user_data(Token::Receive(connection, class).pack());
+        let entry = entry.user_data(Token::Receive(connection, SizeClass::Small).pack());
         // SAFETY: it points to no memory of its own; the buffers it may pick from outlive it, see
         // `BufferRing` and `Drop`.
         unsafe { self.ring.push(entry) };
     }
 
+    /// Receives into a large buffer what is there. It never waits: it would hold the buffer.
+    /// Answers at once if there is no buffer.
+    fn try_receive_large(&mut self, connection: ConnectionId) -> Option<Event> {
+        let fd = self.fd(connection);
+        let Some((start, length)) = self.large.fill(connection.slot()) else {
+            return Some(Event::ReceiveEnded { connection, reason: ReceiveEnd::NoBuffer });
+        };
+        let entry = opcode::Recv::new(fd, start, length)
+            .flags(libc::MSG_DONTWAIT)
+            .build()
+            .user_data(Token::Receive(connection, SizeClass::Large).pack());
+        self.in_flight += 1;
+        // SAFETY: `start` are `length` bytes that `BufferStack::fill` gives to nobody else before
+        // the completion, and that outlive the receive, see `BufferRing` and `Drop`.
+        unsafe { self.ring.push(entry) };
+        None
+    }
+
+    /// Waits until there are bytes, or the end of the stream.
+    fn poll_readable(&mut self, connection: ConnectionId) {
+        let socket = self.sockets[connection.slot() as usize].as_ref().expect(OPEN);
+        self.ring.poll(socket.fd.as_fd(), Token::Readable(connection));
+    }
+
     fn send(&mut self, connection: ConnectionId, buffer: BufferId, length: u32) {
         let fd = self.fd(connection);
-        let bytes = self.pool(buffer.class).lent_bytes(buffer.index, length);
+        let bytes = match buffer.class {
+            SizeClass::Small => self.small.lent_bytes(buffer.index, length),
+            SizeClass::Large => self.large.lent_bytes(buffer.index, length),
+        };
         let entry = opcode::Send::new(fd, bytes, length)
             .flags(libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
             .build()
@@ -273,39 +318,18 @@ impl Driver {
         unsafe { self.ring.push(entry) };
     }
 
-    fn cancel(&mut self, token: Token) {
-        let entry = opcode::AsyncCancel::new(token.pack())
-            .build()
-            .flags(squeue::Flags::SKIP_SUCCESS)
-            .user_data(Token::Unanswered.pack());
-        // SAFETY: it points to no memory.
-        unsafe { self.ring.push(entry) };
-    }
-
     fn close(&mut self, connection: ConnectionId) {
         if let Some(aside) = self.asides.remove(&connection.slot()) {
             assert!(!aside.is_in_flight(), "{connection:?} is closed while bytes are being sent");
             drop(ManuallyDrop::into_inner(aside));
         }
-        let socket = self.sockets[connection.slot() as usize].take();
-        let fd = socket.expect("invariant: the core closes open connections only").fd.into_raw_fd();
-        let entry = opcode::Close::new(types::Fd(fd))
-            .build()
-            .flags(squeue::Flags::SKIP_SUCCESS)
-            .user_data(Token::Unanswered.pack());
-        // SAFETY: it points to no memory, and the descriptor was ours alone until this very entry
-        // took it over.
-        unsafe { self.ring.push(entry) };
+        let socket = self.sockets[connection.slot() as usize].take().expect(OPEN);
+        self.ring.close(socket.fd);
     }
 
     fn arm_wake(&mut self) {
         if !std::mem::replace(&mut self.wake_armed, true) {
-            let entry =
-                opcode::PollAdd::new(types::Fd(self.wake.as_fd().as_raw_fd()), libc::POLLIN as u32)
-                    .build()
-                    .user_data(Token::Wake.pack());
-            // SAFETY: it points to no memory.
-            unsafe { self.ring.push(entry) };
+            self.ring.poll(self.wake.as_fd(), Token::Wake);
         }
     }
 
@@ -314,7 +338,18 @@ impl Driver {
         let (result, flags) = (completion.result(), completion.flags());
         Some(match Token::unpack(completion.user_data()) {
             Token::Accept(connection) => self.accepted(connection, result),
-            Token::Receive(connection, class) => self.received(connection, class, result, flags),
+            Token::Receive(connection, SizeClass::Small) => {
+                self.received_small(connection, result, flags)
+            }
+            Token::Receive(connection, SizeClass::Large) => {
+                self.received_large(connection, result, flags)
+            }
+            Token::Readable(connection) if result >= 0 => {
+                return self.try_receive_large(connection);
+            }
+            Token::Readable(connection) => {
+                Event::ReceiveEnded { connection, reason: errno::of_receive(-result) }
+            }
             Token::Send(connection) => {
                 self.in_flight -= 1;
                 match result {
@@ -355,23 +390,33 @@ impl Driver {
         Event::Accepted { connection }
     }
 
-    fn received(
-        &mut self,
-        connection: ConnectionId,
-        class: SizeClass,
-        result: i32,
-        flags: u32,
-    ) -> Event {
+    fn received_large(&mut self, connection: ConnectionId, result: i32, flags: u32) -> Event {
+        self.in_flight -= 1;
+        if result > 0 {
+            let index = self.large.filled(connection.slot());
+            return Event::Received {
+                connection,
+                buffer: BufferId { class: SizeClass::Large, index },
+                length: result as u32,
+                armed: false,
+                more: cqueue::sock_nonempty(flags),
+            };
+        }
+        self.large.not_filled(connection.slot());
+        Event::ReceiveEnded { connection, reason: end_of_receive(result) }
+    }
+
+    fn received_small(&mut self, connection: ConnectionId, result: i32, flags: u32) -> Event {
         let armed = cqueue::more(flags);
         self.in_flight -= u64::from(!armed);
         let buffer = cqueue::buffer_select(flags);
         if let Some(index) = buffer {
-            self.pool(class).lend(index);
+            self.small.lend(index);
         }
         match (result, buffer) {
             (1.., Some(index)) => Event::Received {
                 connection,
-                buffer: BufferId { class, index },
+                buffer: BufferId { class: SizeClass::Small, index },
                 length: result as u32,
                 armed,
                 more: cqueue::sock_nonempty(flags),
@@ -380,14 +425,10 @@ impl Driver {
             (..=0, _) => {
                 // A kernel may hand out a buffer and then find nothing to put into it.
                 if let Some(index) = buffer {
-                    self.pool(class).recycle(index);
+                    self.small.recycle(index);
                 }
                 assert!(!armed, "a multishot receive goes on after result {result}");
-                let reason = match result {
-                    0 => ReceiveEnd::EndOfStream,
-                    _ => errno::of_receive(-result),
-                };
-                Event::ReceiveEnded { connection, reason }
+                Event::ReceiveEnded { connection, reason: end_of_receive(result) }
             }
         }
     }
@@ -408,14 +449,8 @@ impl Driver {
         }
     }
 
-    fn pool(&mut self, class: SizeClass) -> &mut BufferRing {
-        let pool = self.pools[class.index()].as_mut();
-        pool.expect("invariant: buffers come from pools that exist")
-    }
-
     fn socket(&self, connection: ConnectionId) -> &Socket {
-        let socket = self.sockets[connection.slot() as usize].as_ref();
-        socket.expect("invariant: the core names open connections only")
+        self.sockets[connection.slot() as usize].as_ref().expect(OPEN)
     }
 
     fn fd(&self, connection: ConnectionId) -> types::Fd {
@@ -448,12 +483,14 @@ impl Kernel for Driver {
             0 => Duration::ZERO,
             left => Duration::from_millis(left + 1),
         });
+        let patience = if self.answers.is_empty() { patience } else { Some(Duration::ZERO) };
         let waited = match self.busy_poll {
             Some(spin) if patience != Some(Duration::ZERO) => {
                 self.ring.submit_and_spin(patience, spin)
             }
             _ => self.ring.submit_and_wait(patience),
         };
+        events.append(&mut self.answers);
         let mut reaped = std::mem::take(&mut self.reaped);
         reaped.extend(self.ring.completions());
         let idle = reaped.is_empty();
@@ -489,11 +526,11 @@ impl Drop for Driver {
             // Keep it: this happens only when a worker gives up, at the end of the process.
             return;
         }
-        for pool in self.pools.iter_mut().flatten() {
-            // SAFETY: no receive and no send is in flight, so the kernel does not touch it; it is
-            // dropped once.
-            unsafe { ManuallyDrop::drop(pool) };
-        }
+        // SAFETY: no receive and no send is in flight, so the kernel does not touch it; it is
+        // dropped once.
+        unsafe { ManuallyDrop::drop(&mut self.small) };
+        // SAFETY: as for the small buffers.
+        unsafe { ManuallyDrop::drop(&mut self.large) };
         for aside in self.asides.values_mut() {
             // SAFETY: no send is in flight, so the kernel does not read it; it is dropped once.
             unsafe { ManuallyDrop::drop(aside) };
@@ -501,6 +538,10 @@ impl Drop for Driver {
     }
 }
 
-fn group(class: SizeClass) -> u16 {
-    class.index() as u16
+/// Why a receive that brought `result` has ended.
+fn end_of_receive(result: i32) -> ReceiveEnd {
+    match result {
+        0 => ReceiveEnd::EndOfStream,
+        _ => errno::of_receive(-result),
+    }
 }

@@ -3,9 +3,12 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use io_uring::{IoUring, cqueue, squeue, types};
+use io_uring::{IoUring, cqueue, opcode, squeue, types};
+
+use super::token::Token;
 
 /// Entries of the submission queue. A fuller batch is handed over in pieces of this size.
 const SUBMISSIONS: u32 = 1024;
@@ -65,6 +68,36 @@ impl Ring {
         self.backlog.push_back(entry);
         // An error is no loss: the entries stay queued, and the next turn reports it if it lasts.
         let _ = self.hand_over_backlog();
+    }
+
+    /// Accepts one connection.
+    pub(super) fn accept(&mut self, listener: BorrowedFd<'_>, token: Token) {
+        let fd = types::Fd(listener.as_raw_fd());
+        // The peer's address is not asked for.
+        let entry = opcode::Accept::new(fd, std::ptr::null_mut(), std::ptr::null_mut());
+        self.push_bare(entry.flags(libc::SOCK_CLOEXEC).build().user_data(token.pack()));
+    }
+
+    /// Waits until `fd` is readable.
+    pub(super) fn poll(&mut self, fd: BorrowedFd<'_>, token: Token) {
+        let entry = opcode::PollAdd::new(types::Fd(fd.as_raw_fd()), libc::POLLIN as u32);
+        self.push_bare(entry.build().user_data(token.pack()));
+    }
+
+    /// Cancels the operation that was given `token`, if it is there.
+    pub(super) fn cancel(&mut self, token: Token) {
+        self.push_bare(unanswered(opcode::AsyncCancel::new(token.pack()).build()));
+    }
+
+    /// Closes `fd`.
+    pub(super) fn close(&mut self, fd: OwnedFd) {
+        self.push_bare(unanswered(opcode::Close::new(types::Fd(fd.into_raw_fd())).build()));
+    }
+
+    /// Queues an entry that points to no memory.
+    fn push_bare(&mut self, entry: squeue::Entry) {
+        // SAFETY: the four callers above build entries without a pointer into our memory.
+        unsafe { self.push(entry) };
     }
 
     /// Moves the backlog into the submission queue as it empties.
@@ -127,4 +160,9 @@ impl Ring {
     pub(super) fn completions(&mut self) -> cqueue::CompletionQueue<'_> {
         self.inner.completion()
     }
+}
+
+/// Marks an entry whose success nobody needs to hear of.
+fn unanswered(entry: squeue::Entry) -> squeue::Entry {
+    entry.flags(squeue::Flags::SKIP_SUCCESS).user_data(Token::Unanswered.pack())
 }

@@ -13,6 +13,8 @@ use crate::echo::op::{ConnectionId, SizeClass};
 pub(super) enum Token {
     Accept(ConnectionId),
     Receive(ConnectionId, SizeClass),
+    /// The socket of a receive into a large buffer became readable.
+    Readable(ConnectionId),
     Send(ConnectionId),
     SendAside(ConnectionId),
     /// The eventfd of the worker became readable.
@@ -28,6 +30,7 @@ const SEND: u64 = 4;
 const SEND_ASIDE: u64 = 5;
 const WAKE: u64 = 6;
 const UNANSWERED: u64 = 7;
+const READABLE: u64 = 8;
 
 impl Token {
     /// The value for the submission entry.
@@ -36,6 +39,7 @@ impl Token {
             Self::Accept(id) => with_id(ACCEPT, id),
             Self::Receive(id, SizeClass::Small) => with_id(RECEIVE_SMALL, id),
             Self::Receive(id, SizeClass::Large) => with_id(RECEIVE_LARGE, id),
+            Self::Readable(id) => with_id(READABLE, id),
             Self::Send(id) => with_id(SEND, id),
             Self::SendAside(id) => with_id(SEND_ASIDE, id),
             Self::Wake => WAKE << 56,
@@ -53,6 +57,7 @@ impl Token {
             ACCEPT => Self::Accept(id),
             RECEIVE_SMALL => Self::Receive(id, SizeClass::Small),
             RECEIVE_LARGE => Self::Receive(id, SizeClass::Large),
+            READABLE => Self::Readable(id),
             SEND => Self::Send(id),
             SEND_ASIDE => Self::SendAside(id),
             WAKE => Self::Wake,
@@ -81,6 +86,7 @@ mod tests {
                 Token::Accept(id),
                 Token::Receive(id, SizeClass::Small),
                 Token::Receive(id, SizeClass::Large),
+                Token::Readable(id),
                 Token::Send(id),
                 Token::SendAside(id),
                 Token::Wake,
