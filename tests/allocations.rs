@@ -3,7 +3,9 @@
 //!
 //! The core, the driver and the loop are those of the daemon; only the threads around them are not.
 //! What may allocate is a connection that comes, one that stalls, and tables that grow; so each
-//! kind of traffic is run once to warm up and then again, counted.
+//! kind of traffic is run once to warm up and then again, counted. A batch may still be larger than
+//! all before and a list grow for it, once; so the best of three counts. What a message costs, each
+//! of them would show.
 
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
@@ -110,6 +112,7 @@ impl Service {
             buffers: BUFFERS,
             buffer_sizes: BUFFER_SIZES,
             origin: self.origin,
+            busy_poll: None,
         })
         .unwrap();
         let server = Server::new(Parameters {
@@ -145,10 +148,10 @@ struct Traffic {
 }
 
 const TRAFFIC: [Traffic; 4] = [
-    Traffic { name: "one line", connections: 1, message: 64, in_flight: 1, times: 5_000 },
-    Traffic { name: "64 lines", connections: 64, message: 64, in_flight: 1, times: 200 },
+    Traffic { name: "one line", connections: 1, message: 64, in_flight: 1, times: 2_000 },
+    Traffic { name: "64 lines", connections: 64, message: 64, in_flight: 1, times: 100 },
     Traffic { name: "pipelines", connections: 64, message: 64, in_flight: 16, times: 100 },
-    Traffic { name: "16 KiB", connections: 16, message: 16 << 10, in_flight: 1, times: 200 },
+    Traffic { name: "16 KiB", connections: 16, message: 16 << 10, in_flight: 1, times: 100 },
 ];
 
 impl Traffic {
@@ -189,10 +192,13 @@ fn judge(receive_mode: ReceiveMode) {
             .iter()
             .map(|traffic| {
                 let mut streams = traffic.connect(&service);
-                traffic.run(&mut streams);
-                let before = REQUESTS.load(Ordering::Relaxed);
                 let messages = traffic.run(&mut streams);
-                (traffic.name, messages, REQUESTS.load(Ordering::Relaxed) - before)
+                let requests = |_| {
+                    let before = REQUESTS.load(Ordering::Relaxed);
+                    traffic.run(&mut streams);
+                    REQUESTS.load(Ordering::Relaxed) - before
+                };
+                (traffic.name, messages, (0..3).map(requests).min().unwrap())
             })
             .collect();
         service.end();

@@ -77,8 +77,8 @@ fn matrix(outcomes: &[Outcome]) -> String {
 /// One work in Markdown.
 fn table(outcome: &Outcome) -> String {
     let mut text = format!(
-        "**{}**\n\n| server | CPU per echo | ratio (quartiles) | p50 | p99.9 | p99.9 / p50, ratio |\n\
-         |---|---|---|---|---|---|\n",
+        "**{}**\n\n| server | CPU per echo | ratio (quartiles) | p50 | ratio | p99.9 | p99.9 over p50, ratio |\n\
+         |---|---|---|---|---|---|---|\n",
         outcome.title
     );
     for summary in &outcome.summaries {
@@ -89,11 +89,12 @@ fn table(outcome: &Outcome) -> String {
         let spread = |spread: Spread| spread.text().trim().to_owned();
         let _ = writeln!(
             text,
-            "| {} | {:.2} µs | {} | {} | {} | {} |",
+            "| {} | {:.2} µs | {} | {} | {} | {} | {} |",
             summary.server,
             summary.cpu_microseconds_per_echo,
             spread(summary.cpu_ratio),
             time(|latency| latency.p50_seconds),
+            summary.p50_ratio.map_or("–".to_owned(), spread),
             time(|latency| latency.p99_9_seconds),
             summary.unfairness_ratio.map_or("–".to_owned(), spread),
         );

@@ -110,6 +110,8 @@ pub(crate) struct Summary {
     pub(crate) echoes_per_second: f64,
     /// Medians of the slices' percentiles.
     pub(crate) latency: Option<Latency>,
+    /// The p50 of a slice against the yardstick's in the same round.
+    pub(crate) p50_ratio: Option<Spread>,
     /// How unfair it is, p99.9 over p50 of a slice, against the yardstick in the same round.
     pub(crate) unfairness_ratio: Option<Spread>,
 }
@@ -133,6 +135,11 @@ impl Slice {
 
     fn throughput(&self) -> f64 {
         self.echoes as f64 / self.elapsed_seconds
+    }
+
+    /// Not a number where no latency was taken.
+    fn p50(&self) -> f64 {
+        self.latency.map_or(f64::NAN, |latency| latency.p50_seconds)
     }
 
     /// Not a number where no latency was taken.
@@ -200,6 +207,7 @@ impl Outcome {
                 throughput_ratio: paired(one, &series[0], Slice::throughput),
                 echoes_per_second: each(one, Slice::throughput),
                 latency: latency(one),
+                p50_ratio: latency(one).map(|_| paired(one, &series[0], Slice::p50)),
                 unfairness_ratio: latency(one).map(|_| paired(one, &series[0], Slice::unfairness)),
             })
             .collect();

@@ -31,6 +31,9 @@ const GLANCE: Duration = Duration::from_millis(5);
 /// What the daemon is told beyond its defaults: one worker, for there is one core.
 const DAEMON_CONFIGURATION: &str = "[server]\nworkers = 1\n";
 
+/// The same for a quiet line that must answer at once.
+const SPINNING_CONFIGURATION: &str = "[server]\nworkers = 1\nbusy-poll = \"200us\"\n";
+
 /// What xinetd is told: its built-in echo, without its protection against many connections.
 const XINETD_CONFIGURATION: &str = "\
 service echo
@@ -112,6 +115,12 @@ pub(crate) const CATALOGUE: &[Entry] = &[
         configuration: DAEMON_CONFIGURATION,
         unix: true,
         ..peer("echo-uring", "", &["--config", "{configuration}", "--listen", "{address}"])
+    },
+    Entry {
+        program: Program::Daemon,
+        configuration: SPINNING_CONFIGURATION,
+        unix: true,
+        ..peer("echo-uring-spin", "", &["--config", "{configuration}", "--listen", "{address}"])
     },
     peer("threads", "echo-threads", LISTEN),
     peer("tokio", "echo-tokio", LISTEN),
