@@ -61,7 +61,7 @@ struct Arguments {
     /// Works, or sets of them (usual, crowds, others, all).
     #[arg(long, value_delimiter = ',', default_values = ["usual"])]
     works: Vec<String>,
-    /// Every work on every server: `--works all --servers all`. Takes most of an hour.
+    /// Every work on every server: `--works all --servers all`. Takes half an hour.
     #[arg(long, conflicts_with_all = ["works", "servers"])]
     all: bool,
     /// The daemon's binary.

@@ -221,7 +221,7 @@ impl Outcome {
         for summary in &self.summaries {
             let _ = write!(
                 text,
-                "  {:<14} {:>9.2} µs {}   {:>10.0}/s {}",
+                "  {:<16} {:>9.2} µs {}   {:>10.0}/s {}",
                 summary.server,
                 summary.cpu_microseconds_per_echo,
                 summary.cpu_ratio.text(),
@@ -245,7 +245,7 @@ impl Spread {
 /// The head of the table.
 pub(crate) fn head() -> String {
     format!(
-        "  {:<14} {:>12} {:^21}   {:>12} {:^21}  {:>9} {:>9}",
+        "  {:<16} {:>12} {:^21}   {:>12} {:^21}  {:>9} {:>9}",
         "", "CPU/echo", "ratio (quartiles)", "echoes", "ratio (quartiles)", "p50", "p99.9"
     )
 }

@@ -54,7 +54,7 @@ service echo
 ";
 
 /// Connections that a server with a process for each is asked to keep.
-const PROCESSES_MAX: usize = 1_000;
+const PROCESSES_MAX: usize = 64;
 
 /// Where a program is found.
 #[derive(Clone, Copy)]
