@@ -136,7 +136,7 @@ fn draw(outcome: &Outcome, path: &Path) -> Result<(), Box<dyn std::error::Error>
         .margin(6)
         .x_label_area_size(22)
         .y_label_area_size(100)
-        .build_cartesian_2d(0.0..RATIO_MAX, (0..count).into_segmented())?;
+        .build_cartesian_2d(0.0..RATIO_MAX, (0..count - 1).into_segmented())?;
     let name = |position: &SegmentValue<usize>| match position {
         SegmentValue::CenterOf(index) => {
             outcome.summaries.get(count - 1 - index).map_or("", |it| it.server.as_str()).to_owned()
@@ -155,13 +155,10 @@ fn draw(outcome: &Outcome, path: &Path) -> Result<(), Box<dyn std::error::Error>
     for (index, summary) in outcome.summaries.iter().rev().enumerate() {
         let ratio = summary.cpu_ratio;
         let color = if summary.server == OURS { ACCENT } else { QUIET };
-        let ends = |right: f64| {
-            [
-                (0.0, SegmentValue::Exact(index)),
-                (right.min(RATIO_MAX), SegmentValue::Exact(index + 1)),
-            ]
-        };
-        let mut bar = Rectangle::new(ends(ratio.median), color.filled());
+        let top =
+            if index + 1 == count { SegmentValue::Last } else { SegmentValue::Exact(index + 1) };
+        let corners = [(0.0, SegmentValue::Exact(index)), (ratio.median.min(RATIO_MAX), top)];
+        let mut bar = Rectangle::new(corners, color.filled());
         bar.set_margin(4, 4, 0, 0);
         chart.draw_series([bar])?;
         let whisker = [ratio.lower_quartile, ratio.upper_quartile]
