@@ -64,6 +64,9 @@ struct Arguments {
     /// Every work on every server: `--works all --servers all`. Takes half an hour.
     #[arg(long, conflicts_with_all = ["works", "servers"])]
     all: bool,
+    /// The client never sleeps, so that no send pays for waking it (not in churn).
+    #[arg(long)]
+    spin: bool,
     /// The daemon's binary.
     #[arg(long, default_value = "target/release/echo-uring")]
     daemon: PathBuf,

@@ -30,6 +30,15 @@ const EVENTS_MAX: usize = 1024;
 /// Bytes received at once.
 const BUFFER_LENGTH: usize = 256 * 1024;
 
+/// What the client does when nothing is there for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Patience {
+    /// It sleeps, as clients do, and the server's sends pay for waking it.
+    Sleep,
+    /// It asks again and again, so that no send has anybody to wake.
+    Spin,
+}
+
 /// Connections to one server, and the load on them.
 pub(crate) struct Steady<'a> {
     epoll: Epoll,
@@ -38,6 +47,7 @@ pub(crate) struct Steady<'a> {
     buffer: Vec<u8>,
     message_length: u64,
     in_flight: u64,
+    patience: Patience,
     /// Takes the time of each echo where only one is under way.
     stopwatch: Option<Stopwatch>,
 }
@@ -62,6 +72,7 @@ impl<'a> Steady<'a> {
         count: usize,
         message_length: usize,
         in_flight: usize,
+        patience: Patience,
     ) -> Result<Self, String> {
         let open = || -> io::Result<Self> {
             let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
@@ -81,6 +92,7 @@ impl<'a> Steady<'a> {
                 buffer: vec![0; BUFFER_LENGTH],
                 message_length: message_length as u64,
                 in_flight: in_flight as u64,
+                patience,
                 stopwatch: (in_flight == 1).then(|| Stopwatch::new(count)),
             })
         };
@@ -101,13 +113,8 @@ impl<'a> Steady<'a> {
         }
         let mut events = vec![EpollEvent::empty(); EVENTS_MAX];
         let mut busy = self.connections.len();
-        let silence_max = EpollTimeout::try_from(SILENCE_MAX)
-            .expect("invariant: ten seconds fit into the timeout of epoll_wait(2)");
         while busy > 0 {
-            let count = self
-                .epoll
-                .wait(&mut events, silence_max)
-                .map_err(|error| format!("waiting: {error}"))?;
+            let count = self.wait(&mut events).map_err(|error| format!("waiting: {error}"))?;
             if count == 0 {
                 return Err(format!("{busy} connections wait for bytes that do not come back"));
             }
@@ -126,6 +133,26 @@ impl<'a> Steady<'a> {
         let elapsed = began.elapsed();
         let latency = self.stopwatch.as_mut().and_then(Stopwatch::reset);
         Ok(Yield { echoes, elapsed, latency })
+    }
+
+    /// Events, or none after too long a silence.
+    fn wait(&self, events: &mut [EpollEvent]) -> io::Result<usize> {
+        match self.patience {
+            Patience::Sleep => {
+                let silence_max = EpollTimeout::try_from(SILENCE_MAX)
+                    .expect("invariant: ten seconds fit into the timeout of epoll_wait(2)");
+                Ok(self.epoll.wait(events, silence_max)?)
+            }
+            Patience::Spin => {
+                let began = Instant::now();
+                loop {
+                    let count = self.epoll.wait(events, EpollTimeout::ZERO)?;
+                    if count > 0 || began.elapsed() > SILENCE_MAX {
+                        return Ok(count);
+                    }
+                }
+            }
+        }
     }
 
     fn bytes_received(&self) -> u64 {
@@ -228,7 +255,8 @@ mod tests {
 
     fn verdict(spoil: fn(&mut Vec<u8>)) -> Result<Yield, String> {
         let pattern = Pattern::new();
-        let mut client = Steady::connect(&serve_one(spoil), &pattern, 1, 64, 4).unwrap();
+        let mut client =
+            Steady::connect(&serve_one(spoil), &pattern, 1, 64, 4, Patience::Sleep).unwrap();
         client.slice(Duration::from_millis(20))
     }
 

@@ -6,7 +6,7 @@ use crate::address::{Address, Transport};
 use crate::churn::Churn;
 use crate::latency::Latency;
 use crate::pattern::Pattern;
-use crate::steady::Steady;
+use crate::steady::{Patience, Steady};
 
 /// A kind of load.
 #[derive(Clone, Copy)]
@@ -123,10 +123,11 @@ impl Work {
         &self,
         address: &'a Address,
         pattern: &'a Pattern,
+        patience: Patience,
     ) -> Result<Client<'a>, String> {
         match self.shape {
             Shape::Steady { connections, message_length, in_flight } => {
-                Steady::connect(address, pattern, connections, message_length, in_flight)
+                Steady::connect(address, pattern, connections, message_length, in_flight, patience)
                     .map(Client::Steady)
             }
             Shape::Churn { connections, message_length } => {
