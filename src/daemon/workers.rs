@@ -21,10 +21,10 @@ use crate::worker::{self, Shared};
 /// Bytes of a small and a large buffer. 4 KiB holds what a quiet line says; 256 KiB is where bulk
 /// stops getting cheaper.
 const BUFFER_SIZES: [u32; 2] = [4 << 10, 256 << 10];
-/// Large buffers of a worker: few, so that they stay in the cache. A provided-buffer ring is first
-/// in, first out and walks the whole pool: bulk with 64 of them costs 1.22 of epoll, with 4 of them
-/// 1.04 (Linux 6.18, see ARCHITECTURE.md).
-const LARGE_BUFFERS: u16 = 4;
+/// Large buffers of a worker: how many connections may be in the middle of bulk at the same moment;
+/// the others get small ones for once. They are a stack, so those beyond what the traffic needs are
+/// never touched.
+const LARGE_BUFFERS: u16 = 8;
 
 /// What a worker tells the main thread.
 #[derive(Debug)]

@@ -44,6 +44,9 @@ pub const TICK_MS_MAX: u64 = 1_000;
 /// late.
 pub const TICKS_PER_TIMEOUT: u64 = 16;
 
+/// Slots that one turn of the loop visits at the end of a drain: some ten milliseconds of work.
+pub const SWEEP_SLOTS_MAX: usize = 2048;
+
 const _: () = assert!(TICK_MS_MIN <= TICK_MS_MAX);
 const _: () = assert!(FULL_BUFFERS_TO_GROW >= 1);
 const _: () =

@@ -21,11 +21,15 @@ enum Drain {
     No,
     /// No more accepts; echoing goes on until the deadline.
     Patient { deadline: Timestamp },
-    /// Every connection is being ended; what is left at `end` is closed.
-    Ending { end: Timestamp },
-    /// Nothing is waited for any more.
-    Over,
+    /// Every connection is being ended, those in the slots below `swept` already; what is left at
+    /// `end` is closed.
+    Ending { end: Timestamp, swept: usize },
+    /// Nothing is waited for any more; the slots below `swept` have been told.
+    Over { swept: usize },
 }
+
+/// What every connection is made to do.
+type Act = fn(&mut Connection, &mut Context<'_>);
 
 /// The core of one worker.
 pub struct Server {
@@ -78,8 +82,11 @@ impl Server {
         });
         let drain = match self.drain {
             Drain::Patient { deadline } => Some(deadline),
-            Drain::Ending { end } => Some(end),
-            Drain::No | Drain::Over => None,
+            Drain::Ending { swept, .. } | Drain::Over { swept } if swept < self.slots.len() => {
+                Some(Timestamp(0))
+            }
+            Drain::Ending { end, .. } => Some(end),
+            Drain::No | Drain::Over { .. } => None,
         };
         accept.chain(retry).chain(drain).chain(self.wheel.deadline()).min()
     }
@@ -231,28 +238,34 @@ impl Server {
     fn advance_drain(&mut self, now: Timestamp, ops: &mut Vec<Op>) {
         match self.drain {
             Drain::Patient { deadline } if deadline <= now => {
-                self.drain =
-                    Drain::Ending { end: now.plus(self.resources.parameters.linger_timeout) };
-                self.sweep(now, ops, Connection::on_drain_deadline);
+                let end = now.plus(self.resources.parameters.linger_timeout);
+                self.drain = Drain::Ending { end, swept: 0 };
             }
-            Drain::Ending { end } if end <= now => {
-                self.drain = Drain::Over;
-                self.sweep(now, ops, Connection::on_drain_end);
+            Drain::Ending { end, .. } if end <= now => self.drain = Drain::Over { swept: 0 },
+            Drain::No | Drain::Patient { .. } | Drain::Ending { .. } | Drain::Over { .. } => {}
+        }
+        match self.drain {
+            Drain::No | Drain::Patient { .. } => {}
+            Drain::Ending { end, swept } => {
+                let swept = self.sweep(now, ops, swept, Connection::on_drain_deadline);
+                self.drain = Drain::Ending { end, swept };
             }
-            Drain::No | Drain::Patient { .. } | Drain::Ending { .. } | Drain::Over => {}
+            Drain::Over { swept } => {
+                let swept = self.sweep(now, ops, swept, Connection::on_drain_end);
+                self.drain = Drain::Over { swept };
+            }
         }
     }
 
-    fn sweep(
-        &mut self,
-        now: Timestamp,
-        ops: &mut Vec<Op>,
-        act: fn(&mut Connection, &mut Context<'_>),
-    ) {
-        for slot in 0..self.slots.len() as u32 {
-            let id = ConnectionId::new(slot, self.slots[slot as usize].generation());
+    /// Lets the next connections from slot `from` on act: not all in one turn, or a worker with a
+    /// million of them would look hung. Returns where to go on.
+    fn sweep(&mut self, now: Timestamp, ops: &mut Vec<Op>, from: usize, act: Act) -> usize {
+        let to = self.slots.len().min(from + limits::SWEEP_SLOTS_MAX);
+        for slot in from..to {
+            let id = ConnectionId::new(slot as u32, self.slots[slot].generation());
             self.with(now, id, ops, act);
         }
+        to
     }
 
     fn can_serve_waiting(&self) -> bool {
@@ -274,7 +287,7 @@ impl Server {
     }
 
     fn has_place(&self) -> bool {
-        let over = matches!(self.drain, Drain::Ending { .. } | Drain::Over);
+        let over = matches!(self.drain, Drain::Ending { .. } | Drain::Over { .. });
         over || self.resources.stats.connections
             < u64::from(self.resources.parameters.connections_max)
     }
@@ -297,7 +310,7 @@ impl Server {
             match drain {
                 Drain::No | Drain::Patient { .. } => {}
                 Drain::Ending { .. } => connection.on_drain_deadline(context),
-                Drain::Over => connection.on_drain_end(context),
+                Drain::Over { .. } => connection.on_drain_end(context),
             }
         });
     }
@@ -350,7 +363,7 @@ impl Server {
         now: Timestamp,
         id: ConnectionId,
         ops: &mut Vec<Op>,
-        act: fn(&mut Connection, &mut Context<'_>),
+        act: Act,
     ) -> bool {
         let alive = self.slots[id.slot() as usize].generation() == id.generation();
         if alive {
@@ -412,5 +425,50 @@ impl Server {
         assert_eq!(places, stats.connections);
         assert_eq!(stats.accepted, places + stats.parked + stats.closed_total());
         assert!(stats.bytes_in >= stats.bytes_out + stats.bytes_dropped);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::echo::op::{ReceiveMode, Shutdown};
+
+    /// Goal: a worker with many connections ends them in several short turns, each at once after
+    /// the other, so that it does not look hung. Method: count the FINs of each turn.
+    #[test]
+    fn the_end_of_a_drain_is_spread_over_turns() {
+        const CONNECTIONS: usize = 2 * limits::SWEEP_SLOTS_MAX + 1;
+        let mut server = Server::new(Parameters {
+            listeners: 1,
+            connections_max: CONNECTIONS as u32,
+            aside_bytes_max: 0,
+            buffers: [8, 0],
+            buffer_sizes: [8, 64],
+            receive_mode: ReceiveMode::Once,
+            idle_timeout: None,
+            stall_timeout: None,
+            linger_timeout: 100,
+        });
+        let now = Timestamp(1);
+        let mut ops = Vec::new();
+        server.handle(now, Event::Started, &mut ops);
+        for _ in 0..CONNECTIONS {
+            let Some(&Op::Accept { connection, .. }) = ops.last() else {
+                panic!("there is a place: {ops:?}")
+            };
+            ops.clear();
+            server.handle(now, Event::Accepted { connection }, &mut ops);
+        }
+        server.handle(now, Event::DrainStarted { deadline: now }, &mut ops);
+        let mut fins = Vec::new();
+        while server.deadline().is_some_and(|deadline| deadline <= now) {
+            ops.clear();
+            server.handle(now, Event::TimePassed, &mut ops);
+            let is_fin = |op: &&Op| matches!(op, Op::Shutdown { how: Shutdown::Write, .. });
+            fins.push(ops.iter().filter(is_fin).count());
+        }
+        assert_eq!(fins, [limits::SWEEP_SLOTS_MAX, limits::SWEEP_SLOTS_MAX, 1]);
+        assert_eq!(server.deadline(), Some(now.plus(100)));
+        server.check_invariants();
     }
 }
