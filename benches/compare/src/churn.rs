@@ -5,11 +5,12 @@
 //! loopback network.
 
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::Socket;
 
+use crate::address::Address;
 use crate::pattern::{Pattern, origin};
 use crate::works::Yield;
 
@@ -21,7 +22,7 @@ const SOURCES: u64 = 65_536;
 
 /// A client of one server.
 pub(crate) struct Churn<'a> {
-    address: SocketAddr,
+    address: &'a Address,
     pattern: &'a Pattern,
     connections: usize,
     message_length: usize,
@@ -32,7 +33,7 @@ pub(crate) struct Churn<'a> {
 impl<'a> Churn<'a> {
     /// A client that opens so many connections at a time.
     pub(crate) fn new(
-        address: SocketAddr,
+        address: &'a Address,
         pattern: &'a Pattern,
         connections: usize,
         message_length: usize,
@@ -48,7 +49,7 @@ impl<'a> Churn<'a> {
             self.batch().map_err(|error| format!("connection {}: {error}", self.count))?;
             echoes += self.connections as u64;
         }
-        Ok(Yield { echoes, elapsed: began.elapsed() })
+        Ok(Yield { echoes, elapsed: began.elapsed(), latency: None })
     }
 
     fn batch(&mut self) -> io::Result<()> {
@@ -70,14 +71,9 @@ impl<'a> Churn<'a> {
         Ok(())
     }
 
-    fn connect(&self) -> io::Result<TcpStream> {
+    fn connect(&self) -> io::Result<Socket> {
         let first = u32::from(Ipv4Addr::new(127, 1, 0, 0));
         let source = Ipv4Addr::from(first + (self.count % SOURCES) as u32);
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
-        socket.bind(&SocketAddr::from((source, 0)).into())?;
-        socket.set_tcp_nodelay(true)?;
-        socket.set_read_timeout(Some(SILENCE_MAX))?;
-        socket.connect(&self.address.into())?;
-        Ok(socket.into())
+        self.address.connect(source, SILENCE_MAX)
     }
 }

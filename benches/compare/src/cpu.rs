@@ -6,10 +6,15 @@ use std::thread;
 use std::time::Duration;
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::time::ClockId;
 use nix::unistd::Pid;
 
 /// How long nothing may change before a process counts as at rest.
 const REST: Duration = Duration::from_millis(2);
+
+/// The unit of times in /proc/PID/stat (`getconf CLK_TCK`), the same on all of Linux that a user
+/// sees.
+const TICK: Duration = Duration::from_millis(10);
 
 /// Readings before a process that never rests is taken as it is.
 const READINGS_MAX: usize = 100;
@@ -33,15 +38,22 @@ pub(crate) fn on_core<T>(core: usize, action: impl FnOnce() -> io::Result<T>) ->
     outcome
 }
 
-/// CPU time of all threads of a process, read when it no longer grows.
-///
-/// The kernel brings the figure of a running thread up to date only when that thread is switched or
-/// a tick comes, so that it is exact only for a thread that sleeps.
-pub(crate) fn settled_time(process: u32) -> io::Result<Duration> {
-    let mut last = time(process)?;
+/// Who works for a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Crew {
+    /// Its own threads.
+    Threads,
+    /// Processes that it forks as well.
+    Children,
+}
+
+/// CPU time of a server, read when it no longer grows: it may still be at its last event when the
+/// last byte is back.
+pub(crate) fn settled_time(process: u32, crew: Crew) -> io::Result<Duration> {
+    let mut last = time(process, crew)?;
     for _ in 0..READINGS_MAX {
         thread::sleep(REST);
-        let now = time(process)?;
+        let now = time(process, crew)?;
         if now == last {
             break;
         }
@@ -50,16 +62,78 @@ pub(crate) fn settled_time(process: u32) -> io::Result<Duration> {
     Ok(last)
 }
 
-/// Threads that have ended take their time with them; the servers compared keep theirs. Threads
-/// that the kernel runs on behalf of the process (io_uring's workers) are in the same directory and
-/// count.
-fn time(process: u32) -> io::Result<Duration> {
-    let mut total = Duration::ZERO;
-    for thread in fs::read_dir(format!("/proc/{process}/task"))? {
-        let Ok(text) = fs::read_to_string(thread?.path().join("schedstat")) else { continue };
-        let nanoseconds = text.split(' ').next().and_then(|field| field.parse().ok());
-        let invalid = || io::Error::other(format!("schedstat is not what it was: {text:?}"));
-        total += Duration::from_nanos(nanoseconds.ok_or_else(invalid)?);
+/// The process's own clock has the time of all its threads to the nanosecond, ended ones and those
+/// that the kernel runs on its behalf (io_uring's workers) included; it is the sum of what their
+/// `schedstat` says, without the ticks that a running thread's lags behind. Living children have
+/// clocks of their own; of those that were waited for the kernel keeps the sum, in ticks.
+fn time(process: u32, crew: Crew) -> io::Result<Duration> {
+    let mut total = clock(process)?;
+    if crew == Crew::Children {
+        total += time_of_ended_children(process)?;
+        // A child that has just ended is counted as such the next time.
+        let living = children(process)?.into_iter().filter_map(|child| clock(child).ok());
+        total += living.sum::<Duration>();
     }
     Ok(total)
+}
+
+fn clock(process: u32) -> io::Result<Duration> {
+    Ok(ClockId::pid_cpu_clock_id(Pid::from_raw(process.cast_signed()))?.now()?.into())
+}
+
+/// Every process tells its parent in the second field after its name; the list of children, which
+/// would be shorter, is not in every kernel (`CONFIG_PROC_CHILDREN`).
+fn children(process: u32) -> io::Result<Vec<u32>> {
+    let parent = process.to_string();
+    let mut children = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let entry = entry?;
+        let Ok(child) = entry.file_name().to_string_lossy().parse() else { continue };
+        let Ok(text) = fs::read_to_string(entry.path().join("stat")) else { continue };
+        if fields(&text).nth(1) == Some(&parent) {
+            children.push(child);
+        }
+    }
+    Ok(children)
+}
+
+/// The fields of /proc/PID/stat from the third one on: the second, the name, may hold blanks.
+fn fields(stat: &str) -> impl Iterator<Item = &str> {
+    stat.rsplit_once(") ").map_or("", |(_, fields)| fields).split(' ')
+}
+
+/// See proc_pid_stat(5): cutime and cstime are fields 16 and 17.
+fn time_of_ended_children(process: u32) -> io::Result<Duration> {
+    let text = fs::read_to_string(format!("/proc/{process}/stat"))?;
+    let ticks = |index| fields(&text).nth(index).and_then(|field| field.parse::<u64>().ok());
+    let (Some(user), Some(system)) = (ticks(13), ticks(14)) else {
+        return Err(io::Error::other(format!("stat is not what it was: {text:?}")));
+    };
+    Ok(TICK * u32::try_from(user + system).unwrap_or(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Command, Stdio};
+
+    /// A server that forks must not get the work of its children for nothing, whether they have
+    /// ended or not.
+    #[test]
+    fn the_time_of_children_counts() {
+        let work = "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done";
+        for script in [format!("({work}); read x"), format!("({work}; sleep 5) & read x")] {
+            let mut shell = Command::new("/bin/sh")
+                .args(["-c", &script])
+                .stdin(Stdio::piped())
+                .spawn()
+                .unwrap();
+            thread::sleep(Duration::from_millis(1_500));
+            let alone = settled_time(shell.id(), Crew::Threads).unwrap();
+            let all = settled_time(shell.id(), Crew::Children).unwrap();
+            shell.kill().unwrap();
+            shell.wait().unwrap();
+            assert!(all >= alone + Duration::from_millis(20), "{script}: {alone:?}, {all:?}");
+        }
+    }
 }

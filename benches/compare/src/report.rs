@@ -1,11 +1,52 @@
 //! From slices to numbers: medians of paired ratios, as a table and as JSON.
 
 use std::fmt::Write;
+use std::fs;
+use std::path::Path;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+
+use crate::latency::Latency;
+
+/// What `--json` writes.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) struct Record {
+    /// The kernel's release.
+    pub(crate) kernel: String,
+    /// The arguments of the comparison.
+    pub(crate) command: String,
+    /// When it began.
+    pub(crate) began_unix_seconds: u64,
+    /// Over 1, 5 and 15 minutes, when it began.
+    pub(crate) load_average_before: String,
+    /// The same when it ended.
+    pub(crate) load_average_after: String,
+    /// Length of a usual slice.
+    pub(crate) slice_seconds: f64,
+    /// Rounds that counted.
+    pub(crate) rounds: u32,
+    /// One for each work.
+    pub(crate) outcomes: Vec<Outcome>,
+}
+
+impl Record {
+    /// Writes it to a file.
+    pub(crate) fn write(&self, path: &Path) -> Result<(), String> {
+        let text = serde_json::to_string_pretty(self).map_err(|error| error.to_string())?;
+        fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))
+    }
+
+    /// Reads what `write` wrote.
+    pub(crate) fn read(path: &Path) -> Result<Self, String> {
+        let complaint = |error: String| format!("{}: {error}", path.display());
+        let text = fs::read_to_string(path).map_err(|error| complaint(error.to_string()))?;
+        serde_json::from_str(&text).map_err(|error| complaint(error.to_string()))
+    }
+}
 
 /// One server's slice in one round.
-#[derive(Clone, Copy, Serialize)]
+#[derive(Clone, Copy, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) struct Slice {
     /// Echoes that came back.
@@ -14,10 +55,12 @@ pub(crate) struct Slice {
     pub(crate) elapsed_seconds: f64,
     /// CPU time of the server, in seconds.
     pub(crate) server_cpu_seconds: f64,
+    /// Where each connection had one message under way.
+    pub(crate) latency: Option<Latency>,
 }
 
 /// One server's slices under one work, in the order of the rounds.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) struct Series {
     /// The server's label.
@@ -26,8 +69,15 @@ pub(crate) struct Series {
     pub(crate) slices: Vec<Slice>,
 }
 
+impl Series {
+    /// Nothing yet.
+    pub(crate) fn new(server: &str) -> Self {
+        Self { server: server.to_owned(), slices: Vec::new() }
+    }
+}
+
 /// Everything seen under one work; the first series is the yardstick.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) struct Outcome {
     /// The work's name.
@@ -38,10 +88,14 @@ pub(crate) struct Outcome {
     pub(crate) series: Vec<Series>,
     /// What follows from the series, in the same order.
     pub(crate) summaries: Vec<Summary>,
+    /// Who did not take part, and why.
+    pub(crate) notes: Vec<String>,
+    /// Who failed, and how.
+    pub(crate) failures: Vec<String>,
 }
 
 /// What is said about one server under one work.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) struct Summary {
     /// The server's label.
@@ -54,10 +108,16 @@ pub(crate) struct Summary {
     pub(crate) throughput_ratio: Spread,
     /// Median of echoes per second.
     pub(crate) echoes_per_second: f64,
+    /// Medians of the slices' percentiles.
+    pub(crate) latency: Option<Latency>,
+    /// The p50 of a slice against the yardstick's in the same round.
+    pub(crate) p50_ratio: Option<Spread>,
+    /// How unfair it is, p99.9 over p50 of a slice, against the yardstick in the same round.
+    pub(crate) unfairness_ratio: Option<Spread>,
 }
 
 /// A sample in three numbers.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) struct Spread {
     /// Half of the sample is above it.
@@ -76,6 +136,16 @@ impl Slice {
     fn throughput(&self) -> f64 {
         self.echoes as f64 / self.elapsed_seconds
     }
+
+    /// Not a number where no latency was taken.
+    fn p50(&self) -> f64 {
+        self.latency.map_or(f64::NAN, |latency| latency.p50_seconds)
+    }
+
+    /// Not a number where no latency was taken.
+    fn unfairness(&self) -> f64 {
+        self.latency.map_or(f64::NAN, |latency| latency.p99_9_seconds / latency.p50_seconds)
+    }
 }
 
 impl Spread {
@@ -89,6 +159,17 @@ impl Spread {
             upper_quartile: quantile(&sample, 0.75),
         }
     }
+}
+
+/// Of all slices, or not at all: a percentile of nothing is none.
+fn latency(series: &Series) -> Option<Latency> {
+    let seen: Option<Vec<Latency>> = series.slices.iter().map(|slice| slice.latency).collect();
+    let seen = seen?;
+    let median = |figure: fn(&Latency) -> f64| Spread::of(seen.iter().map(figure).collect()).median;
+    Some(Latency {
+        p50_seconds: median(|latency| latency.p50_seconds),
+        p99_9_seconds: median(|latency| latency.p99_9_seconds),
+    })
 }
 
 /// Between the two nearest values of a sorted sample, in proportion.
@@ -107,7 +188,13 @@ fn paired(series: &Series, yardstick: &Series, figure: fn(&Slice) -> f64) -> Spr
 
 impl Outcome {
     /// Draws the conclusions from the series; the first is the yardstick.
-    pub(crate) fn new(work: &str, title: &str, series: Vec<Series>) -> Self {
+    pub(crate) fn new(
+        work: &str,
+        title: &str,
+        series: Vec<Series>,
+        notes: Vec<String>,
+        failures: Vec<String>,
+    ) -> Self {
         let each = |series: &Series, figure: fn(&Slice) -> f64| {
             Spread::of(series.slices.iter().map(figure).collect()).median
         };
@@ -119,31 +206,38 @@ impl Outcome {
                 cpu_ratio: paired(one, &series[0], Slice::cpu_per_echo),
                 throughput_ratio: paired(one, &series[0], Slice::throughput),
                 echoes_per_second: each(one, Slice::throughput),
+                latency: latency(one),
+                p50_ratio: latency(one).map(|_| paired(one, &series[0], Slice::p50)),
+                unfairness_ratio: latency(one).map(|_| paired(one, &series[0], Slice::unfairness)),
             })
             .collect();
-        Self { work: work.to_owned(), title: title.to_owned(), series, summaries }
+        let (work, title) = (work.to_owned(), title.to_owned());
+        Self { work, title, series, summaries, notes, failures }
     }
 
     /// The part of the table that belongs to this work.
     pub(crate) fn table(&self) -> String {
         let mut text = format!("{}\n", self.title);
         for summary in &self.summaries {
-            let _ = writeln!(
+            let _ = write!(
                 text,
-                "  {:<14} {:>9.2} µs {}   {:>10.0}/s {}",
+                "  {:<16} {:>9.2} µs {}   {:>10.0}/s {}",
                 summary.server,
                 summary.cpu_microseconds_per_echo,
                 summary.cpu_ratio.text(),
                 summary.echoes_per_second,
                 summary.throughput_ratio.text(),
             );
+            text.push_str(&summary.latency.map_or(String::new(), |latency| latency.text()));
+            text.push('\n');
         }
         text
     }
 }
 
 impl Spread {
-    fn text(&self) -> String {
+    /// For tables in plain text.
+    pub(crate) fn text(&self) -> String {
         format!("{:>6.3} ({:.3}–{:.3})", self.median, self.lower_quartile, self.upper_quartile)
     }
 }
@@ -151,8 +245,8 @@ impl Spread {
 /// The head of the table.
 pub(crate) fn head() -> String {
     format!(
-        "  {:<14} {:>12} {:^21}   {:>12} {:^21}",
-        "", "CPU/echo", "ratio (quartiles)", "echoes", "ratio (quartiles)"
+        "  {:<16} {:>12} {:^21}   {:>12} {:^21}  {:>9} {:>9}",
+        "", "CPU/echo", "ratio (quartiles)", "echoes", "ratio (quartiles)", "p50", "p99.9"
     )
 }
 
@@ -161,7 +255,7 @@ mod tests {
     use super::*;
 
     fn slice(cpu: f64, elapsed: f64) -> Slice {
-        Slice { echoes: 100, elapsed_seconds: elapsed, server_cpu_seconds: cpu }
+        Slice { echoes: 100, elapsed_seconds: elapsed, server_cpu_seconds: cpu, latency: None }
     }
 
     /// The machine is twice as slow in the second round, for both: the paired ratio must not
@@ -171,7 +265,7 @@ mod tests {
         let yardstick =
             Series { server: "a".into(), slices: vec![slice(1.0, 1.0), slice(2.0, 2.0)] };
         let other = Series { server: "b".into(), slices: vec![slice(0.5, 2.0), slice(1.0, 4.0)] };
-        let outcome = Outcome::new("work", "title", vec![yardstick, other]);
+        let outcome = Outcome::new("work", "title", vec![yardstick, other], Vec::new(), Vec::new());
         let expected =
             |ratio| Spread { median: ratio, lower_quartile: ratio, upper_quartile: ratio };
         assert_eq!(outcome.summaries[1].cpu_ratio, expected(0.5));

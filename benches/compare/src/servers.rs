@@ -6,7 +6,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -15,7 +15,9 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::cpu;
+use crate::address::{Address, Transport};
+use crate::cpu::{self, Crew};
+use crate::works::Work;
 
 /// How long a server may take to give its first echo.
 const START_MAX: Duration = Duration::from_secs(5);
@@ -29,6 +31,31 @@ const GLANCE: Duration = Duration::from_millis(5);
 /// What the daemon is told beyond its defaults: one worker, for there is one core.
 const DAEMON_CONFIGURATION: &str = "[server]\nworkers = 1\n";
 
+/// The same for a quiet line that must answer at once.
+const SPINNING_CONFIGURATION: &str = "[server]\nworkers = 1\nbusy-poll = \"200us\"\n";
+
+/// What xinetd is told: its built-in echo, without its protection against many connections.
+const XINETD_CONFIGURATION: &str = "\
+service echo
+{
+    type = INTERNAL UNLISTED
+    id = echo-stream
+    socket_type = stream
+    protocol = tcp
+    port = {port}
+    bind = 127.0.0.1
+    user = root
+    wait = no
+    instances = UNLIMITED
+    per_source = UNLIMITED
+    cps = 1000000 1
+    flags = NODELAY
+}
+";
+
+/// Connections that a server with a process for each is asked to keep.
+const PROCESSES_MAX: usize = 64;
+
 /// Where a program is found.
 #[derive(Clone, Copy)]
 enum Program {
@@ -36,6 +63,8 @@ enum Program {
     Peer(&'static str),
     /// The daemon, given by `--daemon`.
     Daemon,
+    /// Installed on this machine, or not.
+    Installed(&'static str),
 }
 
 /// A server that can be compared.
@@ -44,27 +73,84 @@ pub(crate) struct Entry {
     /// What it is called on the command line and in the table.
     pub(crate) name: &'static str,
     program: Program,
-    /// `{address}` and `{configuration}` stand for what is known only at the start.
+    /// `{address}`, `{port}`, `{configuration}` and `{scratch}` stand for what is known only at the
+    /// start.
     arguments: &'static [&'static str],
+    /// The text of its configuration file, with the same to be filled in.
+    configuration: &'static str,
+    /// Connections that it can be asked to keep.
+    connections_max: usize,
+    /// Whether it takes `unix:PATH` for an address.
+    unix: bool,
+    crew: Crew,
 }
+
+const fn peer(
+    name: &'static str,
+    binary: &'static str,
+    arguments: &'static [&'static str],
+) -> Entry {
+    Entry {
+        name,
+        program: Program::Peer(binary),
+        arguments,
+        configuration: "",
+        connections_max: usize::MAX,
+        unix: false,
+        crew: Crew::Threads,
+    }
+}
+
+const LISTEN: &[&str] = &["--listen", "{address}"];
 
 /// All servers that can be compared.
 pub(crate) const CATALOGUE: &[Entry] = &[
+    Entry { unix: true, ..peer("epoll", "echo-epoll", LISTEN) },
     Entry {
-        name: "epoll",
-        program: Program::Peer("echo-epoll"),
-        arguments: &["--listen", "{address}"],
+        unix: true,
+        ..peer("epoll-256k", "echo-epoll", &["--listen", "{address}", "--buffer", "262144"])
     },
     Entry {
-        name: "epoll-256k",
-        program: Program::Peer("echo-epoll"),
-        arguments: &["--listen", "{address}", "--buffer", "262144"],
-    },
-    Entry {
-        name: "echo-uring",
         program: Program::Daemon,
-        arguments: &["--config", "{configuration}", "--listen", "{address}"],
+        configuration: DAEMON_CONFIGURATION,
+        unix: true,
+        ..peer("echo-uring", "", &["--config", "{configuration}", "--listen", "{address}"])
     },
+    Entry {
+        program: Program::Daemon,
+        configuration: SPINNING_CONFIGURATION,
+        unix: true,
+        ..peer("echo-uring-spin", "", &["--config", "{configuration}", "--listen", "{address}"])
+    },
+    peer("threads", "echo-threads", LISTEN),
+    peer("tokio", "echo-tokio", LISTEN),
+    peer("monoio", "echo-monoio", LISTEN),
+    peer("compio", "echo-compio", LISTEN),
+    peer("glommio", "echo-glommio", LISTEN),
+    peer("tokio-uring", "echo-tokio-uring", LISTEN),
+    Entry {
+        program: Program::Installed("xinetd"),
+        configuration: XINETD_CONFIGURATION,
+        connections_max: PROCESSES_MAX,
+        crew: Crew::Children,
+        ..peer(
+            "xinetd",
+            "",
+            &["-dontfork", "-f", "{configuration}", "-pidfile", "{scratch}/xinetd.pid"],
+        )
+    },
+    Entry {
+        program: Program::Installed("socat"),
+        connections_max: PROCESSES_MAX,
+        crew: Crew::Children,
+        ..peer("socat", "", &["TCP-LISTEN:{port},bind=127.0.0.1,fork,nodelay,backlog=4096", "PIPE"])
+    },
+];
+
+/// Names that stand for several servers.
+const SETS: &[(&str, &[&str])] = &[
+    ("usual", &["epoll", "epoll-256k", "echo-uring"]),
+    ("runtimes", &["tokio", "monoio", "compio", "glommio", "tokio-uring"]),
 ];
 
 /// A server that runs, on the core it was given. Dropping it ends it.
@@ -72,8 +158,9 @@ pub(crate) struct Server {
     /// Its name, made unique if it takes part more than once: `epoll`, `epoll#2`.
     pub(crate) label: String,
     /// Where it serves.
-    pub(crate) address: SocketAddr,
+    pub(crate) address: Address,
     child: Child,
+    crew: Crew,
     log: PathBuf,
 }
 
@@ -81,32 +168,73 @@ pub(crate) struct Server {
 pub(crate) struct Stage<'a> {
     /// The daemon's binary.
     pub(crate) daemon: &'a Path,
-    /// A directory for logs and configuration files.
+    /// A directory for logs, sockets and configuration files.
     pub(crate) scratch: &'a Path,
     /// The core that all servers share.
     pub(crate) core: usize,
 }
 
 impl Entry {
-    /// The entry of that name.
-    pub(crate) fn named(name: &str) -> Result<&'static Self, String> {
-        CATALOGUE.iter().find(|entry| entry.name == name).ok_or_else(|| {
-            let known: Vec<_> = CATALOGUE.iter().map(|entry| entry.name).collect();
-            format!("no server is called {name}; there are {}", known.join(", "))
-        })
+    /// The entries of these names, in that order; `all`, or a set's name, stands for several.
+    pub(crate) fn select(names: &[String]) -> Result<Vec<&'static Self>, String> {
+        let mut wanted: Vec<&str> = Vec::new();
+        for name in names {
+            match SETS.iter().find(|(set, _)| set == name) {
+                Some((_, members)) => wanted.extend(*members),
+                None if name == "all" => wanted.extend(CATALOGUE.iter().map(|entry| entry.name)),
+                None => wanted.push(name),
+            }
+        }
+        let entry = |name: &str| {
+            CATALOGUE.iter().find(|entry| entry.name == name).ok_or_else(|| {
+                let known: Vec<_> = CATALOGUE.iter().map(|entry| entry.name).collect();
+                let sets: Vec<_> = SETS.iter().map(|(set, _)| *set).collect();
+                format!(
+                    "no server is called {name}; there are {}, and the sets {} and all",
+                    known.join(", "),
+                    sets.join(", ")
+                )
+            })
+        };
+        wanted.into_iter().map(entry).collect()
+    }
+
+    /// Why it cannot take part at all, if so.
+    pub(crate) fn absence(&self) -> Option<String> {
+        match self.program {
+            Program::Installed(name) if installed(name).is_none() => {
+                Some(format!("{name} is not installed"))
+            }
+            Program::Installed(_) | Program::Peer(_) | Program::Daemon => None,
+        }
+    }
+
+    /// Why it cannot do a work, if so.
+    pub(crate) fn excuse(&self, work: &Work) -> Option<String> {
+        if work.transport == Transport::Unix && !self.unix {
+            return Some("it has no Unix sockets".to_owned());
+        }
+        let most = self.connections_max;
+        (work.connections() > most).then(|| format!("it is asked for {most} connections at most"))
     }
 
     /// Starts it and returns when it has echoed for the first time.
-    pub(crate) fn start(&self, label: String, stage: &Stage) -> Result<Server, String> {
+    pub(crate) fn start(
+        &self,
+        label: String,
+        stage: &Stage,
+        transport: Transport,
+    ) -> Result<Server, String> {
         let program = match self.program {
             Program::Peer(name) => beside_this_program(name),
             Program::Daemon => Ok(stage.daemon.to_owned()),
+            Program::Installed(name) => installed(name).ok_or(io::ErrorKind::NotFound.into()),
         };
         let program = program.map_err(|error| format!("{label}: {error}"))?;
         let log = stage.scratch.join(format!("{label}.log"));
         let start = || -> io::Result<Server> {
-            let address = free_address()?;
-            let arguments = self.arguments(address, stage.scratch)?;
+            let address = Address::free(transport, &label, stage.scratch)?;
+            let arguments = self.arguments(&label, &address, stage.scratch)?;
             let output = File::create(&log)?;
             let child = cpu::on_core(stage.core, || {
                 Command::new(&program)
@@ -116,7 +244,8 @@ impl Entry {
                     .stderr(output)
                     .spawn()
             })?;
-            Ok(Server { label: label.clone(), address, child, log: log.clone() })
+            let (label, crew, log) = (label.clone(), self.crew, log.clone());
+            Ok(Server { label, address, child, crew, log })
         };
         let mut server =
             start().map_err(|error| format!("{label}: starting {program:?}: {error}"))?;
@@ -124,22 +253,24 @@ impl Entry {
         Ok(server)
     }
 
-    fn arguments(&self, address: SocketAddr, scratch: &Path) -> io::Result<Vec<String>> {
-        let configuration = scratch.join("echo-uring.toml");
-        fs::write(&configuration, DAEMON_CONFIGURATION)?;
-        let address = address.to_string();
-        let configuration = configuration.display().to_string();
-        let filled = self.arguments.iter().map(|argument| {
-            argument.replace("{address}", &address).replace("{configuration}", &configuration)
-        });
-        Ok(filled.collect())
+    fn arguments(&self, label: &str, address: &Address, scratch: &Path) -> io::Result<Vec<String>> {
+        let configuration = scratch.join(format!("{label}.conf"));
+        let fill = |text: &str| {
+            text.replace("{address}", &address.to_string())
+                .replace("{port}", &address.port().unwrap_or_default().to_string())
+                .replace("{configuration}", &configuration.display().to_string())
+                .replace("{scratch}", &scratch.display().to_string())
+        };
+        fs::write(&configuration, fill(self.configuration))?;
+        Ok(self.arguments.iter().map(|argument| fill(argument)).collect())
     }
 }
 
 impl Server {
-    /// CPU time of all its threads so far, read when it has come to rest.
+    /// CPU time that it has spent so far, read when it has come to rest.
     pub(crate) fn settled_cpu_time(&self) -> Result<Duration, String> {
-        cpu::settled_time(self.child.id()).map_err(|error| self.complaint(&error.to_string()))
+        cpu::settled_time(self.child.id(), self.crew)
+            .map_err(|error| self.complaint(&error.to_string()))
     }
 
     /// A message about this server, with the end of what it wrote itself.
@@ -153,7 +284,7 @@ impl Server {
     fn await_first_echo(&mut self) -> Result<(), String> {
         let began = Instant::now();
         loop {
-            match first_echo(self.address) {
+            match first_echo(&self.address) {
                 Ok(()) => return Ok(()),
                 Err(error) if began.elapsed() > START_MAX => {
                     return Err(self.complaint(&format!("no first echo: {error}")));
@@ -187,17 +318,38 @@ fn beside_this_program(name: &str) -> io::Result<PathBuf> {
     Ok(std::env::current_exe()?.with_file_name(name))
 }
 
-/// An address nobody serves on. Another program could take it before the server does; then the
-/// server says so and ends.
-fn free_address() -> io::Result<SocketAddr> {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()
+/// In one of the directories where Debian keeps servers and tools.
+fn installed(name: &str) -> Option<PathBuf> {
+    ["/usr/sbin", "/usr/bin"]
+        .map(|place| Path::new(place).join(name))
+        .into_iter()
+        .find(|path| path.exists())
 }
 
-fn first_echo(address: SocketAddr) -> io::Result<()> {
-    let mut stream = TcpStream::connect_timeout(&address, START_MAX)?;
-    stream.set_read_timeout(Some(START_MAX))?;
+fn first_echo(address: &Address) -> io::Result<()> {
+    let mut stream = address.connect(Ipv4Addr::LOCALHOST, START_MAX)?;
     stream.write_all(b"!")?;
     let mut answer = [0];
     stream.read_exact(&mut answer)?;
     if &answer == b"!" { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A set must not name what is not there; a name given twice is two servers.
+    #[test]
+    fn sets_are_made_of_entries() {
+        let count = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            Entry::select(&names).map(|entries| entries.len())
+        };
+        for (set, members) in SETS {
+            assert_eq!(count(&[set]), Ok(members.len()), "{set}");
+        }
+        assert_eq!(count(&["epoll", "usual"]), Ok(4));
+        assert_eq!(count(&["all"]), Ok(CATALOGUE.len()));
+        assert!(count(&["nginx"]).unwrap_err().contains("nginx"));
+    }
 }

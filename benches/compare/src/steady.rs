@@ -6,22 +6,38 @@
 //! any pipelining client do).
 
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use socket2::Socket;
 
+use crate::address::Address;
+use crate::latency::Stopwatch;
 use crate::pattern::{Pattern, STRETCH_MAX, origin};
 use crate::works::Yield;
 
-/// Silence after which bytes count as lost, in milliseconds.
-const SILENCE_MAX_MS: u16 = 10_000;
+/// Silence after which bytes count as lost.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
+
+/// Connections from one source address: fewer than there are ports, so that connect(2) finds a free
+/// one soon.
+const CONNECTIONS_PER_SOURCE: usize = 4_000;
 
 /// Events fetched by one wait.
 const EVENTS_MAX: usize = 1024;
 
 /// Bytes received at once.
 const BUFFER_LENGTH: usize = 256 * 1024;
+
+/// What the client does when nothing is there for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Patience {
+    /// It sleeps, as clients do, and the server's sends pay for waking it.
+    Sleep,
+    /// It asks again and again, so that no send has anybody to wake.
+    Spin,
+}
 
 /// Connections to one server, and the load on them.
 pub(crate) struct Steady<'a> {
@@ -31,12 +47,15 @@ pub(crate) struct Steady<'a> {
     buffer: Vec<u8>,
     message_length: u64,
     in_flight: u64,
+    patience: Patience,
+    /// Takes the time of each echo where only one is under way.
+    stopwatch: Option<Stopwatch>,
 }
 
 /// Offsets count from the start of the connection; `received <= sent <= allowed`, and `allowed`
 /// ends a whole message.
 struct Connection {
-    stream: TcpStream,
+    stream: Socket,
     origin: u64,
     allowed: u64,
     sent: u64,
@@ -48,18 +67,20 @@ struct Connection {
 impl<'a> Steady<'a> {
     /// Opens all connections.
     pub(crate) fn connect(
-        address: SocketAddr,
+        address: &Address,
         pattern: &'a Pattern,
         count: usize,
         message_length: usize,
         in_flight: usize,
+        patience: Patience,
     ) -> Result<Self, String> {
         let open = || -> io::Result<Self> {
             let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
             let mut connections = Vec::with_capacity(count);
             for index in 0..count {
-                let stream = TcpStream::connect(address)?;
-                stream.set_nodelay(true)?;
+                let first = u32::from(Ipv4Addr::new(127, 0, 0, 1));
+                let source = Ipv4Addr::from(first + (index / CONNECTIONS_PER_SOURCE) as u32);
+                let stream = address.connect(source, SILENCE_MAX)?;
                 stream.set_nonblocking(true)?;
                 epoll.add(&stream, EpollEvent::new(EpollFlags::EPOLLIN, index as u64))?;
                 connections.push(Connection::new(stream, origin(index)));
@@ -71,6 +92,8 @@ impl<'a> Steady<'a> {
                 buffer: vec![0; BUFFER_LENGTH],
                 message_length: message_length as u64,
                 in_flight: in_flight as u64,
+                patience,
+                stopwatch: (in_flight == 1).then(|| Stopwatch::new(count)),
             })
         };
         open().map_err(|error| format!("connecting: {error}"))
@@ -82,16 +105,16 @@ impl<'a> Steady<'a> {
         let deadline = began + duration;
         let before = self.bytes_received();
         for index in 0..self.connections.len() {
+            if let Some(stopwatch) = &mut self.stopwatch {
+                stopwatch.start(index);
+            }
             self.connections[index].allowed += self.message_length * self.in_flight;
             self.write(index)?;
         }
         let mut events = vec![EpollEvent::empty(); EVENTS_MAX];
         let mut busy = self.connections.len();
         while busy > 0 {
-            let count = self
-                .epoll
-                .wait(&mut events, EpollTimeout::from(SILENCE_MAX_MS))
-                .map_err(|error| format!("waiting: {error}"))?;
+            let count = self.wait(&mut events).map_err(|error| format!("waiting: {error}"))?;
             if count == 0 {
                 return Err(format!("{busy} connections wait for bytes that do not come back"));
             }
@@ -107,7 +130,29 @@ impl<'a> Steady<'a> {
             }
         }
         let echoes = (self.bytes_received() - before) / self.message_length;
-        Ok(Yield { echoes, elapsed: began.elapsed() })
+        let elapsed = began.elapsed();
+        let latency = self.stopwatch.as_mut().and_then(Stopwatch::reset);
+        Ok(Yield { echoes, elapsed, latency })
+    }
+
+    /// Events, or none after too long a silence.
+    fn wait(&self, events: &mut [EpollEvent]) -> io::Result<usize> {
+        match self.patience {
+            Patience::Sleep => {
+                let silence_max = EpollTimeout::try_from(SILENCE_MAX)
+                    .expect("invariant: ten seconds fit into the timeout of epoll_wait(2)");
+                Ok(self.epoll.wait(events, silence_max)?)
+            }
+            Patience::Spin => {
+                let began = Instant::now();
+                loop {
+                    let count = self.epoll.wait(events, EpollTimeout::ZERO)?;
+                    if count > 0 || began.elapsed() > SILENCE_MAX {
+                        return Ok(count);
+                    }
+                }
+            }
+        }
     }
 
     fn bytes_received(&self) -> u64 {
@@ -132,8 +177,14 @@ impl<'a> Steady<'a> {
             return Err(format!("connection {index} gives other bytes after {offset}"));
         }
         connection.received += count as u64;
+        let whole = connection.received / self.message_length - offset / self.message_length;
+        if whole > 0
+            && let Some(stopwatch) = &mut self.stopwatch
+        {
+            // What is allowed next is written right away, so this is also when it starts.
+            stopwatch.lap(index);
+        }
         if more {
-            let whole = connection.received / self.message_length - offset / self.message_length;
             connection.allowed += whole * self.message_length;
         }
         Ok(())
@@ -168,7 +219,7 @@ impl<'a> Steady<'a> {
 }
 
 impl Connection {
-    fn new(stream: TcpStream, origin: u64) -> Self {
+    fn new(stream: Socket, origin: u64) -> Self {
         Self { stream, origin, allowed: 0, sent: 0, received: 0, blocked: false }
     }
 
@@ -181,13 +232,13 @@ impl Connection {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::{Ipv4Addr, TcpListener};
+    use std::net::TcpListener;
     use std::thread;
 
     /// Serves one connection; `spoil` may change what goes back.
-    fn serve_one(spoil: fn(&mut Vec<u8>)) -> SocketAddr {
+    fn serve_one(spoil: fn(&mut Vec<u8>)) -> Address {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let address = listener.local_addr().unwrap();
+        let address = Address::Tcp(listener.local_addr().unwrap());
         thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
             let mut buffer = vec![0; 4096];
@@ -204,7 +255,8 @@ mod tests {
 
     fn verdict(spoil: fn(&mut Vec<u8>)) -> Result<Yield, String> {
         let pattern = Pattern::new();
-        let mut client = Steady::connect(serve_one(spoil), &pattern, 1, 64, 4).unwrap();
+        let mut client =
+            Steady::connect(&serve_one(spoil), &pattern, 1, 64, 4, Patience::Sleep).unwrap();
         client.slice(Duration::from_millis(20))
     }
 

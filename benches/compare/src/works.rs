@@ -1,11 +1,12 @@
 //! The works: what the client does to a server during a slice, by name.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::address::{Address, Transport};
 use crate::churn::Churn;
+use crate::latency::Latency;
 use crate::pattern::Pattern;
-use crate::steady::Steady;
+use crate::steady::{Patience, Steady};
 
 /// A kind of load.
 #[derive(Clone, Copy)]
@@ -14,6 +15,10 @@ pub(crate) struct Work {
     pub(crate) name: &'static str,
     /// What it is called in the table.
     pub(crate) title: &'static str,
+    /// What its connections run over.
+    pub(crate) transport: Transport,
+    /// So many times the usual slice: a crowd needs longer for the same number of turns.
+    pub(crate) stretch: u32,
     shape: Shape,
 }
 
@@ -28,37 +33,48 @@ enum Shape {
 
 /// All works, in the order of the table.
 pub(crate) const WORKS: &[Work] = &[
-    Work {
-        name: "ping-1",
-        title: "ping-pong 64 B, 1 connection",
-        shape: Shape::Steady { connections: 1, message_length: 64, in_flight: 1 },
-    },
-    Work {
-        name: "ping-64",
-        title: "ping-pong 64 B, 64 connections",
-        shape: Shape::Steady { connections: 64, message_length: 64, in_flight: 1 },
-    },
-    Work {
-        name: "ping-1000",
-        title: "ping-pong 64 B, 1,000 connections",
-        shape: Shape::Steady { connections: 1_000, message_length: 64, in_flight: 1 },
-    },
-    Work {
-        name: "pipeline",
-        title: "64 B × 16 in flight, 64 connections",
-        shape: Shape::Steady { connections: 64, message_length: 64, in_flight: 16 },
-    },
-    Work {
-        name: "bulk",
-        title: "64 KiB × 8 in flight, 4 connections",
-        shape: Shape::Steady { connections: 4, message_length: 64 * 1024, in_flight: 8 },
-    },
+    ping("ping-1", "ping-pong 64 B, 1 connection", 1, 1),
+    ping("ping-64", "ping-pong 64 B, 64 connections", 64, 1),
+    ping("ping-1000", "ping-pong 64 B, 1,000 connections", 1_000, 1),
+    ping("ping-8000", "ping-pong 64 B, 8,000 connections", 8_000, 2),
+    ping("ping-16000", "ping-pong 64 B, 16,000 connections", 16_000, 4),
+    steady("pipeline", "64 B × 16 in flight, 64 connections", 64, 64, 16),
+    steady("middle", "16 KiB, 16 connections", 16, 16 * 1024, 1),
+    steady("bulk", "64 KiB × 8 in flight, 4 connections", 4, 64 * 1024, 8),
     Work {
         name: "churn",
         title: "connect, echo 64 B, close",
+        transport: Transport::Tcp,
+        stretch: 1,
         shape: Shape::Churn { connections: 16, message_length: 64 },
     },
+    Work {
+        transport: Transport::Unix,
+        ..ping("unix-64", "Unix stream, ping-pong 64 B, 64 connections", 64, 1)
+    },
 ];
+
+/// Names that stand for several works.
+const SETS: &[(&str, &[&str])] = &[
+    ("usual", &["ping-1", "ping-64", "ping-1000", "pipeline", "bulk", "churn"]),
+    ("crowds", &["ping-8000", "ping-16000"]),
+    ("others", &["middle", "unix-64"]),
+];
+
+const fn steady(
+    name: &'static str,
+    title: &'static str,
+    connections: usize,
+    message_length: usize,
+    in_flight: usize,
+) -> Work {
+    let shape = Shape::Steady { connections, message_length, in_flight };
+    Work { name, title, transport: Transport::Tcp, stretch: 1, shape }
+}
+
+const fn ping(name: &'static str, title: &'static str, connections: usize, stretch: u32) -> Work {
+    Work { stretch, ..steady(name, title, connections, 64, 1) }
+}
 
 /// What came of one slice.
 #[derive(Clone, Copy, Debug)]
@@ -67,6 +83,8 @@ pub(crate) struct Yield {
     pub(crate) echoes: u64,
     /// From the first byte sent to the last byte back.
     pub(crate) elapsed: Duration,
+    /// Where each connection has one message under way.
+    pub(crate) latency: Option<Latency>,
 }
 
 /// One work in progress on one server. Connections that stay are kept as long as this is.
@@ -78,23 +96,38 @@ pub(crate) enum Client<'a> {
 }
 
 impl Work {
-    /// The work of that name.
-    pub(crate) fn named(name: &str) -> Result<Self, String> {
-        WORKS.iter().copied().find(|work| work.name == name).ok_or_else(|| {
-            let known: Vec<_> = WORKS.iter().map(|work| work.name).collect();
-            format!("no work is called {name}; there are {}", known.join(", "))
-        })
+    /// The works of these names; `all`, or a set's name, stands for several. In the order of the
+    /// table, each once.
+    pub(crate) fn select(names: &[String]) -> Result<Vec<Self>, String> {
+        let mut wanted: Vec<&str> = Vec::new();
+        for name in names {
+            match SETS.iter().find(|(set, _)| set == name) {
+                Some((_, members)) => wanted.extend(*members),
+                None if name == "all" => wanted.extend(WORKS.iter().map(|work| work.name)),
+                None if WORKS.iter().any(|work| work.name == name) => wanted.push(name),
+                None => return Err(unknown(name)),
+            }
+        }
+        Ok(WORKS.iter().filter(|work| wanted.contains(&work.name)).copied().collect())
+    }
+
+    /// How many connections it keeps open at a time.
+    pub(crate) fn connections(&self) -> usize {
+        match self.shape {
+            Shape::Steady { connections, .. } | Shape::Churn { connections, .. } => connections,
+        }
     }
 
     /// Connects to a server.
     pub(crate) fn client<'a>(
         &self,
-        address: SocketAddr,
+        address: &'a Address,
         pattern: &'a Pattern,
+        patience: Patience,
     ) -> Result<Client<'a>, String> {
         match self.shape {
             Shape::Steady { connections, message_length, in_flight } => {
-                Steady::connect(address, pattern, connections, message_length, in_flight)
+                Steady::connect(address, pattern, connections, message_length, in_flight, patience)
                     .map(Client::Steady)
             }
             Shape::Churn { connections, message_length } => {
@@ -102,6 +135,16 @@ impl Work {
             }
         }
     }
+}
+
+fn unknown(name: &str) -> String {
+    let works: Vec<_> = WORKS.iter().map(|work| work.name).collect();
+    let sets: Vec<_> = SETS.iter().map(|(set, _)| *set).collect();
+    format!(
+        "no work is called {name}; there are {}, and the sets {} and all",
+        works.join(", "),
+        sets.join(", ")
+    )
 }
 
 impl Client<'_> {
@@ -112,5 +155,25 @@ impl Client<'_> {
             Client::Steady(steady) => steady.slice(duration),
             Client::Churn(churn) => churn.slice(duration),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A set must not name what is not there, and a name given twice is one work.
+    #[test]
+    fn sets_are_made_of_works() {
+        let names = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            Work::select(&names).map(|works| works.len())
+        };
+        for (set, members) in SETS {
+            assert_eq!(names(&[set]), Ok(members.len()), "{set}");
+        }
+        assert_eq!(names(&["bulk", "usual", "bulk"]), Ok(6));
+        assert_eq!(names(&["all"]), Ok(WORKS.len()));
+        assert!(names(&["ping-2"]).unwrap_err().contains("ping-2"));
     }
 }

@@ -9,7 +9,7 @@
 //! `accept4` and `epoll_ctl`; TCP_NODELAY is inherited from the listener.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
 
 use clap::Parser;
@@ -17,7 +17,7 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{MsgFlags, recv, send};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, SockAddr, Socket, Type};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 4096;
@@ -28,9 +28,9 @@ const EVENTS_MAX: usize = 1024;
 /// A plain epoll echo server, as a yardstick.
 #[derive(Parser)]
 struct Arguments {
-    /// Address to listen on, such as 127.0.0.1:7777.
+    /// Address to listen on, such as 127.0.0.1:7777 or unix:/run/echo.
     #[arg(long)]
-    listen: SocketAddr,
+    listen: String,
     /// Size of the one receive buffer, in bytes.
     #[arg(long, default_value_t = 16 * 1024)]
     buffer: usize,
@@ -38,7 +38,7 @@ struct Arguments {
 
 /// One client, and what it has not taken yet.
 struct Connection {
-    stream: TcpStream,
+    stream: Socket,
     /// Received but not yet echoed. While there is any, nothing more is read: that is the whole of
     /// the backpressure.
     remainder: Vec<u8>,
@@ -52,7 +52,7 @@ enum Verdict {
 
 struct Server {
     epoll: Epoll,
-    listener: TcpListener,
+    listener: Socket,
     /// By descriptor number: the kernel hands out the lowest free ones, so the table stays dense.
     connections: Vec<Option<Connection>>,
     buffer: Vec<u8>,
@@ -62,18 +62,20 @@ fn main() -> io::Result<()> {
     let arguments = Arguments::parse();
     let (_, ceiling) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, ceiling, ceiling)?;
-    Server::new(arguments.listen, arguments.buffer)?.run()
+    Server::new(&arguments.listen, arguments.buffer)?.run()
 }
 
 impl Server {
-    fn new(address: SocketAddr, buffer_length: usize) -> io::Result<Self> {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-        socket.set_reuse_address(true)?;
-        socket.set_tcp_nodelay(true)?;
-        socket.set_nonblocking(true)?;
-        socket.bind(&address.into())?;
-        socket.listen(BACKLOG)?;
-        let listener = TcpListener::from(socket);
+    fn new(address: &str, buffer_length: usize) -> io::Result<Self> {
+        let listener = match address.strip_prefix("unix:") {
+            Some(path) => bind(Domain::UNIX, &SockAddr::unix(path)?)?,
+            None => {
+                let address: SocketAddr = address.parse().map_err(io::Error::other)?;
+                bind(Domain::for_address(address), &address.into())?
+            }
+        };
+        listener.set_nonblocking(true)?;
+        listener.listen(BACKLOG)?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(&listener, interest(EpollFlags::EPOLLIN, listener.as_raw_fd()))?;
         Ok(Self { epoll, listener, connections: Vec::new(), buffer: vec![0; buffer_length] })
@@ -129,6 +131,17 @@ impl Server {
             self.connections[descriptor as usize] = None;
         }
     }
+}
+
+/// A socket there. TCP_NODELAY is for TCP alone.
+fn bind(domain: Domain, address: &SockAddr) -> io::Result<Socket> {
+    let socket = Socket::new(domain, Type::STREAM, None)?;
+    if domain != Domain::UNIX {
+        socket.set_reuse_address(true)?;
+        socket.set_tcp_nodelay(true)?;
+    }
+    socket.bind(address)?;
+    Ok(socket)
 }
 
 /// Receives once and sends it back; keeps what the peer does not take.

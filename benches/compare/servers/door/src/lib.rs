@@ -1,0 +1,52 @@
+//! What every peer does before it serves: read its arguments, make room for files, open its door.
+//!
+//! It knows nothing of how connections are served: that is what the peers differ in.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+
+use clap::Parser;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 4096;
+
+/// What every peer is told.
+#[derive(Clone, Copy, Debug, Parser)]
+#[command(about = "An echo server, as a peer to be compared with")]
+pub struct Arguments {
+    /// Address to listen on, such as 127.0.0.1:7777.
+    #[arg(long)]
+    pub listen: SocketAddr,
+    /// Size of a receive buffer, in bytes.
+    #[arg(long, default_value_t = 16 * 1024)]
+    pub buffer: usize,
+}
+
+/// The arguments of this process, with the limit on open files raised as far as it goes.
+///
+/// # Errors
+/// When the limit cannot be read or set. Wrong arguments end the process.
+pub fn arguments() -> io::Result<Arguments> {
+    let arguments = Arguments::parse();
+    let (_, ceiling) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, ceiling, ceiling)?;
+    Ok(arguments)
+}
+
+impl Arguments {
+    /// A listening socket in blocking mode, with TCP_NODELAY, which its connections inherit.
+    ///
+    /// # Errors
+    /// When the address cannot be had.
+    pub fn listener(&self) -> io::Result<TcpListener> {
+        let domain = Domain::for_address(self.listen);
+        let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        socket.set_tcp_nodelay(true)?;
+        socket.bind(&self.listen.into())?;
+        socket.listen(BACKLOG)?;
+        Ok(socket.into())
+    }
+}

@@ -1,0 +1,173 @@
+//! What the daemon costs when nothing is asked of it: memory, wake-ups, and the time until it is
+//! ready.
+//!
+//! The bounds are promises to the user and stand as constants below; a figure beyond one of them is
+//! a fault like any other. What is measured is printed as well (`cargo test --test footprint --
+//! --nocapture`). The daemon is judged from outside, by what /proc says of it, with the black-box
+//! suite's own stage; nothing here knows how it works. That a message costs no allocation is shown
+//! by `tests/allocations.rs`, from inside.
+
+#![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
+
+// The stage serves a larger suite than this one; each room is used in part.
+#[allow(dead_code, reason = "shared with the black-box suite")]
+#[path = "../daemon/daemon.rs"]
+mod daemon;
+#[allow(dead_code, reason = "shared with the black-box suite")]
+#[path = "../daemon/ending.rs"]
+mod ending;
+#[allow(dead_code, reason = "shared with the black-box suite")]
+#[path = "../daemon/lines.rs"]
+mod lines;
+#[allow(dead_code, reason = "shared with the black-box suite")]
+#[path = "../daemon/machine.rs"]
+mod machine;
+#[allow(dead_code, reason = "shared with the black-box suite")]
+#[path = "../daemon/manager.rs"]
+mod manager;
+#[allow(dead_code, reason = "shared with the black-box suite")]
+#[path = "../daemon/place.rs"]
+mod place;
+#[allow(dead_code, reason = "shared with the black-box suite")]
+#[path = "../daemon/tape.rs"]
+mod tape;
+
+mod crowd;
+mod wakes;
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::crowd::{Crowd, room};
+use crate::daemon::{Daemon, Launch};
+use crate::machine::{alone, slowness};
+use crate::wakes::Wakes;
+
+/// Process memory of one idle connection, in bytes. The goal is 64, and the tables of a connection
+/// are 60. The rest is what the tables leave behind when they are copied as they grow: about 130 KiB
+/// for each worker, 14 bytes a connection on the way to 19,000. Tables that were reserved for
+/// `limits.max-connections` at the start (address space, not memory) gave 60.3.
+const BYTES_PER_CONNECTION_MAX: f64 = 78.0;
+
+/// Process memory of a ready daemon with two workers, in bytes.
+const FIXED_BYTES_MAX: u64 = 8 << 20;
+
+/// From the start of the process to READY=1.
+const READY_MAX: Duration = Duration::from_millis(20);
+
+/// How often an idle thread may wake in a second.
+const WAKES_PER_SECOND_MAX: f64 = 1.0;
+
+/// Where the slope of memory over connections begins and where it ends. Below the first, the steps
+/// in which memory is taken would show.
+const SLOPE: (usize, usize) = (1_000, 19_000);
+
+/// Fewer connections between the two ends of the slope say more of the page size than of a
+/// connection.
+const SLOPE_LENGTH_MIN: usize = 4_000;
+
+/// Connections of a daemon that is watched for wake-ups.
+const SLEEPERS: usize = 10_000;
+
+/// How long a daemon that should sleep is watched.
+const WATCH: Duration = Duration::from_secs(5);
+
+const TWO_WORKERS: &str = "[server]\nworkers = 2\n";
+
+#[test]
+fn an_idle_connection_costs_some_dozen_bytes() {
+    let _quiet = alone();
+    let daemon = Launch::with_config(TWO_WORKERS).start();
+    let upper = SLOPE.1.min(room(&daemon));
+    if upper < SLOPE.0 + SLOPE_LENGTH_MIN {
+        println!("skipped: the limit on open files leaves room for {upper} connections only");
+        return;
+    }
+    let mut crowd = Crowd::new(daemon.place());
+    crowd.grow(SLOPE.0);
+    let before = settled_memory(&daemon);
+    crowd.grow(upper);
+    let after = settled_memory(&daemon);
+    let slope = (after as f64 - before as f64) / (upper - SLOPE.0) as f64;
+    println!("{before} bytes at {}, {after} at {upper}: {slope:.1} a connection", SLOPE.0);
+    assert!(slope <= BYTES_PER_CONNECTION_MAX, "{slope:.1} bytes a connection");
+    crowd.assert_some_answer();
+    drop(crowd);
+    daemon.stop();
+}
+
+#[test]
+fn a_ready_daemon_takes_at_most_8_mib() {
+    let _quiet = alone();
+    let daemon = Launch::with_config(TWO_WORKERS).start();
+    let bytes = settled_memory(&daemon);
+    println!("{} KiB when ready with two workers", bytes / 1024);
+    assert!(bytes <= FIXED_BYTES_MAX, "{bytes} bytes");
+    daemon.stop();
+}
+
+#[test]
+fn an_idle_daemon_sleeps() {
+    let _quiet = alone();
+    let daemon = Launch::with_config(TWO_WORKERS).start();
+    let mut crowd = Crowd::new(daemon.place());
+    crowd.grow(SLEEPERS.min(room(&daemon)));
+    // It may still be about the last connections, or have a status to tell.
+    thread::sleep(Duration::from_millis(1_500));
+    let wakes = Wakes::during(daemon.process, WATCH);
+    println!("{} idle connections: {wakes:?}", crowd.count());
+    wakes.assert_at_most(WAKES_PER_SECOND_MAX);
+    crowd.assert_some_answer();
+    drop(crowd);
+    daemon.stop();
+}
+
+/// A watchdog costs each thread its own wake-ups and no others: the main thread's to tell that all
+/// is well, a worker's to show that it turns.
+#[test]
+fn a_watched_daemon_wakes_for_its_watchdog_alone() {
+    let _quiet = alone();
+    let interval = Duration::from_secs(2);
+    let launch = Launch { watchdog: Some(interval), ..Launch::with_config(TWO_WORKERS) };
+    let daemon = launch.start();
+    let mut crowd = Crowd::new(daemon.place());
+    crowd.grow(SLEEPERS.min(1_000));
+    thread::sleep(Duration::from_millis(1_500));
+    let wakes = Wakes::during(daemon.process, WATCH);
+    println!("with a ping each {:?}: {wakes:?}", interval / 2);
+    let pings_per_second = 2.0 / interval.as_secs_f64();
+    wakes.assert_at_most(WAKES_PER_SECOND_MAX + pings_per_second);
+    drop(crowd);
+    daemon.stop();
+}
+
+/// The best of five counts: what else the machine does can only make it later.
+#[test]
+fn it_is_ready_within_20_ms() {
+    let _quiet = alone();
+    let attempt = |_| {
+        let start = Instant::now();
+        let daemon = Launch::with_config(TWO_WORKERS).start();
+        let ready = daemon.manager.values("READY")[0].0 - start;
+        daemon.stop();
+        ready
+    };
+    let attempts: Vec<Duration> = (0..5).map(attempt).collect();
+    println!("from start to READY: {attempts:?}");
+    let best = attempts.iter().min().unwrap();
+    assert!(*best <= READY_MAX.mul_f64(slowness()), "{attempts:?}");
+}
+
+/// Its anonymous memory when that no longer changes.
+fn settled_memory(daemon: &Daemon) -> u64 {
+    let mut last = daemon.process.anonymous_memory();
+    for _ in 0..50 {
+        thread::sleep(Duration::from_millis(50));
+        let now = daemon.process.anonymous_memory();
+        if now == last {
+            break;
+        }
+        last = now;
+    }
+    last
+}

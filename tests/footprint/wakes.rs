@@ -1,0 +1,72 @@
+//! How often the threads of a process wake: each time one that slept of its own will runs again,
+//! the kernel counts a voluntary switch (proc_pid_status(5)).
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::machine::Process;
+
+/// What was seen of a process.
+#[derive(Debug)]
+pub(crate) struct Wakes {
+    /// How long it was watched.
+    span: Duration,
+    /// Wake-ups of each thread, by its number and name.
+    counts: BTreeMap<String, u64>,
+}
+
+impl Wakes {
+    /// Watches a process for so long.
+    pub(crate) fn during(process: Process, span: Duration) -> Self {
+        let before = switches(process);
+        let start = Instant::now();
+        thread::sleep(span);
+        let mut counts = switches(process);
+        for (name, count) in &mut counts {
+            // A thread that is new has been awake once at least.
+            *count -= before.get(name).copied().unwrap_or(0);
+        }
+        Self { span: start.elapsed(), counts }
+    }
+
+    /// Asserts that none woke more often than so many times a second. A window that long may catch
+    /// one more.
+    pub(crate) fn assert_at_most(&self, per_second: f64) {
+        assert!(!self.counts.is_empty(), "it has no thread, so it is gone");
+        let most = (per_second * self.span.as_secs_f64()).floor() + 1.0;
+        for (name, &count) in &self.counts {
+            assert!(count as f64 <= most, "{name} woke {count} times: {self:?}");
+        }
+    }
+}
+
+fn switches(process: Process) -> BTreeMap<String, u64> {
+    let tasks = fs::read_dir(Path::new("/proc").join(process.0.to_string()).join("task"));
+    let status = |task: fs::DirEntry| {
+        let text = fs::read_to_string(task.path().join("status")).unwrap();
+        let field = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            line.trim().to_owned()
+        };
+        let name = format!("{} {}", task.file_name().to_string_lossy(), field("Name:"));
+        (name, field("voluntary_ctxt_switches:").parse().unwrap())
+    };
+    tasks.unwrap().map(|task| status(task.unwrap())).collect()
+}
+
+/// A count that could not see a thread wake would pass any daemon.
+#[test]
+fn a_process_that_wakes_is_seen() {
+    let mut child = std::process::Command::new("/bin/sh")
+        .args(["-c", "while :; do sleep 0.05; done"])
+        .spawn()
+        .unwrap();
+    let wakes = Wakes::during(Process(child.id()), Duration::from_secs(1));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let verdict = std::panic::catch_unwind(|| wakes.assert_at_most(1.0));
+    assert!(verdict.is_err(), "a restless shell passed for a sleeping process: {wakes:?}");
+}
