@@ -24,7 +24,7 @@ const BUFFER_SIZES: [u32; 2] = [4 << 10, 256 << 10];
 /// Large buffers of a worker: how many connections may be in the middle of bulk at the same moment;
 /// the others get small ones for once. They are a stack, so those beyond what the traffic needs are
 /// never touched.
-const LARGE_BUFFERS: u16 = 8;
+const LARGE_BUFFERS: u16 = 32;
 
 /// What a worker tells the main thread.
 #[derive(Debug)]

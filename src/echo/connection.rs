@@ -458,8 +458,10 @@ impl Connection {
         if length < resources.pool.size(SizeClass::Small) {
             return self.shrink();
         }
-        let full = length == resources.pool.size(class);
-        self.full_buffers = if full { self.full_buffers.saturating_add(1) } else { 0 };
+        // A large buffer need not be full: whoever needs more than a small one keeps it.
+        if class == SizeClass::Small {
+            self.full_buffers = self.full_buffers.saturating_add(1);
+        }
         if self.full_buffers >= limits::FULL_BUFFERS_TO_GROW
             && self.probation == 0
             && resources.pool.exists(SizeClass::Large)
