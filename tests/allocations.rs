@@ -25,6 +25,7 @@ use echo_uring::echo::server::{Parameters, Server, Stats};
 use echo_uring::uring::{Driver, ListeningSocket, Settings, Transport, probe};
 use echo_uring::worker::{self, Shared};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use socket2::SockRef;
 
 /// The pool of a worker, as the daemon sets it up by default.
 const BUFFERS: [u16; 2] = [256, 4];
@@ -89,12 +90,10 @@ struct Service {
 impl Service {
     fn new() -> Self {
         let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC).unwrap();
-        Self {
-            listener: TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap(),
-            shared: Arc::default(),
-            wake: Arc::new(wake),
-            origin: Instant::now(),
-        }
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        // Connections inherit it, as the daemon's do.
+        SockRef::from(&listener).set_tcp_nodelay(true).unwrap();
+        Self { listener, shared: Arc::default(), wake: Arc::new(wake), origin: Instant::now() }
     }
 
     /// What a worker does, all its life; `on_ready` as in the daemon.
