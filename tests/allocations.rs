@@ -111,6 +111,7 @@ impl Service {
             buffers: BUFFERS,
             buffer_sizes: BUFFER_SIZES,
             origin: self.origin,
+            connections_max: 0,
             busy_poll: None,
         })
         .unwrap();

@@ -126,15 +126,17 @@ fn share(total: u64, count: usize, index: usize) -> u64 {
 pub(super) fn start(plan: &Plan<'_>, index: usize, desk: &Desk) -> io::Result<Worker> {
     let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
     let shared = Arc::new(Shared::default());
+    let parameters = plan.parameters(index);
     let settings = Settings {
         listeners: Arc::clone(&plan.listeners),
         wake: Arc::clone(&wake),
         buffers: plan.buffers(),
         buffer_sizes: BUFFER_SIZES,
+        connections_max: parameters.connections_max,
         busy_poll: plan.config.server.busy_poll,
         origin: plan.origin,
     };
-    let server = Server::new(plan.parameters(index));
+    let server = Server::new(parameters);
     let thread_shared = Arc::clone(&shared);
     let desk = desk.clone();
     thread::Builder::new().name(format!("worker-{index}")).spawn(move || {

@@ -34,8 +34,7 @@ use super::pool::Queue;
 use super::resources::{Context, Resources};
 use super::stats::CloseReason;
 
-/// One slot. With its timer (12 bytes) and its descriptor (4 bytes) an idle connection costs less
-/// than a cache line.
+/// One slot. With its timer (12 bytes) and socket (8 bytes) it is less than a cache line.
 #[derive(Debug)]
 pub struct Connection {
     generation: u32,
@@ -458,7 +457,7 @@ impl Connection {
         if length < resources.pool.size(SizeClass::Small) {
             return self.shrink();
         }
-        // A large buffer need not be full: whoever needs more than a small one keeps it.
+        // Whoever needs more than a small buffer keeps a large one.
         if class == SizeClass::Small {
             self.full_buffers = self.full_buffers.saturating_add(1);
         }
@@ -550,21 +549,14 @@ impl Connection {
             context.resources.stats.bytes_dropped += u64::from(length);
             context.recycle(buffer);
         }
-        if self.receive.is_with_kernel() || self.is_send_with_kernel() {
+        if self.receive.is_with_kernel() || self.send.is_with_kernel() {
             context.ops.push(Op::Shutdown { connection: context.id, how: Shutdown::Both });
-        }
-    }
-
-    fn is_send_with_kernel(&self) -> bool {
-        match self.send {
-            Send::Trying { .. } | Send::Aside { step: AsideStep::InFlight, .. } => true,
-            Send::Idle | Send::Aside { .. } => false,
         }
     }
 
     /// Closes if the kernel holds nothing any more.
     fn join(&mut self, context: &mut Context, reason: CloseReason) {
-        if self.receive.is_with_kernel() || self.is_send_with_kernel() {
+        if self.receive.is_with_kernel() || self.send.is_with_kernel() {
             return;
         }
         // Its set-aside bytes take up memory until the close that follows, not a turn less.

@@ -52,11 +52,12 @@ impl Server {
         assert!(parameters.buffers[SizeClass::Small.index()] > 0, "an echo needs a buffer");
         assert!(parameters.buffer_sizes[0] <= parameters.buffer_sizes[1], "small, then large");
         Self {
-            slots: Vec::new(),
+            // Reserved, so that growing leaves no copies behind: address space until it is used.
+            slots: Vec::with_capacity(parameters.connections_max as usize),
             free: Vec::new(),
             listeners: vec![Listener::Off; usize::from(parameters.listeners)],
             parked: VecDeque::new(),
-            wheel: Wheel::new(Timestamp(0), parameters.tick_ms()),
+            wheel: Wheel::new(Timestamp(0), parameters.tick_ms(), parameters.connections_max),
             drain: Drain::No,
             full: false,
             resources: Resources::new(parameters),

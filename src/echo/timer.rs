@@ -34,16 +34,17 @@ pub struct Wheel {
 }
 
 impl Wheel {
-    /// An empty wheel that counts from `now` in steps of `tick_ms` milliseconds.
+    /// An empty wheel that counts from `now` in steps of `tick_ms` milliseconds, with room for so
+    /// many slots before it must grow.
     #[must_use]
-    pub fn new(now: Timestamp, tick_ms: u64) -> Self {
+    pub fn new(now: Timestamp, tick_ms: u64, slots: u32) -> Self {
         assert!(tick_ms > 0, "time must move");
         Self {
             tick_ms,
             done: now.0 / tick_ms,
             heads: [NONE; BUCKETS],
             occupied: [0; WORDS],
-            links: Vec::new(),
+            links: Vec::with_capacity(slots as usize),
         }
     }
 
@@ -146,7 +147,7 @@ mod tests {
 
     #[test]
     fn fires_in_order_and_never_early() {
-        let mut wheel = Wheel::new(Timestamp(0), 10);
+        let mut wheel = Wheel::new(Timestamp(0), 10, 0);
         wheel.set(0, Timestamp(35));
         wheel.set(1, Timestamp(20));
         wheel.set(2, Timestamp(20));
@@ -162,7 +163,7 @@ mod tests {
     #[test]
     fn clears_from_every_place_of_a_bucket() {
         for victim in 0..3 {
-            let mut wheel = Wheel::new(Timestamp(0), 1);
+            let mut wheel = Wheel::new(Timestamp(0), 1, 0);
             (0..3).for_each(|slot| wheel.set(slot, Timestamp(5)));
             wheel.clear(victim);
             wheel.clear(victim);
@@ -173,7 +174,7 @@ mod tests {
 
     #[test]
     fn a_far_timer_fires_at_the_horizon_so_that_it_can_be_set_again() {
-        let mut wheel = Wheel::new(Timestamp(0), 1);
+        let mut wheel = Wheel::new(Timestamp(0), 1, 0);
         wheel.set(7, Timestamp(1_000_000));
         let horizon = wheel.deadline().expect("it is set");
         assert_eq!(horizon, Timestamp(255));
@@ -182,7 +183,7 @@ mod tests {
 
     #[test]
     fn a_timer_set_in_the_past_fires_at_the_next_tick() {
-        let mut wheel = Wheel::new(Timestamp(1_000), 10);
+        let mut wheel = Wheel::new(Timestamp(1_000), 10, 0);
         wheel.set(3, Timestamp(0));
         assert_eq!(drain(&mut wheel, 1_000), []);
         assert_eq!(drain(&mut wheel, 1_010), [3]);
@@ -190,7 +191,7 @@ mod tests {
 
     #[test]
     fn a_long_sleep_fires_everything_once() {
-        let mut wheel = Wheel::new(Timestamp(0), 1);
+        let mut wheel = Wheel::new(Timestamp(0), 1, 0);
         (0..600).for_each(|slot| wheel.set(slot, Timestamp(u64::from(slot))));
         assert_eq!(drain(&mut wheel, 10_000_000), (0..600).collect::<Vec<_>>());
         assert_eq!(drain(&mut wheel, 20_000_000), []);
@@ -206,7 +207,7 @@ mod tests {
             random ^= random << 17;
             random % bound
         };
-        let mut wheel = Wheel::new(Timestamp(0), 4);
+        let mut wheel = Wheel::new(Timestamp(0), 4, 0);
         let mut model: Vec<Option<u64>> = vec![None; 32];
         let mut now = 0;
         for _ in 0..20_000 {

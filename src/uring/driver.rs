@@ -88,6 +88,8 @@ pub struct Settings {
     pub buffers: [u16; 2],
     /// Bytes of a buffer of each class.
     pub buffer_sizes: [u32; 2],
+    /// Connections to have room for before a table must grow.
+    pub connections_max: u32,
     /// How long to look for work before sleeping.
     pub busy_poll: Option<Duration>,
     /// The moment that is [`Timestamp`] 0.
@@ -151,7 +153,7 @@ impl Driver {
             large: ManuallyDrop::new(large),
             answers: Vec::new(),
             asides: HashMap::new(),
-            sockets: Vec::new(),
+            sockets: Vec::with_capacity(settings.connections_max as usize),
             accepting: vec![None; settings.listeners.len()],
             listeners: settings.listeners,
             wake: settings.wake,

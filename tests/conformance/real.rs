@@ -57,6 +57,7 @@ impl Real {
             wake: Arc::clone(&wake),
             buffers: setup.buffers,
             buffer_sizes: setup.buffer_sizes,
+            connections_max: 0,
             busy_poll: None,
             origin: Instant::now(),
         });

@@ -43,11 +43,8 @@ use crate::daemon::{Daemon, Launch};
 use crate::machine::{alone, slowness};
 use crate::wakes::Wakes;
 
-/// Process memory of one idle connection, in bytes. The goal is 64, and the tables of a connection
-/// are 60. The rest is what the tables leave behind when they are copied as they grow: about 130 KiB
-/// for each worker, 14 bytes a connection on the way to 19,000. Tables that were reserved for
-/// `limits.max-connections` at the start (address space, not memory) gave 60.3.
-const BYTES_PER_CONNECTION_MAX: f64 = 78.0;
+/// Process memory of one idle connection, in bytes: the tables of a connection are 60.
+const BYTES_PER_CONNECTION_MAX: f64 = 64.0;
 
 /// Process memory of a ready daemon with two workers, in bytes.
 const FIXED_BYTES_MAX: u64 = 8 << 20;

@@ -41,7 +41,7 @@ impl Connection {
                 assert_ne!(self.receive, Receive::Off, "nobody waits for the peer's FIN");
             }
             Phase::Closing(_) => {
-                let held = self.receive.is_with_kernel() || self.is_send_with_kernel();
+                let held = self.receive.is_with_kernel() || self.send.is_with_kernel();
                 assert!(held, "a dead connection was not closed");
             }
         }

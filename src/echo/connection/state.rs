@@ -72,6 +72,15 @@ pub enum Send {
     },
 }
 
+impl Send {
+    pub(super) fn is_with_kernel(self) -> bool {
+        match self {
+            Self::Trying { .. } | Self::Aside { step: AsideStep::InFlight, .. } => true,
+            Self::Idle | Self::Aside { .. } => false,
+        }
+    }
+}
+
 /// Where the send of set-aside bytes stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AsideStep {
