@@ -212,7 +212,12 @@ impl BufferStack {
     }
 
     /// Gives a free buffer to a receive of the connection in `slot`: where it is, and its length.
+    ///
+    /// # Panics
+    /// If the connection is receiving already: which of two buffers is filled could not be told.
     pub(super) fn fill(&mut self, slot: u32) -> Option<(*mut u8, u32)> {
+        let twice = self.filling.iter().any(|&(owner, _)| owner == slot);
+        assert!(!twice, "the connection in slot {slot} is receiving already");
         let index = self.free.pop()?;
         self.filling.push((slot, index));
         Some((self.buffers.address(index), self.buffers.size))
