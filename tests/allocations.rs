@@ -11,6 +11,7 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::hash::RandomState;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
@@ -20,6 +21,7 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use echo_uring::echo::admission::SourceBook;
 use echo_uring::echo::op::{ReceiveMode, Timestamp};
 use echo_uring::echo::server::{Parameters, Server, Stats};
 use echo_uring::uring::{Driver, ListeningSocket, Settings, Transport, probe};
@@ -125,6 +127,8 @@ impl Service {
             idle_timeout: Some(3_600_000),
             stall_timeout: Some(60_000),
             linger_timeout: 5_000,
+            rules: Arc::default(),
+            book: Arc::new(SourceBook::new(RandomState::new())),
         });
         let stats = worker::run(&mut driver, server, &self.shared, on_ready).unwrap();
         COUNTED.set(false);

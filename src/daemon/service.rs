@@ -1,5 +1,6 @@
 //! One run of the service, from the first worker's start to the last one's end.
 
+use std::hash::RandomState;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -14,8 +15,10 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::Failure;
 use super::report::{self, Reporter};
+use super::rules;
 use super::workers::{self, Desk, News, Plan, Worker};
 use crate::config::{Config, Workers};
+use crate::echo::admission::SourceBook;
 use crate::echo::limits;
 use crate::echo::op::{ReceiveMode, Timestamp};
 use crate::echo::server::Stats;
@@ -71,8 +74,16 @@ pub(super) fn run(
             workers::listening_socket(listener.socket, listener.family, &config.tcp)
         })
         .collect::<Arc<[_]>>();
-    let plan =
-        Plan { config, features, listeners: sockets, workers, places, origin: Instant::now() };
+    let plan = Plan {
+        config,
+        features,
+        listeners: sockets,
+        workers,
+        places,
+        origin: Instant::now(),
+        rules: Arc::new(rules::rules(config)),
+        book: Arc::new(SourceBook::new(RandomState::new())),
+    };
     announce(&plan, &names, &warnings);
     let ended = Service::start(&plan, signals, notifier)?.serve();
     // The files of our own Unix sockets go when nobody accepts any more.
@@ -301,9 +312,10 @@ impl<'a> Service<'a> {
         log::debug!("{stats:?}");
         let buffers = workers::buffers_total(self.plan);
         log::info!(
-            "stopped: accepted={} closed={} bytes-in={} bytes-out={} bytes-dropped={} \
+            "stopped: accepted={} refused={} closed={} bytes-in={} bytes-out={} bytes-dropped={} \
              buffers-home={} buffers-total={buffers}",
             stats.accepted,
+            stats.refused_total(),
             stats.closed_total(),
             stats.bytes_in,
             stats.bytes_out,

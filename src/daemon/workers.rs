@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::config::{Config, Tcp};
+use crate::echo::admission::{Rules, SourceBook};
 use crate::echo::limits;
 use crate::echo::op::{ReceiveMode, Timestamp};
 use crate::echo::server::{Parameters, Server, Stats};
@@ -84,6 +85,9 @@ pub(super) struct Plan<'a> {
     pub(super) workers: usize,
     pub(super) places: u32,
     pub(super) origin: Instant,
+    pub(super) rules: Arc<Rules>,
+    /// Where all of them count connections by source.
+    pub(super) book: Arc<SourceBook>,
 }
 
 impl Plan<'_> {
@@ -112,6 +116,8 @@ impl Plan<'_> {
             idle_timeout: self.config.timeouts.idle.map(milliseconds),
             stall_timeout: self.config.timeouts.stall.map(milliseconds),
             linger_timeout: limits::LINGER_MS,
+            rules: Arc::clone(&self.rules),
+            book: Arc::clone(&self.book),
         }
     }
 }

@@ -2,7 +2,9 @@
 //! wait in, the counters.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
+use super::admission::{Rules, SourceBook};
 use super::limits;
 use super::op::{BufferId, ConnectionId, Op, ReceiveMode, Timestamp};
 use super::pool::Pool;
@@ -30,6 +32,10 @@ pub struct Parameters {
     pub stall_timeout: Option<u64>,
     /// Milliseconds a peer has to answer our FIN with its own.
     pub linger_timeout: u64,
+    /// Who is let in.
+    pub rules: Arc<Rules>,
+    /// Where connections are counted by source, over all workers.
+    pub book: Arc<SourceBook>,
 }
 
 impl Parameters {

@@ -8,7 +8,7 @@
 //!
 //! Reading order: [`driver`] (operations and events), `ring` (set-up, submission, waiting), `token`
 //! (`user_data`), `buffers` (the pool), `aside` (set-aside bytes), `errno` (what each error means),
-//! [`mod@probe`] (what this kernel can do). [`client`] is the other end: what echo-load drives.
+//! `source` (where connections come from), [`mod@probe`] (what this kernel can do). [`client`] is the other end: what echo-load drives.
 
 mod aside;
 mod buffers;
@@ -17,6 +17,7 @@ pub mod driver;
 mod errno;
 pub mod probe;
 mod ring;
+mod source;
 mod token;
 
 pub use driver::{Driver, DriverError, ListeningSocket, Settings, Transport};

@@ -1,7 +1,10 @@
 //! Scripts about the turn itself, and one about the whole.
 
+use std::hash::RandomState;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use echo_uring::echo::admission::SourceBook;
 use echo_uring::echo::op::{Event, Kernel, Timestamp};
 use echo_uring::echo::server::{Parameters, Server};
 
@@ -60,6 +63,8 @@ pub(crate) fn the_core_echoes_and_drains<W: World>() {
             idle_timeout: Some(60_000),
             stall_timeout: Some(60_000),
             linger_timeout: 5_000,
+            rules: Arc::default(),
+            book: Arc::new(SourceBook::new(RandomState::new())),
         });
         let peers = [bench.world.connect(), bench.world.connect(), bench.world.connect()];
         let mut events = vec![Event::Started];

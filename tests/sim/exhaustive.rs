@@ -5,8 +5,11 @@
 //! whether this fault strikes); the enumeration visits each sequence once. The worlds are tiny,
 //! since bugs of order need two of anything.
 
+use std::hash::RandomState;
+use std::sync::Arc;
 use std::time::Instant;
 
+use echo_uring::echo::admission::SourceBook;
 use echo_uring::echo::op::{ConnectionError, ReceiveMode};
 use echo_uring::echo::server::Parameters;
 
@@ -77,6 +80,8 @@ impl World {
             idle_timeout: None,
             stall_timeout: None,
             linger_timeout: 1_000,
+            rules: Arc::default(),
+            book: Arc::new(SourceBook::new(RandomState::new())),
         };
         let settings = Settings {
             listeners: 1,
@@ -94,6 +99,7 @@ impl World {
             drain: self.drain,
             submit: Submit::AfterEach,
             idle_ticks: 0,
+            book_held: 0,
             stayers_are_ended: false,
             stubborn: false,
         }

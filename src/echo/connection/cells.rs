@@ -7,9 +7,12 @@
 //!
 //! Buffers are `b0`, `b1`, … in the order in which bytes came; the small ones hold 8 bytes.
 
+use std::hash::RandomState;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use super::*;
+use crate::echo::admission::SourceBook;
 use crate::echo::resources::Parameters;
 
 const NOW: Timestamp = Timestamp(1_000);
@@ -78,6 +81,8 @@ impl Bench {
                 idle_timeout: Some(100),
                 stall_timeout: Some(100),
                 linger_timeout: 100,
+                rules: Arc::default(),
+                book: Arc::new(SourceBook::new(RandomState::new())),
             }),
             ops: Vec::new(),
             closed: false,
@@ -189,7 +194,9 @@ fn op_text(op: &Op) -> String {
         Op::Shutdown { how: Shutdown::Both, .. } => "shut down".into(),
         Op::Close { .. } => "close".into(),
         Op::Abort { .. } => "abort".into(),
-        Op::Accept { .. } | Op::CancelAccept { .. } => unreachable!("a connection accepts nothing"),
+        Op::Accept { .. } | Op::CancelAccept { .. } | Op::NameSources | Op::OmitSources => {
+            unreachable!("a connection accepts nothing")
+        }
     }
 }
 
