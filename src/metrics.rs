@@ -51,9 +51,9 @@ impl Shown {
 }
 
 impl Board {
-    /// To be called at the end of a turn whose events were fetched at `clock_us`. Shows the counters
-    /// if it is time to, and notes when in `published_us`; `idle` says that the turn brought no
-    /// events. If somebody reads at this very moment, a later turn shows them.
+    /// To be called at the end of a turn whose events were fetched at `clock_us`. Shows the
+    /// counters if it is time to, and notes when in `published_us`; `idle` says that the turn
+    /// brought no events. If somebody reads at this very moment, a later turn shows them.
     pub fn publish(
         &self,
         (stats, listeners): (&Stats, &[ListenerStats]),

@@ -76,9 +76,9 @@ impl Server {
         &self.resources.listeners
     }
 
-    /// To be called before the events of a turn are handled: when they were fetched from the kernel,
-    /// in microseconds since an arbitrary start, and how often its completion queue has overflowed.
-    /// Only what is counted depends on it.
+    /// To be called before the events of a turn are handled: when they were fetched from the
+    /// kernel, in microseconds since an arbitrary start, and how often its completion queue has
+    /// overflowed. Only what is counted depends on it.
     pub fn observe(&mut self, clock_us: u64, overflows: u64) {
         self.resources.clock_us = clock_us;
         self.resources.stats.completion_overflows = overflows;
