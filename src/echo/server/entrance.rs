@@ -16,7 +16,7 @@ impl Server {
     ) {
         let listener = self.accept_ended(id);
         self.listeners[usize::from(listener.0)] = Listener::Off;
-        self.resources.stats.accepted += 1;
+        self.resources.count_accepted(listener);
         match self.admission.judge(now, id, source) {
             Verdict::Undecided => {
                 self.connection(id).park();
@@ -57,7 +57,8 @@ impl Server {
 
     /// Closes it at once: it takes no place, no buffer and no receive.
     fn refuse(&mut self, id: ConnectionId, reason: RefuseReason, ops: &mut Vec<Op>) {
-        self.resources.stats.refused[reason as usize] += 1;
+        let listener = self.connection(id).listener();
+        self.resources.count_refused(listener, reason);
         ops.push(Op::Close { connection: id });
         self.connection(id).release();
         self.free.push(id.slot());
