@@ -13,10 +13,8 @@ impl Audit {
         for (_, tenant) in &mut self.tenants {
             let Tenant::Open(open) = tenant else { continue };
             let idle = idle_timeout.is_some_and(|timeout| now >= open.active_at + timeout);
-            if idle || drained {
-                if open.decided.last() != Some(&open.received) {
-                    open.decided.push(open.received);
-                }
+            if (idle || drained) && open.decided.last() != Some(&open.received) {
+                open.decided.push(open.received);
             }
         }
     }
