@@ -117,8 +117,8 @@ impl Plan<'_> {
     }
 }
 
-/// What `config` comes to for worker number `index` of `count`, if all of them together have so many
-/// places.
+/// What `config` comes to for worker number `index` of `count`, if all of them together have
+/// `places` connections.
 fn tuning(config: &Config, places: u32, count: usize, index: usize) -> Tuning {
     let milliseconds = |duration: Duration| duration.as_millis() as u64;
     Tuning {

@@ -33,9 +33,8 @@ fn crowd(now: Timestamp, connections: usize, tuning: Tuning) -> (Server, Vec<Op>
 }
 
 fn accept(server: &mut Server, now: Timestamp, ops: &mut Vec<Op>) {
-    let armed = ops.iter().rev().find_map(|op| match op {
-        Op::Accept { connection, .. } => Some(*connection),
-        _ => None,
+    let armed = ops.iter().rev().find_map(|op| {
+        if let Op::Accept { connection, .. } = op { Some(*connection) } else { None }
     });
     let connection = armed.expect("an accept is armed");
     ops.clear();
