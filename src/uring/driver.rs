@@ -128,6 +128,8 @@ pub struct Driver {
     wake_armed: bool,
     /// Receives and sends with the kernel: they point into our memory.
     in_flight: u64,
+    /// Turns that found the completion queue overflowed.
+    overflows: u64,
     /// Completions of this turn, between the ring and [`Driver::event`]; empty between turns.
     reaped: Vec<cqueue::Entry>,
     /// Answers that need no kernel, for the next turn.
@@ -160,6 +162,7 @@ impl Driver {
             wake: settings.wake,
             wake_armed: false,
             in_flight: 0,
+            overflows: 0,
             reaped: Vec::new(),
             busy_poll: settings.busy_poll,
             origin: settings.origin,
@@ -466,7 +469,15 @@ impl Kernel for Driver {
     type Error = DriverError;
 
     fn now(&self) -> Timestamp {
-        Timestamp(self.origin.elapsed().as_millis() as u64)
+        Timestamp(self.now_us() / 1_000)
+    }
+
+    fn now_us(&self) -> u64 {
+        self.origin.elapsed().as_micros() as u64
+    }
+
+    fn overflows(&self) -> u64 {
+        self.overflows
     }
 
     fn submit(&mut self, ops: &mut Vec<Op>) {
@@ -497,6 +508,7 @@ impl Kernel for Driver {
         events.append(&mut self.answers);
         let mut reaped = std::mem::take(&mut self.reaped);
         reaped.extend(self.ring.completions());
+        self.overflows += u64::from(self.ring.has_overflowed());
         let idle = reaped.is_empty();
         for completion in reaped.drain(..) {
             events.extend(self.event(&completion));
