@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::builder::{PossibleValuesParser, TypedValueParser, ValueHint};
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use log::LevelFilter;
@@ -29,13 +29,13 @@ pub enum Command {
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
     /// Read the configuration from FILE; without this, /etc/echo-uring.toml if there is one
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
 
     #[allow(rustdoc::broken_intra_doc_links, reason = "clap shows this text as it stands")]
     /// Listen on ADDRESS instead of the configured listeners: 127.0.0.1:7777, [::1]:7777 or
     /// unix:/path; repeatable
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_hint = ValueHint::Other)]
     pub listen: Vec<String>,
 
     /// Write log lines of LEVEL and graver instead of the configured level

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::ValueHint;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use socket2::SockAddr;
@@ -84,11 +85,11 @@ pub(crate) struct Output {
     pub(crate) json_stream: bool,
 
     /// Write a histogram of latencies for each interval to FILE (HdrHistogram log, milliseconds)
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) hdr: Option<PathBuf>,
 
     /// Draw latency by percentile and throughput over time to FILE
-    #[arg(long, value_name = "FILE.svg")]
+    #[arg(long, value_name = "FILE.svg", value_hint = ValueHint::FilePath)]
     pub(crate) plot: Option<PathBuf>,
 
     /// Show no progress, even on a terminal
@@ -100,15 +101,15 @@ pub(crate) struct Output {
 #[derive(Args, Clone, Debug)]
 pub(crate) struct DiffPlan {
     /// The result to compare with (from --json)
-    #[arg(value_name = "A.json")]
+    #[arg(value_name = "A.json", value_hint = ValueHint::FilePath)]
     pub(crate) before: PathBuf,
 
     /// The result to judge
-    #[arg(value_name = "B.json")]
+    #[arg(value_name = "B.json", value_hint = ValueHint::FilePath)]
     pub(crate) after: PathBuf,
 
     /// How much worse a figure may be
-    #[arg(long, value_name = "PERCENT", default_value = "5%", value_parser = percent)]
+    #[arg(long, value_name = "PERCENT", value_hint = ValueHint::Other, default_value = "5%", value_parser = percent)]
     pub(crate) threshold: f64,
 }
 
@@ -139,7 +140,7 @@ enum Verb {
 #[derive(Args)]
 struct Load {
     /// The server: tcp://HOST:PORT or unix:PATH
-    #[arg(value_name = "TARGET", required = true)]
+    #[arg(value_name = "TARGET", value_hint = ValueHint::Other, required = true)]
     target: Option<String>,
 
     /// What connections do
@@ -147,39 +148,39 @@ struct Load {
     mode: Mode,
 
     /// Connections in all
-    #[arg(short, long, value_name = "N", default_value_t = 1,
+    #[arg(short, long, value_name = "N", value_hint = ValueHint::Other, default_value_t = 1,
         value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
     connections: u32,
 
     /// Bytes of a message: 64, 4KiB, 64..4KiB (evenly) or 64:90,16KiB:10 (weights)
     /// [default: 64; 64KiB for streams]
-    #[arg(short, long, value_name = "SIZE")]
+    #[arg(short, long, value_name = "SIZE", value_hint = ValueHint::Other)]
     size: Option<Sizes>,
 
     /// Messages in flight per connection, at most [default: 1; 8 for streams]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    #[arg(long, value_name = "N", value_hint = ValueHint::Other, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     depth: Option<u32>,
 
     /// Open loop: send N messages per second in all, on schedule, however slow the answers
     /// [default: as fast as they come; 10 for idle connections]
-    #[arg(long, value_name = "N", value_parser = rate)]
+    #[arg(long, value_name = "N", value_hint = ValueHint::Other, value_parser = rate)]
     rate: Option<f64>,
 
     /// How long to measure
-    #[arg(short, long, value_name = "TIME", default_value = "10s", value_parser = duration)]
+    #[arg(short, long, value_name = "TIME", value_hint = ValueHint::Other, default_value = "10s", value_parser = duration)]
     duration: Duration,
 
     /// How long to run before measuring
-    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = duration_or_zero)]
+    #[arg(long, value_name = "TIME", value_hint = ValueHint::Other, default_value = "0s", value_parser = duration_or_zero)]
     warmup: Duration,
 
     /// Threads, each with a ring and its share of the connections
-    #[arg(long, value_name = "N", default_value_t = 1,
+    #[arg(long, value_name = "N", value_hint = ValueHint::Other, default_value_t = 1,
         value_parser = clap::value_parser!(u32).range(1..=1024))]
     threads: u32,
 
     /// Connect from ADDRESS; repeatable: connections take turns (each has some 28,000 ports)
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_hint = ValueHint::Other)]
     source: Vec<IpAddr>,
 
     /// Do not compare the echoes with what was sent, only count bytes
@@ -187,15 +188,15 @@ struct Load {
     no_verify: bool,
 
     /// How long to wait for connections to be made, and for the last echoes at the end
-    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration)]
+    #[arg(long, value_name = "TIME", value_hint = ValueHint::Other, default_value = "5s", value_parser = duration)]
     timeout: Duration,
 
     /// Time between reports
-    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration)]
+    #[arg(long, value_name = "TIME", value_hint = ValueHint::Other, default_value = "1s", value_parser = duration)]
     interval: Duration,
 
     /// What bytes and sizes are made from, to repeat a run [default: random]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_hint = ValueHint::Other)]
     seed: Option<u64>,
 
     #[command(flatten)]
@@ -208,10 +209,16 @@ pub(crate) fn parse() -> Command {
     let Arguments { verb, load } = Arguments::parse();
     match verb {
         Some(Verb::Diff(plan)) => Command::Diff(plan),
-        None => Command::Load(Box::new(plan(load).unwrap_or_else(|fault| {
-            Arguments::command().error(ErrorKind::ValueValidation, fault).exit()
-        }))),
+        None => Command::Load(Box::new(
+            plan(load)
+                .unwrap_or_else(|fault| command().error(ErrorKind::ValueValidation, fault).exit()),
+        )),
     }
+}
+
+/// The command line as data: what completions and manual pages are made from.
+pub(crate) fn command() -> clap::Command {
+    Arguments::command()
 }
 
 fn plan(load: Load) -> Result<Plan, String> {
