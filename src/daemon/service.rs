@@ -238,6 +238,7 @@ impl<'a> Service<'a> {
     fn on_worker_ready(&mut self) {
         self.ready += 1;
         if self.ready == self.workers.len() && self.stage == Stage::Starting {
+            seal();
             self.stage = Stage::Ready;
             self.status = report::status(&workers::total(&self.workers), self.workers.len());
             self.notifier.ready(&self.status);
@@ -310,6 +311,16 @@ impl<'a> Service<'a> {
             stats.bytes_dropped,
             buffers - stats.buffers_lent,
         );
+    }
+}
+
+/// Every worker has its ring: none is made from here on.
+fn seal() {
+    match uring::seal_process() {
+        Ok(()) => log::debug!(
+            "sealed: the rings refuse OPENAT, SOCKET and registrations, the process another ring"
+        ),
+        Err(unsealed) => log::warn!("{unsealed}: an intruder could make a ring without limits"),
     }
 }
 

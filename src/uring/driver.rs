@@ -142,11 +142,12 @@ impl Driver {
     /// # Errors
     /// When io_uring cannot be used, and why.
     pub fn new(settings: Settings) -> Result<Self, Unusable> {
-        let ring = Ring::new().map_err(Unusable::from_setup)?;
+        let mut ring = Ring::disabled().map_err(Unusable::from_setup)?;
         let ([small, large], [small_size, large_size]) = (settings.buffers, settings.buffer_sizes);
         let small = BufferRing::register(ring.inner(), SMALL_GROUP, small, small_size)
             .map_err(Unusable::from_buffers)?;
         let large = BufferStack::new(large, large_size).map_err(Unusable::Resources)?;
+        ring.seal()?;
         Ok(Self {
             ring: ManuallyDrop::new(ring),
             small: ManuallyDrop::new(small),
