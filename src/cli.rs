@@ -35,7 +35,7 @@ pub struct Options {
     #[allow(rustdoc::broken_intra_doc_links, reason = "clap shows this text as it stands")]
     /// Listen on ADDRESS instead of the configured listeners: 127.0.0.1:7777, [::1]:7777 or
     /// unix:/path; repeatable
-    #[arg(long, value_name = "ADDRESS", value_hint = ValueHint::Other)]
+    #[arg(long, value_name = "ADDRESS")]
     pub listen: Vec<String>,
 
     /// Write log lines of LEVEL and graver instead of the configured level

@@ -2,9 +2,10 @@
 
 use std::process::Command;
 
+use clap::ValueHint;
 use clap_complete::{Shell, generate};
 
-use crate::{hold, place, programs};
+use crate::{hold, programs};
 
 /// What the shell looks for when it completes `program`.
 fn file_name(shell: Shell, program: &str) -> String {
@@ -15,6 +16,18 @@ fn file_name(shell: Shell, program: &str) -> String {
     }
 }
 
+/// The command line with every value that is no file called so: shells offer files for values of
+/// which they know nothing.
+fn with_hints(command: clap::Command) -> clap::Command {
+    let hinted = command.mut_args(|argument| match argument.get_value_hint() {
+        ValueHint::Unknown if argument.get_action().takes_values() => {
+            argument.value_hint(ValueHint::Other)
+        }
+        _ => argument,
+    });
+    hinted.mut_subcommands(with_hints)
+}
+
 /// The script for `command`.
 fn generated(shell: Shell, command: &clap::Command) -> String {
     let program = command.get_name().to_owned();
@@ -22,7 +35,7 @@ fn generated(shell: Shell, command: &clap::Command) -> String {
     // script, which then knows no subcommand; so there it is told another name.
     let name = if shell == Shell::Bash { program.replace('-', "_") } else { program.clone() };
     let mut text = Vec::new();
-    generate(shell, &mut command.clone(), &name, &mut text);
+    generate(shell, &mut with_hints(command.clone()), &name, &mut text);
     String::from_utf8(text).unwrap().replace(&format!(" {name}\n"), &format!(" {program}\n"))
 }
 
@@ -42,15 +55,17 @@ fn offered(program: &str, line: &str) -> Vec<String> {
     let script = r#"
         # That builtin works in an interactive shell alone.
         compopt() { :; }
-        . "$0"
+        eval "$0"
         read -ra COMP_WORDS <<< "$1 "
         [[ $1 = *' ' ]] && COMP_WORDS+=("")
         COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
         handler=$(complete -p "${COMP_WORDS[0]}" | sed 's/.* -F \([^ ]*\) .*/\1/')
         "$handler" "${COMP_WORDS[0]}" "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}"
         printf '%s\n' "${COMPREPLY[@]}""#;
-    let file = place("packaging/completions/bash").join(program);
-    let output = Command::new("bash").arg("-c").arg(script).arg(file).arg(line).output().unwrap();
+    let programs = programs();
+    let (command, _) = programs.iter().find(|it| it.0.get_name() == program).unwrap();
+    let made = generated(Shell::Bash, command);
+    let output = Command::new("bash").arg("-c").arg(script).arg(made).arg(line).output().unwrap();
     assert!(output.stderr.is_empty(), "{line}: {output:?}");
     String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
 }

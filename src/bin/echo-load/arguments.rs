@@ -109,7 +109,7 @@ pub(crate) struct DiffPlan {
     pub(crate) after: PathBuf,
 
     /// How much worse a figure may be
-    #[arg(long, value_name = "PERCENT", value_hint = ValueHint::Other, default_value = "5%", value_parser = percent)]
+    #[arg(long, value_name = "PERCENT", default_value = "5%", value_parser = percent)]
     pub(crate) threshold: f64,
 }
 
@@ -140,7 +140,7 @@ enum Verb {
 #[derive(Args)]
 struct Load {
     /// The server: tcp://HOST:PORT or unix:PATH
-    #[arg(value_name = "TARGET", value_hint = ValueHint::Other, required = true)]
+    #[arg(value_name = "TARGET", required = true)]
     target: Option<String>,
 
     /// What connections do
@@ -148,39 +148,39 @@ struct Load {
     mode: Mode,
 
     /// Connections in all
-    #[arg(short, long, value_name = "N", value_hint = ValueHint::Other, default_value_t = 1,
+    #[arg(short, long, value_name = "N", default_value_t = 1,
         value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
     connections: u32,
 
     /// Bytes of a message: 64, 4KiB, 64..4KiB (evenly) or 64:90,16KiB:10 (weights)
     /// [default: 64; 64KiB for streams]
-    #[arg(short, long, value_name = "SIZE", value_hint = ValueHint::Other)]
+    #[arg(short, long, value_name = "SIZE")]
     size: Option<Sizes>,
 
     /// Messages in flight per connection, at most [default: 1; 8 for streams]
-    #[arg(long, value_name = "N", value_hint = ValueHint::Other, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
     depth: Option<u32>,
 
     /// Open loop: send N messages per second in all, on schedule, however slow the answers
     /// [default: as fast as they come; 10 for idle connections]
-    #[arg(long, value_name = "N", value_hint = ValueHint::Other, value_parser = rate)]
+    #[arg(long, value_name = "N", value_parser = rate)]
     rate: Option<f64>,
 
     /// How long to measure
-    #[arg(short, long, value_name = "TIME", value_hint = ValueHint::Other, default_value = "10s", value_parser = duration)]
+    #[arg(short, long, value_name = "TIME", default_value = "10s", value_parser = duration)]
     duration: Duration,
 
     /// How long to run before measuring
-    #[arg(long, value_name = "TIME", value_hint = ValueHint::Other, default_value = "0s", value_parser = duration_or_zero)]
+    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = duration_or_zero)]
     warmup: Duration,
 
     /// Threads, each with a ring and its share of the connections
-    #[arg(long, value_name = "N", value_hint = ValueHint::Other, default_value_t = 1,
+    #[arg(long, value_name = "N", default_value_t = 1,
         value_parser = clap::value_parser!(u32).range(1..=1024))]
     threads: u32,
 
     /// Connect from ADDRESS; repeatable: connections take turns (each has some 28,000 ports)
-    #[arg(long, value_name = "ADDRESS", value_hint = ValueHint::Other)]
+    #[arg(long, value_name = "ADDRESS")]
     source: Vec<IpAddr>,
 
     /// Do not compare the echoes with what was sent, only count bytes
@@ -188,15 +188,15 @@ struct Load {
     no_verify: bool,
 
     /// How long to wait for connections to be made, and for the last echoes at the end
-    #[arg(long, value_name = "TIME", value_hint = ValueHint::Other, default_value = "5s", value_parser = duration)]
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration)]
     timeout: Duration,
 
     /// Time between reports
-    #[arg(long, value_name = "TIME", value_hint = ValueHint::Other, default_value = "1s", value_parser = duration)]
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration)]
     interval: Duration,
 
     /// What bytes and sizes are made from, to repeat a run [default: random]
-    #[arg(long, value_name = "N", value_hint = ValueHint::Other)]
+    #[arg(long, value_name = "N")]
     seed: Option<u64>,
 
     #[command(flatten)]
