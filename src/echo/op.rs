@@ -360,6 +360,16 @@ pub trait Kernel {
     /// Now.
     fn now(&self) -> Timestamp;
 
+    /// The same reading of the clock in microseconds, as far as the clock can tell them.
+    fn now_us(&self) -> u64 {
+        self.now().0 * 1_000
+    }
+
+    /// How many turns found the queue of completions overflowed, if there is one that can.
+    fn overflows(&self) -> u64 {
+        0
+    }
+
     /// Takes all of `ops`, in order, and leaves it empty. They reach the kernel at the next turn at
     /// the latest.
     fn submit(&mut self, ops: &mut Vec<Op>);

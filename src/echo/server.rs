@@ -11,7 +11,7 @@ use super::listener::Listener;
 use super::op::{AcceptError, BufferId, ConnectionId, Event, ListenerId, Op, SizeClass, Timestamp};
 pub use super::resources::Parameters;
 use super::resources::{Context, Resources};
-pub use super::stats::{CloseReason, Stats};
+pub use super::stats::{CloseReason, ListenerStats, Stats};
 use super::timer::Wheel;
 
 /// How far the drain has come.
@@ -68,6 +68,20 @@ impl Server {
     #[must_use]
     pub fn stats(&self) -> &Stats {
         &self.resources.stats
+    }
+
+    /// What has been counted for each listener, in the order of their [`ListenerId`].
+    #[must_use]
+    pub fn listener_stats(&self) -> &[ListenerStats] {
+        &self.resources.listeners
+    }
+
+    /// To be called before the events of a turn are handled: when they were fetched from the
+    /// kernel, in microseconds since an arbitrary start, and how often its completion queue has
+    /// overflowed. Only what is counted depends on it.
+    pub fn observe(&mut self, clock_us: u64, overflows: u64) {
+        self.resources.clock_us = clock_us;
+        self.resources.stats.completion_overflows = overflows;
     }
 
     /// When to send [`Event::TimePassed`] at the latest.
@@ -153,7 +167,7 @@ impl Server {
     fn on_accepted(&mut self, now: Timestamp, id: ConnectionId, ops: &mut Vec<Op>) {
         let listener = self.accept_ended(id);
         self.listeners[usize::from(listener.0)] = Listener::Off;
-        self.resources.stats.accepted += 1;
+        self.resources.count_accepted(listener);
         if self.has_place() {
             self.open(now, id, ops);
         } else {
@@ -180,10 +194,10 @@ impl Server {
 
     /// The listener whose accept had this name.
     fn accept_ended(&mut self, id: ConnectionId) -> ListenerId {
-        match self.connection(id).phase() {
-            Phase::Accepting(listener) => listener,
-            phase => unreachable!("{id:?} is {phase:?}, no accept"),
-        }
+        let connection = self.connection(id);
+        let phase = connection.phase();
+        assert_eq!(phase, Phase::Accepting, "{id:?} is no accept");
+        connection.listener()
     }
 
     fn on_received(
@@ -415,7 +429,7 @@ impl Server {
             stalled += u64::from(connection.is_stalled());
             places += u64::from(!matches!(
                 connection.phase(),
-                Phase::Free | Phase::Accepting(_) | Phase::Parked
+                Phase::Free | Phase::Accepting | Phase::Parked
             ));
         }
         let stats = &self.resources.stats;
@@ -426,6 +440,17 @@ impl Server {
         assert_eq!(places, stats.connections);
         assert_eq!(stats.accepted, places + stats.parked + stats.closed_total());
         assert!(stats.bytes_in >= stats.bytes_out + stats.bytes_dropped);
+        assert_eq!(stalled, self.resources.stalled_since.len() as u64);
+        assert_eq!(stats.chunks_out, stats.residence.count());
+        let sum = |count: fn(&ListenerStats) -> u64| {
+            self.resources.listeners.iter().map(count).sum::<u64>()
+        };
+        assert_eq!(stats.accepted, sum(|listener| listener.accepted));
+        assert_eq!(places + stats.parked, sum(ListenerStats::connections));
+        assert_eq!(stats.bytes_in, sum(|listener| listener.bytes_in));
+        assert_eq!(stats.bytes_out, sum(|listener| listener.bytes_out));
+        assert_eq!(stats.chunks_in, sum(|listener| listener.chunks_in));
+        assert_eq!(stats.chunks_out, sum(|listener| listener.chunks_out));
     }
 }
 

@@ -19,6 +19,7 @@ use super::errno;
 use super::probe::{self, Unusable};
 use super::ring::Ring;
 use super::token::Token;
+use super::vault::Vault;
 use crate::echo::op::{
     BufferId, ConnectionId, Event, Expectation, Kernel, ListenerId, Op, ReceiveEnd, ReceiveMode,
     Shutdown, SizeClass, Timestamp,
@@ -119,6 +120,8 @@ pub struct Driver {
     small: ManuallyDrop<BufferRing>,
     large: ManuallyDrop<BufferStack>,
     asides: HashMap<u32, ManuallyDrop<Aside>>,
+    /// Where set-aside bytes live. Each piece holds it, so leaked pieces keep their memory.
+    vault: Vault,
     /// The socket of each slot.
     sockets: Vec<Option<Socket>>,
     listeners: Arc<[ListeningSocket]>,
@@ -128,6 +131,8 @@ pub struct Driver {
     wake_armed: bool,
     /// Receives and sends with the kernel: they point into our memory.
     in_flight: u64,
+    /// Turns that found the completion queue overflowed.
+    overflows: u64,
     /// Completions of this turn, between the ring and [`Driver::event`]; empty between turns.
     reaped: Vec<cqueue::Entry>,
     /// Answers that need no kernel, for the next turn.
@@ -154,12 +159,14 @@ impl Driver {
             large: ManuallyDrop::new(large),
             answers: Vec::new(),
             asides: HashMap::new(),
+            vault: Vault::default(),
             sockets: Vec::with_capacity(settings.connections_max as usize),
             accepting: vec![None; settings.listeners.len()],
             listeners: settings.listeners,
             wake: settings.wake,
             wake_armed: false,
             in_flight: 0,
+            overflows: 0,
             reaped: Vec::new(),
             busy_poll: settings.busy_poll,
             origin: settings.origin,
@@ -181,10 +188,11 @@ impl Driver {
             }
             Op::Send { connection, buffer, length } => self.send(connection, buffer, length),
             Op::SetAside { connection, buffer, offset, length } => {
-                let piece = match buffer.class {
-                    SizeClass::Small => self.small.copy(buffer.index, offset, length),
-                    SizeClass::Large => self.large.copy(buffer.index, offset, length),
+                let bytes = match buffer.class {
+                    SizeClass::Small => self.small.part(buffer.index, offset, length),
+                    SizeClass::Large => self.large.part(buffer.index, offset, length),
                 };
+                let piece = self.vault.keep(bytes);
                 self.asides.entry(connection.slot()).or_default().push(piece);
             }
             Op::SendAside { connection } => self.send_aside(connection),
@@ -316,8 +324,8 @@ impl Driver {
             .build()
             .user_data(Token::SendAside(connection).pack());
         self.in_flight += 1;
-        // SAFETY: the piece is on the heap and marked as lent; it is neither moved nor freed before
-        // `Aside::take_back` at its completion: `close` refuses, and `Drop` leaks it.
+        // SAFETY: the piece is in the vault and marked as lent; it is neither moved nor freed
+        // before `Aside::take_back` at its completion: `close` refuses, and `Drop` leaks it.
         unsafe { self.ring.push(entry) };
     }
 
@@ -466,7 +474,15 @@ impl Kernel for Driver {
     type Error = DriverError;
 
     fn now(&self) -> Timestamp {
-        Timestamp(self.origin.elapsed().as_millis() as u64)
+        Timestamp(self.now_us() / 1_000)
+    }
+
+    fn now_us(&self) -> u64 {
+        self.origin.elapsed().as_micros() as u64
+    }
+
+    fn overflows(&self) -> u64 {
+        self.overflows
     }
 
     fn submit(&mut self, ops: &mut Vec<Op>) {
@@ -497,6 +513,7 @@ impl Kernel for Driver {
         events.append(&mut self.answers);
         let mut reaped = std::mem::take(&mut self.reaped);
         reaped.extend(self.ring.completions());
+        self.overflows += u64::from(self.ring.has_overflowed());
         let idle = reaped.is_empty();
         for completion in reaped.drain(..) {
             events.extend(self.event(&completion));
