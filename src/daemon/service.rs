@@ -15,7 +15,6 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::Failure;
 use super::report::{self, Rate, Reporter};
-use super::rules;
 use super::workers::{self, Desk, News, Plan, Worker};
 use crate::config::{Config, Workers};
 use crate::echo::admission::SourceBook;
@@ -81,7 +80,6 @@ pub(super) fn run(
         workers,
         places,
         origin: Instant::now(),
-        rules: Arc::new(rules::rules(config)),
         book: Arc::new(SourceBook::new(RandomState::new())),
     };
     announce(&plan, &names, &warnings);

@@ -18,7 +18,7 @@ pub use access::{Access, Ranges};
 use sources::SourceKey;
 pub use sources::{Caps, SourceBook};
 
-use super::op::{ConnectionId, Source, Timestamp};
+use super::op::{ConnectionId, Op, Source, Timestamp};
 use super::stats::RefuseReason;
 
 /// What the operator says about who is let in. All workers go by the same.
@@ -52,6 +52,8 @@ pub(super) enum Verdict {
 /// One worker's doorkeeper.
 pub(super) struct Admission {
     pub(super) rules: Arc<Rules>,
+    /// Whether the driver has been asked to tell where connections come from.
+    asked: bool,
     book: Arc<SourceBook>,
     /// What the connection of each slot is counted under. As long as nothing is counted it is
     /// empty.
@@ -65,12 +67,28 @@ pub(super) struct Admission {
 impl Admission {
     /// Nobody has come yet.
     pub(super) fn new(rules: Arc<Rules>, book: Arc<SourceBook>) -> Self {
-        Self { rules, book, counted: Vec::new(), undecided: VecDeque::new(), owed: Vec::new() }
+        Self {
+            rules,
+            asked: false,
+            book,
+            counted: Vec::new(),
+            undecided: VecDeque::new(),
+            owed: Vec::new(),
+        }
     }
 
     /// Whether the next turn must not wait.
     pub(super) fn has_unfinished(&self) -> bool {
         !self.undecided.is_empty() || !self.owed.is_empty()
+    }
+
+    /// Asks for sources from now on, or asks no longer, if the rules have changed in that.
+    pub(super) fn announce(&mut self, ops: &mut Vec<Op>) {
+        let ask = self.rules.ask_for_sources();
+        if ask != self.asked {
+            self.asked = ask;
+            ops.push(if ask { Op::NameSources } else { Op::OmitSources });
+        }
     }
 
     /// Judges a connection that has just been accepted. It queues behind those that are undecided.
