@@ -1,5 +1,6 @@
 //! One run of the service, from the first worker's start to the last one's end.
 
+use std::hash::RandomState;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -13,9 +14,10 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::Failure;
-use super::report::{self, Reporter};
+use super::report::{self, Rate, Reporter};
 use super::workers::{self, Desk, News, Plan, Worker};
 use crate::config::{Config, Workers};
+use crate::echo::admission::SourceBook;
 use crate::echo::limits;
 use crate::echo::op::{ReceiveMode, Timestamp};
 use crate::echo::server::Stats;
@@ -71,8 +73,15 @@ pub(super) fn run(
             workers::listening_socket(listener.socket, listener.family, &config.tcp)
         })
         .collect::<Arc<[_]>>();
-    let plan =
-        Plan { config, features, listeners: sockets, workers, places, origin: Instant::now() };
+    let plan = Plan {
+        config,
+        features,
+        listeners: sockets,
+        workers,
+        places,
+        origin: Instant::now(),
+        book: Arc::new(SourceBook::new(RandomState::new())),
+    };
     announce(&plan, &names, &warnings);
     let ended = Service::start(&plan, signals, notifier)?.serve();
     // The files of our own Unix sockets go when nobody accepts any more.
@@ -143,6 +152,7 @@ struct Service<'a> {
     stage: Stage,
     status: String,
     reporter: Reporter,
+    rate: Rate,
     watchdog: Option<Watchdog>,
 }
 
@@ -175,6 +185,7 @@ impl<'a> Service<'a> {
             stage: Stage::Starting,
             status: String::new(),
             reporter: Reporter::new(),
+            rate: Rate::new(Instant::now()),
             watchdog,
         })
     }
@@ -240,7 +251,7 @@ impl<'a> Service<'a> {
         if self.ready == self.workers.len() && self.stage == Stage::Starting {
             seal();
             self.stage = Stage::Ready;
-            self.status = report::status(&workers::total(&self.workers), self.workers.len());
+            self.status = report::status(&workers::total(&self.workers), 0, self.workers.len());
             self.notifier.ready(&self.status);
             log::info!("ready");
         }
@@ -286,9 +297,10 @@ impl<'a> Service<'a> {
         for line in self.reporter.lines(now, &stats) {
             log::warn!("{line}");
         }
+        let echoes = self.rate.look(now, &stats);
         let status = match self.stage {
             Stage::Starting => return,
-            Stage::Ready => report::status(&stats, self.workers.len()),
+            Stage::Ready => report::status(&stats, echoes, self.workers.len()),
             Stage::Draining => report::draining(&stats),
         };
         if status != self.status {
@@ -302,9 +314,10 @@ impl<'a> Service<'a> {
         log::debug!("{stats:?}");
         let buffers = workers::buffers_total(self.plan);
         log::info!(
-            "stopped: accepted={} closed={} bytes-in={} bytes-out={} bytes-dropped={} \
+            "stopped: accepted={} refused={} closed={} bytes-in={} bytes-out={} bytes-dropped={} \
              buffers-home={} buffers-total={buffers}",
             stats.accepted,
+            stats.refused_total(),
             stats.closed_total(),
             stats.bytes_in,
             stats.bytes_out,

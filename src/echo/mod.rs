@@ -7,7 +7,9 @@
 //! Reading order: [`op`] (the words), [`connection`] (one connection), [`server`] (all of them),
 //! and the parts they use.
 
+pub mod admission;
 pub mod connection;
+pub mod histogram;
 pub mod limits;
 pub mod listener;
 pub mod op;

@@ -1,49 +1,64 @@
 //! What all connections of a worker share: the pool, the memory for stalled peers, the lines they
 //! wait in, the counters.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
+use super::admission::{Rules, SourceBook};
 use super::limits;
-use super::op::{BufferId, ConnectionId, Op, ReceiveMode, Timestamp};
+use super::op::{BufferId, ConnectionId, ListenerId, Op, ReceiveMode, Timestamp};
 use super::pool::Pool;
-use super::stats::Stats;
+use super::stats::{CloseReason, ListenerStats, RefuseReason, Stats};
 
 /// How one worker's core is set up.
 #[derive(Clone, Debug)]
 pub struct Parameters {
     /// Listening sockets, named 0, 1, 2, …
     pub listeners: u16,
-    /// Connections that have a place at the same time; the rest waits in the backlog.
-    pub connections_max: u32,
-    /// Bytes that may be set aside for stalled peers, all together.
-    pub aside_bytes_max: u64,
     /// Pooled buffers of each size class; a class may be empty, but not the small one.
     pub buffers: [u16; 2],
     /// Size of a buffer of each class, in bytes, ascending.
     pub buffer_sizes: [u32; 2],
     /// How quiet lines are received from.
     pub receive_mode: ReceiveMode,
+    /// Milliseconds a peer has to answer our FIN with its own.
+    pub linger_timeout: u64,
+    /// Where connections are counted by source, over all workers.
+    pub book: Arc<SourceBook>,
+    /// What may change while it runs.
+    pub tuning: Tuning,
+}
+
+/// The part of a core's set-up that may change while it runs: see `Server::retune`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tuning {
+    /// Connections that have a place at the same time; the rest waits in the backlog. Lowering it
+    /// below what is open ends nobody: new ones wait until it has room again.
+    pub connections_max: u32,
+    /// Bytes that may be set aside for stalled peers, all together. Lowering it below what is set
+    /// aside ends nobody; whoever stalls next is.
+    pub aside_bytes_max: u64,
     /// A connection on which nothing moves for so many milliseconds is ended in order.
     pub idle_timeout: Option<u64>,
     /// A connection whose peer takes nothing for so many milliseconds, while bytes wait for it, is
     /// reset.
     pub stall_timeout: Option<u64>,
-    /// Milliseconds a peer has to answer our FIN with its own.
-    pub linger_timeout: u64,
+    /// Who is let in. Connections that are there already are not judged again.
+    pub rules: Arc<Rules>,
 }
 
 impl Parameters {
     /// The tick of the timer wheel: a fraction of the shortest timeout, in milliseconds.
     #[must_use]
     pub fn tick_ms(&self) -> u64 {
-        [self.idle_timeout, self.stall_timeout, Some(self.linger_timeout)]
-            .into_iter()
-            .flatten()
-            .min()
-            .map_or(limits::TICK_MS_MAX, |shortest| {
+        let Tuning { idle_timeout, stall_timeout, .. } = self.tuning;
+        [idle_timeout, stall_timeout, Some(self.linger_timeout)].into_iter().flatten().min().map_or(
+            limits::TICK_MS_MAX,
+            |shortest| {
                 (shortest / limits::TICKS_PER_TIMEOUT)
                     .clamp(limits::TICK_MS_MIN, limits::TICK_MS_MAX)
-            })
+            },
+        )
     }
 }
 
@@ -55,6 +70,14 @@ pub struct Resources {
     pub pool: Pool,
     /// The counters.
     pub stats: Stats,
+    /// Those that are kept for each listener.
+    pub listeners: Vec<ListenerStats>,
+    /// When the events at hand were fetched from the kernel, in microseconds since an arbitrary
+    /// start.
+    pub clock_us: u64,
+    /// By slot, when the oldest bytes that are set aside were received, in microseconds modulo
+    /// 2^32. Only stalled connections are in it.
+    pub stalled_since: BTreeMap<u32, u32>,
     /// Connections that wait for a buffer, first come first served. One that ended since is
     /// skipped.
     pub waiting: VecDeque<ConnectionId>,
@@ -69,9 +92,66 @@ impl Resources {
         Self {
             pool: Pool::new(parameters.buffers, parameters.buffer_sizes),
             stats: Stats::default(),
+            listeners: vec![ListenerStats::default(); usize::from(parameters.listeners)],
+            clock_us: 0,
+            stalled_since: BTreeMap::new(),
             waiting: VecDeque::new(),
             retries: VecDeque::new(),
             parameters,
+        }
+    }
+
+    /// Counts a connection that was accepted.
+    pub fn count_accepted(&mut self, listener: ListenerId) {
+        self.stats.accepted += 1;
+        self.of(listener).accepted += 1;
+    }
+
+    /// Counts a connection that is closed right after its accept.
+    pub fn count_refused(&mut self, listener: ListenerId, reason: RefuseReason) {
+        self.stats.refused[reason as usize] += 1;
+        self.of(listener).refused[reason as usize] += 1;
+    }
+
+    /// Counts a piece that was received.
+    pub fn count_received(&mut self, listener: ListenerId, length: u32) {
+        self.stats.bytes_in += u64::from(length);
+        self.stats.chunks_in += 1;
+        let of = self.of(listener);
+        of.bytes_in += u64::from(length);
+        of.chunks_in += 1;
+    }
+
+    /// Counts bytes that were sent.
+    pub fn count_sent(&mut self, listener: ListenerId, length: u32) {
+        self.stats.bytes_out += u64::from(length);
+        self.of(listener).bytes_out += u64::from(length);
+    }
+
+    /// Counts an echo that is complete, of bytes received at `since_us`, in microseconds modulo
+    /// 2^32.
+    pub fn count_echo(&mut self, listener: ListenerId, since_us: u32) {
+        self.stats.chunks_out += 1;
+        self.stats.residence.record((self.clock_us as u32).wrapping_sub(since_us));
+        self.of(listener).chunks_out += 1;
+    }
+
+    /// Counts a connection that is closed.
+    pub fn count_close(&mut self, listener: ListenerId, reason: CloseReason) {
+        self.stats.closed[reason as usize] += 1;
+        self.of(listener).closed[reason as usize] += 1;
+    }
+
+    fn of(&mut self, listener: ListenerId) -> &mut ListenerStats {
+        &mut self.listeners[usize::from(listener.0)]
+    }
+
+    /// Counts the bytes that were set aside, all together, as one echo: they have been sent.
+    pub fn count_echo_of_aside(&mut self, listener: ListenerId, id: ConnectionId) {
+        // A connection that was taken over from another process has no beginning here.
+        if let Some(since) = self.stalled_since.get(&id.slot()) {
+            let since = *since;
+            self.count_echo(listener, since);
         }
     }
 
@@ -79,7 +159,7 @@ impl Resources {
     /// limit.
     pub fn charge_aside(&mut self, length: u32) -> bool {
         let charged = self.stats.aside_bytes + u64::from(length);
-        let granted = charged <= self.parameters.aside_bytes_max;
+        let granted = charged <= self.parameters.tuning.aside_bytes_max;
         if granted {
             self.stats.aside_bytes = charged;
         }

@@ -1,5 +1,6 @@
 //! What the core counts. Plain numbers: publishing them is the worker's affair.
 
+use super::histogram::Histogram;
 use super::op::{AcceptError, ConnectionError};
 
 /// Why a connection ended.
@@ -62,17 +63,45 @@ impl CloseReason {
     }
 }
 
+/// Why a connection was closed right after its accept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RefuseReason {
+    /// The access lists say so.
+    Denied,
+    /// Its source has as many connections as it may have.
+    SourceFull,
+    /// Its source has connected too often within a second.
+    SourceRate,
+}
+
+impl RefuseReason {
+    /// All reasons, in the order of [`Stats::refused`].
+    pub const ALL: [Self; 3] = [Self::Denied, Self::SourceFull, Self::SourceRate];
+
+    /// The reason as one word, for logs and metrics.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Denied => "denied",
+            Self::SourceFull => "source-full",
+            Self::SourceRate => "source-rate",
+        }
+    }
+}
+
 /// Everything counted since the worker started. Gauges say so; all else only grows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
-    /// Connections accepted.
+    /// Connections accepted: each is refused or closed later, or still there.
     pub accepted: u64,
+    /// Connections closed right after their accept, by [`RefuseReason`].
+    pub refused: [u64; RefuseReason::ALL.len()],
     /// Connections closed, by [`CloseReason`].
     pub closed: [u64; CloseReason::ALL.len()],
     /// Gauge: connections that have a place.
     pub connections: u64,
     /// Gauge: connections accepted in a race for the last place, which wait for one as they would
-    /// in the backlog.
+    /// in the backlog; and those that wait, for a moment, to be let in or refused.
     pub parked: u64,
     /// Bytes received.
     pub bytes_in: u64,
@@ -84,6 +113,16 @@ pub struct Stats {
     pub bytes_dropped: u64,
     /// Pieces received, each echoed by a send of its own.
     pub chunks_in: u64,
+    /// Sends that completed an echo: of a piece received or, when the peer was slow, of all that
+    /// had been set aside for it.
+    pub chunks_out: u64,
+    /// From the moment that a piece was fetched from the kernel to the moment that the completion
+    /// of its send was, in microseconds. What the peer was slow to take counts from its oldest byte
+    /// to its last one.
+    pub residence: Histogram,
+    /// Turns that found the completion queue overflowed: the kernel kept completions in a slower
+    /// list.
+    pub completion_overflows: u64,
     /// Try-sends that the socket did not take whole: the peer reads slower than it writes.
     pub short_sends: u64,
     /// Receives that found the buffer pool empty and waited in line.
@@ -115,6 +154,48 @@ pub struct Stats {
     pub unexpected_errno: i32,
 }
 
+/// What was counted of the connections of one listener.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ListenerStats {
+    /// Connections accepted.
+    pub accepted: u64,
+    /// Connections closed right after their accept, by [`RefuseReason`].
+    pub refused: [u64; RefuseReason::ALL.len()],
+    /// Connections closed, by [`CloseReason`].
+    pub closed: [u64; CloseReason::ALL.len()],
+    /// Bytes received.
+    pub bytes_in: u64,
+    /// Bytes echoed.
+    pub bytes_out: u64,
+    /// See [`Stats::chunks_in`].
+    pub chunks_in: u64,
+    /// See [`Stats::chunks_out`].
+    pub chunks_out: u64,
+}
+
+impl ListenerStats {
+    /// Connections that are open, or wait for a place.
+    #[must_use]
+    pub fn connections(&self) -> u64 {
+        self.accepted - self.closed.iter().chain(&self.refused).sum::<u64>()
+    }
+
+    /// Adds what another worker counted of the same listener.
+    pub fn add(&mut self, other: &Self) {
+        for (mine, theirs) in self.refused.iter_mut().zip(other.refused) {
+            *mine += theirs;
+        }
+        for (mine, theirs) in self.closed.iter_mut().zip(other.closed) {
+            *mine += theirs;
+        }
+        self.accepted += other.accepted;
+        self.bytes_in += other.bytes_in;
+        self.bytes_out += other.bytes_out;
+        self.chunks_in += other.chunks_in;
+        self.chunks_out += other.chunks_out;
+    }
+}
+
 impl Stats {
     /// Connections closed, for whatever reason.
     #[must_use]
@@ -122,8 +203,17 @@ impl Stats {
         self.closed.iter().sum()
     }
 
+    /// Connections refused, for whatever reason.
+    #[must_use]
+    pub fn refused_total(&self) -> u64 {
+        self.refused.iter().sum()
+    }
+
     /// Adds what another worker counted.
     pub fn add(&mut self, other: &Self) {
+        for (mine, theirs) in self.refused.iter_mut().zip(other.refused) {
+            *mine += theirs;
+        }
         for (mine, theirs) in self.closed.iter_mut().zip(other.closed) {
             *mine += theirs;
         }
@@ -134,6 +224,9 @@ impl Stats {
         self.bytes_out += other.bytes_out;
         self.bytes_dropped += other.bytes_dropped;
         self.chunks_in += other.chunks_in;
+        self.chunks_out += other.chunks_out;
+        self.residence.add(&other.residence);
+        self.completion_overflows += other.completion_overflows;
         self.short_sends += other.short_sends;
         self.starved += other.starved;
         self.stalled += other.stalled;
@@ -150,10 +243,6 @@ impl Stats {
         if other.unexpected_errno != 0 {
             self.unexpected_errno = other.unexpected_errno;
         }
-    }
-
-    pub(super) fn count_close(&mut self, reason: CloseReason) {
-        self.closed[reason as usize] += 1;
     }
 
     pub(super) fn count_connection_error(&mut self, error: ConnectionError) {

@@ -18,10 +18,12 @@ use super::buffers::{BufferRing, BufferStack};
 use super::errno;
 use super::probe::{self, Unusable};
 use super::ring::Ring;
+use super::source;
 use super::token::Token;
+use super::vault::Vault;
 use crate::echo::op::{
     BufferId, ConnectionId, Event, Expectation, Kernel, ListenerId, Op, ReceiveEnd, ReceiveMode,
-    Shutdown, SizeClass, Timestamp,
+    Shutdown, SizeClass, Source, Timestamp,
 };
 
 /// A multishot receive ends after so many bytes (in whole buffers), so that what one connection can
@@ -119,15 +121,21 @@ pub struct Driver {
     small: ManuallyDrop<BufferRing>,
     large: ManuallyDrop<BufferStack>,
     asides: HashMap<u32, ManuallyDrop<Aside>>,
+    /// Where set-aside bytes live. Each piece holds it, so leaked pieces keep their memory.
+    vault: Vault,
     /// The socket of each slot.
     sockets: Vec<Option<Socket>>,
     listeners: Arc<[ListeningSocket]>,
     /// The accept that is armed on each listener.
     accepting: Vec<Option<ConnectionId>>,
+    /// Whether connections are told with their source.
+    names_sources: bool,
     wake: Arc<EventFd>,
     wake_armed: bool,
     /// Receives and sends with the kernel: they point into our memory.
     in_flight: u64,
+    /// Turns that found the completion queue overflowed.
+    overflows: u64,
     /// Completions of this turn, between the ring and [`Driver::event`]; empty between turns.
     reaped: Vec<cqueue::Entry>,
     /// Answers that need no kernel, for the next turn.
@@ -154,12 +162,15 @@ impl Driver {
             large: ManuallyDrop::new(large),
             answers: Vec::new(),
             asides: HashMap::new(),
+            vault: Vault::default(),
             sockets: Vec::with_capacity(settings.connections_max as usize),
             accepting: vec![None; settings.listeners.len()],
+            names_sources: false,
             listeners: settings.listeners,
             wake: settings.wake,
             wake_armed: false,
             in_flight: 0,
+            overflows: 0,
             reaped: Vec::new(),
             busy_poll: settings.busy_poll,
             origin: settings.origin,
@@ -169,6 +180,8 @@ impl Driver {
     fn carry_out(&mut self, op: Op) {
         match op {
             Op::Accept { listener, connection } => self.accept(listener, connection),
+            Op::NameSources => self.names_sources = true,
+            Op::OmitSources => self.names_sources = false,
             Op::CancelAccept { connection } => self.ring.cancel(Token::Accept(connection)),
             Op::Receive { connection, class, mode, expectation } => {
                 self.receive(connection, class, mode, expectation);
@@ -181,10 +194,11 @@ impl Driver {
             }
             Op::Send { connection, buffer, length } => self.send(connection, buffer, length),
             Op::SetAside { connection, buffer, offset, length } => {
-                let piece = match buffer.class {
-                    SizeClass::Small => self.small.copy(buffer.index, offset, length),
-                    SizeClass::Large => self.large.copy(buffer.index, offset, length),
+                let bytes = match buffer.class {
+                    SizeClass::Small => self.small.part(buffer.index, offset, length),
+                    SizeClass::Large => self.large.part(buffer.index, offset, length),
                 };
+                let piece = self.vault.keep(bytes);
                 self.asides.entry(connection.slot()).or_default().push(piece);
             }
             Op::SendAside { connection } => self.send_aside(connection),
@@ -316,8 +330,8 @@ impl Driver {
             .build()
             .user_data(Token::SendAside(connection).pack());
         self.in_flight += 1;
-        // SAFETY: the piece is on the heap and marked as lent; it is neither moved nor freed before
-        // `Aside::take_back` at its completion: `close` refuses, and `Drop` leaks it.
+        // SAFETY: the piece is in the vault and marked as lent; it is neither moved nor freed
+        // before `Aside::take_back` at its completion: `close` refuses, and `Drop` leaks it.
         unsafe { self.ring.push(entry) };
     }
 
@@ -388,10 +402,16 @@ impl Driver {
         // SAFETY: the kernel has just opened this descriptor for this accept; nobody else knows it.
         let fd = unsafe { OwnedFd::from_raw_fd(result) };
         let listener = &self.listeners[listener];
+        let source = match self.names_sources.then(|| source::of(fd.as_fd(), listener.transport)) {
+            None => Source::Untold,
+            Some(Ok(source)) => source,
+            // The connection is gone already; its descriptor closes here.
+            Some(Err(error)) => return Event::AcceptFailed { connection, error },
+        };
         listener.equip(fd.as_fd());
         let former = self.sockets[slot].replace(Socket { fd, transport: listener.transport });
         assert!(former.is_none(), "{connection:?} was accepted into a slot in use");
-        Event::Accepted { connection }
+        Event::Accepted { connection, source }
     }
 
     fn received_large(&mut self, connection: ConnectionId, result: i32, flags: u32) -> Event {
@@ -466,7 +486,15 @@ impl Kernel for Driver {
     type Error = DriverError;
 
     fn now(&self) -> Timestamp {
-        Timestamp(self.origin.elapsed().as_millis() as u64)
+        Timestamp(self.now_us() / 1_000)
+    }
+
+    fn now_us(&self) -> u64 {
+        self.origin.elapsed().as_micros() as u64
+    }
+
+    fn overflows(&self) -> u64 {
+        self.overflows
     }
 
     fn submit(&mut self, ops: &mut Vec<Op>) {
@@ -497,6 +525,7 @@ impl Kernel for Driver {
         events.append(&mut self.answers);
         let mut reaped = std::mem::take(&mut self.reaped);
         reaped.extend(self.ring.completions());
+        self.overflows += u64::from(self.ring.has_overflowed());
         let idle = reaped.is_empty();
         for completion in reaped.drain(..) {
             events.extend(self.event(&completion));

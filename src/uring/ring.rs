@@ -176,6 +176,12 @@ impl Ring {
         }
     }
 
+    /// Whether the kernel keeps completions in a slower list since the queue has no room for them.
+    /// They come into the queue when the kernel is next entered.
+    pub(super) fn has_overflowed(&mut self) -> bool {
+        self.inner.submission().cq_overflow()
+    }
+
     /// Completions that wait to be reaped, oldest first.
     pub(super) fn completions(&mut self) -> cqueue::CompletionQueue<'_> {
         self.inner.completion()
