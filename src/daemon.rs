@@ -6,6 +6,7 @@
 
 mod report;
 mod service;
+mod view;
 mod workers;
 
 use std::fmt;

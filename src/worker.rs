@@ -15,6 +15,7 @@ use crate::metrics::Board;
 pub struct Shared {
     turns: AtomicU64,
     ready: AtomicBool,
+    ended: AtomicBool,
     /// The deadline of the drain plus 1, or 0 as long as none is asked for.
     drain: AtomicU64,
     /// The worker's counters.
@@ -32,6 +33,12 @@ impl Shared {
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.ready.load(Ordering::Acquire)
+    }
+
+    /// Whether the worker has drained; it turns no more, and its board shows its last figures.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
     }
 
     /// Asks the worker to stop accepting, and to end what is still open at `deadline`.
@@ -81,13 +88,15 @@ pub fn run<K: Kernel>(
             step(kernel, &mut server, now, event, &mut ops);
         }
         step(kernel, &mut server, now, Event::TimePassed, &mut ops);
-        shared.board.publish(counted(&server), clock_us, &mut published_us, idle);
+        let last = server.is_drained();
+        shared.board.publish(counted(&server), clock_us, &mut published_us, idle || last);
         // Nobody else writes it, so this needs no locked instruction.
         shared.turns.store(shared.turns() + 1, Ordering::Relaxed);
-        if server.is_drained() {
+        if last {
             // The last closes are still queued: hand them over, so that every peer sees its FIN
             // before we are gone.
             kernel.turn(Some(now), &mut events)?;
+            shared.ended.store(true, Ordering::Release);
             return Ok(server.stats().clone());
         }
         kernel.turn(server.deadline(), &mut events)?;
