@@ -16,17 +16,15 @@ pub(super) fn text(snapshot: &Snapshot, before: Option<&Snapshot>) -> String {
     text += &table(&workers(snapshot, before));
     let residence = snapshot.total.residence_seconds;
     if residence.count > 0 {
-        let time = |seconds| duration(seconds);
-        writeln!(
-            text,
-            "\nresidence time: half up to {}, 90 % up to {}, 99 % up to {}, 99.9 % up to {}, all up to {}",
-            time(residence.p50),
-            time(residence.p90),
-            time(residence.p99),
-            time(residence.p999),
-            time(residence.max),
-        )
-        .expect(WRITES);
+        let shares = [
+            ("half", residence.p50),
+            ("90 %", residence.p90),
+            ("99 %", residence.p99),
+            ("99.9 %", residence.p999),
+            ("all", residence.max),
+        ];
+        let shares = shares.map(|(share, time)| format!("{share} up to {}", duration(time)));
+        writeln!(text, "\nresidence time: {}", shares.join(", ")).expect(WRITES);
     }
     for (what, counts) in rarities(&snapshot.total) {
         writeln!(text, "{what}: {counts}").expect(WRITES);

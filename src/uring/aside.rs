@@ -3,10 +3,12 @@
 
 use std::collections::VecDeque;
 
+use super::vault::Piece;
+
 /// The pieces of one connection, oldest first.
 #[derive(Debug, Default)]
 pub(super) struct Aside {
-    pieces: VecDeque<Box<[u8]>>,
+    pieces: VecDeque<Piece>,
     /// Bytes of the first piece that have been sent.
     sent: usize,
     /// Whether the kernel reads the first piece now: it must stay where it is.
@@ -15,7 +17,7 @@ pub(super) struct Aside {
 
 impl Aside {
     /// Adds a piece at the end.
-    pub(super) fn push(&mut self, piece: Box<[u8]>) {
+    pub(super) fn push(&mut self, piece: Piece) {
         self.pieces.push_back(piece);
     }
 
