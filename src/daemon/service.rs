@@ -1,5 +1,6 @@
 //! One run of the service, from the first worker's start to the last one's end.
 
+use std::hash::RandomState;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use super::report::{self, Rate, Reporter};
 use super::view::{Label, Life, View};
 use super::workers::{self, Desk, News, Plan, Worker};
 use crate::config::{Config, Kind, Tcp, Workers};
+use crate::echo::admission::SourceBook;
 use crate::echo::limits;
 use crate::echo::op::{ReceiveMode, Timestamp};
 use crate::echo::server::Stats;
@@ -61,8 +63,15 @@ pub(super) fn run(
     let sorted = Sorted::new(listeners, &config.tcp);
     let places = places(config, &sorted, workers)?;
     let Sorted { sockets, labels, doors, names, files } = sorted;
-    let (listeners, origin) = (sockets.into(), Instant::now());
-    let plan = Plan { config, features, listeners, workers, places, origin };
+    let plan = Plan {
+        config,
+        features,
+        listeners: sockets.into(),
+        workers,
+        places,
+        origin: Instant::now(),
+        book: Arc::new(SourceBook::new(RandomState::new())),
+    };
     announce(&plan, &names, &warnings);
     let service = Service::start(&plan, signals, notifier)?;
     service.show(doors, labels)?;
@@ -408,9 +417,10 @@ impl<'a> Service<'a> {
         log::debug!("{stats:?}");
         let buffers = workers::buffers_total(self.plan);
         log::info!(
-            "stopped: accepted={} closed={} bytes-in={} bytes-out={} bytes-dropped={} \
+            "stopped: accepted={} refused={} closed={} bytes-in={} bytes-out={} bytes-dropped={} \
              buffers-home={} buffers-total={buffers}",
             stats.accepted,
+            stats.refused_total(),
             stats.closed_total(),
             stats.bytes_in,
             stats.bytes_out,

@@ -3,6 +3,8 @@
 //! The only labels are the listener, its protocol and the reason, all of them few: a peer never
 //! gets a series of its own.
 
+use std::collections::BTreeMap;
+
 use prometheus::proto::{
     Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType,
 };
@@ -93,16 +95,29 @@ fn of_listeners(listeners: &[ListenerFigures]) -> Vec<MetricFamily> {
         listeners.iter().map(|it| counter(&labels(it), value(it))).collect()
     };
     let open = listeners.iter().map(|it| gauge(&labels(it), it.connections as f64));
-    let closed = listeners.iter().flat_map(|it| {
-        let [name, protocol] = labels(it);
-        let by_reason = it.closed.iter();
-        by_reason.map(move |(reason, count)| counter(&[name, protocol, ("reason", reason)], *count))
-    });
+    let by_reason = |counts: fn(&ListenerFigures) -> &BTreeMap<String, u64>| -> Vec<Metric> {
+        let of_one = |it| {
+            let [name, protocol] = labels(it);
+            let counts = counts(it).iter();
+            counts
+                .map(move |(reason, count)| counter(&[name, protocol, ("reason", reason)], *count))
+        };
+        listeners.iter().flat_map(of_one).collect()
+    };
     let count = |name, help, metrics| family(name, help, MetricType::COUNTER, metrics);
     vec![
         family("connections", "Open connections.", MetricType::GAUGE, open.collect()),
         count("accepted_connections_total", "Connections accepted.", each(|it| it.accepted)),
-        count("closed_connections_total", "Connections closed, by reason.", closed.collect()),
+        count(
+            "closed_connections_total",
+            "Connections closed, by reason.",
+            by_reason(|it| &it.closed),
+        ),
+        count(
+            "refused_connections_total",
+            "Connections closed right after their accept, by reason.",
+            by_reason(|it| &it.refused),
+        ),
         count("received_bytes_total", "Payload received.", each(|it| it.bytes_received)),
         count("sent_bytes_total", "Payload echoed.", each(|it| it.bytes_sent)),
         count("received_messages_total", "Pieces received.", each(|it| it.messages_received)),

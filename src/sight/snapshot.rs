@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::echo::histogram::Histogram;
-use crate::echo::stats::{CloseReason, ListenerStats, Stats};
+use crate::echo::stats::{CloseReason, ListenerStats, RefuseReason, Stats};
 
 /// Where the daemon is in its life.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,6 +76,9 @@ pub struct Figures {
     pub accepted: u64,
     /// Closed so far, by reason.
     pub closed: BTreeMap<String, u64>,
+    /// Closed right after their accept so far, by reason.
+    #[serde(default)]
+    pub refused: BTreeMap<String, u64>,
     /// Payload.
     pub bytes_received: u64,
     /// Payload.
@@ -159,6 +162,9 @@ pub struct ListenerFigures {
     pub accepted: u64,
     /// Closed so far, by reason.
     pub closed: BTreeMap<String, u64>,
+    /// Closed right after their accept so far, by reason.
+    #[serde(default)]
+    pub refused: BTreeMap<String, u64>,
     /// Payload.
     pub bytes_received: u64,
     /// Payload.
@@ -197,7 +203,8 @@ impl Figures {
             connections_stalled: stats.stalled,
             connections_waiting: stats.parked,
             accepted: stats.accepted,
-            closed: by_reason(&stats.closed),
+            closed: by_reason(CloseReason::ALL.map(CloseReason::name), &stats.closed),
+            refused: by_reason(RefuseReason::ALL.map(RefuseReason::name), &stats.refused),
             bytes_received: stats.bytes_in,
             bytes_sent: stats.bytes_out,
             bytes_dropped: stats.bytes_dropped,
@@ -245,7 +252,8 @@ impl ListenerFigures {
             protocol: protocol.to_owned(),
             connections: stats.connections(),
             accepted: stats.accepted,
-            closed: by_reason(&stats.closed),
+            closed: by_reason(CloseReason::ALL.map(CloseReason::name), &stats.closed),
+            refused: by_reason(RefuseReason::ALL.map(RefuseReason::name), &stats.refused),
             bytes_received: stats.bytes_in,
             bytes_sent: stats.bytes_out,
             messages_received: stats.chunks_in,
@@ -254,7 +262,6 @@ impl ListenerFigures {
     }
 }
 
-fn by_reason(counts: &[u64; CloseReason::ALL.len()]) -> BTreeMap<String, u64> {
-    let named = |reason: CloseReason| (reason.name().to_owned(), counts[reason as usize]);
-    CloseReason::ALL.into_iter().map(named).collect()
+fn by_reason<const N: usize>(names: [&str; N], counts: &[u64; N]) -> BTreeMap<String, u64> {
+    names.into_iter().map(str::to_owned).zip(counts.iter().copied()).collect()
 }

@@ -61,7 +61,10 @@ fn row<const N: usize>(cells: [&str; N]) -> Row {
 }
 
 fn listeners(snapshot: &Snapshot, before: Option<&Snapshot>) -> Vec<Row> {
-    let head = ["LISTENER", "ADDRESS", "OPEN", "ACCEPTED", "CLOSED", "ECHOES", "BYTES", "ECHOES/S"];
+    let head = [
+        "LISTENER", "ADDRESS", "OPEN", "ACCEPTED", "CLOSED", "REFUSED", "ECHOES", "BYTES",
+        "ECHOES/S",
+    ];
     let mut rows = vec![row(head)];
     for (index, it) in snapshot.listeners.iter().enumerate() {
         let earlier = before.and_then(|before| before.listeners.get(index));
@@ -71,6 +74,7 @@ fn listeners(snapshot: &Snapshot, before: Option<&Snapshot>) -> Vec<Row> {
             it.connections.to_string(),
             it.accepted.to_string(),
             it.closed.values().sum::<u64>().to_string(),
+            it.refused.values().sum::<u64>().to_string(),
             it.messages_sent.to_string(),
             it.bytes_sent.to_string(),
             rate(snapshot, before, it.messages_sent, earlier.map(|earlier| earlier.messages_sent)),
@@ -128,6 +132,7 @@ fn rarities(total: &Figures) -> Vec<(&'static str, String)> {
     ]);
     let lines = [
         ("closed", counts(&total.closed)),
+        ("refused", counts(&total.refused)),
         ("accepts failed", counts(&total.accept_failures)),
         ("ring", counts(&ring)),
     ];
