@@ -26,30 +26,31 @@ pub const VISITORS_MAX: usize = 32;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a visitor that has its answer may take to say goodbye.
 const PATIENCE_FOR_GOODBYE: Duration = Duration::from_secs(1);
-/// Visitors that come within this time of one another are shown the same snapshot.
-const SNAPSHOT_AGE_MAX: Duration = Duration::from_millis(20);
+/// The shortest time between two snapshots: each costs every worker a turn.
+const INTERVAL: Duration = Duration::from_millis(1);
 /// Pause after an accept that failed for want of files or memory.
 const BACKOFF: Duration = Duration::from_millis(100);
 
-/// What everybody who asks at about the same time is shown.
+/// What everybody who asks in the same round is shown.
 struct View<G> {
     gather: G,
-    last: Option<(Instant, Snapshot, Arc<[u8]>)>,
+    gathered: Option<Instant>,
+    current: Option<(Snapshot, Arc<[u8]>)>,
 }
 
 impl<G: Fn() -> Snapshot> View<G> {
     /// The snapshot, and the same as JSON.
     fn look(&mut self) -> (&Snapshot, &Arc<[u8]>) {
-        let fresh = self.last.as_ref().is_some_and(|(at, ..)| at.elapsed() < SNAPSHOT_AGE_MAX);
-        if !fresh {
-            self.last = None;
-        }
-        let (_, snapshot, json) = self.last.get_or_insert_with(|| {
+        let (snapshot, json) = self.current.get_or_insert_with(|| {
+            if let Some(last) = self.gathered {
+                thread::sleep(INTERVAL.saturating_sub(last.elapsed()));
+            }
+            self.gathered = Some(Instant::now());
             let snapshot = (self.gather)();
             let json = serde_json::to_vec(&snapshot);
             let mut json = json.expect("invariant: a snapshot has string keys only");
             json.push(b'\n');
-            (Instant::now(), snapshot, json.into())
+            (snapshot, json.into())
         });
         (snapshot, json)
     }
@@ -65,6 +66,8 @@ struct Visitor {
 
 /// How far a visitor has come.
 enum Stage {
+    /// It has just come.
+    New(Service),
     /// Its request comes in.
     Asking(Vec<u8>),
     /// Its answer goes out; so much of it has gone.
@@ -78,15 +81,17 @@ enum Stage {
 
 /// Serves for ever.
 pub(super) fn serve(doors: Vec<Door>, gather: impl Fn() -> Snapshot) {
-    let mut view = View { gather, last: None };
+    let mut view = View { gather, gathered: None, current: None };
     let mut visitors: Vec<Visitor> = Vec::new();
     loop {
         let open = wait(&doors, &visitors);
         for (index, door) in doors.iter().enumerate() {
-            if open[index] && !welcome(index, door, &mut visitors, &mut view) {
+            if open[index] && !welcome(index, door, &mut visitors) {
                 thread::sleep(BACKOFF);
             }
         }
+        // Nobody is shown what was so before they came.
+        view.current = None;
         let now = Instant::now();
         for visitor in &mut visitors {
             visitor.go_on(now, &mut view);
@@ -101,7 +106,7 @@ fn wait(doors: &[Door], visitors: &[Visitor]) -> Vec<bool> {
     let moves = visitors.iter().map(|visitor| {
         let flags = match visitor.stage {
             Stage::Answered(..) => PollFlags::POLLOUT,
-            Stage::Asking(_) | Stage::Leaving | Stage::Gone => PollFlags::POLLIN,
+            Stage::New(_) | Stage::Asking(_) | Stage::Leaving | Stage::Gone => PollFlags::POLLIN,
         };
         PollFd::new(visitor.socket.as_fd(), flags)
     });
@@ -121,12 +126,7 @@ fn wait(doors: &[Door], visitors: &[Visitor]) -> Vec<bool> {
 }
 
 /// Takes in those who stand at a door, in portions. False if the system is short of something.
-fn welcome<G: Fn() -> Snapshot>(
-    index: usize,
-    door: &Door,
-    visitors: &mut Vec<Visitor>,
-    view: &mut View<G>,
-) -> bool {
+fn welcome(index: usize, door: &Door, visitors: &mut Vec<Visitor>) -> bool {
     for _ in 0..VISITORS_MAX {
         let socket = match door.socket.accept() {
             Ok((socket, _)) => socket,
@@ -146,11 +146,7 @@ fn welcome<G: Fn() -> Snapshot>(
             // They stand in the order in which they came.
             visitors.remove(oldest);
         }
-        let stage = match door.service {
-            Service::Status => Stage::Answered(Arc::clone(view.look().1), 0),
-            Service::AgentCheck => Stage::Answered(agent_line(view.look().0).into(), 0),
-            Service::Metrics => Stage::Asking(Vec::new()),
-        };
+        let stage = Stage::New(door.service);
         let deadline = Instant::now() + PATIENCE;
         visitors.push(Visitor { door: index, socket, deadline, stage });
     }
@@ -171,6 +167,14 @@ fn agent_line(snapshot: &Snapshot) -> Vec<u8> {
 impl Visitor {
     /// Does as much as can be done without waiting.
     fn go_on<G: Fn() -> Snapshot>(&mut self, now: Instant, view: &mut View<G>) {
+        if let Stage::New(service) = self.stage {
+            let (snapshot, json) = view.look();
+            self.stage = match service {
+                Service::Status => Stage::Answered(Arc::clone(json), 0),
+                Service::AgentCheck => Stage::Answered(agent_line(snapshot).into(), 0),
+                Service::Metrics => Stage::Asking(Vec::new()),
+            };
+        }
         if let Stage::Asking(input) = &mut self.stage {
             match ask(&self.socket, input) {
                 Ok(Parsed::Partial) if now >= self.deadline => {
