@@ -28,6 +28,7 @@ from checks import (
     workers_of,
 )
 from machine import Failure, eventually, expect
+from steps_access import STEPS_OF_ACCESS
 
 STATUS = re.compile(r"\d+ connections?, .+ echoes/s, .+ echoed, \d+ workers?")
 # What the daemon says before the watchdog ends it.
@@ -407,6 +408,7 @@ STEPS = [
     ("socket activation", activates_by_socket),
     ("open to a network", opens_to_a_network),
     ("without IPv6", lives_without_ipv6),
+    *STEPS_OF_ACCESS,
     ("hung worker", hung_worker_is_restarted),
     ("25 kills", kill_refuses_nobody),
     ("stop amid traffic", stop_loses_nothing),
