@@ -31,6 +31,3 @@ def sources_are_judged(machine, _packages):
     expect(account["refused"] >= 3, f"1 and 2 were refused: {account}")
     echoes(machine)
     return f"{account['refused']} refused, told by reason"
-
-
-STEPS_OF_ACCESS = [("who is let in", sources_are_judged)]
