@@ -28,7 +28,8 @@ use log::LevelFilter;
 pub use address::Address;
 pub use network::Network;
 use value::{
-    HOUR, LOG_TARGETS, SECOND, exact_size, number_or_off, quoted, size_or_auto, time_or_off,
+    HOUR, LOG_TARGETS, SECOND, exact_size, number_or_off, quoted, size_or_auto, size_or_off,
+    time_or_off,
 };
 
 /// Where the configuration is looked for when none is named. It may be absent.
@@ -83,9 +84,48 @@ pub struct ListenerConfig {
     pub name: String,
     /// Where it listens.
     pub address: Address,
+    /// What is served there.
+    pub kind: Kind,
     /// Whether it is one of the two built-in ones, by name and address, in the file or not. Those
     /// may be skipped on a host that lacks the address family; any other must be bound.
     pub builtin_default: bool,
+}
+
+/// What is served at a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Every byte that comes, back.
+    Echo,
+    /// A snapshot as JSON, for `echo-uring status`.
+    Status,
+    /// Metrics and health over HTTP.
+    Metrics,
+    /// One line for HAProxy's agent-check.
+    AgentCheck,
+}
+
+impl Kind {
+    /// All kinds, and how they are spelled.
+    pub const ALL: [(&str, Self); 4] = [
+        ("echo", Self::Echo),
+        ("status", Self::Status),
+        ("metrics", Self::Metrics),
+        ("agent-check", Self::AgentCheck),
+    ];
+
+    /// As it is spelled.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        let found = Self::ALL.iter().find(|(_, kind)| *kind == self);
+        found.expect("invariant: every kind is in the list").0
+    }
+
+    /// The kind of an inherited socket of this name: an echo unless the name is that of another.
+    #[must_use]
+    pub fn of_name(name: &str) -> Self {
+        let found = Self::ALL.iter().find(|(word, _)| *word == name);
+        found.map_or(Self::Echo, |(_, kind)| *kind)
+    }
 }
 
 /// `[access]`: who may connect. Unix peers always may.
@@ -108,6 +148,8 @@ pub struct Limits {
     pub max_connections_per_source: Option<u32>,
     /// Connections of one source in a second, 1 to 1000000; more are closed at once.
     pub accepts_per_source: Option<u32>,
+    /// Bytes that a connection may send, 1 to 1 TiB; then it is ended.
+    pub max_bytes: Option<u64>,
     /// Leading bits of an IPv4 address that make a source, 8 to 32.
     pub source_prefix_ipv4: u8,
     /// Leading bits of an IPv6 address that make a source, 16 to 128.
@@ -121,8 +163,12 @@ pub struct Timeouts {
     pub idle: Option<Duration>,
     /// How long a peer may refuse every byte of its echo, 10 ms to 1 year.
     pub stall: Option<Duration>,
+    /// How long a connection may live, 10 ms to 1 year.
+    pub lifetime: Option<Duration>,
     /// How long a stop waits for connections to end, 0 to 1 hour.
     pub drain: Duration,
+    /// How long a stop tells load balancers before it begins to drain, 0 to 1 hour.
+    pub drain_lead: Duration,
 }
 
 /// `[tcp]`: socket options. `None` is "off" for times and "auto" for buffers.
@@ -275,7 +321,7 @@ fn overridden_listeners(addresses: &[String]) -> Result<Vec<ListenerConfig>, Con
             return Err(refuse(problem));
         }
         let name = format!("command-line-{}", index + 1);
-        listeners.push(ListenerConfig { name, address, builtin_default: false });
+        listeners.push(ListenerConfig { name, address, kind: Kind::Echo, builtin_default: false });
     }
     Ok(listeners)
 }
@@ -291,10 +337,17 @@ impl Default for Config {
                 stalled_memory: 64 << 20,
                 max_connections_per_source: None,
                 accepts_per_source: None,
+                max_bytes: None,
                 source_prefix_ipv4: 32,
                 source_prefix_ipv6: 64,
             },
-            timeouts: Timeouts { idle: Some(HOUR), stall: Some(60 * SECOND), drain: 10 * SECOND },
+            timeouts: Timeouts {
+                idle: Some(HOUR),
+                stall: Some(60 * SECOND),
+                lifetime: None,
+                drain: 10 * SECOND,
+                drain_lead: Duration::ZERO,
+            },
             tcp: Tcp {
                 nodelay: true,
                 keepalive: Some(120 * SECOND),
@@ -311,6 +364,7 @@ fn builtin_listeners() -> Vec<ListenerConfig> {
     let builtin = |name: &str, address: SocketAddr| ListenerConfig {
         name: name.to_owned(),
         address: Address::Inet(address),
+        kind: Kind::Echo,
         builtin_default: true,
     };
     vec![
@@ -337,9 +391,10 @@ impl Config {
             self.server.buffers,
             time_or_off(self.server.busy_poll)
         );
-        for ListenerConfig { name, address, builtin_default: _ } in &self.listeners {
+        for ListenerConfig { name, address, kind, builtin_default: _ } in &self.listeners {
             let (name, address) = (quoted(name), quoted(&address.to_string()));
-            text += &format!("\n[[listener]]\nname = {name}\naddress = {address}\n");
+            let kind = quoted(kind.name());
+            text += &format!("\n[[listener]]\nname = {name}\naddress = {address}\nkind = {kind}\n");
         }
         let list = |networks: &[Network]| {
             let entries: Vec<_> = networks.iter().map(|entry| quoted(&entry.to_string())).collect();
@@ -349,10 +404,12 @@ impl Config {
         text += &format!("\n[access]\nallow = {allow}\ndeny = {deny}\n");
         text += &self.limits.to_toml();
         text += &format!(
-            "\n[timeouts]\nidle = {}\nstall = {}\ndrain = {}\n",
+            "\n[timeouts]\nidle = {}\nstall = {}\nlifetime = {}\ndrain = {}\ndrain-lead = {}\n",
             time_or_off(self.timeouts.idle),
             time_or_off(self.timeouts.stall),
-            time_or_off(Some(self.timeouts.drain))
+            time_or_off(self.timeouts.lifetime),
+            time_or_off(Some(self.timeouts.drain)),
+            time_or_off(Some(self.timeouts.drain_lead))
         );
         text += &format!(
             "\n[tcp]\nnodelay = {}\nkeepalive = {}\nuser-timeout = {}\n",
@@ -377,13 +434,14 @@ impl Limits {
         format!(
             "\n[limits]\nmax-connections = {}\nstalled-memory = {}\n\
              max-connections-per-source = {}\naccepts-per-source = {}\n\
-             source-prefix-ipv4 = {}\nsource-prefix-ipv6 = {}\n",
+             source-prefix-ipv4 = {}\nsource-prefix-ipv6 = {}\nmax-bytes = {}\n",
             self.max_connections,
             quoted(&exact_size(self.stalled_memory)),
             number_or_off(self.max_connections_per_source),
             number_or_off(self.accepts_per_source),
             self.source_prefix_ipv4,
             self.source_prefix_ipv6,
+            size_or_off(self.max_bytes),
         )
     }
 }

@@ -13,10 +13,11 @@ use toml::{Spanned, Value};
 
 use super::value::{
     DAY, GIB, HOUR, KIB, LOG_LEVELS, LOG_TARGETS, SECOND, YEAR, auto_or_size, boolean, buffers,
-    integer, name, off_or_integer, off_or_time, size, time, whole_seconds, word, workers,
+    integer, name, off_or_integer, off_or_size, off_or_time, size, time, whole_seconds, word,
+    workers,
 };
 use super::{
-    Access, Address, Config, ConfigError, Limits, ListenerConfig, Log, Network, Server, Tcp,
+    Access, Address, Config, ConfigError, Kind, Limits, ListenerConfig, Log, Network, Server, Tcp,
     Timeouts, builtin_listeners, conflict,
 };
 
@@ -77,6 +78,7 @@ struct RawServer {
 struct RawListener {
     name: Raw,
     address: Raw,
+    kind: Raw,
 }
 
 #[derive(Default, Deserialize)]
@@ -93,6 +95,7 @@ struct RawLimits {
     stalled_memory: Raw,
     max_connections_per_source: Raw,
     accepts_per_source: Raw,
+    max_bytes: Raw,
     source_prefix_ipv4: Raw,
     source_prefix_ipv6: Raw,
 }
@@ -107,7 +110,9 @@ struct RawLimits {
 struct RawTimeouts {
     idle: Raw,
     stall: Raw,
+    lifetime: Raw,
     drain: Raw,
+    drain_lead: Raw,
 }
 
 #[derive(Default, Deserialize)]
@@ -224,6 +229,12 @@ impl Source<'_> {
                 default.accepts_per_source,
                 |value| off_or_integer(value, 1..=1_000_000),
             )?,
+            max_bytes: self.value(
+                "limits.max-bytes",
+                raw.max_bytes,
+                default.max_bytes,
+                |value| off_or_size(value, 1..=1024 * GIB),
+            )?,
             source_prefix_ipv4: self.value(
                 "limits.source-prefix-ipv4",
                 raw.source_prefix_ipv4,
@@ -268,12 +279,18 @@ impl Source<'_> {
     fn check_timeouts(&self, raw: RawTimeouts, default: Timeouts) -> Result<Timeouts, ConfigError> {
         let range = Duration::from_millis(10)..=YEAR;
         let limit = |value: &Value| off_or_time(value, range.clone());
+        let stop = |value: &Value| time(value, Duration::ZERO..=HOUR, "");
         Ok(Timeouts {
             idle: self.value("timeouts.idle", raw.idle, default.idle, limit)?,
             stall: self.value("timeouts.stall", raw.stall, default.stall, limit)?,
-            drain: self.value("timeouts.drain", raw.drain, default.drain, |value| {
-                time(value, Duration::ZERO..=HOUR, "")
-            })?,
+            lifetime: self.value("timeouts.lifetime", raw.lifetime, default.lifetime, limit)?,
+            drain: self.value("timeouts.drain", raw.drain, default.drain, stop)?,
+            drain_lead: self.value(
+                "timeouts.drain-lead",
+                raw.drain_lead,
+                default.drain_lead,
+                stop,
+            )?,
         })
     }
 
@@ -294,7 +311,7 @@ impl Source<'_> {
         let mut listeners: Vec<ListenerConfig> = Vec::new();
         for entry in list {
             let place = entry.span().start;
-            let RawListener { name, address } = entry.into_inner();
+            let RawListener { name, address, kind } = entry.into_inner();
             let Some(raw_name) = name else {
                 let problem = "missing; add one such as name = \"lan\"".to_owned();
                 return Err(self.wrong("listener.name", place, problem));
@@ -310,7 +327,14 @@ impl Source<'_> {
             })?;
             let builtin_default =
                 builtin.iter().any(|other| other.name == name && other.address == address);
-            listeners.push(ListenerConfig { name, address, builtin_default });
+            let kind =
+                self.value("listener.kind", kind, Kind::Echo, |value| word(value, &Kind::ALL))?;
+            let builtin_default = builtin_default && kind == Kind::Echo;
+            listeners.push(ListenerConfig { name, address, kind, builtin_default });
+        }
+        if !listeners.iter().any(|listener| listener.kind == Kind::Echo) {
+            let problem = "none of kind \"echo\"; add one such as address = \"[::1]:7777\"";
+            return Err(self.wrong("listener", place, problem.to_owned()));
         }
         Ok(listeners)
     }

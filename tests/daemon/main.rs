@@ -9,6 +9,7 @@
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
 mod access;
+mod allowances;
 mod command_line;
 mod daemon;
 mod ending;
@@ -26,6 +27,7 @@ mod overload;
 mod place;
 mod scripts;
 mod sealed;
+mod sight;
 mod smoke;
 mod tape;
 mod timeouts;
