@@ -28,6 +28,8 @@ from checks import (
     workers_of,
 )
 from machine import Failure, eventually, expect
+
+import steps_sight
 from steps_examples import examples_do_what_they_say
 from steps_instances import (
     instance_without_configuration_is_named,
@@ -388,6 +390,7 @@ STEPS = [
     ("start, stop, echo", starts_and_echoes),
     ("journal", logs_to_the_journal),
     ("status", shows_its_status),
+    *steps_sight.STEPS,
     ("socket activation", activates_by_socket),
     ("examples", examples_do_what_they_say),
     ("without IPv6", lives_without_ipv6),
