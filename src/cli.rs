@@ -23,6 +23,20 @@ pub enum Command {
     Serve(Options),
     /// Check the configuration and print what it comes to.
     Check(Options),
+    /// Look at machine, configuration and sandbox, and say what is wrong.
+    Doctor(DoctorOptions),
+}
+
+/// What the doctor is to look at, and how it is to tell.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
+pub struct DoctorOptions {
+    /// The configuration to look at.
+    #[command(flatten)]
+    pub options: Options,
+
+    /// Print the findings as one JSON object
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// What the service is run with; it may stand before or after the command.
@@ -66,6 +80,9 @@ enum Verb {
     Serve(Options),
     /// Check the configuration, print it with all defaults as TOML, and exit
     Check(Options),
+    /// Look at kernel, limits, sockets, sandbox and configuration; exit with 1 if there is a
+    /// problem
+    Doctor(DoctorOptions),
 }
 
 fn level_parser() -> impl TypedValueParser<Value = LevelFilter> {
@@ -113,6 +130,10 @@ where
         Ok(match arguments.verb.unwrap_or_else(|| Verb::Serve(Options::default())) {
             Verb::Serve(after) => Command::Serve(before.joined(after)?),
             Verb::Check(after) => Command::Check(before.joined(after)?),
+            Verb::Doctor(doctor) => {
+                let options = before.joined(doctor.options)?;
+                Command::Doctor(DoctorOptions { options, ..doctor })
+            }
         })
     });
     parsed.map_err(|error| refusal(&error))

@@ -7,12 +7,14 @@
 //! - [`uring`]: the driver that carries operations out on a real ring. The only unsafe code.
 //! - [`worker`]: the loop of one thread, which joins the two.
 //! - [`daemon`]: start-up order, workers, signals, watchdog, drain, exit.
+//! - [`doctor`]: looks at machine, configuration and sandbox, and says what is wrong.
 //! - [`cli`], [`config`], [`listen`], [`logging`], [`metrics`], [`systemd`]: the leaves, each with
 //!   one outside world to know.
 
 pub mod cli;
 pub mod config;
 pub mod daemon;
+pub mod doctor;
 pub mod echo;
 pub mod listen;
 pub mod logging;

@@ -3,12 +3,13 @@
 use std::process::ExitCode;
 
 use echo_uring::cli::{self, Command};
-use echo_uring::daemon;
+use echo_uring::{daemon, doctor};
 
 fn main() -> ExitCode {
     match cli::parse() {
         Ok(Command::Serve(options)) => daemon::serve(&options),
         Ok(Command::Check(options)) => daemon::check(&options),
+        Ok(Command::Doctor(options)) => doctor::examine(&options),
         Err(status) => status,
     }
 }

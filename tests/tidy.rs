@@ -17,7 +17,9 @@ use source::{Source, tree};
 /// down only; the leaves do not know each other.
 const WALLS: &[(&str, &[&str])] = &[
     ("lib", &[]),
-    ("main", &["cli", "daemon"]),
+    ("main", &["cli", "daemon", "doctor"]),
+    // It sees what the daemon would see, and needs no daemon.
+    ("doctor", &["cli", "config", "listen", "uring"]),
     (
         "daemon",
         &["cli", "config", "echo", "listen", "logging", "metrics", "systemd", "uring", "worker"],
@@ -53,7 +55,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("sd_notify", &["systemd"]),
     ("seccompiler", &["uring"]),
     ("serde", &["config"]),
-    ("serde_json", &["echo-load"]),
+    ("serde_json", &["doctor", "echo-load"]),
     ("syslog", &["logging"]),
     ("toml", &["config"]),
     (
@@ -65,6 +67,7 @@ const CRATES: &[(&str, &[&str])] = &[
         &[
             "main",
             "daemon",
+            "doctor",
             "worker",
             "uring",
             "listen",
@@ -74,7 +77,7 @@ const CRATES: &[(&str, &[&str])] = &[
             "echo-load",
         ],
     ),
-    ("socket2", &["daemon", "listen", "uring", "echo-load"]),
+    ("socket2", &["daemon", "doctor", "listen", "uring", "echo-load"]),
 ];
 
 /// What the core may use of the standard library: data and its forms. No clock, no file, no socket,

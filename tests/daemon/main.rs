@@ -10,6 +10,7 @@
 
 mod command_line;
 mod daemon;
+mod doctor;
 mod ending;
 mod faults;
 mod flow;
