@@ -3,15 +3,21 @@
 //! It hands each event to the [`Connection`] it concerns and looks after what connections share:
 //! who gets the next place, who waits for a buffer, when accepting pauses, when the drain is over.
 
-use std::collections::VecDeque;
+mod entrance;
+#[cfg(test)]
+mod retune;
 
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::admission::Admission;
 use super::connection::{Connection, Phase};
 use super::limits;
 use super::listener::Listener;
 use super::op::{AcceptError, BufferId, ConnectionId, Event, ListenerId, Op, SizeClass, Timestamp};
-pub use super::resources::Parameters;
 use super::resources::{Context, Resources};
-pub use super::stats::{CloseReason, ListenerStats, Stats};
+pub use super::resources::{Parameters, Tuning};
+pub use super::stats::{CloseReason, ListenerStats, RefuseReason, Stats};
 use super::timer::Wheel;
 
 /// How far the drain has come.
@@ -39,10 +45,13 @@ pub struct Server {
     listeners: Vec<Listener>,
     /// Accepted connections without a place, first come first served.
     parked: VecDeque<ConnectionId>,
+    admission: Admission,
     wheel: Wheel,
     drain: Drain,
     /// Whether all places were taken when listeners were last looked at.
     full: bool,
+    /// After a change of tuning: the timers of the slots below are right again.
+    retimed: Option<usize>,
 }
 
 impl Server {
@@ -53,13 +62,22 @@ impl Server {
         assert!(parameters.buffer_sizes[0] <= parameters.buffer_sizes[1], "small, then large");
         Self {
             // Reserved, so that growing leaves no copies behind: address space until it is used.
-            slots: Vec::with_capacity(parameters.connections_max as usize),
+            slots: Vec::with_capacity(parameters.tuning.connections_max as usize),
             free: Vec::new(),
             listeners: vec![Listener::Off; usize::from(parameters.listeners)],
             parked: VecDeque::new(),
-            wheel: Wheel::new(Timestamp(0), parameters.tick_ms(), parameters.connections_max),
+            admission: Admission::new(
+                Arc::clone(&parameters.tuning.rules),
+                Arc::clone(&parameters.book),
+            ),
+            wheel: Wheel::new(
+                Timestamp(0),
+                parameters.tick_ms(),
+                parameters.tuning.connections_max,
+            ),
             drain: Drain::No,
             full: false,
+            retimed: None,
             resources: Resources::new(parameters),
         }
     }
@@ -87,7 +105,8 @@ impl Server {
     /// When to send [`Event::TimePassed`] at the latest.
     #[must_use]
     pub fn deadline(&self) -> Option<Timestamp> {
-        if self.can_serve_waiting() {
+        let at_once = self.retimed.is_some() || self.admission.has_unfinished();
+        if at_once || self.can_serve_waiting() {
             return Some(Timestamp(0));
         }
         let retry = self.resources.retries.front().map(|&(at, _)| at);
@@ -113,6 +132,7 @@ impl Server {
         self.drain != Drain::No
             && self.resources.stats.connections == 0
             && self.parked.is_empty()
+            && !self.admission.has_unfinished()
             && !self.listeners.iter().any(|listener| listener.is_with_kernel())
     }
 
@@ -123,8 +143,10 @@ impl Server {
     /// has been closed.
     pub fn handle(&mut self, now: Timestamp, event: Event, ops: &mut Vec<Op>) {
         match event {
-            Event::Started => {}
-            Event::Accepted { connection } => self.on_accepted(now, connection, ops),
+            Event::Started => self.admission.announce(ops),
+            Event::Accepted { connection, source } => {
+                self.on_accepted(now, connection, source, ops);
+            }
             Event::AcceptFailed { connection, error } => {
                 self.on_accept_failed(now, connection, error);
             }
@@ -161,19 +183,21 @@ impl Server {
         self.fill_places(now, ops);
         self.arm_listeners(ops);
         self.resources.stats.buffers_lent = u64::from(self.resources.pool.lent_total());
-        self.resources.stats.parked = self.parked.len() as u64;
+        let undecided = self.admission.undecided.len();
+        self.resources.stats.parked = (self.parked.len() + undecided) as u64;
     }
 
-    fn on_accepted(&mut self, now: Timestamp, id: ConnectionId, ops: &mut Vec<Op>) {
-        let listener = self.accept_ended(id);
-        self.listeners[usize::from(listener.0)] = Listener::Off;
-        self.resources.count_accepted(listener);
-        if self.has_place() {
-            self.open(now, id, ops);
-        } else {
-            self.connection(id).park();
-            self.parked.push_back(id);
-        }
+    /// From `now` on `tuning` is what counts, also for the connections that are open. Nobody is
+    /// ended because a limit sank below what is in use; whose time is up by the new timeouts is
+    /// ended in the next turns, so many in each that none takes long.
+    pub fn retune(&mut self, now: Timestamp, tuning: Tuning) {
+        // Reserved in one step, as at the start.
+        let more = (tuning.connections_max as usize).saturating_sub(self.slots.len());
+        self.slots.reserve_exact(more);
+        self.admission.rules = Arc::clone(&tuning.rules);
+        self.resources.parameters.tuning = tuning;
+        self.wheel.retick(now, self.resources.parameters.tick_ms());
+        self.retimed = Some(0);
     }
 
     fn on_accept_failed(&mut self, now: Timestamp, id: ConnectionId, error: AcceptError) {
@@ -215,6 +239,10 @@ impl Server {
     }
 
     fn on_time_passed(&mut self, now: Timestamp, ops: &mut Vec<Op>) {
+        self.admission.announce(ops);
+        if self.admission.has_unfinished() {
+            self.decide_undecided(now, ops);
+        }
         self.serve_waiting(now, ops);
         while let Some(&(at, id)) = self.resources.retries.front()
             && at <= now
@@ -229,10 +257,23 @@ impl Server {
                 *listener = Listener::Off;
             }
         }
-        while let Some(slot) = self.wheel.expired(now) {
+        // What is left goes off in the next turn, at once: the deadline has passed.
+        for _ in 0..limits::SWEEP_SLOTS_MAX {
+            let Some(slot) = self.wheel.expired(now) else { break };
             self.on_timer(now, slot, ops);
         }
+        self.advance_retiming(now, ops);
         self.advance_drain(now, ops);
+    }
+
+    /// Sets the next timers by the present tuning, or ends whose time is up by it.
+    fn advance_retiming(&mut self, now: Timestamp, ops: &mut Vec<Op>) {
+        let Some(from) = self.retimed else { return };
+        let to = self.slots.len().min(from + limits::SWEEP_SLOTS_MAX);
+        for slot in from..to {
+            self.on_timer(now, slot as u32, ops);
+        }
+        self.retimed = (to < self.slots.len()).then_some(to);
     }
 
     fn on_timer(&mut self, now: Timestamp, slot: u32, ops: &mut Vec<Op>) {
@@ -304,7 +345,7 @@ impl Server {
     fn has_place(&self) -> bool {
         let over = matches!(self.drain, Drain::Ending { .. } | Drain::Over { .. });
         over || self.resources.stats.connections
-            < u64::from(self.resources.parameters.connections_max)
+            < u64::from(self.resources.parameters.tuning.connections_max)
     }
 
     /// Gives free places to the connections that are parked, in order.
@@ -332,7 +373,8 @@ impl Server {
 
     /// Arms every listener that should accept, and cancels the accept of every one that should not.
     fn arm_listeners(&mut self, ops: &mut Vec<Op>) {
-        let wanted = self.drain == Drain::No && self.parked.is_empty() && self.has_place();
+        let waiting = !self.parked.is_empty() || !self.admission.undecided.is_empty();
+        let wanted = self.drain == Drain::No && !waiting && self.has_place();
         let full = self.drain == Drain::No && !wanted;
         self.resources.stats.full += u64::from(full && !self.full);
         self.full = full;
@@ -359,7 +401,8 @@ impl Server {
 
     fn take_slot(&mut self) -> ConnectionId {
         let slot = self.free.pop().unwrap_or_else(|| {
-            let most = self.resources.parameters.connections_max as usize + self.listeners.len();
+            let most =
+                self.resources.parameters.tuning.connections_max as usize + self.listeners.len();
             assert!(self.slots.len() < most, "more slots than places and listeners");
             self.slots.push(Connection::free());
             self.slots.len() as u32 - 1
@@ -402,13 +445,14 @@ impl Server {
         act(connection, &mut context);
         let Context { closed, timer_changed, .. } = context;
         if closed {
-            self.on_closed(id);
+            self.on_closed(now, id);
         } else if timer_changed && let Some(due) = connection.due(&self.resources, now) {
             self.wheel.set(id.slot(), due);
         }
     }
 
-    fn on_closed(&mut self, id: ConnectionId) {
+    fn on_closed(&mut self, now: Timestamp, id: ConnectionId) {
+        self.admission.leave(now, id.slot());
         self.wheel.clear(id.slot());
         self.free.push(id.slot());
         self.resources.stats.connections -= 1;
@@ -435,10 +479,10 @@ impl Server {
         let stats = &self.resources.stats;
         assert_eq!(lent, self.resources.pool.lent_total(), "a lent buffer has no owner");
         assert_eq!(charged, stats.aside_bytes, "a charged byte has no owner");
-        assert!(charged <= self.resources.parameters.aside_bytes_max);
         assert_eq!(stalled, stats.stalled);
         assert_eq!(places, stats.connections);
-        assert_eq!(stats.accepted, places + stats.parked + stats.closed_total());
+        let ended = stats.closed_total() + stats.refused_total();
+        assert_eq!(stats.accepted, places + stats.parked + ended);
         assert!(stats.bytes_in >= stats.bytes_out + stats.bytes_dropped);
         assert_eq!(stalled, self.resources.stalled_since.len() as u64);
         assert_eq!(stats.chunks_out, stats.residence.count());
@@ -456,8 +500,11 @@ impl Server {
 
 #[cfg(test)]
 mod tests {
+    use std::hash::RandomState;
+
     use super::*;
-    use crate::echo::op::{ReceiveMode, Shutdown};
+    use crate::echo::admission::SourceBook;
+    use crate::echo::op::{ReceiveMode, Shutdown, Source};
 
     /// Goal: a worker with many connections ends them in several short turns, each at once after
     /// the other, so that it does not look hung. Method: count the FINs of each turn.
@@ -466,14 +513,18 @@ mod tests {
         const CONNECTIONS: usize = 2 * limits::SWEEP_SLOTS_MAX + 1;
         let mut server = Server::new(Parameters {
             listeners: 1,
-            connections_max: CONNECTIONS as u32,
-            aside_bytes_max: 0,
             buffers: [8, 0],
             buffer_sizes: [8, 64],
             receive_mode: ReceiveMode::Once,
-            idle_timeout: None,
-            stall_timeout: None,
             linger_timeout: 100,
+            book: Arc::new(SourceBook::new(RandomState::new())),
+            tuning: Tuning {
+                connections_max: CONNECTIONS as u32,
+                aside_bytes_max: 0,
+                idle_timeout: None,
+                stall_timeout: None,
+                rules: Arc::default(),
+            },
         });
         let now = Timestamp(1);
         let mut ops = Vec::new();
@@ -483,7 +534,8 @@ mod tests {
                 panic!("there is a place: {ops:?}")
             };
             ops.clear();
-            server.handle(now, Event::Accepted { connection }, &mut ops);
+            let source = Source::Untold;
+            server.handle(now, Event::Accepted { connection, source }, &mut ops);
         }
         server.handle(now, Event::DrainStarted { deadline: now }, &mut ops);
         let mut fins = Vec::new();

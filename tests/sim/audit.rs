@@ -10,9 +10,11 @@ use echo_uring::echo::op::{
     Shutdown, SizeClass,
 };
 
+pub(crate) mod door;
 mod line;
 mod promises;
 
+use door::Door;
 use line::Waiter;
 
 /// What the core was told to keep to.
@@ -41,6 +43,8 @@ pub(crate) struct Audit {
     lent: Vec<Lent>,
     /// Connections that found no small buffer and wait in line for one.
     line: Vec<Waiter>,
+    /// Who is let in.
+    pub(crate) door: Door,
     /// How many of them the present event let arm, while so many buffers are home.
     served: usize,
     /// Names that belonged to a connection once: none may come again within a history.
@@ -86,10 +90,10 @@ struct Open {
     sent: u64,
     ended: bool,
     dead: bool,
-    /// The core may have decided to end it: bytes that came until then are owed, what comes later
-    /// may be dropped. Taken at the first moment at which it may, and forgotten when later bytes
-    /// are echoed all the same.
-    decided: Option<u64>,
+    /// The core may have decided to end it, at one of several moments: bytes that came until then
+    /// are owed, what comes later may be dropped. How many each moment owes, ascending; a moment is
+    /// forgotten when later bytes are echoed all the same.
+    decided: Vec<u64>,
     write_shut_at: Option<u64>,
     both_shut: bool,
     accepted_at: u64,
@@ -118,7 +122,7 @@ impl Open {
             sent: 0,
             ended: false,
             dead: false,
-            decided: None,
+            decided: Vec::new(),
             write_shut_at: None,
             both_shut: false,
             accepted_at: now,
@@ -129,12 +133,13 @@ impl Open {
 }
 
 impl Audit {
-    pub(crate) fn new(limits: Limits) -> Self {
+    pub(crate) fn new(limits: Limits, door: Door) -> Self {
         Self {
             limits,
             tenants: Vec::new(),
             lent: Vec::new(),
             line: Vec::new(),
+            door,
             served: 0,
             retired: Vec::new(),
             pauses: vec![0; limits.listeners],
@@ -154,14 +159,21 @@ impl Audit {
         self.served = 0;
         match *event {
             Event::Started => {}
-            Event::TimePassed => self.note_decisions(now),
+            Event::TimePassed => {
+                self.note_decisions(now);
+                // Who is let in late had no patience while it waited.
+                for connection in self.door.time_passed(now) {
+                    self.open(connection).accepted_at = now;
+                }
+            }
             Event::DrainStarted { deadline } => {
                 self.draining = true;
                 self.drain_deadline = Some(deadline.0);
             }
-            Event::Accepted { connection } => {
+            Event::Accepted { connection, source } => {
                 self.end_accept(connection);
-                let decided = self.is_drained(now).then_some(0);
+                self.door.accepted(now, connection, source);
+                let decided = self.is_drained(now).then_some(0).into_iter().collect();
                 let open = Open { decided, ..Open::accepted(now) };
                 self.tenants.push((connection, Tenant::Open(open)));
                 self.accepted += 1;
@@ -200,6 +212,7 @@ impl Audit {
     pub(crate) fn op(&mut self, now: u64, op: &Op) {
         match *op {
             Op::Accept { listener, connection } => self.accept(now, listener, connection),
+            Op::NameSources | Op::OmitSources => {}
             Op::CancelAccept { connection } => {
                 let armed =
                     self.tenant(connection).is_some_and(|t| matches!(t, Tenant::Accepting(_)));
@@ -230,7 +243,7 @@ impl Audit {
                 open.aside += u64::from(length);
                 open.charged += u64::from(length);
                 let handed = open.sent + open.aside;
-                open.decided = open.decided.filter(|owed| handed <= *owed);
+                open.decided.retain(|owed| handed <= *owed);
                 self.charged += u64::from(length);
             }
             Op::SendAside { connection } => {
@@ -260,6 +273,7 @@ impl Audit {
     /// One event has been handled altogether.
     pub(crate) fn settle(&mut self) {
         self.leave_line();
+        self.door.settle();
         let limits = &self.limits;
         assert!(self.charged <= limits.aside_bytes_max, "limit: {} bytes aside", self.charged);
         for (connection, tenant) in &self.tenants {
@@ -280,7 +294,8 @@ impl Audit {
     pub(crate) fn at_rest(&self) {
         assert!(self.lent.is_empty(), "rest: {:?} never came home", self.lent);
         assert_eq!(self.charged, 0, "rest: bytes are still set aside");
-        assert_eq!(self.accepted, self.closed, "rest: connections are still open");
+        let ended = self.closed + self.door.refused;
+        assert_eq!(self.accepted, ended, "rest: connections are still open");
     }
 
     fn accept(&mut self, now: u64, listener: ListenerId, connection: ConnectionId) {
@@ -357,7 +372,7 @@ impl Audit {
         assert!(open.write_shut_at.is_none(), "contract: {connection:?} sends after its FIN");
         if let Sending::Buffer(_, length) = sending {
             let handed = open.sent + u64::from(length);
-            open.decided = open.decided.filter(|owed| handed <= *owed);
+            open.decided.retain(|owed| handed <= *owed);
         }
         open.send = Some(sending);
     }

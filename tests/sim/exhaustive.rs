@@ -5,10 +5,13 @@
 //! whether this fault strikes); the enumeration visits each sequence once. The worlds are tiny,
 //! since bugs of order need two of anything.
 
+use std::hash::RandomState;
+use std::sync::Arc;
 use std::time::Instant;
 
+use echo_uring::echo::admission::SourceBook;
 use echo_uring::echo::op::{ConnectionError, ReceiveMode};
-use echo_uring::echo::server::Parameters;
+use echo_uring::echo::server::{Parameters, Tuning};
 
 use crate::caught::caught;
 use crate::fake::choice::{Choice, Enumeration};
@@ -69,14 +72,18 @@ impl World {
     fn scenario(&self, receive_mode: ReceiveMode) -> Scenario {
         let parameters = Parameters {
             listeners: 1,
-            connections_max: self.connections_max,
-            aside_bytes_max: self.aside_bytes_max,
             buffers: [self.buffers, 0],
             buffer_sizes: [2, 4],
             receive_mode,
-            idle_timeout: None,
-            stall_timeout: None,
             linger_timeout: 1_000,
+            book: Arc::new(SourceBook::new(RandomState::new())),
+            tuning: Tuning {
+                connections_max: self.connections_max,
+                aside_bytes_max: self.aside_bytes_max,
+                idle_timeout: None,
+                stall_timeout: None,
+                rules: Arc::default(),
+            },
         };
         let settings = Settings {
             listeners: 1,
@@ -94,6 +101,7 @@ impl World {
             drain: self.drain,
             submit: Submit::AfterEach,
             idle_ticks: 0,
+            book_held: 0,
             stayers_are_ended: false,
             stubborn: false,
         }

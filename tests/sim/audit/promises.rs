@@ -13,8 +13,8 @@ impl Audit {
         for (_, tenant) in &mut self.tenants {
             let Tenant::Open(open) = tenant else { continue };
             let idle = idle_timeout.is_some_and(|timeout| now >= open.active_at + timeout);
-            if idle || drained {
-                open.decided.get_or_insert(open.received);
+            if (idle || drained) && open.decided.last() != Some(&open.received) {
+                open.decided.push(open.received);
             }
         }
     }
@@ -28,7 +28,7 @@ impl Audit {
     pub(super) fn check_write_shutdown(&mut self, connection: ConnectionId) {
         let open = self.open(connection);
         assert!(open.send.is_none(), "promise: {connection:?} is finished while it sends");
-        let owed = open.decided;
+        let owed = open.decided.first().copied();
         let owed =
             owed.unwrap_or_else(|| panic!("promise: {connection:?} is finished for nothing"));
         assert!(open.sent >= owed, "promise: {connection:?} is finished with bytes unsent");
@@ -63,19 +63,28 @@ impl Audit {
         let open = self.open(connection);
         assert!(open.receive.is_none(), "contract: {connection:?} is closed while receiving");
         assert!(open.send.is_none(), "contract: {connection:?} is closed while sending");
+        if self.door.closed(connection) {
+            assert_eq!(self.open(connection).received, 0, "promise: {connection:?} was let in");
+            return self.forget(connection);
+        }
+        let open = self.open(connection);
         let complete = open.ended && open.sent == open.received;
-        let excused = open.ended && open.decided.is_some_and(|owed| open.sent >= owed);
+        let excused = open.ended && open.decided.first().is_some_and(|owed| open.sent >= *owed);
         if complete && !open.dead && !open.both_shut {
             self.complete.push(connection);
         } else if !excused {
             self.check_cause(now, connection);
         }
         self.charged -= self.open(connection).charged;
-        self.tenants.retain(|(name, _)| *name != connection);
-        self.retired.push(connection);
+        self.forget(connection);
         self.closed += 1;
         // A descriptor and some memory came free: accepting is worth a try at once.
         self.pauses.fill(0);
+    }
+
+    fn forget(&mut self, connection: ConnectionId) {
+        self.tenants.retain(|(name, _)| *name != connection);
+        self.retired.push(connection);
     }
 
     /// Whether this connection, now closed, got back everything that it sent.
