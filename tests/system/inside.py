@@ -7,6 +7,7 @@ file in each directory it can see. Run by root, outside; it needs nothing of wha
 import ctypes
 import json
 import os
+import socket
 import sys
 
 # Their content is the kernel's; what a process may write there is about itself.
@@ -23,10 +24,11 @@ def enter(pid):
     library = ctypes.CDLL(None, use_errno=True)
     # The user namespace comes last: outside of it the right to enter the others is ours.
     handles = [os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY) for kind in ("mnt", "net", "user")]
+    # Inside it nobody may give up groups.
+    os.setgroups([])
     for handle in handles:
         if library.setns(handle, 0) != 0:
             raise OSError(ctypes.get_errno(), "setns")
-    os.setgroups([])
     group, user = int(status["Gid"][1]), int(status["Uid"][1])
     os.setresgid(group, group, group)
     os.setresuid(user, user, user)
@@ -53,8 +55,7 @@ def writable():
 def main():
     enter(sys.argv[1])
     found, seen = writable()
-    with open("/proc/self/net/dev") as file:
-        interfaces = [line.split(":")[0].strip() for line in file if ":" in line]
+    interfaces = [name for _, name in socket.if_nameindex()]
     print(json.dumps({"writable": found, "seen": seen, "interfaces": interfaces}))
 
 
