@@ -23,6 +23,8 @@ pub enum Command {
     Serve(Options),
     /// Check the configuration and print what it comes to.
     Check(Options),
+    /// Ask a running daemon how it is.
+    Status(StatusOptions),
     /// Look at machine, configuration and sandbox, and say what is wrong.
     Doctor(DoctorOptions),
 }
@@ -57,6 +59,22 @@ pub struct Options {
     pub log_level: Option<LevelFilter>,
 }
 
+/// Where to ask, and how the answer is shown.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct StatusOptions {
+    /// Print the answer as JSON, as it comes
+    #[arg(long)]
+    pub json: bool,
+
+    /// Ask again every second until interrupted
+    #[arg(long)]
+    pub watch: bool,
+
+    /// Ask at the Unix socket PATH
+    #[arg(long, value_name = "PATH", default_value = "/run/echo-uring/status.sock")]
+    pub socket: PathBuf,
+}
+
 #[derive(Parser)]
 #[command(
     name = "echo-uring",
@@ -80,6 +98,8 @@ enum Verb {
     Serve(Options),
     /// Check the configuration, print it with all defaults as TOML, and exit
     Check(Options),
+    /// Show what a running daemon does: connections, traffic, trouble, per listener and worker
+    Status(StatusOptions),
     /// Look at kernel, limits, sockets, sandbox and configuration; exit with 1 if there is a
     /// problem
     Doctor(DoctorOptions),
@@ -130,6 +150,8 @@ where
         Ok(match arguments.verb.unwrap_or_else(|| Verb::Serve(Options::default())) {
             Verb::Serve(after) => Command::Serve(before.joined(after)?),
             Verb::Check(after) => Command::Check(before.joined(after)?),
+            Verb::Status(_) if before != Options::default() => return Err(misplaced()),
+            Verb::Status(options) => Command::Status(options),
             Verb::Doctor(doctor) => {
                 let options = before.joined(doctor.options)?;
                 Command::Doctor(DoctorOptions { options, ..doctor })
@@ -137,6 +159,12 @@ where
         })
     });
     parsed.map_err(|error| refusal(&error))
+}
+
+/// An option of the service stands before a command that has no use for it.
+fn misplaced() -> clap::Error {
+    let problem = "options of the service do not go with this command";
+    Arguments::command().error(ErrorKind::ArgumentConflict, problem)
 }
 
 /// The command line as data: what completions and manual pages are made from.

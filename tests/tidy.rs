@@ -17,12 +17,15 @@ use source::{Source, tree};
 /// down only; the leaves do not know each other.
 const WALLS: &[(&str, &[&str])] = &[
     ("lib", &[]),
-    ("main", &["cli", "daemon", "doctor"]),
+    ("main", &["cli", "daemon", "doctor", "sight"]),
     // It sees what the daemon would see, and needs no daemon.
     ("doctor", &["cli", "config", "listen", "uring"]),
     (
         "daemon",
-        &["cli", "config", "echo", "listen", "logging", "metrics", "systemd", "uring", "worker"],
+        &[
+            "cli", "config", "echo", "listen", "logging", "metrics", "sight", "systemd", "uring",
+            "worker",
+        ],
     ),
     ("worker", &["echo", "metrics", "uring"]),
     ("uring", &["echo"]),
@@ -34,6 +37,8 @@ const WALLS: &[(&str, &[&str])] = &[
     ("logging", &[]),
     // What workers publish are the counters of the core.
     ("metrics", &["echo"]),
+    // It shows what the core counted; the daemon hands it the rest as plain values.
+    ("sight", &["echo"]),
     ("systemd", &[]),
     // The companion client is a program of its own; of the library it uses the ring alone.
     ("echo-load", &["echo", "uring"]),
@@ -48,15 +53,17 @@ const CRATES: &[(&str, &[&str])] = &[
     ("humantime", &["config", "echo-load"]),
     ("hdrhistogram", &["echo-load"]),
     ("indicatif", &["echo-load"]),
+    ("httparse", &["sight"]),
     ("io_uring", &["uring"]),
     ("ipnet", &["config"]),
     ("libc", &["uring"]),
     ("listenfd", &["listen"]),
     ("plotters", &["echo-load"]),
+    ("prometheus", &["sight"]),
     ("sd_notify", &["systemd"]),
     ("seccompiler", &["uring"]),
-    ("serde", &["config"]),
-    ("serde_json", &["doctor", "echo-load"]),
+    ("serde", &["config", "sight"]),
+    ("serde_json", &["doctor", "echo-load", "sight"]),
     ("syslog", &["logging"]),
     ("toml", &["config"]),
     (
@@ -74,11 +81,12 @@ const CRATES: &[(&str, &[&str])] = &[
             "listen",
             "logging",
             "metrics",
+            "sight",
             "systemd",
             "echo-load",
         ],
     ),
-    ("socket2", &["daemon", "doctor", "listen", "uring", "echo-load"]),
+    ("socket2", &["daemon", "doctor", "listen", "sight", "uring", "echo-load"]),
 ];
 
 /// What the core may use of the standard library: data and its forms. No clock, no file, no socket,
