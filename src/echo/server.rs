@@ -48,6 +48,12 @@ pub struct Server {
     admission: Admission,
     wheel: Wheel,
     drain: Drain,
+    /// Accepts that have been armed in this turn and not been answered.
+    armed_this_turn: u64,
+    /// The listener whose turn it is to be armed first.
+    next_listener: usize,
+    /// Whether a listener waits for the next turn to be armed.
+    standing_back: bool,
     /// Whether all places were taken when listeners were last looked at.
     full: bool,
     /// After a change of tuning: the timers of the slots below are right again.
@@ -76,6 +82,9 @@ impl Server {
                 parameters.tuning.connections_max,
             ),
             drain: Drain::No,
+            armed_this_turn: 0,
+            next_listener: 0,
+            standing_back: false,
             full: false,
             retimed: None,
             resources: Resources::new(parameters),
@@ -106,7 +115,7 @@ impl Server {
     #[must_use]
     pub fn deadline(&self) -> Option<Timestamp> {
         let at_once = self.retimed.is_some() || self.admission.has_unfinished();
-        if at_once || self.can_serve_waiting() {
+        if at_once || self.standing_back || self.can_serve_waiting() {
             return Some(Timestamp(0));
         }
         let retry = self.resources.retries.front().map(|&(at, _)| at);
@@ -182,6 +191,10 @@ impl Server {
         }
         self.fill_places(now, ops);
         self.arm_listeners(ops);
+        if event == Event::TimePassed {
+            // The last event of a turn.
+            self.armed_this_turn = 0;
+        }
         self.resources.stats.buffers_lent = u64::from(self.resources.pool.lent_total());
         let undecided = self.admission.undecided.len();
         self.resources.stats.parked = (self.parked.len() + undecided) as u64;
@@ -224,7 +237,9 @@ impl Server {
         let connection = self.connection(id);
         let phase = connection.phase();
         assert_eq!(phase, Phase::Accepting, "{id:?} is no accept");
-        connection.listener()
+        let listener = connection.listener();
+        self.armed_this_turn = self.armed_this_turn.saturating_sub(1);
+        listener
     }
 
     fn on_received(
@@ -347,8 +362,12 @@ impl Server {
 
     fn has_place(&self) -> bool {
         let over = matches!(self.drain, Drain::Ending { .. } | Drain::Over { .. });
-        over || self.resources.stats.connections
-            < u64::from(self.resources.parameters.tuning.connections_max)
+        over || self.free_places() > 0
+    }
+
+    fn free_places(&self) -> u64 {
+        let most = u64::from(self.resources.parameters.tuning.connections_max);
+        most.saturating_sub(self.resources.stats.connections)
     }
 
     /// Gives free places to the connections that are parked, in order.
@@ -375,15 +394,26 @@ impl Server {
     }
 
     /// Arms every listener that should accept, and cancels the accept of every one that should not.
+    /// Asks the kernel for as many connections as there are places, and no more in one turn: of two
+    /// accepts that race for the last place one would be parked here, while another worker may have
+    /// room. Listeners that have to stand back are armed in the next turn.
     fn arm_listeners(&mut self, ops: &mut Vec<Op>) {
         let waiting = !self.parked.is_empty() || !self.admission.undecided.is_empty();
         let wanted = self.drain == Drain::No && !waiting && self.has_place();
         let full = self.drain == Drain::No && !wanted;
         self.resources.stats.full += u64::from(full && !self.full);
         self.full = full;
-        for index in 0..self.listeners.len() {
+        self.standing_back = false;
+        let places = self.free_places();
+        let first = self.next_listener;
+        for index in (first..self.listeners.len()).chain(0..first) {
             match self.listeners[index] {
+                Listener::Off if wanted && self.armed_this_turn >= places => {
+                    self.standing_back = true;
+                }
                 Listener::Off if wanted => {
+                    self.armed_this_turn += 1;
+                    self.next_listener = index + 1;
                     let listener = ListenerId(index as u16);
                     let connection = self.take_slot();
                     self.connection(connection).reserve(listener);
