@@ -18,7 +18,9 @@
 //! (Linux: the request holds the file).
 
 mod audit;
+mod inheritance;
 mod state;
+mod waiting;
 
 #[cfg(test)]
 mod cells;
@@ -217,7 +219,9 @@ impl Connection {
 
     /// Set-aside bytes were sent.
     pub fn on_sent_aside(&mut self, context: &mut Context, length: u32) {
-        let Send::Aside { unsent, charged, step: AsideStep::InFlight } = self.send else {
+        let Send::Aside { unsent, charged, step: AsideStep::InFlight | AsideStep::Stopping } =
+            self.send
+        else {
             unreachable!("set-aside bytes came back unasked: {:?}", self.send)
         };
         assert!(length >= 1 && length <= unsent, "sent {length} of {unsent} bytes");
@@ -232,16 +236,21 @@ impl Connection {
 
     /// The send took nothing.
     pub fn on_send_failed(&mut self, context: &mut Context, error: SendError) {
+        let held = self.send.is_with_kernel();
+        assert!(held, "a send failed that was not under way: {:?}", self.send);
         match (error, self.send) {
-            (_, Send::Idle) => unreachable!("a send failed that was not under way"),
+            (_, Send::Idle) => unreachable!("the kernel holds a send"),
             (SendError::Memory, Send::Trying { .. }) => {
                 context.resources.stats.memory_retries += 1;
                 return self.on_sent(context, 0);
             }
-            (SendError::Memory, Send::Aside { unsent, charged, step }) => {
-                assert_eq!(step, AsideStep::InFlight);
+            (SendError::Stopped, Send::Trying { .. }) => return self.on_sent(context, 0),
+            (SendError::Memory, Send::Aside { unsent, charged, .. }) => {
                 self.send = Send::Aside { unsent, charged, step: AsideStep::Retrying };
                 context.retry_later();
+            }
+            (SendError::Stopped, Send::Aside { unsent, charged, .. }) => {
+                self.send = Send::Aside { unsent, charged, step: AsideStep::Ready };
             }
             (SendError::Failed(error), Send::Trying { buffer, length }) => {
                 self.send = Send::Idle;
@@ -249,33 +258,10 @@ impl Connection {
                 context.recycle(buffer);
                 self.fail(context, error);
             }
-            (SendError::Failed(error), Send::Aside { unsent, charged, step }) => {
-                assert_eq!(step, AsideStep::InFlight);
+            (SendError::Failed(error), Send::Aside { unsent, charged, .. }) => {
                 self.send = Send::Aside { unsent, charged, step: AsideStep::Ready };
                 self.fail(context, error);
             }
-        }
-        self.advance(context);
-    }
-
-    /// A buffer may be at home again: leave the line and arm. Nothing happens if the connection no
-    /// longer waits.
-    pub fn serve(&mut self, context: &mut Context) {
-        if self.receive == Receive::Starved {
-            self.receive = Receive::Off;
-            if self.wants_bytes() {
-                self.arm(context);
-            }
-        }
-    }
-
-    /// The kernel may have memory again.
-    pub fn retry(&mut self, context: &mut Context) {
-        if self.receive == Receive::Retrying {
-            self.receive = Receive::Off;
-        }
-        if let Send::Aside { step: step @ AsideStep::Retrying, .. } = &mut self.send {
-            *step = AsideStep::Ready;
         }
         self.advance(context);
     }
@@ -365,6 +351,9 @@ impl Connection {
             }
             Phase::Lingering(_) => self.advance_receive(context),
         }
+        if context.resources.frozen {
+            self.come_to_rest(context);
+        }
     }
 
     fn advance_send(&mut self, context: &mut Context) -> Pending {
@@ -376,7 +365,7 @@ impl Connection {
                 self.send = Send::Trying { buffer, length };
                 context.ops.push(Op::Send { connection: context.id, buffer, length });
             }
-            Send::Aside { step: step @ AsideStep::Ready, .. } => {
+            Send::Aside { step: step @ AsideStep::Ready, .. } if !context.resources.frozen => {
                 *step = AsideStep::InFlight;
                 context.ops.push(Op::SendAside { connection: context.id });
             }
@@ -387,7 +376,7 @@ impl Connection {
 
     /// Arms the receive when bytes are wanted, and stops a multishot when they are not.
     fn advance_receive(&mut self, context: &mut Context) {
-        let wanted = self.wants_bytes();
+        let wanted = self.wants_bytes(context.resources);
         match self.receive {
             Receive::Off if wanted => {
                 if context.resources.waiting.is_empty() {
@@ -409,8 +398,9 @@ impl Connection {
     }
 
     /// Whether a receive should be armed: a stalled connection catches up first.
-    fn wants_bytes(&self) -> bool {
+    fn wants_bytes(&self, resources: &Resources) -> bool {
         match (self.phase, self.send) {
+            _ if resources.frozen => false,
             (Phase::Lingering(_), _) => true,
             (Phase::Open, Send::Idle | Send::Trying { .. }) => match self.class {
                 SizeClass::Small => self.queue.count() < limits::QUEUE_CHUNKS_MAX,
@@ -443,11 +433,6 @@ impl Connection {
             mode,
             expectation: self.expectation,
         });
-    }
-
-    fn stand_in_line(&mut self, context: &mut Context) {
-        self.receive = Receive::Starved;
-        context.resources.waiting.push_back(context.id);
     }
 
     /// Learns from a receive which size of buffer and how much trust the next one deserves.
@@ -575,6 +560,7 @@ impl Connection {
             | CloseReason::Stalled
             | CloseReason::StalledMemory
             | CloseReason::Unexpected => Op::Abort { connection },
+            CloseReason::HandedOver => unreachable!("it is not ours to close"),
         });
         context.resources.stats.count_close(reason);
         context.closed = true;

@@ -55,6 +55,8 @@ pub struct Resources {
     pub pool: Pool,
     /// The counters.
     pub stats: Stats,
+    /// Every connection is to come to rest: nothing is received and no set-aside byte is sent.
+    pub frozen: bool,
     /// Connections that wait for a buffer, first come first served. One that ended since is
     /// skipped.
     pub waiting: VecDeque<ConnectionId>,
@@ -69,6 +71,7 @@ impl Resources {
         Self {
             pool: Pool::new(parameters.buffers, parameters.buffer_sizes),
             stats: Stats::default(),
+            frozen: false,
             waiting: VecDeque::new(),
             retries: VecDeque::new(),
             parameters,
@@ -84,6 +87,13 @@ impl Resources {
             self.stats.aside_bytes = charged;
         }
         granted
+    }
+
+    /// Charges bytes that the process before us had set aside. They exist, whatever the limit says;
+    /// above it nobody else gets any.
+    pub fn charge_adopted(&mut self, length: u32) {
+        self.stats.aside_bytes += u64::from(length);
+        self.stats.bytes_taken_over += u64::from(length);
     }
 
     /// Gives back what was charged.

@@ -8,13 +8,15 @@ use std::collections::VecDeque;
 use super::connection::{Connection, Phase};
 use super::limits;
 use super::listener::Listener;
-use super::op::{AcceptError, BufferId, ConnectionId, Event, ListenerId, Op, SizeClass, Timestamp};
+use super::op::{
+    AcceptError, Bequest, BufferId, ConnectionId, Event, ListenerId, Op, SizeClass, Timestamp,
+};
 pub use super::resources::Parameters;
 use super::resources::{Context, Resources};
 pub use super::stats::{CloseReason, Stats};
 use super::timer::Wheel;
 
-/// How far the drain has come.
+/// How far the drain has come, or the hand-over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Drain {
     /// Not asked for.
@@ -26,6 +28,11 @@ enum Drain {
     Ending { end: Timestamp, swept: usize },
     /// Nothing is waited for any more; the slots below `swept` have been told.
     Over { swept: usize },
+    /// Every connection is to come to rest, to be handed over; those in the slots below `swept`
+    /// have been told, those below `rested` are at rest.
+    Freezing { deadline: Timestamp, swept: usize, rested: usize },
+    /// What is not at rest is being ended, below `swept` already.
+    Overdue { swept: usize, rested: usize },
 }
 
 /// What every connection is made to do.
@@ -41,9 +48,13 @@ pub struct Server {
     parked: VecDeque<ConnectionId>,
     wheel: Wheel,
     drain: Drain,
+    /// Slots given to connections of the process before us: there may be more of them than places.
+    inherited: u32,
     /// Whether all places were taken when listeners were last looked at.
     full: bool,
 }
+
+mod succession;
 
 impl Server {
     /// A server at rest. Handle [`Event::Started`] to arm its listeners.
@@ -59,6 +70,7 @@ impl Server {
             parked: VecDeque::new(),
             wheel: Wheel::new(Timestamp(0), parameters.tick_ms(), parameters.connections_max),
             drain: Drain::No,
+            inherited: 0,
             full: false,
             resources: Resources::new(parameters),
         }
@@ -83,11 +95,17 @@ impl Server {
         });
         let drain = match self.drain {
             Drain::Patient { deadline } => Some(deadline),
-            Drain::Ending { swept, .. } | Drain::Over { swept } if swept < self.slots.len() => {
+            Drain::Ending { swept, .. }
+            | Drain::Over { swept }
+            | Drain::Freezing { swept, .. }
+            | Drain::Overdue { swept, .. }
+                if swept < self.slots.len() =>
+            {
                 Some(Timestamp(0))
             }
             Drain::Ending { end, .. } => Some(end),
-            Drain::No | Drain::Over { .. } => None,
+            Drain::Freezing { deadline, .. } => Some(deadline),
+            Drain::No | Drain::Over { .. } | Drain::Overdue { .. } => None,
         };
         accept.chain(retry).chain(drain).chain(self.wheel.deadline()).min()
     }
@@ -96,7 +114,7 @@ impl Server {
     /// kernel.
     #[must_use]
     pub fn is_drained(&self) -> bool {
-        self.drain != Drain::No
+        matches!(self.drain, Drain::Patient { .. } | Drain::Ending { .. } | Drain::Over { .. })
             && self.resources.stats.connections == 0
             && self.parked.is_empty()
             && !self.listeners.iter().any(|listener| listener.is_with_kernel())
@@ -142,6 +160,10 @@ impl Server {
                 if self.drain == Drain::No {
                     self.drain = Drain::Patient { deadline };
                 }
+            }
+            Event::HandOverStarted { deadline } => self.on_hand_over_started(deadline),
+            Event::Adopted { connection, bequest } => {
+                self.on_adopted(now, connection, bequest, ops)
             }
         }
         self.fill_places(now, ops);
@@ -243,7 +265,17 @@ impl Server {
                 self.drain = Drain::Ending { end, swept: 0 };
             }
             Drain::Ending { end, .. } if end <= now => self.drain = Drain::Over { swept: 0 },
-            Drain::No | Drain::Patient { .. } | Drain::Ending { .. } | Drain::Over { .. } => {}
+            Drain::Freezing { deadline, swept, rested }
+                if deadline <= now && swept == self.slots.len() =>
+            {
+                self.drain = Drain::Overdue { swept: 0, rested };
+            }
+            Drain::No
+            | Drain::Patient { .. }
+            | Drain::Ending { .. }
+            | Drain::Over { .. }
+            | Drain::Freezing { .. }
+            | Drain::Overdue { .. } => {}
         }
         match self.drain {
             Drain::No | Drain::Patient { .. } => {}
@@ -254,6 +286,14 @@ impl Server {
             Drain::Over { swept } => {
                 let swept = self.sweep(now, ops, swept, Connection::on_drain_end);
                 self.drain = Drain::Over { swept };
+            }
+            Drain::Freezing { deadline, swept, rested } => {
+                let swept = self.sweep(now, ops, swept, Connection::freeze);
+                self.drain = Drain::Freezing { deadline, swept, rested };
+            }
+            Drain::Overdue { swept, rested } => {
+                let swept = self.sweep(now, ops, swept, Connection::on_rest_deadline);
+                self.drain = Drain::Overdue { swept, rested };
             }
         }
     }
@@ -309,7 +349,10 @@ impl Server {
             connection.open(context);
             context.timer_changed = true;
             match drain {
-                Drain::No | Drain::Patient { .. } => {}
+                Drain::No
+                | Drain::Patient { .. }
+                | Drain::Freezing { .. }
+                | Drain::Overdue { .. } => {}
                 Drain::Ending { .. } => connection.on_drain_deadline(context),
                 Drain::Over { .. } => connection.on_drain_end(context),
             }
@@ -345,7 +388,8 @@ impl Server {
 
     fn take_slot(&mut self) -> ConnectionId {
         let slot = self.free.pop().unwrap_or_else(|| {
-            let most = self.resources.parameters.connections_max as usize + self.listeners.len();
+            let places = self.resources.parameters.connections_max.max(self.inherited) as usize;
+            let most = places + self.listeners.len();
             assert!(self.slots.len() < most, "more slots than places and listeners");
             self.slots.push(Connection::free());
             self.slots.len() as u32 - 1
@@ -409,7 +453,7 @@ impl Server {
     pub fn check_invariants(&self) {
         let (mut lent, mut charged, mut stalled, mut places) = (0, 0, 0, 0);
         for connection in &self.slots {
-            let (buffers, bytes) = connection.check_invariants();
+            let (buffers, bytes) = connection.check_invariants(&self.resources);
             lent += buffers;
             charged += bytes;
             stalled += u64::from(connection.is_stalled());
@@ -421,11 +465,14 @@ impl Server {
         let stats = &self.resources.stats;
         assert_eq!(lent, self.resources.pool.lent_total(), "a lent buffer has no owner");
         assert_eq!(charged, stats.aside_bytes, "a charged byte has no owner");
-        assert!(charged <= self.resources.parameters.aside_bytes_max);
+        let most = self.resources.parameters.aside_bytes_max.max(stats.bytes_taken_over);
+        assert!(charged <= most, "{charged} bytes are aside");
         assert_eq!(stalled, stats.stalled);
         assert_eq!(places, stats.connections);
-        assert_eq!(stats.accepted, places + stats.parked + stats.closed_total());
-        assert!(stats.bytes_in >= stats.bytes_out + stats.bytes_dropped);
+        let came = stats.accepted + stats.taken_over;
+        assert_eq!(came, places + stats.parked + stats.closed_total());
+        let left = stats.bytes_out + stats.bytes_dropped + stats.bytes_handed_over;
+        assert!(stats.bytes_in + stats.bytes_taken_over >= left);
     }
 }
 

@@ -21,11 +21,13 @@ pub enum CloseReason {
     Drained,
     /// An error that nobody expects; see [`Stats::unexpected_errno`].
     Unexpected,
+    /// It was not closed: the next process has it now.
+    HandedOver,
 }
 
 impl CloseReason {
     /// All reasons, in the order of [`Stats::closed`].
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Finished,
         Self::Reset,
         Self::Unreachable,
@@ -34,6 +36,7 @@ impl CloseReason {
         Self::StalledMemory,
         Self::Drained,
         Self::Unexpected,
+        Self::HandedOver,
     ];
 
     /// The reason as one word, for logs and metrics.
@@ -48,6 +51,7 @@ impl CloseReason {
             Self::StalledMemory => "stalled-memory",
             Self::Drained => "drained",
             Self::Unexpected => "unexpected",
+            Self::HandedOver => "handed-over",
         }
     }
 
@@ -67,6 +71,8 @@ impl CloseReason {
 pub struct Stats {
     /// Connections accepted.
     pub accepted: u64,
+    /// Connections taken over from the process before us.
+    pub taken_over: u64,
     /// Connections closed, by [`CloseReason`].
     pub closed: [u64; CloseReason::ALL.len()],
     /// Gauge: connections that have a place.
@@ -82,6 +88,10 @@ pub struct Stats {
     /// our FIN. Once a connection is closed its bytes in equal its bytes out plus its bytes
     /// dropped.
     pub bytes_dropped: u64,
+    /// Bytes received by the process before us, that were left to us to echo.
+    pub bytes_taken_over: u64,
+    /// Bytes received that were left to the next process to echo.
+    pub bytes_handed_over: u64,
     /// Pieces received, each echoed by a send of its own.
     pub chunks_in: u64,
     /// Try-sends that the socket did not take whole: the peer reads slower than it writes.
@@ -128,11 +138,14 @@ impl Stats {
             *mine += theirs;
         }
         self.accepted += other.accepted;
+        self.taken_over += other.taken_over;
         self.connections += other.connections;
         self.parked += other.parked;
         self.bytes_in += other.bytes_in;
         self.bytes_out += other.bytes_out;
         self.bytes_dropped += other.bytes_dropped;
+        self.bytes_taken_over += other.bytes_taken_over;
+        self.bytes_handed_over += other.bytes_handed_over;
         self.chunks_in += other.chunks_in;
         self.short_sends += other.short_sends;
         self.starved += other.starved;

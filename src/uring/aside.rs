@@ -45,6 +45,19 @@ impl Aside {
         self.pieces.is_empty()
     }
 
+    /// All that is unsent, as one piece.
+    ///
+    /// # Panics
+    /// If the kernel reads some of it now.
+    pub(super) fn into_unsent(mut self) -> Box<[u8]> {
+        assert!(!self.in_flight, "the first piece is being sent");
+        if self.sent == 0 && self.pieces.len() == 1 {
+            return self.pieces.pop_front().unwrap_or_default();
+        }
+        let rest = self.pieces.make_contiguous().concat();
+        rest[self.sent..].into()
+    }
+
     /// Whether the kernel reads the first piece now.
     pub(super) fn is_in_flight(&self) -> bool {
         self.in_flight

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use io_uring::{cqueue, opcode, squeue, types};
 use nix::sys::eventfd::EventFd;
-use socket2::SockRef;
+use socket2::{Domain, SockRef};
 
 use super::aside::Aside;
 use super::buffers::{BufferRing, BufferStack};
@@ -165,6 +165,40 @@ impl Driver {
         })
     }
 
+    /// Takes over a connection of the process before us, with the bytes that are still to be sent
+    /// on it, if any.
+    ///
+    /// # Panics
+    /// If the slot is in use.
+    pub fn adopt(&mut self, connection: ConnectionId, fd: OwnedFd, unsent: Box<[u8]>) {
+        let unix = SockRef::from(&fd).domain().is_ok_and(|domain| domain == Domain::UNIX);
+        let transport = if unix { Transport::Unix } else { Transport::Tcp };
+        self.install(connection, Socket { fd, transport });
+        if !unsent.is_empty() {
+            self.asides.entry(connection.slot()).or_default().push(unsent);
+        }
+    }
+
+    /// Gives a connection away: its socket, and the bytes that are still to be sent on it.
+    ///
+    /// # Panics
+    /// If there is none of this name, or a send of those bytes is under way.
+    pub fn release(&mut self, connection: ConnectionId) -> (OwnedFd, Box<[u8]>) {
+        let aside = self.asides.remove(&connection.slot()).map(ManuallyDrop::into_inner);
+        let unsent = aside.map_or_else(Box::default, Aside::into_unsent);
+        let socket = self.sockets[connection.slot() as usize].take().expect(OPEN);
+        (socket.fd, unsent)
+    }
+
+    fn install(&mut self, connection: ConnectionId, socket: Socket) {
+        let slot = connection.slot() as usize;
+        if slot >= self.sockets.len() {
+            self.sockets.resize_with(slot + 1, || None);
+        }
+        let former = self.sockets[slot].replace(socket);
+        assert!(former.is_none(), "{connection:?} is given a slot in use");
+    }
+
     fn carry_out(&mut self, op: Op) {
         match op {
             Op::Accept { listener, connection } => self.accept(listener, connection),
@@ -187,6 +221,7 @@ impl Driver {
                 self.asides.entry(connection.slot()).or_default().push(piece);
             }
             Op::SendAside { connection } => self.send_aside(connection),
+            Op::CancelSend { connection } => self.ring.cancel(Token::SendAside(connection)),
             Op::Recycle { buffer } => match buffer.class {
                 SizeClass::Small => self.small.recycle(buffer.index),
                 SizeClass::Large => self.large.recycle(buffer.index),
@@ -380,16 +415,12 @@ impl Driver {
         if result < 0 {
             return Event::AcceptFailed { connection, error: errno::of_accept(-result) };
         }
-        let slot = connection.slot() as usize;
-        if slot >= self.sockets.len() {
-            self.sockets.resize_with(slot + 1, || None);
-        }
         // SAFETY: the kernel has just opened this descriptor for this accept; nobody else knows it.
         let fd = unsafe { OwnedFd::from_raw_fd(result) };
         let listener = &self.listeners[listener];
         listener.equip(fd.as_fd());
-        let former = self.sockets[slot].replace(Socket { fd, transport: listener.transport });
-        assert!(former.is_none(), "{connection:?} was accepted into a slot in use");
+        let transport = listener.transport;
+        self.install(connection, Socket { fd, transport });
         Event::Accepted { connection }
     }
 

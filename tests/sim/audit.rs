@@ -12,6 +12,7 @@ use echo_uring::echo::op::{
 
 mod line;
 mod promises;
+mod succession;
 
 use line::Waiter;
 
@@ -50,8 +51,15 @@ pub(crate) struct Audit {
     drain_deadline: Option<u64>,
     draining: bool,
     charged: u64,
-    /// Connections that got everything back that they sent, and a FIN behind it.
-    complete: Vec<ConnectionId>,
+    /// Connections that got everything back that they sent, and a FIN behind it; with the era.
+    complete: Vec<(u32, ConnectionId)>,
+    /// How many processes there have been before this one.
+    era: u32,
+    /// Until when a hand-over waits for connections to come to rest, once it has begun.
+    rest_deadline: Option<u64>,
+    /// Connections and bytes aside that the present process took over: limits do not count them.
+    adopted: usize,
+    adopted_aside: u64,
     pub(crate) accepted: u64,
     pub(crate) closed: u64,
     pub(crate) bytes_in: u64,
@@ -78,6 +86,7 @@ struct Open {
     class: SizeClass,
     receive_canceled: bool,
     send: Option<Sending>,
+    send_canceled: bool,
     /// Set-aside bytes that are still unsent, and what they are charged until the last of them is
     /// sent.
     aside: u64,
@@ -112,6 +121,7 @@ impl Open {
             class: SizeClass::Small,
             receive_canceled: false,
             send: None,
+            send_canceled: false,
             aside: 0,
             charged: 0,
             received: 0,
@@ -142,6 +152,10 @@ impl Audit {
             draining: false,
             charged: 0,
             complete: Vec::new(),
+            era: 0,
+            rest_deadline: None,
+            adopted: 0,
+            adopted_aside: 0,
             accepted: 0,
             closed: 0,
             bytes_in: 0,
@@ -159,6 +173,8 @@ impl Audit {
                 self.draining = true;
                 self.drain_deadline = Some(deadline.0);
             }
+            Event::HandOverStarted { deadline } => self.begin_hand_over(deadline.0),
+            Event::Adopted { connection, bequest } => self.adopted(connection, bequest),
             Event::Accepted { connection } => {
                 self.end_accept(connection);
                 let decided = self.is_drained(now).then_some(0);
@@ -214,6 +230,7 @@ impl Audit {
                 open.receive = Some(mode);
                 open.class = class;
                 open.receive_canceled = false;
+                self.check_thawed(connection);
             }
             Op::CancelReceive { connection } => {
                 let open = self.open(connection);
@@ -239,6 +256,13 @@ impl Audit {
                     "contract: {connection:?} has nothing aside"
                 );
                 self.begin_send(connection, Sending::Aside);
+                self.check_thawed(connection);
+            }
+            Op::CancelSend { connection } => {
+                let open = self.open(connection);
+                let waits = matches!(open.send, Some(Sending::Aside));
+                assert!(waits, "contract: {connection:?} is not sending from aside");
+                open.send_canceled = true;
             }
             Op::Recycle { buffer } => self.recycle(buffer),
             Op::Shutdown { connection, how: Shutdown::Write } => {
@@ -261,7 +285,8 @@ impl Audit {
     pub(crate) fn settle(&mut self) {
         self.leave_line();
         let limits = &self.limits;
-        assert!(self.charged <= limits.aside_bytes_max, "limit: {} bytes aside", self.charged);
+        let most = limits.aside_bytes_max.max(self.adopted_aside);
+        assert!(self.charged <= most, "limit: {} bytes aside", self.charged);
         for (connection, tenant) in &self.tenants {
             let Tenant::Open(open) = tenant else { continue };
             let chunks = self.lent.iter().filter(|lent| lent.connection == *connection).count();
@@ -291,10 +316,11 @@ impl Audit {
         assert!(!again, "contract: {listener:?} has two accepts");
         let known = self.retired.contains(&connection);
         assert!(!known, "contract: the name {connection:?} comes a second time");
-        assert!(!self.draining, "promise: {connection:?} is accepted while draining");
+        let ends = self.draining || self.rest_deadline.is_some();
+        assert!(!ends, "promise: {connection:?} is accepted while draining");
         assert!(now >= self.pauses[usize::from(listener.0)], "promise: {listener:?} spins");
         let limits = &self.limits;
-        let slots = limits.connections_max + limits.listeners;
+        let slots = limits.connections_max.max(self.adopted) + limits.listeners;
         assert!((connection.slot() as usize) < slots, "limit: {connection:?} is beyond the slots");
         self.tenants.push((connection, Tenant::Accepting(listener)));
     }
@@ -360,6 +386,7 @@ impl Audit {
             open.decided = open.decided.filter(|owed| handed <= *owed);
         }
         open.send = Some(sending);
+        open.send_canceled = false;
     }
 
     fn check_lent(&self, connection: ConnectionId, buffer: BufferId, offset: u32, length: u32) {

@@ -3,7 +3,9 @@
 //! Stands between core and kernel. A simulator that does not find these bugs proves nothing; see
 //! `planted`.
 
-use echo_uring::echo::op::{BufferId, ConnectionId, Event, Op, ReceiveEnd, Shutdown, SizeClass};
+use echo_uring::echo::op::{
+    Bequest, BufferId, ConnectionId, Event, Op, ReceiveEnd, Shutdown, SizeClass, Standing,
+};
 
 use crate::fake::choice::Prng;
 
@@ -44,10 +46,16 @@ pub(crate) enum Bug {
     ForgetCancel,
     /// The FIN at the end of idleness or drain is not sent.
     ForgetFin,
+    /// A send of set-aside bytes is not canceled for a hand-over.
+    ForgetCancelSend,
+    /// The heir is not told of the end of a stream, or of our own FIN.
+    ForgetStanding,
+    /// The heir is told of one byte too few.
+    LoseBequest,
 }
 
 impl Bug {
-    pub(crate) const ALL: [Self; 17] = [
+    pub(crate) const ALL: [Self; 20] = [
         Self::DropByte,
         Self::SwapBuffers,
         Self::LeakBuffer,
@@ -65,6 +73,9 @@ impl Bug {
         Self::ForgetAside,
         Self::ForgetCancel,
         Self::ForgetFin,
+        Self::ForgetCancelSend,
+        Self::ForgetStanding,
+        Self::LoseBequest,
     ];
 }
 
@@ -144,9 +155,20 @@ impl Saboteur {
             | Event::SentAside { .. }
             | Event::SendFailed { .. }
             | Event::TimePassed
-            | Event::DrainStarted { .. } => {}
+            | Event::DrainStarted { .. }
+            | Event::HandOverStarted { .. }
+            | Event::Adopted { .. } => {}
         }
         Some(told)
+    }
+
+    /// Falsifies what a connection hands on.
+    pub(crate) fn bequest(&mut self, bequest: &mut Bequest) {
+        match self.bug {
+            Some(Bug::ForgetStanding) => bequest.standing = Standing::Open,
+            Some(Bug::LoseBequest) if bequest.unsent > 1 => bequest.unsent -= 1,
+            _ => {}
+        }
     }
 
     /// Replaces what the core says by what the kernel gets to hear.
@@ -190,6 +212,7 @@ impl Saboteur {
             | Op::Receive { .. }
             | Op::CancelReceive { .. }
             | Op::SendAside { .. }
+            | Op::CancelSend { .. }
             | Op::Shutdown { .. }
             | Op::Close { .. }
             | Op::Abort { .. } => {
@@ -241,6 +264,7 @@ fn forgets(bug: Bug, op: Op) -> bool {
         Op::CancelAccept { .. } | Op::CancelReceive { .. } => bug == Bug::ForgetCancel,
         Op::Receive { .. } => bug == Bug::ForgetReceive,
         Op::SendAside { .. } => bug == Bug::ForgetAside,
+        Op::CancelSend { .. } => bug == Bug::ForgetCancelSend,
         Op::Shutdown { how: Shutdown::Write, .. } => bug == Bug::ForgetFin,
         Op::Close { .. } | Op::Abort { .. } => bug == Bug::ForgetClose,
         Op::Send { .. } | Op::SetAside { .. } | Op::Recycle { .. } | Op::Shutdown { .. } => false,
