@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use log::LevelFilter;
 
 /// `EX_USAGE` of sysexits.h: the command was used wrongly.
@@ -25,21 +25,21 @@ pub enum Command {
     Check(Options),
 }
 
-/// Options that every command takes.
+/// What the service is run with; it may stand before or after the command.
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
     /// Read the configuration from FILE; without this, /etc/echo-uring.toml if there is one
-    #[arg(long, value_name = "FILE", global = true)]
+    #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
     #[allow(rustdoc::broken_intra_doc_links, reason = "clap shows this text as it stands")]
     /// Listen on ADDRESS instead of the configured listeners: 127.0.0.1:7777, [::1]:7777 or
     /// unix:/path; repeatable
-    #[arg(long, value_name = "ADDRESS", global = true)]
+    #[arg(long, value_name = "ADDRESS")]
     pub listen: Vec<String>,
 
     /// Write log lines of LEVEL and graver instead of the configured level
-    #[arg(long, value_name = "LEVEL", global = true, value_parser = level_parser())]
+    #[arg(long, value_name = "LEVEL", value_parser = level_parser())]
     pub log_level: Option<LevelFilter>,
 }
 
@@ -58,12 +58,14 @@ struct Arguments {
     verb: Option<Verb>,
 }
 
-#[derive(Clone, Copy, Subcommand)]
+/// A command with the options that may follow it. One that is not run like the service takes none
+/// of [`Options`], but those of its own.
+#[derive(Subcommand)]
 enum Verb {
     /// Run the service (the default)
-    Serve,
+    Serve(Options),
     /// Check the configuration, print it with all defaults as TOML, and exit
-    Check,
+    Check(Options),
 }
 
 fn level_parser() -> impl TypedValueParser<Value = LevelFilter> {
@@ -106,11 +108,41 @@ where
     I: IntoIterator<Item = T>,
     T: Into<OsString> + Clone,
 {
-    match Arguments::try_parse_from(arguments) {
-        Ok(Arguments { options, verb: None | Some(Verb::Serve) }) => Ok(Command::Serve(options)),
-        Ok(Arguments { options, verb: Some(Verb::Check) }) => Ok(Command::Check(options)),
-        Err(error) => Err(refusal(&error)),
+    let parsed = Arguments::try_parse_from(arguments).and_then(|arguments| {
+        let before = arguments.options;
+        Ok(match arguments.verb.unwrap_or_else(|| Verb::Serve(Options::default())) {
+            Verb::Serve(after) => Command::Serve(before.joined(after)?),
+            Verb::Check(after) => Command::Check(before.joined(after)?),
+        })
+    });
+    parsed.map_err(|error| refusal(&error))
+}
+
+/// The command line as data: what completions and manual pages are made from.
+pub fn command() -> clap::Command {
+    Arguments::command()
+}
+
+impl Options {
+    /// These options, which stood before the command, with those that stood `after` it. As on one
+    /// side, only --listen may be given twice.
+    fn joined(self, after: Self) -> Result<Self, clap::Error> {
+        let mut listen = self.listen;
+        listen.extend(after.listen);
+        Ok(Self {
+            config: either("--config <FILE>", self.config, after.config)?,
+            listen,
+            log_level: either("--log-level <LEVEL>", self.log_level, after.log_level)?,
+        })
     }
+}
+
+fn either<T>(option: &str, before: Option<T>, after: Option<T>) -> Result<Option<T>, clap::Error> {
+    if before.is_some() && after.is_some() {
+        let fault = format!("the argument '{option}' cannot be used multiple times");
+        return Err(Arguments::command().error(ErrorKind::ArgumentConflict, fault));
+    }
+    Ok(before.or(after))
 }
 
 fn refusal(error: &clap::Error) -> Refusal {
@@ -156,7 +188,9 @@ mod tests {
         let given = "--config /x --listen 127.0.0.1:0 --listen unix:/y --log-level off";
         let given: Vec<&str> = given.split(' ').collect();
         assert_eq!(parsed(&[&given[..], &["check"]].concat()), Ok(Command::Check(options.clone())));
-        assert_eq!(parsed(&[&["serve"], &given[..]].concat()), Ok(Command::Serve(options)));
+        assert_eq!(parsed(&[&["serve"], &given[..]].concat()), Ok(Command::Serve(options.clone())));
+        let (before, after) = given.split_at(4);
+        assert_eq!(parsed(&[before, &["serve"], after].concat()), Ok(Command::Serve(options)));
     }
 
     #[test]
@@ -179,6 +213,11 @@ mod tests {
             (&["--config"], "--config"),
             (&["--log-level", "loud"], "[possible values: error, warn, info, debug, trace, off]"),
             (&["--config", "a", "--config", "b"], "multiple times"),
+            (
+                &["--config", "a", "check", "--config", "b"],
+                "'--config <FILE>' cannot be used multi",
+            ),
+            (&["--log-level", "off", "serve", "--log-level", "off"], "multiple times"),
         ] {
             let Refusal { status, text } = parsed(arguments).unwrap_err();
             assert_eq!(status, 64, "{arguments:?}");

@@ -1,25 +1,122 @@
 //! What workers publish and others read: one board per worker, and the sums over all of them.
+//!
+//! Counters change with every message and are looked at once a second. So a worker writes them to
+//! its board when somebody asked, when it has nothing else to do, or when the board is older than
+//! [`AGE_MAX_US`]; a board that lags behind says so, and whoever needs the very last figures asks
+//! and wakes the worker. A turn that publishes nothing costs two loads and a store.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use crate::echo::stats::Stats;
+use crate::echo::stats::{ListenerStats, Stats};
+
+/// How far a busy worker lets its board lag behind, in microseconds.
+pub const AGE_MAX_US: u64 = 10_000;
+
+/// How often somebody who asked looks whether the answer is there.
+const LOOK: Duration = Duration::from_micros(200);
 
 /// Where one worker shows its counters. The worker never waits for a reader.
 #[derive(Debug, Default)]
-pub struct Board(Mutex<Stats>);
+pub struct Board {
+    shown: Mutex<Shown>,
+    /// Somebody wants to see the last figures.
+    wanted: AtomicBool,
+    /// There have been turns since what is shown.
+    stale: AtomicBool,
+}
+
+/// The counters of a worker at one moment, or the sums over several workers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Shown {
+    /// Of all its connections.
+    pub stats: Stats,
+    /// Of the connections of each listener.
+    pub listeners: Vec<ListenerStats>,
+}
+
+impl Shown {
+    /// Adds what another worker counted.
+    pub fn add(&mut self, other: &Self) {
+        self.stats.add(&other.stats);
+        // A sum begins with no listener at all.
+        let count = self.listeners.len().max(other.listeners.len());
+        self.listeners.resize_with(count, ListenerStats::default);
+        for (mine, theirs) in self.listeners.iter_mut().zip(&other.listeners) {
+            mine.add(theirs);
+        }
+    }
+}
 
 impl Board {
-    /// Shows `stats`, unless somebody reads at this very moment: then the next turn does.
-    pub fn publish(&self, stats: &Stats) {
-        if let Ok(mut shown) = self.0.try_lock() {
-            shown.clone_from(stats);
+    /// To be called at the end of a turn whose events were fetched at `clock_us`. Shows the
+    /// counters if it is time to, and notes when in `published_us`; `idle` says that the turn
+    /// brought no events. If somebody reads at this very moment, a later turn shows them.
+    pub fn publish(
+        &self,
+        (stats, listeners): (&Stats, &[ListenerStats]),
+        clock_us: u64,
+        published_us: &mut u64,
+        idle: bool,
+    ) {
+        let due = idle || clock_us.saturating_sub(*published_us) >= AGE_MAX_US;
+        if (due || self.wanted.load(Ordering::Acquire))
+            && let Ok(mut shown) = self.shown.try_lock()
+        {
+            shown.stats.clone_from(stats);
+            // Nothing is allocated but the first time.
+            shown.listeners.clear();
+            shown.listeners.extend_from_slice(listeners);
+            *published_us = clock_us;
+            self.wanted.store(false, Ordering::Relaxed);
+            self.stale.store(false, Ordering::Release);
+        } else {
+            self.stale.store(true, Ordering::Release);
         }
     }
 
     /// What was shown last.
     #[must_use]
-    pub fn read(&self) -> Stats {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    pub fn read(&self) -> Shown {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Asks for the last figures; false if they are on the board already. When true the worker is
+    /// to be woken.
+    #[must_use]
+    pub fn ask(&self) -> bool {
+        let stale = self.stale.load(Ordering::Acquire);
+        if stale {
+            self.wanted.store(true, Ordering::Release);
+        }
+        stale
+    }
+
+    /// Whether there is no request that waits for an answer.
+    #[must_use]
+    pub fn has_answered(&self) -> bool {
+        !self.wanted.load(Ordering::Acquire)
+    }
+}
+
+/// Has all `boards` brought up to date; `wake` is called with the position of each worker that is
+/// to be woken for it. Waits for a worker that does not turn, but no longer than `patience`.
+pub fn refresh<'a, I>(boards: I, wake: impl Fn(usize), patience: Duration)
+where
+    I: Iterator<Item = &'a Board> + Clone,
+{
+    let mut asked = false;
+    for (index, board) in boards.clone().enumerate() {
+        if board.ask() {
+            asked = true;
+            wake(index);
+        }
+    }
+    let began = Instant::now();
+    while asked && !boards.clone().all(Board::has_answered) && began.elapsed() < patience {
+        thread::sleep(LOOK);
     }
 }
 
@@ -30,4 +127,64 @@ pub fn total<'a>(all: impl IntoIterator<Item = &'a Stats>) -> Stats {
         sum.add(stats);
         sum
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn publish(board: &Board, accepted: u64, now: u64, published: &mut u64, idle: bool) {
+        let stats = Stats { accepted, ..Stats::default() };
+        let listeners = [ListenerStats { accepted, ..ListenerStats::default() }];
+        board.publish((&stats, &listeners), now, published, idle);
+    }
+
+    #[test]
+    fn a_busy_worker_publishes_when_asked_or_now_and_then() {
+        let board = Board::default();
+        let mut published = 0;
+        publish(&board, 1, 5, &mut published, false);
+        assert_eq!(board.read().stats.accepted, 0, "too soon");
+        assert!(board.ask() && !board.has_answered());
+        publish(&board, 2, 6, &mut published, false);
+        assert_eq!((board.read().stats.accepted, published), (2, 6));
+        assert!(board.has_answered() && !board.ask());
+        publish(&board, 3, 6 + AGE_MAX_US - 1, &mut published, false);
+        assert_eq!(board.read().stats.accepted, 2, "too soon");
+        publish(&board, 4, 6 + AGE_MAX_US, &mut published, false);
+        assert_eq!(board.read().stats.accepted, 4);
+    }
+
+    #[test]
+    fn an_idle_turn_leaves_nothing_to_ask_for() {
+        let board = Board::default();
+        let mut published = 0;
+        publish(&board, 1, 5, &mut published, false);
+        publish(&board, 1, 6, &mut published, true);
+        assert_eq!(board.read().stats.accepted, 1);
+        assert!(!board.ask());
+    }
+
+    #[test]
+    fn a_reader_holds_up_nobody_and_gets_the_figures_later() {
+        let board = Board::default();
+        let mut published = 0;
+        let guard = board.shown.lock().unwrap();
+        publish(&board, 1, AGE_MAX_US, &mut published, true);
+        drop(guard);
+        assert_eq!(published, 0);
+        assert!(board.ask());
+        publish(&board, 1, AGE_MAX_US + 1, &mut published, false);
+        assert_eq!(board.read().stats.accepted, 1);
+    }
+
+    #[test]
+    fn a_worker_that_does_not_turn_is_not_waited_for_for_ever() {
+        let board = Board::default();
+        publish(&board, 1, 5, &mut 0, false);
+        let began = Instant::now();
+        refresh([&board].into_iter(), |index| assert_eq!(index, 0), Duration::from_millis(20));
+        assert!(began.elapsed() >= Duration::from_millis(20));
+        assert!(!board.has_answered());
+    }
 }

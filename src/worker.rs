@@ -6,7 +6,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::echo::op::{Event, Kernel, Op, Timestamp};
-use crate::echo::server::{Server, Stats};
+use crate::echo::server::{ListenerStats, Server, Stats};
 use crate::metrics::Board;
 
 /// What the daemon and one worker tell each other. To be heard at once, the daemon also wakes the
@@ -62,11 +62,17 @@ pub fn run<K: Kernel>(
     // A turn that does not wait hands the accepts to the kernel: from here on the listeners are
     // armed.
     kernel.turn(Some(now), &mut events)?;
+    // From here on a board has room for every counter.
+    let mut published_us = 0;
+    shared.board.publish(counted(&server), 0, &mut published_us, true);
     shared.ready.store(true, Ordering::Release);
     on_ready();
     let mut draining = false;
     loop {
-        let now = kernel.now();
+        let clock_us = kernel.now_us();
+        let now = Timestamp(clock_us / 1_000);
+        server.observe(clock_us, kernel.overflows());
+        let idle = events.is_empty();
         if !draining && let Some(deadline) = shared.drain_deadline() {
             draining = true;
             step(kernel, &mut server, now, Event::DrainStarted { deadline }, &mut ops);
@@ -75,8 +81,9 @@ pub fn run<K: Kernel>(
             step(kernel, &mut server, now, event, &mut ops);
         }
         step(kernel, &mut server, now, Event::TimePassed, &mut ops);
-        shared.board.publish(server.stats());
-        shared.turns.fetch_add(1, Ordering::Relaxed);
+        shared.board.publish(counted(&server), clock_us, &mut published_us, idle);
+        // Nobody else writes it, so this needs no locked instruction.
+        shared.turns.store(shared.turns() + 1, Ordering::Relaxed);
         if server.is_drained() {
             // The last closes are still queued: hand them over, so that every peer sees its FIN
             // before we are gone.
@@ -85,6 +92,10 @@ pub fn run<K: Kernel>(
         }
         kernel.turn(server.deadline(), &mut events)?;
     }
+}
+
+fn counted(server: &Server) -> (&Stats, &[ListenerStats]) {
+    (server.stats(), server.listener_stats())
 }
 
 fn step<K: Kernel>(

@@ -11,16 +11,16 @@ use crate::echo::server::{CloseReason, Stats};
 /// The shortest time between two lines of the same class.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// What `systemctl status` shows.
-pub(super) fn status(stats: &Stats, workers: usize) -> String {
+/// What `systemctl status` shows; `echoes` are those of a second.
+pub(super) fn status(stats: &Stats, echoes: u64, workers: usize) -> String {
     let stalled = match stats.stalled {
         0 => String::new(),
         count => format!(" ({count} stalled)"),
     };
     format!(
-        "{}{stalled}, {} accepted, {} echoed, {}",
+        "{}{stalled}, {} echoes/s, {} echoed, {}",
         count(stats.connections, "connection"),
-        stats.accepted,
+        short(echoes),
         bytes(stats.bytes_out),
         count(workers as u64, "worker"),
     )
@@ -132,15 +132,49 @@ impl Reporter {
     }
 }
 
-/// Bytes for people: `4.1 MiB`.
+/// A number for people: `812`, `1.2 M`.
+fn short(number: u64) -> String {
+    let (value, prefix) = scaled(number);
+    if prefix.is_empty() { number.to_string() } else { format!("{value:.1} {prefix}") }
+}
+
+/// Bytes for people: `812 B`, `9.8 GB`.
 fn bytes(count: u64) -> String {
-    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-    if count < 1024 {
-        return format!("{count} B");
+    let (value, prefix) = scaled(count);
+    if prefix.is_empty() { format!("{count} B") } else { format!("{value:.1} {prefix}B") }
+}
+
+/// A number as a multiple of a decimal prefix.
+fn scaled(number: u64) -> (f64, &'static str) {
+    const PREFIXES: [&str; 7] = ["", "k", "M", "G", "T", "P", "E"];
+    let (mut value, mut prefix) = (number as f64, 0);
+    // What would be rounded to 1000.0 is 1.0 of the next prefix.
+    while value >= 999.95 && prefix + 1 < PREFIXES.len() {
+        value /= 1_000.0;
+        prefix += 1;
     }
-    let power = (count.ilog2() / 10) as usize;
-    let value = count as f64 / (1_u64 << (10 * power)) as f64;
-    format!("{value:.1} {}", UNITS[power - 1])
+    if number < 1_000 { (value, "") } else { (value, PREFIXES[prefix]) }
+}
+
+/// Echoes of a second, from one look to the next.
+pub(super) struct Rate {
+    echoes: u64,
+    at: Instant,
+}
+
+impl Rate {
+    /// Nothing echoed yet.
+    pub(super) fn new(now: Instant) -> Self {
+        Self { echoes: 0, at: now }
+    }
+
+    /// The rate since the last look.
+    pub(super) fn look(&mut self, now: Instant, stats: &Stats) -> u64 {
+        let seconds = now.duration_since(self.at).as_secs_f64();
+        let echoes = stats.chunks_out - self.echoes;
+        *self = Self { echoes: stats.chunks_out, at: now };
+        if seconds > 0.0 { (echoes as f64 / seconds).round() as u64 } else { 0 }
+    }
 }
 
 #[cfg(test)]
@@ -149,18 +183,33 @@ mod tests {
 
     #[test]
     fn a_status_reads_like_a_sentence() {
-        let mut stats = Stats { connections: 1, accepted: 12, ..Stats::default() };
-        assert_eq!(status(&stats, 1), "1 connection, 12 accepted, 0 B echoed, 1 worker");
-        stats.connections = 3;
-        stats.stalled = 2;
-        stats.bytes_out = 4_300_000;
+        let mut stats = Stats { connections: 1, ..Stats::default() };
+        assert_eq!(status(&stats, 0, 1), "1 connection, 0 echoes/s, 0 B echoed, 1 worker");
+        stats.connections = 142;
+        stats.stalled = 3;
+        stats.bytes_out = 9_812_345_678;
         assert_eq!(
-            status(&stats, 2),
-            "3 connections (2 stalled), 12 accepted, 4.1 MiB echoed, 2 workers"
+            status(&stats, 1_234_567, 2),
+            "142 connections (3 stalled), 1.2 M echoes/s, 9.8 GB echoed, 2 workers"
         );
-        assert_eq!(draining(&stats), "draining, 3 connections left");
-        assert_eq!(bytes(u64::MAX), "16.0 EiB");
-        assert_eq!(bytes(1024), "1.0 KiB");
+        assert_eq!(draining(&stats), "draining, 142 connections left");
+        assert_eq!(bytes(u64::MAX), "18.4 EB");
+        for (number, text) in [(999, "999"), (1_000, "1.0 k"), (999_949, "999.9 k")] {
+            assert_eq!(short(number), text);
+        }
+        assert_eq!(short(999_950), "1.0 M");
+    }
+
+    #[test]
+    fn a_rate_is_that_of_the_last_second() {
+        let start = Instant::now();
+        let mut rate = Rate::new(start);
+        let mut stats = Stats { chunks_out: 500, ..Stats::default() };
+        assert_eq!(rate.look(start + Duration::from_secs(1), &stats), 500);
+        assert_eq!(rate.look(start + Duration::from_secs(2), &stats), 0);
+        stats.chunks_out += 300;
+        assert_eq!(rate.look(start + Duration::from_secs(4), &stats), 150);
+        assert_eq!(rate.look(start + Duration::from_secs(4), &stats), 0, "no time, no rate");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::Failure;
-use super::report::{self, Reporter};
+use super::report::{self, Rate, Reporter};
 use super::workers::{self, Desk, News, Plan, Worker};
 use crate::config::{Config, Workers};
 use crate::echo::limits;
@@ -143,6 +143,7 @@ struct Service<'a> {
     stage: Stage,
     status: String,
     reporter: Reporter,
+    rate: Rate,
     watchdog: Option<Watchdog>,
 }
 
@@ -175,6 +176,7 @@ impl<'a> Service<'a> {
             stage: Stage::Starting,
             status: String::new(),
             reporter: Reporter::new(),
+            rate: Rate::new(Instant::now()),
             watchdog,
         })
     }
@@ -238,8 +240,9 @@ impl<'a> Service<'a> {
     fn on_worker_ready(&mut self) {
         self.ready += 1;
         if self.ready == self.workers.len() && self.stage == Stage::Starting {
+            seal();
             self.stage = Stage::Ready;
-            self.status = report::status(&workers::total(&self.workers), self.workers.len());
+            self.status = report::status(&workers::total(&self.workers), 0, self.workers.len());
             self.notifier.ready(&self.status);
             log::info!("ready");
         }
@@ -285,9 +288,10 @@ impl<'a> Service<'a> {
         for line in self.reporter.lines(now, &stats) {
             log::warn!("{line}");
         }
+        let echoes = self.rate.look(now, &stats);
         let status = match self.stage {
             Stage::Starting => return,
-            Stage::Ready => report::status(&stats, self.workers.len()),
+            Stage::Ready => report::status(&stats, echoes, self.workers.len()),
             Stage::Draining => report::draining(&stats),
         };
         if status != self.status {
@@ -310,6 +314,16 @@ impl<'a> Service<'a> {
             stats.bytes_dropped,
             buffers - stats.buffers_lent,
         );
+    }
+}
+
+/// Every worker has its ring: none is made from here on.
+fn seal() {
+    match uring::seal_process() {
+        Ok(()) => log::debug!(
+            "sealed: the rings refuse OPENAT, SOCKET and registrations, the process another ring"
+        ),
+        Err(unsealed) => log::warn!("{unsealed}: an intruder could make a ring without limits"),
     }
 }
 

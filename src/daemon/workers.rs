@@ -173,10 +173,16 @@ impl Drop for PanicGuard<'_> {
     }
 }
 
-/// The sum of what the workers last showed.
+/// How long a look at the counters waits for a worker in the middle of a long turn; then its last
+/// figures have to do.
+const LOOK_PATIENCE: Duration = Duration::from_millis(50);
+
+/// The sum of what the workers have counted up to now.
 pub(super) fn total(workers: &[Worker]) -> Stats {
-    let shown: Vec<Stats> = workers.iter().map(|worker| worker.shared.board.read()).collect();
-    metrics::total(&shown)
+    let boards = workers.iter().map(|worker| &worker.shared.board);
+    metrics::refresh(boards, |index| workers[index].wake(), LOOK_PATIENCE);
+    let shown = workers.iter().map(|worker| worker.shared.board.read().stats);
+    metrics::total(&shown.collect::<Vec<_>>())
 }
 
 /// All pooled buffers of all workers.

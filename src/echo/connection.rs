@@ -19,6 +19,7 @@
 
 mod audit;
 mod inheritance;
+mod measure;
 mod state;
 mod waiting;
 
@@ -44,6 +45,8 @@ pub struct Connection {
     /// used.
     progress_ms: u32,
     phase: Phase,
+    /// Where it came from, or is to come from.
+    listener: ListenerId,
     send: Send,
     queue: Queue,
     receive: Receive,
@@ -63,6 +66,7 @@ impl Connection {
             generation: 0,
             progress_ms: 0,
             phase: Phase::Free,
+            listener: ListenerId(0),
             send: Send::Idle,
             queue: Queue::default(),
             receive: Receive::Off,
@@ -79,6 +83,12 @@ impl Connection {
         self.phase
     }
 
+    /// The listener it came from, or that an accept for it is armed on.
+    #[must_use]
+    pub fn listener(&self) -> ListenerId {
+        self.listener
+    }
+
     /// Which tenant this is.
     #[must_use]
     pub fn generation(&self) -> u32 {
@@ -88,25 +98,26 @@ impl Connection {
     /// Takes the slot for an accept.
     pub fn reserve(&mut self, listener: ListenerId) {
         assert_eq!(self.phase, Phase::Free);
-        self.phase = Phase::Accepting(listener);
+        self.phase = Phase::Accepting;
+        self.listener = listener;
     }
 
     /// Gives up the slot of an accept that failed.
     pub fn release(&mut self) {
-        assert!(matches!(self.phase, Phase::Accepting(_)), "{:?} is no accept", self.phase);
+        assert!(self.phase == Phase::Accepting, "{:?} is no accept", self.phase);
         *self = Self { generation: next_generation(self.generation), ..Self::free() };
     }
 
     /// The accept brought a connection and all places are taken.
     pub fn park(&mut self) {
-        assert!(matches!(self.phase, Phase::Accepting(_)), "{:?} is no accept", self.phase);
+        assert!(self.phase == Phase::Accepting, "{:?} is no accept", self.phase);
         self.phase = Phase::Parked;
     }
 
     /// The connection has a place: start.
     pub fn open(&mut self, context: &mut Context) {
         assert!(
-            matches!(self.phase, Phase::Accepting(_) | Phase::Parked),
+            matches!(self.phase, Phase::Accepting | Phase::Parked),
             "{:?} cannot be opened",
             self.phase
         );
@@ -129,9 +140,8 @@ impl Connection {
             self.receive = Receive::Off;
         }
         let resources = &mut *context.resources;
-        resources.pool.lend(buffer, length);
-        resources.stats.bytes_in += u64::from(length);
-        resources.stats.chunks_in += 1;
+        resources.pool.lend(buffer, length, resources.clock_us as u32);
+        resources.count_received(self.listener, length);
         match self.phase {
             Phase::Open => {
                 self.progress_ms = context.now.0 as u32;
@@ -147,7 +157,7 @@ impl Connection {
                 resources.stats.bytes_dropped += u64::from(length);
                 context.recycle(buffer);
             }
-            Phase::Free | Phase::Accepting(_) | Phase::Parked | Phase::Finishing => {
+            Phase::Free | Phase::Accepting | Phase::Parked | Phase::Finishing => {
                 unreachable!("no receive is armed in {:?}", self.phase)
             }
         }
@@ -178,7 +188,7 @@ impl Connection {
         self.phase = match self.phase {
             Phase::Open | Phase::Flushing(_) => Phase::Finishing,
             Phase::Lingering(reason) | Phase::Closing(reason) => Phase::Closing(reason),
-            Phase::Free | Phase::Accepting(_) | Phase::Parked | Phase::Finishing => {
+            Phase::Free | Phase::Accepting | Phase::Parked | Phase::Finishing => {
                 unreachable!("no receive is armed in {:?}", self.phase)
             }
         };
@@ -210,6 +220,9 @@ impl Connection {
             context.resources.stats.bytes_dropped += u64::from(asked - length);
             context.recycle(buffer);
         } else if length == asked {
+            let resources = &mut *context.resources;
+            let filled_us = resources.pool.filled_us(buffer);
+            resources.count_echo(self.listener, filled_us);
             context.recycle(buffer);
         } else {
             self.stall(context, buffer, length, asked);
@@ -228,7 +241,8 @@ impl Connection {
         self.count_sent(context, length);
         self.send = Send::Aside { unsent: unsent - length, charged, step: AsideStep::Ready };
         if length == unsent {
-            self.forget_aside(context.resources);
+            context.resources.count_echo_of_aside(self.listener, context.id);
+            self.forget_aside(context.id, context.resources);
             context.timer_changed = true;
         }
         self.advance(context);
@@ -271,7 +285,7 @@ impl Connection {
     pub fn due(&self, resources: &Resources, now: Timestamp) -> Option<Timestamp> {
         let parameters = &resources.parameters;
         let patience = match (self.phase, self.send) {
-            (Phase::Free | Phase::Accepting(_) | Phase::Parked | Phase::Closing(_), _) => None,
+            (Phase::Free | Phase::Accepting | Phase::Parked | Phase::Closing(_), _) => None,
             (Phase::Lingering(_), _) => Some(parameters.linger_timeout),
             (Phase::Open, Send::Idle | Send::Trying { .. }) => parameters.idle_timeout,
             (Phase::Open | Phase::Finishing | Phase::Flushing(_), _) => parameters.stall_timeout,
@@ -287,7 +301,7 @@ impl Connection {
     /// Its time is up.
     pub fn on_due(&mut self, context: &mut Context) {
         match (self.phase, self.send) {
-            (Phase::Free | Phase::Accepting(_) | Phase::Parked | Phase::Closing(_), _) => {
+            (Phase::Free | Phase::Accepting | Phase::Parked | Phase::Closing(_), _) => {
                 unreachable!("{:?} has no timer", self.phase)
             }
             (Phase::Lingering(reason), _) => self.die(context, reason),
@@ -312,7 +326,7 @@ impl Connection {
     /// The drain is over, whatever the peer still does.
     pub fn on_drain_end(&mut self, context: &mut Context) {
         match self.phase {
-            Phase::Free | Phase::Accepting(_) | Phase::Parked => {}
+            Phase::Free | Phase::Accepting | Phase::Parked => {}
             Phase::Open
             | Phase::Finishing
             | Phase::Flushing(_)
@@ -328,7 +342,7 @@ impl Connection {
     /// receive or closes.
     fn advance(&mut self, context: &mut Context) {
         match self.phase {
-            Phase::Free | Phase::Accepting(_) | Phase::Parked => {}
+            Phase::Free | Phase::Accepting | Phase::Parked => {}
             Phase::Closing(reason) => self.join(context, reason),
             Phase::Open => {
                 self.advance_send(context);
@@ -410,7 +424,7 @@ impl Connection {
             (Phase::Open, Send::Aside { .. })
             | (
                 Phase::Free
-                | Phase::Accepting(_)
+                | Phase::Accepting
                 | Phase::Parked
                 | Phase::Finishing
                 | Phase::Flushing(_)
@@ -435,35 +449,13 @@ impl Connection {
         });
     }
 
-    /// Learns from a receive which size of buffer and how much trust the next one deserves.
-    fn classify(&mut self, resources: &Resources, class: SizeClass, length: u32, more: bool) {
-        self.probation = self.probation.saturating_sub(1);
-        self.expectation = if more { Expectation::Data } else { Expectation::Silence };
-        if length < resources.pool.size(SizeClass::Small) {
-            return self.shrink();
-        }
-        // Whoever needs more than a small buffer keeps a large one.
-        if class == SizeClass::Small {
-            self.full_buffers = self.full_buffers.saturating_add(1);
-        }
-        if self.full_buffers >= limits::FULL_BUFFERS_TO_GROW
-            && self.probation == 0
-            && resources.pool.exists(SizeClass::Large)
-        {
-            self.class = SizeClass::Large;
-        }
-    }
-
-    fn shrink(&mut self) {
-        self.class = SizeClass::Small;
-        self.full_buffers = 0;
-    }
-
     /// The socket took only `sent` bytes of `buffer`: from now on the connection lives on memory of
     /// its own.
     fn stall(&mut self, context: &mut Context, buffer: BufferId, sent: u32, length: u32) {
         context.resources.stats.short_sends += 1;
         context.resources.stats.stalled += 1;
+        let filled_us = context.resources.pool.filled_us(buffer);
+        context.resources.stalled_since.insert(context.id.slot(), filled_us);
         context.timer_changed = true;
         self.progress_ms = context.now.0 as u32;
         self.shrink();
@@ -498,18 +490,19 @@ impl Connection {
     }
 
     /// All set-aside bytes are sent or will never be: give back what they were charged.
-    fn forget_aside(&mut self, resources: &mut Resources) {
+    fn forget_aside(&mut self, id: ConnectionId, resources: &mut Resources) {
         let Send::Aside { unsent, charged, .. } = self.send else {
             unreachable!("nothing is set aside: {:?}", self.send)
         };
         resources.stats.bytes_dropped += u64::from(unsent);
         resources.stats.stalled -= 1;
+        resources.stalled_since.remove(&id.slot());
         resources.refund_aside(charged);
         self.send = Send::Idle;
     }
 
     fn count_sent(&mut self, context: &mut Context, length: u32) {
-        context.resources.stats.bytes_out += u64::from(length);
+        context.resources.count_sent(self.listener, length);
         if length > 0 {
             self.progress_ms = context.now.0 as u32;
         }
@@ -546,7 +539,7 @@ impl Connection {
         }
         // Its set-aside bytes take up memory until the close that follows, not a turn less.
         if let Send::Aside { .. } = self.send {
-            self.forget_aside(context.resources);
+            self.forget_aside(context.id, context.resources);
         }
         assert_eq!(self.send, Send::Idle, "a dead connection keeps no bytes");
         assert_eq!(self.queue.count(), 0, "a dead connection keeps no buffers");
@@ -562,7 +555,7 @@ impl Connection {
             | CloseReason::Unexpected => Op::Abort { connection },
             CloseReason::HandedOver => unreachable!("it is not ours to close"),
         });
-        context.resources.stats.count_close(reason);
+        context.resources.count_close(self.listener, reason);
         context.closed = true;
         *self = Self { generation: next_generation(self.generation), ..Self::free() };
     }

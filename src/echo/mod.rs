@@ -8,6 +8,7 @@
 //! and the parts they use.
 
 pub mod connection;
+pub mod histogram;
 pub mod limits;
 pub mod listener;
 pub mod op;

@@ -378,6 +378,8 @@ pub enum Event {
 /// What a connection at rest hands on, besides its socket and its unsent bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bequest {
+    /// The listener that it came from.
+    pub listener: ListenerId,
     /// How far its life has come.
     pub standing: Standing,
     /// Bytes that were received and not sent yet; they are set aside.
@@ -406,6 +408,16 @@ pub trait Kernel {
 
     /// Now.
     fn now(&self) -> Timestamp;
+
+    /// The same reading of the clock in microseconds, as far as the clock can tell them.
+    fn now_us(&self) -> u64 {
+        self.now().0 * 1_000
+    }
+
+    /// How many turns found the queue of completions overflowed, if there is one that can.
+    fn overflows(&self) -> u64 {
+        0
+    }
 
     /// Takes all of `ops`, in order, and leaves it empty. They reach the kernel at the next turn at
     /// the latest.

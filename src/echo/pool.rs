@@ -14,6 +14,8 @@ struct Entry {
     /// Bytes of payload, while it stands in a queue.
     length: u32,
     next: Option<BufferId>,
+    /// When it was filled, in microseconds modulo 2^32: only differences are used.
+    filled_us: u32,
 }
 
 /// Both pools.
@@ -59,13 +61,20 @@ impl Pool {
         self.lent.iter().sum()
     }
 
-    /// Notes that the kernel filled a buffer with `length` bytes.
-    pub fn lend(&mut self, buffer: BufferId, length: u32) {
+    /// Notes that the kernel filled a buffer with `length` bytes, and when: in microseconds, modulo
+    /// 2^32.
+    pub fn lend(&mut self, buffer: BufferId, length: u32, filled_us: u32) {
         assert!(length > 0 && length <= self.size(buffer.class), "{buffer:?} holds {length} bytes");
         let entry = self.entry(buffer);
         assert!(!entry.lent, "{buffer:?} was lent twice");
-        *entry = Entry { lent: true, length, next: None };
+        *entry = Entry { lent: true, length, next: None, filled_us };
         self.lent[buffer.class.index()] += 1;
+    }
+
+    /// When a lent buffer was filled, in microseconds modulo 2^32.
+    #[must_use]
+    pub fn filled_us(&self, buffer: BufferId) -> u32 {
+        self.entries[buffer.class.index()][usize::from(buffer.index)].filled_us
     }
 
     /// Notes that a buffer is at home again.
@@ -131,13 +140,13 @@ mod tests {
         let mut pool = Pool::new([4, 0], [16, 64]);
         let mut queue = Queue::default();
         for index in [2, 0, 3] {
-            pool.lend(small(index), u32::from(index) + 1);
+            pool.lend(small(index), u32::from(index) + 1, 0);
             queue.push(&mut pool, small(index));
         }
         assert_eq!((queue.count(), pool.home(SizeClass::Small)), (3, 1));
         assert_eq!(queue.pop(&mut pool), Some((small(2), 3)));
         pool.take_back(small(2));
-        pool.lend(small(2), 9);
+        pool.lend(small(2), 9, 0);
         queue.push(&mut pool, small(2));
         assert_eq!(queue.pop(&mut pool), Some((small(0), 1)));
         assert_eq!(queue.pop(&mut pool), Some((small(3), 4)));

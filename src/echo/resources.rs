@@ -1,12 +1,12 @@
 //! What all connections of a worker share: the pool, the memory for stalled peers, the lines they
 //! wait in, the counters.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use super::limits;
-use super::op::{BufferId, ConnectionId, Op, ReceiveMode, Timestamp};
+use super::op::{BufferId, ConnectionId, ListenerId, Op, ReceiveMode, Timestamp};
 use super::pool::Pool;
-use super::stats::Stats;
+use super::stats::{CloseReason, ListenerStats, Stats};
 
 /// How one worker's core is set up.
 #[derive(Clone, Debug)]
@@ -57,6 +57,14 @@ pub struct Resources {
     pub stats: Stats,
     /// Every connection is to come to rest: nothing is received and no set-aside byte is sent.
     pub frozen: bool,
+    /// Those that are kept for each listener.
+    pub listeners: Vec<ListenerStats>,
+    /// When the events at hand were fetched from the kernel, in microseconds since an arbitrary
+    /// start.
+    pub clock_us: u64,
+    /// By slot, when the oldest bytes that are set aside were received, in microseconds modulo
+    /// 2^32. Only stalled connections are in it.
+    pub stalled_since: BTreeMap<u32, u32>,
     /// Connections that wait for a buffer, first come first served. One that ended since is
     /// skipped.
     pub waiting: VecDeque<ConnectionId>,
@@ -72,9 +80,66 @@ impl Resources {
             pool: Pool::new(parameters.buffers, parameters.buffer_sizes),
             stats: Stats::default(),
             frozen: false,
+            listeners: vec![ListenerStats::default(); usize::from(parameters.listeners)],
+            clock_us: 0,
+            stalled_since: BTreeMap::new(),
             waiting: VecDeque::new(),
             retries: VecDeque::new(),
             parameters,
+        }
+    }
+
+    /// Counts a connection that was accepted.
+    pub fn count_accepted(&mut self, listener: ListenerId) {
+        self.stats.accepted += 1;
+        self.of(listener).accepted += 1;
+    }
+
+    /// Counts a connection of the process before us.
+    pub fn count_taken_over(&mut self, listener: ListenerId) {
+        self.stats.taken_over += 1;
+        self.of(listener).taken_over += 1;
+    }
+
+    /// Counts a piece that was received.
+    pub fn count_received(&mut self, listener: ListenerId, length: u32) {
+        self.stats.bytes_in += u64::from(length);
+        self.stats.chunks_in += 1;
+        let of = self.of(listener);
+        of.bytes_in += u64::from(length);
+        of.chunks_in += 1;
+    }
+
+    /// Counts bytes that were sent.
+    pub fn count_sent(&mut self, listener: ListenerId, length: u32) {
+        self.stats.bytes_out += u64::from(length);
+        self.of(listener).bytes_out += u64::from(length);
+    }
+
+    /// Counts an echo that is complete, of bytes received at `since_us`, in microseconds modulo
+    /// 2^32.
+    pub fn count_echo(&mut self, listener: ListenerId, since_us: u32) {
+        self.stats.chunks_out += 1;
+        self.stats.residence.record((self.clock_us as u32).wrapping_sub(since_us));
+        self.of(listener).chunks_out += 1;
+    }
+
+    /// Counts a connection that is closed.
+    pub fn count_close(&mut self, listener: ListenerId, reason: CloseReason) {
+        self.stats.closed[reason as usize] += 1;
+        self.of(listener).closed[reason as usize] += 1;
+    }
+
+    fn of(&mut self, listener: ListenerId) -> &mut ListenerStats {
+        &mut self.listeners[usize::from(listener.0)]
+    }
+
+    /// Counts the bytes that were set aside, all together, as one echo: they have been sent.
+    pub fn count_echo_of_aside(&mut self, listener: ListenerId, id: ConnectionId) {
+        // A connection that was taken over from another process has no beginning here.
+        if let Some(since) = self.stalled_since.get(&id.slot()) {
+            let since = *since;
+            self.count_echo(listener, since);
         }
     }
 

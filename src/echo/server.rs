@@ -13,7 +13,7 @@ use super::op::{
 };
 pub use super::resources::Parameters;
 use super::resources::{Context, Resources};
-pub use super::stats::{CloseReason, Stats};
+pub use super::stats::{CloseReason, ListenerStats, Stats};
 use super::timer::Wheel;
 
 /// How far the drain has come, or the hand-over.
@@ -80,6 +80,20 @@ impl Server {
     #[must_use]
     pub fn stats(&self) -> &Stats {
         &self.resources.stats
+    }
+
+    /// What has been counted for each listener, in the order of their [`ListenerId`].
+    #[must_use]
+    pub fn listener_stats(&self) -> &[ListenerStats] {
+        &self.resources.listeners
+    }
+
+    /// To be called before the events of a turn are handled: when they were fetched from the
+    /// kernel, in microseconds since an arbitrary start, and how often its completion queue has
+    /// overflowed. Only what is counted depends on it.
+    pub fn observe(&mut self, clock_us: u64, overflows: u64) {
+        self.resources.clock_us = clock_us;
+        self.resources.stats.completion_overflows = overflows;
     }
 
     /// When to send [`Event::TimePassed`] at the latest.
@@ -175,7 +189,7 @@ impl Server {
     fn on_accepted(&mut self, now: Timestamp, id: ConnectionId, ops: &mut Vec<Op>) {
         let listener = self.accept_ended(id);
         self.listeners[usize::from(listener.0)] = Listener::Off;
-        self.resources.stats.accepted += 1;
+        self.resources.count_accepted(listener);
         if self.has_place() {
             self.open(now, id, ops);
         } else {
@@ -202,10 +216,10 @@ impl Server {
 
     /// The listener whose accept had this name.
     fn accept_ended(&mut self, id: ConnectionId) -> ListenerId {
-        match self.connection(id).phase() {
-            Phase::Accepting(listener) => listener,
-            phase => unreachable!("{id:?} is {phase:?}, no accept"),
-        }
+        let connection = self.connection(id);
+        let phase = connection.phase();
+        assert_eq!(phase, Phase::Accepting, "{id:?} is no accept");
+        connection.listener()
     }
 
     fn on_received(
@@ -459,7 +473,7 @@ impl Server {
             stalled += u64::from(connection.is_stalled());
             places += u64::from(!matches!(
                 connection.phase(),
-                Phase::Free | Phase::Accepting(_) | Phase::Parked
+                Phase::Free | Phase::Accepting | Phase::Parked
             ));
         }
         let stats = &self.resources.stats;
@@ -473,6 +487,18 @@ impl Server {
         assert_eq!(came, places + stats.parked + stats.closed_total());
         let left = stats.bytes_out + stats.bytes_dropped + stats.bytes_handed_over;
         assert!(stats.bytes_in + stats.bytes_taken_over >= left);
+        assert_eq!(stalled, self.resources.stalled_since.len() as u64);
+        assert_eq!(stats.chunks_out, stats.residence.count());
+        let sum = |count: fn(&ListenerStats) -> u64| {
+            self.resources.listeners.iter().map(count).sum::<u64>()
+        };
+        assert_eq!(stats.accepted, sum(|listener| listener.accepted));
+        assert_eq!(stats.taken_over, sum(|listener| listener.taken_over));
+        assert_eq!(places + stats.parked, sum(ListenerStats::connections));
+        assert_eq!(stats.bytes_in, sum(|listener| listener.bytes_in));
+        assert_eq!(stats.bytes_out, sum(|listener| listener.bytes_out));
+        assert_eq!(stats.chunks_in, sum(|listener| listener.chunks_in));
+        assert_eq!(stats.chunks_out, sum(|listener| listener.chunks_out));
     }
 }
 

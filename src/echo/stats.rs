@@ -1,5 +1,6 @@
 //! What the core counts. Plain numbers: publishing them is the worker's affair.
 
+use super::histogram::Histogram;
 use super::op::{AcceptError, ConnectionError};
 
 /// Why a connection ended.
@@ -94,6 +95,16 @@ pub struct Stats {
     pub bytes_handed_over: u64,
     /// Pieces received, each echoed by a send of its own.
     pub chunks_in: u64,
+    /// Sends that completed an echo: of a piece received or, when the peer was slow, of all that
+    /// had been set aside for it.
+    pub chunks_out: u64,
+    /// From the moment that a piece was fetched from the kernel to the moment that the completion
+    /// of its send was, in microseconds. What the peer was slow to take counts from its oldest byte
+    /// to its last one.
+    pub residence: Histogram,
+    /// Turns that found the completion queue overflowed: the kernel kept completions in a slower
+    /// list.
+    pub completion_overflows: u64,
     /// Try-sends that the socket did not take whole: the peer reads slower than it writes.
     pub short_sends: u64,
     /// Receives that found the buffer pool empty and waited in line.
@@ -125,6 +136,46 @@ pub struct Stats {
     pub unexpected_errno: i32,
 }
 
+/// What was counted of the connections of one listener.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ListenerStats {
+    /// Connections accepted.
+    pub accepted: u64,
+    /// Connections taken over from the process before us.
+    pub taken_over: u64,
+    /// Connections closed, by [`CloseReason`].
+    pub closed: [u64; CloseReason::ALL.len()],
+    /// Bytes received.
+    pub bytes_in: u64,
+    /// Bytes echoed.
+    pub bytes_out: u64,
+    /// See [`Stats::chunks_in`].
+    pub chunks_in: u64,
+    /// See [`Stats::chunks_out`].
+    pub chunks_out: u64,
+}
+
+impl ListenerStats {
+    /// Connections that are open, or wait for a place.
+    #[must_use]
+    pub fn connections(&self) -> u64 {
+        self.accepted + self.taken_over - self.closed.iter().sum::<u64>()
+    }
+
+    /// Adds what another worker counted of the same listener.
+    pub fn add(&mut self, other: &Self) {
+        for (mine, theirs) in self.closed.iter_mut().zip(other.closed) {
+            *mine += theirs;
+        }
+        self.accepted += other.accepted;
+        self.taken_over += other.taken_over;
+        self.bytes_in += other.bytes_in;
+        self.bytes_out += other.bytes_out;
+        self.chunks_in += other.chunks_in;
+        self.chunks_out += other.chunks_out;
+    }
+}
+
 impl Stats {
     /// Connections closed, for whatever reason.
     #[must_use]
@@ -147,6 +198,9 @@ impl Stats {
         self.bytes_taken_over += other.bytes_taken_over;
         self.bytes_handed_over += other.bytes_handed_over;
         self.chunks_in += other.chunks_in;
+        self.chunks_out += other.chunks_out;
+        self.residence.add(&other.residence);
+        self.completion_overflows += other.completion_overflows;
         self.short_sends += other.short_sends;
         self.starved += other.starved;
         self.stalled += other.stalled;
@@ -163,10 +217,6 @@ impl Stats {
         if other.unexpected_errno != 0 {
             self.unexpected_errno = other.unexpected_errno;
         }
-    }
-
-    pub(super) fn count_close(&mut self, reason: CloseReason) {
-        self.closed[reason as usize] += 1;
     }
 
     pub(super) fn count_connection_error(&mut self, error: ConnectionError) {

@@ -128,6 +128,8 @@ pub struct Driver {
     wake_armed: bool,
     /// Receives and sends with the kernel: they point into our memory.
     in_flight: u64,
+    /// Turns that found the completion queue overflowed.
+    overflows: u64,
     /// Completions of this turn, between the ring and [`Driver::event`]; empty between turns.
     reaped: Vec<cqueue::Entry>,
     /// Answers that need no kernel, for the next turn.
@@ -142,11 +144,12 @@ impl Driver {
     /// # Errors
     /// When io_uring cannot be used, and why.
     pub fn new(settings: Settings) -> Result<Self, Unusable> {
-        let ring = Ring::new().map_err(Unusable::from_setup)?;
+        let mut ring = Ring::disabled().map_err(Unusable::from_setup)?;
         let ([small, large], [small_size, large_size]) = (settings.buffers, settings.buffer_sizes);
         let small = BufferRing::register(ring.inner(), SMALL_GROUP, small, small_size)
             .map_err(Unusable::from_buffers)?;
         let large = BufferStack::new(large, large_size).map_err(Unusable::Resources)?;
+        ring.seal()?;
         Ok(Self {
             ring: ManuallyDrop::new(ring),
             small: ManuallyDrop::new(small),
@@ -159,6 +162,7 @@ impl Driver {
             wake: settings.wake,
             wake_armed: false,
             in_flight: 0,
+            overflows: 0,
             reaped: Vec::new(),
             busy_poll: settings.busy_poll,
             origin: settings.origin,
@@ -496,7 +500,15 @@ impl Kernel for Driver {
     type Error = DriverError;
 
     fn now(&self) -> Timestamp {
-        Timestamp(self.origin.elapsed().as_millis() as u64)
+        Timestamp(self.now_us() / 1_000)
+    }
+
+    fn now_us(&self) -> u64 {
+        self.origin.elapsed().as_micros() as u64
+    }
+
+    fn overflows(&self) -> u64 {
+        self.overflows
     }
 
     fn submit(&mut self, ops: &mut Vec<Op>) {
@@ -527,6 +539,7 @@ impl Kernel for Driver {
         events.append(&mut self.answers);
         let mut reaped = std::mem::take(&mut self.reaped);
         reaped.extend(self.ring.completions());
+        self.overflows += u64::from(self.ring.has_overflowed());
         let idle = reaped.is_empty();
         for completion in reaped.drain(..) {
             events.extend(self.event(&completion));

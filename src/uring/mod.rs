@@ -8,7 +8,8 @@
 //!
 //! Reading order: [`driver`] (operations and events), `ring` (set-up, submission, waiting), `token`
 //! (`user_data`), `buffers` (the pool), `aside` (set-aside bytes), `errno` (what each error means),
-//! [`mod@probe`] (what this kernel can do). [`client`] is the other end: what echo-load drives.
+//! [`mod@probe`] (what this kernel can do), `restrict` and `seal` (what rings and process may not
+//! do). [`client`] is the other end: what echo-load drives.
 
 mod aside;
 mod buffers;
@@ -16,8 +17,11 @@ pub mod client;
 pub mod driver;
 mod errno;
 pub mod probe;
+mod restrict;
 mod ring;
+mod seal;
 mod token;
 
 pub use driver::{Driver, DriverError, ListeningSocket, Settings, Transport};
 pub use probe::{Features, Unusable, probe};
+pub use seal::{Unsealed, seal_process};

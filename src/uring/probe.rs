@@ -28,6 +28,8 @@ pub enum Unusable {
     Forbidden(Option<String>),
     /// The kernel is older than 6.1, or lacks what the text names.
     TooOld(&'static str),
+    /// A ring that was restricted takes what the text names all the same.
+    Unrestricted(&'static str),
     /// Something ran out.
     Resources(io::Error),
 }
@@ -61,6 +63,11 @@ impl fmt::Display for Unusable {
             Self::TooOld(missing) => {
                 write!(formatter, "this kernel's io_uring lacks {missing}; run Linux 6.1 or later")
             }
+            Self::Unrestricted(what) => write!(
+                formatter,
+                "io_uring is not safe to use here: a restricted ring takes {what}; \
+                 run a kernel whose IORING_REGISTER_RESTRICTIONS works",
+            ),
             Self::Resources(error) => write!(
                 formatter,
                 "io_uring_setup(2) fails: {error}; \
@@ -99,7 +106,7 @@ impl Unusable {
 /// # Errors
 /// When io_uring cannot be used at all, and why.
 pub fn probe() -> Result<Features, Unusable> {
-    let mut ring = ring::build(8, 16).map_err(Unusable::from_setup)?;
+    let mut ring = ring::build(&ring::flags(16), 8).map_err(Unusable::from_setup)?;
     let mut operations = io_uring::Probe::new();
     ring.submitter().register_probe(&mut operations).map_err(Unusable::Resources)?;
     for (code, name) in [

@@ -6,8 +6,10 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use io_uring::{Builder, IoUring, cqueue, opcode, squeue, types};
 
+use super::probe::Unusable;
+use super::restrict;
 use super::token::Token;
 
 /// Entries of the submission queue. A fuller batch is handed over in pieces of this size.
@@ -26,8 +28,7 @@ pub(super) struct Ring {
 
 /// The set-up flags we insist on (Linux 6.1): completions are processed when we ask for them, on
 /// our thread, in batches, without interrupting it. Without them an echo costs 1.5 times as much.
-/// Fails with EINVAL on older kernels.
-pub(super) fn build(submissions: u32, completions: u32) -> io::Result<IoUring> {
+pub(super) fn flags(completions: u32) -> Builder {
     let mut builder = IoUring::builder();
     builder
         .setup_single_issuer()
@@ -36,10 +37,15 @@ pub(super) fn build(submissions: u32, completions: u32) -> io::Result<IoUring> {
         .setup_submit_all()
         .setup_clamp()
         .setup_cqsize(completions);
+    builder
+}
+
+/// A ring set up with `flags`. Fails with EINVAL on kernels that are too old for them.
+pub(super) fn build(flags: &Builder, submissions: u32) -> io::Result<IoUring> {
     // Without the index array a submission touches one cache line less (Linux 6.6); older kernels
     // say EINVAL.
-    match builder.clone().setup_no_sqarray().build(submissions) {
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => builder.build(submissions),
+    match flags.clone().setup_no_sqarray().build(submissions) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => flags.build(submissions),
         answer => answer,
     }
 }
@@ -47,7 +53,21 @@ pub(super) fn build(submissions: u32, completions: u32) -> io::Result<IoUring> {
 impl Ring {
     /// A ring for the calling thread, which is the only one that may use it.
     pub(super) fn new() -> io::Result<Self> {
-        Ok(Self { inner: build(SUBMISSIONS, COMPLETIONS)?, backlog: VecDeque::new() })
+        Ok(Self { inner: build(&flags(COMPLETIONS), SUBMISSIONS)?, backlog: VecDeque::new() })
+    }
+
+    /// A ring that takes registrations but no operations until [`Ring::seal`] enables it.
+    pub(super) fn disabled() -> io::Result<Self> {
+        let mut flags = flags(COMPLETIONS);
+        flags.setup_r_disabled();
+        Ok(Self { inner: build(&flags, SUBMISSIONS)?, backlog: VecDeque::new() })
+    }
+
+    /// Enables a disabled ring for the calling thread, which is the only one that may use it from
+    /// here on, and for the driver's operations alone; and sees that others are refused.
+    pub(super) fn seal(&mut self) -> Result<(), Unusable> {
+        restrict::restrict(&self.inner).map_err(Unusable::from_setup)?;
+        restrict::prove(&mut self.inner)
     }
 
     /// The ring, to register things with.
@@ -154,6 +174,12 @@ impl Ring {
                 self.inner.submitter().submit_with_args(1, &arguments).map(drop)
             }
         }
+    }
+
+    /// Whether the kernel keeps completions in a slower list since the queue has no room for them.
+    /// They come into the queue when the kernel is next entered.
+    pub(super) fn has_overflowed(&mut self) -> bool {
+        self.inner.submission().cq_overflow()
     }
 
     /// Completions that wait to be reaped, oldest first.

@@ -24,6 +24,7 @@ mod oracle;
 mod overload;
 mod place;
 mod scripts;
+mod sealed;
 mod smoke;
 mod tape;
 mod timeouts;

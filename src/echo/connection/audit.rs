@@ -25,7 +25,7 @@ impl Connection {
             Send::Idle | Send::Trying { .. } => 0,
         };
         match self.phase {
-            Phase::Free | Phase::Accepting(_) | Phase::Parked => {
+            Phase::Free | Phase::Accepting | Phase::Parked => {
                 assert_eq!((self.receive, self.send), (Receive::Off, Send::Idle));
             }
             Phase::Open => {

@@ -42,7 +42,7 @@ impl Connection {
     pub(super) fn come_to_rest(&mut self, context: &mut Context) {
         match self.phase {
             // A dying connection has made the kernel give everything back already.
-            Phase::Free | Phase::Accepting(_) | Phase::Parked | Phase::Closing(_) => return,
+            Phase::Free | Phase::Accepting | Phase::Parked | Phase::Closing(_) => return,
             Phase::Open | Phase::Finishing | Phase::Flushing(_) | Phase::Lingering(_) => {}
         }
         if let Receive::Armed(_) = self.receive {
@@ -58,7 +58,7 @@ impl Connection {
     /// Gives the connection away; the slot is free at once. None if it is nobody's.
     pub fn bequeath(&mut self, context: &mut Context) -> Option<Bequest> {
         let standing = match self.phase {
-            Phase::Free | Phase::Accepting(_) => return None,
+            Phase::Free | Phase::Accepting => return None,
             Phase::Parked | Phase::Closing(_) => unreachable!("{:?} is not at rest", self.phase),
             Phase::Open => Standing::Open,
             Phase::Finishing => Standing::Finishing,
@@ -67,28 +67,30 @@ impl Connection {
         };
         assert!(self.is_at_rest(), "the kernel holds {:?}, {:?}", self.receive, self.send);
         assert_eq!(self.queue.count(), 0, "queued bytes are not being sent");
-        let stats = &mut context.resources.stats;
         let unsent = match self.send {
             Send::Idle => 0,
             Send::Aside { unsent, charged, .. } => {
-                stats.stalled -= 1;
-                stats.bytes_handed_over += u64::from(unsent);
+                context.resources.stats.stalled -= 1;
+                context.resources.stats.bytes_handed_over += u64::from(unsent);
+                context.resources.stalled_since.remove(&context.id.slot());
                 context.resources.refund_aside(charged);
                 unsent
             }
             Send::Trying { .. } => unreachable!("the kernel holds a send"),
         };
         let quiet_ms = (context.now.0 as u32).wrapping_sub(self.progress_ms);
-        context.resources.stats.count_close(CloseReason::HandedOver);
+        let listener = self.listener;
+        context.resources.count_close(listener, CloseReason::HandedOver);
         context.closed = true;
         *self = Self { generation: next_generation(self.generation), ..Self::free() };
-        Some(Bequest { standing, unsent, quiet_ms })
+        Some(Bequest { listener, standing, unsent, quiet_ms })
     }
 
     /// Goes on where the process before us stopped.
     pub fn adopt(&mut self, context: &mut Context, bequest: Bequest) {
         assert_eq!(self.phase, Phase::Free, "an heir takes a slot of its own");
-        let Bequest { standing, unsent, quiet_ms } = bequest;
+        let Bequest { listener, standing, unsent, quiet_ms } = bequest;
+        self.listener = listener;
         self.phase = match standing {
             Standing::Open => Phase::Open,
             Standing::Finishing => Phase::Finishing,
@@ -105,6 +107,9 @@ impl Connection {
         if unsent > 0 {
             context.resources.charge_adopted(unsent);
             context.resources.stats.stalled += 1;
+            // When they came is not known any more: their echo is timed from here.
+            let now_us = context.resources.clock_us as u32;
+            context.resources.stalled_since.insert(context.id.slot(), now_us);
             self.probation = limits::PROBATION_RECEIVES;
             self.send = Send::Aside { unsent, charged: unsent, step: AsideStep::Ready };
         }

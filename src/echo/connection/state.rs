@@ -1,6 +1,6 @@
 //! What is known of a connection: its phase, and where its receive and its send stand.
 
-use crate::echo::op::{BufferId, ListenerId, ReceiveMode};
+use crate::echo::op::{BufferId, ReceiveMode};
 use crate::echo::stats::CloseReason;
 
 /// What a slot is used for. Data valid in one phase only lives in that phase.
@@ -8,8 +8,8 @@ use crate::echo::stats::CloseReason;
 pub enum Phase {
     /// Nobody has the slot.
     Free,
-    /// Its name has been given to an armed accept of this listener.
-    Accepting(ListenerId),
+    /// Its name has been given to an armed accept.
+    Accepting,
     /// Accepted in a race for the last place: waits for one, as it would in the backlog.
     Parked,
     /// Receiving and echoing.

@@ -65,7 +65,7 @@ impl Server {
         ops: &mut Vec<Op>,
     ) {
         assert_eq!(self.connection(id).phase(), Phase::Free, "{id:?} is taken");
-        self.resources.stats.taken_over += 1;
+        self.resources.count_taken_over(bequest.listener);
         self.resources.stats.connections += 1;
         self.with(now, id, ops, |connection, context| {
             connection.adopt(context, bequest);
