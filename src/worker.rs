@@ -4,19 +4,33 @@
 //! simulator's.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError, TryLockError};
 
 use crate::echo::op::{Event, Kernel, Op, Timestamp};
-use crate::echo::server::{ListenerStats, Server, Stats};
+use crate::echo::server::{ListenerStats, Server, Stats, Tuning};
 use crate::metrics::Board;
 
-/// What the daemon and one worker tell each other. To be heard at once, the daemon also wakes the
-/// worker.
+/// What the daemon asks of a worker.
+#[derive(Debug)]
+pub enum Order {
+    /// Stop accepting, and end what is still open at `deadline`.
+    Drain {
+        /// When patience ends.
+        deadline: Timestamp,
+    },
+    /// From now on, keep to these limits and timeouts.
+    Reconfigure(Box<Tuning>),
+}
+
+/// What the daemon and one worker tell each other.
 #[derive(Debug, Default)]
 pub struct Shared {
     turns: AtomicU64,
     ready: AtomicBool,
-    /// The deadline of the drain plus 1, or 0 as long as none is asked for.
-    drain: AtomicU64,
+    /// Orders that the worker has not taken yet, oldest first.
+    orders: Mutex<Vec<Order>>,
+    /// Whether there are any: all that a turn without orders looks at.
+    has_orders: AtomicBool,
     /// The worker's counters.
     pub board: Board,
 }
@@ -34,17 +48,30 @@ impl Shared {
         self.ready.load(Ordering::Acquire)
     }
 
-    /// Asks the worker to stop accepting, and to end what is still open at `deadline`.
-    pub fn drain(&self, deadline: Timestamp) {
-        self.drain.store(deadline.0.saturating_add(1), Ordering::Release);
+    /// Puts `order` behind those that wait. The worker takes them all at its next turn; wake it
+    /// after this call, not before, to be heard at once.
+    pub fn post(&self, order: Order) {
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner).push(order);
+        self.has_orders.store(true, Ordering::Release);
     }
 
-    fn drain_deadline(&self) -> Option<Timestamp> {
-        self.drain.load(Ordering::Acquire).checked_sub(1).map(Timestamp)
+    /// The orders that wait. None while somebody is posting: the wake-up that follows brings the
+    /// worker back.
+    fn take_orders(&self) -> Vec<Order> {
+        if !self.has_orders.load(Ordering::Acquire) {
+            return Vec::new();
+        }
+        let mut orders = match self.orders.try_lock() {
+            Ok(orders) => orders,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return Vec::new(),
+        };
+        self.has_orders.store(false, Ordering::Release);
+        std::mem::take(&mut *orders)
     }
 }
 
-/// Serves until the drain that [`Shared::drain`] asked for is over. `on_ready` is called when the
+/// Serves until the drain that an [`Order::Drain`] asked for is over. `on_ready` is called when the
 /// listeners are armed.
 ///
 /// # Errors
@@ -67,15 +94,18 @@ pub fn run<K: Kernel>(
     shared.board.publish(counted(&server), 0, &mut published_us, true);
     shared.ready.store(true, Ordering::Release);
     on_ready();
-    let mut draining = false;
     loop {
         let clock_us = kernel.now_us();
         let now = Timestamp(clock_us / 1_000);
         server.observe(clock_us, kernel.overflows());
         let idle = events.is_empty();
-        if !draining && let Some(deadline) = shared.drain_deadline() {
-            draining = true;
-            step(kernel, &mut server, now, Event::DrainStarted { deadline }, &mut ops);
+        for order in shared.take_orders() {
+            match order {
+                Order::Drain { deadline } => {
+                    step(kernel, &mut server, now, Event::DrainStarted { deadline }, &mut ops);
+                }
+                Order::Reconfigure(tuning) => server.retune(now, *tuning),
+            }
         }
         for event in events.drain(..) {
             step(kernel, &mut server, now, event, &mut ops);

@@ -21,9 +21,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use echo_uring::echo::op::{ReceiveMode, Timestamp};
-use echo_uring::echo::server::{Parameters, Server, Stats};
+use echo_uring::echo::server::{Parameters, Server, Stats, Tuning};
 use echo_uring::uring::{Driver, ListeningSocket, Settings, Transport, probe};
-use echo_uring::worker::{self, Shared};
+use echo_uring::worker::{self, Order, Shared};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use socket2::SockRef;
 
@@ -117,14 +117,16 @@ impl Service {
         .unwrap();
         let server = Server::new(Parameters {
             listeners: 1,
-            connections_max: 1_000,
-            aside_bytes_max: 64 << 20,
             buffers: BUFFERS,
             buffer_sizes: BUFFER_SIZES,
             receive_mode,
-            idle_timeout: Some(3_600_000),
-            stall_timeout: Some(60_000),
             linger_timeout: 5_000,
+            tuning: Tuning {
+                connections_max: 1_000,
+                aside_bytes_max: 64 << 20,
+                idle_timeout: Some(3_600_000),
+                stall_timeout: Some(60_000),
+            },
         });
         let stats = worker::run(&mut driver, server, &self.shared, on_ready).unwrap();
         COUNTED.set(false);
@@ -133,7 +135,7 @@ impl Service {
 
     fn end(&self) {
         let now = u64::try_from(self.origin.elapsed().as_millis()).unwrap();
-        self.shared.drain(Timestamp(now));
+        self.shared.post(Order::Drain { deadline: Timestamp(now) });
         self.wake.write(1).unwrap();
     }
 }

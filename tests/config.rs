@@ -7,13 +7,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use echo_uring::cli;
 use echo_uring::config::{self, Address, Config, ConfigError, LogTarget, Overrides, Workers};
 use log::LevelFilter;
 
 const SHIPPED: &str = include_str!("../config/echo-uring.toml");
 const MANUAL_OF_FILE: &str = include_str!("../packaging/man/echo-uring.toml.5");
-const MANUAL_OF_DAEMON: &str = include_str!("../packaging/man/echo-uring.8");
 
 fn parsed(text: &str) -> Result<Config, String> {
     Config::from_bytes(text.as_bytes(), Path::new("FILE")).map_err(|error| error.to_string())
@@ -401,23 +399,5 @@ fn every_key_of_the_shipped_file_is_in_the_manual() {
         if let Some(value) = table[&section].get(&key) {
             assert_eq!(default, value.to_string().trim_matches('"'), "default of {section}.{key}");
         }
-    }
-}
-
-#[test]
-fn every_option_and_command_is_in_the_manual() {
-    let help = cli::parse_from(["echo-uring", "--help"]).unwrap_err().text;
-    let options: BTreeSet<&str> = help
-        .split(|character: char| !(character.is_ascii_alphanumeric() || character == '-'))
-        .filter_map(|word| word.strip_prefix("--"))
-        .collect();
-    assert_eq!(options, BTreeSet::from(["config", "listen", "log-level", "help", "version"]));
-    for option in options {
-        let item = format!("\n.It Fl Fl {option}");
-        assert!(MANUAL_OF_DAEMON.contains(&item), "echo-uring(8) lacks --{option}");
-    }
-    for command in ["serve", "check"] {
-        let item = format!("\n.It Cm {command}\n");
-        assert!(MANUAL_OF_DAEMON.contains(&item), "echo-uring(8) lacks {command}");
     }
 }

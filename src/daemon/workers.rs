@@ -12,11 +12,11 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use crate::config::{Config, Tcp};
 use crate::echo::limits;
 use crate::echo::op::{ReceiveMode, Timestamp};
-use crate::echo::server::{Parameters, Server, Stats};
+use crate::echo::server::{Parameters, Server, Stats, Tuning};
 use crate::listen::Family;
 use crate::metrics;
 use crate::uring::{Driver, Features, ListeningSocket, Settings, Transport, Unusable};
-use crate::worker::{self, Shared};
+use crate::worker::{self, Order, Shared};
 
 /// Bytes of a small and a large buffer. 4 KiB holds what a quiet line says; 256 KiB is where bulk
 /// stops getting cheaper.
@@ -69,10 +69,15 @@ impl Worker {
         let _ = self.wake.write(1);
     }
 
+    /// Puts `order` into its mailbox and wakes it.
+    pub(super) fn post(&self, order: Order) {
+        self.shared.post(order);
+        self.wake();
+    }
+
     /// Tells it to stop accepting, and to end what is still open at `deadline`.
     pub(super) fn drain(&self, deadline: Timestamp) {
-        self.shared.drain(deadline);
-        self.wake();
+        self.post(Order::Drain { deadline });
     }
 }
 
@@ -101,18 +106,26 @@ impl Plan<'_> {
     }
 
     fn parameters(&self, worker: usize) -> Parameters {
-        let milliseconds = |duration: Duration| duration.as_millis() as u64;
         Parameters {
             listeners: self.listeners.len() as u16,
-            connections_max: share(u64::from(self.places), self.workers, worker) as u32,
-            aside_bytes_max: share(self.config.limits.stalled_memory, self.workers, worker),
             buffers: self.buffers(),
             buffer_sizes: BUFFER_SIZES,
             receive_mode: self.receive_mode(),
-            idle_timeout: self.config.timeouts.idle.map(milliseconds),
-            stall_timeout: self.config.timeouts.stall.map(milliseconds),
             linger_timeout: limits::LINGER_MS,
+            tuning: tuning(self.config, self.places, self.workers, worker),
         }
+    }
+}
+
+/// What `config` comes to for worker number `index` of `count`, if all of them together have
+/// `places` connections.
+fn tuning(config: &Config, places: u32, count: usize, index: usize) -> Tuning {
+    let milliseconds = |duration: Duration| duration.as_millis() as u64;
+    Tuning {
+        connections_max: share(u64::from(places), count, index) as u32,
+        aside_bytes_max: share(config.limits.stalled_memory, count, index),
+        idle_timeout: config.timeouts.idle.map(milliseconds),
+        stall_timeout: config.timeouts.stall.map(milliseconds),
     }
 }
 
@@ -132,7 +145,7 @@ pub(super) fn start(plan: &Plan<'_>, index: usize, desk: &Desk) -> io::Result<Wo
         wake: Arc::clone(&wake),
         buffers: plan.buffers(),
         buffer_sizes: BUFFER_SIZES,
-        connections_max: parameters.connections_max,
+        connections_max: parameters.tuning.connections_max,
         busy_poll: plan.config.server.busy_poll,
         origin: plan.origin,
     };

@@ -287,8 +287,10 @@ impl Connection {
         let patience = match (self.phase, self.send) {
             (Phase::Free | Phase::Accepting | Phase::Parked | Phase::Closing(_), _) => None,
             (Phase::Lingering(_), _) => Some(parameters.linger_timeout),
-            (Phase::Open, Send::Idle | Send::Trying { .. }) => parameters.idle_timeout,
-            (Phase::Open | Phase::Finishing | Phase::Flushing(_), _) => parameters.stall_timeout,
+            (Phase::Open, Send::Idle | Send::Trying { .. }) => parameters.tuning.idle_timeout,
+            (Phase::Open | Phase::Finishing | Phase::Flushing(_), _) => {
+                parameters.tuning.stall_timeout
+            }
         }?;
         let quiet = match self.receive {
             // It would move if we had a buffer for it.

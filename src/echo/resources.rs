@@ -13,37 +13,46 @@ use super::stats::{CloseReason, ListenerStats, Stats};
 pub struct Parameters {
     /// Listening sockets, named 0, 1, 2, …
     pub listeners: u16,
-    /// Connections that have a place at the same time; the rest waits in the backlog.
-    pub connections_max: u32,
-    /// Bytes that may be set aside for stalled peers, all together.
-    pub aside_bytes_max: u64,
     /// Pooled buffers of each size class; a class may be empty, but not the small one.
     pub buffers: [u16; 2],
     /// Size of a buffer of each class, in bytes, ascending.
     pub buffer_sizes: [u32; 2],
     /// How quiet lines are received from.
     pub receive_mode: ReceiveMode,
+    /// Milliseconds a peer has to answer our FIN with its own.
+    pub linger_timeout: u64,
+    /// What may change while it runs.
+    pub tuning: Tuning,
+}
+
+/// The part of a core's set-up that may change while it runs: see `Server::retune`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tuning {
+    /// Connections that have a place at the same time; the rest waits in the backlog. Lowering it
+    /// below what is open ends nobody: new ones wait until it has room again.
+    pub connections_max: u32,
+    /// Bytes that may be set aside for stalled peers, all together. Lowering it below what is set
+    /// aside ends nobody; whoever stalls next is.
+    pub aside_bytes_max: u64,
     /// A connection on which nothing moves for so many milliseconds is ended in order.
     pub idle_timeout: Option<u64>,
     /// A connection whose peer takes nothing for so many milliseconds, while bytes wait for it, is
     /// reset.
     pub stall_timeout: Option<u64>,
-    /// Milliseconds a peer has to answer our FIN with its own.
-    pub linger_timeout: u64,
 }
 
 impl Parameters {
     /// The tick of the timer wheel: a fraction of the shortest timeout, in milliseconds.
     #[must_use]
     pub fn tick_ms(&self) -> u64 {
-        [self.idle_timeout, self.stall_timeout, Some(self.linger_timeout)]
-            .into_iter()
-            .flatten()
-            .min()
-            .map_or(limits::TICK_MS_MAX, |shortest| {
+        let Tuning { idle_timeout, stall_timeout, .. } = self.tuning;
+        [idle_timeout, stall_timeout, Some(self.linger_timeout)].into_iter().flatten().min().map_or(
+            limits::TICK_MS_MAX,
+            |shortest| {
                 (shortest / limits::TICKS_PER_TIMEOUT)
                     .clamp(limits::TICK_MS_MIN, limits::TICK_MS_MAX)
-            })
+            },
+        )
     }
 }
 
@@ -147,7 +156,7 @@ impl Resources {
     /// limit.
     pub fn charge_aside(&mut self, length: u32) -> bool {
         let charged = self.stats.aside_bytes + u64::from(length);
-        let granted = charged <= self.parameters.aside_bytes_max;
+        let granted = charged <= self.parameters.tuning.aside_bytes_max;
         if granted {
             self.stats.aside_bytes = charged;
         }

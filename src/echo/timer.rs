@@ -26,6 +26,8 @@ const UNLINKED: Link = Link { previous: NONE, next: NONE, bucket: UNSET };
 /// Timers for slots 0, 1, 2, …; 12 bytes a slot.
 pub struct Wheel {
     tick_ms: u64,
+    /// A moment at which a tick began, in milliseconds, and which one it was.
+    origin: (u64, u64),
     /// The last tick whose bucket has been emptied.
     done: u64,
     heads: [u32; BUCKETS],
@@ -41,6 +43,7 @@ impl Wheel {
         assert!(tick_ms > 0, "time must move");
         Self {
             tick_ms,
+            origin: (0, 0),
             done: now.0 / tick_ms,
             heads: [NONE; BUCKETS],
             occupied: [0; WORDS],
@@ -48,11 +51,23 @@ impl Wheel {
         }
     }
 
+    /// Counts in steps of `tick_ms` milliseconds from `now` on. Timers that are set keep their
+    /// distance in ticks, so they fire too early or too late: set them again.
+    pub fn retick(&mut self, now: Timestamp, tick_ms: u64) {
+        assert!(tick_ms > 0, "time must move");
+        if tick_ms != self.tick_ms {
+            self.tick_ms = tick_ms;
+            self.origin = (now.0, self.done);
+        }
+    }
+
     /// Sets the timer of `slot` to fire at `at` or up to one tick later, or at the horizon if that
     /// is nearer.
     pub fn set(&mut self, slot: u32, at: Timestamp) {
         self.clear(slot);
-        let tick = at.0.div_ceil(self.tick_ms).clamp(self.done + 1, self.done + BUCKETS as u64 - 1);
+        let (moment, first) = self.origin;
+        let ahead = at.0.saturating_sub(moment).div_ceil(self.tick_ms);
+        let tick = (first + ahead).clamp(self.done + 1, self.done + BUCKETS as u64 - 1);
         let bucket = bucket_of(tick);
         let index = slot as usize;
         if index >= self.links.len() {
@@ -89,7 +104,8 @@ impl Wheel {
 
     /// Takes out one timer that has fired by `now`; `None` when there is no more.
     pub fn expired(&mut self, now: Timestamp) -> Option<u32> {
-        let tick = now.0 / self.tick_ms;
+        let (moment, first) = self.origin;
+        let tick = first + now.0.saturating_sub(moment) / self.tick_ms;
         while self.done < tick {
             match self.next_tick() {
                 Some(due) if due <= tick => {
@@ -108,7 +124,8 @@ impl Wheel {
     /// When the next timer fires.
     #[must_use]
     pub fn deadline(&self) -> Option<Timestamp> {
-        self.next_tick().map(|tick| Timestamp(tick * self.tick_ms))
+        let (moment, first) = self.origin;
+        self.next_tick().map(|tick| Timestamp(moment + (tick - first) * self.tick_ms))
     }
 
     /// The first tick after `done` whose bucket is not empty.
@@ -210,13 +227,24 @@ mod tests {
         let mut wheel = Wheel::new(Timestamp(0), 4, 0);
         let mut model: Vec<Option<u64>> = vec![None; 32];
         let mut now = 0;
+        // Since when a tick is how long, and the number of the first of them.
+        let (mut since, mut step, mut first) = (0, 4, 0);
         for _ in 0..20_000 {
             let slot = next(32) as u32;
+            let tick = first + (now - since) / step;
             match next(3) {
                 0 => {
-                    let at = now + next(900);
+                    let at = now + next(200 * step);
                     wheel.set(slot, Timestamp(at));
-                    model[slot as usize] = Some(at.div_ceil(4).max(now / 4 + 1));
+                    let tick_of_at = first + (at - since).div_ceil(step);
+                    model[slot as usize] = Some(tick_of_at.max(tick + 1));
+                }
+                1 if next(8) == 0 => {
+                    let longer = 1 + next(9);
+                    if longer != step {
+                        (since, step, first) = (now, longer, tick);
+                    }
+                    wheel.retick(Timestamp(now), longer);
                 }
                 1 => {
                     wheel.clear(slot);
@@ -224,15 +252,17 @@ mod tests {
                 }
                 _ => {
                     now += next(40);
+                    let tick = first + (now - since) / step;
                     let mut due: Vec<u32> = (0..32)
-                        .filter(|&slot| model[slot as usize].is_some_and(|tick| tick <= now / 4))
+                        .filter(|&slot| model[slot as usize].is_some_and(|at| at <= tick))
                         .collect();
                     due.iter().for_each(|&slot| model[slot as usize] = None);
                     due.sort_unstable();
                     assert_eq!(drain(&mut wheel, now), due);
                 }
             }
-            let earliest = model.iter().flatten().min().map(|tick| Timestamp(tick * 4));
+            let earliest = model.iter().flatten().min();
+            let earliest = earliest.map(|tick| Timestamp(since + (tick - first) * step));
             assert_eq!(wheel.deadline(), earliest);
         }
     }

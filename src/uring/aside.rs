@@ -3,10 +3,12 @@
 
 use std::collections::VecDeque;
 
+use super::vault::Piece;
+
 /// The pieces of one connection, oldest first.
 #[derive(Debug, Default)]
 pub(super) struct Aside {
-    pieces: VecDeque<Box<[u8]>>,
+    pieces: VecDeque<Piece>,
     /// Bytes of the first piece that have been sent.
     sent: usize,
     /// Whether the kernel reads the first piece now: it must stay where it is.
@@ -15,7 +17,7 @@ pub(super) struct Aside {
 
 impl Aside {
     /// Adds a piece at the end.
-    pub(super) fn push(&mut self, piece: Box<[u8]>) {
+    pub(super) fn push(&mut self, piece: Piece) {
         self.pieces.push_back(piece);
     }
 
@@ -45,17 +47,14 @@ impl Aside {
         self.pieces.is_empty()
     }
 
-    /// All that is unsent, as one piece.
+    /// A copy of all that is unsent, on its way out of here.
     ///
     /// # Panics
     /// If the kernel reads some of it now.
-    pub(super) fn into_unsent(mut self) -> Box<[u8]> {
+    pub(super) fn into_unsent(self) -> Box<[u8]> {
         assert!(!self.in_flight, "the first piece is being sent");
-        if self.sent == 0 && self.pieces.len() == 1 {
-            return self.pieces.pop_front().unwrap_or_default();
-        }
-        let rest = self.pieces.make_contiguous().concat();
-        rest[self.sent..].into()
+        let bytes = self.pieces.iter().flat_map(|piece| piece.iter().copied());
+        bytes.skip(self.sent).collect()
     }
 
     /// Whether the kernel reads the first piece now.

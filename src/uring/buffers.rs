@@ -6,19 +6,21 @@
 //! needs of it.
 
 use std::io;
+use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use io_uring::{IoUring, types::BufRingEntry};
 
 /// An anonymous private mapping: zeroed, page-aligned, in no core dump, gone when dropped.
-struct Mapping {
+pub(super) struct Mapping {
     start: NonNull<u8>,
     length: usize,
 }
 
 impl Mapping {
-    fn new(length: usize) -> io::Result<Self> {
+    /// `length` bytes, not 0.
+    pub(super) fn new(length: usize) -> io::Result<Self> {
         // SAFETY: an anonymous mapping at an address of the kernel's choice touches no memory of
         // ours.
         let start = unsafe {
@@ -40,6 +42,16 @@ impl Mapping {
         let start = NonNull::new(start.cast()).expect("invariant: mmap(2) never maps page 0 here");
         let mapping = Self { start, length };
         if advised == 0 { Ok(mapping) } else { Err(io::Error::last_os_error()) }
+    }
+
+    /// Where it is.
+    pub(super) fn start(&self) -> NonNull<u8> {
+        self.start
+    }
+
+    /// Where it is; it is the caller's to unmap.
+    pub(super) fn into_raw(self) -> *mut u8 {
+        ManuallyDrop::new(self).start.as_ptr()
     }
 }
 
@@ -93,9 +105,9 @@ impl Buffers {
         unsafe { std::slice::from_raw_parts(start, length as usize) }
     }
 
-    fn copy(&self, index: u16, offset: u32, length: u32) -> Box<[u8]> {
+    fn part(&self, index: u16, offset: u32, length: u32) -> &[u8] {
         let end = offset.checked_add(length).expect("invariant: a buffer is shorter than 4 GiB");
-        self.bytes(index, end)[offset as usize..].into()
+        &self.bytes(index, end)[offset as usize..]
     }
 
     fn address(&self, index: u16) -> *mut u8 {
@@ -165,9 +177,12 @@ impl BufferRing {
         self.buffers.bytes(index, length)
     }
 
-    /// A copy of `length` bytes of a lent buffer, from `offset` on.
-    pub(super) fn copy(&self, index: u16, offset: u32, length: u32) -> Box<[u8]> {
-        self.buffers.copy(index, offset, length)
+    /// `length` bytes of a lent buffer, from `offset` on.
+    ///
+    /// # Panics
+    /// If the buffer is not lent or ends before.
+    pub(super) fn part(&self, index: u16, offset: u32, length: u32) -> &[u8] {
+        self.buffers.part(index, offset, length)
     }
 
     fn provide(&mut self, index: u16) {
@@ -251,9 +266,9 @@ impl BufferStack {
         self.buffers.lent_bytes(index, length)
     }
 
-    /// As [`BufferRing::copy`].
-    pub(super) fn copy(&self, index: u16, offset: u32, length: u32) -> Box<[u8]> {
-        self.buffers.copy(index, offset, length)
+    /// As [`BufferRing::part`].
+    pub(super) fn part(&self, index: u16, offset: u32, length: u32) -> &[u8] {
+        self.buffers.part(index, offset, length)
     }
 
     fn take_filling(&mut self, slot: u32) -> Option<u16> {

@@ -19,6 +19,7 @@ use super::errno;
 use super::probe::{self, Unusable};
 use super::ring::Ring;
 use super::token::Token;
+use super::vault::Vault;
 use crate::echo::op::{
     BufferId, ConnectionId, Event, Expectation, Kernel, ListenerId, Op, ReceiveEnd, ReceiveMode,
     Shutdown, SizeClass, Timestamp,
@@ -119,6 +120,8 @@ pub struct Driver {
     small: ManuallyDrop<BufferRing>,
     large: ManuallyDrop<BufferStack>,
     asides: HashMap<u32, ManuallyDrop<Aside>>,
+    /// Where set-aside bytes live. Each piece holds it, so leaked pieces keep their memory.
+    vault: Vault,
     /// The socket of each slot.
     sockets: Vec<Option<Socket>>,
     listeners: Arc<[ListeningSocket]>,
@@ -156,6 +159,7 @@ impl Driver {
             large: ManuallyDrop::new(large),
             answers: Vec::new(),
             asides: HashMap::new(),
+            vault: Vault::default(),
             sockets: Vec::with_capacity(settings.connections_max as usize),
             accepting: vec![None; settings.listeners.len()],
             listeners: settings.listeners,
@@ -174,12 +178,13 @@ impl Driver {
     ///
     /// # Panics
     /// If the slot is in use.
-    pub fn adopt(&mut self, connection: ConnectionId, fd: OwnedFd, unsent: Box<[u8]>) {
+    pub fn adopt(&mut self, connection: ConnectionId, fd: OwnedFd, unsent: &[u8]) {
         let unix = SockRef::from(&fd).domain().is_ok_and(|domain| domain == Domain::UNIX);
         let transport = if unix { Transport::Unix } else { Transport::Tcp };
         self.install(connection, Socket { fd, transport });
         if !unsent.is_empty() {
-            self.asides.entry(connection.slot()).or_default().push(unsent);
+            let piece = self.vault.keep(&unsent);
+            self.asides.entry(connection.slot()).or_default().push(piece);
         }
     }
 
@@ -218,10 +223,11 @@ impl Driver {
             }
             Op::Send { connection, buffer, length } => self.send(connection, buffer, length),
             Op::SetAside { connection, buffer, offset, length } => {
-                let piece = match buffer.class {
-                    SizeClass::Small => self.small.copy(buffer.index, offset, length),
-                    SizeClass::Large => self.large.copy(buffer.index, offset, length),
+                let bytes = match buffer.class {
+                    SizeClass::Small => self.small.part(buffer.index, offset, length),
+                    SizeClass::Large => self.large.part(buffer.index, offset, length),
                 };
+                let piece = self.vault.keep(bytes);
                 self.asides.entry(connection.slot()).or_default().push(piece);
             }
             Op::SendAside { connection } => self.send_aside(connection),
@@ -354,8 +360,8 @@ impl Driver {
             .build()
             .user_data(Token::SendAside(connection).pack());
         self.in_flight += 1;
-        // SAFETY: the piece is on the heap and marked as lent; it is neither moved nor freed before
-        // `Aside::take_back` at its completion: `close` refuses, and `Drop` leaks it.
+        // SAFETY: the piece is in the vault and marked as lent; it is neither moved nor freed
+        // before `Aside::take_back` at its completion: `close` refuses, and `Drop` leaks it.
         unsafe { self.ring.push(entry) };
     }
 

@@ -7,9 +7,9 @@
 //! that is not ours is a panic.
 //!
 //! Reading order: [`driver`] (operations and events), `ring` (set-up, submission, waiting), `token`
-//! (`user_data`), `buffers` (the pool), `aside` (set-aside bytes), `errno` (what each error means),
-//! [`mod@probe`] (what this kernel can do), `restrict` and `seal` (what rings and process may not
-//! do). [`client`] is the other end: what echo-load drives.
+//! (`user_data`), `buffers` (the pool), `aside` and `vault` (set-aside bytes and their memory),
+//! `errno` (what each error means), [`mod@probe`] (what this kernel can do), `restrict` and `seal`
+//! (what rings and process may not do). [`client`] is the other end: what echo-load drives.
 
 mod aside;
 mod buffers;
@@ -21,6 +21,7 @@ mod restrict;
 mod ring;
 mod seal;
 mod token;
+mod vault;
 
 pub use driver::{Driver, DriverError, ListeningSocket, Settings, Transport};
 pub use probe::{Features, Unusable, probe};

@@ -77,7 +77,7 @@ impl Real {
         let mut heir = Self::driver(self.setup, &self.listeners, &self.wake);
         for &(old, new) in heirs {
             let (socket, unsent) = self.driver.release(old);
-            heir.adopt(new, socket, unsent);
+            heir.adopt(new, socket, &unsent);
         }
         self.driver = heir;
     }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use echo_uring::echo::op::{Event, Kernel, Op, ReceiveMode, SendError, Timestamp};
-use echo_uring::echo::server::{CloseReason, Parameters, Server};
+use echo_uring::echo::server::{CloseReason, Parameters, Server, Tuning};
 
 use crate::bench::{Bench, name, receive};
 use crate::world::{ROOMY, World};
@@ -96,13 +96,15 @@ pub(crate) fn the_core_hands_over_in_mid_transfer<W: World>() {
 fn parameters(receive_mode: ReceiveMode) -> Parameters {
     Parameters {
         listeners: 1,
-        connections_max: 3,
-        aside_bytes_max: 1 << 20,
+        tuning: Tuning {
+            connections_max: 3,
+            aside_bytes_max: 1 << 20,
+            idle_timeout: Some(60_000),
+            stall_timeout: Some(60_000),
+        },
         buffers: ROOMY.buffers,
         buffer_sizes: ROOMY.buffer_sizes,
         receive_mode,
-        idle_timeout: Some(60_000),
-        stall_timeout: Some(60_000),
         linger_timeout: 5_000,
     }
 }

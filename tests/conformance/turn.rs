@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use echo_uring::echo::op::{Event, Kernel, Timestamp};
-use echo_uring::echo::server::{Parameters, Server};
+use echo_uring::echo::server::{Parameters, Server, Tuning};
 
 use crate::bench::Bench;
 use crate::world::{End, ROOMY, World};
@@ -52,14 +52,16 @@ pub(crate) fn the_core_echoes_and_drains<W: World>() {
         let mut bench = Bench::<W>::new(ROOMY);
         let mut server = Server::new(Parameters {
             listeners: 1,
-            connections_max: 2,
-            aside_bytes_max: 1 << 20,
             buffers: ROOMY.buffers,
             buffer_sizes: ROOMY.buffer_sizes,
             receive_mode,
-            idle_timeout: Some(60_000),
-            stall_timeout: Some(60_000),
             linger_timeout: 5_000,
+            tuning: Tuning {
+                connections_max: 2,
+                aside_bytes_max: 1 << 20,
+                idle_timeout: Some(60_000),
+                stall_timeout: Some(60_000),
+            },
         });
         let peers = [bench.world.connect(), bench.world.connect(), bench.world.connect()];
         let mut events = vec![Event::Started];

@@ -95,10 +95,10 @@ struct Open {
     sent: u64,
     ended: bool,
     dead: bool,
-    /// The core may have decided to end it: bytes that came until then are owed, what comes later
-    /// may be dropped. Taken at the first moment at which it may, and forgotten when later bytes
-    /// are echoed all the same.
-    decided: Option<u64>,
+    /// The core may have decided to end it, at one of several moments: bytes that came until then
+    /// are owed, what comes later may be dropped. How many each moment owes, ascending; a moment is
+    /// forgotten when later bytes are echoed all the same.
+    decided: Vec<u64>,
     write_shut_at: Option<u64>,
     both_shut: bool,
     accepted_at: u64,
@@ -128,7 +128,7 @@ impl Open {
             sent: 0,
             ended: false,
             dead: false,
-            decided: None,
+            decided: Vec::new(),
             write_shut_at: None,
             both_shut: false,
             accepted_at: now,
@@ -177,7 +177,7 @@ impl Audit {
             Event::Adopted { connection, bequest } => self.adopted(connection, bequest),
             Event::Accepted { connection } => {
                 self.end_accept(connection);
-                let decided = self.is_drained(now).then_some(0);
+                let decided = self.is_drained(now).then_some(0).into_iter().collect();
                 let open = Open { decided, ..Open::accepted(now) };
                 self.tenants.push((connection, Tenant::Open(open)));
                 self.accepted += 1;
@@ -247,7 +247,7 @@ impl Audit {
                 open.aside += u64::from(length);
                 open.charged += u64::from(length);
                 let handed = open.sent + open.aside;
-                open.decided = open.decided.filter(|owed| handed <= *owed);
+                open.decided.retain(|owed| handed <= *owed);
                 self.charged += u64::from(length);
             }
             Op::SendAside { connection } => {
@@ -383,7 +383,7 @@ impl Audit {
         assert!(open.write_shut_at.is_none(), "contract: {connection:?} sends after its FIN");
         if let Sending::Buffer(_, length) = sending {
             let handed = open.sent + u64::from(length);
-            open.decided = open.decided.filter(|owed| handed <= *owed);
+            open.decided.retain(|owed| handed <= *owed);
         }
         open.send = Some(sending);
         open.send_canceled = false;

@@ -8,7 +8,7 @@
 use std::time::Instant;
 
 use echo_uring::echo::op::{ConnectionError, ReceiveMode};
-use echo_uring::echo::server::Parameters;
+use echo_uring::echo::server::{Parameters, Tuning};
 
 use crate::caught::caught;
 use crate::fake::choice::{Choice, Enumeration};
@@ -72,14 +72,16 @@ impl World {
     fn scenario(&self, receive_mode: ReceiveMode) -> Scenario {
         let parameters = Parameters {
             listeners: 1,
-            connections_max: self.connections_max,
-            aside_bytes_max: self.aside_bytes_max,
             buffers: [self.buffers, 0],
             buffer_sizes: [2, 4],
             receive_mode,
-            idle_timeout: None,
-            stall_timeout: None,
             linger_timeout: 1_000,
+            tuning: Tuning {
+                connections_max: self.connections_max,
+                aside_bytes_max: self.aside_bytes_max,
+                idle_timeout: None,
+                stall_timeout: None,
+            },
         };
         let settings = Settings {
             listeners: 1,

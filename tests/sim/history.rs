@@ -7,7 +7,7 @@
 
 use echo_uring::echo::limits::QUEUE_CHUNKS_MAX;
 use echo_uring::echo::op::{Event, Kernel, Op, ReceiveMode, Timestamp};
-use echo_uring::echo::server::{CloseReason, Parameters, Server, Stats};
+use echo_uring::echo::server::{CloseReason, Parameters, Server, Stats, Tuning};
 
 use crate::audit::{Audit, Limits};
 use crate::fake::choice::Choice;
@@ -95,14 +95,16 @@ impl Scenario {
         let idle_timeout = timeouts[choice.below(4)];
         let parameters = Parameters {
             listeners,
-            connections_max: 1 + choice.below(6) as u32,
-            aside_bytes_max: [0, 10, 60, 500, 100_000][choice.below(5)],
             buffers: [[1, 2, 3, 4, 6, 8, 8, 40][choice.below(8)], [0, 0, 1, 2, 4][choice.below(5)]],
             buffer_sizes: [[4, 16][choice.below(2)], [16, 64][choice.below(2)]],
             receive_mode: [ReceiveMode::Multishot, ReceiveMode::Once][choice.below(2)],
-            idle_timeout,
-            stall_timeout: timeouts[choice.below(4)],
             linger_timeout: [100, 5_000][choice.below(2)],
+            tuning: Tuning {
+                connections_max: 1 + choice.below(6) as u32,
+                aside_bytes_max: [0, 10, 60, 500, 100_000][choice.below(5)],
+                idle_timeout,
+                stall_timeout: timeouts[choice.below(4)],
+            },
         };
         let settings = Settings {
             listeners,
@@ -192,13 +194,13 @@ impl History {
     ) -> Self {
         let parameters = &scenario.parameters;
         let limits = Limits {
-            connections_max: parameters.connections_max as usize,
+            connections_max: parameters.tuning.connections_max as usize,
             listeners: usize::from(parameters.listeners),
-            aside_bytes_max: parameters.aside_bytes_max,
+            aside_bytes_max: parameters.tuning.aside_bytes_max,
             small_buffers: usize::from(parameters.buffers[0]),
             chunks_max: usize::from(QUEUE_CHUNKS_MAX),
-            idle_timeout: parameters.idle_timeout,
-            stall_timeout: parameters.stall_timeout,
+            idle_timeout: parameters.tuning.idle_timeout,
+            stall_timeout: parameters.tuning.stall_timeout,
             linger_timeout: parameters.linger_timeout,
         };
         Self {
@@ -370,8 +372,8 @@ impl History {
         let mut estate = self.server.release(self.kernel.now());
         self.server.check_invariants();
         self.before.add(self.server.stats());
-        self.scenario.parameters.connections_max = succession.connections_max;
-        self.scenario.parameters.aside_bytes_max = succession.aside_bytes_max;
+        self.scenario.parameters.tuning.connections_max = succession.connections_max;
+        self.scenario.parameters.tuning.aside_bytes_max = succession.aside_bytes_max;
         self.scenario.parameters.receive_mode = succession.receive_mode;
         self.server = Server::new(self.scenario.parameters.clone());
         for (_, bequest) in &mut estate {
@@ -404,7 +406,7 @@ impl History {
         assert_eq!(stats.closed_total() - handed_over, audit.closed, "books: closed");
         assert_eq!(stats.bytes_in, audit.bytes_in, "books: bytes in");
         assert_eq!(stats.bytes_out, audit.bytes_out, "books: bytes out");
-        let places = u64::from(self.scenario.parameters.connections_max);
+        let places = u64::from(self.scenario.parameters.tuning.connections_max);
         // At the end of a drain the parked ones are let in to be ended.
         assert!(
             self.draining || stats.connections <= places.max(self.adopted),

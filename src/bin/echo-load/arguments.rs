@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::ValueHint;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use socket2::SockAddr;
@@ -84,11 +85,11 @@ pub(crate) struct Output {
     pub(crate) json_stream: bool,
 
     /// Write a histogram of latencies for each interval to FILE (HdrHistogram log, milliseconds)
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) hdr: Option<PathBuf>,
 
     /// Draw latency by percentile and throughput over time to FILE
-    #[arg(long, value_name = "FILE.svg")]
+    #[arg(long, value_name = "FILE.svg", value_hint = ValueHint::FilePath)]
     pub(crate) plot: Option<PathBuf>,
 
     /// Show no progress, even on a terminal
@@ -100,11 +101,11 @@ pub(crate) struct Output {
 #[derive(Args, Clone, Debug)]
 pub(crate) struct DiffPlan {
     /// The result to compare with (from --json)
-    #[arg(value_name = "A.json")]
+    #[arg(value_name = "A.json", value_hint = ValueHint::FilePath)]
     pub(crate) before: PathBuf,
 
     /// The result to judge
-    #[arg(value_name = "B.json")]
+    #[arg(value_name = "B.json", value_hint = ValueHint::FilePath)]
     pub(crate) after: PathBuf,
 
     /// How much worse a figure may be
@@ -208,10 +209,16 @@ pub(crate) fn parse() -> Command {
     let Arguments { verb, load } = Arguments::parse();
     match verb {
         Some(Verb::Diff(plan)) => Command::Diff(plan),
-        None => Command::Load(Box::new(plan(load).unwrap_or_else(|fault| {
-            Arguments::command().error(ErrorKind::ValueValidation, fault).exit()
-        }))),
+        None => Command::Load(Box::new(
+            plan(load)
+                .unwrap_or_else(|fault| command().error(ErrorKind::ValueValidation, fault).exit()),
+        )),
     }
+}
+
+/// The command line as data: what completions and manual pages are made from.
+pub(crate) fn command() -> clap::Command {
+    Arguments::command()
 }
 
 fn plan(load: Load) -> Result<Plan, String> {

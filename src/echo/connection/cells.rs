@@ -12,7 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 mod table;
 
 use super::*;
-use crate::echo::resources::Parameters;
+use crate::echo::resources::{Parameters, Tuning};
 use table::CELLS;
 
 const NOW: Timestamp = Timestamp(1_000);
@@ -82,14 +82,16 @@ impl Bench {
             connection: Connection::free(),
             resources: Resources::new(Parameters {
                 listeners: 1,
-                connections_max: 1,
-                aside_bytes_max: 8,
                 buffers: [8, 0],
                 buffer_sizes: [8, 64],
                 receive_mode: ReceiveMode::Multishot,
-                idle_timeout: Some(100),
-                stall_timeout: Some(100),
                 linger_timeout: 100,
+                tuning: Tuning {
+                    connections_max: 1,
+                    aside_bytes_max: 8,
+                    idle_timeout: Some(100),
+                    stall_timeout: Some(100),
+                },
             }),
             ops: Vec::new(),
             closed: false,

@@ -41,7 +41,7 @@ impl Audit {
             let holds = lent.iter().any(|lent| lent.connection == waiter.connection);
             let tenant = tenants.iter().find(|(name, _)| *name == waiter.connection);
             let Some((_, Tenant::Open(open))) = tenant else { return false };
-            let ending = open.dead || open.both_shut || open.decided.is_some();
+            let ending = open.dead || open.both_shut || !open.decided.is_empty();
             !holds && open.aside == 0 && !ending
         });
     }

@@ -13,8 +13,8 @@ impl Audit {
         for (_, tenant) in &mut self.tenants {
             let Tenant::Open(open) = tenant else { continue };
             let idle = idle_timeout.is_some_and(|timeout| now >= open.active_at + timeout);
-            if idle || drained {
-                open.decided.get_or_insert(open.received);
+            if (idle || drained) && open.decided.last() != Some(&open.received) {
+                open.decided.push(open.received);
             }
         }
     }
@@ -28,7 +28,7 @@ impl Audit {
     pub(super) fn check_write_shutdown(&mut self, connection: ConnectionId) {
         let open = self.open(connection);
         assert!(open.send.is_none(), "promise: {connection:?} is finished while it sends");
-        let owed = open.decided;
+        let owed = open.decided.first().copied();
         let owed =
             owed.unwrap_or_else(|| panic!("promise: {connection:?} is finished for nothing"));
         assert!(open.sent >= owed, "promise: {connection:?} is finished with bytes unsent");
@@ -70,7 +70,7 @@ impl Audit {
         assert!(open.receive.is_none(), "contract: {connection:?} is closed while receiving");
         assert!(open.send.is_none(), "contract: {connection:?} is closed while sending");
         let complete = open.ended && open.sent == open.received;
-        let excused = open.ended && open.decided.is_some_and(|owed| open.sent >= owed);
+        let excused = open.ended && open.decided.first().is_some_and(|owed| open.sent >= *owed);
         if complete && !open.dead && !open.both_shut {
             self.complete.push((self.era, connection));
         } else if !excused {

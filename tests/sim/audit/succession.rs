@@ -32,8 +32,8 @@ impl Audit {
         self.era += 1;
         self.rest_deadline = None;
         self.pauses.fill(0);
-        self.limits.connections_max = parameters.connections_max as usize;
-        self.limits.aside_bytes_max = parameters.aside_bytes_max;
+        self.limits.connections_max = parameters.tuning.connections_max as usize;
+        self.limits.aside_bytes_max = parameters.tuning.aside_bytes_max;
         assert_eq!(self.tenants.len(), heirs.len(), "hand-over: {:?}", self.tenants);
         for (name, tenant) in &mut self.tenants {
             let heir = heirs.iter().find(|(old, _)| old == name);

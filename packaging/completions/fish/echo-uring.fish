@@ -1,0 +1,56 @@
+# Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
+function __fish_echo_uring_global_optspecs
+    string join \n config= listen= log-level= h/help V/version
+end
+
+function __fish_echo_uring_needs_command
+    # Figure out if the current invocation already has a command.
+    set -l cmd (commandline -opc)
+    set -e cmd[1]
+    argparse -s (__fish_echo_uring_global_optspecs) -- $cmd 2>/dev/null
+    or return
+    if set -q argv[1]
+        # Also print the command, so this can be used to figure out what it is.
+        echo $argv[1]
+        return 1
+    end
+    return 0
+end
+
+function __fish_echo_uring_using_subcommand
+    set -l cmd (__fish_echo_uring_needs_command)
+    test -z "$cmd"
+    and return 1
+    contains -- $cmd[1] $argv
+end
+
+complete -c echo-uring -n "__fish_echo_uring_needs_command" -l config -d 'Read the configuration from FILE; without this, /etc/echo-uring.toml if there is one' -r -F
+complete -c echo-uring -n "__fish_echo_uring_needs_command" -l listen -d 'Listen on ADDRESS instead of the configured listeners: 127.0.0.1:7777, [::1]:7777 or unix:/path; repeatable' -r -f
+complete -c echo-uring -n "__fish_echo_uring_needs_command" -l log-level -d 'Write log lines of LEVEL and graver instead of the configured level' -r -f -a "error\t''
+warn\t''
+info\t''
+debug\t''
+trace\t''
+off\t''"
+complete -c echo-uring -n "__fish_echo_uring_needs_command" -s h -l help -d 'Print help'
+complete -c echo-uring -n "__fish_echo_uring_needs_command" -s V -l version -d 'Print version'
+complete -c echo-uring -n "__fish_echo_uring_needs_command" -f -a "serve" -d 'Run the service (the default)'
+complete -c echo-uring -n "__fish_echo_uring_needs_command" -f -a "check" -d 'Check the configuration, print it with all defaults as TOML, and exit'
+complete -c echo-uring -n "__fish_echo_uring_using_subcommand serve" -l config -d 'Read the configuration from FILE; without this, /etc/echo-uring.toml if there is one' -r -F
+complete -c echo-uring -n "__fish_echo_uring_using_subcommand serve" -l listen -d 'Listen on ADDRESS instead of the configured listeners: 127.0.0.1:7777, [::1]:7777 or unix:/path; repeatable' -r -f
+complete -c echo-uring -n "__fish_echo_uring_using_subcommand serve" -l log-level -d 'Write log lines of LEVEL and graver instead of the configured level' -r -f -a "error\t''
+warn\t''
+info\t''
+debug\t''
+trace\t''
+off\t''"
+complete -c echo-uring -n "__fish_echo_uring_using_subcommand serve" -s h -l help -d 'Print help'
+complete -c echo-uring -n "__fish_echo_uring_using_subcommand check" -l config -d 'Read the configuration from FILE; without this, /etc/echo-uring.toml if there is one' -r -F
+complete -c echo-uring -n "__fish_echo_uring_using_subcommand check" -l listen -d 'Listen on ADDRESS instead of the configured listeners: 127.0.0.1:7777, [::1]:7777 or unix:/path; repeatable' -r -f
+complete -c echo-uring -n "__fish_echo_uring_using_subcommand check" -l log-level -d 'Write log lines of LEVEL and graver instead of the configured level' -r -f -a "error\t''
+warn\t''
+info\t''
+debug\t''
+trace\t''
+off\t''"
+complete -c echo-uring -n "__fish_echo_uring_using_subcommand check" -s h -l help -d 'Print help'

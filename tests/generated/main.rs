@@ -1,0 +1,56 @@
+//! Goal: what the package says twice is said once, here in the source, and made from that:
+//! completions from the command lines, template units from the units. Manual pages are prose and
+//! written by hand; of them it is proved that they know every command and option, and no other.
+//!
+//! A file that is not what would be made today fails its test. This writes them anew:
+//!
+//! ```console
+//! $ ECHO_WRITE=1 cargo test --test generated
+//! ```
+
+#![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
+
+#[allow(dead_code, reason = "of the client's own file, its command line alone is wanted here")]
+#[path = "../../src/bin/echo-load/arguments.rs"]
+mod arguments;
+mod completions;
+mod manual;
+#[allow(dead_code, reason = "as above: the command line names its type")]
+#[path = "../../src/bin/echo-load/size.rs"]
+mod size;
+mod units;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Both command lines, each with the page that describes it.
+fn programs() -> [(clap::Command, &'static str); 2] {
+    [
+        (echo_uring::cli::command(), "packaging/man/echo-uring.8"),
+        (arguments::command(), "packaging/man/echo-load.1"),
+    ]
+}
+
+fn place(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(place(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// Demands that the file at `path` is `wanted`, or makes it so.
+fn hold(path: &str, wanted: &str) {
+    if std::env::var_os("ECHO_WRITE").is_some() {
+        fs::write(place(path), wanted).unwrap();
+        return;
+    }
+    let found = read(path);
+    let differing = found.lines().zip(wanted.lines()).position(|(found, wanted)| found != wanted);
+    let line = differing.unwrap_or_else(|| found.lines().count().min(wanted.lines().count())) + 1;
+    assert!(
+        found == wanted,
+        "{path}:{line} is not what its source makes of it; \
+         run ECHO_WRITE=1 cargo test --test generated"
+    );
+}

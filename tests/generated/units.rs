@@ -1,0 +1,83 @@
+//! Template units, made from the units of the first service: whatever is changed there holds for
+//! every instance.
+
+use crate::{hold, read};
+
+const NOTE: &str = "\
+# Made from @SOURCE@; a change belongs there. This writes the file anew:
+# ECHO_WRITE=1 cargo test --test generated
+#
+";
+
+const SERVICE: &str = "\
+# One more echo service beside the first: echo-uring@NAME has a configuration of its own,
+# /etc/echo-uring/NAME.toml, and the socket unit echo-uring@NAME.socket.
+
+";
+
+const SOCKET: &str = "\
+# The sockets of echo-uring@NAME.service. As shipped it is one Unix socket, for there is no port
+# that every name could have; a drop-in gives the instance its addresses:
+#
+#   systemctl edit echo-uring@NAME.socket
+#
+#   [Socket]
+#   ListenStream=
+#   ListenStream=127.0.0.1:7007
+
+";
+
+/// What an instance listens on as long as no drop-in says otherwise.
+const LISTEN: &str = "\
+ListenStream=/run/echo-uring/%i/echo.sock
+# The file of the Unix socket goes with the unit.
+RemoveOnStop=yes
+";
+
+/// Where the text of the setting, not of a comment, begins to speak of one instance.
+fn instance(line: &str) -> String {
+    if line.starts_with('#') {
+        return line.to_owned();
+    }
+    if let Some(text) = line.strip_prefix("Description=") {
+        return format!("Description={text}, instance %i");
+    }
+    let mut line = line.replace("/run/echo-uring/", "/run/echo-uring/%i/");
+    for kind in ["service", "socket"] {
+        for part in ["", "-status", "-metrics"] {
+            let name = format!("echo-uring{part}.{kind}");
+            line = line.replace(&name, &format!("echo-uring{part}@%i.{kind}"));
+        }
+    }
+    for verb in ["serve", "check"] {
+        let start = format!("/usr/sbin/echo-uring {verb}");
+        line = line.replace(&start, &format!("{start} --config /etc/echo-uring/%i.toml"));
+    }
+    line
+}
+
+/// The template that `source` becomes, under `opening`.
+fn template(source: &str, opening: &str) -> String {
+    let text = read(&format!("packaging/{source}"));
+    let body = &text[text.find("[Unit]").unwrap()..];
+    let lines: String = body.lines().map(|line| instance(line) + "\n").collect();
+    format!("{}{opening}{lines}", NOTE.replace("@SOURCE@", source))
+}
+
+#[test]
+fn the_template_service_is_the_service_with_a_name() {
+    let text = template("echo-uring.service", SERVICE);
+    assert!(text.contains("serve --config /etc/echo-uring/%i.toml"), "{text}");
+    assert!(text.contains("Requires=echo-uring@%i.socket"), "{text}");
+    hold("packaging/echo-uring@.service", &text);
+}
+
+#[test]
+fn the_template_socket_is_the_socket_with_an_address_of_its_own() {
+    let text = template("echo-uring.socket", SOCKET);
+    let (before, rest) = text.split_once("# Loopback only.").unwrap();
+    let (_, after) = rest.split_once("ListenStream=[::1]:7\n").unwrap();
+    let text = format!("{before}{LISTEN}{after}");
+    assert_eq!(text.matches("\nListenStream=").count(), 1, "{text}");
+    hold("packaging/echo-uring@.socket", &text);
+}
