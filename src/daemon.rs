@@ -5,6 +5,7 @@
 //! without anybody noticing.
 
 mod report;
+mod rules;
 mod service;
 mod workers;
 

@@ -1,5 +1,6 @@
 //! One run of the service, from the first worker's start to the last one's end.
 
+use std::hash::RandomState;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use super::Failure;
 use super::report::{self, Rate, Reporter};
 use super::workers::{self, Desk, News, Plan, Worker};
 use crate::config::{Config, Workers};
+use crate::echo::admission::SourceBook;
 use crate::echo::limits;
 use crate::echo::op::{ReceiveMode, Timestamp};
 use crate::echo::server::Stats;
@@ -71,8 +73,15 @@ pub(super) fn run(
             workers::listening_socket(listener.socket, listener.family, &config.tcp)
         })
         .collect::<Arc<[_]>>();
-    let plan =
-        Plan { config, features, listeners: sockets, workers, places, origin: Instant::now() };
+    let plan = Plan {
+        config,
+        features,
+        listeners: sockets,
+        workers,
+        places,
+        origin: Instant::now(),
+        book: Arc::new(SourceBook::new(RandomState::new())),
+    };
     announce(&plan, &names, &warnings);
     let ended = Service::start(&plan, signals, notifier)?.serve();
     // The files of our own Unix sockets go when nobody accepts any more.
@@ -305,9 +314,10 @@ impl<'a> Service<'a> {
         log::debug!("{stats:?}");
         let buffers = workers::buffers_total(self.plan);
         log::info!(
-            "stopped: accepted={} closed={} bytes-in={} bytes-out={} bytes-dropped={} \
+            "stopped: accepted={} refused={} closed={} bytes-in={} bytes-out={} bytes-dropped={} \
              buffers-home={} buffers-total={buffers}",
             stats.accepted,
+            stats.refused_total(),
             stats.closed_total(),
             stats.bytes_in,
             stats.bytes_out,

@@ -3,11 +3,14 @@
 //! It hands each event to the [`Connection`] it concerns and looks after what connections share:
 //! who gets the next place, who waits for a buffer, when accepting pauses, when the drain is over.
 
+mod entrance;
 #[cfg(test)]
 mod retune;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
+use super::admission::Admission;
 use super::connection::{Connection, Phase};
 use super::limits;
 use super::listener::Listener;
@@ -16,7 +19,7 @@ use super::op::{
 };
 use super::resources::{Context, Resources};
 pub use super::resources::{Parameters, Tuning};
-pub use super::stats::{CloseReason, ListenerStats, Stats};
+pub use super::stats::{CloseReason, ListenerStats, RefuseReason, Stats};
 use super::timer::Wheel;
 
 /// How far the drain has come, or the hand-over.
@@ -49,6 +52,7 @@ pub struct Server {
     listeners: Vec<Listener>,
     /// Accepted connections without a place, first come first served.
     parked: VecDeque<ConnectionId>,
+    admission: Admission,
     wheel: Wheel,
     drain: Drain,
     /// Slots given to connections of the process before us: there may be more of them than places.
@@ -73,6 +77,10 @@ impl Server {
             free: Vec::new(),
             listeners: vec![Listener::Off; usize::from(parameters.listeners)],
             parked: VecDeque::new(),
+            admission: Admission::new(
+                Arc::clone(&parameters.tuning.rules),
+                Arc::clone(&parameters.book),
+            ),
             wheel: Wheel::new(
                 Timestamp(0),
                 parameters.tick_ms(),
@@ -109,7 +117,8 @@ impl Server {
     /// When to send [`Event::TimePassed`] at the latest.
     #[must_use]
     pub fn deadline(&self) -> Option<Timestamp> {
-        if self.can_serve_waiting() || self.retimed.is_some() {
+        let at_once = self.retimed.is_some() || self.admission.has_unfinished();
+        if at_once || self.can_serve_waiting() {
             return Some(Timestamp(0));
         }
         let retry = self.resources.retries.front().map(|&(at, _)| at);
@@ -141,6 +150,7 @@ impl Server {
         matches!(self.drain, Drain::Patient { .. } | Drain::Ending { .. } | Drain::Over { .. })
             && self.resources.stats.connections == 0
             && self.parked.is_empty()
+            && !self.admission.has_unfinished()
             && !self.listeners.iter().any(|listener| listener.is_with_kernel())
     }
 
@@ -151,8 +161,10 @@ impl Server {
     /// has been closed.
     pub fn handle(&mut self, now: Timestamp, event: Event, ops: &mut Vec<Op>) {
         match event {
-            Event::Started => {}
-            Event::Accepted { connection } => self.on_accepted(now, connection, ops),
+            Event::Started => self.admission.announce(ops),
+            Event::Accepted { connection, source } => {
+                self.on_accepted(now, connection, source, ops);
+            }
             Event::AcceptFailed { connection, error } => {
                 self.on_accept_failed(now, connection, error);
             }
@@ -186,14 +198,16 @@ impl Server {
                 }
             }
             Event::HandOverStarted { deadline } => self.on_hand_over_started(deadline),
-            Event::Adopted { connection, bequest } => {
+            Event::Adopted { connection, source, bequest } => {
+                self.admission.count_adopted(now, connection, source);
                 self.on_adopted(now, connection, bequest, ops)
             }
         }
         self.fill_places(now, ops);
         self.arm_listeners(ops);
         self.resources.stats.buffers_lent = u64::from(self.resources.pool.lent_total());
-        self.resources.stats.parked = self.parked.len() as u64;
+        let undecided = self.admission.undecided.len();
+        self.resources.stats.parked = (self.parked.len() + undecided) as u64;
     }
 
     /// From `now` on `tuning` is what counts, also for the connections that are open. Nobody is
@@ -203,21 +217,10 @@ impl Server {
         // Reserved in one step, as at the start.
         let more = (tuning.connections_max as usize).saturating_sub(self.slots.len());
         self.slots.reserve_exact(more);
+        self.admission.rules = Arc::clone(&tuning.rules);
         self.resources.parameters.tuning = tuning;
         self.wheel.retick(now, self.resources.parameters.tick_ms());
         self.retimed = Some(0);
-    }
-
-    fn on_accepted(&mut self, now: Timestamp, id: ConnectionId, ops: &mut Vec<Op>) {
-        let listener = self.accept_ended(id);
-        self.listeners[usize::from(listener.0)] = Listener::Off;
-        self.resources.count_accepted(listener);
-        if self.has_place() {
-            self.open(now, id, ops);
-        } else {
-            self.connection(id).park();
-            self.parked.push_back(id);
-        }
     }
 
     fn on_accept_failed(&mut self, now: Timestamp, id: ConnectionId, error: AcceptError) {
@@ -259,6 +262,10 @@ impl Server {
     }
 
     fn on_time_passed(&mut self, now: Timestamp, ops: &mut Vec<Op>) {
+        self.admission.announce(ops);
+        if self.admission.has_unfinished() {
+            self.decide_undecided(now, ops);
+        }
         self.serve_waiting(now, ops);
         while let Some(&(at, id)) = self.resources.retries.front()
             && at <= now
@@ -410,7 +417,8 @@ impl Server {
 
     /// Arms every listener that should accept, and cancels the accept of every one that should not.
     fn arm_listeners(&mut self, ops: &mut Vec<Op>) {
-        let wanted = self.drain == Drain::No && self.parked.is_empty() && self.has_place();
+        let waiting = !self.parked.is_empty() || !self.admission.undecided.is_empty();
+        let wanted = self.drain == Drain::No && !waiting && self.has_place();
         let full = self.drain == Drain::No && !wanted;
         self.resources.stats.full += u64::from(full && !self.full);
         self.full = full;
@@ -481,13 +489,14 @@ impl Server {
         act(connection, &mut context);
         let Context { closed, timer_changed, .. } = context;
         if closed {
-            self.on_closed(id);
+            self.on_closed(now, id);
         } else if timer_changed && let Some(due) = connection.due(&self.resources, now) {
             self.wheel.set(id.slot(), due);
         }
     }
 
-    fn on_closed(&mut self, id: ConnectionId) {
+    fn on_closed(&mut self, now: Timestamp, id: ConnectionId) {
+        self.admission.leave(now, id.slot());
         self.wheel.clear(id.slot());
         self.free.push(id.slot());
         self.resources.stats.connections -= 1;
@@ -517,7 +526,8 @@ impl Server {
         assert_eq!(stalled, stats.stalled);
         assert_eq!(places, stats.connections);
         let came = stats.accepted + stats.taken_over;
-        assert_eq!(came, places + stats.parked + stats.closed_total());
+        let ended = stats.closed_total() + stats.refused_total();
+        assert_eq!(came, places + stats.parked + ended);
         let left = stats.bytes_out + stats.bytes_dropped + stats.bytes_handed_over;
         assert!(stats.bytes_in + stats.bytes_taken_over >= left);
         assert_eq!(stalled, self.resources.stalled_since.len() as u64);
@@ -537,8 +547,11 @@ impl Server {
 
 #[cfg(test)]
 mod tests {
+    use std::hash::RandomState;
+
     use super::*;
-    use crate::echo::op::{ReceiveMode, Shutdown};
+    use crate::echo::admission::SourceBook;
+    use crate::echo::op::{ReceiveMode, Shutdown, Source};
 
     /// Goal: a worker with many connections ends them in several short turns, each at once after
     /// the other, so that it does not look hung. Method: count the FINs of each turn.
@@ -551,11 +564,13 @@ mod tests {
             buffer_sizes: [8, 64],
             receive_mode: ReceiveMode::Once,
             linger_timeout: 100,
+            book: Arc::new(SourceBook::new(RandomState::new())),
             tuning: Tuning {
                 connections_max: CONNECTIONS as u32,
                 aside_bytes_max: 0,
                 idle_timeout: None,
                 stall_timeout: None,
+                rules: Arc::default(),
             },
         });
         let now = Timestamp(1);
@@ -566,7 +581,8 @@ mod tests {
                 panic!("there is a place: {ops:?}")
             };
             ops.clear();
-            server.handle(now, Event::Accepted { connection }, &mut ops);
+            let source = Source::Untold;
+            server.handle(now, Event::Accepted { connection, source }, &mut ops);
         }
         server.handle(now, Event::DrainStarted { deadline: now }, &mut ops);
         let mut fins = Vec::new();

@@ -11,19 +11,22 @@ use std::time::{Duration, Instant};
 
 use io_uring::{cqueue, opcode, squeue, types};
 use nix::sys::eventfd::EventFd;
-use socket2::{Domain, SockRef};
+use socket2::SockRef;
 
 use super::aside::Aside;
 use super::buffers::{BufferRing, BufferStack};
 use super::errno;
 use super::probe::{self, Unusable};
 use super::ring::Ring;
+use super::source;
 use super::token::Token;
 use super::vault::Vault;
 use crate::echo::op::{
     BufferId, ConnectionId, Event, Expectation, Kernel, ListenerId, Op, ReceiveEnd, ReceiveMode,
-    Shutdown, SizeClass, Timestamp,
+    Shutdown, SizeClass, Source, Timestamp,
 };
+
+mod succession;
 
 /// A multishot receive ends after so many bytes (in whole buffers), so that what one connection can
 /// take of the pool before it is looked at again is bounded.
@@ -127,6 +130,8 @@ pub struct Driver {
     listeners: Arc<[ListeningSocket]>,
     /// The accept that is armed on each listener.
     accepting: Vec<Option<ConnectionId>>,
+    /// Whether connections are told with their source.
+    names_sources: bool,
     wake: Arc<EventFd>,
     wake_armed: bool,
     /// Receives and sends with the kernel: they point into our memory.
@@ -162,6 +167,7 @@ impl Driver {
             vault: Vault::default(),
             sockets: Vec::with_capacity(settings.connections_max as usize),
             accepting: vec![None; settings.listeners.len()],
+            names_sources: false,
             listeners: settings.listeners,
             wake: settings.wake,
             wake_armed: false,
@@ -171,32 +177,6 @@ impl Driver {
             busy_poll: settings.busy_poll,
             origin: settings.origin,
         })
-    }
-
-    /// Takes over a connection of the process before us, with the bytes that are still to be sent
-    /// on it, if any.
-    ///
-    /// # Panics
-    /// If the slot is in use.
-    pub fn adopt(&mut self, connection: ConnectionId, fd: OwnedFd, unsent: &[u8]) {
-        let unix = SockRef::from(&fd).domain().is_ok_and(|domain| domain == Domain::UNIX);
-        let transport = if unix { Transport::Unix } else { Transport::Tcp };
-        self.install(connection, Socket { fd, transport });
-        if !unsent.is_empty() {
-            let piece = self.vault.keep(&unsent);
-            self.asides.entry(connection.slot()).or_default().push(piece);
-        }
-    }
-
-    /// Gives a connection away: its socket, and the bytes that are still to be sent on it.
-    ///
-    /// # Panics
-    /// If there is none of this name, or a send of those bytes is under way.
-    pub fn release(&mut self, connection: ConnectionId) -> (OwnedFd, Box<[u8]>) {
-        let aside = self.asides.remove(&connection.slot()).map(ManuallyDrop::into_inner);
-        let unsent = aside.map_or_else(Box::default, Aside::into_unsent);
-        let socket = self.sockets[connection.slot() as usize].take().expect(OPEN);
-        (socket.fd, unsent)
     }
 
     fn install(&mut self, connection: ConnectionId, socket: Socket) {
@@ -211,6 +191,8 @@ impl Driver {
     fn carry_out(&mut self, op: Op) {
         match op {
             Op::Accept { listener, connection } => self.accept(listener, connection),
+            Op::NameSources => self.names_sources = true,
+            Op::OmitSources => self.names_sources = false,
             Op::CancelAccept { connection } => self.ring.cancel(Token::Accept(connection)),
             Op::Receive { connection, class, mode, expectation } => {
                 self.receive(connection, class, mode, expectation);
@@ -428,10 +410,16 @@ impl Driver {
         // SAFETY: the kernel has just opened this descriptor for this accept; nobody else knows it.
         let fd = unsafe { OwnedFd::from_raw_fd(result) };
         let listener = &self.listeners[listener];
+        let source = match self.names_sources.then(|| source::of(fd.as_fd(), listener.transport)) {
+            None => Source::Untold,
+            Some(Ok(source)) => source,
+            // The connection is gone already; its descriptor closes here.
+            Some(Err(error)) => return Event::AcceptFailed { connection, error },
+        };
         listener.equip(fd.as_fd());
         let transport = listener.transport;
         self.install(connection, Socket { fd, transport });
-        Event::Accepted { connection }
+        Event::Accepted { connection, source }
     }
 
     fn received_large(&mut self, connection: ConnectionId, result: i32, flags: u32) -> Event {

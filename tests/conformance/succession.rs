@@ -1,7 +1,10 @@
 //! Scripts about a hand-over: taking a send back, giving a connection away, going on with it.
 
+use std::hash::RandomState;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use echo_uring::echo::admission::SourceBook;
 use echo_uring::echo::op::{Event, Kernel, Op, ReceiveMode, SendError, Timestamp};
 use echo_uring::echo::server::{CloseReason, Parameters, Server, Tuning};
 
@@ -101,11 +104,13 @@ fn parameters(receive_mode: ReceiveMode) -> Parameters {
             aside_bytes_max: 1 << 20,
             idle_timeout: Some(60_000),
             stall_timeout: Some(60_000),
+            rules: Arc::default(),
         },
         buffers: ROOMY.buffers,
         buffer_sizes: ROOMY.buffer_sizes,
         receive_mode,
         linger_timeout: 5_000,
+        book: Arc::new(SourceBook::new(RandomState::new())),
     }
 }
 
@@ -136,7 +141,7 @@ fn succeed<W: World>(
     let heirs: Vec<_> = estate.iter().map(|(old, _)| (*old, server.reserve_slot())).collect();
     bench.world.succeed(&heirs);
     for ((_, connection), (_, bequest)) in heirs.into_iter().zip(&estate) {
-        events.push(Event::Adopted { connection, bequest: *bequest });
+        events.push(Event::Adopted { connection, source: W::SOURCE, bequest: *bequest });
     }
     events.push(Event::Started);
     estate.iter().map(|(_, bequest)| bequest.unsent).sum()

@@ -5,10 +5,15 @@
 //! of turns. What must hold is checked after every event; a breach is a panic that the caller
 //! catches and dresses with the seed.
 
+use std::hash::RandomState;
+use std::sync::Arc;
+
+use echo_uring::echo::admission::{Access, Caps, Ranges, Rules, SourceBook};
 use echo_uring::echo::limits::QUEUE_CHUNKS_MAX;
 use echo_uring::echo::op::{Event, Kernel, Op, ReceiveMode, Timestamp};
 use echo_uring::echo::server::{CloseReason, Parameters, Server, Stats, Tuning};
 
+use crate::audit::door::Door;
 use crate::audit::{Audit, Limits};
 use crate::fake::choice::Choice;
 use crate::fake::trace::Note;
@@ -35,6 +40,8 @@ pub(crate) struct Scenario {
     pub(crate) submit: Submit,
     /// How often a `TimePassed` comes that nobody asked for, in thousandths.
     pub(crate) idle_ticks: u16,
+    /// How often another worker holds the book of sources for a turn, in thousandths.
+    pub(crate) book_held: u16,
     /// After healing, peers that stay are ended by the server's timeouts instead of by themselves.
     pub(crate) stayers_are_ended: bool,
     /// If a drain has begun, peers are not healed: the server must come to its end against them.
@@ -99,11 +106,13 @@ impl Scenario {
             buffer_sizes: [[4, 16][choice.below(2)], [16, 64][choice.below(2)]],
             receive_mode: [ReceiveMode::Multishot, ReceiveMode::Once][choice.below(2)],
             linger_timeout: [100, 5_000][choice.below(2)],
+            book: Arc::new(SourceBook::new(RandomState::new())),
             tuning: Tuning {
                 connections_max: 1 + choice.below(6) as u32,
                 aside_bytes_max: [0, 10, 60, 500, 100_000][choice.below(5)],
                 idle_timeout,
                 stall_timeout: timeouts[choice.below(4)],
+                rules: Arc::new(draw_rules(choice)),
             },
         };
         let settings = Settings {
@@ -130,6 +139,7 @@ impl Scenario {
             successions: draw_successions(choice),
             submit: [Submit::AfterEach, Submit::AfterAll][choice.below(2)],
             idle_ticks: [0, 20, 300, 1000][choice.below(4)],
+            book_held: [0, 0, 100, 700][choice.below(4)],
             stayers_are_ended: idle_timeout.is_some() && choice.below(2) == 0,
             stubborn: choice.below(2) == 0,
         }
@@ -151,6 +161,29 @@ fn draw_successions(choice: &mut Choice) -> Vec<Succession> {
         .collect();
     successions.sort_by_key(|succession| std::cmp::Reverse(succession.turn));
     successions
+}
+
+/// Who is let in; everybody, in half of the histories.
+fn draw_rules(choice: &mut Choice) -> Rules {
+    if choice.below(2) == 0 {
+        return Rules::default();
+    }
+    let caps = Caps {
+        connections: [None, Some(1), Some(2)][choice.below(3)],
+        accepts_per_second: [None, Some(1), Some(2), Some(5)][choice.below(4)],
+        ipv4_prefix: [32, 24, 16][choice.below(3)],
+        ipv6_prefix: [64, 128][choice.below(2)],
+        ..Caps::default()
+    };
+    let [mut allow, mut deny] = [Ranges::default(), Ranges::default()];
+    if choice.below(4) == 0 {
+        allow.add_ipv4([10, 0, 0, 0], [10, 0, 0, 255]);
+    }
+    if choice.below(4) == 0 {
+        deny.add_ipv4([10, 0, 0, 1], [10, 0, 0, 1]);
+        deny.add_ipv6([0; 16], [255; 16]);
+    }
+    Rules { access: Access { allow: allow.settle(), deny: deny.settle() }, caps }
 }
 
 fn draw_faults(choice: &mut Choice) -> Faults {
@@ -206,7 +239,7 @@ impl History {
         Self {
             server: Server::new(parameters.clone()),
             kernel: FakeKernel::new(scenario.settings, choice),
-            audit: Audit::new(limits),
+            audit: Audit::new(limits, Door::new(Rules::clone(&parameters.tuning.rules))),
             peers,
             saboteur,
             submitted: Vec::new(),
@@ -242,6 +275,7 @@ impl History {
     fn heal(&mut self) {
         self.kernel.trace.note(self.kernel.clock(), Note::World("healed"));
         self.kernel.settings.faults = Faults::default();
+        self.scenario.book_held = 0;
         self.kernel.settings.files_max = usize::MAX;
         if self.scenario.stubborn && self.draining {
             self.hasty = true;
@@ -286,6 +320,17 @@ impl History {
     /// One turn of the worker's loop, with the world acting before it. Returns whether a peer
     /// acted.
     fn turn(&mut self) -> bool {
+        self.audit.door.held = self.kernel.choice.strikes(self.scenario.book_held);
+        if self.audit.door.held {
+            let book = Arc::clone(&self.scenario.parameters.book);
+            let acted = book.while_held(|| self.free_turn());
+            self.audit.door.held = false;
+            return acted;
+        }
+        self.free_turn()
+    }
+
+    fn free_turn(&mut self) -> bool {
         self.turns += 1;
         let acted = self.peers.act(&mut self.kernel);
         let next = self.peers.next_at(&self.kernel).filter(|_| !self.hasty).map(Timestamp);
@@ -375,6 +420,8 @@ impl History {
         self.scenario.parameters.tuning.connections_max = succession.connections_max;
         self.scenario.parameters.tuning.aside_bytes_max = succession.aside_bytes_max;
         self.scenario.parameters.receive_mode = succession.receive_mode;
+        self.scenario.parameters.book = Arc::new(SourceBook::new(RandomState::new()));
+        self.audit.door.held = false;
         self.server = Server::new(self.scenario.parameters.clone());
         for (_, bequest) in &mut estate {
             self.saboteur.bequest(bequest);
@@ -388,7 +435,8 @@ impl History {
         self.peers.act(&mut self.kernel);
         self.adopted = heirs.len() as u64;
         for ((_, connection), (_, bequest)) in heirs.into_iter().zip(estate) {
-            let event = Event::Adopted { connection, bequest };
+            let source = self.kernel.source_of(connection);
+            let event = Event::Adopted { connection, source, bequest };
             self.kernel.trace.note(self.kernel.clock(), Note::Event(event));
             self.handle(event);
             self.submit();
@@ -404,6 +452,13 @@ impl History {
         assert_eq!(stats.accepted, audit.accepted, "books: accepted");
         let handed_over = stats.closed[CloseReason::HandedOver as usize];
         assert_eq!(stats.closed_total() - handed_over, audit.closed, "books: closed");
+        assert_eq!(stats.refused_total(), audit.door.refused, "books: refused");
+        if !audit.door.held {
+            let book = &self.scenario.parameters.book;
+            book.check_invariants();
+            let sources = audit.door.sources();
+            assert!(sources.contains(&book.sources()), "books: {} sources", book.sources());
+        }
         assert_eq!(stats.bytes_in, audit.bytes_in, "books: bytes in");
         assert_eq!(stats.bytes_out, audit.bytes_out, "books: bytes out");
         let places = u64::from(self.scenario.parameters.tuning.connections_max);
@@ -422,7 +477,8 @@ impl History {
         assert_eq!(stats.bytes_handed_over, stats.bytes_taken_over, "rest: bytes handed over");
         let handed_over = stats.closed[CloseReason::HandedOver as usize];
         assert_eq!(stats.taken_over, handed_over, "rest: connections handed over");
-        assert_eq!(stats.accepted, stats.closed_total() - handed_over, "rest: connections");
+        let ended = stats.closed_total() - handed_over + stats.refused_total();
+        assert_eq!(stats.accepted, ended, "rest: connections");
         let (home, total) = self.kernel.buffers_home_and_total();
         assert_eq!(home, total, "rest: a buffer is missing");
         assert_eq!(self.kernel.aside_bytes(), 0, "rest: bytes are set aside");

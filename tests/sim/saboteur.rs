@@ -4,7 +4,7 @@
 //! `planted`.
 
 use echo_uring::echo::op::{
-    Bequest, BufferId, ConnectionId, Event, Op, ReceiveEnd, Shutdown, SizeClass, Standing,
+    Bequest, BufferId, ConnectionId, Event, Op, ReceiveEnd, Shutdown, SizeClass, Source, Standing,
 };
 
 use crate::fake::choice::Prng;
@@ -52,10 +52,14 @@ pub(crate) enum Bug {
     ForgetStanding,
     /// The heir is told of one byte too few.
     LoseBequest,
+    /// A connection is counted for no source.
+    ForgetSource,
+    /// A connection is counted for the source of the one before.
+    MixSources,
 }
 
 impl Bug {
-    pub(crate) const ALL: [Self; 20] = [
+    pub(crate) const ALL: [Self; 22] = [
         Self::DropByte,
         Self::SwapBuffers,
         Self::LeakBuffer,
@@ -76,6 +80,8 @@ impl Bug {
         Self::ForgetCancelSend,
         Self::ForgetStanding,
         Self::LoseBequest,
+        Self::ForgetSource,
+        Self::MixSources,
     ];
 }
 
@@ -92,6 +98,8 @@ pub(crate) struct Saboteur {
     repeated: Vec<ConnectionId>,
     /// Buffers that went home without the core's knowledge.
     recycled: Vec<BufferId>,
+    /// Where the last connection came from.
+    source: Source,
     /// What will be said besides.
     besides: Vec<Op>,
 }
@@ -113,6 +121,7 @@ impl Saboteur {
             sends: Vec::new(),
             repeated: Vec::new(),
             recycled: Vec::new(),
+            source: Source::Untold,
             besides: Vec::new(),
         }
     }
@@ -148,8 +157,16 @@ impl Saboteur {
             {
                 return None;
             }
+            Event::Accepted { connection, source } => {
+                let former = std::mem::replace(&mut self.source, source);
+                if bug == Bug::ForgetSource && self.strikes() {
+                    told = Event::Accepted { connection, source: Source::Local };
+                }
+                if bug == Bug::MixSources && self.strikes() {
+                    told = Event::Accepted { connection, source: former };
+                }
+            }
             Event::Started
-            | Event::Accepted { .. }
             | Event::AcceptFailed { .. }
             | Event::ReceiveEnded { .. }
             | Event::SentAside { .. }
@@ -209,6 +226,8 @@ impl Saboteur {
             }
             Op::Accept { .. }
             | Op::CancelAccept { .. }
+            | Op::NameSources
+            | Op::OmitSources
             | Op::Receive { .. }
             | Op::CancelReceive { .. }
             | Op::SendAside { .. }
@@ -267,6 +286,11 @@ fn forgets(bug: Bug, op: Op) -> bool {
         Op::CancelSend { .. } => bug == Bug::ForgetCancelSend,
         Op::Shutdown { how: Shutdown::Write, .. } => bug == Bug::ForgetFin,
         Op::Close { .. } | Op::Abort { .. } => bug == Bug::ForgetClose,
-        Op::Send { .. } | Op::SetAside { .. } | Op::Recycle { .. } | Op::Shutdown { .. } => false,
+        Op::NameSources
+        | Op::OmitSources
+        | Op::Send { .. }
+        | Op::SetAside { .. }
+        | Op::Recycle { .. }
+        | Op::Shutdown { .. } => false,
     }
 }

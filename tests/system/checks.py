@@ -17,7 +17,7 @@ SOCKET = "echo-uring.socket"
 LOOPBACK = ("127.0.0.1", "::1")
 CONFIG = "/etc/echo-uring.toml"
 STOPPED = re.compile(
-    r"stopped: accepted=(\d+) closed=(\d+) bytes-in=(\d+) bytes-out=(\d+) bytes-dropped=(\d+) "
+    r"stopped: accepted=(\d+) refused=(\d+) closed=(\d+) bytes-in=(\d+) bytes-out=(\d+) bytes-dropped=(\d+) "
     r"buffers-home=(\d+) buffers-total=(\d+)"
 )
 

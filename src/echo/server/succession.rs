@@ -27,6 +27,7 @@ impl Server {
         }
         let all = self.slots.len();
         swept.min(*rested) == all
+            && !self.admission.has_unfinished()
             && !self.listeners.iter().any(|listener| listener.is_with_kernel())
     }
 

@@ -81,6 +81,8 @@ pub(crate) struct FakeKernel {
     pub(crate) asleep: bool,
     /// How many processes there have been before this one: names are unique within one.
     pub(crate) era: u32,
+    /// Whether accepted connections are told with their source.
+    names_sources: bool,
     now: u64,
     pool: Pool,
     /// Peers that connected and wait to be accepted, one queue a listener.
@@ -139,6 +141,7 @@ impl FakeKernel {
             peers: Vec::new(),
             asleep: false,
             era: 0,
+            names_sources: false,
             now: 1000,
             pool: Pool::new(settings.buffers, settings.buffer_sizes),
             backlogs: (0..settings.listeners).map(|_| VecDeque::new()).collect(),
@@ -178,6 +181,11 @@ impl FakeKernel {
         self.trace.note(self.now, Note::World("a new process takes over"));
     }
 
+    /// Where an open connection comes from.
+    pub(crate) fn source_of(&self, connection: ConnectionId) -> echo_uring::echo::op::Source {
+        self.peers[self.sockets[self.position(connection)].peer.0].source
+    }
+
     /// Time goes by without anybody to serve.
     pub(crate) fn pass_time(&mut self, milliseconds: u64) {
         self.now += milliseconds;
@@ -192,6 +200,8 @@ impl FakeKernel {
         self.trace.note(self.now, Note::Op(op));
         match op {
             Op::Accept { listener, connection } => self.arm_accept(listener, connection),
+            Op::NameSources => self.names_sources = true,
+            Op::OmitSources => self.names_sources = false,
             Op::CancelAccept { connection } => {
                 if let Some(accept) = self.accepts.iter_mut().find(|a| a.connection == connection) {
                     accept.canceled = true;
