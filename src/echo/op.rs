@@ -409,6 +409,10 @@ pub struct Bequest {
     pub unsent: u32,
     /// For how many milliseconds no byte has moved: its timers go on from there.
     pub quiet_ms: u32,
+    /// For how many milliseconds it has been open.
+    pub age_ms: u64,
+    /// What counts towards its byte limit so far.
+    pub received: u64,
 }
 
 /// How far the life of a connection has come when it is handed over.

@@ -104,6 +104,8 @@ fn parameters(receive_mode: ReceiveMode) -> Parameters {
             aside_bytes_max: 1 << 20,
             idle_timeout: Some(60_000),
             stall_timeout: Some(60_000),
+            lifetime: None,
+            bytes_max: None,
             rules: Arc::default(),
         },
         buffers: ROOMY.buffers,

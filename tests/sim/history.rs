@@ -42,6 +42,8 @@ pub(crate) struct Scenario {
     pub(crate) idle_ticks: u16,
     /// How often another worker holds the book of sources for a turn, in thousandths.
     pub(crate) book_held: u16,
+    /// The turn at which other rules come into force.
+    pub(crate) new_rules: Option<(usize, Arc<Rules>)>,
     /// After healing, peers that stay are ended by the server's timeouts instead of by themselves.
     pub(crate) stayers_are_ended: bool,
     /// If a drain has begun, peers are not healed: the server must come to its end against them.
@@ -112,9 +114,12 @@ impl Scenario {
                 aside_bytes_max: [0, 10, 60, 500, 100_000][choice.below(5)],
                 idle_timeout,
                 stall_timeout: timeouts[choice.below(4)],
+                lifetime: [None, None, None, Some(200), Some(6_000)][choice.below(5)],
+                bytes_max: [None, None, None, Some(1), Some(17), Some(100)][choice.below(6)],
                 rules: Arc::new(draw_rules(choice)),
             },
         };
+        let rate = parameters.tuning.rules.caps.accepts_per_second;
         let settings = Settings {
             listeners,
             buffers: parameters.buffers,
@@ -140,6 +145,7 @@ impl Scenario {
             submit: [Submit::AfterEach, Submit::AfterAll][choice.below(2)],
             idle_ticks: [0, 20, 300, 1000][choice.below(4)],
             book_held: [0, 0, 100, 700][choice.below(4)],
+            new_rules: (choice.below(3) == 0).then(|| draw_new_rules(choice, rate)),
             stayers_are_ended: idle_timeout.is_some() && choice.below(2) == 0,
             stubborn: choice.below(2) == 0,
         }
@@ -184,6 +190,14 @@ fn draw_rules(choice: &mut Choice) -> Rules {
         deny.add_ipv6([0; 16], [255; 16]);
     }
     Rules { access: Access { allow: allow.settle(), deny: deny.settle() }, caps }
+}
+
+/// Rules that come into force in the middle. The rate stays: how a bucket is converted to another
+/// is nothing that anybody may rely on.
+fn draw_new_rules(choice: &mut Choice, rate: Option<u32>) -> (usize, Arc<Rules>) {
+    let mut rules = draw_rules(choice);
+    rules.caps.accepts_per_second = rate;
+    (choice.below(150), Arc::new(rules))
 }
 
 fn draw_faults(choice: &mut Choice) -> Faults {
@@ -235,6 +249,8 @@ impl History {
             idle_timeout: parameters.tuning.idle_timeout,
             stall_timeout: parameters.tuning.stall_timeout,
             linger_timeout: parameters.linger_timeout,
+            lifetime: parameters.tuning.lifetime,
+            bytes_max: parameters.tuning.bytes_max,
         };
         Self {
             server: Server::new(parameters.clone()),
@@ -265,6 +281,7 @@ impl History {
         while self.turns < self.scenario.chaos_turns && !self.is_over() {
             self.begin_drain_if_due();
             self.begin_succession_if_due();
+            self.change_rules_if_due();
             self.turn();
         }
         self.heal();
@@ -385,6 +402,17 @@ impl History {
         }
     }
 
+    fn change_rules_if_due(&mut self) {
+        let Some((_, rules)) = self.scenario.new_rules.take_if(|(turn, _)| *turn <= self.turns)
+        else {
+            return;
+        };
+        self.kernel.trace.note(self.kernel.clock(), Note::World("other rules are in force"));
+        self.audit.door.rules = Rules::clone(&rules);
+        let tuning = Tuning { rules, ..self.scenario.parameters.tuning.clone() };
+        self.server.retune(Timestamp(self.kernel.clock()), tuning);
+    }
+
     fn begin_drain(&mut self, patience: u64) {
         // During a hand-over a drain would come too late.
         if !self.draining && self.succession.is_none() {
@@ -426,6 +454,7 @@ impl History {
         for (_, bequest) in &mut estate {
             self.saboteur.bequest(bequest);
             bequest.quiet_ms += succession.gap as u32;
+            bequest.age_ms += succession.gap;
         }
         let heirs: Vec<_> =
             estate.iter().map(|(old, _)| (*old, self.server.reserve_slot())).collect();

@@ -28,11 +28,11 @@ def place(machine, package):
     return "/var/tmp/package.deb"
 
 
-def echoes(machine, addresses=LOOPBACK, length=1):
+def echoes(machine, addresses=LOOPBACK, length=1, port=7):
     """Demands an exact echo from each address."""
     for address in addresses:
-        report = machine.traffic("echo", "--address", address, "--bytes", length)
-        expect(report["exact"], f"no exact echo from port 7 of {address}: {report}")
+        report = machine.traffic("echo", "--address", address, "--bytes", length, "--port", port)
+        expect(report["exact"], f"no exact echo from port {port} of {address}: {report}")
 
 
 def is_active(machine, unit):

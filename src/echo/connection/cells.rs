@@ -15,6 +15,7 @@ mod table;
 
 use super::*;
 use crate::echo::admission::SourceBook;
+use crate::echo::op::Timestamp;
 use crate::echo::resources::{Parameters, Tuning};
 use table::CELLS;
 
@@ -95,6 +96,8 @@ impl Bench {
                     aside_bytes_max: 8,
                     idle_timeout: Some(100),
                     stall_timeout: Some(100),
+                    lifetime: None,
+                    bytes_max: None,
                     rules: Arc::default(),
                 },
             }),

@@ -81,15 +81,19 @@ impl Connection {
         let quiet_ms = (context.now.0 as u32).wrapping_sub(self.progress_ms);
         let listener = self.listener;
         context.resources.count_close(listener, CloseReason::HandedOver);
+        let age_ms = self.age_ms(context.now);
+        let received = context.resources.received_by(context.id);
         context.closed = true;
         *self = Self { generation: next_generation(self.generation), ..Self::free() };
-        Some(Bequest { listener, standing, unsent, quiet_ms })
+        Some(Bequest { listener, standing, unsent, quiet_ms, age_ms, received })
     }
 
     /// Goes on where the process before us stopped.
     pub fn adopt(&mut self, context: &mut Context, bequest: Bequest) {
         assert_eq!(self.phase, Phase::Free, "an heir takes a slot of its own");
-        let Bequest { listener, standing, unsent, quiet_ms } = bequest;
+        let Bequest { listener, standing, unsent, quiet_ms, age_ms, received } = bequest;
+        context.resources.resume_received(context.id, received);
+        self.resume_life(context.now, age_ms);
         self.listener = listener;
         self.phase = match standing {
             Standing::Open => Phase::Open,

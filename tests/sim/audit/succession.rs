@@ -56,7 +56,7 @@ impl Audit {
     /// The heir is told where a connection stood.
     pub(super) fn adopted(&mut self, connection: ConnectionId, bequest: Bequest) {
         let open = self.open(connection);
-        let Bequest { standing, unsent, quiet_ms: _, listener: _ } = bequest;
+        let Bequest { standing, unsent, .. } = bequest;
         assert_eq!(u64::from(unsent), open.aside, "hand-over: bytes of {connection:?}");
         let (ended, fin) = match standing {
             Standing::Open | Standing::Flushing(_) => (false, false),
