@@ -341,7 +341,6 @@ impl History {
         if self.audit.door.held {
             let book = Arc::clone(&self.scenario.parameters.book);
             let acted = book.while_held(|| self.free_turn());
-            self.audit.door.held = false;
             return acted;
         }
         self.free_turn()
@@ -410,6 +409,7 @@ impl History {
         self.kernel.trace.note(self.kernel.clock(), Note::World("other rules are in force"));
         self.audit.door.rules = Rules::clone(&rules);
         let tuning = Tuning { rules, ..self.scenario.parameters.tuning.clone() };
+        self.scenario.parameters.tuning = tuning.clone();
         self.server.retune(Timestamp(self.kernel.clock()), tuning);
     }
 
@@ -460,6 +460,9 @@ impl History {
             estate.iter().map(|(old, _)| (*old, self.server.reserve_slot())).collect();
         self.audit.succeed(&heirs, &self.scenario.parameters);
         self.kernel.succeed(&heirs);
+        let sourced: Vec<_> =
+            heirs.iter().map(|(_, heir)| (*heir, self.kernel.source_of(*heir))).collect();
+        self.audit.door.succeed(&sourced);
         self.kernel.pass_time(succession.gap);
         self.peers.act(&mut self.kernel);
         self.adopted = heirs.len() as u64;

@@ -130,15 +130,17 @@ impl Door {
         false
     }
 
-    /// Another process takes over, and each connection has the name of its heir. Who was inside is;
-    /// buckets are full again.
-    pub(crate) fn succeed(&mut self, heirs: &[(ConnectionId, ConnectionId)]) {
+    /// Another process takes over with these connections: they stay, and count by the rules of now.
+    /// Buckets are full again.
+    pub(crate) fn succeed(&mut self, heirs: &[(ConnectionId, Source)]) {
         assert!(self.undecided.is_empty(), "hand-over: {:?} wait for a verdict", self.undecided);
         self.buckets.clear();
         self.owed.clear();
-        for (name, _) in &mut self.inside {
-            let heir = heirs.iter().find(|(old, _)| old == name);
-            *name = heir.expect("who is inside has an heir").1;
+        self.held = false;
+        self.inside.clear();
+        if self.rules.caps.count() {
+            let counted = heirs.iter().filter_map(|(id, source)| Some((*id, self.group(*source)?)));
+            self.inside = counted.collect();
         }
     }
 

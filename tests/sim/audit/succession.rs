@@ -34,7 +34,6 @@ impl Audit {
         self.pauses.fill(0);
         self.limits.connections_max = parameters.tuning.connections_max as usize;
         self.limits.aside_bytes_max = parameters.tuning.aside_bytes_max;
-        self.door.succeed(heirs);
         assert_eq!(self.tenants.len(), heirs.len(), "hand-over: {:?}", self.tenants);
         for (name, tenant) in &mut self.tenants {
             let heir = heirs.iter().find(|(old, _)| old == name);
