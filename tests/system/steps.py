@@ -28,6 +28,7 @@ from checks import (
     workers_of,
 )
 from machine import Failure, eventually, expect
+from steps_access import sources_are_judged
 from steps_examples import examples_do_what_they_say
 from steps_instances import (
     instance_without_configuration_is_named,
@@ -391,6 +392,7 @@ STEPS = [
     ("socket activation", activates_by_socket),
     ("examples", examples_do_what_they_say),
     ("without IPv6", lives_without_ipv6),
+    ("who is let in", sources_are_judged),
     ("hung worker", hung_worker_is_restarted),
     ("25 kills", kill_refuses_nobody),
     ("stop amid traffic", stop_loses_nothing),
