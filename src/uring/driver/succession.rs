@@ -21,7 +21,7 @@ impl Driver {
         let source = source::of(fd.as_fd(), transport).unwrap_or(Source::Untold);
         self.install(connection, Socket { fd, transport });
         if !unsent.is_empty() {
-            let piece = self.vault.keep(&unsent);
+            let piece = self.vault.keep(unsent);
             self.asides.entry(connection.slot()).or_default().push(piece);
         }
         source
