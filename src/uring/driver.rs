@@ -1,6 +1,7 @@
 //! Operations to submission entries, completions to events: [`Kernel`] on a real ring.
 
 mod receive;
+mod succession;
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -191,6 +192,15 @@ impl Driver {
         })
     }
 
+    fn install(&mut self, connection: ConnectionId, socket: Socket) {
+        let slot = connection.slot() as usize;
+        if slot >= self.sockets.len() {
+            self.sockets.resize_with(slot + 1, || None);
+        }
+        let former = self.sockets[slot].replace(socket);
+        assert!(former.is_none(), "{connection:?} is given a slot in use");
+    }
+
     fn carry_out(&mut self, op: Op) {
         match op {
             Op::Accept { listener, connection } => self.accept(listener, connection),
@@ -211,6 +221,7 @@ impl Driver {
                 self.asides.entry(connection.slot()).or_default().push(piece);
             }
             Op::SendAside { connection } => self.send_aside(connection),
+            Op::CancelSend { connection } => self.ring.cancel(Token::SendAside(connection)),
             Op::Recycle { buffer } => match buffer.class {
                 SizeClass::Small => self.small.recycle(buffer.index),
                 SizeClass::Large => self.large.recycle(buffer.index),
@@ -337,10 +348,6 @@ impl Driver {
         if result < 0 {
             return Event::AcceptFailed { connection, error: errno::of_accept(-result) };
         }
-        let slot = connection.slot() as usize;
-        if slot >= self.sockets.len() {
-            self.sockets.resize_with(slot + 1, || None);
-        }
         // SAFETY: the kernel has just opened this descriptor for this accept; nobody else knows it.
         let fd = unsafe { OwnedFd::from_raw_fd(result) };
         let listener = &self.listeners[listener];
@@ -351,8 +358,7 @@ impl Driver {
             Some(Err(error)) => return Event::AcceptFailed { connection, error },
         };
         listener.equip(fd.as_fd());
-        let former = self.sockets[slot].replace(Socket::new(fd, listener.transport));
-        assert!(former.is_none(), "{connection:?} was accepted into a slot in use");
+        self.install(connection, Socket::new(fd, listener.transport));
         Event::Accepted { connection, source }
     }
 
