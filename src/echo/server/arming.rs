@@ -86,10 +86,8 @@ mod tests {
     }
 
     fn accepts(ops: &mut Vec<Op>) -> Vec<u16> {
-        let listener = |op| match op {
-            Op::Accept { listener, .. } => Some(listener.0),
-            _ => None,
-        };
+        let listener =
+            |op| if let Op::Accept { listener, .. } = op { Some(listener.0) } else { None };
         ops.drain(..).filter_map(listener).collect()
     }
 
