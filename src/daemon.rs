@@ -7,6 +7,7 @@
 mod report;
 mod rules;
 mod service;
+mod view;
 mod workers;
 
 use std::fmt;

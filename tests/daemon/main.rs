@@ -27,6 +27,7 @@ mod overload;
 mod place;
 mod scripts;
 mod sealed;
+mod sight;
 mod smoke;
 mod tape;
 mod timeouts;
