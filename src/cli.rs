@@ -23,6 +23,8 @@ pub enum Command {
     Serve(Options),
     /// Check the configuration and print what it comes to.
     Check(Options),
+    /// Have the daemon reload its configuration, and check that.
+    Reload(Options),
 }
 
 /// What the service is run with; it may stand before or after the command.
@@ -66,6 +68,9 @@ enum Verb {
     Serve(Options),
     /// Check the configuration, print it with all defaults as TOML, and exit
     Check(Options),
+    /// Have the service reload its configuration; for ExecReload= of its unit
+    #[command(hide = true)]
+    Reload(Options),
 }
 
 fn level_parser() -> impl TypedValueParser<Value = LevelFilter> {
@@ -113,6 +118,7 @@ where
         Ok(match arguments.verb.unwrap_or_else(|| Verb::Serve(Options::default())) {
             Verb::Serve(after) => Command::Serve(before.joined(after)?),
             Verb::Check(after) => Command::Check(before.joined(after)?),
+            Verb::Reload(after) => Command::Reload(before.joined(after)?),
         })
     });
     parsed.map_err(|error| refusal(&error))

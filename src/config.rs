@@ -2,16 +2,17 @@
 //!
 //! Text is read into `RawConfig` (typed text, each value with its place in the file) and from
 //! there, once, into `Config` (checked meaning). Nothing validates later. Every error is one line
-//! that names file, line and key and ends with the cure:
+//! that names file, line, column and key and ends with the cure:
 //!
 //! ```text
-//! /etc/echo-uring.toml:12: timeouts.drain: "61m" is out of range; use a duration from …
+//! /etc/echo-uring.toml:12:9: timeouts.drain: "61m" is out of range; use a duration from …
 //! ```
 //!
 //! This module alone knows serde, TOML and how durations and sizes are spelled. It must never know
 //! a socket.
 
 mod address;
+mod change;
 mod file;
 mod value;
 
@@ -25,6 +26,7 @@ use std::time::Duration;
 use log::LevelFilter;
 
 pub use address::Address;
+pub use change::{Change, Effect, changes, in_force, spelled};
 use value::{HOUR, LOG_TARGETS, SECOND, exact_size, quoted, size_or_auto, time_or_off};
 
 /// Where the configuration is looked for when none is named. It may be absent.
@@ -163,6 +165,8 @@ pub enum ConfigError {
         file: PathBuf,
         /// Counted from 1; 0 when the whole file is meant.
         line: usize,
+        /// The character in that line, counted from 1.
+        column: usize,
         /// `section.key`, or empty when the text is no TOML at all.
         key: String,
         /// What is wrong, and the cure.
@@ -197,10 +201,10 @@ impl fmt::Display for ConfigError {
                 "{}: cannot be read: {cause}; name a readable file with --config",
                 file.display()
             ),
-            Self::Content { file, line, key, problem } => {
+            Self::Content { file, line, column, key, problem } => {
                 write!(formatter, "{}:", file.display())?;
                 if *line > 0 {
-                    write!(formatter, "{line}:")?;
+                    write!(formatter, "{line}:{column}:")?;
                 }
                 if !key.is_empty() {
                     write!(formatter, " {key}:")?;

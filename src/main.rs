@@ -9,6 +9,7 @@ fn main() -> ExitCode {
     match cli::parse() {
         Ok(Command::Serve(options)) => daemon::serve(&options),
         Ok(Command::Check(options)) => daemon::check(&options),
+        Ok(Command::Reload(options)) => daemon::reload(&options),
         Err(status) => status,
     }
 }

@@ -1,5 +1,7 @@
 //! One run of the service, from the first worker's start to the last one's end.
 
+mod reload;
+
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -15,11 +17,13 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use super::Failure;
 use super::report::{self, Rate, Reporter};
 use super::workers::{self, Desk, News, Plan, Worker};
+use crate::cli::Options;
 use crate::config::{Config, Workers};
 use crate::echo::limits;
 use crate::echo::op::{ReceiveMode, Timestamp};
 use crate::echo::server::Stats;
 use crate::listen::{Opened, Origin};
+use crate::logging;
 use crate::metrics;
 use crate::systemd::Notifier;
 use crate::uring;
@@ -34,21 +38,38 @@ const FILES_PER_WORKER: u64 = 2;
 /// What the end takes beyond the drain itself, for the service manager's patience.
 const STOP_MARGIN: Duration = Duration::from_secs(5);
 
-/// Makes SIGTERM and SIGINT readable instead of deadly.
-pub(super) fn block_signals() -> io::Result<SignalFd> {
-    let mut signals = SigSet::empty();
-    signals.add(Signal::SIGTERM);
-    signals.add(Signal::SIGINT);
-    signals.thread_block()?;
-    Ok(SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?)
+/// Where signals are read.
+pub(super) struct Signals {
+    /// SIGTERM and SIGINT.
+    ending: SignalFd,
+    /// SIGHUP.
+    reload: SignalFd,
+}
+
+/// Where a configuration comes from, and where log lines go.
+pub(super) struct Source<'a> {
+    pub(super) options: &'a Options,
+    pub(super) log: &'a logging::Handle,
+}
+
+/// Makes SIGTERM, SIGINT and SIGHUP readable instead of deadly.
+pub(super) fn block_signals() -> io::Result<Signals> {
+    let readable = |signals: &[Signal]| {
+        let signals: SigSet = signals.iter().copied().collect();
+        signals.thread_block()?;
+        SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+    };
+    let ending = readable(&[Signal::SIGTERM, Signal::SIGINT])?;
+    Ok(Signals { ending, reload: readable(&[Signal::SIGHUP])? })
 }
 
 /// Serves until a signal, and drains.
 pub(super) fn run(
     config: &Config,
     opened: Opened,
-    signals: SignalFd,
+    signals: Signals,
     notifier: &Notifier,
+    source: &Source<'_>,
 ) -> Result<(), Failure> {
     let features = uring::probe().map_err(Failure::Uring)?;
     let workers = match config.server.workers {
@@ -56,7 +77,8 @@ pub(super) fn run(
         Workers::Count(count) => usize::from(count),
     };
     let Opened { listeners, warnings } = opened;
-    let places = places(config, listeners.len(), workers)?;
+    let room = room(listeners.len(), workers)?;
+    let places = room.min(config.limits.max_connections);
     let mut files = Vec::new();
     let mut names = Vec::new();
     let sockets = listeners
@@ -71,10 +93,17 @@ pub(super) fn run(
             workers::listening_socket(listener.socket, listener.family, &config.tcp)
         })
         .collect::<Arc<[_]>>();
-    let plan =
-        Plan { config, features, listeners: sockets, workers, places, origin: Instant::now() };
+    let plan = Plan {
+        config,
+        features,
+        listeners: sockets,
+        workers,
+        places,
+        room,
+        origin: Instant::now(),
+    };
     announce(&plan, &names, &warnings);
-    let ended = Service::start(&plan, signals, notifier)?.serve();
+    let ended = Service::start(&plan, signals, notifier, source)?.serve();
     // The files of our own Unix sockets go when nobody accepts any more.
     drop(files);
     ended
@@ -98,18 +127,22 @@ fn announce(plan: &Plan<'_>, names: &[String], warnings: &[String]) {
     for name in names {
         log::info!("listening on {name}");
     }
-    if plan.places < plan.config.limits.max_connections {
+    warn_of_places(plan.config, plan.places);
+}
+
+/// Says so if there are fewer places than are configured.
+fn warn_of_places(config: &Config, places: u32) {
+    let wanted = config.limits.max_connections;
+    if places < wanted {
         log::warn!(
-            "limits.max-connections is {}, but with the limit on open files only {} fit; \
-             raise LimitNOFILE= (ulimit -n)",
-            plan.config.limits.max_connections,
-            plan.places,
+            "limits.max-connections is {wanted}, but with the limit on open files only {places} \
+             fit; raise LimitNOFILE= (ulimit -n)"
         );
     }
 }
 
 /// Raises the soft limit on open files to the hard one, and says how many connections fit.
-fn places(config: &Config, listeners: usize, workers: usize) -> Result<u32, Failure> {
+fn room(listeners: usize, workers: usize) -> Result<u32, Failure> {
     let system = |what| move |errno| Failure::System(what, io::Error::from(errno));
     let (soft, hard) =
         getrlimit(Resource::RLIMIT_NOFILE).map_err(system("read the limit on open files"))?;
@@ -119,7 +152,7 @@ fn places(config: &Config, listeners: usize, workers: usize) -> Result<u32, Fail
     }
     let spare = FILES_SPARE + FILES_PER_WORKER * workers as u64 + listeners as u64;
     let room = hard.saturating_sub(spare).max(1);
-    Ok(u32::try_from(room).unwrap_or(u32::MAX).min(config.limits.max_connections))
+    Ok(u32::try_from(room).unwrap_or(u32::MAX))
 }
 
 /// Where the service is in its life.
@@ -132,8 +165,11 @@ enum Stage {
 
 struct Service<'a> {
     plan: &'a Plan<'a>,
+    /// What is in force: the plan's as reloads have changed it.
+    config: Config,
+    source: &'a Source<'a>,
     notifier: &'a Notifier,
-    signals: SignalFd,
+    signals: Signals,
     bell: Arc<EventFd>,
     news: Receiver<(usize, News)>,
     workers: Vec<Worker>,
@@ -142,6 +178,10 @@ struct Service<'a> {
     done: Vec<Stats>,
     stage: Stage,
     status: String,
+    /// Why the last reload failed.
+    trouble: Option<String>,
+    /// Echoes of a second, when last looked at.
+    echoes: u64,
     reporter: Reporter,
     rate: Rate,
     watchdog: Option<Watchdog>,
@@ -150,8 +190,9 @@ struct Service<'a> {
 impl<'a> Service<'a> {
     fn start(
         plan: &'a Plan<'a>,
-        signals: SignalFd,
+        signals: Signals,
         notifier: &'a Notifier,
+        source: &'a Source<'a>,
     ) -> Result<Self, Failure> {
         let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(|errno| Failure::System("make an eventfd", errno.into()))?;
@@ -166,6 +207,8 @@ impl<'a> Service<'a> {
             notifier.watchdog_interval().map(|interval| Watchdog::new(interval, &workers));
         Ok(Self {
             plan,
+            config: plan.config.clone(),
+            source,
             notifier,
             signals,
             bell,
@@ -175,6 +218,8 @@ impl<'a> Service<'a> {
             done: Vec::new(),
             stage: Stage::Starting,
             status: String::new(),
+            trouble: None,
+            echoes: 0,
             reporter: Reporter::new(),
             rate: Rate::new(Instant::now()),
             watchdog,
@@ -195,6 +240,7 @@ impl<'a> Service<'a> {
             if self.hear_signal()? == Order::EndAtOnce {
                 return Ok(());
             }
+            self.hear_hangup()?;
             let now = Instant::now();
             if now >= look {
                 look = now + LOOK_INTERVAL;
@@ -213,10 +259,13 @@ impl<'a> Service<'a> {
         let left = moment.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
         let mut sources = [
-            PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.signals.ending.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.bell.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.signals.reload.as_fd(), PollFlags::POLLIN),
         ];
-        match poll(&mut sources, timeout) {
+        // A reload that is asked for before we are ready waits until then.
+        let count = if self.stage == Stage::Starting { 2 } else { 3 };
+        match poll(&mut sources[..count], timeout) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
             Err(errno) => Err(Failure::System("wait for signals", errno.into())),
         }
@@ -249,7 +298,7 @@ impl<'a> Service<'a> {
     }
 
     fn hear_signal(&mut self) -> Result<Order, Failure> {
-        let signal = self.signals.read_signal();
+        let signal = self.signals.ending.read_signal();
         match signal.map_err(|errno| Failure::System("read a signal", errno.into()))? {
             None => Ok(Order::GoOn),
             Some(_) if self.stage == Stage::Draining => {
@@ -266,7 +315,7 @@ impl<'a> Service<'a> {
     fn drain(&mut self) {
         self.stage = Stage::Draining;
         let stats = workers::total(&self.workers);
-        let patience = self.plan.config.timeouts.drain;
+        let patience = self.config.timeouts.drain;
         self.status = report::draining(&stats);
         self.notifier.stopping(&self.status);
         let linger = Duration::from_millis(limits::LINGER_MS);
@@ -288,10 +337,12 @@ impl<'a> Service<'a> {
         for line in self.reporter.lines(now, &stats) {
             log::warn!("{line}");
         }
-        let echoes = self.rate.look(now, &stats);
+        self.echoes = self.rate.look(now, &stats);
         let status = match self.stage {
             Stage::Starting => return,
-            Stage::Ready => report::status(&stats, echoes, self.workers.len()),
+            Stage::Ready => {
+                self.with_trouble(report::status(&stats, self.echoes, self.workers.len()))
+            }
             Stage::Draining => report::draining(&stats),
         };
         if status != self.status {

@@ -163,7 +163,7 @@ fn check_refuses_what_serve_refuses() {
     let output = run_to_end(&["check", "--config", path.to_str().unwrap()], None);
     assert_eq!(output.status.code(), Some(78));
     let text = String::from_utf8(output.stderr).unwrap();
-    let start = format!("echo-uring: {}:2: limits.max-connections: ", path.display());
+    let start = format!("echo-uring: {}:2:19: limits.max-connections: ", path.display());
     assert!(text.starts_with(&start), "{text}");
     assert!(output.stdout.is_empty());
 }

@@ -23,6 +23,7 @@ mod manager;
 mod oracle;
 mod overload;
 mod place;
+mod reload;
 mod scripts;
 mod sealed;
 mod smoke;

@@ -27,6 +27,7 @@ from checks import (
     stream_of_clients,
     workers_of,
 )
+import steps_reload
 from machine import Failure, eventually, expect
 
 STATUS = re.compile(r"\d+ connections?, .+ echoes/s, .+ echoed, \d+ workers?")
@@ -407,6 +408,7 @@ STEPS = [
     ("socket activation", activates_by_socket),
     ("open to a network", opens_to_a_network),
     ("without IPv6", lives_without_ipv6),
+    *steps_reload.STEPS,
     ("hung worker", hung_worker_is_restarted),
     ("25 kills", kill_refuses_nobody),
     ("stop amid traffic", stop_loses_nothing),
