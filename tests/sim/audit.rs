@@ -9,6 +9,7 @@ use echo_uring::echo::op::{
     AcceptError, BufferId, ConnectionId, Event, ListenerId, Op, ReceiveEnd, ReceiveMode, SendError,
     Shutdown, SizeClass,
 };
+use echo_uring::echo::server::Tuning;
 
 mod line;
 mod promises;
@@ -149,6 +150,16 @@ impl Audit {
         }
     }
 
+    /// The core is about to be told of new limits and timeouts.
+    pub(crate) fn retune(&mut self, tuning: &Tuning) {
+        let limits = &mut self.limits;
+        // Slots that were needed once may be used again.
+        limits.connections_max = limits.connections_max.max(tuning.connections_max as usize);
+        limits.aside_bytes_max = tuning.aside_bytes_max;
+        limits.idle_timeout = tuning.idle_timeout;
+        limits.stall_timeout = tuning.stall_timeout;
+    }
+
     /// The core is about to be told this.
     pub(crate) fn event(&mut self, now: u64, event: &Event) {
         self.served = 0;
@@ -232,6 +243,9 @@ impl Audit {
                 let handed = open.sent + open.aside;
                 open.decided.retain(|owed| handed <= *owed);
                 self.charged += u64::from(length);
+                // When the limit sank below what is set aside, nothing is added.
+                let within = self.charged <= self.limits.aside_bytes_max;
+                assert!(within, "limit: {} bytes aside", self.charged);
             }
             Op::SendAside { connection } => {
                 assert!(
@@ -261,7 +275,6 @@ impl Audit {
     pub(crate) fn settle(&mut self) {
         self.leave_line();
         let limits = &self.limits;
-        assert!(self.charged <= limits.aside_bytes_max, "limit: {} bytes aside", self.charged);
         for (connection, tenant) in &self.tenants {
             let Tenant::Open(open) = tenant else { continue };
             let chunks = self.lent.iter().filter(|lent| lent.connection == *connection).count();

@@ -44,6 +44,7 @@ pub(crate) struct Coverage {
     closed: [u64; CloseReason::ALL.len()],
     full: u64,
     drained_early: u64,
+    retuned: u64,
 }
 
 impl Coverage {
@@ -58,6 +59,7 @@ impl Coverage {
             *sum += count;
         }
         self.full += stats.full;
+        self.retuned += history.retuned;
         self.drained_early +=
             u64::from(history.kernel.peers.iter().any(|peer| peer.named.is_none()));
     }
@@ -70,6 +72,7 @@ impl Coverage {
             *sum += count;
         }
         self.full += other.full;
+        self.retuned += other.retuned;
         self.drained_early += other.drained_early;
     }
 
@@ -78,7 +81,11 @@ impl Coverage {
         let occasions = OCCASIONS.iter().map(|name| (*name).to_string()).zip(self.occasions);
         let closes = CloseReason::ALL.iter().zip(self.closed);
         let closes = closes.map(|(reason, count)| (format!("closed: {}", reason.name()), count));
-        let rest = [("all places taken", self.full), ("a peer never accepted", self.drained_early)];
+        let rest = [
+            ("all places taken", self.full),
+            ("a peer never accepted", self.drained_early),
+            ("new limits and timeouts", self.retuned),
+        ];
         let rest = rest.map(|(name, count)| (name.to_string(), count));
         occasions.chain(closes).chain(rest).collect()
     }

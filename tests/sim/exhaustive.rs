@@ -94,6 +94,7 @@ impl World {
             crowd,
             chaos_turns: self.chaos_turns,
             drain: self.drain,
+            retunes: Vec::new(),
             submit: Submit::AfterEach,
             idle_ticks: 0,
             stayers_are_ended: false,

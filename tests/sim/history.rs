@@ -30,6 +30,8 @@ pub(crate) struct Scenario {
     pub(crate) chaos_turns: usize,
     /// The turn at which a drain begins, and how patient it is, in milliseconds.
     pub(crate) drain: Option<(usize, u64)>,
+    /// New limits and timeouts, each at the turn at which it comes, the last one first.
+    pub(crate) retunes: Vec<(usize, Tuning)>,
     pub(crate) submit: Submit,
     /// How often a `TimePassed` comes that nobody asked for, in thousandths.
     pub(crate) idle_ticks: u16,
@@ -60,6 +62,10 @@ pub(crate) struct History {
     draining: bool,
     /// Time runs from deadline to deadline of the server, past the plans of the peers.
     hasty: bool,
+    /// How many connections there may be: more than places for a while after these became fewer.
+    allowed: u64,
+    /// How often the tuning changed.
+    pub(crate) retuned: u64,
     /// Turns so far.
     pub(crate) turns: usize,
 }
@@ -98,7 +104,7 @@ impl Scenario {
             rude: [0, 300, 800][choice.below(3)],
         };
         let patience = [0, 40, 2_000, 20_000][choice.below(4)];
-        Self {
+        let mut scenario = Self {
             parameters,
             settings,
             crowd,
@@ -108,8 +114,32 @@ impl Scenario {
             idle_ticks: [0, 20, 300, 1000][choice.below(4)],
             stayers_are_ended: idle_timeout.is_some() && choice.below(2) == 0,
             stubborn: choice.below(2) == 0,
-        }
+            retunes: Vec::new(),
+        };
+        scenario.retunes = draw_retunes(choice, scenario.stayers_are_ended);
+        scenario
     }
+}
+
+/// In a third of the histories limits and timeouts change, once or more often. An idle timeout that
+/// is to end those who stay is never off.
+fn draw_retunes(choice: &mut Choice, stayers_are_ended: bool) -> Vec<(usize, Tuning)> {
+    let count = [0, 0, 0, 0, 1, 3][choice.below(6)];
+    let timeouts = [Some(300), Some(5_000), Some(60_000), None];
+    let idle_choices = if stayers_are_ended { 3 } else { 4 };
+    let mut retunes: Vec<(usize, Tuning)> = (0..count)
+        .map(|_| {
+            let tuning = Tuning {
+                connections_max: 1 + choice.below(6) as u32,
+                aside_bytes_max: [0, 10, 60, 500, 100_000][choice.below(5)],
+                idle_timeout: timeouts[choice.below(idle_choices)],
+                stall_timeout: timeouts[choice.below(4)],
+            };
+            (choice.below(150), tuning)
+        })
+        .collect();
+    retunes.sort_by_key(|(turn, _)| std::cmp::Reverse(*turn));
+    retunes
 }
 
 fn draw_faults(choice: &mut Choice) -> Faults {
@@ -171,6 +201,8 @@ impl History {
             submitted: Vec::new(),
             draining: false,
             hasty: false,
+            allowed: u64::from(scenario.parameters.tuning.connections_max),
+            retuned: 0,
             turns: 0,
             scenario,
         }
@@ -187,6 +219,7 @@ impl History {
         self.submit();
         while self.turns < self.scenario.chaos_turns && !self.is_over() {
             self.begin_drain_if_due();
+            self.retune_if_due();
             self.turn();
         }
         self.heal();
@@ -292,6 +325,20 @@ impl History {
         }
     }
 
+    fn retune_if_due(&mut self) {
+        let turns = self.turns;
+        let Some((_, tuning)) = self.scenario.retunes.pop_if(|(turn, _)| *turn <= turns) else {
+            return;
+        };
+        let now = self.kernel.clock();
+        self.kernel.trace.note(now, Note::World("new limits and timeouts"));
+        self.retuned += 1;
+        self.allowed = self.server.stats().connections.max(u64::from(tuning.connections_max));
+        self.audit.retune(&tuning);
+        self.scenario.parameters.tuning = tuning.clone();
+        self.server.retune(Timestamp(now), tuning);
+    }
+
     fn begin_drain(&mut self, patience: u64) {
         if !self.draining {
             self.draining = true;
@@ -302,7 +349,7 @@ impl History {
         }
     }
 
-    fn check_step(&self) {
+    fn check_step(&mut self) {
         let stats = self.server.stats();
         let audit = &self.audit;
         assert_eq!(stats.accepted, audit.accepted, "books: accepted");
@@ -312,9 +359,10 @@ impl History {
         let places = u64::from(self.scenario.parameters.tuning.connections_max);
         // At the end of a drain the parked ones are let in to be ended.
         assert!(
-            self.draining || stats.connections <= places,
+            self.draining || stats.connections <= self.allowed,
             "limit: more connections than places"
         );
+        self.allowed = stats.connections.max(places);
     }
 
     fn check_rest(&self) {
