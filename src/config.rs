@@ -14,6 +14,7 @@
 mod address;
 mod change;
 mod file;
+mod network;
 mod value;
 
 use std::fmt;
@@ -27,7 +28,10 @@ use log::LevelFilter;
 
 pub use address::Address;
 pub use change::{Change, Effect, changes, in_force, spelled};
-use value::{HOUR, LOG_TARGETS, SECOND, exact_size, quoted, size_or_auto, time_or_off};
+pub use network::Network;
+use value::{
+    HOUR, LOG_TARGETS, SECOND, exact_size, number_or_off, quoted, size_or_auto, time_or_off,
+};
 
 /// Where the configuration is looked for when none is named. It may be absent.
 pub const DEFAULT_PATH: &str = "/etc/echo-uring.toml";
@@ -42,6 +46,8 @@ pub struct Config {
     pub server: Server,
     /// `[[listener]]`: used only when no sockets are inherited. Never empty.
     pub listeners: Vec<ListenerConfig>,
+    /// `[access]`
+    pub access: Access,
     /// `[limits]`
     pub limits: Limits,
     /// `[timeouts]`
@@ -84,13 +90,30 @@ pub struct ListenerConfig {
     pub builtin_default: bool,
 }
 
-/// `[limits]`: what the daemon may use up.
+/// `[access]`: who may connect. Unix peers always may.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Access {
+    /// If this is not empty, peers in none of these networks are refused.
+    pub allow: Vec<Network>,
+    /// Peers in one of these are refused, allowed or not.
+    pub deny: Vec<Network>,
+}
+
+/// `[limits]`: what the daemon may use up, and one source of it. `None` is "off".
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Connections open at once, 1 to 4194304; more wait in the backlog.
     pub max_connections: u32,
     /// Bytes set aside for peers that stopped reading, 64 KiB to 1 TiB.
     pub stalled_memory: u64,
+    /// Connections of one source at once, 1 to 4194304; more are closed at once.
+    pub max_connections_per_source: Option<u32>,
+    /// Connections of one source in a second, 1 to 1000000; more are closed at once.
+    pub accepts_per_source: Option<u32>,
+    /// Leading bits of an IPv4 address that make a source, 8 to 32.
+    pub source_prefix_ipv4: u8,
+    /// Leading bits of an IPv6 address that make a source, 16 to 128.
+    pub source_prefix_ipv6: u8,
 }
 
 /// `[timeouts]`: `None` is "off".
@@ -266,7 +289,15 @@ impl Default for Config {
         Self {
             server: Server { workers: Workers::Auto, buffers: 256, busy_poll: None },
             listeners: builtin_listeners(),
-            limits: Limits { max_connections: 100_000, stalled_memory: 64 << 20 },
+            access: Access::default(),
+            limits: Limits {
+                max_connections: 100_000,
+                stalled_memory: 64 << 20,
+                max_connections_per_source: None,
+                accepts_per_source: None,
+                source_prefix_ipv4: 32,
+                source_prefix_ipv6: 64,
+            },
             timeouts: Timeouts { idle: Some(HOUR), stall: Some(60 * SECOND), drain: 10 * SECOND },
             tcp: Tcp {
                 nodelay: true,
@@ -314,11 +345,13 @@ impl Config {
             let (name, address) = (quoted(name), quoted(&address.to_string()));
             text += &format!("\n[[listener]]\nname = {name}\naddress = {address}\n");
         }
-        text += &format!(
-            "\n[limits]\nmax-connections = {}\nstalled-memory = {}\n",
-            self.limits.max_connections,
-            quoted(&exact_size(self.limits.stalled_memory))
-        );
+        let list = |networks: &[Network]| {
+            let entries: Vec<_> = networks.iter().map(|entry| quoted(&entry.to_string())).collect();
+            format!("[{}]", entries.join(", "))
+        };
+        let (allow, deny) = (list(&self.access.allow), list(&self.access.deny));
+        text += &format!("\n[access]\nallow = {allow}\ndeny = {deny}\n");
+        text += &self.limits.to_toml();
         text += &format!(
             "\n[timeouts]\nidle = {}\nstall = {}\ndrain = {}\n",
             time_or_off(self.timeouts.idle),
@@ -340,6 +373,22 @@ impl Config {
         let (target, _) = target.expect("invariant: every log target has a word");
         let level = self.log.level.as_str().to_ascii_lowercase();
         text + &format!("\n[log]\ntarget = {}\nlevel = {}\n", quoted(target), quoted(&level))
+    }
+}
+
+impl Limits {
+    fn to_toml(&self) -> String {
+        format!(
+            "\n[limits]\nmax-connections = {}\nstalled-memory = {}\n\
+             max-connections-per-source = {}\naccepts-per-source = {}\n\
+             source-prefix-ipv4 = {}\nsource-prefix-ipv6 = {}\n",
+            self.max_connections,
+            quoted(&exact_size(self.stalled_memory)),
+            number_or_off(self.max_connections_per_source),
+            number_or_off(self.accepts_per_source),
+            self.source_prefix_ipv4,
+            self.source_prefix_ipv6,
+        )
     }
 }
 

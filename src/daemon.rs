@@ -6,6 +6,7 @@
 
 mod report;
 mod request;
+mod rules;
 mod service;
 mod workers;
 

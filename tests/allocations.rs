@@ -11,6 +11,7 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::hash::RandomState;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
@@ -20,6 +21,7 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use echo_uring::echo::admission::SourceBook;
 use echo_uring::echo::op::{ReceiveMode, Timestamp};
 use echo_uring::echo::server::{Parameters, Server, Stats, Tuning};
 use echo_uring::uring::{Driver, ListeningSocket, Settings, Transport, probe};
@@ -121,11 +123,13 @@ impl Service {
             buffer_sizes: BUFFER_SIZES,
             receive_mode,
             linger_timeout: 5_000,
+            book: Arc::new(SourceBook::new(RandomState::new())),
             tuning: Tuning {
                 connections_max: 1_000,
                 aside_bytes_max: 64 << 20,
                 idle_timeout: Some(3_600_000),
                 stall_timeout: Some(60_000),
+                rules: Arc::default(),
             },
         });
         let stats = worker::run(&mut driver, server, &self.shared, on_ready).unwrap();

@@ -71,7 +71,10 @@ fn shipped_keys() -> BTreeSet<(String, String)> {
 fn the_shipped_file_an_empty_file_and_the_defaults_are_one() {
     assert_eq!(parsed(SHIPPED), Ok(Config::default()));
     assert_eq!(parsed(""), Ok(Config::default()));
-    assert_eq!(parsed("[server]\n[limits]\n[timeouts]\n[tcp]\n[log]\n"), Ok(Config::default()));
+    assert_eq!(
+        parsed("[server]\n[access]\n[limits]\n[timeouts]\n[tcp]\n[log]\n"),
+        Ok(Config::default())
+    );
 }
 
 #[test]
@@ -85,6 +88,10 @@ fn the_defaults_are_what_the_manual_promises() {
     assert!(config.listeners.iter().all(|listener| listener.builtin_default));
     assert_eq!(config.limits.max_connections, 100_000);
     assert_eq!(config.limits.stalled_memory, 64 * 1024 * 1024);
+    assert_eq!((config.access.allow.len(), config.access.deny.len()), (0, 0));
+    assert_eq!(config.limits.max_connections_per_source, None);
+    assert_eq!(config.limits.accepts_per_source, None);
+    assert_eq!((config.limits.source_prefix_ipv4, config.limits.source_prefix_ipv6), (32, 64));
     assert_eq!(config.timeouts.idle, Some(Duration::from_secs(3600)));
     assert_eq!(config.timeouts.stall, Some(Duration::from_secs(60)));
     assert_eq!(config.timeouts.drain, Duration::from_secs(10));
@@ -106,9 +113,16 @@ fn what_check_prints_reads_back_as_itself() {
         [[listener]]
         name = 'file'
         address = 'unix:/run/\u{e4} \"x\\y\".sock'
+        [access]
+        allow = ['10.0.0.0/8', '::ffff:192.0.2.0/120', '2001:DB8::/32']
+        deny = ['::1/128']
         [limits]
         max-connections = 1
         stalled-memory = '1000001B'
+        max-connections-per-source = 7
+        accepts-per-source = 1000000
+        source-prefix-ipv4 = 8
+        source-prefix-ipv6 = 128
         [timeouts]
         idle = 'off'
         stall = '1h 2m 3s 4ms'
@@ -181,6 +195,37 @@ fn each_error_names_line_key_and_cure() {
             &[("4096", "4096 is not a size"), ("'4KiB'", "\"4KiB\" is out of range")],
         ),
         (
+            "limits.max-connections-per-source",
+            "use a number from 1 to 4194304 or \"off\"",
+            &[("0", "0 is out of range"), ("'on'", "\"on\" is not a whole number")],
+        ),
+        (
+            "limits.accepts-per-source",
+            "use a number from 1 to 1000000 or \"off\"",
+            &[("1000001", "1000001 is out of range")],
+        ),
+        (
+            "limits.source-prefix-ipv4",
+            "use a number from 8 to 32",
+            &[("7", "7 is out of range"), ("'off'", "\"off\" is not a whole number")],
+        ),
+        (
+            "limits.source-prefix-ipv6",
+            "use a number from 16 to 128",
+            &[("129", "129 is out of range"), ("-1", "-1 is out of range")],
+        ),
+        (
+            "access.allow",
+            "use one such as [\"10.0.0.0/8\", \"::1\"]",
+            &[("'10.0.0.0/8'", "\"10.0.0.0/8\" is not a list"), ("4", "4 is not a list")],
+        ),
+        ("access.deny", "use one such as \"10.0.0.0/8\"", &[("[4]", "4 is not text")]),
+        (
+            "access.deny",
+            "use \"10.0.0.0/8\" or \"10.0.0.1\"",
+            &[("['10.0.0.1/8']", "\"10.0.0.1/8\" has bits beyond its prefix")],
+        ),
+        (
             "timeouts.idle",
             long,
             &[("'0s'", "\"0s\" is out of range"), ("30", "30 is not a duration")],
@@ -233,9 +278,14 @@ fn unknown_sections_and_keys_are_refused_with_those_that_there_are() {
     for (text, expected) in [
         (
             "[limits]\n\nmax-conections = 5",
-            "3:1: limits.max-conections: unknown key; use max-connections or stalled-memory",
+            "3:1: limits.max-conections: unknown key; use max-connections, stalled-memory, \
+             max-connections-per-source, accepts-per-source, source-prefix-ipv4, \
+             source-prefix-ipv6",
         ),
-        ("[limit]\n", "1:2: limit: unknown key; use server, listener, limits, timeouts, tcp, log"),
+        (
+            "[limit]\n",
+            "1:2: limit: unknown key; use server, listener, access, limits, timeouts, tcp, log",
+        ),
         (
             "[[listener]]\nname = 'a'\nport = 7\n",
             "3:1: listener.port: unknown key; use name or address",
@@ -246,6 +296,22 @@ fn unknown_sections_and_keys_are_refused_with_those_that_there_are() {
         ),
     ] {
         assert_eq!(refusal(text), format!("FILE:{expected}"), "for {text}");
+    }
+}
+
+/// Goal: in a long list, the entry that is wrong is named with its own line.
+#[test]
+fn a_broken_network_is_refused_with_its_own_line() {
+    let cure = "use one such as \"10.0.0.0/8\", \"2001:db8::/32\" or a single address \
+                (numbers, not host names)";
+    for (text, line, entry) in [
+        ("[access]\ndeny = ['10.0.0.0/8', 'host']\n", 2, "host"),
+        ("[access]\nallow = [\n  '::1', # 'host'\n\n  \"10.0.0.0/40\",\n]\n", 5, "10.0.0.0/40"),
+        ("access = { allow = [\n'1.2.3' ] }", 2, "1.2.3"),
+    ] {
+        let key = if text.contains("deny") { "deny" } else { "allow" };
+        let expected = format!("FILE:{line}: access.{key}: {entry:?} is no network; {cure}");
+        assert_eq!(refusal(text), expected);
     }
 }
 
@@ -389,7 +455,7 @@ fn the_command_line_wins_over_the_file() {
 #[test]
 fn every_key_of_the_shipped_file_is_in_the_manual() {
     let keys = shipped_keys();
-    assert_eq!(keys.len(), 17, "a key was added or lost: {keys:?}");
+    assert_eq!(keys.len(), 23, "a key was added or lost: {keys:?}");
     let table: toml::Table = SHIPPED.parse().unwrap();
     for (section, key) in keys {
         let heading = match &table[&section] {
@@ -420,8 +486,14 @@ fn a_change_of_any_key_is_noticed_and_put_off_or_in_force() {
         ("server.workers", "3"),
         ("server.buffers", "64"),
         ("server.busy-poll", "'1ms'"),
+        ("access.allow", "['10.0.0.0/8']"),
+        ("access.deny", "['10.0.0.1', '::1']"),
         ("limits.max-connections", "7"),
         ("limits.stalled-memory", "'1MiB'"),
+        ("limits.max-connections-per-source", "7"),
+        ("limits.accepts-per-source", "7"),
+        ("limits.source-prefix-ipv4", "24"),
+        ("limits.source-prefix-ipv6", "48"),
         ("timeouts.idle", "'7s'"),
         ("timeouts.stall", "'7s'"),
         ("timeouts.drain", "'7s'"),

@@ -3,7 +3,7 @@
 //! Every struct of [`Config`] is taken apart here without `..`: a new key does not compile until
 //! somebody has decided whether a reload is enough for it.
 
-use super::{Config, Limits, Log, Server, Tcp, Timeouts};
+use super::{Access, Config, Limits, Log, Server, Tcp, Timeouts};
 
 /// When a new value of a key takes effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +28,7 @@ pub struct Change {
 /// The keys in which `after` differs from `before`, in the order of the file.
 #[must_use]
 pub fn changes(before: &Config, after: &Config) -> Vec<Change> {
-    let Config { server, listeners, limits, timeouts, tcp, log } = before;
+    let Config { server, listeners, access, limits, timeouts, tcp, log } = before;
     let mut list = Vec::new();
     let mut note = |key, effect, same: bool| {
         if !same {
@@ -40,9 +40,25 @@ pub fn changes(before: &Config, after: &Config) -> Vec<Change> {
     note("server.buffers", AtRestart, *buffers == after.server.buffers);
     note("server.busy-poll", AtRestart, *busy_poll == after.server.busy_poll);
     note("listener", AtRestart, *listeners == after.listeners);
-    let Limits { max_connections, stalled_memory } = limits;
-    note("limits.max-connections", AtReload, *max_connections == after.limits.max_connections);
-    note("limits.stalled-memory", AtReload, *stalled_memory == after.limits.stalled_memory);
+    let Access { allow, deny } = access;
+    note("access.allow", AtReload, *allow == after.access.allow);
+    note("access.deny", AtReload, *deny == after.access.deny);
+    let Limits {
+        max_connections,
+        stalled_memory,
+        max_connections_per_source,
+        accepts_per_source,
+        source_prefix_ipv4,
+        source_prefix_ipv6,
+    } = limits;
+    let new = &after.limits;
+    note("limits.max-connections", AtReload, *max_connections == new.max_connections);
+    note("limits.stalled-memory", AtReload, *stalled_memory == new.stalled_memory);
+    let same = *max_connections_per_source == new.max_connections_per_source;
+    note("limits.max-connections-per-source", AtReload, same);
+    note("limits.accepts-per-source", AtReload, *accepts_per_source == new.accepts_per_source);
+    note("limits.source-prefix-ipv4", AtReload, *source_prefix_ipv4 == new.source_prefix_ipv4);
+    note("limits.source-prefix-ipv6", AtReload, *source_prefix_ipv6 == new.source_prefix_ipv6);
     let Timeouts { idle, stall, drain } = timeouts;
     note("timeouts.idle", AtReload, *idle == after.timeouts.idle);
     note("timeouts.stall", AtReload, *stall == after.timeouts.stall);
@@ -64,11 +80,12 @@ pub fn changes(before: &Config, after: &Config) -> Vec<Change> {
 /// values where a reload is enough, the old ones elsewhere.
 #[must_use]
 pub fn in_force(before: &Config, wanted: Config) -> Config {
-    let Config { server: _, listeners: _, limits, timeouts, tcp, log } = wanted;
+    let Config { server: _, listeners: _, access, limits, timeouts, tcp, log } = wanted;
     let Tcp { receive_buffer, send_buffer, .. } = before.tcp;
     Config {
         server: before.server.clone(),
         listeners: before.listeners.clone(),
+        access,
         limits,
         timeouts,
         tcp: Tcp { receive_buffer, send_buffer, ..tcp },

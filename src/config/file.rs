@@ -8,18 +8,21 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde::Deserialize;
+use toml::de::ValueDeserializer;
 use toml::{Spanned, Value};
 
 use super::value::{
     DAY, GIB, HOUR, KIB, LOG_LEVELS, LOG_TARGETS, SECOND, YEAR, auto_or_size, boolean, buffers,
-    integer, name, off_or_time, size, time, whole_seconds, word, workers,
+    integer, name, off_or_integer, off_or_time, size, time, whole_seconds, word, workers,
 };
 use super::{
-    Address, Config, ConfigError, Limits, ListenerConfig, Log, Server, Tcp, Timeouts,
-    builtin_listeners, conflict,
+    Access, Address, Config, ConfigError, Limits, ListenerConfig, Log, Network, Server, Tcp,
+    Timeouts, builtin_listeners, conflict,
 };
 
 const LISTENERS_MAX: usize = 256;
+/// More than a machine holds.
+const CONNECTIONS_MAX: i64 = 4_194_304;
 
 /// The meaning of `bytes`, the content of `file`.
 pub(super) fn check(bytes: &[u8], file: &Path) -> Result<Config, ConfigError> {
@@ -51,6 +54,8 @@ struct RawConfig {
     server: RawServer,
     listener: Option<Spanned<Vec<Spanned<RawListener>>>>,
     #[serde(default)]
+    access: RawAccess,
+    #[serde(default)]
     limits: RawLimits,
     #[serde(default)]
     timeouts: RawTimeouts,
@@ -79,10 +84,21 @@ struct RawListener {
 }
 
 #[derive(Default, Deserialize)]
+#[serde(default, rename_all = "kebab-case", deny_unknown_fields, expecting = "a section [access]")]
+struct RawAccess {
+    allow: Raw,
+    deny: Raw,
+}
+
+#[derive(Default, Deserialize)]
 #[serde(default, rename_all = "kebab-case", deny_unknown_fields, expecting = "a section [limits]")]
 struct RawLimits {
     max_connections: Raw,
     stalled_memory: Raw,
+    max_connections_per_source: Raw,
+    accepts_per_source: Raw,
+    source_prefix_ipv4: Raw,
+    source_prefix_ipv6: Raw,
 }
 
 #[derive(Default, Deserialize)]
@@ -132,20 +148,11 @@ impl Source<'_> {
         Ok(Config {
             server: self.check_server(raw.server, default.server)?,
             listeners,
-            limits: Limits {
-                max_connections: self.value(
-                    "limits.max-connections",
-                    raw.limits.max_connections,
-                    default.limits.max_connections,
-                    |value| integer(value, 1..=4_194_304, ""),
-                )?,
-                stalled_memory: self.value(
-                    "limits.stalled-memory",
-                    raw.limits.stalled_memory,
-                    default.limits.stalled_memory,
-                    |value| size(value, 64 * KIB..=1024 * GIB, ""),
-                )?,
+            access: Access {
+                allow: self.check_networks("access.allow", raw.access.allow)?,
+                deny: self.check_networks("access.deny", raw.access.deny)?,
             },
+            limits: self.check_limits(raw.limits, default.limits)?,
             timeouts: self.check_timeouts(raw.timeouts, default.timeouts)?,
             tcp: Tcp {
                 nodelay: self.value("tcp.nodelay", raw.tcp.nodelay, tcp.nodelay, boolean)?,
@@ -192,6 +199,74 @@ impl Source<'_> {
                 |value| off_or_time(value, spin.clone()),
             )?,
         })
+    }
+
+    fn check_limits(&self, raw: RawLimits, default: Limits) -> Result<Limits, ConfigError> {
+        let prefix = |value: &Value, range| integer(value, range, "");
+        Ok(Limits {
+            max_connections: self.value(
+                "limits.max-connections",
+                raw.max_connections,
+                default.max_connections,
+                |value| integer(value, 1..=CONNECTIONS_MAX, ""),
+            )?,
+            stalled_memory: self.value(
+                "limits.stalled-memory",
+                raw.stalled_memory,
+                default.stalled_memory,
+                |value| size(value, 64 * KIB..=1024 * GIB, ""),
+            )?,
+            max_connections_per_source: self.value(
+                "limits.max-connections-per-source",
+                raw.max_connections_per_source,
+                default.max_connections_per_source,
+                |value| off_or_integer(value, 1..=CONNECTIONS_MAX),
+            )?,
+            accepts_per_source: self.value(
+                "limits.accepts-per-source",
+                raw.accepts_per_source,
+                default.accepts_per_source,
+                |value| off_or_integer(value, 1..=1_000_000),
+            )?,
+            source_prefix_ipv4: self.value(
+                "limits.source-prefix-ipv4",
+                raw.source_prefix_ipv4,
+                default.source_prefix_ipv4,
+                |value| prefix(value, 8..=32),
+            )?,
+            source_prefix_ipv6: self.value(
+                "limits.source-prefix-ipv6",
+                raw.source_prefix_ipv6,
+                default.source_prefix_ipv6,
+                |value| prefix(value, 16..=128),
+            )?,
+        })
+    }
+
+    /// A list of networks. A wrong entry is named with its own line.
+    fn check_networks(&self, key: &str, raw: Raw) -> Result<Vec<Network>, ConfigError> {
+        let Some(raw) = raw else { return Ok(Vec::new()) };
+        let span = raw.span();
+        if !raw.get_ref().is_array() {
+            let problem = format!(
+                "{} is not a list; use one such as [\"10.0.0.0/8\", \"::1\"]",
+                raw.get_ref()
+            );
+            return Err(self.wrong(key, span.start, problem));
+        }
+        // Read once more, for the places of the entries.
+        let entries: Vec<Spanned<Value>> = ValueDeserializer::parse(&self.text[span.clone()])
+            .and_then(Vec::deserialize)
+            .expect("invariant: what was read can be read again");
+        let check = |entry: Spanned<Value>| {
+            let problem = match entry.get_ref().as_str().map(str::parse) {
+                Some(Ok(network)) => return Ok(network),
+                Some(Err(problem)) => problem,
+                None => format!("{} is not text; use one such as \"10.0.0.0/8\"", entry.get_ref()),
+            };
+            Err(self.wrong(key, span.start + entry.span().start, problem))
+        };
+        entries.into_iter().map(check).collect()
     }
 
     fn check_timeouts(&self, raw: RawTimeouts, default: Timeouts) -> Result<Timeouts, ConfigError> {

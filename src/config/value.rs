@@ -69,6 +69,16 @@ pub(super) fn integer<T: TryFrom<i64>>(
     }
 }
 
+pub(super) fn off_or_integer(
+    value: &Value,
+    range: RangeInclusive<i64>,
+) -> Result<Option<u32>, String> {
+    if value.as_str() == Some("off") {
+        return Ok(None);
+    }
+    integer(value, range, " or \"off\"").map(Some)
+}
+
 pub(super) fn boolean(value: &Value) -> Result<bool, String> {
     value.as_bool().ok_or_else(|| format!("{value} is neither true nor false; use true or false"))
 }
@@ -155,6 +165,10 @@ pub(super) fn name(value: &Value) -> Result<String, String> {
 
 pub(super) fn quoted(text: &str) -> String {
     Value::String(text.to_owned()).to_string()
+}
+
+pub(super) fn number_or_off(number: Option<u32>) -> String {
+    number.map_or(quoted("off"), |number| number.to_string())
 }
 
 pub(super) fn time_or_off(time: Option<Duration>) -> String {

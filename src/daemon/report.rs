@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::echo::server::{CloseReason, Stats};
+use crate::echo::server::{CloseReason, RefuseReason, Stats};
 
 /// The shortest time between two lines of the same class.
 const QUIET: Duration = Duration::from_secs(10);
@@ -43,7 +43,7 @@ struct Class {
     line: fn(count: u64, stats: &Stats) -> String,
 }
 
-const CLASSES: [Class; 7] = [
+const CLASSES: [Class; 10] = [
     Class {
         counter: |stats| stats.accept_process_files,
         line: |count, _| {
@@ -103,7 +103,33 @@ const CLASSES: [Class; 7] = [
             )
         },
     },
+    Class {
+        counter: |stats| stats.refused[RefuseReason::Denied as usize],
+        line: |count, _| format!("{} refused by [access]", connections(count)),
+    },
+    Class {
+        counter: |stats| stats.refused[RefuseReason::SourceFull as usize],
+        line: |count, _| {
+            format!(
+                "{} refused: their source had limits.max-connections-per-source already",
+                connections(count)
+            )
+        },
+    },
+    Class {
+        counter: |stats| stats.refused[RefuseReason::SourceRate as usize],
+        line: |count, _| {
+            format!(
+                "{} refused: their source connected faster than limits.accepts-per-source",
+                connections(count)
+            )
+        },
+    },
 ];
+
+fn connections(number: u64) -> String {
+    count(number, "connection")
+}
 
 /// Remembers what has been told, and when.
 pub(super) struct Reporter {

@@ -2,6 +2,7 @@
 
 mod reload;
 
+use std::hash::RandomState;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use super::report::{self, Rate, Reporter};
 use super::workers::{self, Desk, News, Plan, Worker};
 use crate::cli::Options;
 use crate::config::{Config, Workers};
+use crate::echo::admission::SourceBook;
 use crate::echo::limits;
 use crate::echo::op::{ReceiveMode, Timestamp};
 use crate::echo::server::Stats;
@@ -101,6 +103,7 @@ pub(super) fn run(
         places,
         room,
         origin: Instant::now(),
+        book: Arc::new(SourceBook::new(RandomState::new())),
     };
     announce(&plan, &names, &warnings);
     let ended = Service::start(&plan, signals, notifier, source)?.serve();
@@ -356,9 +359,10 @@ impl<'a> Service<'a> {
         log::debug!("{stats:?}");
         let buffers = workers::buffers_total(self.plan);
         log::info!(
-            "stopped: accepted={} closed={} bytes-in={} bytes-out={} bytes-dropped={} \
+            "stopped: accepted={} refused={} closed={} bytes-in={} bytes-out={} bytes-dropped={} \
              buffers-home={} buffers-total={buffers}",
             stats.accepted,
+            stats.refused_total(),
             stats.closed_total(),
             stats.bytes_in,
             stats.bytes_out,

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use super::rules::rules;
 use crate::config::{Config, Tcp};
+use crate::echo::admission::SourceBook;
 use crate::echo::limits;
 use crate::echo::op::{ReceiveMode, Timestamp};
 use crate::echo::server::{Parameters, Server, Stats, Tuning};
@@ -91,6 +93,8 @@ pub(super) struct Plan<'a> {
     /// How many connections the limit on open files allows for.
     pub(super) room: u32,
     pub(super) origin: Instant,
+    /// Where all of them count connections by source.
+    pub(super) book: Arc<SourceBook>,
 }
 
 impl Plan<'_> {
@@ -114,6 +118,7 @@ impl Plan<'_> {
             buffer_sizes: BUFFER_SIZES,
             receive_mode: self.receive_mode(),
             linger_timeout: limits::LINGER_MS,
+            book: Arc::clone(&self.book),
             tuning: tuning(self.config, self.places, self.workers, worker),
         }
     }
@@ -128,6 +133,7 @@ pub(super) fn tuning(config: &Config, places: u32, count: usize, index: usize) -
         aside_bytes_max: share(config.limits.stalled_memory, count, index),
         idle_timeout: config.timeouts.idle.map(milliseconds),
         stall_timeout: config.timeouts.stall.map(milliseconds),
+        rules: Arc::new(rules(config)),
     }
 }
 

@@ -100,13 +100,17 @@ impl Connection {
         self.listener = listener;
     }
 
-    /// Gives up the slot of an accept that failed.
+    /// Gives up the slot of an accept that failed, or of a connection that is refused.
     pub fn release(&mut self) {
-        assert!(self.phase == Phase::Accepting, "{:?} is no accept", self.phase);
+        assert!(
+            matches!(self.phase, Phase::Accepting | Phase::Parked),
+            "{:?} has begun",
+            self.phase
+        );
         *self = Self { generation: next_generation(self.generation), ..Self::free() };
     }
 
-    /// The accept brought a connection and all places are taken.
+    /// The accept brought a connection that has to wait: for a place, or for its verdict.
     pub fn park(&mut self) {
         assert!(self.phase == Phase::Accepting, "{:?} is no accept", self.phase);
         self.phase = Phase::Parked;

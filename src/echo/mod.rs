@@ -7,6 +7,7 @@
 //! Reading order: [`op`] (the words), [`connection`] (one connection), [`server`] (all of them),
 //! and the parts they use.
 
+pub mod admission;
 pub mod connection;
 pub mod histogram;
 pub mod limits;

@@ -103,6 +103,19 @@ pub struct BufferId {
     pub index: u16,
 }
 
+/// Where a connection comes from. IPv4 addresses are never in their mapped form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Nobody asked; see [`Op::NameSources`].
+    Untold,
+    /// This machine, without an address: a Unix socket.
+    Local,
+    /// An IPv4 address.
+    Ipv4([u8; 4]),
+    /// An IPv6 address.
+    Ipv6([u8; 16]),
+}
+
 /// How a receive is armed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReceiveMode {
@@ -150,6 +163,12 @@ pub enum Op {
         /// What the new connection is to be called.
         connection: ConnectionId,
     },
+    /// From now on tell with [`Event::Accepted`] where a connection comes from. It costs a system
+    /// call for each, so it is asked for only when it matters. Done at once; accepts that are armed
+    /// already are told with it, or not.
+    NameSources,
+    /// The end of [`Op::NameSources`].
+    OmitSources,
     /// Stop the accept that was armed for `connection`. It still answers, as canceled or with what
     /// it had.
     CancelAccept {
@@ -293,6 +312,8 @@ pub enum Event {
     Accepted {
         /// The name given to the accept.
         connection: ConnectionId,
+        /// Where it comes from, if that was asked for.
+        source: Source,
     },
     /// Answer to [`Op::Accept`]: there is no connection, and its name is free again.
     AcceptFailed {

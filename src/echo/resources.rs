@@ -2,11 +2,13 @@
 //! wait in, the counters.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
+use super::admission::{Rules, SourceBook};
 use super::limits;
 use super::op::{BufferId, ConnectionId, ListenerId, Op, ReceiveMode, Timestamp};
 use super::pool::Pool;
-use super::stats::{CloseReason, ListenerStats, Stats};
+use super::stats::{CloseReason, ListenerStats, RefuseReason, Stats};
 
 /// How one worker's core is set up.
 #[derive(Clone, Debug)]
@@ -21,6 +23,8 @@ pub struct Parameters {
     pub receive_mode: ReceiveMode,
     /// Milliseconds a peer has to answer our FIN with its own.
     pub linger_timeout: u64,
+    /// Where connections are counted by source, over all workers.
+    pub book: Arc<SourceBook>,
     /// What may change while it runs.
     pub tuning: Tuning,
 }
@@ -39,6 +43,8 @@ pub struct Tuning {
     /// A connection whose peer takes nothing for so many milliseconds, while bytes wait for it, is
     /// reset.
     pub stall_timeout: Option<u64>,
+    /// Who is let in. Connections that are there already are not judged again.
+    pub rules: Arc<Rules>,
 }
 
 impl Parameters {
@@ -99,6 +105,12 @@ impl Resources {
     pub fn count_accepted(&mut self, listener: ListenerId) {
         self.stats.accepted += 1;
         self.of(listener).accepted += 1;
+    }
+
+    /// Counts a connection that is closed right after its accept.
+    pub fn count_refused(&mut self, listener: ListenerId, reason: RefuseReason) {
+        self.stats.refused[reason as usize] += 1;
+        self.of(listener).refused[reason as usize] += 1;
     }
 
     /// Counts a piece that was received.

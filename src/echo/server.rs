@@ -3,18 +3,21 @@
 //! It hands each event to the [`Connection`] it concerns and looks after what connections share:
 //! who gets the next place, who waits for a buffer, when accepting pauses, when the drain is over.
 
+mod entrance;
 #[cfg(test)]
 mod retune;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
+use super::admission::Admission;
 use super::connection::{Connection, Phase};
 use super::limits;
 use super::listener::Listener;
 use super::op::{AcceptError, BufferId, ConnectionId, Event, ListenerId, Op, SizeClass, Timestamp};
 use super::resources::{Context, Resources};
 pub use super::resources::{Parameters, Tuning};
-pub use super::stats::{CloseReason, ListenerStats, Stats};
+pub use super::stats::{CloseReason, ListenerStats, RefuseReason, Stats};
 use super::timer::Wheel;
 
 /// How far the drain has come.
@@ -42,6 +45,7 @@ pub struct Server {
     listeners: Vec<Listener>,
     /// Accepted connections without a place, first come first served.
     parked: VecDeque<ConnectionId>,
+    admission: Admission,
     wheel: Wheel,
     drain: Drain,
     /// Whether all places were taken when listeners were last looked at.
@@ -62,6 +66,10 @@ impl Server {
             free: Vec::new(),
             listeners: vec![Listener::Off; usize::from(parameters.listeners)],
             parked: VecDeque::new(),
+            admission: Admission::new(
+                Arc::clone(&parameters.tuning.rules),
+                Arc::clone(&parameters.book),
+            ),
             wheel: Wheel::new(
                 Timestamp(0),
                 parameters.tick_ms(),
@@ -97,7 +105,8 @@ impl Server {
     /// When to send [`Event::TimePassed`] at the latest.
     #[must_use]
     pub fn deadline(&self) -> Option<Timestamp> {
-        if self.can_serve_waiting() || self.retimed.is_some() {
+        let at_once = self.retimed.is_some() || self.admission.has_unfinished();
+        if at_once || self.can_serve_waiting() {
             return Some(Timestamp(0));
         }
         let retry = self.resources.retries.front().map(|&(at, _)| at);
@@ -123,6 +132,7 @@ impl Server {
         self.drain != Drain::No
             && self.resources.stats.connections == 0
             && self.parked.is_empty()
+            && !self.admission.has_unfinished()
             && !self.listeners.iter().any(|listener| listener.is_with_kernel())
     }
 
@@ -133,8 +143,10 @@ impl Server {
     /// has been closed.
     pub fn handle(&mut self, now: Timestamp, event: Event, ops: &mut Vec<Op>) {
         match event {
-            Event::Started => {}
-            Event::Accepted { connection } => self.on_accepted(now, connection, ops),
+            Event::Started => self.admission.announce(ops),
+            Event::Accepted { connection, source } => {
+                self.on_accepted(now, connection, source, ops);
+            }
             Event::AcceptFailed { connection, error } => {
                 self.on_accept_failed(now, connection, error);
             }
@@ -171,7 +183,8 @@ impl Server {
         self.fill_places(now, ops);
         self.arm_listeners(ops);
         self.resources.stats.buffers_lent = u64::from(self.resources.pool.lent_total());
-        self.resources.stats.parked = self.parked.len() as u64;
+        let undecided = self.admission.undecided.len();
+        self.resources.stats.parked = (self.parked.len() + undecided) as u64;
     }
 
     /// From `now` on `tuning` is what counts, also for the connections that are open. Nobody is
@@ -181,21 +194,10 @@ impl Server {
         // Reserved in one step, as at the start.
         let more = (tuning.connections_max as usize).saturating_sub(self.slots.len());
         self.slots.reserve_exact(more);
+        self.admission.rules = Arc::clone(&tuning.rules);
         self.resources.parameters.tuning = tuning;
         self.wheel.retick(now, self.resources.parameters.tick_ms());
         self.retimed = Some(0);
-    }
-
-    fn on_accepted(&mut self, now: Timestamp, id: ConnectionId, ops: &mut Vec<Op>) {
-        let listener = self.accept_ended(id);
-        self.listeners[usize::from(listener.0)] = Listener::Off;
-        self.resources.count_accepted(listener);
-        if self.has_place() {
-            self.open(now, id, ops);
-        } else {
-            self.connection(id).park();
-            self.parked.push_back(id);
-        }
     }
 
     fn on_accept_failed(&mut self, now: Timestamp, id: ConnectionId, error: AcceptError) {
@@ -237,6 +239,10 @@ impl Server {
     }
 
     fn on_time_passed(&mut self, now: Timestamp, ops: &mut Vec<Op>) {
+        self.admission.announce(ops);
+        if self.admission.has_unfinished() {
+            self.decide_undecided(now, ops);
+        }
         self.serve_waiting(now, ops);
         while let Some(&(at, id)) = self.resources.retries.front()
             && at <= now
@@ -367,7 +373,8 @@ impl Server {
 
     /// Arms every listener that should accept, and cancels the accept of every one that should not.
     fn arm_listeners(&mut self, ops: &mut Vec<Op>) {
-        let wanted = self.drain == Drain::No && self.parked.is_empty() && self.has_place();
+        let waiting = !self.parked.is_empty() || !self.admission.undecided.is_empty();
+        let wanted = self.drain == Drain::No && !waiting && self.has_place();
         let full = self.drain == Drain::No && !wanted;
         self.resources.stats.full += u64::from(full && !self.full);
         self.full = full;
@@ -438,13 +445,14 @@ impl Server {
         act(connection, &mut context);
         let Context { closed, timer_changed, .. } = context;
         if closed {
-            self.on_closed(id);
+            self.on_closed(now, id);
         } else if timer_changed && let Some(due) = connection.due(&self.resources, now) {
             self.wheel.set(id.slot(), due);
         }
     }
 
-    fn on_closed(&mut self, id: ConnectionId) {
+    fn on_closed(&mut self, now: Timestamp, id: ConnectionId) {
+        self.admission.leave(now, id.slot());
         self.wheel.clear(id.slot());
         self.free.push(id.slot());
         self.resources.stats.connections -= 1;
@@ -473,7 +481,8 @@ impl Server {
         assert_eq!(charged, stats.aside_bytes, "a charged byte has no owner");
         assert_eq!(stalled, stats.stalled);
         assert_eq!(places, stats.connections);
-        assert_eq!(stats.accepted, places + stats.parked + stats.closed_total());
+        let ended = stats.closed_total() + stats.refused_total();
+        assert_eq!(stats.accepted, places + stats.parked + ended);
         assert!(stats.bytes_in >= stats.bytes_out + stats.bytes_dropped);
         assert_eq!(stalled, self.resources.stalled_since.len() as u64);
         assert_eq!(stats.chunks_out, stats.residence.count());
@@ -491,8 +500,11 @@ impl Server {
 
 #[cfg(test)]
 mod tests {
+    use std::hash::RandomState;
+
     use super::*;
-    use crate::echo::op::{ReceiveMode, Shutdown};
+    use crate::echo::admission::SourceBook;
+    use crate::echo::op::{ReceiveMode, Shutdown, Source};
 
     /// Goal: a worker with many connections ends them in several short turns, each at once after
     /// the other, so that it does not look hung. Method: count the FINs of each turn.
@@ -505,11 +517,13 @@ mod tests {
             buffer_sizes: [8, 64],
             receive_mode: ReceiveMode::Once,
             linger_timeout: 100,
+            book: Arc::new(SourceBook::new(RandomState::new())),
             tuning: Tuning {
                 connections_max: CONNECTIONS as u32,
                 aside_bytes_max: 0,
                 idle_timeout: None,
                 stall_timeout: None,
+                rules: Arc::default(),
             },
         });
         let now = Timestamp(1);
@@ -520,7 +534,8 @@ mod tests {
                 panic!("there is a place: {ops:?}")
             };
             ops.clear();
-            server.handle(now, Event::Accepted { connection }, &mut ops);
+            let source = Source::Untold;
+            server.handle(now, Event::Accepted { connection, source }, &mut ops);
         }
         server.handle(now, Event::DrainStarted { deadline: now }, &mut ops);
         let mut fins = Vec::new();

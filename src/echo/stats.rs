@@ -63,17 +63,45 @@ impl CloseReason {
     }
 }
 
+/// Why a connection was closed right after its accept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RefuseReason {
+    /// The access lists say so.
+    Denied,
+    /// Its source has as many connections as it may have.
+    SourceFull,
+    /// Its source has connected too often within a second.
+    SourceRate,
+}
+
+impl RefuseReason {
+    /// All reasons, in the order of [`Stats::refused`].
+    pub const ALL: [Self; 3] = [Self::Denied, Self::SourceFull, Self::SourceRate];
+
+    /// The reason as one word, for logs and metrics.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Denied => "denied",
+            Self::SourceFull => "source-full",
+            Self::SourceRate => "source-rate",
+        }
+    }
+}
+
 /// Everything counted since the worker started. Gauges say so; all else only grows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
-    /// Connections accepted.
+    /// Connections accepted: each is refused or closed later, or still there.
     pub accepted: u64,
+    /// Connections closed right after their accept, by [`RefuseReason`].
+    pub refused: [u64; RefuseReason::ALL.len()],
     /// Connections closed, by [`CloseReason`].
     pub closed: [u64; CloseReason::ALL.len()],
     /// Gauge: connections that have a place.
     pub connections: u64,
     /// Gauge: connections accepted in a race for the last place, which wait for one as they would
-    /// in the backlog.
+    /// in the backlog; and those that wait, for a moment, to be let in or refused.
     pub parked: u64,
     /// Bytes received.
     pub bytes_in: u64,
@@ -131,6 +159,8 @@ pub struct Stats {
 pub struct ListenerStats {
     /// Connections accepted.
     pub accepted: u64,
+    /// Connections closed right after their accept, by [`RefuseReason`].
+    pub refused: [u64; RefuseReason::ALL.len()],
     /// Connections closed, by [`CloseReason`].
     pub closed: [u64; CloseReason::ALL.len()],
     /// Bytes received.
@@ -147,11 +177,14 @@ impl ListenerStats {
     /// Connections that are open, or wait for a place.
     #[must_use]
     pub fn connections(&self) -> u64 {
-        self.accepted - self.closed.iter().sum::<u64>()
+        self.accepted - self.closed.iter().chain(&self.refused).sum::<u64>()
     }
 
     /// Adds what another worker counted of the same listener.
     pub fn add(&mut self, other: &Self) {
+        for (mine, theirs) in self.refused.iter_mut().zip(other.refused) {
+            *mine += theirs;
+        }
         for (mine, theirs) in self.closed.iter_mut().zip(other.closed) {
             *mine += theirs;
         }
@@ -170,8 +203,17 @@ impl Stats {
         self.closed.iter().sum()
     }
 
+    /// Connections refused, for whatever reason.
+    #[must_use]
+    pub fn refused_total(&self) -> u64 {
+        self.refused.iter().sum()
+    }
+
     /// Adds what another worker counted.
     pub fn add(&mut self, other: &Self) {
+        for (mine, theirs) in self.refused.iter_mut().zip(other.refused) {
+            *mine += theirs;
+        }
         for (mine, theirs) in self.closed.iter_mut().zip(other.closed) {
             *mine += theirs;
         }

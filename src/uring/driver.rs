@@ -18,11 +18,12 @@ use super::buffers::{BufferRing, BufferStack};
 use super::errno;
 use super::probe::{self, Unusable};
 use super::ring::Ring;
+use super::source;
 use super::token::Token;
 use super::vault::Vault;
 use crate::echo::op::{
     BufferId, ConnectionId, Event, Expectation, Kernel, ListenerId, Op, ReceiveEnd, ReceiveMode,
-    Shutdown, SizeClass, Timestamp,
+    Shutdown, SizeClass, Source, Timestamp,
 };
 
 /// A multishot receive ends after so many bytes (in whole buffers), so that what one connection can
@@ -127,6 +128,8 @@ pub struct Driver {
     listeners: Arc<[ListeningSocket]>,
     /// The accept that is armed on each listener.
     accepting: Vec<Option<ConnectionId>>,
+    /// Whether connections are told with their source.
+    names_sources: bool,
     wake: Arc<EventFd>,
     wake_armed: bool,
     /// Receives and sends with the kernel: they point into our memory.
@@ -162,6 +165,7 @@ impl Driver {
             vault: Vault::default(),
             sockets: Vec::with_capacity(settings.connections_max as usize),
             accepting: vec![None; settings.listeners.len()],
+            names_sources: false,
             listeners: settings.listeners,
             wake: settings.wake,
             wake_armed: false,
@@ -176,6 +180,8 @@ impl Driver {
     fn carry_out(&mut self, op: Op) {
         match op {
             Op::Accept { listener, connection } => self.accept(listener, connection),
+            Op::NameSources => self.names_sources = true,
+            Op::OmitSources => self.names_sources = false,
             Op::CancelAccept { connection } => self.ring.cancel(Token::Accept(connection)),
             Op::Receive { connection, class, mode, expectation } => {
                 self.receive(connection, class, mode, expectation);
@@ -396,10 +402,16 @@ impl Driver {
         // SAFETY: the kernel has just opened this descriptor for this accept; nobody else knows it.
         let fd = unsafe { OwnedFd::from_raw_fd(result) };
         let listener = &self.listeners[listener];
+        let source = match self.names_sources.then(|| source::of(fd.as_fd(), listener.transport)) {
+            None => Source::Untold,
+            Some(Ok(source)) => source,
+            // The connection is gone already; its descriptor closes here.
+            Some(Err(error)) => return Event::AcceptFailed { connection, error },
+        };
         listener.equip(fd.as_fd());
         let former = self.sockets[slot].replace(Socket { fd, transport: listener.transport });
         assert!(former.is_none(), "{connection:?} was accepted into a slot in use");
-        Event::Accepted { connection }
+        Event::Accepted { connection, source }
     }
 
     fn received_large(&mut self, connection: ConnectionId, result: i32, flags: u32) -> Event {

@@ -8,8 +8,9 @@
 //!
 //! Reading order: [`driver`] (operations and events), `ring` (set-up, submission, waiting), `token`
 //! (`user_data`), `buffers` (the pool), `aside` and `vault` (set-aside bytes and their memory),
-//! `errno` (what each error means), [`mod@probe`] (what this kernel can do), `restrict` and `seal`
-//! (what rings and process may not do). [`client`] is the other end: what echo-load drives.
+//! `errno` (what each error means), `source` (where connections come from), [`mod@probe`] (what
+//! this kernel can do), `restrict` and `seal` (what rings and process may not do). [`client`] is
+//! the other end: what echo-load drives.
 
 mod aside;
 mod buffers;
@@ -20,6 +21,7 @@ pub mod probe;
 mod restrict;
 mod ring;
 mod seal;
+mod source;
 mod token;
 mod vault;
 

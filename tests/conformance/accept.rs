@@ -2,8 +2,8 @@
 
 use echo_uring::echo::op::{AcceptError, ConnectionId, Event, ListenerId, Op, ReceiveMode};
 
-use crate::bench::{Bench, name, receive};
-use crate::world::{End, ROOMY, World};
+use crate::bench::{Bench, accepted, name, receive};
+use crate::world::{End, ROOMY, Resets, World};
 
 fn accept(connection: ConnectionId) -> Op {
     Op::Accept { listener: ListenerId(0), connection }
@@ -14,7 +14,7 @@ pub(crate) fn an_accept_waits_for_a_peer<W: World>() {
     bench.say([accept(name(3))]);
     bench.silence();
     bench.world.connect();
-    assert_eq!(bench.next(), Event::Accepted { connection: name(3) });
+    assert_eq!(bench.next(), accepted(name(3)));
     // One accept, one answer.
     bench.world.connect();
     bench.silence();
@@ -25,7 +25,7 @@ pub(crate) fn waiting_peers_are_accepted_in_order<W: World>() {
     let peers = [bench.world.connect(), bench.world.connect()];
     for (slot, peer) in (0..).zip(peers) {
         bench.say([accept(name(slot))]);
-        assert_eq!(bench.next(), Event::Accepted { connection: name(slot) });
+        assert_eq!(bench.next(), accepted(name(slot)));
         // These bytes come from this peer and no other.
         let chunk = bench.take(peer, name(slot), 5)[0];
         assert_eq!(bench.send(name(slot), chunk), 5);
@@ -47,7 +47,7 @@ pub(crate) fn no_free_file_leaves_the_peer_waiting<W: World>() {
     }
     bench.world.free_files();
     bench.say([accept(name(0))]);
-    assert_eq!(bench.next(), Event::Accepted { connection: name(0) });
+    assert_eq!(bench.next(), accepted(name(0)));
     assert_eq!(bench.take(peer, name(0), 5)[0].1, 5);
 }
 
@@ -72,12 +72,54 @@ pub(crate) fn a_cancel_may_lose_the_race<W: World>() {
         Event::AcceptFailed { error: AcceptError::Canceled, .. } => {
             // The peer is still in the backlog.
             bench.say([accept(name(0))]);
-            assert_eq!(bench.next(), Event::Accepted { connection: name(0) });
+            assert_eq!(bench.next(), accepted(name(0)));
         }
         other => panic!("{other:?}"),
     }
     bench.silence();
     assert_eq!(bench.take(peer, name(0), 5)[0].1, 5);
+}
+
+/// Goal: a source is told from the moment at which it is asked for, also by an accept that was
+/// armed before.
+pub(crate) fn a_source_is_told_when_asked_for<W: World>() {
+    let mut bench = Bench::<W>::new(ROOMY);
+    bench.accept(name(0));
+    bench.say([accept(name(1))]);
+    bench.silence();
+    bench.say([Op::NameSources]);
+    for slot in 1..3 {
+        let peer = bench.world.connect();
+        if slot > 1 {
+            bench.say([accept(name(slot))]);
+        }
+        assert_eq!(bench.next(), Event::Accepted { connection: name(slot), source: W::SOURCE });
+        assert_eq!(bench.take(peer, name(slot), 5)[0].1, 5);
+    }
+    bench.say([Op::OmitSources]);
+    bench.accept(name(3));
+}
+
+/// Goal: a peer that reset before it was accepted has no source any more; it is told as gone, and
+/// the name is free again.
+pub(crate) fn a_source_that_is_gone_is_no_connection<W: World>() {
+    let mut bench = Bench::<W>::new(ROOMY);
+    bench.say([Op::NameSources]);
+    let peer = bench.world.connect();
+    bench.world.reset(peer);
+    bench.say([accept(name(0))]);
+    match (W::RESETS, bench.next()) {
+        (Resets::Always, event) => {
+            let error = AcceptError::Aborted;
+            assert_eq!(event, Event::AcceptFailed { connection: name(0), error });
+        }
+        (Resets::WithUnreadBytes, event) => {
+            assert_eq!(event, Event::Accepted { connection: name(0), source: W::SOURCE });
+            bench.say([Op::Close { connection: name(0) }]);
+        }
+    }
+    bench.say([Op::OmitSources]);
+    bench.accept(name(0));
 }
 
 pub(crate) fn a_slot_serves_tenant_after_tenant<W: World>() {

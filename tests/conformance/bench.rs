@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use echo_uring::echo::op::{
     BufferId, ConnectionId, Event, Expectation, Kernel, ListenerId, Op, ReceiveMode, SizeClass,
+    Source,
 };
 
 use crate::fake::peer::PeerId;
@@ -28,6 +29,11 @@ pub(crate) struct Bench<W: World> {
 /// The first tenant of slot `slot`.
 pub(crate) fn name(slot: u32) -> ConnectionId {
     ConnectionId::new(slot, 0)
+}
+
+/// A connection whose source was not asked for.
+pub(crate) fn accepted(connection: ConnectionId) -> Event {
+    Event::Accepted { connection, source: Source::Untold }
 }
 
 /// A receive with small buffers.
@@ -95,7 +101,7 @@ impl<W: World> Bench<W> {
     pub(crate) fn accept(&mut self, connection: ConnectionId) -> PeerId {
         let peer = self.world.connect();
         self.say([Op::Accept { listener: ListenerId(0), connection }]);
-        assert_eq!(self.next(), Event::Accepted { connection });
+        assert_eq!(self.next(), accepted(connection));
         peer
     }
 

@@ -40,6 +40,8 @@ in_each_world! {
     accept::no_free_file_leaves_the_peer_waiting,
     accept::a_canceled_accept_answers,
     accept::a_cancel_may_lose_the_race,
+    accept::a_source_is_told_when_asked_for,
+    accept::a_source_that_is_gone_is_no_connection,
     accept::a_slot_serves_tenant_after_tenant,
     receive::once_ends_with_the_first_bytes,
     receive::a_full_buffer_leaves_the_rest,

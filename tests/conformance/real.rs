@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use echo_uring::echo::op::ReceiveMode;
+use echo_uring::echo::op::{ReceiveMode, Source};
 use echo_uring::uring::{Driver, ListeningSocket, Settings, Transport, probe};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -132,6 +132,10 @@ macro_rules! real_world {
             // A multishot receive on a Unix socket can miss the end (axboe/liburing#1549), so a
             // driver may avoid it.
             const MULTISHOT_LASTS: bool = matches!($resets, Resets::Always);
+            const SOURCE: Source = match $resets {
+                Resets::Always => Source::Ipv4([127, 0, 0, 1]),
+                Resets::WithUnreadBytes => Source::Local,
+            };
 
             fn modes() -> &'static [ReceiveMode] {
                 modes()

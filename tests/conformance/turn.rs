@@ -1,7 +1,10 @@
 //! Scripts about the turn itself, and one about the whole.
 
+use std::hash::RandomState;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use echo_uring::echo::admission::SourceBook;
 use echo_uring::echo::op::{Event, Kernel, Timestamp};
 use echo_uring::echo::server::{Parameters, Server, Tuning};
 
@@ -56,11 +59,13 @@ pub(crate) fn the_core_echoes_and_drains<W: World>() {
             buffer_sizes: ROOMY.buffer_sizes,
             receive_mode,
             linger_timeout: 5_000,
+            book: Arc::new(SourceBook::new(RandomState::new())),
             tuning: Tuning {
                 connections_max: 2,
                 aside_bytes_max: 1 << 20,
                 idle_timeout: Some(60_000),
                 stall_timeout: Some(60_000),
+                rules: Arc::default(),
             },
         });
         let peers = [bench.world.connect(), bench.world.connect(), bench.world.connect()];

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use echo_uring::echo::op::{ConnectionError, Kernel, ListenerId, ReceiveMode};
+use echo_uring::echo::op::{ConnectionError, Kernel, ListenerId, ReceiveMode, Source};
 
 use crate::fake::choice::Choice;
 use crate::fake::peer::{PeerId, Wire};
@@ -48,6 +48,8 @@ pub(crate) trait World {
     /// Whether a multishot receive goes on, or is carried out as a one-shot, which the contract
     /// allows.
     const MULTISHOT_LASTS: bool;
+    /// Where peers come from.
+    const SOURCE: Source;
 
     /// The ways of receiving that this kernel has.
     fn modes() -> &'static [ReceiveMode];
@@ -90,6 +92,7 @@ impl World for Fake {
     type Kernel = FakeKernel;
     const RESETS: Resets = Resets::Always;
     const MULTISHOT_LASTS: bool = true;
+    const SOURCE: Source = Source::Ipv6([0x20; 16]);
 
     fn modes() -> &'static [ReceiveMode] {
         &[ReceiveMode::Once, ReceiveMode::Multishot]
@@ -111,7 +114,7 @@ impl World for Fake {
     }
 
     fn connect(&mut self) -> PeerId {
-        self.kernel.connect(ListenerId(0), WIRE)
+        self.kernel.connect(ListenerId(0), WIRE, Self::SOURCE)
     }
 
     fn write(&mut self, peer: PeerId, length: usize) {

@@ -16,6 +16,8 @@ pub(crate) enum Losses {
 pub(crate) struct Counters {
     /// Connections taken.
     pub(crate) accepted: u64,
+    /// Connections closed right away.
+    pub(crate) refused: u64,
     /// Connections closed.
     pub(crate) closed: u64,
     /// Bytes received.
@@ -46,7 +48,7 @@ impl Counters {
 
     fn balance(self, losses: Losses) -> Result<(), String> {
         let fault = |what: &str| Err(format!("{what}: {self:?}"));
-        if self.accepted != self.closed {
+        if self.accepted != self.closed + self.refused {
             return fault("connections leaked");
         }
         if self.bytes_in != self.bytes_out + self.bytes_dropped {
@@ -72,6 +74,7 @@ impl Counters {
         };
         let counters = Self {
             accepted: next("accepted")?,
+            refused: next("refused")?,
             closed: next("closed")?,
             bytes_in: next("bytes-in")?,
             bytes_out: next("bytes-out")?,
@@ -87,8 +90,8 @@ impl Counters {
 mod tests {
     use super::*;
 
-    const GOOD: &str = "info stopped: accepted=3 closed=3 bytes-in=10 bytes-out=8 \
-                        bytes-dropped=2 buffers-home=256 buffers-total=256";
+    const GOOD: &str = "info stopped: accepted=5 refused=2 closed=3 bytes-in=10 \
+                        bytes-out=8 bytes-dropped=2 buffers-home=256 buffers-total=256";
 
     fn fault(from: &str, to: &str) -> String {
         assert!(GOOD.contains(from));
@@ -112,7 +115,7 @@ mod tests {
         assert!(fault("closed=3", "closed=2").starts_with("connections leaked"));
         assert!(fault("bytes-out=8", "bytes-out=7").starts_with("bytes in are not"));
         assert!(fault("home=256", "home=255").starts_with("buffers leaked"));
-        assert!(fault(" closed=3", "").starts_with("no account"));
+        assert!(fault(" refused=2", "").starts_with("no account"));
     }
 
     #[test]

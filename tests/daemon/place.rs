@@ -92,8 +92,20 @@ impl Listening {
         Self::tcp(SocketAddr::from((Ipv6Addr::LOCALHOST, 0)))
     }
 
+    /// On a free port of all addresses of both families; none when this host has no IPv6.
+    pub(crate) fn both() -> Option<Self> {
+        let mut listening = Self::tcp(SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)))?;
+        let Place::Tcp(address) = &mut listening.place else { return None };
+        // Reached as IPv4, in the mapped form that a socket for both families takes.
+        address.set_ip(Ipv4Addr::LOCALHOST.to_ipv6_mapped().into());
+        Some(listening)
+    }
+
     fn tcp(address: SocketAddr) -> Option<Self> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).ok()?;
+        if address.is_ipv6() {
+            socket.set_only_v6(!address.ip().is_unspecified()).ok()?;
+        }
         socket.bind(&SockAddr::from(address)).ok()?;
         socket.listen(4096).unwrap();
         let address = socket.local_addr().unwrap().as_socket().unwrap();

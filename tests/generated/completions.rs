@@ -36,7 +36,10 @@ fn generated(shell: Shell, command: &clap::Command) -> String {
     let name = if shell == Shell::Bash { program.replace('-', "_") } else { program.clone() };
     let mut text = Vec::new();
     generate(shell, &mut with_hints(command.clone()), &name, &mut text);
-    String::from_utf8(text).unwrap().replace(&format!(" {name}\n"), &format!(" {program}\n"))
+    let text = String::from_utf8(text).unwrap();
+    // In fish an option that still lacks its value must not keep its values from being offered.
+    text.replace(&format!(" {name}\n"), &format!(" {program}\n"))
+        .replace("\n    or return\n", "\n    or return 0\n")
 }
 
 #[test]

@@ -27,6 +27,13 @@ const SOCKET: &str = "\
 
 ";
 
+/// The user that exists only while the instance runs.
+const USER: &str = "
+DynamicUser=yes
+# Without a name of its own it would share the user of the first service.
+User=echo-uring-%i
+";
+
 /// What an instance listens on as long as no drop-in says otherwise.
 const LISTEN: &str = "\
 ListenStream=/run/echo-uring/%i/echo.sock
@@ -61,6 +68,7 @@ fn template(source: &str, opening: &str) -> String {
     let text = read(&format!("packaging/{source}"));
     let body = &text[text.find("[Unit]").unwrap()..];
     let lines: String = body.lines().map(|line| instance(line) + "\n").collect();
+    let lines = lines.replace("\nDynamicUser=yes\n", USER);
     format!("{}{opening}{lines}", NOTE.replace("@SOURCE@", source))
 }
 
@@ -68,6 +76,7 @@ fn template(source: &str, opening: &str) -> String {
 fn the_template_service_is_the_service_with_a_name() {
     let text = template("echo-uring.service", SERVICE);
     assert!(text.contains("serve --config /etc/echo-uring/%i.toml"), "{text}");
+    assert!(text.contains("User=echo-uring-%i"), "{text}");
     assert!(text.contains("Requires=echo-uring@%i.socket"), "{text}");
     hold("packaging/echo-uring@.service", &text);
 }

@@ -11,9 +11,11 @@ use echo_uring::echo::op::{
 };
 use echo_uring::echo::server::Tuning;
 
+pub(crate) mod door;
 mod line;
 mod promises;
 
+use door::Door;
 use line::Waiter;
 
 /// What the core was told to keep to.
@@ -42,6 +44,8 @@ pub(crate) struct Audit {
     lent: Vec<Lent>,
     /// Connections that found no small buffer and wait in line for one.
     line: Vec<Waiter>,
+    /// Who is let in.
+    pub(crate) door: Door,
     /// How many of them the present event let arm, while so many buffers are home.
     served: usize,
     /// Names that belonged to a connection once: none may come again within a history.
@@ -130,12 +134,13 @@ impl Open {
 }
 
 impl Audit {
-    pub(crate) fn new(limits: Limits) -> Self {
+    pub(crate) fn new(limits: Limits, door: Door) -> Self {
         Self {
             limits,
             tenants: Vec::new(),
             lent: Vec::new(),
             line: Vec::new(),
+            door,
             served: 0,
             retired: Vec::new(),
             pauses: vec![0; limits.listeners],
@@ -165,13 +170,20 @@ impl Audit {
         self.served = 0;
         match *event {
             Event::Started => {}
-            Event::TimePassed => self.note_decisions(now),
+            Event::TimePassed => {
+                self.note_decisions(now);
+                // Who is let in late had no patience while it waited.
+                for connection in self.door.time_passed(now) {
+                    self.open(connection).accepted_at = now;
+                }
+            }
             Event::DrainStarted { deadline } => {
                 self.draining = true;
                 self.drain_deadline = Some(deadline.0);
             }
-            Event::Accepted { connection } => {
+            Event::Accepted { connection, source } => {
                 self.end_accept(connection);
+                self.door.accepted(now, connection, source);
                 let decided = self.is_drained(now).then_some(0).into_iter().collect();
                 let open = Open { decided, ..Open::accepted(now) };
                 self.tenants.push((connection, Tenant::Open(open)));
@@ -211,6 +223,7 @@ impl Audit {
     pub(crate) fn op(&mut self, now: u64, op: &Op) {
         match *op {
             Op::Accept { listener, connection } => self.accept(now, listener, connection),
+            Op::NameSources | Op::OmitSources => {}
             Op::CancelAccept { connection } => {
                 let armed =
                     self.tenant(connection).is_some_and(|t| matches!(t, Tenant::Accepting(_)));
@@ -274,6 +287,7 @@ impl Audit {
     /// One event has been handled altogether.
     pub(crate) fn settle(&mut self) {
         self.leave_line();
+        self.door.settle();
         let limits = &self.limits;
         for (connection, tenant) in &self.tenants {
             let Tenant::Open(open) = tenant else { continue };
@@ -293,7 +307,8 @@ impl Audit {
     pub(crate) fn at_rest(&self) {
         assert!(self.lent.is_empty(), "rest: {:?} never came home", self.lent);
         assert_eq!(self.charged, 0, "rest: bytes are still set aside");
-        assert_eq!(self.accepted, self.closed, "rest: connections are still open");
+        let ended = self.closed + self.door.refused;
+        assert_eq!(self.accepted, ended, "rest: connections are still open");
     }
 
     fn accept(&mut self, now: u64, listener: ListenerId, connection: ConnectionId) {

@@ -3,7 +3,7 @@
 use echo_uring::echo::op::{
     AcceptError, Event, Op, ReceiveEnd, ReceiveMode, SendError, Shutdown, SizeClass,
 };
-use echo_uring::echo::server::{CloseReason, Stats};
+use echo_uring::echo::server::{CloseReason, RefuseReason, Stats};
 
 use crate::fake::trace::Note;
 use crate::history::History;
@@ -42,6 +42,7 @@ const OCCASIONS: [&str; 25] = [
 pub(crate) struct Coverage {
     occasions: [u64; OCCASIONS.len()],
     closed: [u64; CloseReason::ALL.len()],
+    refused: [u64; RefuseReason::ALL.len()],
     full: u64,
     drained_early: u64,
     retuned: u64,
@@ -58,6 +59,9 @@ impl Coverage {
         for (sum, count) in self.closed.iter_mut().zip(stats.closed) {
             *sum += count;
         }
+        for (sum, count) in self.refused.iter_mut().zip(stats.refused) {
+            *sum += count;
+        }
         self.full += stats.full;
         self.retuned += history.retuned;
         self.drained_early +=
@@ -71,6 +75,9 @@ impl Coverage {
         for (sum, count) in self.closed.iter_mut().zip(other.closed) {
             *sum += count;
         }
+        for (sum, count) in self.refused.iter_mut().zip(other.refused) {
+            *sum += count;
+        }
         self.full += other.full;
         self.retuned += other.retuned;
         self.drained_early += other.drained_early;
@@ -81,13 +88,16 @@ impl Coverage {
         let occasions = OCCASIONS.iter().map(|name| (*name).to_string()).zip(self.occasions);
         let closes = CloseReason::ALL.iter().zip(self.closed);
         let closes = closes.map(|(reason, count)| (format!("closed: {}", reason.name()), count));
+        let refusals = RefuseReason::ALL.iter().zip(self.refused);
+        let refusals =
+            refusals.map(|(reason, count)| (format!("refused: {}", reason.name()), count));
         let rest = [
             ("all places taken", self.full),
             ("a peer never accepted", self.drained_early),
             ("new limits and timeouts", self.retuned),
         ];
         let rest = rest.map(|(name, count)| (name.to_string(), count));
-        occasions.chain(closes).chain(rest).collect()
+        occasions.chain(closes).chain(refusals).chain(rest).collect()
     }
 }
 
@@ -113,9 +123,12 @@ fn of_op(op: &Op) -> Option<&'static str> {
         Op::Shutdown { how: Shutdown::Write, .. } => "a FIN of our own",
         Op::Shutdown { how: Shutdown::Both, .. } => "a shutdown of both",
         Op::Abort { .. } => "an abort",
-        Op::Accept { .. } | Op::SendAside { .. } | Op::Recycle { .. } | Op::Close { .. } => {
-            return None;
-        }
+        Op::Accept { .. }
+        | Op::NameSources
+        | Op::OmitSources
+        | Op::SendAside { .. }
+        | Op::Recycle { .. }
+        | Op::Close { .. } => return None,
     })
 }
 

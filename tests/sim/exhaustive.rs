@@ -5,8 +5,11 @@
 //! whether this fault strikes); the enumeration visits each sequence once. The worlds are tiny,
 //! since bugs of order need two of anything.
 
+use std::hash::RandomState;
+use std::sync::Arc;
 use std::time::Instant;
 
+use echo_uring::echo::admission::SourceBook;
 use echo_uring::echo::op::{ConnectionError, ReceiveMode};
 use echo_uring::echo::server::{Parameters, Tuning};
 
@@ -73,11 +76,13 @@ impl World {
             buffer_sizes: [2, 4],
             receive_mode,
             linger_timeout: 1_000,
+            book: Arc::new(SourceBook::new(RandomState::new())),
             tuning: Tuning {
                 connections_max: self.connections_max,
                 aside_bytes_max: self.aside_bytes_max,
                 idle_timeout: None,
                 stall_timeout: None,
+                rules: Arc::default(),
             },
         };
         let settings = Settings {
@@ -97,6 +102,7 @@ impl World {
             retunes: Vec::new(),
             submit: Submit::AfterEach,
             idle_ticks: 0,
+            book_held: 0,
             stayers_are_ended: false,
             stubborn: false,
         }

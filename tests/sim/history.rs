@@ -5,10 +5,15 @@
 //! of turns. What must hold is checked after every event; a breach is a panic that the caller
 //! catches and dresses with the seed.
 
+use std::hash::RandomState;
+use std::sync::Arc;
+
+use echo_uring::echo::admission::{Access, Caps, Ranges, Rules, SourceBook};
 use echo_uring::echo::limits::QUEUE_CHUNKS_MAX;
 use echo_uring::echo::op::{Event, Kernel, Op, ReceiveMode, Timestamp};
 use echo_uring::echo::server::{Parameters, Server, Tuning};
 
+use crate::audit::door::Door;
 use crate::audit::{Audit, Limits};
 use crate::fake::choice::Choice;
 use crate::fake::trace::Note;
@@ -35,6 +40,8 @@ pub(crate) struct Scenario {
     pub(crate) submit: Submit,
     /// How often a `TimePassed` comes that nobody asked for, in thousandths.
     pub(crate) idle_ticks: u16,
+    /// How often another worker holds the book of sources for a turn, in thousandths.
+    pub(crate) book_held: u16,
     /// After healing, peers that stay are ended by the server's timeouts instead of by themselves.
     pub(crate) stayers_are_ended: bool,
     /// If a drain has begun, peers are not healed: the server must come to its end against them.
@@ -82,11 +89,13 @@ impl Scenario {
             buffer_sizes: [[4, 16][choice.below(2)], [16, 64][choice.below(2)]],
             receive_mode: [ReceiveMode::Multishot, ReceiveMode::Once][choice.below(2)],
             linger_timeout: [100, 5_000][choice.below(2)],
+            book: Arc::new(SourceBook::new(RandomState::new())),
             tuning: Tuning {
                 connections_max: 1 + choice.below(6) as u32,
                 aside_bytes_max: [0, 10, 60, 500, 100_000][choice.below(5)],
                 idle_timeout,
                 stall_timeout: timeouts[choice.below(4)],
+                rules: Arc::new(draw_rules(choice)),
             },
         };
         let settings = Settings {
@@ -112,6 +121,7 @@ impl Scenario {
             drain: (choice.below(3) == 0).then(|| (choice.below(150), patience)),
             submit: [Submit::AfterEach, Submit::AfterAll][choice.below(2)],
             idle_ticks: [0, 20, 300, 1000][choice.below(4)],
+            book_held: [0, 0, 100, 700][choice.below(4)],
             stayers_are_ended: idle_timeout.is_some() && choice.below(2) == 0,
             stubborn: choice.below(2) == 0,
             retunes: Vec::new(),
@@ -134,12 +144,36 @@ fn draw_retunes(choice: &mut Choice, stayers_are_ended: bool) -> Vec<(usize, Tun
                 aside_bytes_max: [0, 10, 60, 500, 100_000][choice.below(5)],
                 idle_timeout: timeouts[choice.below(idle_choices)],
                 stall_timeout: timeouts[choice.below(4)],
+                rules: Arc::default(),
             };
             (choice.below(150), tuning)
         })
         .collect();
     retunes.sort_by_key(|(turn, _)| std::cmp::Reverse(*turn));
     retunes
+}
+
+/// Who is let in; everybody, in half of the histories.
+fn draw_rules(choice: &mut Choice) -> Rules {
+    if choice.below(2) == 0 {
+        return Rules::default();
+    }
+    let caps = Caps {
+        connections: [None, Some(1), Some(2)][choice.below(3)],
+        accepts_per_second: [None, Some(1), Some(2), Some(5)][choice.below(4)],
+        ipv4_prefix: [32, 24, 16][choice.below(3)],
+        ipv6_prefix: [64, 128][choice.below(2)],
+        ..Caps::default()
+    };
+    let [mut allow, mut deny] = [Ranges::default(), Ranges::default()];
+    if choice.below(4) == 0 {
+        allow.add_ipv4([10, 0, 0, 0], [10, 0, 0, 255]);
+    }
+    if choice.below(4) == 0 {
+        deny.add_ipv4([10, 0, 0, 1], [10, 0, 0, 1]);
+        deny.add_ipv6([0; 16], [255; 16]);
+    }
+    Rules { access: Access { allow: allow.settle(), deny: deny.settle() }, caps }
 }
 
 fn draw_faults(choice: &mut Choice) -> Faults {
@@ -195,7 +229,7 @@ impl History {
         Self {
             server: Server::new(parameters.clone()),
             kernel: FakeKernel::new(scenario.settings, choice),
-            audit: Audit::new(limits),
+            audit: Audit::new(limits, Door::new(Rules::clone(&parameters.tuning.rules))),
             peers,
             saboteur,
             submitted: Vec::new(),
@@ -230,6 +264,7 @@ impl History {
     fn heal(&mut self) {
         self.kernel.trace.note(self.kernel.clock(), Note::World("healed"));
         self.kernel.settings.faults = Faults::default();
+        self.scenario.book_held = 0;
         self.kernel.settings.files_max = usize::MAX;
         if self.scenario.stubborn && self.draining {
             self.hasty = true;
@@ -274,6 +309,17 @@ impl History {
     /// One turn of the worker's loop, with the world acting before it. Returns whether a peer
     /// acted.
     fn turn(&mut self) -> bool {
+        self.audit.door.held = self.kernel.choice.strikes(self.scenario.book_held);
+        if self.audit.door.held {
+            let book = Arc::clone(&self.scenario.parameters.book);
+            let acted = book.while_held(|| self.free_turn());
+            self.audit.door.held = false;
+            return acted;
+        }
+        self.free_turn()
+    }
+
+    fn free_turn(&mut self) -> bool {
         self.turns += 1;
         let acted = self.peers.act(&mut self.kernel);
         let next = self.peers.next_at(&self.kernel).filter(|_| !self.hasty).map(Timestamp);
@@ -330,6 +376,9 @@ impl History {
         let Some((_, tuning)) = self.scenario.retunes.pop_if(|(turn, _)| *turn <= turns) else {
             return;
         };
+        // Who is let in stays as it was.
+        let rules = Arc::clone(&self.scenario.parameters.tuning.rules);
+        let tuning = Tuning { rules, ..tuning };
         let now = self.kernel.clock();
         self.kernel.trace.note(now, Note::World("new limits and timeouts"));
         self.retuned += 1;
@@ -354,6 +403,13 @@ impl History {
         let audit = &self.audit;
         assert_eq!(stats.accepted, audit.accepted, "books: accepted");
         assert_eq!(stats.closed_total(), audit.closed, "books: closed");
+        assert_eq!(stats.refused_total(), audit.door.refused, "books: refused");
+        if !audit.door.held {
+            let book = &self.scenario.parameters.book;
+            book.check_invariants();
+            let sources = audit.door.sources();
+            assert!(sources.contains(&book.sources()), "books: {} sources", book.sources());
+        }
         assert_eq!(stats.bytes_in, audit.bytes_in, "books: bytes in");
         assert_eq!(stats.bytes_out, audit.bytes_out, "books: bytes out");
         let places = u64::from(self.scenario.parameters.tuning.connections_max);
@@ -369,7 +425,8 @@ impl History {
         self.audit.at_rest();
         let stats = self.server.stats();
         assert_eq!(stats.bytes_in, stats.bytes_out + stats.bytes_dropped, "rest: bytes");
-        assert_eq!(stats.accepted, stats.closed_total(), "rest: connections");
+        let ended = stats.closed_total() + stats.refused_total();
+        assert_eq!(stats.accepted, ended, "rest: connections");
         let (home, total) = self.kernel.buffers_home_and_total();
         assert_eq!(home, total, "rest: a buffer is missing");
         assert_eq!(self.kernel.aside_bytes(), 0, "rest: bytes are set aside");

@@ -5,7 +5,7 @@
 //! half-closing, closing with echoes unread, resetting, or staying for ever. Knows the fake's wire,
 //! not the core.
 
-use echo_uring::echo::op::{ConnectionError, ListenerId};
+use echo_uring::echo::op::{ConnectionError, ListenerId, Source};
 
 use crate::fake::FakeKernel;
 use crate::fake::choice::Choice;
@@ -42,6 +42,7 @@ pub(crate) enum Ending {
 pub(crate) struct Plan {
     listener: ListenerId,
     wire: Wire,
+    source: Source,
     connects_at: u64,
     total: usize,
     write_max: usize,
@@ -135,6 +136,19 @@ impl Peers {
     }
 }
 
+/// Few, so that they meet; some differ in bits that a prefix may cut off.
+fn draw_source(choice: &mut Choice) -> Source {
+    let mut ipv6 = [0x20; 16];
+    match choice.below(7) {
+        0 => Source::Local,
+        1 => {
+            ipv6[15] = choice.below(2) as u8;
+            Source::Ipv6(ipv6)
+        }
+        _ => Source::Ipv4([10, 0, choice.below(2) as u8, choice.below(2) as u8]),
+    }
+}
+
 impl Plan {
     /// A peer that connects at once to the first listener and writes `total` bytes, at most
     /// `write_max` at a time.
@@ -142,6 +156,7 @@ impl Plan {
         Self {
             listener: ListenerId(0),
             wire: Wire { receive_space: total.max(1), send_space: total.max(1) },
+            source: Source::Local,
             connects_at: 0,
             total,
             write_max,
@@ -185,6 +200,7 @@ impl Plan {
                 receive_space: 1 + choice.below(wire_max),
                 send_space: 1 + choice.below(wire_max),
             },
+            source: draw_source(choice),
             connects_at,
             total,
             write_max: 1 + choice.below(wire_max),
@@ -202,7 +218,7 @@ impl Plan {
             return false;
         }
         let Some(id) = self.id else {
-            self.id = Some(kernel.connect(self.listener, self.wire));
+            self.id = Some(kernel.connect(self.listener, self.wire, self.source));
             return true;
         };
         if kernel.peers[id.0].is_over() {

@@ -3,7 +3,9 @@
 //! Stands between core and kernel. A simulator that does not find these bugs proves nothing; see
 //! `planted`.
 
-use echo_uring::echo::op::{BufferId, ConnectionId, Event, Op, ReceiveEnd, Shutdown, SizeClass};
+use echo_uring::echo::op::{
+    BufferId, ConnectionId, Event, Op, ReceiveEnd, Shutdown, SizeClass, Source,
+};
 
 use crate::fake::choice::Prng;
 
@@ -44,10 +46,14 @@ pub(crate) enum Bug {
     ForgetCancel,
     /// The FIN at the end of idleness or drain is not sent.
     ForgetFin,
+    /// A connection is counted for no source.
+    ForgetSource,
+    /// A connection is counted for the source of the one before.
+    MixSources,
 }
 
 impl Bug {
-    pub(crate) const ALL: [Self; 17] = [
+    pub(crate) const ALL: [Self; 19] = [
         Self::DropByte,
         Self::SwapBuffers,
         Self::LeakBuffer,
@@ -65,6 +71,8 @@ impl Bug {
         Self::ForgetAside,
         Self::ForgetCancel,
         Self::ForgetFin,
+        Self::ForgetSource,
+        Self::MixSources,
     ];
 }
 
@@ -81,6 +89,8 @@ pub(crate) struct Saboteur {
     repeated: Vec<ConnectionId>,
     /// Buffers that went home without the core's knowledge.
     recycled: Vec<BufferId>,
+    /// Where the last connection came from.
+    source: Source,
     /// What will be said besides.
     besides: Vec<Op>,
 }
@@ -102,6 +112,7 @@ impl Saboteur {
             sends: Vec::new(),
             repeated: Vec::new(),
             recycled: Vec::new(),
+            source: Source::Untold,
             besides: Vec::new(),
         }
     }
@@ -137,8 +148,16 @@ impl Saboteur {
             {
                 return None;
             }
+            Event::Accepted { connection, source } => {
+                let former = std::mem::replace(&mut self.source, source);
+                if bug == Bug::ForgetSource && self.strikes() {
+                    told = Event::Accepted { connection, source: Source::Local };
+                }
+                if bug == Bug::MixSources && self.strikes() {
+                    told = Event::Accepted { connection, source: former };
+                }
+            }
             Event::Started
-            | Event::Accepted { .. }
             | Event::AcceptFailed { .. }
             | Event::ReceiveEnded { .. }
             | Event::SentAside { .. }
@@ -187,6 +206,8 @@ impl Saboteur {
             }
             Op::Accept { .. }
             | Op::CancelAccept { .. }
+            | Op::NameSources
+            | Op::OmitSources
             | Op::Receive { .. }
             | Op::CancelReceive { .. }
             | Op::SendAside { .. }
@@ -243,6 +264,11 @@ fn forgets(bug: Bug, op: Op) -> bool {
         Op::SendAside { .. } => bug == Bug::ForgetAside,
         Op::Shutdown { how: Shutdown::Write, .. } => bug == Bug::ForgetFin,
         Op::Close { .. } | Op::Abort { .. } => bug == Bug::ForgetClose,
-        Op::Send { .. } | Op::SetAside { .. } | Op::Recycle { .. } | Op::Shutdown { .. } => false,
+        Op::NameSources
+        | Op::OmitSources
+        | Op::Send { .. }
+        | Op::SetAside { .. }
+        | Op::Recycle { .. }
+        | Op::Shutdown { .. } => false,
     }
 }

@@ -17,7 +17,7 @@ SOCKET = "echo-uring.socket"
 LOOPBACK = ("127.0.0.1", "::1")
 CONFIG = "/etc/echo-uring.toml"
 STOPPED = re.compile(
-    r"stopped: accepted=(\d+) closed=(\d+) bytes-in=(\d+) bytes-out=(\d+) bytes-dropped=(\d+) "
+    r"stopped: accepted=(\d+) refused=(\d+) closed=(\d+) bytes-in=(\d+) bytes-out=(\d+) bytes-dropped=(\d+) "
     r"buffers-home=(\d+) buffers-total=(\d+)"
 )
 
@@ -28,11 +28,11 @@ def place(machine, package):
     return "/var/tmp/package.deb"
 
 
-def echoes(machine, addresses=LOOPBACK, length=1):
+def echoes(machine, addresses=LOOPBACK, length=1, port=7):
     """Demands an exact echo from each address."""
     for address in addresses:
-        report = machine.traffic("echo", "--address", address, "--bytes", length)
-        expect(report["exact"], f"no exact echo from port 7 of {address}: {report}")
+        report = machine.traffic("echo", "--address", address, "--bytes", length, "--port", port)
+        expect(report["exact"], f"no exact echo from port {port} of {address}: {report}")
 
 
 def is_active(machine, unit):

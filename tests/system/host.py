@@ -21,6 +21,10 @@ TOOLS = {
     "dpkg-deb": "dpkg",
     "dpkg-shlibdeps": "dpkg-dev",
     "lintian": "lintian",
+    "man": "man-db",
+    "mandoc": "mandoc",
+    "zsh": "zsh",
+    "fish": "fish",
 }
 
 

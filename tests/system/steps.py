@@ -29,12 +29,17 @@ from checks import (
 )
 import steps_reload
 from machine import Failure, eventually, expect
+from steps_examples import examples_do_what_they_say
+from steps_instances import (
+    instance_without_configuration_is_named,
+    instances_stand_side_by_side,
+    removal_ends_instances,
+    upgrade_restarts_instances,
+)
 
 STATUS = re.compile(r"\d+ connections?, .+ echoes/s, .+ echoed, \d+ workers?")
 # What the daemon says before the watchdog ends it.
 HUNG = "has not turned its loop"
-# An address that belongs to documentation, given to the machine's own loopback device for one step.
-NETWORK_ADDRESS = "192.0.2.1"
 
 
 def installs_and_runs(machine, packages):
@@ -50,14 +55,8 @@ def installs_and_runs(machine, packages):
 
 
 def units_are_well_formed(machine, _packages):
-    """systemd-analyze has no complaint about the units, nor about the example that we ship."""
-    directory = f"/run/systemd/system/{SOCKET}.d"
-    example = "/usr/share/doc/echo-uring/examples/open-to-network.conf"
-    verify = f"systemd-analyze verify --man=no {SERVICE} {SOCKET}"
-    machine.run(f"mkdir -p {directory} && cp {example} {directory}")
-    with_example = machine.run(verify).stdout.strip()
-    machine.run(f"rm -r {directory}")
-    complaints = machine.run(verify).stdout.strip() + with_example
+    """systemd-analyze has no complaint about the units."""
+    complaints = machine.run(f"systemd-analyze verify --man=no {SERVICE} {SOCKET}").stdout.strip()
     expect(not complaints, f"systemd-analyze verify says: {complaints}")
     warnings = [line for line in machine.messages() if "Unknown key" in line or "ignoring" in line]
     expect(not warnings, f"systemd warns about the units: {warnings}")
@@ -143,26 +142,6 @@ def activates_by_socket(machine, _packages):
     expect(is_active(machine, SERVICE), "the first client did not start the service")
     echoes(machine)
     machine.run(f"systemctl enable --now {SERVICE}")
-
-
-def opens_to_a_network(machine, _packages):
-    """The shipped unit serves loopback only; with the documented drop-in it serves a network."""
-    address = NETWORK_ADDRESS
-    change = machine.in_its_network("ip", "address", "add", f"{address}/32", "dev", "lo")
-    subprocess.run(change, check=True)
-    report = machine.traffic("echo", "--address", address)
-    expect(report["refused"], f"the shipped unit serves {address}, which is not loopback: {report}")
-    directory = f"/run/systemd/system/{SOCKET}.d"
-    machine.run(f"mkdir -p {directory}")
-    machine.run(f"cp /usr/share/doc/echo-uring/examples/open-to-network.conf {directory}")
-    # The form of the manual; `systemctl restart` of the socket alone is that of the README.
-    machine.run(f"systemctl daemon-reload && systemctl stop {SOCKET} {SERVICE}")
-    machine.run(f"systemctl start {SERVICE}")
-    echoes(machine, [*LOOPBACK, address])
-    machine.run(f"rm -r {directory} && systemctl daemon-reload && systemctl restart {SOCKET}")
-    echoes(machine)
-    report = machine.traffic("echo", "--address", address)
-    expect(report["refused"], f"without the drop-in {address} is still served: {report}")
 
 
 def lives_without_ipv6(machine, _packages):
@@ -387,8 +366,13 @@ def remove_stops_it(machine, _packages):
 
 
 def purge_leaves_nothing(machine, _packages):
-    """After purge no file, no unit and no state of the package is left."""
+    """After purge no file, no unit and no state of the package is left, but what others wrote is."""
+    list_written = "ls -d /etc/echo-uring/*"
+    written = machine.run(list_written, check=False).stdout
     machine.run("apt-get purge --yes echo-uring")
+    left = machine.run(list_written, check=False).stdout
+    expect(left == written, f"purge took what the administrator had written: {written} -> {left}")
+    machine.run("rm -rf /etc/echo-uring")
     files = machine.run("find / /run -xdev -iname '*echo-uring*'").stdout.strip()
     expect(not files, f"purge left files:\n{files}")
     for command in ("list-unit-files", "list-units --all"):
@@ -406,7 +390,7 @@ STEPS = [
     ("journal", logs_to_the_journal),
     ("status", shows_its_status),
     ("socket activation", activates_by_socket),
-    ("open to a network", opens_to_a_network),
+    ("examples", examples_do_what_they_say),
     ("without IPv6", lives_without_ipv6),
     *steps_reload.STEPS,
     ("hung worker", hung_worker_is_restarted),
@@ -415,6 +399,10 @@ STEPS = [
     ("bad configuration", bad_configuration_is_named),
     ("upgrade amid traffic", upgrade_refuses_nobody),
     ("nothing unseen", nothing_went_wrong_unseen),
+    ("instances", instances_stand_side_by_side),
+    ("instance unconfigured", instance_without_configuration_is_named),
+    ("instance upgraded", upgrade_restarts_instances),
     ("remove", remove_stops_it),
+    ("instances removed", removal_ends_instances),
     ("purge", purge_leaves_nothing),
 ]

@@ -20,10 +20,20 @@ PORT = 7
 PATIENCE_SECONDS = 30.0
 
 
-def echo_once(address, length, seed=1):
+def connect(address, port):
+    """To a port, or to a Unix socket if the address is a path."""
+    if not address.startswith("/"):
+        return socket.create_connection((address, port), timeout=PATIENCE_SECONDS)
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(PATIENCE_SECONDS)
+    connection.connect(address)
+    return connection
+
+
+def echo_once(address, length, seed=1, port=PORT):
     """Sends `length` bytes, half-closes, reads to the end; returns what came back and what went."""
     payload = random.Random(seed).randbytes(length)
-    with socket.create_connection((address, PORT), timeout=PATIENCE_SECONDS) as connection:
+    with connect(address, port) as connection:
         # A thread sends while we read: a large payload does not fit into the two socket buffers.
         def send():
             connection.sendall(payload)
@@ -45,7 +55,7 @@ def command_echo(options):
     started = time.monotonic()
     outcome = {"address": options.address, "refused": False, "exact": False, "error": None}
     try:
-        answer, payload = echo_once(options.address, options.bytes)
+        answer, payload = echo_once(options.address, options.bytes, port=options.port)
         outcome["exact"] = answer == payload
         outcome["received"] = len(answer)
     except ConnectionRefusedError:
@@ -185,6 +195,7 @@ def main():
     echo = commands.add_parser("echo")
     echo.add_argument("--address", required=True)
     echo.add_argument("--bytes", type=int, default=1)
+    echo.add_argument("--port", type=int, default=PORT)
     echo.set_defaults(command=command_echo)
     stream = commands.add_parser("stream")
     stream.add_argument("--threads", type=int, default=4)

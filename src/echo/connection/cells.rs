@@ -7,9 +7,12 @@
 //!
 //! Buffers are `b0`, `b1`, … in the order in which bytes came; the small ones hold 8 bytes.
 
+use std::hash::RandomState;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use super::*;
+use crate::echo::admission::SourceBook;
 use crate::echo::resources::{Parameters, Tuning};
 
 const NOW: Timestamp = Timestamp(1_000);
@@ -74,11 +77,13 @@ impl Bench {
                 buffer_sizes: [8, 64],
                 receive_mode: ReceiveMode::Multishot,
                 linger_timeout: 100,
+                book: Arc::new(SourceBook::new(RandomState::new())),
                 tuning: Tuning {
                     connections_max: 1,
                     aside_bytes_max: 8,
                     idle_timeout: Some(100),
                     stall_timeout: Some(100),
+                    rules: Arc::default(),
                 },
             }),
             ops: Vec::new(),
@@ -191,7 +196,9 @@ fn op_text(op: &Op) -> String {
         Op::Shutdown { how: Shutdown::Both, .. } => "shut down".into(),
         Op::Close { .. } => "close".into(),
         Op::Abort { .. } => "abort".into(),
-        Op::Accept { .. } | Op::CancelAccept { .. } => unreachable!("a connection accepts nothing"),
+        Op::Accept { .. } | Op::CancelAccept { .. } | Op::NameSources | Op::OmitSources => {
+            unreachable!("a connection accepts nothing")
+        }
     }
 }
 

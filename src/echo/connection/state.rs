@@ -10,7 +10,8 @@ pub enum Phase {
     Free,
     /// Its name has been given to an armed accept.
     Accepting,
-    /// Accepted in a race for the last place: waits for one, as it would in the backlog.
+    /// Accepted in a race for the last place: waits for one, as it would in the backlog. Or waits
+    /// for the next turn, to be let in or refused.
     Parked,
     /// Receiving and echoing.
     Open,

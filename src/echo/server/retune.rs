@@ -1,7 +1,10 @@
 //! What a change of limits and timeouts means for connections that are open, and for those to come.
 
+use std::hash::RandomState;
+
 use super::*;
-use crate::echo::op::{ReceiveMode, Shutdown};
+use crate::echo::admission::SourceBook;
+use crate::echo::op::{ReceiveMode, Shutdown, Source};
 
 const HOUR: u64 = 3_600_000;
 
@@ -11,6 +14,7 @@ fn tuning(connections_max: usize, idle_timeout: Option<u64>) -> Tuning {
         aside_bytes_max: 0,
         idle_timeout,
         stall_timeout: None,
+        rules: Arc::default(),
     }
 }
 
@@ -22,6 +26,7 @@ fn crowd(now: Timestamp, connections: usize, tuning: Tuning) -> (Server, Vec<Op>
         buffer_sizes: [8, 64],
         receive_mode: ReceiveMode::Once,
         linger_timeout: 16_000,
+        book: Arc::new(SourceBook::new(RandomState::new())),
         tuning,
     });
     let mut ops = Vec::new();
@@ -38,7 +43,7 @@ fn accept(server: &mut Server, now: Timestamp, ops: &mut Vec<Op>) {
     });
     let connection = armed.expect("an accept is armed");
     ops.clear();
-    server.handle(now, Event::Accepted { connection }, ops);
+    server.handle(now, Event::Accepted { connection, source: Source::Untold }, ops);
 }
 
 fn is_accept(op: &Op) -> bool {

@@ -63,6 +63,11 @@ impl Audit {
         let open = self.open(connection);
         assert!(open.receive.is_none(), "contract: {connection:?} is closed while receiving");
         assert!(open.send.is_none(), "contract: {connection:?} is closed while sending");
+        if self.door.closed(connection) {
+            assert_eq!(self.open(connection).received, 0, "promise: {connection:?} was let in");
+            return self.forget(connection);
+        }
+        let open = self.open(connection);
         let complete = open.ended && open.sent == open.received;
         let excused = open.ended && open.decided.first().is_some_and(|owed| open.sent >= *owed);
         if complete && !open.dead && !open.both_shut {
@@ -71,11 +76,15 @@ impl Audit {
             self.check_cause(now, connection);
         }
         self.charged -= self.open(connection).charged;
-        self.tenants.retain(|(name, _)| *name != connection);
-        self.retired.push(connection);
+        self.forget(connection);
         self.closed += 1;
         // A descriptor and some memory came free: accepting is worth a try at once.
         self.pauses.fill(0);
+    }
+
+    fn forget(&mut self, connection: ConnectionId) {
+        self.tenants.retain(|(name, _)| *name != connection);
+        self.retired.push(connection);
     }
 
     /// Whether this connection, now closed, got back everything that it sent.

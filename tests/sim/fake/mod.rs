@@ -79,6 +79,8 @@ pub(crate) struct FakeKernel {
     /// The last turn had nothing to do, nothing to wait for and no deadline: only a peer can end
     /// this silence.
     pub(crate) asleep: bool,
+    /// Whether accepted connections are told with their source.
+    names_sources: bool,
     now: u64,
     pool: Pool,
     /// Peers that connected and wait to be accepted, one queue a listener.
@@ -134,6 +136,7 @@ impl FakeKernel {
             trace: Trace::default(),
             peers: Vec::new(),
             asleep: false,
+            names_sources: false,
             now: 1000,
             pool: Pool::new(settings.buffers, settings.buffer_sizes),
             backlogs: (0..settings.listeners).map(|_| VecDeque::new()).collect(),
@@ -162,6 +165,8 @@ impl FakeKernel {
         self.trace.note(self.now, Note::Op(op));
         match op {
             Op::Accept { listener, connection } => self.arm_accept(listener, connection),
+            Op::NameSources => self.names_sources = true,
+            Op::OmitSources => self.names_sources = false,
             Op::CancelAccept { connection } => {
                 if let Some(accept) = self.accepts.iter_mut().find(|a| a.connection == connection) {
                     accept.canceled = true;

@@ -4,7 +4,7 @@
 //! Knows nothing of rings or buffers. The one check that matters most lives here:
 //! [`Peer::accept_echo`].
 
-use echo_uring::echo::op::{ConnectionError, ConnectionId};
+use echo_uring::echo::op::{ConnectionError, ConnectionId, Source};
 
 use super::choice::mix;
 
@@ -32,6 +32,7 @@ pub(crate) struct Wire {
 pub(crate) struct Peer {
     pub(crate) id: PeerId,
     pub(crate) wire: Wire,
+    pub(crate) source: Source,
     /// The name of the connection while the server has it open.
     pub(crate) connection: Option<ConnectionId>,
     /// The name it had from the time when the server accepted it, if ever.
@@ -59,10 +60,11 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    pub(crate) fn new(id: PeerId, wire: Wire) -> Self {
+    pub(crate) fn new(id: PeerId, wire: Wire, source: Source) -> Self {
         Self {
             id,
             wire,
+            source,
             connection: None,
             named: None,
             written: 0,

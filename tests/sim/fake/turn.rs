@@ -4,9 +4,10 @@ use std::convert::Infallible;
 
 use echo_uring::echo::op::{
     AcceptError, ConnectionId, Event, Kernel, Op, ReceiveEnd, ReceiveMode, SendError, SizeClass,
-    Timestamp,
+    Source, Timestamp,
 };
 
+use super::choice::Choice;
 use super::peer::{PeerId, stream};
 use super::trace::Note;
 use super::{FakeKernel, Socket};
@@ -191,8 +192,9 @@ impl FakeKernel {
 
     fn accept_peer(&mut self, connection: ConnectionId, peer: PeerId) {
         // A peer that is gone may be noticed by the accept already, or only by the first receive or
-        // send.
-        if self.peers[peer.0].broken && self.choice.below(2) == 1 {
+        // send. Nobody can tell where it came from.
+        let noticed = |choice: &mut Choice| choice.below(2) == 1;
+        if self.peers[peer.0].broken && (self.names_sources || noticed(&mut self.choice)) {
             let error = AcceptError::Aborted;
             return self.tell(connection, Event::AcceptFailed { connection, error });
         }
@@ -208,7 +210,8 @@ impl FakeKernel {
             write_shut: false,
             read_shut: false,
         });
-        self.tell(connection, Event::Accepted { connection });
+        let source = if self.names_sources { self.peers[peer.0].source } else { Source::Untold };
+        self.tell(connection, Event::Accepted { connection, source });
     }
 
     fn receive(&mut self, connection: ConnectionId) {

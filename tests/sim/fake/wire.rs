@@ -1,16 +1,16 @@
 //! What peers can do to the fake. Each call is one thing that happened on the network.
 
-use echo_uring::echo::op::{ConnectionError, ListenerId};
+use echo_uring::echo::op::{ConnectionError, ListenerId, Source};
 
 use super::FakeKernel;
 use super::peer::{Peer, PeerId, Wire};
 use super::trace::Note;
 
 impl FakeKernel {
-    /// A new peer connects and waits in the backlog.
-    pub(crate) fn connect(&mut self, listener: ListenerId, wire: Wire) -> PeerId {
+    /// A new peer connects from `source` and waits in the backlog.
+    pub(crate) fn connect(&mut self, listener: ListenerId, wire: Wire, source: Source) -> PeerId {
         let id = PeerId(self.peers.len());
-        self.peers.push(Peer::new(id, wire));
+        self.peers.push(Peer::new(id, wire, source));
         self.backlogs[usize::from(listener.0)].push_back(id);
         self.trace.note(self.now, Note::Peer(id, "connects to listener", usize::from(listener.0)));
         id

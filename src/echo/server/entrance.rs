@@ -1,0 +1,66 @@
+//! The way in: an answered accept becomes a connection with a place, one that waits for it, or one
+//! that is refused.
+
+use super::{Listener, Phase, Server};
+use crate::echo::admission::Verdict;
+use crate::echo::op::{ConnectionId, Op, Source, Timestamp};
+use crate::echo::stats::RefuseReason;
+
+impl Server {
+    pub(super) fn on_accepted(
+        &mut self,
+        now: Timestamp,
+        id: ConnectionId,
+        source: Source,
+        ops: &mut Vec<Op>,
+    ) {
+        let listener = self.accept_ended(id);
+        self.listeners[usize::from(listener.0)] = Listener::Off;
+        self.resources.count_accepted(listener);
+        match self.admission.judge(now, id, source) {
+            Verdict::Undecided => {
+                self.connection(id).park();
+                self.admission.undecided.push_back((id, source));
+            }
+            verdict @ (Verdict::Admitted | Verdict::Refused(_)) => {
+                self.receive_verdict(now, id, verdict, ops);
+            }
+        }
+    }
+
+    /// Judges those again who could not be judged when they came.
+    pub(super) fn decide_undecided(&mut self, now: Timestamp, ops: &mut Vec<Op>) {
+        while let Some((id, verdict)) = self.admission.decide(now) {
+            self.receive_verdict(now, id, verdict, ops);
+        }
+    }
+
+    fn receive_verdict(
+        &mut self,
+        now: Timestamp,
+        id: ConnectionId,
+        verdict: Verdict,
+        ops: &mut Vec<Op>,
+    ) {
+        match verdict {
+            Verdict::Undecided => unreachable!("{id:?} has no verdict"),
+            Verdict::Refused(reason) => self.refuse(id, reason, ops),
+            Verdict::Admitted if self.has_place() => self.open(now, id, ops),
+            Verdict::Admitted => {
+                if !matches!(self.connection(id).phase(), Phase::Parked) {
+                    self.connection(id).park();
+                }
+                self.parked.push_back(id);
+            }
+        }
+    }
+
+    /// Closes it at once: it takes no place, no buffer and no receive.
+    fn refuse(&mut self, id: ConnectionId, reason: RefuseReason, ops: &mut Vec<Op>) {
+        let listener = self.connection(id).listener();
+        self.resources.count_refused(listener, reason);
+        ops.push(Op::Close { connection: id });
+        self.connection(id).release();
+        self.free.push(id.slot());
+    }
+}

@@ -1,0 +1,144 @@
+//! The promise at the door, by a model of its own: who is refused is refused for a reason, and
+//! nobody is let in beyond a cap.
+//!
+//! Written the plain way, with lists and milli-tokens, so that it shares no thought with the core.
+//! Every verdict must be exactly the model's: a refusal is a close in answer to the very event that
+//! decides it.
+
+use echo_uring::echo::admission::Rules;
+use echo_uring::echo::op::{ConnectionId, Source};
+
+/// The model of all doors of one history.
+pub(crate) struct Door {
+    rules: Rules,
+    /// Who is inside, and what counts it.
+    inside: Vec<(ConnectionId, Group)>,
+    /// The tokens of each group in thousandths, and when they were counted.
+    buckets: Vec<(Group, u64, u64)>,
+    /// Who waits for a verdict, since the book was in other hands.
+    undecided: Vec<(ConnectionId, Source)>,
+    /// Who left while the book was in other hands, and is still counted.
+    owed: Vec<Group>,
+    /// Who must be closed before the present event is over.
+    to_close: Vec<ConnectionId>,
+    /// Somebody else holds the book.
+    pub(crate) held: bool,
+    pub(crate) refused: u64,
+}
+
+/// The leading bits of an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Group(String);
+
+impl Door {
+    pub(crate) fn new(rules: Rules) -> Self {
+        Self {
+            rules,
+            inside: Vec::new(),
+            buckets: Vec::new(),
+            undecided: Vec::new(),
+            owed: Vec::new(),
+            to_close: Vec::new(),
+            held: false,
+            refused: 0,
+        }
+    }
+
+    /// How many sources must stand in the book, at least and at most.
+    pub(crate) fn sources(&self) -> std::ops::RangeInclusive<usize> {
+        let mut groups: Vec<&Group> = self.inside.iter().map(|(_, group)| group).collect();
+        groups.extend(&self.owed);
+        groups.sort_by_key(|group| &group.0);
+        groups.dedup();
+        groups.len()..=groups.len() + self.buckets.len()
+    }
+
+    pub(crate) fn accepted(&mut self, now: u64, id: ConnectionId, source: Source) {
+        if self.rules.access.denies(source) {
+            return self.to_close.push(id);
+        }
+        if self.group(source).is_none() || !self.rules.caps.count() {
+            return;
+        }
+        if self.held || !self.undecided.is_empty() {
+            return self.undecided.push((id, source));
+        }
+        self.judge(now, id, source);
+    }
+
+    /// The moment at which the core looks again. Returns who gets a verdict now.
+    pub(crate) fn time_passed(&mut self, now: u64) -> Vec<ConnectionId> {
+        if self.held {
+            return Vec::new();
+        }
+        self.owed.clear();
+        let decided = std::mem::take(&mut self.undecided);
+        for (id, source) in &decided {
+            self.judge(now, *id, *source);
+        }
+        decided.into_iter().map(|(id, _)| id).collect()
+    }
+
+    fn judge(&mut self, now: u64, id: ConnectionId, source: Source) {
+        self.owed.clear();
+        let group = self.group(source).expect("only who is counted waits");
+        let count = self.inside.iter().filter(|(_, other)| *other == group).count();
+        if self.rules.caps.connections.is_some_and(|cap| count >= cap as usize) {
+            return self.to_close.push(id);
+        }
+        if let Some(rate) = self.rules.caps.accepts_per_second {
+            let full = u64::from(rate) * 1000;
+            let known = self.buckets.iter().position(|(other, ..)| *other == group);
+            let index = known.unwrap_or_else(|| {
+                self.buckets.push((group.clone(), full, now));
+                self.buckets.len() - 1
+            });
+            let (_, tokens, counted_at) = &mut self.buckets[index];
+            *tokens = full.min(*tokens + (now - *counted_at) * u64::from(rate));
+            *counted_at = now;
+            if *tokens < 1000 {
+                return self.to_close.push(id);
+            }
+            *tokens -= 1000;
+        }
+        self.inside.push((id, group));
+    }
+
+    /// A connection is closed. Whether that is because it was refused.
+    pub(crate) fn closed(&mut self, id: ConnectionId) -> bool {
+        if let Some(index) = self.to_close.iter().position(|other| *other == id) {
+            self.to_close.swap_remove(index);
+            self.refused += 1;
+            return true;
+        }
+        let waits = self.undecided.iter().any(|(other, _)| *other == id);
+        assert!(!waits, "promise: {id:?} is refused before its verdict");
+        if let Some(index) = self.inside.iter().position(|(other, _)| *other == id) {
+            let (_, group) = self.inside.swap_remove(index);
+            if self.held {
+                self.owed.push(group);
+            }
+        }
+        false
+    }
+
+    /// One event has been handled altogether.
+    pub(crate) fn settle(&self) {
+        assert_eq!(self.to_close, [], "promise: they are refused, and were let in");
+        for (_, group) in &self.inside {
+            let count = self.inside.iter().filter(|(_, other)| other == group).count();
+            let within = self.rules.caps.connections.is_none_or(|cap| count <= cap as usize);
+            assert!(within, "limit: {count} connections of {group:?}");
+        }
+    }
+
+    fn group(&self, source: Source) -> Option<Group> {
+        let (bytes, length) = match &source {
+            Source::Untold | Source::Local => return None,
+            Source::Ipv4(address) => (&address[..], self.rules.caps.ipv4_prefix),
+            Source::Ipv6(address) => (&address[..], self.rules.caps.ipv6_prefix),
+        };
+        let bits: String = bytes.iter().map(|byte| format!("{byte:08b}")).collect();
+        Some(Group(format!("{} {}", bytes.len(), &bits[..usize::from(length)])))
+    }
+}

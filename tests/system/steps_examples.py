@@ -1,0 +1,129 @@
+"""The examples that the package ships: each is installed as its own comment says, and must do what
+its first line says. An example that no function here knows fails the step.
+"""
+
+import re
+import subprocess
+
+from checks import LOOPBACK, SERVICE, SOCKET, echoes, start_all
+from machine import expect
+
+DIRECTORY = "/usr/share/doc/echo-uring/examples"
+# An address that belongs to documentation, given to the machine's own loopback device for one step.
+NETWORK_ADDRESS = "192.0.2.1"
+LISTENING = "0A"
+
+
+def instructions(text):
+    """The commands in the opening comment of an example: its lines that are set in."""
+    opening = text.split("\n[")[0]
+    return re.findall(r"^#   (\S.*)$", opening, re.MULTILINE)
+
+
+def listeners(machine, port):
+    """How many TCP sockets listen on this port in the machine."""
+    tables = machine.run("cat /proc/net/tcp /proc/net/tcp6").stdout
+    fields = [line.split() for line in tables.splitlines() if ": " in line]
+    at_port = f":{port:04X}"
+    return sum(row[1].endswith(at_port) and row[3] == LISTENING for row in fields)
+
+
+def refuses(machine, address, port=7):
+    report = machine.traffic("echo", "--address", address, "--port", port)
+    expect(report["refused"], f"{address} port {port} is served: {report}")
+
+
+def opens_to_a_network(machine):
+    """The shipped unit serves loopback only; with the example it serves a network."""
+    echoes(machine, [*LOOPBACK, NETWORK_ADDRESS])
+
+
+def serves_another_port(machine):
+    echoes(machine, port=7007)
+    for address in LOOPBACK:
+        refuses(machine, address)
+
+
+def has_several_sockets(machine):
+    count = listeners(machine, 7)
+    expect(count == 8, f"{count} sockets listen on port 7, not 4 for each address")
+    # More clients than sockets: whichever socket the kernel chooses, somebody accepts from it.
+    for _ in range(12):
+        echoes(machine)
+
+
+def lists_who_may_come(machine):
+    """What can be seen everywhere: systemd knows the lists. They bite with cgroups of version 2."""
+    allowed = machine.show(SOCKET, "IPAddressAllow").split()
+    for wanted in ("192.0.2.0/24", "2001:db8::/32", "127.0.0.0/8", "::1/128"):
+        expect(wanted in allowed, f"{wanted} is not allowed: {allowed}")
+    denied = machine.show(SOCKET, "IPAddressDeny").split()
+    expect(sorted(denied) == ["0.0.0.0/0", "::/0"], f"not everybody else is denied: {denied}")
+    echoes(machine)
+
+
+def stays_on_one_cpu(machine):
+    pid = machine.show(SERVICE, "MainPID")
+    status = machine.run(f"cat /proc/{pid}/status").stdout
+    cpus = re.search(r"Cpus_allowed_list:\s*(\S+)", status).group(1)
+    expect(cpus == "0", f"the daemon may run on CPU {cpus}, not on CPU 0 alone")
+    started = [text for text in machine.messages() if ": starting, " in text][-1]
+    expect("1 worker" in started, f"on one CPU it does not start one worker: {started}")
+    echoes(machine)
+
+
+def logs_as_much_as_it_likes(machine):
+    interval = machine.show(SERVICE, "LogRateLimitIntervalUSec")
+    burst = machine.show(SERVICE, "LogRateLimitBurst")
+    expect((interval, burst) == ("1s", "200000"), f"{burst} lines in {interval}")
+    echoes(machine)
+
+
+def serves_an_instance(machine):
+    unit = "echo-uring@lab.service"
+    expect(machine.show(unit, "ActiveState") == "active", f"{unit} is not active")
+    echoes(machine, ["127.0.0.1"], port=7070)
+    # The first service knows nothing of it.
+    echoes(machine)
+    machine.run("systemctl disable --now echo-uring@lab.socket echo-uring@lab.service")
+    machine.run("rm /etc/echo-uring/lab.toml && rmdir /etc/echo-uring")
+
+
+EXAMPLES = {
+    "allow-list.conf": lists_who_may_come,
+    "another-port.conf": serves_another_port,
+    "cpu-affinity.conf": stays_on_one_cpu,
+    "instance-address.conf": serves_an_instance,
+    "log-rate.conf": logs_as_much_as_it_likes,
+    "open-to-network.conf": opens_to_a_network,
+    "reuse-port.conf": has_several_sockets,
+}
+
+
+def examples_do_what_they_say(machine, _packages):
+    """Each example, installed by its own instructions, does what it says; then it goes again."""
+    change = machine.in_its_network("ip", "address", "replace", f"{NETWORK_ADDRESS}/32", "dev", "lo")
+    subprocess.run(change, check=True)
+    start_all(machine)
+    # As shipped: loopback only.
+    refuses(machine, NETWORK_ADDRESS)
+    shipped = machine.run(f"ls {DIRECTORY}").stdout.split()
+    expect(shipped == sorted(EXAMPLES), f"shipped are {shipped}, known are {sorted(EXAMPLES)}")
+    for name, check in EXAMPLES.items():
+        commands = instructions(machine.run(f"cat {DIRECTORY}/{name}").stdout)
+        expect(len(commands) >= 5, f"{name} does not say how to install it: {commands}")
+        # So many restarts in a row would meet systemd's limit.
+        machine.run(f"systemctl reset-failed {SOCKET} {SERVICE}")
+        machine.run("set -e\n" + "\n".join(commands))
+        drop_in = machine.run("ls -d /etc/systemd/system/echo-uring*.d").stdout.strip()
+        unit = drop_in.rpartition("/")[2].removesuffix(".d")
+        complaints = machine.run(f"systemd-analyze verify --man=no {unit}").stdout.strip()
+        expect(not complaints, f"with {name}, systemd-analyze verify says: {complaints}")
+        start_all(machine)
+        check(machine)
+        machine.run(f"rm -r {drop_in} && systemctl daemon-reload")
+        machine.run(f"systemctl reset-failed {SOCKET} {SERVICE}")
+        machine.run(f"systemctl restart {SOCKET} && systemctl start {SERVICE}")
+    echoes(machine)
+    refuses(machine, NETWORK_ADDRESS)
+    return f"{len(EXAMPLES)} examples"

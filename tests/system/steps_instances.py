@@ -1,0 +1,120 @@
+"""Template instances: more echo services beside the first, each with a name, a configuration and
+sockets of its own. `lab` is left running for the upgrade and the removal of the package.
+"""
+
+import re
+
+from checks import SERVICE, SOCKET, drop_in, echoes, is_active, place, remove_drop_in
+from machine import expect
+
+LAB = "echo-uring@lab"
+EDGE = "echo-uring@edge"
+LAB_SOCKET_FILE = "/run/echo-uring/lab/echo.sock"
+EDGE_PORT = 7071
+
+
+def configure(machine, name, connections):
+    """Writes the instance a configuration that differs from all others in one value."""
+    text = f"[limits]\\nmax-connections = {connections}\\n"
+    machine.run(f"mkdir -p /etc/echo-uring && printf '{text}' > /etc/echo-uring/{name}.toml")
+
+
+def process_of(machine, unit):
+    """The main process of a unit and the user it runs as."""
+    pid = machine.show(unit, "MainPID")
+    return pid, machine.run(f"stat --format=%u /proc/{pid}").stdout.strip()
+
+
+def lab_echoes(machine):
+    """The instance on its Unix socket, which the host reaches through the machine's root."""
+    path = f"/proc/{machine.leader}/root{LAB_SOCKET_FILE}"
+    report = machine.traffic("echo", "--address", path, "--bytes", 1 << 20)
+    expect(report["exact"], f"no exact echo from {LAB_SOCKET_FILE}: {report}")
+
+
+def exposure(machine, unit):
+    text = machine.run(f"systemd-analyze security --no-pager {unit}").stdout
+    return re.search(r"Overall exposure level for \S+: ([0-9.]+)", text).group(1)
+
+
+def instances_stand_side_by_side(machine, _packages):
+    """Two instances beside the first service: own addresses, users and ends, the same sandbox."""
+    configure(machine, "lab", 101)
+    configure(machine, "edge", 102)
+    drop_in(
+        machine,
+        f"{EDGE}.socket",
+        "address",
+        f"[Socket]\nListenStream=\nListenStream=127.0.0.1:{EDGE_PORT}",
+    )
+    units = f"{LAB}.service {LAB}.socket {EDGE}.service {EDGE}.socket"
+    complaints = machine.run(f"systemd-analyze verify --man=no {units}").stdout.strip()
+    expect(not complaints, f"systemd-analyze verify says: {complaints}")
+    machine.run(f"systemctl enable --now {LAB}.socket {LAB}.service")
+    # The other is left to its first client.
+    machine.run(f"systemctl start {EDGE}.socket")
+    expect(not is_active(machine, f"{EDGE}.service"), "the socket alone started the service")
+    echoes(machine, ["127.0.0.1"], length=1 << 20, port=EDGE_PORT)
+    lab_echoes(machine)
+    echoes(machine)
+
+    processes = [process_of(machine, unit) for unit in (SERVICE, f"{LAB}.service", f"{EDGE}.service")]
+    for what, values in zip(("processes", "users"), zip(*processes)):
+        expect(len(set(values)) == 3, f"three services, but as {what} {values}")
+    # /proc of the daemon: what is on its command line is what it reads.
+    words = machine.run(f"tr '\\0' ' ' < /proc/{processes[1][0]}/cmdline").stdout
+    expect("--config /etc/echo-uring/lab.toml" in words, f"lab runs as {words}")
+    for unit in (LAB, EDGE):
+        score = exposure(machine, f"{unit}.service")
+        wanted = exposure(machine, SERVICE)
+        expect(score == wanted, f"{unit} has exposure {score}, the first service {wanted}")
+
+    machine.run(f"systemctl stop {EDGE}.socket {EDGE}.service")
+    report = machine.traffic("echo", "--address", "127.0.0.1", "--port", EDGE_PORT)
+    expect(report["refused"], f"port {EDGE_PORT} answers after its instance was stopped: {report}")
+    machine.run(f"systemctl restart {SERVICE} {SOCKET}")
+    lab_echoes(machine)
+    echoes(machine)
+    pid, _ = process_of(machine, f"{LAB}.service")
+    expect(pid == processes[1][0], "a restart of the first service restarted the instance")
+    remove_drop_in(machine, f"{EDGE}.socket", "address")
+    return f"users {', '.join(user for _, user in processes)}, exposure {exposure(machine, SERVICE)}"
+
+
+def instance_without_configuration_is_named(machine, _packages):
+    """An instance whose file was forgotten says so, and does not start."""
+    machine.run("rm /etc/echo-uring/edge.toml")
+    started = machine.run(f"systemctl start {EDGE}.service", check=False)
+    expect(started.returncode != 0, "an instance started without a configuration")
+    status = machine.show(f"{EDGE}.service", "ExecMainStatus")
+    expect(status == "78", f"it ended with {status} instead of 78")
+    entries = machine.journal(f"{EDGE}.service")
+    said = [str(e["MESSAGE"]) for e in entries if "/etc/echo-uring/edge.toml" in str(e["MESSAGE"])]
+    expect(said, f"the journal does not name the file: {entries[-3:]}")
+    machine.run(f"systemctl stop {EDGE}.socket && systemctl reset-failed {EDGE}.service")
+    return said[0]
+
+
+def upgrade_restarts_instances(machine, packages):
+    """Running instances are restarted with an upgrade, their sockets are not, idle ones stay so."""
+    unit, socket = f"{LAB}.service", f"{LAB}.socket"
+    pid, _ = process_of(machine, unit)
+    opened = machine.show(socket, "ActiveEnterTimestampMonotonic")
+    machine.run(f"apt-get install --yes --reinstall {place(machine, packages.newer)}")
+    expect(is_active(machine, unit), "the instance is not active after the upgrade")
+    renewed, _ = process_of(machine, unit)
+    expect(renewed != pid, "the upgrade did not restart the instance")
+    reopened = machine.show(socket, "ActiveEnterTimestampMonotonic")
+    expect(reopened == opened, "the upgrade restarted the socket of the instance")
+    expect(not is_active(machine, f"{EDGE}.service"), "the upgrade started an idle instance")
+    lab_echoes(machine)
+
+
+def removal_ends_instances(machine, _packages):
+    """After removal no instance is left, running, failed or as a directory."""
+    for unit in (f"{LAB}.service", f"{LAB}.socket"):
+        expect(not is_active(machine, unit), f"{unit} is still active after removal")
+    failed = machine.run("systemctl list-units --failed --no-legend 'echo-uring*'").stdout.strip()
+    expect(not failed, f"after removal there are failed units: {failed}")
+    left = machine.run("ls -d /run/echo-uring", check=False)
+    expect(left.returncode != 0, "removal left /run/echo-uring")
