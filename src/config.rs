@@ -30,7 +30,8 @@ pub use address::Address;
 pub use change::{Change, Effect, changes, in_force, spelled};
 pub use network::Network;
 use value::{
-    HOUR, LOG_TARGETS, SECOND, exact_size, number_or_off, quoted, size_or_auto, time_or_off,
+    HOUR, LOG_TARGETS, SECOND, exact_size, number_or_off, quoted, size_or_auto, size_or_off,
+    time_or_off,
 };
 
 /// Where the configuration is looked for when none is named. It may be absent.
@@ -110,6 +111,8 @@ pub struct Limits {
     pub max_connections_per_source: Option<u32>,
     /// Connections of one source in a second, 1 to 1000000; more are closed at once.
     pub accepts_per_source: Option<u32>,
+    /// Bytes that a connection may send, 1 to 1 TiB; then it is ended.
+    pub max_bytes: Option<u64>,
     /// Leading bits of an IPv4 address that make a source, 8 to 32.
     pub source_prefix_ipv4: u8,
     /// Leading bits of an IPv6 address that make a source, 16 to 128.
@@ -123,6 +126,8 @@ pub struct Timeouts {
     pub idle: Option<Duration>,
     /// How long a peer may refuse every byte of its echo, 10 ms to 1 year.
     pub stall: Option<Duration>,
+    /// How long a connection may live, 10 ms to 1 year.
+    pub lifetime: Option<Duration>,
     /// How long a stop waits for connections to end, 0 to 1 hour.
     pub drain: Duration,
 }
@@ -295,10 +300,16 @@ impl Default for Config {
                 stalled_memory: 64 << 20,
                 max_connections_per_source: None,
                 accepts_per_source: None,
+                max_bytes: None,
                 source_prefix_ipv4: 32,
                 source_prefix_ipv6: 64,
             },
-            timeouts: Timeouts { idle: Some(HOUR), stall: Some(60 * SECOND), drain: 10 * SECOND },
+            timeouts: Timeouts {
+                idle: Some(HOUR),
+                stall: Some(60 * SECOND),
+                lifetime: None,
+                drain: 10 * SECOND,
+            },
             tcp: Tcp {
                 nodelay: true,
                 keepalive: Some(120 * SECOND),
@@ -353,9 +364,10 @@ impl Config {
         text += &format!("\n[access]\nallow = {allow}\ndeny = {deny}\n");
         text += &self.limits.to_toml();
         text += &format!(
-            "\n[timeouts]\nidle = {}\nstall = {}\ndrain = {}\n",
+            "\n[timeouts]\nidle = {}\nstall = {}\nlifetime = {}\ndrain = {}\n",
             time_or_off(self.timeouts.idle),
             time_or_off(self.timeouts.stall),
+            time_or_off(self.timeouts.lifetime),
             time_or_off(Some(self.timeouts.drain))
         );
         text += &format!(
@@ -381,13 +393,14 @@ impl Limits {
         format!(
             "\n[limits]\nmax-connections = {}\nstalled-memory = {}\n\
              max-connections-per-source = {}\naccepts-per-source = {}\n\
-             source-prefix-ipv4 = {}\nsource-prefix-ipv6 = {}\n",
+             source-prefix-ipv4 = {}\nsource-prefix-ipv6 = {}\nmax-bytes = {}\n",
             self.max_connections,
             quoted(&exact_size(self.stalled_memory)),
             number_or_off(self.max_connections_per_source),
             number_or_off(self.accepts_per_source),
             self.source_prefix_ipv4,
             self.source_prefix_ipv6,
+            size_or_off(self.max_bytes),
         )
     }
 }

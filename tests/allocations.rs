@@ -129,6 +129,8 @@ impl Service {
                 aside_bytes_max: 64 << 20,
                 idle_timeout: Some(3_600_000),
                 stall_timeout: Some(60_000),
+                lifetime: None,
+                bytes_max: None,
                 rules: Arc::default(),
             },
         });

@@ -91,6 +91,7 @@ fn the_defaults_are_what_the_manual_promises() {
     assert_eq!((config.access.allow.len(), config.access.deny.len()), (0, 0));
     assert_eq!(config.limits.max_connections_per_source, None);
     assert_eq!(config.limits.accepts_per_source, None);
+    assert_eq!((config.limits.max_bytes, config.timeouts.lifetime), (None, None));
     assert_eq!((config.limits.source_prefix_ipv4, config.limits.source_prefix_ipv6), (32, 64));
     assert_eq!(config.timeouts.idle, Some(Duration::from_secs(3600)));
     assert_eq!(config.timeouts.stall, Some(Duration::from_secs(60)));
@@ -123,9 +124,11 @@ fn what_check_prints_reads_back_as_itself() {
         accepts-per-source = 1000000
         source-prefix-ipv4 = 8
         source-prefix-ipv6 = 128
+        max-bytes = '1B'
         [timeouts]
         idle = 'off'
         stall = '1h 2m 3s 4ms'
+        lifetime = '1year'
         drain = '0s'
         [tcp]
         nodelay = false
@@ -215,6 +218,12 @@ fn each_error_names_line_key_and_cure() {
             &[("129", "129 is out of range"), ("-1", "-1 is out of range")],
         ),
         (
+            "limits.max-bytes",
+            "use a size from \"1B\" to \"1TiB\" or \"off\"",
+            &[("'0B'", "\"0B\" is out of range"), ("512", "512 is not a size")],
+        ),
+        ("timeouts.lifetime", long, &[("'1ms'", "\"1ms\" is out of range")]),
+        (
             "access.allow",
             "use one such as [\"10.0.0.0/8\", \"::1\"]",
             &[("'10.0.0.0/8'", "\"10.0.0.0/8\" is not a list"), ("4", "4 is not a list")],
@@ -279,8 +288,8 @@ fn unknown_sections_and_keys_are_refused_with_those_that_there_are() {
         (
             "[limits]\n\nmax-conections = 5",
             "3:1: limits.max-conections: unknown key; use max-connections, stalled-memory, \
-             max-connections-per-source, accepts-per-source, source-prefix-ipv4, \
-             source-prefix-ipv6",
+             max-connections-per-source, accepts-per-source, max-bytes, \
+             source-prefix-ipv4, source-prefix-ipv6",
         ),
         (
             "[limit]\n",
@@ -455,7 +464,7 @@ fn the_command_line_wins_over_the_file() {
 #[test]
 fn every_key_of_the_shipped_file_is_in_the_manual() {
     let keys = shipped_keys();
-    assert_eq!(keys.len(), 23, "a key was added or lost: {keys:?}");
+    assert_eq!(keys.len(), 25, "a key was added or lost: {keys:?}");
     let table: toml::Table = SHIPPED.parse().unwrap();
     for (section, key) in keys {
         let heading = match &table[&section] {
@@ -492,10 +501,12 @@ fn a_change_of_any_key_is_noticed_and_put_off_or_in_force() {
         ("limits.stalled-memory", "'1MiB'"),
         ("limits.max-connections-per-source", "7"),
         ("limits.accepts-per-source", "7"),
+        ("limits.max-bytes", "'7MiB'"),
         ("limits.source-prefix-ipv4", "24"),
         ("limits.source-prefix-ipv6", "48"),
         ("timeouts.idle", "'7s'"),
         ("timeouts.stall", "'7s'"),
+        ("timeouts.lifetime", "'7s'"),
         ("timeouts.drain", "'7s'"),
         ("tcp.nodelay", "false"),
         ("tcp.keepalive", "'7s'"),

@@ -48,6 +48,7 @@ pub fn changes(before: &Config, after: &Config) -> Vec<Change> {
         stalled_memory,
         max_connections_per_source,
         accepts_per_source,
+        max_bytes,
         source_prefix_ipv4,
         source_prefix_ipv6,
     } = limits;
@@ -57,11 +58,13 @@ pub fn changes(before: &Config, after: &Config) -> Vec<Change> {
     let same = *max_connections_per_source == new.max_connections_per_source;
     note("limits.max-connections-per-source", AtReload, same);
     note("limits.accepts-per-source", AtReload, *accepts_per_source == new.accepts_per_source);
+    note("limits.max-bytes", AtReload, *max_bytes == new.max_bytes);
     note("limits.source-prefix-ipv4", AtReload, *source_prefix_ipv4 == new.source_prefix_ipv4);
     note("limits.source-prefix-ipv6", AtReload, *source_prefix_ipv6 == new.source_prefix_ipv6);
-    let Timeouts { idle, stall, drain } = timeouts;
+    let Timeouts { idle, stall, lifetime, drain } = timeouts;
     note("timeouts.idle", AtReload, *idle == after.timeouts.idle);
     note("timeouts.stall", AtReload, *stall == after.timeouts.stall);
+    note("timeouts.lifetime", AtReload, *lifetime == after.timeouts.lifetime);
     note("timeouts.drain", AtReload, *drain == after.timeouts.drain);
     let Tcp { nodelay, keepalive, user_timeout, receive_buffer, send_buffer } = tcp;
     note("tcp.nodelay", AtReload, *nodelay == after.tcp.nodelay);

@@ -13,7 +13,8 @@ use toml::{Spanned, Value};
 
 use super::value::{
     DAY, GIB, HOUR, KIB, LOG_LEVELS, LOG_TARGETS, SECOND, YEAR, auto_or_size, boolean, buffers,
-    integer, name, off_or_integer, off_or_time, size, time, whole_seconds, word, workers,
+    integer, name, off_or_integer, off_or_size, off_or_time, size, time, whole_seconds, word,
+    workers,
 };
 use super::{
     Access, Address, Config, ConfigError, Limits, ListenerConfig, Log, Network, Server, Tcp,
@@ -97,6 +98,7 @@ struct RawLimits {
     stalled_memory: Raw,
     max_connections_per_source: Raw,
     accepts_per_source: Raw,
+    max_bytes: Raw,
     source_prefix_ipv4: Raw,
     source_prefix_ipv6: Raw,
 }
@@ -111,6 +113,7 @@ struct RawLimits {
 struct RawTimeouts {
     idle: Raw,
     stall: Raw,
+    lifetime: Raw,
     drain: Raw,
 }
 
@@ -228,6 +231,12 @@ impl Source<'_> {
                 default.accepts_per_source,
                 |value| off_or_integer(value, 1..=1_000_000),
             )?,
+            max_bytes: self.value(
+                "limits.max-bytes",
+                raw.max_bytes,
+                default.max_bytes,
+                |value| off_or_size(value, 1..=1024 * GIB),
+            )?,
             source_prefix_ipv4: self.value(
                 "limits.source-prefix-ipv4",
                 raw.source_prefix_ipv4,
@@ -275,6 +284,7 @@ impl Source<'_> {
         Ok(Timeouts {
             idle: self.value("timeouts.idle", raw.idle, default.idle, limit)?,
             stall: self.value("timeouts.stall", raw.stall, default.stall, limit)?,
+            lifetime: self.value("timeouts.lifetime", raw.lifetime, default.lifetime, limit)?,
             drain: self.value("timeouts.drain", raw.drain, default.drain, |value| {
                 time(value, Duration::ZERO..=HOUR, "")
             })?,

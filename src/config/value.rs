@@ -142,6 +142,16 @@ pub(super) fn size(value: &Value, range: RangeInclusive<u64>, others: &str) -> R
     }
 }
 
+pub(super) fn off_or_size(
+    value: &Value,
+    range: RangeInclusive<u64>,
+) -> Result<Option<u64>, String> {
+    if value.as_str() == Some("off") {
+        return Ok(None);
+    }
+    size(value, range, " or \"off\"").map(Some)
+}
+
 pub(super) fn auto_or_size(value: &Value) -> Result<Option<u32>, String> {
     if value.as_str() == Some("auto") {
         return Ok(None);
@@ -177,6 +187,10 @@ pub(super) fn time_or_off(time: Option<Duration>) -> String {
 
 pub(super) fn size_or_auto(bytes: Option<u32>) -> String {
     quoted(&bytes.map_or("auto".to_owned(), |bytes| exact_size(u64::from(bytes))))
+}
+
+pub(super) fn size_or_off(bytes: Option<u64>) -> String {
+    quoted(&bytes.map_or("off".to_owned(), exact_size))
 }
 
 /// In the largest unit that needs no fraction: a rounded size would not read back as itself.

@@ -133,6 +133,8 @@ pub(super) fn tuning(config: &Config, places: u32, count: usize, index: usize) -
         aside_bytes_max: share(config.limits.stalled_memory, count, index),
         idle_timeout: config.timeouts.idle.map(milliseconds),
         stall_timeout: config.timeouts.stall.map(milliseconds),
+        lifetime: config.timeouts.lifetime.map(milliseconds),
+        bytes_max: config.limits.max_bytes,
         rules: Arc::new(rules(config)),
     }
 }

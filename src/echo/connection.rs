@@ -6,11 +6,14 @@
 //!
 //! | phase | bytes come | end of stream | send done | peer dead | time is up |
 //! |---|---|---|---|---|---|
-//! | `Open` | queue | `Finishing` | next | `Closing` | idle `Flushing`, stalled `Closing` |
+//! | `Open` | queue | `Finishing` | next | `Closing` | idle, old `Flushing`, stalled `Closing` |
 //! | `Finishing` | impossible | impossible | next, or `Closing` | `Closing` | `Closing` |
 //! | `Flushing` | drop | `Finishing` | next, or FIN, `Lingering` | `Closing` | `Closing` |
 //! | `Lingering` | drop | `Closing` | impossible | `Closing` | `Closing` |
 //! | `Closing` | drop | join | join | join | impossible |
+//!
+//! An open connection that reaches its byte limit is `Flushing`, too; `intake` takes in bytes,
+//! `patience` knows when time is up.
 //!
 //! `Free`, `Accepting` and `Parked` have no bytes: the first two have no socket, the third has one
 //! that waits for a place and is not received from. *Join*: the last completion of a dying
@@ -18,7 +21,9 @@
 //! (Linux: the request holds the file).
 
 mod audit;
+mod intake;
 mod measure;
+mod patience;
 mod state;
 
 #[cfg(test)]
@@ -29,19 +34,21 @@ pub use state::{AsideStep, Phase, Receive, Send};
 use super::limits;
 use super::op::{
     BufferId, ConnectionError, ConnectionId, Expectation, ListenerId, Op, ReceiveEnd, ReceiveMode,
-    SendError, Shutdown, SizeClass, Timestamp,
+    SendError, Shutdown, SizeClass,
 };
 use super::pool::Queue;
 use super::resources::{Context, Resources};
 use super::stats::CloseReason;
 
-/// One slot. With its timer (12 bytes) and socket (8 bytes) it is less than a cache line.
+/// One slot. With its timer (12 bytes) and socket (8 bytes) it is a cache line.
 #[derive(Debug)]
 pub struct Connection {
     generation: u32,
     /// When bytes last moved in either direction, in milliseconds modulo 2^32: only differences are
     /// used.
     progress_ms: u32,
+    /// When it was opened: see `patience`.
+    born: u32,
     phase: Phase,
     /// Where it came from, or is to come from.
     listener: ListenerId,
@@ -54,7 +61,7 @@ pub struct Connection {
     expectation: Expectation,
 }
 
-const _: () = assert!(size_of::<Connection>() <= 40);
+const _: () = assert!(size_of::<Connection>() <= 44);
 
 impl Connection {
     /// A slot that nobody has used yet.
@@ -63,6 +70,7 @@ impl Connection {
         Self {
             generation: 0,
             progress_ms: 0,
+            born: 0,
             phase: Phase::Free,
             listener: ListenerId(0),
             send: Send::Idle,
@@ -125,6 +133,8 @@ impl Connection {
         );
         self.phase = Phase::Open;
         self.progress_ms = context.now.0 as u32;
+        self.begin_life(context.now);
+        context.resources.forget_received(context.id);
         self.advance(context);
     }
 
@@ -145,16 +155,7 @@ impl Connection {
         resources.pool.lend(buffer, length, resources.clock_us as u32);
         resources.count_received(self.listener, length);
         match self.phase {
-            Phase::Open => {
-                self.progress_ms = context.now.0 as u32;
-                self.classify(resources, buffer.class, length, more);
-                match self.send {
-                    Send::Idle | Send::Trying { .. } => {
-                        self.queue.push(&mut resources.pool, buffer)
-                    }
-                    Send::Aside { .. } => self.set_aside(context, buffer, 0, length),
-                }
-            }
+            Phase::Open => self.take_in(context, buffer, length, more),
             Phase::Flushing(_) | Phase::Lingering(_) | Phase::Closing(_) => {
                 resources.stats.bytes_dropped += u64::from(length);
                 context.recycle(buffer);
@@ -294,43 +295,6 @@ impl Connection {
         }
         if let Send::Aside { step: step @ AsideStep::Retrying, .. } = &mut self.send {
             *step = AsideStep::Ready;
-        }
-        self.advance(context);
-    }
-
-    /// When the connection is to be ended if nothing moves until then.
-    #[must_use]
-    pub fn due(&self, resources: &Resources, now: Timestamp) -> Option<Timestamp> {
-        let parameters = &resources.parameters;
-        let patience = match (self.phase, self.send) {
-            (Phase::Free | Phase::Accepting | Phase::Parked | Phase::Closing(_), _) => None,
-            (Phase::Lingering(_), _) => Some(parameters.linger_timeout),
-            (Phase::Open, Send::Idle | Send::Trying { .. }) => parameters.tuning.idle_timeout,
-            (Phase::Open | Phase::Finishing | Phase::Flushing(_), _) => {
-                parameters.tuning.stall_timeout
-            }
-        }?;
-        let quiet = match self.receive {
-            // It would move if we had a buffer for it.
-            Receive::Starved => 0,
-            _ => (now.0 as u32).wrapping_sub(self.progress_ms),
-        };
-        Some(Timestamp((now.0 + patience).saturating_sub(u64::from(quiet))))
-    }
-
-    /// Its time is up.
-    pub fn on_due(&mut self, context: &mut Context) {
-        match (self.phase, self.send) {
-            (Phase::Free | Phase::Accepting | Phase::Parked | Phase::Closing(_), _) => {
-                unreachable!("{:?} has no timer", self.phase)
-            }
-            (Phase::Lingering(reason), _) => self.die(context, reason),
-            (Phase::Open, Send::Idle | Send::Trying { .. }) => {
-                self.phase = Phase::Flushing(CloseReason::Idle);
-            }
-            (Phase::Open | Phase::Finishing | Phase::Flushing(_), _) => {
-                self.die(context, CloseReason::Stalled);
-            }
         }
         self.advance(context);
     }
@@ -566,9 +530,11 @@ impl Connection {
         assert_eq!(self.queue.count(), 0, "a dead connection keeps no buffers");
         let connection = context.id;
         context.ops.push(match reason {
-            CloseReason::Finished | CloseReason::Idle | CloseReason::Drained => {
-                Op::Close { connection }
-            }
+            CloseReason::Finished
+            | CloseReason::Idle
+            | CloseReason::Lifetime
+            | CloseReason::ByteLimit
+            | CloseReason::Drained => Op::Close { connection },
             CloseReason::Reset
             | CloseReason::Unreachable
             | CloseReason::Stalled

@@ -71,6 +71,13 @@ impl Pool {
         self.lent[buffer.class.index()] += 1;
     }
 
+    /// Forgets all but the first `length` bytes of a lent buffer.
+    pub fn shorten(&mut self, buffer: BufferId, length: u32) {
+        let entry = self.entry(buffer);
+        assert!(entry.lent && length > 0 && length <= entry.length, "{buffer:?} holds less");
+        entry.length = length;
+    }
+
     /// When a lent buffer was filled, in microseconds modulo 2^32.
     #[must_use]
     pub fn filled_us(&self, buffer: BufferId) -> u32 {

@@ -43,6 +43,11 @@ pub struct Tuning {
     /// A connection whose peer takes nothing for so many milliseconds, while bytes wait for it, is
     /// reset.
     pub stall_timeout: Option<u64>,
+    /// A connection that has been open for so many milliseconds is ended in order.
+    pub lifetime: Option<u64>,
+    /// A connection that has received so many bytes is ended in order; what it sends beyond is not
+    /// echoed.
+    pub bytes_max: Option<u64>,
     /// Who is let in. Connections that are there already are not judged again.
     pub rules: Arc<Rules>,
 }
@@ -51,14 +56,15 @@ impl Parameters {
     /// The tick of the timer wheel: a fraction of the shortest timeout, in milliseconds.
     #[must_use]
     pub fn tick_ms(&self) -> u64 {
-        let Tuning { idle_timeout, stall_timeout, .. } = self.tuning;
-        [idle_timeout, stall_timeout, Some(self.linger_timeout)].into_iter().flatten().min().map_or(
-            limits::TICK_MS_MAX,
-            |shortest| {
+        let Tuning { idle_timeout, stall_timeout, lifetime, .. } = self.tuning;
+        [idle_timeout, stall_timeout, lifetime, Some(self.linger_timeout)]
+            .into_iter()
+            .flatten()
+            .min()
+            .map_or(limits::TICK_MS_MAX, |shortest| {
                 (shortest / limits::TICKS_PER_TIMEOUT)
                     .clamp(limits::TICK_MS_MIN, limits::TICK_MS_MAX)
-            },
-        )
+            })
     }
 }
 
@@ -70,6 +76,8 @@ pub struct Resources {
     pub pool: Pool,
     /// The counters.
     pub stats: Stats,
+    /// What the connection of each slot has received, if there is a byte limit; else it is empty.
+    pub received: Vec<u64>,
     /// Those that are kept for each listener.
     pub listeners: Vec<ListenerStats>,
     /// When the events at hand were fetched from the kernel, in microseconds since an arbitrary
@@ -92,6 +100,7 @@ impl Resources {
         Self {
             pool: Pool::new(parameters.buffers, parameters.buffer_sizes),
             stats: Stats::default(),
+            received: Vec::new(),
             listeners: vec![ListenerStats::default(); usize::from(parameters.listeners)],
             clock_us: 0,
             stalled_since: BTreeMap::new(),
@@ -111,6 +120,27 @@ impl Resources {
     pub fn count_refused(&mut self, listener: ListenerId, reason: RefuseReason) {
         self.stats.refused[reason as usize] += 1;
         self.of(listener).refused[reason as usize] += 1;
+    }
+
+    /// Counts `length` bytes against the byte limit of a connection, and says how many it was free
+    /// to send before. Costs nothing, neither time nor memory, as long as there is no limit; bytes
+    /// that came before there was one do not count.
+    pub fn count_against_limit(&mut self, id: ConnectionId, length: u32) -> u64 {
+        let Some(limit) = self.parameters.tuning.bytes_max else { return u64::MAX };
+        let slot = id.slot() as usize;
+        if slot >= self.received.len() {
+            self.received.resize(slot + 1, 0);
+        }
+        let left = limit.saturating_sub(self.received[slot]);
+        self.received[slot] += u64::from(length);
+        left
+    }
+
+    /// The slot has a new tenant.
+    pub fn forget_received(&mut self, id: ConnectionId) {
+        if let Some(received) = self.received.get_mut(id.slot() as usize) {
+            *received = 0;
+        }
     }
 
     /// Counts a piece that was received.

@@ -195,6 +195,9 @@ impl Server {
         let more = (tuning.connections_max as usize).saturating_sub(self.slots.len());
         self.slots.reserve_exact(more);
         self.admission.rules = Arc::clone(&tuning.rules);
+        if tuning.bytes_max.is_none() {
+            self.resources.received = Vec::new();
+        }
         self.resources.parameters.tuning = tuning;
         self.wheel.retick(now, self.resources.parameters.tick_ms());
         self.retimed = Some(0);
@@ -523,6 +526,8 @@ mod tests {
                 aside_bytes_max: 0,
                 idle_timeout: None,
                 stall_timeout: None,
+                lifetime: None,
+                bytes_max: None,
                 rules: Arc::default(),
             },
         });

@@ -14,6 +14,10 @@ pub enum CloseReason {
     Unreachable,
     /// Nothing moved for the idle timeout.
     Idle,
+    /// It had been open for the longest time that is allowed.
+    Lifetime,
+    /// It had received as many bytes as are allowed.
+    ByteLimit,
     /// The peer did not read for the stall timeout.
     Stalled,
     /// The peer stopped reading when the memory for stalled peers was used up.
@@ -26,11 +30,13 @@ pub enum CloseReason {
 
 impl CloseReason {
     /// All reasons, in the order of [`Stats::closed`].
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Finished,
         Self::Reset,
         Self::Unreachable,
         Self::Idle,
+        Self::Lifetime,
+        Self::ByteLimit,
         Self::Stalled,
         Self::StalledMemory,
         Self::Drained,
@@ -45,6 +51,8 @@ impl CloseReason {
             Self::Reset => "reset",
             Self::Unreachable => "unreachable",
             Self::Idle => "idle",
+            Self::Lifetime => "lifetime",
+            Self::ByteLimit => "byte-limit",
             Self::Stalled => "stalled",
             Self::StalledMemory => "stalled-memory",
             Self::Drained => "drained",

@@ -65,6 +65,8 @@ pub(crate) fn the_core_echoes_and_drains<W: World>() {
                 aside_bytes_max: 1 << 20,
                 idle_timeout: Some(60_000),
                 stall_timeout: Some(60_000),
+                lifetime: None,
+                bytes_max: None,
                 rules: Arc::default(),
             },
         });

@@ -9,6 +9,7 @@
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
 mod access;
+mod allowances;
 mod command_line;
 mod daemon;
 mod ending;

@@ -31,6 +31,9 @@ pub(crate) struct Limits {
     pub(crate) idle_timeout: Option<u64>,
     pub(crate) stall_timeout: Option<u64>,
     pub(crate) linger_timeout: u64,
+    pub(crate) lifetime: Option<u64>,
+    /// Bytes of one connection that may be echoed.
+    pub(crate) bytes_max: Option<u64>,
 }
 
 /// How long a listener that found no descriptor or memory is left alone, unless a connection
@@ -250,10 +253,12 @@ impl Audit {
             }
             Op::SetAside { connection, buffer, offset, length } => {
                 self.check_lent(connection, buffer, offset, length);
+                let limit = self.limits.bytes_max.unwrap_or(u64::MAX);
                 let open = self.open(connection);
                 open.aside += u64::from(length);
                 open.charged += u64::from(length);
                 let handed = open.sent + open.aside;
+                assert!(handed <= limit, "limit: {handed} bytes of {connection:?} are echoed");
                 open.decided.retain(|owed| handed <= *owed);
                 self.charged += u64::from(length);
                 // When the limit sank below what is set aside, nothing is added.
@@ -293,7 +298,10 @@ impl Audit {
             let Tenant::Open(open) = tenant else { continue };
             let chunks = self.lent.iter().filter(|lent| lent.connection == *connection).count();
             let stopped = open.receive != Some(ReceiveMode::Multishot) || open.receive_canceled;
-            let within = chunks <= limits.chunks_max || stopped || open.both_shut || open.dead;
+            // The chunk that reaches the byte limit is the last one that is kept.
+            let cut = limits.bytes_max.is_some_and(|limit| open.received >= limit);
+            let most = limits.chunks_max + usize::from(cut);
+            let within = chunks <= most || stopped || open.both_shut || open.dead;
             assert!(within, "limit: {connection:?} holds {chunks} chunks and goes on receiving");
         }
     }
@@ -335,6 +343,7 @@ impl Audit {
         length: u32,
         armed: bool,
     ) {
+        let limit = self.limits.bytes_max;
         let open = self.open(name);
         assert!(open.receive.is_some(), "seam: {name:?} was not receiving");
         assert!(length > 0, "seam: {name:?} received nothing");
@@ -348,6 +357,11 @@ impl Audit {
         }
         open.received += u64::from(length);
         open.active_at = now;
+        if let Some(limit) = limit
+            && open.received >= limit
+        {
+            open.decided.push(limit);
+        }
         self.bytes_in += u64::from(length);
         let twice = self.lent.iter().any(|lent| lent.buffer == buffer);
         assert!(!twice, "seam: {buffer:?} is lent twice");
@@ -380,11 +394,13 @@ impl Audit {
     }
 
     fn begin_send(&mut self, connection: ConnectionId, sending: Sending) {
+        let limit = self.limits.bytes_max.unwrap_or(u64::MAX);
         let open = self.open(connection);
         assert!(open.send.is_none(), "contract: {connection:?} has two sends");
         assert!(open.write_shut_at.is_none(), "contract: {connection:?} sends after its FIN");
         if let Sending::Buffer(_, length) = sending {
             let handed = open.sent + u64::from(length);
+            assert!(handed <= limit, "limit: {handed} bytes of {connection:?} are echoed");
             open.decided.retain(|owed| handed <= *owed);
         }
         open.send = Some(sending);

@@ -82,6 +82,8 @@ impl World {
                 aside_bytes_max: self.aside_bytes_max,
                 idle_timeout: None,
                 stall_timeout: None,
+                lifetime: None,
+                bytes_max: None,
                 rules: Arc::default(),
             },
         };
@@ -103,6 +105,7 @@ impl World {
             submit: Submit::AfterEach,
             idle_ticks: 0,
             book_held: 0,
+            new_rules: None,
             stayers_are_ended: false,
             stubborn: false,
         }

@@ -42,6 +42,8 @@ pub(crate) struct Scenario {
     pub(crate) idle_ticks: u16,
     /// How often another worker holds the book of sources for a turn, in thousandths.
     pub(crate) book_held: u16,
+    /// The turn at which other rules come into force.
+    pub(crate) new_rules: Option<(usize, Arc<Rules>)>,
     /// After healing, peers that stay are ended by the server's timeouts instead of by themselves.
     pub(crate) stayers_are_ended: bool,
     /// If a drain has begun, peers are not healed: the server must come to its end against them.
@@ -95,9 +97,12 @@ impl Scenario {
                 aside_bytes_max: [0, 10, 60, 500, 100_000][choice.below(5)],
                 idle_timeout,
                 stall_timeout: timeouts[choice.below(4)],
+                lifetime: [None, None, None, Some(200), Some(6_000)][choice.below(5)],
+                bytes_max: [None, None, None, Some(1), Some(17), Some(100)][choice.below(6)],
                 rules: Arc::new(draw_rules(choice)),
             },
         };
+        let rate = parameters.tuning.rules.caps.accepts_per_second;
         let settings = Settings {
             listeners,
             buffers: parameters.buffers,
@@ -122,6 +127,7 @@ impl Scenario {
             submit: [Submit::AfterEach, Submit::AfterAll][choice.below(2)],
             idle_ticks: [0, 20, 300, 1000][choice.below(4)],
             book_held: [0, 0, 100, 700][choice.below(4)],
+            new_rules: (choice.below(3) == 0).then(|| draw_new_rules(choice, rate)),
             stayers_are_ended: idle_timeout.is_some() && choice.below(2) == 0,
             stubborn: choice.below(2) == 0,
             retunes: Vec::new(),
@@ -144,6 +150,8 @@ fn draw_retunes(choice: &mut Choice, stayers_are_ended: bool) -> Vec<(usize, Tun
                 aside_bytes_max: [0, 10, 60, 500, 100_000][choice.below(5)],
                 idle_timeout: timeouts[choice.below(idle_choices)],
                 stall_timeout: timeouts[choice.below(4)],
+                lifetime: None,
+                bytes_max: None,
                 rules: Arc::default(),
             };
             (choice.below(150), tuning)
@@ -174,6 +182,14 @@ fn draw_rules(choice: &mut Choice) -> Rules {
         deny.add_ipv6([0; 16], [255; 16]);
     }
     Rules { access: Access { allow: allow.settle(), deny: deny.settle() }, caps }
+}
+
+/// Rules that come into force in the middle. The rate stays: how a bucket is converted to another
+/// is nothing that anybody may rely on.
+fn draw_new_rules(choice: &mut Choice, rate: Option<u32>) -> (usize, Arc<Rules>) {
+    let mut rules = draw_rules(choice);
+    rules.caps.accepts_per_second = rate;
+    (choice.below(150), Arc::new(rules))
 }
 
 fn draw_faults(choice: &mut Choice) -> Faults {
@@ -225,6 +241,8 @@ impl History {
             idle_timeout: parameters.tuning.idle_timeout,
             stall_timeout: parameters.tuning.stall_timeout,
             linger_timeout: parameters.linger_timeout,
+            lifetime: parameters.tuning.lifetime,
+            bytes_max: parameters.tuning.bytes_max,
         };
         Self {
             server: Server::new(parameters.clone()),
@@ -254,6 +272,7 @@ impl History {
         while self.turns < self.scenario.chaos_turns && !self.is_over() {
             self.begin_drain_if_due();
             self.retune_if_due();
+            self.change_rules_if_due();
             self.turn();
         }
         self.heal();
@@ -376,9 +395,15 @@ impl History {
         let Some((_, tuning)) = self.scenario.retunes.pop_if(|(turn, _)| *turn <= turns) else {
             return;
         };
-        // Who is let in stays as it was.
-        let rules = Arc::clone(&self.scenario.parameters.tuning.rules);
-        let tuning = Tuning { rules, ..tuning };
+        // Who is let in, for how long and with how much stays as it was.
+        let Tuning { connections_max, aside_bytes_max, idle_timeout, stall_timeout, .. } = tuning;
+        let tuning = Tuning {
+            connections_max,
+            aside_bytes_max,
+            idle_timeout,
+            stall_timeout,
+            ..self.scenario.parameters.tuning.clone()
+        };
         let now = self.kernel.clock();
         self.kernel.trace.note(now, Note::World("new limits and timeouts"));
         self.retuned += 1;
@@ -386,6 +411,18 @@ impl History {
         self.audit.retune(&tuning);
         self.scenario.parameters.tuning = tuning.clone();
         self.server.retune(Timestamp(now), tuning);
+    }
+
+    fn change_rules_if_due(&mut self) {
+        let Some((_, rules)) = self.scenario.new_rules.take_if(|(turn, _)| *turn <= self.turns)
+        else {
+            return;
+        };
+        self.kernel.trace.note(self.kernel.clock(), Note::World("other rules are in force"));
+        self.audit.door.rules = Rules::clone(&rules);
+        let tuning = Tuning { rules, ..self.scenario.parameters.tuning.clone() };
+        self.scenario.parameters.tuning = tuning.clone();
+        self.server.retune(Timestamp(self.kernel.clock()), tuning);
     }
 
     fn begin_drain(&mut self, patience: u64) {

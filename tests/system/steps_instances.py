@@ -4,7 +4,7 @@ sockets of its own. `lab` is left running for the upgrade and the removal of the
 
 import re
 
-from checks import SERVICE, SOCKET, drop_in, echoes, is_active, place, remove_drop_in
+from checks import SERVICE, drop_in, echoes, is_active, place, remove_drop_in
 from machine import expect
 
 LAB = "echo-uring@lab"
@@ -72,7 +72,7 @@ def instances_stand_side_by_side(machine, _packages):
     machine.run(f"systemctl stop {EDGE}.socket {EDGE}.service")
     report = machine.traffic("echo", "--address", "127.0.0.1", "--port", EDGE_PORT)
     expect(report["refused"], f"port {EDGE_PORT} answers after its instance was stopped: {report}")
-    machine.run(f"systemctl restart {SERVICE} {SOCKET}")
+    machine.run(f"systemctl restart {SERVICE}")
     lab_echoes(machine)
     echoes(machine)
     pid, _ = process_of(machine, f"{LAB}.service")

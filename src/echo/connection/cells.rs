@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::echo::admission::SourceBook;
+use crate::echo::op::Timestamp;
 use crate::echo::resources::{Parameters, Tuning};
 
 const NOW: Timestamp = Timestamp(1_000);
@@ -83,6 +84,8 @@ impl Bench {
                     aside_bytes_max: 8,
                     idle_timeout: Some(100),
                     stall_timeout: Some(100),
+                    lifetime: None,
+                    bytes_max: None,
                     rules: Arc::default(),
                 },
             }),

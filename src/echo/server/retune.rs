@@ -14,6 +14,8 @@ fn tuning(connections_max: usize, idle_timeout: Option<u64>) -> Tuning {
         aside_bytes_max: 0,
         idle_timeout,
         stall_timeout: None,
+        lifetime: None,
+        bytes_max: None,
         rules: Arc::default(),
     }
 }

@@ -3,17 +3,18 @@
 
 use echo_uring::echo::op::ConnectionId;
 
-use super::{Audit, Tenant};
+use super::{Audit, Limits, Tenant};
 
 impl Audit {
     /// Time passed: this is where the core may decide to end a connection in order.
     pub(super) fn note_decisions(&mut self, now: u64) {
         let drained = self.is_drained(now);
-        let idle_timeout = self.limits.idle_timeout;
+        let Limits { idle_timeout, lifetime, .. } = self.limits;
         for (_, tenant) in &mut self.tenants {
             let Tenant::Open(open) = tenant else { continue };
             let idle = idle_timeout.is_some_and(|timeout| now >= open.active_at + timeout);
-            if (idle || drained) && open.decided.last() != Some(&open.received) {
+            let old = lifetime.is_some_and(|timeout| now >= open.accepted_at + timeout);
+            if (idle || old || drained) && open.decided.last() != Some(&open.received) {
                 open.decided.push(open.received);
             }
         }
@@ -23,7 +24,7 @@ impl Audit {
         self.drain_deadline.is_some_and(|deadline| now >= deadline)
     }
 
-    /// A FIN by our own decision: for idleness or at the end of a drain, and never before the last
+    /// A FIN by our own decision: for idleness, age, bytes or at the end of a drain, and never before the last
     /// byte that is owed.
     pub(super) fn check_write_shutdown(&mut self, connection: ConnectionId) {
         let open = self.open(connection);
