@@ -25,6 +25,8 @@ pub enum Command {
     Check(Options),
     /// Have the daemon reload its configuration, and check that.
     Reload(Options),
+    /// Ask a running daemon how it is.
+    Status(StatusOptions),
 }
 
 /// What the service is run with; it may stand before or after the command.
@@ -43,6 +45,22 @@ pub struct Options {
     /// Write log lines of LEVEL and graver instead of the configured level
     #[arg(long, value_name = "LEVEL", value_parser = level_parser())]
     pub log_level: Option<LevelFilter>,
+}
+
+/// Where to ask, and how the answer is shown.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct StatusOptions {
+    /// Print the answer as JSON, as it comes
+    #[arg(long)]
+    pub json: bool,
+
+    /// Ask again every second until interrupted
+    #[arg(long)]
+    pub watch: bool,
+
+    /// Ask at the Unix socket PATH
+    #[arg(long, value_name = "PATH", default_value = "/run/echo-uring/status.sock")]
+    pub socket: PathBuf,
 }
 
 #[derive(Parser)]
@@ -71,6 +89,8 @@ enum Verb {
     /// Have the service reload its configuration; for ExecReload= of its unit
     #[command(hide = true)]
     Reload(Options),
+    /// Show what a running daemon does: connections, traffic, trouble, per listener and worker
+    Status(StatusOptions),
 }
 
 fn level_parser() -> impl TypedValueParser<Value = LevelFilter> {
@@ -119,9 +139,17 @@ where
             Verb::Serve(after) => Command::Serve(before.joined(after)?),
             Verb::Check(after) => Command::Check(before.joined(after)?),
             Verb::Reload(after) => Command::Reload(before.joined(after)?),
+            Verb::Status(_) if before != Options::default() => return Err(misplaced()),
+            Verb::Status(options) => Command::Status(options),
         })
     });
     parsed.map_err(|error| refusal(&error))
+}
+
+/// An option of the service stands before a command that has no use for it.
+fn misplaced() -> clap::Error {
+    let problem = "options of the service do not go with this command";
+    Arguments::command().error(ErrorKind::ArgumentConflict, problem)
 }
 
 /// The command line as data: what completions and manual pages are made from.

@@ -86,9 +86,48 @@ pub struct ListenerConfig {
     pub name: String,
     /// Where it listens.
     pub address: Address,
+    /// What is served there.
+    pub kind: Kind,
     /// Whether it is one of the two built-in ones, by name and address, in the file or not. Those
     /// may be skipped on a host that lacks the address family; any other must be bound.
     pub builtin_default: bool,
+}
+
+/// What is served at a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Every byte that comes, back.
+    Echo,
+    /// A snapshot as JSON, for `echo-uring status`.
+    Status,
+    /// Metrics and health over HTTP.
+    Metrics,
+    /// One line for HAProxy's agent-check.
+    AgentCheck,
+}
+
+impl Kind {
+    /// All kinds, and how they are spelled.
+    pub const ALL: [(&str, Self); 4] = [
+        ("echo", Self::Echo),
+        ("status", Self::Status),
+        ("metrics", Self::Metrics),
+        ("agent-check", Self::AgentCheck),
+    ];
+
+    /// As it is spelled.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        let found = Self::ALL.iter().find(|(_, kind)| *kind == self);
+        found.expect("invariant: every kind is in the list").0
+    }
+
+    /// The kind of an inherited socket of this name: an echo unless the name is that of another.
+    #[must_use]
+    pub fn of_name(name: &str) -> Self {
+        let found = Self::ALL.iter().find(|(word, _)| *word == name);
+        found.map_or(Self::Echo, |(_, kind)| *kind)
+    }
 }
 
 /// `[access]`: who may connect. Unix peers always may.
@@ -130,6 +169,8 @@ pub struct Timeouts {
     pub lifetime: Option<Duration>,
     /// How long a stop waits for connections to end, 0 to 1 hour.
     pub drain: Duration,
+    /// How long a stop tells load balancers before it begins to drain, 0 to 1 hour.
+    pub drain_lead: Duration,
 }
 
 /// `[tcp]`: socket options. `None` is "off" for times and "auto" for buffers.
@@ -284,7 +325,7 @@ fn overridden_listeners(addresses: &[String]) -> Result<Vec<ListenerConfig>, Con
             return Err(refuse(problem));
         }
         let name = format!("command-line-{}", index + 1);
-        listeners.push(ListenerConfig { name, address, builtin_default: false });
+        listeners.push(ListenerConfig { name, address, kind: Kind::Echo, builtin_default: false });
     }
     Ok(listeners)
 }
@@ -309,6 +350,7 @@ impl Default for Config {
                 stall: Some(60 * SECOND),
                 lifetime: None,
                 drain: 10 * SECOND,
+                drain_lead: Duration::ZERO,
             },
             tcp: Tcp {
                 nodelay: true,
@@ -326,6 +368,7 @@ fn builtin_listeners() -> Vec<ListenerConfig> {
     let builtin = |name: &str, address: SocketAddr| ListenerConfig {
         name: name.to_owned(),
         address: Address::Inet(address),
+        kind: Kind::Echo,
         builtin_default: true,
     };
     vec![
@@ -352,9 +395,10 @@ impl Config {
             self.server.buffers,
             time_or_off(self.server.busy_poll)
         );
-        for ListenerConfig { name, address, builtin_default: _ } in &self.listeners {
+        for ListenerConfig { name, address, kind, builtin_default: _ } in &self.listeners {
             let (name, address) = (quoted(name), quoted(&address.to_string()));
-            text += &format!("\n[[listener]]\nname = {name}\naddress = {address}\n");
+            let kind = quoted(kind.name());
+            text += &format!("\n[[listener]]\nname = {name}\naddress = {address}\nkind = {kind}\n");
         }
         let list = |networks: &[Network]| {
             let entries: Vec<_> = networks.iter().map(|entry| quoted(&entry.to_string())).collect();
@@ -364,11 +408,12 @@ impl Config {
         text += &format!("\n[access]\nallow = {allow}\ndeny = {deny}\n");
         text += &self.limits.to_toml();
         text += &format!(
-            "\n[timeouts]\nidle = {}\nstall = {}\nlifetime = {}\ndrain = {}\n",
+            "\n[timeouts]\nidle = {}\nstall = {}\nlifetime = {}\ndrain = {}\ndrain-lead = {}\n",
             time_or_off(self.timeouts.idle),
             time_or_off(self.timeouts.stall),
             time_or_off(self.timeouts.lifetime),
-            time_or_off(Some(self.timeouts.drain))
+            time_or_off(Some(self.timeouts.drain)),
+            time_or_off(Some(self.timeouts.drain_lead))
         );
         text += &format!(
             "\n[tcp]\nnodelay = {}\nkeepalive = {}\nuser-timeout = {}\n",

@@ -8,6 +8,7 @@ mod report;
 mod request;
 mod rules;
 mod service;
+mod view;
 mod workers;
 
 use std::fmt;

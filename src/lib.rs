@@ -7,6 +7,7 @@
 //! - [`uring`]: the driver that carries operations out on a real ring. The only unsafe code.
 //! - [`worker`]: the loop of one thread, which joins the two.
 //! - [`daemon`]: start-up order, workers, signals, watchdog, drain, exit.
+//! - [`sight`]: what others may see of the running daemon, and the command that shows it.
 //! - [`cli`], [`config`], [`listen`], [`logging`], [`metrics`], [`systemd`]: the leaves, each with
 //!   one outside world to know.
 
@@ -17,6 +18,7 @@ pub mod echo;
 pub mod listen;
 pub mod logging;
 pub mod metrics;
+pub mod sight;
 pub mod systemd;
 #[allow(unsafe_code)]
 pub mod uring;

@@ -19,7 +19,7 @@ use socket2::{SockAddr, SockRef, TcpKeepalive};
 
 pub use bound::SocketFile;
 
-use crate::config::{Address, ListenerConfig, Tcp};
+use crate::config::{Address, Kind, ListenerConfig, Tcp};
 
 /// A connection is given up after so many keep-alive probes without an answer…
 const KEEPALIVE_PROBES: u32 = 4;
@@ -46,6 +46,8 @@ pub struct Listener {
     /// As printed: `127.0.0.1:7777`, `[::1]:7`, `unix:/path`, or `unix:@name` for an abstract
     /// address.
     pub address: String,
+    /// What is served there: by the configuration, or by the name of an inherited socket.
+    pub kind: Kind,
     /// Who made the socket.
     pub origin: Origin,
     /// What its connections are.
@@ -193,10 +195,13 @@ fn bind_cure(address: &Address, cause: &io::Error) -> String {
 pub fn open(configured: &[ListenerConfig], tcp: &Tcp) -> Result<Opened, ListenError> {
     let mut warnings = Vec::new();
     let mut listeners = inherited::sockets()?;
-    if listeners.is_empty() {
-        listeners = bound::sockets(configured, &mut warnings)?;
+    // Sockets to look at the daemon are no reason not to serve.
+    if listeners.iter().all(|listener| listener.kind != Kind::Echo) {
+        let inherited = !listeners.is_empty();
+        let wanted = configured.iter().filter(|it| it.kind == Kind::Echo || !inherited);
+        listeners.extend(bound::sockets(wanted, &mut warnings)?);
     }
-    for listener in &listeners {
+    for listener in listeners.iter().filter(|listener| listener.kind == Kind::Echo) {
         prepare(listener, tcp, &mut warnings)?;
     }
     Ok(Opened { listeners, warnings })

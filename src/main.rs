@@ -4,12 +4,18 @@ use std::process::ExitCode;
 
 use echo_uring::cli::{self, Command};
 use echo_uring::daemon;
+use echo_uring::sight::client::{self, Form, Times};
 
 fn main() -> ExitCode {
     match cli::parse() {
         Ok(Command::Serve(options)) => daemon::serve(&options),
         Ok(Command::Check(options)) => daemon::check(&options),
         Ok(Command::Reload(options)) => daemon::reload(&options),
+        Ok(Command::Status(options)) => client::run(
+            &options.socket,
+            if options.json { Form::Json } else { Form::Table },
+            if options.watch { Times::Watch } else { Times::Once },
+        ),
         Err(status) => status,
     }
 }

@@ -27,6 +27,7 @@ pub enum Order {
 pub struct Shared {
     turns: AtomicU64,
     ready: AtomicBool,
+    ended: AtomicBool,
     /// Orders that the worker has not taken yet, oldest first.
     orders: Mutex<Vec<Order>>,
     /// Whether there are any: all that a turn without orders looks at.
@@ -46,6 +47,12 @@ impl Shared {
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.ready.load(Ordering::Acquire)
+    }
+
+    /// Whether the worker has drained; it turns no more, and its board shows its last figures.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
     }
 
     /// Puts `order` behind those that wait. The worker takes them all at its next turn; wake it
@@ -117,13 +124,15 @@ pub fn run<K: Kernel>(
             step(kernel, &mut server, now, event, &mut ops);
         }
         step(kernel, &mut server, now, Event::TimePassed, &mut ops);
-        shared.board.publish(counted(&server), clock_us, &mut published_us, idle);
+        let last = server.is_drained();
+        shared.board.publish(counted(&server), clock_us, &mut published_us, idle || last);
         // Nobody else writes it, so this needs no locked instruction.
         shared.turns.store(shared.turns() + 1, Ordering::Relaxed);
-        if server.is_drained() {
+        if last {
             // The last closes are still queued: hand them over, so that every peer sees its FIN
             // before we are gone.
             kernel.turn(Some(now), &mut events)?;
+            shared.ended.store(true, Ordering::Release);
             return Ok(server.stats().clone());
         }
         kernel.turn(server.deadline(), &mut events)?;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use echo_uring::config::{
-    self, Address, Change, Config, ConfigError, Effect, LogTarget, Overrides, Workers,
+    self, Address, Change, Config, ConfigError, Effect, Kind, LogTarget, Overrides, Workers,
 };
 use log::LevelFilter;
 
@@ -96,6 +96,8 @@ fn the_defaults_are_what_the_manual_promises() {
     assert_eq!(config.timeouts.idle, Some(Duration::from_secs(3600)));
     assert_eq!(config.timeouts.stall, Some(Duration::from_secs(60)));
     assert_eq!(config.timeouts.drain, Duration::from_secs(10));
+    assert_eq!(config.timeouts.drain_lead, Duration::ZERO);
+    assert!(config.listeners.iter().all(|listener| listener.kind == Kind::Echo));
     assert!(config.tcp.nodelay);
     assert_eq!(config.tcp.keepalive, Some(Duration::from_secs(120)));
     assert_eq!(config.tcp.user_timeout, Some(Duration::from_secs(60)));
@@ -114,6 +116,10 @@ fn what_check_prints_reads_back_as_itself() {
         [[listener]]
         name = 'file'
         address = 'unix:/run/\u{e4} \"x\\y\".sock'
+        [[listener]]
+        name = 'window'
+        address = 'unix:/run/window'
+        kind = 'agent-check'
         [access]
         allow = ['10.0.0.0/8', '::ffff:192.0.2.0/120', '2001:DB8::/32']
         deny = ['::1/128']
@@ -130,6 +136,7 @@ fn what_check_prints_reads_back_as_itself() {
         stall = '1h 2m 3s 4ms'
         lifetime = '1year'
         drain = '0s'
+        drain-lead = '1m 30s'
         [tcp]
         nodelay = false
         keepalive = 'off'
@@ -245,6 +252,11 @@ fn each_error_names_line_key_and_cure() {
             "use a duration from \"0s\" to \"1h\"",
             &[("'off'", "\"off\" is not a duration"), ("'61m'", "\"61m\" is out of range")],
         ),
+        (
+            "timeouts.drain-lead",
+            "use a duration from \"0s\" to \"1h\"",
+            &[("'off'", "\"off\" is not a duration"), ("'61m'", "\"61m\" is out of range")],
+        ),
         ("tcp.nodelay", "use true or false", &[("'yes'", "\"yes\" is neither true nor false")]),
         (
             "tcp.keepalive",
@@ -297,7 +309,7 @@ fn unknown_sections_and_keys_are_refused_with_those_that_there_are() {
         ),
         (
             "[[listener]]\nname = 'a'\nport = 7\n",
-            "3:1: listener.port: unknown key; use name or address",
+            "3:1: listener.port: unknown key; use name, address, kind",
         ),
         (
             "server = 3\n",
@@ -464,7 +476,7 @@ fn the_command_line_wins_over_the_file() {
 #[test]
 fn every_key_of_the_shipped_file_is_in_the_manual() {
     let keys = shipped_keys();
-    assert_eq!(keys.len(), 25, "a key was added or lost: {keys:?}");
+    assert_eq!(keys.len(), 27, "a key was added or lost: {keys:?}");
     let table: toml::Table = SHIPPED.parse().unwrap();
     for (section, key) in keys {
         let heading = match &table[&section] {
@@ -508,6 +520,7 @@ fn a_change_of_any_key_is_noticed_and_put_off_or_in_force() {
         ("timeouts.stall", "'7s'"),
         ("timeouts.lifetime", "'7s'"),
         ("timeouts.drain", "'7s'"),
+        ("timeouts.drain-lead", "'7s'"),
         ("tcp.nodelay", "false"),
         ("tcp.keepalive", "'7s'"),
         ("tcp.user-timeout", "'7s'"),
@@ -539,4 +552,23 @@ fn a_change_of_any_key_is_noticed_and_put_off_or_in_force() {
     assert_eq!(noticed, shipped.collect(), "a key is not tried here");
     assert_eq!(config::spelled(&default, "timeouts.idle").as_deref(), Some("\"1h\""));
     assert_eq!(config::changes(&default, &default), []);
+}
+
+#[test]
+fn a_listener_has_a_kind_and_one_at_least_is_an_echo() {
+    let listener = |name: &str, port: u16, kind: &str| {
+        format!("[[listener]]\nname = '{name}'\naddress = '[::1]:{port}'\nkind = {kind}\n")
+    };
+    let both = listener("a", 1, "'metrics'") + &listener("b", 2, "'echo'");
+    let kinds: Vec<Kind> =
+        parsed(&both).unwrap().listeners.iter().map(|listener| listener.kind).collect();
+    assert_eq!(kinds, [Kind::Metrics, Kind::Echo]);
+    for (kind, words) in [
+        ("'udp'", "listener.kind: \"udp\" is not known; use \"echo\", \"status\""),
+        ("7", "listener.kind: 7 is not known"),
+        ("'status'", "listener: none of kind \"echo\"; add one"),
+    ] {
+        let error = parsed(&listener("a", 1, kind)).unwrap_err();
+        assert!(error.contains(words), "{error}");
+    }
 }

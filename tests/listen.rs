@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use echo_uring::config::{Address, Config, ListenerConfig, Tcp};
+use echo_uring::config::{Address, Config, Kind, ListenerConfig, Tcp};
 use echo_uring::listen::{self, Family, ListenError, Opened, Origin};
 use echo_uring::uring::{ListeningSocket, Transport};
 use socket2::{Domain, SockRef, Socket, Type};
@@ -27,7 +27,7 @@ const REPORT: &str = "ECHO_URING_TEST_REPORT";
 
 fn wanted(address: &str) -> ListenerConfig {
     let address = address.parse().unwrap();
-    ListenerConfig { name: "test".to_owned(), address, builtin_default: false }
+    ListenerConfig { name: "test".to_owned(), address, kind: Kind::Echo, builtin_default: false }
 }
 
 fn open(addresses: &[&str]) -> Result<Opened, ListenError> {

@@ -61,11 +61,12 @@ pub fn changes(before: &Config, after: &Config) -> Vec<Change> {
     note("limits.max-bytes", AtReload, *max_bytes == new.max_bytes);
     note("limits.source-prefix-ipv4", AtReload, *source_prefix_ipv4 == new.source_prefix_ipv4);
     note("limits.source-prefix-ipv6", AtReload, *source_prefix_ipv6 == new.source_prefix_ipv6);
-    let Timeouts { idle, stall, lifetime, drain } = timeouts;
+    let Timeouts { idle, stall, lifetime, drain, drain_lead } = timeouts;
     note("timeouts.idle", AtReload, *idle == after.timeouts.idle);
     note("timeouts.stall", AtReload, *stall == after.timeouts.stall);
     note("timeouts.lifetime", AtReload, *lifetime == after.timeouts.lifetime);
     note("timeouts.drain", AtReload, *drain == after.timeouts.drain);
+    note("timeouts.drain-lead", AtReload, *drain_lead == after.timeouts.drain_lead);
     let Tcp { nodelay, keepalive, user_timeout, receive_buffer, send_buffer } = tcp;
     note("tcp.nodelay", AtReload, *nodelay == after.tcp.nodelay);
     note("tcp.keepalive", AtReload, *keepalive == after.tcp.keepalive);

@@ -17,7 +17,7 @@ use super::value::{
     workers,
 };
 use super::{
-    Access, Address, Config, ConfigError, Limits, ListenerConfig, Log, Network, Server, Tcp,
+    Access, Address, Config, ConfigError, Kind, Limits, ListenerConfig, Log, Network, Server, Tcp,
     Timeouts, builtin_listeners, conflict,
 };
 
@@ -82,6 +82,7 @@ struct RawServer {
 struct RawListener {
     name: Raw,
     address: Raw,
+    kind: Raw,
 }
 
 #[derive(Default, Deserialize)]
@@ -115,6 +116,7 @@ struct RawTimeouts {
     stall: Raw,
     lifetime: Raw,
     drain: Raw,
+    drain_lead: Raw,
 }
 
 #[derive(Default, Deserialize)]
@@ -281,13 +283,18 @@ impl Source<'_> {
     fn check_timeouts(&self, raw: RawTimeouts, default: Timeouts) -> Result<Timeouts, ConfigError> {
         let range = Duration::from_millis(10)..=YEAR;
         let limit = |value: &Value| off_or_time(value, range.clone());
+        let stop = |value: &Value| time(value, Duration::ZERO..=HOUR, "");
         Ok(Timeouts {
             idle: self.value("timeouts.idle", raw.idle, default.idle, limit)?,
             stall: self.value("timeouts.stall", raw.stall, default.stall, limit)?,
             lifetime: self.value("timeouts.lifetime", raw.lifetime, default.lifetime, limit)?,
-            drain: self.value("timeouts.drain", raw.drain, default.drain, |value| {
-                time(value, Duration::ZERO..=HOUR, "")
-            })?,
+            drain: self.value("timeouts.drain", raw.drain, default.drain, stop)?,
+            drain_lead: self.value(
+                "timeouts.drain-lead",
+                raw.drain_lead,
+                default.drain_lead,
+                stop,
+            )?,
         })
     }
 
@@ -308,7 +315,7 @@ impl Source<'_> {
         let mut listeners: Vec<ListenerConfig> = Vec::new();
         for entry in list {
             let place = entry.span().start;
-            let RawListener { name, address } = entry.into_inner();
+            let RawListener { name, address, kind } = entry.into_inner();
             let Some(raw_name) = name else {
                 let problem = "missing; add one such as name = \"lan\"".to_owned();
                 return Err(self.wrong("listener.name", place, problem));
@@ -324,7 +331,14 @@ impl Source<'_> {
             })?;
             let builtin_default =
                 builtin.iter().any(|other| other.name == name && other.address == address);
-            listeners.push(ListenerConfig { name, address, builtin_default });
+            let kind =
+                self.value("listener.kind", kind, Kind::Echo, |value| word(value, &Kind::ALL))?;
+            let builtin_default = builtin_default && kind == Kind::Echo;
+            listeners.push(ListenerConfig { name, address, kind, builtin_default });
+        }
+        if !listeners.iter().any(|listener| listener.kind == Kind::Echo) {
+            let problem = "none of kind \"echo\"; add one such as address = \"[::1]:7777\"";
+            return Err(self.wrong("listener", place, problem.to_owned()));
         }
         Ok(listeners)
     }

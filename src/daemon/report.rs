@@ -26,6 +26,11 @@ pub(super) fn status(stats: &Stats, echoes: u64, workers: usize) -> String {
     )
 }
 
+/// What `systemctl status` shows before the drain, while balancers learn of it.
+pub(super) fn leaving(stats: &Stats) -> String {
+    format!("leaving, still accepting, {}", count(stats.connections, "connection"))
+}
+
 /// What `systemctl status` shows during the drain.
 pub(super) fn draining(stats: &Stats) -> String {
     format!("draining, {} left", count(stats.connections, "connection"))

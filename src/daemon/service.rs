@@ -17,18 +17,20 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::Failure;
 use super::report::{self, Rate, Reporter};
+use super::view::{Label, Life, View};
 use super::workers::{self, Desk, News, Plan, Worker};
 use crate::cli::Options;
-use crate::config::{Config, Workers};
+use crate::config::{Config, Kind, Tcp, Workers};
 use crate::echo::admission::SourceBook;
 use crate::echo::limits;
 use crate::echo::op::{ReceiveMode, Timestamp};
 use crate::echo::server::Stats;
-use crate::listen::{Opened, Origin};
+use crate::listen::{Family, Listener, Opened, Origin, SocketFile};
 use crate::logging;
 use crate::metrics;
+use crate::sight::{self, Door, State};
 use crate::systemd::Notifier;
-use crate::uring;
+use crate::uring::{self, ListeningSocket};
 
 /// How often the counters are looked at: for the status line, and for warnings.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -79,26 +81,14 @@ pub(super) fn run(
         Workers::Count(count) => usize::from(count),
     };
     let Opened { listeners, warnings } = opened;
-    let room = room(listeners.len(), workers)?;
+    let sorted = Sorted::new(listeners, &config.tcp);
+    let room = room(&sorted, workers)?;
     let places = room.min(config.limits.max_connections);
-    let mut files = Vec::new();
-    let mut names = Vec::new();
-    let sockets = listeners
-        .into_iter()
-        .map(|listener| {
-            let origin = match listener.origin {
-                Origin::Inherited => ", inherited",
-                Origin::Bound => "",
-            };
-            names.push(format!("{} ({}{origin})", listener.address, listener.name));
-            files.extend(listener.file);
-            workers::listening_socket(listener.socket, listener.family, &config.tcp)
-        })
-        .collect::<Arc<[_]>>();
+    let Sorted { sockets, labels, doors, names, files } = sorted;
     let plan = Plan {
         config,
         features,
-        listeners: sockets,
+        listeners: sockets.into(),
         workers,
         places,
         room,
@@ -106,10 +96,65 @@ pub(super) fn run(
         book: Arc::new(SourceBook::new(RandomState::new())),
     };
     announce(&plan, &names, &warnings);
-    let ended = Service::start(&plan, signals, notifier, source)?.serve();
+    let service = Service::start(&plan, signals, notifier, source)?;
+    service.show(doors, labels)?;
+    let ended = service.serve();
     // The files of our own Unix sockets go when nobody accepts any more.
     drop(files);
     ended
+}
+
+/// The listeners, each where it belongs.
+#[derive(Default)]
+struct Sorted {
+    /// For the workers.
+    sockets: Vec<ListeningSocket>,
+    /// What those are called.
+    labels: Vec<Label>,
+    /// For those who want to see.
+    doors: Vec<Door>,
+    /// All, for the log.
+    names: Vec<String>,
+    /// All that were made here.
+    files: Vec<SocketFile>,
+}
+
+impl Sorted {
+    fn new(listeners: Vec<Listener>, tcp: &Tcp) -> Self {
+        let mut sorted = Self::default();
+        for listener in listeners {
+            let Listener { name, address, kind, origin, family, socket, file } = listener;
+            let service = match kind {
+                Kind::Echo => None,
+                Kind::Status => Some(sight::Service::Status),
+                Kind::Metrics => Some(sight::Service::Metrics),
+                Kind::AgentCheck => Some(sight::Service::AgentCheck),
+            };
+            let origin = match origin {
+                Origin::Inherited => ", inherited",
+                Origin::Bound => "",
+            };
+            let what = service.map_or(String::new(), |_| format!(", {}", kind.name()));
+            sorted.names.push(format!("{address} ({name}{what}{origin})"));
+            sorted.files.extend(file);
+            if let Some(service) = service {
+                sorted.doors.push(Door { service, socket: socket.into() });
+                continue;
+            }
+            let protocol = match family {
+                Family::Tcp => "tcp",
+                Family::Unix => "unix",
+            };
+            sorted.labels.push(Label { name, address, protocol });
+            sorted.sockets.push(workers::listening_socket(socket, family, tcp));
+        }
+        sorted
+    }
+
+    /// Descriptors that are not connections of echo.
+    fn files(&self) -> u64 {
+        (self.sockets.len() + self.doors.len() * (1 + sight::VISITORS_MAX)) as u64
+    }
 }
 
 fn announce(plan: &Plan<'_>, names: &[String], warnings: &[String]) {
@@ -145,7 +190,7 @@ fn warn_of_places(config: &Config, places: u32) {
 }
 
 /// Raises the soft limit on open files to the hard one, and says how many connections fit.
-fn room(listeners: usize, workers: usize) -> Result<u32, Failure> {
+fn room(sorted: &Sorted, workers: usize) -> Result<u32, Failure> {
     let system = |what| move |errno| Failure::System(what, io::Error::from(errno));
     let (soft, hard) =
         getrlimit(Resource::RLIMIT_NOFILE).map_err(system("read the limit on open files"))?;
@@ -153,7 +198,7 @@ fn room(listeners: usize, workers: usize) -> Result<u32, Failure> {
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
             .map_err(system("raise the limit on open files"))?;
     }
-    let spare = FILES_SPARE + FILES_PER_WORKER * workers as u64 + listeners as u64;
+    let spare = FILES_SPARE + FILES_PER_WORKER * workers as u64 + sorted.files();
     let room = hard.saturating_sub(spare).max(1);
     Ok(u32::try_from(room).unwrap_or(u32::MAX))
 }
@@ -163,6 +208,10 @@ fn room(listeners: usize, workers: usize) -> Result<u32, Failure> {
 enum Stage {
     Starting,
     Ready,
+    /// Asked to stop: load balancers are told, and accepting goes on until then.
+    Leaving {
+        until: Instant,
+    },
     Draining,
 }
 
@@ -180,6 +229,8 @@ struct Service<'a> {
     /// The last counters of the workers that have ended.
     done: Vec<Stats>,
     stage: Stage,
+    /// The same for those who look from outside.
+    life: Life,
     status: String,
     /// Why the last reload failed.
     trouble: Option<String>,
@@ -220,6 +271,7 @@ impl<'a> Service<'a> {
             ready: 0,
             done: Vec::new(),
             stage: Stage::Starting,
+            life: Life::default(),
             status: String::new(),
             trouble: None,
             echoes: 0,
@@ -229,12 +281,20 @@ impl<'a> Service<'a> {
         })
     }
 
+    /// Lets others look in, if there is a socket to look in at.
+    fn show(&self, doors: Vec<Door>, labels: Vec<Label>) -> Result<(), Failure> {
+        if doors.is_empty() {
+            return Ok(());
+        }
+        let view = View::new(self.plan, self.life.clone(), labels, &self.workers);
+        let started = sight::start(doors, move || view.snapshot());
+        started.map_err(|error| Failure::System("serve status and metrics", error))
+    }
+
     fn serve(mut self) -> Result<(), Failure> {
         let mut look = Instant::now() + LOOK_INTERVAL;
         loop {
-            self.sleep_until(
-                self.watchdog.as_ref().map_or(look, |watchdog| look.min(watchdog.next)),
-            )?;
+            self.sleep_until(self.next_moment(look))?;
             self.hear_news()?;
             if self.done.len() == self.workers.len() {
                 self.say_goodbye();
@@ -245,6 +305,11 @@ impl<'a> Service<'a> {
             }
             self.hear_hangup()?;
             let now = Instant::now();
+            if let Stage::Leaving { until } = self.stage
+                && now >= until
+            {
+                self.drain();
+            }
             if now >= look {
                 look = now + LOOK_INTERVAL;
                 self.look(now);
@@ -255,6 +320,15 @@ impl<'a> Service<'a> {
                 watchdog.check(now, &self.workers, self.notifier);
             }
         }
+    }
+
+    fn next_moment(&self, look: Instant) -> Instant {
+        let ping = self.watchdog.as_ref().map(|watchdog| watchdog.next);
+        let until = match self.stage {
+            Stage::Leaving { until } => Some(until),
+            Stage::Starting | Stage::Ready | Stage::Draining => None,
+        };
+        ping.into_iter().chain(until).fold(look, Instant::min)
     }
 
     fn sleep_until(&self, moment: Instant) -> Result<(), Failure> {
@@ -294,6 +368,7 @@ impl<'a> Service<'a> {
         if self.ready == self.workers.len() && self.stage == Stage::Starting {
             seal();
             self.stage = Stage::Ready;
+            self.life.set(State::Ready);
             self.status = report::status(&workers::total(&self.workers), 0, self.workers.len());
             self.notifier.ready(&self.status);
             log::info!("ready");
@@ -309,18 +384,45 @@ impl<'a> Service<'a> {
                 Ok(Order::EndAtOnce)
             }
             Some(_) => {
-                self.drain();
+                self.leave();
                 Ok(Order::GoOn)
             }
         }
     }
 
+    /// The first signal: goes on accepting for the lead time, while load balancers learn of it. The
+    /// second one skips what is left of that.
+    fn leave(&mut self) {
+        let timeouts = &self.config.timeouts;
+        let lead = timeouts.drain_lead;
+        if lead.is_zero() || self.stage != Stage::Ready {
+            return self.drain();
+        }
+        self.stage = Stage::Leaving { until: Instant::now() + lead };
+        self.life.set(State::Leaving);
+        self.status = report::leaving(&workers::total(&self.workers));
+        self.notifier.stopping(&self.status);
+        let linger = Duration::from_millis(limits::LINGER_MS);
+        self.notifier.extend_timeout(lead + timeouts.drain + linger + STOP_MARGIN);
+        log::info!(
+            "leaving: not ready any more, but accepting for another {}s; \
+             a second signal begins the drain",
+            lead.as_secs_f64()
+        );
+    }
+
     fn drain(&mut self) {
+        let told = matches!(self.stage, Stage::Leaving { .. });
         self.stage = Stage::Draining;
+        self.life.set(State::Draining);
         let stats = workers::total(&self.workers);
         let patience = self.config.timeouts.drain;
         self.status = report::draining(&stats);
-        self.notifier.stopping(&self.status);
+        if told {
+            self.notifier.status(&self.status);
+        } else {
+            self.notifier.stopping(&self.status);
+        }
         let linger = Duration::from_millis(limits::LINGER_MS);
         self.notifier.extend_timeout(patience + linger + STOP_MARGIN);
         log::info!(
@@ -346,6 +448,7 @@ impl<'a> Service<'a> {
             Stage::Ready => {
                 self.with_trouble(report::status(&stats, self.echoes, self.workers.len()))
             }
+            Stage::Leaving { .. } => report::leaving(&stats),
             Stage::Draining => report::draining(&stats),
         };
         if status != self.status {

@@ -58,7 +58,8 @@ impl Desk {
     }
 }
 
-/// One worker, as the main thread sees it.
+/// One worker, as others see it.
+#[derive(Clone)]
 pub(super) struct Worker {
     pub(super) shared: Arc<Shared>,
     wake: Arc<EventFd>,
@@ -208,9 +209,14 @@ pub(super) fn total(workers: &[Worker]) -> Stats {
     metrics::total(&shown.collect::<Vec<_>>())
 }
 
+/// The pooled buffers of one worker.
+pub(super) fn buffers_of_worker(plan: &Plan<'_>) -> u64 {
+    plan.buffers().into_iter().map(u64::from).sum()
+}
+
 /// All pooled buffers of all workers.
 pub(super) fn buffers_total(plan: &Plan<'_>) -> u64 {
-    plan.buffers().into_iter().map(u64::from).sum::<u64>() * plan.workers as u64
+    buffers_of_worker(plan) * plan.workers as u64
 }
 
 /// A listening socket for the driver.

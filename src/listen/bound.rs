@@ -3,28 +3,28 @@
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::{Family, ListenError, Listener, Origin, errno, printed};
-use crate::config::{Address, ListenerConfig};
+use crate::config::{Address, Kind, ListenerConfig};
 
 /// Connections that may wait to be accepted; `net.core.somaxconn` caps it, 4096 is its usual value.
 const BACKLOG: i32 = 4096;
 
-pub(super) fn sockets(
-    configured: &[ListenerConfig],
+pub(super) fn sockets<'a>(
+    configured: impl Iterator<Item = &'a ListenerConfig>,
     warnings: &mut Vec<String>,
 ) -> Result<Vec<Listener>, ListenError> {
     let mut listeners = Vec::new();
     let mut skipped = None;
-    for ListenerConfig { name, address, builtin_default } in configured {
+    for ListenerConfig { name, address, kind, builtin_default } in configured {
         let bound = match address {
-            Address::Inet(inet) => bind_inet(name, *inet),
-            Address::Unix(path) => bind_unix(name, path),
+            Address::Inet(inet) => bind_inet(name, *kind, *inet),
+            Address::Unix(path) => bind_unix(name, *kind, path),
         };
         match bound {
             Ok(listener) => listeners.push(listener),
@@ -41,7 +41,7 @@ pub(super) fn sockets(
     }
 }
 
-fn bind_inet(name: &str, address: SocketAddr) -> Result<Listener, ListenError> {
+fn bind_inet(name: &str, kind: Kind, address: SocketAddr) -> Result<Listener, ListenError> {
     let wanted = Address::Inet(address);
     let socket = new_socket(Domain::for_address(address), Some(Protocol::TCP), &wanted)?;
     let fault = |act| move |cause| ListenError::System { address: address.to_string(), act, cause };
@@ -57,12 +57,13 @@ fn bind_inet(name: &str, address: SocketAddr) -> Result<Listener, ListenError> {
     // Asked, since port 0 lets the kernel choose.
     let address = printed(&socket.local_addr().map_err(fault("ask for its address"))?);
     let (name, socket) = (name.to_owned(), socket.into());
-    Ok(Listener { name, address, origin: Origin::Bound, family: Family::Tcp, socket, file: None })
+    let (origin, family) = (Origin::Bound, Family::Tcp);
+    Ok(Listener { name, address, kind, origin, family, socket, file: None })
 }
 
 /// The file gets mode 0666 less the umask: like a loopback port, it is for everyone who can reach
-/// it.
-fn bind_unix(name: &str, path: &Path) -> Result<Listener, ListenError> {
+/// it. Those that look at the daemon are for its user and group: 0660.
+fn bind_unix(name: &str, kind: Kind, path: &Path) -> Result<Listener, ListenError> {
     let wanted = Address::Unix(path.to_owned());
     let refused = |cause| ListenError::Bind { address: wanted.clone(), cause };
     let socket = new_socket(Domain::UNIX, None, &wanted)?;
@@ -75,10 +76,16 @@ fn bind_unix(name: &str, path: &Path) -> Result<Listener, ListenError> {
         outcome => outcome.map_err(refused)?,
     }
     let file = SocketFile::new(path).map_err(refused)?;
+    if kind != Kind::Echo {
+        // Nobody can connect before listen(2).
+        let mode = fs::Permissions::from_mode(0o660);
+        fs::set_permissions(path, mode).map_err(refused)?;
+    }
     socket.listen(BACKLOG).map_err(refused)?;
     Ok(Listener {
         name: name.to_owned(),
         address: wanted.to_string(),
+        kind,
         origin: Origin::Bound,
         family: Family::Unix,
         socket: socket.into(),

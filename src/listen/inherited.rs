@@ -7,6 +7,8 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use listenfd::ListenFd;
 use socket2::{Protocol, SockRef};
 
+use crate::config::Kind;
+
 use super::{Family, ListenError, Listener, Origin, printed};
 
 /// Sockets that may be inherited: a thousand addresses are a mistake.
@@ -103,5 +105,6 @@ fn examine(socket: OwnedFd, family: Family, name: &str) -> Result<Listener, List
     let address = asked.local_addr().map_err(fault("ask for its address"))?;
     let address = printed(&address);
     let name = name.to_owned();
-    Ok(Listener { name, address, origin: Origin::Inherited, family, socket, file: None })
+    let kind = Kind::of_name(&name);
+    Ok(Listener { name, address, kind, origin: Origin::Inherited, family, socket, file: None })
 }

@@ -34,6 +34,8 @@ pub(crate) fn program() -> PathBuf {
 pub(crate) struct Launch {
     /// Listening sockets that it inherits.
     pub(crate) listening: Vec<Listening>,
+    /// Sockets to look at it that it inherits after those, with their names.
+    pub(crate) windows: Vec<(&'static str, Listening)>,
     /// Other descriptors that it inherits after those, in the place of sockets.
     pub(crate) strangers: Vec<OwnedFd>,
     /// The text of its configuration file.
@@ -91,6 +93,7 @@ impl Launch {
         fs::write(&config_path, &self.config).unwrap();
         let manager = Manager::start(&scratch.path("notify"));
         let mut inherited: Vec<OwnedFd> = self.listening.iter().map(Listening::hand_over).collect();
+        inherited.extend(self.windows.iter().map(|(_, window)| window.hand_over()));
         inherited.append(&mut self.strangers);
 
         let mut command = match self.wrapper.split_first() {
@@ -121,8 +124,8 @@ impl Launch {
         let lines =
             if collected { Lines::read(child.stderr.take().unwrap()) } else { Lines::none() };
         let process = Process(child.id());
-        let listening = self.listening;
-        Daemon { child, process, lines, manager, listening, files: 0, scratch }
+        let (listening, windows) = (self.listening, self.windows);
+        Daemon { child, process, lines, manager, listening, windows, files: 0, scratch }
     }
 
     /// What the shell does before it becomes the daemon.
@@ -137,7 +140,10 @@ impl Launch {
             write!(script, "export WATCHDOG_USEC={micros} WATCHDOG_PID=$$; ").unwrap();
         }
         if sockets > 0 {
-            let names = vec!["test"; sockets].join(":");
+            let mut names = vec!["test"; self.listening.len()];
+            names.extend(self.windows.iter().map(|(name, _)| *name));
+            names.resize(sockets, "test");
+            let names = names.join(":");
             let addressee = self.addressee.map_or("$$".to_owned(), |pid| pid.to_string());
             write!(script, "export LISTEN_FDS={sockets} LISTEN_FDNAMES={names} ").unwrap();
             write!(script, "LISTEN_PID={addressee}; ").unwrap();
@@ -182,6 +188,7 @@ pub(crate) struct Daemon {
     /// What it tells the service manager.
     pub(crate) manager: Manager,
     listening: Vec<Listening>,
+    windows: Vec<(&'static str, Listening)>,
     files: usize,
     /// Goes when the daemon has gone.
     scratch: Scratch,
@@ -205,6 +212,12 @@ impl Daemon {
     /// Where all inherited sockets are.
     pub(crate) fn places(&self) -> Vec<Place> {
         self.listening.iter().map(|it| it.place.clone()).collect()
+    }
+
+    /// Where to look at it through the socket of this name.
+    pub(crate) fn window(&self, name: &str) -> &Place {
+        let window = self.windows.iter().find(|(known, _)| *known == name);
+        &window.unwrap().1.place
     }
 
     /// Takes the number of open files at rest: the fewest of some looks, for a notification opens

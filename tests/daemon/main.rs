@@ -28,6 +28,7 @@ mod place;
 mod reload;
 mod scripts;
 mod sealed;
+mod sight;
 mod smoke;
 mod tape;
 mod timeouts;

@@ -29,6 +29,7 @@ from checks import (
 )
 import steps_reload
 from machine import Failure, eventually, expect
+from steps_access import sources_are_judged
 from steps_examples import examples_do_what_they_say
 from steps_instances import (
     instance_without_configuration_is_named,
@@ -393,6 +394,7 @@ STEPS = [
     ("examples", examples_do_what_they_say),
     ("without IPv6", lives_without_ipv6),
     *steps_reload.STEPS,
+    ("who is let in", sources_are_judged),
     ("hung worker", hung_worker_is_restarted),
     ("25 kills", kill_refuses_nobody),
     ("stop amid traffic", stop_loses_nothing),

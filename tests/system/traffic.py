@@ -66,6 +66,22 @@ def command_echo(options):
     return outcome
 
 
+def command_hold(options):
+    """Several connections at once: how many of them are served?"""
+    held, served = [], 0
+    for _ in range(options.connections):
+        connection = socket.create_connection((options.address, PORT), timeout=PATIENCE_SECONDS)
+        held.append(connection)
+        try:
+            connection.sendall(b"x")
+            served += connection.recv(1) == b"x"
+        except ConnectionError:
+            pass
+    for connection in held:
+        connection.close()
+    return {"served": served, "connections": len(held)}
+
+
 class Stream:
     """New connections without end from several threads, each one counted by how it ended."""
 
@@ -197,6 +213,10 @@ def main():
     echo.add_argument("--bytes", type=int, default=1)
     echo.add_argument("--port", type=int, default=PORT)
     echo.set_defaults(command=command_echo)
+    hold = commands.add_parser("hold")
+    hold.add_argument("--address", required=True)
+    hold.add_argument("--connections", type=int, required=True)
+    hold.set_defaults(command=command_hold)
     stream = commands.add_parser("stream")
     stream.add_argument("--threads", type=int, default=4)
     stream.set_defaults(command=command_stream)

@@ -1,0 +1,57 @@
+//! Sight into the running daemon, for those who ask: a snapshot as JSON on the status socket,
+//! metrics and health over HTTP, and the one word that HAProxy's agent-check wants.
+//!
+//! All of it is served by one thread of its own, which exists only if there is a socket to ask at.
+//! It shares nothing with an echo but the boards of [`crate::metrics`]; whatever an asker does, be
+//! it garbage, silence or a thousand connections, costs the others at most this thread's time.
+//! Nothing can be changed here: every answer is a reading.
+//!
+//! The other end is here too: [`client`] is the command `echo-uring status`.
+
+pub mod client;
+mod exposition;
+mod http;
+mod serve;
+pub mod snapshot;
+mod table;
+
+use std::io;
+use std::thread;
+
+use socket2::Socket;
+
+pub use serve::VISITORS_MAX;
+pub use snapshot::{Snapshot, State};
+
+/// What is served at a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Service {
+    /// One snapshot as JSON to everybody who connects.
+    Status,
+    /// HTTP: `/metrics`, `/healthz`, `/ready`.
+    Metrics,
+    /// One line for HAProxy's agent-check to everybody who connects.
+    AgentCheck,
+}
+
+/// A listening stream socket and what is served there.
+#[derive(Debug)]
+pub struct Door {
+    /// What is served.
+    pub service: Service,
+    /// The socket; it is made non-blocking.
+    pub socket: Socket,
+}
+
+/// Starts the thread that serves at `doors` until the process ends. `gather` makes a new snapshot;
+/// it may take its time when a worker hangs.
+///
+/// # Errors
+/// When the system gives no thread, or a socket cannot be made non-blocking.
+pub fn start(doors: Vec<Door>, gather: impl Fn() -> Snapshot + Send + 'static) -> io::Result<()> {
+    for door in &doors {
+        door.socket.set_nonblocking(true)?;
+    }
+    let thread = thread::Builder::new().name("sight".to_owned());
+    thread.spawn(move || serve::serve(doors, gather)).map(drop)
+}

@@ -1,0 +1,191 @@
+//! The command `echo-uring status`: asks the daemon for a snapshot and shows it.
+//!
+//! It knows the daemon only as a path that answers JSON.
+
+use std::fmt;
+use std::io::{self, IsTerminal, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use super::snapshot::Snapshot;
+use super::table;
+
+/// `EX_UNAVAILABLE` of sysexits.h: nobody answers.
+const EXIT_UNAVAILABLE: u8 = 69;
+/// `EX_OSERR` of sysexits.h.
+const EXIT_SYSTEM: u8 = 71;
+
+/// How long the daemon may take; it answers within half a second even if a worker hangs.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// More than a thousand workers fill.
+const ANSWER_MAX: u64 = 16 << 20;
+/// How often `--watch` looks.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// How the snapshot is to be shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// For people.
+    Table,
+    /// As it comes.
+    Json,
+}
+
+/// How often it is to be shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Times {
+    /// Now.
+    Once,
+    /// Every second, until a signal or the end of the reader.
+    Watch,
+}
+
+/// Why there is nothing to show.
+#[derive(Debug)]
+enum Failure {
+    /// Nobody answers, or something else does.
+    Daemon(io::Error),
+    /// The answer is no snapshot.
+    Answer(serde_json::Error),
+    /// The terminal or the signals.
+    System(io::Error),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Daemon(error) => {
+                let cure = match error.kind() {
+                    io::ErrorKind::PermissionDenied => {
+                        "ask as root, or as a member of the group that SocketGroup= of \
+                         echo-uring-status.socket names"
+                    }
+                    _ => {
+                        "see whether it runs with \"systemctl status echo-uring.service \
+                         echo-uring-status.socket\", or name its socket with --socket"
+                    }
+                };
+                write!(formatter, "the daemon does not answer: {error}; {cure}")
+            }
+            Self::Answer(error) => {
+                write!(formatter, "the answer is no status: {error}; name its socket with --socket")
+            }
+            Self::System(error) => write!(formatter, "cannot watch: {error}"),
+        }
+    }
+}
+
+/// Shows the state of the daemon that answers at `socket`.
+#[must_use]
+pub fn run(socket: &Path, form: Form, times: Times) -> ExitCode {
+    let ended = match times {
+        Times::Once => once(socket, form),
+        Times::Watch => watch(socket, form),
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("echo-uring: {}: {failure}", socket.display());
+            ExitCode::from(match failure {
+                Failure::Daemon(_) | Failure::Answer(_) => EXIT_UNAVAILABLE,
+                Failure::System(_) => EXIT_SYSTEM,
+            })
+        }
+    }
+}
+
+fn once(socket: &Path, form: Form) -> Result<(), Failure> {
+    let (text, snapshot) = ask(socket)?;
+    let shown = match form {
+        Form::Json => text,
+        Form::Table => table::text(&snapshot, None),
+    };
+    // A reader that went away (`| head`) is no error of ours.
+    let _ = io::stdout().write_all(shown.as_bytes());
+    Ok(())
+}
+
+/// One answer, as it came and as it is meant.
+fn ask(path: &Path) -> Result<(String, Snapshot), Failure> {
+    let read = || {
+        let socket = UnixStream::connect(path)?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        let mut text = String::new();
+        socket.take(ANSWER_MAX).read_to_string(&mut text)?;
+        Ok(text)
+    };
+    let text = read().map_err(Failure::Daemon)?;
+    let snapshot = serde_json::from_str(&text).map_err(Failure::Answer)?;
+    Ok((text, snapshot))
+}
+
+/// The other screen of the terminal without a cursor, for as long as this lives; what stood there
+/// before comes back then.
+struct Screen;
+
+impl Screen {
+    fn new() -> Self {
+        print!("\x1b[?1049h\x1b[?25l");
+        Self
+    }
+}
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        print!("\x1b[?25h\x1b[?1049l");
+        let _ = io::stdout().flush();
+    }
+}
+
+fn watch(socket: &Path, form: Form) -> Result<(), Failure> {
+    let system = |errno: nix::errno::Errno| Failure::System(errno.into());
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT] {
+        signals.add(signal);
+    }
+    signals.thread_block().map_err(system)?;
+    let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC).map_err(system)?;
+    let (text, mut last) = ask(socket)?;
+    let screen = (form == Form::Table && io::stdout().is_terminal()).then(Screen::new);
+    let mut next = Instant::now() + INTERVAL;
+    let mut shown = match form {
+        Form::Json => text,
+        Form::Table => table::text(&last, None),
+    };
+    loop {
+        let clear = if screen.is_some() { "\x1b[H\x1b[2J" } else { "" };
+        let mut out = io::stdout();
+        let written = write!(out, "{clear}{shown}").and_then(|()| out.flush());
+        // A reader that went away ends it, as a signal does.
+        if written.is_err() || !sleep_until(next, &signals).map_err(system)? {
+            return Ok(());
+        }
+        next += INTERVAL;
+        let (text, snapshot) = ask(socket)?;
+        shown = match form {
+            Form::Json => text,
+            Form::Table => table::text(&snapshot, Some(&last)),
+        };
+        last = snapshot;
+    }
+}
+
+/// False if a signal came first.
+fn sleep_until(moment: Instant, signals: &SignalFd) -> nix::Result<bool> {
+    let left = moment.saturating_duration_since(Instant::now());
+    let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+    let mut sources = [PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+    match poll(&mut sources, timeout) {
+        Ok(0) => Ok(true),
+        Ok(_) => Ok(false),
+        Err(nix::errno::Errno::EINTR) => Ok(true),
+        Err(errno) => Err(errno),
+    }
+}

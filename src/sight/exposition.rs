@@ -1,0 +1,195 @@
+//! A snapshot as Prometheus metrics, in its text format.
+//!
+//! The only labels are the listener, its protocol and the reason, all of them few: a peer never
+//! gets a series of its own.
+
+use std::collections::BTreeMap;
+
+use prometheus::proto::{
+    Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType,
+};
+use prometheus::{Encoder, TextEncoder};
+
+use super::snapshot::{ListenerFigures, Snapshot, State};
+
+/// Upper bounds of the residence time's buckets, as powers of two of a microsecond: 4 µs to 17 s.
+const BUCKETS: [u32; 20] = [2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 20, 22, 24];
+
+/// The text that `/metrics` answers with.
+pub(super) fn text(snapshot: &Snapshot) -> Vec<u8> {
+    let mut families = of_process(snapshot);
+    families.extend(of_listeners(&snapshot.listeners));
+    families.push(residence(snapshot));
+    // A family without a metric (no listener yet) is an error to the encoder.
+    families.retain(|family| !family.get_metric().is_empty());
+    let mut text = Vec::new();
+    let encoded = TextEncoder::new().encode(&families, &mut text);
+    encoded.expect("invariant: every family has a name and a metric, and memory takes all");
+    text
+}
+
+fn of_process(snapshot: &Snapshot) -> Vec<MetricFamily> {
+    let total = &snapshot.total;
+    let ring = &total.ring;
+    let ready = f64::from(u8::from(snapshot.state == State::Ready));
+    let turning = snapshot.workers.iter().filter(|worker| worker.turning).count();
+    let build = vec![gauge(&[("version", &snapshot.version)], 1.0)];
+    let failures = total.accept_failures.iter();
+    let failures = failures.map(|(reason, count)| counter(&[("reason", reason)], *count));
+    vec![
+        family("build_info", "The version that runs; always 1.", MetricType::GAUGE, build),
+        one_gauge("ready", "1 when serving, 0 before and from the start of a drain.", ready),
+        one_gauge("uptime_seconds", "Time since the start.", snapshot.uptime_seconds),
+        one_gauge("workers", "Threads that echo.", snapshot.workers.len() as f64),
+        one_gauge("workers_turning", "Workers that turned their loop when asked.", turning as f64),
+        one_gauge(
+            "stalled_connections",
+            "Connections whose peers do not read.",
+            total.connections_stalled as f64,
+        ),
+        one_gauge(
+            "waiting_connections",
+            "Connections accepted without a place.",
+            total.connections_waiting as f64,
+        ),
+        one_gauge(
+            "stalled_bytes",
+            "Memory held for what peers do not read.",
+            total.stalled_bytes as f64,
+        ),
+        one_gauge("buffers", "Receive buffers.", total.buffers.total as f64),
+        one_gauge("buffers_lent", "Receive buffers in use.", total.buffers.lent as f64),
+        one_counter("dropped_bytes_total", "Bytes that could not be echoed.", total.bytes_dropped),
+        one_counter(
+            "buffer_waits_total",
+            "Receives that found no buffer (ENOBUFS) and waited.",
+            ring.buffer_waits,
+        ),
+        one_counter(
+            "short_sends_total",
+            "Sends that the socket did not take whole.",
+            ring.short_sends,
+        ),
+        one_counter(
+            "completion_overflows_total",
+            "Turns that found the completion queue overflowed.",
+            ring.completion_overflows,
+        ),
+        one_counter(
+            "memory_retries_total",
+            "Operations that met a kernel short of memory.",
+            ring.memory_retries,
+        ),
+        one_counter("full_total", "Times that all places were taken.", ring.full),
+        family(
+            "accept_failures_total",
+            "Accepts that failed, by reason.",
+            MetricType::COUNTER,
+            failures.collect(),
+        ),
+    ]
+}
+
+fn of_listeners(listeners: &[ListenerFigures]) -> Vec<MetricFamily> {
+    let each = |value: fn(&ListenerFigures) -> u64| -> Vec<Metric> {
+        listeners.iter().map(|it| counter(&labels(it), value(it))).collect()
+    };
+    let open = listeners.iter().map(|it| gauge(&labels(it), it.connections as f64));
+    let by_reason = |counts: fn(&ListenerFigures) -> &BTreeMap<String, u64>| -> Vec<Metric> {
+        let of_one = |it| {
+            let [name, protocol] = labels(it);
+            let counts = counts(it).iter();
+            counts
+                .map(move |(reason, count)| counter(&[name, protocol, ("reason", reason)], *count))
+        };
+        listeners.iter().flat_map(of_one).collect()
+    };
+    let count = |name, help, metrics| family(name, help, MetricType::COUNTER, metrics);
+    vec![
+        family("connections", "Open connections.", MetricType::GAUGE, open.collect()),
+        count("accepted_connections_total", "Connections accepted.", each(|it| it.accepted)),
+        count(
+            "closed_connections_total",
+            "Connections closed, by reason.",
+            by_reason(|it| &it.closed),
+        ),
+        count(
+            "refused_connections_total",
+            "Connections closed right after their accept, by reason.",
+            by_reason(|it| &it.refused),
+        ),
+        count("received_bytes_total", "Payload received.", each(|it| it.bytes_received)),
+        count("sent_bytes_total", "Payload echoed.", each(|it| it.bytes_sent)),
+        count("received_messages_total", "Pieces received.", each(|it| it.messages_received)),
+        count("sent_messages_total", "Echoes completed.", each(|it| it.messages_sent)),
+    ]
+}
+
+fn labels(listener: &ListenerFigures) -> [(&'static str, &str); 2] {
+    [("listener", &listener.name), ("protocol", &listener.protocol)]
+}
+
+fn residence(snapshot: &Snapshot) -> MetricFamily {
+    let counted = &snapshot.total.histogram;
+    let buckets = BUCKETS.map(|exponent| {
+        let bound = 1_u64 << exponent;
+        let mut bucket = Bucket::default();
+        // Whole microseconds are rounded down, so what is less than the bound is up to the last.
+        bucket.set_upper_bound(bound as f64 / 1e6);
+        bucket.set_cumulative_count(counted.count_up_to(bound - 1));
+        bucket
+    });
+    let mut histogram = Histogram::default();
+    histogram.set_bucket(buckets.into());
+    histogram.set_sample_count(counted.count());
+    histogram.set_sample_sum(counted.sum() as f64 / 1e6);
+    let mut metric = Metric::default();
+    metric.set_histogram(histogram);
+    let help = "From the receipt of a piece to the end of its echo.";
+    family("residence_seconds", help, MetricType::HISTOGRAM, vec![metric])
+}
+
+fn one_gauge(name: &str, help: &str, value: f64) -> MetricFamily {
+    family(name, help, MetricType::GAUGE, vec![gauge(&[], value)])
+}
+
+fn one_counter(name: &str, help: &str, value: u64) -> MetricFamily {
+    family(name, help, MetricType::COUNTER, vec![counter(&[], value)])
+}
+
+fn family(name: &str, help: &str, kind: MetricType, metrics: Vec<Metric>) -> MetricFamily {
+    let mut family = MetricFamily::default();
+    family.set_name(format!("echo_uring_{name}"));
+    family.set_help(help.to_owned());
+    family.set_field_type(kind);
+    family.set_metric(metrics);
+    family
+}
+
+fn gauge(labels: &[(&str, &str)], value: f64) -> Metric {
+    let mut gauge = Gauge::default();
+    gauge.set_value(value);
+    let mut metric = labelled(labels);
+    metric.set_gauge(gauge);
+    metric
+}
+
+fn counter(labels: &[(&str, &str)], value: u64) -> Metric {
+    let mut counter = Counter::default();
+    counter.set_value(value as f64);
+    let mut metric = labelled(labels);
+    metric.set_counter(counter);
+    metric
+}
+
+fn labelled(labels: &[(&str, &str)]) -> Metric {
+    let pair = |(name, value): &(&str, &str)| {
+        let mut pair = LabelPair::default();
+        pair.set_name((*name).to_owned());
+        pair.set_value((*value).to_owned());
+        pair
+    };
+    let mut metric = Metric::default();
+    metric.set_label(labels.iter().map(pair).collect());
+    metric
+}

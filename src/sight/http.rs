@@ -1,0 +1,178 @@
+//! Just enough HTTP/1.1 for a scraper, a health check and a person with curl: one request, one
+//! answer, and the connection is closed.
+
+use std::fmt::Write as _;
+
+/// The longest head of a request, in bytes.
+pub(super) const HEAD_MAX: usize = 8 << 10;
+/// More headers than any scraper sends.
+const HEADERS_MAX: usize = 64;
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Page {
+    /// `/metrics`
+    Metrics,
+    /// `/healthz`
+    Health,
+    /// `/ready`
+    Ready,
+}
+
+/// A request whose head is complete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Request {
+    pub(super) page: Page,
+    /// Whether only the head of the answer is wanted.
+    pub(super) head_only: bool,
+}
+
+/// What the bytes so far come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Parsed {
+    /// The head goes on.
+    Partial,
+    /// To be answered.
+    Request(Request),
+    /// To be refused.
+    Refused(Refusal),
+}
+
+/// Why a request is not served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    Bad,
+    NotFound,
+    Method,
+    Timeout,
+    TooLarge,
+}
+
+impl Refusal {
+    fn status(self) -> &'static str {
+        match self {
+            Self::Bad => "400 Bad Request",
+            Self::NotFound => "404 Not Found",
+            Self::Method => "405 Method Not Allowed",
+            Self::Timeout => "408 Request Timeout",
+            Self::TooLarge => "431 Request Header Fields Too Large",
+        }
+    }
+}
+
+/// Reads the head of a request.
+pub(super) fn parse(bytes: &[u8]) -> Parsed {
+    let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
+    let mut request = httparse::Request::new(&mut headers);
+    match request.parse(bytes) {
+        Ok(httparse::Status::Partial) if bytes.len() >= HEAD_MAX => {
+            Parsed::Refused(Refusal::TooLarge)
+        }
+        Ok(httparse::Status::Partial) => Parsed::Partial,
+        Err(httparse::Error::TooManyHeaders) => Parsed::Refused(Refusal::TooLarge),
+        Err(_) => Parsed::Refused(Refusal::Bad),
+        Ok(httparse::Status::Complete(_)) => judge(&request),
+    }
+}
+
+fn judge(request: &httparse::Request<'_, '_>) -> Parsed {
+    let path = request.path.unwrap_or_default().split('?').next().unwrap_or_default();
+    let page = match path {
+        "/metrics" => Page::Metrics,
+        "/healthz" => Page::Health,
+        "/ready" => Page::Ready,
+        _ => return Parsed::Refused(Refusal::NotFound),
+    };
+    match request.method {
+        Some("GET") => Parsed::Request(Request { page, head_only: false }),
+        Some("HEAD") => Parsed::Request(Request { page, head_only: true }),
+        _ => Parsed::Refused(Refusal::Method),
+    }
+}
+
+/// The media type of the metrics, in the version that every Prometheus reads.
+pub(super) const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
+const PLAIN: &str = "text/plain; charset=utf-8";
+
+/// An answer with a body of this media type.
+pub(super) fn answer(status: &str, media_type: &str, body: &[u8], head_only: bool) -> Vec<u8> {
+    let mut head = format!("HTTP/1.1 {status}\r\n");
+    let mut field = |name: &str, value: &str| {
+        write!(head, "{name}: {value}\r\n").expect("invariant: a string takes everything");
+    };
+    field("Content-Type", media_type);
+    field("Content-Length", &body.len().to_string());
+    field("Cache-Control", "no-store");
+    field("Connection", "close");
+    if status.starts_with("405") {
+        field("Allow", "GET, HEAD");
+    }
+    head.push_str("\r\n");
+    let mut bytes = head.into_bytes();
+    if !head_only {
+        bytes.extend_from_slice(body);
+    }
+    bytes
+}
+
+/// A verdict: 200 if `fault` is none, else 503 and the fault.
+pub(super) fn verdict(fault: Option<&str>, head_only: bool) -> Vec<u8> {
+    let (status, text) = match fault {
+        None => ("200 OK", "ok"),
+        Some(fault) => ("503 Service Unavailable", fault),
+    };
+    answer(status, PLAIN, format!("{text}\n").as_bytes(), head_only)
+}
+
+/// The answer to a request that is refused.
+pub(super) fn refuse(refusal: Refusal) -> Vec<u8> {
+    let status = refusal.status();
+    let text = match refusal {
+        Refusal::NotFound => format!("{status}: ask for /metrics, /healthz or /ready\n"),
+        _ => format!("{status}\n"),
+    };
+    answer(status, PLAIN, text.as_bytes(), false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(page: Page, head_only: bool) -> Parsed {
+        Parsed::Request(Request { page, head_only })
+    }
+
+    #[test]
+    fn requests_are_told_apart() {
+        let long = format!("GET /metrics HTTP/1.1\r\nX: {}", "x".repeat(HEAD_MAX));
+        let many = format!("GET /ready HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(HEADERS_MAX + 1));
+        for (text, expected) in [
+            ("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n", request(Page::Metrics, false)),
+            ("HEAD /healthz HTTP/1.0\r\n\r\n", request(Page::Health, true)),
+            ("GET /ready?verbose HTTP/1.1\r\n\r\nrest", request(Page::Ready, false)),
+            ("GET /metr", Parsed::Partial),
+            ("GET /metrics HTTP/1.1\r\nHost", Parsed::Partial),
+            ("GET / HTTP/1.1\r\n\r\n", Parsed::Refused(Refusal::NotFound)),
+            ("POST /metrics HTTP/1.1\r\n\r\n", Parsed::Refused(Refusal::Method)),
+            ("\0\u{1}nonsense\r\n\r\n", Parsed::Refused(Refusal::Bad)),
+            ("GET /metrics HTTP/3.7\r\n\r\n", Parsed::Refused(Refusal::Bad)),
+            (&long, Parsed::Refused(Refusal::TooLarge)),
+            (&many, Parsed::Refused(Refusal::TooLarge)),
+        ] {
+            assert_eq!(parse(text.as_bytes()), expected, "{text:.60}");
+        }
+    }
+
+    #[test]
+    fn an_answer_tells_its_length_and_ends_the_connection() {
+        let text = String::from_utf8(refuse(Refusal::Method)).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 405 Method Not Allowed\r\n"), "{head}");
+        for field in ["Allow: GET, HEAD", "Connection: close"] {
+            assert!(head.contains(field), "{field} is missing:\n{head}");
+        }
+        assert!(head.contains(&format!("Content-Length: {}", body.len())), "{head}");
+        let head_only = String::from_utf8(verdict(None, true)).unwrap();
+        assert!(head_only.contains("Content-Length: 3") && head_only.ends_with("\r\n\r\n"));
+    }
+}

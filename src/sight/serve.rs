@@ -1,0 +1,275 @@
+//! The thread that answers: poll(2), short answers, and an end for everybody.
+//!
+//! Each door has [`VISITORS_MAX`] places. Who comes when all are taken turns out the one that has
+//! been there longest, so slow visitors harm nobody but themselves; and nobody stays longer than
+//! the time-outs below. So the memory and the descriptors of this thread are bounded whatever
+//! visitors do.
+
+use std::io::{self, Read, Write};
+use std::mem::MaybeUninit;
+use std::net::Shutdown;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use socket2::Socket;
+
+use super::http::{self, Page, Parsed, Refusal, Request};
+use super::snapshot::{Snapshot, State};
+use super::{Door, Service, exposition};
+
+/// Connections that one door serves at the same time.
+pub const VISITORS_MAX: usize = 32;
+/// How long a request may take to come, and an answer to be taken.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a visitor that has its answer may take to say goodbye.
+const PATIENCE_FOR_GOODBYE: Duration = Duration::from_secs(1);
+/// The shortest time between two snapshots: each costs every worker a turn.
+const INTERVAL: Duration = Duration::from_millis(1);
+/// Pause after an accept that failed for want of files or memory.
+const BACKOFF: Duration = Duration::from_millis(100);
+
+/// What everybody who asks in the same round is shown.
+struct View<G> {
+    gather: G,
+    gathered: Option<Instant>,
+    current: Option<(Snapshot, Arc<[u8]>)>,
+}
+
+impl<G: Fn() -> Snapshot> View<G> {
+    /// The snapshot, and the same as JSON.
+    fn look(&mut self) -> (&Snapshot, &Arc<[u8]>) {
+        let (snapshot, json) = self.current.get_or_insert_with(|| {
+            if let Some(last) = self.gathered {
+                thread::sleep(INTERVAL.saturating_sub(last.elapsed()));
+            }
+            self.gathered = Some(Instant::now());
+            let snapshot = (self.gather)();
+            let json = serde_json::to_vec(&snapshot);
+            let mut json = json.expect("invariant: a snapshot has string keys only");
+            json.push(b'\n');
+            (snapshot, json.into())
+        });
+        (snapshot, json)
+    }
+}
+
+/// One connection.
+struct Visitor {
+    door: usize,
+    socket: Socket,
+    deadline: Instant,
+    stage: Stage,
+}
+
+/// How far a visitor has come.
+enum Stage {
+    /// It has just come.
+    New(Service),
+    /// Its request comes in.
+    Asking(Vec<u8>),
+    /// Its answer goes out; so much of it has gone.
+    Answered(Arc<[u8]>, usize),
+    /// We have said goodbye and wait for the same: closing with unread bytes could destroy the
+    /// answer.
+    Leaving,
+    /// Nothing is left to be done.
+    Gone,
+}
+
+/// Serves for ever.
+pub(super) fn serve(doors: Vec<Door>, gather: impl Fn() -> Snapshot) {
+    let mut view = View { gather, gathered: None, current: None };
+    let mut visitors: Vec<Visitor> = Vec::new();
+    loop {
+        let open = wait(&doors, &visitors);
+        for (index, door) in doors.iter().enumerate() {
+            if open[index] && !welcome(index, door, &mut visitors) {
+                thread::sleep(BACKOFF);
+            }
+        }
+        // Nobody is shown what was so before they came.
+        view.current = None;
+        let now = Instant::now();
+        for visitor in &mut visitors {
+            visitor.go_on(now, &mut view);
+        }
+        visitors.retain(|visitor| !matches!(visitor.stage, Stage::Gone));
+    }
+}
+
+/// Waits until somebody comes, moves or overstays. Says at which doors somebody stands.
+fn wait(doors: &[Door], visitors: &[Visitor]) -> Vec<bool> {
+    let knock = doors.iter().map(|door| PollFd::new(door.socket.as_fd(), PollFlags::POLLIN));
+    let moves = visitors.iter().map(|visitor| {
+        let flags = match visitor.stage {
+            Stage::Answered(..) => PollFlags::POLLOUT,
+            Stage::New(_) | Stage::Asking(_) | Stage::Leaving | Stage::Gone => PollFlags::POLLIN,
+        };
+        PollFd::new(visitor.socket.as_fd(), flags)
+    });
+    let mut sources: Vec<PollFd<'_>> = knock.chain(moves).collect();
+    let deadline = visitors.iter().map(|visitor| visitor.deadline).min();
+    let timeout = deadline.map_or(PollTimeout::NONE, |deadline| {
+        // One millisecond more, or the wait would end just before its moment and be repeated.
+        let left = deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+        PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+    });
+    if poll(&mut sources, timeout).is_err() {
+        // A signal, or no memory: look again in a moment.
+        thread::sleep(Duration::from_millis(1));
+        return vec![false; doors.len()];
+    }
+    sources[..doors.len()].iter().map(|source| source.any().unwrap_or(false)).collect()
+}
+
+/// Takes in those who stand at a door, in portions. False if the system is short of something.
+fn welcome(index: usize, door: &Door, visitors: &mut Vec<Visitor>) -> bool {
+    for _ in 0..VISITORS_MAX {
+        let socket = match door.socket.accept() {
+            Ok((socket, _)) => socket,
+            Err(error) => {
+                use io::ErrorKind::{ConnectionAborted, Interrupted, WouldBlock};
+                return matches!(error.kind(), WouldBlock | Interrupted | ConnectionAborted);
+            }
+        };
+        if socket.set_nonblocking(true).is_err() {
+            continue;
+        }
+        let mut inside = (0..visitors.len()).filter(|&other| visitors[other].door == index);
+        let oldest = inside.clone().next();
+        if let Some(oldest) = oldest
+            && inside.by_ref().count() >= VISITORS_MAX
+        {
+            // They stand in the order in which they came.
+            visitors.remove(oldest);
+        }
+        let stage = Stage::New(door.service);
+        let deadline = Instant::now() + PATIENCE;
+        visitors.push(Visitor { door: index, socket, deadline, stage });
+    }
+    true
+}
+
+/// What HAProxy is to think of this server.
+fn agent_line(snapshot: &Snapshot) -> Vec<u8> {
+    let line = match (snapshot.state, snapshot.hanging_worker()) {
+        (State::Leaving | State::Draining, _) => "drain\n".to_owned(),
+        (State::Starting, _) => "down#starting\n".to_owned(),
+        (State::Ready, Some(worker)) => format!("down#worker {worker} does not turn\n"),
+        (State::Ready, None) => "up ready\n".to_owned(),
+    };
+    line.into_bytes()
+}
+
+impl Visitor {
+    /// Does as much as can be done without waiting.
+    fn go_on<G: Fn() -> Snapshot>(&mut self, now: Instant, view: &mut View<G>) {
+        if let Stage::New(service) = self.stage {
+            let (snapshot, json) = view.look();
+            self.stage = match service {
+                Service::Status => Stage::Answered(Arc::clone(json), 0),
+                Service::AgentCheck => Stage::Answered(agent_line(snapshot).into(), 0),
+                Service::Metrics => Stage::Asking(Vec::new()),
+            };
+        }
+        if let Stage::Asking(input) = &mut self.stage {
+            match ask(&self.socket, input) {
+                Ok(Parsed::Partial) if now >= self.deadline => {
+                    self.answer(http::refuse(Refusal::Timeout), now);
+                }
+                Ok(Parsed::Partial) => return,
+                Ok(Parsed::Request(request)) => self.answer(page(request, view), now),
+                Ok(Parsed::Refused(refusal)) => self.answer(http::refuse(refusal), now),
+                Err(()) => self.stage = Stage::Gone,
+            }
+        }
+        if let Stage::Answered(bytes, sent) = &mut self.stage {
+            match write(&self.socket, bytes, sent) {
+                Ok(true) => {
+                    let _ = self.socket.shutdown(Shutdown::Write);
+                    self.stage = Stage::Leaving;
+                    self.deadline = now + PATIENCE_FOR_GOODBYE;
+                }
+                Ok(false) => {}
+                Err(()) => self.stage = Stage::Gone,
+            }
+        }
+        let goodbye = matches!(self.stage, Stage::Leaving) && has_left(&self.socket);
+        if goodbye || now >= self.deadline {
+            self.stage = Stage::Gone;
+        }
+    }
+
+    fn answer(&mut self, bytes: Vec<u8>, now: Instant) {
+        self.stage = Stage::Answered(bytes.into(), 0);
+        self.deadline = now + PATIENCE;
+    }
+}
+
+/// Reads on, and says what the request comes to. An error is the end of the connection.
+fn ask(mut socket: &Socket, input: &mut Vec<u8>) -> Result<Parsed, ()> {
+    let mut portion = [0; 2048];
+    while input.len() < http::HEAD_MAX {
+        match socket.read(&mut portion) {
+            Ok(0) => return Err(()),
+            Ok(length) => {
+                input.extend_from_slice(&portion[..length]);
+                // Only when bytes have come is there anything new to be said.
+                let parsed = http::parse(input);
+                if parsed != Parsed::Partial {
+                    return Ok(parsed);
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Parsed::Partial),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return Err(()),
+        }
+    }
+    Ok(http::parse(input))
+}
+
+fn page<G: Fn() -> Snapshot>(request: Request, view: &mut View<G>) -> Vec<u8> {
+    let (snapshot, _) = view.look();
+    let head_only = request.head_only;
+    match request.page {
+        Page::Metrics => {
+            http::answer("200 OK", http::EXPOSITION, &exposition::text(snapshot), head_only)
+        }
+        Page::Health => {
+            let hanging = snapshot.hanging_worker();
+            let fault = hanging.map(|worker| format!("worker {worker} does not turn"));
+            http::verdict(fault.as_deref(), head_only)
+        }
+        Page::Ready => {
+            let fault = (snapshot.state != State::Ready).then_some(snapshot.state.name());
+            http::verdict(fault, head_only)
+        }
+    }
+}
+
+/// Writes on; true when everything has gone. An error is the end of the connection.
+fn write(mut socket: &Socket, bytes: &[u8], sent: &mut usize) -> Result<bool, ()> {
+    while *sent < bytes.len() {
+        match socket.write(&bytes[*sent..]) {
+            Ok(length) => *sent += length,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return Err(()),
+        }
+    }
+    Ok(true)
+}
+
+/// Throws away what still comes, in portions, and says whether that was the end.
+fn has_left(socket: &Socket) -> bool {
+    let mut portion = [MaybeUninit::uninit(); 2048];
+    match socket.recv(&mut portion) {
+        Ok(length) => length == 0,
+        Err(error) => {
+            !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+        }
+    }
+}

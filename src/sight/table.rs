@@ -1,0 +1,251 @@
+//! A snapshot for people: one line that sums it up, then a table of listeners, one of workers, and
+//! what went wrong.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use super::snapshot::{Figures, Snapshot};
+
+/// The text, with rates since `before` if there was an earlier look.
+pub(super) fn text(snapshot: &Snapshot, before: Option<&Snapshot>) -> String {
+    let mut text = heading(snapshot);
+    text += "\n";
+    text += &table(&listeners(snapshot, before));
+    text += "\n";
+    text += &table(&workers(snapshot, before));
+    let residence = snapshot.total.residence_seconds;
+    if residence.count > 0 {
+        let shares = [
+            ("half", residence.p50),
+            ("90 %", residence.p90),
+            ("99 %", residence.p99),
+            ("99.9 %", residence.p999),
+            ("all", residence.max),
+        ];
+        let shares = shares.map(|(share, time)| format!("{share} up to {}", duration(time)));
+        writeln!(text, "\nresidence time: {}", shares.join(", ")).expect(WRITES);
+    }
+    for (what, counts) in rarities(&snapshot.total) {
+        writeln!(text, "{what}: {counts}").expect(WRITES);
+    }
+    text
+}
+
+const WRITES: &str = "invariant: a string takes everything";
+
+fn heading(snapshot: &Snapshot) -> String {
+    let uptime = humane(Duration::from_secs_f64(snapshot.uptime_seconds.max(0.0)));
+    let total = &snapshot.total;
+    let mut text = format!(
+        "echo-uring {}: {} for {uptime}, {} connections ({} stalled, {} B held for them), \
+         {} of {} buffers lent\n",
+        snapshot.version,
+        snapshot.state.name(),
+        total.connections,
+        total.connections_stalled,
+        total.stalled_bytes,
+        total.buffers.lent,
+        total.buffers.total,
+    );
+    if let Some(worker) = snapshot.hanging_worker() {
+        writeln!(text, "worker {worker} does not turn its loop").expect(WRITES);
+    }
+    text
+}
+
+type Row = Vec<String>;
+
+fn row<const N: usize>(cells: [&str; N]) -> Row {
+    cells.map(str::to_owned).into()
+}
+
+fn listeners(snapshot: &Snapshot, before: Option<&Snapshot>) -> Vec<Row> {
+    let head = [
+        "LISTENER", "ADDRESS", "OPEN", "ACCEPTED", "CLOSED", "REFUSED", "ECHOES", "BYTES",
+        "ECHOES/S",
+    ];
+    let mut rows = vec![row(head)];
+    for (index, it) in snapshot.listeners.iter().enumerate() {
+        let earlier = before.and_then(|before| before.listeners.get(index));
+        rows.push(vec![
+            it.name.clone(),
+            it.address.clone(),
+            it.connections.to_string(),
+            it.accepted.to_string(),
+            it.closed.values().sum::<u64>().to_string(),
+            it.refused.values().sum::<u64>().to_string(),
+            it.messages_sent.to_string(),
+            it.bytes_sent.to_string(),
+            rate(snapshot, before, it.messages_sent, earlier.map(|earlier| earlier.messages_sent)),
+        ]);
+    }
+    rows
+}
+
+fn workers(snapshot: &Snapshot, before: Option<&Snapshot>) -> Vec<Row> {
+    let head = [
+        "WORKER", "OPEN", "STALLED", "BUFFERS", "WAITS", "SHORT", "ECHOES", "TURNS", "P50", "P99",
+        "ECHOES/S",
+    ];
+    let mut rows = vec![row(head)];
+    for (index, it) in snapshot.workers.iter().enumerate() {
+        let earlier = before.and_then(|before| before.workers.get(index));
+        let earlier = earlier.map(|earlier| earlier.figures.messages_sent);
+        let figures = &it.figures;
+        rows.push(vec![
+            index.to_string(),
+            figures.connections.to_string(),
+            figures.connections_stalled.to_string(),
+            format!("{}/{}", figures.buffers.lent, figures.buffers.total),
+            figures.ring.buffer_waits.to_string(),
+            figures.ring.short_sends.to_string(),
+            figures.messages_sent.to_string(),
+            it.turns.to_string(),
+            duration(figures.residence_seconds.p50),
+            duration(figures.residence_seconds.p99),
+            rate(snapshot, before, figures.messages_sent, earlier),
+        ]);
+    }
+    rows
+}
+
+/// Events a second between the two looks.
+fn rate(now: &Snapshot, before: Option<&Snapshot>, count: u64, earlier: Option<u64>) -> String {
+    let (Some(before), Some(earlier)) = (before, earlier) else { return "-".to_owned() };
+    let seconds = now.uptime_seconds - before.uptime_seconds;
+    // A daemon that was restarted in between has counted less.
+    if seconds <= 0.0 || count < earlier {
+        return "-".to_owned();
+    }
+    format!("{:.0}", (count - earlier) as f64 / seconds)
+}
+
+/// What is worth a line only if it has happened.
+fn rarities(total: &Figures) -> Vec<(&'static str, String)> {
+    let ring = BTreeMap::from([
+        ("buffer waits".to_owned(), total.ring.buffer_waits),
+        ("short sends".to_owned(), total.ring.short_sends),
+        ("completion overflows".to_owned(), total.ring.completion_overflows),
+        ("memory retries".to_owned(), total.ring.memory_retries),
+        ("all places taken".to_owned(), total.ring.full),
+    ]);
+    let lines = [
+        ("closed", counts(&total.closed)),
+        ("refused", counts(&total.refused)),
+        ("accepts failed", counts(&total.accept_failures)),
+        ("ring", counts(&ring)),
+    ];
+    lines.into_iter().filter(|(_, text)| !text.is_empty()).collect()
+}
+
+fn counts(counts: &BTreeMap<String, u64>) -> String {
+    let some = counts.iter().filter(|(_, count)| **count > 0);
+    some.map(|(name, count)| format!("{count} {name}")).collect::<Vec<_>>().join(", ")
+}
+
+/// Columns as wide as their widest cell; names to the left, numbers to the right.
+fn table(rows: &[Row]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let is_name = |column: usize| rows[0][column] == "LISTENER" || rows[0][column] == "ADDRESS";
+    let mut text = String::new();
+    for row in rows {
+        let cells = row.iter().enumerate().map(|(column, cell)| {
+            let width = widths[column];
+            if is_name(column) { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
+        });
+        let line = cells.collect::<Vec<_>>().join("  ");
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// `820 us`, `3.1 ms`, `2.0 s`.
+fn duration(seconds: f64) -> String {
+    match seconds * 1e6 {
+        micros if micros < 1_000.0 => format!("{micros:.0} us"),
+        micros if micros < 1_000_000.0 => format!("{:.1} ms", micros / 1_000.0),
+        micros => format!("{:.1} s", micros / 1_000_000.0),
+    }
+}
+
+/// Whole seconds, in at most two units.
+fn humane(time: Duration) -> String {
+    let seconds = time.as_secs();
+    let units = [("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)];
+    let parts = units.iter().scan(seconds, |left, (unit, size)| {
+        let count = *left / size;
+        *left %= size;
+        Some((count, unit))
+    });
+    let parts: Vec<String> = parts
+        .skip_while(|(count, _)| *count == 0)
+        .take(2)
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, unit)| format!("{count} {unit}"))
+        .collect();
+    if parts.is_empty() { "0 s".to_owned() } else { parts.join(" ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sight::snapshot::{ListenerFigures, State, WorkerFigures};
+
+    fn snapshot(messages_sent: u64, uptime_seconds: f64) -> Snapshot {
+        let name = "local".to_owned();
+        let listener =
+            ListenerFigures { name, messages_sent, connections: 3, ..ListenerFigures::default() };
+        let figures = Figures { messages_sent, ..Figures::default() };
+        let worker = WorkerFigures { turning: true, figures, ..WorkerFigures::default() };
+        Snapshot {
+            version: "1.2.3".to_owned(),
+            state: State::Ready,
+            uptime_seconds,
+            listeners: vec![listener],
+            workers: vec![worker],
+            ..Snapshot::default()
+        }
+    }
+
+    #[test]
+    fn rates_come_with_the_second_look() {
+        let (first, second) = (snapshot(100, 3_700.0), snapshot(400, 3_702.0));
+        let text = text(&first, None);
+        assert!(text.starts_with("echo-uring 1.2.3: ready for 1 h 1 min, 0 connections"), "{text}");
+        let last = |text: &str, name: &str| {
+            let line = text.lines().find(|line| line.trim_start().starts_with(name)).unwrap();
+            line.split_whitespace().last().unwrap().to_owned()
+        };
+        assert_eq!(last(&text, "local"), "-");
+        let watched = super::text(&second, Some(&first));
+        assert_eq!((last(&watched, "local"), last(&watched, "0")), ("150".into(), "150".into()));
+        let restarted = super::text(&first, Some(&second));
+        assert_eq!(last(&restarted, "local"), "-");
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        let mut snapshot = snapshot(0, 0.0);
+        snapshot.workers[0].turning = false;
+        snapshot.total.closed.insert("reset".to_owned(), 7);
+        let text = text(&snapshot, None);
+        for part in ["ready for 0 s", "worker 0 does not turn", "closed: 7 reset\n"] {
+            assert!(text.contains(part), "{part:?} is missing:\n{text}");
+        }
+        assert!(!text.contains("accepts failed") && !text.contains("residence"), "{text}");
+    }
+
+    #[test]
+    fn times_are_told_in_their_unit() {
+        assert_eq!([5e-6, 3.14e-3, 2.0].map(duration), ["5 us", "3.1 ms", "2.0 s"]);
+        let humane = |seconds| super::humane(Duration::from_secs(seconds));
+        assert_eq!([59, 3_600, 90_000].map(humane), ["59 s", "1 h", "1 d 1 h"]);
+    }
+}

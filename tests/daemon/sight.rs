@@ -1,0 +1,259 @@
+//! What others may see of the running daemon, and that whoever looks harms nobody: neither an echo
+//! nor another who looks.
+
+use std::io::{ErrorKind, Read, Write};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use socket2::Socket;
+
+use crate::daemon::{Daemon, Launch, run_to_end};
+use crate::ending::Losses;
+use crate::machine::{Scratch, alone, in_company, patience, wait_until};
+use crate::place::{Listening, Place, ping};
+
+/// The places that a socket to look in has.
+const VISITORS: usize = 32;
+
+/// A daemon with one of each kind of window, and where its Unix socket is.
+fn start(config: &str) -> (Daemon, Scratch) {
+    let scratch = Scratch::new();
+    let windows = vec![
+        ("status", Listening::unix(&scratch.path("status"))),
+        ("metrics", Listening::ipv4()),
+        ("agent-check", Listening::ipv4()),
+    ];
+    (Launch { windows, ..Launch::with_config(config) }.start(), scratch)
+}
+
+/// Everything that comes from a new connection to `place` after `request` was sent.
+fn answer(place: &Place, request: &[u8]) -> String {
+    let socket = place.connect();
+    (&socket).write_all(request).unwrap();
+    rest(&socket)
+}
+
+/// Everything that still comes.
+fn rest(mut socket: &Socket) -> String {
+    let mut text = Vec::new();
+    match socket.read_to_end(&mut text) {
+        Err(error) if error.kind() != ErrorKind::ConnectionReset => panic!("{error}"),
+        Ok(_) | Err(_) => String::from_utf8(text).unwrap(),
+    }
+}
+
+fn status(daemon: &Daemon) -> Value {
+    serde_json::from_str(&answer(daemon.window("status"), b"")).unwrap()
+}
+
+fn get(daemon: &Daemon, path: &str) -> String {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n");
+    answer(daemon.window("metrics"), request.as_bytes())
+}
+
+#[test]
+fn a_snapshot_counts_what_was_done_exactly() {
+    let _quiet = in_company();
+    let (daemon, _scratch) = start("[server]\nworkers = 2\n");
+    let peers: Vec<Socket> = (0..3).map(|_| daemon.place().connect()).collect();
+    for peer in &peers {
+        for _ in 0..5 {
+            assert!(ping(peer, b"seven b"));
+        }
+    }
+    drop(peers);
+    wait_until("the connections to be closed", patience(10.0), || {
+        status(&daemon)["total"]["connections"] == 0
+    });
+    let seen = status(&daemon);
+    let listener = &seen["listeners"][0];
+    assert_eq!(listener["protocol"], "tcp");
+    for (name, expected) in [
+        ("accepted", 3),
+        ("bytes_received", 105),
+        ("bytes_sent", 105),
+        ("messages_received", 15),
+        ("messages_sent", 15),
+    ] {
+        assert_eq!(seen["total"][name], expected, "{name}: {seen}");
+        assert_eq!(listener[name], expected, "{name}: {seen}");
+        let workers = seen["workers"].as_array().unwrap().iter();
+        let sum: u64 = workers.map(|worker| worker[name].as_u64().unwrap()).sum();
+        assert_eq!(sum, expected, "{name}: {seen}");
+    }
+    assert_eq!(seen["total"]["closed"]["finished"], 3, "{seen}");
+    assert_eq!(seen["total"]["residence_seconds"]["count"], 15, "{seen}");
+    assert!(seen["total"]["residence_seconds"]["p50"].as_f64().unwrap() < 10.0, "{seen}");
+    assert_eq!(seen["state"], "ready");
+    assert_eq!(seen["workers"][1]["turning"], true);
+    assert_eq!(seen["total"]["buffers"]["lent"], 0);
+    daemon.stop();
+}
+
+#[test]
+fn http_is_answered_as_it_should_be() {
+    let _quiet = in_company();
+    let (daemon, _scratch) = start("");
+    assert!(daemon.place().answers(patience(10.0)));
+    let metrics = get(&daemon, "/metrics");
+    assert!(metrics.starts_with("HTTP/1.1 200 OK\r\n"), "{metrics}");
+    for part in [
+        "Content-Type: text/plain; version=0.0.4; charset=utf-8\r\n",
+        "echo_uring_sent_messages_total{listener=\"test\",protocol=\"tcp\"} 1\n",
+        "echo_uring_residence_seconds_bucket{le=\"+Inf\"} 1\n",
+        "echo_uring_ready 1\n",
+    ] {
+        assert!(metrics.contains(part), "{part:?} is missing:\n{metrics}");
+    }
+    assert!(get(&daemon, "/healthz").ends_with("\r\n\r\nok\n"));
+    assert!(get(&daemon, "/ready").ends_with("\r\n\r\nok\n"));
+    let long = format!("GET /metrics HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(9_000));
+    for (request, code) in [
+        ("GET /other HTTP/1.1\r\n\r\n", "404 "),
+        ("DELETE /metrics HTTP/1.1\r\n\r\n", "405 "),
+        ("\u{1}\u{2}\u{3}\r\n\r\n", "400 "),
+        (&long, "431 "),
+    ] {
+        let text = answer(daemon.window("metrics"), request.as_bytes());
+        assert!(text.starts_with(&format!("HTTP/1.1 {code}")), "{request:.40}: {text}");
+    }
+    let head = answer(daemon.window("metrics"), b"HEAD /ready HTTP/1.0\r\n\r\n");
+    assert!(head.starts_with("HTTP/1.1 200") && head.ends_with("\r\n\r\n"), "{head}");
+    daemon.stop();
+}
+
+/// Goal: visitors who send nothing, or half a request, or never read keep neither the echo nor
+/// other visitors waiting, and are shown out in the end.
+#[test]
+fn slow_visitors_harm_nobody() {
+    let _quiet = alone();
+    let (daemon, _scratch) = start("");
+    let mut idlers = Vec::new();
+    for name in ["status", "metrics", "agent-check"] {
+        for _ in 0..2 * VISITORS {
+            let socket = daemon.window(name).connect();
+            let _ = (&socket).write_all(b"GET /metrics HT");
+            idlers.push(socket);
+        }
+    }
+    let began = Instant::now();
+    assert!(daemon.place().answers(patience(5.0)));
+    assert_eq!(status(&daemon)["state"], "ready");
+    assert!(get(&daemon, "/ready").starts_with("HTTP/1.1 200"));
+    assert_eq!(answer(daemon.window("agent-check"), b""), "up ready\n");
+    assert!(began.elapsed() < patience(3.0), "it took {:?}", began.elapsed());
+    let last = daemon.window("metrics").connect();
+    (&last).write_all(b"GET /re").unwrap();
+    let text = rest(&last);
+    assert!(text.starts_with("HTTP/1.1 408 "), "{text}");
+    // All of them are gone by now, though they hold on to their ends.
+    daemon.settle();
+    drop(idlers);
+    daemon.stop();
+}
+
+#[test]
+fn garbage_harms_nobody() {
+    let _quiet = in_company();
+    let (daemon, _scratch) = start("");
+    let garbage: Vec<u8> = (0..100_000_u32).map(|index| (index * 31 % 251) as u8).collect();
+    for name in ["status", "metrics", "agent-check"] {
+        for _ in 0..5 {
+            // It may be reset in the middle of what it says.
+            let _ = (&daemon.window(name).connect()).write_all(&garbage);
+        }
+    }
+    assert!(daemon.place().answers(patience(10.0)));
+    assert_eq!(status(&daemon)["total"]["accepted"], 1);
+    daemon.stop();
+}
+
+#[test]
+fn a_thousand_look_while_echoes_go_on() {
+    let _quiet = alone();
+    let (daemon, _scratch) = start("[server]\nworkers = 2\n");
+    let place = daemon.place().clone();
+    let window = daemon.window("status").clone();
+    std::thread::scope(|scope| {
+        let echoes = scope.spawn(move || {
+            let peer = place.connect();
+            (0..2_000).filter(|_| ping(&peer, b"and on")).count()
+        });
+        let mut lookers: Vec<Socket> = Vec::new();
+        for _ in 0..1_000 {
+            lookers.push(window.connect());
+        }
+        // Those who were too many at a time were turned out; none got half an answer.
+        let answers: Vec<String> = lookers.iter().map(rest).filter(|it| !it.is_empty()).collect();
+        for answer in &answers {
+            let seen: Value = serde_json::from_str(answer).unwrap();
+            assert_eq!(seen["state"], "ready");
+        }
+        assert!(answers.len() >= VISITORS, "{} answers", answers.len());
+        println!("{} of 1000 were answered", answers.len());
+        assert_eq!(echoes.join().unwrap(), 2_000);
+    });
+    assert_eq!(status(&daemon)["total"]["messages_sent"], 2_000);
+    daemon.stop();
+}
+
+/// Goal: a balancer learns of the end before anybody is refused.
+#[test]
+fn the_end_is_announced_before_accepting_stops() {
+    let _quiet = in_company();
+    let (daemon, _scratch) = start("[timeouts]\ndrain-lead = \"2s\"\ndrain = \"20s\"\n");
+    let old = daemon.place().connect();
+    assert!(ping(&old, b"before"));
+    assert_eq!(answer(daemon.window("agent-check"), b"what?\n"), "up ready\n");
+    let began = Instant::now();
+    daemon.signal(Signal::SIGTERM);
+    wait_until("/ready to say 503", patience(1.5), || {
+        get(&daemon, "/ready").starts_with("HTTP/1.1 503 ")
+    });
+    assert!(get(&daemon, "/ready").ends_with("leaving\n"));
+    assert!(get(&daemon, "/healthz").starts_with("HTTP/1.1 200"));
+    assert_eq!(answer(daemon.window("agent-check"), b""), "drain\n");
+    assert!(daemon.place().answers(patience(1.0)), "it does not accept any more");
+    assert!(began.elapsed() < Duration::from_secs(2), "too slow to have seen anything");
+    wait_until("the drain", patience(10.0), || status(&daemon)["state"] == "draining");
+    assert!(began.elapsed() >= Duration::from_secs(2), "after {:?}", began.elapsed());
+    assert!(ping(&old, b"still echoed"));
+    assert!(get(&daemon, "/ready").ends_with("draining\n"));
+    drop(old);
+    daemon.finish(Losses::None);
+}
+
+#[test]
+fn a_second_signal_skips_the_announcement() {
+    let _quiet = in_company();
+    let (daemon, _scratch) = start("[timeouts]\ndrain-lead = \"1h\"\n");
+    daemon.signal(Signal::SIGTERM);
+    daemon.lines.wait_for("leaving: ", patience(10.0));
+    daemon.signal(Signal::SIGTERM);
+    daemon.lines.wait_for("draining: ", patience(10.0));
+    daemon.finish(Losses::None);
+}
+
+#[test]
+fn the_status_command_shows_a_table_or_json() {
+    let _quiet = in_company();
+    let (daemon, scratch) = start("");
+    assert!(daemon.place().answers(patience(10.0)));
+    let path = scratch.path("status");
+    let socket = ["status", "--socket", path.to_str().unwrap()];
+    let table = run_to_end(&socket, None);
+    let text = String::from_utf8(table.stdout).unwrap();
+    assert!(table.status.success() && text.contains(": ready for "), "{text}");
+    let line = text.lines().find(|line| line.starts_with("test ")).unwrap();
+    assert!(line.contains("127.0.0.1:"), "{text}");
+    let json = run_to_end(&[&socket[..], &["--json"]].concat(), None);
+    let seen: Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(seen["total"]["accepted"], 1);
+    daemon.stop();
+    let nobody = run_to_end(&socket, None);
+    let text = String::from_utf8(nobody.stderr).unwrap();
+    assert_eq!(nobody.status.code(), Some(69), "{text}");
+    assert_eq!(text.lines().count(), 1, "{text}");
+    assert!(text.contains("does not answer") && text.contains("systemctl status"), "{text}");
+}

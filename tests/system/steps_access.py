@@ -1,0 +1,33 @@
+"""Who is let in, as the package is shipped: the sandbox must let the daemon ask for addresses.
+
+It knows the configuration file and the journal, and nothing of how a peer is judged.
+"""
+
+from checks import CONFIG, SERVICE, echoes, last_account
+from machine import eventually, expect
+
+
+def sources_are_judged(machine, _packages):
+    """A denied address is refused and another is served; a source keeps to its cap."""
+    machine.run(f"cp -p {CONFIG} /var/tmp/shipped.toml")
+    machine.run(f"""sed -i 's/^deny = .*/deny = ["127.0.0.1"]/' {CONFIG}""")
+    machine.run(
+        f"""sed -i 's/^max-connections-per-source = .*/max-connections-per-source = 1/' {CONFIG}"""
+    )
+    machine.run(f"systemctl restart {SERVICE}")
+    refused = machine.traffic("echo", "--address", "127.0.0.1", "--bytes", 1)
+    expect(not refused["exact"] and not refused["refused"], f"127.0.0.1 is denied: {refused}")
+    echoes(machine, ("::1",))
+    held = machine.traffic("hold", "--address", "::1", "--connections", 3)
+    expect(held["served"] == 1, f"a source that may have one connection: {held}")
+    for words in ("refused by [access]", "had limits.max-connections-per-source already"):
+        eventually(
+            lambda words=words: any(words in text for text in machine.messages()),
+            15,
+            f"the journal does not tell: {words}",
+        )
+    machine.run(f"mv /var/tmp/shipped.toml {CONFIG} && systemctl restart {SERVICE}")
+    account = last_account(machine)
+    expect(account["refused"] >= 3, f"1 and 2 were refused: {account}")
+    echoes(machine)
+    return f"{account['refused']} refused, told by reason"
