@@ -285,11 +285,10 @@ fn each_error_names_line_key_and_cure() {
         let (section, name) = key.split_once('.').unwrap();
         for (value, problem) in values {
             let text = format!("\n[{section}]\n# A comment.\n{name} = {value}\n");
-            assert_eq!(
-                refusal(&text),
-                format!("FILE:4:{}: {key}: {problem}; {cure}", 4 + name.len()),
-                "for {text}"
-            );
+            // In a list it is the entry that is named.
+            let column = name.len() + " = ".len() + 1 + usize::from(value.starts_with('['));
+            let expected = format!("FILE:4:{column}: {key}: {problem}; {cure}");
+            assert_eq!(refusal(&text), expected, "for {text}");
         }
     }
 }
@@ -325,13 +324,13 @@ fn unknown_sections_and_keys_are_refused_with_those_that_there_are() {
 fn a_broken_network_is_refused_with_its_own_line() {
     let cure = "use one such as \"10.0.0.0/8\", \"2001:db8::/32\" or a single address \
                 (numbers, not host names)";
-    for (text, line, entry) in [
-        ("[access]\ndeny = ['10.0.0.0/8', 'host']\n", 2, "host"),
-        ("[access]\nallow = [\n  '::1', # 'host'\n\n  \"10.0.0.0/40\",\n]\n", 5, "10.0.0.0/40"),
-        ("access = { allow = [\n'1.2.3' ] }", 2, "1.2.3"),
+    for (text, place, entry) in [
+        ("[access]\ndeny = ['10.0.0.0/8', 'host']\n", "2:23", "host"),
+        ("[access]\nallow = [\n  '::1', # 'host'\n\n  \"10.0.0.0/40\",\n]\n", "5:3", "10.0.0.0/40"),
+        ("access = { allow = [\n'1.2.3' ] }", "2:1", "1.2.3"),
     ] {
         let key = if text.contains("deny") { "deny" } else { "allow" };
-        let expected = format!("FILE:{line}: access.{key}: {entry:?} is no network; {cure}");
+        let expected = format!("FILE:{place}: access.{key}: {entry:?} is no network; {cure}");
         assert_eq!(refusal(text), expected);
     }
 }
