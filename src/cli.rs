@@ -27,6 +27,20 @@ pub enum Command {
     Reload(Options),
     /// Ask a running daemon how it is.
     Status(StatusOptions),
+    /// Look at machine, configuration and sandbox, and say what is wrong.
+    Doctor(DoctorOptions),
+}
+
+/// What the doctor is to look at, and how it is to tell.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
+pub struct DoctorOptions {
+    /// The configuration to look at.
+    #[command(flatten)]
+    pub options: Options,
+
+    /// Print the findings as one JSON object
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// What the service is run with; it may stand before or after the command.
@@ -91,6 +105,9 @@ enum Verb {
     Reload(Options),
     /// Show what a running daemon does: connections, traffic, trouble, per listener and worker
     Status(StatusOptions),
+    /// Look at kernel, limits, sockets, sandbox and configuration; exit with 1 if there is a
+    /// problem
+    Doctor(DoctorOptions),
 }
 
 fn level_parser() -> impl TypedValueParser<Value = LevelFilter> {
@@ -141,6 +158,10 @@ where
             Verb::Reload(after) => Command::Reload(before.joined(after)?),
             Verb::Status(_) if before != Options::default() => return Err(misplaced()),
             Verb::Status(options) => Command::Status(options),
+            Verb::Doctor(doctor) => {
+                let options = before.joined(doctor.options)?;
+                Command::Doctor(DoctorOptions { options, ..doctor })
+            }
         })
     });
     parsed.map_err(|error| refusal(&error))

@@ -68,9 +68,12 @@ impl Failure {
                 error.raw_os_error()
             }
             Self::Uring(Unusable::Forbidden(_)) => Some(nix::libc::EPERM),
-            Self::Uring(Unusable::Missing | Unusable::TooOld(_) | Unusable::Unrestricted(_)) => {
-                Some(nix::libc::ENOSYS)
-            }
+            Self::Uring(
+                Unusable::Missing
+                | Unusable::TooOld(_)
+                | Unusable::NoOperation(_)
+                | Unusable::Unrestricted(_),
+            ) => Some(nix::libc::ENOSYS),
             Self::Listen(_) | Self::Ring(..) | Self::Panic(_) => None,
         };
         code.unwrap_or(nix::libc::EIO).unsigned_abs()

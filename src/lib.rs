@@ -8,12 +8,14 @@
 //! - [`worker`]: the loop of one thread, which joins the two.
 //! - [`daemon`]: start-up order, workers, signals, watchdog, drain, exit.
 //! - [`sight`]: what others may see of the running daemon, and the command that shows it.
+//! - [`doctor`]: looks at machine, configuration and sandbox, and says what is wrong.
 //! - [`cli`], [`config`], [`listen`], [`logging`], [`metrics`], [`systemd`]: the leaves, each with
 //!   one outside world to know.
 
 pub mod cli;
 pub mod config;
 pub mod daemon;
+pub mod doctor;
 pub mod echo;
 pub mod listen;
 pub mod logging;

@@ -10,6 +10,7 @@ mod inherited;
 
 use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -131,6 +132,12 @@ impl ListenError {
         }
     }
 
+    /// Whether somebody else has the address.
+    #[must_use]
+    pub fn is_in_use(&self) -> bool {
+        matches!(self, Self::Bind { cause, .. } if errno(cause) == Errno::EADDRINUSE)
+    }
+
     /// Whether the host lacks the address or its whole family: the one excuse of a built-in
     /// listener.
     fn is_absence(&self) -> bool {
@@ -185,6 +192,20 @@ fn bind_cure(address: &Address, cause: &io::Error) -> String {
         Errno::EAFNOSUPPORT => "use an address of a family that this kernel has".to_owned(),
         _ => "use another address with --listen".to_owned(),
     }
+}
+
+/// Whether a service manager has passed sockets to this very process.
+#[must_use]
+pub fn is_anything_inherited() -> bool {
+    std::env::var("LISTEN_PID").is_ok_and(|pid| pid == std::process::id().to_string())
+}
+
+/// Whether `address` could be bound now: it is, for a moment, without ever listening.
+///
+/// # Errors
+/// When it cannot, and why.
+pub fn rehearse(address: SocketAddr) -> Result<(), ListenError> {
+    bound::bind_inet_socket(address).map(drop)
 }
 
 /// Takes the sockets that a service manager passed or, if there are none, binds those of

@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 
 use echo_uring::cli::{self, Command};
-use echo_uring::daemon;
 use echo_uring::sight::client::{self, Form, Times};
+use echo_uring::{daemon, doctor};
 
 fn main() -> ExitCode {
     match cli::parse() {
@@ -16,6 +16,7 @@ fn main() -> ExitCode {
             if options.json { Form::Json } else { Form::Table },
             if options.watch { Times::Watch } else { Times::Once },
         ),
+        Ok(Command::Doctor(options)) => doctor::examine(&options),
         Err(status) => status,
     }
 }

@@ -124,15 +124,32 @@ impl Admission {
         Some((id, verdict))
     }
 
+    /// A connection of the process before us is here, and stays whatever the caps say. It counts
+    /// for those who come after, unless its page is in other hands all the time; its bucket is not
+    /// touched.
+    pub(super) fn count_adopted(&mut self, now: Timestamp, id: ConnectionId, source: Source) {
+        const TRIES: usize = 1000;
+        let caps = &self.rules.caps;
+        let Some(key) = caps.key(source).filter(|_| caps.count()) else { return };
+        let boundless = Caps { connections: None, accepts_per_second: None, ..caps.clone() };
+        if (0..TRIES).any(|_| self.book.enter(now, key, &boundless).is_some()) {
+            self.note_counted(id, key);
+        }
+    }
+
+    fn note_counted(&mut self, id: ConnectionId, key: SourceKey) {
+        let slot = id.slot() as usize;
+        if slot >= self.counted.len() {
+            self.counted.resize(slot + 1, None);
+        }
+        self.counted[slot] = Some(key);
+    }
+
     fn count(&mut self, now: Timestamp, id: ConnectionId, key: SourceKey) -> Verdict {
         self.pay(now);
         match self.book.enter(now, key, &self.rules.caps) {
             Some(Ok(())) => {
-                let slot = id.slot() as usize;
-                if slot >= self.counted.len() {
-                    self.counted.resize(slot + 1, None);
-                }
-                self.counted[slot] = Some(key);
+                self.note_counted(id, key);
                 Verdict::Admitted
             }
             Some(Err(reason)) => Verdict::Refused(reason),

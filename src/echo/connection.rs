@@ -21,10 +21,12 @@
 //! (Linux: the request holds the file).
 
 mod audit;
+mod inheritance;
 mod intake;
 mod measure;
 mod patience;
 mod state;
+mod waiting;
 
 #[cfg(test)]
 mod cells;
@@ -235,7 +237,9 @@ impl Connection {
 
     /// Set-aside bytes were sent.
     pub fn on_sent_aside(&mut self, context: &mut Context, length: u32) {
-        let Send::Aside { unsent, charged, step: AsideStep::InFlight } = self.send else {
+        let Send::Aside { unsent, charged, step: AsideStep::InFlight | AsideStep::Stopping } =
+            self.send
+        else {
             unreachable!("set-aside bytes came back unasked: {:?}", self.send)
         };
         assert!(length >= 1 && length <= unsent, "sent {length} of {unsent} bytes");
@@ -251,16 +255,21 @@ impl Connection {
 
     /// The send took nothing.
     pub fn on_send_failed(&mut self, context: &mut Context, error: SendError) {
+        let held = self.send.is_with_kernel();
+        assert!(held, "a send failed that was not under way: {:?}", self.send);
         match (error, self.send) {
-            (_, Send::Idle) => unreachable!("a send failed that was not under way"),
+            (_, Send::Idle) => unreachable!("the kernel holds a send"),
             (SendError::Memory, Send::Trying { .. }) => {
                 context.resources.stats.memory_retries += 1;
                 return self.on_sent(context, 0);
             }
-            (SendError::Memory, Send::Aside { unsent, charged, step }) => {
-                assert_eq!(step, AsideStep::InFlight);
+            (SendError::Stopped, Send::Trying { .. }) => return self.on_sent(context, 0),
+            (SendError::Memory, Send::Aside { unsent, charged, .. }) => {
                 self.send = Send::Aside { unsent, charged, step: AsideStep::Retrying };
                 context.retry_later();
+            }
+            (SendError::Stopped, Send::Aside { unsent, charged, .. }) => {
+                self.send = Send::Aside { unsent, charged, step: AsideStep::Ready };
             }
             (SendError::Failed(error), Send::Trying { buffer, length }) => {
                 self.send = Send::Idle;
@@ -268,33 +277,10 @@ impl Connection {
                 context.recycle(buffer);
                 self.fail(context, error);
             }
-            (SendError::Failed(error), Send::Aside { unsent, charged, step }) => {
-                assert_eq!(step, AsideStep::InFlight);
+            (SendError::Failed(error), Send::Aside { unsent, charged, .. }) => {
                 self.send = Send::Aside { unsent, charged, step: AsideStep::Ready };
                 self.fail(context, error);
             }
-        }
-        self.advance(context);
-    }
-
-    /// A buffer may be at home again: leave the line and arm. Nothing happens if the connection no
-    /// longer waits.
-    pub fn serve(&mut self, context: &mut Context) {
-        if self.receive == Receive::Starved {
-            self.receive = Receive::Off;
-            if self.wants_bytes() {
-                self.arm(context);
-            }
-        }
-    }
-
-    /// The kernel may have memory again.
-    pub fn retry(&mut self, context: &mut Context) {
-        if self.receive == Receive::Retrying {
-            self.receive = Receive::Off;
-        }
-        if let Send::Aside { step: step @ AsideStep::Retrying, .. } = &mut self.send {
-            *step = AsideStep::Ready;
         }
         self.advance(context);
     }
@@ -349,6 +335,9 @@ impl Connection {
             }
             Phase::Lingering(_) => self.advance_receive(context),
         }
+        if context.resources.frozen {
+            self.come_to_rest(context);
+        }
     }
 
     fn advance_send(&mut self, context: &mut Context) -> Pending {
@@ -360,7 +349,7 @@ impl Connection {
                 self.send = Send::Trying { buffer, length };
                 context.ops.push(Op::Send { connection: context.id, buffer, length });
             }
-            Send::Aside { step: step @ AsideStep::Ready, .. } => {
+            Send::Aside { step: step @ AsideStep::Ready, .. } if !context.resources.frozen => {
                 *step = AsideStep::InFlight;
                 context.ops.push(Op::SendAside { connection: context.id });
             }
@@ -371,7 +360,7 @@ impl Connection {
 
     /// Arms the receive when bytes are wanted, and stops a multishot when they are not.
     fn advance_receive(&mut self, context: &mut Context) {
-        let wanted = self.wants_bytes();
+        let wanted = self.wants_bytes(context.resources);
         match self.receive {
             Receive::Off if wanted => {
                 if context.resources.waiting.is_empty() {
@@ -393,8 +382,9 @@ impl Connection {
     }
 
     /// Whether a receive should be armed: a stalled connection catches up first.
-    fn wants_bytes(&self) -> bool {
+    fn wants_bytes(&self, resources: &Resources) -> bool {
         match (self.phase, self.send) {
+            _ if resources.frozen => false,
             (Phase::Lingering(_), _) => true,
             (Phase::Open, Send::Idle | Send::Trying { .. }) => match self.class {
                 SizeClass::Small => self.queue.count() < limits::QUEUE_CHUNKS_MAX,
@@ -427,11 +417,6 @@ impl Connection {
             mode,
             expectation: self.expectation,
         });
-    }
-
-    fn stand_in_line(&mut self, context: &mut Context) {
-        self.receive = Receive::Starved;
-        context.resources.waiting.push_back(context.id);
     }
 
     /// The socket took only `sent` bytes of `buffer`: from now on the connection lives on memory of
@@ -540,6 +525,7 @@ impl Connection {
             | CloseReason::Stalled
             | CloseReason::StalledMemory
             | CloseReason::Unexpected => Op::Abort { connection },
+            CloseReason::HandedOver => unreachable!("it is not ours to close"),
         });
         context.resources.count_close(self.listener, reason);
         context.closed = true;

@@ -16,6 +16,8 @@
 
 use std::fmt;
 
+use super::stats::CloseReason;
+
 /// Milliseconds on the kernel's monotonic clock since an arbitrary start. The core never reads a
 /// clock: it is told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -151,7 +153,8 @@ pub enum Shutdown {
 /// done at once ([`Op::SetAside`], [`Op::Recycle`], [`Op::Shutdown`]) may overtake them. So nothing
 /// may be recycled or shut down for writing while a send of it is under way.
 ///
-/// A connection exists for the driver from [`Event::Accepted`] to [`Op::Close`] or [`Op::Abort`].
+/// A connection exists for the driver from [`Event::Accepted`] or [`Event::Adopted`] to
+/// [`Op::Close`] or [`Op::Abort`], or until it is given away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op {
     /// Accept one connection from `listener` into the free slot that `connection` names. At most
@@ -222,6 +225,11 @@ pub enum Op {
         /// To whom.
         connection: ConnectionId,
     },
+    /// Stop the send of set-aside bytes. It still answers, as stopped or with what it had sent.
+    CancelSend {
+        /// Whose send.
+        connection: ConnectionId,
+    },
     /// Give a lent buffer back to the pool.
     Recycle {
         /// The buffer; nothing in the kernel may still use it.
@@ -285,9 +293,10 @@ pub enum ReceiveEnd {
 /// Why a send failed without taking a byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SendError {
-    /// The kernel was short of memory (ENOMEM, ENOBUFS) or the send was canceled: worth another try
-    /// a little later.
+    /// The kernel was short of memory (ENOMEM, ENOBUFS): worth another try a little later.
     Memory,
+    /// It was canceled.
+    Stopped,
     /// The connection is dead (ECONNRESET, EPIPE, ETIMEDOUT, …).
     Failed(ConnectionError),
 }
@@ -371,6 +380,52 @@ pub enum Event {
         /// When patience ends.
         deadline: Timestamp,
     },
+    /// Stop accepting, receiving and sending, so that every connection comes to rest and can be
+    /// handed to the next process. What does not come to rest until `deadline` is ended.
+    HandOverStarted {
+        /// When patience ends.
+        deadline: Timestamp,
+    },
+    /// A connection of the process before us is here, in a slot that `Server::reserve_slot` gave:
+    /// the driver has its socket and its unsent bytes.
+    Adopted {
+        /// What it is called from now on.
+        connection: ConnectionId,
+        /// Where it came from.
+        source: Source,
+        /// Where it stood.
+        bequest: Bequest,
+    },
+}
+
+/// What a connection at rest hands on, besides its socket and its unsent bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bequest {
+    /// The listener that it came from.
+    pub listener: ListenerId,
+    /// How far its life has come.
+    pub standing: Standing,
+    /// Bytes that were received and not sent yet; they are set aside.
+    pub unsent: u32,
+    /// For how many milliseconds no byte has moved: its timers go on from there.
+    pub quiet_ms: u32,
+    /// For how many milliseconds it has been open.
+    pub age_ms: u64,
+    /// What counts towards its byte limit so far.
+    pub received: u64,
+}
+
+/// How far the life of a connection has come when it is handed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It receives and echoes.
+    Open,
+    /// The peer has sent its FIN: what is unsent is its last word.
+    Finishing,
+    /// We are ending it for this reason, with a FIN behind the unsent bytes.
+    Flushing(CloseReason),
+    /// We have sent FIN for this reason, and wait for the peer's.
+    Lingering(CloseReason),
 }
 
 /// The one seam: what carries out operations and tells what happened.

@@ -76,6 +76,8 @@ pub struct Resources {
     pub pool: Pool,
     /// The counters.
     pub stats: Stats,
+    /// Every connection is to come to rest: nothing is received and no set-aside byte is sent.
+    pub frozen: bool,
     /// What the connection of each slot has received, if there is a byte limit; else it is empty.
     pub received: Vec<u64>,
     /// Those that are kept for each listener.
@@ -100,6 +102,7 @@ impl Resources {
         Self {
             pool: Pool::new(parameters.buffers, parameters.buffer_sizes),
             stats: Stats::default(),
+            frozen: false,
             received: Vec::new(),
             listeners: vec![ListenerStats::default(); usize::from(parameters.listeners)],
             clock_us: 0,
@@ -114,6 +117,12 @@ impl Resources {
     pub fn count_accepted(&mut self, listener: ListenerId) {
         self.stats.accepted += 1;
         self.of(listener).accepted += 1;
+    }
+
+    /// Counts a connection of the process before us.
+    pub fn count_taken_over(&mut self, listener: ListenerId) {
+        self.stats.taken_over += 1;
+        self.of(listener).taken_over += 1;
     }
 
     /// Counts a connection that is closed right after its accept.
@@ -134,6 +143,23 @@ impl Resources {
         let left = limit.saturating_sub(self.received[slot]);
         self.received[slot] += u64::from(length);
         left
+    }
+
+    /// What counts towards the byte limit of a connection.
+    #[must_use]
+    pub fn received_by(&self, id: ConnectionId) -> u64 {
+        self.received.get(id.slot() as usize).copied().unwrap_or(0)
+    }
+
+    /// What the process before us counted towards the byte limit of a connection.
+    pub fn resume_received(&mut self, id: ConnectionId, received: u64) {
+        if self.parameters.tuning.bytes_max.is_some() {
+            let slot = id.slot() as usize;
+            if slot >= self.received.len() {
+                self.received.resize(slot + 1, 0);
+            }
+            self.received[slot] = received;
+        }
     }
 
     /// The slot has a new tenant.
@@ -194,6 +220,13 @@ impl Resources {
             self.stats.aside_bytes = charged;
         }
         granted
+    }
+
+    /// Charges bytes that the process before us had set aside. They exist, whatever the limit says;
+    /// above it nobody else gets any.
+    pub fn charge_adopted(&mut self, length: u32) {
+        self.stats.aside_bytes += u64::from(length);
+        self.stats.bytes_taken_over += u64::from(length);
     }
 
     /// Gives back what was charged.

@@ -14,13 +14,15 @@ use super::admission::Admission;
 use super::connection::{Connection, Phase};
 use super::limits;
 use super::listener::Listener;
-use super::op::{AcceptError, BufferId, ConnectionId, Event, ListenerId, Op, SizeClass, Timestamp};
+use super::op::{
+    AcceptError, Bequest, BufferId, ConnectionId, Event, ListenerId, Op, SizeClass, Timestamp,
+};
 use super::resources::{Context, Resources};
 pub use super::resources::{Parameters, Tuning};
 pub use super::stats::{CloseReason, ListenerStats, RefuseReason, Stats};
 use super::timer::Wheel;
 
-/// How far the drain has come.
+/// How far the drain has come, or the hand-over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Drain {
     /// Not asked for.
@@ -32,6 +34,11 @@ enum Drain {
     Ending { end: Timestamp, swept: usize },
     /// Nothing is waited for any more; the slots below `swept` have been told.
     Over { swept: usize },
+    /// Every connection is to come to rest, to be handed over; those in the slots below `swept`
+    /// have been told, those below `rested` are at rest.
+    Freezing { deadline: Timestamp, swept: usize, rested: usize },
+    /// What is not at rest is being ended, below `swept` already.
+    Overdue { swept: usize, rested: usize },
 }
 
 /// What every connection is made to do.
@@ -48,11 +55,16 @@ pub struct Server {
     admission: Admission,
     wheel: Wheel,
     drain: Drain,
+    /// Slots given to connections of the process before us: there may be more of them than places.
+    inherited: u32,
     /// Whether all places were taken when listeners were last looked at.
     full: bool,
     /// After a change of tuning: the timers of the slots below are right again.
     retimed: Option<usize>,
 }
+
+mod audit;
+mod succession;
 
 impl Server {
     /// A server at rest. Handle [`Event::Started`] to arm its listeners.
@@ -76,6 +88,7 @@ impl Server {
                 parameters.tuning.connections_max,
             ),
             drain: Drain::No,
+            inherited: 0,
             full: false,
             retimed: None,
             resources: Resources::new(parameters),
@@ -116,11 +129,17 @@ impl Server {
         });
         let drain = match self.drain {
             Drain::Patient { deadline } => Some(deadline),
-            Drain::Ending { swept, .. } | Drain::Over { swept } if swept < self.slots.len() => {
+            Drain::Ending { swept, .. }
+            | Drain::Over { swept }
+            | Drain::Freezing { swept, .. }
+            | Drain::Overdue { swept, .. }
+                if swept < self.slots.len() =>
+            {
                 Some(Timestamp(0))
             }
             Drain::Ending { end, .. } => Some(end),
-            Drain::No | Drain::Over { .. } => None,
+            Drain::Freezing { deadline, .. } => Some(deadline),
+            Drain::No | Drain::Over { .. } | Drain::Overdue { .. } => None,
         };
         accept.chain(retry).chain(drain).chain(self.wheel.deadline()).min()
     }
@@ -129,7 +148,7 @@ impl Server {
     /// kernel.
     #[must_use]
     pub fn is_drained(&self) -> bool {
-        self.drain != Drain::No
+        matches!(self.drain, Drain::Patient { .. } | Drain::Ending { .. } | Drain::Over { .. })
             && self.resources.stats.connections == 0
             && self.parked.is_empty()
             && !self.admission.has_unfinished()
@@ -178,6 +197,11 @@ impl Server {
                 if self.drain == Drain::No {
                     self.drain = Drain::Patient { deadline };
                 }
+            }
+            Event::HandOverStarted { deadline } => self.on_hand_over_started(deadline),
+            Event::Adopted { connection, source, bequest } => {
+                self.admission.count_adopted(now, connection, source);
+                self.on_adopted(now, connection, bequest, ops)
             }
         }
         self.fill_places(now, ops);
@@ -301,7 +325,17 @@ impl Server {
                 self.drain = Drain::Ending { end, swept: 0 };
             }
             Drain::Ending { end, .. } if end <= now => self.drain = Drain::Over { swept: 0 },
-            Drain::No | Drain::Patient { .. } | Drain::Ending { .. } | Drain::Over { .. } => {}
+            Drain::Freezing { deadline, swept, rested }
+                if deadline <= now && swept == self.slots.len() =>
+            {
+                self.drain = Drain::Overdue { swept: 0, rested };
+            }
+            Drain::No
+            | Drain::Patient { .. }
+            | Drain::Ending { .. }
+            | Drain::Over { .. }
+            | Drain::Freezing { .. }
+            | Drain::Overdue { .. } => {}
         }
         match self.drain {
             Drain::No | Drain::Patient { .. } => {}
@@ -312,6 +346,14 @@ impl Server {
             Drain::Over { swept } => {
                 let swept = self.sweep(now, ops, swept, Connection::on_drain_end);
                 self.drain = Drain::Over { swept };
+            }
+            Drain::Freezing { deadline, swept, rested } => {
+                let swept = self.sweep(now, ops, swept, Connection::freeze);
+                self.drain = Drain::Freezing { deadline, swept, rested };
+            }
+            Drain::Overdue { swept, rested } => {
+                let swept = self.sweep(now, ops, swept, Connection::on_rest_deadline);
+                self.drain = Drain::Overdue { swept, rested };
             }
         }
     }
@@ -367,7 +409,10 @@ impl Server {
             connection.open(context);
             context.timer_changed = true;
             match drain {
-                Drain::No | Drain::Patient { .. } => {}
+                Drain::No
+                | Drain::Patient { .. }
+                | Drain::Freezing { .. }
+                | Drain::Overdue { .. } => {}
                 Drain::Ending { .. } => connection.on_drain_deadline(context),
                 Drain::Over { .. } => connection.on_drain_end(context),
             }
@@ -404,8 +449,8 @@ impl Server {
 
     fn take_slot(&mut self) -> ConnectionId {
         let slot = self.free.pop().unwrap_or_else(|| {
-            let most =
-                self.resources.parameters.tuning.connections_max as usize + self.listeners.len();
+            let places = self.resources.parameters.tuning.connections_max.max(self.inherited);
+            let most = places as usize + self.listeners.len();
             assert!(self.slots.len() < most, "more slots than places and listeners");
             self.slots.push(Connection::free());
             self.slots.len() as u32 - 1
@@ -464,40 +509,6 @@ impl Server {
                 *listener = Listener::Off;
             }
         }
-    }
-
-    /// Panics if the books do not balance. For tests and simulation: it visits every slot.
-    pub fn check_invariants(&self) {
-        let (mut lent, mut charged, mut stalled, mut places) = (0, 0, 0, 0);
-        for connection in &self.slots {
-            let (buffers, bytes) = connection.check_invariants();
-            lent += buffers;
-            charged += bytes;
-            stalled += u64::from(connection.is_stalled());
-            places += u64::from(!matches!(
-                connection.phase(),
-                Phase::Free | Phase::Accepting | Phase::Parked
-            ));
-        }
-        let stats = &self.resources.stats;
-        assert_eq!(lent, self.resources.pool.lent_total(), "a lent buffer has no owner");
-        assert_eq!(charged, stats.aside_bytes, "a charged byte has no owner");
-        assert_eq!(stalled, stats.stalled);
-        assert_eq!(places, stats.connections);
-        let ended = stats.closed_total() + stats.refused_total();
-        assert_eq!(stats.accepted, places + stats.parked + ended);
-        assert!(stats.bytes_in >= stats.bytes_out + stats.bytes_dropped);
-        assert_eq!(stalled, self.resources.stalled_since.len() as u64);
-        assert_eq!(stats.chunks_out, stats.residence.count());
-        let sum = |count: fn(&ListenerStats) -> u64| {
-            self.resources.listeners.iter().map(count).sum::<u64>()
-        };
-        assert_eq!(stats.accepted, sum(|listener| listener.accepted));
-        assert_eq!(places + stats.parked, sum(ListenerStats::connections));
-        assert_eq!(stats.bytes_in, sum(|listener| listener.bytes_in));
-        assert_eq!(stats.bytes_out, sum(|listener| listener.bytes_out));
-        assert_eq!(stats.chunks_in, sum(|listener| listener.chunks_in));
-        assert_eq!(stats.chunks_out, sum(|listener| listener.chunks_out));
     }
 }
 

@@ -26,11 +26,13 @@ pub enum CloseReason {
     Drained,
     /// An error that nobody expects; see [`Stats::unexpected_errno`].
     Unexpected,
+    /// It was not closed: the next process has it now.
+    HandedOver,
 }
 
 impl CloseReason {
     /// All reasons, in the order of [`Stats::closed`].
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Finished,
         Self::Reset,
         Self::Unreachable,
@@ -41,6 +43,7 @@ impl CloseReason {
         Self::StalledMemory,
         Self::Drained,
         Self::Unexpected,
+        Self::HandedOver,
     ];
 
     /// The reason as one word, for logs and metrics.
@@ -57,6 +60,7 @@ impl CloseReason {
             Self::StalledMemory => "stalled-memory",
             Self::Drained => "drained",
             Self::Unexpected => "unexpected",
+            Self::HandedOver => "handed-over",
         }
     }
 
@@ -102,6 +106,8 @@ impl RefuseReason {
 pub struct Stats {
     /// Connections accepted: each is refused or closed later, or still there.
     pub accepted: u64,
+    /// Connections taken over from the process before us.
+    pub taken_over: u64,
     /// Connections closed right after their accept, by [`RefuseReason`].
     pub refused: [u64; RefuseReason::ALL.len()],
     /// Connections closed, by [`CloseReason`].
@@ -119,6 +125,10 @@ pub struct Stats {
     /// our FIN. Once a connection is closed its bytes in equal its bytes out plus its bytes
     /// dropped.
     pub bytes_dropped: u64,
+    /// Bytes received by the process before us, that were left to us to echo.
+    pub bytes_taken_over: u64,
+    /// Bytes received that were left to the next process to echo.
+    pub bytes_handed_over: u64,
     /// Pieces received, each echoed by a send of its own.
     pub chunks_in: u64,
     /// Sends that completed an echo: of a piece received or, when the peer was slow, of all that
@@ -167,6 +177,8 @@ pub struct Stats {
 pub struct ListenerStats {
     /// Connections accepted.
     pub accepted: u64,
+    /// Connections taken over from the process before us.
+    pub taken_over: u64,
     /// Connections closed right after their accept, by [`RefuseReason`].
     pub refused: [u64; RefuseReason::ALL.len()],
     /// Connections closed, by [`CloseReason`].
@@ -185,7 +197,8 @@ impl ListenerStats {
     /// Connections that are open, or wait for a place.
     #[must_use]
     pub fn connections(&self) -> u64 {
-        self.accepted - self.closed.iter().chain(&self.refused).sum::<u64>()
+        let ended = self.closed.iter().chain(&self.refused).sum::<u64>();
+        self.accepted + self.taken_over - ended
     }
 
     /// Adds what another worker counted of the same listener.
@@ -197,6 +210,7 @@ impl ListenerStats {
             *mine += theirs;
         }
         self.accepted += other.accepted;
+        self.taken_over += other.taken_over;
         self.bytes_in += other.bytes_in;
         self.bytes_out += other.bytes_out;
         self.chunks_in += other.chunks_in;
@@ -226,11 +240,14 @@ impl Stats {
             *mine += theirs;
         }
         self.accepted += other.accepted;
+        self.taken_over += other.taken_over;
         self.connections += other.connections;
         self.parked += other.parked;
         self.bytes_in += other.bytes_in;
         self.bytes_out += other.bytes_out;
         self.bytes_dropped += other.bytes_dropped;
+        self.bytes_taken_over += other.bytes_taken_over;
+        self.bytes_handed_over += other.bytes_handed_over;
         self.chunks_in += other.chunks_in;
         self.chunks_out += other.chunks_out;
         self.residence.add(&other.residence);

@@ -42,6 +42,20 @@ pub(super) fn sockets<'a>(
 }
 
 fn bind_inet(name: &str, kind: Kind, address: SocketAddr) -> Result<Listener, ListenError> {
+    let socket = bind_inet_socket(address)?;
+    let fault = |act| move |cause| ListenError::System { address: address.to_string(), act, cause };
+    socket
+        .listen(BACKLOG)
+        .map_err(|cause| ListenError::Bind { address: Address::Inet(address), cause })?;
+    // Asked, since port 0 lets the kernel choose.
+    let address = printed(&socket.local_addr().map_err(fault("ask for its address"))?);
+    let (name, socket) = (name.to_owned(), socket.into());
+    let (origin, family) = (Origin::Bound, Family::Tcp);
+    Ok(Listener { name, address, kind, origin, family, socket, file: None })
+}
+
+/// A socket that has the address and does not listen yet.
+pub(super) fn bind_inet_socket(address: SocketAddr) -> Result<Socket, ListenError> {
     let wanted = Address::Inet(address);
     let socket = new_socket(Domain::for_address(address), Some(Protocol::TCP), &wanted)?;
     let fault = |act| move |cause| ListenError::System { address: address.to_string(), act, cause };
@@ -50,15 +64,8 @@ fn bind_inet(name: &str, kind: Kind, address: SocketAddr) -> Result<Listener, Li
     if address.is_ipv6() {
         socket.set_only_v6(false).map_err(fault("clear IPV6_V6ONLY"))?;
     }
-    socket
-        .bind(&address.into())
-        .and_then(|()| socket.listen(BACKLOG))
-        .map_err(|cause| ListenError::Bind { address: wanted, cause })?;
-    // Asked, since port 0 lets the kernel choose.
-    let address = printed(&socket.local_addr().map_err(fault("ask for its address"))?);
-    let (name, socket) = (name.to_owned(), socket.into());
-    let (origin, family) = (Origin::Bound, Family::Tcp);
-    Ok(Listener { name, address, kind, origin, family, socket, file: None })
+    socket.bind(&address.into()).map_err(|cause| ListenError::Bind { address: wanted, cause })?;
+    Ok(socket)
 }
 
 /// The file gets mode 0666 less the umask: like a loopback port, it is for everyone who can reach

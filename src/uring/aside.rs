@@ -47,6 +47,16 @@ impl Aside {
         self.pieces.is_empty()
     }
 
+    /// A copy of all that is unsent, on its way out of here.
+    ///
+    /// # Panics
+    /// If the kernel reads some of it now.
+    pub(super) fn into_unsent(self) -> Box<[u8]> {
+        assert!(!self.in_flight, "the first piece is being sent");
+        let bytes = self.pieces.iter().flat_map(|piece| piece.iter().copied());
+        bytes.skip(self.sent).collect()
+    }
+
     /// Whether the kernel reads the first piece now.
     pub(super) fn is_in_flight(&self) -> bool {
         self.in_flight

@@ -26,6 +26,8 @@ use crate::echo::op::{
     Shutdown, SizeClass, Source, Timestamp,
 };
 
+mod succession;
+
 /// A multishot receive ends after so many bytes (in whole buffers), so that what one connection can
 /// take of the pool before it is looked at again is bounded.
 const MULTISHOT_BYTES_MAX: u32 = 64 << 10;
@@ -177,6 +179,15 @@ impl Driver {
         })
     }
 
+    fn install(&mut self, connection: ConnectionId, socket: Socket) {
+        let slot = connection.slot() as usize;
+        if slot >= self.sockets.len() {
+            self.sockets.resize_with(slot + 1, || None);
+        }
+        let former = self.sockets[slot].replace(socket);
+        assert!(former.is_none(), "{connection:?} is given a slot in use");
+    }
+
     fn carry_out(&mut self, op: Op) {
         match op {
             Op::Accept { listener, connection } => self.accept(listener, connection),
@@ -202,6 +213,7 @@ impl Driver {
                 self.asides.entry(connection.slot()).or_default().push(piece);
             }
             Op::SendAside { connection } => self.send_aside(connection),
+            Op::CancelSend { connection } => self.ring.cancel(Token::SendAside(connection)),
             Op::Recycle { buffer } => match buffer.class {
                 SizeClass::Small => self.small.recycle(buffer.index),
                 SizeClass::Large => self.large.recycle(buffer.index),
@@ -395,10 +407,6 @@ impl Driver {
         if result < 0 {
             return Event::AcceptFailed { connection, error: errno::of_accept(-result) };
         }
-        let slot = connection.slot() as usize;
-        if slot >= self.sockets.len() {
-            self.sockets.resize_with(slot + 1, || None);
-        }
         // SAFETY: the kernel has just opened this descriptor for this accept; nobody else knows it.
         let fd = unsafe { OwnedFd::from_raw_fd(result) };
         let listener = &self.listeners[listener];
@@ -409,8 +417,8 @@ impl Driver {
             Some(Err(error)) => return Event::AcceptFailed { connection, error },
         };
         listener.equip(fd.as_fd());
-        let former = self.sockets[slot].replace(Socket { fd, transport: listener.transport });
-        assert!(former.is_none(), "{connection:?} was accepted into a slot in use");
+        let transport = listener.transport;
+        self.install(connection, Socket { fd, transport });
         Event::Accepted { connection, source }
     }
 

@@ -41,9 +41,8 @@ pub(super) fn of_receive(errno: i32) -> ReceiveEnd {
 /// A send that failed, see send(2). EAGAIN is no failure and never comes here.
 pub(super) fn of_send(errno: i32) -> SendError {
     match errno {
-        libc::ENOMEM | libc::ENOBUFS | libc::ECANCELED | libc::EINTR | libc::EAGAIN => {
-            SendError::Memory
-        }
+        libc::ENOMEM | libc::ENOBUFS | libc::EINTR | libc::EAGAIN => SendError::Memory,
+        libc::ECANCELED => SendError::Stopped,
         _ => SendError::Failed(of_connection(errno)),
     }
 }

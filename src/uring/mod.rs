@@ -26,5 +26,5 @@ mod token;
 mod vault;
 
 pub use driver::{Driver, DriverError, ListeningSocket, Settings, Transport};
-pub use probe::{Features, Unusable, probe};
+pub use probe::{Features, Survey, Unusable, probe, survey};
 pub use seal::{Unsealed, seal_process};

@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 
 use io_uring::{IoUring, opcode, squeue, types};
 
-use super::ring;
+use super::{restrict, ring};
 
 /// What the kernel offers beyond the minimum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +28,8 @@ pub enum Unusable {
     Forbidden(Option<String>),
     /// The kernel is older than 6.1, or lacks what the text names.
     TooOld(&'static str),
+    /// The kernel does not know the operation.
+    NoOperation(&'static str),
     /// A ring that was restricted takes what the text names all the same.
     Unrestricted(&'static str),
     /// Something ran out.
@@ -63,6 +65,10 @@ impl fmt::Display for Unusable {
             Self::TooOld(missing) => {
                 write!(formatter, "this kernel's io_uring lacks {missing}; run Linux 6.1 or later")
             }
+            Self::NoOperation(name) => write!(
+                formatter,
+                "this kernel's io_uring lacks the operation {name}; run Linux 6.1 or later"
+            ),
             Self::Unrestricted(what) => write!(
                 formatter,
                 "io_uring is not safe to use here: a restricted ring takes {what}; \
@@ -109,21 +115,43 @@ pub fn probe() -> Result<Features, Unusable> {
     let mut ring = ring::build(&ring::flags(16), 8).map_err(Unusable::from_setup)?;
     let mut operations = io_uring::Probe::new();
     ring.submitter().register_probe(&mut operations).map_err(Unusable::Resources)?;
-    for (code, name) in [
-        (opcode::Accept::CODE, "the operation ACCEPT"),
-        (opcode::Recv::CODE, "the operation RECV"),
-        (opcode::Send::CODE, "the operation SEND"),
-        (opcode::Close::CODE, "the operation CLOSE"),
-        (opcode::AsyncCancel::CODE, "the operation ASYNC_CANCEL"),
-        (opcode::PollAdd::CODE, "the operation POLL_ADD"),
-    ] {
+    for (code, name) in restrict::OPERATIONS {
         if !operations.is_supported(code) {
-            return Err(Unusable::TooOld(name));
+            return Err(Unusable::NoOperation(name));
         }
     }
     let bounded_multishot_receive =
         accepts_bounded_multishot(&mut ring).map_err(Unusable::Resources)?;
     Ok(Features { bounded_multishot_receive })
+}
+
+/// What the doctor wants to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Survey {
+    /// What the kernel offers beyond the minimum.
+    pub features: Features,
+    /// Whether a submission queue goes without its index array (Linux 6.6).
+    pub without_index_array: bool,
+    /// The names of the operations that a ring of the daemon takes; others were refused.
+    pub operations: String,
+}
+
+/// As [`probe`], and tries what is only faster or safer.
+///
+/// # Errors
+/// When io_uring cannot be used, or a restricted ring is not restricted.
+pub fn survey() -> Result<Survey, Unusable> {
+    let features = probe()?;
+    let mut flags = ring::flags(16);
+    flags.setup_r_disabled();
+    let mut restricted = ring::build(&flags, 8).map_err(Unusable::from_setup)?;
+    restrict::restrict(&restricted).map_err(Unusable::from_setup)?;
+    restrict::prove(&mut restricted)?;
+    Ok(Survey {
+        features,
+        without_index_array: ring::flags(16).setup_no_sqarray().build(8).is_ok(),
+        operations: restrict::OPERATIONS.map(|(_, name)| name).join(", "),
+    })
 }
 
 /// Asks for a bounded multishot receive from a buffer group that does not exist: a kernel that

@@ -15,20 +15,20 @@ use io_uring::{IoUring, opcode, squeue, types};
 
 use super::probe::Unusable;
 
-/// The operations that the driver submits, and nothing else.
-const OPERATIONS: [u8; 6] = [
+/// The operations that the driver submits, and nothing else; with their names.
+pub(super) const OPERATIONS: [(u8, &str); 6] = [
     // Takes connections from the listening sockets, which were there before the ring.
-    opcode::Accept::CODE,
+    (opcode::Accept::CODE, "ACCEPT"),
     // Reads from a connection,
-    opcode::Recv::CODE,
+    (opcode::Recv::CODE, "RECV"),
     // and writes to it.
-    opcode::Send::CODE,
+    (opcode::Send::CODE, "SEND"),
     // Waits for bytes without holding a large buffer, and for the main thread's bell.
-    opcode::PollAdd::CODE,
+    (opcode::PollAdd::CODE, "POLL_ADD"),
     // Takes back an accept, a receive or a poll: at the end, when idle, at a hand-over.
-    opcode::AsyncCancel::CODE,
+    (opcode::AsyncCancel::CODE, "ASYNC_CANCEL"),
     // Ends a connection.
-    opcode::Close::CODE,
+    (opcode::Close::CODE, "CLOSE"),
 ];
 
 /// The flags that its entries carry: receives choose a buffer from the pool, and nobody wants to
@@ -43,7 +43,8 @@ const REGISTER_ENABLE_RINGS: u8 = 12;
 /// (the buffer ring) must have been: from here on the calling thread owns it, and it takes nothing
 /// but [`OPERATIONS`] with [`FLAGS`].
 pub(super) fn restrict(ring: &IoUring) -> io::Result<()> {
-    let mut list: Vec<Restriction> = OPERATIONS.into_iter().map(Restriction::sqe_op).collect();
+    let operations = OPERATIONS.into_iter().map(|(code, _)| Restriction::sqe_op(code));
+    let mut list: Vec<Restriction> = operations.collect();
     list.push(Restriction::sqe_flags_allowed(FLAGS.bits()));
     // No registration is needed any more. This one is refused by a ring that is enabled already, so
     // it opens nothing; a list without any might leave all of them open.

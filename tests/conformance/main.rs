@@ -16,6 +16,7 @@ mod end;
 mod real;
 mod receive;
 mod send;
+mod succession;
 mod turn;
 mod world;
 
@@ -59,6 +60,9 @@ in_each_world! {
     send::what_a_full_socket_leaves_is_sent_from_aside,
     send::set_aside_pieces_keep_their_order,
     send::two_connections_do_not_mix,
+    succession::a_canceled_send_loses_no_bytes,
+    succession::what_one_kernel_releases_another_adopts,
+    succession::the_core_hands_over_in_mid_transfer,
     end::a_reset_ends_a_receive,
     end::a_reset_ends_a_waiting_send,
     end::a_dead_connection_is_told_once,

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use echo_uring::echo::op::{ReceiveMode, Source};
+use echo_uring::echo::op::{ConnectionId, ReceiveMode, Source};
 use echo_uring::uring::{Driver, ListeningSocket, Settings, Transport, probe};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -25,6 +25,8 @@ const SOCKET_BUFFER: usize = 4096;
 struct Real {
     driver: Driver,
     wake: Arc<EventFd>,
+    setup: Setup,
+    listeners: Arc<[ListeningSocket]>,
     address: SockAddr,
     domain: Domain,
     peers: BTreeMap<PeerId, Peer>,
@@ -47,23 +49,37 @@ impl Real {
         let address = listener.local_addr().expect("its address");
         let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC);
         let wake = Arc::new(wake.expect("an eventfd"));
+        let listeners = Arc::from([ListeningSocket {
+            socket: OwnedFd::from(listener),
+            transport: if domain == Domain::UNIX { Transport::Unix } else { Transport::Tcp },
+            receive_buffer: None,
+            send_buffer: Some(SOCKET_BUFFER as u32),
+        }]);
+        let driver = Self::driver(setup, &listeners, &wake);
+        let peers = BTreeMap::new();
+        Self { driver, wake, setup, listeners, address, domain, peers, next: 0 }
+    }
+
+    fn driver(setup: Setup, listeners: &Arc<[ListeningSocket]>, wake: &Arc<EventFd>) -> Driver {
         let driver = Driver::new(Settings {
-            listeners: Arc::from([ListeningSocket {
-                socket: OwnedFd::from(listener),
-                transport: if domain == Domain::UNIX { Transport::Unix } else { Transport::Tcp },
-                receive_buffer: None,
-                send_buffer: Some(SOCKET_BUFFER as u32),
-            }]),
-            wake: Arc::clone(&wake),
+            listeners: Arc::clone(listeners),
+            wake: Arc::clone(wake),
             buffers: setup.buffers,
             buffer_sizes: setup.buffer_sizes,
             connections_max: 0,
             busy_poll: None,
             origin: Instant::now(),
         });
-        let driver =
-            driver.unwrap_or_else(|unusable| panic!("no ring to compare with: {unusable}"));
-        Self { driver, wake, address, domain, peers: BTreeMap::new(), next: 0 }
+        driver.unwrap_or_else(|unusable| panic!("no ring to compare with: {unusable}"))
+    }
+
+    fn succeed(&mut self, heirs: &[(ConnectionId, ConnectionId)]) {
+        let mut heir = Self::driver(self.setup, &self.listeners, &self.wake);
+        for &(old, new) in heirs {
+            let (socket, unsent) = self.driver.release(old);
+            heir.adopt(new, socket, &unsent);
+        }
+        self.driver = heir;
     }
 
     fn connect(&mut self) -> PeerId {
@@ -147,6 +163,10 @@ macro_rules! real_world {
 
             fn kernel(&mut self) -> &mut Driver {
                 &mut self.0.driver
+            }
+
+            fn succeed(&mut self, heirs: &[(ConnectionId, ConnectionId)]) {
+                self.0.succeed(heirs);
             }
 
             fn connect(&mut self) -> PeerId {

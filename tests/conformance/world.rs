@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use echo_uring::echo::op::{ConnectionError, Kernel, ListenerId, ReceiveMode, Source};
+use echo_uring::echo::op::{
+    ConnectionError, ConnectionId, Kernel, ListenerId, ReceiveMode, Source,
+};
 
 use crate::fake::choice::Choice;
 use crate::fake::peer::{PeerId, Wire};
@@ -55,6 +57,8 @@ pub(crate) trait World {
     fn modes() -> &'static [ReceiveMode];
     fn new(setup: Setup) -> Self;
     fn kernel(&mut self) -> &mut Self::Kernel;
+    /// Another kernel takes over the connections, each with the name of its heir.
+    fn succeed(&mut self, heirs: &[(ConnectionId, ConnectionId)]);
     /// A new peer, which is in the backlog when this returns.
     fn connect(&mut self) -> PeerId;
     /// The peer writes its next `length` bytes; there must be room.
@@ -111,6 +115,10 @@ impl World for Fake {
 
     fn kernel(&mut self) -> &mut FakeKernel {
         &mut self.kernel
+    }
+
+    fn succeed(&mut self, heirs: &[(ConnectionId, ConnectionId)]) {
+        self.kernel.succeed(heirs);
     }
 
     fn connect(&mut self) -> PeerId {

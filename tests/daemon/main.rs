@@ -12,6 +12,7 @@ mod access;
 mod allowances;
 mod command_line;
 mod daemon;
+mod doctor;
 mod ending;
 mod faults;
 mod flow;

@@ -14,6 +14,7 @@ use echo_uring::echo::server::Tuning;
 pub(crate) mod door;
 mod line;
 mod promises;
+mod succession;
 
 use door::Door;
 use line::Waiter;
@@ -58,8 +59,14 @@ pub(crate) struct Audit {
     drain_deadline: Option<u64>,
     draining: bool,
     charged: u64,
-    /// Connections that got everything back that they sent, and a FIN behind it.
-    complete: Vec<ConnectionId>,
+    /// Connections that got everything back that they sent, and a FIN behind it; with the era.
+    complete: Vec<(u32, ConnectionId)>,
+    /// How many processes there have been before this one.
+    era: u32,
+    /// Until when a hand-over waits for connections to come to rest, once it has begun.
+    rest_deadline: Option<u64>,
+    /// Connections that the present process took over: limits do not count them.
+    adopted: usize,
     pub(crate) accepted: u64,
     pub(crate) closed: u64,
     pub(crate) bytes_in: u64,
@@ -86,6 +93,7 @@ struct Open {
     class: SizeClass,
     receive_canceled: bool,
     send: Option<Sending>,
+    send_canceled: bool,
     /// Set-aside bytes that are still unsent, and what they are charged until the last of them is
     /// sent.
     aside: u64,
@@ -120,6 +128,7 @@ impl Open {
             class: SizeClass::Small,
             receive_canceled: false,
             send: None,
+            send_canceled: false,
             aside: 0,
             charged: 0,
             received: 0,
@@ -151,6 +160,9 @@ impl Audit {
             draining: false,
             charged: 0,
             complete: Vec::new(),
+            era: 0,
+            rest_deadline: None,
+            adopted: 0,
             accepted: 0,
             closed: 0,
             bytes_in: 0,
@@ -184,6 +196,8 @@ impl Audit {
                 self.draining = true;
                 self.drain_deadline = Some(deadline.0);
             }
+            Event::HandOverStarted { deadline } => self.begin_hand_over(deadline.0),
+            Event::Adopted { connection, bequest, .. } => self.adopted(connection, bequest),
             Event::Accepted { connection, source } => {
                 self.end_accept(connection);
                 self.door.accepted(now, connection, source);
@@ -241,6 +255,7 @@ impl Audit {
                 open.receive = Some(mode);
                 open.class = class;
                 open.receive_canceled = false;
+                self.check_thawed(connection);
             }
             Op::CancelReceive { connection } => {
                 let open = self.open(connection);
@@ -271,6 +286,13 @@ impl Audit {
                     "contract: {connection:?} has nothing aside"
                 );
                 self.begin_send(connection, Sending::Aside);
+                self.check_thawed(connection);
+            }
+            Op::CancelSend { connection } => {
+                let open = self.open(connection);
+                let waits = matches!(open.send, Some(Sending::Aside));
+                assert!(waits, "contract: {connection:?} is not sending from aside");
+                open.send_canceled = true;
             }
             Op::Recycle { buffer } => self.recycle(buffer),
             Op::Shutdown { connection, how: Shutdown::Write } => {
@@ -327,10 +349,11 @@ impl Audit {
         assert!(!again, "contract: {listener:?} has two accepts");
         let known = self.retired.contains(&connection);
         assert!(!known, "contract: the name {connection:?} comes a second time");
-        assert!(!self.draining, "promise: {connection:?} is accepted while draining");
+        let ends = self.draining || self.rest_deadline.is_some();
+        assert!(!ends, "promise: {connection:?} is accepted while draining");
         assert!(now >= self.pauses[usize::from(listener.0)], "promise: {listener:?} spins");
         let limits = &self.limits;
-        let slots = limits.connections_max + limits.listeners;
+        let slots = limits.connections_max.max(self.adopted) + limits.listeners;
         assert!((connection.slot() as usize) < slots, "limit: {connection:?} is beyond the slots");
         self.tenants.push((connection, Tenant::Accepting(listener)));
     }
@@ -404,6 +427,7 @@ impl Audit {
             open.decided.retain(|owed| handed <= *owed);
         }
         open.send = Some(sending);
+        open.send_canceled = false;
     }
 
     fn check_lent(&self, connection: ConnectionId, buffer: BufferId, offset: u32, length: u32) {

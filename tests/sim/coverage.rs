@@ -1,7 +1,8 @@
 //! What a swarm has met. A simulator that never starves a connection proves nothing about starving.
 
 use echo_uring::echo::op::{
-    AcceptError, Event, Op, ReceiveEnd, ReceiveMode, SendError, Shutdown, SizeClass,
+    AcceptError, Bequest, Event, Op, ReceiveEnd, ReceiveMode, SendError, Shutdown, SizeClass,
+    Standing,
 };
 use echo_uring::echo::server::{CloseReason, RefuseReason, Stats};
 
@@ -9,7 +10,7 @@ use crate::fake::trace::Note;
 use crate::history::History;
 
 /// What must be met, besides every way of closing.
-const OCCASIONS: [&str; 25] = [
+const OCCASIONS: [&str; 30] = [
     "a multishot receive",
     "a one-shot receive",
     "a receive into a large buffer",
@@ -35,6 +36,11 @@ const OCCASIONS: [&str; 25] = [
     "an accept whose peer was gone",
     "an accept without file or memory",
     "an accept with an unexpected error",
+    "a send canceled",
+    "a send stopped",
+    "a connection adopted",
+    "an adopted connection with bytes aside",
+    "an adopted connection after our FIN",
 ];
 
 /// How often each was met.
@@ -55,7 +61,8 @@ impl Coverage {
                 self.occasions[index] += 1;
             }
         });
-        let stats: &Stats = history.server.stats();
+        let mut stats: Stats = history.server.stats().clone();
+        stats.add(&history.before);
         for (sum, count) in self.closed.iter_mut().zip(stats.closed) {
             *sum += count;
         }
@@ -120,6 +127,7 @@ fn of_op(op: &Op) -> Option<&'static str> {
         Op::CancelAccept { .. } => "an accept canceled",
         Op::Send { .. } => "a try-send",
         Op::SetAside { .. } => "bytes set aside",
+        Op::CancelSend { .. } => "a send canceled",
         Op::Shutdown { how: Shutdown::Write, .. } => "a FIN of our own",
         Op::Shutdown { how: Shutdown::Both, .. } => "a shutdown of both",
         Op::Abort { .. } => "an abort",
@@ -146,6 +154,7 @@ fn of_event(event: &Event) -> Option<&'static str> {
         Event::Sent { length: 0, .. } => "a try-send that took nothing",
         Event::SentAside { .. } => "set-aside bytes sent",
         Event::SendFailed { error: SendError::Memory, .. } => "a send without memory",
+        Event::SendFailed { error: SendError::Stopped, .. } => "a send stopped",
         Event::SendFailed { error: SendError::Failed(_), .. } => "a send failed",
         Event::AcceptFailed { error, .. } => match error {
             AcceptError::Canceled => "an accept canceled in time",
@@ -155,11 +164,19 @@ fn of_event(event: &Event) -> Option<&'static str> {
             }
             AcceptError::Unexpected(_) => "an accept with an unexpected error",
         },
+        Event::Adopted { bequest: Bequest { unsent: 1.., .. }, .. } => {
+            "an adopted connection with bytes aside"
+        }
+        Event::Adopted { bequest: Bequest { standing: Standing::Lingering(_), .. }, .. } => {
+            "an adopted connection after our FIN"
+        }
+        Event::Adopted { .. } => "a connection adopted",
         Event::Started
         | Event::Accepted { .. }
         | Event::Received { .. }
         | Event::Sent { .. }
         | Event::TimePassed
+        | Event::HandOverStarted { .. }
         | Event::DrainStarted { .. } => return None,
     })
 }

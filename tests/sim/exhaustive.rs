@@ -16,7 +16,7 @@ use echo_uring::echo::server::{Parameters, Tuning};
 use crate::caught::caught;
 use crate::fake::choice::{Choice, Enumeration};
 use crate::fake::{Faults, Settings};
-use crate::history::{History, Scenario, Submit};
+use crate::history::{History, Scenario, Submit, Succession};
 use crate::peers::{Crowd, Ending, Peers, Plan, Reading};
 use crate::saboteur::Saboteur;
 
@@ -30,6 +30,8 @@ struct World {
     aside_bytes_max: u64,
     chaos_turns: usize,
     drain: Option<(usize, u64)>,
+    /// The turn at which another process takes over.
+    hand_over: Option<usize>,
     plans: Vec<Plan>,
 }
 
@@ -42,6 +44,7 @@ const QUIET: World = World {
     aside_bytes_max: 100,
     chaos_turns: 14,
     drain: None,
+    hand_over: None,
     plans: Vec::new(),
 };
 
@@ -102,6 +105,11 @@ impl World {
             chaos_turns: self.chaos_turns,
             drain: self.drain,
             retunes: Vec::new(),
+            successions: self
+                .hand_over
+                .map(|turn| succession(turn, receive_mode))
+                .into_iter()
+                .collect(),
             submit: Submit::AfterEach,
             idle_ticks: 0,
             book_held: 0,
@@ -134,6 +142,25 @@ impl World {
             choice = Choice::Enumerated(enumeration);
         }
     }
+}
+
+fn succession(turn: usize, receive_mode: ReceiveMode) -> Succession {
+    let (patience, gap) = (5_000, 1);
+    Succession { turn, patience, gap, connections_max: 2, aside_bytes_max: 100, receive_mode }
+}
+
+/// A hand-over in each of the first turns, with a socket that is soon full.
+fn worlds_with_heirs() -> impl Iterator<Item = World> {
+    let faults = Faults { late: ON, would_block: ON, cancel_loses: ON, ..NO_FAULTS };
+    (0..6).map(move |turn| World {
+        name: "another process takes over",
+        faults,
+        faults_max: 2,
+        hand_over: Some(turn),
+        chaos_turns: 7,
+        plans: vec![Plan::prompt(2, 1, Reading::Eager, Ending::Finish).on_wire(1)],
+        ..QUIET
+    })
 }
 
 fn worlds() -> Vec<World> {
@@ -220,7 +247,7 @@ fn worlds() -> Vec<World> {
 fn all_small_cases() {
     let began = Instant::now();
     let mut total = 0;
-    for world in worlds() {
+    for world in worlds().into_iter().chain(worlds_with_heirs()) {
         for mode in [ReceiveMode::Multishot, ReceiveMode::Once] {
             let cases = world.visit(mode);
             println!("{cases:>8} cases, {mode:?}: {}", world.name);

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use echo_uring::echo::admission::{Access, Caps, Ranges, Rules, SourceBook};
 use echo_uring::echo::limits::QUEUE_CHUNKS_MAX;
 use echo_uring::echo::op::{Event, Kernel, Op, ReceiveMode, Timestamp};
-use echo_uring::echo::server::{Parameters, Server, Tuning};
+use echo_uring::echo::server::{CloseReason, Parameters, Server, Stats, Tuning};
 
 use crate::audit::door::Door;
 use crate::audit::{Audit, Limits};
@@ -37,6 +37,8 @@ pub(crate) struct Scenario {
     pub(crate) drain: Option<(usize, u64)>,
     /// New limits and timeouts, each at the turn at which it comes, the last one first.
     pub(crate) retunes: Vec<(usize, Tuning)>,
+    /// When the process is replaced by another.
+    pub(crate) successions: Vec<Succession>,
     pub(crate) submit: Submit,
     /// How often a `TimePassed` comes that nobody asked for, in thousandths.
     pub(crate) idle_ticks: u16,
@@ -48,6 +50,21 @@ pub(crate) struct Scenario {
     pub(crate) stayers_are_ended: bool,
     /// If a drain has begun, peers are not healed: the server must come to its end against them.
     pub(crate) stubborn: bool,
+}
+
+/// One process takes over from another.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Succession {
+    /// The turn at which it begins.
+    pub(crate) turn: usize,
+    /// How long connections have to come to rest, in milliseconds.
+    pub(crate) patience: u64,
+    /// How long there is no process at all, in milliseconds.
+    pub(crate) gap: u64,
+    /// What the heir is configured with.
+    pub(crate) connections_max: u32,
+    pub(crate) aside_bytes_max: u64,
+    pub(crate) receive_mode: ReceiveMode,
 }
 
 /// When operations reach the kernel.
@@ -69,9 +86,14 @@ pub(crate) struct History {
     saboteur: Saboteur,
     submitted: Vec<Op>,
     draining: bool,
+    /// The succession that is under way.
+    succession: Option<Succession>,
+    /// What the processes before this one counted.
+    pub(crate) before: Stats,
     /// Time runs from deadline to deadline of the server, past the plans of the peers.
     hasty: bool,
-    /// How many connections there may be: more than places for a while after these became fewer.
+    /// How many connections there may be: more than places for a while after these became
+    /// fewer or another process took over.
     allowed: u64,
     /// How often the tuning changed.
     pub(crate) retuned: u64,
@@ -124,6 +146,7 @@ impl Scenario {
             crowd,
             chaos_turns: choice.below(200),
             drain: (choice.below(3) == 0).then(|| (choice.below(150), patience)),
+            successions: draw_successions(choice),
             submit: [Submit::AfterEach, Submit::AfterAll][choice.below(2)],
             idle_ticks: [0, 20, 300, 1000][choice.below(4)],
             book_held: [0, 0, 100, 700][choice.below(4)],
@@ -159,6 +182,23 @@ fn draw_retunes(choice: &mut Choice, stayers_are_ended: bool) -> Vec<(usize, Tun
         .collect();
     retunes.sort_by_key(|(turn, _)| std::cmp::Reverse(*turn));
     retunes
+}
+
+/// In half of the histories nobody takes over; in the others up to three, one from the other.
+fn draw_successions(choice: &mut Choice) -> Vec<Succession> {
+    let count = [0, 0, 0, 1, 1, 3][choice.below(6)];
+    let mut successions: Vec<Succession> = (0..count)
+        .map(|_| Succession {
+            turn: choice.below(150),
+            patience: [0, 30, 5_000, 5_000, 5_000][choice.below(5)],
+            gap: [0, 1, 200, 4_000][choice.below(4)],
+            connections_max: 1 + choice.below(6) as u32,
+            aside_bytes_max: [0, 60, 100_000][choice.below(3)],
+            receive_mode: [ReceiveMode::Multishot, ReceiveMode::Once][choice.below(2)],
+        })
+        .collect();
+    successions.sort_by_key(|succession| std::cmp::Reverse(succession.turn));
+    successions
 }
 
 /// Who is let in; everybody, in half of the histories.
@@ -252,6 +292,8 @@ impl History {
             saboteur,
             submitted: Vec::new(),
             draining: false,
+            succession: None,
+            before: Stats::default(),
             hasty: false,
             allowed: u64::from(scenario.parameters.tuning.connections_max),
             retuned: 0,
@@ -272,6 +314,7 @@ impl History {
         while self.turns < self.scenario.chaos_turns && !self.is_over() {
             self.begin_drain_if_due();
             self.retune_if_due();
+            self.begin_succession_if_due();
             self.change_rules_if_due();
             self.turn();
         }
@@ -332,7 +375,6 @@ impl History {
         if self.audit.door.held {
             let book = Arc::clone(&self.scenario.parameters.book);
             let acted = book.while_held(|| self.free_turn());
-            self.audit.door.held = false;
             return acted;
         }
         self.free_turn()
@@ -358,7 +400,10 @@ impl History {
         }
         self.submit();
         self.check_step();
-        acted
+        if self.succession.is_some() && self.server.is_at_rest() {
+            self.succeed();
+        }
+        acted || self.succession.is_some()
     }
 
     fn handle(&mut self, event: Event) {
@@ -426,7 +471,8 @@ impl History {
     }
 
     fn begin_drain(&mut self, patience: u64) {
-        if !self.draining {
+        // During a hand-over a drain would come too late.
+        if !self.draining && self.succession.is_none() {
             self.draining = true;
             self.kernel.trace.note(self.kernel.clock(), Note::World("a drain begins"));
             let deadline = Timestamp(self.kernel.clock() + patience);
@@ -435,11 +481,67 @@ impl History {
         }
     }
 
+    fn begin_succession_if_due(&mut self) {
+        if self.draining || self.succession.is_some() {
+            return;
+        }
+        let turns = self.turns;
+        let Some(succession) = self.scenario.successions.pop_if(|next| next.turn <= turns) else {
+            return;
+        };
+        self.succession = Some(succession);
+        self.kernel.trace.note(self.kernel.clock(), Note::World("a hand-over begins"));
+        let deadline = Timestamp(self.kernel.clock() + succession.patience);
+        self.handle(Event::HandOverStarted { deadline });
+        self.submit();
+    }
+
+    /// The old process ends and the next one begins; the world does not stop in between.
+    fn succeed(&mut self) {
+        let succession = self.succession.take().expect("somebody takes over");
+        let mut estate = self.server.release(self.kernel.now());
+        self.server.check_invariants();
+        self.before.add(self.server.stats());
+        self.scenario.parameters.tuning.connections_max = succession.connections_max;
+        self.scenario.parameters.tuning.aside_bytes_max = succession.aside_bytes_max;
+        self.scenario.parameters.receive_mode = succession.receive_mode;
+        self.scenario.parameters.book = Arc::new(SourceBook::new(RandomState::new()));
+        self.audit.door.held = false;
+        self.server = Server::new(self.scenario.parameters.clone());
+        for (_, bequest) in &mut estate {
+            self.saboteur.bequest(bequest);
+            bequest.quiet_ms += succession.gap as u32;
+            bequest.age_ms += succession.gap;
+        }
+        let heirs: Vec<_> =
+            estate.iter().map(|(old, _)| (*old, self.server.reserve_slot())).collect();
+        self.audit.succeed(&heirs, &self.scenario.parameters);
+        self.kernel.succeed(&heirs);
+        let sourced: Vec<_> =
+            heirs.iter().map(|(_, heir)| (*heir, self.kernel.source_of(*heir))).collect();
+        self.audit.door.succeed(&sourced);
+        self.kernel.pass_time(succession.gap);
+        self.peers.act(&mut self.kernel);
+        let places = u64::from(self.scenario.parameters.tuning.connections_max);
+        self.allowed = places.max(heirs.len() as u64);
+        for ((_, connection), (_, bequest)) in heirs.into_iter().zip(estate) {
+            let source = self.kernel.source_of(connection);
+            let event = Event::Adopted { connection, source, bequest };
+            self.kernel.trace.note(self.kernel.clock(), Note::Event(event));
+            self.handle(event);
+            self.submit();
+        }
+        self.handle(Event::Started);
+        self.submit();
+    }
+
     fn check_step(&mut self) {
-        let stats = self.server.stats();
+        let mut stats = self.server.stats().clone();
+        stats.add(&self.before);
         let audit = &self.audit;
         assert_eq!(stats.accepted, audit.accepted, "books: accepted");
-        assert_eq!(stats.closed_total(), audit.closed, "books: closed");
+        let handed_over = stats.closed[CloseReason::HandedOver as usize];
+        assert_eq!(stats.closed_total() - handed_over, audit.closed, "books: closed");
         assert_eq!(stats.refused_total(), audit.door.refused, "books: refused");
         if !audit.door.held {
             let book = &self.scenario.parameters.book;
@@ -460,9 +562,13 @@ impl History {
 
     fn check_rest(&self) {
         self.audit.at_rest();
-        let stats = self.server.stats();
+        let mut stats = self.server.stats().clone();
+        stats.add(&self.before);
         assert_eq!(stats.bytes_in, stats.bytes_out + stats.bytes_dropped, "rest: bytes");
-        let ended = stats.closed_total() + stats.refused_total();
+        assert_eq!(stats.bytes_handed_over, stats.bytes_taken_over, "rest: bytes handed over");
+        let handed_over = stats.closed[CloseReason::HandedOver as usize];
+        assert_eq!(stats.taken_over, handed_over, "rest: connections handed over");
+        let ended = stats.closed_total() - handed_over + stats.refused_total();
         assert_eq!(stats.accepted, ended, "rest: connections");
         let (home, total) = self.kernel.buffers_home_and_total();
         assert_eq!(home, total, "rest: a buffer is missing");

@@ -4,7 +4,7 @@
 //! `planted`.
 
 use echo_uring::echo::op::{
-    BufferId, ConnectionId, Event, Op, ReceiveEnd, Shutdown, SizeClass, Source,
+    Bequest, BufferId, ConnectionId, Event, Op, ReceiveEnd, Shutdown, SizeClass, Source, Standing,
 };
 
 use crate::fake::choice::Prng;
@@ -46,6 +46,12 @@ pub(crate) enum Bug {
     ForgetCancel,
     /// The FIN at the end of idleness or drain is not sent.
     ForgetFin,
+    /// A send of set-aside bytes is not canceled for a hand-over.
+    ForgetCancelSend,
+    /// The heir is not told of the end of a stream, or of our own FIN.
+    ForgetStanding,
+    /// The heir is told of one byte too few.
+    LoseBequest,
     /// A connection is counted for no source.
     ForgetSource,
     /// A connection is counted for the source of the one before.
@@ -53,7 +59,7 @@ pub(crate) enum Bug {
 }
 
 impl Bug {
-    pub(crate) const ALL: [Self; 19] = [
+    pub(crate) const ALL: [Self; 22] = [
         Self::DropByte,
         Self::SwapBuffers,
         Self::LeakBuffer,
@@ -71,6 +77,9 @@ impl Bug {
         Self::ForgetAside,
         Self::ForgetCancel,
         Self::ForgetFin,
+        Self::ForgetCancelSend,
+        Self::ForgetStanding,
+        Self::LoseBequest,
         Self::ForgetSource,
         Self::MixSources,
     ];
@@ -163,9 +172,20 @@ impl Saboteur {
             | Event::SentAside { .. }
             | Event::SendFailed { .. }
             | Event::TimePassed
-            | Event::DrainStarted { .. } => {}
+            | Event::DrainStarted { .. }
+            | Event::HandOverStarted { .. }
+            | Event::Adopted { .. } => {}
         }
         Some(told)
+    }
+
+    /// Falsifies what a connection hands on.
+    pub(crate) fn bequest(&mut self, bequest: &mut Bequest) {
+        match self.bug {
+            Some(Bug::ForgetStanding) => bequest.standing = Standing::Open,
+            Some(Bug::LoseBequest) if bequest.unsent > 1 => bequest.unsent -= 1,
+            _ => {}
+        }
     }
 
     /// Replaces what the core says by what the kernel gets to hear.
@@ -211,6 +231,7 @@ impl Saboteur {
             | Op::Receive { .. }
             | Op::CancelReceive { .. }
             | Op::SendAside { .. }
+            | Op::CancelSend { .. }
             | Op::Shutdown { .. }
             | Op::Close { .. }
             | Op::Abort { .. } => {
@@ -262,6 +283,7 @@ fn forgets(bug: Bug, op: Op) -> bool {
         Op::CancelAccept { .. } | Op::CancelReceive { .. } => bug == Bug::ForgetCancel,
         Op::Receive { .. } => bug == Bug::ForgetReceive,
         Op::SendAside { .. } => bug == Bug::ForgetAside,
+        Op::CancelSend { .. } => bug == Bug::ForgetCancelSend,
         Op::Shutdown { how: Shutdown::Write, .. } => bug == Bug::ForgetFin,
         Op::Close { .. } | Op::Abort { .. } => bug == Bug::ForgetClose,
         Op::NameSources

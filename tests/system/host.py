@@ -21,6 +21,8 @@ TOOLS = {
     "dpkg-deb": "dpkg",
     "dpkg-shlibdeps": "dpkg-dev",
     "lintian": "lintian",
+    "curl": "curl",
+    "promtool": "prometheus",
     "man": "man-db",
     "mandoc": "mandoc",
     "zsh": "zsh",

@@ -9,6 +9,7 @@ import re
 import subprocess
 import time
 
+import steps_sealed
 from checks import (
     CONFIG,
     LOOPBACK,
@@ -29,6 +30,8 @@ from checks import (
 )
 import steps_reload
 from machine import Failure, eventually, expect
+
+import steps_sight
 from steps_access import sources_are_judged
 from steps_examples import examples_do_what_they_say
 from steps_instances import (
@@ -61,15 +64,6 @@ def units_are_well_formed(machine, _packages):
     expect(not complaints, f"systemd-analyze verify says: {complaints}")
     warnings = [line for line in machine.messages() if "Unknown key" in line or "ignoring" in line]
     expect(not warnings, f"systemd warns about the units: {warnings}")
-
-
-def sandbox_is_tight(machine, _packages):
-    """The exposure that systemd-analyze computes is at most 1.0 of 10."""
-    text = machine.run(f"systemd-analyze security --no-pager {SERVICE}").stdout
-    match = re.search(r"Overall exposure level for \S+: ([0-9.]+)", text)
-    expect(match, f"systemd-analyze security printed no score:\n{text}")
-    expect(float(match.group(1)) <= 1.0, f"the exposure level is {match.group(1)}, above 1.0")
-    return f"exposure {match.group(1)}"
 
 
 def starts_and_echoes(machine, _packages):
@@ -386,10 +380,11 @@ def purge_leaves_nothing(machine, _packages):
 STEPS = [
     ("install starts it", installs_and_runs),
     ("units well-formed", units_are_well_formed),
-    ("sandbox tight", sandbox_is_tight),
+    *steps_sealed.STEPS,
     ("start, stop, echo", starts_and_echoes),
     ("journal", logs_to_the_journal),
     ("status", shows_its_status),
+    *steps_sight.STEPS,
     ("socket activation", activates_by_socket),
     ("examples", examples_do_what_they_say),
     ("without IPv6", lives_without_ipv6),

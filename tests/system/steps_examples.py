@@ -79,6 +79,14 @@ def logs_as_much_as_it_likes(machine):
     echoes(machine)
 
 
+def shows_its_status_to_a_group(machine):
+    member = "setpriv --reuid=nobody --regid=nogroup --groups=adm echo-uring status"
+    machine.run(member)
+    stranger = member.replace("--groups=adm", "--clear-groups")
+    refused = machine.run(stranger, check=False)
+    expect(refused.returncode == 69, f"a stranger got {refused.returncode}: {refused.stdout}")
+
+
 def serves_an_instance(machine):
     unit = "echo-uring@lab.service"
     expect(machine.show(unit, "ActiveState") == "active", f"{unit} is not active")
@@ -97,6 +105,7 @@ EXAMPLES = {
     "log-rate.conf": logs_as_much_as_it_likes,
     "open-to-network.conf": opens_to_a_network,
     "reuse-port.conf": has_several_sockets,
+    "status-group.conf": shows_its_status_to_a_group,
 }
 
 

@@ -179,7 +179,7 @@ impl SourceBook {
         if caps.connections.is_some_and(|cap| entry.connections >= cap) {
             return Some(Err(RefuseReason::SourceFull));
         }
-        let mut full_at = 0;
+        let mut full_at = entry.full_at;
         if let Some(rate) = caps.accepts_per_second {
             let (now, interval) = (nanoseconds(now), NANOSECONDS / u64::from(rate.max(1)));
             full_at = entry.full_at.max(now);

@@ -11,15 +11,18 @@ use std::hash::RandomState;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+mod table;
+
 use super::*;
 use crate::echo::admission::SourceBook;
 use crate::echo::op::Timestamp;
 use crate::echo::resources::{Parameters, Tuning};
+use table::CELLS;
 
 const NOW: Timestamp = Timestamp(1_000);
 
 /// Events by name; `received` uses the next buffer.
-const EVENTS: [&str; 19] = [
+const EVENTS: [&str; 22] = [
     "received",
     "received, armed",
     "end of stream",
@@ -39,10 +42,13 @@ const EVENTS: [&str; 19] = [
     "drain end",
     "serve",
     "retry",
+    "send stopped",
+    "freeze",
+    "rest deadline",
 ];
 
 /// Situations by name, and how each is reached from an open connection with an armed receive.
-const SITUATIONS: [(&str, &[&str]); 15] = [
+const SITUATIONS: [(&str, &[&str]); 21] = [
     ("open", &[]),
     ("open, starved", &["no buffer"]),
     ("open, retrying", &["receive memory"]),
@@ -58,6 +64,12 @@ const SITUATIONS: [(&str, &[&str]); 15] = [
     ("closing, receive", &["drain end"]),
     ("closing, trying", &["received", "drain end", "stopped"]),
     ("closing, aside", &["received", "sent part", "drain end", "stopped"]),
+    ("frozen, open", &["freeze"]),
+    ("frozen, trying", &["received", "freeze"]),
+    ("frozen, aside", &["received", "sent part", "freeze"]),
+    ("frozen, finishing", &["received", "sent part", "end of stream", "freeze"]),
+    ("frozen, flushing", &["received", "sent part", "drain deadline", "freeze"]),
+    ("frozen, lingering", &["drain deadline", "freeze"]),
 ];
 
 struct Bench {
@@ -112,7 +124,7 @@ impl Bench {
         act(&mut self.connection, &mut context);
         self.closed |= context.closed;
         if !self.closed {
-            self.connection.check_invariants();
+            self.connection.check_invariants(&self.resources);
         }
     }
 
@@ -147,6 +159,12 @@ impl Bench {
             "due" => self.act(|c, context| c.on_due(context)),
             "drain deadline" => self.act(|c, context| c.on_drain_deadline(context)),
             "drain end" => self.act(|c, context| c.on_drain_end(context)),
+            "send stopped" => self.act(|c, context| c.on_send_failed(context, SendError::Stopped)),
+            "freeze" => {
+                self.resources.frozen = true;
+                self.act(|c, context| c.freeze(context));
+            }
+            "rest deadline" => self.act(|c, context| c.on_rest_deadline(context)),
             "serve" => self.act(|c, context| c.serve(context)),
             "retry" => self.act(|c, context| c.retry(context)),
             _ => panic!("no event is called {event}"),
@@ -170,6 +188,7 @@ impl Bench {
                 let step = match step {
                     AsideStep::Ready => "Ready",
                     AsideStep::InFlight => "Sending",
+                    AsideStep::Stopping => "Stopping",
                     AsideStep::Retrying => "Retrying",
                 };
                 format!("Aside {unsent}/{charged} {step}")
@@ -194,6 +213,7 @@ fn op_text(op: &Op) -> String {
             format!("keep b{} {offset}+{length}", buffer.index)
         }
         Op::SendAside { .. } => "aside".into(),
+        Op::CancelSend { .. } => "cancel send".into(),
         Op::Recycle { buffer } => format!("free b{}", buffer.index),
         Op::Shutdown { how: Shutdown::Write, .. } => "FIN".into(),
         Op::Shutdown { how: Shutdown::Both, .. } => "shut down".into(),
@@ -238,208 +258,3 @@ fn set_aside_bytes_stay_charged_until_the_close() {
     assert_eq!((bench.closed, bench.resources.stats.aside_bytes), (true, 0));
     assert_eq!(bench.resources.stats.bytes_dropped, 3);
 }
-
-/// Situation, then event and what follows. A set-aside send reads `Aside unsent/charged step`.
-/// Events that are not listed are impossible in the situation.
-#[rustfmt::skip]
-const CELLS: &[(&str, &[(&str, &str)])] = &[
-    ("open", &[
-        ("received", "send b0 5, receive, -> Open Armed Trying b0 5"),
-        ("received, armed", "send b0 5, -> Open Armed Trying b0 5"),
-        ("end of stream", "close"),
-        ("no buffer", "-> Open Starved Idle"),
-        ("stopped", "receive, -> Open Armed Idle"),
-        ("receive memory", "-> Open Retrying Idle"),
-        ("receive reset", "abort"),
-        ("due", "FIN, -> Lingering(Idle) Armed Idle"),
-        ("drain deadline", "FIN, -> Lingering(Drained) Armed Idle"),
-        ("drain end", "shut down, -> Closing(Drained) Armed Idle"),
-        ("serve", "-> Open Armed Idle"),
-        ("retry", "-> Open Armed Idle"),
-    ]),
-    ("open, starved", &[
-        ("due", "FIN, -> Lingering(Idle) Starved Idle"),
-        ("drain deadline", "FIN, -> Lingering(Drained) Starved Idle"),
-        ("drain end", "close"),
-        ("serve", "receive, -> Open Armed Idle"),
-        ("retry", "-> Open Starved Idle"),
-    ]),
-    ("open, retrying", &[
-        ("due", "FIN, -> Lingering(Idle) Retrying Idle"),
-        ("drain deadline", "FIN, -> Lingering(Drained) Retrying Idle"),
-        ("drain end", "close"),
-        ("serve", "-> Open Retrying Idle"),
-        ("retry", "receive, -> Open Armed Idle"),
-    ]),
-    ("open, trying", &[
-        ("received", "receive, -> Open Armed Trying b0 5"),
-        ("received, armed", "-> Open Armed Trying b0 5"),
-        ("end of stream", "-> Finishing Off Trying b0 5"),
-        ("no buffer", "-> Open Starved Trying b0 5"),
-        ("stopped", "receive, -> Open Armed Trying b0 5"),
-        ("receive memory", "-> Open Retrying Trying b0 5"),
-        ("receive reset", "shut down, -> Closing(Reset) Off Trying b0 5"),
-        ("sent all", "free b0, -> Open Armed Idle"),
-        ("sent part", "keep b0 2+3, free b0, aside, cancel, -> Open Stopping Aside 3/3 Sending"),
-        ("sent none", "keep b0 0+5, free b0, aside, cancel, -> Open Stopping Aside 5/5 Sending"),
-        ("send memory", "keep b0 0+5, free b0, aside, cancel, -> Open Stopping Aside 5/5 Sending"),
-        ("send reset", "free b0, shut down, -> Closing(Reset) Armed Idle"),
-        ("due", "-> Flushing(Idle) Armed Trying b0 5"),
-        ("drain deadline", "-> Flushing(Drained) Armed Trying b0 5"),
-        ("drain end", "shut down, -> Closing(Drained) Armed Trying b0 5"),
-        ("serve", "-> Open Armed Trying b0 5"),
-        ("retry", "-> Open Armed Trying b0 5"),
-    ]),
-    ("open, aside", &[
-        ("received", "keep b1 0+5, free b1, -> Open Off Aside 8/8 Sending"),
-        ("received, armed", "keep b1 0+5, free b1, -> Open Stopping Aside 8/8 Sending"),
-        ("end of stream", "-> Finishing Off Aside 3/3 Sending"),
-        ("no buffer", "-> Open Starved Aside 3/3 Sending"),
-        ("stopped", "-> Open Off Aside 3/3 Sending"),
-        ("receive memory", "-> Open Retrying Aside 3/3 Sending"),
-        ("receive reset", "shut down, -> Closing(Reset) Off Aside 3/3 Sending"),
-        ("aside all", "-> Open Stopping Idle"),
-        ("aside part", "aside, -> Open Stopping Aside 2/3 Sending"),
-        ("send memory", "-> Open Stopping Aside 3/3 Retrying"),
-        ("send reset", "shut down, -> Closing(Reset) Stopping Aside 3/3 Ready"),
-        ("due", "shut down, -> Closing(Stalled) Stopping Aside 3/3 Sending"),
-        ("drain deadline", "-> Flushing(Drained) Stopping Aside 3/3 Sending"),
-        ("drain end", "shut down, -> Closing(Drained) Stopping Aside 3/3 Sending"),
-        ("serve", "-> Open Stopping Aside 3/3 Sending"),
-        ("retry", "-> Open Stopping Aside 3/3 Sending"),
-    ]),
-    ("open, aside retrying", &[
-        ("received", "keep b1 0+5, free b1, -> Open Off Aside 8/8 Retrying"),
-        ("received, armed", "keep b1 0+5, free b1, -> Open Stopping Aside 8/8 Retrying"),
-        ("end of stream", "-> Finishing Off Aside 3/3 Retrying"),
-        ("no buffer", "-> Open Starved Aside 3/3 Retrying"),
-        ("stopped", "-> Open Off Aside 3/3 Retrying"),
-        ("receive memory", "-> Open Retrying Aside 3/3 Retrying"),
-        ("receive reset", "abort"),
-        ("due", "shut down, -> Closing(Stalled) Stopping Aside 3/3 Retrying"),
-        ("drain deadline", "-> Flushing(Drained) Stopping Aside 3/3 Retrying"),
-        ("drain end", "shut down, -> Closing(Drained) Stopping Aside 3/3 Retrying"),
-        ("serve", "-> Open Stopping Aside 3/3 Retrying"),
-        ("retry", "aside, -> Open Stopping Aside 3/3 Sending"),
-    ]),
-    ("open, aside starved", &[
-        ("aside all", "-> Open Starved Idle"),
-        ("aside part", "aside, -> Open Starved Aside 2/3 Sending"),
-        ("send memory", "-> Open Starved Aside 3/3 Retrying"),
-        ("send reset", "abort"),
-        ("due", "shut down, -> Closing(Stalled) Off Aside 3/3 Sending"),
-        ("drain deadline", "-> Flushing(Drained) Starved Aside 3/3 Sending"),
-        ("drain end", "shut down, -> Closing(Drained) Off Aside 3/3 Sending"),
-        ("serve", "-> Open Off Aside 3/3 Sending"),
-        ("retry", "-> Open Starved Aside 3/3 Sending"),
-    ]),
-    ("finishing, trying", &[
-        ("sent all", "free b0, close"),
-        ("sent part", "keep b0 2+3, free b0, aside, -> Finishing Off Aside 3/3 Sending"),
-        ("sent none", "keep b0 0+5, free b0, aside, -> Finishing Off Aside 5/5 Sending"),
-        ("send memory", "keep b0 0+5, free b0, aside, -> Finishing Off Aside 5/5 Sending"),
-        ("send reset", "free b0, abort"),
-        ("due", "shut down, -> Closing(Stalled) Off Trying b0 5"),
-        ("drain deadline", "-> Finishing Off Trying b0 5"),
-        ("drain end", "shut down, -> Closing(Drained) Off Trying b0 5"),
-        ("serve", "-> Finishing Off Trying b0 5"),
-        ("retry", "-> Finishing Off Trying b0 5"),
-    ]),
-    ("finishing, aside", &[
-        ("aside all", "close"),
-        ("aside part", "aside, -> Finishing Off Aside 2/3 Sending"),
-        ("send memory", "-> Finishing Off Aside 3/3 Retrying"),
-        ("send reset", "abort"),
-        ("due", "shut down, -> Closing(Stalled) Off Aside 3/3 Sending"),
-        ("drain deadline", "-> Finishing Off Aside 3/3 Sending"),
-        ("drain end", "shut down, -> Closing(Drained) Off Aside 3/3 Sending"),
-        ("serve", "-> Finishing Off Aside 3/3 Sending"),
-        ("retry", "-> Finishing Off Aside 3/3 Sending"),
-    ]),
-    ("flushing, trying", &[
-        ("received", "free b1, -> Flushing(Drained) Off Trying b0 5"),
-        ("received, armed", "free b1, -> Flushing(Drained) Armed Trying b0 5"),
-        ("end of stream", "-> Finishing Off Trying b0 5"),
-        ("no buffer", "-> Flushing(Drained) Starved Trying b0 5"),
-        ("stopped", "-> Flushing(Drained) Off Trying b0 5"),
-        ("receive memory", "-> Flushing(Drained) Retrying Trying b0 5"),
-        ("receive reset", "shut down, -> Closing(Reset) Off Trying b0 5"),
-        ("sent all", "free b0, FIN, -> Lingering(Drained) Armed Idle"),
-        ("sent part", "keep b0 2+3, free b0, aside, -> Flushing(Drained) Armed Aside 3/3 Sending"),
-        ("sent none", "keep b0 0+5, free b0, aside, -> Flushing(Drained) Armed Aside 5/5 Sending"),
-        ("send memory",
-            "keep b0 0+5, free b0, aside, -> Flushing(Drained) Armed Aside 5/5 Sending"),
-        ("send reset", "free b0, shut down, -> Closing(Reset) Armed Idle"),
-        ("due", "shut down, -> Closing(Stalled) Armed Trying b0 5"),
-        ("drain deadline", "-> Flushing(Drained) Armed Trying b0 5"),
-        ("drain end", "shut down, -> Closing(Drained) Armed Trying b0 5"),
-        ("serve", "-> Flushing(Drained) Armed Trying b0 5"),
-        ("retry", "-> Flushing(Drained) Armed Trying b0 5"),
-    ]),
-    ("flushing, aside", &[
-        ("received", "free b1, -> Flushing(Drained) Off Aside 3/3 Sending"),
-        ("received, armed", "free b1, -> Flushing(Drained) Stopping Aside 3/3 Sending"),
-        ("end of stream", "-> Finishing Off Aside 3/3 Sending"),
-        ("no buffer", "-> Flushing(Drained) Starved Aside 3/3 Sending"),
-        ("stopped", "-> Flushing(Drained) Off Aside 3/3 Sending"),
-        ("receive memory", "-> Flushing(Drained) Retrying Aside 3/3 Sending"),
-        ("receive reset", "shut down, -> Closing(Reset) Off Aside 3/3 Sending"),
-        ("aside all", "FIN, -> Lingering(Drained) Stopping Idle"),
-        ("aside part", "aside, -> Flushing(Drained) Stopping Aside 2/3 Sending"),
-        ("send memory", "-> Flushing(Drained) Stopping Aside 3/3 Retrying"),
-        ("send reset", "shut down, -> Closing(Reset) Stopping Aside 3/3 Ready"),
-        ("due", "shut down, -> Closing(Stalled) Stopping Aside 3/3 Sending"),
-        ("drain deadline", "-> Flushing(Drained) Stopping Aside 3/3 Sending"),
-        ("drain end", "shut down, -> Closing(Drained) Stopping Aside 3/3 Sending"),
-        ("serve", "-> Flushing(Drained) Stopping Aside 3/3 Sending"),
-        ("retry", "-> Flushing(Drained) Stopping Aside 3/3 Sending"),
-    ]),
-    ("lingering", &[
-        ("received", "free b0, receive, -> Lingering(Drained) Armed Idle"),
-        ("received, armed", "free b0, -> Lingering(Drained) Armed Idle"),
-        ("end of stream", "close"),
-        ("no buffer", "-> Lingering(Drained) Starved Idle"),
-        ("stopped", "receive, -> Lingering(Drained) Armed Idle"),
-        ("receive memory", "-> Lingering(Drained) Retrying Idle"),
-        ("receive reset", "abort"),
-        ("due", "shut down, -> Closing(Drained) Armed Idle"),
-        ("drain deadline", "-> Lingering(Drained) Armed Idle"),
-        ("drain end", "shut down, -> Closing(Drained) Armed Idle"),
-        ("serve", "-> Lingering(Drained) Armed Idle"),
-        ("retry", "-> Lingering(Drained) Armed Idle"),
-    ]),
-    ("closing, receive", &[
-        ("received", "free b0, close"),
-        ("received, armed", "free b0, -> Closing(Drained) Armed Idle"),
-        ("end of stream", "close"),
-        ("no buffer", "close"),
-        ("stopped", "close"),
-        ("receive memory", "close"),
-        ("receive reset", "close"),
-        ("drain deadline", "-> Closing(Drained) Armed Idle"),
-        ("drain end", "-> Closing(Drained) Armed Idle"),
-        ("serve", "-> Closing(Drained) Armed Idle"),
-        ("retry", "-> Closing(Drained) Armed Idle"),
-    ]),
-    ("closing, trying", &[
-        ("sent all", "free b0, close"),
-        ("sent part", "free b0, close"),
-        ("sent none", "free b0, close"),
-        ("send memory", "free b0, close"),
-        ("send reset", "free b0, close"),
-        ("drain deadline", "-> Closing(Drained) Off Trying b0 5"),
-        ("drain end", "-> Closing(Drained) Off Trying b0 5"),
-        ("serve", "-> Closing(Drained) Off Trying b0 5"),
-        ("retry", "-> Closing(Drained) Off Trying b0 5"),
-    ]),
-    ("closing, aside", &[
-        ("aside all", "close"),
-        ("aside part", "close"),
-        ("send memory", "close"),
-        ("send reset", "close"),
-        ("drain deadline", "-> Closing(Drained) Off Aside 3/3 Sending"),
-        ("drain end", "-> Closing(Drained) Off Aside 3/3 Sending"),
-        ("serve", "-> Closing(Drained) Off Aside 3/3 Sending"),
-        ("retry", "-> Closing(Drained) Off Aside 3/3 Sending"),
-    ]),
-];

@@ -14,8 +14,13 @@ impl Connection {
         self.born = ((now.0 >> AGE_STEP_BITS) as u32).wrapping_add(1);
     }
 
+    /// Notes that its life began in the process before us.
+    pub(super) fn resume_life(&mut self, now: Timestamp, age_ms: u64) {
+        self.begin_life(Timestamp(now.0.wrapping_sub(age_ms)));
+    }
+
     /// For how many milliseconds it has been open, at least.
-    fn age_ms(&self, now: Timestamp) -> u64 {
+    pub(super) fn age_ms(&self, now: Timestamp) -> u64 {
         let steps = ((now.0 >> AGE_STEP_BITS) as u32).wrapping_sub(self.born).cast_signed();
         u64::from(steps.max(0).cast_unsigned()) << AGE_STEP_BITS
     }

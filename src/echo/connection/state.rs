@@ -76,7 +76,8 @@ pub enum Send {
 impl Send {
     pub(super) fn is_with_kernel(self) -> bool {
         match self {
-            Self::Trying { .. } | Self::Aside { step: AsideStep::InFlight, .. } => true,
+            Self::Trying { .. }
+            | Self::Aside { step: AsideStep::InFlight | AsideStep::Stopping, .. } => true,
             Self::Idle | Self::Aside { .. } => false,
         }
     }
@@ -89,6 +90,8 @@ pub enum AsideStep {
     Ready,
     /// With the kernel.
     InFlight,
+    /// With the kernel, and canceled.
+    Stopping,
     /// The kernel was short of memory; will be tried again.
     Retrying,
 }

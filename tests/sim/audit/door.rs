@@ -130,6 +130,20 @@ impl Door {
         false
     }
 
+    /// Another process takes over with these connections: they stay, and count by the rules of now.
+    /// Buckets are full again.
+    pub(crate) fn succeed(&mut self, heirs: &[(ConnectionId, Source)]) {
+        assert!(self.undecided.is_empty(), "hand-over: {:?} wait for a verdict", self.undecided);
+        self.buckets.clear();
+        self.owed.clear();
+        self.held = false;
+        self.inside.clear();
+        if self.rules.caps.count() {
+            let counted = heirs.iter().filter_map(|(id, source)| Some((*id, self.group(*source)?)));
+            self.inside = counted.collect();
+        }
+    }
+
     /// One event has been handled altogether.
     pub(crate) fn settle(&self) {
         assert_eq!(self.to_close, [], "promise: they are refused, and were let in");

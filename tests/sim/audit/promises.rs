@@ -3,7 +3,7 @@
 
 use echo_uring::echo::op::ConnectionId;
 
-use super::{Audit, Limits, Tenant};
+use super::{Audit, Limits, Sending, Tenant};
 
 impl Audit {
     /// Time passed: this is where the core may decide to end a connection in order.
@@ -42,7 +42,12 @@ impl Audit {
         let drain_is_over =
             now >= limits.linger_timeout && self.is_drained(now - limits.linger_timeout);
         let drain_deadline = self.drain_deadline;
+        let overdue = self.rest_deadline.is_some_and(|deadline| now >= deadline);
         let open = self.open(connection);
+        // Everything that could wait was asked back first.
+        let asked_back = (open.receive.is_none() || open.receive_canceled)
+            && (!matches!(open.send, Some(Sending::Aside)) || open.send_canceled);
+        let overdue = overdue && asked_back;
         let unsent = open.received - open.sent;
         // Patience comes first: FIN at the deadline, unless there was no time or bytes are still
         // under way.
@@ -53,6 +58,7 @@ impl Audit {
         let lingered = open.write_shut_at.is_some_and(|at| now >= at + limits.linger_timeout);
         let beyond = charged + unsent - open.aside > limits.aside_bytes_max;
         let cause = open.dead
+            || overdue
             || open.both_shut
             || lingered
             || (drain_is_over && asked_to_end)
@@ -72,7 +78,7 @@ impl Audit {
         let complete = open.ended && open.sent == open.received;
         let excused = open.ended && open.decided.first().is_some_and(|owed| open.sent >= *owed);
         if complete && !open.dead && !open.both_shut {
-            self.complete.push(connection);
+            self.complete.push((self.era, connection));
         } else if !excused {
             self.check_cause(now, connection);
         }
@@ -89,7 +95,7 @@ impl Audit {
     }
 
     /// Whether this connection, now closed, got back everything that it sent.
-    pub(crate) fn is_complete(&self, connection: ConnectionId) -> bool {
-        self.complete.contains(&connection)
+    pub(crate) fn is_complete(&self, name: (u32, ConnectionId)) -> bool {
+        self.complete.contains(&name)
     }
 }

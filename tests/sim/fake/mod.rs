@@ -79,6 +79,8 @@ pub(crate) struct FakeKernel {
     /// The last turn had nothing to do, nothing to wait for and no deadline: only a peer can end
     /// this silence.
     pub(crate) asleep: bool,
+    /// How many processes there have been before this one: names are unique within one.
+    pub(crate) era: u32,
     /// Whether accepted connections are told with their source.
     names_sources: bool,
     now: u64,
@@ -105,6 +107,8 @@ struct Socket {
     receive: Option<ArmedReceive>,
     /// A send of set-aside bytes waits for room.
     sending_aside: bool,
+    /// That send has been canceled.
+    send_canceled: bool,
     aside: VecDeque<u8>,
     /// The error was reported: now it is an end for receives and a broken pipe for sends.
     dead: bool,
@@ -136,6 +140,7 @@ impl FakeKernel {
             trace: Trace::default(),
             peers: Vec::new(),
             asleep: false,
+            era: 0,
             names_sources: false,
             now: 1000,
             pool: Pool::new(settings.buffers, settings.buffer_sizes),
@@ -154,6 +159,36 @@ impl FakeKernel {
     /// How many bytes are set aside, over all connections.
     pub(crate) fn aside_bytes(&self) -> usize {
         self.sockets.iter().map(|socket| socket.aside.len()).sum()
+    }
+
+    /// A new process takes over: every connection that is still open gets the name of its heir. The
+    /// kernel must hold nothing of the old process any more.
+    pub(crate) fn succeed(&mut self, heirs: &[(ConnectionId, ConnectionId)]) {
+        assert!(self.untold.is_empty(), "contract: not told at a hand-over: {:?}", self.untold);
+        assert!(self.accepts.is_empty(), "contract: an accept is armed at a hand-over");
+        let (home, total) = self.pool.home_and_total();
+        assert_eq!(home, total, "contract: a buffer is lent at a hand-over");
+        self.era += 1;
+        for socket in &mut self.sockets {
+            let held = socket.receive.is_some() || socket.sending_aside;
+            assert!(!held, "contract: {:?} is handed over while in use", socket.connection);
+            let heir = heirs.iter().find(|(old, _)| *old == socket.connection);
+            socket.connection = heir.expect("contract: a connection was forgotten").1;
+            let peer = &mut self.peers[socket.peer.0];
+            peer.connection = Some(socket.connection);
+            peer.named = Some((self.era, socket.connection));
+        }
+        self.trace.note(self.now, Note::World("a new process takes over"));
+    }
+
+    /// Where an open connection comes from.
+    pub(crate) fn source_of(&self, connection: ConnectionId) -> echo_uring::echo::op::Source {
+        self.peers[self.sockets[self.position(connection)].peer.0].source
+    }
+
+    /// Time goes by without anybody to serve.
+    pub(crate) fn pass_time(&mut self, milliseconds: u64) {
+        self.now += milliseconds;
     }
 
     /// How many connections are open, and how many accepts are armed.
@@ -194,6 +229,10 @@ impl FakeKernel {
                 assert!(!socket.sending_aside, "contract: {connection:?} has two sends");
                 assert!(!socket.aside.is_empty(), "contract: {connection:?} has nothing aside");
                 socket.sending_aside = true;
+            }
+            Op::CancelSend { connection } => {
+                let socket = self.socket(connection);
+                socket.send_canceled = socket.sending_aside;
             }
             Op::Recycle { buffer } => self.pool.recycle(buffer),
             Op::Shutdown { connection, how } => {

@@ -35,8 +35,8 @@ pub(crate) struct Peer {
     pub(crate) source: Source,
     /// The name of the connection while the server has it open.
     pub(crate) connection: Option<ConnectionId>,
-    /// The name it had from the time when the server accepted it, if ever.
-    pub(crate) named: Option<ConnectionId>,
+    /// The name it had last, if it was ever accepted, and in which era.
+    pub(crate) named: Option<(u32, ConnectionId)>,
     /// Bytes the peer wrote.
     pub(crate) written: usize,
     /// Those of them that the server received, or that died unread.

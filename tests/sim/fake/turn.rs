@@ -134,7 +134,8 @@ impl FakeKernel {
             }),
             Work::SendAside(connection) => self.sockets.iter().any(|socket| {
                 let peer = &self.peers[socket.peer.0];
-                let ends = peer.error.is_some() || socket.dead || socket.write_shut;
+                let broken = peer.error.is_some() || socket.dead || socket.write_shut;
+                let ends = broken || socket.send_canceled;
                 socket.connection == connection && socket.sending_aside && (ends || peer.room() > 0)
             }),
         }
@@ -199,12 +200,13 @@ impl FakeKernel {
             return self.tell(connection, Event::AcceptFailed { connection, error });
         }
         self.peers[peer.0].connection = Some(connection);
-        self.peers[peer.0].named = Some(connection);
+        self.peers[peer.0].named = Some((self.era, connection));
         self.sockets.push(Socket {
             connection,
             peer,
             receive: None,
             sending_aside: false,
+            send_canceled: false,
             aside: std::collections::VecDeque::new(),
             dead: false,
             write_shut: false,
@@ -280,12 +282,19 @@ impl FakeKernel {
     }
 
     fn send_aside(&mut self, connection: ConnectionId) {
-        let error = if self.choice.strikes(self.settings.faults.send_memory) {
+        let faults = self.settings.faults;
+        let socket = self.socket(connection);
+        let (peer, canceled) = (socket.peer, std::mem::take(&mut socket.send_canceled));
+        socket.sending_aside = false;
+        let peer = &self.peers[peer.0];
+        let ready = peer.room() > 0 || peer.error.is_some();
+        let error = if canceled && !(ready && self.choice.strikes(faults.cancel_loses)) {
+            Some(SendError::Stopped)
+        } else if self.choice.strikes(faults.send_memory) {
             Some(SendError::Memory)
         } else {
             self.send_error(connection).map(SendError::Failed)
         };
-        self.socket(connection).sending_aside = false;
         if let Some(error) = error {
             return self.tell(connection, Event::SendFailed { connection, error });
         }

@@ -1,0 +1,155 @@
+//! One finding, and how a list of them is printed: as a table for people, as JSON for programs.
+
+use std::fmt::Write;
+
+/// How well it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Level {
+    /// As it should be.
+    Ok,
+    /// Worth knowing; the service runs.
+    Note,
+    /// The service does not run, or not as configured.
+    Problem,
+}
+
+/// What it is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Topic {
+    Kernel,
+    IoUring,
+    Config,
+    Limits,
+    Sockets,
+    Sandbox,
+    Systemd,
+}
+
+/// What was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Finding {
+    pub(super) topic: Topic,
+    pub(super) level: Level,
+    /// What is so, in one line.
+    pub(super) what: String,
+    /// What to do about it, in one line; `None` if nothing needs to be done.
+    pub(super) cure: Option<String>,
+}
+
+impl Finding {
+    pub(super) fn ok(topic: Topic, what: impl Into<String>) -> Self {
+        Self { topic, level: Level::Ok, what: what.into(), cure: None }
+    }
+
+    pub(super) fn note(topic: Topic, what: impl Into<String>, cure: &str) -> Self {
+        Self { topic, level: Level::Note, what: what.into(), cure: Some(cure.to_owned()) }
+    }
+
+    pub(super) fn problem(topic: Topic, what: impl Into<String>, cure: &str) -> Self {
+        Self { topic, level: Level::Problem, what: what.into(), cure: Some(cure.to_owned()) }
+    }
+
+    /// A problem that an error of the daemon describes: `what; cure`.
+    pub(super) fn from_error(topic: Topic, error: &str, otherwise: &str) -> Self {
+        let (what, cure) = error.rsplit_once("; ").unwrap_or((error, otherwise));
+        Self::problem(topic, what, cure)
+    }
+}
+
+impl Level {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Note => "note",
+            Self::Problem => "problem",
+        }
+    }
+}
+
+impl Topic {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::IoUring => "io_uring",
+            Self::Config => "config",
+            Self::Limits => "limits",
+            Self::Sockets => "sockets",
+            Self::Sandbox => "sandbox",
+            Self::Systemd => "systemd",
+        }
+    }
+}
+
+fn problems(findings: &[Finding]) -> usize {
+    findings.iter().filter(|finding| finding.level == Level::Problem).count()
+}
+
+/// Topic, level and text in columns; a cure stands below what it cures.
+pub(super) fn table(findings: &[Finding]) -> String {
+    let mut text = String::new();
+    for Finding { topic, level, what, cure } in findings {
+        line(&mut text, &format!("{:<9} {:<8} {what}", topic.word(), level.word()));
+        if let Some(cure) = cure {
+            line(&mut text, &format!("{:<19}cure: {cure}", ""));
+        }
+    }
+    line(
+        &mut text,
+        &match problems(findings) {
+            0 => "no problems".to_owned(),
+            1 => "1 problem".to_owned(),
+            count => format!("{count} problems"),
+        },
+    );
+    text
+}
+
+fn line(text: &mut String, line: &str) {
+    writeln!(text, "{line}").expect("invariant: a String takes everything");
+}
+
+/// One object, as echo-uring(8) describes it.
+pub(super) fn json(findings: &[Finding]) -> String {
+    let list: Vec<_> = findings
+        .iter()
+        .map(|Finding { topic, level, what, cure }| {
+            serde_json::json!({
+                "topic": topic.word(), "level": level.word(), "what": what, "cure": cure,
+            })
+        })
+        .collect();
+    let whole = serde_json::json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "problems": problems(findings),
+        "findings": list,
+    });
+    format!("{whole:#}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_of_the_daemon_is_split_into_what_and_cure() {
+        let error = "a.toml:3: limits.x is 0; use 1 or more";
+        let finding = Finding::from_error(Topic::Config, error, "-");
+        assert_eq!(finding.what, "a.toml:3: limits.x is 0");
+        assert_eq!(finding.cure.as_deref(), Some("use 1 or more"));
+        let finding = Finding::from_error(Topic::Config, "no more", "repair it");
+        assert_eq!((&*finding.what, finding.cure.as_deref()), ("no more", Some("repair it")));
+    }
+
+    #[test]
+    fn a_table_has_a_line_for_each_and_the_cure_below() {
+        let list = [Finding::ok(Topic::Kernel, "Linux"), Finding::problem(Topic::Limits, "x", "y")];
+        let lines = [
+            "kernel    ok       Linux",
+            "limits    problem  x",
+            "                   cure: y",
+            "1 problem",
+            "",
+        ];
+        assert_eq!(table(&list), lines.join("\n"));
+    }
+}

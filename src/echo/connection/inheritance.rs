@@ -1,0 +1,122 @@
+//! From one process to the next: how a connection comes to rest, what it hands on, and how it goes
+//! on from there.
+//!
+//! A connection at rest has nothing with the kernel: no receive, no send. All that is left of it is
+//! its socket, the bytes that are set aside, and a [`Bequest`]. Chunks that were queued are still
+//! sent, since a try-send never waits; what the socket does not take of them is set aside as ever.
+
+use super::{AsideStep, CloseReason, Connection, Context, Op, Phase, Receive, Send};
+use super::{limits, next_generation};
+use crate::echo::op::{Bequest, Expectation, Standing, Timestamp};
+
+impl Connection {
+    /// A hand-over begins: receive no more, and take back a send that waits.
+    pub fn freeze(&mut self, context: &mut Context) {
+        match self.receive {
+            // It would have moved if we had had a buffer for it.
+            Receive::Starved => {
+                self.receive = Receive::Off;
+                self.progress_ms = context.now.0 as u32;
+            }
+            Receive::Retrying => self.receive = Receive::Off,
+            Receive::Off | Receive::Armed(_) | Receive::Stopping => {}
+        }
+        self.advance(context);
+    }
+
+    /// Patience with the hand-over ends: what is not at rest is ended.
+    pub fn on_rest_deadline(&mut self, context: &mut Context) {
+        if !self.is_at_rest() {
+            self.die(context, CloseReason::Drained);
+            self.advance(context);
+        }
+    }
+
+    /// Whether the kernel holds nothing of it.
+    #[must_use]
+    pub fn is_at_rest(&self) -> bool {
+        !self.receive.is_with_kernel() && !self.send.is_with_kernel()
+    }
+
+    /// Takes back from the kernel what would wait there.
+    pub(super) fn come_to_rest(&mut self, context: &mut Context) {
+        match self.phase {
+            // A dying connection has made the kernel give everything back already.
+            Phase::Free | Phase::Accepting | Phase::Parked | Phase::Closing(_) => return,
+            Phase::Open | Phase::Finishing | Phase::Flushing(_) | Phase::Lingering(_) => {}
+        }
+        if let Receive::Armed(_) = self.receive {
+            self.receive = Receive::Stopping;
+            context.ops.push(Op::CancelReceive { connection: context.id });
+        }
+        if let Send::Aside { step: step @ AsideStep::InFlight, .. } = &mut self.send {
+            *step = AsideStep::Stopping;
+            context.ops.push(Op::CancelSend { connection: context.id });
+        }
+    }
+
+    /// Gives the connection away; the slot is free at once. None if it is nobody's.
+    pub fn bequeath(&mut self, context: &mut Context) -> Option<Bequest> {
+        let standing = match self.phase {
+            Phase::Free | Phase::Accepting => return None,
+            Phase::Parked | Phase::Closing(_) => unreachable!("{:?} is not at rest", self.phase),
+            Phase::Open => Standing::Open,
+            Phase::Finishing => Standing::Finishing,
+            Phase::Flushing(reason) => Standing::Flushing(reason),
+            Phase::Lingering(reason) => Standing::Lingering(reason),
+        };
+        assert!(self.is_at_rest(), "the kernel holds {:?}, {:?}", self.receive, self.send);
+        assert_eq!(self.queue.count(), 0, "queued bytes are not being sent");
+        let unsent = match self.send {
+            Send::Idle => 0,
+            Send::Aside { unsent, charged, .. } => {
+                context.resources.stats.stalled -= 1;
+                context.resources.stats.bytes_handed_over += u64::from(unsent);
+                context.resources.stalled_since.remove(&context.id.slot());
+                context.resources.refund_aside(charged);
+                unsent
+            }
+            Send::Trying { .. } => unreachable!("the kernel holds a send"),
+        };
+        let quiet_ms = (context.now.0 as u32).wrapping_sub(self.progress_ms);
+        let listener = self.listener;
+        context.resources.count_close(listener, CloseReason::HandedOver);
+        let age_ms = self.age_ms(context.now);
+        let received = context.resources.received_by(context.id);
+        context.closed = true;
+        *self = Self { generation: next_generation(self.generation), ..Self::free() };
+        Some(Bequest { listener, standing, unsent, quiet_ms, age_ms, received })
+    }
+
+    /// Goes on where the process before us stopped.
+    pub fn adopt(&mut self, context: &mut Context, bequest: Bequest) {
+        assert_eq!(self.phase, Phase::Free, "an heir takes a slot of its own");
+        let Bequest { listener, standing, unsent, quiet_ms, age_ms, received } = bequest;
+        context.resources.resume_received(context.id, received);
+        self.resume_life(context.now, age_ms);
+        self.listener = listener;
+        self.phase = match standing {
+            Standing::Open => Phase::Open,
+            Standing::Finishing => Phase::Finishing,
+            Standing::Flushing(reason) => Phase::Flushing(reason),
+            Standing::Lingering(reason) => {
+                assert_eq!(unsent, 0, "no byte follows our FIN");
+                Phase::Lingering(reason)
+            }
+        };
+        let Timestamp(now) = context.now;
+        self.progress_ms = (now as u32).wrapping_sub(quiet_ms);
+        // Waiting for readiness misses nothing: it finds what is there already.
+        self.expectation = Expectation::Silence;
+        if unsent > 0 {
+            context.resources.charge_adopted(unsent);
+            context.resources.stats.stalled += 1;
+            // When they came is not known any more: their echo is timed from here.
+            let now_us = context.resources.clock_us as u32;
+            context.resources.stalled_since.insert(context.id.slot(), now_us);
+            self.probation = limits::PROBATION_RECEIVES;
+            self.send = Send::Aside { unsent, charged: unsent, step: AsideStep::Ready };
+        }
+        self.advance(context);
+    }
+}

@@ -1,0 +1,32 @@
+//! Waiting for what the worker or the kernel is short of: buffers and memory.
+
+use super::{AsideStep, Connection, Context, Receive, Send};
+
+impl Connection {
+    /// A buffer may be at home again: leave the line and arm. Nothing happens if the connection no
+    /// longer waits.
+    pub fn serve(&mut self, context: &mut Context) {
+        if self.receive == Receive::Starved {
+            self.receive = Receive::Off;
+            if self.wants_bytes(context.resources) {
+                self.arm(context);
+            }
+        }
+    }
+
+    /// The kernel may have memory again.
+    pub fn retry(&mut self, context: &mut Context) {
+        if self.receive == Receive::Retrying {
+            self.receive = Receive::Off;
+        }
+        if let Send::Aside { step: step @ AsideStep::Retrying, .. } = &mut self.send {
+            *step = AsideStep::Ready;
+        }
+        self.advance(context);
+    }
+
+    pub(super) fn stand_in_line(&mut self, context: &mut Context) {
+        self.receive = Receive::Starved;
+        context.resources.waiting.push_back(context.id);
+    }
+}

@@ -1,0 +1,76 @@
+//! The server at both ends of a hand-over: bringing everything to rest and giving it away, and
+//! taking in what the process before gave away.
+
+use super::{Bequest, Connection, ConnectionId, Drain, Op, Phase, Server, Timestamp};
+
+impl Server {
+    pub(super) fn on_hand_over_started(&mut self, deadline: Timestamp) {
+        if self.drain == Drain::No {
+            self.drain = Drain::Freezing { deadline, swept: 0, rested: 0 };
+            self.resources.frozen = true;
+        }
+    }
+
+    /// Whether a hand-over has been asked for and the kernel holds nothing any more: time for
+    /// [`Server::release`]. Costs each slot one look in all, since what rests stays at rest.
+    pub fn is_at_rest(&mut self) -> bool {
+        let (swept, rested) = match &mut self.drain {
+            Drain::Freezing { swept, rested, .. } | Drain::Overdue { swept, rested } => {
+                (*swept, rested)
+            }
+            Drain::No | Drain::Patient { .. } | Drain::Ending { .. } | Drain::Over { .. } => {
+                return false;
+            }
+        };
+        while self.slots.get(*rested).is_some_and(Connection::is_at_rest) {
+            *rested += 1;
+        }
+        let all = self.slots.len();
+        swept.min(*rested) == all
+            && !self.admission.has_unfinished()
+            && !self.listeners.iter().any(|listener| listener.is_with_kernel())
+    }
+
+    /// Gives every connection away: the caller takes its socket and its unsent bytes from the
+    /// driver. To be called once all are at rest.
+    pub fn release(&mut self, now: Timestamp) -> Vec<(ConnectionId, Bequest)> {
+        assert!(self.is_at_rest(), "the kernel still holds a connection");
+        let mut ops: Vec<Op> = Vec::new();
+        while let Some(id) = self.parked.pop_front() {
+            self.open(now, id, &mut ops);
+        }
+        let mut released = Vec::new();
+        for slot in 0..self.slots.len() {
+            let id = ConnectionId::new(slot as u32, self.slots[slot].generation());
+            self.with(now, id, &mut ops, |connection, context| {
+                released.extend(connection.bequeath(context).map(|bequest| (id, bequest)));
+            });
+        }
+        assert!(ops.is_empty(), "what is at rest asks for nothing: {ops:?}");
+        self.resources.stats.parked = 0;
+        released
+    }
+
+    /// A free slot for a connection of the process before us. To be called before the server
+    /// starts; `Event::Adopted` must follow.
+    pub fn reserve_slot(&mut self) -> ConnectionId {
+        self.inherited += 1;
+        self.take_slot()
+    }
+
+    pub(super) fn on_adopted(
+        &mut self,
+        now: Timestamp,
+        id: ConnectionId,
+        bequest: Bequest,
+        ops: &mut Vec<Op>,
+    ) {
+        assert_eq!(self.connection(id).phase(), Phase::Free, "{id:?} is taken");
+        self.resources.count_taken_over(bequest.listener);
+        self.resources.stats.connections += 1;
+        self.with(now, id, ops, |connection, context| {
+            connection.adopt(context, bequest);
+            context.timer_changed = true;
+        });
+    }
+}

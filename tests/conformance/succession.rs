@@ -1,0 +1,150 @@
+//! Scripts about a hand-over: taking a send back, giving a connection away, going on with it.
+
+use std::hash::RandomState;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use echo_uring::echo::admission::SourceBook;
+use echo_uring::echo::op::{Event, Kernel, Op, ReceiveMode, SendError, Timestamp};
+use echo_uring::echo::server::{CloseReason, Parameters, Server, Tuning};
+
+use crate::bench::{Bench, name, receive};
+use crate::world::{ROOMY, World};
+
+/// Takes back the send of set-aside bytes that waits. Returns how many bytes are still aside.
+fn take_back<W: World>(bench: &mut Bench<W>, aside: u32) -> u32 {
+    bench.say([Op::CancelSend { connection: name(0) }]);
+    match bench.next() {
+        Event::SendFailed { error: SendError::Stopped, .. } => aside,
+        Event::SentAside { length, .. } if length < aside => aside - length,
+        other => panic!("a send that stopped was expected, not {other:?}"),
+    }
+}
+
+pub(crate) fn a_canceled_send_loses_no_bytes<W: World>() {
+    let mut bench = Bench::<W>::new(ROOMY);
+    let peer = bench.accept(name(0));
+    let (written, mut aside) = bench.block(peer, name(0));
+    for _ in 0..3 {
+        aside = take_back(&mut bench, aside);
+        bench.silence();
+        bench.say([Op::SendAside { connection: name(0) }]);
+    }
+    let read = bench.flush(peer, name(0), aside);
+    bench.read_all(peer, written - read);
+    // One that comes too late harms nothing.
+    bench.say([Op::CancelSend { connection: name(0) }]);
+    bench.silence();
+}
+
+pub(crate) fn what_one_kernel_releases_another_adopts<W: World>() {
+    let mut bench = Bench::<W>::new(ROOMY);
+    let peer = bench.accept(name(0));
+    let (written, aside) = bench.block(peer, name(0));
+    let aside = take_back(&mut bench, aside);
+    // Bytes that nobody received yet stay with the socket.
+    bench.world.write(peer, 70);
+    bench.world.succeed(&[(name(0), name(5))]);
+    bench.silence();
+    bench.say([Op::SendAside { connection: name(5) }]);
+    let read = bench.flush(peer, name(5), aside);
+    bench.read_all(peer, written - read);
+    bench.say([receive(name(5), ReceiveMode::Once)]);
+    let (chunk, ..) = bench.received();
+    assert_eq!(bench.send(name(5), chunk), 70);
+    bench.read_all(peer, 70);
+}
+
+/// Goal: byte for byte, whatever a connection is doing when its process is replaced. Method: three
+/// peers, of which one reads seldom, and a succession every few turns.
+pub(crate) fn the_core_hands_over_in_mid_transfer<W: World>() {
+    for &mode in W::modes() {
+        let mut bench = Bench::<W>::new(ROOMY);
+        let peers = [bench.world.connect(), bench.world.connect(), bench.world.connect()];
+        let mut server = Server::new(parameters(mode));
+        let mut events = vec![Event::Started];
+        let (mut written, mut echoed) = ([0; 3], [0; 3]);
+        const TOTAL: usize = 120_000;
+        let (began, mut turn, mut handed_over, mut unsent) = (Instant::now(), 0, 0, 0);
+        while echoed != [TOTAL; 3] {
+            assert!(began.elapsed() < Duration::from_secs(20), "{written:?} in, {echoed:?} back");
+            turn += 1;
+            if turn % 7 == 0 && server.stats().connections == 3 {
+                let deadline = bench.world.kernel().now().plus(5_000);
+                events.push(Event::HandOverStarted { deadline });
+            }
+            step(&mut bench, &mut server, &mut events);
+            if server.is_at_rest() {
+                handed_over += 1;
+                unsent += succeed(&mut bench, &mut server, mode, &mut events);
+            }
+            for (index, peer) in peers.into_iter().enumerate() {
+                // The first one reads late.
+                if index > 0 || turn % 20 == 0 || written[0] == TOTAL {
+                    echoed[index] += bench.world.read(peer, 9000);
+                }
+                let under_way = written[index] - echoed[index];
+                if written[index] < TOTAL && under_way < [30_000, 9000, 9000][index] {
+                    bench.world.write(peer, 1500);
+                    written[index] += 1500;
+                }
+            }
+        }
+        assert!(handed_over > 5, "only {handed_over} successions");
+        assert!(unsent > 0, "no byte was ever left to an heir");
+        server.check_invariants();
+    }
+}
+
+fn parameters(receive_mode: ReceiveMode) -> Parameters {
+    Parameters {
+        listeners: 1,
+        tuning: Tuning {
+            connections_max: 3,
+            aside_bytes_max: 1 << 20,
+            idle_timeout: Some(60_000),
+            stall_timeout: Some(60_000),
+            lifetime: None,
+            bytes_max: None,
+            rules: Arc::default(),
+        },
+        buffers: ROOMY.buffers,
+        buffer_sizes: ROOMY.buffer_sizes,
+        receive_mode,
+        linger_timeout: 5_000,
+        book: Arc::new(SourceBook::new(RandomState::new())),
+    }
+}
+
+fn step<W: World>(bench: &mut Bench<W>, server: &mut Server, events: &mut Vec<Event>) {
+    let now = bench.world.kernel().now();
+    let mut ops = Vec::new();
+    for event in events.drain(..).chain([Event::TimePassed]) {
+        server.handle(now, event, &mut ops);
+        bench.world.kernel().submit(&mut ops);
+    }
+    let soon: Timestamp = now.plus(1);
+    bench.world.kernel().turn(Some(soon), events).expect("the ring works");
+}
+
+/// Another server on another kernel goes on. Returns how many bytes it was left.
+fn succeed<W: World>(
+    bench: &mut Bench<W>,
+    server: &mut Server,
+    mode: ReceiveMode,
+    events: &mut Vec<Event>,
+) -> u32 {
+    assert!(events.is_empty(), "a server at rest is told nothing: {events:?}");
+    let estate = server.release(bench.world.kernel().now());
+    let stats = server.stats();
+    assert_eq!((estate.len(), stats.closed[CloseReason::HandedOver as usize]), (3, 3));
+    assert_eq!((stats.connections, stats.buffers_lent, stats.aside_bytes), (0, 0, 0));
+    *server = Server::new(parameters(mode));
+    let heirs: Vec<_> = estate.iter().map(|(old, _)| (*old, server.reserve_slot())).collect();
+    bench.world.succeed(&heirs);
+    for ((_, connection), (_, bequest)) in heirs.into_iter().zip(&estate) {
+        events.push(Event::Adopted { connection, source: W::SOURCE, bequest: *bequest });
+    }
+    events.push(Event::Started);
+    estate.iter().map(|(_, bequest)| bequest.unsent).sum()
+}

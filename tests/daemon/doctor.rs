@@ -1,0 +1,165 @@
+//! `echo-uring doctor`: findings, cures, exit codes, and the same as JSON.
+
+use std::fs;
+use std::net::TcpListener;
+use std::process::{Command, Output};
+use std::thread;
+
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
+use serde_json::Value;
+
+use crate::daemon::{Launch, program, run_to_end};
+use crate::machine::Scratch;
+
+/// So few connections that every machine has files for them.
+const MODEST: &str = "[limits]\nmax-connections = 10\n";
+
+/// What became of `doctor` with this configuration, and its findings as JSON.
+fn examined(config: &str, arguments: &[&str]) -> (i32, Value) {
+    let scratch = Scratch::new();
+    let path = scratch.path("echo-uring.toml");
+    fs::write(&path, config).unwrap();
+    let mut all = vec!["doctor", "--json", "--config", path.to_str().unwrap()];
+    all.extend(arguments);
+    judged(&run_to_end(&all, None))
+}
+
+fn judged(output: &Output) -> (i32, Value) {
+    let json = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
+        panic!("{error} in {output:?}");
+    });
+    (output.status.code().unwrap(), json)
+}
+
+/// The findings of one topic that have this level, as `what | cure`.
+fn findings(json: &Value, topic: &str, level: &str) -> Vec<String> {
+    let all = json["findings"].as_array().unwrap().iter();
+    all.filter(|it| it["topic"] == topic && it["level"] == level)
+        .map(|it| {
+            let cure = it["cure"].as_str().unwrap_or("");
+            assert_eq!(cure.is_empty(), level == "ok", "what is not well has a cure: {it}");
+            format!("{} | {cure}", it["what"].as_str().unwrap())
+        })
+        .collect()
+}
+
+fn one(json: &Value, topic: &str, level: &str) -> String {
+    let found = findings(json, topic, level);
+    assert_eq!(found.len(), 1, "{topic} {level} in {json:#}");
+    found.into_iter().next().unwrap()
+}
+
+#[test]
+fn all_well_is_exit_0() {
+    let (code, json) = examined(MODEST, &["--listen", "127.0.0.1:0"]);
+    assert_eq!((code, &json["problems"]), (0, &Value::from(0)), "{json:#}");
+    assert_eq!(json["version"], env!("CARGO_PKG_VERSION"));
+    assert!(one(&json, "kernel", "ok").starts_with("Linux "));
+    let io_uring = findings(&json, "io_uring", "ok").join("\n");
+    for word in ["ACCEPT, RECV, SEND, POLL_ADD, ASYNC_CANCEL, CLOSE", "refuses all others"] {
+        assert!(io_uring.contains(word), "{io_uring}");
+    }
+    assert!(one(&json, "config", "ok").contains("echo-uring.toml is valid"));
+    assert!(findings(&json, "limits", "ok")[0].contains("enough"));
+    assert!(findings(&json, "sockets", "ok").iter().any(|it| it.contains("can be bound")));
+}
+
+#[test]
+fn people_get_a_table() {
+    let output = run_to_end(&["doctor", "--listen", "127.0.0.1:0"], None);
+    let text = String::from_utf8(output.stdout).unwrap();
+    let topics = ["kernel ", "io_uring ", "config ", "limits ", "sockets ", "systemd ", "sandbox "];
+    for topic in topics {
+        assert!(text.lines().any(|line| line.starts_with(topic)), "no {topic} in\n{text}");
+    }
+    let verdict = text.lines().last().unwrap();
+    match output.status.code() {
+        Some(0) => assert_eq!(verdict, "no problems"),
+        _ => assert!(verdict.contains(" problem"), "{text}"),
+    }
+}
+
+#[test]
+fn too_few_files_are_a_problem_with_a_cure() {
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", "ulimit -n 100; exec \"$0\" doctor --json --listen 127.0.0.1:0"]);
+    let (code, json) = judged(&command.arg(program()).output().unwrap());
+    assert_eq!(code, 1);
+    let problem = one(&json, "limits", "problem");
+    for word in ["at most 100 ", "limits.max-connections", "raise LimitNOFILE="] {
+        assert!(problem.contains(word), "{problem}");
+    }
+}
+
+#[test]
+fn a_bad_configuration_is_a_problem_and_the_rest_is_looked_at() {
+    let (code, json) = examined("[limits]\nmax-connections = 0\n", &["--listen", "127.0.0.1:0"]);
+    assert_eq!(code, 1);
+    let problem = one(&json, "config", "problem");
+    assert!(problem.contains("echo-uring.toml:2: limits.max-connections"), "{problem}");
+    assert!(problem.contains(" | use "), "{problem}");
+    assert!(!findings(&json, "io_uring", "ok").is_empty());
+}
+
+#[test]
+fn an_address_that_is_taken_is_noted() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let (code, json) = examined(MODEST, &["--listen", &address]);
+    assert_eq!(code, 0);
+    assert!(
+        one(&json, "sockets", "note").starts_with(&format!("{address} (configured) is in use"))
+    );
+}
+
+#[test]
+fn an_address_of_another_machine_is_a_problem() {
+    let (code, json) = examined(MODEST, &["--listen", "192.0.2.1:7777"]);
+    assert_eq!(code, 1);
+    assert!(one(&json, "sockets", "problem").contains("192.0.2.1:7777"));
+}
+
+/// A real filter, as that of a container: it is put on a thread, which then starts the program.
+fn under_a_filter(arguments: &'static [&'static str]) -> Output {
+    thread::spawn(|| {
+        let filter = SeccompFilter::new(
+            [(nix::libc::SYS_io_uring_setup, Vec::new())].into(),
+            SeccompAction::Allow,
+            SeccompAction::Errno(nix::libc::EPERM as u32),
+            std::env::consts::ARCH.try_into().unwrap(),
+        );
+        let program: BpfProgram = filter.unwrap().try_into().unwrap();
+        apply_filter(&program).unwrap();
+        run_to_end(arguments, None)
+    })
+    .join()
+    .unwrap()
+}
+
+#[test]
+fn a_seccomp_filter_is_told_from_a_sysctl() {
+    let (code, json) = judged(&under_a_filter(&["doctor", "--json"]));
+    assert_eq!(code, 1);
+    let problem = one(&json, "io_uring", "problem");
+    let sysctl = fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default();
+    let words: &[&str] = match sysctl.trim() {
+        "0" => &["EPERM", "io_uring_disabled is 0", "a seccomp filter refuses", "allow io_uring_s"],
+        "" => &["EPERM", "seccomp"],
+        _ => &["io_uring_disabled is"],
+    };
+    for word in words {
+        assert!(problem.contains(word), "{word} is missing: {problem}");
+    }
+}
+
+#[test]
+fn a_running_daemon_is_described() {
+    let daemon = Launch::with_config("").start();
+    let output = run_to_end(&["doctor"], None);
+    let text = String::from_utf8(output.stdout).unwrap();
+    let wanted = format!("the daemon that runs as process {}: user ", daemon.process.0);
+    assert!(text.contains(&wanted), "no {wanted:?} in\n{text}");
+    let line = text.lines().find(|line| line.contains(&wanted)).unwrap();
+    assert!(line.contains("new privileges no, seccomp filters "), "{line}");
+    daemon.stop();
+}
