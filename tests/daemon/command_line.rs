@@ -15,7 +15,7 @@ fn refusal(config: &str) -> Refusal {
 fn assert_refused(config: &str, line: usize, words: &[&str]) {
     let _quiet = in_company();
     let refusal = refusal(config);
-    let place = format!("echo-uring: {}:{line}: ", refusal.config_path.display());
+    let place = format!("echo-uring: {}:{line}:", refusal.config_path.display());
     let mut all = vec![place.as_str()];
     all.extend(words);
     refusal.assert(78, &all);
