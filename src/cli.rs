@@ -101,7 +101,6 @@ enum Verb {
     /// Check the configuration, print it with all defaults as TOML, and exit
     Check(Options),
     /// Have the service reload its configuration; for ExecReload= of its unit
-    #[command(hide = true)]
     Reload(Options),
     /// Show what a running daemon does: connections, traffic, trouble, per listener and worker
     Status(StatusOptions),
