@@ -1,5 +1,7 @@
 //! One run of the service, from the first worker's start to the last one's end.
 
+mod reload;
+
 use std::hash::RandomState;
 use std::io;
 use std::os::fd::AsFd;
@@ -17,12 +19,14 @@ use super::Failure;
 use super::report::{self, Rate, Reporter};
 use super::view::{Label, Life, View};
 use super::workers::{self, Desk, News, Plan, Worker};
+use crate::cli::Options;
 use crate::config::{Config, Kind, Tcp, Workers};
 use crate::echo::admission::SourceBook;
 use crate::echo::limits;
 use crate::echo::op::{ReceiveMode, Timestamp};
 use crate::echo::server::Stats;
 use crate::listen::{Family, Listener, Opened, Origin, SocketFile};
+use crate::logging;
 use crate::metrics;
 use crate::sight::{self, Door, State};
 use crate::systemd::Notifier;
@@ -38,21 +42,38 @@ const FILES_PER_WORKER: u64 = 2;
 /// What the end takes beyond the drain itself, for the service manager's patience.
 const STOP_MARGIN: Duration = Duration::from_secs(5);
 
-/// Makes SIGTERM and SIGINT readable instead of deadly.
-pub(super) fn block_signals() -> io::Result<SignalFd> {
-    let mut signals = SigSet::empty();
-    signals.add(Signal::SIGTERM);
-    signals.add(Signal::SIGINT);
-    signals.thread_block()?;
-    Ok(SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?)
+/// Where signals are read.
+pub(super) struct Signals {
+    /// SIGTERM and SIGINT.
+    ending: SignalFd,
+    /// SIGHUP.
+    reload: SignalFd,
+}
+
+/// Where a configuration comes from, and where log lines go.
+pub(super) struct Source<'a> {
+    pub(super) options: &'a Options,
+    pub(super) log: &'a logging::Handle,
+}
+
+/// Makes SIGTERM, SIGINT and SIGHUP readable instead of deadly.
+pub(super) fn block_signals() -> io::Result<Signals> {
+    let readable = |signals: &[Signal]| {
+        let signals: SigSet = signals.iter().copied().collect();
+        signals.thread_block()?;
+        SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+    };
+    let ending = readable(&[Signal::SIGTERM, Signal::SIGINT])?;
+    Ok(Signals { ending, reload: readable(&[Signal::SIGHUP])? })
 }
 
 /// Serves until a signal, and drains.
 pub(super) fn run(
     config: &Config,
     opened: Opened,
-    signals: SignalFd,
+    signals: Signals,
     notifier: &Notifier,
+    source: &Source<'_>,
 ) -> Result<(), Failure> {
     let features = uring::probe().map_err(Failure::Uring)?;
     let workers = match config.server.workers {
@@ -61,7 +82,8 @@ pub(super) fn run(
     };
     let Opened { listeners, warnings } = opened;
     let sorted = Sorted::new(listeners, &config.tcp);
-    let places = places(config, &sorted, workers)?;
+    let room = room(&sorted, workers)?;
+    let places = room.min(config.limits.max_connections);
     let Sorted { sockets, labels, doors, names, files } = sorted;
     let plan = Plan {
         config,
@@ -69,11 +91,12 @@ pub(super) fn run(
         listeners: sockets.into(),
         workers,
         places,
+        room,
         origin: Instant::now(),
         book: Arc::new(SourceBook::new(RandomState::new())),
     };
     announce(&plan, &names, &warnings);
-    let service = Service::start(&plan, signals, notifier)?;
+    let service = Service::start(&plan, signals, notifier, source)?;
     service.show(doors, labels)?;
     let ended = service.serve();
     // The files of our own Unix sockets go when nobody accepts any more.
@@ -152,18 +175,22 @@ fn announce(plan: &Plan<'_>, names: &[String], warnings: &[String]) {
     for name in names {
         log::info!("listening on {name}");
     }
-    if plan.places < plan.config.limits.max_connections {
+    warn_of_places(plan.config, plan.places);
+}
+
+/// Says so if there are fewer places than are configured.
+fn warn_of_places(config: &Config, places: u32) {
+    let wanted = config.limits.max_connections;
+    if places < wanted {
         log::warn!(
-            "limits.max-connections is {}, but with the limit on open files only {} fit; \
-             raise LimitNOFILE= (ulimit -n)",
-            plan.config.limits.max_connections,
-            plan.places,
+            "limits.max-connections is {wanted}, but with the limit on open files only {places} \
+             fit; raise LimitNOFILE= (ulimit -n)"
         );
     }
 }
 
 /// Raises the soft limit on open files to the hard one, and says how many connections fit.
-fn places(config: &Config, sorted: &Sorted, workers: usize) -> Result<u32, Failure> {
+fn room(sorted: &Sorted, workers: usize) -> Result<u32, Failure> {
     let system = |what| move |errno| Failure::System(what, io::Error::from(errno));
     let (soft, hard) =
         getrlimit(Resource::RLIMIT_NOFILE).map_err(system("read the limit on open files"))?;
@@ -173,7 +200,7 @@ fn places(config: &Config, sorted: &Sorted, workers: usize) -> Result<u32, Failu
     }
     let spare = FILES_SPARE + FILES_PER_WORKER * workers as u64 + sorted.files();
     let room = hard.saturating_sub(spare).max(1);
-    Ok(u32::try_from(room).unwrap_or(u32::MAX).min(config.limits.max_connections))
+    Ok(u32::try_from(room).unwrap_or(u32::MAX))
 }
 
 /// Where the service is in its life.
@@ -190,8 +217,11 @@ enum Stage {
 
 struct Service<'a> {
     plan: &'a Plan<'a>,
+    /// What is in force: the plan's as reloads have changed it.
+    config: Config,
+    source: &'a Source<'a>,
     notifier: &'a Notifier,
-    signals: SignalFd,
+    signals: Signals,
     bell: Arc<EventFd>,
     news: Receiver<(usize, News)>,
     workers: Vec<Worker>,
@@ -202,6 +232,10 @@ struct Service<'a> {
     /// The same for those who look from outside.
     life: Life,
     status: String,
+    /// Why the last reload failed.
+    trouble: Option<String>,
+    /// Echoes of a second, when last looked at.
+    echoes: u64,
     reporter: Reporter,
     rate: Rate,
     watchdog: Option<Watchdog>,
@@ -210,8 +244,9 @@ struct Service<'a> {
 impl<'a> Service<'a> {
     fn start(
         plan: &'a Plan<'a>,
-        signals: SignalFd,
+        signals: Signals,
         notifier: &'a Notifier,
+        source: &'a Source<'a>,
     ) -> Result<Self, Failure> {
         let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(|errno| Failure::System("make an eventfd", errno.into()))?;
@@ -226,6 +261,8 @@ impl<'a> Service<'a> {
             notifier.watchdog_interval().map(|interval| Watchdog::new(interval, &workers));
         Ok(Self {
             plan,
+            config: plan.config.clone(),
+            source,
             notifier,
             signals,
             bell,
@@ -236,6 +273,8 @@ impl<'a> Service<'a> {
             stage: Stage::Starting,
             life: Life::default(),
             status: String::new(),
+            trouble: None,
+            echoes: 0,
             reporter: Reporter::new(),
             rate: Rate::new(Instant::now()),
             watchdog,
@@ -264,6 +303,7 @@ impl<'a> Service<'a> {
             if self.hear_signal()? == Order::EndAtOnce {
                 return Ok(());
             }
+            self.hear_hangup()?;
             let now = Instant::now();
             if let Stage::Leaving { until } = self.stage
                 && now >= until
@@ -296,10 +336,13 @@ impl<'a> Service<'a> {
         let left = moment.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
         let mut sources = [
-            PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.signals.ending.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.bell.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.signals.reload.as_fd(), PollFlags::POLLIN),
         ];
-        match poll(&mut sources, timeout) {
+        // A reload that is asked for before we are ready waits until then.
+        let count = if self.stage == Stage::Starting { 2 } else { 3 };
+        match poll(&mut sources[..count], timeout) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
             Err(errno) => Err(Failure::System("wait for signals", errno.into())),
         }
@@ -333,7 +376,7 @@ impl<'a> Service<'a> {
     }
 
     fn hear_signal(&mut self) -> Result<Order, Failure> {
-        let signal = self.signals.read_signal();
+        let signal = self.signals.ending.read_signal();
         match signal.map_err(|errno| Failure::System("read a signal", errno.into()))? {
             None => Ok(Order::GoOn),
             Some(_) if self.stage == Stage::Draining => {
@@ -350,7 +393,7 @@ impl<'a> Service<'a> {
     /// The first signal: goes on accepting for the lead time, while load balancers learn of it. The
     /// second one skips what is left of that.
     fn leave(&mut self) {
-        let timeouts = &self.plan.config.timeouts;
+        let timeouts = &self.config.timeouts;
         let lead = timeouts.drain_lead;
         if lead.is_zero() || self.stage != Stage::Ready {
             return self.drain();
@@ -373,7 +416,7 @@ impl<'a> Service<'a> {
         self.stage = Stage::Draining;
         self.life.set(State::Draining);
         let stats = workers::total(&self.workers);
-        let patience = self.plan.config.timeouts.drain;
+        let patience = self.config.timeouts.drain;
         self.status = report::draining(&stats);
         if told {
             self.notifier.status(&self.status);
@@ -399,10 +442,12 @@ impl<'a> Service<'a> {
         for line in self.reporter.lines(now, &stats) {
             log::warn!("{line}");
         }
-        let echoes = self.rate.look(now, &stats);
+        self.echoes = self.rate.look(now, &stats);
         let status = match self.stage {
             Stage::Starting => return,
-            Stage::Ready => report::status(&stats, echoes, self.workers.len()),
+            Stage::Ready => {
+                self.with_trouble(report::status(&stats, self.echoes, self.workers.len()))
+            }
             Stage::Leaving { .. } => report::leaving(&stats),
             Stage::Draining => report::draining(&stats),
         };
