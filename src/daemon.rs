@@ -7,6 +7,7 @@
 mod report;
 mod rules;
 mod service;
+mod succession;
 mod view;
 mod workers;
 

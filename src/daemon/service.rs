@@ -15,13 +15,15 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::Failure;
 use super::report::{self, Rate, Reporter};
+use super::succession;
 use super::view::{Label, Life, View};
-use super::workers::{self, Desk, News, Plan, Worker};
+use super::workers::{self, Desk, News, Plan, Return, Worker};
 use crate::config::{Config, Kind, Tcp, Workers};
 use crate::echo::admission::SourceBook;
 use crate::echo::limits;
 use crate::echo::op::{ReceiveMode, Timestamp};
 use crate::echo::server::Stats;
+use crate::handover::Estate;
 use crate::listen::{Family, Listener, Opened, Origin, SocketFile};
 use crate::metrics;
 use crate::sight::{self, Door, State};
@@ -59,21 +61,24 @@ pub(super) fn run(
         Workers::Auto => std::thread::available_parallelism().map_or(1, usize::from),
         Workers::Count(count) => usize::from(count),
     };
-    let Opened { listeners, warnings } = opened;
+    let Opened { listeners, bundles, warnings } = opened;
     let sorted = Sorted::new(listeners, &config.tcp);
     let places = places(config, &sorted, workers)?;
     let Sorted { sockets, labels, doors, names, files } = sorted;
+    let addresses = labels.iter().map(|label| label.address.clone()).collect();
     let plan = Plan {
         config,
         features,
         listeners: sockets.into(),
+        addresses,
         workers,
         places,
         origin: Instant::now(),
         book: Arc::new(SourceBook::new(RandomState::new())),
     };
     announce(&plan, &names, &warnings);
-    let service = Service::start(&plan, signals, notifier)?;
+    let estates = succession::inherit(bundles, &plan.addresses, workers, notifier);
+    let service = Service::start(&plan, signals, notifier, estates)?;
     service.show(doors, labels)?;
     let ended = service.serve();
     // The files of our own Unix sockets go when nobody accepts any more.
@@ -181,6 +186,7 @@ fn places(config: &Config, sorted: &Sorted, workers: usize) -> Result<u32, Failu
 enum Stage {
     Starting,
     Ready,
+    HandingOver,
     /// Asked to stop: load balancers are told, and accepting goes on until then.
     Leaving {
         until: Instant,
@@ -196,6 +202,10 @@ struct Service<'a> {
     news: Receiver<(usize, News)>,
     workers: Vec<Worker>,
     ready: usize,
+    /// One for each worker, until connections have been handed over.
+    returns: Vec<Return>,
+    /// The connections of the workers that have brought theirs to rest.
+    estates: Vec<(usize, Vec<Estate>)>,
     /// The last counters of the workers that have ended.
     done: Vec<Stats>,
     stage: Stage,
@@ -212,16 +222,20 @@ impl<'a> Service<'a> {
         plan: &'a Plan<'a>,
         signals: SignalFd,
         notifier: &'a Notifier,
+        estates: Vec<Vec<Estate>>,
     ) -> Result<Self, Failure> {
         let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(|errno| Failure::System("make an eventfd", errno.into()))?;
         let bell = Arc::new(bell);
         let (sender, news) = channel();
         let desk = Desk { news: sender, bell: Arc::clone(&bell) };
-        let workers = (0..plan.workers)
-            .map(|index| workers::start(plan, index, &desk))
+        let (workers, returns): (Vec<_>, Vec<_>) = (0..plan.workers)
+            .zip(estates)
+            .map(|(index, estates)| workers::start(plan, index, &desk, estates))
             .collect::<io::Result<Vec<_>>>()
-            .map_err(|error| Failure::System("start a worker", error))?;
+            .map_err(|error| Failure::System("start a worker", error))?
+            .into_iter()
+            .unzip();
         let watchdog =
             notifier.watchdog_interval().map(|interval| Watchdog::new(interval, &workers));
         Ok(Self {
@@ -232,6 +246,8 @@ impl<'a> Service<'a> {
             news,
             workers,
             ready: 0,
+            returns,
+            estates: Vec::new(),
             done: Vec::new(),
             stage: Stage::Starting,
             life: Life::default(),
@@ -286,7 +302,7 @@ impl<'a> Service<'a> {
         let ping = self.watchdog.as_ref().map(|watchdog| watchdog.next);
         let until = match self.stage {
             Stage::Leaving { until } => Some(until),
-            Stage::Starting | Stage::Ready | Stage::Draining => None,
+            Stage::Starting | Stage::Ready | Stage::HandingOver | Stage::Draining => None,
         };
         ping.into_iter().chain(until).fold(look, Instant::min)
     }
@@ -311,6 +327,7 @@ impl<'a> Service<'a> {
         while let Ok((worker, news)) = self.news.try_recv() {
             match news {
                 News::Ready => self.on_worker_ready(),
+                News::AtRest(estates) => self.on_worker_at_rest(worker, estates),
                 News::Done(stats) => self.done.push(*stats),
                 News::Unusable(unusable) => return Err(Failure::Uring(unusable)),
                 News::Broken(error) => return Err(Failure::Ring(worker, error)),
@@ -336,13 +353,57 @@ impl<'a> Service<'a> {
         let signal = self.signals.read_signal();
         match signal.map_err(|errno| Failure::System("read a signal", errno.into()))? {
             None => Ok(Order::GoOn),
-            Some(_) if self.stage == Stage::Draining => {
+            Some(_) if matches!(self.stage, Stage::Draining | Stage::HandingOver) => {
                 log::warn!("second signal: ending at once");
                 Ok(Order::EndAtOnce)
             }
-            Some(_) => {
-                self.leave();
+            Some(signal) => {
+                // An interrupt comes from a terminal, not from a service manager.
+                let manager = signal.ssi_signo == Signal::SIGTERM as u32;
+                if manager && self.stage == Stage::Ready && succession::is_wanted(self.notifier) {
+                    self.bring_to_rest();
+                } else {
+                    self.leave();
+                }
                 Ok(Order::GoOn)
+            }
+        }
+    }
+
+    /// A restart has begun: every connection is to come to rest.
+    fn bring_to_rest(&mut self) {
+        self.stage = Stage::HandingOver;
+        self.life.set(State::Leaving);
+        self.status = report::handing_over(&workers::total(&self.workers));
+        self.notifier.stopping(&self.status);
+        let patience = Duration::from_millis(limits::REST_MS);
+        self.notifier.extend_timeout(2 * patience + STOP_MARGIN);
+        let deadline = self.plan.origin.elapsed() + patience;
+        for worker in &self.workers {
+            worker.hand_over(Timestamp(deadline.as_millis() as u64));
+        }
+    }
+
+    fn on_worker_at_rest(&mut self, worker: usize, estates: Vec<Estate>) {
+        self.estates.push((worker, estates));
+        if self.estates.len() < self.workers.len() {
+            return;
+        }
+        match succession::store(&self.estates, &self.plan.addresses, self.notifier) {
+            Ok(()) => {
+                let count: usize = self.estates.iter().map(|(_, estates)| estates.len()).sum();
+                let count = report::count(count as u64, "connection");
+                log::info!("handed over {count} to the next process");
+                self.returns.clear();
+            }
+            Err(error) => {
+                log::warn!("connections cannot be handed over: {error}; draining instead");
+                // The order to drain is there before they are.
+                self.drain();
+                for (worker, estates) in std::mem::take(&mut self.estates) {
+                    // It fails only when the worker has died, and that is told in another way.
+                    let _ = self.returns[worker].send(estates);
+                }
             }
         }
     }
@@ -403,6 +464,7 @@ impl<'a> Service<'a> {
         let status = match self.stage {
             Stage::Starting => return,
             Stage::Ready => report::status(&stats, echoes, self.workers.len()),
+            Stage::HandingOver => report::handing_over(&stats),
             Stage::Leaving { .. } => report::leaving(&stats),
             Stage::Draining => report::draining(&stats),
         };
@@ -418,7 +480,7 @@ impl<'a> Service<'a> {
         let buffers = workers::buffers_total(self.plan);
         log::info!(
             "stopped: accepted={} refused={} closed={} bytes-in={} bytes-out={} bytes-dropped={} \
-             buffers-home={} buffers-total={buffers}",
+             buffers-home={} buffers-total={buffers}{}",
             stats.accepted,
             stats.refused_total(),
             stats.closed_total(),
@@ -426,6 +488,7 @@ impl<'a> Service<'a> {
             stats.bytes_out,
             stats.bytes_dropped,
             buffers - stats.buffers_lent,
+            report::succession(&stats),
         );
     }
 }
