@@ -3,6 +3,7 @@
 //! It hands each event to the [`Connection`] it concerns and looks after what connections share:
 //! who gets the next place, who waits for a buffer, when accepting pauses, when the drain is over.
 
+mod arming;
 mod entrance;
 #[cfg(test)]
 mod retune;
@@ -10,6 +11,7 @@ mod retune;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use self::arming::Arming;
 use super::admission::Admission;
 use super::connection::{Connection, Phase};
 use super::limits;
@@ -55,6 +57,7 @@ pub struct Server {
     admission: Admission,
     wheel: Wheel,
     drain: Drain,
+    arming: Arming,
     /// Slots given to connections of the process before us: there may be more of them than places.
     inherited: u32,
     /// Whether all places were taken when listeners were last looked at.
@@ -88,6 +91,7 @@ impl Server {
                 parameters.tuning.connections_max,
             ),
             drain: Drain::No,
+            arming: Arming::default(),
             inherited: 0,
             full: false,
             retimed: None,
@@ -119,7 +123,7 @@ impl Server {
     #[must_use]
     pub fn deadline(&self) -> Option<Timestamp> {
         let at_once = self.retimed.is_some() || self.admission.has_unfinished();
-        if at_once || self.can_serve_waiting() {
+        if at_once || self.arming.standing_back || self.can_serve_waiting() {
             return Some(Timestamp(0));
         }
         let retry = self.resources.retries.front().map(|&(at, _)| at);
@@ -206,6 +210,10 @@ impl Server {
         }
         self.fill_places(now, ops);
         self.arm_listeners(ops);
+        if event == Event::TimePassed {
+            // The last event of a turn.
+            self.arming.this_turn = 0;
+        }
         self.resources.stats.buffers_lent = u64::from(self.resources.pool.lent_total());
         let undecided = self.admission.undecided.len();
         self.resources.stats.parked = (self.parked.len() + undecided) as u64;
@@ -248,7 +256,9 @@ impl Server {
         let connection = self.connection(id);
         let phase = connection.phase();
         assert_eq!(phase, Phase::Accepting, "{id:?} is no accept");
-        connection.listener()
+        let listener = connection.listener();
+        self.arming.this_turn = self.arming.this_turn.saturating_sub(1);
+        listener
     }
 
     fn on_received(
@@ -389,8 +399,12 @@ impl Server {
 
     fn has_place(&self) -> bool {
         let over = matches!(self.drain, Drain::Ending { .. } | Drain::Over { .. });
-        over || self.resources.stats.connections
-            < u64::from(self.resources.parameters.tuning.connections_max)
+        over || self.free_places() > 0
+    }
+
+    fn free_places(&self) -> u64 {
+        let most = u64::from(self.resources.parameters.tuning.connections_max);
+        most.saturating_sub(self.resources.stats.connections)
     }
 
     /// Gives free places to the connections that are parked, in order.
@@ -420,33 +434,6 @@ impl Server {
     }
 
     /// Arms every listener that should accept, and cancels the accept of every one that should not.
-    fn arm_listeners(&mut self, ops: &mut Vec<Op>) {
-        let waiting = !self.parked.is_empty() || !self.admission.undecided.is_empty();
-        let wanted = self.drain == Drain::No && !waiting && self.has_place();
-        let full = self.drain == Drain::No && !wanted;
-        self.resources.stats.full += u64::from(full && !self.full);
-        self.full = full;
-        for index in 0..self.listeners.len() {
-            match self.listeners[index] {
-                Listener::Off if wanted => {
-                    let listener = ListenerId(index as u16);
-                    let connection = self.take_slot();
-                    self.connection(connection).reserve(listener);
-                    self.listeners[index] = Listener::Armed(connection);
-                    ops.push(Op::Accept { listener, connection });
-                }
-                Listener::Armed(connection) if !wanted => {
-                    self.listeners[index] = Listener::Canceling(connection);
-                    ops.push(Op::CancelAccept { connection });
-                }
-                Listener::Off
-                | Listener::Armed(_)
-                | Listener::Canceling(_)
-                | Listener::BackingOff(_) => {}
-            }
-        }
-    }
-
     fn take_slot(&mut self) -> ConnectionId {
         let slot = self.free.pop().unwrap_or_else(|| {
             let places = self.resources.parameters.tuning.connections_max.max(self.inherited);

@@ -1,6 +1,9 @@
 //! Operations to submission entries, completions to events: [`Kernel`] on a real ring.
 
-use std::collections::HashMap;
+mod receive;
+mod succession;
+
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::io;
 use std::mem::ManuallyDrop;
@@ -9,24 +12,22 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use io_uring::{cqueue, opcode, squeue, types};
+use io_uring::{cqueue, opcode, types};
 use nix::sys::eventfd::EventFd;
 use socket2::SockRef;
 
+use self::receive::{HangUp, Receiving};
 use super::aside::Aside;
 use super::buffers::{BufferRing, BufferStack};
 use super::errno;
-use super::probe::{self, Unusable};
+use super::probe::Unusable;
 use super::ring::Ring;
 use super::source;
 use super::token::Token;
 use super::vault::Vault;
 use crate::echo::op::{
-    BufferId, ConnectionId, Event, Expectation, Kernel, ListenerId, Op, ReceiveEnd, ReceiveMode,
-    Shutdown, SizeClass, Source, Timestamp,
+    BufferId, ConnectionId, Event, Kernel, ListenerId, Op, Shutdown, SizeClass, Source, Timestamp,
 };
-
-mod succession;
 
 /// A multishot receive ends after so many bytes (in whole buffers), so that what one connection can
 /// take of the pool before it is looked at again is bounded.
@@ -39,8 +40,8 @@ pub enum Transport {
     Tcp,
     /// A Unix stream. Connections inherit no option (seen on Linux 6.18). And a multishot receive
     /// that is armed when bytes and the end of the stream already wait tells the bytes, but never
-    /// the end (seen on Linux 6.18.44, in the family of liburing's issue 1549), so these are
-    /// received from one-shot.
+    /// the end (seen on Linux 6.18.44, in the family of liburing's issue 1549), so the end is
+    /// watched for by itself.
     Unix,
 }
 
@@ -114,6 +115,14 @@ impl fmt::Display for DriverError {
 struct Socket {
     fd: OwnedFd,
     transport: Transport,
+    receiving: Receiving,
+    hang_up: HangUp,
+}
+
+impl Socket {
+    fn new(fd: OwnedFd, transport: Transport) -> Self {
+        Self { fd, transport, receiving: Receiving::No, hang_up: HangUp::Unwatched }
+    }
 }
 
 /// One worker's ring, with the sockets and the memory its operations use.
@@ -140,6 +149,9 @@ pub struct Driver {
     overflows: u64,
     /// Completions of this turn, between the ring and [`Driver::event`]; empty between turns.
     reaped: Vec<cqueue::Entry>,
+    /// Connections that wait for bulk with a large buffer in hand, longest first; no more than
+    /// there are such buffers.
+    waiting: VecDeque<ConnectionId>,
     /// Answers that need no kernel, for the next turn.
     answers: Vec<Event>,
     busy_poll: Option<Duration>,
@@ -163,6 +175,7 @@ impl Driver {
             small: ManuallyDrop::new(small),
             large: ManuallyDrop::new(large),
             answers: Vec::new(),
+            waiting: VecDeque::new(),
             asides: HashMap::new(),
             vault: Vault::default(),
             sockets: Vec::with_capacity(settings.connections_max as usize),
@@ -197,12 +210,7 @@ impl Driver {
             Op::Receive { connection, class, mode, expectation } => {
                 self.receive(connection, class, mode, expectation);
             }
-            Op::CancelReceive { connection } => {
-                // Only one of them can be armed; the other cancel finds nothing, which nobody hears
-                // of. A receive into a large buffer never waits, only the poll before it.
-                self.ring.cancel(Token::Receive(connection, SizeClass::Small));
-                self.ring.cancel(Token::Readable(connection));
-            }
+            Op::CancelReceive { connection } => self.cancel_receive(connection),
             Op::Send { connection, buffer, length } => self.send(connection, buffer, length),
             Op::SetAside { connection, buffer, offset, length } => {
                 let bytes = match buffer.class {
@@ -244,76 +252,6 @@ impl Driver {
         self.ring.accept(self.listeners[index].socket.as_fd(), Token::Accept(connection));
     }
 
-    fn receive(
-        &mut self,
-        connection: ConnectionId,
-        class: SizeClass,
-        mode: ReceiveMode,
-        expectation: Expectation,
-    ) {
-        match (class, expectation) {
-            (SizeClass::Small, _) => self.receive_small(connection, mode, expectation),
-            (SizeClass::Large, Expectation::Data) => {
-                let answer = self.try_receive_large(connection);
-                self.answers.extend(answer);
-            }
-            (SizeClass::Large, Expectation::Silence) => self.poll_readable(connection),
-        }
-    }
-
-    fn receive_small(
-        &mut self,
-        connection: ConnectionId,
-        mode: ReceiveMode,
-        expectation: Expectation,
-    ) {
-        let fd = self.fd(connection);
-        let entry = match (mode, self.socket(connection).transport) {
-            (ReceiveMode::Multishot, Transport::Tcp) => {
-                probe::multishot_receive(fd, SMALL_GROUP, MULTISHOT_BYTES_MAX)
-            }
-            (ReceiveMode::Multishot, Transport::Unix) | (ReceiveMode::Once, _) => {
-                opcode::Recv::new(fd, std::ptr::null_mut(), 0)
-                    .ioprio(match expectation {
-                        Expectation::Data => 0,
-                        Expectation::Silence => probe::POLL_FIRST,
-                    })
-                    .buf_group(SMALL_GROUP)
-                    .build()
-                    .flags(squeue::Flags::BUFFER_SELECT)
-            }
-        };
-        self.in_flight += 1;
-        let entry = entry.user_data(Token::Receive(connection, SizeClass::Small).pack());
-        // SAFETY: it points to no memory of its own; the buffers it may pick from outlive it, see
-        // `BufferRing` and `Drop`.
-        unsafe { self.ring.push(entry) };
-    }
-
-    /// Receives into a large buffer what is there. It never waits: it would hold the buffer.
-    /// Answers at once if there is no buffer.
-    fn try_receive_large(&mut self, connection: ConnectionId) -> Option<Event> {
-        let fd = self.fd(connection);
-        let Some((start, length)) = self.large.fill(connection.slot()) else {
-            return Some(Event::ReceiveEnded { connection, reason: ReceiveEnd::NoBuffer });
-        };
-        let entry = opcode::Recv::new(fd, start, length)
-            .flags(libc::MSG_DONTWAIT)
-            .build()
-            .user_data(Token::Receive(connection, SizeClass::Large).pack());
-        self.in_flight += 1;
-        // SAFETY: `start` are `length` bytes that `BufferStack::fill` gives to nobody else before
-        // the completion, and that outlive the receive, see `BufferRing` and `Drop`.
-        unsafe { self.ring.push(entry) };
-        None
-    }
-
-    /// Waits until there are bytes, or the end of the stream.
-    fn poll_readable(&mut self, connection: ConnectionId) {
-        let socket = self.sockets[connection.slot() as usize].as_ref().expect(OPEN);
-        self.ring.poll(socket.fd.as_fd(), Token::Readable(connection));
-    }
-
     fn send(&mut self, connection: ConnectionId, buffer: BufferId, length: u32) {
         let fd = self.fd(connection);
         let bytes = match buffer.class {
@@ -353,6 +291,10 @@ impl Driver {
             drop(ManuallyDrop::into_inner(aside));
         }
         let socket = self.sockets[connection.slot() as usize].take().expect(OPEN);
+        if socket.hang_up == HangUp::Watched {
+            // A poll holds its file open: the peer would never see the end.
+            self.ring.cancel(Token::HungUp(connection));
+        }
         self.ring.close(socket.fd);
     }
 
@@ -371,13 +313,12 @@ impl Driver {
                 self.received_small(connection, result, flags)
             }
             Token::Receive(connection, SizeClass::Large) => {
-                self.received_large(connection, result, flags)
+                return self.received_large(connection, result, flags);
             }
-            Token::Readable(connection) if result >= 0 => {
-                return self.try_receive_large(connection);
-            }
-            Token::Readable(connection) => {
-                Event::ReceiveEnded { connection, reason: errno::of_receive(-result) }
+            Token::Readable(connection) => return self.readable(connection, result),
+            Token::HungUp(connection) => {
+                self.hung_up(connection, result);
+                return None;
             }
             Token::Send(connection) => {
                 self.in_flight -= 1;
@@ -417,52 +358,8 @@ impl Driver {
             Some(Err(error)) => return Event::AcceptFailed { connection, error },
         };
         listener.equip(fd.as_fd());
-        let transport = listener.transport;
-        self.install(connection, Socket { fd, transport });
+        self.install(connection, Socket::new(fd, listener.transport));
         Event::Accepted { connection, source }
-    }
-
-    fn received_large(&mut self, connection: ConnectionId, result: i32, flags: u32) -> Event {
-        self.in_flight -= 1;
-        if result > 0 {
-            let index = self.large.filled(connection.slot());
-            return Event::Received {
-                connection,
-                buffer: BufferId { class: SizeClass::Large, index },
-                length: result as u32,
-                armed: false,
-                more: cqueue::sock_nonempty(flags),
-            };
-        }
-        self.large.not_filled(connection.slot());
-        Event::ReceiveEnded { connection, reason: end_of_receive(result) }
-    }
-
-    fn received_small(&mut self, connection: ConnectionId, result: i32, flags: u32) -> Event {
-        let armed = cqueue::more(flags);
-        self.in_flight -= u64::from(!armed);
-        let buffer = cqueue::buffer_select(flags);
-        if let Some(index) = buffer {
-            self.small.lend(index);
-        }
-        match (result, buffer) {
-            (1.., Some(index)) => Event::Received {
-                connection,
-                buffer: BufferId { class: SizeClass::Small, index },
-                length: result as u32,
-                armed,
-                more: cqueue::sock_nonempty(flags),
-            },
-            (1.., None) => unreachable!("{result} bytes of {connection:?} came in no buffer"),
-            (..=0, _) => {
-                // A kernel may hand out a buffer and then find nothing to put into it.
-                if let Some(index) = buffer {
-                    self.small.recycle(index);
-                }
-                assert!(!armed, "a multishot receive goes on after result {result}");
-                Event::ReceiveEnded { connection, reason: end_of_receive(result) }
-            }
-        }
     }
 
     fn sent_aside(&mut self, connection: ConnectionId, result: i32) -> Event {
@@ -576,13 +473,5 @@ impl Drop for Driver {
             // SAFETY: no send is in flight, so the kernel does not read it; it is dropped once.
             unsafe { ManuallyDrop::drop(aside) };
         }
-    }
-}
-
-/// Why a receive that brought `result` has ended.
-fn end_of_receive(result: i32) -> ReceiveEnd {
-    match result {
-        0 => ReceiveEnd::EndOfStream,
-        _ => errno::of_receive(-result),
     }
 }

@@ -104,6 +104,12 @@ impl Ring {
         self.push_bare(entry.build().user_data(token.pack()));
     }
 
+    /// Waits until the peer of `fd` sends no more: it has shut down its side, or is gone.
+    pub(super) fn poll_hang_up(&mut self, fd: BorrowedFd<'_>, token: Token) {
+        let entry = opcode::PollAdd::new(types::Fd(fd.as_raw_fd()), libc::POLLRDHUP as u32);
+        self.push_bare(entry.build().user_data(token.pack()));
+    }
+
     /// Cancels the operation that was given `token`, if it is there.
     pub(super) fn cancel(&mut self, token: Token) {
         self.push_bare(unanswered(opcode::AsyncCancel::new(token.pack()).build()));
@@ -116,7 +122,7 @@ impl Ring {
 
     /// Queues an entry that points to no memory.
     fn push_bare(&mut self, entry: squeue::Entry) {
-        // SAFETY: the four callers above build entries without a pointer into our memory.
+        // SAFETY: the callers above build entries without a pointer into our memory.
         unsafe { self.push(entry) };
     }
 

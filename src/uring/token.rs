@@ -16,6 +16,8 @@ pub(super) enum Token {
     Receive(ConnectionId, SizeClass),
     /// The socket of a receive into a large buffer became readable.
     Readable(ConnectionId),
+    /// The peer of a Unix stream sends no more.
+    HungUp(ConnectionId),
     Send(ConnectionId),
     SendAside(ConnectionId),
     /// The eventfd of the worker became readable.
@@ -33,6 +35,7 @@ const WAKE: u64 = 6;
 const UNANSWERED: u64 = 7;
 const CONNECT: u64 = 8;
 const READABLE: u64 = 9;
+const HUNG_UP: u64 = 10;
 
 impl Token {
     /// The value for the submission entry.
@@ -43,6 +46,7 @@ impl Token {
             Self::Receive(id, SizeClass::Small) => with_id(RECEIVE_SMALL, id),
             Self::Receive(id, SizeClass::Large) => with_id(RECEIVE_LARGE, id),
             Self::Readable(id) => with_id(READABLE, id),
+            Self::HungUp(id) => with_id(HUNG_UP, id),
             Self::Send(id) => with_id(SEND, id),
             Self::SendAside(id) => with_id(SEND_ASIDE, id),
             Self::Wake => WAKE << 56,
@@ -62,6 +66,7 @@ impl Token {
             RECEIVE_SMALL => Self::Receive(id, SizeClass::Small),
             RECEIVE_LARGE => Self::Receive(id, SizeClass::Large),
             READABLE => Self::Readable(id),
+            HUNG_UP => Self::HungUp(id),
             SEND => Self::Send(id),
             SEND_ASIDE => Self::SendAside(id),
             WAKE => Self::Wake,
@@ -92,6 +97,7 @@ mod tests {
                 Token::Receive(id, SizeClass::Small),
                 Token::Receive(id, SizeClass::Large),
                 Token::Readable(id),
+                Token::HungUp(id),
                 Token::Send(id),
                 Token::SendAside(id),
                 Token::Wake,

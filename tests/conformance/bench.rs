@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use echo_uring::echo::op::{
-    BufferId, ConnectionId, Event, Expectation, Kernel, ListenerId, Op, ReceiveMode, SizeClass,
-    Source,
+    BufferId, ConnectionId, Event, Expectation, Kernel, ListenerId, Op, ReceiveEnd, ReceiveMode,
+    SizeClass, Source,
 };
 
 use crate::fake::peer::PeerId;
@@ -110,6 +110,30 @@ impl<W: World> Bench<W> {
         match self.next() {
             Event::Received { buffer, length, armed, more, .. } => ((buffer, length), armed, more),
             other => panic!("bytes were expected, not {other:?}"),
+        }
+    }
+
+    /// How what is left to receive ends, after bytes that left the receive armed or not. A receive
+    /// may be stopped before it tells.
+    pub(crate) fn end_of_receive(
+        &mut self,
+        connection: ConnectionId,
+        mode: ReceiveMode,
+        mut armed: bool,
+    ) -> ReceiveEnd {
+        loop {
+            if !armed {
+                self.say([receive(connection, mode)]);
+            }
+            match self.next() {
+                Event::ReceiveEnded { connection: whose, reason } if whose == connection => {
+                    if reason != ReceiveEnd::Stopped {
+                        return reason;
+                    }
+                    armed = false;
+                }
+                other => panic!("the end of {connection:?} was expected, not {other:?}"),
+            }
         }
     }
 

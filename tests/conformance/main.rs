@@ -56,6 +56,7 @@ in_each_world! {
     receive::a_buffer_given_back_is_there_for_the_next_receive,
     receive::a_canceled_receive_ends,
     receive::a_cancel_loses_no_bytes,
+    receive::more_wait_for_bulk_than_there_are_large_buffers,
     send::a_send_takes_what_there_is_room_for,
     send::what_a_full_socket_leaves_is_sent_from_aside,
     send::set_aside_pieces_keep_their_order,

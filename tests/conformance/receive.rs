@@ -69,10 +69,7 @@ pub(crate) fn the_end_follows_the_bytes<W: World>() {
         bench.say([receive(name(0), mode)]);
         let ((_, length), armed, _) = bench.received();
         assert_eq!(length, 9);
-        if !armed {
-            bench.say([receive(name(0), mode)]);
-        }
-        assert_eq!(bench.next(), ended(name(0), ReceiveEnd::EndOfStream));
+        assert_eq!(bench.end_of_receive(name(0), mode, armed), ReceiveEnd::EndOfStream);
         bench.silence();
     }
 }
@@ -92,10 +89,7 @@ pub(crate) fn an_end_right_behind_the_bytes_is_seen<W: World>() {
             let ((buffer, length), armed, _) = bench.received();
             assert_eq!(length, 9);
             bench.say([Op::Recycle { buffer }]);
-            if !armed {
-                bench.say([receive(name(slot), mode)]);
-            }
-            assert_eq!(bench.next(), ended(name(slot), ReceiveEnd::EndOfStream));
+            assert_eq!(bench.end_of_receive(name(slot), mode, armed), ReceiveEnd::EndOfStream);
             bench.say([Op::Close { connection: name(slot) }]);
         }
     }
@@ -220,4 +214,44 @@ pub(crate) fn a_cancel_loses_no_bytes<W: World>() {
         assert_eq!(bench.send(name(0), chunks[0]), 10);
         bench.read_all(peer, 10);
     }
+}
+
+pub(crate) fn more_wait_for_bulk_than_there_are_large_buffers<W: World>() {
+    let mut bench = Bench::<W>::new(ROOMY);
+    let bulk = |slot, expectation| {
+        let (connection, class, mode) = (name(slot), SizeClass::Large, ReceiveMode::Once);
+        Op::Receive { connection, class, mode, expectation }
+    };
+    let peers = [0, 1, 2, 3].map(|slot| {
+        let peer = bench.accept(name(slot));
+        bench.say([bulk(slot, Expectation::Silence)]);
+        peer
+    });
+    bench.silence();
+    // The last one waits without a buffer. It gets one, if not at the first attempt.
+    bench.world.write(peers[3], 3000);
+    let taken = loop {
+        match bench.next() {
+            Event::Received { connection, buffer, length, .. } => {
+                assert_eq!((connection, length), (name(3), 3000));
+                break (buffer, length);
+            }
+            Event::ReceiveEnded { connection, reason: ReceiveEnd::NoBuffer } => {
+                assert_eq!(connection, name(3));
+                bench.say([bulk(3, Expectation::Data)]);
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(bench.send(name(3), taken), 3000);
+    bench.read_all(peers[3], 3000);
+    // Those that were in its way still wait, and can be canceled.
+    for slot in 0..2 {
+        bench.world.write(peers[slot as usize], 100);
+        let ((buffer, length), ..) = bench.received();
+        assert_eq!(length, 100);
+        bench.say([Op::Recycle { buffer }]);
+    }
+    bench.say([Op::CancelReceive { connection: name(2) }]);
+    assert_eq!(bench.next(), ended(name(2), ReceiveEnd::Stopped));
 }

@@ -63,6 +63,8 @@ enum Program {
     Peer(&'static str),
     /// The daemon, given by `--daemon`.
     Daemon,
+    /// Another build of the daemon, named by its path.
+    Build(&'static str),
     /// Installed on this machine, or not.
     Installed(&'static str),
 }
@@ -186,11 +188,15 @@ impl Entry {
             }
         }
         let entry = |name: &str| {
+            if name.contains('/') {
+                return Ok(Self::build(name));
+            }
             CATALOGUE.iter().find(|entry| entry.name == name).ok_or_else(|| {
                 let known: Vec<_> = CATALOGUE.iter().map(|entry| entry.name).collect();
                 let sets: Vec<_> = SETS.iter().map(|(set, _)| *set).collect();
                 format!(
-                    "no server is called {name}; there are {}, and the sets {} and all",
+                    "no server is called {name}; there are {}, the sets {} and all, and any \
+                     build of the daemon by its path",
                     known.join(", "),
                     sets.join(", ")
                 )
@@ -199,13 +205,23 @@ impl Entry {
         wanted.into_iter().map(entry).collect()
     }
 
+    /// The daemon as built at `path`, called by that path. It lives as long as the program, like
+    /// the entries of the catalogue.
+    fn build(path: &str) -> &'static Self {
+        let path: &'static str = Box::leak(path.to_owned().into_boxed_str());
+        let daemon = CATALOGUE.iter().find(|entry| matches!(entry.program, Program::Daemon));
+        let daemon = daemon.expect("invariant: the catalogue has the daemon");
+        Box::leak(Box::new(Self { name: path, program: Program::Build(path), ..*daemon }))
+    }
+
     /// Why it cannot take part at all, if so.
     pub(crate) fn absence(&self) -> Option<String> {
         match self.program {
             Program::Installed(name) if installed(name).is_none() => {
                 Some(format!("{name} is not installed"))
             }
-            Program::Installed(_) | Program::Peer(_) | Program::Daemon => None,
+            Program::Build(path) if !Path::new(path).exists() => Some("there is no such file".into()),
+            Program::Installed(_) | Program::Peer(_) | Program::Daemon | Program::Build(_) => None,
         }
     }
 
@@ -228,6 +244,7 @@ impl Entry {
         let program = match self.program {
             Program::Peer(name) => beside_this_program(name),
             Program::Daemon => Ok(stage.daemon.to_owned()),
+            Program::Build(path) => Ok(PathBuf::from(path)),
             Program::Installed(name) => installed(name).ok_or(io::ErrorKind::NotFound.into()),
         };
         let program = program.map_err(|error| format!("{label}: {error}"))?;

@@ -89,7 +89,10 @@ impl Client {
                 Some(Event::Woken)
             }
             Token::Unanswered => None,
-            other @ (Token::Accept(_) | Token::Readable(_) | Token::SendAside(_)) => {
+            other @ (Token::Accept(_)
+            | Token::Readable(_)
+            | Token::HungUp(_)
+            | Token::SendAside(_)) => {
                 unreachable!("a client never asks for {other:?}")
             }
         }

@@ -1,0 +1,116 @@
+//! Arming the listeners: how many accepts are with the kernel, and in what order.
+
+use super::{Drain, Server};
+use crate::echo::listener::Listener;
+use crate::echo::op::{ListenerId, Op};
+
+/// What is remembered of it between events.
+#[derive(Default)]
+pub(super) struct Arming {
+    /// Accepts that have been armed in this turn and not been answered.
+    pub(super) this_turn: u64,
+    /// The listener to be armed first.
+    next: usize,
+    /// Whether a listener waits for the next turn to be armed.
+    pub(super) standing_back: bool,
+}
+
+impl Server {
+    /// Asks the kernel for as many connections as there are places, and no more in one turn: of two
+    /// accepts that race for the last place one would be parked here, while another worker may have
+    /// room. Listeners that have to stand back are armed in the next turn.
+    pub(super) fn arm_listeners(&mut self, ops: &mut Vec<Op>) {
+        let waiting = !self.parked.is_empty() || !self.admission.undecided.is_empty();
+        let wanted = self.drain == Drain::No && !waiting && self.has_place();
+        let full = self.drain == Drain::No && !wanted;
+        self.resources.stats.full += u64::from(full && !self.full);
+        self.full = full;
+        self.arming.standing_back = false;
+        let places = self.free_places();
+        let first = self.arming.next;
+        for index in (first..self.listeners.len()).chain(0..first) {
+            match self.listeners[index] {
+                Listener::Off if wanted && self.arming.this_turn >= places => {
+                    self.arming.standing_back = true;
+                }
+                Listener::Off if wanted => {
+                    self.arming.this_turn += 1;
+                    self.arming.next = index + 1;
+                    let listener = ListenerId(index as u16);
+                    let connection = self.take_slot();
+                    self.connection(connection).reserve(listener);
+                    self.listeners[index] = Listener::Armed(connection);
+                    ops.push(Op::Accept { listener, connection });
+                }
+                Listener::Armed(connection) if !wanted => {
+                    self.listeners[index] = Listener::Canceling(connection);
+                    ops.push(Op::CancelAccept { connection });
+                }
+                Listener::Off
+                | Listener::Armed(_)
+                | Listener::Canceling(_)
+                | Listener::BackingOff(_) => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::hash::RandomState;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::echo::admission::SourceBook;
+    use crate::echo::op::{Event, ReceiveMode, Timestamp};
+    use crate::echo::server::{Parameters, Tuning};
+
+    fn server(listeners: u16, places: u32) -> Server {
+        Server::new(Parameters {
+            listeners,
+            buffers: [8, 0],
+            buffer_sizes: [8, 64],
+            receive_mode: ReceiveMode::Once,
+            linger_timeout: 100,
+            book: Arc::new(SourceBook::new(RandomState::new())),
+            tuning: Tuning {
+                connections_max: places,
+                aside_bytes_max: 0,
+                idle_timeout: None,
+                stall_timeout: None,
+                lifetime: None,
+                bytes_max: None,
+                rules: Arc::default(),
+            },
+        })
+    }
+
+    fn accepts(ops: &mut Vec<Op>) -> Vec<u16> {
+        let listener =
+            |op| if let Op::Accept { listener, .. } = op { Some(listener.0) } else { None };
+        ops.drain(..).filter_map(listener).collect()
+    }
+
+    /// Goal: nobody is parked as long as clients come one by one. Method: two listeners and one
+    /// place, turn by turn.
+    #[test]
+    fn listeners_do_not_race_for_the_last_place() {
+        let mut server = server(2, 1);
+        let (now, mut ops) = (Timestamp(1), Vec::new());
+        server.handle(now, Event::Started, &mut ops);
+        server.handle(now, Event::TimePassed, &mut ops);
+        assert_eq!(accepts(&mut ops), [0]);
+        assert_eq!(server.deadline(), Some(Timestamp(0)), "the other one is armed soon");
+        server.handle(now, Event::TimePassed, &mut ops);
+        assert_eq!(accepts(&mut ops), [1]);
+        assert_ne!(server.deadline(), Some(Timestamp(0)));
+    }
+
+    #[test]
+    fn with_room_all_are_armed_at_once() {
+        let mut server = server(3, 3);
+        let mut ops = Vec::new();
+        server.handle(Timestamp(1), Event::Started, &mut ops);
+        assert_eq!(accepts(&mut ops), [0, 1, 2]);
+    }
+}
