@@ -39,8 +39,8 @@ pub(super) fn is_wanted(notifier: &Notifier) -> bool {
         }
         Err(error) => {
             log::info!(
-                "the system bus does not tell a stop from a restart ({error}; is libnss-systemd \
-                 installed?): draining"
+                "the system bus does not tell a stop from a restart ({error}; has the \
+                 service a user with a name?): draining"
             );
             false
         }

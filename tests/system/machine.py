@@ -57,7 +57,7 @@ def bootstrap(release, directory, mirror, log):
     command = ["unshare", "--mount-proc", "--pid", "--fork", "--kill-child=KILL", "debootstrap"]
     command += [
         "--variant=minbase",
-        "--include=systemd,systemd-sysv,dbus,libnss-systemd",
+        "--include=systemd,systemd-sysv,dbus",
         release,
         directory,
         mirror,
@@ -110,8 +110,7 @@ class Machine:
 
     def boot(self):
         """Starts the machine and waits until its systemd has nothing left to start."""
-        # It has no network: what the package recommends was installed with the machine, or is
-        # missing.
+        # It has no network: what the package recommends was installed with the machine.
         apt = self.root / "etc/apt/apt.conf.d/90no-recommends"
         apt.write_text('APT::Install-Recommends "false";\n')
         command = ["systemd-nspawn", "--quiet", "--boot", "--private-network", "--register=no"]

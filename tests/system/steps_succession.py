@@ -48,20 +48,9 @@ def survives(machine, act, people):
     return report
 
 
-def name_the_user(machine):
-    """The bus lets in only users that have a name. libnss-systemd names dynamic ones; an older
-    installation kept by `--roots` may lack it, and gets a user of that name instead."""
-    machine.run(
-        "test -e /usr/share/doc/libnss-systemd || getent passwd echo-uring ||"
-        f" {{ systemctl stop {SERVICE}; useradd --system --no-create-home echo-uring; }}"
-    )
-    machine.run(f"systemctl start {SERVICE}")
-
-
 def restart_keeps_everybody(machine, _packages):
     """`systemctl restart` with 9,000 connections: no byte lost, nobody waits for a second."""
     pauses = []
-    name_the_user(machine)
     for verb in ("restart", "restart", "try-restart"):
         report = survives(machine, lambda: machine.run(f"systemctl {verb} {SERVICE}"), PEOPLE)
         pauses.append(report["longest_pause"])
