@@ -23,6 +23,8 @@ pub enum Command {
     Serve(Options),
     /// Check the configuration and print what it comes to.
     Check(Options),
+    /// Have the daemon reload its configuration, and check that.
+    Reload(Options),
     /// Ask a running daemon how it is.
     Status(StatusOptions),
     /// Look at machine, configuration and sandbox, and say what is wrong.
@@ -98,6 +100,8 @@ enum Verb {
     Serve(Options),
     /// Check the configuration, print it with all defaults as TOML, and exit
     Check(Options),
+    /// Have the service reload its configuration; for ExecReload= of its unit
+    Reload(Options),
     /// Show what a running daemon does: connections, traffic, trouble, per listener and worker
     Status(StatusOptions),
     /// Look at kernel, limits, sockets, sandbox and configuration; exit with 1 if there is a
@@ -150,6 +154,7 @@ where
         Ok(match arguments.verb.unwrap_or_else(|| Verb::Serve(Options::default())) {
             Verb::Serve(after) => Command::Serve(before.joined(after)?),
             Verb::Check(after) => Command::Check(before.joined(after)?),
+            Verb::Reload(after) => Command::Reload(before.joined(after)?),
             Verb::Status(_) if before != Options::default() => return Err(misplaced()),
             Verb::Status(options) => Command::Status(options),
             Verb::Doctor(doctor) => {

@@ -2,16 +2,17 @@
 //!
 //! Text is read into `RawConfig` (typed text, each value with its place in the file) and from
 //! there, once, into `Config` (checked meaning). Nothing validates later. Every error is one line
-//! that names file, line and key and ends with the cure:
+//! that names file, line, column and key and ends with the cure:
 //!
 //! ```text
-//! /etc/echo-uring.toml:12: timeouts.drain: "61m" is out of range; use a duration from …
+//! /etc/echo-uring.toml:12:9: timeouts.drain: "61m" is out of range; use a duration from …
 //! ```
 //!
 //! This module alone knows serde, TOML and how durations and sizes are spelled. It must never know
 //! a socket.
 
 mod address;
+mod change;
 mod file;
 mod network;
 mod value;
@@ -26,6 +27,7 @@ use std::time::Duration;
 use log::LevelFilter;
 
 pub use address::Address;
+pub use change::{Change, Effect, changes, in_force, spelled};
 pub use network::Network;
 use value::{
     HOUR, LOG_TARGETS, SECOND, exact_size, number_or_off, quoted, size_or_auto, size_or_off,
@@ -232,6 +234,8 @@ pub enum ConfigError {
         file: PathBuf,
         /// Counted from 1; 0 when the whole file is meant.
         line: usize,
+        /// The character in that line, counted from 1.
+        column: usize,
         /// `section.key`, or empty when the text is no TOML at all.
         key: String,
         /// What is wrong, and the cure.
@@ -266,10 +270,10 @@ impl fmt::Display for ConfigError {
                 "{}: cannot be read: {cause}; name a readable file with --config",
                 file.display()
             ),
-            Self::Content { file, line, key, problem } => {
+            Self::Content { file, line, column, key, problem } => {
                 write!(formatter, "{}:", file.display())?;
                 if *line > 0 {
-                    write!(formatter, "{line}:")?;
+                    write!(formatter, "{line}:{column}:")?;
                 }
                 if !key.is_empty() {
                     write!(formatter, " {key}:")?;

@@ -1,10 +1,11 @@
-//! The daemon: start-up order, signals, readiness, watchdog, drain, exit.
+//! The daemon: start-up order, signals, readiness, reload, watchdog, drain, exit.
 //!
 //! The main thread never touches an echo. It starts the workers and then sleeps in poll(2) until a
 //! signal, a worker or the clock wants something; so it may block on the service manager or the log
 //! without anybody noticing.
 
 mod report;
+mod request;
 mod rules;
 mod service;
 mod succession;
@@ -24,6 +25,8 @@ use crate::listen::{ListenError, Opened, Origin};
 use crate::logging::{self, Target};
 use crate::systemd::Notifier;
 use crate::uring::Unusable;
+
+pub use request::reload;
 
 /// `EX_SOFTWARE` of sysexits.h: a worker panicked.
 const EXIT_SOFTWARE: u8 = 70;
@@ -114,21 +117,21 @@ pub fn check(options: &Options) -> ExitCode {
 #[must_use]
 pub fn serve(options: &Options) -> ExitCode {
     let notifier = Notifier::from_env();
+    // Signals are blocked before the first thread starts, so that every thread inherits it and they
+    // wait for us; and before the configuration is read, so that a reload is not asked in vain.
+    let signals = match service::block_signals() {
+        Ok(signals) => signals,
+        Err(error) => {
+            eprintln!("echo-uring: cannot block signals: {error}");
+            return ExitCode::from(EXIT_SYSTEM);
+        }
+    };
     let config = match load(options) {
         Ok(config) => config,
         Err(error) => {
             eprintln!("echo-uring: {error}");
             notifier.failed(nix::libc::EINVAL.unsigned_abs(), &error.to_string());
             return ExitCode::from(error.exit_status());
-        }
-    };
-    // Signals are blocked before the first thread starts, so that every thread inherits it and they
-    // wait for us.
-    let signals = match service::block_signals() {
-        Ok(signals) => signals,
-        Err(error) => {
-            eprintln!("echo-uring: cannot block signals: {error}");
-            return ExitCode::from(EXIT_SYSTEM);
         }
     };
     // The sockets come before the log thread: taking them changes the environment, which only one
@@ -144,7 +147,10 @@ pub fn serve(options: &Options) -> ExitCode {
     let ended = opened
         .map_err(Failure::Listen)
         .map(|opened| with_warning_of_ignored_listen(opened, options))
-        .and_then(|opened| service::run(&config, opened, signals, &notifier));
+        .and_then(|opened| {
+            let source = service::Source { options, log: &log };
+            service::run(&config, opened, signals, &notifier, &source)
+        });
     let status = match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

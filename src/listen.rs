@@ -11,7 +11,7 @@ mod inherited;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -261,17 +261,24 @@ fn prepare(listener: &Listener, tcp: &Tcp, warnings: &mut Vec<String>) -> Result
         return Ok(());
     }
     warnings.extend(capped_buffers(&socket, tcp, &listener.address));
-    socket.set_tcp_nodelay(tcp.nodelay).map_err(fault("set TCP_NODELAY"))?;
-    socket.set_keepalive(tcp.keepalive.is_some()).map_err(fault("set SO_KEEPALIVE"))?;
+    tune(listener.socket.as_fd(), tcp).map_err(fault("set its TCP options"))
+}
+
+/// Gives a TCP listener the options that may change while it is used; connections that it accepts
+/// from then on inherit them.
+pub fn tune(socket: BorrowedFd<'_>, tcp: &Tcp) -> io::Result<()> {
+    let socket = SockRef::from(&socket);
+    socket.set_tcp_nodelay(tcp.nodelay)?;
+    socket.set_keepalive(tcp.keepalive.is_some())?;
     if let Some(silence) = tcp.keepalive {
         let interval = silence / KEEPALIVE_INTERVAL_DIVISOR;
         let keepalive = TcpKeepalive::new()
             .with_time(silence)
             .with_interval(interval.max(KEEPALIVE_INTERVAL_MIN))
             .with_retries(KEEPALIVE_PROBES);
-        socket.set_tcp_keepalive(&keepalive).map_err(fault("set TCP_KEEPIDLE"))?;
+        socket.set_tcp_keepalive(&keepalive)?;
     }
-    socket.set_tcp_user_timeout(tcp.user_timeout).map_err(fault("set TCP_USER_TIMEOUT"))
+    socket.set_tcp_user_timeout(tcp.user_timeout)
 }
 
 fn set_buffers(socket: &SockRef<'_>, tcp: &Tcp) -> io::Result<()> {

@@ -11,7 +11,7 @@ mod sink;
 use std::fmt::Write as _;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -66,24 +66,37 @@ impl std::error::Error for StartError {}
 /// From here on errors go through the facade; what was said before must have gone to standard
 /// error.
 pub fn start(target: Target, level: LevelFilter) -> Result<Handle, StartError> {
-    let journal = stderr_is_journal();
-    let sink = match (target, journal) {
-        (Target::Stderr, _) | (Target::Auto, false) => Sink::Stderr { journal },
-        (Target::Syslog, _) | (Target::Auto, true) => Sink::syslog(SYSLOG_PATH.into(), journal),
-    };
-    let (queue, handle) = queue(level, sink).map_err(StartError::Thread)?;
+    let (queue, handle) = queue(level, sink(target)).map_err(StartError::Thread)?;
     log::set_boxed_logger(Box::new(queue)).map_err(|_| StartError::Twice)?;
     log::set_max_level(level);
     Ok(handle)
 }
 
-/// The way to the log thread for those who end the process.
+fn sink(target: Target) -> Sink {
+    let journal = stderr_is_journal();
+    match (target, journal) {
+        (Target::Stderr, _) | (Target::Auto, false) => Sink::Stderr { journal },
+        (Target::Syslog, _) | (Target::Auto, true) => Sink::syslog(SYSLOG_PATH.into(), journal),
+    }
+}
+
+/// The way to the log thread for those who change its course or end the process.
 #[derive(Clone, Debug)]
 pub struct Handle {
     orders: SyncSender<Order>,
+    level: Arc<AtomicUsize>,
 }
 
 impl Handle {
+    /// From now on only lines of `level` and graver are written, and those that are logged after
+    /// this call go to `target`. Says whether the target could be changed: not while the queue is
+    /// full.
+    pub fn change(&self, target: Target, level: LevelFilter) -> bool {
+        self.level.store(level as usize, Ordering::Relaxed);
+        log::set_max_level(level);
+        self.orders.try_send(Order::Target(target)).is_ok()
+    }
+
     /// Waits until every line logged so far is written, at most `timeout`. Says whether it is.
     pub fn finish(&self, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
@@ -104,19 +117,20 @@ impl Handle {
 #[derive(Debug)]
 enum Order {
     Line(Level, String),
+    Target(Target),
     Flush(Sender<()>),
 }
 
 /// The producers' end.
 struct Queue {
-    level: LevelFilter,
+    level: Arc<AtomicUsize>,
     orders: SyncSender<Order>,
     dropped: Arc<AtomicU64>,
 }
 
 impl Log for Queue {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.level() <= self.level
+        metadata.level() as usize <= self.level.load(Ordering::Relaxed)
     }
 
     fn log(&self, record: &Record<'_>) {
@@ -138,7 +152,9 @@ fn queue(level: LevelFilter, sink: Sink) -> io::Result<(Queue, Handle)> {
     let dropped = Arc::new(AtomicU64::new(0));
     let writer = Writer { sink, dropped: Arc::clone(&dropped) };
     thread::Builder::new().name("log".to_owned()).spawn(move || writer.run(&inbox))?;
-    Ok((Queue { level, orders: orders.clone(), dropped }, Handle { orders }))
+    let level = Arc::new(AtomicUsize::new(level as usize));
+    let queue = Queue { level: Arc::clone(&level), orders: orders.clone(), dropped };
+    Ok((queue, Handle { orders, level }))
 }
 
 /// The log thread.
@@ -152,6 +168,7 @@ impl Writer {
         for order in inbox {
             match order {
                 Order::Line(level, line) => self.write(level, &line),
+                Order::Target(target) => self.sink = sink(target),
                 Order::Flush(done) => {
                     self.report_dropped();
                     // Whoever asked may have stopped waiting.

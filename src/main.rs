@@ -10,6 +10,7 @@ fn main() -> ExitCode {
     match cli::parse() {
         Ok(Command::Serve(options)) => daemon::serve(&options),
         Ok(Command::Check(options)) => daemon::check(&options),
+        Ok(Command::Reload(options)) => daemon::reload(&options),
         Ok(Command::Status(options)) => client::run(
             &options.socket,
             if options.json { Form::Json } else { Form::Table },

@@ -62,6 +62,13 @@ impl Notifier {
         self.tell(&[NotifyState::Ready, NotifyState::Status(&status)], PATIENCE_FOR_STATE);
     }
 
+    /// A reload begins; [`Self::ready`] ends it, however it goes.
+    pub fn reloading(&self) {
+        // systemd tells by the time which of several reloads is meant.
+        let time = NotifyState::monotonic_usec_now().unwrap_or(NotifyState::MonotonicUsec(0));
+        self.tell(&[NotifyState::Reloading, time], PATIENCE_FOR_STATE);
+    }
+
     /// What `systemctl status` shows.
     pub fn status(&self, status: &str) {
         self.tell(&[NotifyState::Status(&one_line(status))], PATIENCE_FOR_NEWS);
@@ -244,6 +251,10 @@ mod tests {
         let (socket, notifier) = manager("spelling");
         notifier.ready("2 workers");
         assert_eq!(next(&socket), "READY=1\nSTATUS=2 workers\n");
+        notifier.reloading();
+        let message = next(&socket);
+        let time = message.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap();
+        assert!(time.trim_end().parse::<u64>().unwrap() > 0, "{message}");
         notifier.status("3 connections");
         assert_eq!(next(&socket), "STATUS=3 connections\n");
         notifier.watchdog();

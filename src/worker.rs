@@ -67,6 +67,12 @@ impl Shared {
         self.has_orders.store(true, Ordering::Release);
     }
 
+    /// Whether an order waits to be taken.
+    #[must_use]
+    pub fn has_orders(&self) -> bool {
+        self.has_orders.load(Ordering::Acquire)
+    }
+
     /// The orders that wait. None while somebody is posting: the wake-up that follows brings the
     /// worker back.
     fn take_orders(&self) -> Vec<Order> {

@@ -27,20 +27,24 @@ const CONNECTIONS_MAX: i64 = 4_194_304;
 
 /// The meaning of `bytes`, the content of `file`.
 pub(super) fn check(bytes: &[u8], file: &Path) -> Result<Config, ConfigError> {
-    let text = std::str::from_utf8(bytes).map_err(|error| ConfigError::Content {
-        file: file.to_owned(),
-        line: line_number(bytes, error.valid_up_to()),
-        key: String::new(),
-        problem: "not UTF-8 text; save the file as UTF-8".to_owned(),
+    let text = std::str::from_utf8(bytes).map_err(|error| {
+        let (line, column) = position(bytes, error.valid_up_to());
+        let problem = "not UTF-8 text; save the file as UTF-8".to_owned();
+        ConfigError::Content { file: file.to_owned(), line, column, key: String::new(), problem }
     })?;
     let source = Source { file, text };
     let raw: RawConfig = toml::from_str(text).map_err(|error| source.unreadable(&error))?;
     source.check(raw)
 }
 
-/// The line, counted from 1, that the byte at `place` stands in.
-fn line_number(text: &[u8], place: usize) -> usize {
-    1 + text[..place.min(text.len())].iter().filter(|byte| **byte == b'\n').count()
+/// The line that the byte at `place` stands in, and the character in it, both counted from 1.
+fn position(text: &[u8], place: usize) -> (usize, usize) {
+    let before = &text[..place.min(text.len())];
+    let line = before.iter().filter(|byte| **byte == b'\n').count();
+    let start = before.iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1);
+    // In UTF-8 every character has one byte that is no continuation.
+    let column = before[start..].iter().filter(|byte| **byte & 0xc0 != 0x80).count();
+    (1 + line, 1 + column)
 }
 
 /// The file as typed: sections and keys are known, values are not yet looked at.
@@ -360,12 +364,9 @@ impl Source<'_> {
     }
 
     fn wrong(&self, key: &str, place: usize, problem: String) -> ConfigError {
-        ConfigError::Content {
-            file: self.file.to_owned(),
-            line: line_number(self.text.as_bytes(), place),
-            key: key.to_owned(),
-            problem,
-        }
+        let (line, column) = position(self.text.as_bytes(), place);
+        let (file, key) = (self.file.to_owned(), key.to_owned());
+        ConfigError::Content { file, line, column, key, problem }
     }
 
     /// What the TOML reader refused: broken syntax, an unknown key, or a section that is none.

@@ -1,5 +1,9 @@
 //! One run of the service, from the first worker's start to the last one's end.
 
+mod reload;
+
+mod handing_over;
+
 use std::hash::RandomState;
 use std::io;
 use std::os::fd::AsFd;
@@ -18,6 +22,7 @@ use super::report::{self, Rate, Reporter};
 use super::succession;
 use super::view::{Label, Life, View};
 use super::workers::{self, Desk, News, Plan, Return, Worker};
+use crate::cli::Options;
 use crate::config::{Config, Kind, Tcp, Workers};
 use crate::echo::admission::SourceBook;
 use crate::echo::limits;
@@ -25,6 +30,7 @@ use crate::echo::op::{ReceiveMode, Timestamp};
 use crate::echo::server::Stats;
 use crate::handover::Estate;
 use crate::listen::{Family, Listener, Opened, Origin, SocketFile};
+use crate::logging;
 use crate::metrics;
 use crate::sight::{self, Door, State};
 use crate::systemd::Notifier;
@@ -40,21 +46,38 @@ const FILES_PER_WORKER: u64 = 2;
 /// What the end takes beyond the drain itself, for the service manager's patience.
 const STOP_MARGIN: Duration = Duration::from_secs(5);
 
-/// Makes SIGTERM and SIGINT readable instead of deadly.
-pub(super) fn block_signals() -> io::Result<SignalFd> {
-    let mut signals = SigSet::empty();
-    signals.add(Signal::SIGTERM);
-    signals.add(Signal::SIGINT);
-    signals.thread_block()?;
-    Ok(SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?)
+/// Where signals are read.
+pub(super) struct Signals {
+    /// SIGTERM and SIGINT.
+    ending: SignalFd,
+    /// SIGHUP.
+    reload: SignalFd,
+}
+
+/// Where a configuration comes from, and where log lines go.
+pub(super) struct Source<'a> {
+    pub(super) options: &'a Options,
+    pub(super) log: &'a logging::Handle,
+}
+
+/// Makes SIGTERM, SIGINT and SIGHUP readable instead of deadly.
+pub(super) fn block_signals() -> io::Result<Signals> {
+    let readable = |signals: &[Signal]| {
+        let signals: SigSet = signals.iter().copied().collect();
+        signals.thread_block()?;
+        SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+    };
+    let ending = readable(&[Signal::SIGTERM, Signal::SIGINT])?;
+    Ok(Signals { ending, reload: readable(&[Signal::SIGHUP])? })
 }
 
 /// Serves until a signal, and drains.
 pub(super) fn run(
     config: &Config,
     opened: Opened,
-    signals: SignalFd,
+    signals: Signals,
     notifier: &Notifier,
+    source: &Source<'_>,
 ) -> Result<(), Failure> {
     let features = uring::probe().map_err(Failure::Uring)?;
     let workers = match config.server.workers {
@@ -63,7 +86,8 @@ pub(super) fn run(
     };
     let Opened { listeners, bundles, warnings } = opened;
     let sorted = Sorted::new(listeners, &config.tcp);
-    let places = places(config, &sorted, workers)?;
+    let room = room(&sorted, workers)?;
+    let places = room.min(config.limits.max_connections);
     let Sorted { sockets, labels, doors, names, files } = sorted;
     let addresses = labels.iter().map(|label| label.address.clone()).collect();
     let plan = Plan {
@@ -73,12 +97,13 @@ pub(super) fn run(
         addresses,
         workers,
         places,
+        room,
         origin: Instant::now(),
         book: Arc::new(SourceBook::new(RandomState::new())),
     };
     announce(&plan, &names, &warnings);
     let estates = succession::inherit(bundles, &plan.addresses, workers, notifier);
-    let service = Service::start(&plan, signals, notifier, estates)?;
+    let service = Service::start(&plan, signals, notifier, source, estates)?;
     service.show(doors, labels)?;
     let ended = service.serve();
     // The files of our own Unix sockets go when nobody accepts any more.
@@ -157,18 +182,22 @@ fn announce(plan: &Plan<'_>, names: &[String], warnings: &[String]) {
     for name in names {
         log::info!("listening on {name}");
     }
-    if plan.places < plan.config.limits.max_connections {
+    warn_of_places(plan.config, plan.places);
+}
+
+/// Says so if there are fewer places than are configured.
+fn warn_of_places(config: &Config, places: u32) {
+    let wanted = config.limits.max_connections;
+    if places < wanted {
         log::warn!(
-            "limits.max-connections is {}, but with the limit on open files only {} fit; \
-             raise LimitNOFILE= (ulimit -n)",
-            plan.config.limits.max_connections,
-            plan.places,
+            "limits.max-connections is {wanted}, but with the limit on open files only {places} \
+             fit; raise LimitNOFILE= (ulimit -n)"
         );
     }
 }
 
 /// Raises the soft limit on open files to the hard one, and says how many connections fit.
-fn places(config: &Config, sorted: &Sorted, workers: usize) -> Result<u32, Failure> {
+fn room(sorted: &Sorted, workers: usize) -> Result<u32, Failure> {
     let system = |what| move |errno| Failure::System(what, io::Error::from(errno));
     let (soft, hard) =
         getrlimit(Resource::RLIMIT_NOFILE).map_err(system("read the limit on open files"))?;
@@ -178,7 +207,7 @@ fn places(config: &Config, sorted: &Sorted, workers: usize) -> Result<u32, Failu
     }
     let spare = FILES_SPARE + FILES_PER_WORKER * workers as u64 + sorted.files();
     let room = hard.saturating_sub(spare).max(1);
-    Ok(u32::try_from(room).unwrap_or(u32::MAX).min(config.limits.max_connections))
+    Ok(u32::try_from(room).unwrap_or(u32::MAX))
 }
 
 /// Where the service is in its life.
@@ -196,8 +225,11 @@ enum Stage {
 
 struct Service<'a> {
     plan: &'a Plan<'a>,
+    /// What is in force: the plan's as reloads have changed it.
+    config: Config,
+    source: &'a Source<'a>,
     notifier: &'a Notifier,
-    signals: SignalFd,
+    signals: Signals,
     bell: Arc<EventFd>,
     news: Receiver<(usize, News)>,
     workers: Vec<Worker>,
@@ -212,6 +244,10 @@ struct Service<'a> {
     /// The same for those who look from outside.
     life: Life,
     status: String,
+    /// Why the last reload failed.
+    trouble: Option<String>,
+    /// Echoes of a second, when last looked at.
+    echoes: u64,
     reporter: Reporter,
     rate: Rate,
     watchdog: Option<Watchdog>,
@@ -220,8 +256,9 @@ struct Service<'a> {
 impl<'a> Service<'a> {
     fn start(
         plan: &'a Plan<'a>,
-        signals: SignalFd,
+        signals: Signals,
         notifier: &'a Notifier,
+        source: &'a Source<'a>,
         estates: Vec<Vec<Estate>>,
     ) -> Result<Self, Failure> {
         let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
@@ -240,6 +277,8 @@ impl<'a> Service<'a> {
             notifier.watchdog_interval().map(|interval| Watchdog::new(interval, &workers));
         Ok(Self {
             plan,
+            config: plan.config.clone(),
+            source,
             notifier,
             signals,
             bell,
@@ -252,6 +291,8 @@ impl<'a> Service<'a> {
             stage: Stage::Starting,
             life: Life::default(),
             status: String::new(),
+            trouble: None,
+            echoes: 0,
             reporter: Reporter::new(),
             rate: Rate::new(Instant::now()),
             watchdog,
@@ -280,6 +321,7 @@ impl<'a> Service<'a> {
             if self.hear_signal()? == Order::EndAtOnce {
                 return Ok(());
             }
+            self.hear_hangup()?;
             let now = Instant::now();
             if let Stage::Leaving { until } = self.stage
                 && now >= until
@@ -312,10 +354,13 @@ impl<'a> Service<'a> {
         let left = moment.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
         let mut sources = [
-            PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.signals.ending.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.bell.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.signals.reload.as_fd(), PollFlags::POLLIN),
         ];
-        match poll(&mut sources, timeout) {
+        // A reload that is asked for before we are ready waits until then.
+        let count = if self.stage == Stage::Starting { 2 } else { 3 };
+        match poll(&mut sources[..count], timeout) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
             Err(errno) => Err(Failure::System("wait for signals", errno.into())),
         }
@@ -350,7 +395,7 @@ impl<'a> Service<'a> {
     }
 
     fn hear_signal(&mut self) -> Result<Order, Failure> {
-        let signal = self.signals.read_signal();
+        let signal = self.signals.ending.read_signal();
         match signal.map_err(|errno| Failure::System("read a signal", errno.into()))? {
             None => Ok(Order::GoOn),
             Some(_) if matches!(self.stage, Stage::Draining | Stage::HandingOver) => {
@@ -370,48 +415,10 @@ impl<'a> Service<'a> {
         }
     }
 
-    /// A restart has begun: every connection is to come to rest.
-    fn bring_to_rest(&mut self) {
-        self.stage = Stage::HandingOver;
-        self.life.set(State::Leaving);
-        self.status = report::handing_over(&workers::total(&self.workers));
-        self.notifier.stopping(&self.status);
-        let patience = Duration::from_millis(limits::REST_MS);
-        self.notifier.extend_timeout(2 * patience + STOP_MARGIN);
-        let deadline = self.plan.origin.elapsed() + patience;
-        for worker in &self.workers {
-            worker.hand_over(Timestamp(deadline.as_millis() as u64));
-        }
-    }
-
-    fn on_worker_at_rest(&mut self, worker: usize, estates: Vec<Estate>) {
-        self.estates.push((worker, estates));
-        if self.estates.len() < self.workers.len() {
-            return;
-        }
-        match succession::store(&self.estates, &self.plan.addresses, self.notifier) {
-            Ok(()) => {
-                let count: usize = self.estates.iter().map(|(_, estates)| estates.len()).sum();
-                let count = report::count(count as u64, "connection");
-                log::info!("handed over {count} to the next process");
-                self.returns.clear();
-            }
-            Err(error) => {
-                log::warn!("connections cannot be handed over: {error}; draining instead");
-                // The order to drain is there before they are.
-                self.drain();
-                for (worker, estates) in std::mem::take(&mut self.estates) {
-                    // It fails only when the worker has died, and that is told in another way.
-                    let _ = self.returns[worker].send(estates);
-                }
-            }
-        }
-    }
-
     /// The first signal: goes on accepting for the lead time, while load balancers learn of it. The
     /// second one skips what is left of that.
     fn leave(&mut self) {
-        let timeouts = &self.plan.config.timeouts;
+        let timeouts = &self.config.timeouts;
         let lead = timeouts.drain_lead;
         if lead.is_zero() || self.stage != Stage::Ready {
             return self.drain();
@@ -434,7 +441,7 @@ impl<'a> Service<'a> {
         self.stage = Stage::Draining;
         self.life.set(State::Draining);
         let stats = workers::total(&self.workers);
-        let patience = self.plan.config.timeouts.drain;
+        let patience = self.config.timeouts.drain;
         self.status = report::draining(&stats);
         if told {
             self.notifier.status(&self.status);
@@ -460,11 +467,13 @@ impl<'a> Service<'a> {
         for line in self.reporter.lines(now, &stats) {
             log::warn!("{line}");
         }
-        let echoes = self.rate.look(now, &stats);
+        self.echoes = self.rate.look(now, &stats);
         let status = match self.stage {
             Stage::Starting => return,
-            Stage::Ready => report::status(&stats, echoes, self.workers.len()),
             Stage::HandingOver => report::handing_over(&stats),
+            Stage::Ready => {
+                self.with_trouble(report::status(&stats, self.echoes, self.workers.len()))
+            }
             Stage::Leaving { .. } => report::leaving(&stats),
             Stage::Draining => report::draining(&stats),
         };

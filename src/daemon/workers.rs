@@ -105,6 +105,8 @@ pub(super) struct Plan<'a> {
     pub(super) addresses: Vec<String>,
     pub(super) workers: usize,
     pub(super) places: u32,
+    /// How many connections the limit on open files allows for.
+    pub(super) room: u32,
     pub(super) origin: Instant,
     /// Where all of them count connections by source.
     pub(super) book: Arc<SourceBook>,
@@ -139,7 +141,7 @@ impl Plan<'_> {
 
 /// What `config` comes to for worker number `index` of `count`, if all of them together have
 /// `places` connections.
-fn tuning(config: &Config, places: u32, count: usize, index: usize) -> Tuning {
+pub(super) fn tuning(config: &Config, places: u32, count: usize, index: usize) -> Tuning {
     let milliseconds = |duration: Duration| duration.as_millis() as u64;
     Tuning {
         connections_max: share(u64::from(places), count, index) as u32,

@@ -226,3 +226,32 @@ fn a_source_that_connects_too_fast_is_held_to_its_rate() {
     assert!(told.starts_with("warn "), "{told}");
     daemon.stop();
 }
+
+/// Goal: a reload changes who is let in from now on, and ends nobody who is there.
+#[test]
+fn new_rules_are_for_those_who_come_after_them() {
+    let _quiet = in_company();
+    let daemon = Launch::with_config("[server]\nworkers = 2\n").start();
+    let inside = admit_from(&daemon, [0, 2], 3);
+    assert_eq!(inside.len(), 3);
+    let reload = |config: &str| {
+        std::fs::write(daemon.config_path(), config).unwrap();
+        let before = daemon.manager.values("READY").len();
+        daemon.signal(nix::sys::signal::Signal::SIGHUP);
+        wait_until("the end of a reload", patience(10.0), || {
+            daemon.manager.values("READY").len() > before
+        });
+    };
+    reload("[server]\nworkers = 2\n[access]\ndeny = [\"127.0.0.2\"]\n");
+    assert_eq!(admit_from(&daemon, [0, 2], 3).len(), 0);
+    assert_eq!(admit_from(&daemon, [0, 3], 1).len(), 1);
+    // Who came before there was a cap is not counted by it.
+    reload("[server]\nworkers = 2\n[limits]\nmax-connections-per-source = 2\n");
+    let counted = admit_from(&daemon, [0, 2], 4);
+    assert_eq!(counted.len(), 2);
+    reload("[server]\nworkers = 2\n");
+    assert_eq!(admit_from(&daemon, [0, 2], 4).len(), 4);
+    assert!(inside.iter().chain(&counted).all(|socket| ping(socket, b"still here")));
+    drop((inside, counted));
+    daemon.stop();
+}

@@ -15,7 +15,7 @@ fn refusal(config: &str) -> Refusal {
 fn assert_refused(config: &str, line: usize, words: &[&str]) {
     let _quiet = in_company();
     let refusal = refusal(config);
-    let place = format!("echo-uring: {}:{line}: ", refusal.config_path.display());
+    let place = format!("echo-uring: {}:{line}:", refusal.config_path.display());
     let mut all = vec![place.as_str()];
     all.extend(words);
     refusal.assert(78, &all);
@@ -163,7 +163,7 @@ fn check_refuses_what_serve_refuses() {
     let output = run_to_end(&["check", "--config", path.to_str().unwrap()], None);
     assert_eq!(output.status.code(), Some(78));
     let text = String::from_utf8(output.stderr).unwrap();
-    let start = format!("echo-uring: {}:2: limits.max-connections: ", path.display());
+    let start = format!("echo-uring: {}:2:19: limits.max-connections: ", path.display());
     assert!(text.starts_with(&start), "{text}");
     assert!(output.stdout.is_empty());
 }

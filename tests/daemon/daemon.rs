@@ -238,6 +238,16 @@ impl Daemon {
         self
     }
 
+    /// A second handle of the first inherited socket.
+    pub(crate) fn place_socket(&self) -> OwnedFd {
+        self.listening[0].hand_over()
+    }
+
+    /// Its configuration file, to be rewritten before a reload.
+    pub(crate) fn config_path(&self) -> PathBuf {
+        self.scratch.path("echo-uring.toml")
+    }
+
     /// Sends it a signal.
     pub(crate) fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();

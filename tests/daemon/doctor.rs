@@ -96,7 +96,7 @@ fn a_bad_configuration_is_a_problem_and_the_rest_is_looked_at() {
     let (code, json) = examined("[limits]\nmax-connections = 0\n", &["--listen", "127.0.0.1:0"]);
     assert_eq!(code, 1);
     let problem = one(&json, "config", "problem");
-    assert!(problem.contains("echo-uring.toml:2: limits.max-connections"), "{problem}");
+    assert!(problem.contains("echo-uring.toml:2:19: limits.max-connections"), "{problem}");
     assert!(problem.contains(" | use "), "{problem}");
     assert!(!findings(&json, "io_uring", "ok").is_empty());
 }

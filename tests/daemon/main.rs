@@ -27,6 +27,7 @@ mod manager;
 mod oracle;
 mod overload;
 mod place;
+mod reload;
 mod scripts;
 mod sealed;
 mod sight;

@@ -56,7 +56,7 @@ fn instance(line: &str) -> String {
             line = line.replace(&name, &format!("echo-uring{part}@%i.{kind}"));
         }
     }
-    for verb in ["serve", "check"] {
+    for verb in ["serve", "check", "reload"] {
         let start = format!("/usr/sbin/echo-uring {verb}");
         line = line.replace(&start, &format!("{start} --config /etc/echo-uring/%i.toml"));
     }

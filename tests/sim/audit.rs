@@ -9,6 +9,7 @@ use echo_uring::echo::op::{
     AcceptError, BufferId, ConnectionId, Event, ListenerId, Op, ReceiveEnd, ReceiveMode, SendError,
     Shutdown, SizeClass,
 };
+use echo_uring::echo::server::Tuning;
 
 pub(crate) mod door;
 mod line;
@@ -64,9 +65,8 @@ pub(crate) struct Audit {
     era: u32,
     /// Until when a hand-over waits for connections to come to rest, once it has begun.
     rest_deadline: Option<u64>,
-    /// Connections and bytes aside that the present process took over: limits do not count them.
+    /// Connections that the present process took over: limits do not count them.
     adopted: usize,
-    adopted_aside: u64,
     pub(crate) accepted: u64,
     pub(crate) closed: u64,
     pub(crate) bytes_in: u64,
@@ -163,12 +163,21 @@ impl Audit {
             era: 0,
             rest_deadline: None,
             adopted: 0,
-            adopted_aside: 0,
             accepted: 0,
             closed: 0,
             bytes_in: 0,
             bytes_out: 0,
         }
+    }
+
+    /// The core is about to be told of new limits and timeouts.
+    pub(crate) fn retune(&mut self, tuning: &Tuning) {
+        let limits = &mut self.limits;
+        // Slots that were needed once may be used again.
+        limits.connections_max = limits.connections_max.max(tuning.connections_max as usize);
+        limits.aside_bytes_max = tuning.aside_bytes_max;
+        limits.idle_timeout = tuning.idle_timeout;
+        limits.stall_timeout = tuning.stall_timeout;
     }
 
     /// The core is about to be told this.
@@ -267,6 +276,9 @@ impl Audit {
                 assert!(handed <= limit, "limit: {handed} bytes of {connection:?} are echoed");
                 open.decided.retain(|owed| handed <= *owed);
                 self.charged += u64::from(length);
+                // When the limit sank below what is set aside, nothing is added.
+                let within = self.charged <= self.limits.aside_bytes_max;
+                assert!(within, "limit: {} bytes aside", self.charged);
             }
             Op::SendAside { connection } => {
                 assert!(
@@ -304,8 +316,6 @@ impl Audit {
         self.leave_line();
         self.door.settle();
         let limits = &self.limits;
-        let most = limits.aside_bytes_max.max(self.adopted_aside);
-        assert!(self.charged <= most, "limit: {} bytes aside", self.charged);
         for (connection, tenant) in &self.tenants {
             let Tenant::Open(open) = tenant else { continue };
             let chunks = self.lent.iter().filter(|lent| lent.connection == *connection).count();

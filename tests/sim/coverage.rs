@@ -51,6 +51,7 @@ pub(crate) struct Coverage {
     refused: [u64; RefuseReason::ALL.len()],
     full: u64,
     drained_early: u64,
+    retuned: u64,
 }
 
 impl Coverage {
@@ -69,6 +70,7 @@ impl Coverage {
             *sum += count;
         }
         self.full += stats.full;
+        self.retuned += history.retuned;
         self.drained_early +=
             u64::from(history.kernel.peers.iter().any(|peer| peer.named.is_none()));
     }
@@ -84,6 +86,7 @@ impl Coverage {
             *sum += count;
         }
         self.full += other.full;
+        self.retuned += other.retuned;
         self.drained_early += other.drained_early;
     }
 
@@ -95,7 +98,11 @@ impl Coverage {
         let refusals = RefuseReason::ALL.iter().zip(self.refused);
         let refusals =
             refusals.map(|(reason, count)| (format!("refused: {}", reason.name()), count));
-        let rest = [("all places taken", self.full), ("a peer never accepted", self.drained_early)];
+        let rest = [
+            ("all places taken", self.full),
+            ("a peer never accepted", self.drained_early),
+            ("new limits and timeouts", self.retuned),
+        ];
         let rest = rest.map(|(name, count)| (name.to_string(), count));
         occasions.chain(closes).chain(refusals).chain(rest).collect()
     }

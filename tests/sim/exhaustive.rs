@@ -104,6 +104,7 @@ impl World {
             crowd,
             chaos_turns: self.chaos_turns,
             drain: self.drain,
+            retunes: Vec::new(),
             successions: self
                 .hand_over
                 .map(|turn| succession(turn, receive_mode))

@@ -35,6 +35,8 @@ pub(crate) struct Scenario {
     pub(crate) chaos_turns: usize,
     /// The turn at which a drain begins, and how patient it is, in milliseconds.
     pub(crate) drain: Option<(usize, u64)>,
+    /// New limits and timeouts, each at the turn at which it comes, the last one first.
+    pub(crate) retunes: Vec<(usize, Tuning)>,
     /// When the process is replaced by another.
     pub(crate) successions: Vec<Succession>,
     pub(crate) submit: Submit,
@@ -88,10 +90,13 @@ pub(crate) struct History {
     succession: Option<Succession>,
     /// What the processes before this one counted.
     pub(crate) before: Stats,
-    /// How many connections this process took over.
-    adopted: u64,
     /// Time runs from deadline to deadline of the server, past the plans of the peers.
     hasty: bool,
+    /// How many connections there may be: more than places for a while after these became
+    /// fewer or another process took over.
+    allowed: u64,
+    /// How often the tuning changed.
+    pub(crate) retuned: u64,
     /// Turns so far.
     pub(crate) turns: usize,
 }
@@ -135,7 +140,7 @@ impl Scenario {
             rude: [0, 300, 800][choice.below(3)],
         };
         let patience = [0, 40, 2_000, 20_000][choice.below(4)];
-        Self {
+        let mut scenario = Self {
             parameters,
             settings,
             crowd,
@@ -148,8 +153,35 @@ impl Scenario {
             new_rules: (choice.below(3) == 0).then(|| draw_new_rules(choice, rate)),
             stayers_are_ended: idle_timeout.is_some() && choice.below(2) == 0,
             stubborn: choice.below(2) == 0,
-        }
+            retunes: Vec::new(),
+        };
+        scenario.retunes = draw_retunes(choice, scenario.stayers_are_ended);
+        scenario
     }
+}
+
+/// In a third of the histories limits and timeouts change, once or more often. An idle timeout that
+/// is to end those who stay is never off.
+fn draw_retunes(choice: &mut Choice, stayers_are_ended: bool) -> Vec<(usize, Tuning)> {
+    let count = [0, 0, 0, 0, 1, 3][choice.below(6)];
+    let timeouts = [Some(300), Some(5_000), Some(60_000), None];
+    let idle_choices = if stayers_are_ended { 3 } else { 4 };
+    let mut retunes: Vec<(usize, Tuning)> = (0..count)
+        .map(|_| {
+            let tuning = Tuning {
+                connections_max: 1 + choice.below(6) as u32,
+                aside_bytes_max: [0, 10, 60, 500, 100_000][choice.below(5)],
+                idle_timeout: timeouts[choice.below(idle_choices)],
+                stall_timeout: timeouts[choice.below(4)],
+                lifetime: None,
+                bytes_max: None,
+                rules: Arc::default(),
+            };
+            (choice.below(150), tuning)
+        })
+        .collect();
+    retunes.sort_by_key(|(turn, _)| std::cmp::Reverse(*turn));
+    retunes
 }
 
 /// In half of the histories nobody takes over; in the others up to three, one from the other.
@@ -262,8 +294,9 @@ impl History {
             draining: false,
             succession: None,
             before: Stats::default(),
-            adopted: 0,
             hasty: false,
+            allowed: u64::from(scenario.parameters.tuning.connections_max),
+            retuned: 0,
             turns: 0,
             scenario,
         }
@@ -280,6 +313,7 @@ impl History {
         self.submit();
         while self.turns < self.scenario.chaos_turns && !self.is_over() {
             self.begin_drain_if_due();
+            self.retune_if_due();
             self.begin_succession_if_due();
             self.change_rules_if_due();
             self.turn();
@@ -401,6 +435,29 @@ impl History {
         }
     }
 
+    fn retune_if_due(&mut self) {
+        let turns = self.turns;
+        let Some((_, tuning)) = self.scenario.retunes.pop_if(|(turn, _)| *turn <= turns) else {
+            return;
+        };
+        // Who is let in, for how long and with how much stays as it was.
+        let Tuning { connections_max, aside_bytes_max, idle_timeout, stall_timeout, .. } = tuning;
+        let tuning = Tuning {
+            connections_max,
+            aside_bytes_max,
+            idle_timeout,
+            stall_timeout,
+            ..self.scenario.parameters.tuning.clone()
+        };
+        let now = self.kernel.clock();
+        self.kernel.trace.note(now, Note::World("new limits and timeouts"));
+        self.retuned += 1;
+        self.allowed = self.server.stats().connections.max(u64::from(tuning.connections_max));
+        self.audit.retune(&tuning);
+        self.scenario.parameters.tuning = tuning.clone();
+        self.server.retune(Timestamp(now), tuning);
+    }
+
     fn change_rules_if_due(&mut self) {
         let Some((_, rules)) = self.scenario.new_rules.take_if(|(turn, _)| *turn <= self.turns)
         else {
@@ -465,7 +522,8 @@ impl History {
         self.audit.door.succeed(&sourced);
         self.kernel.pass_time(succession.gap);
         self.peers.act(&mut self.kernel);
-        self.adopted = heirs.len() as u64;
+        let places = u64::from(self.scenario.parameters.tuning.connections_max);
+        self.allowed = places.max(heirs.len() as u64);
         for ((_, connection), (_, bequest)) in heirs.into_iter().zip(estate) {
             let source = self.kernel.source_of(connection);
             let event = Event::Adopted { connection, source, bequest };
@@ -477,7 +535,7 @@ impl History {
         self.submit();
     }
 
-    fn check_step(&self) {
+    fn check_step(&mut self) {
         let mut stats = self.server.stats().clone();
         stats.add(&self.before);
         let audit = &self.audit;
@@ -496,9 +554,10 @@ impl History {
         let places = u64::from(self.scenario.parameters.tuning.connections_max);
         // At the end of a drain the parked ones are let in to be ended.
         assert!(
-            self.draining || stats.connections <= places.max(self.adopted),
+            self.draining || stats.connections <= self.allowed,
             "limit: more connections than places"
         );
+        self.allowed = stats.connections.max(places);
     }
 
     fn check_rest(&self) {

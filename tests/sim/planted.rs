@@ -6,8 +6,8 @@
 use crate::saboteur::{Bug, Saboteur};
 use crate::swarm::run;
 
-/// Within how many seeds each bug must be found: a second or so of searching.
-const SEEDS_MAX: u64 = 2_000;
+/// Within how many seeds each bug must be found: some seconds of searching at most.
+const SEEDS_MAX: u64 = 5_000;
 
 fn first_seed_that_finds(bug: Bug) -> Option<(u64, String)> {
     (1..=SEEDS_MAX).find_map(|seed| {

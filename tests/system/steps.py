@@ -29,6 +29,7 @@ from checks import (
     stream_of_clients,
     workers_of,
 )
+import steps_reload
 from machine import Failure, eventually, expect
 
 import steps_sight
@@ -388,6 +389,7 @@ STEPS = [
     ("socket activation", activates_by_socket),
     ("examples", examples_do_what_they_say),
     ("without IPv6", lives_without_ipv6),
+    *steps_reload.STEPS,
     ("who is let in", sources_are_judged),
     ("hung worker", hung_worker_is_restarted),
     ("25 kills", kill_refuses_nobody),

@@ -36,6 +36,7 @@ complete -c echo-uring -n "__fish_echo_uring_needs_command" -s h -l help -d 'Pri
 complete -c echo-uring -n "__fish_echo_uring_needs_command" -s V -l version -d 'Print version'
 complete -c echo-uring -n "__fish_echo_uring_needs_command" -f -a "serve" -d 'Run the service (the default)'
 complete -c echo-uring -n "__fish_echo_uring_needs_command" -f -a "check" -d 'Check the configuration, print it with all defaults as TOML, and exit'
+complete -c echo-uring -n "__fish_echo_uring_needs_command" -f -a "reload" -d 'Have the service reload its configuration; for ExecReload= of its unit'
 complete -c echo-uring -n "__fish_echo_uring_needs_command" -f -a "status" -d 'Show what a running daemon does: connections, traffic, trouble, per listener and worker'
 complete -c echo-uring -n "__fish_echo_uring_needs_command" -f -a "doctor" -d 'Look at kernel, limits, sockets, sandbox and configuration; exit with 1 if there is a problem'
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand serve" -l config -d 'Read the configuration from FILE; without this, /etc/echo-uring.toml if there is one' -r -F
@@ -56,6 +57,15 @@ debug\t''
 trace\t''
 off\t''"
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand check" -s h -l help -d 'Print help'
+complete -c echo-uring -n "__fish_echo_uring_using_subcommand reload" -l config -d 'Read the configuration from FILE; without this, /etc/echo-uring.toml if there is one' -r -F
+complete -c echo-uring -n "__fish_echo_uring_using_subcommand reload" -l listen -d 'Listen on ADDRESS instead of the configured listeners: 127.0.0.1:7777, [::1]:7777 or unix:/path; repeatable' -r -f
+complete -c echo-uring -n "__fish_echo_uring_using_subcommand reload" -l log-level -d 'Write log lines of LEVEL and graver instead of the configured level' -r -f -a "error\t''
+warn\t''
+info\t''
+debug\t''
+trace\t''
+off\t''"
+complete -c echo-uring -n "__fish_echo_uring_using_subcommand reload" -s h -l help -d 'Print help'
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand status" -l socket -d 'Ask at the Unix socket PATH' -r -F
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand status" -l json -d 'Print the answer as JSON, as it comes'
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand status" -l watch -d 'Ask again every second until interrupted'

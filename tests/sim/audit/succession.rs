@@ -49,7 +49,6 @@ impl Audit {
         }
         self.charged = self.open_ones().map(|open| open.aside).sum();
         self.adopted = self.tenants.len();
-        self.adopted_aside = self.charged;
     }
 
     /// The heir is told where a connection stood.

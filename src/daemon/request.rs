@@ -1,0 +1,68 @@
+//! `echo-uring reload`, which the service unit runs for `systemctl reload`: tells the daemon to
+//! reload, and says by its exit status whether the configuration can be meant.
+//!
+//! The daemon is told in any case, so that it reports a file that it cannot use where the operator
+//! looks: in its status and in the log. It knows nothing of the daemon but its process id.
+
+use std::fs;
+use std::process::ExitCode;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::{EXIT_SYSTEM, load};
+use crate::cli::Options;
+
+/// `EX_USAGE` of sysexits.h: the command was used wrongly.
+const EXIT_USAGE: u8 = 64;
+/// How long the daemon may take to hear the signal.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often it is looked at meanwhile.
+const LOOK_INTERVAL: Duration = Duration::from_millis(1);
+
+/// Signals the process that `MAINPID` names, waits until it has heard, and checks the configuration
+/// that `options` lead to.
+#[must_use]
+pub fn reload(options: &Options) -> ExitCode {
+    let named = std::env::var("MAINPID").ok().and_then(|pid| pid.parse().ok());
+    let Some(pid) = named.filter(|pid| *pid > 1) else {
+        eprintln!(
+            "echo-uring: reload: MAINPID names no process; use systemctl reload echo-uring, or \
+             kill -HUP"
+        );
+        return ExitCode::from(EXIT_USAGE);
+    };
+    if let Err(errno) = kill(Pid::from_raw(pid), Signal::SIGHUP) {
+        eprintln!("echo-uring: reload: cannot signal process {pid}: {errno}");
+        return ExitCode::from(EXIT_SYSTEM);
+    }
+    let checked = load(options);
+    wait_until_heard(pid);
+    match checked {
+        Ok(_) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("echo-uring: {error}");
+            ExitCode::from(error.exit_status())
+        }
+    }
+}
+
+/// Waits until the signal is no longer pending. The daemon tells systemd that it reloads before it
+/// takes the signal, and systemd must have heard that before we end, or it would take our end for
+/// that of the reload.
+fn wait_until_heard(pid: i32) {
+    let begin = Instant::now();
+    while begin.elapsed() < PATIENCE && is_pending(pid) == Some(true) {
+        thread::sleep(LOOK_INTERVAL);
+    }
+}
+
+/// Whether SIGHUP waits for the process; nothing if that cannot be seen.
+fn is_pending(pid: i32) -> Option<bool> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let mask = status.lines().find_map(|line| line.strip_prefix("ShdPnd:"))?;
+    let mask = u64::from_str_radix(mask.trim(), 16).ok()?;
+    Some(mask & (1 << (Signal::SIGHUP as u32 - 1)) != 0)
+}

@@ -1,0 +1,124 @@
+//! A reload: SIGHUP, the file read again, what can change at run time put in force.
+
+use std::os::fd::AsFd;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::{Failure, Service, Stage, warn_of_places};
+use crate::config::{self, Config, Effect};
+use crate::daemon::workers::{self, Worker};
+use crate::daemon::{load, report, target};
+use crate::listen;
+use crate::uring::Transport;
+use crate::worker::Order;
+
+/// How long a reload waits for workers in the middle of a long turn. A worker that takes longer
+/// will still follow; one that hangs is the watchdog's affair.
+const WORKERS_PATIENCE: Duration = Duration::from_secs(1);
+
+impl Service<'_> {
+    /// Reloads if SIGHUP has come. While the workers start nobody asks, so the signal waits.
+    pub(super) fn hear_hangup(&mut self) -> Result<(), Failure> {
+        let mut source = [PollFd::new(self.signals.reload.as_fd(), PollFlags::POLLIN)];
+        if self.stage == Stage::Starting || poll(&mut source, PollTimeout::ZERO) != Ok(1) {
+            return Ok(());
+        }
+        if self.stage == Stage::Ready {
+            // Told before the signal is taken: `request` relies on this order.
+            self.notifier.reloading();
+        }
+        let signal = self.signals.reload.read_signal();
+        signal.map_err(|errno| Failure::System("read a signal", errno.into()))?;
+        if self.stage == Stage::Ready {
+            self.reload();
+        } else {
+            log::info!("reload ignored: the service is about to end");
+        }
+        Ok(())
+    }
+
+    /// Whatever comes of it, the service manager hears READY=1 at the end.
+    fn reload(&mut self) {
+        self.trouble = match load(self.source.options) {
+            Ok(wanted) => {
+                self.apply(wanted);
+                None
+            }
+            Err(error) => {
+                let trouble = format!("reload failed: {error}; the old configuration is in force");
+                log::error!("{trouble}");
+                Some(trouble)
+            }
+        };
+        let stats = workers::total(&self.workers);
+        self.status = self.with_trouble(report::status(&stats, self.echoes, self.workers.len()));
+        self.notifier.ready(&self.status);
+    }
+
+    /// The status with what the last reload left to mend.
+    pub(super) fn with_trouble(&self, status: String) -> String {
+        match &self.trouble {
+            Some(trouble) => format!("{trouble}; {status}"),
+            None => status,
+        }
+    }
+
+    fn apply(&mut self, wanted: Config) {
+        let changes = config::changes(&self.config, &wanted);
+        let keys = |effect| changes.iter().filter(move |it| it.effect == effect).map(|it| it.key);
+        let at_once: Vec<String> = keys(Effect::AtReload)
+            .map(|key| match config::spelled(&wanted, key) {
+                Some(value) => format!("{key} = {value}"),
+                None => key.to_owned(),
+            })
+            .collect();
+        let at_restart: Vec<&str> = keys(Effect::AtRestart).collect();
+        let present = config::in_force(&self.config, wanted);
+        let former = std::mem::replace(&mut self.config, present);
+        if !at_once.is_empty() {
+            self.put_in_force(&former);
+        }
+        if !at_once.is_empty() {
+            log::info!("reloaded: {}", at_once.join(", "));
+        } else if at_restart.is_empty() {
+            log::info!("reloaded: nothing changed");
+        } else {
+            log::info!("reloaded: nothing changed that takes effect now");
+        }
+        if !at_restart.is_empty() {
+            log::warn!("a restart is needed for the changes of {}", at_restart.join(", "));
+        }
+    }
+
+    fn put_in_force(&self, former: &Config) {
+        let (config, plan) = (&self.config, self.plan);
+        if config.log != former.log
+            && !self.source.log.change(target(config.log.target), config.log.level)
+        {
+            log::warn!("log.target is unchanged: the log is stalled; reload again");
+        }
+        if config.tcp != former.tcp {
+            for listener in plan.listeners.iter().filter(|it| it.transport == Transport::Tcp) {
+                if let Err(error) = listen::tune(listener.socket.as_fd(), &config.tcp) {
+                    log::warn!("new connections keep the old options of [tcp]: {error}");
+                }
+            }
+        }
+        let places = plan.room.min(config.limits.max_connections);
+        if config.limits.max_connections != former.limits.max_connections {
+            warn_of_places(config, places);
+        }
+        for (index, worker) in self.workers.iter().enumerate() {
+            let tuning = workers::tuning(config, places, self.workers.len(), index);
+            worker.post(Order::Reconfigure(Box::new(tuning)));
+        }
+        // So that the new limits hold when the service manager hears that we are ready.
+        let begin = Instant::now();
+        let is_told = |worker: &Worker| !worker.shared.has_orders();
+        while !self.workers.iter().all(is_told) && begin.elapsed() < WORKERS_PATIENCE {
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+}

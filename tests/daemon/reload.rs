@@ -1,0 +1,317 @@
+//! SIGHUP: what a new configuration changes at once and what it only announces, what a bad one
+//! leaves alone, and that neither costs anybody a byte.
+
+use std::fs;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use socket2::SockRef;
+
+use crate::daemon::{Daemon, Launch, program};
+use crate::ending::Losses;
+use crate::machine::{alone, in_company, patience, wait_until};
+use crate::manager::Notification;
+use crate::place::{expect_end, expect_tape, ping, read_out, readable, send_tape};
+use crate::tape::Tape;
+
+/// Sends SIGHUP and waits for the READY=1 that ends the reload; returns what was said meanwhile.
+fn reload(daemon: &Daemon) -> Vec<Notification> {
+    let before = daemon.manager.received().len();
+    let readies = daemon.manager.values("READY").len();
+    daemon.signal(Signal::SIGHUP);
+    wait_until("the end of a reload", patience(10.0), || {
+        daemon.manager.values("READY").len() > readies
+    });
+    daemon.manager.received().split_off(before)
+}
+
+/// Goal: the service manager hears in this order that a reload began, when, and that it is over.
+#[test]
+fn a_reload_is_announced_dated_and_ended() {
+    let _quiet = in_company();
+    let daemon = Launch::with_config("[server]\nworkers = 2\n").start();
+    let mut times = Vec::new();
+    for _ in 0..2 {
+        let begin = Instant::now();
+        let said = reload(&daemon);
+        let first = said.iter().position(|it| it.field("RELOADING") == Some("1")).unwrap();
+        let last = said.iter().position(|it| it.field("READY") == Some("1")).unwrap();
+        assert!(first < last, "{said:#?}");
+        let time: u64 = said[first].field("MONOTONIC_USEC").unwrap().parse().unwrap();
+        times.push((begin, Instant::now(), Duration::from_micros(time)));
+        assert!(said[last].field("STATUS").unwrap().contains("2 workers"), "{said:#?}");
+        thread::sleep(Duration::from_millis(100));
+    }
+    // `Instant` is the same clock, but does not tell its time: two of each must be as far apart.
+    let [(begin, end, time), (later_begin, later_end, later_time)] = times[..] else {
+        unreachable!("there were two")
+    };
+    let apart = later_time - time;
+    assert!(apart + Duration::from_micros(1) >= later_begin - end, "{times:?}");
+    assert!(apart <= later_end - begin + Duration::from_micros(1), "{times:?}");
+    daemon.lines.wait_for("info reloaded: nothing changed", patience(5.0));
+    daemon.stop();
+}
+
+/// Goal: whoever is silent is let go by the new timeout, also if connected before; the log says
+/// what changed and what waits for a restart, each time until that comes.
+#[test]
+fn new_values_take_effect_and_the_others_are_named() {
+    let _quiet = in_company();
+    let daemon = Launch::with_config("[timeouts]\nidle = \"1h\"\n").start();
+    let silent = daemon.place().connect();
+    assert!(ping(&silent, b"here"));
+    let config = "[server]\nworkers = 3\n[timeouts]\nidle = \"300ms\"\n[limits]\n\
+                  max-connections = 5000\n[tcp]\nreceive-buffer = \"64KiB\"\n";
+    fs::write(daemon.config_path(), config).unwrap();
+    reload(&daemon);
+    assert!(readable(&silent, patience(5.0)), "the silent peer was not let go");
+    expect_end(&silent);
+    let changed = daemon.lines.wait_for("info reloaded: ", patience(5.0));
+    assert_eq!(changed, "info reloaded: limits.max-connections = 5000, timeouts.idle = \"300ms\"");
+    let rest = "warn a restart is needed for the changes of server.workers, tcp.receive-buffer";
+    daemon.lines.wait_for(rest, patience(5.0));
+    drop(silent);
+    reload(&daemon);
+    daemon.lines.wait_for("info reloaded: nothing changed that takes effect now", patience(5.0));
+    let times = || daemon.lines.all().iter().filter(|line| *line == rest).count();
+    wait_until("the warning to come again", patience(5.0), || times() == 2);
+    daemon.stop();
+}
+
+/// Goal: fewer places end nobody, and when there are more again who waited is served.
+#[test]
+fn places_follow_the_file() {
+    let _quiet = in_company();
+    let daemon = Launch::with_config("[limits]\nmax-connections = 2\n").start();
+    let peers = [daemon.place().connect(), daemon.place().connect()];
+    assert!(peers.iter().all(|peer| ping(peer, b"here")));
+    fs::write(daemon.config_path(), "[limits]\nmax-connections = 1\n").unwrap();
+    reload(&daemon);
+    assert!(peers.iter().all(|peer| ping(peer, b"still here")));
+    let third = daemon.place().connect();
+    send_tape(&third, Tape::new(3), 0, 100);
+    assert!(!readable(&third, Duration::from_millis(300)), "a third one was let in");
+    fs::write(daemon.config_path(), "[limits]\nmax-connections = 3000\n").unwrap();
+    reload(&daemon);
+    expect_tape(&third, Tape::new(3), 0, 100);
+    let crowd: Vec<_> = (0..500).map(|_| daemon.place().connect()).collect();
+    assert!(crowd.iter().all(|peer| ping(peer, b"we too")));
+    drop((peers, third, crowd));
+    daemon.stop();
+}
+
+/// Goal: connections made after a reload have the new socket options.
+#[test]
+fn new_connections_get_the_new_socket_options() {
+    let _quiet = in_company();
+    let daemon = Launch::with_config("").start();
+    let listener = daemon.place_socket();
+    let listener = SockRef::from(&listener);
+    assert!(listener.tcp_nodelay().unwrap() && listener.keepalive().unwrap());
+    let config = "[tcp]\nnodelay = false\nkeepalive = \"off\"\nuser-timeout = \"5s\"\n";
+    fs::write(daemon.config_path(), config).unwrap();
+    reload(&daemon);
+    assert!(!listener.tcp_nodelay().unwrap() && !listener.keepalive().unwrap());
+    assert_eq!(listener.tcp_user_timeout().unwrap(), Some(Duration::from_secs(5)));
+    daemon.stop();
+}
+
+/// Goal: the level of the log follows the file, unless the command line says otherwise.
+#[test]
+fn the_log_level_follows_the_file_but_not_against_the_command_line() {
+    let _quiet = in_company();
+    let daemon = Launch::with_config("[log]\nlevel = \"error\"\n").start();
+    assert_eq!(daemon.lines.all(), Vec::<String>::new());
+    fs::write(daemon.config_path(), "[log]\nlevel = \"info\"\n").unwrap();
+    reload(&daemon);
+    daemon.lines.wait_for("info reloaded: log.level = \"info\"", patience(5.0));
+    daemon.stop();
+    let launch = Launch::with_config("[log]\nlevel = \"error\"\n");
+    let daemon = Launch { arguments: vec!["--log-level=info".into()], ..launch }.start();
+    fs::write(daemon.config_path(), "[log]\nlevel = \"warn\"\n").unwrap();
+    reload(&daemon);
+    daemon.lines.wait_for("info reloaded: nothing changed", patience(5.0));
+    daemon.stop();
+}
+
+/// Goal: a file that cannot be meant changes nothing, is named with line and column in the status
+/// and, once, in the log, and a good one ends the trouble.
+#[test]
+fn a_bad_file_leaves_the_old_configuration_in_force() {
+    let _quiet = in_company();
+    let daemon = Launch::with_config("[timeouts]\nidle = \"400ms\"\n").start();
+    fs::write(daemon.config_path(), "[timeouts]\nidle = \"1h\"\n  stall = \"soon\"\n").unwrap();
+    let said = reload(&daemon);
+    assert!(said[0].field("RELOADING").is_some(), "{said:#?}");
+    let path = daemon.config_path();
+    let trouble = format!("reload failed: {}:3:11: timeouts.stall: \"soon\"", path.display());
+    let status = said.last().unwrap().field("STATUS").unwrap();
+    assert!(status.starts_with(&trouble), "{status}");
+    assert!(status.contains("; the old configuration is in force; 0 connections"), "{status}");
+    let line = daemon.lines.wait_for("error reload failed: ", patience(5.0));
+    assert!(line.ends_with("; the old configuration is in force"), "{line}");
+    // The status of every second still says so.
+    let silent = daemon.place().connect();
+    assert!(ping(&silent, b"here"));
+    wait_until("the next status", patience(5.0), || {
+        let status = daemon.manager.values("STATUS").pop().unwrap().1;
+        status.contains("1 connection,") && status.starts_with(&trouble)
+    });
+    assert!(readable(&silent, patience(5.0)), "the old timeout is no longer in force");
+    expect_end(&silent);
+    drop(silent);
+    let errors = daemon.lines.all().iter().filter(|line| line.starts_with("error")).count();
+    assert_eq!(errors, 1, "{}", daemon.transcript());
+    fs::write(daemon.config_path(), "").unwrap();
+    let said = reload(&daemon);
+    let status = said.last().unwrap().field("STATUS").unwrap();
+    assert!(!status.contains("failed"), "{status}");
+    fs::remove_file(daemon.config_path()).unwrap();
+    let said = reload(&daemon);
+    assert!(said.last().unwrap().field("STATUS").unwrap().contains("cannot be read"));
+    fs::write(daemon.config_path(), "").unwrap();
+    daemon.stop();
+}
+
+/// Goal: a second SIGHUP is harmless, and one during the drain changes nothing.
+#[test]
+fn a_hangup_is_welcome_at_any_time() {
+    let _quiet = in_company();
+    let daemon = Launch::with_config("[server]\nworkers = 8\n[timeouts]\ndrain = \"1m\"\n").start();
+    for _ in 0..20 {
+        daemon.signal(Signal::SIGHUP);
+    }
+    daemon.lines.wait_for("info reloaded: nothing changed", patience(5.0));
+    let balanced = || {
+        let (begun, ended) = (daemon.manager.values("RELOADING"), daemon.manager.values("READY"));
+        begun.len() + 1 == ended.len()
+    };
+    wait_until("each reload to end", patience(5.0), balanced);
+    let peer = daemon.place().connect();
+    assert!(ping(&peer, b"here"));
+    daemon.signal(Signal::SIGTERM);
+    daemon.lines.wait_for("info draining: 1 connection", patience(10.0));
+    daemon.signal(Signal::SIGHUP);
+    daemon.lines.wait_for("info reload ignored: ", patience(5.0));
+    assert!(ping(&peer, b"still here"));
+    drop(peer);
+    daemon.finish(Losses::None);
+}
+
+/// Goal: a SIGHUP that comes before the daemon is ready, even before it has read its file, is
+/// answered once it is. Method: the shell that becomes the daemon blocks the signal and sends it to
+/// itself.
+#[test]
+fn a_hangup_before_it_is_ready_is_remembered() {
+    let _quiet = in_company();
+    let script = "kill -HUP $$; exec \"$0\" \"$@\"";
+    let wrapper = ["env", "--block-signal=HUP", "/bin/sh", "-c", script];
+    let wrapper = wrapper.map(str::to_owned).to_vec();
+    let daemon = Launch { wrapper, ..Launch::with_config("") }.start();
+    daemon.lines.wait_for("info reloaded: nothing changed", patience(5.0));
+    let lines = daemon.lines.all();
+    let at = |text: &str| lines.iter().position(|line| line.contains(text));
+    assert!(at("info ready") < at("info reloaded"), "{lines:#?}");
+    assert!(daemon.manager.received()[0].field("READY").is_some(), "{}", daemon.transcript());
+    wait_until("the end of the reload", patience(5.0), || {
+        daemon.manager.values("READY").len() == 2
+    });
+    daemon.stop();
+}
+
+/// Goal: `echo-uring reload`, as the unit runs it, ends when the daemon has told that it reloads,
+/// and its exit status tells a bad file from a good one; the daemon hears in both cases.
+#[test]
+fn the_command_of_the_unit_tells_the_daemon_and_judges_the_file() {
+    let _quiet = in_company();
+    let daemon = Launch::with_config("").start();
+    let run = |pid: Option<u32>| {
+        let mut command = Command::new(program());
+        command.env_clear().arg("reload").arg("--config").arg(daemon.config_path());
+        if let Some(pid) = pid {
+            command.env("MAINPID", pid.to_string());
+        }
+        command.output().unwrap()
+    };
+    for round in 1..=50 {
+        let output = run(Some(daemon.process.0));
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        // The datagram is in our queue already; the thread that reads it may need a moment.
+        wait_until("RELOADING=1", patience(5.0), || {
+            daemon.manager.values("RELOADING").len() == round
+        });
+    }
+    fs::write(daemon.config_path(), "[limits]\nmax-connections = 0\n").unwrap();
+    let output = run(Some(daemon.process.0));
+    assert_eq!(output.status.code(), Some(78), "{output:?}");
+    let words = String::from_utf8(output.stderr).unwrap();
+    assert!(words.contains(":2:19: limits.max-connections: 0 is out of range"), "{words}");
+    daemon.lines.wait_for("error reload failed: ", patience(5.0));
+    let output = run(None);
+    assert_eq!(output.status.code(), Some(64), "{output:?}");
+    fs::write(daemon.config_path(), "").unwrap();
+    daemon.stop();
+}
+
+/// Goal: a hundred reloads, every second one with other limits and timeouts and every tenth with a
+/// bad file, while 20,000 messages a second go round: no connection ends, no byte is lost.
+#[test]
+fn a_hundred_reloads_under_load_cost_nobody_a_byte() {
+    let _quiet = alone();
+    const PEERS: u64 = 40;
+    const WORD: u64 = 64;
+    const A_SECOND: u64 = 20_000;
+    let variants = [
+        "[timeouts]\nidle = \"20s\"\nstall = \"30s\"\n[limits]\nmax-connections = 41\n",
+        "[timeouts]\nidle = \"2h\"\n[limits]\nmax-connections = 9000\nstalled-memory = \"1MiB\"\n",
+        "[timeouts]\nidle = \"off\"\nstall = \"off\"\n[tcp]\nnodelay = false\n[limits]\nmax-connections = 7\n",
+    ];
+    let daemon = Launch::with_config(variants[0]).start();
+    let place = daemon.place().clone();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let (words, span) = thread::scope(|scope| {
+        let talk = |seed| {
+            let (socket, tape, done) = (place.connect(), Tape::new(seed), &done);
+            // As many words at once as one peer owes in ten milliseconds.
+            let batch = A_SECOND / 100 / PEERS * WORD;
+            scope.spawn(move || {
+                let (begin, mut offset, mut batches) = (Instant::now(), 0, 0);
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    send_tape(&socket, tape, offset, offset + batch);
+                    expect_tape(&socket, tape, offset, offset + batch);
+                    offset += batch;
+                    batches += 1;
+                    let due = begin + Duration::from_millis(10) * batches;
+                    thread::sleep(due.saturating_duration_since(Instant::now()));
+                }
+                socket.shutdown(std::net::Shutdown::Write).unwrap();
+                assert_eq!(read_out(&socket, patience(10.0)), (0, Ok(())));
+                offset / WORD
+            })
+        };
+        let begin = Instant::now();
+        let talkers: Vec<_> = (1..=PEERS).map(talk).collect();
+        thread::sleep(Duration::from_millis(200));
+        for round in 0..100 {
+            let bad = round % 10 == 9;
+            let text = if bad { "[limits" } else { variants[round % variants.len()] };
+            fs::write(daemon.config_path(), text).unwrap();
+            let said = reload(&daemon);
+            let status = said.last().unwrap().field("STATUS").unwrap();
+            assert_eq!(status.starts_with("reload failed"), bad, "{status}");
+            thread::sleep(Duration::from_millis(20));
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        let words: u64 = talkers.into_iter().map(|it| it.join().unwrap()).sum();
+        (words, begin.elapsed())
+    });
+    let rate = words as f64 / span.as_secs_f64();
+    println!("{words} words in {span:?}, {rate:.0} a second");
+    fs::write(daemon.config_path(), "").unwrap();
+    let remains = daemon.stop();
+    assert_eq!(remains.counters.accepted, PEERS);
+    assert_eq!(remains.counters.bytes_out, words * WORD);
+}
