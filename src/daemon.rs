@@ -8,6 +8,7 @@ mod report;
 mod request;
 mod rules;
 mod service;
+mod succession;
 mod view;
 mod workers;
 

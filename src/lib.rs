@@ -17,6 +17,7 @@ pub mod config;
 pub mod daemon;
 pub mod doctor;
 pub mod echo;
+pub mod handover;
 pub mod listen;
 pub mod logging;
 pub mod metrics;

@@ -30,11 +30,17 @@ const KEEPALIVE_INTERVAL_DIVISOR: u32 = 4;
 /// What the kernel counts keep-alive intervals in.
 const KEEPALIVE_INTERVAL_MIN: Duration = Duration::from_secs(1);
 
+/// The name, in `LISTEN_FDNAMES`, of what a process leaves to the next one: sockets that carry
+/// connections. They are no listeners.
+pub const BUNDLE: &str = "bundle";
+
 /// What [`open`] found or made.
 #[derive(Debug)]
 pub struct Opened {
     /// At least one.
     pub listeners: Vec<Listener>,
+    /// What a process before us left in the service manager's store for us, see [`BUNDLE`].
+    pub bundles: Vec<OwnedFd>,
     /// One line each, for the log once it is open.
     pub warnings: Vec<String>,
 }
@@ -215,7 +221,8 @@ pub fn rehearse(address: SocketAddr) -> Result<(), ListenError> {
 /// environment.
 pub fn open(configured: &[ListenerConfig], tcp: &Tcp) -> Result<Opened, ListenError> {
     let mut warnings = Vec::new();
-    let mut listeners = inherited::sockets()?;
+    let mut bundles = Vec::new();
+    let mut listeners = inherited::sockets(&mut bundles, &mut warnings)?;
     // Sockets to look at the daemon are no reason not to serve.
     if listeners.iter().all(|listener| listener.kind != Kind::Echo) {
         let inherited = !listeners.is_empty();
@@ -225,7 +232,7 @@ pub fn open(configured: &[ListenerConfig], tcp: &Tcp) -> Result<Opened, ListenEr
     for listener in listeners.iter().filter(|listener| listener.kind == Kind::Echo) {
         prepare(listener, tcp, &mut warnings)?;
     }
-    Ok(Opened { listeners, warnings })
+    Ok(Opened { listeners, bundles, warnings })
 }
 
 /// An address as log lines show it.

@@ -5,14 +5,19 @@
 //! gone must never hold up or end the daemon. Without `NOTIFY_SOCKET` every call is a silent no-op.
 
 use std::ffi::{OsStr, OsString};
-use std::io;
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use sd_notify::NotifyState;
+
+pub mod bus;
 
 /// How long news that changes the unit's state may wait for a busy service manager: a lost READY=1
 /// is a failed start.
@@ -92,10 +97,60 @@ impl Notifier {
         self.tell(&[NotifyState::Errno(errno), NotifyState::Status(&status)], PATIENCE_FOR_STATE);
     }
 
+    /// Whether there is a service manager to tell things.
+    #[must_use]
+    pub fn has_manager(&self) -> bool {
+        self.socket.is_some()
+    }
+
+    /// Asks the service manager to keep copies of `descriptors` for the next process, under `name`.
+    /// It answers nothing; see [`Self::synchronize`].
+    ///
+    /// # Errors
+    /// When they cannot be sent.
+    pub fn store(&self, name: &str, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+        // Without the last line it would watch them, find that the other end of each is closed, and
+        // drop them at once.
+        let states =
+            [NotifyState::FdStore, NotifyState::FdName(name), NotifyState::Custom("FDPOLL=0")];
+        self.try_to_tell(&states, descriptors, PATIENCE_FOR_STATE)
+    }
+
+    /// Asks the service manager to forget what it keeps under `name`.
+    pub fn forget(&self, name: &str) {
+        self.tell(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)], PATIENCE_FOR_STATE);
+    }
+
+    /// Waits until the service manager has dealt with everything it was told so far.
+    ///
+    /// # Errors
+    /// When it has not within `patience`.
+    pub fn synchronize(&self, patience: Duration) -> io::Result<()> {
+        let (ours, theirs) = io::pipe()?;
+        self.try_to_tell(&[NotifyState::Custom("BARRIER=1")], &[theirs.as_fd()], patience)?;
+        drop(theirs);
+        // It closes its copy when it comes to this message, and ours was the other one.
+        let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(ours.as_fd(), PollFlags::empty())], timeout)? {
+            0 => Err(io::ErrorKind::TimedOut.into()),
+            _ => Ok(()),
+        }
+    }
+
+    fn try_to_tell(
+        &self,
+        states: &[NotifyState<'_>],
+        descriptors: &[BorrowedFd<'_>],
+        patience: Duration,
+    ) -> io::Result<()> {
+        let Some(address) = &self.socket else { return Err(io::ErrorKind::NotConnected.into()) };
+        let message: String = states.iter().map(|state| format!("{state}\n")).collect();
+        send(address, message.as_bytes(), descriptors, patience)
+    }
+
     fn tell(&self, states: &[NotifyState<'_>], patience: Duration) {
         let Some(address) = &self.socket else { return };
-        let message: String = states.iter().map(|state| format!("{state}\n")).collect();
-        match send(address, message.as_bytes(), patience) {
+        match self.try_to_tell(states, &[], patience) {
             Ok(()) => self.failing.store(false, Ordering::Relaxed),
             Err(error) => {
                 if !self.failing.swap(true, Ordering::Relaxed) {
@@ -108,7 +163,12 @@ impl Notifier {
 }
 
 /// A new socket a message: the service manager may have replaced its own since the last one.
-fn send(address: &OsStr, message: &[u8], patience: Duration) -> io::Result<()> {
+fn send(
+    address: &OsStr,
+    message: &[u8],
+    descriptors: &[BorrowedFd<'_>],
+    patience: Duration,
+) -> io::Result<()> {
     let address = match address.as_bytes() {
         [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
         [b'/', ..] => SocketAddr::from_pathname(address)?,
@@ -120,7 +180,14 @@ fn send(address: &OsStr, message: &[u8], patience: Duration) -> io::Result<()> {
     let socket = UnixDatagram::unbound()?;
     socket.set_write_timeout(Some(patience))?;
     socket.connect_addr(&address)?;
-    socket.send(message).map(|_| ())
+    if descriptors.is_empty() {
+        return socket.send(message).map(|_| ());
+    }
+    let descriptors: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+    let rights = [ControlMessage::ScmRights(&descriptors)];
+    let flags = MsgFlags::MSG_NOSIGNAL;
+    sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(message)], &rights, flags, None)?;
+    Ok(())
 }
 
 /// A newline would begin a new field of the message.
@@ -198,8 +265,29 @@ mod tests {
         assert_eq!(next(&socket), "EXTEND_TIMEOUT_USEC=3000000\n");
         notifier.extend_timeout(Duration::from_secs(86_400));
         assert_eq!(next(&socket), "EXTEND_TIMEOUT_USEC=4294967295\n");
+        notifier.forget("bundle");
+        assert_eq!(next(&socket), "FDSTOREREMOVE=1\nFDNAME=bundle\n");
         notifier.failed(98, "address in use");
         assert_eq!(next(&socket), "ERRNO=98\nSTATUS=address in use\n");
+    }
+
+    /// What is stored is not watched, and the end of a barrier is the end of its descriptor.
+    #[test]
+    fn descriptors_travel_and_a_barrier_is_waited_for() {
+        let (socket, notifier) = manager("store");
+        let (ours, _theirs) = io::pipe().unwrap();
+        notifier.store("bundle", &[ours.as_fd()]).unwrap();
+        assert_eq!(next(&socket), "FDSTORE=1\nFDNAME=bundle\nFDPOLL=0\n");
+        let begin = Instant::now();
+        let patience = Duration::from_millis(200);
+        std::thread::scope(|scope| {
+            // Received without its descriptor, which the kernel then closes.
+            scope.spawn(|| assert_eq!(next(&socket), "BARRIER=1\n"));
+            notifier.synchronize(Duration::from_secs(5)).unwrap();
+        });
+        let late = notifier.synchronize(patience).unwrap_err();
+        assert_eq!(late.kind(), io::ErrorKind::TimedOut);
+        assert!(begin.elapsed() >= patience);
     }
 
     #[test]

@@ -18,6 +18,11 @@ pub enum Order {
         /// When patience ends.
         deadline: Timestamp,
     },
+    /// Stop accepting, and bring every connection to rest until `deadline`, for the next process.
+    HandOver {
+        /// When patience ends.
+        deadline: Timestamp,
+    },
     /// From now on, keep to these limits and timeouts.
     Reconfigure(Box<Tuning>),
 }
@@ -84,27 +89,36 @@ impl Shared {
     }
 }
 
-/// Serves until the drain that an [`Order::Drain`] asked for is over. `on_ready` is called when the
-/// listeners are armed.
+/// Why a worker stopped serving.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The drain that an [`Order::Drain`] asked for is over.
+    Drained,
+    /// Every connection is at rest, as an [`Order::HandOver`] asked.
+    AtRest,
+}
+
+/// Serves until the drain or the hand-over that an [`Order`] asked for is over. `on_ready` is
+/// called when the listeners are armed.
 ///
 /// # Errors
 /// When the kernel itself fails; the connections are lost then.
 pub fn run<K: Kernel>(
     kernel: &mut K,
-    mut server: Server,
+    server: &mut Server,
     shared: &Shared,
     on_ready: impl FnOnce(),
-) -> Result<Stats, K::Error> {
+) -> Result<Outcome, K::Error> {
     let mut events = Vec::new();
     let mut ops = Vec::new();
     let now = kernel.now();
-    step(kernel, &mut server, now, Event::Started, &mut ops);
+    step(kernel, server, now, Event::Started, &mut ops);
     // A turn that does not wait hands the accepts to the kernel: from here on the listeners are
     // armed.
     kernel.turn(Some(now), &mut events)?;
     // From here on a board has room for every counter.
     let mut published_us = 0;
-    shared.board.publish(counted(&server), 0, &mut published_us, true);
+    shared.board.publish(counted(server), 0, &mut published_us, true);
     shared.ready.store(true, Ordering::Release);
     on_ready();
     loop {
@@ -115,17 +129,22 @@ pub fn run<K: Kernel>(
         for order in shared.take_orders() {
             match order {
                 Order::Drain { deadline } => {
-                    step(kernel, &mut server, now, Event::DrainStarted { deadline }, &mut ops);
+                    step(kernel, server, now, Event::DrainStarted { deadline }, &mut ops);
+                }
+                Order::HandOver { deadline } => {
+                    step(kernel, server, now, Event::HandOverStarted { deadline }, &mut ops);
                 }
                 Order::Reconfigure(tuning) => server.retune(now, *tuning),
             }
         }
         for event in events.drain(..) {
-            step(kernel, &mut server, now, event, &mut ops);
+            step(kernel, server, now, event, &mut ops);
         }
-        step(kernel, &mut server, now, Event::TimePassed, &mut ops);
+        step(kernel, server, now, Event::TimePassed, &mut ops);
         let last = server.is_drained();
-        shared.board.publish(counted(&server), clock_us, &mut published_us, idle || last);
+        let at_rest = server.is_at_rest();
+        let shown = idle || last || at_rest;
+        shared.board.publish(counted(server), clock_us, &mut published_us, shown);
         // Nobody else writes it, so this needs no locked instruction.
         shared.turns.store(shared.turns() + 1, Ordering::Relaxed);
         if last {
@@ -133,7 +152,11 @@ pub fn run<K: Kernel>(
             // before we are gone.
             kernel.turn(Some(now), &mut events)?;
             shared.ended.store(true, Ordering::Release);
-            return Ok(server.stats().clone());
+            return Ok(Outcome::Drained);
+        }
+        if at_rest {
+            shared.ended.store(true, Ordering::Release);
+            return Ok(Outcome::AtRest);
         }
         kernel.turn(server.deadline(), &mut events)?;
     }

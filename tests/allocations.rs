@@ -117,7 +117,7 @@ impl Service {
             busy_poll: None,
         })
         .unwrap();
-        let server = Server::new(Parameters {
+        let mut server = Server::new(Parameters {
             listeners: 1,
             buffers: BUFFERS,
             buffer_sizes: BUFFER_SIZES,
@@ -134,7 +134,8 @@ impl Service {
                 rules: Arc::default(),
             },
         });
-        let stats = worker::run(&mut driver, server, &self.shared, on_ready).unwrap();
+        worker::run(&mut driver, &mut server, &self.shared, on_ready).unwrap();
+        let stats = server.stats().clone();
         COUNTED.set(false);
         stats
     }

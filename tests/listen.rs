@@ -162,7 +162,7 @@ fn an_accepted_unix_connection_is_equipped_by_hand() {
 
 #[test]
 fn a_bound_listener_knows_its_address_and_is_closed_on_exec() {
-    let Opened { listeners, warnings } = open(&["127.0.0.1:0"]).unwrap();
+    let Opened { listeners, warnings, .. } = open(&["127.0.0.1:0"]).unwrap();
     assert_eq!(warnings, [] as [String; 0]);
     let [listener] = &listeners[..] else { panic!("{listeners:?}") };
     let (_client, accepted) = accepted_from(listener);
@@ -291,7 +291,7 @@ fn a_missing_directory_is_named_with_the_cure() {
 fn is_heir() -> bool {
     let Some(report) = env::var_os(REPORT) else { return false };
     let found = match open(&["127.0.0.1:0"]) {
-        Ok(Opened { listeners, warnings }) => {
+        Ok(Opened { listeners, warnings, .. }) => {
             assert_eq!(warnings, [] as [String; 0]);
             let lines = listeners.iter().map(|listener| {
                 let socket = SockRef::from(&listener.socket);

@@ -23,11 +23,13 @@ const WALLS: &[(&str, &[&str])] = &[
     (
         "daemon",
         &[
-            "cli", "config", "echo", "listen", "logging", "metrics", "sight", "systemd", "uring",
-            "worker",
+            "cli", "config", "echo", "handover", "listen", "logging", "metrics", "sight",
+            "systemd", "uring", "worker",
         ],
     ),
     ("worker", &["echo", "metrics", "uring"]),
+    // It carries what the core says of a connection.
+    ("handover", &["echo"]),
     ("uring", &["echo"]),
     ("echo", &[]),
     ("cli", &[]),
@@ -61,6 +63,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("plotters", &["echo-load"]),
     ("prometheus", &["sight"]),
     ("sd_notify", &["systemd"]),
+    ("rustix", &["handover"]),
     ("seccompiler", &["uring"]),
     ("serde", &["config", "sight"]),
     ("serde_json", &["doctor", "echo-load", "sight"]),

@@ -36,6 +36,23 @@ pub(super) fn draining(stats: &Stats) -> String {
     format!("draining, {} left", count(stats.connections, "connection"))
 }
 
+/// What `systemctl status` shows while connections are handed over.
+pub(super) fn handing_over(stats: &Stats) -> String {
+    format!("handing over, {}", count(stats.connections, "connection"))
+}
+
+/// What the last line adds if connections came from another process or went to one.
+pub(super) fn succession(stats: &Stats) -> String {
+    let Stats { taken_over, bytes_taken_over, bytes_handed_over, .. } = stats;
+    match taken_over + bytes_handed_over {
+        0 => String::new(),
+        _ => format!(
+            " taken-over={taken_over} bytes-taken-over={bytes_taken_over} \
+             bytes-handed-over={bytes_handed_over}"
+        ),
+    }
+}
+
 /// `1 worker`, `2 workers`.
 pub(super) fn count(number: u64, noun: &str) -> String {
     let plural = if number == 1 { "" } else { "s" };

@@ -2,6 +2,8 @@
 
 mod reload;
 
+mod handing_over;
+
 use std::hash::RandomState;
 use std::io;
 use std::os::fd::AsFd;
@@ -17,14 +19,16 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::Failure;
 use super::report::{self, Rate, Reporter};
+use super::succession;
 use super::view::{Label, Life, View};
-use super::workers::{self, Desk, News, Plan, Worker};
+use super::workers::{self, Desk, News, Plan, Return, Worker};
 use crate::cli::Options;
 use crate::config::{Config, Kind, Tcp, Workers};
 use crate::echo::admission::SourceBook;
 use crate::echo::limits;
 use crate::echo::op::{ReceiveMode, Timestamp};
 use crate::echo::server::Stats;
+use crate::handover::Estate;
 use crate::listen::{Family, Listener, Opened, Origin, SocketFile};
 use crate::logging;
 use crate::metrics;
@@ -80,15 +84,17 @@ pub(super) fn run(
         Workers::Auto => std::thread::available_parallelism().map_or(1, usize::from),
         Workers::Count(count) => usize::from(count),
     };
-    let Opened { listeners, warnings } = opened;
+    let Opened { listeners, bundles, warnings } = opened;
     let sorted = Sorted::new(listeners, &config.tcp);
     let room = room(&sorted, workers)?;
     let places = room.min(config.limits.max_connections);
     let Sorted { sockets, labels, doors, names, files } = sorted;
+    let addresses = labels.iter().map(|label| label.address.clone()).collect();
     let plan = Plan {
         config,
         features,
         listeners: sockets.into(),
+        addresses,
         workers,
         places,
         room,
@@ -96,7 +102,8 @@ pub(super) fn run(
         book: Arc::new(SourceBook::new(RandomState::new())),
     };
     announce(&plan, &names, &warnings);
-    let service = Service::start(&plan, signals, notifier, source)?;
+    let estates = succession::inherit(bundles, &plan.addresses, workers, notifier);
+    let service = Service::start(&plan, signals, notifier, source, estates)?;
     service.show(doors, labels)?;
     let ended = service.serve();
     // The files of our own Unix sockets go when nobody accepts any more.
@@ -208,6 +215,7 @@ fn room(sorted: &Sorted, workers: usize) -> Result<u32, Failure> {
 enum Stage {
     Starting,
     Ready,
+    HandingOver,
     /// Asked to stop: load balancers are told, and accepting goes on until then.
     Leaving {
         until: Instant,
@@ -226,6 +234,10 @@ struct Service<'a> {
     news: Receiver<(usize, News)>,
     workers: Vec<Worker>,
     ready: usize,
+    /// One for each worker, until connections have been handed over.
+    returns: Vec<Return>,
+    /// The connections of the workers that have brought theirs to rest.
+    estates: Vec<(usize, Vec<Estate>)>,
     /// The last counters of the workers that have ended.
     done: Vec<Stats>,
     stage: Stage,
@@ -247,16 +259,20 @@ impl<'a> Service<'a> {
         signals: Signals,
         notifier: &'a Notifier,
         source: &'a Source<'a>,
+        estates: Vec<Vec<Estate>>,
     ) -> Result<Self, Failure> {
         let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(|errno| Failure::System("make an eventfd", errno.into()))?;
         let bell = Arc::new(bell);
         let (sender, news) = channel();
         let desk = Desk { news: sender, bell: Arc::clone(&bell) };
-        let workers = (0..plan.workers)
-            .map(|index| workers::start(plan, index, &desk))
+        let (workers, returns): (Vec<_>, Vec<_>) = (0..plan.workers)
+            .zip(estates)
+            .map(|(index, estates)| workers::start(plan, index, &desk, estates))
             .collect::<io::Result<Vec<_>>>()
-            .map_err(|error| Failure::System("start a worker", error))?;
+            .map_err(|error| Failure::System("start a worker", error))?
+            .into_iter()
+            .unzip();
         let watchdog =
             notifier.watchdog_interval().map(|interval| Watchdog::new(interval, &workers));
         Ok(Self {
@@ -269,6 +285,8 @@ impl<'a> Service<'a> {
             news,
             workers,
             ready: 0,
+            returns,
+            estates: Vec::new(),
             done: Vec::new(),
             stage: Stage::Starting,
             life: Life::default(),
@@ -326,7 +344,7 @@ impl<'a> Service<'a> {
         let ping = self.watchdog.as_ref().map(|watchdog| watchdog.next);
         let until = match self.stage {
             Stage::Leaving { until } => Some(until),
-            Stage::Starting | Stage::Ready | Stage::Draining => None,
+            Stage::Starting | Stage::Ready | Stage::HandingOver | Stage::Draining => None,
         };
         ping.into_iter().chain(until).fold(look, Instant::min)
     }
@@ -354,6 +372,7 @@ impl<'a> Service<'a> {
         while let Ok((worker, news)) = self.news.try_recv() {
             match news {
                 News::Ready => self.on_worker_ready(),
+                News::AtRest(estates) => self.on_worker_at_rest(worker, estates),
                 News::Done(stats) => self.done.push(*stats),
                 News::Unusable(unusable) => return Err(Failure::Uring(unusable)),
                 News::Broken(error) => return Err(Failure::Ring(worker, error)),
@@ -379,12 +398,18 @@ impl<'a> Service<'a> {
         let signal = self.signals.ending.read_signal();
         match signal.map_err(|errno| Failure::System("read a signal", errno.into()))? {
             None => Ok(Order::GoOn),
-            Some(_) if self.stage == Stage::Draining => {
+            Some(_) if matches!(self.stage, Stage::Draining | Stage::HandingOver) => {
                 log::warn!("second signal: ending at once");
                 Ok(Order::EndAtOnce)
             }
-            Some(_) => {
-                self.leave();
+            Some(signal) => {
+                // An interrupt comes from a terminal, not from a service manager.
+                let manager = signal.ssi_signo == Signal::SIGTERM as u32;
+                if manager && self.stage == Stage::Ready && succession::is_wanted(self.notifier) {
+                    self.bring_to_rest();
+                } else {
+                    self.leave();
+                }
                 Ok(Order::GoOn)
             }
         }
@@ -445,6 +470,7 @@ impl<'a> Service<'a> {
         self.echoes = self.rate.look(now, &stats);
         let status = match self.stage {
             Stage::Starting => return,
+            Stage::HandingOver => report::handing_over(&stats),
             Stage::Ready => {
                 self.with_trouble(report::status(&stats, self.echoes, self.workers.len()))
             }
@@ -463,7 +489,7 @@ impl<'a> Service<'a> {
         let buffers = workers::buffers_total(self.plan);
         log::info!(
             "stopped: accepted={} refused={} closed={} bytes-in={} bytes-out={} bytes-dropped={} \
-             buffers-home={} buffers-total={buffers}",
+             buffers-home={} buffers-total={buffers}{}",
             stats.accepted,
             stats.refused_total(),
             stats.closed_total(),
@@ -471,6 +497,7 @@ impl<'a> Service<'a> {
             stats.bytes_out,
             stats.bytes_dropped,
             buffers - stats.buffers_lent,
+            report::succession(&stats),
         );
     }
 }

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,12 +13,13 @@ use super::rules::rules;
 use crate::config::{Config, Tcp};
 use crate::echo::admission::SourceBook;
 use crate::echo::limits;
-use crate::echo::op::{ReceiveMode, Timestamp};
+use crate::echo::op::{Event, Kernel, ReceiveMode, Timestamp};
 use crate::echo::server::{Parameters, Server, Stats, Tuning};
+use crate::handover::Estate;
 use crate::listen::Family;
 use crate::metrics;
 use crate::uring::{Driver, Features, ListeningSocket, Settings, Transport, Unusable};
-use crate::worker::{self, Order, Shared};
+use crate::worker::{self, Order, Outcome, Shared};
 
 /// Bytes of a small and a large buffer. 4 KiB holds what a quiet line says; 256 KiB is where bulk
 /// stops getting cheaper.
@@ -35,7 +36,9 @@ pub(super) enum News {
     Ready,
     /// It could not start.
     Unusable(Unusable),
-    /// Its drain is over; the last counters.
+    /// Its connections are at rest: here they are.
+    AtRest(Vec<Estate>),
+    /// Its drain is over, or its connections are handed over; the last counters.
     Done(Box<Stats>),
     /// Its ring broke.
     Broken(String),
@@ -78,17 +81,28 @@ impl Worker {
         self.wake();
     }
 
+    /// Tells it to bring its connections to rest until `deadline`, and to give them away.
+    pub(super) fn hand_over(&self, deadline: Timestamp) {
+        self.post(Order::HandOver { deadline });
+    }
+
     /// Tells it to stop accepting, and to end what is still open at `deadline`.
     pub(super) fn drain(&self, deadline: Timestamp) {
         self.post(Order::Drain { deadline });
     }
 }
 
+/// Where a worker's connections come back if they cannot be handed over. Dropped when they have
+/// been: then the worker ends.
+pub(super) type Return = Sender<Vec<Estate>>;
+
 /// What all workers have in common.
 pub(super) struct Plan<'a> {
     pub(super) config: &'a Config,
     pub(super) features: Features,
     pub(super) listeners: Arc<[ListeningSocket]>,
+    /// Where those listen, as printed.
+    pub(super) addresses: Vec<String>,
     pub(super) workers: usize,
     pub(super) places: u32,
     /// How many connections the limit on open files allows for.
@@ -147,7 +161,12 @@ fn share(total: u64, count: usize, index: usize) -> u64 {
 }
 
 /// Starts worker number `index`.
-pub(super) fn start(plan: &Plan<'_>, index: usize, desk: &Desk) -> io::Result<Worker> {
+pub(super) fn start(
+    plan: &Plan<'_>,
+    index: usize,
+    desk: &Desk,
+    estates: Vec<Estate>,
+) -> io::Result<(Worker, Return)> {
     let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
     let shared = Arc::new(Shared::default());
     let parameters = plan.parameters(index);
@@ -160,27 +179,78 @@ pub(super) fn start(plan: &Plan<'_>, index: usize, desk: &Desk) -> io::Result<Wo
         busy_poll: plan.config.server.busy_poll,
         origin: plan.origin,
     };
-    let server = Server::new(parameters);
+    let (returns, returned) = channel();
     let thread_shared = Arc::clone(&shared);
     let desk = desk.clone();
     thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
         let guard = PanicGuard { desk: &desk, index };
-        let news = work(settings, server, &thread_shared, || desk.put(index, News::Ready));
+        let post = Post { shared: &thread_shared, desk: &desk, index, returned };
+        let news = work(settings, &parameters, estates, &post);
         drop(guard);
         desk.put(index, news);
     })?;
-    Ok(Worker { shared, wake })
+    Ok((Worker { shared, wake }, returns))
 }
 
-fn work(settings: Settings, server: Server, shared: &Shared, on_ready: impl FnOnce()) -> News {
+/// What a worker's thread has besides its ring and its core.
+struct Post<'a> {
+    shared: &'a Shared,
+    desk: &'a Desk,
+    index: usize,
+    returned: Receiver<Vec<Estate>>,
+}
+
+fn work(
+    settings: Settings,
+    parameters: &Parameters,
+    mut estates: Vec<Estate>,
+    post: &Post<'_>,
+) -> News {
     let mut driver = match Driver::new(settings) {
         Ok(driver) => driver,
         Err(unusable) => return News::Unusable(unusable),
     };
-    match worker::run(&mut driver, server, shared, on_ready) {
-        Ok(stats) => News::Done(Box::new(stats)),
-        Err(error) => News::Broken(error.to_string()),
+    let mut before = Stats::default();
+    loop {
+        let mut server = Server::new(parameters.clone());
+        adopt(&mut driver, &mut server, estates);
+        let ready = || post.desk.put(post.index, News::Ready);
+        let outcome = worker::run(&mut driver, &mut server, post.shared, ready);
+        let at_rest = match outcome {
+            Ok(Outcome::Drained) => None,
+            Ok(Outcome::AtRest) => Some(release(&mut driver, &mut server)),
+            Err(error) => return News::Broken(error.to_string()),
+        };
+        before.add(server.stats());
+        let Some(at_rest) = at_rest else { return News::Done(Box::new(before)) };
+        post.desk.put(post.index, News::AtRest(at_rest));
+        match post.returned.recv() {
+            // They could not be handed over: serve on. An order to drain lies in the mailbox.
+            Ok(returned) => estates = returned,
+            Err(_) => return News::Done(Box::new(before)),
+        }
     }
+}
+
+/// Lets a server that has not started yet go on with these connections.
+fn adopt(driver: &mut Driver, server: &mut Server, estates: Vec<Estate>) {
+    let mut ops = Vec::new();
+    for Estate { socket, bequest, unsent } in estates {
+        let connection = server.reserve_slot();
+        let source = driver.adopt(connection, socket, &unsent);
+        server.handle(driver.now(), Event::Adopted { connection, source, bequest }, &mut ops);
+        driver.submit(&mut ops);
+    }
+}
+
+/// Takes every connection from a server that has brought them to rest.
+fn release(driver: &mut Driver, server: &mut Server) -> Vec<Estate> {
+    let released = server.release(driver.now());
+    let estates = released.into_iter().map(|(connection, bequest)| {
+        let (socket, unsent) = driver.release(connection);
+        Estate { socket, bequest, unsent }
+    });
+    estates.collect()
 }
 
 /// Tells of a panic where panics unwind; the release profile aborts the process instead.

@@ -34,6 +34,12 @@ pub const MEMORY_RETRY_MS: u64 = 100;
 /// `TimeoutStopSec=30s`.
 pub const LINGER_MS: u64 = 5_000;
 
+/// How long connections may take to come to rest for a hand-over, in milliseconds.
+///
+/// What waits in the kernel is canceled, so this takes as long as the cancels: seconds for a
+/// million connections, milliseconds for thousands.
+pub const REST_MS: u64 = 5_000;
+
 /// Finest and coarsest tick of the timer wheel, in milliseconds. One wake-up a second is what an
 /// idle daemon may cost.
 pub const TICK_MS_MIN: u64 = 10;

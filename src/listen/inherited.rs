@@ -5,18 +5,22 @@ use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use listenfd::ListenFd;
+use nix::sys::socket::{AddressFamily, SockType};
 use socket2::{Protocol, SockRef};
 
 use crate::config::Kind;
 
-use super::{Family, ListenError, Listener, Origin, printed};
+use super::{BUNDLE, Family, ListenError, Listener, Origin, printed};
 
 /// Sockets that may be inherited: a thousand addresses are a mistake.
 pub(super) const COUNT_MAX: usize = 1024;
 
 /// The sockets meant for this very process. `LISTEN_PID` must name it (sd_listen_fds(3)); listenfd
 /// alone would also take what was left behind by a parent that did not clean its environment.
-pub(super) fn sockets() -> Result<Vec<Listener>, ListenError> {
+pub(super) fn sockets(
+    bundles: &mut Vec<OwnedFd>,
+    warnings: &mut Vec<String>,
+) -> Result<Vec<Listener>, ListenError> {
     let own = std::process::id().to_string();
     let count = match (env::var("LISTEN_PID"), env::var("LISTEN_FDS")) {
         (Ok(pid), Ok(count)) if pid == own => count,
@@ -29,7 +33,21 @@ pub(super) fn sockets() -> Result<Vec<Listener>, ListenError> {
     let names: Vec<&str> = names.split(':').collect();
     let mut passed = ListenFd::from_env();
     let named = names.len() == passed.len();
+    let is_bundle = |index: &usize| named && names[*index] == BUNDLE;
+    for index in (0..passed.len()).filter(is_bundle) {
+        // systemd would pass a descriptor that it was given; only one of ours bears this name.
+        match passed.take_custom(
+            index,
+            AddressFamily::Unix as i32,
+            SockType::SeqPacket as i32,
+            "a bundle",
+        ) {
+            Ok(bundle) => bundles.extend(bundle),
+            Err(error) => warnings.push(format!("what is left of the process before us: {error}")),
+        }
+    }
     (0..passed.len())
+        .filter(|index| !is_bundle(index))
         .map(|index| {
             let (socket, family) = take(&mut passed, index)?;
             // systemd writes "unknown" where the sender gave no name.

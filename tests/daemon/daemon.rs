@@ -38,6 +38,10 @@ pub(crate) struct Launch {
     pub(crate) windows: Vec<(&'static str, Listening)>,
     /// Other descriptors that it inherits after those, in the place of sockets.
     pub(crate) strangers: Vec<OwnedFd>,
+    /// What the service manager has in store for it.
+    pub(crate) stored: Vec<OwnedFd>,
+    /// Where it finds the system bus.
+    pub(crate) bus: String,
     /// The text of its configuration file.
     pub(crate) config: String,
     /// Further arguments.
@@ -95,6 +99,8 @@ impl Launch {
         let mut inherited: Vec<OwnedFd> = self.listening.iter().map(Listening::hand_over).collect();
         inherited.extend(self.windows.iter().map(|(_, window)| window.hand_over()));
         inherited.append(&mut self.strangers);
+        let stored = self.stored.len();
+        inherited.append(&mut self.stored);
 
         let mut command = match self.wrapper.split_first() {
             Some((wrapper, rest)) => {
@@ -104,10 +110,10 @@ impl Launch {
             }
             None => Command::new("/bin/sh"),
         };
-        let script = self.script(inherited.len());
+        let script = self.script(inherited.len(), stored);
         command.arg("-c").arg(script).arg(program()).arg("--config").arg(&config_path);
         command.args(&self.arguments).env_clear().env("NOTIFY_SOCKET", manager.path());
-        command.env("RUST_BACKTRACE", "1");
+        command.env("RUST_BACKTRACE", "1").env("DBUS_SYSTEM_BUS_ADDRESS", &self.bus);
         if let Some(path) = std::env::var_os("PATH") {
             command.env("PATH", path);
         }
@@ -129,7 +135,7 @@ impl Launch {
     }
 
     /// What the shell does before it becomes the daemon.
-    fn script(&self, sockets: usize) -> String {
+    fn script(&self, sockets: usize, stored: usize) -> String {
         // The soft limit that a service manager gives: to raise it is the daemon's own affair.
         let mut script = "ulimit -S -n 1024; ".to_owned();
         if let Some(limit) = self.open_files {
@@ -142,7 +148,8 @@ impl Launch {
         if sockets > 0 {
             let mut names = vec!["test"; self.listening.len()];
             names.extend(self.windows.iter().map(|(name, _)| *name));
-            names.resize(sockets, "test");
+            names.resize(sockets - stored, "test");
+            names.resize(sockets, "bundle");
             let names = names.join(":");
             let addressee = self.addressee.map_or("$$".to_owned(), |pid| pid.to_string());
             write!(script, "export LISTEN_FDS={sockets} LISTEN_FDNAMES={names} ").unwrap();
@@ -270,6 +277,16 @@ impl Daemon {
         self.settle();
         self.signal(Signal::SIGTERM);
         self.finish(losses)
+    }
+
+    /// Waits for the end of a daemon whose connections are to go to another one. Returns what it
+    /// left with the service manager, its listening sockets, and what it said.
+    pub(crate) fn bequeath(mut self) -> (Vec<OwnedFd>, Vec<Listening>, Vec<String>) {
+        self.signal(Signal::SIGTERM);
+        let status = self.wait(patience(20.0));
+        self.lines.wait_for_end(patience(5.0));
+        assert_eq!(status.code(), Some(0), "{}", self.transcript());
+        (self.manager.take_stored(), std::mem::take(&mut self.listening), self.lines.all())
     }
 
     /// Waits for the end of a daemon that was asked to end, and checks it.

@@ -30,6 +30,12 @@ pub(crate) struct Counters {
     pub(crate) buffers_home: u64,
     /// All pooled buffers.
     pub(crate) buffers_total: u64,
+    /// Connections of the process before.
+    pub(crate) taken_over: u64,
+    /// Bytes that the process before left to be sent.
+    pub(crate) bytes_taken_over: u64,
+    /// Bytes that were left to the next process.
+    pub(crate) bytes_handed_over: u64,
 }
 
 impl Counters {
@@ -48,10 +54,11 @@ impl Counters {
 
     fn balance(self, losses: Losses) -> Result<(), String> {
         let fault = |what: &str| Err(format!("{what}: {self:?}"));
-        if self.accepted != self.closed + self.refused {
+        if self.accepted + self.taken_over != self.closed + self.refused {
             return fault("connections leaked");
         }
-        if self.bytes_in != self.bytes_out + self.bytes_dropped {
+        let left = self.bytes_out + self.bytes_dropped + self.bytes_handed_over;
+        if self.bytes_in + self.bytes_taken_over != left {
             return fault("bytes in are not bytes out and bytes dropped");
         }
         if losses == Losses::None && self.bytes_dropped != 0 {
@@ -81,6 +88,17 @@ impl Counters {
             bytes_dropped: next("bytes-dropped")?,
             buffers_home: next("buffers-home")?,
             buffers_total: next("buffers-total")?,
+            taken_over: 0,
+            bytes_taken_over: 0,
+            bytes_handed_over: 0,
+        };
+        // Only who took over or handed over something speaks of it.
+        let Some(taken_over) = next("taken-over") else { return Some(counters) };
+        let counters = Self {
+            taken_over,
+            bytes_taken_over: next("bytes-taken-over")?,
+            bytes_handed_over: next("bytes-handed-over")?,
+            ..counters
         };
         words.next().is_none().then_some(counters)
     }

@@ -10,6 +10,7 @@
 
 mod access;
 mod allowances;
+mod bus;
 mod command_line;
 mod daemon;
 mod doctor;
@@ -31,5 +32,6 @@ mod scripts;
 mod sealed;
 mod sight;
 mod smoke;
+mod succession;
 mod tape;
 mod timeouts;

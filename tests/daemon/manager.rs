@@ -1,15 +1,20 @@
 //! A stand-in for the service manager's end of `NOTIFY_SOCKET`: records what the daemon says of
 //! itself, and when.
 //!
-//! It judges nothing; see sd_notify(3) for the protocol.
+//! It judges nothing; see sd_notify(3) for the protocol. What the daemon wants stored it keeps.
 
-use std::io::ErrorKind;
+use std::io::IoSliceMut;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 /// One datagram of the daemon.
 #[derive(Clone, Debug)]
@@ -34,6 +39,7 @@ impl Notification {
 pub(crate) struct Manager {
     path: PathBuf,
     received: Arc<Mutex<Vec<Notification>>>,
+    stored: Arc<Mutex<Vec<OwnedFd>>>,
     done: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -45,26 +51,37 @@ impl Manager {
         socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
         let received = Arc::new(Mutex::new(Vec::new()));
         let done = Arc::new(AtomicBool::new(false));
-        let (list, stop) = (Arc::clone(&received), Arc::clone(&done));
+        let stored = Arc::new(Mutex::new(Vec::new()));
+        let (list, stop, store) = (Arc::clone(&received), Arc::clone(&done), Arc::clone(&stored));
         let thread = std::thread::spawn(move || {
             let mut buffer = [0; 4096];
             while !stop.load(Ordering::Relaxed) {
-                match socket.recv(&mut buffer) {
-                    Ok(length) => {
+                match receive(&socket, &mut buffer) {
+                    Ok((length, descriptors)) => {
                         let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
+                        if text.contains("FDSTORE=1") {
+                            store.lock().unwrap().extend(descriptors);
+                        } else if text.contains("FDSTOREREMOVE=1") {
+                            store.lock().unwrap().clear();
+                        }
                         list.lock().unwrap().push(Notification { at: Instant::now(), text });
                     }
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                    Err(Errno::AGAIN) => {}
                     Err(error) => panic!("the notify socket failed: {error}"),
                 }
             }
         });
-        Self { path: path.to_owned(), received, done, thread: Some(thread) }
+        Self { path: path.to_owned(), received, stored, done, thread: Some(thread) }
     }
 
     /// The value for `NOTIFY_SOCKET`.
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// What it has in store, which is then empty.
+    pub(crate) fn take_stored(&self) -> Vec<OwnedFd> {
+        std::mem::take(&mut self.stored.lock().unwrap())
     }
 
     /// Everything that came so far, oldest first.
@@ -77,6 +94,19 @@ impl Manager {
         let pair = |it: &Notification| it.field(name).map(|value| (it.at, value.to_owned()));
         self.received().iter().filter_map(pair).collect()
     }
+}
+
+/// The next datagram, with what came along with it.
+fn receive(socket: &UnixDatagram, buffer: &mut [u8]) -> Result<(usize, Vec<OwnedFd>), Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(64))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut slices = [IoSliceMut::new(buffer)];
+    let got = recvmsg(socket, &mut slices, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+    let descriptors = ancillary.drain().flat_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(descriptors) => descriptors.collect(),
+        _ => Vec::new(),
+    });
+    Ok((got.bytes, descriptors.collect()))
 }
 
 impl Drop for Manager {

@@ -20,6 +20,7 @@ STOPPED = re.compile(
     r"stopped: accepted=(\d+) refused=(\d+) closed=(\d+) "
     r"bytes-in=(\d+) bytes-out=(\d+) bytes-dropped=(\d+) "
     r"buffers-home=(\d+) buffers-total=(\d+)"
+    r"(?: taken-over=(\d+) bytes-taken-over=(\d+) bytes-handed-over=(\d+))?"
 )
 
 
@@ -62,11 +63,13 @@ def start_all(machine):
 
 def balance(stopped):
     """Demands that the account of one orderly stop balances; returns its figures."""
-    figures = map(int, stopped.groups())
-    accepted, refused, closed, received, sent, dropped, home, total = figures
+    figures = (int(figure or 0) for figure in stopped.groups())
+    accepted, refused, closed, received, sent, dropped, home, total, *succession = figures
+    taken_over, bytes_taken_over, bytes_handed_over = succession
     line = stopped.group(0)
-    expect(accepted == refused + closed, f"connections do not balance: {line}")
-    expect(received == sent + dropped, f"bytes do not balance: {line}")
+    expect(accepted + taken_over == refused + closed, f"connections do not balance: {line}")
+    came, left = received + bytes_taken_over, sent + dropped + bytes_handed_over
+    expect(came == left, f"bytes do not balance: {line}")
     expect(home == total, f"buffers do not balance: {line}")
     return {"accepted": accepted, "refused": refused, "received": received, "dropped": dropped}
 

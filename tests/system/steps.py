@@ -10,6 +10,7 @@ import subprocess
 import time
 
 import steps_sealed
+import steps_succession
 from checks import (
     CONFIG,
     LOOPBACK,
@@ -400,6 +401,7 @@ STEPS = [
     ("bad configuration", bad_configuration_is_named),
     *steps_reload.STEPS,
     ("upgrade amid traffic", upgrade_refuses_nobody),
+    *steps_succession.STEPS,
     ("nothing unseen", nothing_went_wrong_unseen),
     ("instances", instances_stand_side_by_side),
     ("instance unconfigured", instance_without_configuration_is_named),

@@ -1,0 +1,50 @@
+//! The end of a run that is half of a restart: connections come to rest and go into the store.
+
+use std::time::Duration;
+
+use super::{STOP_MARGIN, Service, Stage};
+use crate::daemon::{report, succession, workers};
+use crate::echo::limits;
+use crate::echo::op::Timestamp;
+use crate::handover::Estate;
+use crate::sight::State;
+
+impl Service<'_> {
+    /// A restart has begun: every connection is to come to rest.
+    pub(super) fn bring_to_rest(&mut self) {
+        self.stage = Stage::HandingOver;
+        self.life.set(State::Leaving);
+        self.status = report::handing_over(&workers::total(&self.workers));
+        self.notifier.stopping(&self.status);
+        let patience = Duration::from_millis(limits::REST_MS);
+        self.notifier.extend_timeout(2 * patience + STOP_MARGIN);
+        let deadline = self.plan.origin.elapsed() + patience;
+        for worker in &self.workers {
+            worker.hand_over(Timestamp(deadline.as_millis() as u64));
+        }
+    }
+
+    pub(super) fn on_worker_at_rest(&mut self, worker: usize, estates: Vec<Estate>) {
+        self.estates.push((worker, estates));
+        if self.estates.len() < self.workers.len() {
+            return;
+        }
+        match succession::store(&self.estates, &self.plan.addresses, self.notifier) {
+            Ok(()) => {
+                let count: usize = self.estates.iter().map(|(_, estates)| estates.len()).sum();
+                let count = report::count(count as u64, "connection");
+                log::info!("handed over {count} to the next process");
+                self.returns.clear();
+            }
+            Err(error) => {
+                log::warn!("connections cannot be handed over: {error}; draining instead");
+                // The order to drain is there before they are.
+                self.drain();
+                for (worker, estates) in std::mem::take(&mut self.estates) {
+                    // It fails only when the worker has died, and that is told in another way.
+                    let _ = self.returns[worker].send(estates);
+                }
+            }
+        }
+    }
+}

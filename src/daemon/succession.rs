@@ -1,0 +1,106 @@
+//! A restart that keeps every connection: what this process leaves to the next, and what it finds
+//! of the one before.
+//!
+//! systemd says neither at the stop that a start will follow, nor at the start that one went
+//! before. So the first is asked ([`is_wanted`]), and the second is found in the store.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::report;
+use crate::handover::{self, Estate, Inheritance};
+use crate::listen::BUNDLE;
+use crate::systemd::{Notifier, bus};
+
+/// How long a stop waits for an answer from the system bus before it is taken for the end.
+const BUS_PATIENCE: Duration = Duration::from_secs(1);
+/// How long the service manager may take to put away, or to forget, what it is given.
+const STORE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Whether the signal that came is half of a restart, with a store for what is to be kept. If that
+/// cannot be found out it is not: a drain is right for any end, a hand-over only for this one.
+pub(super) fn is_wanted(notifier: &Notifier) -> bool {
+    if !notifier.has_manager() {
+        return false;
+    }
+    match bus::ask(&bus_path(), std::process::id(), BUS_PATIENCE) {
+        Ok(unit) => {
+            let restart = matches!(unit.job.as_deref(), Some("restart" | "try-restart"));
+            if restart && unit.store_max == 0 {
+                log::warn!("FileDescriptorStoreMax= is 0: this restart keeps no connection");
+            }
+            restart && unit.store_max > 0
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            log::debug!("there is no system bus to tell a stop from a restart: draining");
+            false
+        }
+        Err(error) => {
+            log::info!(
+                "the system bus does not tell a stop from a restart ({error}; has the \
+                 service a user with a name?): draining"
+            );
+            false
+        }
+    }
+}
+
+/// `DBUS_SYSTEM_BUS_ADDRESS`, as the specification has it, if it is a path.
+fn bus_path() -> PathBuf {
+    let address = std::env::var("DBUS_SYSTEM_BUS_ADDRESS").unwrap_or_default();
+    let path = address.strip_prefix("unix:path=").filter(|path| !path.contains([',', ';', '%']));
+    path.unwrap_or(bus::SYSTEM_BUS).into()
+}
+
+/// Puts `estates` into the service manager's store. They stay open here until the process ends.
+pub(super) fn store(
+    estates: &[(usize, Vec<Estate>)],
+    listeners: &[String],
+    notifier: &Notifier,
+) -> io::Result<()> {
+    let all = estates.iter().flat_map(|(_, estates)| estates);
+    let bundles = handover::pack(listeners, all)?;
+    let borrowed: Vec<BorrowedFd<'_>> = bundles.iter().map(AsFd::as_fd).collect();
+    let stored = notifier.store(BUNDLE, &borrowed);
+    stored.and_then(|()| notifier.synchronize(STORE_PATIENCE)).inspect_err(|_| {
+        // Some of it may have arrived.
+        notifier.forget(BUNDLE);
+    })
+}
+
+/// The connections that the process before us left, shared out among `workers`.
+pub(super) fn inherit(
+    bundles: Vec<OwnedFd>,
+    listeners: &[String],
+    workers: usize,
+    notifier: &Notifier,
+) -> Vec<Vec<Estate>> {
+    let mut shares: Vec<Vec<Estate>> = (0..workers).map(|_| Vec::new()).collect();
+    if bundles.is_empty() {
+        return shares;
+    }
+    // The store is emptied before anything is read: whatever is wrong with it, no process stumbles
+    // over it twice.
+    notifier.forget(BUNDLE);
+    if let Err(error) = notifier.synchronize(STORE_PATIENCE) {
+        log::warn!("the service manager does not answer: {error}");
+    }
+    let Inheritance { estates, complaint } = handover::unpack(listeners, bundles);
+    let count = report::count(estates.len() as u64, "connection");
+    match complaint {
+        None => {
+            let unsent: usize = estates.iter().map(|estate| estate.unsent.len()).sum();
+            log::info!("took over {count} of the process before, {unsent} bytes to be sent");
+        }
+        Some(complaint) => log::warn!(
+            "the process before left a state that cannot be used: {complaint}; \
+             {count} of it will be ended in order"
+        ),
+    }
+    for (index, estate) in estates.into_iter().enumerate() {
+        shares[index % workers].push(estate);
+    }
+    shares
+}

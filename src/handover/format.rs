@@ -1,0 +1,281 @@
+//! The state that one process leaves to the next, as bytes.
+//!
+//! Little-endian: a header, a record for each connection in the order of their descriptors, the
+//! addresses of the listeners, one a line, then the unsent bytes of all connections, one after the
+//! other.
+//!
+//! ```text
+//! header    magic 16 | version 4 | connections 4 | unsent bytes 8 | saved at 8
+//!           | bytes of addresses 4 | zero 4 | checksum 8
+//! record    standing 1 | reason 1 | listener 2 | unsent 4 | quiet 4 | zero 4 | age 8 | received 8
+//! ```
+//!
+//! Reading is total: whatever comes, the answer is a state or the reason why not, and no more
+//! memory is taken than there are bytes to read. The next process may be older or newer than this
+//! one, so any change of the layout or of a meaning is a new [`VERSION`], and a version that is not
+//! ours is not read. Knows no descriptor.
+
+use std::fmt;
+use std::io::{self, ErrorKind, Read, Write};
+
+use crate::echo::op::{Bequest, ListenerId, Standing};
+use crate::echo::stats::CloseReason;
+
+/// What a state begins with.
+const MAGIC: [u8; 16] = *b"echo-uring state";
+/// Which layout this is.
+pub const VERSION: u32 = 1;
+/// Bytes of the header, and where its checksum is.
+const HEADER: usize = 56;
+const CHECKSUM_AT: usize = 48;
+/// Bytes of a record.
+const RECORD: usize = 32;
+
+/// What is known of one connection besides its socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Where it stood.
+    pub bequest: Bequest,
+    /// The bytes that are still to be sent.
+    pub unsent: Box<[u8]>,
+}
+
+/// Everything that is left to the next process but descriptors.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct State {
+    /// When it was written, in milliseconds of the monotonic clock of this boot.
+    pub saved_at_ms: u64,
+    /// The addresses of the listeners, in the order of their ids.
+    pub listeners: Vec<String>,
+    /// The connections, in the order of their descriptors.
+    pub records: Vec<Record>,
+}
+
+/// Why a state cannot be read.
+#[derive(Debug)]
+pub enum Unreadable {
+    /// It does not begin as one.
+    Foreign,
+    /// It is of another version.
+    Version(u32),
+    /// It is longer or shorter than it says.
+    Length,
+    /// It is not what was written.
+    Checksum,
+    /// A record that makes no sense: which, counted from 0.
+    Record(usize),
+    /// The system would not let us read.
+    System(io::Error),
+}
+
+impl fmt::Display for Unreadable {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Foreign => write!(formatter, "it is no state of echo-uring"),
+            Self::Version(version) => {
+                write!(formatter, "it is of version {version}, and this is {VERSION}")
+            }
+            Self::Length => write!(formatter, "it is cut short, or has more than it says"),
+            Self::Checksum => write!(formatter, "its checksum is wrong"),
+            Self::Record(index) => write!(formatter, "its record {index} makes no sense"),
+            Self::System(error) => write!(formatter, "{error}"),
+        }
+    }
+}
+
+impl From<io::Error> for Unreadable {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            ErrorKind::UnexpectedEof => Self::Length,
+            _ => Self::System(error),
+        }
+    }
+}
+
+/// Writes a state: where each connection stands, with its unsent bytes.
+///
+/// # Errors
+/// Those of `writer`.
+///
+/// # Panics
+/// If a record does not fit its bytes, or a connection has a reason that ends none in order.
+pub fn write(
+    saved_at_ms: u64,
+    listeners: &[String],
+    records: &[(Bequest, &[u8])],
+    writer: &mut impl Write,
+) -> io::Result<()> {
+    let mut head = Vec::with_capacity(HEADER + RECORD * records.len());
+    let total: u64 = records.iter().map(|(_, unsent)| unsent.len() as u64).sum();
+    head.extend(MAGIC);
+    head.extend(VERSION.to_le_bytes());
+    head.extend((records.len() as u32).to_le_bytes());
+    head.extend(total.to_le_bytes());
+    head.extend(saved_at_ms.to_le_bytes());
+    let addresses = listeners.join("\n");
+    head.extend((addresses.len() as u32).to_le_bytes());
+    head.extend([0; 4]);
+    head.extend([0; HEADER - CHECKSUM_AT]);
+    for (bequest, unsent) in records {
+        assert_eq!(bequest.unsent as usize, unsent.len(), "a record tells of other bytes");
+        let (standing, reason) = standing_codes(bequest.standing);
+        head.extend([standing, reason]);
+        head.extend(bequest.listener.0.to_le_bytes());
+        head.extend(bequest.unsent.to_le_bytes());
+        head.extend(bequest.quiet_ms.to_le_bytes());
+        head.extend([0; 4]);
+        head.extend(bequest.age_ms.to_le_bytes());
+        head.extend(bequest.received.to_le_bytes());
+    }
+    head.extend(addresses.bytes());
+    let mut checksum = Checksum::new();
+    checksum.add(&head[..HEADER]);
+    let (table, addresses) = head[HEADER..].split_at(RECORD * records.len());
+    table.chunks(RECORD).for_each(|record| checksum.add(record));
+    checksum.add(addresses);
+    records.iter().for_each(|(_, unsent)| checksum.add(unsent));
+    head[CHECKSUM_AT..HEADER].copy_from_slice(&checksum.0.to_le_bytes());
+    writer.write_all(&head)?;
+    records.iter().try_for_each(|(_, unsent)| writer.write_all(unsent))
+}
+
+/// Reads a state of `length` bytes.
+///
+/// # Errors
+/// If it is not exactly what [`write`] wrote.
+pub fn read(reader: &mut impl Read, length: u64) -> Result<State, Unreadable> {
+    let mut header = [0; HEADER];
+    reader.read_exact(&mut header)?;
+    let (magic, rest) = header.split_at(MAGIC.len());
+    if magic != MAGIC {
+        return Err(Unreadable::Foreign);
+    }
+    let version = u32_at(rest, 0);
+    if version != VERSION {
+        return Err(Unreadable::Version(version));
+    }
+    let (count, total, saved_at_ms) = (u32_at(rest, 4), u64_at(rest, 8), u64_at(rest, 16));
+    let addresses = u32_at(rest, 24) as usize;
+    if u32_at(rest, 28) != 0 {
+        return Err(Unreadable::Foreign);
+    }
+    let stated = u128::from(total) + (HEADER + RECORD * count as usize + addresses) as u128;
+    if stated != u128::from(length) {
+        return Err(Unreadable::Length);
+    }
+    let said = u64_at(rest, CHECKSUM_AT - MAGIC.len());
+    header[CHECKSUM_AT..].fill(0);
+    let mut checksum = Checksum::new();
+    checksum.add(&header);
+    let mut bequests = Vec::new();
+    for index in 0..count as usize {
+        let mut record = [0; RECORD];
+        reader.read_exact(&mut record)?;
+        checksum.add(&record);
+        bequests.push(bequest(&record).ok_or(Unreadable::Record(index))?);
+    }
+    let mut listeners = vec![0; addresses];
+    reader.read_exact(&mut listeners)?;
+    checksum.add(&listeners);
+    let listeners = String::from_utf8(listeners).map_err(|_| Unreadable::Checksum)?;
+    let listeners: Vec<String> = listeners.split('\n').map(str::to_owned).collect();
+    if bequests.iter().map(|bequest| u64::from(bequest.unsent)).sum::<u64>() != total {
+        return Err(Unreadable::Length);
+    }
+    let mut records = Vec::with_capacity(bequests.len());
+    for bequest in bequests {
+        // `total` bounds the sum of these, and the length of the state bounds `total`.
+        let mut unsent = vec![0; bequest.unsent as usize].into_boxed_slice();
+        reader.read_exact(&mut unsent)?;
+        checksum.add(&unsent);
+        records.push(Record { bequest, unsent });
+    }
+    if checksum.0 != said {
+        return Err(Unreadable::Checksum);
+    }
+    if reader.read(&mut [0])? > 0 {
+        return Err(Unreadable::Length);
+    }
+    Ok(State { saved_at_ms, listeners, records })
+}
+
+fn bequest(record: &[u8; RECORD]) -> Option<Bequest> {
+    let [standing, reason, listener @ ..] = *record;
+    let listener = ListenerId(u16::from_le_bytes([listener[0], listener[1]]));
+    let standing = standing_of(standing, reason)?;
+    let unsent = u32_at(record, 4);
+    let possible = match standing {
+        _ if u32_at(record, 12) != 0 => false,
+        Standing::Open => true,
+        // There is something left to be done only while there is something to send.
+        Standing::Finishing | Standing::Flushing(_) => unsent > 0,
+        Standing::Lingering(_) => unsent == 0,
+    };
+    possible.then(|| Bequest {
+        listener,
+        standing,
+        unsent,
+        quiet_ms: u32_at(record, 8),
+        age_ms: u64_at(record, 16),
+        received: u64_at(record, 24),
+    })
+}
+
+fn standing_codes(standing: Standing) -> (u8, u8) {
+    let code = |reason| {
+        let known = REASONS.iter().find(|(_, known)| *known == reason);
+        known.unwrap_or_else(|| panic!("{reason:?} ends no connection with a FIN")).0
+    };
+    match standing {
+        Standing::Open => (0, 0),
+        Standing::Finishing => (1, 0),
+        Standing::Flushing(reason) => (2, code(reason)),
+        Standing::Lingering(reason) => (3, code(reason)),
+    }
+}
+
+fn standing_of(standing: u8, code: u8) -> Option<Standing> {
+    let reason = || REASONS.iter().find(|(known, _)| *known == code).map(|(_, reason)| *reason);
+    match (standing, code) {
+        (0, 0) => Some(Standing::Open),
+        (1, 0) => Some(Standing::Finishing),
+        (2, _) => reason().map(Standing::Flushing),
+        (3, _) => reason().map(Standing::Lingering),
+        _ => None,
+    }
+}
+
+/// The reasons for which we end a connection with a FIN, and their numbers.
+const REASONS: [(u8, CloseReason); 4] = [
+    (1, CloseReason::Idle),
+    (2, CloseReason::Drained),
+    (3, CloseReason::Lifetime),
+    (4, CloseReason::ByteLimit),
+];
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    let bytes = bytes[at..at + 4].try_into();
+    u32::from_le_bytes(bytes.expect("invariant: a slice of four has four bytes"))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    let bytes = bytes[at..at + 8].try_into();
+    u64::from_le_bytes(bytes.expect("invariant: a slice of eight has eight bytes"))
+}
+
+/// FNV-1a over words instead of bytes: against accidents, not against enemies, and as fast as
+/// memory.
+struct Checksum(u64);
+
+impl Checksum {
+    fn new() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+
+    fn add(&mut self, bytes: &[u8]) {
+        let mut mix = |word: u64| self.0 = (self.0 ^ word).wrapping_mul(0x0000_0100_0000_01b3);
+        let (words, rest) = bytes.as_chunks::<8>();
+        words.iter().for_each(|word| mix(u64::from_le_bytes(*word)));
+        rest.iter().for_each(|byte| mix(u64::from(*byte) | 0x100));
+    }
+}

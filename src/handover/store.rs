@@ -1,0 +1,192 @@
+//! Descriptors on their way to the next process: packed into a socket that waits in the service
+//! manager's store, and unpacked again.
+//!
+//! One entry of the store holds thousands of connections: they are sent into one end of a socket
+//! pair (unix(7), `SCM_RIGHTS`), and the other end is what is stored. With an entry a connection
+//! the manager would compare each with all others, and their names would not fit into the
+//! environment. The state goes first, as a sealed memfd, so that it cannot part from what it is
+//! about.
+//!
+//! A message carries at most 253 descriptors; it bears its number, since a socket whose buffer is
+//! full is followed by another one, and the store keeps no order. The only room that knows rustix,
+//! which makes what it received [`OwnedFd`]s without unsafe code of ours.
+
+use std::fs::File;
+use std::io::{self, IoSlice, IoSliceMut, Seek};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, memfd_create};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg,
+    sendmsg, socketpair,
+};
+use rustix::time::{ClockId, clock_gettime};
+
+use super::format::{self, State, Unreadable};
+use crate::echo::op::Bequest;
+
+/// Descriptors in one message: the kernel's limit (`SCM_MAX_FD`).
+const MESSAGE: usize = 253;
+/// Sockets of one hand-over; the unit allows for so many entries (`FileDescriptorStoreMax=`).
+/// Each holds some hundred thousand descriptors.
+const BUNDLES_MAX: usize = 32;
+
+/// A state that nobody can change any more.
+///
+/// # Errors
+/// When there is no memory or no descriptor for it.
+pub(super) fn seal(listeners: &[String], records: &[(Bequest, &[u8])]) -> io::Result<OwnedFd> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let mut file = File::from(memfd_create("echo-uring-state", flags)?);
+    format::write(now_ms(), listeners, records, &mut file)?;
+    file.rewind()?;
+    fcntl_add_seals(
+        &file,
+        SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE,
+    )?;
+    Ok(file.into())
+}
+
+/// Reads a sealed state.
+///
+/// # Errors
+/// If it is none.
+pub(super) fn unseal(fd: OwnedFd) -> Result<State, Unreadable> {
+    let seals = fcntl_get_seals(&fd).map_err(|_| Unreadable::Foreign)?;
+    if !seals.contains(SealFlags::WRITE | SealFlags::SHRINK) {
+        return Err(Unreadable::Foreign);
+    }
+    let mut file = File::from(fd);
+    file.rewind()?;
+    let length = file.metadata()?.len();
+    format::read(&mut io::BufReader::with_capacity(1 << 16, file), length)
+}
+
+/// Now, in milliseconds of the monotonic clock of this boot: the one that two processes share.
+pub(super) fn now_ms() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    now.tv_sec.unsigned_abs() * 1000 + now.tv_nsec.unsigned_abs() / 1_000_000
+}
+
+/// Packs copies of `descriptors`, in this order, into as many sockets as it takes.
+///
+/// # Errors
+/// ETOOMANYREFS when more descriptors of this user are under way than the limit on open files
+/// allows, EMFILE when there is none left for the sockets, and others.
+pub(super) fn pack(descriptors: &[BorrowedFd<'_>]) -> io::Result<Vec<OwnedFd>> {
+    let messages = descriptors.chunks(MESSAGE);
+    let count = messages.len() as u32;
+    let mut bundles = Vec::new();
+    let (mut sender, receiver) = pair()?;
+    bundles.push(receiver);
+    for (number, message) in (0..).zip(messages) {
+        match send(&sender, number, count, message) {
+            Err(Errno::AGAIN) if bundles.len() < BUNDLES_MAX => {
+                let (next, receiver) = pair()?;
+                sender = next;
+                bundles.push(receiver);
+                send(&sender, number, count, message)?;
+            }
+            sent => sent?,
+        }
+    }
+    Ok(bundles)
+}
+
+fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
+}
+
+fn send(
+    socket: &OwnedFd,
+    number: u32,
+    count: u32,
+    descriptors: &[BorrowedFd<'_>],
+) -> Result<(), Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MESSAGE))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let fits = ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
+    assert!(fits, "a message has room for {MESSAGE} descriptors");
+    let text = label(number, count);
+    sendmsg(socket, &[IoSlice::new(&text)], &mut ancillary, SendFlags::NOSIGNAL).map(drop)
+}
+
+/// The payload of a message: its number, and how many there are in all.
+fn label(number: u32, count: u32) -> [u8; 8] {
+    let mut label = [0; 8];
+    label[..4].copy_from_slice(&number.to_le_bytes());
+    label[4..].copy_from_slice(&count.to_le_bytes());
+    label
+}
+
+/// What came out of the bundles.
+#[derive(Debug, Default)]
+pub(super) struct Parcel {
+    /// In the order in which they were packed, as far as they came.
+    pub(super) descriptors: Vec<OwnedFd>,
+    /// Why some may be missing.
+    pub(super) damage: Option<&'static str>,
+}
+
+/// Unpacks what [`pack`] packed. Takes what there is, whatever has happened to the rest.
+pub(super) fn unpack(bundles: Vec<OwnedFd>) -> Parcel {
+    let mut parcel = Parcel::default();
+    let mut messages: Vec<([u8; 8], Vec<OwnedFd>)> = Vec::new();
+    for bundle in bundles {
+        loop {
+            match receive(bundle.as_fd()) {
+                Ok(None) => break,
+                Ok(Some(message)) => {
+                    if message.truncated {
+                        parcel.damage = Some("the limit on open files is too low for all of them");
+                    }
+                    messages.push((message.label, message.descriptors));
+                }
+                Err(_) => {
+                    parcel.damage = Some("a bundle of them cannot be read");
+                    break;
+                }
+            }
+        }
+    }
+    messages.sort_by_key(|(label, _)| u32::from_le_bytes([label[0], label[1], label[2], label[3]]));
+    let count = messages.len() as u32;
+    let whole =
+        (0..count).zip(&messages).all(|(number, (found, _))| *found == label(number, count));
+    if !whole || messages.is_empty() {
+        parcel.damage = parcel.damage.or(Some("some are missing"));
+    }
+    parcel.descriptors = messages.into_iter().flat_map(|(_, descriptors)| descriptors).collect();
+    parcel
+}
+
+struct Message {
+    label: [u8; 8],
+    descriptors: Vec<OwnedFd>,
+    truncated: bool,
+}
+
+/// The next message; none at the end.
+fn receive(bundle: BorrowedFd<'_>) -> Result<Option<Message>, Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MESSAGE))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut label = [0; 8];
+    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+    let got = recvmsg(bundle, &mut [IoSliceMut::new(&mut label)], &mut ancillary, flags)?;
+    if got.bytes == 0 {
+        return Ok(None);
+    }
+    let descriptors = ancillary.drain().flat_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(descriptors) => descriptors.collect(),
+        _ => Vec::new(),
+    });
+    Ok(Some(Message {
+        label,
+        descriptors: descriptors.collect(),
+        truncated: got.flags.contains(ReturnFlags::CTRUNC),
+    }))
+}

@@ -1,0 +1,349 @@
+//! The one question that sd_notify cannot ask: is this the end, or a restart?
+//!
+//! systemd sends the same SIGTERM for both, and only the job that it works on tells them apart.
+//! That is asked over the system bus: five calls of the D-Bus protocol (its specification), spelled
+//! out here rather than with a crate that brings many others. Nothing is trusted: a message is read
+//! whole, up to a limit, before it is looked at, and all of it within one deadline.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Where the system bus is, by the specification.
+pub const SYSTEM_BUS: &str = "/run/dbus/system_bus_socket";
+
+/// The longest answer that is read; those that we wait for have some hundred bytes.
+const MESSAGE_MAX: usize = 64 << 10;
+/// Messages for somebody else, such as signals, that are passed over before we give up.
+const STRANGERS_MAX: u32 = 64;
+
+const MANAGER: &str = "/org/freedesktop/systemd1";
+
+/// What systemd says of the unit of this process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unit {
+    /// The type of the job that it works on: `restart`, `stop`, …; none if there is none.
+    pub job: Option<String>,
+    /// How many descriptors it stores for the unit at most (`FileDescriptorStoreMax=`).
+    pub store_max: u32,
+}
+
+/// Asks systemd, over the bus at `bus`, about the unit of the process `pid`.
+///
+/// # Errors
+/// When there is no bus, no systemd on it, or no answer within `patience`.
+pub fn ask(bus: &Path, pid: u32, patience: Duration) -> io::Result<Unit> {
+    let mut bus = Bus::connect(bus, Instant::now() + patience)?;
+    let unit = Call {
+        destination: "org.freedesktop.systemd1",
+        path: MANAGER,
+        interface: "org.freedesktop.systemd1.Manager",
+        member: "GetUnitByPID",
+        arguments: Arguments::Number(pid),
+    };
+    let unit = bus.ask(&unit)?.string()?;
+    let job = bus.property(&unit, "org.freedesktop.systemd1.Unit", "Job")?;
+    let (id, job) =
+        job.variant("(uo)", |body| Ok((body.struct_start()?.number()?, body.string()?)))?;
+    let job = match id {
+        0 => None,
+        _ => {
+            let kind = bus.property(&job, "org.freedesktop.systemd1.Job", "JobType")?;
+            Some(kind.variant("s", Body::string)?)
+        }
+    };
+    let service = "org.freedesktop.systemd1.Service";
+    let store_max = bus.property(&unit, service, "FileDescriptorStoreMax")?;
+    Ok(Unit { job, store_max: store_max.variant("u", Body::number)? })
+}
+
+/// A method call.
+struct Call<'a> {
+    destination: &'a str,
+    path: &'a str,
+    interface: &'a str,
+    member: &'a str,
+    arguments: Arguments<'a>,
+}
+
+/// The arguments that our calls have.
+#[derive(Clone, Copy)]
+enum Arguments<'a> {
+    None,
+    Number(u32),
+    Strings(&'a str, &'a str),
+}
+
+/// A connection to a message bus.
+struct Bus {
+    stream: UnixStream,
+    deadline: Instant,
+    serial: u32,
+}
+
+impl Bus {
+    fn connect(path: &Path, deadline: Instant) -> io::Result<Self> {
+        let mut bus = Self { stream: UnixStream::connect(path)?, deadline, serial: 0 };
+        // Who we are is told by the socket; so our own idea of it, which a user namespace may
+        // change, is left out.
+        bus.write(b"\0AUTH EXTERNAL\r\nDATA\r\nBEGIN\r\n")?;
+        for expected in ["DATA", "OK "] {
+            let line = bus.line()?;
+            if !line.starts_with(expected.as_bytes()) {
+                return Err(refused("the bus does not let us in"));
+            }
+        }
+        let destination = "org.freedesktop.DBus";
+        bus.ask(&Call {
+            destination,
+            path: "/org/freedesktop/DBus",
+            interface: destination,
+            member: "Hello",
+            arguments: Arguments::None,
+        })?;
+        Ok(bus)
+    }
+
+    fn property(&mut self, path: &str, interface: &str, name: &str) -> io::Result<Body> {
+        self.ask(&Call {
+            destination: "org.freedesktop.systemd1",
+            path,
+            interface: "org.freedesktop.DBus.Properties",
+            member: "Get",
+            arguments: Arguments::Strings(interface, name),
+        })
+    }
+
+    /// Calls, and waits for the answer.
+    fn ask(&mut self, call: &Call<'_>) -> io::Result<Body> {
+        self.serial += 1;
+        self.write(&spell(call, self.serial))?;
+        for _ in 0..STRANGERS_MAX {
+            let message = self.message()?;
+            let Some((kind, reply_serial, body)) = understand(message) else {
+                return Err(refused("the bus speaks nonsense"));
+            };
+            match kind {
+                _ if reply_serial != Some(self.serial) => {}
+                METHOD_RETURN => return Ok(body),
+                _ => return Err(refused("systemd refuses to answer")),
+            }
+        }
+        Err(refused("the bus does not come to the point"))
+    }
+
+    fn message(&mut self) -> io::Result<Vec<u8>> {
+        let mut message = vec![0; HEAD];
+        self.fill(&mut message)?;
+        let length = length_of(&message).filter(|length| *length <= MESSAGE_MAX);
+        let length = length.ok_or_else(|| refused("the bus speaks nonsense"))?;
+        message.resize(length, 0);
+        self.fill(&mut message[HEAD..])?;
+        Ok(message)
+    }
+
+    fn line(&mut self) -> io::Result<Vec<u8>> {
+        let mut line = Vec::new();
+        while !line.ends_with(b"\r\n") {
+            if line.len() > 256 {
+                return Err(refused("the bus speaks nonsense"));
+            }
+            let mut byte = [0];
+            self.fill(&mut byte)?;
+            line.push(byte[0]);
+        }
+        Ok(line)
+    }
+
+    fn fill(&mut self, mut bytes: &mut [u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            self.stream.set_read_timeout(Some(self.left()?))?;
+            match self.stream.read(bytes) {
+                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                Ok(length) => bytes = &mut bytes[length..],
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.set_write_timeout(Some(self.left()?))?;
+        self.stream.write_all(bytes)
+    }
+
+    fn left(&self) -> io::Result<Duration> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() { Err(ErrorKind::TimedOut.into()) } else { Ok(left) }
+    }
+}
+
+fn refused(why: &'static str) -> io::Error {
+    io::Error::other(why)
+}
+
+/// Bytes of a message that tell its length.
+const HEAD: usize = 16;
+const METHOD_CALL: u8 = 1;
+const METHOD_RETURN: u8 = 2;
+
+/// The bytes of a call, in the little-endian form.
+fn spell(call: &Call<'_>, serial: u32) -> Vec<u8> {
+    let mut body = Vec::new();
+    let signature = match call.arguments {
+        Arguments::None => "",
+        Arguments::Number(number) => {
+            body.extend(number.to_le_bytes());
+            "u"
+        }
+        Arguments::Strings(first, second) => {
+            put_string(&mut body, first);
+            put_string(&mut body, second);
+            "ss"
+        }
+    };
+    let mut message = vec![b'l', METHOD_CALL, 0, 1];
+    message.extend((body.len() as u32).to_le_bytes());
+    message.extend(serial.to_le_bytes());
+    message.extend([0; 4]);
+    for (code, kind, value) in [
+        (1, b'o', call.path),
+        (2, b's', call.interface),
+        (3, b's', call.member),
+        (6, b's', call.destination),
+    ] {
+        pad(&mut message, 8);
+        message.extend([code, 1, kind, 0]);
+        put_string(&mut message, value);
+    }
+    if !signature.is_empty() {
+        pad(&mut message, 8);
+        message.extend([8, 1, b'g', 0, signature.len() as u8]);
+        message.extend(signature.bytes().chain([0]));
+    }
+    let fields = (message.len() - HEAD) as u32;
+    message[12..HEAD].copy_from_slice(&fields.to_le_bytes());
+    pad(&mut message, 8);
+    message.extend(body);
+    message
+}
+
+fn put_string(bytes: &mut Vec<u8>, text: &str) {
+    pad(bytes, 4);
+    bytes.extend((text.len() as u32).to_le_bytes());
+    bytes.extend(text.bytes().chain([0]));
+}
+
+fn pad(bytes: &mut Vec<u8>, boundary: usize) {
+    bytes.resize(bytes.len().next_multiple_of(boundary), 0);
+}
+
+/// The length of the message that begins like this.
+fn length_of(head: &[u8]) -> Option<usize> {
+    let mut reader = Body { bytes: head.to_vec(), at: 4, big: is_big(head)? };
+    let body = reader.number().ok()? as usize;
+    reader.at = 12;
+    let fields = reader.number().ok()? as usize;
+    HEAD.checked_add(fields)?.checked_next_multiple_of(8)?.checked_add(body)
+}
+
+fn is_big(message: &[u8]) -> Option<bool> {
+    match message.first()? {
+        b'l' => Some(false),
+        b'B' => Some(true),
+        _ => None,
+    }
+}
+
+/// What kind of message it is, what it answers, and its body.
+fn understand(message: Vec<u8>) -> Option<(u8, Option<u32>, Body)> {
+    let (big, kind) = (is_big(&message)?, *message.get(1)?);
+    let mut reader = Body { bytes: message, at: 12, big };
+    let end = HEAD.checked_add(reader.number().ok()? as usize)?;
+    let mut reply_serial = None;
+    while reader.at < end {
+        reader.align(8);
+        let code = reader.byte()?;
+        match reader.signature().ok()?.as_str() {
+            "u" => {
+                let number = reader.number().ok()?;
+                reply_serial = if code == 5 { Some(number) } else { reply_serial };
+            }
+            "s" | "o" => drop(reader.string().ok()?),
+            "g" => drop(reader.signature().ok()?),
+            _ => return None,
+        }
+    }
+    reader.align(8);
+    Some((kind, reply_serial, reader))
+}
+
+/// A message, and how far it has been read.
+struct Body {
+    bytes: Vec<u8>,
+    at: usize,
+    big: bool,
+}
+
+impl Body {
+    fn align(&mut self, boundary: usize) {
+        self.at = self.at.next_multiple_of(boundary);
+    }
+
+    fn byte(&mut self) -> Option<u8> {
+        let byte = *self.bytes.get(self.at)?;
+        self.at += 1;
+        Some(byte)
+    }
+
+    fn struct_start(&mut self) -> io::Result<&mut Self> {
+        self.align(8);
+        Ok(self)
+    }
+
+    fn number(&mut self) -> io::Result<u32> {
+        self.align(4);
+        let bytes = self.take(4)?;
+        let bytes = [bytes[0], bytes[1], bytes[2], bytes[3]];
+        Ok(if self.big { u32::from_be_bytes(bytes) } else { u32::from_le_bytes(bytes) })
+    }
+
+    fn string(&mut self) -> io::Result<String> {
+        let length = self.number()? as usize;
+        self.text(length)
+    }
+
+    fn signature(&mut self) -> io::Result<String> {
+        let length = self.take(1)?[0];
+        self.text(usize::from(length))
+    }
+
+    /// Text of this length, and the zero behind it.
+    fn text(&mut self, length: usize) -> io::Result<String> {
+        let text = self.take(length)?.to_vec();
+        self.take(1)?;
+        String::from_utf8(text).map_err(|_| refused("the bus speaks nonsense"))
+    }
+
+    fn take(&mut self, length: usize) -> io::Result<&[u8]> {
+        let end = self.at.checked_add(length).filter(|end| *end <= self.bytes.len());
+        let end = end.ok_or_else(|| refused("an answer of the bus is cut short"))?;
+        let taken = &self.bytes[self.at..end];
+        self.at = end;
+        Ok(taken)
+    }
+
+    /// The value in a variant, which must be of this type.
+    fn variant<T>(
+        mut self,
+        signature: &str,
+        read: impl FnOnce(&mut Self) -> io::Result<T>,
+    ) -> io::Result<T> {
+        if self.signature()? != signature {
+            return Err(refused("a property is of another type than expected"));
+        }
+        read(&mut self)
+    }
+}

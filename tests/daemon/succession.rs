@@ -1,0 +1,227 @@
+//! One process takes over from another: a restart keeps every connection, whatever it was doing.
+//!
+//! The stand-in for the service manager keeps what the first daemon stores and passes it on to the
+//! second one; the stand-in for the bus says that it is a restart.
+
+use std::fs::File;
+use std::io::{IoSlice, IoSliceMut, Read, Seek, Write};
+use std::mem::MaybeUninit;
+use std::net::Shutdown;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Barrier;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+};
+use socket2::Socket;
+
+use crate::bus::{Answer, Bus};
+use crate::daemon::{Daemon, Launch};
+use crate::ending::Losses;
+use crate::machine::{Scratch, in_company, patience};
+use crate::place::{Listening, expect_end, expect_tape, ping, send_tape, stuff};
+use crate::tape::Tape;
+
+const CONFIG: &str = "[server]\nworkers = 2\n[timeouts]\ndrain = \"1m\"\n";
+
+/// A daemon of which the bus says this.
+fn start(bus: &Bus) -> Daemon {
+    // Those who look at the daemon must not hold it up.
+    let windows = vec![("agent-check", Listening::ipv4())];
+    Launch { bus: bus.address(), windows, ..Launch::with_config(CONFIG) }.start()
+}
+
+/// The next one, with as many workers as it likes.
+fn succeed(bus: &Bus, stored: Vec<OwnedFd>, listening: Vec<Listening>, workers: u32) -> Daemon {
+    let config = CONFIG.replace("workers = 2", &format!("workers = {workers}"));
+    Launch { bus: bus.address(), stored, listening, config, ..Launch::default() }.start()
+}
+
+/// Goal: no byte lost or doubled, no connection refused or ended, over several processes with
+/// different numbers of workers. Method: peers in mid-transfer, silent, stalled, half-closed.
+#[test]
+fn every_connection_goes_on_in_the_next_process() {
+    let _quiet = in_company();
+    const BUSY: u64 = 60;
+    const TOTAL: u64 = 400_000;
+    let scratch = Scratch::new();
+    let bus = Bus::start(&scratch.path("bus"), Answer::Job("restart"));
+    let daemon = start(&bus);
+    let place = daemon.place().clone();
+    let idle: Vec<Socket> = (0..20).map(|_| place.connect()).collect();
+    assert!(idle.iter().all(|peer| ping(peer, b"here")));
+    let stalled: Vec<(Socket, u64)> = (0..5)
+        .map(|seed| {
+            let socket = place.connect_narrow();
+            let length = stuff(&socket, Tape::new(1000 + seed), Duration::from_millis(200));
+            if seed % 2 == 0 {
+                socket.shutdown(Shutdown::Write).unwrap();
+            }
+            (socket, length)
+        })
+        .collect();
+    let middle = Barrier::new(usize::try_from(BUSY).unwrap() + 1);
+    let daemon = thread::scope(|scope| {
+        let mut daemon = daemon;
+        for seed in 0..BUSY {
+            let (place, middle) = (&place, &middle);
+            scope.spawn(move || {
+                let socket = place.connect();
+                send_tape(&socket, Tape::new(seed), 0, TOTAL / 4);
+                expect_tape(&socket, Tape::new(seed), 0, TOTAL / 8);
+                middle.wait();
+                let (reader, tape) = (socket.try_clone().unwrap(), Tape::new(seed));
+                let reading = thread::spawn(move || {
+                    expect_tape(&reader, tape, TOTAL / 8, TOTAL);
+                    expect_end(&reader);
+                });
+                for part in 2..8 {
+                    send_tape(&socket, tape, TOTAL / 8 * part, TOTAL / 8 * (part + 1));
+                    thread::sleep(Duration::from_millis(60));
+                }
+                socket.shutdown(Shutdown::Write).unwrap();
+                reading.join().unwrap();
+            });
+        }
+        middle.wait();
+        for workers in [1, 3, 2] {
+            thread::sleep(Duration::from_millis(60));
+            let (stored, listening, lines) = daemon.bequeath();
+            assert!(!stored.is_empty(), "nothing was stored: {lines:#?}");
+            assert!(lines.iter().any(|line| line.contains("handed over ")), "{lines:#?}");
+            daemon = succeed(&bus, stored, listening, workers);
+            daemon.lines.wait_for("took over ", patience(5.0));
+            // What is stored is forgotten before it is read.
+            assert!(daemon.manager.received()[0].text.contains("FDSTOREREMOVE=1"));
+        }
+        daemon
+    });
+    assert!(idle.iter().all(|peer| ping(peer, b"still here")));
+    for (seed, (socket, length)) in stalled.iter().enumerate() {
+        expect_tape(socket, Tape::new(1000 + seed as u64), 0, *length);
+        if seed % 2 == 0 {
+            expect_end(socket);
+        }
+    }
+    drop((idle, stalled));
+    bus.say(Answer::Job("stop"));
+    daemon.signal(Signal::SIGTERM);
+    let remains = daemon.finish(Losses::None);
+    assert_eq!(remains.counters.accepted, 0, "somebody had to connect again");
+    assert!(remains.counters.taken_over >= 25);
+}
+
+/// A stop drains, and so does whatever cannot be told from one, soon.
+#[test]
+fn only_a_restart_hands_over() {
+    let _quiet = in_company();
+    let scratch = Scratch::new();
+    let answers = [
+        Answer::Job("stop"),
+        Answer::Job(""),
+        Answer::Closed,
+        Answer::Mute,
+        Answer::Nonsense(vec![b'l', 2, 1, 1, 255, 255, 255, 255, 0, 0, 0, 0, 9, 0, 0, 0]),
+        Answer::Nonsense(vec![0; 64]),
+    ];
+    for (index, answer) in answers.into_iter().enumerate() {
+        let said = format!("{answer:?}");
+        let bus = Bus::start(&scratch.path(&format!("bus{index}")), answer);
+        let daemon = start(&bus);
+        let peer = daemon.place().connect();
+        assert!(ping(&peer, b"here"));
+        let signaled = Instant::now();
+        daemon.signal(Signal::SIGTERM);
+        daemon.lines.wait_for("info draining: 1 connection", patience(3.0));
+        assert!(signaled.elapsed() < patience(2.0), "{said}: {:?}", signaled.elapsed());
+        assert!(ping(&peer, b"still here"), "{said}");
+        drop(peer);
+        let stored = daemon.manager.take_stored();
+        assert!(stored.is_empty(), "{said}: something was stored");
+        daemon.finish(Losses::None);
+    }
+}
+
+/// What happens to the state on its way.
+type Damage = fn(&mut Vec<u8>);
+
+/// A state that cannot be read ends its connections in order, and the service starts.
+#[test]
+fn an_unreadable_state_is_ended_in_order() {
+    let _quiet = in_company();
+    let scratch = Scratch::new();
+    let bus = Bus::start(&scratch.path("bus"), Answer::Job("restart"));
+    let damages: [(&str, Damage); 5] = [
+        ("version", |state| state[16] += 1),
+        ("no state", |state| state[0] = b'E'),
+        ("checksum", |state| state[64] ^= 2),
+        ("cut short", |state| state.truncate(70)),
+        ("no state", Vec::clear),
+    ];
+    for (complaint, damage) in damages {
+        let daemon = start(&bus);
+        let peers: Vec<Socket> = (0..3).map(|_| daemon.place().connect()).collect();
+        assert!(peers.iter().all(|peer| ping(peer, b"here")));
+        let (stored, listening, _) = daemon.bequeath();
+        let stored = vec![tamper(stored, damage)];
+        let daemon = succeed(&bus, stored, listening, 2);
+        let line = daemon.lines.wait_for("cannot be used", patience(5.0));
+        assert!(line.starts_with("warn ") && line.contains("3 connections"), "{line}");
+        if complaint != "no state" && complaint != "cut short" {
+            assert!(line.contains(complaint), "{line}");
+        }
+        peers.iter().for_each(expect_end);
+        drop(peers);
+        assert!(daemon.place().answers(patience(10.0)));
+        bus.say(Answer::Job("stop"));
+        daemon.settle();
+        daemon.signal(Signal::SIGTERM);
+        daemon.finish(Losses::None);
+        bus.say(Answer::Job("restart"));
+    }
+}
+
+/// The same bundle with another state in front.
+fn tamper(stored: Vec<OwnedFd>, damage: Damage) -> OwnedFd {
+    let flags = SocketFlags::CLOEXEC;
+    let (sender, receiver) =
+        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut label = [0; 8];
+    recvmsg(
+        &stored[0],
+        &mut [IoSliceMut::new(&mut label)],
+        &mut ancillary,
+        RecvFlags::CMSG_CLOEXEC,
+    )
+    .unwrap();
+    let mut descriptors: Vec<OwnedFd> = ancillary
+        .drain()
+        .flat_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(descriptors) => descriptors.collect(),
+            _ => Vec::new(),
+        })
+        .collect();
+    let mut file = File::from(descriptors.remove(0));
+    let mut state = Vec::new();
+    file.rewind().unwrap();
+    file.read_to_end(&mut state).unwrap();
+    damage(&mut state);
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let mut file = File::from(memfd_create("tampered", flags).unwrap());
+    file.write_all(&state).unwrap();
+    fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE).unwrap();
+    descriptors.insert(0, file.into());
+    let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    assert!(ancillary.push(SendAncillaryMessage::ScmRights(&borrowed)));
+    sendmsg(&sender, &[IoSlice::new(&label)], &mut ancillary, SendFlags::empty()).unwrap();
+    receiver
+}

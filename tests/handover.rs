@@ -1,0 +1,139 @@
+//! What one process leaves to the next, as bytes: what was written is read, and whatever else comes
+//! is refused without a panic and without more memory than there are bytes.
+//!
+//! `ECHO_HANDOVER_SECONDS=N` mutates for longer; `fuzz/` does it with a fuzzer's eyes.
+
+#![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
+
+use std::time::{Duration, Instant};
+
+use echo_uring::echo::op::{Bequest, ListenerId, Standing};
+use echo_uring::echo::stats::CloseReason;
+use echo_uring::handover::format::{self, State, Unreadable, read};
+
+/// splitmix64.
+struct Prng(u64);
+
+impl Prng {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let value = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((value ^ (value >> 31)) % bound as u64) as usize
+    }
+}
+
+fn sample(prng: &mut Prng) -> (Vec<String>, Vec<(Bequest, Vec<u8>)>) {
+    let reasons =
+        [CloseReason::Idle, CloseReason::Drained, CloseReason::Lifetime, CloseReason::ByteLimit];
+    let listeners = vec!["127.0.0.1:7".to_owned(), "[::1]:7".to_owned()];
+    let records = (0..prng.below(6)).map(|_| {
+        let reason = reasons[prng.below(4)];
+        let (standing, least) = [
+            (Standing::Open, 0),
+            (Standing::Finishing, 1),
+            (Standing::Flushing(reason), 1),
+            (Standing::Lingering(reason), 0),
+        ][prng.below(4)];
+        let most = if matches!(standing, Standing::Lingering(_)) { 0 } else { 40 };
+        let unsent: Vec<u8> =
+            (0..least + prng.below(most + 1)).map(|_| prng.below(256) as u8).collect();
+        let bequest = Bequest {
+            listener: ListenerId(prng.below(2) as u16),
+            standing,
+            unsent: unsent.len() as u32,
+            quiet_ms: prng.below(1 << 20) as u32,
+            age_ms: prng.below(1 << 40) as u64,
+            received: prng.below(1 << 40) as u64,
+        };
+        (bequest, unsent)
+    });
+    (listeners, records.collect())
+}
+
+fn written(listeners: &[String], records: &[(Bequest, Vec<u8>)]) -> Vec<u8> {
+    let records: Vec<(Bequest, &[u8])> =
+        records.iter().map(|(bequest, unsent)| (*bequest, &**unsent)).collect();
+    let mut bytes = Vec::new();
+    format::write(77, listeners, &records, &mut bytes).unwrap();
+    bytes
+}
+
+fn reread(bytes: &[u8]) -> Result<State, Unreadable> {
+    read(&mut &*bytes, bytes.len() as u64)
+}
+
+#[test]
+fn what_was_written_is_read() {
+    let mut prng = Prng(1);
+    for _ in 0..500 {
+        let (listeners, records) = sample(&mut prng);
+        let state = reread(&written(&listeners, &records)).unwrap();
+        assert_eq!((state.saved_at_ms, state.listeners), (77, listeners));
+        let found: Vec<_> = state
+            .records
+            .into_iter()
+            .map(|record| (record.bequest, record.unsent.into_vec()))
+            .collect();
+        assert_eq!(found, records);
+    }
+}
+
+#[test]
+fn another_version_and_every_cut_are_told() {
+    let mut prng = Prng(2);
+    let (listeners, mut records) = sample(&mut prng);
+    while records.is_empty() {
+        records = sample(&mut prng).1;
+    }
+    let bytes = written(&listeners, &records);
+    let mut newer = bytes.clone();
+    newer[16] += 1;
+    assert!(
+        matches!(reread(&newer), Err(Unreadable::Version(version)) if version == format::VERSION + 1)
+    );
+    for length in 0..bytes.len() {
+        assert!(reread(&bytes[..length]).is_err(), "{length} of {} bytes", bytes.len());
+    }
+    let longer = [&bytes[..], &[0]].concat();
+    assert!(matches!(reread(&longer), Err(Unreadable::Length)));
+    assert!(matches!(read(&mut &*longer, bytes.len() as u64), Err(Unreadable::Length)));
+    for at in 0..bytes.len() {
+        for bit in 0..8 {
+            let mut wrong = bytes.clone();
+            wrong[at] ^= 1 << bit;
+            assert!(reread(&wrong).is_err(), "bit {bit} of byte {at} does not matter");
+        }
+    }
+}
+
+/// Whatever comes: an answer. Headers that promise the moon come with few bytes, so an answer that
+/// believed them would run out of memory.
+#[test]
+fn no_bytes_bring_it_down() {
+    let seconds = std::env::var("ECHO_HANDOVER_SECONDS").map_or(2, |text| text.parse().unwrap());
+    let until = Instant::now() + Duration::from_secs(seconds);
+    let mut prng = Prng(3);
+    let mut refused = 0_u64;
+    while Instant::now() < until {
+        let (listeners, records) = sample(&mut prng);
+        let mut bytes = written(&listeners, &records);
+        for _ in 0..=prng.below(6) {
+            let at = prng.below(bytes.len().max(1));
+            match prng.below(5) {
+                0 => bytes.truncate(at),
+                1 if !bytes.is_empty() => bytes[at] = [0, 1, 0x7f, 0x80, 0xff][prng.below(5)],
+                2 if bytes.len() >= at + 4 => bytes[at..at + 4].fill(0xff),
+                3 => bytes.splice(at..at, (0..prng.below(64)).map(|n| n as u8)).for_each(drop),
+                _ if !bytes.is_empty() => bytes[at] ^= 1 << prng.below(8),
+                _ => {}
+            }
+        }
+        let stated = match prng.below(4) {
+            0 => u64::MAX >> prng.below(64),
+            _ => bytes.len() as u64,
+        };
+        refused += u64::from(read(&mut &*bytes, stated).is_err());
+    }
+    assert!(refused > 1_000, "only {refused} were refused");
+}

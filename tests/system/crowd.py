@@ -1,0 +1,185 @@
+"""A crowd that is there before a restart and must be there after it.
+
+Run as a program by `machine.py`, like `traffic.py`: some thousand connections, of which a third
+talks all the time, some never read until the end, and the others are silent. Prints "ready" when
+all were answered once; at SIGTERM it ends, and judges every byte and every connection.
+"""
+
+import argparse
+import json
+import random
+import selectors
+import signal
+import socket
+import sys
+import time
+
+WORD = 512
+PERIOD = 1 << 16
+TAPE = random.Random(1).randbytes(PERIOD) * 3
+
+
+def tape(seed, start, length):
+    """Bytes of an endless stream of which each connection has its own."""
+    start = (start + 4099 * seed) % PERIOD
+    return TAPE[start : start + length]
+
+
+class Talker:
+    """Says a word when the last one is back."""
+
+    def __init__(self, connection, seed):
+        self.connection, self.seed = connection, seed
+        self.said = self.heard = 0
+        self.since = time.monotonic()
+        self.pause = 0.0
+        self.fault = None
+
+    def say(self):
+        word = tape(self.seed, self.said, WORD)
+        # One word always fits into an empty socket.
+        sent = self.connection.send(word)
+        self.said += sent
+        if sent != WORD:
+            self.fault = f"only {sent} bytes of a word fitted"
+
+    def hear(self):
+        while self.heard < self.said:
+            try:
+                answer = self.connection.recv(self.said - self.heard)
+            except BlockingIOError:
+                return False
+            except OSError as error:
+                self.fault = str(error)
+                return False
+            if not answer:
+                self.fault = "ended"
+                return False
+            expected = tape(self.seed, (self.said - WORD), WORD)
+            begin = self.heard - (self.said - WORD)
+            if answer != expected[begin : begin + len(answer)]:
+                self.fault = "wrong bytes"
+                return False
+            self.heard += len(answer)
+        now = time.monotonic()
+        self.pause = max(self.pause, now - self.since)
+        self.since = now
+        return True
+
+
+def connect(number):
+    connection = socket.create_connection((("127.0.0.1", "::1")[number % 2], 7), timeout=30)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connection
+
+
+def stuff(connection, seed):
+    """Writes until nothing fits any more for a while; how much did."""
+    connection.setblocking(False)
+    written, quiet_since = 0, time.monotonic()
+    while time.monotonic() - quiet_since < 0.3:
+        try:
+            written += connection.send(tape(seed, written, PERIOD))
+            quiet_since = time.monotonic()
+        except BlockingIOError:
+            time.sleep(0.01)
+    return written
+
+
+def read_back(connection, seed, length):
+    """What is wrong with the echo of so many stuffed bytes, if anything."""
+    connection.settimeout(30)
+    heard = 0
+    while heard < length:
+        answer = connection.recv(min(PERIOD, length - heard))
+        if not answer:
+            return "ended"
+        if answer != tape(seed, heard, len(answer)):
+            return f"wrong bytes at {heard}"
+        heard += len(answer)
+    return None
+
+
+def ping(connection, seed):
+    connection.settimeout(30)
+    word = tape(seed, 0, 64)
+    connection.sendall(word)
+    answer = b""
+    while len(answer) < len(word):
+        part = connection.recv(len(word) - len(answer))
+        if not part:
+            return "ended"
+        answer += part
+    return None if answer == word else "wrong bytes"
+
+
+def faults_of(check, members):
+    """How many of `members` have a fault, and what some of them say."""
+    faults = []
+    for seed, (connection, *rest) in members:
+        try:
+            fault = check(connection, seed, *rest)
+        except OSError as error:
+            fault = str(error)
+        if fault:
+            faults.append(fault)
+    return faults
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--connections", type=int, required=True)
+    parser.add_argument("--talkers", type=int, required=True)
+    parser.add_argument("--stalled", type=int, required=True)
+    options = parser.parse_args()
+    stop = []
+    signal.signal(signal.SIGTERM, lambda *_: stop.append(True))
+    everybody = [connect(number) for number in range(options.connections)]
+    first = faults_of(ping, [(seed, (c,)) for seed, c in enumerate(everybody)])
+    talkers = []
+    selector = selectors.EpollSelector()
+    for seed in range(options.talkers):
+        everybody[seed].setblocking(False)
+        talkers.append(Talker(everybody[seed], seed))
+        selector.register(everybody[seed], selectors.EVENT_READ, talkers[-1])
+    rest = list(enumerate(everybody))[options.talkers :]
+    stalled = [(seed, (c, stuff(c, seed))) for seed, c in rest[: options.stalled]]
+    silent = [(seed, (c,)) for seed, c in rest[options.stalled :]]
+    for talker in talkers:
+        talker.since = time.monotonic()
+        talker.say()
+    print("ready", flush=True)
+    while not stop:
+        for key, _ in selector.select(timeout=0.2):
+            talker = key.data
+            if talker.hear():
+                talker.say()
+            elif talker.fault:
+                selector.unregister(talker.connection)
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and any(t.heard < t.said and not t.fault for t in talkers):
+        for key, _ in selector.select(timeout=0.2):
+            key.data.hear()
+            if key.data.fault:
+                selector.unregister(key.data.connection)
+    faults = first + [talker.fault for talker in talkers if talker.fault]
+    faults += ["silence" for talker in talkers if talker.heard < talker.said and not talker.fault]
+    faults += faults_of(read_back, stalled)
+    faults += faults_of(ping, silent)
+    print(
+        json.dumps(
+            {
+                "connections": len(everybody),
+                "faults": len(faults),
+                "examples": faults[:5],
+                "words": sum(talker.heard for talker in talkers) // WORD,
+                "stalled_bytes": sum(members[1] for _, members in stalled),
+                "longest_pause": round(max(talker.pause for talker in talkers), 3),
+            }
+        ),
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
