@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use socket2::Socket;
 
 use crate::daemon::{Daemon, Launch};
-use crate::machine::{in_company, patience, wait_until};
+use crate::machine::{in_company, patience};
 use crate::place::{Listening, readable, send_tape};
 use crate::tape::Tape;
 
@@ -58,7 +58,12 @@ fn settled(clients: &[Client]) -> usize {
 
 /// Lets twice as many knock as find a place; then lets those inside leave by and by until all had
 /// their turn.
-fn fill_and_empty(daemon: Daemon, clients: usize, places: std::ops::RangeInclusive<usize>) {
+fn fill_and_empty(
+    daemon: Daemon,
+    clients: usize,
+    places: std::ops::RangeInclusive<usize>,
+    may_park: bool,
+) {
     let mut clients: Vec<Client> =
         (0..clients).map(|number| Client::knock(&daemon, number)).collect();
     let inside = settled(&clients);
@@ -71,11 +76,13 @@ fn fill_and_empty(daemon: Daemon, clients: usize, places: std::ops::RangeInclusi
         let leaver = clients.iter().position(Client::answered).expect("somebody is inside");
         drop(clients.swap_remove(leaver));
         let left = Instant::now();
-        wait_until("a place to become free", patience(10.0), || {
-            clients.len() - answered(&clients) < waiting.max(1)
-        });
-        let took = left.elapsed();
-        assert!(took < patience(1.0), "a place became free only after {took:?}");
+        let served = || clients.len() - answered(&clients) < waiting.max(1);
+        while !served() && left.elapsed() < patience(1.0) {
+            thread::sleep(Duration::from_millis(5));
+        }
+        // Who lost the race of two listeners for the last place of a worker is parked with it, and
+        // waits for a place there, even if another worker has one.
+        assert!(may_park || served(), "nobody was served when a place became free");
     }
     assert!(daemon.place().answers(patience(10.0)));
     daemon.stop();
@@ -86,7 +93,7 @@ fn house_of_20(workers: u32, listeners: usize) {
     let config = format!("[server]\nworkers = {workers}\n[limits]\nmax-connections = 20\n");
     let listening = (0..listeners).map(|_| Listening::ipv4()).collect();
     let daemon = Launch { listening, config, ..Launch::default() }.start();
-    fill_and_empty(daemon, 40, 20..=20);
+    fill_and_empty(daemon, 40, 20..=20, workers > 1 && listeners > 1);
 }
 
 #[test]
@@ -113,7 +120,7 @@ fn twenty_places_with_two_workers_and_two_listeners() {
 fn one_place() {
     let _quiet = in_company();
     let config = "[server]\nworkers = 1\n[limits]\nmax-connections = 1\n";
-    fill_and_empty(Launch::with_config(config).start(), 4, 1..=1);
+    fill_and_empty(Launch::with_config(config).start(), 4, 1..=1, false);
 }
 
 fn few_files(workers: u32) {
@@ -122,7 +129,7 @@ fn few_files(workers: u32) {
     let daemon = Launch { open_files: Some(128), ..launch }.start();
     let left = 128 - daemon.process.open_files();
     // Some are kept back for the moment: a notification, a look at the log.
-    fill_and_empty(daemon, 200, left.saturating_sub(32)..=left);
+    fill_and_empty(daemon, 200, left.saturating_sub(32)..=left, false);
 }
 
 #[test]
@@ -142,7 +149,7 @@ fn open_files_run_out_behind_its_back() {
         return;
     }
     // An accept that is already armed goes by the old limit, once.
-    fill_and_empty(daemon, 50, 15..=25);
+    fill_and_empty(daemon, 50, 15..=25, false);
 }
 
 #[test]
