@@ -142,7 +142,7 @@ pub fn write(
 /// Reads a state of `length` bytes.
 ///
 /// # Errors
-/// If it is not exactly what [`write`] wrote.
+/// If it is not exactly what [`write()`] wrote.
 pub fn read(reader: &mut impl Read, length: u64) -> Result<State, Unreadable> {
     let mut header = [0; HEADER];
     reader.read_exact(&mut header)?;
