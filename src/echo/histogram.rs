@@ -1,6 +1,6 @@
 //! How durations are distributed, in constant memory and a few nanoseconds a record.
 //!
-//! The classes are log-linear: each doubling is cut into [`STEPS`] equal classes, so a figure read
+//! The classes are log-linear: each doubling is cut into `STEPS` equal classes, so a figure read
 //! from it is at most an eighth too large, from one microsecond to half an hour. Histograms of
 //! several workers add up.
 
