@@ -143,6 +143,8 @@ pub struct Driver {
     names_sources: bool,
     wake: Arc<EventFd>,
     wake_armed: bool,
+    /// The moments that alarms are set for, the next one last.
+    alarms: Vec<Timestamp>,
     /// Receives and sends with the kernel: they point into our memory.
     in_flight: u64,
     /// Turns that found the completion queue overflowed.
@@ -184,6 +186,7 @@ impl Driver {
             listeners: settings.listeners,
             wake: settings.wake,
             wake_armed: false,
+            alarms: Vec::new(),
             in_flight: 0,
             overflows: 0,
             reaped: Vec::new(),
@@ -304,6 +307,19 @@ impl Driver {
         }
     }
 
+    /// Whether there is time left until `deadline`; sees to it that a wait ends then. An alarm that
+    /// turns out to be too early ends a wait in vain, once.
+    fn set_alarm(&mut self, deadline: Timestamp) -> bool {
+        if self.alarms.last().is_some_and(|&next| next <= deadline) {
+            return true;
+        }
+        let Some(left @ 1..) = deadline.0.checked_sub(self.now().0) else { return false };
+        // One millisecond more than the clock's reading tells, or it could go off just before.
+        self.ring.alarm(Duration::from_millis(left + 1), Token::Alarm);
+        self.alarms.push(deadline);
+        true
+    }
+
     /// What a completion tells the core, if anything.
     fn event(&mut self, completion: &cqueue::Entry) -> Option<Event> {
         let (result, flags) = (completion.result(), completion.flags());
@@ -334,6 +350,10 @@ impl Driver {
                 // The descriptor does not block; nothing to read means that somebody was quicker to
                 // turn us.
                 let _ = self.wake.read();
+                return None;
+            }
+            Token::Alarm => {
+                self.alarms.pop();
                 return None;
             }
             Token::Unanswered => return None,
@@ -414,18 +434,12 @@ impl Kernel for Driver {
         events: &mut Vec<Event>,
     ) -> Result<(), DriverError> {
         self.arm_wake();
-        // One millisecond more than the clock's reading tells, or a wait could end just before its
-        // deadline.
-        let patience = deadline.map(|deadline| match deadline.0.saturating_sub(self.now().0) {
-            0 => Duration::ZERO,
-            left => Duration::from_millis(left + 1),
-        });
-        let patience = if self.answers.is_empty() { patience } else { Some(Duration::ZERO) };
+        let may_wait =
+            self.answers.is_empty() && deadline.is_none_or(|deadline| self.set_alarm(deadline));
         let waited = match self.busy_poll {
-            Some(spin) if patience != Some(Duration::ZERO) => {
-                self.ring.submit_and_spin(patience, spin)
-            }
-            _ => self.ring.submit_and_wait(patience),
+            Some(spin) if may_wait => self.ring.submit_and_spin(spin),
+            _ if may_wait => self.ring.submit_and_wait(None),
+            _ => self.ring.submit_and_wait(Some(Duration::ZERO)),
         };
         events.append(&mut self.answers);
         let mut reaped = std::mem::take(&mut self.reaped);

@@ -22,6 +22,8 @@ pub(super) enum Token {
     SendAside(ConnectionId),
     /// The eventfd of the worker became readable.
     Wake,
+    /// A moment has come.
+    Alarm,
     /// An operation whose answer nobody needs: a cancel or a close.
     Unanswered,
 }
@@ -36,6 +38,7 @@ const UNANSWERED: u64 = 7;
 const CONNECT: u64 = 8;
 const READABLE: u64 = 9;
 const HUNG_UP: u64 = 10;
+const ALARM: u64 = 11;
 
 impl Token {
     /// The value for the submission entry.
@@ -50,6 +53,7 @@ impl Token {
             Self::Send(id) => with_id(SEND, id),
             Self::SendAside(id) => with_id(SEND_ASIDE, id),
             Self::Wake => WAKE << 56,
+            Self::Alarm => ALARM << 56,
             Self::Unanswered => UNANSWERED << 56,
         }
     }
@@ -70,6 +74,7 @@ impl Token {
             SEND => Self::Send(id),
             SEND_ASIDE => Self::SendAside(id),
             WAKE => Self::Wake,
+            ALARM => Self::Alarm,
             UNANSWERED => Self::Unanswered,
             _ => unreachable!("the kernel returned user_data {user_data:#x}, which we never gave"),
         }
@@ -101,6 +106,7 @@ mod tests {
                 Token::Send(id),
                 Token::SendAside(id),
                 Token::Wake,
+                Token::Alarm,
                 Token::Unanswered,
             ] {
                 assert_eq!(Token::unpack(token.pack()), token);

@@ -77,5 +77,6 @@ in_each_world! {
     turn::a_turn_ends_at_its_deadline,
     turn::a_turn_in_the_past_does_not_wait,
     turn::a_turn_can_be_woken,
+    turn::a_near_deadline_holds_after_a_far_one,
     turn::the_core_echoes_and_drains,
 }

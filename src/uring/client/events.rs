@@ -92,7 +92,8 @@ impl Client {
             other @ (Token::Accept(_)
             | Token::Readable(_)
             | Token::HungUp(_)
-            | Token::SendAside(_)) => {
+            | Token::SendAside(_)
+            | Token::Alarm) => {
                 unreachable!("a client never asks for {other:?}")
             }
         }
