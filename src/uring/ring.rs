@@ -192,6 +192,11 @@ impl Ring {
         }
     }
 
+    /// Whether the kernel has taken everything that was queued.
+    pub(super) fn is_handed_over(&mut self) -> bool {
+        self.backlog.is_empty() && self.inner.submission().is_empty()
+    }
+
     /// Whether the kernel keeps completions in a slower list since the queue has no room for them.
     /// They come into the queue when the kernel is next entered.
     pub(super) fn has_overflowed(&mut self) -> bool {

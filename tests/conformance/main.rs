@@ -61,6 +61,8 @@ in_each_world! {
     send::what_a_full_socket_leaves_is_sent_from_aside,
     send::set_aside_pieces_keep_their_order,
     send::two_connections_do_not_mix,
+    send::an_answer_that_nobody_waits_for_comes_all_the_same,
+    send::a_short_send_is_told_unasked,
     succession::a_canceled_send_loses_no_bytes,
     succession::what_one_kernel_releases_another_adopts,
     succession::the_core_hands_over_in_mid_transfer,

@@ -92,6 +92,7 @@ impl Client {
             other @ (Token::Accept(_)
             | Token::Readable(_)
             | Token::HungUp(_)
+            | Token::QuietSend(_)
             | Token::SendAside(_)
             | Token::Alarm) => {
                 unreachable!("a client never asks for {other:?}")
