@@ -1,8 +1,7 @@
 //! A reload: SIGHUP, the file read again, what can change at run time put in force.
 
 use std::os::fd::AsFd;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -79,8 +78,6 @@ impl Service<'_> {
         let former = std::mem::replace(&mut self.config, present);
         if !at_once.is_empty() {
             self.put_in_force(&former);
-        }
-        if !at_once.is_empty() {
             log::info!("reloaded: {}", at_once.join(", "));
         } else if at_restart.is_empty() {
             log::info!("reloaded: nothing changed");
@@ -115,10 +112,7 @@ impl Service<'_> {
             worker.post(Order::Reconfigure(Box::new(tuning)));
         }
         // So that the new limits hold when the service manager hears that we are ready.
-        let begin = Instant::now();
-        let is_told = |worker: &Worker| !worker.shared.has_orders();
-        while !self.workers.iter().all(is_told) && begin.elapsed() < WORKERS_PATIENCE {
-            thread::sleep(Duration::from_millis(1));
-        }
+        let is_told = |_, worker: &Worker| !worker.shared.has_orders();
+        workers::wait_for(&self.workers, WORKERS_PATIENCE, is_told);
     }
 }
