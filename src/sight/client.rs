@@ -2,11 +2,10 @@
 //!
 //! It knows the daemon only as a path that answers JSON.
 
-use std::fmt;
 use std::io::{self, IsTerminal, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -28,6 +27,32 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const ANSWER_MAX: u64 = 16 << 20;
 /// How often `--watch` looks.
 const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Who is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Daemon {
+    /// Whoever answers at this path.
+    At(PathBuf),
+    /// The instance of this name, where `echo-uring-status@.socket` has it.
+    Instance(String),
+}
+
+impl Daemon {
+    fn socket(&self) -> PathBuf {
+        match self {
+            Self::At(path) => path.clone(),
+            Self::Instance(name) => format!("/run/echo-uring/{name}/status.sock").into(),
+        }
+    }
+
+    /// What the names of its units end with.
+    fn suffix(&self) -> String {
+        match self {
+            Self::At(_) => String::new(),
+            Self::Instance(name) => format!("@{name}"),
+        }
+    }
+}
 
 /// How the snapshot is to be shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,41 +83,41 @@ enum Failure {
     System(io::Error),
 }
 
-impl fmt::Display for Failure {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Daemon(error) => {
-                let cure = match error.kind() {
-                    io::ErrorKind::PermissionDenied => {
-                        "ask as root, or as a member of the group that SocketGroup= of \
-                         echo-uring-status.socket names"
-                    }
-                    _ => {
-                        "see whether it runs with \"systemctl status echo-uring.service \
-                         echo-uring-status.socket\", or name its socket with --socket"
-                    }
-                };
-                write!(formatter, "the daemon does not answer: {error}; {cure}")
-            }
+impl Failure {
+    /// One line about what is wrong with `daemon`, and what to do about it.
+    fn text(&self, daemon: &Daemon) -> String {
+        let (path, suffix) = (daemon.socket(), daemon.suffix());
+        let what = match self {
+            Self::Daemon(error) if error.kind() == io::ErrorKind::PermissionDenied => format!(
+                "the daemon does not answer: {error}; ask as root, or as a member of the group \
+                 that SocketGroup= of echo-uring-status{suffix}.socket names"
+            ),
+            Self::Daemon(error) => format!(
+                "the daemon does not answer: {error}; see whether it runs with \"systemctl status \
+                 echo-uring{suffix}.service echo-uring-status{suffix}.socket\", or name its \
+                 socket with --socket"
+            ),
             Self::Answer(error) => {
-                write!(formatter, "the answer is no status: {error}; name its socket with --socket")
+                format!("the answer is no status: {error}; name its socket with --socket")
             }
-            Self::System(error) => write!(formatter, "cannot watch: {error}"),
-        }
+            Self::System(error) => format!("cannot watch: {error}"),
+        };
+        format!("{}: {what}", path.display())
     }
 }
 
-/// Shows the state of the daemon that answers at `socket`.
+/// Shows the state of `daemon`.
 #[must_use]
-pub fn run(socket: &Path, form: Form, times: Times) -> ExitCode {
+pub fn run(daemon: &Daemon, form: Form, times: Times) -> ExitCode {
+    let socket = daemon.socket();
     let ended = match times {
-        Times::Once => once(socket, form),
-        Times::Watch => watch(socket, form),
+        Times::Once => once(&socket, form),
+        Times::Watch => watch(&socket, form),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("echo-uring: {}: {failure}", socket.display());
+            eprintln!("echo-uring: {}", failure.text(daemon));
             ExitCode::from(match failure {
                 Failure::Daemon(_) | Failure::Answer(_) => EXIT_UNAVAILABLE,
                 Failure::System(_) => EXIT_SYSTEM,
