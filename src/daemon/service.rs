@@ -19,6 +19,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use super::Failure;
 use super::report::{self, Rate, Reporter};
 use super::succession;
+use super::terminal::Terminal;
 use super::view::{Label, Life, View};
 use super::workers::{self, Desk, News, Plan, Return, Worker};
 use crate::cli::Options;
@@ -231,6 +232,8 @@ struct Service<'a> {
     source: &'a Source<'a>,
     notifier: &'a Notifier,
     signals: Signals,
+    /// Where somebody started it by hand.
+    terminal: Option<Terminal>,
     bell: Arc<EventFd>,
     news: Receiver<(usize, News)>,
     workers: Vec<Worker>,
@@ -282,6 +285,7 @@ impl<'a> Service<'a> {
             source,
             notifier,
             signals,
+            terminal: Terminal::of_this_process(),
             bell,
             news,
             workers,

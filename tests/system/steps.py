@@ -38,6 +38,7 @@ from steps_examples import examples_do_what_they_say
 from steps_instances import (
     instance_without_configuration_is_named,
     instances_stand_side_by_side,
+    instances_tell_of_themselves,
     removal_ends_instances,
     upgrade_restarts_instances,
 )
@@ -405,6 +406,7 @@ STEPS = [
     *steps_succession.STEPS,
     ("nothing unseen", nothing_went_wrong_unseen),
     ("instances", instances_stand_side_by_side),
+    ("instance status", instances_tell_of_themselves),
     ("instance unconfigured", instance_without_configuration_is_named),
     ("instance upgraded", upgrade_restarts_instances),
     ("remove", remove_stops_it),
