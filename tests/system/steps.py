@@ -98,9 +98,14 @@ def logs_to_the_journal(machine, _packages):
         ("PRIORITY", "6"),
         ("SYSLOG_FACILITY", "3"),
         ("SYSLOG_IDENTIFIER", "echo-uring"),
+        ("_TRANSPORT", "journal"),
     ):
         found = lines[-1].get(field)
         expect(found == wanted, f"the start line has {field}={found}, not {wanted}: {lines[-1]}")
+    ready = [e for e in machine.journal() if e["MESSAGE"] == "ready"][-1]
+    expect(int(ready["ECHO_URING_WORKERS"]) > 0, f"the line of readiness has no field: {ready}")
+    explained = machine.run(f"journalctl --no-pager --catalog -u {SERVICE} -g ^ready$").stdout
+    expect("workers accepts on every listener" in explained, f"no catalogue entry: {explained}")
     for address in ("127.0.0.1:7", "[::1]:7"):
         wanted = re.compile(re.escape(f"listening on {address} (") + r"(echo, )?inherited\)")
         expect(
