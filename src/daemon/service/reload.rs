@@ -20,7 +20,8 @@ use crate::worker::Order;
 const WORKERS_PATIENCE: Duration = Duration::from_secs(1);
 
 impl Service<'_> {
-    /// Reloads if SIGHUP has come, or ends if that is what it means. While the workers start nobody asks, so the signal waits.
+    /// Reloads if SIGHUP has come, or ends if that is what it means. While the workers start nobody
+    /// asks, so the signal waits.
     pub(super) fn hear_hangup(&mut self) -> Result<(), Failure> {
         let mut source = [PollFd::new(self.signals.reload.as_fd(), PollFlags::POLLIN)];
         if self.stage == Stage::Starting || poll(&mut source, PollTimeout::ZERO) != Ok(1) {
