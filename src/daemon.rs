@@ -9,6 +9,7 @@ mod request;
 mod rules;
 mod service;
 mod succession;
+mod terminal;
 mod view;
 mod workers;
 

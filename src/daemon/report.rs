@@ -127,31 +127,27 @@ const CLASSES: [Class; 10] = [
     },
     Class {
         counter: |stats| stats.refused[RefuseReason::Denied as usize],
-        line: |count, _| format!("{} refused by [access]", connections(count)),
+        line: |number, _| format!("{} refused by [access]", count(number, "connection")),
     },
     Class {
         counter: |stats| stats.refused[RefuseReason::SourceFull as usize],
-        line: |count, _| {
+        line: |number, _| {
             format!(
                 "{} refused: their source had limits.max-connections-per-source already",
-                connections(count)
+                count(number, "connection")
             )
         },
     },
     Class {
         counter: |stats| stats.refused[RefuseReason::SourceRate as usize],
-        line: |count, _| {
+        line: |number, _| {
             format!(
                 "{} refused: their source connected faster than limits.accepts-per-source",
-                connections(count)
+                count(number, "connection")
             )
         },
     },
 ];
-
-fn connections(number: u64) -> String {
-    count(number, "connection")
-}
 
 /// Remembers what has been told, and when.
 pub(super) struct Reporter {

@@ -1,8 +1,7 @@
 //! One run of the service, from the first worker's start to the last one's end.
 
-mod reload;
-
 mod handing_over;
+mod reload;
 
 use std::hash::RandomState;
 use std::io;
@@ -20,6 +19,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use super::Failure;
 use super::report::{self, Rate, Reporter};
 use super::succession;
+use super::terminal::Terminal;
 use super::view::{Label, Life, View};
 use super::workers::{self, Desk, News, Plan, Return, Worker};
 use crate::cli::Options;
@@ -43,6 +43,8 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 const FILES_SPARE: u64 = 32;
 /// Descriptors of one worker: its ring and its eventfd.
 const FILES_PER_WORKER: u64 = 2;
+/// What the last connections of a drain have to end.
+const LINGER: Duration = Duration::from_millis(limits::LINGER_MS);
 /// What the end takes beyond the drain itself, for the service manager's patience.
 const STOP_MARGIN: Duration = Duration::from_secs(5);
 
@@ -230,6 +232,8 @@ struct Service<'a> {
     source: &'a Source<'a>,
     notifier: &'a Notifier,
     signals: Signals,
+    /// Where somebody started it by hand.
+    terminal: Option<Terminal>,
     bell: Arc<EventFd>,
     news: Receiver<(usize, News)>,
     workers: Vec<Worker>,
@@ -281,6 +285,7 @@ impl<'a> Service<'a> {
             source,
             notifier,
             signals,
+            terminal: Terminal::of_this_process(),
             bell,
             news,
             workers,
@@ -418,8 +423,7 @@ impl<'a> Service<'a> {
     /// The first signal: goes on accepting for the lead time, while load balancers learn of it. The
     /// second one skips what is left of that.
     fn leave(&mut self) {
-        let timeouts = &self.config.timeouts;
-        let lead = timeouts.drain_lead;
+        let lead = self.config.timeouts.drain_lead;
         if lead.is_zero() || self.stage != Stage::Ready {
             return self.drain();
         }
@@ -427,13 +431,17 @@ impl<'a> Service<'a> {
         self.life.set(State::Leaving);
         self.status = report::leaving(&workers::total(&self.workers));
         self.notifier.stopping(&self.status);
-        let linger = Duration::from_millis(limits::LINGER_MS);
-        self.notifier.extend_timeout(lead + timeouts.drain + linger + STOP_MARGIN);
+        self.notifier.extend_timeout(lead + self.drain_time() + STOP_MARGIN);
         log::info!(
             "leaving: not ready any more, but accepting for another {}s; \
              a second signal begins the drain",
             lead.as_secs_f64()
         );
+    }
+
+    /// How long a drain takes at most, with the time that its last connections have to end.
+    fn drain_time(&self) -> Duration {
+        self.config.timeouts.drain + LINGER
     }
 
     fn drain(&mut self) {
@@ -448,13 +456,12 @@ impl<'a> Service<'a> {
         } else {
             self.notifier.stopping(&self.status);
         }
-        let linger = Duration::from_millis(limits::LINGER_MS);
-        self.notifier.extend_timeout(patience + linger + STOP_MARGIN);
+        self.notifier.extend_timeout(self.drain_time() + STOP_MARGIN);
         log::info!(
             "draining: {}, at most {}s and {}s for the last ones to end",
             report::count(stats.connections, "connection"),
             patience.as_secs_f64(),
-            linger.as_secs_f64()
+            LINGER.as_secs_f64()
         );
         let deadline = self.plan.origin.elapsed() + patience;
         for worker in &self.workers {

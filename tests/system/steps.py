@@ -39,6 +39,7 @@ from steps_examples import examples_do_what_they_say
 from steps_instances import (
     instance_without_configuration_is_named,
     instances_stand_side_by_side,
+    instances_tell_of_themselves,
     removal_ends_instances,
     upgrade_restarts_instances,
 )
@@ -407,6 +408,7 @@ STEPS = [
     *steps_succession.STEPS,
     ("nothing unseen", nothing_went_wrong_unseen),
     ("instances", instances_stand_side_by_side),
+    ("instance status", instances_tell_of_themselves),
     ("instance unconfigured", instance_without_configuration_is_named),
     ("instance upgraded", upgrade_restarts_instances),
     *steps_calls.LAST,
