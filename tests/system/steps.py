@@ -9,6 +9,7 @@ import re
 import subprocess
 import time
 
+import steps_calls
 import steps_sealed
 import steps_succession
 from checks import (
@@ -391,6 +392,7 @@ def purge_leaves_nothing(machine, _packages):
 
 
 STEPS = [
+    *steps_calls.FIRST,
     ("install starts it", installs_and_runs),
     ("units well-formed", units_are_well_formed),
     *steps_sealed.STEPS,
@@ -414,6 +416,7 @@ STEPS = [
     ("instance status", instances_tell_of_themselves),
     ("instance unconfigured", instance_without_configuration_is_named),
     ("instance upgraded", upgrade_restarts_instances),
+    *steps_calls.LAST,
     ("remove", remove_stops_it),
     ("instances removed", removal_ends_instances),
     ("purge", purge_leaves_nothing),
