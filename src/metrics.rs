@@ -7,16 +7,11 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use crate::echo::stats::{ListenerStats, Stats};
 
 /// How far a busy worker lets its board lag behind, in microseconds.
 pub const AGE_MAX_US: u64 = 10_000;
-
-/// How often somebody who asked looks whether the answer is there.
-const LOOK: Duration = Duration::from_micros(200);
 
 /// Where one worker shows its counters. The worker never waits for a reader.
 #[derive(Debug, Default)]
@@ -101,25 +96,6 @@ impl Board {
     }
 }
 
-/// Has all `boards` brought up to date; `wake` is called with the position of each worker that is
-/// to be woken for it. Waits for a worker that does not turn, but no longer than `patience`.
-pub fn refresh<'a, I>(boards: I, wake: impl Fn(usize), patience: Duration)
-where
-    I: Iterator<Item = &'a Board> + Clone,
-{
-    let mut asked = false;
-    for (index, board) in boards.clone().enumerate() {
-        if board.ask() {
-            asked = true;
-            wake(index);
-        }
-    }
-    let began = Instant::now();
-    while asked && !boards.clone().all(Board::has_answered) && began.elapsed() < patience {
-        thread::sleep(LOOK);
-    }
-}
-
 /// The sum over all workers.
 #[must_use]
 pub fn total<'a>(all: impl IntoIterator<Item = &'a Stats>) -> Stats {
@@ -176,15 +152,5 @@ mod tests {
         assert!(board.ask());
         publish(&board, 1, AGE_MAX_US + 1, &mut published, false);
         assert_eq!(board.read().stats.accepted, 1);
-    }
-
-    #[test]
-    fn a_worker_that_does_not_turn_is_not_waited_for_for_ever() {
-        let board = Board::default();
-        publish(&board, 1, 5, &mut 0, false);
-        let began = Instant::now();
-        refresh([&board].into_iter(), |index| assert_eq!(index, 0), Duration::from_millis(20));
-        assert!(began.elapsed() >= Duration::from_millis(20));
-        assert!(!board.has_answered());
     }
 }

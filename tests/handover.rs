@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
+use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use echo_uring::echo::op::{Bequest, ListenerId, Standing};
@@ -104,6 +106,23 @@ fn another_version_and_every_cut_are_told() {
             wrong[at] ^= 1 << bit;
             assert!(reread(&wrong).is_err(), "bit {bit} of byte {at} does not matter");
         }
+    }
+}
+
+/// Goal: the fuzzer begins where it is interesting, with states of the present version. Method: its
+/// seeds are made here; `ECHO_WRITE=1 cargo test --test handover` writes them anew.
+#[test]
+fn the_seeds_of_the_fuzzer_are_states_of_today() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds/handover_state");
+    let mut prng = Prng(5);
+    for index in 0..4 {
+        let (listeners, records) = sample(&mut prng);
+        let bytes = written(&listeners, &records);
+        let path = directory.join(format!("{index}"));
+        if std::env::var_os("ECHO_WRITE").is_some() {
+            fs::write(&path, &bytes).unwrap();
+        }
+        assert_eq!(fs::read(&path).unwrap(), bytes, "{}: see this test", path.display());
     }
 }
 

@@ -102,11 +102,7 @@ pub(super) fn time(
         humantime::format_duration(*range.end())
     );
     let parsed = value.as_str().and_then(|text| humantime::parse_duration(text).ok());
-    match parsed {
-        Some(time) if range.contains(&time) => Ok(time),
-        Some(_) => Err(format!("{value} is out of range; {cure}")),
-        None => Err(format!("{value} is not a duration; {cure}")),
-    }
+    within(value, parsed, &range, "duration", &cure)
 }
 
 pub(super) fn off_or_time(
@@ -134,11 +130,22 @@ pub(super) fn whole_seconds(time: Option<Duration>) -> Result<Option<Duration>, 
 pub(super) fn size(value: &Value, range: RangeInclusive<u64>, others: &str) -> Result<u64, String> {
     let (low, high) = (exact_size(*range.start()), exact_size(*range.end()));
     let cure = format!("use a size from \"{low}\" to \"{high}\"{others}");
-    let parsed = value.as_str().and_then(|text| text.parse::<ByteSize>().ok());
+    let parsed = value.as_str().and_then(|text| text.parse().ok()).map(|ByteSize(bytes)| bytes);
+    within(value, parsed, &range, "size", &cure)
+}
+
+/// What `value` was parsed to, or what is wrong with it.
+fn within<T: PartialOrd>(
+    value: &Value,
+    parsed: Option<T>,
+    range: &RangeInclusive<T>,
+    what: &str,
+    cure: &str,
+) -> Result<T, String> {
     match parsed {
-        Some(ByteSize(bytes)) if range.contains(&bytes) => Ok(bytes),
+        Some(parsed) if range.contains(&parsed) => Ok(parsed),
         Some(_) => Err(format!("{value} is out of range; {cure}")),
-        None => Err(format!("{value} is not a size; {cure}")),
+        None => Err(format!("{value} is not a {what}; {cure}")),
     }
 }
 

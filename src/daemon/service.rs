@@ -1,8 +1,7 @@
 //! One run of the service, from the first worker's start to the last one's end.
 
-mod reload;
-
 mod handing_over;
+mod reload;
 
 use std::hash::RandomState;
 use std::io;
@@ -20,6 +19,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use super::Failure;
 use super::report::{self, Rate, Reporter};
 use super::succession;
+use super::terminal::Terminal;
 use super::view::{Label, Life, View};
 use super::workers::{self, Desk, News, Plan, Return, Worker};
 use crate::cli::Options;
@@ -30,7 +30,7 @@ use crate::echo::op::{ReceiveMode, Timestamp};
 use crate::echo::server::Stats;
 use crate::handover::Estate;
 use crate::listen::{Family, Listener, Opened, Origin, SocketFile};
-use crate::logging;
+use crate::logging::{self, events};
 use crate::metrics;
 use crate::sight::{self, Door, State};
 use crate::systemd::Notifier;
@@ -43,6 +43,8 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 const FILES_SPARE: u64 = 32;
 /// Descriptors of one worker: its ring and its eventfd.
 const FILES_PER_WORKER: u64 = 2;
+/// What the last connections of a drain have to end.
+const LINGER: Duration = Duration::from_millis(limits::LINGER_MS);
 /// What the end takes beyond the drain itself, for the service manager's patience.
 const STOP_MARGIN: Duration = Duration::from_secs(5);
 
@@ -230,6 +232,8 @@ struct Service<'a> {
     source: &'a Source<'a>,
     notifier: &'a Notifier,
     signals: Signals,
+    /// Where somebody started it by hand.
+    terminal: Option<Terminal>,
     bell: Arc<EventFd>,
     news: Receiver<(usize, News)>,
     workers: Vec<Worker>,
@@ -281,6 +285,7 @@ impl<'a> Service<'a> {
             source,
             notifier,
             signals,
+            terminal: Terminal::of_this_process(),
             bell,
             news,
             workers,
@@ -390,7 +395,7 @@ impl<'a> Service<'a> {
             self.life.set(State::Ready);
             self.status = report::status(&workers::total(&self.workers), 0, self.workers.len());
             self.notifier.ready(&self.status);
-            log::info!("ready");
+            log::info!(message_id = events::READY, workers = self.ready; "ready");
         }
     }
 
@@ -418,8 +423,7 @@ impl<'a> Service<'a> {
     /// The first signal: goes on accepting for the lead time, while load balancers learn of it. The
     /// second one skips what is left of that.
     fn leave(&mut self) {
-        let timeouts = &self.config.timeouts;
-        let lead = timeouts.drain_lead;
+        let lead = self.config.timeouts.drain_lead;
         if lead.is_zero() || self.stage != Stage::Ready {
             return self.drain();
         }
@@ -427,13 +431,17 @@ impl<'a> Service<'a> {
         self.life.set(State::Leaving);
         self.status = report::leaving(&workers::total(&self.workers));
         self.notifier.stopping(&self.status);
-        let linger = Duration::from_millis(limits::LINGER_MS);
-        self.notifier.extend_timeout(lead + timeouts.drain + linger + STOP_MARGIN);
+        self.notifier.extend_timeout(lead + self.drain_time() + STOP_MARGIN);
         log::info!(
             "leaving: not ready any more, but accepting for another {}s; \
              a second signal begins the drain",
             lead.as_secs_f64()
         );
+    }
+
+    /// How long a drain takes at most, with the time that its last connections have to end.
+    fn drain_time(&self) -> Duration {
+        self.config.timeouts.drain + LINGER
     }
 
     fn drain(&mut self) {
@@ -448,13 +456,13 @@ impl<'a> Service<'a> {
         } else {
             self.notifier.stopping(&self.status);
         }
-        let linger = Duration::from_millis(limits::LINGER_MS);
-        self.notifier.extend_timeout(patience + linger + STOP_MARGIN);
+        self.notifier.extend_timeout(self.drain_time() + STOP_MARGIN);
         log::info!(
+            message_id = events::DRAINING, connections = stats.connections;
             "draining: {}, at most {}s and {}s for the last ones to end",
             report::count(stats.connections, "connection"),
             patience.as_secs_f64(),
-            linger.as_secs_f64()
+            LINGER.as_secs_f64()
         );
         let deadline = self.plan.origin.elapsed() + patience;
         for worker in &self.workers {
@@ -465,7 +473,10 @@ impl<'a> Service<'a> {
     fn look(&mut self, now: Instant) {
         let stats = workers::total(&self.workers);
         for line in self.reporter.lines(now, &stats) {
-            log::warn!("{line}");
+            log::warn!(
+                message_id = events::TROUBLE, reason = line.reason, count = line.count;
+                "{}", line.text
+            );
         }
         self.echoes = self.rate.look(now, &stats);
         let status = match self.stage {
@@ -488,6 +499,16 @@ impl<'a> Service<'a> {
         log::debug!("{stats:?}");
         let buffers = workers::buffers_total(self.plan);
         log::info!(
+            message_id = events::STOPPED,
+            accepted = stats.accepted,
+            refused = stats.refused_total(),
+            closed = stats.closed_total(),
+            bytes_in = stats.bytes_in,
+            bytes_out = stats.bytes_out,
+            bytes_dropped = stats.bytes_dropped,
+            taken_over = stats.taken_over,
+            bytes_taken_over = stats.bytes_taken_over,
+            bytes_handed_over = stats.bytes_handed_over;
             "stopped: accepted={} refused={} closed={} bytes-in={} bytes-out={} bytes-dropped={} \
              buffers-home={} buffers-total={buffers}{}",
             stats.accepted,
@@ -554,6 +575,7 @@ impl Watchdog {
             Some(worker) if !self.worried => {
                 self.worried = true;
                 log::error!(
+                    message_id = events::HANGING, worker;
                     "worker {worker} has not turned its loop for {} s: \
                      the watchdog is not told that all is well",
                     self.interval.as_secs_f64()

@@ -6,7 +6,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use super::workers::{self, Plan, Worker};
@@ -16,8 +15,6 @@ use crate::sight::{Snapshot, State};
 
 /// How long a worker may take to turn when it is asked to.
 const PATIENCE: Duration = Duration::from_millis(500);
-/// How often is looked whether it has.
-const LOOK: Duration = Duration::from_micros(200);
 
 /// Where the daemon is in its life, for whoever asks.
 #[derive(Clone, Default)]
@@ -86,25 +83,19 @@ impl View {
         }
     }
 
-    /// Makes every worker turn and show its counters, and says of each whether it has done so. A
-    /// worker that has ended shows its last figures.
+    /// Makes every worker turn and show its counters, and says of each whether it has done so: even
+    /// one with nothing new to show, for that is how one that hangs is found out. A worker that has
+    /// ended shows its last figures.
     fn turn_all(&self) -> Vec<bool> {
         let before = self.workers.iter().map(|worker| worker.shared.turns()).collect::<Vec<_>>();
         for worker in &self.workers {
             let _ = worker.shared.board.ask();
             worker.wake();
         }
-        let began = Instant::now();
-        loop {
-            let turned = |(worker, before): (&Worker, &u64)| {
-                let shared = &worker.shared;
-                shared.has_ended() || shared.turns() != *before && shared.board.has_answered()
-            };
-            let turned: Vec<bool> = self.workers.iter().zip(&before).map(turned).collect();
-            if turned.iter().all(|turned| *turned) || began.elapsed() >= PATIENCE {
-                return turned;
-            }
-            thread::sleep(LOOK);
-        }
+        workers::wait_for(&self.workers, PATIENCE, |index, worker| {
+            let shared = &worker.shared;
+            let turned = shared.turns() != before[index] && shared.board.has_answered();
+            turned || shared.has_ended()
+        })
     }
 }

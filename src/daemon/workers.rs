@@ -271,10 +271,35 @@ impl Drop for PanicGuard<'_> {
 /// figures have to do.
 const LOOK_PATIENCE: Duration = Duration::from_millis(50);
 
-/// The sum of what the workers have counted up to now.
+/// How often somebody who waits for workers looks whether they are done.
+const LOOK: Duration = Duration::from_micros(200);
+
+/// Waits until every worker is done, no longer than `patience`, and says of each whether it is.
+pub(super) fn wait_for(
+    workers: &[Worker],
+    patience: Duration,
+    is_done: impl Fn(usize, &Worker) -> bool,
+) -> Vec<bool> {
+    let began = Instant::now();
+    loop {
+        let done: Vec<bool> =
+            workers.iter().enumerate().map(|(index, worker)| is_done(index, worker)).collect();
+        if done.iter().all(|done| *done) || began.elapsed() >= patience {
+            return done;
+        }
+        thread::sleep(LOOK);
+    }
+}
+
+/// The sum of what the workers have counted up to now. It wakes only those who have more to show
+/// than their boards do, so an idle worker sleeps on.
 pub(super) fn total(workers: &[Worker]) -> Stats {
-    let boards = workers.iter().map(|worker| &worker.shared.board);
-    metrics::refresh(boards, |index| workers[index].wake(), LOOK_PATIENCE);
+    for worker in workers {
+        if worker.shared.board.ask() {
+            worker.wake();
+        }
+    }
+    wait_for(workers, LOOK_PATIENCE, |_, worker| worker.shared.board.has_answered());
     let shown = workers.iter().map(|worker| worker.shared.board.read().stats);
     metrics::total(&shown.collect::<Vec<_>>())
 }
@@ -299,5 +324,21 @@ pub(super) fn listening_socket(socket: OwnedFd, family: Family, tcp: &Tcp) -> Li
         },
         receive_buffer: tcp.receive_buffer,
         send_buffer: tcp.send_buffer,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_that_does_not_turn_is_not_waited_for_for_ever() {
+        let worker = || Worker { shared: Arc::default(), wake: Arc::new(EventFd::new().unwrap()) };
+        let workers = [worker(), worker()];
+        let patience = Duration::from_millis(20);
+        let began = Instant::now();
+        assert_eq!(wait_for(&workers, patience, |index, _| index == 1), [false, true]);
+        assert!(began.elapsed() >= patience);
+        assert_eq!(wait_for(&workers, Duration::from_secs(3_600), |_, _| true), [true, true]);
     }
 }

@@ -25,9 +25,10 @@ use crate::echo::stats::CloseReason;
 const MAGIC: [u8; 16] = *b"echo-uring state";
 /// Which layout this is.
 pub const VERSION: u32 = 1;
-/// Bytes of the header, and where its checksum is.
+/// Bytes of the header.
 const HEADER: usize = 56;
-const CHECKSUM_AT: usize = 48;
+/// Where in the header the checksum is, to its end.
+pub const CHECKSUM_AT: usize = 48;
 /// Bytes of a record.
 const RECORD: usize = 32;
 
@@ -60,8 +61,10 @@ pub enum Unreadable {
     Version(u32),
     /// It is longer or shorter than it says.
     Length,
-    /// It is not what was written.
-    Checksum,
+    /// It is not what was written: the checksum that it ought to say.
+    Checksum(u64),
+    /// The addresses are no text.
+    Addresses,
     /// A record that makes no sense: which, counted from 0.
     Record(usize),
     /// The system would not let us read.
@@ -76,7 +79,8 @@ impl fmt::Display for Unreadable {
                 write!(formatter, "it is of version {version}, and this is {VERSION}")
             }
             Self::Length => write!(formatter, "it is cut short, or has more than it says"),
-            Self::Checksum => write!(formatter, "its checksum is wrong"),
+            Self::Checksum(right) => write!(formatter, "its checksum is not {right:016x}"),
+            Self::Addresses => write!(formatter, "its addresses are no text"),
             Self::Record(index) => write!(formatter, "its record {index} makes no sense"),
             Self::System(error) => write!(formatter, "{error}"),
         }
@@ -177,7 +181,7 @@ pub fn read(reader: &mut impl Read, length: u64) -> Result<State, Unreadable> {
     let mut listeners = vec![0; addresses];
     reader.read_exact(&mut listeners)?;
     checksum.add(&listeners);
-    let listeners = String::from_utf8(listeners).map_err(|_| Unreadable::Checksum)?;
+    let listeners = String::from_utf8(listeners).map_err(|_| Unreadable::Addresses)?;
     let listeners: Vec<String> = listeners.split('\n').map(str::to_owned).collect();
     if bequests.iter().map(|bequest| u64::from(bequest.unsent)).sum::<u64>() != total {
         return Err(Unreadable::Length);
@@ -191,7 +195,7 @@ pub fn read(reader: &mut impl Read, length: u64) -> Result<State, Unreadable> {
         records.push(Record { bequest, unsent });
     }
     if checksum.0 != said {
-        return Err(Unreadable::Checksum);
+        return Err(Unreadable::Checksum(checksum.0));
     }
     if reader.read(&mut [0])? > 0 {
         return Err(Unreadable::Length);

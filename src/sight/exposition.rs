@@ -10,7 +10,7 @@ use prometheus::proto::{
 };
 use prometheus::{Encoder, TextEncoder};
 
-use super::snapshot::{ListenerFigures, Snapshot, State};
+use super::snapshot::{ListenerFigures, Snapshot, State, Traffic};
 
 /// Upper bounds of the residence time's buckets, as powers of two of a microsecond: 4 µs to 17 s.
 const BUCKETS: [u32; 20] = [2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 20, 22, 24];
@@ -91,14 +91,14 @@ fn of_process(snapshot: &Snapshot) -> Vec<MetricFamily> {
 }
 
 fn of_listeners(listeners: &[ListenerFigures]) -> Vec<MetricFamily> {
-    let each = |value: fn(&ListenerFigures) -> u64| -> Vec<Metric> {
-        listeners.iter().map(|it| counter(&labels(it), value(it))).collect()
+    let each = |value: fn(&Traffic) -> u64| -> Vec<Metric> {
+        listeners.iter().map(|it| counter(&labels(it), value(&it.traffic))).collect()
     };
-    let open = listeners.iter().map(|it| gauge(&labels(it), it.connections as f64));
-    let by_reason = |counts: fn(&ListenerFigures) -> &BTreeMap<String, u64>| -> Vec<Metric> {
+    let open = listeners.iter().map(|it| gauge(&labels(it), it.traffic.connections as f64));
+    let by_reason = |counts: fn(&Traffic) -> &BTreeMap<String, u64>| -> Vec<Metric> {
         let of_one = |it| {
             let [name, protocol] = labels(it);
-            let counts = counts(it).iter();
+            let counts = counts(&it.traffic).iter();
             counts
                 .map(move |(reason, count)| counter(&[name, protocol, ("reason", reason)], *count))
         };

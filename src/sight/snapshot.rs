@@ -63,15 +63,12 @@ impl Snapshot {
     }
 }
 
-/// What was counted by a worker, or by all.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Figures {
+/// Connections and what they did. It has no member of its own in the JSON: these are members of
+/// whatever it belongs to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
     /// Open now.
     pub connections: u64,
-    /// Open now, and stalled: their peers do not read.
-    pub connections_stalled: u64,
-    /// Accepted now, but without a place yet.
-    pub connections_waiting: u64,
     /// Accepted so far.
     pub accepted: u64,
     /// Closed so far, by reason.
@@ -83,12 +80,24 @@ pub struct Figures {
     pub bytes_received: u64,
     /// Payload.
     pub bytes_sent: u64,
-    /// Payload that could not be echoed.
-    pub bytes_dropped: u64,
     /// Pieces as they came.
     pub messages_received: u64,
     /// Echoes that were complete.
     pub messages_sent: u64,
+}
+
+/// What was counted by a worker, or by all.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Figures {
+    /// What all its connections did.
+    #[serde(flatten)]
+    pub traffic: Traffic,
+    /// Open now, and stalled: their peers do not read.
+    pub connections_stalled: u64,
+    /// Accepted now, but without a place yet.
+    pub connections_waiting: u64,
+    /// Payload that could not be echoed.
+    pub bytes_dropped: u64,
     /// Memory held now for what peers do not read.
     pub stalled_bytes: u64,
     /// Receive buffers of the pool.
@@ -156,23 +165,9 @@ pub struct ListenerFigures {
     pub address: String,
     /// `tcp` or `unix`.
     pub protocol: String,
-    /// Open now.
-    pub connections: u64,
-    /// Accepted so far.
-    pub accepted: u64,
-    /// Closed so far, by reason.
-    pub closed: BTreeMap<String, u64>,
-    /// Closed right after their accept so far, by reason.
-    #[serde(default)]
-    pub refused: BTreeMap<String, u64>,
-    /// Payload.
-    pub bytes_received: u64,
-    /// Payload.
-    pub bytes_sent: u64,
-    /// Pieces as they came.
-    pub messages_received: u64,
-    /// Echoes that were complete.
-    pub messages_sent: u64,
+    /// What its connections did.
+    #[serde(flatten)]
+    pub traffic: Traffic,
 }
 
 /// What was counted by one worker.
@@ -199,17 +194,19 @@ impl Figures {
             ("unexpected", stats.accept_unexpected),
         ];
         Self {
-            connections: stats.connections,
+            traffic: Traffic {
+                connections: stats.connections,
+                accepted: stats.accepted,
+                closed: closed(&stats.closed),
+                refused: refused(&stats.refused),
+                bytes_received: stats.bytes_in,
+                bytes_sent: stats.bytes_out,
+                messages_received: stats.chunks_in,
+                messages_sent: stats.chunks_out,
+            },
             connections_stalled: stats.stalled,
             connections_waiting: stats.parked,
-            accepted: stats.accepted,
-            closed: by_reason(CloseReason::ALL.map(CloseReason::name), &stats.closed),
-            refused: by_reason(RefuseReason::ALL.map(RefuseReason::name), &stats.refused),
-            bytes_received: stats.bytes_in,
-            bytes_sent: stats.bytes_out,
             bytes_dropped: stats.bytes_dropped,
-            messages_received: stats.chunks_in,
-            messages_sent: stats.chunks_out,
             stalled_bytes: stats.aside_bytes,
             buffers: Buffers { lent: stats.buffers_lent, total: buffers },
             ring: Ring {
@@ -250,16 +247,26 @@ impl ListenerFigures {
             name: name.to_owned(),
             address: address.to_owned(),
             protocol: protocol.to_owned(),
-            connections: stats.connections(),
-            accepted: stats.accepted,
-            closed: by_reason(CloseReason::ALL.map(CloseReason::name), &stats.closed),
-            refused: by_reason(RefuseReason::ALL.map(RefuseReason::name), &stats.refused),
-            bytes_received: stats.bytes_in,
-            bytes_sent: stats.bytes_out,
-            messages_received: stats.chunks_in,
-            messages_sent: stats.chunks_out,
+            traffic: Traffic {
+                connections: stats.connections(),
+                accepted: stats.accepted,
+                closed: closed(&stats.closed),
+                refused: refused(&stats.refused),
+                bytes_received: stats.bytes_in,
+                bytes_sent: stats.bytes_out,
+                messages_received: stats.chunks_in,
+                messages_sent: stats.chunks_out,
+            },
         }
     }
+}
+
+fn closed(counts: &[u64; CloseReason::ALL.len()]) -> BTreeMap<String, u64> {
+    by_reason(CloseReason::ALL.map(CloseReason::name), counts)
+}
+
+fn refused(counts: &[u64; RefuseReason::ALL.len()]) -> BTreeMap<String, u64> {
+    by_reason(RefuseReason::ALL.map(RefuseReason::name), counts)
 }
 
 fn by_reason<const N: usize>(names: [&str; N], counts: &[u64; N]) -> BTreeMap<String, u64> {

@@ -42,7 +42,7 @@ fn heading(snapshot: &Snapshot) -> String {
          {} of {} buffers lent\n",
         snapshot.version,
         snapshot.state.name(),
-        total.connections,
+        total.traffic.connections,
         total.connections_stalled,
         total.stalled_bytes,
         total.buffers.lent,
@@ -68,16 +68,18 @@ fn listeners(snapshot: &Snapshot, before: Option<&Snapshot>) -> Vec<Row> {
     let mut rows = vec![row(head)];
     for (index, it) in snapshot.listeners.iter().enumerate() {
         let earlier = before.and_then(|before| before.listeners.get(index));
+        let earlier = earlier.map(|earlier| earlier.traffic.messages_sent);
+        let traffic = &it.traffic;
         rows.push(vec![
             it.name.clone(),
             it.address.clone(),
-            it.connections.to_string(),
-            it.accepted.to_string(),
-            it.closed.values().sum::<u64>().to_string(),
-            it.refused.values().sum::<u64>().to_string(),
-            it.messages_sent.to_string(),
-            it.bytes_sent.to_string(),
-            rate(snapshot, before, it.messages_sent, earlier.map(|earlier| earlier.messages_sent)),
+            traffic.connections.to_string(),
+            traffic.accepted.to_string(),
+            traffic.closed.values().sum::<u64>().to_string(),
+            traffic.refused.values().sum::<u64>().to_string(),
+            traffic.messages_sent.to_string(),
+            traffic.bytes_sent.to_string(),
+            rate(snapshot, before, traffic.messages_sent, earlier),
         ]);
     }
     rows
@@ -91,20 +93,20 @@ fn workers(snapshot: &Snapshot, before: Option<&Snapshot>) -> Vec<Row> {
     let mut rows = vec![row(head)];
     for (index, it) in snapshot.workers.iter().enumerate() {
         let earlier = before.and_then(|before| before.workers.get(index));
-        let earlier = earlier.map(|earlier| earlier.figures.messages_sent);
+        let earlier = earlier.map(|earlier| earlier.figures.traffic.messages_sent);
         let figures = &it.figures;
         rows.push(vec![
             index.to_string(),
-            figures.connections.to_string(),
+            figures.traffic.connections.to_string(),
             figures.connections_stalled.to_string(),
             format!("{}/{}", figures.buffers.lent, figures.buffers.total),
             figures.ring.buffer_waits.to_string(),
             figures.ring.short_sends.to_string(),
-            figures.messages_sent.to_string(),
+            figures.traffic.messages_sent.to_string(),
             it.turns.to_string(),
             duration(figures.residence_seconds.p50),
             duration(figures.residence_seconds.p99),
-            rate(snapshot, before, figures.messages_sent, earlier),
+            rate(snapshot, before, figures.traffic.messages_sent, earlier),
         ]);
     }
     rows
@@ -131,8 +133,8 @@ fn rarities(total: &Figures) -> Vec<(&'static str, String)> {
         ("all places taken".to_owned(), total.ring.full),
     ]);
     let lines = [
-        ("closed", counts(&total.closed)),
-        ("refused", counts(&total.refused)),
+        ("closed", counts(&total.traffic.closed)),
+        ("refused", counts(&total.traffic.refused)),
         ("accepts failed", counts(&total.accept_failures)),
         ("ring", counts(&ring)),
     ];
@@ -196,13 +198,14 @@ fn humane(time: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sight::snapshot::{ListenerFigures, State, WorkerFigures};
+    use crate::sight::snapshot::{ListenerFigures, State, Traffic, WorkerFigures};
 
     fn snapshot(messages_sent: u64, uptime_seconds: f64) -> Snapshot {
         let name = "local".to_owned();
+        let traffic = Traffic { messages_sent, connections: 3, ..Traffic::default() };
         let listener =
-            ListenerFigures { name, messages_sent, connections: 3, ..ListenerFigures::default() };
-        let figures = Figures { messages_sent, ..Figures::default() };
+            ListenerFigures { name, traffic: traffic.clone(), ..ListenerFigures::default() };
+        let figures = Figures { traffic, ..Figures::default() };
         let worker = WorkerFigures { turning: true, figures, ..WorkerFigures::default() };
         Snapshot {
             version: "1.2.3".to_owned(),
@@ -234,7 +237,7 @@ mod tests {
     fn what_is_wrong_is_said() {
         let mut snapshot = snapshot(0, 0.0);
         snapshot.workers[0].turning = false;
-        snapshot.total.closed.insert("reset".to_owned(), 7);
+        snapshot.total.traffic.closed.insert("reset".to_owned(), 7);
         let text = text(&snapshot, None);
         for part in ["ready for 0 s", "worker 0 does not turn", "closed: 7 reset\n"] {
             assert!(text.contains(part), "{part:?} is missing:\n{text}");
