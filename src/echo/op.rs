@@ -200,8 +200,8 @@ pub enum Op {
     /// either kind) per connection is in flight. Answered once by [`Event::Sent`] or
     /// [`Event::SendFailed`]; the buffer stays lent until recycled.
     ///
-    /// If nothing waits for the answer, it is no reason for a turn to end: that all bytes were taken
-    /// may be told as late as with the next thing that happens, or after [`Op::AwaitSends`].
+    /// If nothing waits for the answer, it is no reason for a turn to end: that all bytes were
+    /// taken may be told as late as with the next thing that happens, or after [`Op::AwaitSends`].
     Send {
         /// To whom.
         connection: ConnectionId,

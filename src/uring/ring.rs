@@ -157,8 +157,8 @@ impl Ring {
     }
 
     /// As [`Ring::submit_and_wait`] without a time limit, but looks for completions for as long as
-    /// `spin` before it sleeps: the kernel sets a flag in shared memory when it has some, so looking
-    /// costs no system call and being found awake saves the wake-up.
+    /// `spin` before it sleeps: the kernel sets a flag in shared memory when it has some, so
+    /// looking costs no system call and being found awake saves the wake-up.
     pub(super) fn submit_and_spin(&mut self, spin: Duration) -> io::Result<()> {
         self.hand_over_backlog()?;
         self.inner.submit()?;
