@@ -125,14 +125,6 @@ pub(crate) const CATALOGUE: &[Entry] = &[
         ..peer("echo-uring-spin", "", &["--config", "{configuration}", "--listen", "{address}"])
     },
     Entry { unix: true, ..peer("bare", "echo-bare", LISTEN) },
-    Entry { unix: true, ..peer("bare-16-64", "echo-bare", &["--listen", "{address}", "--buffer", "16384", "--count", "64"]) },
-    Entry { unix: true, ..peer("bare-16-256", "echo-bare", &["--listen", "{address}", "--buffer", "16384", "--count", "256"]) },
-    Entry { unix: true, ..peer("bare-32-64", "echo-bare", &["--listen", "{address}", "--buffer", "32768", "--count", "64"]) },
-    Entry { unix: true, ..peer("bare-quiet", "echo-bare", &["--listen", "{address}", "--quiet"]) },
-    Entry { unix: true, ..peer("bare-timeout", "echo-bare", &["--listen", "{address}", "--timeout"]) },
-    Entry { unix: true, ..peer("bare-thread", "echo-bare", &["--listen", "{address}", "--thread"]) },
-    Entry { unix: true, ..peer("bare-coop", "echo-bare", &["--listen", "{address}", "--coop"]) },
-    Entry { unix: true, ..peer("bare-call", "echo-bare", &["--listen", "{address}", "--sendcall"]) },
     peer("threads", "echo-threads", LISTEN),
     peer("tokio", "echo-tokio", LISTEN),
     peer("monoio", "echo-monoio", LISTEN),
@@ -229,7 +221,9 @@ impl Entry {
             Program::Installed(name) if installed(name).is_none() => {
                 Some(format!("{name} is not installed"))
             }
-            Program::Build(path) if !Path::new(path).exists() => Some("there is no such file".into()),
+            Program::Build(path) if !Path::new(path).exists() => {
+                Some("there is no such file".into())
+            }
             Program::Installed(_) | Program::Peer(_) | Program::Daemon | Program::Build(_) => None,
         }
     }
