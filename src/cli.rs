@@ -75,6 +75,16 @@ pub struct StatusOptions {
     /// Ask at the Unix socket PATH
     #[arg(long, value_name = "PATH", default_value = "/run/echo-uring/status.sock")]
     pub socket: PathBuf,
+
+    /// Ask the instance echo-uring@NAME
+    #[arg(long, value_name = "NAME", value_parser = instance, conflicts_with = "socket")]
+    pub instance: Option<String>,
+}
+
+/// The name becomes part of a path.
+fn instance(name: &str) -> Result<String, &'static str> {
+    let possible = !name.is_empty() && !name.contains('/') && !name.starts_with('.');
+    possible.then(|| name.to_owned()).ok_or("it is what stands between @ and .service")
 }
 
 #[derive(Parser)]

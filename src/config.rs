@@ -201,7 +201,7 @@ pub struct Log {
 /// Where log lines go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogTarget {
-    /// Syslog if stderr leads to the journal, else stderr.
+    /// The journal if stderr leads there, else stderr.
     Auto,
     /// `/dev/log`.
     Syslog,

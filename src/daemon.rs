@@ -9,6 +9,7 @@ mod request;
 mod rules;
 mod service;
 mod succession;
+mod terminal;
 mod view;
 mod workers;
 
@@ -22,7 +23,7 @@ use log::LevelFilter;
 use crate::cli::Options;
 use crate::config::{self, Config, LogTarget, Overrides};
 use crate::listen::{ListenError, Opened, Origin};
-use crate::logging::{self, Target};
+use crate::logging::{self, Target, events};
 use crate::systemd::Notifier;
 use crate::uring::Unusable;
 
@@ -177,7 +178,8 @@ fn say(failure: &Failure, level: LevelFilter) {
     if level == LevelFilter::Off {
         eprintln!("echo-uring: {failure}");
     } else {
-        log::error!("echo-uring: {failure}");
+        let status = failure.exit_status();
+        log::error!(message_id = events::FAILED, status; "echo-uring: {failure}");
     }
 }
 

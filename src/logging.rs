@@ -1,11 +1,13 @@
-//! From the `log` facade to syslog or standard error, without ever holding up a caller.
+//! From the `log` facade to the journal, syslog or standard error, without ever holding up a
+//! caller.
 //!
 //! Callers put a finished line into a bounded queue or, if it is full, count it as dropped. One
-//! thread owns the sink and alone waits for it: journald may stall, and with it any write to
-//! `/dev/log` or to a standard error that leads there. The syslog crate is known here alone.
+//! thread owns the sink and alone waits for it: journald may stall, and with it any write to its
+//! sockets or to a standard error that leads there. The syslog crate is known here alone.
 //! Payload bytes never come here; what does come is escaped, since part of it may have been chosen
 //! by others.
 
+pub mod events;
 mod sink;
 
 use std::fmt::Write as _;
@@ -16,8 +18,9 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_
 use std::thread;
 use std::time::{Duration, Instant};
 
+use log::kv::{self, Key, Value, VisitSource};
 use log::{Level, LevelFilter, Log, Metadata, Record};
-use sink::{Sink, stderr_is_journal};
+use sink::{Peer, Sink, stderr_is_journal};
 
 /// Lines that may wait for the sink. A burst at start or stop is a few dozen; a flood is not worth
 /// more memory.
@@ -25,13 +28,14 @@ const QUEUE_LINES_MAX: usize = 1024;
 /// A longer line (bytes) is cut: it must fit into one datagram.
 const LINE_LENGTH_MAX: usize = 2048;
 const SYSLOG_PATH: &str = "/dev/log";
+const JOURNAL_PATH: &str = "/run/systemd/journal/socket";
 /// How often a full queue is looked at by [`Handle::finish`].
 const FINISH_RETRY_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Where log lines go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// Syslog if standard error leads to the journal, else standard error.
+    /// The journal if standard error leads there, else standard error.
     Auto,
     /// The socket `/dev/log`; standard error while that cannot be reached.
     Syslog,
@@ -76,7 +80,8 @@ fn sink(target: Target) -> Sink {
     let journal = stderr_is_journal();
     match (target, journal) {
         (Target::Stderr, _) | (Target::Auto, false) => Sink::Stderr { journal },
-        (Target::Syslog, _) | (Target::Auto, true) => Sink::syslog(SYSLOG_PATH.into(), journal),
+        (Target::Auto, true) => Sink::socket(Peer::Journal, JOURNAL_PATH.into(), journal),
+        (Target::Syslog, _) => Sink::socket(Peer::Syslog, SYSLOG_PATH.into(), journal),
     }
 }
 
@@ -116,9 +121,47 @@ impl Handle {
 
 #[derive(Debug)]
 enum Order {
-    Line(Level, String),
+    Line(Line),
     Target(Target),
     Flush(Sender<()>),
+}
+
+/// What is to be written.
+#[derive(Debug)]
+struct Line {
+    level: Level,
+    text: String,
+    /// What the journal is told besides, `NAME=value` and a line end for each.
+    fields: String,
+}
+
+impl Line {
+    fn of(record: &Record<'_>) -> Self {
+        let mut fields = Fields(String::new());
+        record.key_values().visit(&mut fields).expect("invariant: a String takes every field");
+        Self {
+            level: record.level(),
+            text: printable(&record.args().to_string()),
+            fields: fields.0,
+        }
+    }
+
+    fn warning(text: String) -> Self {
+        Self { level: Level::Warn, text, fields: String::new() }
+    }
+}
+
+struct Fields(String);
+
+impl<'kvs> VisitSource<'kvs> for Fields {
+    fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), kv::Error> {
+        let name = match key.as_str() {
+            // Of all names in the journal this one is not ours.
+            "message_id" => "MESSAGE_ID".to_owned(),
+            own => format!("ECHO_URING_{}", own.to_ascii_uppercase()),
+        };
+        Ok(writeln!(self.0, "{name}={}", printable(&value.to_string()))?)
+    }
 }
 
 /// The producers' end.
@@ -137,8 +180,7 @@ impl Log for Queue {
         if !self.enabled(record.metadata()) {
             return;
         }
-        let line = printable(&record.args().to_string());
-        if self.orders.try_send(Order::Line(record.level(), line)).is_err() {
+        if self.orders.try_send(Order::Line(Line::of(record))).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -167,7 +209,7 @@ impl Writer {
     fn run(mut self, inbox: &Receiver<Order>) {
         for order in inbox {
             match order {
-                Order::Line(level, line) => self.write(level, &line),
+                Order::Line(line) => self.write(&line),
                 Order::Target(target) => self.sink = sink(target),
                 Order::Flush(done) => {
                     self.report_dropped();
@@ -178,8 +220,8 @@ impl Writer {
         }
     }
 
-    fn write(&mut self, level: Level, line: &str) {
-        match self.sink.write(level, line) {
+    fn write(&mut self, line: &Line) {
+        match self.sink.write(line) {
             Ok(()) => self.report_dropped(),
             Err(_) => {
                 self.dropped.fetch_add(1, Ordering::Relaxed);
@@ -193,7 +235,8 @@ impl Writer {
             return;
         }
         let lines = if count == 1 { "line" } else { "lines" };
-        if self.sink.write(Level::Warn, &format!("{count} log {lines} dropped")).is_err() {
+        let line = Line::warning(format!("{count} log {lines} dropped"));
+        if self.sink.write(&line).is_err() {
             self.dropped.fetch_add(count, Ordering::Relaxed);
         }
     }
@@ -232,7 +275,8 @@ mod tests {
     fn lines_reach_syslog_with_facility_priority_and_name() {
         let daemon = Daemon::new("lines");
         let (queue, handle) =
-            queue(LevelFilter::Debug, Sink::syslog(daemon.path.clone(), false)).unwrap();
+            queue(LevelFilter::Debug, Sink::socket(Peer::Syslog, daemon.path.clone(), false))
+                .unwrap();
         let levels = [(Level::Error, 27), (Level::Warn, 28), (Level::Info, 30), (Level::Debug, 31)];
         for (level, priority) in levels {
             say(&queue, level, "a\nb");
@@ -245,11 +289,30 @@ mod tests {
         assert_eq!(nothing.kind(), io::ErrorKind::WouldBlock);
     }
 
+    /// Goal: the journal gets its own names, and nobody's text makes a field. Method: what arrives,
+    /// byte for byte.
+    #[test]
+    fn lines_reach_the_journal_with_their_fields() {
+        let daemon = Daemon::new("journal");
+        let sink = Sink::socket(Peer::Journal, daemon.path.clone(), false);
+        let (queue, handle) = queue(LevelFilter::Info, sink).unwrap();
+        let pairs = [("message_id", "0123"), ("reason", "idle\nPRIORITY=0")];
+        let text = format_args!("a\nb");
+        queue.log(&Record::builder().level(Level::Warn).args(text).key_values(&pairs).build());
+        assert!(handle.finish(Duration::from_secs(5)));
+        assert_eq!(
+            daemon.whole(),
+            "PRIORITY=4\nSYSLOG_FACILITY=3\nSYSLOG_IDENTIFIER=echo-uring\nMESSAGE=a\\nb\n\
+             MESSAGE_ID=0123\nECHO_URING_REASON=idle\\nPRIORITY=0\n"
+        );
+    }
+
     #[test]
     fn a_stuck_syslog_never_blocks_a_caller_and_drops_are_reported() {
         let daemon = Daemon::new("stuck");
         let (queue, handle) =
-            queue(LevelFilter::Info, Sink::syslog(daemon.path.clone(), false)).unwrap();
+            queue(LevelFilter::Info, Sink::socket(Peer::Syslog, daemon.path.clone(), false))
+                .unwrap();
         let total = 3 * QUEUE_LINES_MAX as u64;
         let mut slowest = Duration::ZERO;
         for number in 0..total {

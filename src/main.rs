@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use echo_uring::cli::{self, Command};
-use echo_uring::sight::client::{self, Form, Times};
+use echo_uring::sight::client::{self, Daemon, Form, Times};
 use echo_uring::{daemon, doctor};
 
 fn main() -> ExitCode {
@@ -12,7 +12,10 @@ fn main() -> ExitCode {
         Ok(Command::Check(options)) => daemon::check(&options),
         Ok(Command::Reload(options)) => daemon::reload(&options),
         Ok(Command::Status(options)) => client::run(
-            &options.socket,
+            &match options.instance {
+                Some(name) => Daemon::Instance(name),
+                None => Daemon::At(options.socket),
+            },
             if options.json { Form::Json } else { Form::Table },
             if options.watch { Times::Watch } else { Times::Once },
         ),

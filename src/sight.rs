@@ -11,6 +11,7 @@
 pub mod client;
 mod exposition;
 mod http;
+mod screen;
 mod serve;
 pub mod snapshot;
 mod table;

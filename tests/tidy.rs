@@ -63,7 +63,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("plotters", &["echo-load"]),
     ("prometheus", &["sight"]),
     ("sd_notify", &["systemd"]),
-    ("rustix", &["handover"]),
+    ("rustix", &["handover", "sight"]),
     ("seccompiler", &["uring"]),
     ("serde", &["config", "sight"]),
     ("serde_json", &["doctor", "echo-load", "sight"]),

@@ -61,12 +61,14 @@ pub(super) fn count(number: u64, noun: &str) -> String {
 
 /// One kind of trouble: its counter, and the line that tells of `count` more of it.
 struct Class {
+    reason: &'static str,
     counter: fn(&Stats) -> u64,
     line: fn(count: u64, stats: &Stats) -> String,
 }
 
 const CLASSES: [Class; 10] = [
     Class {
+        reason: "process-files",
         counter: |stats| stats.accept_process_files,
         line: |count, _| {
             format!(
@@ -77,6 +79,7 @@ const CLASSES: [Class; 10] = [
         },
     },
     Class {
+        reason: "system-files",
         counter: |stats| stats.accept_system_files,
         line: |count, _| {
             format!(
@@ -87,18 +90,21 @@ const CLASSES: [Class; 10] = [
         },
     },
     Class {
+        reason: "memory",
         counter: |stats| stats.accept_memory + stats.memory_retries,
         line: |count, _| {
             format!("the kernel was short of memory {count} times; what failed is tried again")
         },
     },
     Class {
+        reason: "accept",
         counter: |stats| stats.accept_unexpected,
         line: |count, stats| {
             format!("accept failed {count} times, last with errno {}", stats.unexpected_errno)
         },
     },
     Class {
+        reason: "unexpected",
         counter: |stats| stats.unexpected_errors - stats.accept_unexpected,
         line: |count, stats| {
             let errno = stats.unexpected_errno;
@@ -106,6 +112,7 @@ const CLASSES: [Class; 10] = [
         },
     },
     Class {
+        reason: "stalled-memory",
         counter: |stats| stats.closed[CloseReason::StalledMemory as usize],
         line: |count, _| {
             format!(
@@ -115,6 +122,7 @@ const CLASSES: [Class; 10] = [
         },
     },
     Class {
+        reason: "full",
         counter: |stats| stats.full,
         line: |count, stats| {
             format!(
@@ -126,10 +134,12 @@ const CLASSES: [Class; 10] = [
         },
     },
     Class {
+        reason: "denied",
         counter: |stats| stats.refused[RefuseReason::Denied as usize],
         line: |number, _| format!("{} refused by [access]", count(number, "connection")),
     },
     Class {
+        reason: "source-full",
         counter: |stats| stats.refused[RefuseReason::SourceFull as usize],
         line: |number, _| {
             format!(
@@ -139,6 +149,7 @@ const CLASSES: [Class; 10] = [
         },
     },
     Class {
+        reason: "source-rate",
         counter: |stats| stats.refused[RefuseReason::SourceRate as usize],
         line: |number, _| {
             format!(
@@ -148,6 +159,17 @@ const CLASSES: [Class; 10] = [
         },
     },
 ];
+
+/// A line that is due.
+#[derive(Debug)]
+pub(super) struct Line {
+    /// What it is about, as one word.
+    pub(super) reason: &'static str,
+    /// How often that happened since the last line about it.
+    pub(super) count: u64,
+    /// What the operator reads.
+    pub(super) text: String,
+}
 
 /// Remembers what has been told, and when.
 pub(super) struct Reporter {
@@ -161,13 +183,15 @@ impl Reporter {
     }
 
     /// The lines that are due.
-    pub(super) fn lines(&mut self, now: Instant, stats: &Stats) -> Vec<String> {
+    pub(super) fn lines(&mut self, now: Instant, stats: &Stats) -> Vec<Line> {
         let mut lines = Vec::new();
         for (class, (told, last)) in CLASSES.iter().zip(&mut self.told) {
             let counted = (class.counter)(stats);
             let quiet = last.is_none_or(|last| now.duration_since(last) >= QUIET);
             if counted > *told && quiet {
-                lines.push((class.line)(counted - *told, stats));
+                let count = counted - *told;
+                let text = (class.line)(count, stats);
+                lines.push(Line { reason: class.reason, count, text });
                 *told = counted;
                 *last = Some(now);
             }
@@ -270,6 +294,8 @@ mod tests {
         stats.accept_system_files = 5;
         let other = reporter.lines(start + Duration::from_secs(99), &stats);
         assert_eq!(other.len(), 1);
-        assert!(other[0].contains("accept failed 5 times") && other[0].contains("ENFILE"));
+        assert_eq!((other[0].reason, other[0].count), ("system-files", 5));
+        let text = &other[0].text;
+        assert!(text.contains("accept failed 5 times") && text.contains("ENFILE"), "{text}");
     }
 }

@@ -19,6 +19,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use super::Failure;
 use super::report::{self, Rate, Reporter};
 use super::succession;
+use super::terminal::Terminal;
 use super::view::{Label, Life, View};
 use super::workers::{self, Desk, News, Plan, Return, Worker};
 use crate::cli::Options;
@@ -29,7 +30,7 @@ use crate::echo::op::{ReceiveMode, Timestamp};
 use crate::echo::server::Stats;
 use crate::handover::Estate;
 use crate::listen::{Family, Listener, Opened, Origin, SocketFile};
-use crate::logging;
+use crate::logging::{self, events};
 use crate::metrics;
 use crate::sight::{self, Door, State};
 use crate::systemd::Notifier;
@@ -231,6 +232,8 @@ struct Service<'a> {
     source: &'a Source<'a>,
     notifier: &'a Notifier,
     signals: Signals,
+    /// Where somebody started it by hand.
+    terminal: Option<Terminal>,
     bell: Arc<EventFd>,
     news: Receiver<(usize, News)>,
     workers: Vec<Worker>,
@@ -282,6 +285,7 @@ impl<'a> Service<'a> {
             source,
             notifier,
             signals,
+            terminal: Terminal::of_this_process(),
             bell,
             news,
             workers,
@@ -391,7 +395,7 @@ impl<'a> Service<'a> {
             self.life.set(State::Ready);
             self.status = report::status(&workers::total(&self.workers), 0, self.workers.len());
             self.notifier.ready(&self.status);
-            log::info!("ready");
+            log::info!(message_id = events::READY, workers = self.ready; "ready");
         }
     }
 
@@ -454,6 +458,7 @@ impl<'a> Service<'a> {
         }
         self.notifier.extend_timeout(self.drain_time() + STOP_MARGIN);
         log::info!(
+            message_id = events::DRAINING, connections = stats.connections;
             "draining: {}, at most {}s and {}s for the last ones to end",
             report::count(stats.connections, "connection"),
             patience.as_secs_f64(),
@@ -468,7 +473,10 @@ impl<'a> Service<'a> {
     fn look(&mut self, now: Instant) {
         let stats = workers::total(&self.workers);
         for line in self.reporter.lines(now, &stats) {
-            log::warn!("{line}");
+            log::warn!(
+                message_id = events::TROUBLE, reason = line.reason, count = line.count;
+                "{}", line.text
+            );
         }
         self.echoes = self.rate.look(now, &stats);
         let status = match self.stage {
@@ -491,6 +499,16 @@ impl<'a> Service<'a> {
         log::debug!("{stats:?}");
         let buffers = workers::buffers_total(self.plan);
         log::info!(
+            message_id = events::STOPPED,
+            accepted = stats.accepted,
+            refused = stats.refused_total(),
+            closed = stats.closed_total(),
+            bytes_in = stats.bytes_in,
+            bytes_out = stats.bytes_out,
+            bytes_dropped = stats.bytes_dropped,
+            taken_over = stats.taken_over,
+            bytes_taken_over = stats.bytes_taken_over,
+            bytes_handed_over = stats.bytes_handed_over;
             "stopped: accepted={} refused={} closed={} bytes-in={} bytes-out={} bytes-dropped={} \
              buffers-home={} buffers-total={buffers}{}",
             stats.accepted,
@@ -557,6 +575,7 @@ impl Watchdog {
             Some(worker) if !self.worried => {
                 self.worried = true;
                 log::error!(
+                    message_id = events::HANGING, worker;
                     "worker {worker} has not turned its loop for {} s: \
                      the watchdog is not told that all is well",
                     self.interval.as_secs_f64()

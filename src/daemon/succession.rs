@@ -12,6 +12,7 @@ use std::time::Duration;
 use super::report;
 use crate::handover::{self, Estate, Inheritance};
 use crate::listen::BUNDLE;
+use crate::logging::events;
 use crate::systemd::{Notifier, bus};
 
 /// How long a stop waits for an answer from the system bus before it is taken for the end.
@@ -92,7 +93,10 @@ pub(super) fn inherit(
     match complaint {
         None => {
             let unsent: usize = estates.iter().map(|estate| estate.unsent.len()).sum();
-            log::info!("took over {count} of the process before, {unsent} bytes to be sent");
+            log::info!(
+                message_id = events::TAKEN_OVER, connections = estates.len(), bytes = unsent;
+                "took over {count} of the process before, {unsent} bytes to be sent"
+            );
         }
         Some(complaint) => log::warn!(
             "the process before left a state that cannot be used: {complaint}; \

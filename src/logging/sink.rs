@@ -1,19 +1,28 @@
-//! Where log lines end: the syslog socket, or standard error.
+//! Where log lines end: the socket of the journal or of syslog, or standard error.
 //!
-//! Only the log thread comes here. It may wait for syslog, but for a limited time: a stalled
+//! Only the log thread comes here. It may wait for a socket, but for a limited time: a stalled
 //! journal costs lines, not the thread.
+//!
+//! The journal's own protocol is a datagram of `NAME=value` lines (systemd's "Native Journal
+//! Protocol"). Values here have no line ends and are short, so neither of its two other forms, the
+//! length-prefixed value and the sealed memfd, is needed.
 
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use log::Level;
 use syslog::{Facility, Formatter3164, Logger, LoggerBackend};
 
-/// How long one line may wait for a stalled syslog socket.
-const SYSLOG_PATIENCE: Duration = Duration::from_secs(1);
-/// How soon a syslog socket that refused us is tried again; until then lines go to standard error.
+use super::Line;
+
+/// The name that administrators filter by.
+const IDENTIFIER: &str = "echo-uring";
+/// How long one line may wait for a stalled socket.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How soon a socket that refused us is tried again; until then lines go to standard error.
 const RECONNECT_INTERVAL: Duration = Duration::from_secs(1);
 
 pub(super) enum Sink {
@@ -21,25 +30,41 @@ pub(super) enum Sink {
     Stderr { journal: bool },
     /// `connection` is absent while the socket cannot be reached; `retry_at` says when it is next
     /// tried.
-    Syslog { path: PathBuf, connection: Option<Connection>, retry_at: Instant, journal: bool },
+    Socket {
+        peer: Peer,
+        path: PathBuf,
+        connection: Option<Connection>,
+        retry_at: Instant,
+        journal: bool,
+    },
 }
 
-type Connection = Logger<LoggerBackend, Formatter3164>;
+/// Who reads at a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Peer {
+    Journal,
+    Syslog,
+}
+
+pub(super) enum Connection {
+    Journal(UnixDatagram),
+    Syslog(Logger<LoggerBackend, Formatter3164>),
+}
 
 impl Sink {
-    pub(super) fn syslog(path: PathBuf, journal: bool) -> Self {
-        Self::Syslog { path, connection: None, retry_at: Instant::now(), journal }
+    pub(super) fn socket(peer: Peer, path: PathBuf, journal: bool) -> Self {
+        Self::Socket { peer, path, connection: None, retry_at: Instant::now(), journal }
     }
 
-    pub(super) fn write(&mut self, level: Level, line: &str) -> io::Result<()> {
-        let (path, connection, retry_at, journal) = match self {
-            Self::Stderr { journal } => return write_stderr(*journal, level, line),
-            Self::Syslog { path, connection, retry_at, journal } => {
-                (path, connection, retry_at, *journal)
+    pub(super) fn write(&mut self, line: &Line) -> io::Result<()> {
+        let (peer, path, connection, retry_at, journal) = match self {
+            Self::Stderr { journal } => return write_stderr(*journal, line),
+            Self::Socket { peer, path, connection, retry_at, journal } => {
+                (*peer, path, connection, retry_at, *journal)
             }
         };
         if let Some(old) = connection {
-            match send(old, level, line) {
+            match old.send(line) {
                 // A stalled journal reads standard error no sooner, so the line is lost.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
                 // The socket was replaced, as by a restart of the syslog daemon.
@@ -49,69 +74,100 @@ impl Sink {
         }
         if Instant::now() >= *retry_at {
             *retry_at = Instant::now() + RECONNECT_INTERVAL;
-            *connection = connect(path);
+            *connection = Connection::to(peer, path);
             if let Some(new) = connection
-                && send(new, level, line).is_ok()
+                && new.send(line).is_ok()
             {
                 return Ok(());
             }
             *connection = None;
         }
-        write_stderr(journal, level, line)
+        write_stderr(journal, line)
     }
 }
 
-fn connect(path: &Path) -> Option<Connection> {
+impl Connection {
+    fn to(peer: Peer, path: &Path) -> Option<Self> {
+        match peer {
+            Peer::Journal => {
+                let socket = UnixDatagram::unbound().ok()?;
+                socket.set_write_timeout(Some(PATIENCE)).ok()?;
+                socket.connect(path).ok()?;
+                Some(Self::Journal(socket))
+            }
+            Peer::Syslog => syslog(path).map(Self::Syslog),
+        }
+    }
+
+    fn send(&mut self, line: &Line) -> io::Result<()> {
+        match self {
+            Self::Journal(socket) => socket.send(journal_entry(line).as_bytes()).map(drop),
+            Self::Syslog(logger) => {
+                let text = &line.text;
+                let outcome = match line.level {
+                    Level::Error => logger.err(text),
+                    Level::Warn => logger.warning(text),
+                    Level::Info => logger.info(text),
+                    Level::Debug | Level::Trace => logger.debug(text),
+                };
+                outcome.map_err(|error| match error {
+                    syslog::Error::Write(error) | syslog::Error::Io(error) => error,
+                    other => io::Error::other(other.to_string()),
+                })
+            }
+        }
+    }
+}
+
+fn syslog(path: &Path) -> Option<Logger<LoggerBackend, Formatter3164>> {
     let formatter = Formatter3164 {
         facility: Facility::LOG_DAEMON,
         hostname: None,
-        process: "echo-uring".to_owned(),
+        process: IDENTIFIER.to_owned(),
         pid: std::process::id(),
     };
-    let connection = syslog::unix_custom(formatter, path).ok()?;
-    match &connection.backend {
-        LoggerBackend::Unix(socket) => socket.set_write_timeout(Some(SYSLOG_PATIENCE)),
-        LoggerBackend::UnixStream(stream) => {
-            stream.get_ref().set_write_timeout(Some(SYSLOG_PATIENCE))
-        }
+    let logger = syslog::unix_custom(formatter, path).ok()?;
+    match &logger.backend {
+        LoggerBackend::Unix(socket) => socket.set_write_timeout(Some(PATIENCE)),
+        LoggerBackend::UnixStream(stream) => stream.get_ref().set_write_timeout(Some(PATIENCE)),
         LoggerBackend::Udp(..) | LoggerBackend::Tcp(_) => {
             unreachable!("a path leads to a Unix socket")
         }
     }
     .ok()?;
-    Some(connection)
+    Some(logger)
 }
 
-fn send(connection: &mut Connection, level: Level, line: &str) -> io::Result<()> {
-    let outcome = match level {
-        Level::Error => connection.err(line),
-        Level::Warn => connection.warning(line),
-        Level::Info => connection.info(line),
-        Level::Debug | Level::Trace => connection.debug(line),
-    };
-    outcome.map_err(|error| match error {
-        syslog::Error::Write(error) | syslog::Error::Io(error) => error,
-        other => io::Error::other(other.to_string()),
-    })
+fn journal_entry(line: &Line) -> String {
+    let Line { level, text, fields } = line;
+    let (priority, facility) = (priority(*level), Facility::LOG_DAEMON as u32 >> 3);
+    format!(
+        "PRIORITY={priority}\nSYSLOG_FACILITY={facility}\nSYSLOG_IDENTIFIER={IDENTIFIER}\n\
+         MESSAGE={text}\n{fields}"
+    )
 }
 
 /// In one write(2): lines of several threads or processes must not mix.
-fn write_stderr(journal: bool, level: Level, line: &str) -> io::Result<()> {
-    io::stderr().write_all(stderr_line(journal, level, line).as_bytes())
+fn write_stderr(journal: bool, line: &Line) -> io::Result<()> {
+    io::stderr().write_all(stderr_line(journal, line).as_bytes())
 }
 
-fn stderr_line(journal: bool, level: Level, line: &str) -> String {
-    if !journal {
-        return format!("{} {line}\n", level.as_str().to_ascii_lowercase());
+fn stderr_line(journal: bool, Line { level, text, .. }: &Line) -> String {
+    if journal {
+        // As sd-daemon(3) wants it.
+        return format!("<{}>{text}\n", priority(*level));
     }
-    // The priorities of syslog(3), as sd-daemon(3) wants them.
-    let priority = match level {
+    format!("{} {text}\n", level.as_str().to_ascii_lowercase())
+}
+
+/// The priorities of syslog(3).
+fn priority(level: Level) -> u8 {
+    match level {
         Level::Error => 3,
         Level::Warn => 4,
         Level::Info => 6,
         Level::Debug | Level::Trace => 7,
-    };
-    format!("<{priority}>{line}\n")
+    }
 }
 
 pub(super) fn stderr_is_journal() -> bool {
@@ -130,10 +186,9 @@ fn leads_to(file: BorrowedFd<'_>, stream: &str) -> bool {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use std::os::unix::net::UnixDatagram;
     use std::thread;
 
-    /// A syslog daemon in a directory of its own.
+    /// A syslog daemon, or a journal, in a directory of its own.
     pub(in crate::logging) struct Daemon {
         pub(in crate::logging) path: PathBuf,
         pub(in crate::logging) socket: UnixDatagram,
@@ -157,11 +212,16 @@ pub(super) mod tests {
         /// Without the time of day: `<30>Nov 22 18:00:00 echo-uring[1]: ready` gives `<30>
         /// echo-uring[1]: ready`.
         pub(in crate::logging) fn next(&self) -> String {
-            let mut buffer = [0; 4096];
-            let length = self.socket.recv(&mut buffer).unwrap();
-            let text = std::str::from_utf8(&buffer[..length]).unwrap();
+            let text = self.whole();
             let (priority, rest) = text.split_once('>').unwrap();
             format!("{priority}>{}", &rest["Nov 22 18:00:00".len()..])
+        }
+
+        /// What came, to the last byte.
+        pub(in crate::logging) fn whole(&self) -> String {
+            let mut buffer = [0; 4096];
+            let length = self.socket.recv(&mut buffer).unwrap();
+            String::from_utf8(buffer[..length].to_vec()).unwrap()
         }
     }
 
@@ -175,34 +235,55 @@ pub(super) mod tests {
         format!("<{priority}> echo-uring[{}]: {text}", std::process::id())
     }
 
+    fn line(level: Level, text: &str) -> Line {
+        Line { level, text: text.to_owned(), fields: "ECHO_URING_COUNT=1\n".to_owned() }
+    }
+
     #[test]
     fn a_replaced_syslog_socket_is_found_again() {
         let mut daemon = Daemon::new("replaced");
-        let mut sink = Sink::syslog(daemon.path.clone(), false);
-        sink.write(Level::Info, "one").unwrap();
+        let mut sink = Sink::socket(Peer::Syslog, daemon.path.clone(), false);
+        sink.write(&line(Level::Info, "one")).unwrap();
         assert_eq!(daemon.next(), expected(30, "one"));
         daemon.socket = Daemon::bind(&daemon.path);
         thread::sleep(RECONNECT_INTERVAL);
-        sink.write(Level::Info, "two").unwrap();
+        sink.write(&line(Level::Info, "two")).unwrap();
         assert_eq!(daemon.next(), expected(30, "two"));
     }
 
     #[test]
-    fn without_syslog_lines_go_to_stderr() {
-        let mut sink = Sink::syslog("/nonexistent/log".into(), false);
-        sink.write(Level::Debug, "this line of a test goes to stderr").unwrap();
-        assert!(matches!(sink, Sink::Syslog { connection: None, .. }));
+    fn without_a_reader_lines_go_to_stderr() {
+        for peer in [Peer::Syslog, Peer::Journal] {
+            let mut sink = Sink::socket(peer, "/nonexistent/log".into(), false);
+            sink.write(&line(Level::Debug, "this line of a test goes to stderr")).unwrap();
+            assert!(matches!(sink, Sink::Socket { connection: None, .. }));
+        }
+    }
+
+    /// Goal: a journal that reads nothing costs a line a second at most, and never the thread.
+    #[test]
+    fn a_stalled_journal_is_not_waited_for_for_ever() {
+        let journal = Daemon::new("stalled");
+        let mut sink = Sink::socket(Peer::Journal, journal.path.clone(), false);
+        let begin = Instant::now();
+        let mut written = 0;
+        while sink.write(&line(Level::Info, "is anybody there?")).is_ok() {
+            written += 1;
+            assert!(written < 100_000, "this socket is never full");
+        }
+        assert!(begin.elapsed() >= PATIENCE && begin.elapsed() < 10 * PATIENCE);
+        assert!(matches!(sink, Sink::Socket { connection: Some(_), .. }));
     }
 
     #[test]
     fn stderr_lines_begin_with_what_the_reader_needs() {
-        assert_eq!(stderr_line(false, Level::Info, "ready"), "info ready\n");
-        assert_eq!(stderr_line(false, Level::Warn, "x"), "warn x\n");
-        for (level, line) in [(Level::Error, "<3>x\n"), (Level::Warn, "<4>x\n")] {
-            assert_eq!(stderr_line(true, level, "x"), line);
+        assert_eq!(stderr_line(false, &line(Level::Info, "ready")), "info ready\n");
+        assert_eq!(stderr_line(false, &line(Level::Warn, "x")), "warn x\n");
+        for (level, written) in [(Level::Error, "<3>x\n"), (Level::Warn, "<4>x\n")] {
+            assert_eq!(stderr_line(true, &line(level, "x")), written);
         }
-        for (level, line) in [(Level::Info, "<6>x\n"), (Level::Trace, "<7>x\n")] {
-            assert_eq!(stderr_line(true, level, "x"), line);
+        for (level, written) in [(Level::Info, "<6>x\n"), (Level::Trace, "<7>x\n")] {
+            assert_eq!(stderr_line(true, &line(level, "x")), written);
         }
     }
 

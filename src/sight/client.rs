@@ -2,11 +2,10 @@
 //!
 //! It knows the daemon only as a path that answers JSON.
 
-use std::fmt;
 use std::io::{self, IsTerminal, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -14,6 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
+use super::screen::{self, Screen};
 use super::snapshot::Snapshot;
 use super::table;
 
@@ -29,6 +29,32 @@ const ANSWER_MAX: u64 = 16 << 20;
 /// How often `--watch` looks.
 const INTERVAL: Duration = Duration::from_secs(1);
 
+/// Who is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Daemon {
+    /// Whoever answers at this path.
+    At(PathBuf),
+    /// The instance of this name, where `echo-uring-status@.socket` has it.
+    Instance(String),
+}
+
+impl Daemon {
+    fn socket(&self) -> PathBuf {
+        match self {
+            Self::At(path) => path.clone(),
+            Self::Instance(name) => format!("/run/echo-uring/{name}/status.sock").into(),
+        }
+    }
+
+    /// What the names of its units end with.
+    fn suffix(&self) -> String {
+        match self {
+            Self::At(_) => String::new(),
+            Self::Instance(name) => format!("@{name}"),
+        }
+    }
+}
+
 /// How the snapshot is to be shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
@@ -43,7 +69,7 @@ pub enum Form {
 pub enum Times {
     /// Now.
     Once,
-    /// Every second, until a signal or the end of the reader.
+    /// Every second, until a signal, the key `q` or the end of the reader.
     Watch,
 }
 
@@ -58,41 +84,41 @@ enum Failure {
     System(io::Error),
 }
 
-impl fmt::Display for Failure {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Daemon(error) => {
-                let cure = match error.kind() {
-                    io::ErrorKind::PermissionDenied => {
-                        "ask as root, or as a member of the group that SocketGroup= of \
-                         echo-uring-status.socket names"
-                    }
-                    _ => {
-                        "see whether it runs with \"systemctl status echo-uring.service \
-                         echo-uring-status.socket\", or name its socket with --socket"
-                    }
-                };
-                write!(formatter, "the daemon does not answer: {error}; {cure}")
-            }
+impl Failure {
+    /// One line about what is wrong with `daemon`, and what to do about it.
+    fn text(&self, daemon: &Daemon) -> String {
+        let (path, suffix) = (daemon.socket(), daemon.suffix());
+        let what = match self {
+            Self::Daemon(error) if error.kind() == io::ErrorKind::PermissionDenied => format!(
+                "the daemon does not answer: {error}; ask as root, or as a member of the group \
+                 that SocketGroup= of echo-uring-status{suffix}.socket names"
+            ),
+            Self::Daemon(error) => format!(
+                "the daemon does not answer: {error}; see whether it runs with \"systemctl status \
+                 echo-uring{suffix}.service echo-uring-status{suffix}.socket\", or name its \
+                 socket with --socket"
+            ),
             Self::Answer(error) => {
-                write!(formatter, "the answer is no status: {error}; name its socket with --socket")
+                format!("the answer is no status: {error}; name its socket with --socket")
             }
-            Self::System(error) => write!(formatter, "cannot watch: {error}"),
-        }
+            Self::System(error) => format!("cannot watch: {error}"),
+        };
+        format!("{}: {what}", path.display())
     }
 }
 
-/// Shows the state of the daemon that answers at `socket`.
+/// Shows the state of `daemon`.
 #[must_use]
-pub fn run(socket: &Path, form: Form, times: Times) -> ExitCode {
+pub fn run(daemon: &Daemon, form: Form, times: Times) -> ExitCode {
+    let socket = daemon.socket();
     let ended = match times {
-        Times::Once => once(socket, form),
-        Times::Watch => watch(socket, form),
+        Times::Once => once(&socket, form),
+        Times::Watch => watch(&socket, form),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("echo-uring: {}: {failure}", socket.display());
+            eprintln!("echo-uring: {}", failure.text(daemon));
             ExitCode::from(match failure {
                 Failure::Daemon(_) | Failure::Answer(_) => EXIT_UNAVAILABLE,
                 Failure::System(_) => EXIT_SYSTEM,
@@ -126,46 +152,35 @@ fn ask(path: &Path) -> Result<(String, Snapshot), Failure> {
     Ok((text, snapshot))
 }
 
-/// The other screen of the terminal without a cursor, for as long as this lives; what stood there
-/// before comes back then.
-struct Screen;
-
-impl Screen {
-    fn new() -> Self {
-        print!("\x1b[?1049h\x1b[?25l");
-        Self
-    }
-}
-
-impl Drop for Screen {
-    fn drop(&mut self) {
-        print!("\x1b[?25h\x1b[?1049l");
-        let _ = io::stdout().flush();
-    }
-}
-
 fn watch(socket: &Path, form: Form) -> Result<(), Failure> {
     let system = |errno: nix::errno::Errno| Failure::System(errno.into());
-    let mut signals = SigSet::empty();
-    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT] {
-        signals.add(signal);
-    }
+    let (text, mut last) = ask(socket)?;
+    let on_screen = form == Form::Table && io::stdout().is_terminal();
+    let ends = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
+    let resized = on_screen.then_some(Signal::SIGWINCH);
+    let signals: SigSet = ends.into_iter().chain(resized).collect();
     signals.thread_block().map_err(system)?;
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC).map_err(system)?;
-    let (text, mut last) = ask(socket)?;
-    let screen = (form == Form::Table && io::stdout().is_terminal()).then(Screen::new);
+    let screen = on_screen.then(Screen::new);
     let mut next = Instant::now() + INTERVAL;
     let mut shown = match form {
         Form::Json => text,
         Form::Table => table::text(&last, None),
     };
     loop {
-        let clear = if screen.is_some() { "\x1b[H\x1b[2J" } else { "" };
-        let mut out = io::stdout();
-        let written = write!(out, "{clear}{shown}").and_then(|()| out.flush());
+        let written = match &screen {
+            Some(screen) => screen.draw(&shown),
+            None => io::stdout().write_all(shown.as_bytes()).and_then(|()| io::stdout().flush()),
+        };
         // A reader that went away ends it, as a signal does.
-        if written.is_err() || !sleep_until(next, &signals).map_err(system)? {
+        if written.is_err() {
             return Ok(());
+        }
+        match sleep_until(next, &signals, screen.as_ref()).map_err(system)? {
+            Event::Time => {}
+            Event::Resized => continue,
+            Event::Key if !screen::is_ended_by_key() => continue,
+            Event::Key | Event::End => return Ok(()),
         }
         next += INTERVAL;
         let (text, snapshot) = ask(socket)?;
@@ -177,15 +192,37 @@ fn watch(socket: &Path, form: Form) -> Result<(), Failure> {
     }
 }
 
-/// False if a signal came first.
-fn sleep_until(moment: Instant, signals: &SignalFd) -> nix::Result<bool> {
+/// What a sleep ends with.
+enum Event {
+    /// Its time is over.
+    Time,
+    /// The terminal has another size.
+    Resized,
+    /// A key was pressed.
+    Key,
+    /// A signal wants the end.
+    End,
+}
+
+fn sleep_until(moment: Instant, signals: &SignalFd, screen: Option<&Screen>) -> nix::Result<Event> {
     let left = moment.saturating_duration_since(Instant::now());
     let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-    let mut sources = [PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
-    match poll(&mut sources, timeout) {
-        Ok(0) => Ok(true),
-        Ok(_) => Ok(false),
-        Err(nix::errno::Errno::EINTR) => Ok(true),
-        Err(errno) => Err(errno),
+    let stdin = io::stdin();
+    let mut sources = [
+        PollFd::new(signals.as_fd(), PollFlags::POLLIN),
+        PollFd::new(stdin.as_fd(), PollFlags::POLLIN),
+    ];
+    let count = if screen.is_some_and(Screen::has_keys) { 2 } else { 1 };
+    match poll(&mut sources[..count], timeout) {
+        Ok(0) | Err(nix::errno::Errno::EINTR) => return Ok(Event::Time),
+        Ok(_) => {}
+        Err(errno) => return Err(errno),
+    }
+    if sources[0].any() != Some(true) {
+        return Ok(Event::Key);
+    }
+    match signals.read_signal()? {
+        Some(signal) if signal.ssi_signo == Signal::SIGWINCH as u32 => Ok(Event::Resized),
+        _ => Ok(Event::End),
     }
 }

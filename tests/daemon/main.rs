@@ -34,4 +34,5 @@ mod sight;
 mod smoke;
 mod succession;
 mod tape;
+mod terminal;
 mod timeouts;

@@ -257,3 +257,23 @@ fn the_status_command_shows_a_table_or_json() {
     assert_eq!(text.lines().count(), 1, "{text}");
     assert!(text.contains("does not answer") && text.contains("systemctl status"), "{text}");
 }
+
+/// Goal: an instance is asked at the path of its own socket unit, and who does not answer is named
+/// by the units to look at. Method: an instance that this machine does not have.
+#[test]
+fn an_instance_that_does_not_answer_is_named_by_its_units() {
+    let refused = |arguments: &[&str]| {
+        let ended = run_to_end(&[&["status"], arguments].concat(), None);
+        (ended.status.code(), String::from_utf8(ended.stderr).unwrap())
+    };
+    let (code, text) = refused(&["--instance", "no-such"]);
+    assert_eq!((code, text.lines().count()), (Some(69), 1), "{text}");
+    assert!(text.contains("/run/echo-uring/no-such/status.sock: "), "{text}");
+    assert!(text.contains("echo-uring@no-such.service echo-uring-status@no-such.socket"), "{text}");
+    for wrong in ["", "../lab", "a/b"] {
+        let (code, text) = refused(&["--instance", wrong]);
+        assert!(code == Some(64) && text.contains("between @ and .service"), "{wrong}: {text}");
+    }
+    let both = refused(&["--instance", "lab", "--socket", "/run/status.sock"]);
+    assert_eq!(both.0, Some(64), "{}", both.1);
+}

@@ -27,6 +27,43 @@ const SOCKET: &str = "\
 
 ";
 
+const STATUS: &str = "\
+# Where `echo-uring status --instance NAME` asks. Nobody needs to enable it: echo-uring@NAME.service
+# wants it.
+
+";
+
+const METRICS: &str = "\
+# Metrics of echo-uring@NAME.service over HTTP. As shipped they are at a Unix socket, for there is no
+# port that every name could have; a drop-in gives them one:
+#
+#   systemctl edit echo-uring-metrics@NAME.socket
+#
+#   [Socket]
+#   ListenStream=
+#   ListenStream=127.0.0.1:17008
+#
+# Off until enabled:
+#
+#   systemctl enable echo-uring-metrics@NAME.socket && systemctl restart echo-uring@NAME
+
+";
+
+/// What the sockets of the service are, and that of its status besides.
+const REQUIRES: &str = "\
+After=echo-uring@%i.socket
+# Where its status is asked for; a socket that is wanted by name needs no enabling.
+Wants=echo-uring-status@%i.socket
+";
+
+/// Where metrics are as long as no drop-in says otherwise.
+const METRICS_LISTEN: &str = "\
+ListenStream=/run/echo-uring/%i/metrics.sock
+# Root and one group; a drop-in may say SocketGroup=.
+SocketMode=0660
+RemoveOnStop=yes
+";
+
 /// The user that exists only while the instance runs.
 const USER: &str = "
 DynamicUser=yes
@@ -63,30 +100,62 @@ fn instance(line: &str) -> String {
     line
 }
 
+/// Whatever stands before `from` and from `to` on.
+fn without<'a>(text: &'a str, from: &str, to: &str) -> (&'a str, &'a str) {
+    let (before, rest) = text.split_once(from).unwrap();
+    (before, &rest[rest.find(to).unwrap()..])
+}
+
 /// The template that `source` becomes, under `opening`.
 fn template(source: &str, opening: &str) -> String {
-    let text = read(&format!("packaging/{source}"));
+    let text = read(source);
     let body = &text[text.find("[Unit]").unwrap()..];
     let lines: String = body.lines().map(|line| instance(line) + "\n").collect();
     let lines = lines.replace("\nDynamicUser=yes\n", USER);
-    format!("{}{opening}{lines}", NOTE.replace("@SOURCE@", source))
+    let name = source.rsplit('/').next().unwrap();
+    format!("{}{opening}{lines}", NOTE.replace("@SOURCE@", name))
 }
 
 #[test]
 fn the_template_service_is_the_service_with_a_name() {
-    let text = template("echo-uring.service", SERVICE);
+    let text = template("packaging/echo-uring.service", SERVICE);
     assert!(text.contains("serve --config /etc/echo-uring/%i.toml"), "{text}");
     assert!(text.contains("User=echo-uring-%i"), "{text}");
     assert!(text.contains("Requires=echo-uring@%i.socket"), "{text}");
+    let text = text.replace("After=echo-uring@%i.socket\n", REQUIRES);
     hold("packaging/echo-uring@.service", &text);
 }
 
 #[test]
 fn the_template_socket_is_the_socket_with_an_address_of_its_own() {
-    let text = template("echo-uring.socket", SOCKET);
-    let (before, rest) = text.split_once("# Loopback only.").unwrap();
-    let (_, after) = rest.split_once("ListenStream=[::1]:7\n").unwrap();
+    let text = template("packaging/echo-uring.socket", SOCKET);
+    let (before, after) = without(&text, "# Loopback only.", "# Without it a machine");
     let text = format!("{before}{LISTEN}{after}");
     assert_eq!(text.matches("\nListenStream=").count(), 1, "{text}");
     hold("packaging/echo-uring@.socket", &text);
+}
+
+#[test]
+fn the_template_of_the_status_socket_is_wanted_by_its_instance() {
+    let text = template("packaging/sight/echo-uring-status.socket", STATUS);
+    let (text, install) = text.split_once("\n[Install]\n").unwrap();
+    assert_eq!(install, "WantedBy=echo-uring@%i.service\n");
+    for line in [
+        "ListenStream=/run/echo-uring/%i/status.sock",
+        "PartOf=echo-uring@%i.service",
+        "Service=echo-uring@%i.service",
+    ] {
+        assert!(text.lines().any(|it| it == line), "{line} is missing:\n{text}");
+    }
+    hold("packaging/sight/echo-uring-status@.socket", text);
+}
+
+#[test]
+fn the_template_of_the_metrics_socket_is_at_a_path() {
+    let text = template("packaging/sight/echo-uring-metrics.socket", METRICS);
+    let (before, after) = without(&text, "# Loopback only", "# The name tells");
+    let text = format!("{before}{METRICS_LISTEN}{after}");
+    assert_eq!(text.matches("\nListenStream=").count(), 1, "{text}");
+    assert!(text.ends_with("\nWantedBy=echo-uring@%i.service\n"), "{text}");
+    hold("packaging/sight/echo-uring-metrics@.socket", &text);
 }

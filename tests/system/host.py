@@ -17,6 +17,7 @@ TOOLS = {
     "nsenter": "util-linux",
     "unshare": "util-linux",
     "strace": "strace",
+    "scmp_sys_resolver": "seccomp",
     "ip": "iproute2",
     "dpkg-deb": "dpkg",
     "dpkg-shlibdeps": "dpkg-dev",

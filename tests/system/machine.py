@@ -107,6 +107,11 @@ class Machine:
         self.supervisor = None
         self.leader = None
         self.children = []
+        # Whether only some of the steps are taken.
+        self.is_partial = False
+        # What a step leaves for a later one, and what is to be undone when the machine ends.
+        self.recording = None
+        self.at_end = contextlib.ExitStack()
 
     def boot(self):
         """Starts the machine and waits until its systemd has nothing left to start."""
@@ -246,6 +251,7 @@ class Machine:
 
     def end(self):
         """Ends the machine and everything we started in it, by pid."""
+        self.at_end.close()
         for child in self.children:
             if child.poll() is None:
                 child.kill()

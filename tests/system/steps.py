@@ -9,6 +9,7 @@ import re
 import subprocess
 import time
 
+import steps_calls
 import steps_sealed
 import steps_succession
 from checks import (
@@ -38,6 +39,7 @@ from steps_examples import examples_do_what_they_say
 from steps_instances import (
     instance_without_configuration_is_named,
     instances_stand_side_by_side,
+    instances_tell_of_themselves,
     removal_ends_instances,
     upgrade_restarts_instances,
 )
@@ -97,9 +99,14 @@ def logs_to_the_journal(machine, _packages):
         ("PRIORITY", "6"),
         ("SYSLOG_FACILITY", "3"),
         ("SYSLOG_IDENTIFIER", "echo-uring"),
+        ("_TRANSPORT", "journal"),
     ):
         found = lines[-1].get(field)
         expect(found == wanted, f"the start line has {field}={found}, not {wanted}: {lines[-1]}")
+    ready = [e for e in machine.journal() if e["MESSAGE"] == "ready"][-1]
+    expect(int(ready["ECHO_URING_WORKERS"]) > 0, f"the line of readiness has no field: {ready}")
+    explained = machine.run(f"journalctl --no-pager --catalog -u {SERVICE} -g ^ready$").stdout
+    expect("workers accepts on every listener" in explained, f"no catalogue entry: {explained}")
     for address in ("127.0.0.1:7", "[::1]:7"):
         wanted = re.compile(re.escape(f"listening on {address} (") + r"(echo, )?inherited\)")
         expect(
@@ -385,6 +392,7 @@ def purge_leaves_nothing(machine, _packages):
 
 
 STEPS = [
+    *steps_calls.FIRST,
     ("install starts it", installs_and_runs),
     ("units well-formed", units_are_well_formed),
     *steps_sealed.STEPS,
@@ -405,8 +413,10 @@ STEPS = [
     *steps_succession.STEPS,
     ("nothing unseen", nothing_went_wrong_unseen),
     ("instances", instances_stand_side_by_side),
+    ("instance status", instances_tell_of_themselves),
     ("instance unconfigured", instance_without_configuration_is_named),
     ("instance upgraded", upgrade_restarts_instances),
+    *steps_calls.LAST,
     ("remove", remove_stops_it),
     ("instances removed", removal_ends_instances),
     ("purge", purge_leaves_nothing),

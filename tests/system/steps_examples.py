@@ -132,8 +132,6 @@ def examples_do_what_they_say(machine, _packages):
         check(machine)
         machine.run(f"rm -r {drop_in} && systemctl daemon-reload")
         machine.run(f"systemctl reset-failed {SOCKET} {SERVICE}")
-        # `systemctl restart` of the socket would bind at once, while the kernel may still be taking
-        # down the rings that held the old sockets: "address in use" in 6 of 40 tries (systemd 257).
         stop_all(machine)
         start_all(machine)
     echoes(machine)

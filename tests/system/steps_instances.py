@@ -2,7 +2,9 @@
 sockets of its own. `lab` is left running for the upgrade and the removal of the package.
 """
 
+import json
 import re
+import subprocess
 
 from checks import SERVICE, drop_in, echoes, is_active, place, remove_drop_in
 from machine import expect
@@ -11,6 +13,8 @@ LAB = "echo-uring@lab"
 EDGE = "echo-uring@edge"
 LAB_SOCKET_FILE = "/run/echo-uring/lab/echo.sock"
 EDGE_PORT = 7071
+LAB_STATUS = "echo-uring-status@lab.socket"
+LAB_METRICS = "echo-uring-metrics@lab.socket"
 
 
 def configure(machine, name, connections):
@@ -30,6 +34,12 @@ def lab_echoes(machine):
     path = f"/proc/{machine.leader}/root{LAB_SOCKET_FILE}"
     report = machine.traffic("echo", "--address", path, "--bytes", 1 << 20)
     expect(report["exact"], f"no exact echo from {LAB_SOCKET_FILE}: {report}")
+
+
+def status(machine, name):
+    """What the instance tells of itself, and the addresses it listens at."""
+    seen = json.loads(machine.run(f"echo-uring status --json --instance {name}").stdout)
+    return seen, [listener["address"] for listener in seen["listeners"]]
 
 
 def exposure(machine, unit):
@@ -81,6 +91,40 @@ def instances_stand_side_by_side(machine, _packages):
     return f"users {', '.join(user for _, user in processes)}, exposure {exposure(machine, SERVICE)}"
 
 
+def instances_tell_of_themselves(machine, _packages):
+    """Each instance has a status of its own, and metrics once they are enabled."""
+    machine.run(f"systemctl start {EDGE}.socket {EDGE}.service")
+    for name in ("lab", "edge"):
+        seen, addresses = status(machine, name)
+        expect(addresses == [f"unix:/run/echo-uring/{name}/echo.sock"], f"{name}: {addresses}")
+        expect(seen["state"] == "ready", f"{name} is {seen['state']}")
+    before, _ = status(machine, "lab")
+    lab_echoes(machine)
+    echoed = lambda seen: seen["total"]["bytes_sent"]
+    after, _ = status(machine, "lab")
+    expect(echoed(after) - echoed(before) == 1 << 20, "the status does not count what lab echoed")
+    expect(echoed(status(machine, "edge")[0]) == 0, "the status of edge counts what lab echoed")
+    mode = machine.run("stat -c '%a %U %G' /run/echo-uring/lab/status.sock").stdout.strip()
+    expect(mode == "660 root root", f"the status socket of lab is {mode}")
+
+    machine.run(f"systemctl stop {EDGE}.socket {EDGE}.service")
+    stopped = machine.run("echo-uring status --instance edge", check=False)
+    expect(stopped.returncode == 69, f"of a stopped instance: {stopped.stdout}")
+    cure = "systemctl status echo-uring@edge.service echo-uring-status@edge.socket"
+    expect(cure in stopped.stdout, f"no cure is named: {stopped.stdout}")
+    expect(not is_active(machine, f"{EDGE}.service"), "asking for the status started the instance")
+
+    expect(not is_active(machine, LAB_METRICS), f"{LAB_METRICS} is on by default")
+    machine.run(f"systemctl enable {LAB_METRICS} && systemctl restart {LAB}.service")
+    metrics = f"/proc/{machine.leader}/root/run/echo-uring/lab/metrics.sock"
+    curl = ["curl", "--silent", "--max-time", "10", "--unix-socket", metrics]
+    text = subprocess.run([*curl, "http://lab/metrics"], capture_output=True, text=True).stdout
+    expect("\necho_uring_ready 1\n" in text, f"no metrics of lab: {text[:200]}")
+    seen, _ = status(machine, "lab")
+    expect(seen["uptime_seconds"] < 60, "the status socket leads to a process of before")
+    machine.run(f"systemctl disable {LAB_METRICS}")
+
+
 def instance_without_configuration_is_named(machine, _packages):
     """An instance whose file was forgotten says so, and does not start."""
     machine.run("rm /etc/echo-uring/edge.toml")
@@ -100,6 +144,8 @@ def upgrade_restarts_instances(machine, packages):
     unit, socket = f"{LAB}.service", f"{LAB}.socket"
     pid, _ = process_of(machine, unit)
     opened = machine.show(socket, "ActiveEnterTimestampMonotonic")
+    # As after a version that had no such socket.
+    machine.run(f"systemctl stop {LAB_STATUS}")
     machine.run(f"apt-get install --yes --reinstall {place(machine, packages.newer)}")
     expect(is_active(machine, unit), "the instance is not active after the upgrade")
     renewed, _ = process_of(machine, unit)
@@ -107,12 +153,13 @@ def upgrade_restarts_instances(machine, packages):
     reopened = machine.show(socket, "ActiveEnterTimestampMonotonic")
     expect(reopened == opened, "the upgrade restarted the socket of the instance")
     expect(not is_active(machine, f"{EDGE}.service"), "the upgrade started an idle instance")
+    expect(status(machine, "lab")[0]["state"] == "ready", "the upgraded instance has no status")
     lab_echoes(machine)
 
 
 def removal_ends_instances(machine, _packages):
     """After removal no instance is left, running, failed or as a directory."""
-    for unit in (f"{LAB}.service", f"{LAB}.socket"):
+    for unit in (f"{LAB}.service", f"{LAB}.socket", LAB_STATUS, LAB_METRICS):
         expect(not is_active(machine, unit), f"{unit} is still active after removal")
     failed = machine.run("systemctl list-units --failed --no-legend 'echo-uring*'").stdout.strip()
     expect(not failed, f"after removal there are failed units: {failed}")

@@ -8,17 +8,12 @@ import pathlib
 import re
 import subprocess
 import sys
-import time
 
-from checks import CONFIG, SERVICE, SOCKET, drop_in, echoes, is_active, remove_drop_in
-from machine import eventually, expect
+from checks import SERVICE, drop_in, echoes, remove_drop_in
+from machine import expect
 
 INSIDE = pathlib.Path(__file__).with_name("inside.py")
 EXPOSURE_MAX = 0.2
-# The proof of the seal is a call that must be refused.
-REFUSED_ON_PURPOSE = {"io_uring_setup"}
-# The beginning of a line of strace: the name of a call.
-CALL = re.compile(r"(\w+)\(")
 
 
 def sandbox_is_tight(machine, _packages):
@@ -105,87 +100,8 @@ def doctor_sees_the_sandbox(machine, _packages):
     return f"{len(findings)} findings"
 
 
-class Tracer:
-    """strace(1) on everything that the machine's systemd starts, a file a thread."""
-
-    def __init__(self, machine):
-        self.directory = machine.root.with_suffix(".calls")
-        self.directory.mkdir()
-        self.process = machine.start(
-            ["strace", "--follow-forks", "--output-separately", "--quiet=all"]
-            + [f"--output={self.directory}/call", f"--attach={machine.leader}"]
-        )
-        eventually(lambda: list(self.directory.iterdir()), 10, "strace does not attach")
-
-    def end(self):
-        """Detaches."""
-        self.process.terminate()
-        self.process.wait()
-
-    def calls(self, tasks):
-        """The calls of these threads, and of what ran in the sandbox for a reload, by name; and
-        the lines of those that were refused."""
-        used, refused = set(), []
-        for path in self.directory.iterdir():
-            lines = path.read_text(errors="replace").splitlines()
-            begins = [
-                number
-                for number, line in enumerate(lines)
-                if re.match(r'execve\("(/usr/sbin/echo-uring|(/usr)?/bin/kill)".* = 0$', line)
-            ]
-            if not begins and path.suffix[1:] not in tasks:
-                continue
-            for line in lines[begins[-1] + 1 if begins else 0 :]:
-                match = CALL.match(line)
-                if match:
-                    used.add(match.group(1))
-                    if " = -1 EPERM" in line and match.group(1) not in REFUSED_ON_PURPOSE:
-                        refused.append(line)
-        return used, refused
-
-
-def calls_are_listed(machine, _packages):
-    """A life of the service under strace makes no call that its unit does not list."""
-    tracer = Tracer(machine)
-    tasks = set()
-    try:
-        machine.run(f"systemctl restart {SERVICE}")
-        echoes(machine, length=1 << 20)
-        if machine.show(SERVICE, "CanReload") == "yes":
-            machine.run(f"systemctl reload {SERVICE}")
-            machine.run(f"echo 'nonsense = 1' >> {CONFIG}")
-            machine.run(f"systemctl reload {SERVICE}", check=False)
-            machine.run(f"sed -i '$d' {CONFIG} && systemctl reload {SERVICE}")
-        machine.run("echo-uring status", check=False)
-        time.sleep(2)
-        tasks |= {entry.name for entry in pathlib.Path(f"/proc/{machine.daemon()}/task").iterdir()}
-        # Once more: what one hands over, the next takes over.
-        process = machine.start_traffic(
-            "busy", "--connections", 20, "--bytes", 64 << 10, "--seconds", 2
-        )
-        expect(process.stdout.readline().strip() == "ready", "20 connections were not accepted")
-        machine.run(f"systemctl restart {SERVICE}")
-        machine.finish_traffic(process)
-        tasks |= {entry.name for entry in pathlib.Path(f"/proc/{machine.daemon()}/task").iterdir()}
-        machine.run(f"systemctl stop {SERVICE} {SOCKET}")
-    finally:
-        tracer.end()
-    machine.run(f"systemctl start {SERVICE}")
-    expect(is_active(machine, SERVICE), "the service does not start again")
-    allowed = set(machine.show(SERVICE, "SystemCallFilter").split())
-    used, refused = tracer.calls(tasks)
-    expect("io_uring_enter" in used, f"the daemon was not traced: {sorted(used)}")
-    unlisted = used - allowed
-    expect(not unlisted, f"calls that the unit does not list: {sorted(unlisted)}")
-    expect(not refused, f"calls that were refused: {refused[:5]}")
-    spare = " ".join(sorted(allowed - used))
-    print(f"    {machine.release}: allowed, and not used in this life: {spare}", flush=True)
-    return f"{len(used)} of {len(allowed)} calls used"
-
-
 STEPS = [
     ("sandbox tight", sandbox_is_tight),
     ("nothing in reach", nothing_is_in_reach),
-    ("calls listed", calls_are_listed),
     ("doctor", doctor_sees_the_sandbox),
 ]

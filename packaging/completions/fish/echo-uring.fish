@@ -67,6 +67,7 @@ trace\t''
 off\t''"
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand reload" -s h -l help -d 'Print help'
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand status" -l socket -d 'Ask at the Unix socket PATH' -r -F
+complete -c echo-uring -n "__fish_echo_uring_using_subcommand status" -l instance -d 'Ask the instance echo-uring@NAME' -r -f
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand status" -l json -d 'Print the answer as JSON, as it comes'
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand status" -l watch -d 'Ask again every second until interrupted'
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand status" -s h -l help -d 'Print help'

@@ -7,6 +7,7 @@ use crate::daemon::{report, succession, workers};
 use crate::echo::limits;
 use crate::echo::op::Timestamp;
 use crate::handover::Estate;
+use crate::logging::events;
 use crate::sight::State;
 
 impl Service<'_> {
@@ -32,8 +33,11 @@ impl Service<'_> {
         match succession::store(&self.estates, &self.plan.addresses, self.notifier) {
             Ok(()) => {
                 let count: usize = self.estates.iter().map(|(_, estates)| estates.len()).sum();
-                let count = report::count(count as u64, "connection");
-                log::info!("handed over {count} to the next process");
+                log::info!(
+                    message_id = events::HANDED_OVER, connections = count;
+                    "handed over {} to the next process",
+                    report::count(count as u64, "connection")
+                );
                 self.returns.clear();
             }
             Err(error) => {

@@ -1,4 +1,5 @@
-//! A reload: SIGHUP, the file read again, what can change at run time put in force.
+//! A reload: SIGHUP, the file read again, what can change at run time put in force. SIGHUP from a
+//! terminal that is closed is the other thing that it means: the end.
 
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -7,9 +8,11 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{Failure, Service, Stage, warn_of_places};
 use crate::config::{self, Config, Effect};
+use crate::daemon::terminal::Terminal;
 use crate::daemon::workers::{self, Worker};
 use crate::daemon::{load, report, target};
 use crate::listen;
+use crate::logging::events;
 use crate::uring::Transport;
 use crate::worker::Order;
 
@@ -18,7 +21,8 @@ use crate::worker::Order;
 const WORKERS_PATIENCE: Duration = Duration::from_secs(1);
 
 impl Service<'_> {
-    /// Reloads if SIGHUP has come. While the workers start nobody asks, so the signal waits.
+    /// Reloads if SIGHUP has come, or ends if that is what it means. While the workers start nobody
+    /// asks, so the signal waits.
     pub(super) fn hear_hangup(&mut self) -> Result<(), Failure> {
         let mut source = [PollFd::new(self.signals.reload.as_fd(), PollFlags::POLLIN)];
         if self.stage == Stage::Starting || poll(&mut source, PollTimeout::ZERO) != Ok(1) {
@@ -29,11 +33,15 @@ impl Service<'_> {
             self.notifier.reloading();
         }
         let signal = self.signals.reload.read_signal();
-        signal.map_err(|errno| Failure::System("read a signal", errno.into()))?;
-        if self.stage == Stage::Ready {
-            self.reload();
-        } else {
+        let signal = signal.map_err(|errno| Failure::System("read a signal", errno.into()))?;
+        let closed = |terminal: &Terminal| signal.is_some_and(|it| terminal.has_gone(&it));
+        if self.stage != Stage::Ready {
             log::info!("reload ignored: the service is about to end");
+        } else if self.terminal.as_ref().is_some_and(closed) {
+            log::info!("the terminal is closed: ending as after SIGTERM");
+            self.leave();
+        } else {
+            self.reload();
         }
         Ok(())
     }
@@ -47,7 +55,7 @@ impl Service<'_> {
             }
             Err(error) => {
                 let trouble = format!("reload failed: {error}; the old configuration is in force");
-                log::error!("{trouble}");
+                log::error!(message_id = events::RELOAD_FAILED; "{trouble}");
                 Some(trouble)
             }
         };
@@ -78,14 +86,21 @@ impl Service<'_> {
         let former = std::mem::replace(&mut self.config, present);
         if !at_once.is_empty() {
             self.put_in_force(&former);
-            log::info!("reloaded: {}", at_once.join(", "));
+            log::info!(message_id = events::RELOADED; "reloaded: {}", at_once.join(", "));
         } else if at_restart.is_empty() {
-            log::info!("reloaded: nothing changed");
+            log::info!(message_id = events::RELOADED; "reloaded: nothing changed");
         } else {
-            log::info!("reloaded: nothing changed that takes effect now");
+            log::info!(
+                message_id = events::RELOADED;
+                "reloaded: nothing changed that takes effect now"
+            );
         }
         if !at_restart.is_empty() {
-            log::warn!("a restart is needed for the changes of {}", at_restart.join(", "));
+            let keys = at_restart.join(", ");
+            log::warn!(
+                message_id = events::RESTART_NEEDED, keys;
+                "a restart is needed for the changes of {keys}"
+            );
         }
     }
 

@@ -1,0 +1,41 @@
+//! The terminal that the daemon was started on, if somebody did so by hand.
+//!
+//! SIGHUP has two meanings: "read your configuration again", and, much older, "your terminal has
+//! gone". Who closes the window in which a daemon runs means it to end, not to go on unseen.
+
+use std::io::{self, IsTerminal};
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::libc::SI_KERNEL;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signalfd::siginfo;
+
+/// A terminal among the standard streams.
+#[derive(Debug)]
+pub(super) struct Terminal(OwnedFd);
+
+impl Terminal {
+    /// The one of this process; nothing if all streams lead elsewhere, as with nohup(1).
+    pub(super) fn of_this_process() -> Option<Self> {
+        let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+        let stream = [
+            stdin.is_terminal().then(|| stdin.as_fd()),
+            stdout.is_terminal().then(|| stdout.as_fd()),
+            stderr.is_terminal().then(|| stderr.as_fd()),
+        ];
+        let stream = stream.into_iter().flatten().next()?;
+        stream.try_clone_to_owned().ok().map(Self)
+    }
+
+    /// Whether this SIGHUP tells of its end. The kernel sends one when the terminal hangs up or the
+    /// shell dies; one that a shell passes on is known by the state of the terminal.
+    pub(super) fn has_gone(&self, hangup: &siginfo) -> bool {
+        hangup.ssi_code == SI_KERNEL || self.is_hung_up()
+    }
+
+    fn is_hung_up(&self) -> bool {
+        let mut source = [PollFd::new(self.0.as_fd(), PollFlags::empty())];
+        poll(&mut source, PollTimeout::ZERO) == Ok(1)
+            && source[0].revents().is_some_and(|events| events.contains(PollFlags::POLLHUP))
+    }
+}
