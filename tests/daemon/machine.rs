@@ -176,6 +176,10 @@ fn a_busy_process_is_not_at_rest() {
     let mut child =
         std::process::Command::new("/bin/sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
     let process = Process(child.id());
+    // On a machine short of memory a shell may take a while before it spins.
+    wait_until("a spinning shell", patience(10.0), || {
+        process.cpu_time() >= Duration::from_millis(50)
+    });
     let verdict = std::panic::catch_unwind(|| {
         process.assert_at_rest(Duration::from_millis(300), "spinning");
     });
