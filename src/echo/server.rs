@@ -575,8 +575,8 @@ mod tests {
         server.check_invariants();
     }
 
-    /// Goal: who gets its FIN last has as long to answer it as the first. Method: each turn takes as
-    /// long as a peer may linger, as with a million connections on a slow machine.
+    /// Goal: the last to get its FIN has as long to answer as the first. Method: each turn takes
+    /// as long as a peer may linger, as with a million connections on a slow machine.
     #[test]
     fn a_drain_of_many_gives_up_nobody_before_its_time() {
         let mut now = Timestamp(1);
