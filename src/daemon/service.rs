@@ -285,7 +285,8 @@ impl<'a> Service<'a> {
             source,
             notifier,
             signals,
-            terminal: Terminal::of_this_process(),
+            // Under a service manager a SIGHUP is a reload, and the sandbox lets no one ask.
+            terminal: if notifier.has_manager() { None } else { Terminal::of_this_process() },
             bell,
             news,
             workers,

@@ -42,6 +42,7 @@ const METRICS: &str = "\
 #   [Socket]
 #   ListenStream=
 #   ListenStream=127.0.0.1:17008
+#   ReusePort=yes
 #
 # Off until enabled:
 #

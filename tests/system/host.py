@@ -24,6 +24,7 @@ TOOLS = {
     "lintian": "lintian",
     "curl": "curl",
     "promtool": "prometheus",
+    "haproxy": "haproxy",
     "man": "man-db",
     "mandoc": "mandoc",
     "zsh": "zsh",

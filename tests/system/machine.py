@@ -111,6 +111,8 @@ class Machine:
         self.is_partial = False
         # What a step leaves for a later one, and what is to be undone when the machine ends.
         self.recording = None
+        # How often steps made the service abort.
+        self.aborts = 0
         self.at_end = contextlib.ExitStack()
 
     def boot(self):
@@ -144,6 +146,8 @@ class Machine:
                 preexec_fn=prepare,
             )
         self.leader = eventually(self.find_leader, 20, "systemd-nspawn started no machine")
+        if self.recording:
+            self.recording.follow(self.leader)
         eventually(self.is_running, 60, "the machine did not finish booting")
 
     def find_leader(self):

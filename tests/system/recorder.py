@@ -32,9 +32,8 @@ def is_available():
         mount = ["mount", "-t", "tracefs", "tracefs", str(TRACEFS)]
         with contextlib.suppress(OSError):
             subprocess.run(mount, check=False, capture_output=True)
-    return os.access(TRACEFS / "instances", os.W_OK) and all(
-        (TRACEFS / "events" / event).exists() for event in ("raw_syscalls/sys_exit", "task/task_rename")
-    )
+    events = [TRACEFS / "events" / name for name in ("raw_syscalls/sys_exit", "task/task_rename")]
+    return os.access(TRACEFS / "instances", os.W_OK) and all(event.exists() for event in events)
 
 
 def remove_leftovers():
@@ -81,6 +80,15 @@ class Recorder:
         self.write("events/raw_syscalls/sys_exit/enable", 1)
         # Without O_NONBLOCK a read would wait for an event that may never come.
         self.pipe = os.open(self.directory / "trace_pipe", os.O_RDONLY | os.O_NONBLOCK)
+
+    def follow(self, ancestor):
+        """Records the descendants of this process as well."""
+        # Opened without O_TRUNC it adds to those that are followed.
+        file = os.open(self.directory / "set_event_pid", os.O_WRONLY)
+        try:
+            os.write(file, str(ancestor).encode())
+        finally:
+            os.close(file)
 
     def read_on(self):
         rest = ""

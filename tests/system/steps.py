@@ -9,7 +9,10 @@ import re
 import subprocess
 import time
 
+import steps_balancer
 import steps_calls
+import steps_mishaps
+import steps_power
 import steps_sealed
 import steps_succession
 from checks import (
@@ -200,6 +203,7 @@ def hung_worker_is_restarted(machine, _packages):
         "the service did not come back after its watchdog had ended it",
     )
     expect(machine.daemon() != pid, "the hung daemon still runs")
+    machine.aborts += 1
     named = [text for text in machine.messages() if HUNG in text]
     expect(named, "the daemon did not say which worker hangs")
     echoes(machine)
@@ -347,7 +351,8 @@ def nothing_went_wrong_unseen(machine, _packages):
     ]
     expect(not unexpected, f"the daemon ended in an unexpected way: {unexpected}")
     expect(
-        sum("6/ABRT" in line for line in aborts) == 1, f"other aborts than the watchdog's: {aborts}"
+        sum("6/ABRT" in line for line in aborts) == machine.aborts,
+        f"other aborts than those of the steps, {machine.aborts}: {aborts}",
     )
     accounts = [match for match in map(STOPPED.search, journal.splitlines()) if match]
     for match in accounts:
@@ -400,6 +405,7 @@ STEPS = [
     ("journal", logs_to_the_journal),
     ("status", shows_its_status),
     *steps_sight.STEPS,
+    *steps_balancer.STEPS,
     ("socket activation", activates_by_socket),
     ("examples", examples_do_what_they_say),
     ("without IPv6", lives_without_ipv6),
@@ -411,11 +417,13 @@ STEPS = [
     *steps_reload.STEPS,
     ("upgrade amid traffic", upgrade_refuses_nobody),
     *steps_succession.STEPS,
+    *steps_mishaps.STEPS,
     ("nothing unseen", nothing_went_wrong_unseen),
     ("instances", instances_stand_side_by_side),
     ("instance status", instances_tell_of_themselves),
     ("instance unconfigured", instance_without_configuration_is_named),
     ("instance upgraded", upgrade_restarts_instances),
+    *steps_power.STEPS,
     *steps_calls.LAST,
     ("remove", remove_stops_it),
     ("instances removed", removal_ends_instances),

@@ -82,6 +82,29 @@ def command_hold(options):
     return {"served": served, "connections": len(held)}
 
 
+def command_through(options):
+    """One connection that says a word every 50 ms until SIGTERM; has one gone wrong?"""
+    stop = []
+    signal.signal(signal.SIGTERM, lambda *_: stop.append(True))
+    words, fault = 0, None
+    with connect("127.0.0.1", options.port) as connection:
+        while not stop and not fault:
+            word = random.Random(words).randbytes(100)
+            try:
+                connection.sendall(word)
+                answer = b""
+                while len(answer) < len(word) and (part := connection.recv(100)):
+                    answer += part
+                fault = None if answer == word else f"word {words} came back as {len(answer)} bytes"
+            except OSError as error:
+                fault = str(error)
+            words += 1
+            if words == 1:
+                print("ready", flush=True)
+            time.sleep(0.05)
+    return {"words": words, "fault": fault}
+
+
 class Stream:
     """New connections without end from several threads, each one counted by how it ended."""
 
@@ -217,6 +240,9 @@ def main():
     hold.add_argument("--address", required=True)
     hold.add_argument("--connections", type=int, required=True)
     hold.set_defaults(command=command_hold)
+    through = commands.add_parser("through")
+    through.add_argument("--port", type=int, default=PORT)
+    through.set_defaults(command=command_through)
     stream = commands.add_parser("stream")
     stream.add_argument("--threads", type=int, default=4)
     stream.set_defaults(command=command_stream)

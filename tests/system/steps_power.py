@@ -1,0 +1,66 @@
+"""The machine goes down with connections open, and comes up again."""
+
+import time
+
+from checks import SERVICE, echoes, is_active, last_account
+from machine import eventually, expect
+from steps_succession import gather, judge
+
+PEOPLE = {"connections": 60, "talkers": 20, "stalled": 3}
+# timeouts.drain of 10 s, 5 s for those who do not end by themselves, and the rest of the machine.
+SECONDS_MAX = 25
+# Stands for whatever sets up the network: ordered as systemd.special(7) asks of it.
+NETWORK = """[Unit]
+Before=network.target
+Wants=network.target
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=true
+ExecStop=true
+"""
+
+
+def at(entries, words):
+    """When the first of these entries of the journal that has `words` was written, in µs."""
+    times = [int(e["__MONOTONIC_TIMESTAMP"]) for e in entries if words in str(e.get("MESSAGE"))]
+    expect(times, f"the journal of the shutdown has no: {words}")
+    return times[0]
+
+
+def goes_down_in_order(machine, _packages):
+    """`systemctl poweroff` ends connections in order and in time; the next boot starts it again."""
+    machine.run(f"cat > /etc/systemd/system/test-network.service <<'END'\n{NETWORK}END")
+    machine.run("systemctl daemon-reload && systemctl start test-network.service")
+    # Started with the network there, as at any boot.
+    machine.run(f"systemctl restart {SERVICE}")
+    machine.run("mkdir -p /var/log/journal && journalctl --flush")
+    crowd = gather(machine, PEOPLE)
+    started = time.monotonic()
+    machine.run("systemctl poweroff", check=False)
+    eventually(lambda: machine.supervisor.poll() is not None, 60, "the machine does not go down")
+    seconds = time.monotonic() - started
+    kinds = judge(machine, crowd)["kinds"]
+    # Who never reads an echo is waited for, and then reset.
+    ended = kinds.get("ended", 0)
+    readers = PEOPLE["connections"] - PEOPLE["stalled"]
+    expect(ended >= readers, f"not all connections ended: {kinds}")
+    expect(seconds < SECONDS_MAX, f"it took {seconds:.1f} s")
+
+    machine.boot()
+    entries = machine.journal("echo-uring.service --boot=-1")
+    said = [str(entry.get("MESSAGE")) for entry in entries]
+    bad = [text for text in said if "timed out" in text or "Killing" in text]
+    expect(not bad, f"the stop timed out: {bad}")
+    network = machine.journal("test-network.service --boot=-1")
+    # Both units have lives before this: the last stop is the one of the shutdown.
+    ended, network_ended = at(entries[::-1], "Stopped echo-uring.service"), at(network, "Stopping")
+    expect(ended < network_ended, "the network was taken down before the service had ended")
+    expect(is_active(machine, SERVICE), "after the boot the service does not run")
+    echoes(machine)
+    account = last_account(machine)
+    machine.run("rm /etc/systemd/system/test-network.service && systemctl daemon-reload")
+    return f"down in {seconds:.1f} s with {account['accepted']} connections"
+
+
+STEPS = [("power off and on", goes_down_in_order)]
