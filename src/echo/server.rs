@@ -226,7 +226,7 @@ impl Server {
         // Reserved in one step, as at the start.
         let more = (tuning.connections_max as usize).saturating_sub(self.slots.len());
         self.slots.reserve_exact(more);
-        self.admission.rules = Arc::clone(&tuning.rules);
+        self.admission.change(Arc::clone(&tuning.rules));
         if tuning.bytes_max.is_none() {
             self.resources.received = Vec::new();
         }
