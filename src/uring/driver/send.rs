@@ -52,16 +52,21 @@ impl Driver {
     }
 
     /// Answers the quiet sends: all but those that `completions` tell of were sent whole. Not
-    /// before the kernel has taken all entries.
+    /// before the kernel has taken all entries and told all it has to tell.
     pub(super) fn answer_quiet_sends(
         &mut self,
         completions: &[cqueue::Entry],
         events: &mut Vec<Event>,
     ) {
-        if self.quiet_sends.is_empty() || !self.ring.is_handed_over() {
+        if self.quiet_sends.is_empty() {
             return;
         }
-        self.hastened = false;
+        // What the kernel has not taken, or tells of when its queue has room again, comes with one
+        // of the next turns, which do not wait.
+        self.hastened = !self.ring.is_handed_over() || self.ring.has_overflowed();
+        if self.hastened {
+            return;
+        }
         for completion in completions {
             if let Token::QuietSend(connection) = Token::unpack(completion.user_data()) {
                 self.socket_mut(connection).sends_quietly = false;
@@ -78,7 +83,7 @@ impl Driver {
 
     /// A quiet send was not taken whole.
     pub(super) fn quiet_send_failed(&mut self, connection: ConnectionId, result: i32) -> Event {
-        // Still there if the kernel has not taken all entries yet.
+        // Still there if it was too early to answer.
         self.quiet_sends.retain(|quiet| quiet.connection != connection);
         self.socket_mut(connection).sends_quietly = false;
         self.sent(connection, result)
