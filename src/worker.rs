@@ -141,6 +141,10 @@ pub fn run<K: Kernel>(
             step(kernel, server, now, event, &mut ops);
         }
         step(kernel, server, now, Event::TimePassed, &mut ops);
+        // After new rules: from here on the kernel tells where those come from who are accepted.
+        for connection in server.take_uncounted() {
+            server.count_source(now, connection, kernel.source_of(connection));
+        }
         let last = server.is_drained();
         let at_rest = server.is_at_rest();
         let shown = idle || last || at_rest;

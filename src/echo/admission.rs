@@ -62,6 +62,8 @@ pub(super) struct Admission {
     pub(super) undecided: VecDeque<(ConnectionId, Source)>,
     /// Sources of closed connections that are still to be counted off.
     owed: Vec<SourceKey>,
+    /// Up to which slot those have been counted who came while nobody was; nothing if that is done.
+    pub(super) recounted: Option<usize>,
 }
 
 impl Admission {
@@ -74,12 +76,24 @@ impl Admission {
             counted: Vec::new(),
             undecided: VecDeque::new(),
             owed: Vec::new(),
+            recounted: None,
         }
+    }
+
+    /// From now on these are the rules. If sources are counted by them and were not before, those
+    /// who are here already are to be counted as well.
+    pub(super) fn change(&mut self, rules: Arc<Rules>) {
+        if !rules.caps.count() {
+            self.recounted = None;
+        } else if !self.rules.caps.count() {
+            self.recounted = Some(0);
+        }
+        self.rules = rules;
     }
 
     /// Whether the next turn must not wait.
     pub(super) fn has_unfinished(&self) -> bool {
-        !self.undecided.is_empty() || !self.owed.is_empty()
+        !self.undecided.is_empty() || !self.owed.is_empty() || self.recounted.is_some()
     }
 
     /// Asks for sources from now on, or asks no longer, if the rules have changed in that.
@@ -124,7 +138,13 @@ impl Admission {
         Some((id, verdict))
     }
 
-    /// A connection of the process before us is here, and stays whatever the caps say. It counts
+    /// Whether the connection of this slot still has to be counted, or never will be.
+    pub(super) fn is_uncounted(&self, id: ConnectionId) -> bool {
+        let counted = self.counted.get(id.slot() as usize).is_some_and(Option::is_some);
+        !counted && !self.undecided.iter().any(|(other, _)| *other == id)
+    }
+
+    /// A connection is here already, and stays whatever the caps say. It counts
     /// for those who come after, unless its page is in other hands all the time; its bucket is not
     /// touched.
     pub(super) fn count_adopted(&mut self, now: Timestamp, id: ConnectionId, source: Source) {

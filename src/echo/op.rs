@@ -446,6 +446,10 @@ pub trait Kernel {
         0
     }
 
+    /// Where an open connection comes from, as far as that can still be told. For those that came
+    /// before anybody asked by [`Op::NameSources`]; it costs a system call.
+    fn source_of(&self, connection: ConnectionId) -> Source;
+
     /// Takes all of `ops`, in order, and leaves it empty. They reach the kernel at the next turn at
     /// the latest.
     fn submit(&mut self, ops: &mut Vec<Op>);

@@ -31,8 +31,8 @@ enum Drain {
     No,
     /// No more accepts; echoing goes on until the deadline.
     Patient { deadline: Timestamp },
-    /// Every connection is being ended, those in the slots below `swept` already; what is left at
-    /// `end` is closed.
+    /// Every connection is being ended, those in the slots below `swept` already; when that has
+    /// been all of them, what is left at `end` is closed.
     Ending { end: Timestamp, swept: usize },
     /// Nothing is waited for any more; the slots below `swept` have been told.
     Over { swept: usize },
@@ -226,7 +226,7 @@ impl Server {
         // Reserved in one step, as at the start.
         let more = (tuning.connections_max as usize).saturating_sub(self.slots.len());
         self.slots.reserve_exact(more);
-        self.admission.rules = Arc::clone(&tuning.rules);
+        self.admission.change(Arc::clone(&tuning.rules));
         if tuning.bytes_max.is_none() {
             self.resources.received = Vec::new();
         }
@@ -334,7 +334,9 @@ impl Server {
                 let end = now.plus(self.resources.parameters.linger_timeout);
                 self.drain = Drain::Ending { end, swept: 0 };
             }
-            Drain::Ending { end, .. } if end <= now => self.drain = Drain::Over { swept: 0 },
+            Drain::Ending { end, swept } if end <= now && swept == self.slots.len() => {
+                self.drain = Drain::Over { swept: 0 };
+            }
             Drain::Freezing { deadline, swept, rested }
                 if deadline <= now && swept == self.slots.len() =>
             {
@@ -350,7 +352,11 @@ impl Server {
         match self.drain {
             Drain::No | Drain::Patient { .. } => {}
             Drain::Ending { end, swept } => {
+                // A million FINs take seconds: the last one's time begins with it.
+                let sweeping = swept < self.slots.len();
                 let swept = self.sweep(now, ops, swept, Connection::on_drain_deadline);
+                let end =
+                    if sweeping { now.plus(self.resources.parameters.linger_timeout) } else { end };
                 self.drain = Drain::Ending { end, swept };
             }
             Drain::Over { swept } => {
@@ -507,17 +513,17 @@ mod tests {
     use crate::echo::admission::SourceBook;
     use crate::echo::op::{ReceiveMode, Shutdown, Source};
 
-    /// Goal: a worker with many connections ends them in several short turns, each at once after
-    /// the other, so that it does not look hung. Method: count the FINs of each turn.
-    #[test]
-    fn the_end_of_a_drain_is_spread_over_turns() {
-        const CONNECTIONS: usize = 2 * limits::SWEEP_SLOTS_MAX + 1;
+    const CONNECTIONS: usize = 2 * limits::SWEEP_SLOTS_MAX + 1;
+    const LINGER: u64 = 100;
+
+    /// A server with [`CONNECTIONS`] open ones that has just been asked to drain at once.
+    fn draining(now: Timestamp) -> Server {
         let mut server = Server::new(Parameters {
             listeners: 1,
             buffers: [8, 0],
             buffer_sizes: [8, 64],
             receive_mode: ReceiveMode::Once,
-            linger_timeout: 100,
+            linger_timeout: LINGER,
             book: Arc::new(SourceBook::new(RandomState::new())),
             tuning: Tuning {
                 connections_max: CONNECTIONS as u32,
@@ -529,7 +535,6 @@ mod tests {
                 rules: Arc::default(),
             },
         });
-        let now = Timestamp(1);
         let mut ops = Vec::new();
         server.handle(now, Event::Started, &mut ops);
         for _ in 0..CONNECTIONS {
@@ -541,15 +546,51 @@ mod tests {
             server.handle(now, Event::Accepted { connection, source }, &mut ops);
         }
         server.handle(now, Event::DrainStarted { deadline: now }, &mut ops);
-        let mut fins = Vec::new();
+        server
+    }
+
+    /// How many connections get a FIN in the next turn, and how many are given up.
+    fn turn(server: &mut Server, now: Timestamp) -> (usize, usize) {
+        let mut ops = Vec::new();
+        server.handle(now, Event::TimePassed, &mut ops);
+        let count = |wanted| {
+            ops.iter().filter(|op| matches!(op, Op::Shutdown { how, .. } if *how == wanted)).count()
+        };
+        (count(Shutdown::Write), count(Shutdown::Both))
+    }
+
+    /// Goal: a worker with many connections ends them in several short turns, each at once after
+    /// the other, so that it does not look hung. Method: count the FINs of each turn.
+    #[test]
+    fn the_end_of_a_drain_is_spread_over_turns() {
+        let now = Timestamp(1);
+        let mut server = draining(now);
+        let mut turns = Vec::new();
         while server.deadline().is_some_and(|deadline| deadline <= now) {
-            ops.clear();
-            server.handle(now, Event::TimePassed, &mut ops);
-            let is_fin = |op: &&Op| matches!(op, Op::Shutdown { how: Shutdown::Write, .. });
-            fins.push(ops.iter().filter(is_fin).count());
+            turns.push(turn(&mut server, now));
         }
-        assert_eq!(fins, [limits::SWEEP_SLOTS_MAX, limits::SWEEP_SLOTS_MAX, 1]);
-        assert_eq!(server.deadline(), Some(now.plus(100)));
+        let sweep = limits::SWEEP_SLOTS_MAX;
+        assert_eq!(turns, [(sweep, 0), (sweep, 0), (1, 0)]);
+        assert_eq!(server.deadline(), Some(now.plus(LINGER)));
+        server.check_invariants();
+    }
+
+    /// Goal: the last to get its FIN has as long to answer as the first. Method: each turn takes
+    /// as long as a peer may linger, as with a million connections on a slow machine.
+    #[test]
+    fn a_drain_of_many_gives_up_nobody_before_its_time() {
+        let mut now = Timestamp(1);
+        let mut server = draining(now);
+        let mut turns = Vec::new();
+        for _ in 0..3 {
+            turns.push(turn(&mut server, now));
+            now = now.plus(LINGER);
+        }
+        let sweep = limits::SWEEP_SLOTS_MAX;
+        let fins: Vec<usize> = turns.iter().map(|&(fins, _)| fins).collect();
+        assert_eq!(fins, [sweep, sweep, 1], "everybody gets a FIN");
+        let given_up: usize = turns.iter().map(|&(_, given_up)| given_up).sum();
+        assert!(given_up <= sweep, "{given_up} given up, when the time of {sweep} is over");
         server.check_invariants();
     }
 }

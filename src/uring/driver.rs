@@ -402,6 +402,11 @@ impl Kernel for Driver {
         self.overflows
     }
 
+    fn source_of(&self, connection: ConnectionId) -> Source {
+        let socket = self.socket(connection);
+        source::of(socket.fd.as_fd(), socket.transport).unwrap_or(Source::Untold)
+    }
+
     fn submit(&mut self, ops: &mut Vec<Op>) {
         for op in ops.drain(..) {
             self.carry_out(op);

@@ -1,6 +1,6 @@
 //! Scripts about accepting.
 
-use echo_uring::echo::op::{AcceptError, ConnectionId, Event, ListenerId, Op, ReceiveMode};
+use echo_uring::echo::op::{AcceptError, ConnectionId, Event, Kernel, ListenerId, Op, ReceiveMode};
 
 use crate::bench::{Bench, accepted, name, receive};
 use crate::world::{End, ROOMY, Resets, World};
@@ -85,6 +85,7 @@ pub(crate) fn a_cancel_may_lose_the_race<W: World>() {
 pub(crate) fn a_source_is_told_when_asked_for<W: World>() {
     let mut bench = Bench::<W>::new(ROOMY);
     bench.accept(name(0));
+    assert_eq!(bench.world.kernel().source_of(name(0)), W::SOURCE, "it was accepted before");
     bench.say([accept(name(1))]);
     bench.silence();
     bench.say([Op::NameSources]);

@@ -232,7 +232,7 @@ fn a_source_that_connects_too_fast_is_held_to_its_rate() {
 fn new_rules_are_for_those_who_come_after_them() {
     let _quiet = in_company();
     let daemon = Launch::with_config("[server]\nworkers = 2\n").start();
-    let inside = admit_from(&daemon, [0, 2], 3);
+    let mut inside = admit_from(&daemon, [0, 2], 3);
     assert_eq!(inside.len(), 3);
     let reload = |config: &str| {
         std::fs::write(daemon.config_path(), config).unwrap();
@@ -245,10 +245,15 @@ fn new_rules_are_for_those_who_come_after_them() {
     reload("[server]\nworkers = 2\n[access]\ndeny = [\"127.0.0.2\"]\n");
     assert_eq!(admit_from(&daemon, [0, 2], 3).len(), 0);
     assert_eq!(admit_from(&daemon, [0, 3], 1).len(), 1);
-    // Who came before there was a cap is not counted by it.
+    // Who came before there was a cap counts by it all the same, until it leaves.
     reload("[server]\nworkers = 2\n[limits]\nmax-connections-per-source = 2\n");
-    let counted = admit_from(&daemon, [0, 2], 4);
+    assert_eq!(admit_from(&daemon, [0, 2], 2).len(), 0);
+    let counted = admit_from(&daemon, [0, 4], 4);
     assert_eq!(counted.len(), 2);
+    inside.truncate(1);
+    wait_until("a place for their source", patience(10.0), || {
+        admit_from(&daemon, [0, 2], 1).len() == 1
+    });
     reload("[server]\nworkers = 2\n");
     assert_eq!(admit_from(&daemon, [0, 2], 4).len(), 4);
     assert!(inside.iter().chain(&counted).all(|socket| ping(socket, b"still here")));

@@ -328,6 +328,12 @@ impl Audit {
         }
     }
 
+    /// The connections that are open for the core.
+    pub(crate) fn open_connections(&self) -> Vec<ConnectionId> {
+        let open = self.tenants.iter().filter(|(_, tenant)| matches!(tenant, Tenant::Open(_)));
+        open.map(|(connection, _)| *connection).collect()
+    }
+
     /// How many connections are open for the core.
     pub(crate) fn open_count(&self) -> usize {
         self.tenants.iter().filter(|(_, tenant)| matches!(tenant, Tenant::Open(_))).count()

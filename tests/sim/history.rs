@@ -464,10 +464,16 @@ impl History {
             return;
         };
         self.kernel.trace.note(self.kernel.clock(), Note::World("other rules are in force"));
-        self.audit.door.rules = Rules::clone(&rules);
+        let inside: Vec<_> = self.audit.open_connections();
+        let inside: Vec<_> = inside.into_iter().map(|id| (id, self.kernel.source_of(id))).collect();
+        self.audit.door.change(Rules::clone(&rules), &inside);
         let tuning = Tuning { rules, ..self.scenario.parameters.tuning.clone() };
         self.scenario.parameters.tuning = tuning.clone();
-        self.server.retune(Timestamp(self.kernel.clock()), tuning);
+        let now = self.kernel.now();
+        self.server.retune(now, tuning);
+        for connection in self.server.take_uncounted() {
+            self.server.count_source(now, connection, self.kernel.source_of(connection));
+        }
     }
 
     fn begin_drain(&mut self, patience: u64) {

@@ -1,7 +1,7 @@
 //! The way in: an answered accept becomes a connection with a place, one that waits for it, or one
 //! that is refused.
 
-use super::{Listener, Phase, Server};
+use super::{Listener, Phase, Server, limits};
 use crate::echo::admission::Verdict;
 use crate::echo::op::{ConnectionId, Op, Source, Timestamp};
 use crate::echo::stats::RefuseReason;
@@ -26,6 +26,31 @@ impl Server {
                 self.receive_verdict(now, id, verdict, ops);
             }
         }
+    }
+
+    /// Connections that came while no source was counted, if a change of the rules has it that they
+    /// count; some of them in each turn. Each is to be told to [`Self::count_source`].
+    #[must_use]
+    pub fn take_uncounted(&mut self) -> Vec<ConnectionId> {
+        let Some(from) = self.admission.recounted else { return Vec::new() };
+        let to = self.slots.len().min(from + limits::SWEEP_SLOTS_MAX);
+        self.admission.recounted = (to < self.slots.len()).then_some(to);
+        let here = (from..to).filter(|slot| match self.slots[*slot].phase() {
+            Phase::Free | Phase::Accepting => false,
+            Phase::Parked
+            | Phase::Open
+            | Phase::Finishing
+            | Phase::Flushing(_)
+            | Phase::Lingering(_)
+            | Phase::Closing(_) => true,
+        });
+        let named = here.map(|slot| ConnectionId::new(slot as u32, self.slots[slot].generation()));
+        named.filter(|id| self.admission.is_uncounted(*id)).collect()
+    }
+
+    /// Counts a connection that is here already; it stays whatever the caps say.
+    pub fn count_source(&mut self, now: Timestamp, id: ConnectionId, source: Source) {
+        self.admission.count_adopted(now, id, source);
     }
 
     /// Judges those again who could not be judged when they came.

@@ -144,6 +144,20 @@ impl Door {
         }
     }
 
+    /// These are inside when other rules come into force. Whoever was not counted so far counts from
+    /// now on, if anybody does.
+    pub(crate) fn change(&mut self, rules: Rules, inside: &[(ConnectionId, Source)]) {
+        let begins = rules.caps.count() && !self.rules.caps.count();
+        self.rules = rules;
+        for (id, source) in inside.iter().filter(|_| begins) {
+            let known = self.inside.iter().any(|(other, _)| other == id)
+                || self.undecided.iter().any(|(other, _)| other == id);
+            if let Some(group) = self.group(*source).filter(|_| !known) {
+                self.inside.push((*id, group));
+            }
+        }
+    }
+
     /// One event has been handled altogether.
     pub(crate) fn settle(&self) {
         assert_eq!(self.to_close, [], "promise: they are refused, and were let in");

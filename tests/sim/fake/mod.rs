@@ -181,11 +181,6 @@ impl FakeKernel {
         self.trace.note(self.now, Note::World("a new process takes over"));
     }
 
-    /// Where an open connection comes from.
-    pub(crate) fn source_of(&self, connection: ConnectionId) -> echo_uring::echo::op::Source {
-        self.peers[self.sockets[self.position(connection)].peer.0].source
-    }
-
     /// Time goes by without anybody to serve.
     pub(crate) fn pass_time(&mut self, milliseconds: u64) {
         self.now += milliseconds;

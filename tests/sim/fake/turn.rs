@@ -27,6 +27,10 @@ impl Kernel for FakeKernel {
         self.timestamp()
     }
 
+    fn source_of(&self, connection: ConnectionId) -> Source {
+        self.peers[self.sockets[self.position(connection)].peer.0].source
+    }
+
     fn submit(&mut self, ops: &mut Vec<Op>) {
         for op in ops.drain(..) {
             self.perform(op);
