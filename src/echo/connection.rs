@@ -215,21 +215,23 @@ impl Connection {
 
     /// The try-send took the first `length` bytes.
     pub fn on_sent(&mut self, context: &mut Context, length: u32) {
-        let Send::Trying { buffer, length: asked } = self.send else {
+        let Send::Trying { buffer, length: asked, timed, .. } = self.send else {
             unreachable!("a send came back that was not under way: {:?}", self.send)
         };
         assert!(length <= asked, "sent {length} of {asked} bytes");
-        self.count_sent(context, length);
+        context.resources.count_sent(self.listener, length);
         self.send = Send::Idle;
         if let Phase::Closing(_) = self.phase {
             context.resources.stats.bytes_dropped += u64::from(asked - length);
             context.recycle(buffer);
         } else if length == asked {
             let resources = &mut *context.resources;
-            let filled_us = resources.pool.filled_us(buffer);
-            resources.count_echo(self.listener, filled_us);
+            let since_us = timed.then(|| resources.pool.filled_us(buffer));
+            resources.count_echo(self.listener, since_us);
             context.recycle(buffer);
         } else {
+            let since_us = timed.then(|| context.resources.pool.filled_us(buffer));
+            context.resources.stalled_since.insert(context.id.slot(), since_us);
             self.stall(context, buffer, length, asked);
         }
         self.advance(context);
@@ -243,7 +245,8 @@ impl Connection {
             unreachable!("set-aside bytes came back unasked: {:?}", self.send)
         };
         assert!(length >= 1 && length <= unsent, "sent {length} of {unsent} bytes");
-        self.count_sent(context, length);
+        context.resources.count_sent(self.listener, length);
+        self.progress_ms = context.now.0 as u32;
         self.send = Send::Aside { unsent: unsent - length, charged, step: AsideStep::Ready };
         if length == unsent {
             context.resources.count_echo_of_aside(self.listener, context.id);
@@ -271,7 +274,7 @@ impl Connection {
             (SendError::Stopped, Send::Aside { unsent, charged, .. }) => {
                 self.send = Send::Aside { unsent, charged, step: AsideStep::Ready };
             }
-            (SendError::Failed(error), Send::Trying { buffer, length }) => {
+            (SendError::Failed(error), Send::Trying { buffer, length, .. }) => {
                 self.send = Send::Idle;
                 context.resources.stats.bytes_dropped += u64::from(length);
                 context.recycle(buffer);
@@ -311,6 +314,7 @@ impl Connection {
     /// Does whatever follows from the present state. The only place that starts a send, arms a
     /// receive or closes.
     fn advance(&mut self, context: &mut Context) {
+        self.hasten_send(context);
         match self.phase {
             Phase::Free | Phase::Accepting | Phase::Parked => {}
             Phase::Closing(reason) => self.join(context, reason),
@@ -346,9 +350,14 @@ impl Connection {
                 let Some((buffer, length)) = self.queue.pop(&mut context.resources.pool) else {
                     return Pending::Nothing;
                 };
-                self.send = Send::Trying { buffer, length };
-                context.ops.push(Op::Send { connection: context.id, buffer, length });
+                let timed = context.resources.is_next_send_timed();
+                let awaited = timed || self.awaits_send(context.resources);
+                self.send = Send::Trying { buffer, length, awaited, timed };
+                // The answer may come late, but this is when they move, if they do.
+                self.progress_ms = context.now.0 as u32;
+                context.ops.push(Op::Send { connection: context.id, buffer, length, awaited });
             }
+
             Send::Aside { step: step @ AsideStep::Ready, .. } if !context.resources.frozen => {
                 *step = AsideStep::InFlight;
                 context.ops.push(Op::SendAside { connection: context.id });
@@ -356,6 +365,27 @@ impl Connection {
             Send::Trying { .. } | Send::Aside { .. } => {}
         }
         Pending::Something
+    }
+
+    /// If the answer of a send has become interesting since it was submitted, asks for it.
+    fn hasten_send(&mut self, context: &mut Context) {
+        let awaits = self.awaits_send(context.resources);
+        if let Send::Trying { awaited, .. } = &mut self.send
+            && awaits
+            && !std::mem::replace(awaited, true)
+        {
+            context.ops.push(Op::AwaitSends);
+        }
+    }
+
+    /// Whether anything is to happen when the bytes at hand are sent.
+    fn awaits_send(&self, resources: &Resources) -> bool {
+        self.phase != Phase::Open
+            || self.queue.count() > 0
+            || resources.frozen
+            || !resources.waiting.is_empty()
+            || self.class == SizeClass::Large
+            || resources.pool.is_busy()
     }
 
     /// Arms the receive when bytes are wanted, and stops a multishot when they are not.
@@ -424,8 +454,6 @@ impl Connection {
     fn stall(&mut self, context: &mut Context, buffer: BufferId, sent: u32, length: u32) {
         context.resources.stats.short_sends += 1;
         context.resources.stats.stalled += 1;
-        let filled_us = context.resources.pool.filled_us(buffer);
-        context.resources.stalled_since.insert(context.id.slot(), filled_us);
         context.timer_changed = true;
         self.progress_ms = context.now.0 as u32;
         self.shrink();
@@ -469,13 +497,6 @@ impl Connection {
         resources.stalled_since.remove(&id.slot());
         resources.refund_aside(charged);
         self.send = Send::Idle;
-    }
-
-    fn count_sent(&mut self, context: &mut Context, length: u32) {
-        context.resources.count_sent(self.listener, length);
-        if length > 0 {
-            self.progress_ms = context.now.0 as u32;
-        }
     }
 
     fn fail(&mut self, context: &mut Context, error: ConnectionError) {

@@ -9,7 +9,7 @@
 //!
 //! ```text
 //! Event::Received { connection, buffer, length: 5, .. }
-//!     -> Op::Send { connection, buffer, length: 5 }, Op::Receive { connection, .. }
+//!     -> Op::Send { connection, buffer, length: 5, .. }, Op::Receive { connection, .. }
 //! Event::Sent { connection, length: 5 }
 //!     -> Op::Recycle { buffer }
 //! ```
@@ -199,6 +199,9 @@ pub enum Op {
     /// Try to send the first `length` bytes of `buffer` without waiting. At most one send (of
     /// either kind) per connection is in flight. Answered once by [`Event::Sent`] or
     /// [`Event::SendFailed`]; the buffer stays lent until recycled.
+    ///
+    /// If nothing waits for the answer, it is no reason for a turn to end: that all bytes were
+    /// taken may be told as late as with the next thing that happens, or after [`Op::AwaitSends`].
     Send {
         /// To whom.
         connection: ConnectionId,
@@ -206,7 +209,11 @@ pub enum Op {
         buffer: BufferId,
         /// How many bytes, at least 1.
         length: u32,
+        /// Whether anything waits for the answer.
+        awaited: bool,
     },
+    /// The answers of all sends under way are waited for after all: tell them with the next turn.
+    AwaitSends,
     /// Copy `length` bytes of `buffer`, from `offset` on, to the end of the connection's own
     /// set-aside bytes. Done at once; the buffer may be recycled next.
     SetAside {

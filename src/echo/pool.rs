@@ -5,6 +5,7 @@
 //! owner. That is what lets a connection's queue be a list through the buffers themselves: 12 bytes
 //! in the connection, no allocation, any length.
 
+use super::limits;
 use super::op::{BufferId, SizeClass};
 
 /// What is known of one buffer.
@@ -53,6 +54,14 @@ impl Pool {
     #[must_use]
     pub fn home(&self, class: SizeClass) -> u32 {
         self.entries[class.index()].len() as u32 - self.lent[class.index()]
+    }
+
+    /// Whether more buffers are lent than a thin trickle of messages needs, so that each is better
+    /// had back soon.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        let count = self.entries[SizeClass::Small.index()].len() as u32;
+        self.lent_total() > limits::TRICKLE_BUFFERS_MAX.min(count / 2)
     }
 
     /// Buffers lent, of both classes.

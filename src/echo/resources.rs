@@ -86,13 +86,15 @@ pub struct Resources {
     /// start.
     pub clock_us: u64,
     /// By slot, when the oldest bytes that are set aside were received, in microseconds modulo
-    /// 2^32. Only stalled connections are in it.
-    pub stalled_since: BTreeMap<u32, u32>,
+    /// 2^32, if their residence time is taken. Only stalled connections are in it.
+    pub stalled_since: BTreeMap<u32, Option<u32>>,
     /// Connections that wait for a buffer, first come first served. One that ended since is
     /// skipped.
     pub waiting: VecDeque<ConnectionId>,
     /// Connections to be tried again, and when; in order of time.
     pub retries: VecDeque<(Timestamp, ConnectionId)>,
+    /// Sends until the next one whose residence time is taken.
+    untimed_sends: u32,
 }
 
 impl Resources {
@@ -109,6 +111,7 @@ impl Resources {
             stalled_since: BTreeMap::new(),
             waiting: VecDeque::new(),
             retries: VecDeque::new(),
+            untimed_sends: 0,
             parameters,
         }
     }
@@ -184,12 +187,23 @@ impl Resources {
         self.of(listener).bytes_out += u64::from(length);
     }
 
-    /// Counts an echo that is complete, of bytes received at `since_us`, in microseconds modulo
-    /// 2^32.
-    pub fn count_echo(&mut self, listener: ListenerId, since_us: u32) {
+    /// Whether the residence time of the next send is to be taken: the first one's, and that of
+    /// every so many after it, whatever becomes of it.
+    pub fn is_next_send_timed(&mut self) -> bool {
+        let timed = self.untimed_sends == 0;
+        self.untimed_sends =
+            if timed { limits::SENDS_PER_TIMED - 1 } else { self.untimed_sends - 1 };
+        timed
+    }
+
+    /// Counts an echo that is complete; and its residence time, if it is of bytes that were
+    /// received at `since_us`, in microseconds modulo 2^32.
+    pub fn count_echo(&mut self, listener: ListenerId, since_us: Option<u32>) {
         self.stats.chunks_out += 1;
-        self.stats.residence.record((self.clock_us as u32).wrapping_sub(since_us));
         self.of(listener).chunks_out += 1;
+        if let Some(since_us) = since_us {
+            self.stats.residence.record((self.clock_us as u32).wrapping_sub(since_us));
+        }
     }
 
     /// Counts a connection that is closed.
@@ -204,11 +218,8 @@ impl Resources {
 
     /// Counts the bytes that were set aside, all together, as one echo: they have been sent.
     pub fn count_echo_of_aside(&mut self, listener: ListenerId, id: ConnectionId) {
-        // A connection that was taken over from another process has no beginning here.
-        if let Some(since) = self.stalled_since.get(&id.slot()) {
-            let since = *since;
-            self.count_echo(listener, since);
-        }
+        let since_us = self.stalled_since.get(&id.slot()).copied().flatten();
+        self.count_echo(listener, since_us);
     }
 
     /// Charges `length` set-aside bytes; false, and nothing charged, if they would exceed the

@@ -135,8 +135,9 @@ pub struct Stats {
     /// had been set aside for it.
     pub chunks_out: u64,
     /// From the moment that a piece was fetched from the kernel to the moment that the completion
-    /// of its send was, in microseconds. What the peer was slow to take counts from its oldest byte
-    /// to its last one.
+    /// of its send was, in microseconds; of one send in [`super::limits::SENDS_PER_TIMED`],
+    /// whatever becomes of it. What the peer was slow to take counts from its oldest byte to its
+    /// last one.
     pub residence: Histogram,
     /// Turns that found the completion queue overflowed: the kernel kept completions in a slower
     /// list.

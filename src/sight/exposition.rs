@@ -145,7 +145,7 @@ fn residence(snapshot: &Snapshot) -> MetricFamily {
     histogram.set_sample_sum(counted.sum() as f64 / 1e6);
     let mut metric = Metric::default();
     metric.set_histogram(histogram);
-    let help = "From the receipt of a piece to the end of its echo.";
+    let help = "From the receipt of a piece to the end of its echo, of one in 16.";
     family("residence_seconds", help, MetricType::HISTOGRAM, vec![metric])
 }
 

@@ -140,7 +140,7 @@ pub struct Ring {
 /// Percentiles, at most an eighth too large, of a clock read once a turn in whole microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Residence {
-    /// Echoes measured.
+    /// Echoes measured: of each worker the first, and every 16th after it.
     pub count: u64,
     /// All of them together.
     pub sum: f64,

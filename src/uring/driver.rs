@@ -1,6 +1,7 @@
 //! Operations to submission entries, completions to events: [`Kernel`] on a real ring.
 
 mod receive;
+mod send;
 mod succession;
 
 use std::collections::{HashMap, VecDeque};
@@ -12,11 +13,12 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use io_uring::{cqueue, opcode, types};
+use io_uring::{cqueue, types};
 use nix::sys::eventfd::EventFd;
 use socket2::SockRef;
 
 use self::receive::{HangUp, Receiving};
+use self::send::QuietSend;
 use super::aside::Aside;
 use super::buffers::{BufferRing, BufferStack};
 use super::errno;
@@ -26,7 +28,7 @@ use super::source;
 use super::token::Token;
 use super::vault::Vault;
 use crate::echo::op::{
-    BufferId, ConnectionId, Event, Kernel, ListenerId, Op, Shutdown, SizeClass, Source, Timestamp,
+    ConnectionId, Event, Kernel, ListenerId, Op, Shutdown, SizeClass, Source, Timestamp,
 };
 
 /// A multishot receive ends after so many bytes (in whole buffers), so that what one connection can
@@ -117,11 +119,21 @@ struct Socket {
     transport: Transport,
     receiving: Receiving,
     hang_up: HangUp,
+    /// Whether a send is under way that tells only of its failure.
+    sends_quietly: bool,
 }
+
+const _: () = assert!(size_of::<Option<Socket>>() == 8);
 
 impl Socket {
     fn new(fd: OwnedFd, transport: Transport) -> Self {
-        Self { fd, transport, receiving: Receiving::No, hang_up: HangUp::Unwatched }
+        Self {
+            fd,
+            transport,
+            receiving: Receiving::No,
+            hang_up: HangUp::Unwatched,
+            sends_quietly: false,
+        }
     }
 }
 
@@ -143,6 +155,8 @@ pub struct Driver {
     names_sources: bool,
     wake: Arc<EventFd>,
     wake_armed: bool,
+    /// The moments that alarms are set for, the next one last.
+    alarms: Vec<Timestamp>,
     /// Receives and sends with the kernel: they point into our memory.
     in_flight: u64,
     /// Turns that found the completion queue overflowed.
@@ -154,6 +168,10 @@ pub struct Driver {
     waiting: VecDeque<ConnectionId>,
     /// Answers that need no kernel, for the next turn.
     answers: Vec<Event>,
+    /// Sends whose success the kernel does not tell of, in order.
+    quiet_sends: Vec<QuietSend>,
+    /// Whether they are waited for.
+    hastened: bool,
     busy_poll: Option<Duration>,
     origin: Instant,
 }
@@ -175,6 +193,8 @@ impl Driver {
             small: ManuallyDrop::new(small),
             large: ManuallyDrop::new(large),
             answers: Vec::new(),
+            quiet_sends: Vec::new(),
+            hastened: false,
             waiting: VecDeque::new(),
             asides: HashMap::new(),
             vault: Vault::default(),
@@ -184,6 +204,7 @@ impl Driver {
             listeners: settings.listeners,
             wake: settings.wake,
             wake_armed: false,
+            alarms: Vec::new(),
             in_flight: 0,
             overflows: 0,
             reaped: Vec::new(),
@@ -211,7 +232,10 @@ impl Driver {
                 self.receive(connection, class, mode, expectation);
             }
             Op::CancelReceive { connection } => self.cancel_receive(connection),
-            Op::Send { connection, buffer, length } => self.send(connection, buffer, length),
+            Op::Send { connection, buffer, length, awaited } => {
+                self.send(connection, buffer, length, awaited);
+            }
+            Op::AwaitSends => self.hastened = !self.quiet_sends.is_empty(),
             Op::SetAside { connection, buffer, offset, length } => {
                 let bytes = match buffer.class {
                     SizeClass::Small => self.small.part(buffer.index, offset, length),
@@ -252,39 +276,6 @@ impl Driver {
         self.ring.accept(self.listeners[index].socket.as_fd(), Token::Accept(connection));
     }
 
-    fn send(&mut self, connection: ConnectionId, buffer: BufferId, length: u32) {
-        let fd = self.fd(connection);
-        let bytes = match buffer.class {
-            SizeClass::Small => self.small.lent_bytes(buffer.index, length),
-            SizeClass::Large => self.large.lent_bytes(buffer.index, length),
-        };
-        let entry = opcode::Send::new(fd, bytes, length)
-            .flags(libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
-            .build()
-            .user_data(Token::Send(connection).pack());
-        self.in_flight += 1;
-        // SAFETY: `bytes` are `length` bytes of the pool, which outlives the send, see `BufferRing`
-        // and `Drop`. A core that recycled the buffer meanwhile would garble its own echo, but the
-        // memory stays ours.
-        unsafe { self.ring.push(entry) };
-    }
-
-    fn send_aside(&mut self, connection: ConnectionId) {
-        let fd = self.fd(connection);
-        let aside = self.asides.get_mut(&connection.slot());
-        let bytes = aside.expect("invariant: the core sends what it set aside").lend();
-        // A send may be short anyway, so a piece beyond 4 GiB would be sent in several goes.
-        let length = bytes.len().min(u32::MAX as usize) as u32;
-        let entry = opcode::Send::new(fd, bytes.as_ptr(), length)
-            .flags(libc::MSG_NOSIGNAL)
-            .build()
-            .user_data(Token::SendAside(connection).pack());
-        self.in_flight += 1;
-        // SAFETY: the piece is in the vault and marked as lent; it is neither moved nor freed
-        // before `Aside::take_back` at its completion: `close` refuses, and `Drop` leaks it.
-        unsafe { self.ring.push(entry) };
-    }
-
     fn close(&mut self, connection: ConnectionId) {
         if let Some(aside) = self.asides.remove(&connection.slot()) {
             assert!(!aside.is_in_flight(), "{connection:?} is closed while bytes are being sent");
@@ -304,6 +295,19 @@ impl Driver {
         }
     }
 
+    /// Whether there is time left until `deadline`; sees to it that a wait ends then. An alarm that
+    /// turns out to be too early ends a wait in vain, once.
+    fn set_alarm(&mut self, deadline: Timestamp) -> bool {
+        if self.alarms.last().is_some_and(|&next| next <= deadline) {
+            return true;
+        }
+        let Some(left @ 1..) = deadline.0.checked_sub(self.now().0) else { return false };
+        // One millisecond more than the clock's reading tells, or it could go off just before.
+        self.ring.alarm(Duration::from_millis(left + 1), Token::Alarm);
+        self.alarms.push(deadline);
+        true
+    }
+
     /// What a completion tells the core, if anything.
     fn event(&mut self, completion: &cqueue::Entry) -> Option<Event> {
         let (result, flags) = (completion.result(), completion.flags());
@@ -320,20 +324,18 @@ impl Driver {
                 self.hung_up(connection, result);
                 return None;
             }
-            Token::Send(connection) => {
-                self.in_flight -= 1;
-                match result {
-                    0.. => Event::Sent { connection, length: result as u32 },
-                    _ if result == -libc::EAGAIN => Event::Sent { connection, length: 0 },
-                    _ => Event::SendFailed { connection, error: errno::of_send(-result) },
-                }
-            }
+            Token::Send(connection) => self.sent(connection, result),
+            Token::QuietSend(connection) => self.quiet_send_failed(connection, result),
             Token::SendAside(connection) => self.sent_aside(connection, result),
             Token::Wake => {
                 self.wake_armed = false;
                 // The descriptor does not block; nothing to read means that somebody was quicker to
                 // turn us.
                 let _ = self.wake.read();
+                return None;
+            }
+            Token::Alarm => {
+                self.alarms.pop();
                 return None;
             }
             Token::Unanswered => return None,
@@ -360,22 +362,6 @@ impl Driver {
         listener.equip(fd.as_fd());
         self.install(connection, Socket::new(fd, listener.transport));
         Event::Accepted { connection, source }
-    }
-
-    fn sent_aside(&mut self, connection: ConnectionId, result: i32) -> Event {
-        self.in_flight -= 1;
-        let slot = connection.slot();
-        let aside = self.asides.get_mut(&slot).expect("invariant: kept until it is sent");
-        if aside.take_back(result.max(0) as usize)
-            && let Some(aside) = self.asides.remove(&slot)
-        {
-            drop(ManuallyDrop::into_inner(aside));
-        }
-        match result {
-            1.. => Event::SentAside { connection, length: result as u32 },
-            0 => Event::SendFailed { connection, error: errno::of_send(libc::EAGAIN) },
-            _ => Event::SendFailed { connection, error: errno::of_send(-result) },
-        }
     }
 
     fn socket(&self, connection: ConnectionId) -> &Socket {
@@ -419,24 +405,20 @@ impl Kernel for Driver {
         events: &mut Vec<Event>,
     ) -> Result<(), DriverError> {
         self.arm_wake();
-        // One millisecond more than the clock's reading tells, or a wait could end just before its
-        // deadline.
-        let patience = deadline.map(|deadline| match deadline.0.saturating_sub(self.now().0) {
-            0 => Duration::ZERO,
-            left => Duration::from_millis(left + 1),
-        });
-        let patience = if self.answers.is_empty() { patience } else { Some(Duration::ZERO) };
+        let may_wait = self.answers.is_empty()
+            && !self.hastened
+            && deadline.is_none_or(|deadline| self.set_alarm(deadline));
         let waited = match self.busy_poll {
-            Some(spin) if patience != Some(Duration::ZERO) => {
-                self.ring.submit_and_spin(patience, spin)
-            }
-            _ => self.ring.submit_and_wait(patience),
+            Some(spin) if may_wait => self.ring.submit_and_spin(spin),
+            _ if may_wait => self.ring.submit_and_wait(None),
+            _ => self.ring.submit_and_wait(Some(Duration::ZERO)),
         };
         events.append(&mut self.answers);
         let mut reaped = std::mem::take(&mut self.reaped);
         reaped.extend(self.ring.completions());
         self.overflows += u64::from(self.ring.has_overflowed());
         let idle = reaped.is_empty();
+        self.answer_quiet_sends(&reaped, events);
         for completion in reaped.drain(..) {
             events.extend(self.event(&completion));
         }

@@ -16,7 +16,7 @@ use io_uring::{IoUring, opcode, squeue, types};
 use super::probe::Unusable;
 
 /// The operations that the driver submits, and nothing else; with their names.
-pub(super) const OPERATIONS: [(u8, &str); 6] = [
+pub(super) const OPERATIONS: [(u8, &str); 7] = [
     // Takes connections from the listening sockets, which were there before the ring.
     (opcode::Accept::CODE, "ACCEPT"),
     // Reads from a connection,
@@ -25,6 +25,8 @@ pub(super) const OPERATIONS: [(u8, &str); 6] = [
     (opcode::Send::CODE, "SEND"),
     // Waits for bytes without holding a large buffer, and for the main thread's bell.
     (opcode::PollAdd::CODE, "POLL_ADD"),
+    // Ends a wait at the next deadline.
+    (opcode::Timeout::CODE, "TIMEOUT"),
     // Takes back an accept, a receive or a poll: at the end, when idle, at a hand-over.
     (opcode::AsyncCancel::CODE, "ASYNC_CANCEL"),
     // Ends a connection.

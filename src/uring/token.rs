@@ -19,9 +19,13 @@ pub(super) enum Token {
     /// The peer of a Unix stream sends no more.
     HungUp(ConnectionId),
     Send(ConnectionId),
+    /// A send that answers only if it fails or is short.
+    QuietSend(ConnectionId),
     SendAside(ConnectionId),
     /// The eventfd of the worker became readable.
     Wake,
+    /// A moment has come.
+    Alarm,
     /// An operation whose answer nobody needs: a cancel or a close.
     Unanswered,
 }
@@ -36,6 +40,8 @@ const UNANSWERED: u64 = 7;
 const CONNECT: u64 = 8;
 const READABLE: u64 = 9;
 const HUNG_UP: u64 = 10;
+const ALARM: u64 = 11;
+const QUIET_SEND: u64 = 12;
 
 impl Token {
     /// The value for the submission entry.
@@ -48,8 +54,10 @@ impl Token {
             Self::Readable(id) => with_id(READABLE, id),
             Self::HungUp(id) => with_id(HUNG_UP, id),
             Self::Send(id) => with_id(SEND, id),
+            Self::QuietSend(id) => with_id(QUIET_SEND, id),
             Self::SendAside(id) => with_id(SEND_ASIDE, id),
             Self::Wake => WAKE << 56,
+            Self::Alarm => ALARM << 56,
             Self::Unanswered => UNANSWERED << 56,
         }
     }
@@ -68,8 +76,10 @@ impl Token {
             READABLE => Self::Readable(id),
             HUNG_UP => Self::HungUp(id),
             SEND => Self::Send(id),
+            QUIET_SEND => Self::QuietSend(id),
             SEND_ASIDE => Self::SendAside(id),
             WAKE => Self::Wake,
+            ALARM => Self::Alarm,
             UNANSWERED => Self::Unanswered,
             _ => unreachable!("the kernel returned user_data {user_data:#x}, which we never gave"),
         }
@@ -99,8 +109,10 @@ mod tests {
                 Token::Readable(id),
                 Token::HungUp(id),
                 Token::Send(id),
+                Token::QuietSend(id),
                 Token::SendAside(id),
                 Token::Wake,
+                Token::Alarm,
                 Token::Unanswered,
             ] {
                 assert_eq!(Token::unpack(token.pack()), token);

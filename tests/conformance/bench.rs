@@ -159,7 +159,7 @@ impl<W: World> Bench<W> {
     /// Tries to send a chunk and gives its buffer back if it was taken whole. Returns how much was
     /// taken.
     pub(crate) fn send(&mut self, connection: ConnectionId, (buffer, length): Chunk) -> u32 {
-        self.say([Op::Send { connection, buffer, length }]);
+        self.say([Op::Send { connection, buffer, length, awaited: true }]);
         match self.next() {
             Event::Sent { connection: name, length: sent } if name == connection => {
                 assert!(sent <= length, "{sent} of {length} bytes were sent");

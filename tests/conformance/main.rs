@@ -61,6 +61,8 @@ in_each_world! {
     send::what_a_full_socket_leaves_is_sent_from_aside,
     send::set_aside_pieces_keep_their_order,
     send::two_connections_do_not_mix,
+    send::an_answer_that_nobody_waits_for_comes_all_the_same,
+    send::a_short_send_is_told_unasked,
     succession::a_canceled_send_loses_no_bytes,
     succession::what_one_kernel_releases_another_adopts,
     succession::the_core_hands_over_in_mid_transfer,
@@ -77,5 +79,6 @@ in_each_world! {
     turn::a_turn_ends_at_its_deadline,
     turn::a_turn_in_the_past_does_not_wait,
     turn::a_turn_can_be_woken,
+    turn::a_near_deadline_holds_after_a_far_one,
     turn::the_core_echoes_and_drains,
 }

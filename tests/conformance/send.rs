@@ -1,8 +1,8 @@
 //! Scripts about sending. That the bytes are the right ones is checked by every read.
 
-use echo_uring::echo::op::Op;
+use echo_uring::echo::op::{Event, Op, ReceiveMode};
 
-use crate::bench::{Bench, name};
+use crate::bench::{Bench, name, receive};
 use crate::world::{ROOMY, World};
 
 pub(crate) fn a_send_takes_what_there_is_room_for<W: World>() {
@@ -75,4 +75,69 @@ pub(crate) fn two_connections_do_not_mix<W: World>() {
     bench.read_all(peers[1], 50);
     let read = bench.flush(peers[0], name(0), aside);
     bench.read_all(peers[0], written - read);
+}
+
+/// Goal: an answer for which nobody waits may be late, but is never missing, and the bytes are not
+/// late. Method: one that is asked for after all, and one that comes with the next bytes.
+pub(crate) fn an_answer_that_nobody_waits_for_comes_all_the_same<W: World>() {
+    let mut bench = Bench::<W>::new(ROOMY);
+    let connection = name(0);
+    let peer = bench.accept(connection);
+    let sent = |length| Event::Sent { connection, length };
+
+    let (buffer, length) = bench.take(peer, connection, 100)[0];
+    bench.say([Op::Send { connection, buffer, length, awaited: false }]);
+    bench.read_all(peer, 100);
+    let told = bench.next_if_any().unwrap_or_else(|| {
+        bench.say([Op::AwaitSends]);
+        bench.next()
+    });
+    assert_eq!(told, sent(100));
+    bench.say([Op::Recycle { buffer }]);
+    bench.silence();
+
+    let (buffer, length) = bench.take(peer, connection, 50)[0];
+    bench.say([
+        Op::Send { connection, buffer, length, awaited: false },
+        receive(connection, ReceiveMode::Once),
+    ]);
+    bench.read_all(peer, 50);
+    bench.world.write(peer, 7);
+    assert_eq!(bench.next(), sent(50));
+    bench.say([Op::Recycle { buffer }]);
+    let ((buffer, length), ..) = bench.received();
+    assert_eq!(bench.send(connection, (buffer, length)), 7);
+    bench.read_all(peer, 7);
+}
+
+/// Goal: nobody has to ask what became of a send that was not taken whole, or failed. Method: send
+/// without asking until the socket is full, and then to a peer that has gone.
+pub(crate) fn a_short_send_is_told_unasked<W: World>() {
+    let mut bench = Bench::<W>::new(ROOMY);
+    let connection = name(0);
+    let peer = bench.accept(connection);
+    let mut echoed = 0;
+    let rest = 'full: loop {
+        for (buffer, length) in bench.take(peer, connection, 500) {
+            bench.say([Op::Send { connection, buffer, length, awaited: false }]);
+            let told = bench.next_if_any();
+            let Event::Sent { length: sent, .. } = told.unwrap_or_else(|| {
+                bench.say([Op::AwaitSends]);
+                bench.next()
+            }) else {
+                panic!("the answer to a send was expected, not {told:?}")
+            };
+            echoed += sent as usize;
+            if sent < length {
+                assert!(told.is_some(), "{sent} of {length} bytes were sent, told only when asked");
+                break 'full (buffer, length - sent);
+            }
+            bench.say([Op::Recycle { buffer }]);
+        }
+    };
+    bench.read_all(peer, echoed);
+    bench.world.reset(peer);
+    bench.say([Op::Send { connection, buffer: rest.0, length: rest.1, awaited: false }]);
+    let told = bench.next();
+    assert!(matches!(told, Event::SendFailed { .. }), "to a peer that reset: {told:?}");
 }

@@ -48,6 +48,29 @@ pub(crate) fn a_turn_can_be_woken<W: World>() {
     }
 }
 
+/// Goal: a deadline holds whatever was waited for before. Method: a wait for a far one is broken
+/// off, and near ones follow.
+pub(crate) fn a_near_deadline_holds_after_a_far_one<W: World>() {
+    let mut bench = Bench::<W>::new(ROOMY);
+    let mut events = Vec::new();
+    let far = bench.world.kernel().now().plus(3_600_000);
+    bench.world.wake_soon();
+    bench.world.kernel().turn(Some(far), &mut events).expect("the ring works");
+    for milliseconds in [40, 5, 20] {
+        let began = bench.world.kernel().now();
+        let deadline = began.plus(milliseconds);
+        let mut turns = 0;
+        while bench.world.kernel().now() < deadline {
+            bench.world.kernel().turn(Some(deadline), &mut events).expect("the ring works");
+            turns += 1;
+        }
+        assert!(turns <= 2, "{turns} turns until a deadline: somebody spins");
+        let waited = bench.world.kernel().now().0 - began.0;
+        assert!(waited < milliseconds + 2_000, "{waited} ms instead of {milliseconds}");
+    }
+    assert_eq!(events, []);
+}
+
 /// The loop of `worker`, peers at its other end: everything comes back, and the drain leaves
 /// nothing.
 pub(crate) fn the_core_echoes_and_drains<W: World>() {

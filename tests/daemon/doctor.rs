@@ -56,7 +56,8 @@ fn all_well_is_exit_0() {
     assert_eq!(json["version"], env!("CARGO_PKG_VERSION"));
     assert!(one(&json, "kernel", "ok").starts_with("Linux "));
     let io_uring = findings(&json, "io_uring", "ok").join("\n");
-    for word in ["ACCEPT, RECV, SEND, POLL_ADD, ASYNC_CANCEL, CLOSE", "refuses all others"] {
+    for word in ["ACCEPT, RECV, SEND, POLL_ADD, TIMEOUT, ASYNC_CANCEL, CLOSE", "refuses all others"]
+    {
         assert!(io_uring.contains(word), "{io_uring}");
     }
     assert!(one(&json, "config", "ok").contains("echo-uring.toml is valid"));

@@ -240,7 +240,7 @@ impl Audit {
     pub(crate) fn op(&mut self, now: u64, op: &Op) {
         match *op {
             Op::Accept { listener, connection } => self.accept(now, listener, connection),
-            Op::NameSources | Op::OmitSources => {}
+            Op::NameSources | Op::OmitSources | Op::AwaitSends => {}
             Op::CancelAccept { connection } => {
                 let armed =
                     self.tenant(connection).is_some_and(|t| matches!(t, Tenant::Accepting(_)));
@@ -262,9 +262,13 @@ impl Audit {
                 assert!(open.receive.is_some(), "contract: {connection:?} is not receiving");
                 open.receive_canceled = true;
             }
-            Op::Send { connection, buffer, length } => {
+            Op::Send { connection, buffer, length, .. } => {
                 self.check_lent(connection, buffer, 0, length);
                 self.begin_send(connection, Sending::Buffer(buffer, length));
+                // It is tried at once, however late the answer may come.
+                let open = self.open(connection);
+                open.active_at = now;
+                open.progress_at = now;
             }
             Op::SetAside { connection, buffer, offset, length } => {
                 self.check_lent(connection, buffer, offset, length);
@@ -400,9 +404,11 @@ impl Audit {
     fn sent(&mut self, now: u64, connection: ConnectionId, length: u32, from_aside: bool) {
         let open = self.open(connection);
         let mut refund = 0;
+        let mut moved = length > 0;
         match (open.send.take(), from_aside) {
             (Some(Sending::Buffer(_, asked)), false) => {
-                assert!(length <= asked, "seam: too much sent")
+                assert!(length <= asked, "seam: too much sent");
+                moved &= length < asked;
             }
             (Some(Sending::Aside), true) => {
                 assert!(length > 0, "seam: nothing was sent from aside");
@@ -414,7 +420,7 @@ impl Audit {
             (sending, _) => panic!("seam: {connection:?} answers another send than {sending:?}"),
         }
         open.sent += u64::from(length);
-        if length > 0 {
+        if moved {
             open.active_at = now;
             open.progress_at = now;
         }

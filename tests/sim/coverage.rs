@@ -10,7 +10,7 @@ use crate::fake::trace::Note;
 use crate::history::History;
 
 /// What must be met, besides every way of closing.
-const OCCASIONS: [&str; 30] = [
+const OCCASIONS: [&str; 32] = [
     "a multishot receive",
     "a one-shot receive",
     "a receive into a large buffer",
@@ -37,6 +37,8 @@ const OCCASIONS: [&str; 30] = [
     "an accept without file or memory",
     "an accept with an unexpected error",
     "a send canceled",
+    "a try-send that nobody waits for",
+    "an answer awaited after all",
     "a send stopped",
     "a connection adopted",
     "an adopted connection with bytes aside",
@@ -125,7 +127,9 @@ fn of_op(op: &Op) -> Option<&'static str> {
         Op::Receive { mode: ReceiveMode::Once, .. } => "a one-shot receive",
         Op::CancelReceive { .. } => "a receive canceled",
         Op::CancelAccept { .. } => "an accept canceled",
-        Op::Send { .. } => "a try-send",
+        Op::Send { awaited: true, .. } => "a try-send",
+        Op::Send { awaited: false, .. } => "a try-send that nobody waits for",
+        Op::AwaitSends => "an answer awaited after all",
         Op::SetAside { .. } => "bytes set aside",
         Op::CancelSend { .. } => "a send canceled",
         Op::Shutdown { how: Shutdown::Write, .. } => "a FIN of our own",

@@ -52,6 +52,8 @@ pub(crate) enum Bug {
     ForgetStanding,
     /// The heir is told of one byte too few.
     LoseBequest,
+    /// An answer that has become interesting is not asked for.
+    ForgetAwait,
     /// A connection is counted for no source.
     ForgetSource,
     /// A connection is counted for the source of the one before.
@@ -59,7 +61,7 @@ pub(crate) enum Bug {
 }
 
 impl Bug {
-    pub(crate) const ALL: [Self; 22] = [
+    pub(crate) const ALL: [Self; 23] = [
         Self::DropByte,
         Self::SwapBuffers,
         Self::LeakBuffer,
@@ -80,6 +82,7 @@ impl Bug {
         Self::ForgetCancelSend,
         Self::ForgetStanding,
         Self::LoseBequest,
+        Self::ForgetAwait,
         Self::ForgetSource,
         Self::MixSources,
     ];
@@ -143,7 +146,7 @@ impl Saboteur {
                 }
                 if bug == Bug::DuplicateSend && length == given && !self.forget_repeat(connection) {
                     self.repeated.push(connection);
-                    self.besides.push(Op::Send { connection, buffer, length });
+                    self.besides.push(Op::Send { connection, buffer, length, awaited: true });
                     return None;
                 }
             }
@@ -200,8 +203,8 @@ impl Saboteur {
 
     fn say(&mut self, bug: Bug, op: Op, ops: &mut Vec<Op>) {
         match op {
-            Op::Send { connection, buffer, length } => {
-                self.say_send(bug, connection, buffer, length, ops);
+            Op::Send { connection, buffer, length, awaited } => {
+                self.say_send(bug, connection, (buffer, length), awaited, ops);
             }
             Op::Recycle { buffer } => {
                 self.lent.retain(|(name, _)| *name != buffer);
@@ -222,7 +225,7 @@ impl Saboteur {
             Op::Close { connection } | Op::Abort { connection } if bug == Bug::SendAfterClose => {
                 ops.push(op);
                 let (buffer, length) = self.lent.first().copied().unwrap_or((FIRST, 1));
-                ops.push(Op::Send { connection, buffer, length });
+                ops.push(Op::Send { connection, buffer, length, awaited: true });
             }
             Op::Accept { .. }
             | Op::CancelAccept { .. }
@@ -232,6 +235,7 @@ impl Saboteur {
             | Op::CancelReceive { .. }
             | Op::SendAside { .. }
             | Op::CancelSend { .. }
+            | Op::AwaitSends
             | Op::Shutdown { .. }
             | Op::Close { .. }
             | Op::Abort { .. } => {
@@ -246,8 +250,8 @@ impl Saboteur {
         &mut self,
         bug: Bug,
         connection: ConnectionId,
-        buffer: BufferId,
-        length: u32,
+        (buffer, length): (BufferId, u32),
+        awaited: bool,
         ops: &mut Vec<Op>,
     ) {
         let dropped = u32::from(bug == Bug::DropByte && length > 1 && self.strikes());
@@ -257,7 +261,7 @@ impl Saboteur {
             _ => buffer,
         };
         self.sends.push((connection, buffer, length, length - dropped));
-        ops.push(Op::Send { connection, buffer: given, length: length - dropped });
+        ops.push(Op::Send { connection, buffer: given, length: length - dropped, awaited });
         if bug == Bug::RecycleEarly && self.strikes() {
             self.recycled.push(buffer);
             ops.push(Op::Recycle { buffer });
@@ -286,6 +290,7 @@ fn forgets(bug: Bug, op: Op) -> bool {
         Op::CancelSend { .. } => bug == Bug::ForgetCancelSend,
         Op::Shutdown { how: Shutdown::Write, .. } => bug == Bug::ForgetFin,
         Op::Close { .. } | Op::Abort { .. } => bug == Bug::ForgetClose,
+        Op::AwaitSends => bug == Bug::ForgetAwait,
         Op::NameSources
         | Op::OmitSources
         | Op::Send { .. }

@@ -124,6 +124,7 @@ pub(crate) const CATALOGUE: &[Entry] = &[
         unix: true,
         ..peer("echo-uring-spin", "", &["--config", "{configuration}", "--listen", "{address}"])
     },
+    Entry { unix: true, ..peer("bare", "echo-bare", LISTEN) },
     peer("threads", "echo-threads", LISTEN),
     peer("tokio", "echo-tokio", LISTEN),
     peer("monoio", "echo-monoio", LISTEN),
@@ -220,7 +221,9 @@ impl Entry {
             Program::Installed(name) if installed(name).is_none() => {
                 Some(format!("{name} is not installed"))
             }
-            Program::Build(path) if !Path::new(path).exists() => Some("there is no such file".into()),
+            Program::Build(path) if !Path::new(path).exists() => {
+                Some("there is no such file".into())
+            }
             Program::Installed(_) | Program::Peer(_) | Program::Daemon | Program::Build(_) => None,
         }
     }

@@ -304,7 +304,10 @@ impl Worker {
         drop(self.measured.take(Duration::ZERO));
         self.measured_since = self.now;
         if let Some(schedule) = &mut self.schedule {
-            schedule.begin(self.orders.start.load(Ordering::Acquire));
+            let start = self.orders.start.load(Ordering::Acquire);
+            schedule.begin(start);
+            // However late we hear of it: what was due since then is measured, too.
+            self.measured_since = start;
             return;
         }
         for index in 0..self.connections.len() {

@@ -111,9 +111,8 @@ impl Connection {
         if unsent > 0 {
             context.resources.charge_adopted(unsent);
             context.resources.stats.stalled += 1;
-            // When they came is not known any more: their echo is timed from here.
-            let now_us = context.resources.clock_us as u32;
-            context.resources.stalled_since.insert(context.id.slot(), now_us);
+            // When they came is not known any more.
+            context.resources.stalled_since.insert(context.id.slot(), None);
             self.probation = limits::PROBATION_RECEIVES;
             self.send = Send::Aside { unsent, charged: unsent, step: AsideStep::Ready };
         }

@@ -61,6 +61,10 @@ pub enum Send {
         buffer: BufferId,
         /// Bytes in it.
         length: u32,
+        /// Whether anything waits for the answer.
+        awaited: bool,
+        /// Whether it is one of those whose residence time is taken.
+        timed: bool,
     },
     /// The peer does not keep up: what it did not take is set aside.
     Aside {

@@ -1,6 +1,6 @@
 //! Waiting for what the worker or the kernel is short of: buffers and memory.
 
-use super::{AsideStep, Connection, Context, Receive, Send};
+use super::{AsideStep, Connection, Context, Op, Receive, Send};
 
 impl Connection {
     /// A buffer may be at home again: leave the line and arm. Nothing happens if the connection no
@@ -28,5 +28,7 @@ impl Connection {
     pub(super) fn stand_in_line(&mut self, context: &mut Context) {
         self.receive = Receive::Starved;
         context.resources.waiting.push_back(context.id);
+        // The buffers of the sends under way are wanted back.
+        context.ops.push(Op::AwaitSends);
     }
 }

@@ -92,7 +92,9 @@ impl Client {
             other @ (Token::Accept(_)
             | Token::Readable(_)
             | Token::HungUp(_)
-            | Token::SendAside(_)) => {
+            | Token::QuietSend(_)
+            | Token::SendAside(_)
+            | Token::Alarm) => {
                 unreachable!("a client never asks for {other:?}")
             }
         }

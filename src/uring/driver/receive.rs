@@ -246,7 +246,7 @@ impl Driver {
         }
     }
 
-    fn socket_mut(&mut self, connection: ConnectionId) -> &mut Socket {
+    pub(super) fn socket_mut(&mut self, connection: ConnectionId) -> &mut Socket {
         self.sockets[connection.slot() as usize].as_mut().expect(OPEN)
     }
 }

@@ -91,6 +91,8 @@ pub(crate) struct FakeKernel {
     sockets: Vec<Socket>,
     /// What happened and is not told yet, in the order of happening for each name.
     untold: Vec<(ConnectionId, VecDeque<Event>)>,
+    /// Names of which nothing is untold but that a send was taken whole, for which nobody waits.
+    unawaited: Vec<ConnectionId>,
 }
 
 struct ArmedAccept {
@@ -148,6 +150,7 @@ impl FakeKernel {
             accepts: Vec::new(),
             sockets: Vec::new(),
             untold: Vec::new(),
+            unawaited: Vec::new(),
         }
     }
 
@@ -214,7 +217,10 @@ impl FakeKernel {
                     receive.canceled = true;
                 }
             }
-            Op::Send { connection, buffer, length } => self.try_send(connection, buffer, length),
+            Op::Send { connection, buffer, length, awaited } => {
+                self.try_send(connection, buffer, length, awaited);
+            }
+            Op::AwaitSends => self.unawaited.clear(),
             Op::SetAside { connection, buffer, offset, length } => {
                 let bytes = self.pool.bytes(buffer, offset, length).to_vec();
                 self.socket(connection).aside.extend(bytes);
@@ -253,7 +259,7 @@ impl FakeKernel {
         self.accepts.push(ArmedAccept { listener, connection, canceled: false, tried: false });
     }
 
-    fn try_send(&mut self, connection: ConnectionId, buffer: BufferId, length: u32) {
+    fn try_send(&mut self, connection: ConnectionId, buffer: BufferId, length: u32, awaited: bool) {
         let faults = self.settings.faults;
         let bytes = self.pool.bytes(buffer, 0, length).to_vec();
         assert!(!self.socket(connection).sending_aside, "contract: {connection:?} has two sends");
@@ -270,6 +276,9 @@ impl FakeKernel {
         let length = if blocked { 0 } else { length };
         self.deliver_to_peer(connection, &bytes[..length]);
         self.tell(connection, Event::Sent { connection, length: length as u32 });
+        if !awaited && length == bytes.len() {
+            self.unawaited.push(connection);
+        }
     }
 
     fn close(&mut self, connection: ConnectionId, farewell: Farewell) {

@@ -1,5 +1,6 @@
 //! One turn of the fake: what can happen happens, some of it late, and is told, some of it later.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 
 use echo_uring::echo::op::{
@@ -51,6 +52,10 @@ impl Kernel for FakeKernel {
         }
         loop {
             self.work();
+            if self.has_news() {
+                // With the next thing that happens they are told at the latest.
+                self.unawaited.clear();
+            }
             self.tell_some(events);
             let busy = self.is_busy();
             if events.len() > told || self.choice.strikes(faults.spurious_wakeup) {
@@ -99,7 +104,8 @@ impl FakeKernel {
         let mut held = 0;
         while held < self.untold.len() {
             let pick = held + self.choice.below(self.untold.len() - held);
-            if self.choice.strikes(self.settings.faults.late_event) {
+            let unawaited = self.unawaited.contains(&self.untold[pick].0);
+            if unawaited || self.choice.strikes(self.settings.faults.late_event) {
                 self.untold.swap(held, pick);
                 held += 1;
                 continue;
@@ -114,7 +120,15 @@ impl FakeKernel {
     }
 
     fn is_busy(&self) -> bool {
-        !self.untold.is_empty() || !self.possible().is_empty()
+        self.has_news() || !self.possible().is_empty()
+    }
+
+    /// Whether anything is untold for which somebody may wait.
+    fn has_news(&self) -> bool {
+        let is_news = |(name, events): &(ConnectionId, VecDeque<Event>)| {
+            events.len() > 1 || !self.unawaited.contains(name)
+        };
+        self.untold.iter().any(is_news)
     }
 
     fn possible(&self) -> Vec<Work> {
