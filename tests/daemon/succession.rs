@@ -147,6 +147,34 @@ fn only_a_restart_hands_over() {
     }
 }
 
+/// Goal: who cannot hand over drains instead, and goes on counting where it stood. Method: the
+/// service manager is gone when it is to store; the status, made once a second, must not stumble.
+#[test]
+fn a_hand_over_that_fails_becomes_a_drain() {
+    let _quiet = in_company();
+    let scratch = Scratch::new();
+    let bus = Bus::start(&scratch.path("bus"), Answer::Job("restart"));
+    let daemon = start(&bus);
+    let peers: Vec<Socket> = (0..3).map(|_| daemon.place().connect()).collect();
+    // More than will come during the drain.
+    for _ in 0..200 {
+        assert!(peers.iter().all(|peer| ping(peer, b"here")));
+    }
+    // So that they are in the last status.
+    thread::sleep(Duration::from_millis(1200));
+    std::fs::remove_file(daemon.manager.path()).unwrap();
+    daemon.signal(Signal::SIGTERM);
+    daemon.lines.wait_for("connections cannot be handed over", patience(5.0));
+    let until = Instant::now() + Duration::from_millis(2500);
+    while Instant::now() < until {
+        assert!(peers.iter().all(|peer| ping(peer, b"still here")));
+        thread::sleep(Duration::from_millis(100));
+    }
+    drop(peers);
+    let remains = daemon.finish(Losses::None);
+    assert_eq!(remains.counters.accepted, 3);
+}
+
 /// What happens to the state on its way.
 type Damage = fn(&mut Vec<u8>);
 

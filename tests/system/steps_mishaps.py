@@ -26,11 +26,11 @@ RECORD_AT = 56
 QUIET_AT = RECORD_AT + 8
 # What clients may see of a process that died: an end or a reset, but never wrong bytes or silence.
 ENDS = {"ended", "[Errno 104] Connection reset by peer", "[Errno 32] Broken pipe"}
-# The calls of a hand-over by which the old process is killed, with the signal: it makes the state,
+# The calls of a hand-over by which the old process is killed, with the signal: it writes the state,
 # seals it, packs connections into a socket, gives that to systemd and waits for the answer.
 OLD_DIES = (
     ("memfd_create", "KILL"),
-    ("write", "KILL"),
+    ("lseek", "KILL"),
     ("fcntl", "ABRT"),
     ("socketpair", "KILL"),
     ("sendmsg:when=1", "ABRT"),
