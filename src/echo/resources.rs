@@ -52,6 +52,31 @@ pub struct Tuning {
     pub rules: Arc<Rules>,
 }
 
+#[cfg(test)]
+impl Parameters {
+    /// A small core without limits but its places: what the unit tests begin with.
+    pub(crate) fn small(listeners: u16, places: u32) -> Self {
+        let hasher = std::hash::RandomState::new();
+        Self {
+            listeners,
+            buffers: [8, 0],
+            buffer_sizes: [8, 64],
+            receive_mode: ReceiveMode::Once,
+            linger_timeout: 100,
+            book: Arc::new(SourceBook::new(hasher)),
+            tuning: Tuning {
+                connections_max: places,
+                aside_bytes_max: 0,
+                idle_timeout: None,
+                stall_timeout: None,
+                lifetime: None,
+                bytes_max: None,
+                rules: Arc::default(),
+            },
+        }
+    }
+}
+
 impl Parameters {
     /// The tick of the timer wheel: a fraction of the shortest timeout, in milliseconds.
     #[must_use]

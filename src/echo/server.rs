@@ -439,7 +439,7 @@ impl Server {
         });
     }
 
-    /// Arms every listener that should accept, and cancels the accept of every one that should not.
+    /// A free slot, by the name of its next tenant.
     fn take_slot(&mut self) -> ConnectionId {
         let slot = self.free.pop().unwrap_or_else(|| {
             let places = self.resources.parameters.tuning.connections_max.max(self.inherited);
@@ -507,34 +507,16 @@ impl Server {
 
 #[cfg(test)]
 mod tests {
-    use std::hash::RandomState;
-
     use super::*;
-    use crate::echo::admission::SourceBook;
-    use crate::echo::op::{ReceiveMode, Shutdown, Source};
+    use crate::echo::op::{Shutdown, Source};
 
     const CONNECTIONS: usize = 2 * limits::SWEEP_SLOTS_MAX + 1;
     const LINGER: u64 = 100;
 
     /// A server with [`CONNECTIONS`] open ones that has just been asked to drain at once.
     fn draining(now: Timestamp) -> Server {
-        let mut server = Server::new(Parameters {
-            listeners: 1,
-            buffers: [8, 0],
-            buffer_sizes: [8, 64],
-            receive_mode: ReceiveMode::Once,
-            linger_timeout: LINGER,
-            book: Arc::new(SourceBook::new(RandomState::new())),
-            tuning: Tuning {
-                connections_max: CONNECTIONS as u32,
-                aside_bytes_max: 0,
-                idle_timeout: None,
-                stall_timeout: None,
-                lifetime: None,
-                bytes_max: None,
-                rules: Arc::default(),
-            },
-        });
+        let parameters = Parameters::small(1, CONNECTIONS as u32);
+        let mut server = Server::new(Parameters { linger_timeout: LINGER, ..parameters });
         let mut ops = Vec::new();
         server.handle(now, Event::Started, &mut ops);
         for _ in 0..CONNECTIONS {

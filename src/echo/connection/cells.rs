@@ -7,14 +7,11 @@
 //!
 //! Buffers are `b0`, `b1`, … in the order in which bytes came; the small ones hold 8 bytes.
 
-use std::hash::RandomState;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 
 mod table;
 
 use super::*;
-use crate::echo::admission::SourceBook;
 use crate::echo::op::Timestamp;
 use crate::echo::resources::{Parameters, Tuning};
 use table::CELLS;
@@ -83,24 +80,18 @@ struct Bench {
 
 impl Bench {
     fn new(script: &[&str]) -> Self {
+        let parameters = Parameters::small(1, 1);
         let mut bench = Self {
             connection: Connection::free(),
             resources: Resources::new(Parameters {
-                listeners: 1,
-                buffers: [8, 0],
-                buffer_sizes: [8, 64],
                 receive_mode: ReceiveMode::Multishot,
-                linger_timeout: 100,
-                book: Arc::new(SourceBook::new(RandomState::new())),
                 tuning: Tuning {
-                    connections_max: 1,
                     aside_bytes_max: 8,
                     idle_timeout: Some(100),
                     stall_timeout: Some(100),
-                    lifetime: None,
-                    bytes_max: None,
-                    rules: Arc::default(),
+                    ..parameters.tuning.clone()
                 },
+                ..parameters
             }),
             ops: Vec::new(),
             closed: false,

@@ -18,7 +18,8 @@ pub(super) struct Arming {
 impl Server {
     /// Asks the kernel for as many connections as there are places, and no more in one turn: of two
     /// accepts that race for the last place one would be parked here, while another worker may have
-    /// room. Listeners that have to stand back are armed in the next turn.
+    /// room. Listeners that have to stand back are armed in the next turn. The accept of one that
+    /// should take nobody any more is canceled.
     pub(super) fn arm_listeners(&mut self, ops: &mut Vec<Op>) {
         let waiting = !self.parked.is_empty() || !self.admission.undecided.is_empty();
         let wanted = self.drain == Drain::No && !waiting && self.has_place();
@@ -57,32 +58,12 @@ impl Server {
 
 #[cfg(test)]
 mod tests {
-    use std::hash::RandomState;
-    use std::sync::Arc;
-
     use super::*;
-    use crate::echo::admission::SourceBook;
-    use crate::echo::op::{Event, ReceiveMode, Timestamp};
-    use crate::echo::server::{Parameters, Tuning};
+    use crate::echo::op::{Event, Timestamp};
+    use crate::echo::server::Parameters;
 
     fn server(listeners: u16, places: u32) -> Server {
-        Server::new(Parameters {
-            listeners,
-            buffers: [8, 0],
-            buffer_sizes: [8, 64],
-            receive_mode: ReceiveMode::Once,
-            linger_timeout: 100,
-            book: Arc::new(SourceBook::new(RandomState::new())),
-            tuning: Tuning {
-                connections_max: places,
-                aside_bytes_max: 0,
-                idle_timeout: None,
-                stall_timeout: None,
-                lifetime: None,
-                bytes_max: None,
-                rules: Arc::default(),
-            },
-        })
+        Server::new(Parameters::small(listeners, places))
     }
 
     fn accepts(ops: &mut Vec<Op>) -> Vec<u16> {

@@ -1,10 +1,7 @@
 //! What a change of limits and timeouts means for connections that are open, and for those to come.
 
-use std::hash::RandomState;
-
 use super::*;
-use crate::echo::admission::SourceBook;
-use crate::echo::op::{ReceiveMode, Shutdown, Source};
+use crate::echo::op::{Shutdown, Source};
 
 const HOUR: u64 = 3_600_000;
 
@@ -22,15 +19,8 @@ fn tuning(connections_max: usize, idle_timeout: Option<u64>) -> Tuning {
 
 /// A server with so many connections, all accepted at `now`.
 fn crowd(now: Timestamp, connections: usize, tuning: Tuning) -> (Server, Vec<Op>) {
-    let mut server = Server::new(Parameters {
-        listeners: 1,
-        buffers: [8, 0],
-        buffer_sizes: [8, 64],
-        receive_mode: ReceiveMode::Once,
-        linger_timeout: 16_000,
-        book: Arc::new(SourceBook::new(RandomState::new())),
-        tuning,
-    });
+    let parameters = Parameters::small(1, tuning.connections_max);
+    let mut server = Server::new(Parameters { linger_timeout: 16_000, tuning, ..parameters });
     let mut ops = Vec::new();
     server.handle(now, Event::Started, &mut ops);
     for _ in 0..connections {
