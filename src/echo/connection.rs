@@ -369,11 +369,10 @@ impl Connection {
 
     /// If the answer of a send has become interesting since it was submitted, asks for it.
     fn hasten_send(&mut self, context: &mut Context) {
-        let awaits = self.awaits_send(context.resources);
-        if let Send::Trying { awaited, .. } = &mut self.send
-            && awaits
-            && !std::mem::replace(awaited, true)
+        if let Send::Trying { buffer, length, awaited: false, timed } = self.send
+            && self.awaits_send(context.resources)
         {
+            self.send = Send::Trying { buffer, length, awaited: true, timed };
             context.ops.push(Op::AwaitSends);
         }
     }

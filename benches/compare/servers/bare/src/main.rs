@@ -9,18 +9,12 @@
 
 use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use clap::Parser;
 use io_uring::types::{BufRingEntry, Fd};
 use io_uring::{IoUring, cqueue, opcode, squeue};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use socket2::{Domain, SockAddr, Socket, Type};
-
-/// Connections that may wait to be accepted.
-const BACKLOG: i32 = 4096;
 
 /// What a completion is of: the value of an accept, and the bit of a send. A receive is its
 /// descriptor.
@@ -84,15 +78,8 @@ impl Buffers {
 
 fn main() -> io::Result<()> {
     let arguments = Arguments::parse();
-    let (_, ceiling) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    setrlimit(Resource::RLIMIT_NOFILE, ceiling, ceiling)?;
-    let listener = match arguments.listen.strip_prefix("unix:") {
-        Some(path) => bind(Domain::UNIX, &SockAddr::unix(path)?)?,
-        None => {
-            let address: SocketAddr = arguments.listen.parse().map_err(io::Error::other)?;
-            bind(Domain::for_address(address), &address.into())?
-        }
-    };
+    echo_door::use_all_files()?;
+    let listener = echo_door::open(&arguments.listen)?;
     let mut ring = IoUring::builder()
         .setup_single_issuer()
         .setup_defer_taskrun()
@@ -154,16 +141,4 @@ fn zeroed(bytes: usize) -> *mut u8 {
         handle_alloc_error(layout);
     }
     start
-}
-
-/// A listening socket. TCP_NODELAY is for TCP alone.
-fn bind(domain: Domain, address: &SockAddr) -> io::Result<Socket> {
-    let socket = Socket::new(domain, Type::STREAM, None)?;
-    if domain != Domain::UNIX {
-        socket.set_reuse_address(true)?;
-        socket.set_tcp_nodelay(true)?;
-    }
-    socket.bind(address)?;
-    socket.listen(BACKLOG)?;
-    Ok(socket)
 }

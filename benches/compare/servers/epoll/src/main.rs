@@ -9,18 +9,13 @@
 //! `accept4` and `epoll_ctl`; TCP_NODELAY is inherited from the listener.
 
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
 
 use clap::Parser;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{MsgFlags, recv, send};
-use socket2::{Domain, SockAddr, Socket, Type};
-
-/// Connections that may wait to be accepted.
-const BACKLOG: i32 = 4096;
+use socket2::Socket;
 
 /// Events fetched by one wait.
 const EVENTS_MAX: usize = 1024;
@@ -60,22 +55,14 @@ struct Server {
 
 fn main() -> io::Result<()> {
     let arguments = Arguments::parse();
-    let (_, ceiling) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    setrlimit(Resource::RLIMIT_NOFILE, ceiling, ceiling)?;
+    echo_door::use_all_files()?;
     Server::new(&arguments.listen, arguments.buffer)?.run()
 }
 
 impl Server {
     fn new(address: &str, buffer_length: usize) -> io::Result<Self> {
-        let listener = match address.strip_prefix("unix:") {
-            Some(path) => bind(Domain::UNIX, &SockAddr::unix(path)?)?,
-            None => {
-                let address: SocketAddr = address.parse().map_err(io::Error::other)?;
-                bind(Domain::for_address(address), &address.into())?
-            }
-        };
+        let listener = echo_door::open(address)?;
         listener.set_nonblocking(true)?;
-        listener.listen(BACKLOG)?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(&listener, interest(EpollFlags::EPOLLIN, listener.as_raw_fd()))?;
         Ok(Self { epoll, listener, connections: Vec::new(), buffer: vec![0; buffer_length] })
@@ -131,17 +118,6 @@ impl Server {
             self.connections[descriptor as usize] = None;
         }
     }
-}
-
-/// A socket there. TCP_NODELAY is for TCP alone.
-fn bind(domain: Domain, address: &SockAddr) -> io::Result<Socket> {
-    let socket = Socket::new(domain, Type::STREAM, None)?;
-    if domain != Domain::UNIX {
-        socket.set_reuse_address(true)?;
-        socket.set_tcp_nodelay(true)?;
-    }
-    socket.bind(address)?;
-    Ok(socket)
 }
 
 /// Receives once and sends it back; keeps what the peer does not take.
