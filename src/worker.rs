@@ -138,7 +138,7 @@ pub fn run<K: Kernel>(
             }
         }
         for event in events.drain(..) {
-            step(kernel, server, now, event, &mut ops);
+            server.handle(now, event, &mut ops);
         }
         step(kernel, server, now, Event::TimePassed, &mut ops);
         // After new rules: from here on the kernel tells where those come from who are accepted.

@@ -165,6 +165,10 @@ impl Server {
     /// If the event breaks the contract of [`super::op`]: for example, bytes for a connection that
     /// has been closed.
     pub fn handle(&mut self, now: Timestamp, event: Event, ops: &mut Vec<Op>) {
+        // An echo is nobody else's affair unless it is a connection's last act, so places and
+        // listeners are not looked at for it (86 instead of 95 ns of our own code an echo).
+        let echoes = matches!(event, Event::Received { .. } | Event::Sent { .. });
+        let connections = self.resources.stats.connections;
         match event {
             Event::Started => self.admission.announce(ops),
             Event::Accepted { connection, source } => {
@@ -207,6 +211,9 @@ impl Server {
                 self.admission.count_adopted(now, connection, source);
                 self.on_adopted(now, connection, bequest, ops)
             }
+        }
+        if echoes && self.resources.stats.connections == connections {
+            return;
         }
         self.fill_places(now, ops);
         self.arm_listeners(ops);

@@ -308,39 +308,34 @@ impl Driver {
         true
     }
 
-    /// What a completion tells the core, if anything.
-    fn event(&mut self, completion: &cqueue::Entry) -> Option<Event> {
+    /// Appends what a completion tells the core, if anything. An event is written where it stays:
+    /// handing it up and copying it, in one piece what was written in small ones, makes the
+    /// processor wait (95 instead of 104 ns of our own code an echo).
+    fn take(&mut self, completion: &cqueue::Entry, events: &mut Vec<Event>) {
         let (result, flags) = (completion.result(), completion.flags());
-        Some(match Token::unpack(completion.user_data()) {
-            Token::Accept(connection) => self.accepted(connection, result),
+        match Token::unpack(completion.user_data()) {
+            Token::Accept(connection) => events.push(self.accepted(connection, result)),
             Token::Receive(connection, SizeClass::Small) => {
-                self.received_small(connection, result, flags)
+                self.received_small(connection, result, flags, events);
             }
             Token::Receive(connection, SizeClass::Large) => {
-                return self.received_large(connection, result, flags);
+                self.received_large(connection, result, flags, events);
             }
-            Token::Readable(connection) => return self.readable(connection, result),
-            Token::HungUp(connection) => {
-                self.hung_up(connection, result);
-                return None;
-            }
-            Token::Send(connection) => self.sent(connection, result),
-            Token::QuietSend(connection) => self.quiet_send_failed(connection, result),
-            Token::SendAside(connection) => self.sent_aside(connection, result),
+            Token::Readable(connection) => self.readable(connection, result, events),
+            Token::HungUp(connection) => self.hung_up(connection, result),
+            Token::Send(connection) => self.sent(connection, result, events),
+            Token::QuietSend(connection) => self.quiet_send_failed(connection, result, events),
+            Token::SendAside(connection) => self.sent_aside(connection, result, events),
             Token::Wake => {
                 self.wake_armed = false;
                 // The descriptor does not block; nothing to read means that somebody was quicker to
                 // turn us.
                 let _ = self.wake.read();
-                return None;
             }
-            Token::Alarm => {
-                self.alarms.pop();
-                return None;
-            }
-            Token::Unanswered => return None,
+            Token::Alarm => drop(self.alarms.pop()),
+            Token::Unanswered => {}
             Token::Connect(connection) => unreachable!("nobody connects as {connection:?}"),
-        })
+        }
     }
 
     fn accepted(&mut self, connection: ConnectionId, result: i32) -> Event {
@@ -420,7 +415,7 @@ impl Kernel for Driver {
         let idle = reaped.is_empty();
         self.answer_quiet_sends(&reaped, events);
         for completion in reaped.drain(..) {
-            events.extend(self.event(&completion));
+            self.take(&completion, events);
         }
         self.reaped = reaped;
         match waited {

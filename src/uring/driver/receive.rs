@@ -160,12 +160,18 @@ impl Driver {
     }
 
     /// The poll before a receive into a large buffer has ended.
-    pub(super) fn readable(&mut self, connection: ConnectionId, result: i32) -> Option<Event> {
+    pub(super) fn readable(
+        &mut self,
+        connection: ConnectionId,
+        result: i32,
+        events: &mut Vec<Event>,
+    ) {
         if result >= 0 {
-            return self.try_receive_large(connection);
+            events.extend(self.try_receive_large(connection));
+        } else {
+            self.socket_mut(connection).receiving = Receiving::No;
+            events.push(Event::ReceiveEnded { connection, reason: errno::of_receive(-result) });
         }
-        self.socket_mut(connection).receiving = Receiving::No;
-        Some(Event::ReceiveEnded { connection, reason: errno::of_receive(-result) })
     }
 
     /// The peer of a Unix stream sends no more: from here on a multishot receive might not tell the
@@ -187,7 +193,8 @@ impl Driver {
         connection: ConnectionId,
         result: i32,
         flags: u32,
-    ) -> Option<Event> {
+        events: &mut Vec<Event>,
+    ) {
         self.in_flight -= 1;
         let was = std::mem::replace(&mut self.socket_mut(connection).receiving, Receiving::No);
         if was == Receiving::Waiting {
@@ -195,7 +202,7 @@ impl Driver {
         }
         if result > 0 {
             let index = self.large.filled(connection.slot());
-            return Some(Event::Received {
+            return events.push(Event::Received {
                 connection,
                 buffer: BufferId { class: SizeClass::Large, index },
                 length: result as u32,
@@ -206,9 +213,9 @@ impl Driver {
         self.large.not_filled(connection.slot());
         if was == Receiving::Revoked && result == -libc::ECANCELED {
             self.await_readable(connection);
-            return None;
+        } else {
+            events.push(Event::ReceiveEnded { connection, reason: end_of_receive(result) });
         }
-        Some(Event::ReceiveEnded { connection, reason: end_of_receive(result) })
     }
 
     pub(super) fn received_small(
@@ -216,7 +223,8 @@ impl Driver {
         connection: ConnectionId,
         result: i32,
         flags: u32,
-    ) -> Event {
+        events: &mut Vec<Event>,
+    ) {
         let armed = cqueue::more(flags);
         if !armed {
             self.in_flight -= 1;
@@ -227,13 +235,13 @@ impl Driver {
             self.small.lend(index);
         }
         match (result, buffer) {
-            (1.., Some(index)) => Event::Received {
+            (1.., Some(index)) => events.push(Event::Received {
                 connection,
                 buffer: BufferId { class: SizeClass::Small, index },
                 length: result as u32,
                 armed,
                 more: cqueue::sock_nonempty(flags),
-            },
+            }),
             (1.., None) => unreachable!("{result} bytes of {connection:?} came in no buffer"),
             (..=0, _) => {
                 // A kernel may hand out a buffer and then find nothing to put into it.
@@ -241,7 +249,7 @@ impl Driver {
                     self.small.recycle(index);
                 }
                 assert!(!armed, "a multishot receive goes on after result {result}");
-                Event::ReceiveEnded { connection, reason: end_of_receive(result) }
+                events.push(Event::ReceiveEnded { connection, reason: end_of_receive(result) });
             }
         }
     }

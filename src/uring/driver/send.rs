@@ -82,20 +82,27 @@ impl Driver {
     }
 
     /// A quiet send was not taken whole.
-    pub(super) fn quiet_send_failed(&mut self, connection: ConnectionId, result: i32) -> Event {
+    pub(super) fn quiet_send_failed(
+        &mut self,
+        connection: ConnectionId,
+        result: i32,
+        events: &mut Vec<Event>,
+    ) {
         // Still there if it was too early to answer.
         self.quiet_sends.retain(|quiet| quiet.connection != connection);
         self.socket_mut(connection).sends_quietly = false;
-        self.sent(connection, result)
+        self.sent(connection, result, events);
     }
 
     /// A try has ended, and tells how.
-    pub(super) fn sent(&mut self, connection: ConnectionId, result: i32) -> Event {
+    pub(super) fn sent(&mut self, connection: ConnectionId, result: i32, events: &mut Vec<Event>) {
         self.in_flight -= 1;
-        match result {
-            0.. => Event::Sent { connection, length: result as u32 },
-            _ if result == -libc::EAGAIN => Event::Sent { connection, length: 0 },
-            _ => Event::SendFailed { connection, error: errno::of_send(-result) },
+        if result >= 0 {
+            events.push(Event::Sent { connection, length: result as u32 });
+        } else if result == -libc::EAGAIN {
+            events.push(Event::Sent { connection, length: 0 });
+        } else {
+            events.push(Event::SendFailed { connection, error: errno::of_send(-result) });
         }
     }
 
@@ -115,7 +122,12 @@ impl Driver {
         unsafe { self.ring.push(entry) };
     }
 
-    pub(super) fn sent_aside(&mut self, connection: ConnectionId, result: i32) -> Event {
+    pub(super) fn sent_aside(
+        &mut self,
+        connection: ConnectionId,
+        result: i32,
+        events: &mut Vec<Event>,
+    ) {
         self.in_flight -= 1;
         let slot = connection.slot();
         let aside = self.asides.get_mut(&slot).expect("invariant: kept until it is sent");
@@ -124,10 +136,10 @@ impl Driver {
         {
             drop(std::mem::ManuallyDrop::into_inner(aside));
         }
-        match result {
+        events.push(match result {
             1.. => Event::SentAside { connection, length: result as u32 },
             0 => Event::SendFailed { connection, error: errno::of_send(libc::EAGAIN) },
             _ => Event::SendFailed { connection, error: errno::of_send(-result) },
-        }
+        });
     }
 }
