@@ -86,9 +86,9 @@ impl Ring {
     /// # Safety
     /// Whatever memory the entry points to must stay valid, and unchanged as far as the kernel
     /// reads it, until its completion has been reaped.
-    // Inlined so that an entry is written field by field where the kernel reads it: copying what was
-    // just written in smaller pieces makes the processor wait (79 instead of 86 ns of our own code
-    // an echo, with one call of `submit` a turn).
+    // Inlined so that an entry is written field by field where the kernel reads it: copying what
+    // was just written in smaller pieces makes the processor wait (79 instead of 86 ns of our own
+    // code an echo, with one call of `submit` a turn).
     #[inline(always)]
     pub(super) unsafe fn push(&mut self, entry: squeue::Entry) {
         // SAFETY: handed on to the caller.
