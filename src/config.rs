@@ -64,7 +64,7 @@ pub struct Config {
 pub struct Server {
     /// How many threads, each with its own ring.
     pub workers: Workers,
-    /// Pooled buffers of 4 KiB in each worker: a power of two, 8 to 32768.
+    /// Pooled buffers of 16 KiB in each worker: a power of two, 8 to 32768.
     pub buffers: u16,
     /// How long a worker that has nothing to do looks for work before it sleeps, 1 µs to 10 ms.
     pub busy_poll: Option<Duration>,

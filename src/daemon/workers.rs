@@ -21,9 +21,10 @@ use crate::metrics;
 use crate::uring::{Driver, Features, ListeningSocket, Settings, Transport, Unusable};
 use crate::worker::{self, Order, Outcome, Shared};
 
-/// Bytes of a small and a large buffer. 4 KiB holds what a quiet line says; 256 KiB is where bulk
-/// stops getting cheaper.
-const BUFFER_SIZES: [u32; 2] = [4 << 10, 256 << 10];
+/// Bytes of a small and a large buffer. 16 KiB holds what is usually said at a time (a TLS record),
+/// and of a buffer that is filled with less the rest is never touched; 256 KiB is where bulk stops
+/// getting cheaper.
+const BUFFER_SIZES: [u32; 2] = [16 << 10, 256 << 10];
 /// Large buffers of a worker: how many connections may be in the middle of bulk at the same moment;
 /// the others get small ones for once. They are a stack, so those beyond what the traffic needs are
 /// never touched.

@@ -58,7 +58,8 @@ pub struct Connection {
     queue: Queue,
     receive: Receive,
     class: SizeClass,
-    full_buffers: u8,
+    /// See `classify`.
+    bulky_receives: u8,
     probation: u8,
     expectation: Expectation,
 }
@@ -79,7 +80,7 @@ impl Connection {
             queue: Queue::default(),
             receive: Receive::Off,
             class: SizeClass::Small,
-            full_buffers: 0,
+            bulky_receives: 0,
             probation: 0,
             expectation: Expectation::Data,
         }

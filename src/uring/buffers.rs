@@ -121,13 +121,27 @@ impl Buffers {
 /// The small buffers: a provided-buffer ring. The kernel takes one when bytes come, so a receive
 /// can wait for ever without holding any.
 ///
+/// The ring is first in, first out, so whatever is in it is walked. It holds no more than turns
+/// need, the others are spare, and the spare one that was used last is offered first: so what goes
+/// round stays in the cache.
+///
 /// It must outlive every operation that uses it: [`super::driver::Driver`] drops its ring first,
 /// and forgets the buffers rather than drop them when the kernel still holds a receive or a send.
 pub(super) struct BufferRing {
     entries: Mapping,
     buffers: Buffers,
     tail: u16,
+    /// Buffers in the ring, as far as completions have told.
+    offered: u16,
+    /// As many are kept in it as long as there are spare ones.
+    wanted: u16,
+    /// Buffers at home that are not in the ring.
+    spare: Vec<u16>,
 }
+
+/// Buffers that a ring offers at first. Since Linux 6.13 a turn brings some 20 completions, and
+/// each may be of a multishot receive that took several.
+const OFFERED_AT_FIRST: u16 = 64;
 
 impl BufferRing {
     /// `count` buffers (a power of two, at most 32768) of `size` bytes, registered as buffer group
@@ -145,20 +159,47 @@ impl BufferRing {
                 0,
             )?;
         }
-        let mut ring = Self { entries, buffers: Buffers::new(count, size)?, tail: 0 };
-        (0..count).for_each(|index| ring.provide(index));
+        let mut ring = Self {
+            entries,
+            buffers: Buffers::new(count, size)?,
+            tail: 0,
+            offered: 0,
+            wanted: count.min(OFFERED_AT_FIRST),
+            spare: (0..count).rev().collect(),
+        };
+        ring.offer_spare();
         Ok(ring)
     }
 
     /// Notes that the kernel took a buffer out of the ring.
     pub(super) fn lend(&mut self, index: u16) {
         self.buffers.lend(index);
+        self.offered -= 1;
+        self.offer_spare();
     }
 
-    /// Puts a lent buffer at the end of the ring.
+    /// Takes a lent buffer back.
     pub(super) fn recycle(&mut self, index: u16) {
         self.buffers.take_back(index);
-        self.provide(index);
+        if self.offered < self.wanted {
+            self.offer(index);
+        } else {
+            self.spare.push(index);
+        }
+    }
+
+    /// Notes that the kernel found no buffer in the ring: from now on it offers more.
+    pub(super) fn ran_dry(&mut self) {
+        self.wanted = self.wanted.saturating_mul(2).min(self.buffers.count);
+        self.offer_spare();
+    }
+
+    fn offer_spare(&mut self) {
+        while self.offered < self.wanted
+            && let Some(index) = self.spare.pop()
+        {
+            self.offer(index);
+        }
     }
 
     /// Where the bytes of a lent buffer are, for a send of `length` bytes of it.
@@ -185,7 +226,9 @@ impl BufferRing {
         self.buffers.part(index, offset, length)
     }
 
-    fn provide(&mut self, index: u16) {
+    /// Puts a buffer at the end of the ring.
+    fn offer(&mut self, index: u16) {
+        self.offered += 1;
         let position = usize::from(self.tail & (self.buffers.count - 1));
         let address = self.buffers.address(index) as u64;
         let base: *mut BufRingEntry = self.entries.start.as_ptr().cast();

@@ -52,6 +52,8 @@ in_each_world! {
     receive::the_end_comes_alone,
     receive::a_large_buffer_is_taken_when_asked_for,
     receive::an_empty_pool_takes_nothing,
+    receive::all_of_a_pool_can_be_had,
+    receive::few_buffers_of_many_go_round,
     receive::an_empty_pool_hides_the_end,
     receive::a_buffer_given_back_is_there_for_the_next_receive,
     receive::a_canceled_receive_ends,

@@ -148,6 +148,7 @@ macro_rules! real_world {
             // A multishot receive on a Unix socket can miss the end (axboe/liburing#1549), so a
             // driver may avoid it.
             const MULTISHOT_LASTS: bool = matches!($resets, Resets::Always);
+            const FEW_BUFFERS_GO_ROUND: bool = true;
             const SOURCE: Source = match $resets {
                 Resets::Always => Source::Ipv4([127, 0, 0, 1]),
                 Resets::WithUnreadBytes => Source::Local,

@@ -1,5 +1,7 @@
 //! Scripts about receiving.
 
+use std::collections::BTreeSet;
+
 use echo_uring::echo::op::{
     ConnectionId, Event, Expectation, Op, ReceiveEnd, ReceiveMode, SizeClass,
 };
@@ -116,6 +118,7 @@ pub(crate) fn a_large_buffer_is_taken_when_asked_for<W: World>() {
     assert_eq!((buffer.class, length), (SizeClass::Large, 3000));
 }
 
+const MANY_BUFFERS: Setup = Setup { buffers: [256, 0], buffer_sizes: [1024, 4096] };
 const TWO_BUFFERS: Setup = Setup { buffers: [2, 0], buffer_sizes: [1024, 4096] };
 
 pub(crate) fn an_empty_pool_takes_nothing<W: World>() {
@@ -134,6 +137,60 @@ pub(crate) fn an_empty_pool_takes_nothing<W: World>() {
         assert_eq!(bench.send(name(0), chunk), 10);
         bench.read_all(peer, 30);
     }
+}
+
+/// Goal: however a pool is kept, all of it can be had, one after another and at the same moment.
+/// Method: the first turn that asks for many may find fewer than there are, but not the next.
+pub(crate) fn all_of_a_pool_can_be_had<W: World>() {
+    const CONNECTIONS: u32 = 200;
+    let mut bench = Bench::<W>::new(MANY_BUFFERS);
+    let peers: Vec<_> = (0..CONNECTIONS).map(|slot| bench.accept(name(slot))).collect();
+    let lent: Vec<_> = (0..256).map(|_| bench.take(peers[0], name(0), 1)[0].0).collect();
+    assert_eq!(lent.iter().map(|buffer| buffer.index).collect::<BTreeSet<_>>().len(), 256);
+    bench.say([receive(name(0), ReceiveMode::Once)]);
+    bench.world.write(peers[0], 1);
+    assert_eq!(bench.next(), ended(name(0), ReceiveEnd::NoBuffer));
+    bench.say(lent.into_iter().map(|buffer| Op::Recycle { buffer }));
+    peers[1..].iter().for_each(|&peer| bench.world.write(peer, 1));
+    let mut hungry: Vec<_> = (0..CONNECTIONS).map(name).collect();
+    for turn in 0..2 {
+        // What is there is received at once, by all of them before the driver hears of any.
+        let (class, mode, expectation) = (SizeClass::Small, ReceiveMode::Once, Expectation::Data);
+        let receive_now = |connection| Op::Receive { connection, class, mode, expectation };
+        bench.say(hungry.drain(..).map(receive_now));
+        let mut lent = Vec::new();
+        while lent.len() + hungry.len() < CONNECTIONS as usize {
+            match bench.next() {
+                Event::Received { buffer, .. } => lent.push(buffer),
+                Event::ReceiveEnded { connection, reason: ReceiveEnd::NoBuffer } if turn == 0 => {
+                    hungry.push(connection);
+                }
+                other => panic!("turn {turn}: bytes were expected, not {other:?}"),
+            }
+        }
+        // Whoever came away empty-handed is served before the next turn wants as many again.
+        while let Some(connection) = hungry.pop() {
+            bench.say([receive(connection, ReceiveMode::Once)]);
+            lent.push(bench.received().0.0);
+        }
+        bench.say(lent.into_iter().map(|buffer| Op::Recycle { buffer }));
+        peers.iter().for_each(|&peer| bench.world.write(peer, 1));
+        hungry = (0..CONNECTIONS).map(name).collect();
+    }
+}
+
+/// Goal: what few messages need at the same time stays in the cache. Method: see which buffers
+/// many turns of four messages use.
+pub(crate) fn few_buffers_of_many_go_round<W: World>() {
+    let mut bench = Bench::<W>::new(MANY_BUFFERS);
+    let peer = bench.accept(name(0));
+    let mut used = BTreeSet::new();
+    for _ in 0..200 {
+        let lent: Vec<_> = (0..4).map(|_| bench.take(peer, name(0), 1)[0].0).collect();
+        used.extend(lent.iter().map(|buffer| buffer.index));
+        bench.say(lent.into_iter().map(|buffer| Op::Recycle { buffer }));
+    }
+    assert!(used.len() <= 68 || !W::FEW_BUFFERS_GO_ROUND, "{used:?}");
 }
 
 pub(crate) fn an_empty_pool_hides_the_end<W: World>() {

@@ -50,6 +50,8 @@ pub(crate) trait World {
     /// Whether a multishot receive goes on, or is carried out as a one-shot, which the contract
     /// allows.
     const MULTISHOT_LASTS: bool;
+    /// Whether more buffers than are needed at the same time are left alone.
+    const FEW_BUFFERS_GO_ROUND: bool;
     /// Where peers come from.
     const SOURCE: Source;
 
@@ -96,6 +98,8 @@ impl World for Fake {
     type Kernel = FakeKernel;
     const RESETS: Resets = Resets::Always;
     const MULTISHOT_LASTS: bool = true;
+    // It gives out one after another, so that all are used.
+    const FEW_BUFFERS_GO_ROUND: bool = false;
     const SOURCE: Source = Source::Ipv6([0x20; 16]);
 
     fn modes() -> &'static [ReceiveMode] {

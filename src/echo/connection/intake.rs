@@ -15,7 +15,7 @@ impl Connection {
     ) {
         let resources = &mut *context.resources;
         self.progress_ms = context.now.0 as u32;
-        self.classify(resources, buffer.class, length, more);
+        self.classify(resources, length, more);
         let left = resources.count_against_limit(context.id, length);
         let mut kept = length;
         if left <= u64::from(length) {

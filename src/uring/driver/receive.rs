@@ -249,6 +249,9 @@ impl Driver {
                     self.small.recycle(index);
                 }
                 assert!(!armed, "a multishot receive goes on after result {result}");
+                if result == -libc::ENOBUFS {
+                    self.small.ran_dry();
+                }
                 events.push(Event::ReceiveEnded { connection, reason: end_of_receive(result) });
             }
         }
