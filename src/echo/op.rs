@@ -286,7 +286,9 @@ pub enum AcceptError {
 pub enum ReceiveEnd {
     /// The peer has sent its FIN: there will be no more bytes.
     EndOfStream,
-    /// The pool had no buffer (ENOBUFS). Nothing was taken from the socket, not even its end.
+    /// The pool offered no buffer (ENOBUFS). Nothing was taken from the socket, not even its end.
+    /// Some may be at home all the same: a pool may offer only as many as it believes are needed,
+    /// and more when it turns out to be wrong.
     NoBuffer,
     /// Canceled, or ended by the kernel for reasons of its own; nothing is lost, arm again if
     /// wanted.

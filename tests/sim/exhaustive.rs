@@ -54,6 +54,7 @@ const NO_FAULTS: Faults = Faults {
     would_block: 0,
     stopped: 0,
     disarmed: 0,
+    dry: 0,
     receive_memory: 0,
     send_memory: 0,
     accept_error: 0,
@@ -175,6 +176,7 @@ fn worlds() -> Vec<World> {
                 short_receive: ON,
                 stopped: ON,
                 disarmed: ON,
+                dry: ON,
                 receive_memory: ON,
                 ..NO_FAULTS
             },

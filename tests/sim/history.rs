@@ -245,6 +245,7 @@ fn draw_faults(choice: &mut Choice) -> Faults {
         would_block: draw(400),
         stopped: draw(300),
         disarmed: draw(400),
+        dry: draw(300),
         receive_memory: draw(200),
         send_memory: draw(200),
         accept_error: draw(400),

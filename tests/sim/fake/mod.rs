@@ -38,6 +38,8 @@ pub(crate) struct Faults {
     pub(crate) stopped: u16,
     /// A multishot receive ends with data.
     pub(crate) disarmed: u16,
+    /// A receive finds no small buffer though some are at home, only not offered.
+    pub(crate) dry: u16,
     /// A receive finds no memory.
     pub(crate) receive_memory: u16,
     /// A send finds no memory.

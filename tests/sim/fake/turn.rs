@@ -242,13 +242,16 @@ impl FakeKernel {
         let receive = self.sockets[index].receive.as_mut().expect("a possible receive is armed");
         let first = !std::mem::replace(&mut receive.tried, true);
         let (class, eager, canceled) = (receive.class, receive.eager, receive.canceled);
+        let wants_buffer = readable || (first && eager);
         let end = if canceled && !(readable && self.choice.strikes(faults.cancel_loses)) {
             Some(ReceiveEnd::Stopped)
         } else if (first || readable) && self.choice.strikes(faults.receive_memory) {
             Some(ReceiveEnd::Memory)
         } else if (first || readable) && self.choice.strikes(faults.stopped) {
             Some(ReceiveEnd::Stopped)
-        } else if (readable || (first && eager)) && !self.pool.has_room(class) {
+        } else if wants_buffer && !self.pool.has_room(class)
+            || wants_buffer && class == SizeClass::Small && self.choice.strikes(faults.dry)
+        {
             Some(ReceiveEnd::NoBuffer)
         } else if readable && inbound == 0 {
             Some(self.end_of(index))
