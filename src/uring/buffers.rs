@@ -10,7 +10,7 @@ use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-use io_uring::{IoUring, types::BufRingEntry};
+use io_uring::{IoUring, cqueue, types::BufRingEntry};
 
 /// An anonymous private mapping: zeroed, page-aligned, in no core dump, gone when dropped.
 pub(super) struct Mapping {
@@ -171,11 +171,18 @@ impl BufferRing {
         Ok(ring)
     }
 
-    /// Notes that the kernel took a buffer out of the ring.
-    pub(super) fn lend(&mut self, index: u16) {
+    /// Notes what the completion of a receive tells: the buffer that the kernel took out of the
+    /// ring, which is lent now; or that it found none, and from now on more are offered.
+    pub(super) fn note_receive(&mut self, result: i32, flags: u32) -> Option<u16> {
+        if result == -libc::ENOBUFS {
+            self.wanted = self.wanted.saturating_mul(2).min(self.buffers.count);
+            self.offer_spare();
+        }
+        let index = cqueue::buffer_select(flags)?;
         self.buffers.lend(index);
         self.offered -= 1;
         self.offer_spare();
+        Some(index)
     }
 
     /// Takes a lent buffer back.
@@ -186,12 +193,6 @@ impl BufferRing {
         } else {
             self.spare.push(index);
         }
-    }
-
-    /// Notes that the kernel found no buffer in the ring: from now on it offers more.
-    pub(super) fn ran_dry(&mut self) {
-        self.wanted = self.wanted.saturating_mul(2).min(self.buffers.count);
-        self.offer_spare();
     }
 
     fn offer_spare(&mut self) {

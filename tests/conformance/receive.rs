@@ -190,7 +190,8 @@ pub(crate) fn few_buffers_of_many_go_round<W: World>() {
         used.extend(lent.iter().map(|buffer| buffer.index));
         bench.say(lent.into_iter().map(|buffer| Op::Recycle { buffer }));
     }
-    assert!(used.len() <= 68 || !W::FEW_BUFFERS_GO_ROUND, "{used:?}");
+    // 64 that are offered, and those that take the places of the four that are lent.
+    assert!(used.len() <= 64 + 4 || !W::FEW_BUFFERS_GO_ROUND, "{used:?}");
 }
 
 pub(crate) fn an_empty_pool_hides_the_end<W: World>() {

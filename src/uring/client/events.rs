@@ -118,10 +118,7 @@ impl Client {
     fn received(&mut self, connection: ConnectionId, result: i32, flags: u32) -> Option<Event> {
         let armed = cqueue::more(flags);
         self.in_flight -= u64::from(!armed);
-        let buffer = cqueue::buffer_select(flags);
-        if let Some(index) = buffer {
-            self.pool_mut().lend(index);
-        }
+        let buffer = self.pool_mut().note_receive(result, flags);
         let slot = self.slot(connection);
         slot.receiving = armed;
         let closing = slot.closing;

@@ -230,10 +230,7 @@ impl Driver {
             self.in_flight -= 1;
             self.socket_mut(connection).receiving = Receiving::No;
         }
-        let buffer = cqueue::buffer_select(flags);
-        if let Some(index) = buffer {
-            self.small.lend(index);
-        }
+        let buffer = self.small.note_receive(result, flags);
         match (result, buffer) {
             (1.., Some(index)) => events.push(Event::Received {
                 connection,
@@ -249,9 +246,6 @@ impl Driver {
                     self.small.recycle(index);
                 }
                 assert!(!armed, "a multishot receive goes on after result {result}");
-                if result == -libc::ENOBUFS {
-                    self.small.ran_dry();
-                }
                 events.push(Event::ReceiveEnded { connection, reason: end_of_receive(result) });
             }
         }

@@ -249,8 +249,9 @@ impl FakeKernel {
             Some(ReceiveEnd::Memory)
         } else if (first || readable) && self.choice.strikes(faults.stopped) {
             Some(ReceiveEnd::Stopped)
-        } else if wants_buffer && !self.pool.has_room(class)
-            || wants_buffer && class == SizeClass::Small && self.choice.strikes(faults.dry)
+        } else if wants_buffer
+            && (!self.pool.has_room(class)
+                || class == SizeClass::Small && self.choice.strikes(faults.dry))
         {
             Some(ReceiveEnd::NoBuffer)
         } else if readable && inbound == 0 {
