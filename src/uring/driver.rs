@@ -400,6 +400,7 @@ impl Kernel for Driver {
         deadline: Option<Timestamp>,
         events: &mut Vec<Event>,
     ) -> Result<(), DriverError> {
+        self.small.fill_up();
         self.arm_wake();
         let may_wait = self.answers.is_empty()
             && !self.hastened
