@@ -58,28 +58,32 @@ impl Board {
     /// To be called at the end of a turn whose events were fetched at `clock_us`. Shows the
     /// counters if it is time to, and notes when in `published_us`; `idle` says that the turn
     /// brought no events. If somebody reads at this very moment, a later turn shows them.
-    pub fn publish(
+    pub fn publish<'a>(
         &self,
-        (stats, listeners): (&Stats, &[ListenerStats]),
+        counted: impl FnOnce() -> (Stats, &'a [ListenerStats]),
         clock_us: u64,
         published_us: &mut u64,
         idle: bool,
     ) {
         let due = idle || clock_us.saturating_sub(*published_us) >= AGE_MAX_US;
-        if (due || self.wanted.load(Ordering::Acquire))
-            && let Ok(mut pages) = self.shown.try_lock()
-        {
-            let shown = &mut pages.present;
-            shown.stats.clone_from(stats);
-            // Nothing is allocated but the first time.
-            shown.listeners.clear();
-            shown.listeners.extend_from_slice(listeners);
+        if (due || self.wanted.load(Ordering::Acquire)) && self.show(counted()) {
             *published_us = clock_us;
-            self.wanted.store(false, Ordering::Relaxed);
-            self.stale.store(false, Ordering::Release);
         } else {
             self.stale.store(true, Ordering::Release);
         }
+    }
+
+    /// Shows these figures unless somebody reads at this very moment.
+    fn show(&self, (stats, listeners): (Stats, &[ListenerStats])) -> bool {
+        let Ok(mut pages) = self.shown.try_lock() else { return false };
+        let shown = &mut pages.present;
+        shown.stats = stats;
+        // Nothing is allocated but the first time.
+        shown.listeners.clear();
+        shown.listeners.extend_from_slice(listeners);
+        self.wanted.store(false, Ordering::Relaxed);
+        self.stale.store(false, Ordering::Release);
+        true
     }
 
     /// What was shown last, lives that are over included.
@@ -133,7 +137,7 @@ mod tests {
     fn publish(board: &Board, accepted: u64, now: u64, published: &mut u64, idle: bool) {
         let stats = Stats { accepted, ..Stats::default() };
         let listeners = [ListenerStats { accepted, ..ListenerStats::default() }];
-        board.publish((&stats, &listeners), now, published, idle);
+        board.publish(|| (stats, &listeners), now, published, idle);
     }
 
     #[test]

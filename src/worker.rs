@@ -118,7 +118,7 @@ pub fn run<K: Kernel>(
     kernel.turn(Some(now), &mut events)?;
     // From here on a board has room for every counter.
     let mut published_us = 0;
-    shared.board.publish(counted(server), 0, &mut published_us, true);
+    shared.board.publish(|| counted(server), 0, &mut published_us, true);
     shared.ready.store(true, Ordering::Release);
     on_ready();
     loop {
@@ -140,7 +140,10 @@ pub fn run<K: Kernel>(
         for event in events.drain(..) {
             server.handle(now, event, &mut ops);
         }
-        step(kernel, server, now, Event::TimePassed, &mut ops);
+        if server.deadline().is_some_and(|deadline| deadline <= now) {
+            server.handle(now, Event::TimePassed, &mut ops);
+        }
+        kernel.submit(&mut ops);
         // After new rules: from here on the kernel tells where those come from who are accepted.
         for connection in server.take_uncounted() {
             server.count_source(now, connection, kernel.source_of(connection));
@@ -148,7 +151,7 @@ pub fn run<K: Kernel>(
         let last = server.is_drained();
         let at_rest = server.is_at_rest();
         let shown = idle || last || at_rest;
-        shared.board.publish(counted(server), clock_us, &mut published_us, shown);
+        shared.board.publish(|| counted(server), clock_us, &mut published_us, shown);
         // Nobody else writes it, so this needs no locked instruction.
         shared.turns.store(shared.turns() + 1, Ordering::Relaxed);
         if last {
@@ -166,7 +169,7 @@ pub fn run<K: Kernel>(
     }
 }
 
-fn counted(server: &Server) -> (&Stats, &[ListenerStats]) {
+fn counted(server: &Server) -> (Stats, &[ListenerStats]) {
     (server.stats(), server.listener_stats())
 }
 

@@ -135,7 +135,7 @@ impl Service {
             },
         });
         worker::run(&mut driver, &mut server, &self.shared, on_ready).unwrap();
-        let stats = server.stats().clone();
+        let stats = server.stats();
         COUNTED.set(false);
         stats
     }

@@ -222,9 +222,9 @@ fn work(
             Ok(Outcome::AtRest) => Some(release(&mut driver, &mut server)),
             Err(error) => return News::Broken(error.to_string()),
         };
-        before.add(server.stats());
+        before.add(&server.stats());
         let Some(at_rest) = at_rest else { return News::Done(Box::new(before)) };
-        post.shared.board.turn_over(server.stats(), server.listener_stats());
+        post.shared.board.turn_over(&server.stats(), server.listener_stats());
         post.desk.put(post.index, News::AtRest(at_rest));
         match post.returned.recv() {
             // They could not be handed over: serve on. An order to drain lies in the mailbox.

@@ -99,7 +99,7 @@ pub struct Resources {
     pub parameters: Parameters,
     /// The book of the buffers.
     pub pool: Pool,
-    /// The counters.
+    /// The counters. How many connections are parked and buffers lent only `Server::stats` tells.
     pub stats: Stats,
     /// Every connection is to come to rest: nothing is received and no set-aside byte is sent.
     pub frozen: bool,

@@ -99,10 +99,15 @@ impl Server {
         }
     }
 
-    /// What has been counted.
+    /// What has been counted, and how things stand now.
     #[must_use]
-    pub fn stats(&self) -> &Stats {
-        &self.resources.stats
+    pub fn stats(&self) -> Stats {
+        let undecided = self.admission.undecided.len();
+        Stats {
+            buffers_lent: u64::from(self.resources.pool.lent_total()),
+            parked: (self.parked.len() + undecided) as u64,
+            ..self.resources.stats.clone()
+        }
     }
 
     /// What has been counted for each listener, in the order of their [`ListenerId`].
@@ -218,12 +223,9 @@ impl Server {
         self.fill_places(now, ops);
         self.arm_listeners(ops);
         if event == Event::TimePassed {
-            // The last event of a turn.
+            // Accepts that are armed from here on are of another turn.
             self.arming.this_turn = 0;
         }
-        self.resources.stats.buffers_lent = u64::from(self.resources.pool.lent_total());
-        let undecided = self.admission.undecided.len();
-        self.resources.stats.parked = (self.parked.len() + undecided) as u64;
     }
 
     /// From `now` on `tuning` is what counts, also for the connections that are open. Nobody is

@@ -63,7 +63,7 @@ impl Coverage {
                 self.occasions[index] += 1;
             }
         });
-        let mut stats: Stats = history.server.stats().clone();
+        let mut stats: Stats = history.server.stats();
         stats.add(&history.before);
         for (sum, count) in self.closed.iter_mut().zip(stats.closed) {
             *sum += count;

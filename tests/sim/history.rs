@@ -508,7 +508,7 @@ impl History {
         let succession = self.succession.take().expect("somebody takes over");
         let mut estate = self.server.release(self.kernel.now());
         self.server.check_invariants();
-        self.before.add(self.server.stats());
+        self.before.add(&self.server.stats());
         self.scenario.parameters.tuning.connections_max = succession.connections_max;
         self.scenario.parameters.tuning.aside_bytes_max = succession.aside_bytes_max;
         self.scenario.parameters.receive_mode = succession.receive_mode;
@@ -543,7 +543,7 @@ impl History {
     }
 
     fn check_step(&mut self) {
-        let mut stats = self.server.stats().clone();
+        let mut stats = self.server.stats();
         stats.add(&self.before);
         let audit = &self.audit;
         assert_eq!(stats.accepted, audit.accepted, "books: accepted");
@@ -569,7 +569,7 @@ impl History {
 
     fn check_rest(&self) {
         self.audit.at_rest();
-        let mut stats = self.server.stats().clone();
+        let mut stats = self.server.stats();
         stats.add(&self.before);
         assert_eq!(stats.bytes_in, stats.bytes_out + stats.bytes_dropped, "rest: bytes");
         assert_eq!(stats.bytes_handed_over, stats.bytes_taken_over, "rest: bytes handed over");

@@ -16,7 +16,7 @@ impl Server {
                 Phase::Free | Phase::Accepting | Phase::Parked
             ));
         }
-        let stats = &self.resources.stats;
+        let stats = self.stats();
         assert_eq!(lent, self.resources.pool.lent_total(), "a lent buffer has no owner");
         assert_eq!(charged, stats.aside_bytes, "a charged byte has no owner");
         assert_eq!(stalled, stats.stalled);

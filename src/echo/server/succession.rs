@@ -47,7 +47,6 @@ impl Server {
             });
         }
         assert!(ops.is_empty(), "what is at rest asks for nothing: {ops:?}");
-        self.resources.stats.parked = 0;
         released
     }
 
