@@ -68,5 +68,14 @@ fn rungs(survey: &Survey) -> Vec<Finding> {
             "none needed; Linux 6.6 saves a cache line for each operation",
         )
     });
+    findings.push(if survey.idle_waits {
+        Finding::ok(Topic::IoUring, "waits: booked as idle time (Linux 6.15)")
+    } else {
+        Finding::note(
+            Topic::IoUring,
+            "waits: booked as iowait, so an idle worker shows in top and /proc/pressure/io",
+            "none needed, as nothing waits for a disk; Linux 6.15 books them as idle time",
+        )
+    });
     findings
 }

@@ -453,9 +453,7 @@ impl Drop for Driver {
         unsafe { ManuallyDrop::drop(&mut self.small) };
         // SAFETY: as for the small buffers.
         unsafe { ManuallyDrop::drop(&mut self.large) };
-        for aside in self.asides.values_mut() {
-            // SAFETY: no send is in flight, so the kernel does not read it; it is dropped once.
-            unsafe { ManuallyDrop::drop(aside) };
-        }
+        // No send is in flight, so the kernel does not read them either.
+        self.asides.drain().for_each(|(_, aside)| drop(ManuallyDrop::into_inner(aside)));
     }
 }

@@ -132,6 +132,8 @@ pub struct Survey {
     pub features: Features,
     /// Whether a submission queue goes without its index array (Linux 6.6).
     pub without_index_array: bool,
+    /// Whether a worker that waits is idle and not in "iowait" (Linux 6.15).
+    pub idle_waits: bool,
     /// The names of the operations that a ring of the daemon takes; others were refused.
     pub operations: String,
 }
@@ -149,6 +151,7 @@ pub fn survey() -> Result<Survey, Unusable> {
     restrict::prove(&mut restricted)?;
     Ok(Survey {
         features,
+        idle_waits: ring::books_waits_as_idle(&restricted),
         without_index_array: ring::flags(16).setup_no_sqarray().build(8).is_ok(),
         operations: restrict::OPERATIONS.map(|(_, name)| name).join(", "),
     })

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use io_uring::{Builder, IoUring, cqueue, opcode, squeue, types};
+use io_uring::{Builder, EnterFlags, IoUring, cqueue, opcode, squeue, types};
 
 use super::probe::Unusable;
 use super::restrict;
@@ -22,6 +22,8 @@ const COMPLETIONS: u32 = 16384;
 /// A ring owned by one thread.
 pub(super) struct Ring {
     inner: IoUring,
+    /// How it is waited for.
+    waiting: EnterFlags,
     /// What did not fit into the submission queue when the kernel would not take it.
     backlog: VecDeque<squeue::Entry>,
     /// What the next alarm to be submitted points to.
@@ -66,7 +68,7 @@ impl Ring {
     }
 
     fn of(inner: IoUring) -> Self {
-        Self { inner, backlog: VecDeque::new(), alarm: Box::default() }
+        Self { waiting: waiting(&inner), inner, backlog: VecDeque::new(), alarm: Box::default() }
     }
 
     /// Enables a disabled ring for the calling thread, which is the only one that may use it from
@@ -191,14 +193,24 @@ impl Ring {
     pub(super) fn submit_and_wait(&mut self, patience: Option<Duration>) -> io::Result<()> {
         self.hand_over_backlog()?;
         match patience {
-            None => self.inner.submit_and_wait(1).map(drop),
+            None => self.enter_and_wait(EnterFlags::empty(), None::<&()>),
             Some(Duration::ZERO) => self.inner.submit_and_wait(0).map(drop),
             Some(patience) => {
                 let timespec = types::Timespec::from(patience);
                 let arguments = types::SubmitArgs::new().timespec(&timespec);
-                self.inner.submitter().submit_with_args(1, &arguments).map(drop)
+                self.enter_and_wait(EnterFlags::EXT_ARG, Some(&arguments))
             }
         }
+    }
+
+    /// Hands over what is in the submission queue and waits for a completion; the kernel reads
+    /// `argument` as `flags` say.
+    fn enter_and_wait<T>(&mut self, flags: EnterFlags, argument: Option<&T>) -> io::Result<()> {
+        let submissions = self.inner.submission().len() as u32;
+        let flags = (self.waiting | flags).bits();
+        // SAFETY: there are so many entries, whose memory is valid by the promise that came with
+        // each; the argument is of the type that the flags announce, or none.
+        unsafe { self.inner.submitter().enter(submissions, 1, flags, argument) }.map(drop)
     }
 
     /// Whether the kernel has taken everything that was queued.
@@ -216,6 +228,21 @@ impl Ring {
     pub(super) fn completions(&mut self) -> cqueue::CompletionQueue<'_> {
         self.inner.completion()
     }
+}
+
+/// Flags of a wait. One that could be booked as waiting for I/O would be: an idle daemon would show
+/// as 100 % iowait in top(1) and as pressure in /proc/pressure/io. From Linux 6.15 on it need not.
+fn waiting(ring: &IoUring) -> EnterFlags {
+    if books_waits_as_idle(ring) {
+        EnterFlags::GETEVENTS | EnterFlags::NO_IOWAIT
+    } else {
+        EnterFlags::GETEVENTS
+    }
+}
+
+/// Whether a wait for completions need not count as waiting for I/O (Linux 6.15).
+pub(super) fn books_waits_as_idle(ring: &IoUring) -> bool {
+    ring.params().is_feature_no_iowait()
 }
 
 /// Marks an entry whose success nobody needs to hear of.

@@ -33,6 +33,7 @@ mod place;
 mod tape;
 
 mod crowd;
+mod waits;
 mod wakes;
 
 use std::thread;
@@ -41,6 +42,7 @@ use std::time::{Duration, Instant};
 use crate::crowd::{Crowd, room};
 use crate::daemon::{Daemon, Launch};
 use crate::machine::{alone, slowness};
+use crate::waits::Unused;
 use crate::wakes::Wakes;
 
 /// Process memory of one idle connection, in bytes: the tables of a connection are 60.
@@ -54,6 +56,9 @@ const READY_MAX: Duration = Duration::from_millis(20);
 
 /// How often an idle thread may wake in a second.
 const WAKES_PER_SECOND_MAX: f64 = 1.0;
+
+/// How much of the unused time of the processors may be booked as waiting for I/O.
+const WAITING_MAX: f64 = 0.2;
 
 /// Where the slope of memory over connections begins and where it ends. Below the first, the steps
 /// in which memory is taken would show.
@@ -136,6 +141,37 @@ fn a_watched_daemon_wakes_for_its_watchdog_alone() {
     wakes.assert_at_most(WAKES_PER_SECOND_MAX + pings_per_second);
     drop(crowd);
     daemon.stop();
+}
+
+/// Goal: top and /proc/pressure/io do not cry wolf: who waits for a peer does not wait for a disk.
+/// Method: with a worker for each processor all unused time would be booked so. The best of five
+/// counts: others may use disks.
+#[test]
+fn an_idle_daemon_does_not_wait_for_io() {
+    let _quiet = alone();
+    if !waits_can_be_idle() {
+        println!("skipped: before Linux 6.15 a ring that waits is booked as I/O");
+        return;
+    }
+    let workers = thread::available_parallelism().unwrap();
+    let daemon = Launch::with_config(&format!("[server]\nworkers = {workers}\n")).start();
+    let mut crowd = Crowd::new(daemon.place());
+    crowd.grow(10 * workers.get());
+    let attempts: Vec<f64> =
+        (0..5).map(|_| Unused::during(Duration::from_secs(1)).waiting()).collect();
+    println!("part of the unused time that is booked as waiting for I/O: {attempts:.3?}");
+    let best = attempts.iter().copied().fold(f64::INFINITY, f64::min);
+    assert!(best <= WAITING_MAX, "{attempts:.3?}");
+    drop(crowd);
+    daemon.stop();
+}
+
+/// Whether the kernel is Linux 6.15 or later.
+fn waits_can_be_idle() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(|it: char| !it.is_ascii_digit());
+    let mut number = || numbers.next().unwrap().parse::<u32>().unwrap();
+    (number(), number()) >= (6, 15)
 }
 
 /// The best of five counts: what else the machine does can only make it later.
