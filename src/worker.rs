@@ -140,8 +140,10 @@ pub fn run<K: Kernel>(
         for event in events.drain(..) {
             server.handle(now, event, &mut ops);
         }
-        if server.deadline().is_some_and(|deadline| deadline <= now) {
+        let mut deadline = server.deadline();
+        if deadline.is_some_and(|deadline| deadline <= now) {
             server.handle(now, Event::TimePassed, &mut ops);
+            deadline = server.deadline();
         }
         kernel.submit(&mut ops);
         // After new rules: from here on the kernel tells where those come from who are accepted.
@@ -165,7 +167,7 @@ pub fn run<K: Kernel>(
             shared.ended.store(true, Ordering::Release);
             return Ok(Outcome::AtRest);
         }
-        kernel.turn(server.deadline(), &mut events)?;
+        kernel.turn(deadline, &mut events)?;
     }
 }
 

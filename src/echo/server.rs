@@ -4,6 +4,7 @@
 //! who gets the next place, who waits for a buffer, when accepting pauses, when the drain is over.
 
 mod arming;
+mod drain;
 mod entrance;
 #[cfg(test)]
 mod retune;
@@ -12,6 +13,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use self::arming::Arming;
+use self::drain::Drain;
 use super::admission::Admission;
 use super::connection::{Connection, Phase};
 use super::limits;
@@ -23,25 +25,6 @@ use super::resources::{Context, Resources};
 pub use super::resources::{Parameters, Tuning};
 pub use super::stats::{CloseReason, ListenerStats, RefuseReason, Stats};
 use super::timer::Wheel;
-
-/// How far the drain has come, or the hand-over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Drain {
-    /// Not asked for.
-    No,
-    /// No more accepts; echoing goes on until the deadline.
-    Patient { deadline: Timestamp },
-    /// Every connection is being ended, those in the slots below `swept` already; when that has
-    /// been all of them, what is left at `end` is closed.
-    Ending { end: Timestamp, swept: usize },
-    /// Nothing is waited for any more; the slots below `swept` have been told.
-    Over { swept: usize },
-    /// Every connection is to come to rest, to be handed over; those in the slots below `swept`
-    /// have been told, those below `rested` are at rest.
-    Freezing { deadline: Timestamp, swept: usize, rested: usize },
-    /// What is not at rest is being ended, below `swept` already.
-    Overdue { swept: usize, rested: usize },
-}
 
 /// What every connection is made to do.
 type Act = fn(&mut Connection, &mut Context<'_>);
@@ -131,37 +114,20 @@ impl Server {
         if at_once || self.arming.standing_back || self.can_serve_waiting() {
             return Some(Timestamp(0));
         }
-        let retry = self.resources.retries.front().map(|&(at, _)| at);
-        let accept = self.listeners.iter().filter_map(|listener| match listener {
-            Listener::BackingOff(until) => Some(*until),
-            Listener::Off | Listener::Armed(_) | Listener::Canceling(_) => None,
-        });
-        let drain = match self.drain {
-            Drain::Patient { deadline } => Some(deadline),
-            Drain::Ending { swept, .. }
-            | Drain::Over { swept }
-            | Drain::Freezing { swept, .. }
-            | Drain::Overdue { swept, .. }
-                if swept < self.slots.len() =>
-            {
-                Some(Timestamp(0))
+        let mut earliest = self.wheel.deadline();
+        let mut consider = |at: Timestamp| earliest = Some(earliest.map_or(at, |it| it.min(at)));
+        if let Some(&(at, _)) = self.resources.retries.front() {
+            consider(at);
+        }
+        for listener in &self.listeners {
+            if let Listener::BackingOff(until) = *listener {
+                consider(until);
             }
-            Drain::Ending { end, .. } => Some(end),
-            Drain::Freezing { deadline, .. } => Some(deadline),
-            Drain::No | Drain::Over { .. } | Drain::Overdue { .. } => None,
-        };
-        accept.chain(retry).chain(drain).chain(self.wheel.deadline()).min()
-    }
-
-    /// Whether a drain has been asked for and nothing is left: no connection, no accept with the
-    /// kernel.
-    #[must_use]
-    pub fn is_drained(&self) -> bool {
-        matches!(self.drain, Drain::Patient { .. } | Drain::Ending { .. } | Drain::Over { .. })
-            && self.resources.stats.connections == 0
-            && self.parked.is_empty()
-            && !self.admission.has_unfinished()
-            && !self.listeners.iter().any(|listener| listener.is_with_kernel())
+        }
+        if let Some(at) = self.drain_deadline() {
+            consider(at);
+        }
+        earliest
     }
 
     /// Takes in one event and appends what is to be done about it to `ops`, in order.
@@ -169,12 +135,36 @@ impl Server {
     /// # Panics
     /// If the event breaks the contract of [`super::op`]: for example, bytes for a connection that
     /// has been closed.
+    // Inlined, so that an event of an echo is read where it lies.
+    #[inline]
     pub fn handle(&mut self, now: Timestamp, event: Event, ops: &mut Vec<Op>) {
         // An echo is nobody else's affair unless it is a connection's last act, so places and
         // listeners are not looked at for it (86 instead of 95 ns of our own code an echo).
-        let echoes = matches!(event, Event::Received { .. } | Event::Sent { .. });
         let connections = self.resources.stats.connections;
         match event {
+            Event::Received { connection, buffer, length, armed, more } => {
+                self.on_received(now, connection, (buffer, length), armed, more, ops);
+            }
+            Event::Sent { connection, length } => self.on_sent(now, connection, length, ops),
+            Event::Started
+            | Event::Accepted { .. }
+            | Event::AcceptFailed { .. }
+            | Event::ReceiveEnded { .. }
+            | Event::SentAside { .. }
+            | Event::SendFailed { .. }
+            | Event::TimePassed
+            | Event::DrainStarted { .. }
+            | Event::HandOverStarted { .. }
+            | Event::Adopted { .. } => return self.handle_no_echo(now, event, ops),
+        }
+        if self.resources.stats.connections != connections {
+            self.use_places(now, ops);
+        }
+    }
+
+    fn handle_no_echo(&mut self, now: Timestamp, event: Event, ops: &mut Vec<Op>) {
+        match event {
+            Event::Received { .. } | Event::Sent { .. } => unreachable!("{event:?} is an echo's"),
             Event::Started => self.admission.announce(ops),
             Event::Accepted { connection, source } => {
                 self.on_accepted(now, connection, source, ops);
@@ -182,17 +172,9 @@ impl Server {
             Event::AcceptFailed { connection, error } => {
                 self.on_accept_failed(now, connection, error);
             }
-            Event::Received { connection, buffer, length, armed, more } => {
-                self.on_received(now, connection, (buffer, length), armed, more, ops);
-            }
             Event::ReceiveEnded { connection, reason } => {
                 self.with(now, connection, ops, |connection, context| {
                     connection.on_receive_ended(context, reason);
-                });
-            }
-            Event::Sent { connection, length } => {
-                self.with(now, connection, ops, |connection, context| {
-                    connection.on_sent(context, length);
                 });
             }
             Event::SentAside { connection, length } => {
@@ -217,11 +199,7 @@ impl Server {
                 self.on_adopted(now, connection, bequest, ops)
             }
         }
-        if echoes && self.resources.stats.connections == connections {
-            return;
-        }
-        self.fill_places(now, ops);
-        self.arm_listeners(ops);
+        self.use_places(now, ops);
         if event == Event::TimePassed {
             // Accepts that are armed from here on are of another turn.
             self.arming.this_turn = 0;
@@ -284,6 +262,10 @@ impl Server {
         });
     }
 
+    fn on_sent(&mut self, now: Timestamp, id: ConnectionId, length: u32, ops: &mut Vec<Op>) {
+        self.with(now, id, ops, |connection, context| connection.on_sent(context, length));
+    }
+
     fn on_time_passed(&mut self, now: Timestamp, ops: &mut Vec<Op>) {
         self.admission.announce(ops);
         if self.admission.has_unfinished() {
@@ -337,63 +319,6 @@ impl Server {
         }
     }
 
-    fn advance_drain(&mut self, now: Timestamp, ops: &mut Vec<Op>) {
-        match self.drain {
-            Drain::Patient { deadline } if deadline <= now => {
-                let end = now.plus(self.resources.parameters.linger_timeout);
-                self.drain = Drain::Ending { end, swept: 0 };
-            }
-            Drain::Ending { end, swept } if end <= now && swept == self.slots.len() => {
-                self.drain = Drain::Over { swept: 0 };
-            }
-            Drain::Freezing { deadline, swept, rested }
-                if deadline <= now && swept == self.slots.len() =>
-            {
-                self.drain = Drain::Overdue { swept: 0, rested };
-            }
-            Drain::No
-            | Drain::Patient { .. }
-            | Drain::Ending { .. }
-            | Drain::Over { .. }
-            | Drain::Freezing { .. }
-            | Drain::Overdue { .. } => {}
-        }
-        match self.drain {
-            Drain::No | Drain::Patient { .. } => {}
-            Drain::Ending { end, swept } => {
-                // A million FINs take seconds: the last one's time begins with it.
-                let sweeping = swept < self.slots.len();
-                let swept = self.sweep(now, ops, swept, Connection::on_drain_deadline);
-                let end =
-                    if sweeping { now.plus(self.resources.parameters.linger_timeout) } else { end };
-                self.drain = Drain::Ending { end, swept };
-            }
-            Drain::Over { swept } => {
-                let swept = self.sweep(now, ops, swept, Connection::on_drain_end);
-                self.drain = Drain::Over { swept };
-            }
-            Drain::Freezing { deadline, swept, rested } => {
-                let swept = self.sweep(now, ops, swept, Connection::freeze);
-                self.drain = Drain::Freezing { deadline, swept, rested };
-            }
-            Drain::Overdue { swept, rested } => {
-                let swept = self.sweep(now, ops, swept, Connection::on_rest_deadline);
-                self.drain = Drain::Overdue { swept, rested };
-            }
-        }
-    }
-
-    /// Lets the next connections from slot `from` on act: not all in one turn, or a worker with a
-    /// million of them would look hung. Returns where to go on.
-    fn sweep(&mut self, now: Timestamp, ops: &mut Vec<Op>, from: usize, act: Act) -> usize {
-        let to = self.slots.len().min(from + limits::SWEEP_SLOTS_MAX);
-        for slot in from..to {
-            let id = ConnectionId::new(slot as u32, self.slots[slot].generation());
-            self.with(now, id, ops, act);
-        }
-        to
-    }
-
     fn can_serve_waiting(&self) -> bool {
         !self.resources.waiting.is_empty() && self.resources.pool.home(SizeClass::Small) > 0
     }
@@ -420,6 +345,12 @@ impl Server {
     fn free_places(&self) -> u64 {
         let most = u64::from(self.resources.parameters.tuning.connections_max);
         most.saturating_sub(self.resources.stats.connections)
+    }
+
+    /// Gives places away that may have become free, and takes in no more than there are.
+    fn use_places(&mut self, now: Timestamp, ops: &mut Vec<Op>) {
+        self.fill_places(now, ops);
+        self.arm_listeners(ops);
     }
 
     /// Gives free places to the connections that are parked, in order.
@@ -511,77 +442,5 @@ impl Server {
                 *listener = Listener::Off;
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::echo::op::{Shutdown, Source};
-
-    const CONNECTIONS: usize = 2 * limits::SWEEP_SLOTS_MAX + 1;
-    const LINGER: u64 = 100;
-
-    /// A server with [`CONNECTIONS`] open ones that has just been asked to drain at once.
-    fn draining(now: Timestamp) -> Server {
-        let parameters = Parameters::small(1, CONNECTIONS as u32);
-        let mut server = Server::new(Parameters { linger_timeout: LINGER, ..parameters });
-        let mut ops = Vec::new();
-        server.handle(now, Event::Started, &mut ops);
-        for _ in 0..CONNECTIONS {
-            let Some(&Op::Accept { connection, .. }) = ops.last() else {
-                panic!("there is a place: {ops:?}")
-            };
-            ops.clear();
-            let source = Source::Untold;
-            server.handle(now, Event::Accepted { connection, source }, &mut ops);
-        }
-        server.handle(now, Event::DrainStarted { deadline: now }, &mut ops);
-        server
-    }
-
-    /// How many connections get a FIN in the next turn, and how many are given up.
-    fn turn(server: &mut Server, now: Timestamp) -> (usize, usize) {
-        let mut ops = Vec::new();
-        server.handle(now, Event::TimePassed, &mut ops);
-        let count = |wanted| {
-            ops.iter().filter(|op| matches!(op, Op::Shutdown { how, .. } if *how == wanted)).count()
-        };
-        (count(Shutdown::Write), count(Shutdown::Both))
-    }
-
-    /// Goal: a worker with many connections ends them in several short turns, each at once after
-    /// the other, so that it does not look hung. Method: count the FINs of each turn.
-    #[test]
-    fn the_end_of_a_drain_is_spread_over_turns() {
-        let now = Timestamp(1);
-        let mut server = draining(now);
-        let mut turns = Vec::new();
-        while server.deadline().is_some_and(|deadline| deadline <= now) {
-            turns.push(turn(&mut server, now));
-        }
-        let sweep = limits::SWEEP_SLOTS_MAX;
-        assert_eq!(turns, [(sweep, 0), (sweep, 0), (1, 0)]);
-        assert_eq!(server.deadline(), Some(now.plus(LINGER)));
-        server.check_invariants();
-    }
-
-    /// Goal: the last to get its FIN has as long to answer as the first. Method: each turn takes
-    /// as long as a peer may linger, as with a million connections on a slow machine.
-    #[test]
-    fn a_drain_of_many_gives_up_nobody_before_its_time() {
-        let mut now = Timestamp(1);
-        let mut server = draining(now);
-        let mut turns = Vec::new();
-        for _ in 0..3 {
-            turns.push(turn(&mut server, now));
-            now = now.plus(LINGER);
-        }
-        let sweep = limits::SWEEP_SLOTS_MAX;
-        let fins: Vec<usize> = turns.iter().map(|&(fins, _)| fins).collect();
-        assert_eq!(fins, [sweep, sweep, 1], "everybody gets a FIN");
-        let given_up: usize = turns.iter().map(|&(_, given_up)| given_up).sum();
-        assert!(given_up <= sweep, "{given_up} given up, when the time of {sweep} is over");
-        server.check_invariants();
     }
 }

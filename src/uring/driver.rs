@@ -7,7 +7,7 @@ mod succession;
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::io;
-use std::mem::ManuallyDrop;
+use std::mem::{ManuallyDrop, MaybeUninit};
 use std::net;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use super::aside::Aside;
 use super::buffers::{BufferRing, BufferStack};
 use super::errno;
 use super::probe::Unusable;
-use super::ring::Ring;
+use super::ring::{COMPLETIONS, Ring};
 use super::source;
 use super::token::Token;
 use super::vault::Vault;
@@ -162,8 +162,8 @@ pub struct Driver {
     in_flight: u64,
     /// Turns that found the completion queue overflowed.
     overflows: u64,
-    /// Completions of this turn, between the ring and [`Driver::event`]; empty between turns.
-    reaped: Vec<cqueue::Entry>,
+    /// Room for the completions of a turn, between the ring and [`Driver::take`].
+    reaped: Box<[MaybeUninit<cqueue::Entry>]>,
     /// Connections that wait for bulk with a large buffer in hand, longest first; no more than
     /// there are such buffers.
     waiting: VecDeque<ConnectionId>,
@@ -208,7 +208,7 @@ impl Driver {
             alarms: Vec::new(),
             in_flight: 0,
             overflows: 0,
-            reaped: Vec::new(),
+            reaped: Box::new_uninit_slice(COMPLETIONS as usize),
             busy_poll: settings.busy_poll,
             origin: settings.origin,
         })
@@ -412,12 +412,12 @@ impl Kernel for Driver {
         };
         events.append(&mut self.answers);
         let mut reaped = std::mem::take(&mut self.reaped);
-        reaped.extend(self.ring.completions());
+        let completions = self.ring.completions().fill(&mut reaped);
         self.overflows += u64::from(self.ring.has_overflowed());
-        let idle = reaped.is_empty();
-        self.answer_quiet_sends(&reaped, events);
-        for completion in reaped.drain(..) {
-            self.take(&completion, events);
+        let idle = completions.is_empty();
+        self.answer_quiet_sends(completions, events);
+        for completion in &*completions {
+            self.take(completion, events);
         }
         self.reaped = reaped;
         match waited {

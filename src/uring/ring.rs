@@ -17,7 +17,7 @@ const SUBMISSIONS: u32 = 1024;
 
 /// Entries of the completion queue: more than a turn can bring (every pooled buffer, every send),
 /// so that it does not overflow; the kernel keeps what does not fit in a slower list.
-const COMPLETIONS: u32 = 16384;
+pub(super) const COMPLETIONS: u32 = 16384;
 
 /// A ring owned by one thread.
 pub(super) struct Ring {

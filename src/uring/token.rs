@@ -62,12 +62,17 @@ impl Token {
         }
     }
 
+    /// Whose quiet send a completion's value is of, if of one.
+    pub(super) fn quiet_send(user_data: u64) -> Option<ConnectionId> {
+        (user_data >> 56 == QUIET_SEND).then(|| id_of(user_data))
+    }
+
     /// The meaning of a completion's value.
     ///
     /// # Panics
     /// If this module did not make it.
     pub(super) fn unpack(user_data: u64) -> Self {
-        let id = ConnectionId::new(user_data as u32, (user_data >> 32) as u32);
+        let id = id_of(user_data);
         match user_data >> 56 {
             ACCEPT => Self::Accept(id),
             CONNECT => Self::Connect(id),
@@ -84,6 +89,10 @@ impl Token {
             _ => unreachable!("the kernel returned user_data {user_data:#x}, which we never gave"),
         }
     }
+}
+
+fn id_of(user_data: u64) -> ConnectionId {
+    ConnectionId::new(user_data as u32, (user_data >> 32) as u32)
 }
 
 fn with_id(kind: u64, id: ConnectionId) -> u64 {

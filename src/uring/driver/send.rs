@@ -68,7 +68,7 @@ impl Driver {
             return;
         }
         for completion in completions {
-            if let Token::QuietSend(connection) = Token::unpack(completion.user_data()) {
+            if let Some(connection) = Token::quiet_send(completion.user_data()) {
                 self.socket_mut(connection).sends_quietly = false;
             }
         }
