@@ -46,36 +46,38 @@ fn switches() -> Option<Finding> {
 
 /// Which way the daemon goes where there are several, best first.
 fn rungs(survey: &Survey) -> Vec<Finding> {
-    let mut findings = vec![Finding::ok(
-        Topic::IoUring,
-        format!("operations: {}; a restricted ring refuses all others", survey.operations),
-    )];
-    findings.push(if survey.features.bounded_multishot_receive {
-        Finding::ok(Topic::IoUring, "receives: multishot, bounded (Linux 6.17)")
-    } else {
-        Finding::note(
+    let operations = &survey.operations;
+    vec![
+        Finding::ok(
             Topic::IoUring,
+            format!("operations: {operations}; a restricted ring refuses all others"),
+        ),
+        rung(
+            survey.features.bounded_multishot_receive,
+            "receives: multishot, bounded (Linux 6.17)",
             "receives: one at a time, as this kernel cannot bound a multishot receive",
             "none needed; Linux 6.17 saves an operation for each message",
-        )
-    });
-    findings.push(if survey.without_index_array {
-        Finding::ok(Topic::IoUring, "submissions: without an index array (Linux 6.6)")
-    } else {
-        Finding::note(
-            Topic::IoUring,
+        ),
+        rung(
+            survey.without_index_array,
+            "submissions: without an index array (Linux 6.6)",
             "submissions: through an index array",
             "none needed; Linux 6.6 saves a cache line for each operation",
-        )
-    });
-    findings.push(if survey.idle_waits {
-        Finding::ok(Topic::IoUring, "waits: booked as idle time (Linux 6.15)")
-    } else {
-        Finding::note(
-            Topic::IoUring,
+        ),
+        rung(
+            survey.idle_waits,
+            "waits: booked as idle time (Linux 6.15)",
             "waits: booked as iowait, so an idle worker shows in top and /proc/pressure/io",
             "none needed, as nothing waits for a disk; Linux 6.15 books them as idle time",
-        )
-    });
-    findings
+        ),
+    ]
+}
+
+/// That the kernel has the better way, or that it has not, and what that means.
+fn rung(better: bool, with: &str, without: &str, cure: &str) -> Finding {
+    if better {
+        Finding::ok(Topic::IoUring, with)
+    } else {
+        Finding::note(Topic::IoUring, without, cure)
+    }
 }

@@ -193,24 +193,24 @@ impl Ring {
     pub(super) fn submit_and_wait(&mut self, patience: Option<Duration>) -> io::Result<()> {
         self.hand_over_backlog()?;
         match patience {
-            None => self.enter_and_wait(EnterFlags::empty(), None::<&()>),
+            None => self.enter_and_wait(None),
             Some(Duration::ZERO) => self.inner.submit_and_wait(0).map(drop),
             Some(patience) => {
                 let timespec = types::Timespec::from(patience);
                 let arguments = types::SubmitArgs::new().timespec(&timespec);
-                self.enter_and_wait(EnterFlags::EXT_ARG, Some(&arguments))
+                self.enter_and_wait(Some(&arguments))
             }
         }
     }
 
-    /// Hands over what is in the submission queue and waits for a completion; the kernel reads
-    /// `argument` as `flags` say.
-    fn enter_and_wait<T>(&mut self, flags: EnterFlags, argument: Option<&T>) -> io::Result<()> {
+    /// Hands over what is in the submission queue and waits for a completion.
+    fn enter_and_wait(&mut self, arguments: Option<&types::SubmitArgs<'_, '_>>) -> io::Result<()> {
         let submissions = self.inner.submission().len() as u32;
-        let flags = (self.waiting | flags).bits();
+        let extended = if arguments.is_some() { EnterFlags::EXT_ARG } else { EnterFlags::empty() };
+        let flags = (self.waiting | extended).bits();
         // SAFETY: there are so many entries, whose memory is valid by the promise that came with
-        // each; the argument is of the type that the flags announce, or none.
-        unsafe { self.inner.submitter().enter(submissions, 1, flags, argument) }.map(drop)
+        // each; if there are arguments, the flags announce them.
+        unsafe { self.inner.submitter().enter(submissions, 1, flags, arguments) }.map(drop)
     }
 
     /// Whether the kernel has taken everything that was queued.

@@ -7,7 +7,8 @@ use crate::echo::op::{ListenerId, Op};
 /// What is remembered of it between events.
 #[derive(Default)]
 pub(super) struct Arming {
-    /// Accepts that have been armed in this turn and not been answered.
+    /// Accepts that have been armed in this turn and not been answered. Older ones may be among
+    /// them until time next passes; at worst a listener stands back for one turn in vain.
     pub(super) this_turn: u64,
     /// The listener to be armed first.
     next: usize,
