@@ -210,11 +210,12 @@ impl BufferRing {
         })
     }
 
-    /// To be called before each turn, once: offers as many buffers as it may need, if so many are
-    /// at home.
-    pub(super) fn fill_up(&mut self) {
+    /// To be called before each turn, once: offers as many buffers as it may need, and one for each
+    /// of `receives` that are submitted with it, if so many are at home.
+    pub(super) fn fill_up(&mut self, receives: usize) {
         self.need.end_turn();
-        while self.offered < self.need.offers
+        let wanted = receives.max(usize::from(self.need.offers));
+        while usize::from(self.offered) < wanted
             && let Some(index) = self.spare.pop()
         {
             self.offer(index);

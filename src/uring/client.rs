@@ -272,7 +272,7 @@ impl Client {
     /// # Errors
     /// When io_uring_enter(2) fails in a way that no retry cures.
     pub fn wait(&mut self, patience: Option<Duration>) -> io::Result<()> {
-        self.pool_mut().fill_up();
+        self.pool_mut().fill_up(0);
         self.arm_wake();
         let waited = self.ring.submit_and_wait(patience.map(|it| it.max(PATIENCE_MIN)));
         self.reaped.drain(..mem::take(&mut self.told));

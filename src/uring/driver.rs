@@ -1,5 +1,6 @@
 //! Operations to submission entries, completions to events: [`Kernel`] on a real ring.
 
+mod alternation;
 mod receive;
 mod send;
 mod succession;
@@ -17,6 +18,7 @@ use io_uring::{cqueue, types};
 use nix::sys::eventfd::EventFd;
 use socket2::SockRef;
 
+use self::alternation::{Alternation, Tries};
 use self::receive::{HangUp, Receiving};
 use self::send::QuietSend;
 use super::aside::Aside;
@@ -173,6 +175,12 @@ pub struct Driver {
     quiet_sends: Vec<QuietSend>,
     /// Whether they are waited for.
     hastened: bool,
+    alternation: Alternation,
+    tries: Tries,
+    /// Sends since the last turn that are answered as soon as the kernel has them.
+    answers_due: u32,
+    /// Connections that have a socket.
+    open: u32,
     busy_poll: Option<Duration>,
     origin: Instant,
 }
@@ -196,6 +204,10 @@ impl Driver {
             answers: Vec::new(),
             quiet_sends: Vec::new(),
             hastened: false,
+            alternation: Alternation::new(settings.buffers[0]),
+            tries: Tries::default(),
+            answers_due: 0,
+            open: 0,
             waiting: VecDeque::new(),
             asides: HashMap::new(),
             vault: Vault::default(),
@@ -220,6 +232,7 @@ impl Driver {
             self.sockets.resize_with(slot + 1, || None);
         }
         let former = self.sockets[slot].replace(socket);
+        self.open += 1;
         assert!(former.is_none(), "{connection:?} is given a slot in use");
     }
 
@@ -283,6 +296,7 @@ impl Driver {
             drop(ManuallyDrop::into_inner(aside));
         }
         let socket = self.sockets[connection.slot() as usize].take().expect(OPEN);
+        self.open -= 1;
         if socket.hang_up == HangUp::Watched {
             // A poll holds its file open: the peer would never see the end.
             self.ring.cancel(Token::HungUp(connection));
@@ -400,11 +414,11 @@ impl Kernel for Driver {
         deadline: Option<Timestamp>,
         events: &mut Vec<Event>,
     ) -> Result<(), DriverError> {
-        self.small.fill_up();
         self.arm_wake();
         let may_wait = self.answers.is_empty()
             && !self.hastened
             && deadline.is_none_or(|deadline| self.set_alarm(deadline));
+        self.submit_tries();
         let waited = match self.busy_poll {
             Some(spin) if may_wait => self.ring.submit_and_spin(spin),
             _ if may_wait => self.ring.submit_and_wait(None),
@@ -420,6 +434,7 @@ impl Kernel for Driver {
             self.take(completion, events);
         }
         self.reaped = reaped;
+        self.settle_tries();
         match waited {
             Ok(()) => Ok(()),
             Err(error) => match error.raw_os_error() {

@@ -2,8 +2,9 @@
 //!
 //! `world` is what a script needs of its surroundings, `real` the implementor with sockets, `bench`
 //! the script's tools. Each script drives the seam as the core does and states which answers are
-//! allowed; it runs on the fake, on loopback TCP and on Unix stream sockets. Where these may differ
-//! by right, the script names the set.
+//! allowed; it runs on the fake, on loopback TCP and on Unix stream sockets, and on both again with
+//! a driver that has been so busy that its connections alternate (`uring::driver::alternation`).
+//! Where these may differ by right, the script names the set.
 
 // The simulator uses more of its kernel than the scripts do.
 #[allow(dead_code)]
@@ -12,6 +13,7 @@ mod fake;
 
 mod accept;
 mod bench;
+mod busy;
 mod end;
 mod real;
 mod receive;
@@ -31,6 +33,12 @@ macro_rules! in_each_world {
         }
         mod on_unix {
             $(#[test] fn $script() { crate::$room::$script::<crate::real::Unix>(); })*
+        }
+        mod on_busy_tcp {
+            $(#[test] fn $script() { crate::$room::$script::<crate::real::BusyTcp>(); })*
+        }
+        mod on_busy_unix {
+            $(#[test] fn $script() { crate::$room::$script::<crate::real::BusyUnix>(); })*
         }
     };
 }
@@ -58,6 +66,8 @@ in_each_world! {
     receive::a_buffer_given_back_is_there_for_the_next_receive,
     receive::a_canceled_receive_ends,
     receive::a_cancel_loses_no_bytes,
+    receive::a_receive_behind_a_send_is_not_forgotten,
+    receive::a_cancel_in_the_same_breath_ends_it,
     receive::more_wait_for_bulk_than_there_are_large_buffers,
     send::a_send_takes_what_there_is_room_for,
     send::what_a_full_socket_leaves_is_sent_from_aside,

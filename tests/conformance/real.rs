@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -138,7 +139,7 @@ impl Peer {
 
 /// The two kinds of socket differ in three places only.
 macro_rules! real_world {
-    ($name:ident, $what:literal, $resets:expr, $domain:expr, $address:expr) => {
+    ($name:ident, $busy:literal, $what:literal, $resets:expr, $domain:expr, $address:expr) => {
         #[doc = $what]
         pub(crate) struct $name(Real);
 
@@ -146,8 +147,8 @@ macro_rules! real_world {
             type Kernel = Driver;
             const RESETS: Resets = $resets;
             // A multishot receive on a Unix socket can miss the end (axboe/liburing#1549), so a
-            // driver may avoid it.
-            const MULTISHOT_LASTS: bool = matches!($resets, Resets::Always);
+            // driver may avoid it; and a busy one does.
+            const MULTISHOT_LASTS: bool = matches!($resets, Resets::Always) && !$busy;
             const FEW_BUFFERS_GO_ROUND: bool = true;
             const SOURCE: Source = match $resets {
                 Resets::Always => Source::Ipv4([127, 0, 0, 1]),
@@ -159,7 +160,11 @@ macro_rules! real_world {
             }
 
             fn new(setup: Setup) -> Self {
-                Self(Real::new(setup, $domain, &$address))
+                let mut real = Real::new(setup, $domain, &$address);
+                if $busy && modes().contains(&ReceiveMode::Multishot) {
+                    crate::busy::make_busy(&mut real.driver, setup);
+                }
+                Self(real)
             }
 
             fn kernel(&mut self) -> &mut Driver {
@@ -228,16 +233,20 @@ macro_rules! real_world {
     };
 }
 
-real_world!(Tcp, "Loopback TCP.", Resets::Always, Domain::IPV4, {
-    SockAddr::from(std::net::SocketAddr::from(([127, 0, 0, 1], 0)))
-});
-real_world!(
-    Unix,
-    "Unix stream sockets.",
-    Resets::WithUnreadBytes,
-    Domain::UNIX,
-    abstract_address()
-);
+macro_rules! tcp_world {
+    ($name:ident, $busy:literal, $what:literal) => {
+        real_world!($name, $busy, $what, Resets::Always, Domain::IPV4, loopback());
+    };
+}
+macro_rules! unix_world {
+    ($name:ident, $busy:literal, $what:literal) => {
+        real_world!($name, $busy, $what, Resets::WithUnreadBytes, Domain::UNIX, abstract_address());
+    };
+}
+tcp_world!(Tcp, false, "Loopback TCP.");
+tcp_world!(BusyTcp, true, "Loopback TCP, and a driver whose connections alternate.");
+unix_world!(Unix, false, "Unix stream sockets.");
+unix_world!(BusyUnix, true, "Unix stream sockets, and a driver whose connections alternate.");
 
 fn limit_files(soft: u64) {
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
@@ -271,6 +280,11 @@ fn modes() -> &'static [ReceiveMode] {
             false => &[ReceiveMode::Once],
         }
     })
+}
+
+/// A port that nobody has.
+fn loopback() -> SockAddr {
+    SockAddr::from(SocketAddr::from(([127, 0, 0, 1], 0)))
 }
 
 /// A name that leaves no file behind and that nobody else has.

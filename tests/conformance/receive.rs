@@ -293,6 +293,60 @@ pub(crate) fn a_cancel_loses_no_bytes<W: World>() {
     }
 }
 
+/// Goal: a receive is carried out, whatever else is asked for with it. Method: ask for it behind a
+/// send, for bytes that are there already and for some that come later.
+pub(crate) fn a_receive_behind_a_send_is_not_forgotten<W: World>() {
+    for &mode in W::modes() {
+        for early in [true, false] {
+            let mut bench = Bench::<W>::new(ROOMY);
+            let peer = bench.accept(name(0));
+            let (buffer, length) = bench.take(peer, name(0), 10)[0];
+            if early {
+                bench.world.write(peer, 7);
+            }
+            let send = Op::Send { connection: name(0), buffer, length, awaited: true };
+            bench.say([send, receive(name(0), mode)]);
+            if !early {
+                bench.turn(0);
+                bench.world.write(peer, 7);
+            }
+            let (mut sent, mut received) = (0, None);
+            while sent == 0 || received.is_none() {
+                match bench.next() {
+                    Event::Sent { length, .. } => sent = length,
+                    Event::Received { buffer, length, .. } => received = Some((buffer, length)),
+                    other => panic!("{other:?}"),
+                }
+            }
+            bench.say([Op::Recycle { buffer }]);
+            assert_eq!(bench.send(name(0), received.expect("bytes")), 7);
+            bench.read_all(peer, 17);
+        }
+    }
+}
+
+pub(crate) fn a_cancel_in_the_same_breath_ends_it<W: World>() {
+    for &mode in W::modes() {
+        let mut bench = Bench::<W>::new(ROOMY);
+        let peer = bench.accept(name(0));
+        let (buffer, length) = bench.take(peer, name(0), 10)[0];
+        bench.say([
+            Op::Send { connection: name(0), buffer, length, awaited: true },
+            receive(name(0), mode),
+            Op::CancelReceive { connection: name(0) },
+        ]);
+        let mut told = [bench.next(), bench.next()];
+        told.sort_by_key(|event| matches!(event, Event::ReceiveEnded { .. }));
+        let sent = Event::Sent { connection: name(0), length };
+        assert_eq!(told, [sent, ended(name(0), ReceiveEnd::Stopped)]);
+        bench.say([Op::Recycle { buffer }]);
+        bench.world.write(peer, 5);
+        bench.silence();
+        bench.say([receive(name(0), mode)]);
+        assert_eq!(bench.received().0.1, 5);
+    }
+}
+
 pub(crate) fn more_wait_for_bulk_than_there_are_large_buffers<W: World>() {
     let mut bench = Bench::<W>::new(ROOMY);
     let bulk = |slot, expectation| {

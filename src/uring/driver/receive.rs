@@ -1,12 +1,13 @@
 //! Receiving: from the core's one operation to the way that costs least, and back.
 //!
-//! Bytes that fit a small buffer are received by one multishot receive that stays armed. Bulk goes
-//! into a large buffer. There are few of them, so a connection that waits for bulk may keep one
-//! only as long as nobody else needs it: its receive is revoked then, and it waits by a poll.
+//! Bytes that fit a small buffer are received by one multishot receive that stays armed; or by one
+//! receive after the other, where that costs less (see `alternation`). Bulk goes into a large
+//! buffer. There are few of them, so a connection that waits for bulk may keep one only as long as
+//! nobody else needs it: its receive is revoked then, and it waits by a poll.
 
 use std::os::fd::AsFd;
 
-use io_uring::{cqueue, opcode, squeue};
+use io_uring::{cqueue, opcode, squeue, types};
 
 use super::{Driver, MULTISHOT_BYTES_MAX, OPEN, SMALL_GROUP, Socket, Transport};
 use crate::echo::op::{
@@ -68,6 +69,9 @@ impl Driver {
         mode: ReceiveMode,
         expectation: Expectation,
     ) {
+        if self.alternation.is_on() {
+            return self.try_receive_small(connection);
+        }
         let fd = self.fd(connection);
         let socket = self.socket_mut(connection);
         socket.receiving = Receiving::Small;
@@ -77,25 +81,23 @@ impl Driver {
                 probe::multishot_receive(fd, SMALL_GROUP, MULTISHOT_BYTES_MAX)
             }
             (ReceiveMode::Multishot, HangUp::Seen) | (ReceiveMode::Once, _) => {
-                opcode::Recv::new(fd, std::ptr::null_mut(), 0)
-                    .ioprio(match expectation {
-                        Expectation::Data => 0,
-                        Expectation::Silence => probe::POLL_FIRST,
-                    })
-                    .buf_group(SMALL_GROUP)
-                    .build()
-                    .flags(squeue::Flags::BUFFER_SELECT)
+                one_shot(fd, expectation)
             }
         };
+        self.push_receive(connection, entry);
+        if watch {
+            let socket = self.sockets[connection.slot() as usize].as_ref().expect(OPEN);
+            self.ring.poll_hang_up(socket.fd.as_fd(), Token::HungUp(connection));
+        }
+    }
+
+    /// Queues a receive into small buffers.
+    pub(super) fn push_receive(&mut self, connection: ConnectionId, entry: squeue::Entry) {
         self.in_flight += 1;
         let entry = entry.user_data(Token::Receive(connection, SizeClass::Small).pack());
         // SAFETY: it points to no memory of its own; the buffers it may pick from outlive it, see
         // `BufferRing` and `Drop`.
         unsafe { self.ring.push(entry) };
-        if watch {
-            let socket = self.sockets[connection.slot() as usize].as_ref().expect(OPEN);
-            self.ring.poll_hang_up(socket.fd.as_fd(), Token::HungUp(connection));
-        }
     }
 
     /// Receives into a large buffer what is there. If there is no buffer, answers so at once, and
@@ -151,7 +153,10 @@ impl Driver {
         match self.socket(connection).receiving {
             // What does not wait answers by itself.
             Receiving::No | Receiving::Trying => {}
-            Receiving::Small => self.ring.cancel(Token::Receive(connection, SizeClass::Small)),
+            Receiving::Small => {
+                self.hurry_tries();
+                self.ring.cancel(Token::Receive(connection, SizeClass::Small));
+            }
             Receiving::Readable => self.ring.cancel(Token::Readable(connection)),
             Receiving::Waiting => self.ring.cancel(Token::Receive(connection, SizeClass::Large)),
             // Canceled already; now its end is the core's business.
@@ -229,16 +234,22 @@ impl Driver {
         if !armed {
             self.in_flight -= 1;
             self.socket_mut(connection).receiving = Receiving::No;
+        } else if self.alternation.is_on() {
+            // From the next message on.
+            self.ring.cancel(Token::Receive(connection, SizeClass::Small));
         }
         let buffer = self.small.note_receive(result, flags);
         match (result, buffer) {
-            (1.., Some(index)) => events.push(Event::Received {
-                connection,
-                buffer: BufferId { class: SizeClass::Small, index },
-                length: result as u32,
-                armed,
-                more: cqueue::sock_nonempty(flags),
-            }),
+            (1.., Some(index)) => {
+                self.alternation.note_piece();
+                events.push(Event::Received {
+                    connection,
+                    buffer: BufferId { class: SizeClass::Small, index },
+                    length: result as u32,
+                    armed,
+                    more: cqueue::sock_nonempty(flags),
+                });
+            }
             (1.., None) => unreachable!("{result} bytes of {connection:?} came in no buffer"),
             (..=0, _) => {
                 // A kernel may hand out a buffer and then find nothing to put into it.
@@ -265,6 +276,18 @@ impl Socket {
         }
         start
     }
+}
+
+/// A receive of what fits into a small buffer.
+pub(super) fn one_shot(fd: types::Fd, expectation: Expectation) -> squeue::Entry {
+    opcode::Recv::new(fd, std::ptr::null_mut(), 0)
+        .ioprio(match expectation {
+            Expectation::Data => 0,
+            Expectation::Silence => probe::POLL_FIRST,
+        })
+        .buf_group(SMALL_GROUP)
+        .build()
+        .flags(squeue::Flags::BUFFER_SELECT)
 }
 
 /// Why a receive that brought `result` has ended.

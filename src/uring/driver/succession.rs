@@ -37,6 +37,7 @@ impl Driver {
         let aside = self.asides.remove(&connection.slot()).map(ManuallyDrop::into_inner);
         let unsent = aside.map_or_else(Box::default, Aside::into_unsent);
         let socket = self.sockets[connection.slot() as usize].take().expect(OPEN);
+        self.open -= 1;
         if socket.hang_up == HangUp::Watched {
             // As in `close`; without it the poll would go with the ring, a moment later.
             self.ring.cancel(Token::HungUp(connection));
