@@ -149,9 +149,10 @@ pub enum Shutdown {
 
 /// What the kernel is asked to do.
 ///
-/// Those that are answered, and the closes, reach the kernel in the order given; those that are
-/// done at once ([`Op::SetAside`], [`Op::Recycle`], [`Op::Shutdown`]) may overtake them. So nothing
-/// may be recycled or shut down for writing while a send of it is under way.
+/// Those that are answered, and the closes, reach the kernel in the order given, except that a
+/// receive may come later than what was asked for after it, though not than its cancel; those that
+/// are done at once ([`Op::SetAside`], [`Op::Recycle`], [`Op::Shutdown`]) may overtake them. So
+/// nothing may be recycled or shut down for writing while a send of it is under way.
 ///
 /// A connection exists for the driver from [`Event::Accepted`] or [`Event::Adopted`] to
 /// [`Op::Close`] or [`Op::Abort`], or until it is given away.
@@ -460,7 +461,7 @@ pub trait Kernel {
     fn source_of(&self, connection: ConnectionId) -> Source;
 
     /// Takes all of `ops`, in order, and leaves it empty. They reach the kernel at the next turn at
-    /// the latest.
+    /// the latest; a receive, at the next turn that waits.
     fn submit(&mut self, ops: &mut Vec<Op>);
 
     /// Hands everything submitted to the kernel, waits until something happened, `deadline` has

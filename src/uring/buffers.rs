@@ -210,8 +210,8 @@ impl BufferRing {
         })
     }
 
-    /// To be called before each turn, once: offers as many buffers as it may need, and one for each
-    /// of `receives` that are submitted with it, if so many are at home.
+    /// To be called before each turn, once: offers as many buffers as it may need, but no fewer
+    /// than the `receives` that are submitted with it, if so many are at home.
     pub(super) fn fill_up(&mut self, receives: usize) {
         self.need.end_turn();
         let wanted = receives.max(usize::from(self.need.offers));

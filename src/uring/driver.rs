@@ -177,8 +177,9 @@ pub struct Driver {
     hastened: bool,
     alternation: Alternation,
     tries: Tries,
-    /// Sends since the last turn that are answered as soon as the kernel has them.
-    answers_due: u32,
+    /// Whether there were sends since the last turn that are answered as soon as the kernel has
+    /// them.
+    sends_answer: bool,
     /// Connections that have a socket.
     open: u32,
     busy_poll: Option<Duration>,
@@ -206,7 +207,7 @@ impl Driver {
             hastened: false,
             alternation: Alternation::new(settings.buffers[0]),
             tries: Tries::default(),
-            answers_due: 0,
+            sends_answer: false,
             open: 0,
             waiting: VecDeque::new(),
             asides: HashMap::new(),
@@ -418,7 +419,7 @@ impl Kernel for Driver {
         let may_wait = self.answers.is_empty()
             && !self.hastened
             && deadline.is_none_or(|deadline| self.set_alarm(deadline));
-        self.submit_tries();
+        self.submit_tries(may_wait);
         let waited = match self.busy_poll {
             Some(spin) if may_wait => self.ring.submit_and_spin(spin),
             _ if may_wait => self.ring.submit_and_wait(None),

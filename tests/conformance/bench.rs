@@ -74,6 +74,11 @@ impl<W: World> Bench<W> {
         }
     }
 
+    /// Whether a turn has brought an event that nobody has taken yet.
+    pub(crate) fn has_event(&self) -> bool {
+        !self.events.is_empty()
+    }
+
     /// The next event if one comes soon.
     pub(crate) fn next_if_any(&mut self) -> Option<Event> {
         if self.events.is_empty() {

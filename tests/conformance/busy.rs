@@ -1,68 +1,78 @@
 //! What makes a driver's connections alternate: few of them, that always have something to say.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
 use echo_uring::echo::op::{
-    ConnectionId, Event, Expectation, Kernel, Op, ReceiveEnd, ReceiveMode, SizeClass,
+    BufferId, ConnectionId, Event, Expectation, Kernel, Op, ReceiveEnd, ReceiveMode, SizeClass,
 };
 use echo_uring::uring::Driver;
 
 use crate::world::Setup;
 
-/// So few count as few even with the smallest pool that a script is roomy with.
-const TALKERS: u32 = 4;
+/// Few even for the smallest pool that is roomy.
+const TALKERS: u32 = 15;
 
-/// Turns until they alternate, at the latest.
-const PATIENCE: u32 = 1_000;
+/// Turns for which they talk. After 256 they alternate, and after 256 more it has proved to pay.
+const TURNS: u32 = 700;
 
-/// A talker's slot: above those of all scripts.
+/// The slot of the first talker: above those of all scripts.
 const FIRST_SLOT: u32 = 1_000;
 
-/// Talks to the driver until its connections alternate, and leaves it without connections. A pool
-/// too small for that leaves it as it is.
+const MESSAGE: [u8; 64] = [b'x'; 64];
+
+/// Talks to the driver until its connections alternate, and until that has proved to pay; leaves it
+/// without connections. With a pool too small for that, leaves it as it is.
 pub(crate) fn make_busy(driver: &mut Driver, setup: Setup) {
-    if u32::from(setup.buffers[0]) < 2 * TALKERS {
+    if u32::from(setup.buffers[0]) < 2 * (TALKERS + 1) {
         return;
     }
     let mut talkers: Vec<Talker> = (0..TALKERS).map(|number| Talker::new(driver, number)).collect();
-    // Two buffers full each: eight pieces a turn.
-    let bytes = vec![0; 2 * setup.buffer_sizes[0] as usize];
-    let mut turns = 0;
-    while !talkers.iter().any(|talker| talker.alternates) {
-        turns += 1;
-        assert!(turns < PATIENCE, "after {PATIENCE} busy turns nobody alternates");
-        for talker in &mut talkers {
-            if talker.heard >= talker.said {
-                talker.peer.write_all(&bytes).expect("an empty socket has room");
-                talker.said += bytes.len();
-            }
-            talker.listen(driver);
-        }
+    let mut pacemaker = Talker::new(driver, TALKERS);
+    let beat = take_buffer(driver, &mut pacemaker);
+    for talker in &mut talkers {
+        talker.say();
+        talker.listen(driver);
+    }
+    for _ in 0..TURNS {
+        pacemaker.send(driver, beat, 1);
         turn(driver, &mut talkers);
+        pacemaker.peer.read_exact(&mut [0]).expect("a beat");
     }
     for talker in &talkers {
-        if talker.listens {
-            driver.submit(&mut vec![Op::CancelReceive { connection: talker.name }]);
-        }
+        assert!(talker.alternates, "after {TURNS} busy turns {:?} does not alternate", talker.name);
+    }
+    while talkers.iter().any(|talker| talker.speaks) {
+        talkers.iter_mut().for_each(|talker| talker.is_tired = true);
+        turn(driver, &mut talkers);
+    }
+    let names: Vec<_> = talkers.iter().map(|talker| talker.name).collect();
+    for talker in &talkers {
+        talker.peer.shutdown(std::net::Shutdown::Write).expect("an open socket");
     }
     while talkers.iter().any(|talker| talker.listens) {
         turn(driver, &mut talkers);
     }
-    driver.submit(&mut talkers.iter().map(|it| Op::Close { connection: it.name }).collect());
+    let mut ops = vec![Op::Recycle { buffer: beat }, Op::Close { connection: pacemaker.name }];
+    ops.extend(names.into_iter().map(|connection| Op::Close { connection }));
+    driver.submit(&mut ops);
     turn(driver, &mut talkers);
 }
 
 struct Talker {
     name: ConnectionId,
     peer: UnixStream,
-    said: usize,
-    heard: usize,
-    /// Whether a receive is with the driver, and has brought something already.
+    /// What is being echoed.
+    buffer: Option<BufferId>,
+    /// Whether a message is under way, in whatever direction.
+    speaks: bool,
+    is_tired: bool,
+    /// Whether a receive is with the driver.
     listens: bool,
-    has_listened: bool,
-    /// Whether a multishot receive ended with the first bytes.
+    /// Whether that receive has brought nothing yet.
+    is_new: bool,
+    /// Whether the last multishot receive ended with its first bytes.
     alternates: bool,
 }
 
@@ -71,42 +81,94 @@ impl Talker {
         let (ours, peer) = UnixStream::pair().expect("a pair of sockets");
         let name = ConnectionId::new(FIRST_SLOT + number, 0);
         driver.adopt(name, OwnedFd::from(ours), &[]);
-        let (listens, has_listened, alternates) = (false, false, false);
-        Self { name, peer, said: 0, heard: 0, listens, has_listened, alternates }
+        Self {
+            name,
+            peer,
+            buffer: None,
+            speaks: false,
+            is_tired: false,
+            listens: false,
+            is_new: false,
+            alternates: false,
+        }
+    }
+
+    fn say(&mut self) {
+        self.peer.write_all(&MESSAGE).expect("an empty socket has room");
+        self.speaks = true;
     }
 
     fn listen(&mut self, driver: &mut Driver) {
-        if !std::mem::replace(&mut self.listens, true) {
-            self.has_listened = false;
-            driver.submit(&mut vec![Op::Receive {
-                connection: self.name,
-                class: SizeClass::Small,
-                mode: ReceiveMode::Multishot,
-                expectation: Expectation::Silence,
-            }]);
+        (self.listens, self.is_new) = (true, true);
+        driver.submit(&mut vec![Op::Receive {
+            connection: self.name,
+            class: SizeClass::Small,
+            mode: ReceiveMode::Multishot,
+            expectation: Expectation::Silence,
+        }]);
+    }
+
+    fn send(&self, driver: &mut Driver, buffer: BufferId, length: u32) {
+        let connection = self.name;
+        driver.submit(&mut vec![Op::Send { connection, buffer, length, awaited: true }]);
+    }
+
+    fn on_event(&mut self, driver: &mut Driver, event: Event) {
+        match event {
+            Event::Received { buffer, length, armed, .. } => {
+                if std::mem::take(&mut self.is_new) {
+                    self.alternates = !armed;
+                }
+                self.buffer = Some(buffer);
+                self.send(driver, buffer, length);
+                if !armed {
+                    self.listen(driver);
+                }
+            }
+            Event::Sent { length, .. } => {
+                assert_eq!(length as usize, MESSAGE.len());
+                let buffer = self.buffer.take().expect("an echo");
+                driver.submit(&mut vec![Op::Recycle { buffer }]);
+                self.peer.read_exact(&mut [0; MESSAGE.len()]).expect("an echo");
+                self.speaks = false;
+                if !self.is_tired {
+                    self.say();
+                }
+            }
+            Event::ReceiveEnded { reason: ReceiveEnd::Stopped, .. } => self.listen(driver),
+            Event::ReceiveEnded { reason: ReceiveEnd::EndOfStream, .. } => self.listens = false,
+            other => panic!("a talker talks: {other:?}"),
         }
     }
 }
 
+/// One turn, and what follows from it for the talkers; what is not theirs is the pacemaker's.
 fn turn(driver: &mut Driver, talkers: &mut [Talker]) {
     let mut events = Vec::new();
     driver.turn(Some(driver.now().plus(5)), &mut events).expect("the ring works");
     for event in events {
-        match event {
-            Event::Received { connection, buffer, length, armed, .. } => {
-                let talker = &mut talkers[(connection.slot() - FIRST_SLOT) as usize];
-                talker.heard += length as usize;
-                talker.alternates |= !armed && !talker.has_listened;
-                (talker.listens, talker.has_listened) = (armed, true);
-                driver.submit(&mut vec![Op::Recycle { buffer }]);
-            }
-            Event::ReceiveEnded {
-                connection,
-                reason: ReceiveEnd::Stopped | ReceiveEnd::NoBuffer,
-            } => {
-                talkers[(connection.slot() - FIRST_SLOT) as usize].listens = false;
-            }
-            other => panic!("a talker talks: {other:?}"),
+        let (Event::Received { connection, .. }
+        | Event::Sent { connection, .. }
+        | Event::ReceiveEnded { connection, .. }) = event
+        else {
+            panic!("talkers talk: {event:?}")
+        };
+        if let Some(talker) = talkers.iter_mut().find(|talker| talker.name == connection) {
+            talker.on_event(driver, event);
         }
+    }
+}
+
+/// A buffer lent to this connection.
+fn take_buffer(driver: &mut Driver, talker: &mut Talker) -> BufferId {
+    talker.say();
+    let (connection, class, mode) = (talker.name, SizeClass::Small, ReceiveMode::Once);
+    let expectation = Expectation::Data;
+    driver.submit(&mut vec![Op::Receive { connection, class, mode, expectation }]);
+    let mut events = Vec::new();
+    driver.turn(Some(driver.now().plus(1_000)), &mut events).expect("the ring works");
+    match events[..] {
+        [Event::Received { buffer, .. }] => buffer,
+        _ => panic!("bytes were expected, not {events:?}"),
     }
 }

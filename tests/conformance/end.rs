@@ -79,6 +79,28 @@ pub(crate) fn a_shutdown_of_both_ends_a_receive<W: World>() {
     }
 }
 
+pub(crate) fn a_shutdown_of_both_ends_a_receive_behind_a_send<W: World>() {
+    for &mode in W::modes() {
+        let mut bench = Bench::<W>::new(ROOMY);
+        let peer = bench.accept(name(0));
+        let (buffer, length) = bench.take(peer, name(0), 10)[0];
+        bench.say([
+            Op::Send { connection: name(0), buffer, length, awaited: true },
+            receive(name(0), mode),
+            Op::Shutdown { connection: name(0), how: Shutdown::Both },
+        ]);
+        // It may overtake the send.
+        for event in [bench.next(), bench.next()] {
+            match event {
+                Event::Sent { .. } | Event::SendFailed { .. } => {}
+                other => assert_receive_ended(other, &[ReceiveEnd::EndOfStream]),
+            }
+        }
+        bench.say([Op::Recycle { buffer }, Op::Close { connection: name(0) }]);
+        bench.silence();
+    }
+}
+
 pub(crate) fn a_shutdown_of_both_ends_a_waiting_send<W: World>() {
     let mut bench = Bench::<W>::new(ROOMY);
     let peer = bench.accept(name(0));

@@ -16,6 +16,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::{Domain, SockAddr, Socket, Type};
 
+use crate::busy::make_busy;
 use crate::fake::peer::{PeerId, stream};
 use crate::world::{End, Resets, Setup, World};
 
@@ -27,6 +28,8 @@ struct Real {
     driver: Driver,
     wake: Arc<EventFd>,
     setup: Setup,
+    /// Whether the driver has been made busy.
+    busy: bool,
     listeners: Arc<[ListeningSocket]>,
     address: SockAddr,
     domain: Domain,
@@ -42,7 +45,7 @@ struct Peer {
 }
 
 impl Real {
-    fn new(setup: Setup, domain: Domain, address: &SockAddr) -> Self {
+    fn new(setup: Setup, busy: bool, domain: Domain, address: &SockAddr) -> Self {
         let listener = Socket::new(domain, Type::STREAM, None).expect("a socket");
         listener.set_send_buffer_size(SOCKET_BUFFER).expect("SO_SNDBUF");
         listener.bind(address).expect("a free address");
@@ -56,12 +59,17 @@ impl Real {
             receive_buffer: None,
             send_buffer: Some(SOCKET_BUFFER as u32),
         }]);
-        let driver = Self::driver(setup, &listeners, &wake);
+        let driver = Self::driver(setup, busy, &listeners, &wake);
         let peers = BTreeMap::new();
-        Self { driver, wake, setup, listeners, address, domain, peers, next: 0 }
+        Self { driver, wake, setup, busy, listeners, address, domain, peers, next: 0 }
     }
 
-    fn driver(setup: Setup, listeners: &Arc<[ListeningSocket]>, wake: &Arc<EventFd>) -> Driver {
+    fn driver(
+        setup: Setup,
+        busy: bool,
+        listeners: &Arc<[ListeningSocket]>,
+        wake: &Arc<EventFd>,
+    ) -> Driver {
         let driver = Driver::new(Settings {
             listeners: Arc::clone(listeners),
             wake: Arc::clone(wake),
@@ -71,11 +79,16 @@ impl Real {
             busy_poll: None,
             origin: Instant::now(),
         });
-        driver.unwrap_or_else(|unusable| panic!("no ring to compare with: {unusable}"))
+        let mut driver =
+            driver.unwrap_or_else(|unusable| panic!("no ring to compare with: {unusable}"));
+        if busy {
+            make_busy(&mut driver, setup);
+        }
+        driver
     }
 
     fn succeed(&mut self, heirs: &[(ConnectionId, ConnectionId)]) {
-        let mut heir = Self::driver(self.setup, &self.listeners, &self.wake);
+        let mut heir = Self::driver(self.setup, self.busy, &self.listeners, &self.wake);
         for &(old, new) in heirs {
             let (socket, unsent) = self.driver.release(old);
             heir.adopt(new, socket, &unsent);
@@ -137,7 +150,7 @@ impl Peer {
     }
 }
 
-/// The two kinds of socket differ in three places only.
+/// The kinds of socket and of driver differ in few places only.
 macro_rules! real_world {
     ($name:ident, $busy:literal, $what:literal, $resets:expr, $domain:expr, $address:expr) => {
         #[doc = $what]
@@ -149,6 +162,7 @@ macro_rules! real_world {
             // A multishot receive on a Unix socket can miss the end (axboe/liburing#1549), so a
             // driver may avoid it; and a busy one does.
             const MULTISHOT_LASTS: bool = matches!($resets, Resets::Always) && !$busy;
+            const ALTERNATES: bool = $busy;
             const FEW_BUFFERS_GO_ROUND: bool = true;
             const SOURCE: Source = match $resets {
                 Resets::Always => Source::Ipv4([127, 0, 0, 1]),
@@ -160,11 +174,7 @@ macro_rules! real_world {
             }
 
             fn new(setup: Setup) -> Self {
-                let mut real = Real::new(setup, $domain, &$address);
-                if $busy && modes().contains(&ReceiveMode::Multishot) {
-                    crate::busy::make_busy(&mut real.driver, setup);
-                }
-                Self(real)
+                Self(Real::new(setup, $busy, $domain, &$address))
             }
 
             fn kernel(&mut self) -> &mut Driver {

@@ -1,6 +1,7 @@
 //! Scripts about receiving.
 
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use echo_uring::echo::op::{
     ConnectionId, Event, Expectation, Op, ReceiveEnd, ReceiveMode, SizeClass,
@@ -56,6 +57,7 @@ pub(crate) fn multishot_goes_on<W: World>() {
         bench.world.write(peer, 100);
         let ((buffer, length), still_armed, _) = bench.received();
         assert_eq!(length, 100);
+        assert!(!W::ALTERNATES || !still_armed, "a busy kernel tries one after another");
         armed = still_armed;
         bench.say([Op::Recycle { buffer }]);
     }
@@ -137,6 +139,27 @@ pub(crate) fn an_empty_pool_takes_nothing<W: World>() {
         let (chunk, ..) = bench.received();
         assert_eq!(bench.send(name(0), chunk), 10);
         bench.read_all(peer, 30);
+    }
+}
+
+/// Goal: nothing is lost when a busy kernel has no buffer. Method: as before, with as many buffers
+/// as make it busy, soon after it was.
+pub(crate) fn an_empty_roomy_pool_takes_nothing<W: World>() {
+    for &mode in W::modes() {
+        let mut bench = Bench::<W>::new(ROOMY);
+        let peer = bench.accept(name(0));
+        let chunks: Vec<_> = (0..32).map(|_| bench.take(peer, name(0), 10)[0]).collect();
+        bench.world.write(peer, 10);
+        bench.say([receive(name(0), mode)]);
+        assert_eq!(bench.next(), ended(name(0), ReceiveEnd::NoBuffer));
+        for chunk in chunks {
+            assert_eq!(bench.send(name(0), chunk), 10);
+            bench.read_all(peer, 10);
+        }
+        bench.say([receive(name(0), mode)]);
+        let (chunk, ..) = bench.received();
+        assert_eq!(bench.send(name(0), chunk), 10);
+        bench.read_all(peer, 10);
     }
 }
 
@@ -344,6 +367,47 @@ pub(crate) fn a_cancel_in_the_same_breath_ends_it<W: World>() {
         bench.silence();
         bench.say([receive(name(0), mode)]);
         assert_eq!(bench.received().0.1, 5);
+    }
+}
+
+/// Goal: no turn waits without the receives that were asked for. Method: a turn that may take long
+/// brings bytes that are there already.
+pub(crate) fn bytes_that_are_there_end_a_turn<W: World>() {
+    for &mode in W::modes() {
+        let mut bench = Bench::<W>::new(ROOMY);
+        let peer = bench.accept(name(0));
+        bench.silence();
+        bench.world.write(peer, 5);
+        bench.say([receive(name(0), mode)]);
+        let began = Instant::now();
+        bench.turn(8_000);
+        assert!(bench.has_event(), "the turn brought nothing");
+        assert!(began.elapsed() < Duration::from_secs(4), "the turn waited for its deadline");
+        assert_eq!(bench.received().0.1, 5);
+    }
+}
+
+pub(crate) fn a_cancel_leaves_the_others<W: World>() {
+    for &mode in W::modes() {
+        let mut bench = Bench::<W>::new(ROOMY);
+        let peers = [0, 1, 2].map(|slot| bench.accept(name(slot)));
+        let (buffer, length) = bench.take(peers[0], name(0), 10)[0];
+        bench.say([
+            Op::Send { connection: name(0), buffer, length, awaited: true },
+            receive(name(1), mode),
+            receive(name(2), mode),
+            Op::CancelReceive { connection: name(1) },
+        ]);
+        let told = [bench.next(), bench.next()];
+        assert!(told.contains(&ended(name(1), ReceiveEnd::Stopped)), "{told:?}");
+        bench.silence();
+        bench.world.write(peers[2], 5);
+        match bench.next() {
+            Event::Received { connection, length, .. } => {
+                assert_eq!((connection, length), (name(2), 5));
+            }
+            other => panic!("bytes were expected, not {other:?}"),
+        }
     }
 }
 

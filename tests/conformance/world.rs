@@ -20,7 +20,7 @@ pub(crate) struct Setup {
 }
 
 /// Roomy enough for scripts that are about something else.
-pub(crate) const ROOMY: Setup = Setup { buffers: [8, 2], buffer_sizes: [1024, 4096] };
+pub(crate) const ROOMY: Setup = Setup { buffers: [32, 2], buffer_sizes: [1024, 4096] };
 
 /// What a peer sees when it has read everything there is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +50,9 @@ pub(crate) trait World {
     /// Whether a multishot receive goes on, or is carried out as a one-shot, which the contract
     /// allows.
     const MULTISHOT_LASTS: bool;
+    /// Whether receives end with the first bytes however they are armed, since the kernel has been
+    /// busy.
+    const ALTERNATES: bool;
     /// Whether more buffers than are needed at the same time are left alone.
     const FEW_BUFFERS_GO_ROUND: bool;
     /// Where peers come from.
@@ -98,6 +101,7 @@ impl World for Fake {
     type Kernel = FakeKernel;
     const RESETS: Resets = Resets::Always;
     const MULTISHOT_LASTS: bool = true;
+    const ALTERNATES: bool = false;
     // It gives out one after another, so that all are used.
     const FEW_BUFFERS_GO_ROUND: bool = false;
     const SOURCE: Source = Source::Ipv6([0x20; 16]);

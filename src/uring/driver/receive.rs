@@ -7,7 +7,7 @@
 
 use std::os::fd::AsFd;
 
-use io_uring::{cqueue, opcode, squeue, types};
+use io_uring::{cqueue, opcode, squeue};
 
 use super::{Driver, MULTISHOT_BYTES_MAX, OPEN, SMALL_GROUP, Socket, Transport};
 use crate::echo::op::{
@@ -16,7 +16,7 @@ use crate::echo::op::{
 use crate::uring::token::Token;
 use crate::uring::{errno, probe};
 
-/// What is armed to receive from a socket.
+/// What is armed to receive from a socket, or about to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Receiving {
     /// Nothing.
@@ -70,8 +70,18 @@ impl Driver {
         expectation: Expectation,
     ) {
         if self.alternation.is_on() {
-            return self.try_receive_small(connection);
+            self.try_receive_small(connection);
+        } else {
+            self.arm_small(connection, mode, expectation);
         }
+    }
+
+    pub(super) fn arm_small(
+        &mut self,
+        connection: ConnectionId,
+        mode: ReceiveMode,
+        expectation: Expectation,
+    ) {
         let fd = self.fd(connection);
         let socket = self.socket_mut(connection);
         socket.receiving = Receiving::Small;
@@ -81,23 +91,25 @@ impl Driver {
                 probe::multishot_receive(fd, SMALL_GROUP, MULTISHOT_BYTES_MAX)
             }
             (ReceiveMode::Multishot, HangUp::Seen) | (ReceiveMode::Once, _) => {
-                one_shot(fd, expectation)
+                opcode::Recv::new(fd, std::ptr::null_mut(), 0)
+                    .ioprio(match expectation {
+                        Expectation::Data => 0,
+                        Expectation::Silence => probe::POLL_FIRST,
+                    })
+                    .buf_group(SMALL_GROUP)
+                    .build()
+                    .flags(squeue::Flags::BUFFER_SELECT)
             }
         };
-        self.push_receive(connection, entry);
-        if watch {
-            let socket = self.sockets[connection.slot() as usize].as_ref().expect(OPEN);
-            self.ring.poll_hang_up(socket.fd.as_fd(), Token::HungUp(connection));
-        }
-    }
-
-    /// Queues a receive into small buffers.
-    pub(super) fn push_receive(&mut self, connection: ConnectionId, entry: squeue::Entry) {
         self.in_flight += 1;
         let entry = entry.user_data(Token::Receive(connection, SizeClass::Small).pack());
         // SAFETY: it points to no memory of its own; the buffers it may pick from outlive it, see
         // `BufferRing` and `Drop`.
         unsafe { self.ring.push(entry) };
+        if watch {
+            let socket = self.sockets[connection.slot() as usize].as_ref().expect(OPEN);
+            self.ring.poll_hang_up(socket.fd.as_fd(), Token::HungUp(connection));
+        }
     }
 
     /// Receives into a large buffer what is there. If there is no buffer, answers so at once, and
@@ -235,7 +247,7 @@ impl Driver {
             self.in_flight -= 1;
             self.socket_mut(connection).receiving = Receiving::No;
         } else if self.alternation.is_on() {
-            // From the next message on.
+            // The core asks again when it hears of the end.
             self.ring.cancel(Token::Receive(connection, SizeClass::Small));
         }
         let buffer = self.small.note_receive(result, flags);
@@ -276,18 +288,6 @@ impl Socket {
         }
         start
     }
-}
-
-/// A receive of what fits into a small buffer.
-pub(super) fn one_shot(fd: types::Fd, expectation: Expectation) -> squeue::Entry {
-    opcode::Recv::new(fd, std::ptr::null_mut(), 0)
-        .ioprio(match expectation {
-            Expectation::Data => 0,
-            Expectation::Silence => probe::POLL_FIRST,
-        })
-        .buf_group(SMALL_GROUP)
-        .build()
-        .flags(squeue::Flags::BUFFER_SELECT)
 }
 
 /// Why a receive that brought `result` has ended.

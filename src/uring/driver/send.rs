@@ -36,7 +36,7 @@ impl Driver {
         let entry = opcode::Send::new(fd, bytes, length);
         let tries = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
         let entry = if awaited {
-            self.answers_due += 1;
+            self.sends_answer = true;
             entry.flags(tries).build().user_data(Token::Send(connection).pack())
         } else {
             self.quiet_sends.push(QuietSend { connection, length });

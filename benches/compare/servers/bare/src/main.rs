@@ -1,11 +1,11 @@
-//! The floor: what an echo costs on a ring if nothing else is done. Nobody should run it: it loses
-//! what a socket does not take at once, keeps no limits and no counters, and ends at its first
-//! surprise.
+//! A floor: what an echo costs on a ring whose receives stay armed, if nothing else is done. Nobody
+//! should run it: it loses what a socket does not take at once, keeps no limits and no counters, and
+//! ends at its first surprise.
 //!
 //! It has the ring of the daemon: the same set-up flags and waits, one ring of provided buffers, a
 //! multishot accept, a multishot receive for each connection, and one send for each piece that came.
-//! What the daemon costs more than this is the price of being right; what this costs more than
-//! epoll, no server on this ring can avoid.
+//! What the daemon costs more than this is the price of being right; what it costs less, it saves
+//! where receives need not stay armed.
 
 use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
 use std::io;
