@@ -142,6 +142,13 @@ impl<W: World> Bench<W> {
         }
     }
 
+    /// The peer writes ten bytes, which are received: the operation that sends them back, for a
+    /// script to say, and their buffer.
+    pub(crate) fn echo_to_say(&mut self, peer: PeerId, connection: ConnectionId) -> (Op, BufferId) {
+        let (buffer, length) = self.take(peer, connection, 10)[0];
+        (Op::Send { connection, buffer, length, awaited: true }, buffer)
+    }
+
     /// The peer writes so many bytes, which are then received by one-shot receives.
     pub(crate) fn take(
         &mut self,

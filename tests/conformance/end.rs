@@ -83,9 +83,9 @@ pub(crate) fn a_shutdown_of_both_ends_a_receive_behind_a_send<W: World>() {
     for &mode in W::modes() {
         let mut bench = Bench::<W>::new(ROOMY);
         let peer = bench.accept(name(0));
-        let (buffer, length) = bench.take(peer, name(0), 10)[0];
+        let (send, buffer) = bench.echo_to_say(peer, name(0));
         bench.say([
-            Op::Send { connection: name(0), buffer, length, awaited: true },
+            send,
             receive(name(0), mode),
             Op::Shutdown { connection: name(0), how: Shutdown::Both },
         ]);

@@ -323,11 +323,10 @@ pub(crate) fn a_receive_behind_a_send_is_not_forgotten<W: World>() {
         for early in [true, false] {
             let mut bench = Bench::<W>::new(ROOMY);
             let peer = bench.accept(name(0));
-            let (buffer, length) = bench.take(peer, name(0), 10)[0];
+            let (send, buffer) = bench.echo_to_say(peer, name(0));
             if early {
                 bench.world.write(peer, 7);
             }
-            let send = Op::Send { connection: name(0), buffer, length, awaited: true };
             bench.say([send, receive(name(0), mode)]);
             if !early {
                 bench.turn(0);
@@ -352,15 +351,12 @@ pub(crate) fn a_cancel_in_the_same_breath_ends_it<W: World>() {
     for &mode in W::modes() {
         let mut bench = Bench::<W>::new(ROOMY);
         let peer = bench.accept(name(0));
-        let (buffer, length) = bench.take(peer, name(0), 10)[0];
-        bench.say([
-            Op::Send { connection: name(0), buffer, length, awaited: true },
-            receive(name(0), mode),
-            Op::CancelReceive { connection: name(0) },
-        ]);
+        let (send, buffer) = bench.echo_to_say(peer, name(0));
+        let cancel = Op::CancelReceive { connection: name(0) };
+        bench.say([send, receive(name(0), mode), cancel]);
         let mut told = [bench.next(), bench.next()];
         told.sort_by_key(|event| matches!(event, Event::ReceiveEnded { .. }));
-        let sent = Event::Sent { connection: name(0), length };
+        let sent = Event::Sent { connection: name(0), length: 10 };
         assert_eq!(told, [sent, ended(name(0), ReceiveEnd::Stopped)]);
         bench.say([Op::Recycle { buffer }]);
         bench.world.write(peer, 5);
@@ -391,9 +387,9 @@ pub(crate) fn a_cancel_leaves_the_others<W: World>() {
     for &mode in W::modes() {
         let mut bench = Bench::<W>::new(ROOMY);
         let peers = [0, 1, 2].map(|slot| bench.accept(name(slot)));
-        let (buffer, length) = bench.take(peers[0], name(0), 10)[0];
+        let (send, _) = bench.echo_to_say(peers[0], name(0));
         bench.say([
-            Op::Send { connection: name(0), buffer, length, awaited: true },
+            send,
             receive(name(1), mode),
             receive(name(2), mode),
             Op::CancelReceive { connection: name(1) },
