@@ -125,30 +125,21 @@ const MANY_BUFFERS: Setup = Setup { buffers: [256, 0], buffer_sizes: [1024, 4096
 const TWO_BUFFERS: Setup = Setup { buffers: [2, 0], buffer_sizes: [1024, 4096] };
 
 pub(crate) fn an_empty_pool_takes_nothing<W: World>() {
-    for &mode in W::modes() {
-        let mut bench = Bench::<W>::new(TWO_BUFFERS);
-        let peer = bench.accept(name(0));
-        let chunks = [bench.take(peer, name(0), 10)[0], bench.take(peer, name(0), 10)[0]];
-        bench.world.write(peer, 10);
-        bench.say([receive(name(0), mode)]);
-        assert_eq!(bench.next(), ended(name(0), ReceiveEnd::NoBuffer));
-        for chunk in chunks {
-            assert_eq!(bench.send(name(0), chunk), 10);
-        }
-        bench.say([receive(name(0), mode)]);
-        let (chunk, ..) = bench.received();
-        assert_eq!(bench.send(name(0), chunk), 10);
-        bench.read_all(peer, 30);
-    }
+    use_up_and_go_on::<W>(TWO_BUFFERS);
 }
 
 /// Goal: nothing is lost when a busy kernel has no buffer. Method: as before, with as many buffers
 /// as make it busy, soon after it was.
 pub(crate) fn an_empty_roomy_pool_takes_nothing<W: World>() {
+    use_up_and_go_on::<W>(ROOMY);
+}
+
+fn use_up_and_go_on<W: World>(setup: Setup) {
     for &mode in W::modes() {
-        let mut bench = Bench::<W>::new(ROOMY);
+        let mut bench = Bench::<W>::new(setup);
         let peer = bench.accept(name(0));
-        let chunks: Vec<_> = (0..32).map(|_| bench.take(peer, name(0), 10)[0]).collect();
+        let chunks: Vec<_> =
+            (0..setup.buffers[0]).map(|_| bench.take(peer, name(0), 10)[0]).collect();
         bench.world.write(peer, 10);
         bench.say([receive(name(0), mode)]);
         assert_eq!(bench.next(), ended(name(0), ReceiveEnd::NoBuffer));
