@@ -11,6 +11,8 @@ use echo_uring::echo::op::{ConnectionId, ReceiveEnd};
 use echo_uring::uring::client::{Client, Closing, Event, Settings};
 use nix::sys::eventfd::EventFd;
 
+use crate::servers::closed_port;
+
 struct World {
     client: Client,
     listener: TcpListener,
@@ -211,7 +213,7 @@ fn it_can_be_dropped_in_the_middle_of_everything() {
 #[test]
 fn a_connect_that_fails_frees_its_slot() {
     let mut world = world();
-    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (_reserved, closed) = closed_port();
     let settings =
         Settings { target: closed.into(), wake: world.wake.clone(), buffers: 1, buffer_bytes: 16 };
     world.client = Client::new(settings).unwrap();

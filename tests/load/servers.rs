@@ -1,11 +1,13 @@
 //! The servers: the real daemon, and a plain one that does one thing wrong.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::Duration;
+
+use socket2::{Domain, Socket, Type};
 
 use crate::program::Scratch;
 
@@ -85,6 +87,16 @@ pub(crate) enum Wrong {
 struct Exchange {
     chunks: Mutex<Vec<(usize, Vec<u8>)>>,
     arrived: Condvar,
+}
+
+/// A port of 127.0.0.1 at which nobody listens while the socket lives: that has the port, so nobody
+/// else gets it. It never listened: a child that another test is just starting has a copy of each
+/// socket for a moment, and a copy of a listener takes connections.
+pub(crate) fn closed_port() -> (Socket, SocketAddr) {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    (socket, address)
 }
 
 /// Starts a server that does this wrong; returns it as a target. It ends with the test process.

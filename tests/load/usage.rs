@@ -1,8 +1,7 @@
 //! Goal: what cannot be done is refused at once, on stderr, with the documented exit status.
 
-use std::net::TcpListener;
-
 use crate::program::run;
+use crate::servers::closed_port;
 
 #[test]
 fn wrong_usage_is_status_2() {
@@ -32,7 +31,7 @@ fn wrong_usage_is_status_2() {
 
 #[test]
 fn no_connection_is_status_3() {
-    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (_reserved, closed) = closed_port();
     for arguments in [
         format!("tcp://{closed} -d 1s"),
         format!("tcp://{closed} -d 1s --mode churn --json"),
