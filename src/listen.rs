@@ -107,7 +107,7 @@ pub enum ListenError {
         /// What the system said.
         cause: io::Error,
     },
-    /// The path of a Unix socket is taken.
+    /// The path of a Unix socket is taken by something else than a socket that is listened at.
     Occupied {
         /// Which path.
         path: PathBuf,
@@ -183,6 +183,9 @@ fn errno(error: &io::Error) -> Errno {
 fn bind_cure(address: &Address, cause: &io::Error) -> String {
     let inet = match address {
         Address::Inet(inet) => inet,
+        Address::Unix(_) if errno(cause) == Errno::EADDRINUSE => {
+            return "stop the program that listens there or use another path".to_owned();
+        }
         Address::Unix(_) => return "use a directory that exists and may be written to".to_owned(),
     };
     let port = inet.port();

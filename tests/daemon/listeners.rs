@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::daemon::{Daemon, Launch};
@@ -14,11 +15,16 @@ use crate::machine::{Scratch, alone, in_company, patience};
 use crate::place::{Listening, Place, ping};
 
 /// A TCP address of this host that nobody uses: any address of 127.0.0.0/8 is ours, and one made
-/// from the number of this process is ours alone.
+/// from the number of this process is ours alone. The socket that finds the port never listens:
+/// then a copy of it, which a child that another test is just starting has for a moment, keeps
+/// nobody from it.
 fn free_address() -> SocketAddr {
     let [_, _, high, low] = std::process::id().to_be_bytes();
     let address = Ipv4Addr::new(127, 77, high.max(1), low.clamp(1, 254));
-    TcpListener::bind((address, 0)).unwrap().local_addr().unwrap()
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.set_reuse_address(true).unwrap();
+    socket.bind(&SocketAddr::from((address, 0)).into()).unwrap();
+    socket.local_addr().unwrap().as_socket().unwrap()
 }
 
 fn assert_answers(daemon: &Daemon, places: &[Place]) {
@@ -126,6 +132,28 @@ fn listen_on_the_command_line_is_ignored_aloud_when_sockets_are_inherited() {
     let warned = |line: &String| line.starts_with("warn ") && line.contains("--listen");
     assert!(texts.iter().any(warned), "{texts:#?}");
     assert_answers(&daemon, &daemon.places());
+    daemon.stop();
+}
+
+/// A killed daemon leaves the file of its Unix socket, and for some milliseconds the kernel goes on
+/// listening for it.
+#[test]
+fn a_restart_after_a_kill_can_bind_again() {
+    let _quiet = in_company();
+    let scratch = Scratch::new();
+    let path = scratch.path("killed");
+    let address = free_address();
+    let config = format!(
+        "[[listener]]\nname = \"tcp\"\naddress = \"{address}\"\n\
+         [[listener]]\nname = \"local\"\naddress = \"unix:{}\"\n",
+        path.display()
+    );
+    let mut killed = Launch { config: config.clone(), ..Launch::default() }.start();
+    killed.signal(Signal::SIGKILL);
+    killed.wait(patience(10.0));
+    assert!(path.exists());
+    let daemon = Launch { config, ..Launch::default() }.start();
+    assert_answers(&daemon, &[Place::Tcp(address), Place::Unix(path)]);
     daemon.stop();
 }
 
