@@ -31,6 +31,7 @@ use std::time::Duration;
 
 use io_uring::{cqueue, opcode, squeue, types};
 use nix::sys::eventfd::EventFd;
+use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 use super::buffers::BufferRing;
@@ -130,6 +131,10 @@ impl Client {
             socket.set_tcp_nodelay(true)?;
         }
         if let Some(source) = source {
+            // connect(2) chooses the port, and asks only that it be free for this target; bind(2)
+            // asks that nobody has it. From one address, 14,400 connections could come and go in a
+            // second, not 720, once the ports of the first second are in TIME_WAIT.
+            setsockopt(&socket, IpBindAddressNoPort, &true)?;
             socket.bind(&source.into())?;
         }
         let (address, length) = (target.as_ptr(), target.len());

@@ -1,15 +1,15 @@
 //! Who is let in: access lists and what one source may take, with peers from many addresses of the
 //! loopback network. Who is refused is told so at once, and keeps nobody out.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use socket2::{SockAddr, Socket};
+use socket2::Socket;
 
 use crate::daemon::{Daemon, Launch};
 use crate::machine::{Scratch, in_company, patience, wait_until};
-use crate::place::{Listening, Place, ping};
+use crate::place::{Listening, Place, come_from, ping};
 
 /// A connection from 127.0.`third`.`fourth`.
 fn connect_from(place: &Place, [third, fourth]: [u8; 2]) -> Socket {
@@ -22,7 +22,7 @@ fn connect_from(place: &Place, [third, fourth]: [u8; 2]) -> Socket {
         Place::Tcp(_) => IpAddr::V4(source),
         Place::Unix(path) => panic!("{path:?} has no addresses"),
     };
-    socket.bind(&SockAddr::from(SocketAddr::from((source, 0)))).unwrap();
+    come_from(&socket, source);
     place.connect_with(socket)
 }
 

@@ -4,12 +4,13 @@
 //! chooses, and the socket itself is handed on.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::machine::patience;
@@ -124,6 +125,13 @@ impl Listening {
     pub(crate) fn hand_over(&self) -> OwnedFd {
         self.socket.try_clone().unwrap().into()
     }
+}
+
+/// Makes `source` the address that `socket` will connect from. A port that bind(2) chose would be
+/// kept from the connections of all other tests until a minute after the end.
+pub(crate) fn come_from(socket: &Socket, source: IpAddr) {
+    setsockopt(socket, IpBindAddressNoPort, &true).unwrap();
+    socket.bind(&SocketAddr::from((source, 0)).into()).unwrap();
 }
 
 /// Sends `word` and reads as much back; false if the peer stayed silent or ended. A wrong answer is

@@ -2,13 +2,13 @@
 //!
 //! Each is greeted once, so that it is known to be served and not merely to wait in the backlog.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 
 use nix::sys::resource::{Resource, getrlimit};
 use socket2::Socket;
 
 use crate::daemon::Daemon;
-use crate::place::{Place, ping};
+use crate::place::{Place, come_from, ping};
 
 /// Descriptors that this process and the daemon need beside those of connections, generously.
 const FILES_SPARE: u64 = 400;
@@ -50,7 +50,7 @@ impl Crowd {
                     + (self.sockets.len() / CONNECTIONS_PER_SOURCE) as u32,
             );
             let socket = self.place.socket();
-            socket.bind(&SocketAddr::from((source, 0)).into()).unwrap();
+            come_from(&socket, source.into());
             let socket = self.place.connect_with(socket);
             assert!(ping(&socket, b"good morning"), "connection {} is not served", self.count());
             self.sockets.push(socket);
