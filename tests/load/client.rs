@@ -41,7 +41,11 @@ impl World {
 
     /// A connection in slot 0 with a receive armed, and the other end.
     fn connect(&mut self) -> (ConnectionId, TcpStream) {
-        let id = self.client.connect(0, None).unwrap();
+        self.connect_in(0)
+    }
+
+    fn connect_in(&mut self, slot: u32) -> (ConnectionId, TcpStream) {
+        let id = self.client.connect(slot, None).unwrap();
         let Event::Connected { connection } = self.next() else { panic!("not connected") };
         assert_eq!(connection, id);
         self.client.receive(id);
@@ -73,7 +77,7 @@ fn messages_go_out_whole_and_echoes_come_in_pieces() {
     peer.read_exact(&mut copy).unwrap();
     assert_eq!(copy, text);
     peer.write_all(&copy).unwrap();
-    // The pool has less room than this, so the receive ends for want of a buffer.
+    // The pool has less room than this, so the receive has to wait for buffers.
     let mut received = Vec::new();
     while received.len() < text.len() {
         match world.next() {
@@ -83,9 +87,6 @@ fn messages_go_out_whole_and_echoes_come_in_pieces() {
                 if !armed {
                     world.client.receive(connection);
                 }
-            }
-            Event::ReceiveEnded { connection, reason: ReceiveEnd::NoBuffer } => {
-                world.client.receive(connection);
             }
             other => panic!("unexpected: {other:?}"),
         }
@@ -198,6 +199,46 @@ fn a_close_right_after_a_send_waits_for_it() {
     world.send(id, b"x");
     assert_eq!(world.client.close(id), Closing::Pending);
     assert!(matches!(world.next(), Event::Closed { connection } if connection == id));
+}
+
+/// Ten peers speak, and there are four buffers.
+#[test]
+fn receives_wait_for_buffers_unseen() {
+    let mut world = world();
+    let mut connections: Vec<_> = (0..10).map(|slot| world.connect_in(slot)).collect();
+    for (_, peer) in &mut connections {
+        peer.write_all(b"x").unwrap();
+    }
+    let mut lent = Vec::new();
+    for _ in 0..20 {
+        world.client.wait(Some(Duration::from_millis(1))).unwrap();
+        while let Some(event) = world.client.next_event() {
+            let Event::Received { connection, buffer, .. } = event else { panic!("{event:?}") };
+            lent.push((connection, buffer));
+        }
+    }
+    assert_eq!(lent.len(), 4, "all others wait");
+    let mut heard: Vec<_> = lent.iter().map(|(connection, _)| *connection).collect();
+    // One that waits is closed.
+    let waits = |id: &ConnectionId| !heard.contains(id);
+    let closed = connections.iter().map(|(id, _)| *id).find(waits).unwrap();
+    assert_eq!(world.client.close(closed), Closing::Pending);
+
+    lent.iter().for_each(|&(_, buffer)| world.client.recycle(buffer));
+    let mut is_closed = false;
+    while heard.len() < 9 || !is_closed {
+        match world.next() {
+            Event::Received { connection, buffer, .. } => {
+                world.client.recycle(buffer);
+                heard.push(connection);
+            }
+            Event::Closed { connection } if connection == closed => is_closed = true,
+            other => panic!("unexpected: {other:?}"),
+        }
+    }
+    heard.push(closed);
+    heard.sort_by_key(|id| id.slot());
+    assert!(heard.iter().eq(connections.iter().map(|(id, _)| id)), "each once: {heard:?}");
 }
 
 #[test]

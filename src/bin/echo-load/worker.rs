@@ -342,7 +342,7 @@ impl Worker {
 /// The buffers to receive into: a message fits into one where that is sensible. The kernel takes
 /// one after another, so their number is kept small, that they stay in the cache: since Linux 6.13
 /// a turn brings some 20 completions at a time, and where it brings more than there are buffers,
-/// the receives that went empty are armed again. (64 bytes on 1,000 connections: 0.992 times the
+/// the receives that went empty wait. (64 bytes on 1,000 connections: 0.992 times the
 /// CPU of 1,024 buffers, median of six paired runs, Linux 6.18.)
 fn pool(plan: &Plan, share: u32) -> (u16, u32) {
     let burst = plan.sizes.bytes_max().saturating_mul(plan.depth.min(16) as usize);

@@ -33,7 +33,7 @@ pub enum Event {
         /// Whether more will come without another [`Client::receive`].
         armed: bool,
     },
-    /// The receive ended without bytes.
+    /// The receive ended without bytes, and not for want of a buffer.
     ReceiveEnded {
         /// On which connection.
         connection: ConnectionId,
@@ -120,8 +120,12 @@ impl Client {
         self.in_flight -= u64::from(!armed);
         let buffer = self.pool_mut().note_receive(result, flags);
         let slot = self.slot(connection);
-        slot.receiving = armed;
         let closing = slot.closing;
+        if result == -libc::ENOBUFS && !closing {
+            self.hungry.push_back(connection);
+            return None;
+        }
+        slot.receiving = armed;
         match buffer {
             Some(buffer) if result > 0 && !closing => {
                 return Some(Event::Received { connection, buffer, length: result as u32, armed });

@@ -95,10 +95,11 @@ impl Worker {
     pub(super) fn receive_ended(&mut self, id: ConnectionId, reason: ReceiveEnd) {
         let index = id.slot() as usize;
         let (kind, is_end) = match reason {
-            ReceiveEnd::NoBuffer | ReceiveEnd::Stopped | ReceiveEnd::Memory => {
+            ReceiveEnd::Stopped | ReceiveEnd::Memory => {
                 self.client.receive(id);
                 return;
             }
+            ReceiveEnd::NoBuffer => unreachable!("the client waits for buffers by itself"),
             ReceiveEnd::EndOfStream => (Kind::ClosedEarly, true),
             ReceiveEnd::Failed(_) => (Kind::Reset, false),
         };
