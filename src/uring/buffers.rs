@@ -211,8 +211,9 @@ impl BufferRing {
     }
 
     /// To be called before each turn, once: offers as many buffers as it may need, but no fewer
-    /// than the `receives` that are submitted with it, if so many are at home.
-    pub(super) fn fill_up(&mut self, receives: usize) {
+    /// than the `receives` that are submitted with it, if so many are at home. Returns how many are
+    /// on offer now.
+    pub(super) fn fill_up(&mut self, receives: usize) -> usize {
         self.need.end_turn();
         let wanted = receives.max(usize::from(self.need.offers));
         while usize::from(self.offered) < wanted
@@ -221,6 +222,7 @@ impl BufferRing {
             self.offer(index);
         }
         self.publish_tail();
+        self.offered.into()
     }
 
     /// Notes what the completion of a receive tells: the buffer that the kernel took out of the

@@ -88,9 +88,6 @@ pub struct Client {
     in_flight: u64,
     /// Receives that found no buffer, oldest first, to be armed again.
     hungry: VecDeque<ConnectionId>,
-    /// So many at a time: more would find none again. (Closing a million connections took 276 s of
-    /// CPU time when all were armed at once, 79 s so; Linux 6.12 in an emulator.)
-    hungry_batch: usize,
     /// Completions of the last wait, and how many of them have been told.
     reaped: Vec<cqueue::Entry>,
     told: usize,
@@ -119,7 +116,6 @@ impl Client {
             wake_armed: false,
             in_flight: 0,
             hungry: VecDeque::new(),
-            hungry_batch: settings.buffers.into(),
             reaped: Vec::new(),
             told: 0,
         })
@@ -289,12 +285,7 @@ impl Client {
     /// # Errors
     /// When io_uring_enter(2) fails in a way that no retry cures.
     pub fn wait(&mut self, patience: Option<Duration>) -> io::Result<()> {
-        let fed = self.hungry.len().min(self.hungry_batch);
-        self.pool_mut().fill_up(fed);
-        for _ in 0..fed {
-            let connection = self.hungry.pop_front().expect("invariant: there are as many");
-            self.submit_receive(connection);
-        }
+        self.feed_the_hungry();
         let patience = if self.hungry.is_empty() { patience } else { Some(Duration::ZERO) };
         self.arm_wake();
         let waited = self.ring.submit_and_wait(patience.map(|it| it.max(PATIENCE_MIN)));
@@ -314,6 +305,18 @@ impl Client {
                 }
                 _ => Err(error),
             },
+        }
+    }
+
+    /// Fills the pool, and arms the receives that wait for it: no more than there are buffers, as
+    /// those would find none again. (Closing a million connections took 276 s of CPU time when
+    /// all were armed at once, 79 s so; Linux 6.12 in an emulator.)
+    fn feed_the_hungry(&mut self) {
+        let hungry = self.hungry.len();
+        let offered = self.pool_mut().fill_up(hungry);
+        for _ in 0..hungry.min(offered) {
+            let connection = self.hungry.pop_front().expect("invariant: there are as many");
+            self.submit_receive(connection);
         }
     }
 

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -25,6 +26,15 @@ fn free_address() -> SocketAddr {
     socket.set_reuse_address(true).unwrap();
     socket.bind(&SocketAddr::from((address, 0)).into()).unwrap();
     socket.local_addr().unwrap().as_socket().unwrap()
+}
+
+/// The configuration of a listener at each.
+fn tcp_and_unix(address: SocketAddr, path: &Path) -> String {
+    format!(
+        "[[listener]]\nname = \"tcp\"\naddress = \"{address}\"\n\
+         [[listener]]\nname = \"local\"\naddress = \"unix:{}\"\n",
+        path.display()
+    )
 }
 
 fn assert_answers(daemon: &Daemon, places: &[Place]) {
@@ -90,11 +100,7 @@ fn configured_addresses_are_bound() {
     let scratch = Scratch::new();
     let path = scratch.path("bound");
     let address = free_address();
-    let config = format!(
-        "[[listener]]\nname = \"tcp\"\naddress = \"{address}\"\n\
-         [[listener]]\nname = \"local\"\naddress = \"unix:{}\"\n",
-        path.display()
-    );
+    let config = tcp_and_unix(address, &path);
     let daemon = Launch { config, ..Launch::default() }.start();
     let texts = daemon.lines.all();
     assert!(texts.contains(&format!("info listening on {address} (tcp)")), "{texts:#?}");
@@ -111,7 +117,7 @@ fn listen_on_the_command_line_replaces_the_configured_addresses() {
     let (first, second, third) = (scratch.path("1"), scratch.path("2"), scratch.path("3"));
     let config =
         format!("[[listener]]\nname = \"first\"\naddress = \"unix:{}\"\n", first.display());
-    let listen = |path: &std::path::Path| format!("--listen=unix:{}", path.display());
+    let listen = |path: &Path| format!("--listen=unix:{}", path.display());
     let arguments = vec![listen(&second), listen(&third)];
     let daemon = Launch { config, arguments, ..Launch::default() }.start();
     assert!(!first.exists(), "the configured address was bound all the same");
@@ -143,11 +149,7 @@ fn a_restart_after_a_kill_can_bind_again() {
     let scratch = Scratch::new();
     let path = scratch.path("killed");
     let address = free_address();
-    let config = format!(
-        "[[listener]]\nname = \"tcp\"\naddress = \"{address}\"\n\
-         [[listener]]\nname = \"local\"\naddress = \"unix:{}\"\n",
-        path.display()
-    );
+    let config = tcp_and_unix(address, &path);
     let mut killed = Launch { config: config.clone(), ..Launch::default() }.start();
     killed.signal(Signal::SIGKILL);
     killed.wait(patience(10.0));
