@@ -144,7 +144,7 @@ pub struct Access {
 pub struct Limits {
     /// Connections open at once, 1 to 4194304; more wait in the backlog.
     pub max_connections: u32,
-    /// Bytes set aside for peers that stopped reading, 64 KiB to 1 TiB.
+    /// Bytes of memory for what peers do not read, 64 KiB to 1 TiB, in the whole process.
     pub stalled_memory: u64,
     /// Connections of one source at once, 1 to 4194304; more are closed at once.
     pub max_connections_per_source: Option<u32>,

@@ -90,12 +90,11 @@ fn resume(listeners: &[String], sockets: Vec<OwnedFd>, state: State) -> Inherita
         .collect();
     // Time went on while nobody was there.
     let elapsed = store::now_ms().saturating_sub(state.saved_at_ms);
-    let quiet = u32::try_from(elapsed).unwrap_or(u32::MAX);
     let estates = sockets.into_iter().zip(state.records).map(|(socket, record)| {
         let theirs = usize::from(record.bequest.listener.0);
         let listener = ours.get(theirs).copied().unwrap_or(ListenerId(0));
         let age_ms = record.bequest.age_ms.saturating_add(elapsed);
-        let quiet_ms = record.bequest.quiet_ms.saturating_add(quiet);
+        let quiet_ms = record.bequest.quiet_ms.saturating_add(elapsed);
         Estate {
             socket,
             bequest: Bequest { listener, quiet_ms, age_ms, ..record.bequest },

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use echo_uring::echo::admission::SourceBook;
 use echo_uring::echo::op::{ReceiveMode, Timestamp};
 use echo_uring::echo::server::{Parameters, Server, Stats, Tuning};
-use echo_uring::uring::{Driver, ListeningSocket, Settings, Transport, probe};
+use echo_uring::uring::{Driver, ListeningSocket, Settings, SpillMemory, Transport, probe};
 use echo_uring::worker::{self, Order, Shared};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use socket2::SockRef;
@@ -107,6 +107,7 @@ impl Service {
             receive_buffer: None,
             send_buffer: None,
         };
+        let memory = SpillMemory::new(64 << 20);
         let mut driver = Driver::new(Settings {
             listeners: Arc::from([listener]),
             wake: Arc::clone(&self.wake),
@@ -114,6 +115,7 @@ impl Service {
             buffer_sizes: BUFFER_SIZES,
             origin: self.origin,
             connections_max: 0,
+            memory: Arc::clone(&memory),
             busy_poll: None,
         })
         .unwrap();
@@ -124,9 +126,9 @@ impl Service {
             receive_mode,
             linger_timeout: 5_000,
             book: Arc::new(SourceBook::new(RandomState::new())),
+            budget: memory,
             tuning: Tuning {
                 connections_max: 1_000,
-                aside_bytes_max: 64 << 20,
                 idle_timeout: Some(3_600_000),
                 stall_timeout: Some(60_000),
                 lifetime: None,

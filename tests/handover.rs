@@ -44,7 +44,7 @@ fn sample(prng: &mut Prng) -> (Vec<String>, Vec<(Bequest, Vec<u8>)>) {
             listener: ListenerId(prng.below(2) as u16),
             standing,
             unsent: unsent.len() as u32,
-            quiet_ms: prng.below(1 << 20) as u32,
+            quiet_ms: prng.below(1 << 20) as u64,
             age_ms: prng.below(1 << 40) as u64,
             received: prng.below(1 << 40) as u64,
         };

@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::echo::server::{CloseReason, RefuseReason, Stats};
+use crate::echo::server::{RefuseReason, Stats};
 
 /// The shortest time between two lines of the same class.
 const QUIET: Duration = Duration::from_secs(10);
@@ -113,11 +113,12 @@ const CLASSES: [Class; 10] = [
     },
     Class {
         reason: "stalled-memory",
-        counter: |stats| stats.closed[CloseReason::StalledMemory as usize],
-        line: |count, _| {
+        counter: |stats| stats.spills_refused,
+        line: |count, stats| {
             format!(
-                "{count} connections reset: they stopped reading when limits.stalled-memory \
-                 was used up"
+                "no memory for bytes of peers that do not read ({count} times; {} connections are \
+                 behind): nothing is lost, but echoes cost more; raise limits.stalled-memory",
+                stats.stalled
             )
         },
     },

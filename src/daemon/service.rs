@@ -34,7 +34,7 @@ use crate::logging::{self, events};
 use crate::metrics;
 use crate::sight::{self, Door, State};
 use crate::systemd::Notifier;
-use crate::uring::{self, ListeningSocket};
+use crate::uring::{self, ListeningSocket, SpillMemory};
 
 /// How often the counters are looked at: for the status line, and for warnings.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -102,6 +102,7 @@ pub(super) fn run(
         room,
         origin: Instant::now(),
         book: Arc::new(SourceBook::new(RandomState::new())),
+        memory: SpillMemory::new(config.limits.stalled_memory),
     };
     announce(&plan, &names, &warnings);
     let estates = succession::inherit(bundles, &plan.addresses, workers, notifier);

@@ -13,12 +13,13 @@ use super::rules::rules;
 use crate::config::{Config, Tcp};
 use crate::echo::admission::SourceBook;
 use crate::echo::limits;
+use crate::echo::op::Budget;
 use crate::echo::op::{Event, Kernel, ReceiveMode, Timestamp};
 use crate::echo::server::{Parameters, Server, Stats, Tuning};
 use crate::handover::Estate;
 use crate::listen::Family;
 use crate::metrics;
-use crate::uring::{Driver, Features, ListeningSocket, Settings, Transport, Unusable};
+use crate::uring::{Driver, Features, ListeningSocket, Settings, SpillMemory, Transport, Unusable};
 use crate::worker::{self, Order, Outcome, Shared};
 
 /// Bytes of a small and a large buffer. 16 KiB holds what is usually said at a time (a TLS record),
@@ -111,6 +112,8 @@ pub(super) struct Plan<'a> {
     pub(super) origin: Instant,
     /// Where all of them count connections by source.
     pub(super) book: Arc<SourceBook>,
+    /// Where all of them keep what their peers did not take.
+    pub(super) memory: Arc<SpillMemory>,
 }
 
 impl Plan<'_> {
@@ -135,6 +138,7 @@ impl Plan<'_> {
             receive_mode: self.receive_mode(),
             linger_timeout: limits::LINGER_MS,
             book: Arc::clone(&self.book),
+            budget: Arc::clone(&self.memory) as Arc<dyn Budget>,
             tuning: tuning(self.config, self.places, self.workers, worker),
         }
     }
@@ -146,7 +150,6 @@ pub(super) fn tuning(config: &Config, places: u32, count: usize, index: usize) -
     let milliseconds = |duration: Duration| duration.as_millis() as u64;
     Tuning {
         connections_max: share(u64::from(places), count, index) as u32,
-        aside_bytes_max: share(config.limits.stalled_memory, count, index),
         idle_timeout: config.timeouts.idle.map(milliseconds),
         stall_timeout: config.timeouts.stall.map(milliseconds),
         lifetime: config.timeouts.lifetime.map(milliseconds),
@@ -177,6 +180,7 @@ pub(super) fn start(
         buffers: plan.buffers(),
         buffer_sizes: BUFFER_SIZES,
         connections_max: parameters.tuning.connections_max,
+        memory: Arc::clone(&plan.memory),
         busy_poll: plan.config.server.busy_poll,
         origin: plan.origin,
     };
@@ -238,6 +242,10 @@ fn work(
 fn adopt(driver: &mut Driver, server: &mut Server, estates: Vec<Estate>) {
     let mut ops = Vec::new();
     for Estate { socket, bequest, unsent } in estates {
+        if !driver.take_memory_for(&unsent) {
+            server.note_lost_in_hand_over();
+            continue;
+        }
         let connection = server.reserve_slot();
         let source = driver.adopt(connection, socket, &unsent);
         server.handle(driver.now(), Event::Adopted { connection, source, bequest }, &mut ops);

@@ -13,7 +13,8 @@
 //! | `Closing` | drop | join | join | join | impossible |
 //!
 //! An open connection that reaches its byte limit is `Flushing`, too; `intake` takes in bytes,
-//! `patience` knows when time is up.
+//! `backlog` keeps what the peer does not take, `relay` echoes without keeping anything, `patience`
+//! knows when time is up.
 //!
 //! `Free`, `Accepting` and `Parked` have no bytes: the first two have no socket, the third has one
 //! that waits for a place and is not received from. *Join*: the last completion of a dying
@@ -21,17 +22,21 @@
 //! (Linux: the request holds the file).
 
 mod audit;
+mod backlog;
 mod inheritance;
 mod intake;
 mod measure;
 mod patience;
+mod relay;
+mod stamp;
 mod state;
 mod waiting;
 
 #[cfg(test)]
 mod cells;
 
-pub use state::{AsideStep, Phase, Receive, Send};
+use stamp::Stamp;
+pub use state::{Phase, Receive, Send, Step};
 
 use super::limits;
 use super::op::{
@@ -46,11 +51,10 @@ use super::stats::CloseReason;
 #[derive(Debug)]
 pub struct Connection {
     generation: u32,
-    /// When bytes last moved in either direction, in milliseconds modulo 2^32: only differences are
-    /// used.
-    progress_ms: u32,
-    /// When it was opened: see `patience`.
-    born: u32,
+    /// When bytes last moved in either direction.
+    progress: Stamp,
+    /// When it was opened.
+    opened: Stamp,
     phase: Phase,
     /// Where it came from, or is to come from.
     listener: ListenerId,
@@ -72,8 +76,8 @@ impl Connection {
     pub fn free() -> Self {
         Self {
             generation: 0,
-            progress_ms: 0,
-            born: 0,
+            progress: Stamp::default(),
+            opened: Stamp::default(),
             phase: Phase::Free,
             listener: ListenerId(0),
             send: Send::Idle,
@@ -135,8 +139,8 @@ impl Connection {
             self.phase
         );
         self.phase = Phase::Open;
-        self.progress_ms = context.now.0 as u32;
-        self.begin_life(context.now);
+        self.progress = Stamp::at(context.now);
+        self.opened = Stamp::at(context.now);
         context.resources.forget_received(context.id);
         self.advance(context);
     }
@@ -150,7 +154,8 @@ impl Connection {
         armed: bool,
         more: bool,
     ) {
-        assert!(self.receive.is_with_kernel(), "bytes without a receive: {:?}", self.receive);
+        let armed_before = matches!(self.receive, Receive::Armed(_) | Receive::Stopping);
+        assert!(armed_before, "bytes without a receive: {:?}", self.receive);
         if !armed {
             self.receive = Receive::Off;
         }
@@ -173,7 +178,9 @@ impl Connection {
     /// The receive ended without bytes.
     pub fn on_receive_ended(&mut self, context: &mut Context, reason: ReceiveEnd) {
         assert!(self.receive.is_with_kernel(), "an end without a receive: {:?}", self.receive);
-        let ended = std::mem::replace(&mut self.receive, Receive::Off);
+        let ended = self.receive_becomes(context, Receive::Off);
+        let pooled = matches!(ended, Receive::Armed(_) | Receive::Stopping);
+        assert!(pooled || reason != ReceiveEnd::NoBuffer, "{ended:?} needs no buffer");
         match reason {
             ReceiveEnd::EndOfStream => self.on_end_of_stream(),
             ReceiveEnd::NoBuffer => self.on_no_buffer(context, ended),
@@ -205,6 +212,8 @@ impl Connection {
         self.expectation = Expectation::Data;
         match (self.class, ended) {
             _ if matches!(self.phase, Phase::Closing(_)) => {}
+            // What it waits for may be held for long: it is relayed instead.
+            (SizeClass::Small, _) if context.resources.pool.is_withheld() => {}
             (SizeClass::Small, _) => self.stand_in_line(context),
             // Others use the large ones now. A small one serves this time; the next full one asks
             // for a large again.
@@ -214,10 +223,10 @@ impl Connection {
         }
     }
 
-    /// The try-send took the first `length` bytes.
+    /// The send took the first `length` bytes.
     pub fn on_sent(&mut self, context: &mut Context, length: u32) {
         let Send::Trying { buffer, length: asked, timed, .. } = self.send else {
-            unreachable!("a send came back that was not under way: {:?}", self.send)
+            return self.on_held_sent(context, length);
         };
         assert!(length <= asked, "sent {length} of {asked} bytes");
         context.resources.count_sent(self.listener, length);
@@ -225,34 +234,15 @@ impl Connection {
         if let Phase::Closing(_) = self.phase {
             context.resources.stats.bytes_dropped += u64::from(asked - length);
             context.recycle(buffer);
-        } else if length == asked {
-            let resources = &mut *context.resources;
-            let since_us = timed.then(|| resources.pool.filled_us(buffer));
-            resources.count_echo(self.listener, since_us);
-            context.recycle(buffer);
         } else {
             let since_us = timed.then(|| context.resources.pool.filled_us(buffer));
-            context.resources.stalled_since.insert(context.id.slot(), since_us);
-            self.stall(context, buffer, length, asked);
-        }
-        self.advance(context);
-    }
-
-    /// Set-aside bytes were sent.
-    pub fn on_sent_aside(&mut self, context: &mut Context, length: u32) {
-        let Send::Aside { unsent, charged, step: AsideStep::InFlight | AsideStep::Stopping } =
-            self.send
-        else {
-            unreachable!("set-aside bytes came back unasked: {:?}", self.send)
-        };
-        assert!(length >= 1 && length <= unsent, "sent {length} of {unsent} bytes");
-        context.resources.count_sent(self.listener, length);
-        self.progress_ms = context.now.0 as u32;
-        self.send = Send::Aside { unsent: unsent - length, charged, step: AsideStep::Ready };
-        if length == unsent {
-            context.resources.count_echo_of_aside(self.listener, context.id);
-            self.forget_aside(context.id, context.resources);
-            context.timer_changed = true;
+            if length == asked {
+                context.resources.count_echo(self.listener, since_us);
+                context.recycle(buffer);
+            } else {
+                context.resources.pool.advance(buffer, length);
+                self.stall(context, buffer, since_us);
+            }
         }
         self.advance(context);
     }
@@ -261,28 +251,28 @@ impl Connection {
     pub fn on_send_failed(&mut self, context: &mut Context, error: SendError) {
         let held = self.send.is_with_kernel();
         assert!(held, "a send failed that was not under way: {:?}", self.send);
-        match (error, self.send) {
+        match (error, &mut self.send) {
             (_, Send::Idle) => unreachable!("the kernel holds a send"),
             (SendError::Memory, Send::Trying { .. }) => {
                 context.resources.stats.memory_retries += 1;
                 return self.on_sent(context, 0);
             }
             (SendError::Stopped, Send::Trying { .. }) => return self.on_sent(context, 0),
-            (SendError::Memory, Send::Aside { unsent, charged, .. }) => {
-                self.send = Send::Aside { unsent, charged, step: AsideStep::Retrying };
+            (SendError::Memory, Send::Aside { step, .. } | Send::Held { step, .. }) => {
+                *step = Step::Retrying;
                 context.retry_later();
             }
-            (SendError::Stopped, Send::Aside { unsent, charged, .. }) => {
-                self.send = Send::Aside { unsent, charged, step: AsideStep::Ready };
+            (SendError::Stopped, Send::Aside { step, .. } | Send::Held { step, .. }) => {
+                *step = Step::Ready;
             }
-            (SendError::Failed(error), Send::Trying { buffer, length, .. }) => {
+            (SendError::Failed(error), &mut Send::Trying { buffer, length, .. }) => {
                 self.send = Send::Idle;
                 context.resources.stats.bytes_dropped += u64::from(length);
                 context.recycle(buffer);
                 self.fail(context, error);
             }
-            (SendError::Failed(error), Send::Aside { unsent, charged, .. }) => {
-                self.send = Send::Aside { unsent, charged, step: AsideStep::Ready };
+            (SendError::Failed(error), Send::Aside { step, .. } | Send::Held { step, .. }) => {
+                *step = Step::Ready;
                 self.fail(context, error);
             }
         }
@@ -330,10 +320,13 @@ impl Connection {
                 }
             }
             Phase::Flushing(reason) => {
-                if self.advance_send(context) == Pending::Nothing {
+                // No byte may follow our FIN, so nothing is relayed any more.
+                self.stop_relay(context);
+                let pending = self.advance_send(context);
+                if pending == Pending::Nothing && !self.receive.is_relay() {
                     context.ops.push(Op::Shutdown { connection: context.id, how: Shutdown::Write });
                     self.phase = Phase::Lingering(reason);
-                    self.progress_ms = context.now.0 as u32;
+                    self.progress = Stamp::at(context.now);
                     context.timer_changed = true;
                     self.advance_receive(context);
                 }
@@ -355,15 +348,22 @@ impl Connection {
                 let awaited = timed || self.awaits_send(context.resources);
                 self.send = Send::Trying { buffer, length, awaited, timed };
                 // The answer may come late, but this is when they move, if they do.
-                self.progress_ms = context.now.0 as u32;
+                self.progress = Stamp::at(context.now);
                 context.ops.push(Op::Send { connection: context.id, buffer, length, awaited });
             }
-
-            Send::Aside { step: step @ AsideStep::Ready, .. } if !context.resources.frozen => {
-                *step = AsideStep::InFlight;
+            Send::Aside { step: step @ Step::Ready, .. } if !context.resources.frozen => {
+                *step = Step::InFlight;
                 context.ops.push(Op::SendAside { connection: context.id });
             }
-            Send::Trying { .. } | Send::Aside { .. } => {}
+            &mut Send::Held { buffer, ref mut step } if *step == Step::Ready => {
+                if !context.resources.frozen {
+                    *step = Step::InFlight;
+                    let (offset, length) = context.resources.pool.unsent(buffer);
+                    let connection = context.id;
+                    context.ops.push(Op::SendHeld { connection, buffer, offset, length });
+                }
+            }
+            Send::Trying { .. } | Send::Aside { .. } | Send::Held { .. } => {}
         }
         Pending::Something
     }
@@ -385,6 +385,7 @@ impl Connection {
             || resources.frozen
             || !resources.waiting.is_empty()
             || self.class == SizeClass::Large
+            || self.relays(resources)
             || resources.pool.is_busy()
     }
 
@@ -393,7 +394,7 @@ impl Connection {
         let wanted = self.wants_bytes(context.resources);
         match self.receive {
             Receive::Off if wanted => {
-                if context.resources.waiting.is_empty() {
+                if context.resources.waiting.is_empty() || self.relays(context.resources) {
                     self.arm(context);
                 } else {
                     self.stand_in_line(context);
@@ -406,6 +407,10 @@ impl Connection {
             Receive::Off
             | Receive::Armed(_)
             | Receive::Stopping
+            | Receive::Relaying(_)
+            | Receive::RelayStopping
+            | Receive::Discarding(_)
+            | Receive::DiscardStopping
             | Receive::Starved
             | Receive::Retrying => {}
         }
@@ -416,12 +421,15 @@ impl Connection {
         match (self.phase, self.send) {
             _ if resources.frozen => false,
             (Phase::Lingering(_), _) => true,
-            (Phase::Open, Send::Idle | Send::Trying { .. }) => match self.class {
-                SizeClass::Small => self.queue.count() < limits::QUEUE_CHUNKS_MAX,
+            (Phase::Open, Send::Idle) => true,
+            (Phase::Open, Send::Trying { .. }) => match self.class {
+                SizeClass::Small => {
+                    self.queue.count() < limits::QUEUE_CHUNKS_MAX && !self.relays(resources)
+                }
                 // One large buffer a connection: few of them stay in the cache, and go round.
-                SizeClass::Large => self.send == Send::Idle,
+                SizeClass::Large => false,
             },
-            (Phase::Open, Send::Aside { .. })
+            (Phase::Open, Send::Aside { .. } | Send::Held { .. })
             | (
                 Phase::Free
                 | Phase::Accepting
@@ -435,6 +443,9 @@ impl Connection {
     }
 
     fn arm(&mut self, context: &mut Context) {
+        if self.relays(context.resources) {
+            return self.relay(context);
+        }
         let trusted = self.probation == 0 && self.class == SizeClass::Small;
         let mode = match context.resources.parameters.receive_mode {
             ReceiveMode::Multishot if trusted => ReceiveMode::Multishot,
@@ -447,56 +458,6 @@ impl Connection {
             mode,
             expectation: self.expectation,
         });
-    }
-
-    /// The socket took only `sent` bytes of `buffer`: from now on the connection lives on memory of
-    /// its own.
-    fn stall(&mut self, context: &mut Context, buffer: BufferId, sent: u32, length: u32) {
-        context.resources.stats.short_sends += 1;
-        context.resources.stats.stalled += 1;
-        context.timer_changed = true;
-        self.progress_ms = context.now.0 as u32;
-        self.shrink();
-        self.probation = limits::PROBATION_RECEIVES;
-        self.send = Send::Aside { unsent: 0, charged: 0, step: AsideStep::Ready };
-        self.set_aside(context, buffer, sent, length - sent);
-        while let Send::Aside { .. } = self.send
-            && let Some((buffer, length)) = self.queue.pop(&mut context.resources.pool)
-        {
-            self.set_aside(context, buffer, 0, length);
-        }
-    }
-
-    /// Moves bytes from a pooled buffer to the connection's own memory, or resets it if there is no
-    /// more to be had.
-    fn set_aside(&mut self, context: &mut Context, buffer: BufferId, offset: u32, length: u32) {
-        let Send::Aside { unsent, charged, .. } = &mut self.send else {
-            unreachable!("only a stalled connection sets bytes aside: {:?}", self.send)
-        };
-        let granted = context.resources.charge_aside(length);
-        if granted {
-            *unsent += length;
-            *charged += length;
-            context.ops.push(Op::SetAside { connection: context.id, buffer, offset, length });
-        } else {
-            context.resources.stats.bytes_dropped += u64::from(length);
-        }
-        context.recycle(buffer);
-        if !granted {
-            self.die(context, CloseReason::StalledMemory);
-        }
-    }
-
-    /// All set-aside bytes are sent or will never be: give back what they were charged.
-    fn forget_aside(&mut self, id: ConnectionId, resources: &mut Resources) {
-        let Send::Aside { unsent, charged, .. } = self.send else {
-            unreachable!("nothing is set aside: {:?}", self.send)
-        };
-        resources.stats.bytes_dropped += u64::from(unsent);
-        resources.stats.stalled -= 1;
-        resources.stalled_since.remove(&id.slot());
-        resources.refund_aside(charged);
-        self.send = Send::Idle;
     }
 
     fn fail(&mut self, context: &mut Context, error: ConnectionError) {
@@ -528,10 +489,7 @@ impl Connection {
         if self.receive.is_with_kernel() || self.send.is_with_kernel() {
             return;
         }
-        // Its set-aside bytes take up memory until the close that follows, not a turn less.
-        if let Send::Aside { .. } = self.send {
-            self.forget_aside(context.id, context.resources);
-        }
+        self.forget_backlog(context);
         assert_eq!(self.send, Send::Idle, "a dead connection keeps no bytes");
         assert_eq!(self.queue.count(), 0, "a dead connection keeps no buffers");
         let connection = context.id;
@@ -544,7 +502,6 @@ impl Connection {
             CloseReason::Reset
             | CloseReason::Unreachable
             | CloseReason::Stalled
-            | CloseReason::StalledMemory
             | CloseReason::Unexpected => Op::Abort { connection },
             CloseReason::HandedOver => unreachable!("it is not ours to close"),
         });

@@ -12,20 +12,19 @@ pub const QUEUE_CHUNKS_MAX: u8 = 16;
 /// many others move it down again. One may be chance.
 pub const BULKY_RECEIVES_TO_GROW: u8 = 2;
 
-/// Receives that a connection gets in small one-shot portions after it stalled, before it is
-/// trusted again.
+/// Relays with bytes, none of which met a full socket, after which a connection that had stalled is
+/// received from again.
 ///
-/// A peer that reads in bursts stalls again soon; with small portions it costs little set-aside
-/// memory when it does.
-pub const PROBATION_RECEIVES: u8 = 8;
+/// A peer that reads in bursts stalls again soon, and a relay needs no memory when it does.
+pub const PROBATION_RELAYS: u8 = 8;
 
-/// Wait before a listener that ran out of files or memory tries again, if no connection closes
+/// When before a listener that ran out of files or memory tries again, if no connection closes
 /// before, in milliseconds.
 ///
 /// Short enough that nobody notices, long enough that ten tries a second cost nothing.
 pub const ACCEPT_BACKOFF_MS: u64 = 100;
 
-/// Wait before a receive or send that met a kernel short of memory is tried again, in milliseconds.
+/// When before a receive or send that met a kernel short of memory is tried again, in milliseconds.
 pub const MEMORY_RETRY_MS: u64 = 100;
 
 /// How long a peer may take to answer our FIN with its own before it is reset, in milliseconds.

@@ -138,6 +138,17 @@ pub enum Expectation {
     Silence,
 }
 
+/// What a relay waits for before it is tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum When {
+    /// Nothing: bytes are probably there, and room for them.
+    Now,
+    /// Bytes of the peer, or its end.
+    Readable,
+    /// Room in the socket's send buffer: the peer is behind with reading.
+    Writable,
+}
+
 /// Which direction of a connection is shut down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shutdown {
@@ -151,8 +162,9 @@ pub enum Shutdown {
 ///
 /// Those that are answered, and the closes, reach the kernel in the order given, except that a
 /// receive may come later than what was asked for after it, though not than its cancel; those that
-/// are done at once ([`Op::SetAside`], [`Op::Recycle`], [`Op::Shutdown`]) may overtake them. So
-/// nothing may be recycled or shut down for writing while a send of it is under way.
+/// are done at once ([`Op::SetAside`], [`Op::ForgetAside`], [`Op::Recycle`], [`Op::Shutdown`]) may
+/// overtake them. So nothing may be recycled or shut down for writing while a send of it is under
+/// way.
 ///
 /// A connection exists for the driver from [`Event::Accepted`] or [`Event::Adopted`] to
 /// [`Op::Close`] or [`Op::Abort`], or until it is given away.
@@ -191,8 +203,28 @@ pub enum Op {
         /// Whether bytes are likely to be there.
         expectation: Expectation,
     },
-    /// Stop the armed receive. Bytes it had already taken still arrive; then it answers that it
-    /// ended.
+    /// Echo up to `length_max` bytes, and no more than a driver's own measure, without owning them:
+    /// what the socket takes for sending is received, and the rest stays in its receive queue. So
+    /// no byte needs memory of ours, however slowly the peer reads. It takes the place of a receive
+    /// and of a send: neither is under way. Answered once by [`Event::Relayed`] or
+    /// [`Event::ReceiveEnded`].
+    Relay {
+        /// Whose bytes.
+        connection: ConnectionId,
+        /// What to wait for first.
+        when: When,
+        /// How many bytes at most, at least 1.
+        length_max: u32,
+    },
+    /// Receive and forget: as [`Op::Relay`], but nothing is sent.
+    Discard {
+        /// Whose bytes.
+        connection: ConnectionId,
+        /// What to wait for first.
+        when: When,
+    },
+    /// Stop the armed receive or relay. Bytes it had already taken still arrive; then it answers
+    /// that it ended.
     CancelReceive {
         /// Whose receive.
         connection: ConnectionId,
@@ -215,8 +247,23 @@ pub enum Op {
     },
     /// The answers of all sends under way are waited for after all: tell them with the next turn.
     AwaitSends,
+    /// Send `length` bytes of `buffer`, from `offset` on, once there is room for some. Answered
+    /// once by [`Event::Sent`] (any part of them) or [`Event::SendFailed`]; the buffer stays lent
+    /// until recycled.
+    SendHeld {
+        /// To whom.
+        connection: ConnectionId,
+        /// The lent buffer that holds the bytes.
+        buffer: BufferId,
+        /// Where they begin in it.
+        offset: u32,
+        /// How many, at least 1.
+        length: u32,
+    },
     /// Copy `length` bytes of `buffer`, from `offset` on, to the end of the connection's own
-    /// set-aside bytes. Done at once; the buffer may be recycled next.
+    /// set-aside bytes. Done at once; the buffer may be recycled next. The blocks of memory that
+    /// they take were granted by the [`Budget`]; the driver gives each
+    /// back when its bytes are forgotten.
     SetAside {
         /// Whose bytes.
         connection: ConnectionId,
@@ -228,12 +275,22 @@ pub enum Op {
         length: u32,
     },
     /// Send from the front of the set-aside bytes, waiting for room. Answered once by
-    /// [`Event::SentAside`] (any part of them, which are then forgotten) or [`Event::SendFailed`].
+    /// [`Event::SentAside`] (any part of them) or [`Event::SendFailed`].
     SendAside {
         /// To whom.
         connection: ConnectionId,
     },
-    /// Stop the send of set-aside bytes. It still answers, as stopped or with what it had sent.
+    /// Forget the first `length` set-aside bytes: all that were told as sent. Done at once; only
+    /// from here on their memory may be given back, so that both sides agree at any time which
+    /// bytes are in which block.
+    ForgetAside {
+        /// Whose bytes.
+        connection: ConnectionId,
+        /// How many.
+        length: u32,
+    },
+    /// Stop the send of set-aside or held bytes. It still answers, as stopped or with what it had
+    /// sent.
     CancelSend {
         /// Whose send.
         connection: ConnectionId,
@@ -354,15 +411,25 @@ pub enum Event {
         /// Whether the socket is known to hold more.
         more: bool,
     },
-    /// The receive ended without bytes; it is no longer armed.
+    /// Answer to [`Op::Relay`] and [`Op::Discard`]: `length` bytes were taken from the socket, and
+    /// echoed or forgotten.
+    Relayed {
+        /// Whose bytes.
+        connection: ConnectionId,
+        /// How many bytes, at most what was asked; 0 if there was nothing to take or no room.
+        length: u32,
+        /// What the next one should wait for.
+        next: When,
+    },
+    /// The receive or relay ended without bytes; it is no longer armed.
     ReceiveEnded {
         /// Whose.
         connection: ConnectionId,
         /// Why.
         reason: ReceiveEnd,
     },
-    /// Answer to [`Op::Send`]: the socket took the first `length` bytes; 0 if it had no room at
-    /// all.
+    /// Answer to [`Op::Send`] and [`Op::SendHeld`]: the socket took the first `length` bytes; 0 if
+    /// it had no room at all.
     Sent {
         /// To whom.
         connection: ConnectionId,
@@ -376,7 +443,7 @@ pub enum Event {
         /// How many bytes, at least 1, at most what is set aside.
         length: u32,
     },
-    /// Answer to [`Op::Send`] or [`Op::SendAside`]: not a byte was taken.
+    /// Answer to [`Op::Send`], [`Op::SendHeld`] or [`Op::SendAside`]: not a byte was taken.
     SendFailed {
         /// To whom.
         connection: ConnectionId,
@@ -418,7 +485,7 @@ pub struct Bequest {
     /// Bytes that were received and not sent yet; they are set aside.
     pub unsent: u32,
     /// For how many milliseconds no byte has moved: its timers go on from there.
-    pub quiet_ms: u32,
+    pub quiet_ms: u64,
     /// For how many milliseconds it has been open.
     pub age_ms: u64,
     /// What counts towards its byte limit so far.
@@ -475,4 +542,28 @@ pub trait Kernel {
         deadline: Option<Timestamp>,
         events: &mut Vec<Event>,
     ) -> Result<(), Self::Error>;
+}
+
+/// The memory for set-aside bytes: one budget for all workers of the process.
+///
+/// Bytes that a peer did not take are copied out of the pooled buffers into blocks of memory. A
+/// block is taken from the budget before bytes are copied into it, and given back by the driver
+/// when the last of its bytes is forgotten. So what counts is what memory really costs: one byte
+/// takes a block.
+///
+/// A block that is refused harms nobody: the connection keeps its bytes in the pooled buffers that
+/// hold them, and receives nothing until they are sent (see `connection/backlog.rs`).
+///
+/// The daemon's has memory behind it (`uring`), the simulator's is a number that refuses at random.
+pub trait Budget: fmt::Debug + Send + Sync {
+    /// Bytes of a block, at least 1.
+    fn block_size(&self) -> u32;
+
+    /// Takes `blocks`, all or none. False if the limit would be passed, or if the system has no
+    /// memory for them.
+    fn take(&self, blocks: u32) -> bool;
+
+    /// Takes `blocks` though the limit may be passed: bytes that exist already have to be somewhere
+    /// while one process hands over to the next. False only if the system has no memory for them.
+    fn take_beyond(&self, blocks: u32) -> bool;
 }

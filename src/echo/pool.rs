@@ -12,8 +12,12 @@ use super::op::{BufferId, SizeClass};
 #[derive(Clone, Copy, Debug, Default)]
 struct Entry {
     lent: bool,
-    /// Bytes of payload, while it stands in a queue.
+    /// Its owner waits for its peer to read: it may stay lent for long.
+    held: bool,
+    /// Bytes of payload.
     length: u32,
+    /// Those of them that have been sent.
+    sent: u32,
     next: Option<BufferId>,
     /// When it was filled, in microseconds modulo 2^32: only differences are used.
     filled_us: u32,
@@ -24,6 +28,8 @@ struct Entry {
 pub struct Pool {
     entries: [Vec<Entry>; SizeClass::ALL.len()],
     lent: [u32; SizeClass::ALL.len()],
+    /// Those of the lent ones that are held.
+    held: [u32; SizeClass::ALL.len()],
     sizes: [u32; SizeClass::ALL.len()],
 }
 
@@ -34,6 +40,7 @@ impl Pool {
         Self {
             entries: counts.map(|count| vec![Entry::default(); usize::from(count)]),
             lent: [0; 2],
+            held: [0; 2],
             sizes,
         }
     }
@@ -61,7 +68,16 @@ impl Pool {
     #[must_use]
     pub fn is_busy(&self) -> bool {
         let count = self.entries[SizeClass::Small.index()].len() as u32;
-        self.lent_total() > limits::TRICKLE_BUFFERS_MAX.min(count / 2)
+        let moving = self.lent_total() - self.held.iter().sum::<u32>();
+        moving > limits::TRICKLE_BUFFERS_MAX.min(count / 2)
+    }
+
+    /// Whether so many small buffers are held that the others must not be relied on: they might be
+    /// held soon, too.
+    #[must_use]
+    pub fn is_withheld(&self) -> bool {
+        let small = SizeClass::Small.index();
+        self.held[small] > 0 && self.held[small] >= self.entries[small].len() as u32 / 2
     }
 
     /// Buffers lent, of both classes.
@@ -76,7 +92,7 @@ impl Pool {
         assert!(length > 0 && length <= self.size(buffer.class), "{buffer:?} holds {length} bytes");
         let entry = self.entry(buffer);
         assert!(!entry.lent, "{buffer:?} was lent twice");
-        *entry = Entry { lent: true, length, next: None, filled_us };
+        *entry = Entry { lent: true, held: false, length, sent: 0, next: None, filled_us };
         self.lent[buffer.class.index()] += 1;
     }
 
@@ -85,6 +101,31 @@ impl Pool {
         let entry = self.entry(buffer);
         assert!(entry.lent && length > 0 && length <= entry.length, "{buffer:?} holds less");
         entry.length = length;
+    }
+
+    /// Notes that the owner of a lent buffer waits for its peer to read.
+    pub fn hold(&mut self, buffer: BufferId) {
+        let entry = self.entry(buffer);
+        assert!(entry.lent, "{buffer:?} is at home");
+        if !std::mem::replace(&mut entry.held, true) {
+            self.held[buffer.class.index()] += 1;
+        }
+    }
+
+    /// Notes that the first `length` unsent bytes of a lent buffer have been sent. True if none is
+    /// left.
+    pub fn advance(&mut self, buffer: BufferId, length: u32) -> bool {
+        let entry = self.entry(buffer);
+        entry.sent += length;
+        assert!(entry.lent && entry.sent <= entry.length, "{buffer:?} holds less");
+        entry.sent == entry.length
+    }
+
+    /// Where the unsent bytes of a lent buffer begin, and how many there are.
+    #[must_use]
+    pub fn unsent(&self, buffer: BufferId) -> (u32, u32) {
+        let entry = &self.entries[buffer.class.index()][usize::from(buffer.index)];
+        (entry.sent, entry.length - entry.sent)
     }
 
     /// When a lent buffer was filled, in microseconds modulo 2^32.
@@ -99,7 +140,9 @@ impl Pool {
         assert!(entry.lent, "{buffer:?} came home twice");
         assert!(entry.next.is_none(), "{buffer:?} still stands in a queue");
         entry.lent = false;
+        let held = std::mem::take(&mut entry.held);
         self.lent[buffer.class.index()] -= 1;
+        self.held[buffer.class.index()] -= u32::from(held);
     }
 
     fn entry(&mut self, buffer: BufferId) -> &mut Entry {
@@ -119,6 +162,22 @@ impl Queue {
     #[must_use]
     pub fn count(&self) -> u8 {
         self.count
+    }
+
+    /// Notes that the owner of all of them waits for its peer to read.
+    pub fn hold(&self, pool: &mut Pool) {
+        let mut next = self.ends.map(|(first, _)| first);
+        while let Some(buffer) = next {
+            pool.hold(buffer);
+            next = pool.entry(buffer).next;
+        }
+    }
+
+    /// The first buffer, which stays where it is, and the number of bytes in it.
+    #[must_use]
+    pub fn first(&self, pool: &Pool) -> Option<(BufferId, u32)> {
+        let (first, _) = self.ends?;
+        Some((first, pool.entries[first.class.index()][usize::from(first.index)].length))
     }
 
     /// Puts `buffer` at the end.

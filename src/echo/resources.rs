@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::admission::{Rules, SourceBook};
 use super::limits;
-use super::op::{BufferId, ConnectionId, ListenerId, Op, ReceiveMode, Timestamp};
+use super::op::{Budget, BufferId, ConnectionId, ListenerId, Op, ReceiveMode, Timestamp};
 use super::pool::Pool;
 use super::stats::{CloseReason, ListenerStats, RefuseReason, Stats};
 
@@ -25,6 +25,8 @@ pub struct Parameters {
     pub linger_timeout: u64,
     /// Where connections are counted by source, over all workers.
     pub book: Arc<SourceBook>,
+    /// Where memory for set-aside bytes comes from, for all workers.
+    pub budget: Arc<dyn Budget>,
     /// What may change while it runs.
     pub tuning: Tuning,
 }
@@ -35,9 +37,6 @@ pub struct Tuning {
     /// Connections that have a place at the same time; the rest waits in the backlog. Lowering it
     /// below what is open ends nobody: new ones wait until it has room again.
     pub connections_max: u32,
-    /// Bytes that may be set aside for stalled peers, all together. Lowering it below what is set
-    /// aside ends nobody; whoever stalls next is.
-    pub aside_bytes_max: u64,
     /// A connection on which nothing moves for so many milliseconds is ended in order.
     pub idle_timeout: Option<u64>,
     /// A connection whose peer takes nothing for so many milliseconds, while bytes wait for it, is
@@ -64,9 +63,9 @@ impl Parameters {
             receive_mode: ReceiveMode::Once,
             linger_timeout: 100,
             book: Arc::new(SourceBook::new(hasher)),
+            budget: Arc::new(tests::Blocks::of(8, 0)),
             tuning: Tuning {
                 connections_max: places,
-                aside_bytes_max: 0,
                 idle_timeout: None,
                 stall_timeout: None,
                 lifetime: None,
@@ -159,6 +158,13 @@ impl Resources {
         self.of(listener).refused[reason as usize] += 1;
     }
 
+    /// How many bytes a connection is free to send before its byte limit is reached.
+    #[must_use]
+    pub fn left_of_limit(&self, id: ConnectionId) -> u64 {
+        let limit = self.parameters.tuning.bytes_max;
+        limit.map_or(u64::MAX, |limit| limit.saturating_sub(self.received_by(id)).max(1))
+    }
+
     /// Counts `length` bytes against the byte limit of a connection, and says how many it was free
     /// to send before. Costs nothing, neither time nor memory, as long as there is no limit; bytes
     /// that came before there was one do not count.
@@ -241,37 +247,77 @@ impl Resources {
         &mut self.listeners[usize::from(listener.0)]
     }
 
-    /// Counts the bytes that were set aside, all together, as one echo: they have been sent.
-    pub fn count_echo_of_aside(&mut self, listener: ListenerId, id: ConnectionId) {
+    /// Counts the bytes at the front of a backlog, those that were set aside all together, as one
+    /// echo: they have been sent.
+    pub fn count_echo_of_backlog(&mut self, listener: ListenerId, id: ConnectionId) {
         let since_us = self.stalled_since.get(&id.slot()).copied().flatten();
         self.count_echo(listener, since_us);
     }
 
-    /// Charges `length` set-aside bytes; false, and nothing charged, if they would exceed the
-    /// limit.
-    pub fn charge_aside(&mut self, length: u32) -> bool {
-        let charged = self.stats.aside_bytes + u64::from(length);
-        let granted = charged <= self.parameters.tuning.aside_bytes_max;
+    /// Bytes of a block of memory for set-aside bytes.
+    #[must_use]
+    pub fn block_size(&self) -> u32 {
+        self.parameters.budget.block_size()
+    }
+
+    /// How many blocks hold `unsent` bytes that begin at `begin` in the first of them.
+    fn blocks_of(&self, begin: u32, unsent: u32) -> u32 {
+        if unsent == 0 { 0 } else { (begin + unsent).div_ceil(self.block_size()) }
+    }
+
+    /// How many bytes of memory `unsent` set-aside bytes take that begin at `begin` in their first
+    /// block.
+    #[must_use]
+    pub fn memory_of(&self, begin: u32, unsent: u32) -> u64 {
+        u64::from(self.blocks_of(begin, unsent)) * u64::from(self.block_size())
+    }
+
+    /// Takes the memory for `more` bytes behind so many that are set aside. False, and nothing
+    /// taken, if it is not granted.
+    pub fn charge_aside(&mut self, begin: u32, unsent: u32, more: u32) -> bool {
+        self.charge(begin, unsent, more, |budget, blocks| budget.take(blocks))
+    }
+
+    /// As [`Resources::charge_aside`], whatever the limit says.
+    pub fn charge_aside_beyond(&mut self, begin: u32, unsent: u32, more: u32) -> bool {
+        self.charge(begin, unsent, more, |budget, blocks| budget.take_beyond(blocks))
+    }
+
+    fn charge(
+        &mut self,
+        begin: u32,
+        unsent: u32,
+        more: u32,
+        take: fn(&dyn Budget, u32) -> bool,
+    ) -> bool {
+        let blocks = self.blocks_of(begin, unsent + more) - self.blocks_of(begin, unsent);
+        let granted = blocks == 0 || take(&*self.parameters.budget, blocks);
         if granted {
-            self.stats.aside_bytes = charged;
+            self.stats.aside_bytes += u64::from(blocks) * u64::from(self.block_size());
+        } else {
+            self.stats.spills_refused += 1;
         }
         granted
     }
 
-    /// Charges bytes that the process before us had set aside. They exist, whatever the limit says;
-    /// above it nobody else gets any.
-    pub fn charge_adopted(&mut self, length: u32) {
-        self.stats.aside_bytes += u64::from(length);
-        self.stats.bytes_taken_over += u64::from(length);
-    }
-
-    /// Gives back what was charged.
-    pub fn refund_aside(&mut self, length: u32) {
+    /// Notes that the first `sent` of `unsent` set-aside bytes are gone; the driver gives their
+    /// memory back. Returns where the rest begins in its first block.
+    pub fn refund_aside(&mut self, begin: u32, unsent: u32, sent: u32) -> u32 {
+        let left = (begin + sent) % self.block_size();
+        let freed = self.memory_of(begin, unsent) - self.memory_of(left, unsent - sent);
         self.stats.aside_bytes = self
             .stats
             .aside_bytes
-            .checked_sub(u64::from(length))
+            .checked_sub(freed)
             .expect("invariant: what is refunded was charged");
+        left
+    }
+
+    /// Counts bytes that the process before us had set aside: the driver has taken the memory for
+    /// them, whatever the limit says.
+    pub fn count_adopted(&mut self, length: u32) {
+        self.stats.aside_bytes += self.memory_of(0, length);
+        self.stats.bytes_taken_over += u64::from(length);
     }
 }
 
@@ -302,5 +348,42 @@ impl Context<'_> {
     pub fn retry_later(&mut self) {
         self.resources.stats.memory_retries += 1;
         self.resources.retries.push_back((self.now.plus(limits::MEMORY_RETRY_MS), self.id));
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use crate::echo::op::Budget;
+
+    /// So many blocks of one size, for the unit tests: none comes back.
+    #[derive(Debug)]
+    pub(crate) struct Blocks {
+        size: u32,
+        left: AtomicU32,
+    }
+
+    impl Blocks {
+        pub(crate) fn of(size: u32, left: u32) -> Self {
+            Self { size, left: left.into() }
+        }
+    }
+
+    impl Budget for Blocks {
+        fn block_size(&self) -> u32 {
+            self.size
+        }
+
+        fn take(&self, blocks: u32) -> bool {
+            let left = self.left.load(Ordering::Relaxed);
+            self.left.store(left.saturating_sub(blocks), Ordering::Relaxed);
+            blocks <= left
+        }
+
+        fn take_beyond(&self, blocks: u32) -> bool {
+            self.take(blocks);
+            true
+        }
     }
 }

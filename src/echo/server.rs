@@ -150,6 +150,7 @@ impl Server {
             | Event::Accepted { .. }
             | Event::AcceptFailed { .. }
             | Event::ReceiveEnded { .. }
+            | Event::Relayed { .. }
             | Event::SentAside { .. }
             | Event::SendFailed { .. }
             | Event::TimePassed
@@ -175,6 +176,11 @@ impl Server {
             Event::ReceiveEnded { connection, reason } => {
                 self.with(now, connection, ops, |connection, context| {
                     connection.on_receive_ended(context, reason);
+                });
+            }
+            Event::Relayed { connection, length, next } => {
+                self.with(now, connection, ops, |connection, context| {
+                    connection.on_relayed(context, length, next);
                 });
             }
             Event::SentAside { connection, length } => {
@@ -320,14 +326,20 @@ impl Server {
     }
 
     fn can_serve_waiting(&self) -> bool {
-        !self.resources.waiting.is_empty() && self.resources.pool.home(SizeClass::Small) > 0
+        let pool = &self.resources.pool;
+        !self.resources.waiting.is_empty()
+            && (pool.home(SizeClass::Small) > 0 || pool.is_withheld())
     }
 
     /// Arms as many of those who wait for a buffer as buffers are at home. They may be fewer than
     /// we think, or the line may hold connections that turn out to have nothing to say: then the
-    /// next turn, at once, serves the next in line.
+    /// next turn, at once, serves the next in line. If buffers are withheld, all are relayed.
     fn serve_waiting(&mut self, now: Timestamp, ops: &mut Vec<Op>) {
-        let mut homes = self.resources.pool.home(SizeClass::Small);
+        let pool = &self.resources.pool;
+        let mut homes = match pool.is_withheld() {
+            true => limits::SWEEP_SLOTS_MAX as u32,
+            false => pool.home(SizeClass::Small),
+        };
         while homes > 0
             && let Some(id) = self.resources.waiting.pop_front()
         {

@@ -20,8 +20,6 @@ pub enum CloseReason {
     ByteLimit,
     /// The peer did not read for the stall timeout.
     Stalled,
-    /// The peer stopped reading when the memory for stalled peers was used up.
-    StalledMemory,
     /// The drain deadline came first.
     Drained,
     /// An error that nobody expects; see [`Stats::unexpected_errno`].
@@ -32,7 +30,7 @@ pub enum CloseReason {
 
 impl CloseReason {
     /// All reasons, in the order of [`Stats::closed`].
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 10] = [
         Self::Finished,
         Self::Reset,
         Self::Unreachable,
@@ -40,7 +38,6 @@ impl CloseReason {
         Self::Lifetime,
         Self::ByteLimit,
         Self::Stalled,
-        Self::StalledMemory,
         Self::Drained,
         Self::Unexpected,
         Self::HandedOver,
@@ -57,7 +54,6 @@ impl CloseReason {
             Self::Lifetime => "lifetime",
             Self::ByteLimit => "byte-limit",
             Self::Stalled => "stalled",
-            Self::StalledMemory => "stalled-memory",
             Self::Drained => "drained",
             Self::Unexpected => "unexpected",
             Self::HandedOver => "handed-over",
@@ -146,11 +142,14 @@ pub struct Stats {
     pub short_sends: u64,
     /// Receives that found the buffer pool empty and waited in line.
     pub starved: u64,
-    /// Gauge: connections that are stalled: they do not receive until their set-aside bytes are
-    /// sent.
+    /// Gauge: connections that are stalled: nothing more is taken in from them until their peer has
+    /// read.
     pub stalled: u64,
-    /// Gauge: bytes of memory charged for set-aside bytes.
+    /// Gauge: bytes of memory that set-aside bytes take, in whole blocks.
     pub aside_bytes: u64,
+    /// Times that no memory was granted for bytes that a peer did not take: they stayed in the
+    /// pooled buffers that held them.
+    pub spills_refused: u64,
     /// Gauge: pooled buffers that are lent.
     pub buffers_lent: u64,
     /// Accepts that failed since the process had no free file descriptor.
@@ -257,6 +256,7 @@ impl Stats {
         self.starved += other.starved;
         self.stalled += other.stalled;
         self.aside_bytes += other.aside_bytes;
+        self.spills_refused += other.spills_refused;
         self.buffers_lent += other.buffers_lent;
         self.accept_process_files += other.accept_process_files;
         self.accept_system_files += other.accept_system_files;

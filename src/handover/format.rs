@@ -126,7 +126,8 @@ pub fn write(
         head.extend([standing, reason]);
         head.extend(bequest.listener.0.to_le_bytes());
         head.extend(bequest.unsent.to_le_bytes());
-        head.extend(bequest.quiet_ms.to_le_bytes());
+        let quiet_ms = u32::try_from(bequest.quiet_ms).unwrap_or(u32::MAX);
+        head.extend(quiet_ms.to_le_bytes());
         head.extend([0; 4]);
         head.extend(bequest.age_ms.to_le_bytes());
         head.extend(bequest.received.to_le_bytes());
@@ -219,7 +220,7 @@ fn bequest(record: &[u8; RECORD]) -> Option<Bequest> {
         listener,
         standing,
         unsent,
-        quiet_ms: u32_at(record, 8),
+        quiet_ms: u32_at(record, 8).into(),
         age_ms: u64_at(record, 16),
         received: u64_at(record, 24),
     })

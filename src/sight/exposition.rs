@@ -80,6 +80,11 @@ fn of_process(snapshot: &Snapshot) -> Vec<MetricFamily> {
             "Operations that met a kernel short of memory.",
             ring.memory_retries,
         ),
+        one_counter(
+            "spills_refused_total",
+            "Times that limits.stalled-memory had no room for what a peer did not read.",
+            ring.spills_refused,
+        ),
         one_counter("full_total", "Times that all places were taken.", ring.full),
         family(
             "accept_failures_total",

@@ -133,6 +133,9 @@ pub struct Ring {
     pub completion_overflows: u64,
     /// Receives and sends that met a kernel short of memory.
     pub memory_retries: u64,
+    /// Times that no memory was granted for what a peer did not read.
+    #[serde(default)]
+    pub spills_refused: u64,
     /// Times that all places were taken.
     pub full: u64,
 }
@@ -214,6 +217,7 @@ impl Figures {
                 short_sends: stats.short_sends,
                 completion_overflows: stats.completion_overflows,
                 memory_retries: stats.memory_retries,
+                spills_refused: stats.spills_refused,
                 full: stats.full,
             },
             accept_failures: failures.map(|(name, count)| (name.to_owned(), count)).into(),

@@ -130,6 +130,7 @@ fn rarities(total: &Figures) -> Vec<(&'static str, String)> {
         ("short sends".to_owned(), total.ring.short_sends),
         ("completion overflows".to_owned(), total.ring.completion_overflows),
         ("memory retries".to_owned(), total.ring.memory_retries),
+        ("spills refused".to_owned(), total.ring.spills_refused),
         ("all places taken".to_owned(), total.ring.full),
     ]);
     let lines = [

@@ -6,7 +6,6 @@
 //! needs of it.
 
 use std::io;
-use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, Ordering};
 
@@ -47,11 +46,6 @@ impl Mapping {
     /// Where it is.
     pub(super) fn start(&self) -> NonNull<u8> {
         self.start
-    }
-
-    /// Where it is; it is the caller's to unmap.
-    pub(super) fn into_raw(self) -> *mut u8 {
-        ManuallyDrop::new(self).start.as_ptr()
     }
 }
 

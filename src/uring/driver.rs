@@ -2,6 +2,7 @@
 
 mod alternation;
 mod receive;
+mod relay;
 mod send;
 mod succession;
 
@@ -20,15 +21,15 @@ use socket2::SockRef;
 
 use self::alternation::{Alternation, Tries};
 use self::receive::{HangUp, Receiving};
-use self::send::QuietSend;
-use super::aside::Aside;
+use self::relay::Scratch;
+use self::send::{OnWritable, QuietSend};
 use super::buffers::{BufferRing, BufferStack};
 use super::errno;
 use super::probe::Unusable;
 use super::ring::{COMPLETIONS, Ring};
 use super::source;
+use super::spill::{SpillMemory, SpillQueue};
 use super::token::Token;
-use super::vault::Vault;
 use crate::echo::op::{
     ConnectionId, Event, Kernel, ListenerId, Op, Shutdown, SizeClass, Source, Timestamp,
 };
@@ -100,6 +101,8 @@ pub struct Settings {
     pub buffer_sizes: [u32; 2],
     /// Connections to have room for before a table must grow.
     pub connections_max: u32,
+    /// Where set-aside bytes live, those of all workers.
+    pub memory: Arc<SpillMemory>,
     /// How long to look for work before sleeping.
     pub busy_poll: Option<Duration>,
     /// The moment that is [`Timestamp`] 0.
@@ -146,9 +149,15 @@ pub struct Driver {
     ring: ManuallyDrop<Ring>,
     small: ManuallyDrop<BufferRing>,
     large: ManuallyDrop<BufferStack>,
-    asides: HashMap<u32, ManuallyDrop<Aside>>,
-    /// Where set-aside bytes live. Each piece holds it, so leaked pieces keep their memory.
-    vault: Vault,
+    /// The set-aside bytes of each slot that has some. No operation points into them.
+    spills: HashMap<u32, SpillQueue>,
+    memory: Arc<SpillMemory>,
+    /// What each slot's socket is polled for room for.
+    on_writable: HashMap<u32, OnWritable>,
+    /// How many bytes each slot that waits for bytes to relay may relay.
+    relay_limits: HashMap<u32, u32>,
+    /// Where relayed bytes are looked at.
+    scratch: Scratch,
     /// The socket of each slot.
     sockets: Vec<Option<Socket>>,
     listeners: Arc<[ListeningSocket]>,
@@ -210,8 +219,11 @@ impl Driver {
             sends_answer: false,
             open: 0,
             waiting: VecDeque::new(),
-            asides: HashMap::new(),
-            vault: Vault::default(),
+            spills: HashMap::new(),
+            memory: settings.memory,
+            on_writable: HashMap::new(),
+            relay_limits: HashMap::new(),
+            scratch: Scratch::new().map_err(Unusable::Resources)?,
             sockets: Vec::with_capacity(settings.connections_max as usize),
             accepting: vec![None; settings.listeners.len()],
             names_sources: false,
@@ -246,6 +258,10 @@ impl Driver {
             Op::Receive { connection, class, mode, expectation } => {
                 self.receive(connection, class, mode, expectation);
             }
+            Op::Relay { connection, when, length_max } => {
+                self.relay(connection, when, Some(length_max));
+            }
+            Op::Discard { connection, when } => self.relay(connection, when, None),
             Op::CancelReceive { connection } => self.cancel_receive(connection),
             Op::Send { connection, buffer, length, awaited } => {
                 self.send(connection, buffer, length, awaited);
@@ -256,11 +272,16 @@ impl Driver {
                     SizeClass::Small => self.small.part(buffer.index, offset, length),
                     SizeClass::Large => self.large.part(buffer.index, offset, length),
                 };
-                let piece = self.vault.keep(bytes);
-                self.asides.entry(connection.slot()).or_default().push(piece);
+                let memory = &self.memory;
+                let spill = self.spills.entry(connection.slot());
+                spill.or_insert_with(|| SpillQueue::new(Arc::clone(memory))).push(bytes);
             }
-            Op::SendAside { connection } => self.send_aside(connection),
-            Op::CancelSend { connection } => self.ring.cancel(Token::SendAside(connection)),
+            Op::ForgetAside { connection, length } => self.forget_aside(connection, length),
+            Op::SendAside { connection } => self.await_room(connection, OnWritable::SendAside),
+            Op::SendHeld { connection, buffer, offset, length } => {
+                self.await_room(connection, OnWritable::SendHeld { buffer, offset, length });
+            }
+            Op::CancelSend { connection } => self.ring.cancel(Token::Writable(connection)),
             Op::Recycle { buffer } => match buffer.class {
                 SizeClass::Small => self.small.recycle(buffer.index),
                 SizeClass::Large => self.large.recycle(buffer.index),
@@ -292,10 +313,9 @@ impl Driver {
     }
 
     fn close(&mut self, connection: ConnectionId) {
-        if let Some(aside) = self.asides.remove(&connection.slot()) {
-            assert!(!aside.is_in_flight(), "{connection:?} is closed while bytes are being sent");
-            drop(ManuallyDrop::into_inner(aside));
-        }
+        let awaited = self.on_writable.get(&connection.slot());
+        assert!(awaited.is_none(), "{connection:?} is closed while it waits for room");
+        self.spills.remove(&connection.slot());
         let socket = self.sockets[connection.slot() as usize].take().expect(OPEN);
         self.open -= 1;
         if socket.hang_up == HangUp::Watched {
@@ -341,7 +361,7 @@ impl Driver {
             Token::HungUp(connection) => self.hung_up(connection, result),
             Token::Send(connection) => self.sent(connection, result, events),
             Token::QuietSend(connection) => self.quiet_send_failed(connection, result, events),
-            Token::SendAside(connection) => self.sent_aside(connection, result, events),
+            Token::Writable(connection) => self.writable(connection, result, events),
             Token::Wake => {
                 self.wake_armed = false;
                 // The descriptor does not block; nothing to read means that somebody was quicker to
@@ -469,7 +489,5 @@ impl Drop for Driver {
         unsafe { ManuallyDrop::drop(&mut self.small) };
         // SAFETY: as for the small buffers.
         unsafe { ManuallyDrop::drop(&mut self.large) };
-        // No send is in flight, so the kernel does not read them either.
-        self.asides.drain().for_each(|(_, aside)| drop(ManuallyDrop::into_inner(aside)));
     }
 }

@@ -47,7 +47,8 @@ pub(super) fn of_send(errno: i32) -> SendError {
     }
 }
 
-fn of_connection(errno: i32) -> ConnectionError {
+/// How a connection died, by the error of a receive or a send.
+pub(super) fn of_connection(errno: i32) -> ConnectionError {
     match errno {
         libc::ECONNRESET
         | libc::EPIPE

@@ -7,12 +7,11 @@
 //! that is not ours is a panic.
 //!
 //! Reading order: [`driver`] (operations and events), `ring` (set-up, submission, waiting), `token`
-//! (`user_data`), `buffers` (the pool), `aside` and `vault` (set-aside bytes and their memory),
-//! `errno` (what each error means), `source` (where connections come from), [`mod@probe`] (what
-//! this kernel can do), `restrict` and `seal` (what rings and process may not do). [`client`] is
-//! the other end: what echo-load drives.
+//! (`user_data`), `buffers` (the pool), `spill` (set-aside bytes and their memory), `errno` (what
+//! each error means), `source` (where connections come from), [`mod@probe`] (what this kernel can
+//! do), `restrict` and `seal` (what rings and process may not do). [`client`] is the other end:
+//! what echo-load drives.
 
-mod aside;
 mod buffers;
 pub mod client;
 pub mod driver;
@@ -22,9 +21,10 @@ mod restrict;
 mod ring;
 mod seal;
 mod source;
+mod spill;
 mod token;
-mod vault;
 
 pub use driver::{Driver, DriverError, ListeningSocket, Settings, Transport};
 pub use probe::{Features, Survey, Unusable, probe, survey};
 pub use seal::{Unsealed, seal_process};
+pub use spill::SpillMemory;

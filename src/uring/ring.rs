@@ -121,6 +121,12 @@ impl Ring {
         self.push_bare(entry.build().user_data(token.pack()));
     }
 
+    /// Waits until `fd` has room for bytes to be sent.
+    pub(super) fn poll_writable(&mut self, fd: BorrowedFd<'_>, token: Token) {
+        let entry = opcode::PollAdd::new(types::Fd(fd.as_raw_fd()), libc::POLLOUT as u32);
+        self.push_bare(entry.build().user_data(token.pack()));
+    }
+
     /// Waits until the peer of `fd` sends no more: it has shut down its side, or is gone.
     pub(super) fn poll_hang_up(&mut self, fd: BorrowedFd<'_>, token: Token) {
         let entry = opcode::PollAdd::new(types::Fd(fd.as_raw_fd()), libc::POLLRDHUP as u32);

@@ -14,14 +14,15 @@ pub(super) enum Token {
     Accept(ConnectionId),
     Connect(ConnectionId),
     Receive(ConnectionId, SizeClass),
-    /// The socket of a receive into a large buffer became readable.
+    /// The socket of a receive into a large buffer, or of a relay, became readable.
     Readable(ConnectionId),
+    /// The socket of a send or a relay that waits for room has some.
+    Writable(ConnectionId),
     /// The peer of a Unix stream sends no more.
     HungUp(ConnectionId),
     Send(ConnectionId),
     /// A send that answers only if it fails or is short.
     QuietSend(ConnectionId),
-    SendAside(ConnectionId),
     /// The eventfd of the worker became readable.
     Wake,
     /// A moment has come.
@@ -34,7 +35,7 @@ const ACCEPT: u64 = 1;
 const RECEIVE_SMALL: u64 = 2;
 const RECEIVE_LARGE: u64 = 3;
 const SEND: u64 = 4;
-const SEND_ASIDE: u64 = 5;
+const WRITABLE: u64 = 5;
 const WAKE: u64 = 6;
 const UNANSWERED: u64 = 7;
 const CONNECT: u64 = 8;
@@ -55,7 +56,7 @@ impl Token {
             Self::HungUp(id) => with_id(HUNG_UP, id),
             Self::Send(id) => with_id(SEND, id),
             Self::QuietSend(id) => with_id(QUIET_SEND, id),
-            Self::SendAside(id) => with_id(SEND_ASIDE, id),
+            Self::Writable(id) => with_id(WRITABLE, id),
             Self::Wake => WAKE << 56,
             Self::Alarm => ALARM << 56,
             Self::Unanswered => UNANSWERED << 56,
@@ -82,7 +83,7 @@ impl Token {
             HUNG_UP => Self::HungUp(id),
             SEND => Self::Send(id),
             QUIET_SEND => Self::QuietSend(id),
-            SEND_ASIDE => Self::SendAside(id),
+            WRITABLE => Self::Writable(id),
             WAKE => Self::Wake,
             ALARM => Self::Alarm,
             UNANSWERED => Self::Unanswered,
@@ -119,7 +120,7 @@ mod tests {
                 Token::HungUp(id),
                 Token::Send(id),
                 Token::QuietSend(id),
-                Token::SendAside(id),
+                Token::Writable(id),
                 Token::Wake,
                 Token::Alarm,
                 Token::Unanswered,

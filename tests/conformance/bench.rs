@@ -43,7 +43,7 @@ pub(crate) fn receive(connection: ConnectionId, mode: ReceiveMode) -> Op {
 }
 
 /// The answer to a send of set-aside bytes: any part of them, but never nothing.
-fn sent_aside(event: Event, aside: u32) -> u32 {
+pub(crate) fn sent_aside(event: Event, aside: u32) -> u32 {
     match event {
         Event::SentAside { length, .. } if (1..=aside).contains(&length) => length,
         other => panic!("up to {aside} bytes from aside were expected, not {other:?}"),
@@ -58,6 +58,13 @@ impl<W: World> Bench<W> {
     /// Says these operations in one breath.
     pub(crate) fn say(&mut self, ops: impl IntoIterator<Item = Op>) {
         let mut ops: Vec<Op> = ops.into_iter().collect();
+        for op in &ops {
+            if let Op::SetAside { length, .. } = op {
+                // More than enough, wherever they land.
+                let budget = self.world.budget();
+                assert!(budget.take(length / budget.block_size() + 2), "memory for a script");
+            }
+        }
         self.world.kernel().submit(&mut ops);
         assert!(ops.is_empty(), "the kernel takes all");
     }
@@ -214,9 +221,16 @@ impl<W: World> Bench<W> {
             match self.next_if_any() {
                 None => return (written, aside),
                 // A small rest may still find room.
-                Some(event) => aside -= sent_aside(event, aside),
+                Some(event) => aside -= self.forget(connection, event, aside),
             }
         }
+    }
+
+    /// Forgets what a send of set-aside bytes has sent. Returns how much it was.
+    fn forget(&mut self, connection: ConnectionId, event: Event, aside: u32) -> u32 {
+        let length = sent_aside(event, aside);
+        self.say([Op::ForgetAside { connection, length }]);
+        length
     }
 
     /// Sends the rest of the set-aside bytes, one send of which waits already, while the peer
@@ -231,7 +245,7 @@ impl<W: World> Bench<W> {
         while aside > 0 {
             read += self.world.read(peer, 4096);
             if let Some(event) = self.next_if_any() {
-                aside -= sent_aside(event, aside);
+                aside -= self.forget(connection, event, aside);
                 if aside > 0 {
                     self.say([Op::SendAside { connection }]);
                 }

@@ -17,6 +17,7 @@ mod busy;
 mod end;
 mod real;
 mod receive;
+mod relay;
 mod send;
 mod succession;
 mod turn;
@@ -78,6 +79,15 @@ in_each_world! {
     send::two_connections_do_not_mix,
     send::an_answer_that_nobody_waits_for_comes_all_the_same,
     send::a_short_send_is_told_unasked,
+    send::held_bytes_wait_for_room,
+    relay::bytes_are_relayed_when_they_come,
+    relay::a_relay_takes_no_more_than_asked_for,
+    relay::a_relay_takes_no_more_than_there_is_room_for,
+    relay::a_relay_ends_with_the_stream,
+    relay::a_relay_can_be_stopped,
+    relay::discarded_bytes_are_gone,
+    relay::a_reset_ends_a_relay,
+    relay::a_shutdown_of_both_ends_a_relay,
     succession::a_canceled_send_loses_no_bytes,
     succession::what_one_kernel_releases_another_adopts,
     succession::the_core_hands_over_in_mid_transfer,

@@ -10,8 +10,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use echo_uring::echo::op::Budget;
 use echo_uring::echo::op::{ConnectionId, ReceiveMode, Source};
-use echo_uring::uring::{Driver, ListeningSocket, Settings, Transport, probe};
+use echo_uring::uring::{Driver, ListeningSocket, Settings, SpillMemory, Transport, probe};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -31,6 +32,7 @@ struct Real {
     /// Whether the driver has been made busy.
     busy: bool,
     listeners: Arc<[ListeningSocket]>,
+    memory: Arc<SpillMemory>,
     address: SockAddr,
     domain: Domain,
     peers: BTreeMap<PeerId, Peer>,
@@ -59,15 +61,17 @@ impl Real {
             receive_buffer: None,
             send_buffer: Some(SOCKET_BUFFER as u32),
         }]);
-        let driver = Self::driver(setup, busy, &listeners, &wake);
+        let memory = SpillMemory::new(1 << 20);
+        let driver = Self::driver(setup, busy, &listeners, &memory, &wake);
         let peers = BTreeMap::new();
-        Self { driver, wake, setup, busy, listeners, address, domain, peers, next: 0 }
+        Self { driver, wake, setup, busy, listeners, memory, address, domain, peers, next: 0 }
     }
 
     fn driver(
         setup: Setup,
         busy: bool,
         listeners: &Arc<[ListeningSocket]>,
+        memory: &Arc<SpillMemory>,
         wake: &Arc<EventFd>,
     ) -> Driver {
         let driver = Driver::new(Settings {
@@ -76,6 +80,7 @@ impl Real {
             buffers: setup.buffers,
             buffer_sizes: setup.buffer_sizes,
             connections_max: 0,
+            memory: Arc::clone(memory),
             busy_poll: None,
             origin: Instant::now(),
         });
@@ -88,9 +93,11 @@ impl Real {
     }
 
     fn succeed(&mut self, heirs: &[(ConnectionId, ConnectionId)]) {
-        let mut heir = Self::driver(self.setup, self.busy, &self.listeners, &self.wake);
+        let mut heir =
+            Self::driver(self.setup, self.busy, &self.listeners, &self.memory, &self.wake);
         for &(old, new) in heirs {
             let (socket, unsent) = self.driver.release(old);
+            assert!(heir.take_memory_for(&unsent));
             heir.adopt(new, socket, &unsent);
         }
         self.driver = heir;
@@ -179,6 +186,10 @@ macro_rules! real_world {
 
             fn kernel(&mut self) -> &mut Driver {
                 &mut self.0.driver
+            }
+
+            fn budget(&self) -> Arc<dyn Budget> {
+                Arc::clone(&self.0.memory) as Arc<dyn Budget>
             }
 
             fn succeed(&mut self, heirs: &[(ConnectionId, ConnectionId)]) {

@@ -1,6 +1,6 @@
 //! Scripts about sending. That the bytes are the right ones is checked by every read.
 
-use echo_uring::echo::op::{Event, Op, ReceiveMode};
+use echo_uring::echo::op::{Event, Op, ReceiveMode, SendError};
 
 use crate::bench::{Bench, name, receive};
 use crate::world::{ROOMY, World};
@@ -140,4 +140,50 @@ pub(crate) fn a_short_send_is_told_unasked<W: World>() {
     bench.say([Op::Send { connection, buffer: rest.0, length: rest.1, awaited: false }]);
     let told = bench.next();
     assert!(matches!(told, Event::SendFailed { .. }), "to a peer that reset: {told:?}");
+}
+
+/// Goal: bytes that stay in a pooled buffer are sent from any place in it once there is room, as far
+/// as there is, and nobody is asked while there is none. Method: fill the socket, hold a chunk, and
+/// let the peer read.
+pub(crate) fn held_bytes_wait_for_room<W: World>() {
+    let mut bench = Bench::<W>::new(ROOMY);
+    let connection = name(0);
+    let peer = bench.accept(connection);
+    let mut echoed = 0;
+    let (buffer, mut offset, length) = 'full: loop {
+        for (buffer, length) in bench.take(peer, connection, 900) {
+            let sent = bench.send(connection, (buffer, length));
+            echoed += sent as usize;
+            if sent < length {
+                break 'full (buffer, sent, length);
+            }
+        }
+    };
+    let held = |offset| Op::SendHeld { connection, buffer, offset, length: length - offset };
+    // A small rest may still find room.
+    bench.say([held(offset)]);
+    while let Some(event) = bench.next_if_any() {
+        let Event::Sent { length: sent, .. } = event else { panic!("not {event:?}") };
+        offset += sent;
+        echoed += sent as usize;
+        if offset == length {
+            return;
+        }
+        bench.say([held(offset)]);
+    }
+    bench.say([Op::CancelSend { connection }]);
+    let stopped = Event::SendFailed { connection, error: SendError::Stopped };
+    assert_eq!(bench.next(), stopped);
+    bench.say([held(offset)]);
+    bench.read_all(peer, echoed);
+    while offset < length {
+        let Event::Sent { length: sent, .. } = bench.next() else { panic!("there is room") };
+        offset += sent;
+        bench.read_all(peer, sent as usize);
+        if offset < length {
+            bench.say([held(offset)]);
+        }
+    }
+    bench.say([Op::Recycle { buffer }]);
+    bench.silence();
 }

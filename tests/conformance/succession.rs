@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use echo_uring::echo::admission::SourceBook;
+use echo_uring::echo::op::Budget;
 use echo_uring::echo::op::{Event, Kernel, Op, ReceiveMode, SendError, Timestamp};
 use echo_uring::echo::server::{CloseReason, Parameters, Server, Tuning};
 
@@ -61,7 +62,7 @@ pub(crate) fn the_core_hands_over_in_mid_transfer<W: World>() {
     for &mode in W::modes() {
         let mut bench = Bench::<W>::new(ROOMY);
         let peers = [bench.world.connect(), bench.world.connect(), bench.world.connect()];
-        let mut server = Server::new(parameters(mode));
+        let mut server = Server::new(parameters(mode, bench.world.budget()));
         let mut events = vec![Event::Started];
         let (mut written, mut echoed) = ([0; 3], [0; 3]);
         const TOTAL: usize = 120_000;
@@ -96,12 +97,11 @@ pub(crate) fn the_core_hands_over_in_mid_transfer<W: World>() {
     }
 }
 
-fn parameters(receive_mode: ReceiveMode) -> Parameters {
+fn parameters(receive_mode: ReceiveMode, budget: Arc<dyn Budget>) -> Parameters {
     Parameters {
         listeners: 1,
         tuning: Tuning {
             connections_max: 3,
-            aside_bytes_max: 1 << 20,
             idle_timeout: Some(60_000),
             stall_timeout: Some(60_000),
             lifetime: None,
@@ -113,6 +113,7 @@ fn parameters(receive_mode: ReceiveMode) -> Parameters {
         receive_mode,
         linger_timeout: 5_000,
         book: Arc::new(SourceBook::new(RandomState::new())),
+        budget,
     }
 }
 
@@ -139,7 +140,7 @@ fn succeed<W: World>(
     let stats = server.stats();
     assert_eq!((estate.len(), stats.closed[CloseReason::HandedOver as usize]), (3, 3));
     assert_eq!((stats.connections, stats.buffers_lent, stats.aside_bytes), (0, 0, 0));
-    *server = Server::new(parameters(mode));
+    *server = Server::new(parameters(mode, bench.world.budget()));
     let heirs: Vec<_> = estate.iter().map(|(old, _)| (*old, server.reserve_slot())).collect();
     bench.world.succeed(&heirs);
     for ((_, connection), (_, bequest)) in heirs.into_iter().zip(&estate) {

@@ -83,9 +83,9 @@ pub(crate) fn the_core_echoes_and_drains<W: World>() {
             receive_mode,
             linger_timeout: 5_000,
             book: Arc::new(SourceBook::new(RandomState::new())),
+            budget: bench.world.budget(),
             tuning: Tuning {
                 connections_max: 2,
-                aside_bytes_max: 1 << 20,
                 idle_timeout: Some(60_000),
                 stall_timeout: Some(60_000),
                 lifetime: None,

@@ -1,11 +1,14 @@
 //! What a script needs of its surroundings, and the implementor without a kernel.
 
 use std::fmt;
+use std::sync::Arc;
 
+use echo_uring::echo::op::Budget;
 use echo_uring::echo::op::{
     ConnectionError, ConnectionId, Kernel, ListenerId, ReceiveMode, Source,
 };
 
+use crate::fake::budget::FakeBudget;
 use crate::fake::choice::Choice;
 use crate::fake::peer::{PeerId, Wire};
 use crate::fake::{FakeKernel, Faults, Settings};
@@ -62,6 +65,8 @@ pub(crate) trait World {
     fn modes() -> &'static [ReceiveMode];
     fn new(setup: Setup) -> Self;
     fn kernel(&mut self) -> &mut Self::Kernel;
+    /// Where memory for set-aside bytes comes from.
+    fn budget(&self) -> Arc<dyn Budget>;
     /// Another kernel takes over the connections, each with the name of its heir.
     fn succeed(&mut self, heirs: &[(ConnectionId, ConnectionId)]);
     /// A new peer, which is in the backlog when this returns.
@@ -118,7 +123,12 @@ impl World for Fake {
             files_max: usize::MAX,
             faults: Faults::default(),
         };
-        Self { kernel: FakeKernel::new(settings, Choice::from_seed(1)) }
+        let budget = Arc::new(FakeBudget::new(16, 1 << 20, 0, 1));
+        Self { kernel: FakeKernel::new(settings, budget, Choice::from_seed(1)) }
+    }
+
+    fn budget(&self) -> Arc<dyn Budget> {
+        Arc::clone(&self.kernel.budget) as Arc<dyn Budget>
     }
 
     fn kernel(&mut self) -> &mut FakeKernel {

@@ -7,7 +7,7 @@
 
 use echo_uring::echo::op::{
     AcceptError, BufferId, ConnectionId, Event, ListenerId, Op, ReceiveEnd, ReceiveMode, SendError,
-    Shutdown, SizeClass,
+    Shutdown, SizeClass, When,
 };
 use echo_uring::echo::server::Tuning;
 
@@ -24,7 +24,6 @@ use line::Waiter;
 pub(crate) struct Limits {
     pub(crate) connections_max: usize,
     pub(crate) listeners: usize,
-    pub(crate) aside_bytes_max: u64,
     /// How many small buffers there are.
     pub(crate) small_buffers: usize,
     /// Chunks that may wait in one connection before its receive is stopped.
@@ -58,7 +57,6 @@ pub(crate) struct Audit {
     pauses: Vec<u64>,
     drain_deadline: Option<u64>,
     draining: bool,
-    charged: u64,
     /// Connections that got everything back that they sent, and a FIN behind it; with the era.
     complete: Vec<(u32, ConnectionId)>,
     /// How many processes there have been before this one.
@@ -92,12 +90,14 @@ struct Open {
     /// Where the last receive took its buffers from.
     class: SizeClass,
     receive_canceled: bool,
+    /// Whether that receive is a relay, and what happens to its bytes.
+    relay: Option<Relay>,
+    /// The peer is behind with reading what is relayed.
+    blocked: bool,
     send: Option<Sending>,
     send_canceled: bool,
-    /// Set-aside bytes that are still unsent, and what they are charged until the last of them is
-    /// sent.
+    /// Set-aside bytes that are still unsent.
     aside: u64,
-    charged: u64,
     received: u64,
     sent: u64,
     ended: bool,
@@ -118,7 +118,14 @@ struct Open {
 #[derive(Clone, Copy, Debug)]
 enum Sending {
     Buffer(BufferId, u32),
+    Held(BufferId, u32),
     Aside,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Relay {
+    Echo,
+    Discard,
 }
 
 impl Open {
@@ -127,10 +134,11 @@ impl Open {
             receive: None,
             class: SizeClass::Small,
             receive_canceled: false,
+            relay: None,
+            blocked: false,
             send: None,
             send_canceled: false,
             aside: 0,
-            charged: 0,
             received: 0,
             sent: 0,
             ended: false,
@@ -158,7 +166,6 @@ impl Audit {
             pauses: vec![0; limits.listeners],
             drain_deadline: None,
             draining: false,
-            charged: 0,
             complete: Vec::new(),
             era: 0,
             rest_deadline: None,
@@ -175,7 +182,6 @@ impl Audit {
         let limits = &mut self.limits;
         // Slots that were needed once may be used again.
         limits.connections_max = limits.connections_max.max(tuning.connections_max as usize);
-        limits.aside_bytes_max = tuning.aside_bytes_max;
         limits.idle_timeout = tuning.idle_timeout;
         limits.stall_timeout = tuning.stall_timeout;
     }
@@ -219,12 +225,17 @@ impl Audit {
                 let open = self.open(connection);
                 assert!(open.receive.take().is_some(), "seam: {connection:?} was not receiving");
                 open.receive_canceled = false;
+                let relayed = open.relay.take().is_some();
+                open.blocked = false;
                 open.ended |= reason == ReceiveEnd::EndOfStream;
                 open.dead |= matches!(reason, ReceiveEnd::Failed(_));
                 let small = open.class == SizeClass::Small;
-                if reason == ReceiveEnd::NoBuffer && small {
+                if reason == ReceiveEnd::NoBuffer && small && !relayed {
                     self.line.push(Waiter { connection, overtakers: Vec::new() });
                 }
+            }
+            Event::Relayed { connection, length, next } => {
+                self.relayed(now, connection, length, next);
             }
             Event::Sent { connection, length } => self.sent(now, connection, length, false),
             Event::SentAside { connection, length } => self.sent(now, connection, length, true),
@@ -257,6 +268,12 @@ impl Audit {
                 open.receive_canceled = false;
                 self.check_thawed(connection);
             }
+            Op::Relay { connection, when, .. } => {
+                self.begin_relay(now, connection, Relay::Echo, when);
+            }
+            Op::Discard { connection, when } => {
+                self.begin_relay(now, connection, Relay::Discard, when);
+            }
             Op::CancelReceive { connection } => {
                 let open = self.open(connection);
                 assert!(open.receive.is_some(), "contract: {connection:?} is not receiving");
@@ -275,14 +292,15 @@ impl Audit {
                 let limit = self.limits.bytes_max.unwrap_or(u64::MAX);
                 let open = self.open(connection);
                 open.aside += u64::from(length);
-                open.charged += u64::from(length);
                 let handed = open.sent + open.aside;
                 assert!(handed <= limit, "limit: {handed} bytes of {connection:?} are echoed");
                 open.decided.retain(|owed| handed <= *owed);
-                self.charged += u64::from(length);
-                // When the limit sank below what is set aside, nothing is added.
-                let within = self.charged <= self.limits.aside_bytes_max;
-                assert!(within, "limit: {} bytes aside", self.charged);
+            }
+            Op::ForgetAside { .. } => {}
+            Op::SendHeld { connection, buffer, offset, length } => {
+                self.check_lent(connection, buffer, offset, length);
+                self.begin_send(connection, Sending::Held(buffer, length));
+                self.check_thawed(connection);
             }
             Op::SendAside { connection } => {
                 assert!(
@@ -294,8 +312,8 @@ impl Audit {
             }
             Op::CancelSend { connection } => {
                 let open = self.open(connection);
-                let waits = matches!(open.send, Some(Sending::Aside));
-                assert!(waits, "contract: {connection:?} is not sending from aside");
+                let waits = matches!(open.send, Some(Sending::Aside | Sending::Held(..)));
+                assert!(waits, "contract: {connection:?} waits for no room");
                 open.send_canceled = true;
             }
             Op::Recycle { buffer } => self.recycle(buffer),
@@ -346,7 +364,6 @@ impl Audit {
     /// Everything is over: nothing may be left in any hand.
     pub(crate) fn at_rest(&self) {
         assert!(self.lent.is_empty(), "rest: {:?} never came home", self.lent);
-        assert_eq!(self.charged, 0, "rest: bytes are still set aside");
         let ended = self.closed + self.door.refused;
         assert_eq!(self.accepted, ended, "rest: connections are still open");
     }
@@ -403,7 +420,6 @@ impl Audit {
 
     fn sent(&mut self, now: u64, connection: ConnectionId, length: u32, from_aside: bool) {
         let open = self.open(connection);
-        let mut refund = 0;
         let mut moved = length > 0;
         match (open.send.take(), from_aside) {
             (Some(Sending::Buffer(_, asked)), false) => {
@@ -413,9 +429,9 @@ impl Audit {
             (Some(Sending::Aside), true) => {
                 assert!(length > 0, "seam: nothing was sent from aside");
                 open.aside = open.aside.checked_sub(length.into()).expect("seam: too much sent");
-                if open.aside == 0 {
-                    refund = std::mem::take(&mut open.charged);
-                }
+            }
+            (Some(Sending::Held(_, asked)), false) => {
+                assert!(length <= asked, "seam: too much sent");
             }
             (sending, _) => panic!("seam: {connection:?} answers another send than {sending:?}"),
         }
@@ -425,7 +441,57 @@ impl Audit {
             open.progress_at = now;
         }
         self.bytes_out += u64::from(length);
-        self.charged -= refund;
+    }
+
+    fn begin_relay(&mut self, now: u64, connection: ConnectionId, relay: Relay, when: When) {
+        self.line.retain(|waiter| waiter.connection != connection);
+        self.check_thawed(connection);
+        let owns = self.lent.iter().any(|lent| lent.connection == connection);
+        assert!(!owns, "contract: {connection:?} relays before older bytes");
+        let open = self.open(connection);
+        assert!(open.receive.is_none(), "contract: {connection:?} has two receives");
+        assert!(open.send.is_none() && open.aside == 0, "contract: {connection:?} sends already");
+        assert!(!open.ended, "contract: {connection:?} receives after its end");
+        let fin = open.write_shut_at.is_some();
+        assert_eq!(fin, relay == Relay::Discard, "contract: {relay:?} of {connection:?}");
+        let blocked = when == When::Writable;
+        if blocked && !open.blocked {
+            open.progress_at = now;
+        }
+        open.receive = Some(ReceiveMode::Once);
+        open.receive_canceled = false;
+        open.relay = Some(relay);
+        open.blocked = blocked;
+    }
+
+    fn relayed(&mut self, now: u64, connection: ConnectionId, length: u32, next: When) {
+        let limit = self.limits.bytes_max;
+        let open = self.open(connection);
+        let relay = open.relay.take();
+        let relay = relay.unwrap_or_else(|| panic!("seam: {connection:?} was not relaying"));
+        open.receive = None;
+        let canceled = std::mem::take(&mut open.receive_canceled);
+        open.received += u64::from(length);
+        if length > 0 {
+            open.active_at = now;
+            open.progress_at = now;
+        }
+        if relay == Relay::Echo {
+            open.sent += u64::from(length);
+            let handed = open.sent;
+            let within = limit.is_none_or(|limit| handed <= limit);
+            assert!(within, "limit: {handed} bytes of {connection:?} are echoed");
+            // What goes round in spite of a cancel does not undo the decision behind it.
+            open.decided.retain(|owed| canceled || handed <= *owed);
+        }
+        open.blocked &= next == When::Writable;
+        if let Some(limit) = limit
+            && open.received >= limit
+        {
+            open.decided.push(limit);
+        }
+        self.bytes_in += u64::from(length);
+        self.bytes_out += if relay == Relay::Echo { u64::from(length) } else { 0 };
     }
 
     fn begin_send(&mut self, connection: ConnectionId, sending: Sending) {
@@ -433,7 +499,8 @@ impl Audit {
         let open = self.open(connection);
         assert!(open.send.is_none(), "contract: {connection:?} has two sends");
         assert!(open.write_shut_at.is_none(), "contract: {connection:?} sends after its FIN");
-        if let Sending::Buffer(_, length) = sending {
+        assert!(open.relay.is_none(), "contract: {connection:?} sends while it relays");
+        if let Sending::Buffer(_, length) | Sending::Held(_, length) = sending {
             let handed = open.sent + u64::from(length);
             assert!(handed <= limit, "limit: {handed} bytes of {connection:?} are echoed");
             open.decided.retain(|owed| handed <= *owed);
@@ -456,7 +523,10 @@ impl Audit {
             index.unwrap_or_else(|| panic!("contract: {buffer:?} is recycled but not lent"));
         let lent = self.lent.swap_remove(index);
         if let Some(Tenant::Open(open)) = self.tenant(lent.connection) {
-            let used = matches!(open.send, Some(Sending::Buffer(name, _)) if name == buffer);
+            let used = matches!(
+                open.send,
+                Some(Sending::Buffer(name, _) | Sending::Held(name, _)) if name == buffer
+            );
             assert!(!used, "contract: {buffer:?} is recycled while it is sent");
         }
     }

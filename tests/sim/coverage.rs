@@ -2,7 +2,7 @@
 
 use echo_uring::echo::op::{
     AcceptError, Bequest, Event, Op, ReceiveEnd, ReceiveMode, SendError, Shutdown, SizeClass,
-    Standing,
+    Standing, When,
 };
 use echo_uring::echo::server::{CloseReason, RefuseReason, Stats};
 
@@ -10,7 +10,7 @@ use crate::fake::trace::Note;
 use crate::history::History;
 
 /// What must be met, besides every way of closing.
-const OCCASIONS: [&str; 32] = [
+const OCCASIONS: [&str; 38] = [
     "a multishot receive",
     "a one-shot receive",
     "a receive into a large buffer",
@@ -36,6 +36,12 @@ const OCCASIONS: [&str; 32] = [
     "an accept whose peer was gone",
     "an accept without file or memory",
     "an accept with an unexpected error",
+    "a relay that is tried at once",
+    "a relay that waits for bytes",
+    "a relay that waits for room",
+    "bytes relayed",
+    "bytes discarded",
+    "a send of held bytes",
     "a send canceled",
     "a try-send that nobody waits for",
     "an answer awaited after all",
@@ -46,14 +52,28 @@ const OCCASIONS: [&str; 32] = [
 ];
 
 /// How often each was met.
-#[derive(Default)]
 pub(crate) struct Coverage {
     occasions: [u64; OCCASIONS.len()],
     closed: [u64; CloseReason::ALL.len()],
     refused: [u64; RefuseReason::ALL.len()],
     full: u64,
+    refused_memory: u64,
     drained_early: u64,
     retuned: u64,
+}
+
+impl Default for Coverage {
+    fn default() -> Self {
+        Self {
+            occasions: [0; OCCASIONS.len()],
+            closed: [0; CloseReason::ALL.len()],
+            refused: [0; RefuseReason::ALL.len()],
+            full: 0,
+            refused_memory: 0,
+            drained_early: 0,
+            retuned: 0,
+        }
+    }
 }
 
 impl Coverage {
@@ -72,6 +92,7 @@ impl Coverage {
             *sum += count;
         }
         self.full += stats.full;
+        self.refused_memory += stats.spills_refused;
         self.retuned += history.retuned;
         self.drained_early +=
             u64::from(history.kernel.peers.iter().any(|peer| peer.named.is_none()));
@@ -88,6 +109,7 @@ impl Coverage {
             *sum += count;
         }
         self.full += other.full;
+        self.refused_memory += other.refused_memory;
         self.retuned += other.retuned;
         self.drained_early += other.drained_early;
     }
@@ -102,6 +124,7 @@ impl Coverage {
             refusals.map(|(reason, count)| (format!("refused: {}", reason.name()), count));
         let rest = [
             ("all places taken", self.full),
+            ("memory refused", self.refused_memory),
             ("a peer never accepted", self.drained_early),
             ("new limits and timeouts", self.retuned),
         ];
@@ -131,6 +154,11 @@ fn of_op(op: &Op) -> Option<&'static str> {
         Op::Send { awaited: false, .. } => "a try-send that nobody waits for",
         Op::AwaitSends => "an answer awaited after all",
         Op::SetAside { .. } => "bytes set aside",
+        Op::Relay { when: When::Now, .. } => "a relay that is tried at once",
+        Op::Relay { when: When::Readable, .. } => "a relay that waits for bytes",
+        Op::Relay { when: When::Writable, .. } => "a relay that waits for room",
+        Op::Discard { .. } => "bytes discarded",
+        Op::SendHeld { .. } => "a send of held bytes",
         Op::CancelSend { .. } => "a send canceled",
         Op::Shutdown { how: Shutdown::Write, .. } => "a FIN of our own",
         Op::Shutdown { how: Shutdown::Both, .. } => "a shutdown of both",
@@ -139,6 +167,7 @@ fn of_op(op: &Op) -> Option<&'static str> {
         | Op::NameSources
         | Op::OmitSources
         | Op::SendAside { .. }
+        | Op::ForgetAside { .. }
         | Op::Recycle { .. }
         | Op::Close { .. } => return None,
     })
@@ -155,6 +184,7 @@ fn of_event(event: &Event) -> Option<&'static str> {
             ReceiveEnd::Memory => "a receive without memory",
             ReceiveEnd::Failed(_) => "a receive failed",
         },
+        Event::Relayed { length: 1.., .. } => "bytes relayed",
         Event::Sent { length: 0, .. } => "a try-send that took nothing",
         Event::SentAside { .. } => "set-aside bytes sent",
         Event::SendFailed { error: SendError::Memory, .. } => "a send without memory",
@@ -178,6 +208,7 @@ fn of_event(event: &Event) -> Option<&'static str> {
         Event::Started
         | Event::Accepted { .. }
         | Event::Received { .. }
+        | Event::Relayed { .. }
         | Event::Sent { .. }
         | Event::TimePassed
         | Event::HandOverStarted { .. }

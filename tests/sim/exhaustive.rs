@@ -14,6 +14,7 @@ use echo_uring::echo::op::{ConnectionError, ReceiveMode};
 use echo_uring::echo::server::{Parameters, Tuning};
 
 use crate::caught::caught;
+use crate::fake::budget::FakeBudget;
 use crate::fake::choice::{Choice, Enumeration};
 use crate::fake::{Faults, Settings};
 use crate::history::{History, Scenario, Submit, Succession};
@@ -27,7 +28,7 @@ struct World {
     faults_max: usize,
     buffers: u16,
     connections_max: u32,
-    aside_bytes_max: u64,
+    budget_limit: u64,
     chaos_turns: usize,
     drain: Option<(usize, u64)>,
     /// The turn at which another process takes over.
@@ -41,7 +42,7 @@ const QUIET: World = World {
     faults_max: 2,
     buffers: 2,
     connections_max: 2,
-    aside_bytes_max: 100,
+    budget_limit: 100,
     chaos_turns: 14,
     drain: None,
     hand_over: None,
@@ -74,6 +75,7 @@ const ON: u16 = 1;
 
 impl World {
     fn scenario(&self, receive_mode: ReceiveMode) -> Scenario {
+        let budget = Arc::new(FakeBudget::new(1, self.budget_limit, 0, 0));
         let parameters = Parameters {
             listeners: 1,
             buffers: [self.buffers, 0],
@@ -81,9 +83,9 @@ impl World {
             receive_mode,
             linger_timeout: 1_000,
             book: Arc::new(SourceBook::new(RandomState::new())),
+            budget: budget.clone(),
             tuning: Tuning {
                 connections_max: self.connections_max,
-                aside_bytes_max: self.aside_bytes_max,
                 idle_timeout: None,
                 stall_timeout: None,
                 lifetime: None,
@@ -113,6 +115,8 @@ impl World {
                 .collect(),
             submit: Submit::AfterEach,
             idle_ticks: 0,
+            budget,
+            others: 0,
             book_held: 0,
             new_rules: None,
             stayers_are_ended: false,
@@ -147,7 +151,7 @@ impl World {
 
 fn succession(turn: usize, receive_mode: ReceiveMode) -> Succession {
     let (patience, gap) = (5_000, 1);
-    Succession { turn, patience, gap, connections_max: 2, aside_bytes_max: 100, receive_mode }
+    Succession { turn, patience, gap, connections_max: 2, budget_limit: 100, receive_mode }
 }
 
 /// A hand-over in each of the first turns, with a socket that is soon full.
@@ -202,7 +206,7 @@ fn worlds() -> Vec<World> {
             name: "no memory to set bytes aside",
             faults: Faults { late_event: ON, ..sends },
             faults_max: 3,
-            aside_bytes_max: 1,
+            budget_limit: 1,
             plans: vec![Plan::prompt(3, 2, Reading::Eager, Ending::Finish).on_wire(2)],
             ..QUIET
         },

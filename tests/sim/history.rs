@@ -15,6 +15,7 @@ use echo_uring::echo::server::{CloseReason, Parameters, Server, Stats, Tuning};
 
 use crate::audit::door::Door;
 use crate::audit::{Audit, Limits};
+use crate::fake::budget::FakeBudget;
 use crate::fake::choice::Choice;
 use crate::fake::trace::Note;
 use crate::fake::{FakeKernel, Faults, Settings};
@@ -36,12 +37,16 @@ pub(crate) struct Scenario {
     /// The turn at which a drain begins, and how patient it is, in milliseconds.
     pub(crate) drain: Option<(usize, u64)>,
     /// New limits and timeouts, each at the turn at which it comes, the last one first.
-    pub(crate) retunes: Vec<(usize, Tuning)>,
+    pub(crate) retunes: Vec<(usize, Tuning, u64)>,
     /// When the process is replaced by another.
     pub(crate) successions: Vec<Succession>,
     pub(crate) submit: Submit,
     /// How often a `TimePassed` comes that nobody asked for, in thousandths.
     pub(crate) idle_ticks: u16,
+    /// The budget for set-aside bytes, which is the parameters', too.
+    pub(crate) budget: Arc<FakeBudget>,
+    /// How often other workers take and give back memory, in thousandths.
+    pub(crate) others: u16,
     /// How often another worker holds the book of sources for a turn, in thousandths.
     pub(crate) book_held: u16,
     /// The turn at which other rules come into force.
@@ -63,7 +68,7 @@ pub(crate) struct Succession {
     pub(crate) gap: u64,
     /// What the heir is configured with.
     pub(crate) connections_max: u32,
-    pub(crate) aside_bytes_max: u64,
+    pub(crate) budget_limit: u64,
     pub(crate) receive_mode: ReceiveMode,
 }
 
@@ -107,6 +112,11 @@ impl Scenario {
         let listeners = 1 + choice.below(2) as u16;
         let timeouts = [None, Some(300), Some(5_000), Some(60_000)];
         let idle_timeout = timeouts[choice.below(4)];
+        let out_of_memory = [0, 0, 100, 1000][choice.below(4)];
+        let block_size = [1, 4, 16][choice.below(3)];
+        let seed = choice.below(1 << 20) as u64;
+        let limit = draw_budget_limit(choice);
+        let budget = Arc::new(FakeBudget::new(block_size, limit, out_of_memory, seed));
         let parameters = Parameters {
             listeners,
             buffers: [[1, 2, 3, 4, 6, 8, 8, 40][choice.below(8)], [0, 0, 1, 2, 4][choice.below(5)]],
@@ -114,9 +124,9 @@ impl Scenario {
             receive_mode: [ReceiveMode::Multishot, ReceiveMode::Once][choice.below(2)],
             linger_timeout: [100, 5_000][choice.below(2)],
             book: Arc::new(SourceBook::new(RandomState::new())),
+            budget: budget.clone(),
             tuning: Tuning {
                 connections_max: 1 + choice.below(6) as u32,
-                aside_bytes_max: [0, 10, 60, 500, 100_000][choice.below(5)],
                 idle_timeout,
                 stall_timeout: timeouts[choice.below(4)],
                 lifetime: [None, None, None, Some(200), Some(6_000)][choice.below(5)],
@@ -149,6 +159,8 @@ impl Scenario {
             successions: draw_successions(choice),
             submit: [Submit::AfterEach, Submit::AfterAll][choice.below(2)],
             idle_ticks: [0, 20, 300, 1000][choice.below(4)],
+            budget,
+            others: [0, 0, 50, 500][choice.below(4)],
             book_held: [0, 0, 100, 700][choice.below(4)],
             new_rules: (choice.below(3) == 0).then(|| draw_new_rules(choice, rate)),
             stayers_are_ended: idle_timeout.is_some() && choice.below(2) == 0,
@@ -160,27 +172,31 @@ impl Scenario {
     }
 }
 
+/// Blocks of memory for all that is set aside.
+fn draw_budget_limit(choice: &mut Choice) -> u64 {
+    [0, 1, 3, 15, 100, 100_000][choice.below(6)]
+}
+
 /// In a third of the histories limits and timeouts change, once or more often. An idle timeout that
 /// is to end those who stay is never off.
-fn draw_retunes(choice: &mut Choice, stayers_are_ended: bool) -> Vec<(usize, Tuning)> {
+fn draw_retunes(choice: &mut Choice, stayers_are_ended: bool) -> Vec<(usize, Tuning, u64)> {
     let count = [0, 0, 0, 0, 1, 3][choice.below(6)];
     let timeouts = [Some(300), Some(5_000), Some(60_000), None];
     let idle_choices = if stayers_are_ended { 3 } else { 4 };
-    let mut retunes: Vec<(usize, Tuning)> = (0..count)
+    let mut retunes: Vec<(usize, Tuning, u64)> = (0..count)
         .map(|_| {
             let tuning = Tuning {
                 connections_max: 1 + choice.below(6) as u32,
-                aside_bytes_max: [0, 10, 60, 500, 100_000][choice.below(5)],
                 idle_timeout: timeouts[choice.below(idle_choices)],
                 stall_timeout: timeouts[choice.below(4)],
                 lifetime: None,
                 bytes_max: None,
                 rules: Arc::default(),
             };
-            (choice.below(150), tuning)
+            (choice.below(150), tuning, draw_budget_limit(choice))
         })
         .collect();
-    retunes.sort_by_key(|(turn, _)| std::cmp::Reverse(*turn));
+    retunes.sort_by_key(|(turn, ..)| std::cmp::Reverse(*turn));
     retunes
 }
 
@@ -193,7 +209,7 @@ fn draw_successions(choice: &mut Choice) -> Vec<Succession> {
             patience: [0, 30, 5_000, 5_000, 5_000][choice.below(5)],
             gap: [0, 1, 200, 4_000][choice.below(4)],
             connections_max: 1 + choice.below(6) as u32,
-            aside_bytes_max: [0, 60, 100_000][choice.below(3)],
+            budget_limit: draw_budget_limit(choice),
             receive_mode: [ReceiveMode::Multishot, ReceiveMode::Once][choice.below(2)],
         })
         .collect();
@@ -276,7 +292,6 @@ impl History {
         let limits = Limits {
             connections_max: parameters.tuning.connections_max as usize,
             listeners: usize::from(parameters.listeners),
-            aside_bytes_max: parameters.tuning.aside_bytes_max,
             small_buffers: usize::from(parameters.buffers[0]),
             chunks_max: usize::from(QUEUE_CHUNKS_MAX),
             idle_timeout: parameters.tuning.idle_timeout,
@@ -287,7 +302,7 @@ impl History {
         };
         Self {
             server: Server::new(parameters.clone()),
-            kernel: FakeKernel::new(scenario.settings, choice),
+            kernel: FakeKernel::new(scenario.settings, Arc::clone(&scenario.budget), choice),
             audit: Audit::new(limits, Door::new(Rules::clone(&parameters.tuning.rules))),
             peers,
             saboteur,
@@ -328,6 +343,9 @@ impl History {
         self.kernel.trace.note(self.kernel.clock(), Note::World("healed"));
         self.kernel.settings.faults = Faults::default();
         self.scenario.book_held = 0;
+        // Other workers keep what they have: nobody needs memory to come to an end.
+        self.scenario.others = 0;
+        self.scenario.budget.heal();
         self.kernel.settings.files_max = usize::MAX;
         if self.scenario.stubborn && self.draining {
             self.hasty = true;
@@ -383,6 +401,10 @@ impl History {
 
     fn free_turn(&mut self) -> bool {
         self.turns += 1;
+        if self.kernel.choice.strikes(self.scenario.others) {
+            let per_mille = self.kernel.choice.below(1001) as u64;
+            self.scenario.budget.set_others(per_mille);
+        }
         let acted = self.peers.act(&mut self.kernel);
         let next = self.peers.next_at(&self.kernel).filter(|_| !self.hasty).map(Timestamp);
         let next = next.or_else(|| acted.then(|| self.kernel.now()));
@@ -438,14 +460,15 @@ impl History {
 
     fn retune_if_due(&mut self) {
         let turns = self.turns;
-        let Some((_, tuning)) = self.scenario.retunes.pop_if(|(turn, _)| *turn <= turns) else {
+        let due = self.scenario.retunes.pop_if(|(turn, ..)| *turn <= turns);
+        let Some((_, tuning, budget_limit)) = due else {
             return;
         };
+        self.scenario.budget.set_limit(budget_limit);
         // Who is let in, for how long and with how much stays as it was.
-        let Tuning { connections_max, aside_bytes_max, idle_timeout, stall_timeout, .. } = tuning;
+        let Tuning { connections_max, idle_timeout, stall_timeout, .. } = tuning;
         let tuning = Tuning {
             connections_max,
-            aside_bytes_max,
             idle_timeout,
             stall_timeout,
             ..self.scenario.parameters.tuning.clone()
@@ -510,14 +533,14 @@ impl History {
         self.server.check_invariants();
         self.before.add(&self.server.stats());
         self.scenario.parameters.tuning.connections_max = succession.connections_max;
-        self.scenario.parameters.tuning.aside_bytes_max = succession.aside_bytes_max;
+        self.scenario.budget.set_limit(succession.budget_limit);
         self.scenario.parameters.receive_mode = succession.receive_mode;
         self.scenario.parameters.book = Arc::new(SourceBook::new(RandomState::new()));
         self.audit.door.held = false;
         self.server = Server::new(self.scenario.parameters.clone());
         for (_, bequest) in &mut estate {
             self.saboteur.bequest(bequest);
-            bequest.quiet_ms += succession.gap as u32;
+            bequest.quiet_ms += succession.gap;
             bequest.age_ms += succession.gap;
         }
         let heirs: Vec<_> =
@@ -558,6 +581,8 @@ impl History {
         }
         assert_eq!(stats.bytes_in, audit.bytes_in, "books: bytes in");
         assert_eq!(stats.bytes_out, audit.bytes_out, "books: bytes out");
+        let blocks = self.kernel.aside_blocks();
+        assert_eq!(self.scenario.budget.taken(), blocks, "books: blocks of memory");
         let places = u64::from(self.scenario.parameters.tuning.connections_max);
         // At the end of a drain the parked ones are let in to be ended.
         assert!(
@@ -580,6 +605,7 @@ impl History {
         let (home, total) = self.kernel.buffers_home_and_total();
         assert_eq!(home, total, "rest: a buffer is missing");
         assert_eq!(self.kernel.aside_bytes(), 0, "rest: bytes are set aside");
+        assert_eq!(self.scenario.budget.taken(), 0, "rest: memory is taken");
         assert_eq!(self.kernel.connections_and_accepts(), (0, 0), "rest: connections, accepts");
         for peer in &self.kernel.peers {
             let Some(name) = peer.named else { continue };

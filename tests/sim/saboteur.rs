@@ -54,6 +54,12 @@ pub(crate) enum Bug {
     LoseBequest,
     /// An answer that has become interesting is not asked for.
     ForgetAwait,
+    /// A relay is not asked for.
+    ForgetRelay,
+    /// Bytes that are held are never sent.
+    ForgetHeld,
+    /// Held bytes are sent from their second one on.
+    SkipHeld,
     /// A connection is counted for no source.
     ForgetSource,
     /// A connection is counted for the source of the one before.
@@ -61,7 +67,7 @@ pub(crate) enum Bug {
 }
 
 impl Bug {
-    pub(crate) const ALL: [Self; 23] = [
+    pub(crate) const ALL: [Self; 26] = [
         Self::DropByte,
         Self::SwapBuffers,
         Self::LeakBuffer,
@@ -83,6 +89,9 @@ impl Bug {
         Self::ForgetStanding,
         Self::LoseBequest,
         Self::ForgetAwait,
+        Self::ForgetRelay,
+        Self::ForgetHeld,
+        Self::SkipHeld,
         Self::ForgetSource,
         Self::MixSources,
     ];
@@ -136,7 +145,11 @@ impl Saboteur {
         match event {
             Event::Received { buffer, length, .. } => self.lent.push((buffer, length)),
             Event::Sent { connection, length } => {
-                let index = self.sends.iter().position(|(name, ..)| *name == connection)?;
+                // A send of held bytes is nothing that is falsified here.
+                let Some(index) = self.sends.iter().position(|(name, ..)| *name == connection)
+                else {
+                    return Some(event);
+                };
                 let (_, buffer, believed, given) = self.sends.swap_remove(index);
                 if bug == Bug::DropByte && length == given {
                     told = Event::Sent { connection, length: believed };
@@ -172,6 +185,7 @@ impl Saboteur {
             Event::Started
             | Event::AcceptFailed { .. }
             | Event::ReceiveEnded { .. }
+            | Event::Relayed { .. }
             | Event::SentAside { .. }
             | Event::SendFailed { .. }
             | Event::TimePassed
@@ -219,6 +233,12 @@ impl Saboteur {
                 let lost = u32::from(bug == Bug::LoseAside && length > 1 && self.strikes());
                 ops.push(Op::SetAside { connection, buffer, offset, length: length - lost });
             }
+            Op::SendHeld { connection, buffer, offset, length }
+                if bug == Bug::SkipHeld && length > 1 =>
+            {
+                let (offset, length) = (offset + 1, length - 1);
+                ops.push(Op::SendHeld { connection, buffer, offset, length });
+            }
             Op::Shutdown { connection, how: Shutdown::Both } if bug == Bug::CloseTooEarly => {
                 ops.push(Op::Close { connection });
             }
@@ -233,6 +253,10 @@ impl Saboteur {
             | Op::OmitSources
             | Op::Receive { .. }
             | Op::CancelReceive { .. }
+            | Op::Relay { .. }
+            | Op::Discard { .. }
+            | Op::SendHeld { .. }
+            | Op::ForgetAside { .. }
             | Op::SendAside { .. }
             | Op::CancelSend { .. }
             | Op::AwaitSends
@@ -286,6 +310,8 @@ fn forgets(bug: Bug, op: Op) -> bool {
         Op::Accept { .. } => bug == Bug::ForgetAccept,
         Op::CancelAccept { .. } | Op::CancelReceive { .. } => bug == Bug::ForgetCancel,
         Op::Receive { .. } => bug == Bug::ForgetReceive,
+        Op::Relay { .. } | Op::Discard { .. } => bug == Bug::ForgetRelay,
+        Op::SendHeld { .. } => bug == Bug::ForgetHeld,
         Op::SendAside { .. } => bug == Bug::ForgetAside,
         Op::CancelSend { .. } => bug == Bug::ForgetCancelSend,
         Op::Shutdown { how: Shutdown::Write, .. } => bug == Bug::ForgetFin,
@@ -295,6 +321,7 @@ fn forgets(bug: Bug, op: Op) -> bool {
         | Op::OmitSources
         | Op::Send { .. }
         | Op::SetAside { .. }
+        | Op::ForgetAside { .. }
         | Op::Recycle { .. }
         | Op::Shutdown { .. } => false,
     }

@@ -122,6 +122,7 @@ impl Service<'_> {
         if config.limits.max_connections != former.limits.max_connections {
             warn_of_places(config, places);
         }
+        plan.memory.set_limit(config.limits.stalled_memory);
         for (index, worker) in self.workers.iter().enumerate() {
             let tuning = workers::tuning(config, places, self.workers.len(), index);
             worker.post(Order::Reconfigure(Box::new(tuning)));

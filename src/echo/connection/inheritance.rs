@@ -5,9 +5,9 @@
 //! its socket, the bytes that are set aside, and a [`Bequest`]. Chunks that were queued are still
 //! sent, since a try-send never waits; what the socket does not take of them is set aside as ever.
 
-use super::{AsideStep, CloseReason, Connection, Context, Op, Phase, Receive, Send};
+use super::{CloseReason, Connection, Context, Op, Phase, Receive, Send, Stamp, Step};
 use super::{limits, next_generation};
-use crate::echo::op::{Bequest, Expectation, Standing, Timestamp};
+use crate::echo::op::{Bequest, Expectation, Standing};
 
 impl Connection {
     /// A hand-over begins: receive no more, and take back a send that waits.
@@ -16,10 +16,19 @@ impl Connection {
             // It would have moved if we had had a buffer for it.
             Receive::Starved => {
                 self.receive = Receive::Off;
-                self.progress_ms = context.now.0 as u32;
+                self.progress = Stamp::at(context.now);
             }
-            Receive::Retrying => self.receive = Receive::Off,
-            Receive::Off | Receive::Armed(_) | Receive::Stopping => {}
+            Receive::Retrying => {
+                self.receive = Receive::Off;
+                self.progress = Stamp::at(context.now);
+            }
+            Receive::Off
+            | Receive::Armed(_)
+            | Receive::Stopping
+            | Receive::Relaying(_)
+            | Receive::RelayStopping
+            | Receive::Discarding(_)
+            | Receive::DiscardStopping => {}
         }
         self.advance(context);
     }
@@ -49,10 +58,14 @@ impl Connection {
             self.receive = Receive::Stopping;
             context.ops.push(Op::CancelReceive { connection: context.id });
         }
-        if let Send::Aside { step: step @ AsideStep::InFlight, .. } = &mut self.send {
-            *step = AsideStep::Stopping;
+        self.stop_relay(context);
+        if let Send::Aside { step: step @ Step::InFlight, .. }
+        | Send::Held { step: step @ Step::InFlight, .. } = &mut self.send
+        {
+            *step = Step::Stopping;
             context.ops.push(Op::CancelSend { connection: context.id });
         }
+        self.set_held_aside(context);
     }
 
     /// Gives the connection away; the slot is free at once. None if it is nobody's.
@@ -69,16 +82,17 @@ impl Connection {
         assert_eq!(self.queue.count(), 0, "queued bytes are not being sent");
         let unsent = match self.send {
             Send::Idle => 0,
-            Send::Aside { unsent, charged, .. } => {
+            Send::Aside { unsent, begin, .. } => {
                 context.resources.stats.stalled -= 1;
                 context.resources.stats.bytes_handed_over += u64::from(unsent);
                 context.resources.stalled_since.remove(&context.id.slot());
-                context.resources.refund_aside(charged);
+                context.resources.refund_aside(begin, unsent, unsent);
                 unsent
             }
             Send::Trying { .. } => unreachable!("the kernel holds a send"),
+            Send::Held { .. } => unreachable!("held bytes are set aside for a hand-over"),
         };
-        let quiet_ms = (context.now.0 as u32).wrapping_sub(self.progress_ms);
+        let quiet_ms = self.progress.elapsed(context.now);
         let listener = self.listener;
         context.resources.count_close(listener, CloseReason::HandedOver);
         let age_ms = self.age_ms(context.now);
@@ -93,7 +107,7 @@ impl Connection {
         assert_eq!(self.phase, Phase::Free, "an heir takes a slot of its own");
         let Bequest { listener, standing, unsent, quiet_ms, age_ms, received } = bequest;
         context.resources.resume_received(context.id, received);
-        self.resume_life(context.now, age_ms);
+        self.opened = Stamp::before(context.now, age_ms);
         self.listener = listener;
         self.phase = match standing {
             Standing::Open => Phase::Open,
@@ -104,17 +118,16 @@ impl Connection {
                 Phase::Lingering(reason)
             }
         };
-        let Timestamp(now) = context.now;
-        self.progress_ms = (now as u32).wrapping_sub(quiet_ms);
+        self.progress = Stamp::before(context.now, quiet_ms);
         // Waiting for readiness misses nothing: it finds what is there already.
         self.expectation = Expectation::Silence;
         if unsent > 0 {
-            context.resources.charge_adopted(unsent);
+            context.resources.count_adopted(unsent);
             context.resources.stats.stalled += 1;
             // When they came is not known any more.
             context.resources.stalled_since.insert(context.id.slot(), None);
-            self.probation = limits::PROBATION_RECEIVES;
-            self.send = Send::Aside { unsent, charged: unsent, step: AsideStep::Ready };
+            self.probation = limits::PROBATION_RELAYS;
+            self.send = Send::Aside { unsent, begin: 0, step: Step::Ready };
         }
         self.advance(context);
     }

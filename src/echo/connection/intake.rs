@@ -1,6 +1,6 @@
 //! Bytes come in: what is queued, what is set aside, and what is beyond the byte limit.
 
-use super::{CloseReason, Connection, Context, Phase, Send};
+use super::{CloseReason, Connection, Context, Phase, Send, Stamp};
 use crate::echo::op::BufferId;
 
 impl Connection {
@@ -14,7 +14,7 @@ impl Connection {
         more: bool,
     ) {
         let resources = &mut *context.resources;
-        self.progress_ms = context.now.0 as u32;
+        self.progress = Stamp::at(context.now);
         self.classify(resources, length, more);
         let left = resources.count_against_limit(context.id, length);
         let mut kept = length;
@@ -29,7 +29,7 @@ impl Connection {
         }
         match self.send {
             Send::Idle | Send::Trying { .. } => self.queue.push(&mut resources.pool, buffer),
-            Send::Aside { .. } => self.set_aside(context, buffer, 0, kept),
+            Send::Aside { .. } | Send::Held { .. } => self.keep_next(context, buffer, kept),
         }
     }
 }

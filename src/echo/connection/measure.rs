@@ -6,9 +6,8 @@ use crate::echo::op::{Expectation, SizeClass};
 use crate::echo::resources::Resources;
 
 impl Connection {
-    /// Learns from a receive which size of buffer and how much trust the next one deserves.
+    /// Learns from a receive which size of buffer the next one deserves.
     pub(super) fn classify(&mut self, resources: &Resources, length: u32, more: bool) {
-        self.probation = self.probation.saturating_sub(1);
         self.expectation = if more { Expectation::Data } else { Expectation::Silence };
         let small = resources.pool.size(SizeClass::Small);
         if length > small || length == small && more {

@@ -1,6 +1,6 @@
 //! What is known of a connection: its phase, and where its receive and its send stand.
 
-use crate::echo::op::{BufferId, ReceiveMode};
+use crate::echo::op::{BufferId, ReceiveMode, When};
 use crate::echo::stats::CloseReason;
 
 /// What a slot is used for. Data valid in one phase only lives in that phase.
@@ -35,6 +35,14 @@ pub enum Receive {
     Armed(ReceiveMode),
     /// With the kernel, and canceled.
     Stopping,
+    /// With the kernel, which echoes without anything in our hands.
+    Relaying(When),
+    /// As `Relaying`, and canceled.
+    RelayStopping,
+    /// With the kernel, which forgets what comes.
+    Discarding(When),
+    /// As `Discarding`, and canceled.
+    DiscardStopping,
     /// Not armed: the pool was empty. Stands in line for a buffer.
     Starved,
     /// Not armed: the kernel was short of memory. Will be tried again.
@@ -44,9 +52,19 @@ pub enum Receive {
 impl Receive {
     pub(super) fn is_with_kernel(self) -> bool {
         match self {
-            Self::Armed(_) | Self::Stopping => true,
+            Self::Armed(_)
+            | Self::Stopping
+            | Self::Relaying(_)
+            | Self::RelayStopping
+            | Self::Discarding(_)
+            | Self::DiscardStopping => true,
             Self::Off | Self::Starved | Self::Retrying => false,
         }
+    }
+
+    /// Whether it may still send.
+    pub(super) fn is_relay(self) -> bool {
+        matches!(self, Self::Relaying(_) | Self::RelayStopping)
     }
 }
 
@@ -66,14 +84,23 @@ pub enum Send {
         /// Whether it is one of those whose residence time is taken.
         timed: bool,
     },
-    /// The peer does not keep up: what it did not take is set aside.
+    /// The peer does not keep up: what it did not take is set aside, and sent before what is
+    /// queued.
     Aside {
-        /// Bytes still to be sent.
+        /// Bytes still to be sent, at least 1.
         unsent: u32,
-        /// Bytes charged for them; given back when all is sent.
-        charged: u32,
+        /// Where they begin in the first of their blocks of memory.
+        begin: u32,
         /// Whether a send of them is under way.
-        step: AsideStep,
+        step: Step,
+    },
+    /// The peer does not keep up, and no memory was granted for what it did not take: it stays in
+    /// this buffer, and in those that are queued behind it.
+    Held {
+        /// Lent to this connection.
+        buffer: BufferId,
+        /// Whether a send of it is under way.
+        step: Step,
     },
 }
 
@@ -81,15 +108,16 @@ impl Send {
     pub(super) fn is_with_kernel(self) -> bool {
         match self {
             Self::Trying { .. }
-            | Self::Aside { step: AsideStep::InFlight | AsideStep::Stopping, .. } => true,
-            Self::Idle | Self::Aside { .. } => false,
+            | Self::Aside { step: Step::InFlight | Step::Stopping, .. }
+            | Self::Held { step: Step::InFlight | Step::Stopping, .. } => true,
+            Self::Idle | Self::Aside { .. } | Self::Held { .. } => false,
         }
     }
 }
 
-/// Where the send of set-aside bytes stands.
+/// Where a send that waits for room stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AsideStep {
+pub enum Step {
     /// To be submitted.
     Ready,
     /// With the kernel.

@@ -5,12 +5,14 @@ use super::{ListenerStats, Phase, Server};
 impl Server {
     /// Panics if the books do not balance. For tests and simulation: it visits every slot.
     pub fn check_invariants(&self) {
-        let (mut lent, mut charged, mut stalled, mut places) = (0, 0, 0, 0);
+        let (mut lent, mut charged, mut places) = (0, 0, 0);
+        let (mut stalled, mut backlogs) = (0, 0);
         for connection in &self.slots {
             let (buffers, bytes) = connection.check_invariants(&self.resources);
             lent += buffers;
             charged += bytes;
             stalled += u64::from(connection.is_stalled());
+            backlogs += u64::from(connection.has_backlog());
             places += u64::from(!matches!(
                 connection.phase(),
                 Phase::Free | Phase::Accepting | Phase::Parked
@@ -26,7 +28,7 @@ impl Server {
         assert_eq!(came, places + stats.parked + ended);
         let left = stats.bytes_out + stats.bytes_dropped + stats.bytes_handed_over;
         assert!(stats.bytes_in + stats.bytes_taken_over >= left);
-        assert_eq!(stalled, self.resources.stalled_since.len() as u64);
+        assert_eq!(backlogs, self.resources.stalled_since.len() as u64);
         assert!(stats.chunks_out >= stats.residence.count());
         let sum = |count: fn(&ListenerStats) -> u64| {
             self.resources.listeners.iter().map(count).sum::<u64>()

@@ -8,7 +8,6 @@ const HOUR: u64 = 3_600_000;
 fn tuning(connections_max: usize, idle_timeout: Option<u64>) -> Tuning {
     Tuning {
         connections_max: connections_max as u32,
-        aside_bytes_max: 0,
         idle_timeout,
         stall_timeout: None,
         lifetime: None,
@@ -87,7 +86,8 @@ fn a_new_timeout_is_kept_to_a_fraction_of_it() {
             }
             let late = ended_at.expect("it ended").checked_sub(after);
             let late = late.unwrap_or_else(|| panic!("{before:?} to {after}: too early"));
-            let tolerance = (after / 16).clamp(10, 1_000) + 1;
+            // A tick, and what is lost of the moments of 16 ms in which progress is counted.
+            let tolerance = (after / 16).clamp(10, 1_000) + 32;
             assert!(late <= tolerance, "{before:?} to {after}: {late} ms late");
         }
     }

@@ -2,6 +2,7 @@
 //! taking in what the process before gave away.
 
 use super::{Bequest, Connection, ConnectionId, Drain, Op, Phase, Server, Timestamp};
+use crate::echo::op::ConnectionError;
 
 impl Server {
     pub(super) fn on_hand_over_started(&mut self, deadline: Timestamp) {
@@ -48,6 +49,13 @@ impl Server {
         }
         assert!(ops.is_empty(), "what is at rest asks for nothing: {ops:?}");
         released
+    }
+
+    /// Counts a connection of the process before us that ends here: there is no memory for the
+    /// bytes that are still to be sent on it.
+    pub fn note_lost_in_hand_over(&mut self) {
+        const ENOMEM: i32 = 12;
+        self.resources.stats.count_connection_error(ConnectionError::Unexpected(ENOMEM));
     }
 
     /// A free slot for a connection of the process before us. To be called before the server

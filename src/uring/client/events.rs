@@ -93,7 +93,7 @@ impl Client {
             | Token::Readable(_)
             | Token::HungUp(_)
             | Token::QuietSend(_)
-            | Token::SendAside(_)
+            | Token::Writable(_)
             | Token::Alarm) => {
                 unreachable!("a client never asks for {other:?}")
             }

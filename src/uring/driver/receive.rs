@@ -31,6 +31,10 @@ pub(super) enum Receiving {
     Waiting,
     /// As `Waiting`, but canceled by us, for its buffer: a poll takes its place.
     Revoked,
+    /// A poll for bytes; when there are some, they are relayed: at most so many, or discarded.
+    Relaying,
+    /// A poll for room; when there is some, bytes are relayed.
+    Blocked,
 }
 
 /// Whether the end of a Unix stream is watched for: see [`Transport::Unix`]. So its connections may
@@ -169,20 +173,26 @@ impl Driver {
                 self.hurry_tries();
                 self.ring.cancel(Token::Receive(connection, SizeClass::Small));
             }
-            Receiving::Readable => self.ring.cancel(Token::Readable(connection)),
+            Receiving::Readable | Receiving::Relaying => {
+                self.ring.cancel(Token::Readable(connection));
+            }
+            Receiving::Blocked => self.ring.cancel(Token::Writable(connection)),
             Receiving::Waiting => self.ring.cancel(Token::Receive(connection, SizeClass::Large)),
             // Canceled already; now its end is the core's business.
             Receiving::Revoked => self.socket_mut(connection).receiving = Receiving::Waiting,
         }
     }
 
-    /// The poll before a receive into a large buffer has ended.
+    /// The poll before a receive into a large buffer, or before a relay, has ended.
     pub(super) fn readable(
         &mut self,
         connection: ConnectionId,
         result: i32,
         events: &mut Vec<Event>,
     ) {
+        if self.socket(connection).receiving == Receiving::Relaying {
+            return self.relay_readable(connection, result, events);
+        }
         if result >= 0 {
             events.extend(self.try_receive_large(connection));
         } else {

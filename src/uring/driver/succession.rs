@@ -1,19 +1,28 @@
 //! Connections that come from the process before us, or go to the next one.
 
-use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 use socket2::{Domain, SockRef};
 
 use super::receive::HangUp;
 use super::{Driver, OPEN, Socket, Transport, source};
+use crate::echo::op::Budget;
 use crate::echo::op::{ConnectionId, Source};
-use crate::uring::aside::Aside;
+use crate::uring::spill::{BLOCK, SpillQueue};
 use crate::uring::token::Token;
 
 impl Driver {
+    /// Takes the memory for bytes of a connection that is to be adopted, whatever the limit says.
+    /// False if the system has none.
+    #[must_use]
+    pub fn take_memory_for(&self, unsent: &[u8]) -> bool {
+        self.memory.take_beyond(unsent.len().div_ceil(BLOCK) as u32)
+    }
+
     /// Takes over a connection of the process before us, with the bytes that are still to be sent
-    /// on it, if any. Returns where it came from.
+    /// on it, if any: [`Driver::take_memory_for`] has taken the memory for them. Returns where it
+    /// came from.
     ///
     /// # Panics
     /// If the slot is in use.
@@ -23,8 +32,9 @@ impl Driver {
         let source = source::of(fd.as_fd(), transport).unwrap_or(Source::Untold);
         self.install(connection, Socket::new(fd, transport));
         if !unsent.is_empty() {
-            let piece = self.vault.keep(unsent);
-            self.asides.entry(connection.slot()).or_default().push(piece);
+            let mut spill = SpillQueue::new(Arc::clone(&self.memory));
+            spill.push(unsent);
+            self.spills.insert(connection.slot(), spill);
         }
         source
     }
@@ -32,10 +42,10 @@ impl Driver {
     /// Gives a connection away: its socket, and the bytes that are still to be sent on it.
     ///
     /// # Panics
-    /// If there is none of this name, or a send of those bytes is under way.
+    /// If there is none of this name.
     pub fn release(&mut self, connection: ConnectionId) -> (OwnedFd, Box<[u8]>) {
-        let aside = self.asides.remove(&connection.slot()).map(ManuallyDrop::into_inner);
-        let unsent = aside.map_or_else(Box::default, Aside::into_unsent);
+        let spill = self.spills.remove(&connection.slot());
+        let unsent = spill.map_or_else(Box::default, |spill| spill.to_vec().into_boxed_slice());
         let socket = self.sockets[connection.slot() as usize].take().expect(OPEN);
         self.open -= 1;
         if socket.hang_up == HangUp::Watched {

@@ -13,6 +13,7 @@ impl Audit {
         for (_, tenant) in &mut self.tenants {
             let Tenant::Open(open) = tenant else { continue };
             let idle = idle_timeout.is_some_and(|timeout| now >= open.active_at + timeout);
+            let idle = idle && !(open.blocked && open.relay.is_some());
             let old = lifetime.is_some_and(|timeout| now >= open.accepted_at + timeout);
             if (idle || old || drained) && open.decided.last() != Some(&open.received) {
                 open.decided.push(open.received);
@@ -38,7 +39,6 @@ impl Audit {
     /// The end by force needs a cause.
     pub(super) fn check_cause(&mut self, now: u64, connection: ConnectionId) {
         let limits = self.limits;
-        let charged = self.charged;
         let drain_is_over =
             now >= limits.linger_timeout && self.is_drained(now - limits.linger_timeout);
         let drain_deadline = self.drain_deadline;
@@ -46,23 +46,24 @@ impl Audit {
         let open = self.open(connection);
         // Everything that could wait was asked back first.
         let asked_back = (open.receive.is_none() || open.receive_canceled)
-            && (!matches!(open.send, Some(Sending::Aside)) || open.send_canceled);
+            && (!matches!(open.send, Some(Sending::Aside | Sending::Held(..)))
+                || open.send_canceled);
         let overdue = overdue && asked_back;
         let unsent = open.received - open.sent;
         // Patience comes first: FIN at the deadline, unless there was no time or bytes are still
         // under way.
         let too_late =
             drain_deadline.is_some_and(|at| open.accepted_at >= at + limits.linger_timeout);
-        let asked_to_end = open.write_shut_at.is_some() || unsent > 0 || too_late;
+        let stopping = open.relay.is_some() && open.receive_canceled;
+        let asked_to_end = open.write_shut_at.is_some() || unsent > 0 || stopping || too_late;
         let stalled = limits.stall_timeout.is_some_and(|timeout| now >= open.progress_at + timeout);
         let lingered = open.write_shut_at.is_some_and(|at| now >= at + limits.linger_timeout);
-        let beyond = charged + unsent - open.aside > limits.aside_bytes_max;
         let cause = open.dead
             || overdue
             || open.both_shut
             || lingered
             || (drain_is_over && asked_to_end)
-            || (unsent > 0 && (stalled || beyond));
+            || ((unsent > 0 || open.blocked || stopping) && stalled);
         assert!(cause, "promise: {connection:?} is ended for nothing: {open:?}");
     }
 
@@ -82,7 +83,6 @@ impl Audit {
         } else if !excused {
             self.check_cause(now, connection);
         }
-        self.charged -= self.open(connection).charged;
         self.forget(connection);
         self.closed += 1;
         // A descriptor and some memory came free: accepting is worth a try at once.

@@ -4,7 +4,7 @@
 use echo_uring::echo::op::{Bequest, ConnectionId, Standing};
 use echo_uring::echo::server::Parameters;
 
-use super::{Audit, Open, Tenant};
+use super::{Audit, Tenant};
 
 impl Audit {
     pub(super) fn begin_hand_over(&mut self, deadline: u64) {
@@ -33,7 +33,6 @@ impl Audit {
         self.rest_deadline = None;
         self.pauses.fill(0);
         self.limits.connections_max = parameters.tuning.connections_max as usize;
-        self.limits.aside_bytes_max = parameters.tuning.aside_bytes_max;
         assert_eq!(self.tenants.len(), heirs.len(), "hand-over: {:?}", self.tenants);
         for (name, tenant) in &mut self.tenants {
             let heir = heirs.iter().find(|(old, _)| old == name);
@@ -44,10 +43,8 @@ impl Audit {
             assert!(open.receive.is_none(), "hand-over: {name:?} is receiving");
             assert!(open.send.is_none(), "hand-over: {name:?} is sending");
             assert!(!open.dead && !open.both_shut, "hand-over: {name:?} is dead");
-            // The successor holds what is unsent and no more.
-            open.charged = open.aside;
+            open.blocked = false;
         }
-        self.charged = self.open_ones().map(|open| open.aside).sum();
         self.adopted = self.tenants.len();
     }
 
@@ -63,12 +60,5 @@ impl Audit {
         };
         assert_eq!(ended, open.ended, "hand-over: the end of {connection:?}");
         assert_eq!(fin, open.write_shut_at.is_some(), "hand-over: the FIN of {connection:?}");
-    }
-
-    fn open_ones(&self) -> impl Iterator<Item = &Open> {
-        self.tenants.iter().filter_map(|(_, tenant)| match tenant {
-            Tenant::Open(open) => Some(open),
-            Tenant::Accepting(_) => None,
-        })
     }
 }

@@ -44,6 +44,7 @@ impl Choice {
 }
 
 /// splitmix64: small, quick, and good enough to decide accidents.
+#[derive(Debug)]
 pub(crate) struct Prng(u64);
 
 impl Prng {

@@ -6,23 +6,28 @@
 //! contract of `echo::op` in a way that a kernel can see; `audit` sees the rest. It must never know
 //! how the core decides.
 
+pub(crate) mod budget;
 pub(crate) mod choice;
 pub(crate) mod peer;
 mod pool;
+mod relay;
 pub(crate) mod trace;
 mod turn;
 mod wire;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use echo_uring::echo::op::{
     BufferId, ConnectionError, ConnectionId, Event, ListenerId, Op, ReceiveMode, SendError,
     Shutdown, SizeClass, Timestamp,
 };
 
+use budget::FakeBudget;
 use choice::Choice;
 use peer::{Peer, PeerId};
 use pool::Pool;
+use relay::ArmedRelay;
 use trace::{Note, Trace};
 
 /// How often each fault strikes, in thousandths of the occasions for it.
@@ -87,6 +92,7 @@ pub(crate) struct FakeKernel {
     names_sources: bool,
     now: u64,
     pool: Pool,
+    pub(crate) budget: Arc<FakeBudget>,
     /// Peers that connected and wait to be accepted, one queue a listener.
     backlogs: Vec<VecDeque<PeerId>>,
     accepts: Vec<ArmedAccept>,
@@ -109,15 +115,29 @@ struct Socket {
     connection: ConnectionId,
     peer: PeerId,
     receive: Option<ArmedReceive>,
-    /// A send of set-aside bytes waits for room.
-    sending_aside: bool,
+    relay: Option<ArmedRelay>,
+    /// A send that waits for room.
+    sending: Option<WaitingSend>,
     /// That send has been canceled.
     send_canceled: bool,
     aside: VecDeque<u8>,
+    /// Where they begin in their first block of memory.
+    aside_begin: usize,
+    /// How many of them have been sent.
+    aside_sent: usize,
     /// The error was reported: now it is an end for receives and a broken pipe for sends.
     dead: bool,
     write_shut: bool,
     read_shut: bool,
+}
+
+/// A send that waits for room.
+#[derive(Clone, Copy)]
+enum WaitingSend {
+    /// Of set-aside bytes.
+    Aside,
+    /// Of these bytes of a lent buffer.
+    Held { buffer: BufferId, offset: u32, length: u32 },
 }
 
 /// How a connection is closed.
@@ -137,10 +157,11 @@ struct ArmedReceive {
 }
 
 impl FakeKernel {
-    pub(crate) fn new(settings: Settings, choice: Choice) -> Self {
+    pub(crate) fn new(settings: Settings, budget: Arc<FakeBudget>, choice: Choice) -> Self {
         Self {
             choice,
             settings,
+            budget,
             trace: Trace::default(),
             peers: Vec::new(),
             asleep: false,
@@ -175,7 +196,11 @@ impl FakeKernel {
         assert_eq!(home, total, "contract: a buffer is lent at a hand-over");
         self.era += 1;
         for socket in &mut self.sockets {
-            let held = socket.receive.is_some() || socket.sending_aside;
+            let armed = socket.receive.is_some() || socket.relay.is_some();
+            let held = armed || socket.sending.is_some();
+            // The next process keeps them in memory of its own.
+            socket.aside_begin = 0;
+            assert_eq!(socket.aside_sent, 0, "contract: bytes are handed over that were sent");
             assert!(!held, "contract: {:?} is handed over while in use", socket.connection);
             let heir = heirs.iter().find(|(old, _)| *old == socket.connection);
             socket.connection = heir.expect("contract: a connection was forgotten").1;
@@ -183,6 +208,8 @@ impl FakeKernel {
             peer.connection = Some(socket.connection);
             peer.named = Some((self.era, socket.connection));
         }
+        let blocks = |socket: &Socket| self.budget.blocks_of(0, socket.aside.len());
+        self.budget.begin_with(self.sockets.iter().map(blocks).sum());
         self.trace.note(self.now, Note::World("a new process takes over"));
     }
 
@@ -214,7 +241,14 @@ impl FakeKernel {
                 socket.receive =
                     Some(ArmedReceive { class, mode, canceled: false, eager, tried: false });
             }
+            Op::Relay { connection, when, length_max } => {
+                self.arm_relay(connection, when, Some(length_max));
+            }
+            Op::Discard { connection, when } => self.arm_relay(connection, when, None),
             Op::CancelReceive { connection } => {
+                if let Some(relay) = &mut self.socket(connection).relay {
+                    relay.canceled = true;
+                }
                 if let Some(receive) = &mut self.socket(connection).receive {
                     receive.canceled = true;
                 }
@@ -226,16 +260,18 @@ impl FakeKernel {
             Op::SetAside { connection, buffer, offset, length } => {
                 let bytes = self.pool.bytes(buffer, offset, length).to_vec();
                 self.socket(connection).aside.extend(bytes);
+                let blocks = self.aside_blocks();
+                let taken = self.budget.taken();
+                assert!(blocks <= taken, "contract: {blocks} blocks are used, {taken} granted");
             }
-            Op::SendAside { connection } => {
-                let socket = self.socket(connection);
-                assert!(!socket.sending_aside, "contract: {connection:?} has two sends");
-                assert!(!socket.aside.is_empty(), "contract: {connection:?} has nothing aside");
-                socket.sending_aside = true;
+            Op::ForgetAside { connection, length } => self.forget_aside(connection, length),
+            Op::SendAside { connection } => self.await_room(connection, WaitingSend::Aside),
+            Op::SendHeld { connection, buffer, offset, length } => {
+                self.await_room(connection, WaitingSend::Held { buffer, offset, length });
             }
             Op::CancelSend { connection } => {
                 let socket = self.socket(connection);
-                socket.send_canceled = socket.sending_aside;
+                socket.send_canceled = socket.sending.is_some();
             }
             Op::Recycle { buffer } => self.pool.recycle(buffer),
             Op::Shutdown { connection, how } => {
@@ -261,10 +297,31 @@ impl FakeKernel {
         self.accepts.push(ArmedAccept { listener, connection, canceled: false, tried: false });
     }
 
+    /// Blocks of memory that set-aside bytes are in.
+    pub(crate) fn aside_blocks(&self) -> u64 {
+        let blocks =
+            |socket: &Socket| self.budget.blocks_of(socket.aside_begin, socket.aside.len());
+        self.sockets.iter().map(blocks).sum()
+    }
+
+    fn await_room(&mut self, connection: ConnectionId, send: WaitingSend) {
+        let socket = self.socket(connection);
+        assert!(socket.sending.is_none(), "contract: {connection:?} has two sends");
+        assert!(socket.relay.is_none(), "contract: {connection:?} sends while it relays");
+        assert_eq!(socket.aside_sent, 0, "contract: {connection:?} sends bytes again");
+        let aside = !socket.aside.is_empty();
+        let first = aside == matches!(send, WaitingSend::Aside);
+        assert!(first, "contract: {connection:?} has {} bytes aside", socket.aside.len());
+        socket.sending = Some(send);
+    }
+
     fn try_send(&mut self, connection: ConnectionId, buffer: BufferId, length: u32, awaited: bool) {
         let faults = self.settings.faults;
         let bytes = self.pool.bytes(buffer, 0, length).to_vec();
-        assert!(!self.socket(connection).sending_aside, "contract: {connection:?} has two sends");
+        let socket = self.socket(connection);
+        let busy = socket.sending.is_some() || socket.relay.is_some();
+        assert!(!busy, "contract: {connection:?} has two sends");
+        assert!(socket.aside.is_empty(), "contract: {connection:?} has bytes aside");
         if self.choice.strikes(faults.send_memory) {
             return self
                 .tell(connection, Event::SendFailed { connection, error: SendError::Memory });
@@ -286,12 +343,14 @@ impl FakeKernel {
     fn close(&mut self, connection: ConnectionId, farewell: Farewell) {
         let socket = self.socket(connection);
         assert!(socket.receive.is_none(), "contract: {connection:?} is closed while receiving");
-        assert!(!socket.sending_aside, "contract: {connection:?} is closed while sending");
+        assert!(socket.relay.is_none(), "contract: {connection:?} is closed while relaying");
+        assert!(socket.sending.is_none(), "contract: {connection:?} is closed while sending");
         let untold =
             self.untold.iter().find(|(name, events)| *name == connection && !events.is_empty());
         assert!(untold.is_none(), "contract: {connection:?} is closed before {untold:?}");
         let index = self.position(connection);
         let socket = self.sockets.swap_remove(index);
+        self.budget.give_back(self.budget.blocks_of(socket.aside_begin, socket.aside.len()));
         let peer = &mut self.peers[socket.peer.0];
         peer.connection = None;
         if peer.broken {

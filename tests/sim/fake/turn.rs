@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 
+use echo_uring::echo::op::Budget;
 use echo_uring::echo::op::{
     AcceptError, ConnectionId, Event, Kernel, Op, ReceiveEnd, ReceiveMode, SendError, SizeClass,
     Source, Timestamp,
@@ -11,14 +12,15 @@ use echo_uring::echo::op::{
 use super::choice::Choice;
 use super::peer::{PeerId, stream};
 use super::trace::Note;
-use super::{FakeKernel, Socket};
+use super::{FakeKernel, Socket, WaitingSend};
 
 /// Something that may be able to happen.
 #[derive(Clone, Copy)]
 enum Work {
     Accept(ConnectionId),
     Receive(ConnectionId),
-    SendAside(ConnectionId),
+    Relay(ConnectionId),
+    Send(ConnectionId),
 }
 
 impl Kernel for FakeKernel {
@@ -87,7 +89,8 @@ impl FakeKernel {
             }
             match work {
                 Work::Accept(connection) => self.accept(connection),
-                Work::SendAside(connection) => self.send_aside(connection),
+                Work::Relay(connection) => self.relay(connection),
+                Work::Send(connection) => self.send_waiting(connection),
                 Work::Receive(connection) => {
                     self.receive(connection);
                     // A multishot receive goes on while there is something.
@@ -134,8 +137,10 @@ impl FakeKernel {
     fn possible(&self) -> Vec<Work> {
         let accepts = self.accepts.iter().map(|accept| Work::Accept(accept.connection));
         let receives = self.sockets.iter().map(|socket| Work::Receive(socket.connection));
-        let sends = self.sockets.iter().map(|socket| Work::SendAside(socket.connection));
-        accepts.chain(receives).chain(sends).filter(|work| self.is_possible(*work)).collect()
+        let relays = self.sockets.iter().map(|socket| Work::Relay(socket.connection));
+        let sends = self.sockets.iter().map(|socket| Work::Send(socket.connection));
+        let all = accepts.chain(receives).chain(relays).chain(sends);
+        all.filter(|work| self.is_possible(*work)).collect()
     }
 
     fn is_possible(&self, work: Work) -> bool {
@@ -150,16 +155,22 @@ impl FakeKernel {
                 socket.connection == connection
                     && (receive.canceled || !receive.tried || self.is_readable(socket))
             }),
-            Work::SendAside(connection) => self.sockets.iter().any(|socket| {
+            Work::Relay(connection) => self.sockets.iter().any(|socket| {
+                let Some(relay) = &socket.relay else { return false };
+                let ready = self.is_relay_ready(socket.connection, relay.when);
+                socket.connection == connection && (relay.canceled || ready)
+            }),
+            Work::Send(connection) => self.sockets.iter().any(|socket| {
                 let peer = &self.peers[socket.peer.0];
                 let broken = peer.error.is_some() || socket.dead || socket.write_shut;
                 let ends = broken || socket.send_canceled;
-                socket.connection == connection && socket.sending_aside && (ends || peer.room() > 0)
+                let waits = socket.connection == connection && socket.sending.is_some();
+                waits && (ends || peer.room() > 0)
             }),
         }
     }
 
-    fn is_readable(&self, socket: &Socket) -> bool {
+    pub(super) fn is_readable(&self, socket: &Socket) -> bool {
         let peer = &self.peers[socket.peer.0];
         let ended = peer.finished || socket.dead || socket.read_shut || peer.error.is_some();
         peer.inbound() > 0 || ended
@@ -223,9 +234,12 @@ impl FakeKernel {
             connection,
             peer,
             receive: None,
-            sending_aside: false,
+            relay: None,
+            sending: None,
             send_canceled: false,
-            aside: std::collections::VecDeque::new(),
+            aside: VecDeque::new(),
+            aside_begin: 0,
+            aside_sent: 0,
             dead: false,
             write_shut: false,
             read_shut: false,
@@ -269,7 +283,7 @@ impl FakeKernel {
     }
 
     /// What a receive reports of a socket that is readable without a byte in it.
-    fn end_of(&mut self, index: usize) -> ReceiveEnd {
+    pub(super) fn end_of(&mut self, index: usize) -> ReceiveEnd {
         let socket = &mut self.sockets[index];
         match self.peers[socket.peer.0].error.take() {
             Some(error) => {
@@ -303,11 +317,11 @@ impl FakeKernel {
         self.tell(connection, Event::Received { connection, buffer, length, armed, more });
     }
 
-    fn send_aside(&mut self, connection: ConnectionId) {
+    fn send_waiting(&mut self, connection: ConnectionId) {
         let faults = self.settings.faults;
         let socket = self.socket(connection);
         let (peer, canceled) = (socket.peer, std::mem::take(&mut socket.send_canceled));
-        socket.sending_aside = false;
+        let sending = socket.sending.take().expect("a possible send waits");
         let peer = &self.peers[peer.0];
         let ready = peer.room() > 0 || peer.error.is_some();
         let error = if canceled && !(ready && self.choice.strikes(faults.cancel_loses)) {
@@ -320,10 +334,38 @@ impl FakeKernel {
         if let Some(error) = error {
             return self.tell(connection, Event::SendFailed { connection, error });
         }
+        let event = match sending {
+            WaitingSend::Aside => self.send_aside(connection),
+            WaitingSend::Held { buffer, offset, length } => {
+                let bytes = self.pool.bytes(buffer, offset, length).to_vec();
+                let length = self.fit(connection, bytes.len());
+                let length = if self.choice.strikes(faults.would_block) { 0 } else { length };
+                self.deliver_to_peer(connection, &bytes[..length]);
+                Event::Sent { connection, length: length as u32 }
+            }
+        };
+        self.tell(connection, event);
+    }
+
+    fn send_aside(&mut self, connection: ConnectionId) -> Event {
         let aside = self.socket(connection).aside.len();
         let length = self.fit(connection, aside);
-        let bytes: Vec<u8> = self.socket(connection).aside.drain(..length).collect();
+        let socket = self.socket(connection);
+        socket.aside_sent = length;
+        let bytes: Vec<u8> = socket.aside.iter().take(length).copied().collect();
         self.deliver_to_peer(connection, &bytes);
-        self.tell(connection, Event::SentAside { connection, length: length as u32 });
+        Event::SentAside { connection, length: length as u32 }
+    }
+
+    pub(super) fn forget_aside(&mut self, connection: ConnectionId, length: u32) {
+        let before = self.aside_blocks();
+        let block = self.budget.block_size() as usize;
+        let socket = self.socket(connection);
+        let sent = std::mem::take(&mut socket.aside_sent);
+        assert_eq!(sent, length as usize, "contract: {connection:?} forgets other bytes");
+        socket.aside.drain(..sent);
+        socket.aside_begin = if socket.aside.is_empty() { 0 } else { socket.aside_begin + sent };
+        socket.aside_begin %= block;
+        self.budget.give_back(before - self.aside_blocks());
     }
 }
