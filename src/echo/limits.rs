@@ -39,6 +39,16 @@ pub const LINGER_MS: u64 = 5_000;
 /// million connections, milliseconds for thousands.
 pub const REST_MS: u64 = 5_000;
 
+/// A timer that fires so much later than both its moment and the turn before fires after a pause of
+/// the whole process (SIGSTOP, a suspended machine), in milliseconds.
+///
+/// No turn takes as long.
+pub const PAUSE_MS: u64 = 1_000;
+
+/// How long after such a pause timers wait, in milliseconds, so that what came during it is served
+/// before anybody is ended for its silence.
+pub const PAUSE_GRACE_MS: u64 = 1_000;
+
 /// Finest and coarsest tick of the timer wheel, in milliseconds. One wake-up a second is what an
 /// idle daemon may cost.
 pub const TICK_MS_MIN: u64 = 10;

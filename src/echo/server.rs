@@ -6,6 +6,7 @@
 mod arming;
 mod drain;
 mod entrance;
+mod pause;
 #[cfg(test)]
 mod retune;
 
@@ -14,6 +15,7 @@ use std::sync::Arc;
 
 use self::arming::Arming;
 use self::drain::Drain;
+use self::pause::Pause;
 use super::admission::Admission;
 use super::connection::{Connection, Phase};
 use super::limits;
@@ -39,6 +41,7 @@ pub struct Server {
     parked: VecDeque<ConnectionId>,
     admission: Admission,
     wheel: Wheel,
+    pause: Pause,
     drain: Drain,
     arming: Arming,
     /// Slots given to connections of the process before us: there may be more of them than places.
@@ -73,6 +76,7 @@ impl Server {
                 parameters.tick_ms(),
                 parameters.tuning.connections_max,
             ),
+            pause: Pause::default(),
             drain: Drain::No,
             arming: Arming::default(),
             inherited: 0,
@@ -104,6 +108,7 @@ impl Server {
     /// overflowed. Only what is counted depends on it.
     pub fn observe(&mut self, clock_us: u64, overflows: u64) {
         self.resources.clock_us = clock_us;
+        self.pause.begin_turn(Timestamp(clock_us / 1_000));
         self.resources.stats.completion_overflows = overflows;
     }
 
@@ -114,7 +119,7 @@ impl Server {
         if at_once || self.arming.standing_back || self.can_serve_waiting() {
             return Some(Timestamp(0));
         }
-        let mut earliest = self.wheel.deadline();
+        let mut earliest = self.pause.end().or_else(|| self.wheel.deadline());
         let mut consider = |at: Timestamp| earliest = Some(earliest.map_or(at, |it| it.min(at)));
         if let Some(&(at, _)) = self.resources.retries.front() {
             consider(at);
@@ -291,13 +296,20 @@ impl Server {
                 *listener = Listener::Off;
             }
         }
-        // What is left goes off in the next turn, at once: the deadline has passed.
-        for _ in 0..limits::SWEEP_SLOTS_MAX {
-            let Some(slot) = self.wheel.expired(now) else { break };
-            self.on_timer(now, slot, ops);
-        }
+        self.expire(now, ops);
         self.advance_retiming(now, ops);
         self.advance_drain(now, ops);
+    }
+
+    /// Ends those whose time is up. What is left goes off in the next turn, at once: the deadline has
+    /// passed.
+    fn expire(&mut self, now: Timestamp, ops: &mut Vec<Op>) {
+        if self.pause.is_over(now, self.wheel.deadline()) {
+            for _ in 0..limits::SWEEP_SLOTS_MAX {
+                let Some(slot) = self.wheel.expired(now) else { break };
+                self.on_timer(now, slot, ops);
+            }
+        }
     }
 
     /// Sets the next timers by the present tuning, or ends whose time is up by it.

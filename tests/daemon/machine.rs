@@ -133,6 +133,19 @@ impl Process {
         kib * 1024
     }
 
+    /// Leaves it no more address space than it has and a little more; false where there is no
+    /// prlimit(1).
+    pub(crate) fn limit_address_space(self) -> bool {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0)).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmSize:")).unwrap();
+        let kib: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+        let limit = kib * 1024 + (256 << 10);
+        let mut command = std::process::Command::new("prlimit");
+        let limit = format!("--as={limit}:{limit}");
+        let status = command.args([format!("--pid={}", self.0), limit]).status();
+        status.is_ok_and(|status| status.success())
+    }
+
     /// Lowers its limit on open files with prlimit(1); false where there is no such program.
     pub(crate) fn limit_open_files(self, limit: usize) -> bool {
         let mut command = std::process::Command::new("prlimit");

@@ -116,6 +116,7 @@ impl World {
             submit: Submit::AfterEach,
             idle_ticks: 0,
             budget,
+            clock: 1_000,
             others: 0,
             book_held: 0,
             new_rules: None,

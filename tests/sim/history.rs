@@ -45,6 +45,8 @@ pub(crate) struct Scenario {
     pub(crate) idle_ticks: u16,
     /// The budget for set-aside bytes, which is the parameters', too.
     pub(crate) budget: Arc<FakeBudget>,
+    /// Where the clock begins, in milliseconds.
+    pub(crate) clock: u64,
     /// How often other workers take and give back memory, in thousandths.
     pub(crate) others: u16,
     /// How often another worker holds the book of sources for a turn, in thousandths.
@@ -160,6 +162,7 @@ impl Scenario {
             submit: [Submit::AfterEach, Submit::AfterAll][choice.below(2)],
             idle_ticks: [0, 20, 300, 1000][choice.below(4)],
             budget,
+            clock: [1_000, 1_000, (1 << 32) - 3_000, (1 << 36) - 3_000, 1 << 40][choice.below(5)],
             others: [0, 0, 50, 500][choice.below(4)],
             book_held: [0, 0, 100, 700][choice.below(4)],
             new_rules: (choice.below(3) == 0).then(|| draw_new_rules(choice, rate)),
@@ -278,7 +281,7 @@ impl History {
     pub(crate) fn from_seed(seed: u64, saboteur: Saboteur) -> Self {
         let mut choice = Choice::from_seed(seed);
         let scenario = Scenario::draw(&mut choice);
-        let peers = Peers::draw(&mut choice, scenario.crowd, 1000);
+        let peers = Peers::draw(&mut choice, scenario.crowd, scenario.clock);
         Self::new(scenario, peers, choice, saboteur)
     }
 
@@ -300,9 +303,12 @@ impl History {
             lifetime: parameters.tuning.lifetime,
             bytes_max: parameters.tuning.bytes_max,
         };
+        let budget = Arc::clone(&scenario.budget);
+        let mut kernel = FakeKernel::new(scenario.settings, budget, choice);
+        kernel.pass_time(scenario.clock - kernel.clock());
         Self {
             server: Server::new(parameters.clone()),
-            kernel: FakeKernel::new(scenario.settings, Arc::clone(&scenario.budget), choice),
+            kernel,
             audit: Audit::new(limits, Door::new(Rules::clone(&parameters.tuning.rules))),
             peers,
             saboteur,

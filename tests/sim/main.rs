@@ -1,9 +1,9 @@
 //! Histories: the pure core against a fake kernel that does everything the real one may do.
 //!
 //! `fake` is that kernel, `audit` the contract of the seam and the model of each connection,
-//! `peers` the far ends, `history` one run from one seed. Three tests stand on them: `swarm` (many
-//! seeds), `exhaustive` (all small cases) and `planted` (a simulator that does not find planted
-//! bugs proves nothing).
+//! `peers` the far ends, `history` one run from one seed. Four tests stand on them: `swarm` (many
+//! seeds), `exhaustive` (all small cases), `timers` (each timeout, early and late) and `planted` (a
+//! simulator that does not find planted bugs proves nothing).
 
 mod audit;
 mod caught;
@@ -15,3 +15,4 @@ mod peers;
 mod planted;
 mod saboteur;
 mod swarm;
+mod timers;

@@ -49,7 +49,7 @@ impl Kernel for FakeKernel {
         let told = events.len();
         let faults = self.settings.faults;
         if self.choice.strikes(faults.time_jump) {
-            self.now += [1, 90, 110, 5_000, 300_000][self.choice.below(5)];
+            self.now += [1, 90, 110, 5_000, 300_000, 1 << 33][self.choice.below(6)];
             self.trace.note(self.now, Note::World("the clock jumps"));
         }
         loop {
