@@ -2,9 +2,11 @@
 //! tried. Method: servers on one address of `localhost`, on the loopback's link-local address, on
 //! abstract Unix sockets.
 
+use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
+use std::process::Stdio;
 
 use crate::program::run;
 use crate::servers::{Daemon, Wrong, echo_on, wrong_server};
@@ -84,4 +86,33 @@ fn one_is_singular() {
     assert!(table.contains("1 connection, 1 thread, messages of 1 byte,"), "{table}");
     let table = run(&format!("{} -d 200ms -c 2 --threads 2", daemon.tcp)).stdout;
     assert!(table.contains("2 connections, 2 threads, messages of 64 bytes,"), "{table}");
+}
+
+/// A zone is the name of an interface, in a target and where the daemon listens.
+#[test]
+fn zones_name_interfaces() {
+    let mut daemon = std::process::Command::new(env!("CARGO_BIN_EXE_echo-uring"))
+        .args(["--config", "/dev/null", "--listen", "[::1%lo]:0"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(daemon.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let port = lines.find_map(|line| {
+        let (_, rest) = line.split_once("listening on [::1]:")?;
+        Some(rest.split(' ').next()?.to_owned())
+    });
+    std::thread::spawn(move || lines.for_each(drop));
+    run(&format!("[::1%lo]:{} -d 200ms --json", port.unwrap())).right();
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+    let refused = std::process::Command::new(env!("CARGO_BIN_EXE_echo-uring"))
+        .args(["--config", "/dev/null", "--listen", "[fe80::1%no-such-one]:7777"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(refused.status.code(), Some(69), "{said}");
+    let expected = "[fe80::1%no-such-one]:7777: ";
+    assert!(said.contains(expected) && said.contains("no interface no-such-one"), "{said}");
+    let unknown = run("[fe80::1%no-such-one]:7 -d 200ms");
+    assert_eq!(unknown.code, Some(3), "{unknown:#?}");
 }

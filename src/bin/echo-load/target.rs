@@ -1,9 +1,9 @@
 //! Where the load goes: how it is written, and what it comes to.
 
 use std::fmt;
-use std::io;
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6, ToSocketAddrs};
 
+use nix::net::if_::if_nametoindex;
 use socket2::SockAddr;
 
 /// Where the load goes, as it was written and taken apart.
@@ -76,9 +76,13 @@ impl Target {
             Place::Unix(address) => return Ok(vec![Address(address.clone())]),
             Place::Tcp { host, port } => (host.as_str(), *port),
         };
-        let found: io::Result<Vec<SocketAddr>> =
-            (host, port).to_socket_addrs().map(Iterator::collect);
-        let mut found = found.map_err(|error| Unresolved::Name(error.to_string()))?;
+        let mut found = match host.split_once('%') {
+            Some((address, zone)) => vec![in_zone(address, zone, port)?],
+            None => (host, port)
+                .to_socket_addrs()
+                .map(Iterator::collect)
+                .map_err(|error| Unresolved::Name(error.to_string()))?,
+        };
         found.dedup();
         if found.is_empty() {
             return Err(Unresolved::Name("the name has no address".to_owned()));
@@ -106,6 +110,16 @@ impl fmt::Display for Address {
             (None, None) => formatter.write_str("unix:"),
         }
     }
+}
+
+/// An address on one interface, which `zone` names or numbers.
+fn in_zone(address: &str, zone: &str, port: u16) -> Result<SocketAddr, Unresolved> {
+    let address = address
+        .parse::<Ipv6Addr>()
+        .map_err(|_| Unresolved::Name(format!("{address} is no IPv6 address, and has a zone")))?;
+    let scope = zone.parse().or_else(|_| if_nametoindex(zone));
+    let scope = scope.map_err(|_| Unresolved::Name(format!("there is no interface {zone}")))?;
+    Ok(SocketAddrV6::new(address, port, 0, scope).into())
 }
 
 /// The rest of `text` after `prefix`, whose letters may be of either case.
