@@ -48,7 +48,9 @@ const SUSPECTS_LOOK: Duration = Duration::from_millis(50);
 const RETRY: u64 = 10_000_000;
 /// How long after it has sent something a thread sleeps, in nanoseconds, though more is due; echoes
 /// wake it all the same. A timer wakes a process some 50 µs late anyway, and a thread that is woken
-/// for each message and again for its echo sleeps twice as often as the server.
+/// for each message and again for its echo sleeps twice as often as the server. (64 bytes on 64
+/// connections, 30,000/s and 50,000/s: 0.98 times the CPU, medians of ten paired runs, Linux 6.18,
+/// on a machine that was busy otherwise.)
 const REST: u64 = 50_000;
 /// Places that are looked at in one turn of a sweep: some 100 µs.
 const SWEEP_MAX: usize = 16_384;
