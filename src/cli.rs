@@ -4,7 +4,6 @@
 //! means is decided by `config`, so this file must never open, bind or look up anything.
 
 use std::ffi::OsString;
-use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -12,6 +11,8 @@ use clap::builder::{PossibleValuesParser, TypedValueParser, ValueHint};
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use log::LevelFilter;
+
+use crate::output;
 
 /// `EX_USAGE` of sysexits.h: the command was used wrongly.
 const EXIT_USAGE: u8 = 64;
@@ -127,10 +128,7 @@ fn level_parser() -> impl TypedValueParser<Value = LevelFilter> {
 /// Reads the arguments of this process. Prints help, version or the one line that says what is
 /// wrong; then `Err` holds the exit status: 0 for help and version, 64 for wrong usage.
 pub fn parse() -> Result<Command, ExitCode> {
-    parse_from(std::env::args_os()).map_err(|refusal| {
-        refusal.print();
-        ExitCode::from(refusal.status)
-    })
+    parse_from(std::env::args_os()).map_err(|refusal| ExitCode::from(refusal.print()))
 }
 
 /// Why there is no command.
@@ -143,13 +141,19 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// A reader that went away (`| head`) is no error of ours, so a failure to print is passed
-    /// over.
-    fn print(&self) {
-        let _ = match self.status {
-            0 => io::stdout().write_all(self.text.as_bytes()),
-            _ => io::stderr().write_all(self.text.as_bytes()),
-        };
+    /// Returns the exit status.
+    fn print(&self) -> u8 {
+        if self.status != 0 {
+            output::complain(self.text.trim_end());
+            return self.status;
+        }
+        match output::print(&self.text) {
+            Ok(()) => self.status,
+            Err(error) => {
+                output::complain(&format!("echo-uring: {}", output::unwritten(&error)));
+                output::EXIT_OUTPUT
+            }
+        }
     }
 }
 

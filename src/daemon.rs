@@ -24,6 +24,7 @@ use crate::cli::Options;
 use crate::config::{self, Config, LogTarget, Overrides};
 use crate::listen::{ListenError, Opened, Origin};
 use crate::logging::{self, Target, events};
+use crate::output;
 use crate::systemd::Notifier;
 use crate::uring::Unusable;
 
@@ -102,13 +103,15 @@ impl fmt::Display for Failure {
 #[must_use]
 pub fn check(options: &Options) -> ExitCode {
     match load(options) {
-        Ok(config) => {
-            // A reader that went away (`| head`) is no error of ours.
-            let _ = io::Write::write_all(&mut io::stdout(), config.to_toml().as_bytes());
-            ExitCode::SUCCESS
-        }
+        Ok(config) => match output::print(&config.to_toml()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                output::complain(&format!("echo-uring: {}", output::unwritten(&error)));
+                ExitCode::from(output::EXIT_OUTPUT)
+            }
+        },
         Err(error) => {
-            eprintln!("echo-uring: {error}");
+            output::complain(&format!("echo-uring: {error}"));
             ExitCode::from(error.exit_status())
         }
     }

@@ -10,12 +10,12 @@ mod limits;
 mod sandbox;
 mod sockets;
 
-use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
 use crate::cli::{DoctorOptions, Options};
 use crate::config::{self, Config, Overrides};
+use crate::output;
 use finding::{Finding, Level, Topic};
 
 /// Looks at everything and prints what it found. The exit status is 1 if there is a problem.
@@ -23,8 +23,10 @@ use finding::{Finding, Level, Topic};
 pub fn examine(doctor: &DoctorOptions) -> ExitCode {
     let findings = findings(&doctor.options);
     let text = if doctor.json { finding::json(&findings) } else { finding::table(&findings) };
-    // A reader that went away (`| head`) is no error of ours.
-    let _ = io::stdout().write_all(text.as_bytes());
+    if let Err(error) = output::print(&text) {
+        output::complain(&format!("echo-uring: {}", output::unwritten(&error)));
+        return ExitCode::from(output::EXIT_OUTPUT);
+    }
     let problems = findings.iter().any(|finding| finding.level == Level::Problem);
     ExitCode::from(u8::from(problems))
 }

@@ -9,6 +9,7 @@
 //! - [`daemon`]: start-up order, workers, signals, watchdog, drain, exit.
 //! - [`sight`]: what others may see of the running daemon, and the command that shows it.
 //! - [`doctor`]: looks at machine, configuration and sandbox, and says what is wrong.
+//! - [`output`]: what programs print, and what they do when they cannot.
 //! - [`cli`], [`config`], [`listen`], [`logging`], [`metrics`], [`systemd`]: the leaves, each with
 //!   one outside world to know.
 
@@ -21,6 +22,7 @@ pub mod handover;
 pub mod listen;
 pub mod logging;
 pub mod metrics;
+pub mod output;
 pub mod sight;
 pub mod systemd;
 #[allow(unsafe_code)]

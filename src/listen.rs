@@ -10,7 +10,7 @@ mod inherited;
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -182,7 +182,11 @@ fn errno(error: &io::Error) -> Errno {
 
 fn bind_cure(address: &Address, cause: &io::Error) -> String {
     let inet = match address {
-        Address::Inet(inet) => inet,
+        Address::Inet(inet) => *inet,
+        Address::Zoned(_, zone) if errno(cause) == Errno::ENODEV => {
+            return format!("there is no interface {zone}; use one that \"ip link\" shows");
+        }
+        Address::Zoned(inet, _) => SocketAddr::from(*inet),
         Address::Unix(_) if errno(cause) == Errno::EADDRINUSE => {
             return "stop the program that listens there or use another path".to_owned();
         }
@@ -197,10 +201,19 @@ fn bind_cure(address: &Address, cause: &io::Error) -> String {
             "for ports below 1024 use socket activation (systemctl start echo-uring.socket) or set \
              the sysctl net.ipv4.ip_unprivileged_port_start to {port}"
         ),
+        Errno::EINVAL if needs_zone(&inet) => {
+            format!("name its interface, as in \"[{}%eth0]:{port}\"", inet.ip())
+        }
         Errno::EADDRNOTAVAIL => "use an address that \"ip address\" shows".to_owned(),
         Errno::EAFNOSUPPORT => "use an address of a family that this kernel has".to_owned(),
         _ => "use another address with --listen".to_owned(),
     }
+}
+
+/// Whether an address means nothing without an interface.
+fn needs_zone(address: &SocketAddr) -> bool {
+    matches!(address, SocketAddr::V6(inet)
+        if inet.ip().is_unicast_link_local() && inet.scope_id() == 0)
 }
 
 /// Whether a service manager has passed sockets to this very process.
@@ -215,6 +228,14 @@ pub fn is_anything_inherited() -> bool {
 /// When it cannot, and why.
 pub fn rehearse(address: SocketAddr) -> Result<(), ListenError> {
     bound::bind_inet_socket(address).map(drop)
+}
+
+/// The same on the interface that `zone` names.
+///
+/// # Errors
+/// As above, and when there is no such interface.
+pub fn rehearse_in_zone(address: SocketAddrV6, zone: &str) -> Result<(), ListenError> {
+    rehearse(bound::in_zone(address, zone)?.into())
 }
 
 /// Takes the sockets that a service manager passed or, if there are none, binds those of

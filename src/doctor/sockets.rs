@@ -67,10 +67,14 @@ fn inherited(listener: &Listener) -> Finding {
 /// Whether an address of the configuration can be bound now. A Unix path is not tried: that would
 /// make a file.
 fn configured(address: &Address) -> Finding {
-    let Address::Inet(inet) = address else {
-        return Finding::ok(Topic::Sockets, format!("{address} (configured, not tried)"));
+    let tried = match address {
+        Address::Inet(inet) => listen::rehearse(*inet),
+        Address::Zoned(inet, zone) => listen::rehearse_in_zone(*inet, zone),
+        Address::Unix(_) => {
+            return Finding::ok(Topic::Sockets, format!("{address} (configured, not tried)"));
+        }
     };
-    match listen::rehearse(*inet) {
+    match tried {
         Ok(()) => Finding::ok(Topic::Sockets, format!("{address} (configured) can be bound")),
         Err(error) if error.is_in_use() => Finding::note(
             Topic::Sockets,

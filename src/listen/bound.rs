@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, SocketAddrV6};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::net::if_::if_nametoindex;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::{Family, ListenError, Listener, Origin, errno, printed};
@@ -33,6 +34,7 @@ pub(super) fn sockets<'a>(
     for ListenerConfig { name, address, kind, builtin_default } in configured {
         let bound = patiently(deadline, || match address {
             Address::Inet(inet) => bind_inet(name, *kind, *inet),
+            Address::Zoned(inet, zone) => bind_inet(name, *kind, in_zone(*inet, zone)?.into()),
             Address::Unix(path) => bind_unix(name, *kind, path),
         });
         match bound {
@@ -76,6 +78,14 @@ fn bind_inet(name: &str, kind: Kind, address: SocketAddr) -> Result<Listener, Li
     let (name, socket) = (name.to_owned(), socket.into());
     let (origin, family) = (Origin::Bound, Family::Tcp);
     Ok(Listener { name, address, kind, origin, family, socket, file: None })
+}
+
+/// The address on the interface that `zone` names.
+pub(super) fn in_zone(address: SocketAddrV6, zone: &str) -> Result<SocketAddrV6, ListenError> {
+    let wanted = || Address::Zoned(address, zone.to_owned());
+    let scope = if_nametoindex(zone)
+        .map_err(|errno| ListenError::Bind { address: wanted(), cause: errno.into() })?;
+    Ok(SocketAddrV6::new(*address.ip(), address.port(), address.flowinfo(), scope))
 }
 
 /// A socket that has the address and does not listen yet.

@@ -2,7 +2,7 @@
 //!
 //! It knows the daemon only as a path that answers JSON.
 
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, IsTerminal, Read};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -16,6 +16,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use super::screen::{self, Screen};
 use super::snapshot::Snapshot;
 use super::table;
+use crate::output;
 
 /// `EX_UNAVAILABLE` of sysexits.h: nobody answers.
 const EXIT_UNAVAILABLE: u8 = 69;
@@ -82,6 +83,8 @@ enum Failure {
     Answer(serde_json::Error),
     /// The terminal or the signals.
     System(io::Error),
+    /// The state cannot be printed.
+    Output(io::Error),
 }
 
 impl Failure {
@@ -102,6 +105,7 @@ impl Failure {
                 format!("the answer is no status: {error}; name its socket with --socket")
             }
             Self::System(error) => format!("cannot watch: {error}"),
+            Self::Output(error) => return output::unwritten(error),
         };
         format!("{}: {what}", path.display())
     }
@@ -118,10 +122,11 @@ pub fn run(daemon: &Daemon, form: Form, times: Times) -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("echo-uring: {}", failure.text(daemon));
+            output::complain(&format!("echo-uring: {}", failure.text(daemon)));
             ExitCode::from(match failure {
                 Failure::Daemon(_) | Failure::Answer(_) => EXIT_UNAVAILABLE,
                 Failure::System(_) => EXIT_SYSTEM,
+                Failure::Output(_) => output::EXIT_OUTPUT,
             })
         }
     }
@@ -133,9 +138,7 @@ fn once(socket: &Path, form: Form) -> Result<(), Failure> {
         Form::Json => text,
         Form::Table => table::text(&snapshot, None),
     };
-    // A reader that went away (`| head`) is no error of ours.
-    let _ = io::stdout().write_all(shown.as_bytes());
-    Ok(())
+    output::print(&shown).map_err(Failure::Output)
 }
 
 /// One answer, as it came and as it is meant.
@@ -170,11 +173,13 @@ fn watch(socket: &Path, form: Form) -> Result<(), Failure> {
     loop {
         let written = match &screen {
             Some(screen) => screen.draw(&shown),
-            None => io::stdout().write_all(shown.as_bytes()).and_then(|()| io::stdout().flush()),
+            None => output::write(&shown),
         };
-        // A reader that went away ends it, as a signal does.
-        if written.is_err() {
-            return Ok(());
+        match written {
+            Ok(()) => {}
+            // A reader that went away ends it, as a signal does.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+            Err(error) => return Err(Failure::Output(error)),
         }
         match sleep_until(next, &signals, screen.as_ref()).map_err(system)? {
             Event::Time => {}

@@ -9,8 +9,8 @@
 //! Reading order: [`driver`] (operations and events), `ring` (set-up, submission, waiting), `token`
 //! (`user_data`), `buffers` (the pool), `spill` (set-aside bytes and their memory), `errno` (what
 //! each error means), `source` (where connections come from), [`mod@probe`] (what this kernel can
-//! do), `restrict` and `seal` (what rings and process may not do). [`client`] is the other end:
-//! what echo-load drives.
+//! do), `restrict` and `seal` (what rings and process may not do), `stdout` (what Rust's start-up
+//! code hides). [`client`] is the other end: what echo-load drives.
 
 mod buffers;
 pub mod client;
@@ -22,9 +22,11 @@ mod ring;
 mod seal;
 mod source;
 mod spill;
+mod stdout;
 mod token;
 
 pub use driver::{Driver, DriverError, ListeningSocket, Settings, Transport};
 pub use probe::{Features, Survey, Unusable, probe, survey};
 pub use seal::{Unsealed, seal_process};
 pub use spill::SpillMemory;
+pub use stdout::standard_output_was_closed;

@@ -2,6 +2,7 @@
 //! serving.
 
 use std::fs;
+use std::process::Command;
 
 use crate::daemon::{Launch, Refusal, run_to_end};
 use crate::machine::{Scratch, in_company};
@@ -181,4 +182,29 @@ fn the_log_level_of_the_command_line_counts_more_than_that_of_the_file() {
     assert_eq!(status.code(), Some(0));
     daemon.lines.wait_for_end(crate::machine::patience(5.0));
     assert_eq!(daemon.lines.all(), Vec::<String>::new());
+}
+
+/// What is printed and cannot be written is a failure; a reader that went away is none.
+#[test]
+fn output_is_never_lost_in_silence() {
+    let _quiet = in_company();
+    let scratch = Scratch::new();
+    let config = scratch.path("config.toml");
+    fs::write(&config, "").unwrap();
+    let check = format!("check --config {}", config.display());
+    for command in ["--help", "--version", "doctor", &check] {
+        let run = |redirection: &str| {
+            let line = format!("\"$0\" {command} {redirection}");
+            let program = env!("CARGO_BIN_EXE_echo-uring");
+            Command::new("sh").args(["-c", &line, program]).output().unwrap()
+        };
+        for redirection in ["> /dev/full", ">&-"] {
+            let output = run(redirection);
+            assert_eq!(output.status.code(), Some(74), "{command} {redirection}: {output:?}");
+            let said = String::from_utf8(output.stderr).unwrap();
+            assert!(said.contains("cannot write to standard output"), "{said}");
+        }
+        assert_eq!(run("> /dev/full 2>&1").status.code(), Some(74), "{command}");
+        assert_ne!(run("> /dev/null").status.code(), Some(74), "{command}");
+    }
 }

@@ -252,6 +252,12 @@ fn the_status_command_shows_a_table_or_json() {
     let json = run_to_end(&[&socket[..], &["--json"]].concat(), None);
     let seen: Value = serde_json::from_slice(&json.stdout).unwrap();
     assert_eq!(seen["total"]["accepted"], 1);
+    for options in ["", "--json", "--watch", "--watch --json"] {
+        let line = format!("\"$0\" status --socket {} {options} > /dev/full", path.display());
+        let program = env!("CARGO_BIN_EXE_echo-uring");
+        let unheard = std::process::Command::new("sh").args(["-c", &line, program]).output();
+        assert_eq!(unheard.unwrap().status.code(), Some(74), "{options}");
+    }
     daemon.stop();
     let nobody = run_to_end(&socket, None);
     let text = String::from_utf8(nobody.stderr).unwrap();

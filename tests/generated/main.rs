@@ -18,7 +18,16 @@ mod manual;
 #[allow(dead_code, reason = "as above: the command line names its type")]
 #[path = "../../src/bin/echo-load/size.rs"]
 mod size;
+#[allow(dead_code, reason = "as above")]
+#[path = "../../src/bin/echo-load/status.rs"]
+mod status;
+#[allow(dead_code, reason = "as above")]
+#[path = "../../src/bin/echo-load/target.rs"]
+mod target;
 mod units;
+#[allow(dead_code, reason = "as above")]
+#[path = "../../src/bin/echo-load/values.rs"]
+mod values;
 
 use std::fs;
 use std::path::{Path, PathBuf};

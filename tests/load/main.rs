@@ -9,10 +9,15 @@
 
 mod client;
 mod diff;
+mod ends;
 mod faults;
+mod law;
 mod modes;
+mod names;
 mod open_loop;
 mod outputs;
 mod program;
 mod servers;
+mod signals;
 mod usage;
+mod writing;

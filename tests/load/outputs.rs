@@ -1,16 +1,13 @@
 //! Goal: results go to stdout in the form that was asked for, nothing else does, and what the
 //! manual says of the forms is so.
 
-use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::process::Command;
 
 use hdrhistogram::serialization::Deserializer;
 use hdrhistogram::serialization::interval_log::{IntervalLogIterator, LogEntry};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::program::{Scratch, command, number, run};
+use crate::program::{Scratch, number, run};
 use crate::servers::Daemon;
 
 const MANUAL: &str = include_str!("../../packaging/man/echo-load.1");
@@ -63,7 +60,7 @@ fn the_manual_names_every_member() {
 fn the_histogram_log_has_every_message() {
     let (daemon, scratch) = (Daemon::start(), Scratch::new());
     let path = scratch.path("latency.hlog");
-    let options = "--rate 200 -d 600ms --interval 200ms --json --hdr";
+    let options = "--rate 200 -d 600ms --tolerance 20% --interval 200ms --json --hdr";
     let result = run(&format!("{} {options} {}", daemon.tcp, path.display())).right();
     let text = std::fs::read(&path).unwrap();
     let mut counts = [0, 0];
@@ -100,7 +97,7 @@ fn base64(text: &str) -> Vec<u8> {
 fn the_plot_is_a_picture() {
     let (daemon, scratch) = (Daemon::start(), Scratch::new());
     let path = scratch.path("plot.svg");
-    let options = "--rate 200 -d 600ms --interval 200ms --plot";
+    let options = "--rate 200 -d 600ms --tolerance 20% --interval 200ms --plot";
     let run = run(&format!("{} {options} {}", daemon.tcp, path.display()));
     assert_eq!(run.code, Some(0), "{run:#?}");
     let picture = std::fs::read_to_string(&path).unwrap();
@@ -109,23 +106,6 @@ fn the_plot_is_a_picture() {
     for word in ["percentile", "p99.9", "throughput", "corrected", "microseconds", "polyline"] {
         assert!(picture.contains(word), "{word} is missing");
     }
-}
-
-#[test]
-fn an_interrupt_ends_the_run_with_its_result() {
-    let daemon = Daemon::start();
-    let child = command(&[&daemon.tcp, "-d", "1h", "-c", "4", "--json"])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    std::thread::sleep(Duration::from_millis(700));
-    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGINT).unwrap();
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(0), "{output:?}");
-    let result: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let seconds = number(&result, "/elapsed_seconds");
-    assert!((0.1..20.0).contains(&seconds), "{result:#}");
-    assert!(number(&result, "/messages") > 0.0, "{result:#}");
 }
 
 #[test]
@@ -139,7 +119,9 @@ fn progress_is_for_terminals() {
         assert_eq!(output.status.code(), Some(0), "{output:?}");
         String::from_utf8(output.stdout).unwrap()
     };
-    let shown = on_terminal("");
-    assert!(shown.contains("errors 0") && shown.contains("[="), "{shown}");
-    assert!(!on_terminal("--no-progress").contains("errors 0"), "progress was shown");
+    let shown = on_terminal("--warmup 300ms");
+    for word in ["warming up for 300", "/s, p50 ", "[="] {
+        assert!(shown.contains(word), "{word} is missing: {shown}");
+    }
+    assert!(!on_terminal("--no-progress").contains("/s, p50 "), "progress was shown");
 }

@@ -2,10 +2,11 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::ops::Range;
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
 
@@ -78,6 +79,10 @@ pub(crate) enum Wrong {
     ResetsAfter { bytes: usize },
     /// Nothing comes back from some byte on, nor does the stream end.
     FallsSilentAfter { bytes: usize },
+    /// Nothing comes back from some byte on; when the client ends its stream, so does the server.
+    ForgetsTheRestAfter { bytes: usize },
+    /// All is right, but the stream does not end.
+    StaysOpen,
     /// All is right, but once it does nothing for a while.
     PausesOnce { after: usize, pause: Duration },
 }
@@ -149,16 +154,88 @@ fn serve(number: usize, mut stream: TcpStream, wrong: Wrong, exchange: &Exchange
             _ => {}
         }
         if length == 0 {
+            if matches!(wrong, Wrong::StaysOpen) {
+                thread::sleep(Duration::from_secs(60));
+            }
             return;
         }
     }
+}
+
+/// Echoes whatever comes on each connection of a listener, until the process ends.
+pub(crate) fn echo_on(listener: TcpListener) {
+    for stream in listener.incoming() {
+        thread::spawn(move || echo(&stream.unwrap(), || {}));
+    }
+}
+
+/// Echoes on a connection; does `before` before each piece.
+fn echo(mut stream: &TcpStream, mut before: impl FnMut()) {
+    stream.set_nodelay(true).unwrap();
+    let mut buffer = vec![0; 1 << 18];
+    loop {
+        match stream.read(&mut buffer) {
+            Ok(0) | Err(_) => return,
+            Ok(length) => {
+                before();
+                if stream.write_all(&buffer[..length]).is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Starts a server that echoes at once, but does nothing from when to when `stall` says, counted
+/// from the first byte that comes. It ends with the test process.
+pub(crate) fn stalling_server(stall: Range<Duration>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address: SocketAddr = listener.local_addr().unwrap();
+    let begin = Arc::new(OnceLock::new());
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (begin, stall) = (begin.clone(), stall.clone());
+            thread::spawn(move || {
+                let wait = || {
+                    let now = begin.get_or_init(Instant::now).elapsed();
+                    if stall.contains(&now) {
+                        thread::sleep(stall.end - now);
+                    }
+                };
+                echo(&stream.unwrap(), wait);
+            });
+        }
+    });
+    format!("tcp://{address}")
+}
+
+/// Starts a server that echoes on the first `count` connections, and on others when one of those
+/// has ended. It ends with the test process.
+pub(crate) fn serves_some(count: usize) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address: SocketAddr = listener.local_addr().unwrap();
+    let free = Arc::new((Mutex::new(count), Condvar::new()));
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (places, freed) = &*free;
+            let mut places = freed.wait_while(places.lock().unwrap(), |it| *it == 0).unwrap();
+            *places -= 1;
+            let free = free.clone();
+            thread::spawn(move || {
+                echo(&stream.unwrap(), || {});
+                *free.0.lock().unwrap() += 1;
+                free.1.notify_one();
+            });
+        }
+    });
+    format!("tcp://{address}")
 }
 
 /// All that is to be echoed when `came` has come: what was echoed before is a part of it.
 fn output(number: usize, came: &[u8], ended: bool, wrong: Wrong, exchange: &Exchange) -> Vec<u8> {
     let mut all = came.to_vec();
     match wrong {
-        Wrong::Nothing | Wrong::PausesOnce { .. } => {}
+        Wrong::Nothing | Wrong::PausesOnce { .. } | Wrong::StaysOpen => {}
         Wrong::DropsByte { at } if all.len() > at => drop(all.remove(at)),
         Wrong::SwapsChunks { at, length } if all.len() >= at + 2 * length => {
             all[at..at + 2 * length].rotate_left(length);
@@ -176,7 +253,8 @@ fn output(number: usize, came: &[u8], ended: bool, wrong: Wrong, exchange: &Exch
         Wrong::MixesConnections { at, .. } if !ended => all.truncate(at),
         Wrong::ClosesAfter { bytes }
         | Wrong::ResetsAfter { bytes }
-        | Wrong::FallsSilentAfter { bytes } => all.truncate(bytes),
+        | Wrong::FallsSilentAfter { bytes }
+        | Wrong::ForgetsTheRestAfter { bytes } => all.truncate(bytes),
         _ => {}
     }
     all

@@ -7,7 +7,9 @@ use crate::servers::closed_port;
 fn wrong_usage_is_status_2() {
     for arguments in [
         "",
-        "127.0.0.1:7777",
+        "127.0.0.1",
+        "::1:7",
+        "unix:",
         "http://127.0.0.1:7777",
         "udp://127.0.0.1:7",
         "tcp://127.0.0.1",
@@ -15,6 +17,9 @@ fn wrong_usage_is_status_2() {
         "tcp://127.0.0.1:7 --duration never",
         "tcp://127.0.0.1:7 --mode ping",
         "tcp://127.0.0.1:7 --rate -1",
+        "tcp://127.0.0.1:7 --interval 1us",
+        "tcp://127.0.0.1:7 --seed 9007199254740992",
+        "tcp://127.0.0.1:7 --hdr /tmp/../tmp/x --plot /tmp/x",
         "tcp://127.0.0.1:7 -c 2 --threads 3",
         "tcp://127.0.0.1:7 --mode churn --depth 2",
         "tcp://127.0.0.1:7 --source ::1",
@@ -35,6 +40,9 @@ fn no_connection_is_status_3() {
     for arguments in [
         format!("tcp://{closed} -d 1s"),
         format!("tcp://{closed} -d 1s --mode churn --json"),
+        format!("tcp://localhost:{} -d 1s", closed.port()),
+        // No such name can exist (RFC 6761).
+        "no-such-name.invalid:7 -d 1s".to_owned(),
         "unix:/nonexistent/socket -d 1s".to_owned(),
         // Nobody may bind to this (RFC 5737).
         format!("tcp://{closed} -d 1s --source 192.0.2.1"),

@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_echo_load_global_optspecs
-    string join \n mode= c/connections= s/size= depth= rate= d/duration= warmup= threads= source= no-verify timeout= interval= seed= json json-stream hdr= plot= no-progress h/help V/version
+    string join \n mode= c/connections= s/size= depth= rate= d/duration= warmup= threads= source= no-verify timeout= tolerance= require-close interval= seed= json json-stream hdr= plot= no-progress h/help V/version
 end
 
 function __fish_echo_load_needs_command
@@ -36,17 +36,19 @@ complete -c echo-load -n "__fish_echo_load_needs_command" -s d -l duration -d 'H
 complete -c echo-load -n "__fish_echo_load_needs_command" -l warmup -d 'How long to run before measuring' -r -f
 complete -c echo-load -n "__fish_echo_load_needs_command" -l threads -d 'Threads, each with a ring and its share of the connections' -r -f
 complete -c echo-load -n "__fish_echo_load_needs_command" -l source -d 'Connect from ADDRESS; repeatable: connections take turns (each has some 28,000 ports)' -r -f
-complete -c echo-load -n "__fish_echo_load_needs_command" -l timeout -d 'How long to wait for connections to be made, and for the last echoes at the end' -r -f
+complete -c echo-load -n "__fish_echo_load_needs_command" -l timeout -d 'How long a connect or an echo may take' -r -f
+complete -c echo-load -n "__fish_echo_load_needs_command" -l tolerance -d 'Which share may be missing: of the messages those that were due and never sent, of the time what a connection waits for its first echo' -r -f
 complete -c echo-load -n "__fish_echo_load_needs_command" -l interval -d 'Time between reports' -r -f
 complete -c echo-load -n "__fish_echo_load_needs_command" -l seed -d 'What bytes and sizes are made from, to repeat a run [default: random]' -r -f
-complete -c echo-load -n "__fish_echo_load_needs_command" -l hdr -d 'Write a histogram of latencies for each interval to FILE (HdrHistogram log, milliseconds)' -r -F
+complete -c echo-load -n "__fish_echo_load_needs_command" -l hdr -d 'Write a histogram of latencies for each interval to FILE (HdrHistogram log, nanoseconds)' -r -F
 complete -c echo-load -n "__fish_echo_load_needs_command" -l plot -d 'Draw latency by percentile and throughput over time to FILE' -r -F
 complete -c echo-load -n "__fish_echo_load_needs_command" -l no-verify -d 'Do not compare the echoes with what was sent, only count bytes'
+complete -c echo-load -n "__fish_echo_load_needs_command" -l require-close -d 'Make it an error if the server leaves connections open at the end'
 complete -c echo-load -n "__fish_echo_load_needs_command" -l json -d 'Print the result as one JSON object instead of a table'
 complete -c echo-load -n "__fish_echo_load_needs_command" -l json-stream -d 'Print a line of JSON for each interval, the result as the last'
 complete -c echo-load -n "__fish_echo_load_needs_command" -l no-progress -d 'Show no progress, even on a terminal'
 complete -c echo-load -n "__fish_echo_load_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c echo-load -n "__fish_echo_load_needs_command" -s V -l version -d 'Print version'
-complete -c echo-load -n "__fish_echo_load_needs_command" -a "diff" -d 'Compare two results; the exit status is 1 if the second is worse'
+complete -c echo-load -n "__fish_echo_load_needs_command" -a "diff" -d 'Compare two results; the exit status is 4 if the second is worse'
 complete -c echo-load -n "__fish_echo_load_using_subcommand diff" -l threshold -d 'How much worse a figure may be' -r -f
 complete -c echo-load -n "__fish_echo_load_using_subcommand diff" -s h -l help -d 'Print help'

@@ -1,15 +1,20 @@
 //! The command line: arguments become a [`Command`]. The only place that knows clap.
 
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
-use std::path::PathBuf;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::builder::ValueHint;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
-use socket2::SockAddr;
+use echo_uring::output::{complain, print};
 
 use crate::size::Sizes;
+use crate::status::Status;
+use crate::target::Target;
+use crate::values::{
+    SEED_MAX, count, duration, duration_or_zero, interval, percent, rate, seed, share,
+};
 
 /// What the user asked for.
 pub(crate) enum Command {
@@ -17,15 +22,6 @@ pub(crate) enum Command {
     Load(Box<Plan>),
     /// Compare two results.
     Diff(DiffPlan),
-}
-
-/// Where the load goes.
-#[derive(Clone, Debug)]
-pub(crate) struct Target {
-    /// As it was written.
-    pub(crate) text: String,
-    /// What it resolved to.
-    pub(crate) address: SockAddr,
 }
 
 /// What connections do.
@@ -66,9 +62,14 @@ pub(crate) struct Plan {
     pub(crate) duration: Duration,
     pub(crate) warmup: Duration,
     pub(crate) interval: Duration,
-    pub(crate) patience: Duration,
+    /// How long a connect or an echo may take.
+    pub(crate) timeout: Duration,
     pub(crate) sources: Vec<IpAddr>,
     pub(crate) verify: bool,
+    /// Which share of the messages and of the time may be missing.
+    pub(crate) tolerance: f64,
+    /// Whether connections that the server leaves open are an error.
+    pub(crate) require_close: bool,
     pub(crate) seed: u64,
     pub(crate) output: Output,
 }
@@ -84,7 +85,7 @@ pub(crate) struct Output {
     #[arg(long)]
     pub(crate) json_stream: bool,
 
-    /// Write a histogram of latencies for each interval to FILE (HdrHistogram log, milliseconds)
+    /// Write a histogram of latencies for each interval to FILE (HdrHistogram log, nanoseconds)
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) hdr: Option<PathBuf>,
 
@@ -118,8 +119,8 @@ pub(crate) struct DiffPlan {
     name = "echo-load",
     version,
     about = "Load generator that checks every byte, for any plain echo server",
-    after_help = "Exit status: 0 all echoes right; 1 a difference, a lost connection or, with \
-                  diff, a regression;\n2 wrong usage; 3 could not connect. See echo-load(1).",
+    after_help = "Exit status: 0 fine; 1 wrong or lost echoes; 2 wrong usage; 3 could not \
+                  connect;\n4 incomplete, or with diff worse; 5 output failed. See echo-load(1).",
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
     disable_help_subcommand = true
@@ -133,13 +134,13 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Compare two results; the exit status is 1 if the second is worse
+    /// Compare two results; the exit status is 4 if the second is worse
     Diff(DiffPlan),
 }
 
 #[derive(Args)]
 struct Load {
-    /// The server: tcp://HOST:PORT or unix:PATH
+    /// The server: HOST:PORT, tcp://HOST:PORT or unix:PATH
     #[arg(value_name = "TARGET", required = true)]
     target: Option<String>,
 
@@ -148,8 +149,8 @@ struct Load {
     mode: Mode,
 
     /// Connections in all
-    #[arg(short, long, value_name = "N", default_value_t = 1,
-        value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
+    #[arg(short, long, value_name = "N", default_value = "1",
+        value_parser = count::<16_777_216>)]
     connections: u32,
 
     /// Bytes of a message: 64, 4KiB, 64..4KiB (evenly) or 64:90,16KiB:10 (weights)
@@ -158,7 +159,7 @@ struct Load {
     size: Option<Sizes>,
 
     /// Messages in flight per connection, at most [default: 1; 8 for streams]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    #[arg(long, value_name = "N", value_parser = count::<65_536>)]
     depth: Option<u32>,
 
     /// Open loop: send N messages per second in all, on schedule, however slow the answers
@@ -175,8 +176,7 @@ struct Load {
     warmup: Duration,
 
     /// Threads, each with a ring and its share of the connections
-    #[arg(long, value_name = "N", default_value_t = 1,
-        value_parser = clap::value_parser!(u32).range(1..=1024))]
+    #[arg(long, value_name = "N", default_value = "1", value_parser = count::<1024>)]
     threads: u32,
 
     /// Connect from ADDRESS; repeatable: connections take turns (each has some 28,000 ports)
@@ -187,33 +187,54 @@ struct Load {
     #[arg(long)]
     no_verify: bool,
 
-    /// How long to wait for connections to be made, and for the last echoes at the end
+    /// How long a connect or an echo may take
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration)]
     timeout: Duration,
 
+    /// Which share may be missing: of the messages those that were due and never sent, of the
+    /// time what a connection waits for its first echo
+    #[arg(long, value_name = "PERCENT", default_value = "1%", value_parser = share)]
+    tolerance: f64,
+
+    /// Make it an error if the server leaves connections open at the end
+    #[arg(long)]
+    require_close: bool,
+
     /// Time between reports
-    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration)]
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = interval)]
     interval: Duration,
 
     /// What bytes and sizes are made from, to repeat a run [default: random]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = seed)]
     seed: Option<u64>,
 
     #[command(flatten)]
     output: Output,
 }
 
-/// Reads the arguments of this process. On wrong usage, and for help and version, it prints and
-/// ends the process.
-pub(crate) fn parse() -> Command {
-    let Arguments { verb, load } = Arguments::parse();
-    match verb {
-        Some(Verb::Diff(plan)) => Command::Diff(plan),
-        None => Command::Load(Box::new(
-            plan(load)
-                .unwrap_or_else(|fault| command().error(ErrorKind::ValueValidation, fault).exit()),
-        )),
-    }
+/// Reads the arguments of this process. Prints help, version or what is wrong with the usage; then
+/// `Err` holds the exit status.
+pub(crate) fn parse() -> Result<Command, Status> {
+    let parsed = Arguments::try_parse().and_then(|Arguments { verb, load }| match verb {
+        Some(Verb::Diff(plan)) => Ok(Command::Diff(plan)),
+        None => plan(load)
+            .map(|plan| Command::Load(Box::new(plan)))
+            .map_err(|fault| command().error(ErrorKind::ValueValidation, fault)),
+    });
+    parsed.map_err(|error| {
+        let text = error.to_string();
+        if error.use_stderr() {
+            complain(text.trim_end());
+            return Status::Usage;
+        }
+        match print(&text) {
+            Ok(()) => Status::Fine,
+            Err(error) => {
+                complain(&format!("echo-load: cannot write to standard output: {error}"));
+                Status::Output
+            }
+        }
+    })
 }
 
 /// The command line as data: what completions and manual pages are made from.
@@ -223,18 +244,31 @@ pub(crate) fn command() -> clap::Command {
 
 fn plan(load: Load) -> Result<Plan, String> {
     let mode = load.mode;
-    let target = target(&load.target.ok_or("TARGET is missing")?)?;
+    let target = Target::parse(&load.target.ok_or("TARGET is missing")?)?;
     let is_stream = mode == Mode::Stream;
     let default_size = if is_stream { "64KiB" } else { "64" };
     let sizes = load.size.map_or_else(|| default_size.parse(), Ok)?;
     if load.threads > load.connections {
-        return Err(format!("{} threads share {} connections", load.threads, load.connections));
+        return Err(format!(
+            "--threads {} is more than --connections {}: each thread has one at least",
+            load.threads, load.connections
+        ));
     }
     if mode == Mode::Churn && load.depth.is_some_and(|depth| depth > 1) {
         return Err("--mode churn has one message on each connection: --depth is 1".to_owned());
     }
-    if let Some(source) = load.source.iter().find(|source| !fits(source, &target.address)) {
-        return Err(format!("--source {source} is of another family than {}", target.text));
+    if let Some(source) = load.source.first() {
+        if target.is_unix() {
+            return Err(format!("--source {source} does not go with a Unix socket"));
+        }
+        if let Some(other) = load.source.iter().find(|it| it.is_ipv4() != source.is_ipv4()) {
+            return Err(format!("--source {source} and --source {other} are of two families"));
+        }
+    }
+    if let (Some(hdr), Some(plot)) = (&load.output.hdr, &load.output.plot)
+        && is_same_file(hdr, plot)
+    {
+        return Err(format!("--hdr and --plot are the same file: {}", hdr.display()));
     }
     Ok(Plan {
         target,
@@ -247,62 +281,34 @@ fn plan(load: Load) -> Result<Plan, String> {
         duration: load.duration,
         warmup: load.warmup,
         interval: load.interval,
-        patience: load.timeout,
+        timeout: load.timeout,
         sources: load.source,
         verify: !load.no_verify,
+        tolerance: load.tolerance,
+        require_close: load.require_close,
         seed: load.seed.unwrap_or_else(random_seed),
         output: load.output,
     })
 }
 
-fn target(text: &str) -> Result<Target, String> {
-    let wrong = |why: &str| format!("TARGET {text:?}: {why}; write tcp://HOST:PORT or unix:PATH");
-    let address = if let Some(path) = text.strip_prefix("unix:") {
-        SockAddr::unix(path).map_err(|error| wrong(&error.to_string()))?
-    } else if let Some(place) = text.strip_prefix("tcp://") {
-        let place = place.trim_end_matches('/');
-        let mut found = place.to_socket_addrs().map_err(|error| wrong(&error.to_string()))?;
-        found.next().ok_or_else(|| wrong("the name has no address"))?.into()
-    } else if text.starts_with("udp://") {
-        return Err(wrong("UDP is not there yet"));
-    } else {
-        return Err(wrong("what is it"));
+/// Whether both paths lead to the same place, existing or not.
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    let place = |path: &Path| {
+        path.canonicalize().or_else(|_| {
+            let name = path.file_name().unwrap_or_default();
+            let parent = path.parent().filter(|it| !it.as_os_str().is_empty());
+            parent.unwrap_or(Path::new(".")).canonicalize().map(|it| it.join(name))
+        })
     };
-    Ok(Target { text: text.to_owned(), address })
-}
-
-fn fits(source: &IpAddr, target: &SockAddr) -> bool {
-    target.as_socket().is_some_and(|it: SocketAddr| it.is_ipv4() == source.is_ipv4())
-}
-
-fn duration(text: &str) -> Result<Duration, String> {
-    match duration_or_zero(text)? {
-        Duration::ZERO => Err("it must be longer than nothing".to_owned()),
-        duration => Ok(duration),
+    match (place(one), place(other)) {
+        (Ok(one), Ok(other)) => one == other,
+        _ => one == other,
     }
 }
 
-fn duration_or_zero(text: &str) -> Result<Duration, String> {
-    let seconds = text.parse::<u32>().map(|it| Duration::from_secs(it.into()));
-    seconds.or_else(|_| humantime::parse_duration(text)).map_err(|error| error.to_string())
-}
-
-fn rate(text: &str) -> Result<f64, String> {
-    let rate: f64 = text.parse().map_err(|_| "write messages per second, such as 1000")?;
-    if (0.001..=1e9).contains(&rate) {
-        Ok(rate)
-    } else {
-        Err("it must be between 0.001 and 1e9 messages per second".to_owned())
-    }
-}
-
-fn percent(text: &str) -> Result<f64, String> {
-    let number = text.trim_end_matches('%').parse::<f64>();
-    number.ok().filter(|it| *it >= 0.0).ok_or_else(|| "write a percentage, such as 5%".to_owned())
-}
-
-/// A number that differs from run to run: the standard library's hash keys are random.
+/// A number that differs from run to run: the standard library's hash keys are random. It has as
+/// many bits as a JSON number holds.
 fn random_seed() -> u64 {
     use std::hash::{BuildHasher, Hasher};
-    std::hash::RandomState::new().build_hasher().finish()
+    std::hash::RandomState::new().build_hasher().finish() & SEED_MAX
 }

@@ -33,7 +33,7 @@ pub(crate) struct Suspicion {
 /// A message under way. Times are nanoseconds of the run. When it was due the schedule tells.
 #[derive(Debug)]
 pub(crate) struct Message {
-    /// Where it ends in the stream.
+    /// Where it ends in the stream; in a churn it has no end before it is sent.
     pub(crate) end: u64,
     /// When it was handed to the kernel (churn: when the connect began).
     pub(crate) started: u64,
@@ -56,10 +56,16 @@ pub(crate) struct Connection {
     pub(crate) in_flight: VecDeque<Message>,
     /// Its turn among the connections of its thread, in an open loop.
     pub(crate) rank: u64,
-    /// Messages that should have been started by now and are not.
-    pub(crate) due: u64,
     /// Messages started in all, to find each one's moment on the schedule.
     pub(crate) started: u64,
+    /// True exactly when it is among those that connect again after a failure.
+    pub(crate) is_resting: bool,
+    /// Echoes completed in the measured time, and the nanoseconds that they took in all.
+    pub(crate) echoes: u64,
+    pub(crate) echo_time: u64,
+    /// When the first message ended after the measured time was over: one that was never sent
+    /// waited at least until then.
+    pub(crate) freed: Option<u64>,
 }
 
 impl Connection {

@@ -7,6 +7,7 @@
 use std::fmt;
 
 use crate::pattern::{CONNECTIONS, Pattern, Place};
+use crate::table::counted;
 
 /// What can go wrong with a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,20 +24,24 @@ pub(crate) enum Kind {
     CrossTalk,
     /// The server ended the stream before we did.
     ClosedEarly,
+    /// The server ended the stream after we did, in good order, but before it had echoed
+    /// everything.
+    Truncated,
     /// The connection was reset.
     Reset,
-    /// Bytes had not come when the patience was over.
+    /// Bytes had not come when the timeout was over.
     Unanswered,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Corrupted,
         Self::Lost,
         Self::Reordered,
         Self::Duplicated,
         Self::CrossTalk,
         Self::ClosedEarly,
+        Self::Truncated,
         Self::Reset,
         Self::Unanswered,
     ];
@@ -50,6 +55,7 @@ impl Kind {
             Self::Duplicated => "duplicated",
             Self::CrossTalk => "cross_talk",
             Self::ClosedEarly => "closed_early",
+            Self::Truncated => "truncated",
             Self::Reset => "reset",
             Self::Unanswered => "unanswered",
         }
@@ -73,26 +79,30 @@ pub(crate) struct Fault {
 impl fmt::Display for Fault {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { connection, offset, length, .. } = self;
+        let length = counted(*length, "byte");
         write!(formatter, "connection {connection}, offset {offset}: ")?;
         match (self.kind, self.source) {
-            (Kind::Corrupted, _) => write!(formatter, "{length} bytes corrupted"),
-            (Kind::Lost, _) => write!(formatter, "{length} bytes lost"),
-            (Kind::Reordered, _) => write!(formatter, "{length} bytes came after later ones"),
+            (Kind::Corrupted, _) => write!(formatter, "{length} corrupted"),
+            (Kind::Lost, _) => write!(formatter, "{length} lost"),
+            (Kind::Reordered, _) => write!(formatter, "{length} came after later ones"),
             (Kind::Duplicated, Some(from)) => {
-                write!(formatter, "{length} bytes came twice, first at offset {}", from.offset)
+                write!(formatter, "{length} came twice, first at offset {}", from.offset)
             }
-            (Kind::Duplicated, None) => write!(formatter, "{length} bytes came twice"),
+            (Kind::Duplicated, None) => write!(formatter, "{length} came twice"),
             (Kind::CrossTalk, Some(from)) => write!(
                 formatter,
-                "{length} bytes of connection {}, offset {}",
+                "{length} of connection {}, offset {}",
                 from.connection, from.offset
             ),
-            (Kind::CrossTalk, None) => write!(formatter, "{length} bytes of another connection"),
+            (Kind::CrossTalk, None) => write!(formatter, "{length} of another connection"),
             (Kind::ClosedEarly, _) => {
-                write!(formatter, "closed by the server, {length} bytes not echoed")
+                write!(formatter, "closed by the server, {length} not echoed")
             }
-            (Kind::Reset, _) => write!(formatter, "reset, {length} bytes not echoed"),
-            (Kind::Unanswered, _) => write!(formatter, "{length} bytes not echoed in time"),
+            (Kind::Truncated, _) => {
+                write!(formatter, "ended by the server in order, {length} not echoed")
+            }
+            (Kind::Reset, _) => write!(formatter, "reset, {length} not echoed"),
+            (Kind::Unanswered, _) => write!(formatter, "{length} not echoed in time"),
         }
     }
 }

@@ -2,11 +2,12 @@
 
 use std::path::Path;
 
-use serde_json::Value;
+use echo_uring::output::{complain, print};
+use serde_json::{Deserializer, Value};
 
 use crate::arguments::DiffPlan;
 use crate::json::SCHEMA;
-use crate::{EXIT_DIFFERENCE, EXIT_RIGHT, EXIT_USAGE};
+use crate::status::Status;
 
 /// A figure that is compared.
 struct Figure {
@@ -14,74 +15,134 @@ struct Figure {
     name: &'static str,
     /// Where it is in a result.
     pointer: &'static str,
-    better: Better,
+    /// When it is worse.
+    worse: Worse,
 }
 
 #[derive(Clone, Copy, PartialEq)]
-enum Better {
-    More,
+enum Worse {
+    /// If it is less, by more than the threshold.
     Less,
+    /// If it is more, by more than the threshold.
+    More,
+    /// If its share of the scheduled messages is more, by more points than the threshold.
+    Share,
+    /// If it is more: no percentage excuses errors.
+    AnyMore,
 }
 
-const FIGURES: [Figure; 11] = [
-    Figure { name: "messages/s", pointer: "/messages_per_second", better: Better::More },
-    Figure { name: "bytes/s", pointer: "/bytes_per_second", better: Better::More },
-    latency("p50 µs, uncorrected", "/latency_microseconds/uncorrected/p50"),
-    latency("p90 µs, uncorrected", "/latency_microseconds/uncorrected/p90"),
-    latency("p99 µs, uncorrected", "/latency_microseconds/uncorrected/p99"),
-    latency("p99.9 µs, uncorrected", "/latency_microseconds/uncorrected/p99_9"),
-    latency("p50 µs, corrected", "/latency_microseconds/corrected/p50"),
-    latency("p90 µs, corrected", "/latency_microseconds/corrected/p90"),
-    latency("p99 µs, corrected", "/latency_microseconds/corrected/p99"),
-    latency("p99.9 µs, corrected", "/latency_microseconds/corrected/p99_9"),
-    Figure { name: "errors", pointer: "/errors", better: Better::Less },
+const FIGURES: [Figure; 16] = [
+    figure("messages/s", "/messages_per_second", Worse::Less),
+    figure("bytes/s", "/bytes_per_second", Worse::Less),
+    figure("p50 µs, uncorrected", "/latency_microseconds/uncorrected/p50", Worse::More),
+    figure("p90 µs, uncorrected", "/latency_microseconds/uncorrected/p90", Worse::More),
+    figure("p99 µs, uncorrected", "/latency_microseconds/uncorrected/p99", Worse::More),
+    figure("p99.9 µs, uncorrected", "/latency_microseconds/uncorrected/p99_9", Worse::More),
+    figure("p50 µs, corrected", "/latency_microseconds/corrected/p50", Worse::More),
+    figure("p90 µs, corrected", "/latency_microseconds/corrected/p90", Worse::More),
+    figure("p99 µs, corrected", "/latency_microseconds/corrected/p99", Worse::More),
+    figure("p99.9 µs, corrected", "/latency_microseconds/corrected/p99_9", Worse::More),
+    figure("late", "/late_messages", Worse::Share),
+    figure("unsent", "/unsent_messages", Worse::Share),
+    figure("unanswered", "/unanswered_messages", Worse::AnyMore),
+    figure("errors", "/errors", Worse::AnyMore),
+    figure("connect failures", "/connect_failures", Worse::AnyMore),
+    figure("left open", "/connections_left_open", Worse::AnyMore),
 ];
 
-const fn latency(name: &'static str, pointer: &'static str) -> Figure {
-    Figure { name, pointer, better: Better::Less }
+const fn figure(name: &'static str, pointer: &'static str, worse: Worse) -> Figure {
+    Figure { name, pointer, worse }
 }
 
 /// Settings without which two runs are not the same load.
 const SETTINGS: [&str; 6] =
-    ["mode", "connections", "size_bytes", "depth", "rate_per_second", "threads"];
+    ["connections", "size_bytes", "depth", "rate_per_second", "threads", "verify"];
 
 /// Prints the comparison; returns the exit status.
-pub(crate) fn run(plan: &DiffPlan) -> u8 {
-    let (before, after) = match (read(&plan.before), read(&plan.after)) {
-        (Ok(before), Ok(after)) => (before, after),
-        (Err(fault), _) | (_, Err(fault)) => {
-            eprintln!("echo-load: {fault}");
-            return EXIT_USAGE;
+pub(crate) fn run(plan: &DiffPlan) -> Status {
+    let results = read(&plan.before).and_then(|before| Ok((before, read(&plan.after)?)));
+    let results = results.and_then(|(before, after)| {
+        let kinds = [&before, &after].map(kind);
+        match kinds[0] == kinds[1] {
+            true => Ok((before, after)),
+            false => Err(format!("the runs are of two kinds: {} and {}", kinds[0], kinds[1])),
+        }
+    });
+    let (before, after) = match results {
+        Ok(results) => results,
+        Err(fault) => {
+            complain(&format!("echo-load: {fault}"));
+            return Status::Usage;
         }
     };
     for name in SETTINGS {
         let (one, other) = (&before["settings"][name], &after["settings"][name]);
         if one != other {
-            eprintln!("echo-load: the runs differ in {name}: {one} and {other}");
+            complain(&format!("echo-load: the runs differ in {name}: {one} and {other}"));
         }
     }
-    let mut worse = false;
-    println!("{:<24} {:>14} {:>14} {:>9}", "", "before", "after", "change");
-    for figure in &FIGURES {
-        let number = |result: &Value| result.pointer(figure.pointer).and_then(Value::as_f64);
-        let (Some(one), Some(other)) = (number(&before), number(&after)) else { continue };
-        let change = change_percent(one, other);
-        let loss = if figure.better == Better::More { -change } else { change };
-        let verdict = if loss > plan.threshold { "  worse" } else { "" };
-        worse |= loss > plan.threshold;
-        println!("{:<24} {one:>14.1} {other:>14.1} {change:>+8.1}%{verdict}", figure.name);
+    let (text, is_worse) = compare(&before, &after, plan.threshold);
+    let verdict = if is_worse { Status::Incomplete } else { Status::Fine };
+    match print(&text) {
+        Ok(()) => verdict,
+        Err(error) => {
+            complain(&format!("echo-load: cannot write to standard output: {error}"));
+            if is_worse { verdict } else { Status::Output }
+        }
     }
-    if worse { EXIT_DIFFERENCE } else { EXIT_RIGHT }
 }
 
+/// What kind of run a result is of: those of two kinds have nothing to be compared in.
+fn kind(result: &Value) -> String {
+    let settings = &result["settings"];
+    let mode = settings["mode"].as_str().unwrap_or("no mode");
+    let is_closed = settings["rate_per_second"].is_null();
+    format!("{mode}, {} loop", if is_closed { "closed" } else { "open" })
+}
+
+/// The table, and whether anything is worse.
+fn compare(before: &Value, after: &Value, threshold: f64) -> (String, bool) {
+    let mut is_worse = false;
+    let mut text = format!("{:<24} {:>14} {:>14} {:>9}\n", "", "before", "after", "change");
+    for figure in &FIGURES {
+        let number = |result: &Value| result.pointer(figure.pointer).and_then(Value::as_f64);
+        let share = |result: &Value, number: f64| {
+            let scheduled = result["scheduled_messages"].as_f64().unwrap_or(0.0);
+            number / scheduled.max(1.0) * 100.0
+        };
+        let (Some(one), Some(other)) = (number(before), number(after)) else { continue };
+        let change = change_percent(one, other);
+        let worse = match figure.worse {
+            Worse::Less => -change > threshold,
+            Worse::More => change > threshold,
+            Worse::Share => share(after, other) - share(before, one) > threshold,
+            Worse::AnyMore => other > one,
+        };
+        is_worse |= worse;
+        let verdict = if worse { "  worse" } else { "" };
+        let name = figure.name;
+        text += &format!("{name:<24} {one:>14.1} {other:>14.1} {change:>+8.1}%{verdict}\n");
+    }
+    (text, is_worse)
+}
+
+/// The result that a file holds, whether it came from `--json` or `--json-stream`, and however it
+/// is laid out.
 fn read(path: &Path) -> Result<Value, String> {
     let named = |fault: &dyn std::fmt::Display| format!("{}: {fault}", path.display());
     let text = std::fs::read_to_string(path).map_err(|error| named(&error))?;
-    // The last line: of --json the only one, of --json-stream the result.
-    let last = text.trim_end().lines().last().unwrap_or_default();
-    let result: Value = serde_json::from_str(last).map_err(|error| named(&error))?;
-    if result["schema"] != SCHEMA || result["kind"] != "result" {
-        return Err(named(&format!("this is no result of the form {SCHEMA}")));
+    let values = Deserializer::from_str(&text).into_iter::<Value>();
+    let values: Vec<Value> = values.collect::<Result<_, _>>().map_err(|error| named(&error))?;
+    let result = values.into_iter().rfind(|value| value["kind"] == "result");
+    let result = result.filter(|result| result["schema"] == SCHEMA);
+    let result =
+        result.ok_or_else(|| named(&format!("there is no result of the form {SCHEMA} in it")))?;
+    let figures = FIGURES.iter().filter(|figure| result.pointer(figure.pointer).is_some());
+    if figures.count() == 0 || !result["messages"].is_number() {
+        return Err(named(&"the result has no figures"));
+    }
+    if result["messages"].as_f64() == Some(0.0) {
+        return Err(named(&"no message was answered in that run"));
     }
     Ok(result)
 }

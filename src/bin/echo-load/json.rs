@@ -6,8 +6,8 @@ use serde_json::{Map, Value, json};
 
 use crate::arguments::Plan;
 use crate::diagnosis::{Fault, Kind};
-use crate::measure::Measured;
-use crate::run::{Point, Result};
+use crate::measure::{Measured, quantile};
+use crate::result::{Ended, Point, Result};
 use crate::table::PERCENTILES;
 
 /// The name and version of the form.
@@ -20,27 +20,42 @@ pub(crate) fn result(plan: &Plan, result: &Result) -> Value {
     let counts = Kind::ALL.iter().zip(outcome.fault_counts);
     let counts: Map<String, Value> =
         counts.map(|(kind, count)| (kind.word().to_owned(), count.into())).collect();
+    let problems = result.problems(plan);
     json!({
         "schema": SCHEMA,
         "kind": "result",
         "version": env!("CARGO_PKG_VERSION"),
         "started_at": humantime::format_rfc3339_millis(result.started_at).to_string(),
         "settings": settings(plan),
+        "address": result.address,
         "elapsed_seconds": total.elapsed.as_secs_f64(),
-        "messages": total.messages,
+        "ended": result.ended.word(),
+        "interrupted": result.ended == Ended::Interrupted,
+        "problems": problems.iter().map(|problem| problem.text.clone()).collect::<Vec<_>>(),
+        "scheduled_messages": total.counts.scheduled,
+        "messages": total.counts.answered,
+        "late_messages": total.counts.late,
+        "unanswered_messages": total.counts.unanswered,
+        "unsent_messages": total.counts.unsent,
         "messages_per_second": total.messages_per_second(),
         "echoed_bytes": total.bytes,
         "bytes_per_second": total.bytes_per_second(),
-        "connections_made": total.connected,
+        "connections_made": result.connections_made,
         "latency_microseconds": latencies(total),
+        "client_lateness_microseconds": total.lateness.as_ref().map(latency),
         "client_cpu_seconds": result.cpu.as_secs_f64(),
         "errors": outcome.faults_total(),
         "error_counts": counts,
         "error_details": outcome.faults.iter().map(fault).collect::<Vec<_>>(),
         "connect_failures": outcome.connect_failures,
         "connect_error": outcome.connect_error,
-        "unsent_messages": outcome.unsent,
         "connections_left_open": outcome.left_open,
+        "connections_without_echo": outcome.without_echo,
+        "slowest_connection": outcome.slowest.as_ref().map(|slowest| json!({
+            "connection": slowest.connection,
+            "messages": slowest.echoes,
+            "mean_microseconds": slowest.mean / 1e3,
+        })),
         "intervals": result.intervals.iter().map(point).collect::<Vec<_>>(),
     })
 }
@@ -51,7 +66,7 @@ pub(crate) fn interval(at: &Point, measured: &Measured, errors: u64) -> Value {
     object["schema"] = SCHEMA.into();
     object["kind"] = "interval".into();
     object["interval_seconds"] = measured.elapsed.as_secs_f64().into();
-    object["messages"] = measured.messages.into();
+    object["messages"] = measured.counts.answered.into();
     object["echoed_bytes"] = measured.bytes.into();
     object["connections_made"] = measured.connected.into();
     object["latency_microseconds"] = latencies(measured);
@@ -71,9 +86,11 @@ fn settings(plan: &Plan) -> Value {
         "duration_seconds": plan.duration.as_secs_f64(),
         "warmup_seconds": plan.warmup.as_secs_f64(),
         "interval_seconds": plan.interval.as_secs_f64(),
-        "timeout_seconds": plan.patience.as_secs_f64(),
+        "timeout_seconds": plan.timeout.as_secs_f64(),
         "sources": plan.sources.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "verify": plan.verify,
+        "tolerance_percent": plan.tolerance * 100.0,
+        "require_close": plan.require_close,
         "seed": plan.seed,
     })
 }
@@ -83,8 +100,10 @@ fn point(point: &Point) -> Value {
         "at_seconds": point.at.as_secs_f64(),
         "messages_per_second": point.messages_per_second,
         "bytes_per_second": point.bytes_per_second,
-        "p50_microseconds": point.p50_ns as f64 / 1e3,
-        "p99_microseconds": point.p99_ns as f64 / 1e3,
+        "p50_microseconds": point.p50_ns.map(|it| it as f64 / 1e3),
+        "p99_microseconds": point.p99_ns.map(|it| it as f64 / 1e3),
+        "outstanding_messages": point.outstanding,
+        "longest_wait_microseconds": point.longest_wait_ns as f64 / 1e3,
     })
 }
 
@@ -95,16 +114,18 @@ fn latencies(measured: &Measured) -> Value {
     })
 }
 
+/// Where nothing was measured there is no value.
 fn latency(histogram: &Histogram<u64>) -> Value {
-    let microseconds = |nanoseconds: u64| Value::from(nanoseconds as f64 / 1e3);
+    let known = |microseconds: f64| (!histogram.is_empty()).then_some(microseconds);
     let mut object = json!({
         "count": histogram.len(),
-        "mean": histogram.mean() / 1e3,
-        "min": microseconds(histogram.min()),
-        "max": microseconds(histogram.max()),
+        "mean": known(histogram.mean() / 1e3),
+        "min": known(histogram.min() as f64 / 1e3),
+        "max": known(histogram.max() as f64 / 1e3),
     });
     for (percentile, name) in PERCENTILES {
-        object[name] = microseconds(histogram.value_at_quantile(percentile / 100.0));
+        let value = quantile(histogram, percentile / 100.0);
+        object[name] = value.map(|nanoseconds| nanoseconds as f64 / 1e3).into();
     }
     object
 }

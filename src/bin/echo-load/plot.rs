@@ -2,7 +2,6 @@
 //! place that knows the plotting crate.
 
 use std::error::Error;
-use std::path::Path;
 
 use hdrhistogram::Histogram;
 use plotters::coord::Shift;
@@ -12,7 +11,7 @@ use plotters::prelude::{
 };
 
 use crate::arguments::Plan;
-use crate::run::Result as Load;
+use crate::result::Result as Load;
 use crate::table::count;
 
 const WIDTH: u32 = 960;
@@ -25,8 +24,8 @@ const STEPS: u32 = 500;
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
-/// Draws the result to a file.
-pub(crate) fn draw(path: &Path, plan: &Plan, load: &Load) -> Result<(), Box<dyn Error>> {
+/// The picture of a result, as SVG.
+pub(crate) fn draw(plan: &Plan, load: &Load) -> Result<String, Box<dyn Error>> {
     let mut picture = String::new();
     {
         let area = SVGBackend::with_string(&mut picture, (WIDTH, HEIGHT)).into_drawing_area();
@@ -36,8 +35,7 @@ pub(crate) fn draw(path: &Path, plan: &Plan, load: &Load) -> Result<(), Box<dyn 
         throughput(&below, load)?;
         area.present()?;
     }
-    std::fs::write(path, picture)?;
-    Ok(())
+    Ok(picture)
 }
 
 fn latency(area: &Area, plan: &Plan, load: &Load) -> Result<(), Box<dyn Error>> {
@@ -78,6 +76,9 @@ fn latency(area: &Area, plan: &Plan, load: &Load) -> Result<(), Box<dyn Error>> 
 
 /// Latency in microseconds over nines, as far as there are messages enough to tell.
 fn curve(histogram: &Histogram<u64>) -> Vec<(f64, f64)> {
+    if histogram.is_empty() {
+        return Vec::new();
+    }
     let known = (histogram.len().max(1) as f64).log10().min(NINES_MAX);
     let points = (0..=STEPS).map(|step| known * f64::from(step) / f64::from(STEPS));
     points

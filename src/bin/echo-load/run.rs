@@ -1,7 +1,8 @@
 //! The main thread: starts the workers, takes them through the phases, asks what they measured, and
 //! tells the result.
+//!
+//! It never waits for anything without looking at the signals, at least every [`LOOK`].
 
-use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -9,52 +10,54 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use echo_uring::output::{self, complain};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit};
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::arguments::Plan;
+use crate::files::Replacement;
+use crate::machine;
 use crate::measure::Measured;
+use crate::orders::{News, Orders, Phase};
 use crate::progress::Progress;
-use crate::worker::{News, Orders, Outcome, Phase, Worker};
-use crate::{EXIT_DIFFERENCE, EXIT_RIGHT, EXIT_UNCONNECTED, EXIT_USAGE};
+use crate::reach;
+use crate::result::{Ended, Point, Result};
+use crate::signals::Signals;
+use crate::status::Status;
+use crate::target::Address;
+use crate::worker::{Task, Worker};
+use crate::writer::Writer;
 use crate::{hdr, json, plot, table};
 
 /// How often the main thread looks up from waiting.
-const LOOK: Duration = Duration::from_millis(50);
+pub(crate) const LOOK: Duration = Duration::from_millis(50);
 
-/// Everything about a run that has ended.
-pub(crate) struct Result {
-    pub(crate) started_at: SystemTime,
-    /// After the warm-up, until the last report.
-    pub(crate) total: Measured,
-    /// The reports, in order.
-    pub(crate) intervals: Vec<Point>,
-    pub(crate) outcome: Outcome,
-    /// CPU time of this process in the measured time.
-    pub(crate) cpu: Duration,
+/// Why there is no result.
+pub(crate) enum Failure {
+    /// The user ended the run before it began.
+    Interrupted,
+    /// Something failed: the exit status, and what is said.
+    Fatal(Status, String),
 }
 
-/// A report, without its histograms.
-pub(crate) struct Point {
-    /// Since the beginning of the measured time, at the end of the interval.
-    pub(crate) at: Duration,
-    pub(crate) messages_per_second: f64,
-    pub(crate) bytes_per_second: f64,
-    pub(crate) p50_ns: u64,
-    pub(crate) p99_ns: u64,
+impl Failure {
+    fn usage(why: impl std::fmt::Display) -> Self {
+        Self::Fatal(Status::Usage, why.to_string())
+    }
 }
+
+type Attempt<T> = std::result::Result<T, Failure>;
 
 /// Runs the plan; returns the exit status.
-pub(crate) fn run(plan: Plan) -> u8 {
-    match Run::start(plan) {
-        Ok(run) => run.carry_out(),
-        Err(fault) => {
-            eprintln!("echo-load: {fault}");
-            EXIT_USAGE
+pub(crate) fn run(plan: Plan) -> Status {
+    let done = Run::new(plan).and_then(Run::carry_out);
+    match done {
+        Ok(status) => status,
+        Err(Failure::Fatal(status, why)) => {
+            complain(&format!("echo-load: {why}"));
+            status
         }
+        Err(Failure::Interrupted) => Status::Incomplete,
     }
 }
 
@@ -62,65 +65,106 @@ struct Run {
     plan: Arc<Plan>,
     orders: Arc<Orders>,
     wakes: Vec<Arc<EventFd>>,
-    news: Receiver<News>,
-    signals: SignalFd,
+    /// None before there are workers.
+    news: Option<Receiver<News>>,
+    signals: Signals,
     origin: Instant,
+    /// When messages were last looked through for those that have waited too long.
+    swept: Instant,
     progress: Progress,
+    writer: Writer,
     hdr: Option<hdr::Log>,
-    interrupted: bool,
-    /// Reports of workers that have ended, as they come.
-    outcome: Outcome,
+    plot: Option<Replacement>,
+    /// What could not be written, and why.
+    unwritten: Vec<String>,
+    /// As far as it is known.
+    result: Result,
+    /// What became of messages after the measured time.
+    end: Measured,
     workers_left: usize,
 }
 
-/// Why a run came to nothing.
-enum Failure {
-    /// A connection could not be made.
-    Unconnected(String),
-    /// The ring or a file cannot be used.
-    Broken(String),
-    /// The user ended it before it began.
-    Interrupted,
-}
-
-fn unwritable(error: io::Error) -> Failure {
-    Failure::Broken(format!("cannot write the --hdr file: {error}"))
-}
-
 impl Run {
-    fn start(plan: Plan) -> std::result::Result<Self, String> {
-        raise_open_files();
-        let mut mask = SigSet::empty();
-        mask.add(Signal::SIGINT);
-        mask.add(Signal::SIGTERM);
-        mask.thread_block().map_err(|error| format!("cannot block signals: {error}"))?;
-        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
-        let signals = SignalFd::with_flags(&mask, flags)
-            .map_err(|error| format!("cannot receive signals: {error}"))?;
-        let hdr = match &plan.output.hdr {
-            None => None,
-            Some(path) => Some(
-                hdr::Log::create(path)
-                    .map_err(|error| format!("--hdr {}: {error}", path.display()))?,
-            ),
-        };
-        if let Some(path) = &plan.output.plot {
-            // Better now than after the run.
-            std::fs::File::create(path)
-                .map_err(|error| format!("--plot {}: {error}", path.display()))?;
+    /// Finds out, before anything is connected or overwritten, what cannot be had.
+    fn new(plan: Plan) -> Attempt<Self> {
+        let fatal_output = |why| Failure::Fatal(Status::Output, why);
+        output::check().map_err(|error| fatal_output(format!("standard output: {error}")))?;
+        machine::prepare(&plan).map_err(Failure::usage)?;
+        let signals = Signals::new().map_err(Failure::usage)?;
+        let hdr = plan.output.hdr.as_deref().map(|path| {
+            let log = hdr::Log::create(path);
+            log.map_err(|error| Failure::usage(format!("--hdr {}: {error}", path.display())))
+        });
+        let plot = plan.output.plot.as_deref().map(|path| {
+            let file = Replacement::new(path);
+            file.map_err(|error| Failure::usage(format!("--plot {}: {error}", path.display())))
+        });
+        let writer = Writer::start()
+            .map_err(|error| Failure::usage(format!("cannot start a thread: {error}")))?;
+        Ok(Self {
+            progress: Progress::new(&plan),
+            result: Result::new(&plan),
+            end: Measured::new(plan.rate_per_second.is_some()),
+            plan: Arc::new(plan),
+            orders: Arc::default(),
+            wakes: Vec::new(),
+            news: None,
+            signals,
+            origin: Instant::now(),
+            swept: Instant::now(),
+            writer,
+            hdr: hdr.transpose()?,
+            plot: plot.transpose()?,
+            unwritten: Vec::new(),
+            workers_left: 0,
+        })
+    }
+
+    fn carry_out(mut self) -> Attempt<Status> {
+        let ended = self
+            .reach()
+            .and_then(|address| self.employ(&address))
+            .and_then(|()| self.connect())
+            .and_then(|()| self.measure());
+        match ended {
+            Ok(()) => {}
+            Err(Failure::Interrupted) => self.abandon()?,
+            Err(fatal) => {
+                self.progress.clear();
+                return Err(fatal);
+            }
         }
+        Ok(self.conclude())
+    }
+
+    /// Finds an address to connect to.
+    fn reach(&mut self) -> Attempt<Address> {
+        let addresses = reach::resolve(&self.plan, &mut self.signals)?;
+        let address = reach::choose(&self.plan, addresses, &mut self.signals)?;
+        self.result.address = Some(address.to_string());
+        Ok(address)
+    }
+
+    /// Starts the workers, and waits until each has what it needs.
+    fn employ(&mut self, address: &Address) -> Attempt<()> {
         let (tell, news) = mpsc::channel();
-        let (plan, orders, origin) = (Arc::new(plan), Arc::<Orders>::default(), Instant::now());
-        let mut wakes = Vec::new();
-        for index in 0..plan.threads {
+        self.news = Some(news);
+        for thread in 0..self.plan.threads {
             let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-            let wake = EventFd::from_flags(flags).map_err(|error| error.to_string())?;
-            let wake = Arc::new(wake);
-            wakes.push(wake.clone());
-            let (plan, orders, tell) = (plan.clone(), orders.clone(), tell.clone());
+            let wake = Arc::new(EventFd::from_flags(flags).map_err(Failure::usage)?);
+            self.wakes.push(wake.clone());
+            let task = Task {
+                plan: self.plan.clone(),
+                address: address.0.clone(),
+                thread,
+                wake,
+                orders: self.orders.clone(),
+                news: tell.clone(),
+                origin: self.origin,
+            };
+            let broken = tell.clone();
             let work = move || {
-                let broken = tell.clone();
-                let done = Worker::new(plan, index, wake, orders, tell, origin)
+                let done = Worker::new(task)
                     .map_err(|unusable| unusable.to_string())
                     .and_then(|worker| worker.work().map_err(|error| error.to_string()));
                 if let Err(fault) = done {
@@ -129,146 +173,172 @@ impl Run {
                 }
             };
             thread::Builder::new()
-                .name(format!("load-{index}"))
+                .name(format!("load-{thread}"))
                 .spawn(work)
-                .map_err(|error| format!("cannot start a thread: {error}"))?;
+                .map_err(|error| Failure::usage(format!("cannot start a thread: {error}")))?;
+            self.workers_left += 1;
         }
-        Ok(Self {
-            progress: Progress::new(&plan),
-            workers_left: wakes.len(),
-            plan,
-            orders,
-            wakes,
-            news,
-            signals,
-            origin,
-            hdr,
-            interrupted: false,
-            outcome: Outcome::default(),
-        })
-    }
-
-    fn carry_out(mut self) -> u8 {
-        let failure = match self.connect().and_then(|()| self.measure()) {
-            Ok(result) => return self.tell(&result),
-            Err(failure) => failure,
-        };
-        self.progress.clear();
-        let place = &self.plan.target.text;
-        match failure {
-            Failure::Unconnected(why) => {
-                eprintln!("echo-load: cannot connect to {place}: {why}");
-                EXIT_UNCONNECTED
+        let mut prepared = 0;
+        while prepared < self.plan.threads {
+            if let Some(News::Prepared) = self.hear(LOOK)? {
+                prepared += 1;
             }
-            Failure::Broken(why) => {
-                eprintln!("echo-load: {why}");
-                EXIT_USAGE
-            }
-            Failure::Interrupted => {
-                eprintln!("echo-load: interrupted before the load began");
-                EXIT_UNCONNECTED
-            }
-        }
-    }
-
-    /// Waits until all connections stand.
-    fn connect(&mut self) -> std::result::Result<(), Failure> {
-        let (mut ready, mut connected, mut since) = (0, 0, Instant::now());
-        while ready < self.plan.threads {
-            match self.hear(LOOK)? {
-                Some(News::Ready) => ready += 1,
-                Some(News::Refused(why)) => return Err(Failure::Unconnected(why)),
-                Some(_) | None => {}
-            }
-            let now_connected = self.orders.connected.load(Ordering::Relaxed);
-            self.progress.connecting(now_connected);
-            if self.is_interrupted() {
+            if self.signals.is_interrupted() {
                 return Err(Failure::Interrupted);
-            }
-            if now_connected > connected {
-                (connected, since) = (now_connected, Instant::now());
-            } else if since.elapsed() > self.plan.patience {
-                let seconds = self.plan.patience.as_secs_f64();
-                let why = format!("no answer for {seconds} s, {connected} connections stand");
-                return Err(Failure::Unconnected(why));
             }
         }
         Ok(())
     }
 
-    /// The run proper, from the first message to the end of the last connection.
-    fn measure(&mut self) -> std::result::Result<Result, Failure> {
-        let begin = self.origin.elapsed();
-        self.orders.run(begin.as_nanos() as u64);
+    /// Waits until all connections stand.
+    fn connect(&mut self) -> Attempt<()> {
+        self.orders.set_phase(Phase::Connect);
         self.wake();
-        let mut goes_on = true;
-        if !self.plan.warmup.is_zero() {
-            goes_on = self.pause_until(begin + self.plan.warmup);
-            self.collect()?;
+        let (mut ready, mut connected, mut since) = (0, 0, Instant::now());
+        while ready < self.plan.threads {
+            match self.hear(LOOK)? {
+                Some(News::Ready) => ready += 1,
+                Some(News::Refused(why)) => return Err(self.unconnected(&why)),
+                Some(_) | None => {}
+            }
+            let now_connected = self.orders.connected.load(Ordering::Relaxed);
+            self.progress.connecting(now_connected);
+            if self.signals.is_interrupted() {
+                return Err(Failure::Interrupted);
+            }
+            if now_connected > connected {
+                (connected, since) = (now_connected, Instant::now());
+            } else if since.elapsed() > self.plan.timeout {
+                let seconds = self.plan.timeout.as_secs_f64();
+                let stand = table::counted(connected, "connection");
+                return Err(self.unconnected(&format!("no answer for {seconds} s, {stand} made")));
+            }
         }
-        let started_at = SystemTime::now();
+        self.result.connections_made = self.orders.connected.load(Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn unconnected(&self, why: &str) -> Failure {
+        let place = reach::named(&self.plan.target.text, self.result.address.as_deref());
+        Failure::Fatal(Status::Unconnected, format!("cannot connect to {place}: {why}"))
+    }
+
+    /// The run proper, from the first message to the end of the last connection.
+    fn measure(&mut self) -> Attempt<()> {
+        let mut begin = self.origin.elapsed();
+        let mut ended = None;
+        if self.plan.warmup.is_zero() {
+            self.orders.begin(Phase::Run, begin.as_nanos() as u64);
+            self.wake();
+        } else {
+            self.orders.begin(Phase::WarmUp, begin.as_nanos() as u64);
+            self.wake();
+            self.progress.warming_up(self.plan.warmup);
+            ended = self.pause_until(begin + self.plan.warmup)?;
+            self.orders.set_phase(Phase::Run);
+            self.wake();
+            begin = self.origin.elapsed();
+        }
+        self.result.started_at = SystemTime::now();
         if let Some(log) = &mut self.hdr {
-            log.begin(started_at).map_err(unwritable)?;
+            log.begin(self.result.started_at);
         }
-        let (cpu, begin) = (cpu_time(), self.origin.elapsed());
+        let cpu = machine::cpu_time();
         let end = begin + self.plan.duration;
-        let mut total = Measured::new(self.plan.rate_per_second.is_some());
-        let mut intervals = Vec::new();
         let mut next = begin;
-        while goes_on && next < end {
-            next = end.min(next + self.plan.interval);
-            goes_on = self.pause_until(next);
+        self.progress.begin();
+        loop {
+            // Reports that could not be made in time are left out.
+            let late = self.origin.elapsed().saturating_sub(next);
+            let missed = late.as_nanos() / self.plan.interval.as_nanos();
+            let step = self.plan.interval.as_nanos() * (missed + 1);
+            next = end.min(next + Duration::from_nanos(u64::try_from(step).unwrap_or(u64::MAX)));
+            if ended.is_none() {
+                ended = self.pause_until(next)?;
+            }
+            let is_last = ended.is_some() || next >= end;
+            if is_last {
+                // The end of the last interval is that of the run, for every worker.
+                self.orders.set_phase(Phase::Finish);
+            }
             let measured = self.collect()?;
-            let from = total.elapsed;
-            total.add_later(&measured);
-            let point = Point::new(total.elapsed, &measured);
-            self.report(&point, from, &measured)?;
-            intervals.push(point);
+            self.report(&measured);
+            if is_last {
+                break;
+            }
         }
-        let cpu = cpu_time().saturating_sub(cpu);
-        self.finish()?;
-        let outcome = std::mem::take(&mut self.outcome);
-        Ok(Result { started_at, total, intervals, outcome, cpu })
+        self.result.ended = ended.unwrap_or(Ended::OnTime);
+        self.result.cpu = machine::cpu_time().saturating_sub(cpu);
+        self.finish()
     }
 
-    /// Shows an interval to those who watch.
-    fn report(
-        &mut self,
-        point: &Point,
-        from: Duration,
-        measured: &Measured,
-    ) -> std::result::Result<(), Failure> {
+    /// Adds an interval, and shows it to those who watch.
+    fn report(&mut self, measured: &Measured) {
+        let from = self.result.total.elapsed;
+        self.result.total.add_later(measured);
+        let point = Point::new(self.result.total.elapsed, measured);
         let errors = self.orders.errors.load(Ordering::Relaxed);
-        self.progress.running(point, errors);
+        self.progress.running(&point, errors);
         if self.plan.output.json_stream {
-            print(&json::interval(point, measured, errors).to_string());
+            self.writer.print(&json::interval(&point, measured, errors).to_string());
         }
-        match &mut self.hdr {
-            None => Ok(()),
-            Some(log) => log.write(from, measured).map_err(unwritable),
+        self.log(from, measured);
+        self.result.intervals.push(point);
+    }
+
+    /// Writes to the --hdr file. If that fails, the run goes on without it.
+    fn log(&mut self, from: Duration, measured: &Measured) {
+        let Some(log) = &mut self.hdr else { return };
+        if let Err(error) = log.write(from, measured) {
+            self.hdr = None;
+            self.unwritten.push(format!("cannot write the --hdr file: {error}"));
         }
     }
 
-    /// Waits for a moment. False if there is no reason to go on.
-    fn pause_until(&mut self, moment: Duration) -> bool {
+    /// Waits for a moment, or for a reason not to go on.
+    fn pause_until(&mut self, moment: Duration) -> Attempt<Option<Ended>> {
         loop {
             let left = moment.saturating_sub(self.origin.elapsed());
             if left.is_zero() {
-                return true;
+                return Ok(None);
             }
-            let timeout = PollTimeout::try_from(left.min(LOOK) + Duration::from_millis(1));
+            self.sweep();
+            let timeout = PollTimeout::try_from(left.min(self.look()) + Duration::from_millis(1));
             let timeout = timeout.expect("invariant: a look is shorter than the longest wait");
             let mut files = [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
             // An error means that it was too short; the clock decides.
             let _ = poll(&mut files, timeout);
-            if self.is_interrupted() || self.orders.live.load(Ordering::Relaxed) == 0 {
-                return false;
+            if self.signals.is_interrupted() {
+                return Ok(Some(Ended::Interrupted));
             }
+            if self.orders.live.load(Ordering::Relaxed) == 0 {
+                return Ok(Some(Ended::Lost));
+            }
+            if self.writer.has_failed() {
+                return Ok(Some(Ended::Unread));
+            }
+            // Nothing but bad news comes unasked.
+            self.hear(Duration::ZERO)?;
+        }
+    }
+
+    /// How often to look up: a message that times out is to be seen soon afterwards.
+    fn look(&self) -> Duration {
+        LOOK.min(self.plan.timeout / 8).max(Duration::from_millis(1))
+    }
+
+    /// Has the workers look for messages that have waited for too long, from time to time.
+    fn sweep(&mut self) {
+        let pause = (self.plan.timeout / 16).min(Duration::from_millis(250));
+        if self.swept.elapsed() >= pause {
+            self.swept = Instant::now();
+            self.orders.sweeps.fetch_add(1, Ordering::Release);
+            self.wake();
         }
     }
 
     /// Asks all workers what they measured.
-    fn collect(&mut self) -> std::result::Result<Measured, Failure> {
+    fn collect(&mut self) -> Attempt<Measured> {
         self.orders.ticks.fetch_add(1, Ordering::Release);
         self.wake();
         let mut sum = Measured::new(self.plan.rate_per_second.is_some());
@@ -278,40 +348,69 @@ impl Run {
                 sum.add_parallel(&measured);
                 heard += 1;
             }
+            // The first signal ends the run at its next look, the second at once.
+            self.signals.is_interrupted();
         }
         Ok(sum)
     }
 
     /// Lets the workers end their connections, and takes what they came to.
-    fn finish(&mut self) -> std::result::Result<(), Failure> {
+    fn finish(&mut self) -> Attempt<()> {
         self.progress.finishing();
-        self.orders.set_phase(Phase::Finish);
-        self.wake();
         let since = Instant::now();
+        let was_interrupted = self.signals.is_interrupted();
         while self.workers_left > 0 {
             self.hear(LOOK)?;
-            if since.elapsed() > self.plan.patience {
+            let interrupted = self.signals.is_interrupted();
+            if interrupted {
+                self.result.ended = Ended::Interrupted;
+            }
+            if since.elapsed() > self.plan.timeout || interrupted && !was_interrupted {
                 self.orders.set_phase(Phase::Abort);
                 self.wake();
             }
         }
+        self.end.elapsed = since.elapsed();
+        let end = std::mem::replace(&mut self.end, Measured::new(false));
+        if !end.felt().is_empty() {
+            self.log(self.result.total.elapsed, &end);
+        }
+        if self.result.total.connected > 0 {
+            self.result.connections_made += self.result.total.connected;
+        }
+        self.result.total.add_end(&end);
+        self.progress.clear();
+        Ok(())
+    }
+
+    /// The user ended the run before the load began.
+    fn abandon(&mut self) -> Attempt<()> {
+        self.orders.set_phase(Phase::Abort);
+        self.wake();
+        while self.workers_left > 0 {
+            self.hear(LOOK)?;
+            self.signals.is_interrupted();
+        }
+        self.result.ended = Ended::Interrupted;
         self.progress.clear();
         Ok(())
     }
 
     /// The next news, if there are any soon.
-    fn hear(&mut self, patience: Duration) -> std::result::Result<Option<News>, Failure> {
-        match self.news.recv_timeout(patience) {
-            Ok(News::Broken(why)) => Err(Failure::Broken(why)),
-            Ok(News::Finished(outcome)) => {
+    fn hear(&mut self, patience: Duration) -> Attempt<Option<News>> {
+        let Some(news) = &self.news else { return Ok(None) };
+        match news.recv_timeout(patience) {
+            Ok(News::Broken(why)) => Err(Failure::usage(why)),
+            Ok(News::Finished(end, outcome)) => {
                 self.workers_left -= 1;
-                self.outcome.add(outcome);
+                self.end.add_end(&end);
+                self.result.outcome.add(outcome);
                 Ok(None)
             }
             Ok(news) => Ok(Some(news)),
             Err(RecvTimeoutError::Timeout) => Ok(None),
             Err(RecvTimeoutError::Disconnected) => {
-                Err(Failure::Broken("all threads of the load have ended".to_owned()))
+                Err(Failure::usage("all threads of the load have ended"))
             }
         }
     }
@@ -323,75 +422,38 @@ impl Run {
         }
     }
 
-    /// Whether the user asked us to end. The second time ends the process at once.
-    fn is_interrupted(&mut self) -> bool {
-        while let Ok(Some(_)) = self.signals.read_signal() {
-            if std::mem::replace(&mut self.interrupted, true) {
-                std::process::exit(EXIT_DIFFERENCE.into());
-            }
-        }
-        self.interrupted
-    }
-
     /// Shows the result in all forms that were asked for; returns the exit status.
-    fn tell(&self, result: &Result) -> u8 {
+    fn conclude(mut self) -> Status {
         let output = &self.plan.output;
         if output.json || output.json_stream {
-            print(&json::result(&self.plan, result).to_string());
+            self.writer.print(&json::result(&self.plan, &self.result).to_string());
         } else {
-            print(table::table(&self.plan, result).trim_end());
+            self.writer.print(table::table(&self.plan, &self.result).trim_end());
         }
-        if let Some(path) = &output.plot
-            && let Err(fault) = plot::draw(path, &self.plan, result)
-        {
-            eprintln!("echo-load: --plot {}: {fault}", path.display());
-            return EXIT_USAGE;
+        if let (Some(file), Some(path)) = (&mut self.plot, &output.plot) {
+            let drawn = plot::draw(&self.plan, &self.result)
+                .and_then(|picture| Ok(file.write(picture.as_bytes())?));
+            if let Err(fault) = drawn {
+                self.unwritten.push(format!("--plot {}: {fault}", path.display()));
+            }
         }
-        if result.outcome.faults_total() > 0 {
-            EXIT_DIFFERENCE
-        } else if result.outcome.connect_failures > 0 {
-            EXIT_UNCONNECTED
-        } else {
-            EXIT_RIGHT
+        let written = loop {
+            if let Some(written) = self.writer.finish(LOOK) {
+                break written;
+            }
+            self.signals.is_interrupted();
+        };
+        match written {
+            // Whoever reads no further has what he wants.
+            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+                self.unwritten.push(format!("cannot write to standard output: {error}"));
+            }
+            _ => {}
         }
+        self.unwritten.iter().for_each(|fault| complain(&format!("echo-load: {fault}")));
+        let problems = self.result.problems(&self.plan);
+        let unwritten = (!self.unwritten.is_empty()).then_some(Status::Output);
+        let statuses = problems.iter().map(|problem| problem.status).chain(unwritten);
+        statuses.min().unwrap_or(Status::Fine)
     }
-}
-
-impl Point {
-    fn new(at: Duration, measured: &Measured) -> Self {
-        Self {
-            at,
-            messages_per_second: measured.messages_per_second(),
-            bytes_per_second: measured.bytes_per_second(),
-            p50_ns: measured.felt().value_at_quantile(0.5),
-            p99_ns: measured.felt().value_at_quantile(0.99),
-        }
-    }
-}
-
-/// A line on standard output. A reader that went away (`| head`) is no error of ours.
-fn print(line: &str) {
-    use io::Write;
-    let _ = writeln!(io::stdout().lock(), "{line}");
-}
-
-/// Every connection is an open file. That the limit cannot be raised shows when it is reached.
-fn raise_open_files() {
-    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
-        && soft < hard
-    {
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
-    }
-}
-
-/// CPU time of this process so far.
-fn cpu_time() -> Duration {
-    let Ok(usage) = getrusage(UsageWho::RUSAGE_SELF) else { return Duration::ZERO };
-    [usage.user_time(), usage.system_time()]
-        .iter()
-        .map(|time| {
-            Duration::from_secs(time.tv_sec().unsigned_abs())
-                + Duration::from_micros(time.tv_usec().unsigned_abs())
-        })
-        .sum()
 }

@@ -1,8 +1,9 @@
 //! The open loop: messages become due at fixed moments, whatever the server does.
 //!
 //! Message `k` of the run is due `k` periods after the start. Threads take turns, and within a
-//! thread its connections do; so the moment of each message can be computed, and nothing has to be
-//! remembered however far the answers fall behind.
+//! thread its connections do; so the moment of each message, and how many are due at a moment, can
+//! be computed. Nothing is remembered or counted up a message at a time, however far the answers
+//! fall behind and however high the rate is.
 
 use crate::arguments::{Mode, Plan};
 
@@ -20,8 +21,8 @@ pub(crate) struct Schedule {
     connections: u64,
     /// From one connection to the next to be served.
     stride: u64,
-    /// The next message of this thread.
-    next: u64,
+    /// Messages of this thread that have become due.
+    due: u64,
 }
 
 impl Schedule {
@@ -35,7 +36,7 @@ impl Schedule {
             threads: plan.threads.into(),
             connections,
             stride: if plan.mode == Mode::Idle { far_stride(connections) } else { 1 },
-            next: 0,
+            due: 0,
         })
     }
 
@@ -54,19 +55,42 @@ impl Schedule {
         self.moment_of(count * self.connections + rank)
     }
 
-    /// The connection whose message is due at `now`, if one is; call it again until none is.
-    pub(crate) fn due(&mut self, now: u64) -> Option<usize> {
-        if self.next_moment() > now {
-            return None;
+    /// Nanoseconds between two messages of one connection.
+    pub(crate) fn step(&self) -> f64 {
+        self.period * self.threads as f64 * self.connections as f64
+    }
+
+    /// Lets everything become due that is so at `now`. Returns the turns of those connections that
+    /// have something due since the last time, each once: the first of them and their number.
+    pub(crate) fn advance(&mut self, now: u64) -> (u64, u64) {
+        let before = self.due;
+        if self.next_moment() <= now {
+            let global = (now - self.start) as f64 / self.period;
+            let guess = ((global - self.thread as f64) / self.threads as f64).max(0.0) as u64;
+            self.due = self.due.max(guess.saturating_sub(1));
+            // Rounding can be off by one.
+            while self.next_moment() <= now {
+                self.due += 1;
+            }
         }
-        let rank = self.next % self.connections;
-        self.next += 1;
-        Some(self.connection(rank))
+        let fresh = (self.due - before).min(self.connections);
+        ((self.due - fresh) % self.connections, fresh)
+    }
+
+    /// How many messages of this thread have become due.
+    pub(crate) fn due(&self) -> u64 {
+        self.due
+    }
+
+    /// How many messages of the connection with the turn `rank` have become due.
+    pub(crate) fn due_of(&self, rank: u64) -> u64 {
+        let behind = self.connections - 1 - rank;
+        (self.due + behind) / self.connections
     }
 
     /// When the next message becomes due.
     pub(crate) fn next_moment(&self) -> u64 {
-        self.moment_of(self.next)
+        self.moment_of(self.due)
     }
 
     fn moment_of(&self, message: u64) -> u64 {
@@ -89,6 +113,10 @@ fn gcd(a: u64, b: u64) -> u64 {
 mod tests {
     use super::*;
 
+    fn schedule(thread: u64, period: f64) -> Schedule {
+        Schedule { start: 1000, period, thread, threads: 2, connections: 3, stride: 1, due: 0 }
+    }
+
     #[test]
     fn every_connection_has_its_turn() {
         for count in 1..200 {
@@ -101,22 +129,44 @@ mod tests {
 
     #[test]
     fn moments_are_even_over_threads() {
-        let schedule = |thread| Schedule {
-            start: 1000,
-            period: 10.0,
-            thread,
-            threads: 2,
-            connections: 3,
-            stride: 1,
-            next: 0,
-        };
-        let (mut first, mut second) = (schedule(0), schedule(1));
-        assert_eq!(first.due(999), None);
-        assert_eq!((first.due(1000), second.due(1000)), (Some(0), None));
+        let (mut first, mut second) = (schedule(0, 10.0), schedule(1, 10.0));
+        assert_eq!(first.advance(999).1, 0);
+        assert_eq!((first.advance(1000), second.advance(1000).1), ((0, 1), 0));
         assert_eq!((first.next_moment(), second.next_moment()), (1020, 1010));
         assert_eq!(
             (first.moment(0, 0), first.moment(0, 1), second.moment(2, 1)),
             (1000, 1060, 1110)
         );
+    }
+
+    #[test]
+    fn what_is_due_is_what_moments_say() {
+        for period in [0.7, 1.0, 3.3, 10.0, 1234.5] {
+            let mut schedule = schedule(1, period);
+            let mut now = 900;
+            while now < 20_000 {
+                let before = schedule.due();
+                let (rank, fresh) = schedule.advance(now);
+                assert!(schedule.next_moment() > now);
+                assert!(schedule.due() == 0 || schedule.moment_of(schedule.due() - 1) <= now);
+                assert_eq!(fresh, (schedule.due() - before).min(3));
+                assert_eq!((rank + fresh) % 3, schedule.due() % 3);
+                let by_rank: u64 = (0..3).map(|rank| schedule.due_of(rank)).sum();
+                assert_eq!(by_rank, schedule.due());
+                for rank in 0..3 {
+                    let due = schedule.due_of(rank);
+                    assert!(due == 0 || schedule.moment(rank, due - 1) <= now);
+                    assert!(schedule.moment(rank, due) > now);
+                }
+                now += 1 + now % 97;
+            }
+        }
+    }
+
+    #[test]
+    fn a_rate_that_nobody_can_keep_costs_no_more_than_another() {
+        let mut schedule = schedule(0, 1.0);
+        assert_eq!(schedule.advance(3_600_000_001_000).1, 3);
+        assert_eq!(schedule.due(), 1_800_000_000_001);
     }
 }

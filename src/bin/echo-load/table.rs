@@ -6,9 +6,12 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use hdrhistogram::Histogram;
 
-use crate::arguments::Plan;
+use crate::arguments::{Mode, Plan};
 use crate::diagnosis::Kind;
-use crate::run::Result;
+use crate::measure::{Counts, per_second, quantile};
+use crate::reach::named;
+use crate::result::{Ended, Result};
+use crate::status::Status;
 
 /// The percentiles that are shown, and their names in JSON.
 pub(crate) const PERCENTILES: [(f64, &str); 6] = [
@@ -30,34 +33,67 @@ pub(crate) fn table(plan: &Plan, result: &Result) -> String {
         writeln!(text, "{name:<12} {value}").expect("invariant: a string takes everything");
     };
     let total = &result.total;
-    line("target", &plan.target.text);
+    line("target", &named(&plan.target.text, result.address.as_deref()));
     line("load", &load(plan));
-    line("measured", &format!("{:.3} s", total.elapsed.as_secs_f64()));
+    let elapsed = total.elapsed.as_secs_f64();
+    match result.ended {
+        Ended::OnTime => line("measured", &format!("{elapsed:.3} s")),
+        early => {
+            let asked = plan.duration.as_secs_f64();
+            line("measured", &format!("{elapsed:.3} s of {asked} s: {}", early.text()));
+        }
+    }
     let rate = count(total.messages_per_second());
-    line("messages", &format!("{}  ({rate} messages/s)", total.messages));
+    line("messages", &format!("{}  ({rate} messages/s)", total.counts.answered));
+    line("scheduled", &balance(result));
     let rate = bytes_per_second(total.bytes_per_second());
     line("echoed", &format!("{}  ({rate})", ByteSize(total.bytes)));
-    if total.connected > 0 {
-        let rate = total.connected as f64 / total.elapsed.as_secs_f64().max(f64::MIN_POSITIVE);
-        line("connections", &format!("{}  ({} connections/s)", total.connected, count(rate)));
+    let mut connections = counted(result.connections_made, "connection");
+    if plan.mode == Mode::Churn {
+        let rate = count(per_second(total.connected, total.elapsed));
+        connections += &format!("  ({rate} connections/s)");
     }
-    let per_message = result.cpu.as_secs_f64() / total.messages.max(1) as f64 * 1e6;
-    let share = result.cpu.as_secs_f64() / total.elapsed.as_secs_f64().max(f64::MIN_POSITIVE);
-    line("client CPU", &format!("{per_message:.2} µs/message, {:.0} % of one core", share * 100.0));
+    line("made", &connections);
+    if let Some(slowest) = &result.outcome.slowest {
+        let (messages, mean) = (counted(slowest.echoes, "message"), nanoseconds(slowest.mean));
+        let number = slowest.connection;
+        line("slowest", &format!("connection {number}: {messages}, {mean} on average"));
+    }
+    let share = result.cpu.as_secs_f64() / elapsed.max(f64::MIN_POSITIVE);
+    let per_message = match total.counts.answered {
+        0 => "–".to_owned(),
+        answered => format!("{:.2}", result.cpu.as_secs_f64() / answered as f64 * 1e6),
+    };
+    line("client CPU", &format!("{per_message} µs/message, {:.0} % of one core", share * 100.0));
     text.push('\n');
     text.push_str(&latencies(result));
     text.push('\n');
     text.push_str(&faults(plan, result));
+    for problem in result.problems(plan).iter().filter(|it| it.status == Status::Incomplete) {
+        text += &format!("{:<12} {}\n", "incomplete", problem.text);
+    }
     text
+}
+
+/// What became of all messages.
+fn balance(result: &Result) -> String {
+    let Counts { scheduled, answered, late, unanswered, unsent } = result.total.counts;
+    format!(
+        "{scheduled} = {answered} answered + {late} late + {unanswered} unanswered \
+         + {unsent} unsent"
+    )
 }
 
 fn load(plan: &Plan) -> String {
     let mut text = format!(
-        "{}, {} connections, {} threads, messages of {} bytes, depth {}",
+        "{}, {}, {}, messages of {}, depth {}",
         plan.mode.word(),
-        plan.connections,
-        plan.threads,
-        plan.sizes.text(),
+        counted(plan.connections.into(), "connection"),
+        counted(plan.threads.into(), "thread"),
+        match plan.sizes.fixed() {
+            Some(bytes) => counted(bytes as u64, "byte"),
+            None => format!("{} bytes", plan.sizes.text()),
+        },
         plan.depth
     );
     match plan.rate_per_second {
@@ -72,13 +108,19 @@ fn latencies(result: &Result) -> String {
     if let Some(corrected) = &result.total.corrected {
         columns = vec![("corrected", corrected), ("uncorrected", &result.total.uncorrected)];
     }
+    if let Some(lateness) = &result.total.lateness {
+        columns.push(("client late", lateness));
+    }
     let mut text = format!("{:<12}", "");
     columns.iter().for_each(|(name, _)| text += &format!(" {name:>12}"));
     text.push('\n');
     let mut row = |name: &str, value: &dyn Fn(&Histogram<u64>) -> f64| {
         text += &format!("{name:<12}");
         for (_, histogram) in &columns {
-            text += &format!(" {:>12}", time(Duration::from_nanos(value(histogram) as u64)));
+            // Where nothing was measured there is no value.
+            let known = !histogram.is_empty();
+            let value = if known { nanoseconds(value(histogram)) } else { "–".to_owned() };
+            text += &format!(" {value:>12}");
         }
         text.push('\n');
     };
@@ -89,7 +131,25 @@ fn latencies(result: &Result) -> String {
         row(&name, &|histogram| histogram.value_at_quantile(percentile / 100.0) as f64);
     }
     row("max", &|histogram| histogram.max() as f64);
-    text
+    text + &dominance(result)
+}
+
+/// Says so where the corrected latencies tell more of this client than of the server.
+fn dominance(result: &Result) -> String {
+    let (Some(corrected), Some(lateness)) = (&result.total.corrected, &result.total.lateness)
+    else {
+        return String::new();
+    };
+    let dominated = [(0.5, "p50"), (0.99, "p99")].into_iter().filter(|&(at, _)| {
+        let (felt, late) = (quantile(corrected, at), quantile(lateness, at));
+        matches!((felt, late), (Some(felt), Some(late)) if late > felt / 2)
+    });
+    let names: Vec<&str> = dominated.map(|(_, name)| name).collect();
+    if names.is_empty() {
+        return String::new();
+    }
+    let names = names.join(" and ");
+    format!("{:<12} this client's own lateness is more than half of corrected {names}\n", "note")
 }
 
 fn faults(plan: &Plan, result: &Result) -> String {
@@ -114,16 +174,24 @@ fn faults(plan: &Plan, result: &Result) -> String {
         }
     }
     if let Some(error) = &outcome.connect_error {
-        text += &format!("{:<12} {} connects: {error}\n", "failed", outcome.connect_failures);
-    }
-    if outcome.unsent > 0 {
-        text += &format!("{:<12} {} messages were due and never sent\n", "behind", outcome.unsent);
+        let failed = counted(outcome.connect_failures, "connect");
+        text += &format!("{:<12} {failed}: {error}\n", "failed");
     }
     if outcome.left_open > 0 {
-        let count = outcome.left_open;
-        text += &format!("{:<12} {count} connections, by the server after our FIN\n", "left open");
+        let left = counted(outcome.left_open, "connection");
+        text += &format!("{:<12} {left}, by the server after our FIN\n", "left open");
     }
     text
+}
+
+/// `1 byte`, `2 bytes`.
+pub(crate) fn counted(number: u64, noun: &str) -> String {
+    let ending = if number == 1 { "" } else { "s" };
+    format!("{number} {noun}{ending}")
+}
+
+fn nanoseconds(nanoseconds: f64) -> String {
+    time(Duration::from_nanos(nanoseconds as u64))
 }
 
 /// A number for people: three digits that matter, more if they stand before the point.

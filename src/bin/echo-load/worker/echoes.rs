@@ -1,28 +1,52 @@
 //! Messages out, echoes in.
 
 use super::{
-    Client, Connection, ConnectionId, Message, Mode, Pattern, Phase, SEND_BYTES_MAX, State,
+    Client, Connection, ConnectionId, Message, Mode, Pattern, SEND_BYTES_MAX, State,
     TAIL_BYTES_MAX, Worker,
 };
 use crate::connection::Suspicion;
-use crate::schedule::Schedule;
 
 impl Worker {
+    /// Starts messages that have just become due. Where one is started, nothing held it up but
+    /// this client.
+    pub(super) fn start_promptly(&mut self, index: usize) {
+        let before = self.connections[index].started;
+        self.start_messages(index);
+        self.note_prompt(index, before);
+    }
+
+    /// The same of a churn, where a message begins with its connect.
+    pub(super) fn connect_promptly(&mut self, index: usize) {
+        let before = self.connections[index].started;
+        self.connect(index);
+        self.note_prompt(index, before);
+    }
+
+    /// How late the messages are that were started, after so many before, the end of the turn will
+    /// show.
+    fn note_prompt(&mut self, index: usize, before: u64) {
+        let Some(schedule) = &self.schedule else { return };
+        let connection = &self.connections[index];
+        let started = before..connection.started;
+        self.prompt.extend(started.map(|count| schedule.moment(connection.rank, count)));
+    }
+
     /// Starts as many messages as depth, schedule and the last send allow.
     pub(super) fn start_messages(&mut self, index: usize) {
         let connection = &mut self.connections[index];
-        if self.phase != Phase::Run || !matches!(connection.state, State::Open) {
+        if !self.phase.sends() || !matches!(connection.state, State::Open) {
             return;
         }
         let room = self.plan.depth as usize - connection.in_flight.len();
         let wanted = match &self.schedule {
-            Some(_) => room.min(connection.due as usize),
+            Some(schedule) => {
+                room.min((schedule.due_of(connection.rank) - connection.started) as usize)
+            }
             None => room,
         };
         if wanted == 0 || self.client.is_sending(connection.id()) {
             return;
         }
-        let is_churn = self.plan.mode == Mode::Churn;
         let mut length = 0;
         for _ in 0..wanted {
             if length >= SEND_BYTES_MAX {
@@ -32,14 +56,21 @@ impl Worker {
                 Some(length) => length,
                 None => self.plan.sizes.draw(self.random.next()),
             };
-            if self.schedule.is_some() {
-                connection.due -= 1;
-            }
             connection.started += 1;
-            connection.in_flight.push_back(Message {
-                end: connection.sent + length as u64,
-                started: if is_churn { connection.began } else { self.now },
-            });
+            self.started += 1;
+            let end = connection.sent + length as u64;
+            connection.in_flight.push_back(Message { end, started: self.now });
+        }
+        let pattern = self.plan.verify.then_some(self.pattern);
+        send(&mut self.client, connection, pattern, length);
+    }
+
+    /// Sends the one message of a connection of a churn, which began with the connect.
+    pub(super) fn send_the_one(&mut self, index: usize) {
+        let connection = &mut self.connections[index];
+        let length = self.plan.sizes.draw(self.random.next());
+        for message in &mut connection.in_flight {
+            message.end = length as u64;
         }
         let pattern = self.plan.verify.then_some(self.pattern);
         send(&mut self.client, connection, pattern, length);
@@ -47,16 +78,13 @@ impl Worker {
 
     /// The last send is over: does what had to wait for it.
     pub(super) fn go_on(&mut self, index: usize) {
-        let connection = &self.connections[index];
-        match self.phase {
+        if !self.phase.sends() {
+            self.finish(index);
+        } else if self.plan.mode != Mode::Churn {
+            self.start_messages(index);
+        } else if self.connections[index].in_flight.is_empty() {
             // The one message of a churn is echoed: that was all.
-            Phase::Run if self.plan.mode == Mode::Churn && connection.sent > 0 => {
-                if connection.in_flight.is_empty() {
-                    self.finish(index);
-                }
-            }
-            Phase::Run => self.start_messages(index),
-            Phase::Connect | Phase::Finish | Phase::Abort => self.finish(index),
+            self.finish(index);
         }
     }
 
@@ -108,18 +136,13 @@ impl Worker {
 
     /// Counts the messages whose echo is complete, and lets others follow.
     fn complete_messages(&mut self, index: usize) {
-        let connection = &mut self.connections[index];
         let mut completed = false;
-        while let Some(message) = connection.in_flight.front()
-            && message.end <= connection.received
-        {
-            if self.phase == Phase::Run {
-                let since = |moment: u64| self.now.saturating_sub(moment);
-                let due = |it: &Schedule| it.moment(connection.rank, connection.completed());
-                let due = self.schedule.as_ref().map(due);
-                self.measured.record(since(message.started), due.map(since));
+        loop {
+            let connection = &self.connections[index];
+            match connection.in_flight.front() {
+                Some(message) if message.end <= connection.received => self.answered(index),
+                _ => break,
             }
-            connection.in_flight.pop_front();
             completed = true;
         }
         if completed {

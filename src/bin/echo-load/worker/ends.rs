@@ -7,8 +7,8 @@ use echo_uring::echo::op::ReceiveEnd;
 use nix::errno::Errno;
 
 use super::{
-    CONNECTING_MAX, Closing, ConnectionId, Fault, Kind, Mode, News, Ordering, Phase, SUSPICION,
-    State, Worker,
+    CONNECTING_MAX, Closing, ConnectionId, Fault, Kind, Message, Mode, News, Ordering, Phase,
+    RETRY, SUSPICION, State, Worker,
 };
 use crate::diagnosis::Case;
 
@@ -32,7 +32,13 @@ impl Worker {
             0 => None,
             count => Some(SocketAddr::new(sources[(number % count as u64) as usize], 0)),
         };
-        self.connections[index].begin(number, self.now);
+        let connection = &mut self.connections[index];
+        connection.begin(number, self.now);
+        if self.plan.mode == Mode::Churn {
+            connection.started += 1;
+            self.started += 1;
+            connection.in_flight.push_back(Message { end: u64::MAX, started: self.now });
+        }
         match self.client.connect(index as u32, source) {
             Ok(id) => {
                 self.connections[index].id = Some(id);
@@ -50,23 +56,22 @@ impl Worker {
         self.measured.connected += 1;
         self.orders.connected.fetch_add(1, Ordering::Relaxed);
         self.client.receive(id);
-        match (self.phase, self.plan.mode) {
-            (Phase::Connect, _) => {
-                // Places are connected in order: the next is as far on as connects have begun.
-                if (self.begun as usize) < self.connections.len() {
-                    self.connect(self.begun as usize);
-                } else if self.connecting == 0 {
-                    self.tell(News::Ready);
-                }
+        if self.plan.mode == Mode::Churn {
+            // Also when the run is over: the message has been under way since the connect.
+            self.send_the_one(index);
+        } else if self.phase == Phase::Connect {
+            // Places are connected in order: the next is as far on as connects have begun.
+            if (self.begun as usize) < self.connections.len() {
+                self.connect(self.begun as usize);
+            } else if self.connecting == 0 {
+                self.tell(News::Ready);
             }
-            (Phase::Run, _) => self.start_messages(index),
-            (Phase::Finish | Phase::Abort, _) => self.finish(index),
+        } else {
+            self.finish(index);
         }
     }
 
     pub(super) fn connect_failed(&mut self, index: usize, error: &io::Error) {
-        self.connections[index].state = State::Closed;
-        self.orders.live.fetch_sub(1, Ordering::Relaxed);
         let cure = match error.raw_os_error().map(Errno::from_raw) {
             Some(Errno::EADDRNOTAVAIL) => {
                 "; the address is not ours or its ports are used up: see --source"
@@ -74,13 +79,49 @@ impl Worker {
             Some(Errno::EMFILE) => "; raise the limit on open files (ulimit -n)",
             _ => "",
         };
-        let text = format!("{error}{cure}");
+        self.not_connected(index, format!("{error}{cure}"));
+    }
+
+    /// A connect has taken longer than the timeout.
+    pub(super) fn give_up_connecting(&mut self, index: usize) {
+        self.connecting -= 1;
+        let id = self.connections[index].id();
+        self.not_connected(index, "no answer within the timeout".to_owned());
+        self.connections[index].state = State::Closing;
+        if self.client.close(id) == Closing::Done {
+            self.closed(index);
+        }
+    }
+
+    /// There is no connection in a place, and `why`. In a churn it tries again, as long as the run
+    /// goes on.
+    fn not_connected(&mut self, index: usize, why: String) {
+        self.connections[index].state = State::Closed;
         if self.phase == Phase::Connect {
-            self.tell(News::Refused(text));
+            self.tell(News::Refused(why));
             return;
         }
         self.outcome.connect_failures += 1;
-        self.outcome.connect_error.get_or_insert(text);
+        self.outcome.connect_error.get_or_insert(why);
+        self.fail_messages(index, self.timeout());
+        self.connections[index].is_resting = true;
+        // An open loop goes by its schedule, but not within this turn: it might fail for ever.
+        let rest = if self.schedule.is_some() { 0 } else { RETRY };
+        self.retries.push_back((self.now + rest, index));
+    }
+
+    /// Connects in those places whose rest after a failure is over.
+    pub(super) fn connect_again(&mut self) {
+        for _ in 0..self.retries.len() {
+            match self.retries.front() {
+                Some(&(moment, index)) if moment <= self.now => {
+                    self.retries.pop_front();
+                    self.connections[index].is_resting = false;
+                    self.follow(index);
+                }
+                _ => return,
+            }
+        }
     }
 
     /// Ends our stream if all of it is sent; the server is to echo the rest and end, too.
@@ -107,7 +148,7 @@ impl Worker {
         match &connection.state {
             State::Suspect(_) => self.conclude(index),
             State::Finishing if is_end && connection.missing() == 0 => {}
-            State::Finishing if is_end => self.report_missing(index, Kind::Lost),
+            State::Finishing if is_end => self.report_missing(index, Kind::Truncated),
             State::Open | State::Finishing => self.report_missing(index, kind),
             State::Closed | State::Connecting | State::Closing => {
                 unreachable!("{id:?} ended, which is {:?}", connection.state)
@@ -116,7 +157,13 @@ impl Worker {
         self.close(index);
     }
 
-    fn report_missing(&mut self, index: usize, kind: Kind) {
+    /// Gives a connection up for a fault of its server.
+    pub(super) fn lose(&mut self, index: usize, kind: Kind) {
+        self.report_missing(index, kind);
+        self.close(index);
+    }
+
+    pub(super) fn report_missing(&mut self, index: usize, kind: Kind) {
         let connection = &self.connections[index];
         self.orders.errors.fetch_add(1, Ordering::Relaxed);
         self.outcome.report(Fault {
@@ -129,7 +176,7 @@ impl Worker {
     }
 
     /// Names what is wrong with a suspect.
-    fn conclude(&mut self, index: usize) {
+    pub(super) fn conclude(&mut self, index: usize) {
         self.suspects.retain(|&suspect| suspect != index);
         let connection = &self.connections[index];
         let State::Suspect(suspicion) = &connection.state else { return };
@@ -172,6 +219,7 @@ impl Worker {
     }
 
     fn close(&mut self, index: usize) {
+        self.fail_messages(index, self.timeout());
         let connection = &mut self.connections[index];
         // In a churn the next connection follows; elsewhere one that is lost stays lost.
         if !matches!(connection.state, State::Finishing) && self.plan.mode != Mode::Churn {
@@ -187,26 +235,23 @@ impl Worker {
     /// The place is free.
     pub(super) fn closed(&mut self, index: usize) {
         self.open -= 1;
-        let connection = &mut self.connections[index];
-        connection.state = State::Closed;
-        let goes_on = self.phase == Phase::Run && self.plan.mode == Mode::Churn;
-        if goes_on && (self.schedule.is_none() || connection.due > 0) {
-            self.connect(index);
-        }
+        self.connections[index].state = State::Closed;
+        self.follow(index);
     }
 
-    /// What has not come by now does not come.
-    pub(super) fn give_up_the_rest(&mut self) {
-        for index in 0..self.connections.len() {
-            let connection = &self.connections[index];
-            match connection.state {
-                State::Suspect(_) => self.conclude(index),
-                State::Open | State::Finishing if connection.missing() > 0 => {
-                    self.report_missing(index, Kind::Unanswered);
-                }
-                State::Finishing => self.outcome.left_open += 1,
-                State::Open | State::Closed | State::Connecting | State::Closing => {}
-            }
+    /// In a churn: begins the next connection of a place, if it is time.
+    fn follow(&mut self, index: usize) {
+        let connection = &self.connections[index];
+        let is_free = matches!(connection.state, State::Closed) && !connection.is_resting;
+        if !is_free || !self.phase.sends() || self.plan.mode != Mode::Churn {
+            return;
+        }
+        let is_due = match &self.schedule {
+            Some(schedule) => schedule.due_of(connection.rank) > connection.started,
+            None => true,
+        };
+        if is_due {
+            self.connect(index);
         }
     }
 }

@@ -1,0 +1,159 @@
+//! What a run came to: the one result under all outputs, and the judgement of it.
+
+use std::time::{Duration, SystemTime};
+
+use crate::arguments::Plan;
+use crate::measure::{Measured, quantile};
+use crate::orders::Outcome;
+use crate::status::Status;
+use crate::table::counted;
+
+/// Everything about a run that has ended.
+pub(crate) struct Result {
+    /// The address that was used, if it came to that.
+    pub(crate) address: Option<String>,
+    /// When the measured time began.
+    pub(crate) started_at: SystemTime,
+    /// After the warm-up, until the last report; and what became of messages afterwards.
+    pub(crate) total: Measured,
+    /// The reports, in order.
+    pub(crate) intervals: Vec<Point>,
+    pub(crate) outcome: Outcome,
+    /// Connections that took part in the measured time.
+    pub(crate) connections_made: u64,
+    /// CPU time of this process in the measured time.
+    pub(crate) cpu: Duration,
+    pub(crate) ended: Ended,
+}
+
+/// Why a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// Its time was over.
+    OnTime,
+    /// By a signal.
+    Interrupted,
+    /// All connections were lost.
+    Lost,
+    /// Nobody reads its reports any more, or they cannot be written.
+    Unread,
+}
+
+impl Ended {
+    /// The word for it in JSON.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::OnTime => "on_time",
+            Self::Interrupted => "interrupted",
+            Self::Lost => "connections_lost",
+            Self::Unread => "output_closed",
+        }
+    }
+
+    /// What is said of it in the table.
+    pub(crate) fn text(self) -> &'static str {
+        match self {
+            Self::OnTime => "its time was over",
+            Self::Interrupted => "interrupted",
+            Self::Lost => "all connections were lost",
+            Self::Unread => "its output was closed",
+        }
+    }
+}
+
+/// A report, without its histograms.
+pub(crate) struct Point {
+    /// Since the beginning of the measured time, at the end of the interval.
+    pub(crate) at: Duration,
+    pub(crate) messages_per_second: f64,
+    pub(crate) bytes_per_second: f64,
+    /// None if no message ended in the interval.
+    pub(crate) p50_ns: Option<u64>,
+    pub(crate) p99_ns: Option<u64>,
+    /// Messages that waited for their echo at its end.
+    pub(crate) outstanding: u64,
+    /// How long the first of them had waited.
+    pub(crate) longest_wait_ns: u64,
+}
+
+impl Point {
+    pub(crate) fn new(at: Duration, measured: &Measured) -> Self {
+        Self {
+            at,
+            messages_per_second: measured.messages_per_second(),
+            bytes_per_second: measured.bytes_per_second(),
+            p50_ns: quantile(measured.felt(), 0.5),
+            p99_ns: quantile(measured.felt(), 0.99),
+            outstanding: measured.outstanding,
+            longest_wait_ns: measured.longest_wait,
+        }
+    }
+}
+
+/// Something for which the result is not fine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Problem {
+    pub(crate) status: Status,
+    pub(crate) text: String,
+}
+
+impl Result {
+    pub(crate) fn new(plan: &Plan) -> Self {
+        Self {
+            address: None,
+            started_at: SystemTime::now(),
+            total: Measured::new(plan.rate_per_second.is_some()),
+            intervals: Vec::new(),
+            outcome: Outcome::default(),
+            connections_made: 0,
+            cpu: Duration::ZERO,
+            ended: Ended::OnTime,
+        }
+    }
+
+    /// What is not fine, in the order of the exit statuses.
+    pub(crate) fn problems(&self, plan: &Plan) -> Vec<Problem> {
+        let (outcome, counts) = (&self.outcome, &self.total.counts);
+        let mut problems = Vec::new();
+        let mut note = |status, text| problems.push(Problem { status, text });
+        if outcome.faults_total() > 0 {
+            note(Status::Faults, counted(outcome.faults_total(), "error"));
+        }
+        if let Some(error) = &outcome.connect_error {
+            let failed = counted(outcome.connect_failures, "connect");
+            note(Status::Unconnected, format!("{failed} failed, the first for: {error}"));
+        }
+        if self.ended == Ended::Lost {
+            let elapsed = self.total.elapsed.as_secs_f64();
+            let text = format!("the run ended after {elapsed:.3} s: all connections were lost");
+            note(Status::Incomplete, text);
+        }
+        if counts.answered == 0 {
+            note(Status::Incomplete, "no message was answered in the measured time".to_owned());
+        }
+        if counts.unanswered > 0 && outcome.faults_total() == 0 {
+            let text = format!("{} not answered", counted(counts.unanswered, "message"));
+            note(Status::Incomplete, text);
+        }
+        // In a closed loop it is connects that failed.
+        let has_rate = plan.rate_per_second.is_some();
+        if has_rate && counts.unsent as f64 > counts.scheduled as f64 * plan.tolerance {
+            let share = counts.unsent as f64 / counts.scheduled as f64 * 100.0;
+            let text = format!(
+                "the rate was missed: {} of {} messages ({share:.1} %) were never sent",
+                counts.unsent, counts.scheduled
+            );
+            note(Status::Incomplete, text);
+        }
+        if outcome.without_echo > 0 {
+            let connections = counted(outcome.without_echo, "connection");
+            let text = format!("{connections} of {} got no echo", plan.connections);
+            note(Status::Incomplete, text);
+        }
+        if plan.require_close && outcome.left_open > 0 {
+            let connections = counted(outcome.left_open, "connection");
+            note(Status::Incomplete, format!("{connections} left open by the server"));
+        }
+        problems
+    }
+}

@@ -1,0 +1,207 @@
+//! Where the load goes: how it is written, and what it comes to.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6, ToSocketAddrs};
+
+use nix::net::if_::if_nametoindex;
+use socket2::SockAddr;
+
+/// Where the load goes, as it was written and taken apart.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Target {
+    /// As it was written.
+    pub(crate) text: String,
+    place: Place,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Place {
+    /// A name or an address, and a port.
+    Tcp {
+        host: String,
+        port: u16,
+    },
+    Unix(SockAddr),
+}
+
+/// Why there is no address to connect to.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Unresolved {
+    /// The name is not known, or not now.
+    Name(String),
+    /// It has no address of the family that `--source` has.
+    Family(String),
+}
+
+/// One address of a target.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Address(pub(crate) SockAddr);
+
+impl Target {
+    /// `tcp://HOST:PORT`, `HOST:PORT`, `unix:PATH` or `unix:@NAME` (abstract). An IPv6 address
+    /// stands in brackets, with its zone if it needs one: `[fe80::1%eth0]:7`.
+    ///
+    /// # Errors
+    /// What is wrong, and how it is written.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        let wrong = |why: &str| {
+            format!("TARGET {text:?}: {why}; write HOST:PORT, tcp://HOST:PORT or unix:PATH")
+        };
+        let place = if let Some(path) = without_prefix(text, "unix:") {
+            unix(path).map_err(|why| wrong(&why))?
+        } else if without_prefix(text, "udp:").is_some() {
+            return Err(wrong("UDP is not there yet"));
+        } else {
+            let rest = without_prefix(text, "tcp://").unwrap_or(text);
+            if rest.contains("//") {
+                return Err(wrong("the scheme is not known"));
+            }
+            tcp(rest.strip_suffix('/').unwrap_or(rest)).map_err(wrong)?
+        };
+        Ok(Self { text: text.to_owned(), place })
+    }
+
+    /// Whether it is a Unix socket.
+    pub(crate) fn is_unix(&self) -> bool {
+        matches!(self.place, Place::Unix(_))
+    }
+
+    /// All its addresses, in the order in which they are to be tried; where there are `sources`,
+    /// those of their family.
+    ///
+    /// # Errors
+    /// When the name is not known, or has no address that goes with the sources.
+    pub(crate) fn resolve(&self, sources: &[IpAddr]) -> Result<Vec<Address>, Unresolved> {
+        let (host, port) = match &self.place {
+            Place::Unix(address) => return Ok(vec![Address(address.clone())]),
+            Place::Tcp { host, port } => (host.as_str(), *port),
+        };
+        let mut found = match host.split_once('%') {
+            Some((address, zone)) => vec![in_zone(address, zone, port)?],
+            None => (host, port)
+                .to_socket_addrs()
+                .map(Iterator::collect)
+                .map_err(|error| Unresolved::Name(error.to_string()))?,
+        };
+        found.dedup();
+        if found.is_empty() {
+            return Err(Unresolved::Name("the name has no address".to_owned()));
+        }
+        if let Some(source) = sources.first() {
+            found.retain(|address| address.is_ipv4() == source.is_ipv4());
+            if found.is_empty() {
+                let family = if source.is_ipv4() { "IPv4" } else { "IPv6" };
+                let text = format!("it has no {family} address, which --source {source} needs");
+                return Err(Unresolved::Family(text));
+            }
+        }
+        Ok(found.into_iter().map(|address| Address(address.into())).collect())
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(address) = self.0.as_socket() {
+            return address.fmt(formatter);
+        }
+        match (self.0.as_pathname(), self.0.as_abstract_namespace()) {
+            (Some(path), _) => write!(formatter, "unix:{}", path.display()),
+            (None, Some(name)) => write!(formatter, "unix:@{}", String::from_utf8_lossy(name)),
+            (None, None) => formatter.write_str("unix:"),
+        }
+    }
+}
+
+/// An address on one interface, which `zone` names or numbers.
+fn in_zone(address: &str, zone: &str, port: u16) -> Result<SocketAddr, Unresolved> {
+    let address = address
+        .parse::<Ipv6Addr>()
+        .map_err(|_| Unresolved::Name(format!("{address} is no IPv6 address, and has a zone")))?;
+    let scope = zone.parse().or_else(|_| if_nametoindex(zone));
+    let scope = scope.map_err(|_| Unresolved::Name(format!("there is no interface {zone}")))?;
+    Ok(SocketAddrV6::new(address, port, 0, scope).into())
+}
+
+/// The rest of `text` after `prefix`, whose letters may be of either case.
+fn without_prefix<'a>(text: &'a str, prefix: &str) -> Option<&'a str> {
+    let start = text.get(..prefix.len())?;
+    start.eq_ignore_ascii_case(prefix).then(|| &text[prefix.len()..])
+}
+
+fn unix(path: &str) -> Result<Place, String> {
+    if path.is_empty() || path == "@" {
+        return Err("the path is empty".to_owned());
+    }
+    // A NUL in front makes it abstract (unix(7)).
+    let path = path.strip_prefix('@').map_or(path.to_owned(), |name| format!("\0{name}"));
+    SockAddr::unix(path).map(Place::Unix).map_err(|error| error.to_string())
+}
+
+fn tcp(text: &str) -> Result<Place, &'static str> {
+    let (host, port) = text.rsplit_once(':').ok_or("the port is missing")?;
+    let port = port.parse::<u16>().ok().filter(|port| *port != 0);
+    let port = port.ok_or("the port is no number from 1 to 65535")?;
+    let host = match host.strip_prefix('[') {
+        Some(host) => host.strip_suffix(']').ok_or("a bracket is missing")?,
+        None if host.contains(':') => return Err("an IPv6 address stands in brackets"),
+        None => host,
+    };
+    if host.is_empty() {
+        return Err("the host is missing");
+    }
+    Ok(Place::Tcp { host: host.to_owned(), port })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addresses(text: &str) -> Vec<String> {
+        let found = Target::parse(text).unwrap().resolve(&[]);
+        found.unwrap().iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn every_spelling_is_understood() {
+        for (text, expected) in [
+            ("tcp://127.0.0.1:7", "127.0.0.1:7"),
+            ("TCP://127.0.0.1:7/", "127.0.0.1:7"),
+            ("127.0.0.1:7", "127.0.0.1:7"),
+            ("[::1]:7", "[::1]:7"),
+            ("tcp://[fe80::1%1]:7", "[fe80::1%1]:7"),
+            ("tcp://[fe80::1%lo]:7", "[fe80::1%1]:7"),
+            ("unix:/run/x", "unix:/run/x"),
+            ("UNIX:/run/x", "unix:/run/x"),
+            ("unix:@name", "unix:@name"),
+        ] {
+            assert_eq!(addresses(text), [expected], "{text}");
+        }
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for text in [
+            "",
+            "x",
+            "http://x:7",
+            "udp://x:7",
+            "tcp://x",
+            "tcp://x:0",
+            "tcp://x:70000",
+            "::1:7",
+            "[::1:7",
+            ":7",
+            "unix:",
+            "unix:@",
+        ] {
+            assert!(Target::parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_source_picks_the_family() {
+        let target = Target::parse("127.0.0.1:7").unwrap();
+        assert!(target.resolve(&["127.0.0.2".parse().unwrap()]).is_ok());
+        assert!(target.resolve(&["::1".parse().unwrap()]).is_err());
+    }
+}
