@@ -19,14 +19,16 @@ const WALLS: &[(&str, &[&str])] = &[
     ("lib", &[]),
     ("main", &["cli", "daemon", "doctor", "sight"]),
     // It sees what the daemon would see, and needs no daemon.
-    ("doctor", &["cli", "config", "listen", "uring"]),
+    ("doctor", &["capacity", "cli", "config", "listen", "systemd", "uring"]),
     (
         "daemon",
         &[
-            "cli", "config", "echo", "handover", "listen", "logging", "metrics", "sight",
-            "systemd", "uring", "worker",
+            "capacity", "cli", "config", "echo", "handover", "listen", "logging", "metrics",
+            "sight", "systemd", "uring", "worker",
         ],
     ),
+    // What a daemon needs, so that daemon and doctor reckon alike.
+    ("capacity", &["config", "sight", "uring"]),
     ("worker", &["echo", "metrics", "uring"]),
     // It carries what the core says of a connection.
     ("handover", &["echo"]),

@@ -3,13 +3,12 @@
 use std::fs;
 use std::net::TcpListener;
 use std::process::{Command, Output};
-use std::thread;
 
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
 use serde_json::Value;
 
 use crate::daemon::{Launch, program, run_to_end};
 use crate::machine::Scratch;
+use crate::refused::{CALLS, run_by, under_a_filter};
 
 /// So few connections that every machine has files for them.
 const MODEST: &str = "[limits]\nmax-connections = 10\n";
@@ -120,33 +119,16 @@ fn an_address_of_another_machine_is_a_problem() {
     assert!(one(&json, "sockets", "problem").contains("192.0.2.1:7777"));
 }
 
-/// A real filter, as that of a container: it is put on a thread, which then starts the program.
-fn under_a_filter(arguments: &'static [&'static str]) -> Output {
-    thread::spawn(|| {
-        let filter = SeccompFilter::new(
-            [(nix::libc::SYS_io_uring_setup, Vec::new())].into(),
-            SeccompAction::Allow,
-            SeccompAction::Errno(nix::libc::EPERM as u32),
-            std::env::consts::ARCH.try_into().unwrap(),
-        );
-        let program: BpfProgram = filter.unwrap().try_into().unwrap();
-        apply_filter(&program).unwrap();
-        run_to_end(arguments, None)
-    })
-    .join()
-    .unwrap()
-}
-
 #[test]
 fn a_seccomp_filter_is_told_from_a_sysctl() {
-    let (code, json) = judged(&under_a_filter(&["doctor", "--json"]));
+    let output = under_a_filter(&CALLS, nix::libc::EPERM, run_by(&[], &["doctor", "--json"]));
+    let (code, json) = judged(&output);
     assert_eq!(code, 1);
     let problem = one(&json, "io_uring", "problem");
     let sysctl = fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default();
     let words: &[&str] = match sysctl.trim() {
-        "0" => &["EPERM", "io_uring_disabled is 0", "a seccomp filter refuses", "allow io_uring_s"],
-        "" => &["EPERM", "seccomp"],
-        _ => &["io_uring_disabled is"],
+        "0" | "" => &["EPERM", "a seccomp filter refuses", "| allow io_uring_setup, io_uring_e"],
+        _ => &["io_uring_disabled is", "seccomp filter"],
     };
     for word in words {
         assert!(problem.contains(word), "{word} is missing: {problem}");
