@@ -96,6 +96,10 @@ impl fmt::Display for Failure {
 pub fn check(options: &Options) -> ExitCode {
     match load(options) {
         Ok(config) => {
+            if let Some(problem) = request::unreadable_to_the_service(options.config.as_deref()) {
+                eprintln!("echo-uring: {problem}");
+                return ExitCode::from(EXIT_CONFIG);
+            }
             // A reader that went away (`| head`) is no error of ours.
             let _ = io::Write::write_all(&mut io::stdout(), config.to_toml().as_bytes());
             ExitCode::SUCCESS

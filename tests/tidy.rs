@@ -65,7 +65,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("plotters", &["echo-load"]),
     ("prometheus", &["sight"]),
     ("sd_notify", &["systemd"]),
-    ("rustix", &["handover", "sight"]),
+    ("rustix", &["handover", "sight", "uring"]),
     ("seccompiler", &["uring"]),
     ("serde", &["config", "sight"]),
     ("serde_json", &["doctor", "echo-load", "sight"]),

@@ -1,11 +1,11 @@
 //! Locked memory: what the kernel charges for rings, and what there is of it.
 //!
-//! Linux up to 5.11, and again from 6.14 on ("io_uring: use region api for SQ" and its siblings),
-//! charges the memory of rings and of provided-buffer rings to the user, against `RLIMIT_MEMLOCK`
-//! of the process that makes them; one with `CAP_IPC_LOCK` in the first user namespace is not
-//! charged. The sum counts for all processes of the user. It is given back by a worker of the
-//! kernel some time after a ring is gone (milliseconds, as seen on Linux 6.18), so a process that
-//! is started right after another one has ended may have to wait for it.
+//! Linux up to 5.11, and from 6.14 to 7.1, charges the memory of rings and of provided-buffer rings
+//! to the user, against `RLIMIT_MEMLOCK` of the process that makes them (`io_create_region` of
+//! io_uring/memmap.c; seen on 6.18, 7.0 and 7.1, and not on 6.12, 7.2 and 7.3). A process with
+//! `CAP_IPC_LOCK` in the first user namespace is not charged. The sum counts for all processes of
+//! the user. It is given back by a worker of the kernel some time after a ring is gone, so a
+//! process that is started right after another one has ended may have to wait for it.
 
 use std::fmt;
 use std::fs;
@@ -15,7 +15,9 @@ use std::time::{Duration, Instant};
 use io_uring::types::BufRingEntry;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 use nix::unistd::{SysconfVar, Uid, sysconf};
+use rustix::thread::set_thread_res_uid;
 
+use super::ring;
 use super::unusable::Unusable;
 
 /// How long locked memory is waited for that a process which has ended has yet to give back, as an
@@ -30,6 +32,8 @@ const COMPLETION: u64 = size_of::<io_uring::cqueue::Entry>() as u64;
 const SUBMISSION: u64 = size_of::<io_uring::squeue::Entry>() as u64;
 const BUFFER: u64 = size_of::<BufRingEntry>() as u64;
 
+/// Any user but root.
+const NOBODY: u32 = 65_534;
 /// `CAP_IPC_LOCK` of include/uapi/linux/capability.h.
 const CAP_IPC_LOCK: u32 = 14;
 
@@ -46,10 +50,36 @@ pub(super) fn charge(submissions: u32, completions: u32, buffers: u16) -> u64 {
     parts.into_iter().map(|bytes| bytes.next_multiple_of(page)).sum()
 }
 
-/// The limit in bytes that counts for this process; `None` if none does.
-fn limit() -> Option<u64> {
-    let (soft, _) = getrlimit(Resource::RLIMIT_MEMLOCK).ok()?;
-    (soft != RLIM_INFINITY && !is_exempt()).then_some(soft)
+/// The limit in bytes, the hard one, that counts for rings of this process; `None` if none does.
+#[must_use]
+pub fn locked_memory_limit() -> Option<u64> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_MEMLOCK).ok()?;
+    (hard != RLIM_INFINITY && !is_exempt()).then_some(hard)
+}
+
+/// Whether this kernel charges rings at all, found out by a ring that may cost nothing; `None` if
+/// that cannot be found out. For a process with no other thread: its limit is lowered for a moment.
+#[must_use]
+pub fn charges_locked_memory() -> Option<bool> {
+    // A thread of its own, since it gives up what root is exempt by.
+    thread::spawn(|| {
+        if is_exempt() {
+            let nobody = rustix::thread::Uid::from_raw(NOBODY);
+            set_thread_res_uid(nobody, nobody, nobody).ok()?;
+        }
+        let (soft, hard) = getrlimit(Resource::RLIMIT_MEMLOCK).ok()?;
+        setrlimit(Resource::RLIMIT_MEMLOCK, 0, hard).ok()?;
+        let outcome = ring::build(&ring::flags(16), 8);
+        setrlimit(Resource::RLIMIT_MEMLOCK, soft, hard).ok()?;
+        match outcome.map_err(|error| error.raw_os_error()) {
+            Ok(_) => Some(false),
+            Err(Some(libc::ENOMEM)) => Some(true),
+            Err(_) => None,
+        }
+    })
+    .join()
+    .ok()
+    .flatten()
 }
 
 /// Whether the kernel charges this process nothing.
@@ -136,7 +166,7 @@ impl fmt::Display for KibiBytes {
 fn understood(failure: Unusable, rings: usize, each: u64) -> Unusable {
     match failure {
         Unusable::Resources { call, error } if error.raw_os_error() == Some(libc::ENOMEM) => {
-            match limit() {
+            match locked_memory_limit() {
                 Some(limit) => Unusable::LockedMemory(Shortage { rings, each, limit }),
                 None => Unusable::Resources { call, error },
             }
@@ -233,7 +263,7 @@ mod tests {
 
     #[test]
     fn a_shortage_of_memory_itself_is_none_of_locked_memory() {
-        if limit().is_none() {
+        if locked_memory_limit().is_none() {
             let error = std::io::Error::from_raw_os_error(libc::ENOMEM);
             let failure = Unusable::Resources { call: "a call", error };
             let failure = understood(failure, 1, 4096);

@@ -29,7 +29,7 @@ mod token;
 mod unusable;
 
 pub use driver::{Driver, DriverError, ListeningSocket, Settings, Transport};
-pub use locked::Shortage;
+pub use locked::{Shortage, charges_locked_memory, locked_memory_limit};
 pub use prepared::{PreparedRing, locked_bytes_of_worker, prepare_rings};
 pub use probe::{Features, Survey, probe, survey};
 pub use seal::{Unsealed, seal_process};

@@ -1,9 +1,9 @@
 //! Why io_uring cannot be used here, and which of kernel, sysctl and seccomp filter is in the way.
 //!
 //! An errno alone does not tell. A filter may answer EPERM (Docker, systemd) or ENOSYS (Podman),
-//! the sysctl answers EPERM, a kernel without io_uring ENOSYS. So, once a call is refused, the other
-//! two are asked about a ring that does not exist: the kernel answers EBADF or EINVAL, whatever the
-//! sysctl says, and a filter what it answers to everything.
+//! the sysctl answers EPERM, a kernel without io_uring ENOSYS. So, once a call is refused, the
+//! other two are asked about a ring that does not exist: the kernel answers EBADF or EINVAL,
+//! whatever the sysctl says, and a filter what it answers to everything.
 
 use std::fmt;
 use std::fs;

@@ -1,9 +1,9 @@
-//! Locked memory (`RLIMIT_MEMLOCK`), which kernels from Linux 6.14 on charge for rings: too little
-//! of it, just enough, and what another process of the same user has yet to give back.
+//! Locked memory (`RLIMIT_MEMLOCK`), which Linux 6.14 to 7.1 charges for rings: too little of it,
+//! just enough, and what another process of the same user has yet to give back.
 //!
 //! What is charged counts for all processes of a user, so nothing else runs meanwhile. Root is
-//! charged only without `CAP_IPC_LOCK`, which the daemon does not get here. On a kernel that charges
-//! nothing these tests say so and prove nothing.
+//! charged only without `CAP_IPC_LOCK`, which the daemon does not get here. On a kernel that
+//! charges nothing these tests say so and prove nothing.
 
 use std::process::{Command, Stdio};
 
@@ -15,10 +15,10 @@ use crate::machine::alone;
 
 /// Bytes that a worker with the usual number of buffers is charged for: 260 KiB of completions, 64
 /// KiB of submissions and a page of buffers.
-const WORKER: u64 = 82 * 4096;
+pub(crate) const WORKER: u64 = 82 * 4096;
 
 /// A wrapper that lowers the limit to `bytes`.
-fn limited(bytes: u64) -> Vec<String> {
+pub(crate) fn limited(bytes: u64) -> Vec<String> {
     let drop = ["setpriv", "--bounding-set=-ipc_lock", "--inh-caps=-ipc_lock"];
     let mut words: Vec<String> = match Uid::effective().is_root() {
         true => drop.iter().map(ToString::to_string).collect(),
@@ -29,7 +29,7 @@ fn limited(bytes: u64) -> Vec<String> {
 }
 
 /// Whether this kernel charges rings at all, found out with a daemon that may have nothing.
-fn is_charged() -> bool {
+pub(crate) fn is_charged() -> bool {
     let wrapper = limited(0);
     let mut command = Command::new(&wrapper[0]);
     command.args(&wrapper[1..]).arg(program()).args(["--listen", "127.0.0.1:0"]);

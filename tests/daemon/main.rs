@@ -38,3 +38,4 @@ mod succession;
 mod tape;
 mod terminal;
 mod timeouts;
+mod units;
