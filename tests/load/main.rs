@@ -10,6 +10,7 @@
 mod client;
 mod diff;
 mod faults;
+mod locked;
 mod modes;
 mod open_loop;
 mod outputs;
