@@ -147,8 +147,11 @@ impl Service {
         };
         let what = format!("{name} is {states}, last result {}, {how}", unit.value("Result"));
         let again = format!("systemctl restart {name}");
+        // A daemon that was killed has not said why.
+        let has_exited = unit.value("ExecMainCode") == "1";
         let (reason, remedy) = match unit.value("StatusText") {
             "" => (None, None),
+            _ if !has_exited => (None, None),
             said => match said.rsplit_once("; ") {
                 Some((reason, remedy)) => (Some(reason), Some(remedy)),
                 None => (Some(said), None),

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use io_uring::types::BufRingEntry;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
-use nix::unistd::{SysconfVar, Uid, sysconf};
+use nix::unistd::{SysconfVar, sysconf};
 use rustix::thread::set_thread_res_uid;
 
 use super::ring;
@@ -82,11 +82,24 @@ pub fn charges_locked_memory() -> Option<bool> {
     .flatten()
 }
 
+/// A field of this thread's /proc/PID/status; that the sandbox of the unit shows, while it allows
+/// no getuid(2).
+fn status(field: &str) -> Option<String> {
+    let status = fs::read_to_string("/proc/thread-self/status").ok()?;
+    let value = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    value.map(|value| value.trim().to_owned())
+}
+
+/// The number of the user who is charged, the real one.
+fn user() -> String {
+    let users = status("Uid").unwrap_or_default();
+    users.split_whitespace().next().unwrap_or("unknown").to_owned()
+}
+
 /// Whether the kernel charges this process nothing.
 fn is_exempt() -> bool {
-    let Ok(status) = fs::read_to_string("/proc/thread-self/status") else { return false };
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let effective = effective.and_then(|text| u64::from_str_radix(text.trim(), 16).ok());
+    let effective = status("CapEff");
+    let effective = effective.and_then(|text| u64::from_str_radix(&text, 16).ok());
     let capable = effective.is_some_and(|set| set & (1 << CAP_IPC_LOCK) != 0);
     // In another namespace than the first, capabilities are worth nothing here.
     let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
@@ -146,7 +159,7 @@ impl fmt::Display for Shortage {
              or threads",
             KibiBytes(self.needed()),
             KibiBytes(*limit),
-            Uid::current(),
+            user(),
             self.fitting(),
         )
     }

@@ -10,8 +10,8 @@
 //! (`user_data`), `buffers` (the pool), `spill` (set-aside bytes and their memory), `errno` (what
 //! each error means), `source` (where connections come from), `prepared` (rings that have no thread
 //! yet), `locked` (the memory that rings are charged for), [`mod@probe`] (what this kernel can do),
-//! `unusable` (why it cannot), `restrict` and `seal` (what rings and process may not do). [`client`]
-//! is the other end: what echo-load drives.
+//! `unusable` (why it cannot), `restrict` and `seal` (what rings and process may not do).
+//! [`client`] is the other end: what echo-load drives.
 
 mod buffers;
 pub mod client;

@@ -93,7 +93,8 @@ fn too_few_files_are_noted_with_a_cure() {
     }
 }
 
-/// Goal: doctor and daemon reckon alike: the daemon warns of as many places as the doctor foretells.
+/// Goal: doctor and daemon reckon alike: the daemon warns of as many places as the doctor
+/// foretells.
 #[test]
 fn the_doctor_foretells_how_many_connections_fit() {
     let launch = Launch::with_config("[server]\nworkers = 3\n");
@@ -102,7 +103,8 @@ fn the_doctor_foretells_how_many_connections_fit() {
     let mut command = Command::new("/bin/sh");
     command.args([
         "-c",
-        "ulimit -n 300; exec \"$0\" doctor --json --listen 127.0.0.1:0 --config \"$1\"",
+        "ulimit -n 300; exec \"$0\" doctor --json --listen 127.0.0.1:0 \
+         --config \"$1\"",
     ]);
     command.arg(program()).arg(daemon.config_path());
     let (_, json) = judged(&command.output().unwrap());

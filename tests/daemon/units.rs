@@ -1,5 +1,6 @@
-//! `echo-uring doctor` where the units are installed, told by a stand-in for systemctl: what it makes
-//! of their state, addresses, limits and sandbox. `tests/system` shows the same with the real one.
+//! `echo-uring doctor` where the units are installed, told by a stand-in for systemctl: what it
+//! makes of their state, addresses, limits and sandbox. `tests/system` shows the same with the real
+//! one.
 
 use std::fs;
 use std::net::TcpListener;
