@@ -42,6 +42,10 @@ pub struct DoctorOptions {
     /// Print the findings as one JSON object
     #[arg(long)]
     pub json: bool,
+
+    /// Look at the instance echo-uring@NAME
+    #[arg(long, value_name = "NAME", value_parser = instance, conflicts_with = "listen")]
+    pub instance: Option<String>,
 }
 
 /// What the service is run with; it may stand before or after the command.

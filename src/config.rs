@@ -265,11 +265,20 @@ impl ConfigError {
 impl fmt::Display for ConfigError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Read { file, cause } => write!(
-                formatter,
-                "{}: cannot be read: {cause}; name a readable file with --config",
-                file.display()
-            ),
+            Self::Read { file, cause } => {
+                let file = file.display();
+                write!(formatter, "{file}: cannot be read: {cause}; ")?;
+                match cause.kind() {
+                    io::ErrorKind::NotFound => formatter
+                        .write_str("write it (it may be empty), or name another with --config"),
+                    io::ErrorKind::PermissionDenied => write!(
+                        formatter,
+                        "let the user that reads it do so: chmod o+r {file}, and chmod o+x for \
+                         each directory above it"
+                    ),
+                    _ => formatter.write_str("name a readable file with --config"),
+                }
+            }
             Self::Content { file, line, column, key, problem } => {
                 write!(formatter, "{}:", file.display())?;
                 if *line > 0 {

@@ -59,24 +59,17 @@ impl Failure {
     fn exit_status(&self) -> u8 {
         match self {
             Self::Listen(error) => error.exit_status(),
-            Self::Uring(_) => EXIT_CONFIG,
-            Self::System(..) | Self::Ring(..) => EXIT_SYSTEM,
+            // What may pass by itself is worth another try, see RestartPreventExitStatus=.
+            Self::Uring(unusable) if !unusable.may_pass() => EXIT_CONFIG,
+            Self::Uring(_) | Self::System(..) | Self::Ring(..) => EXIT_SYSTEM,
             Self::Panic(_) => EXIT_SOFTWARE,
         }
     }
 
     fn errno(&self) -> u32 {
         let code = match self {
-            Self::System(_, error) | Self::Uring(Unusable::Resources(error)) => {
-                error.raw_os_error()
-            }
-            Self::Uring(Unusable::Forbidden(_)) => Some(nix::libc::EPERM),
-            Self::Uring(
-                Unusable::Missing
-                | Unusable::TooOld(_)
-                | Unusable::NoOperation(_)
-                | Unusable::Unrestricted(_),
-            ) => Some(nix::libc::ENOSYS),
+            Self::System(_, error) => error.raw_os_error(),
+            Self::Uring(unusable) => Some(unusable.errno()),
             Self::Listen(_) | Self::Ring(..) | Self::Panic(_) => None,
         };
         code.unwrap_or(nix::libc::EIO).unsigned_abs()
@@ -103,13 +96,19 @@ impl fmt::Display for Failure {
 #[must_use]
 pub fn check(options: &Options) -> ExitCode {
     match load(options) {
-        Ok(config) => match output::print(&config.to_toml()) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                output::complain(&format!("echo-uring: {}", output::unwritten(&error)));
-                ExitCode::from(output::EXIT_OUTPUT)
+        Ok(config) => {
+            if let Some(problem) = request::unreadable_to_the_service(options.config.as_deref()) {
+                output::complain(&format!("echo-uring: {problem}"));
+                return ExitCode::from(EXIT_CONFIG);
             }
-        },
+            match output::print(&config.to_toml()) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    output::complain(&format!("echo-uring: {}", output::unwritten(&error)));
+                    ExitCode::from(output::EXIT_OUTPUT)
+                }
+            }
+        }
         Err(error) => {
             output::complain(&format!("echo-uring: {error}"));
             ExitCode::from(error.exit_status())

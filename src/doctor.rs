@@ -1,27 +1,32 @@
-//! The doctor: what the machine, the configuration and the sandbox are like, as this process sees
-//! them, and what to do about it.
+//! The doctor: what the machine, the configuration and the sandbox are like, and what to do about
+//! it. Where the units of the service are installed it is they that are looked at; what they do not
+//! tell is as this process sees it.
 //!
 //! It looks and tries, and changes nothing that lasts. A finding says what is so; one that is not
 //! well says the cure. It must never need the daemon to run, nor any right that the daemon has not.
 
+mod addresses;
+mod confinement;
 mod finding;
 mod kernel;
 mod limits;
 mod sandbox;
+mod service;
 mod sockets;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use crate::cli::{DoctorOptions, Options};
 use crate::config::{self, Config, Overrides};
 use crate::output;
 use finding::{Finding, Level, Topic};
+use service::Service;
 
 /// Looks at everything and prints what it found. The exit status is 1 if there is a problem.
 #[must_use]
 pub fn examine(doctor: &DoctorOptions) -> ExitCode {
-    let findings = findings(&doctor.options);
+    let findings = findings(doctor);
     let text = if doctor.json { finding::json(&findings) } else { finding::table(&findings) };
     if let Err(error) = output::print(&text) {
         output::complain(&format!("echo-uring: {}", output::unwritten(&error)));
@@ -31,20 +36,54 @@ pub fn examine(doctor: &DoctorOptions) -> ExitCode {
     ExitCode::from(u8::from(problems))
 }
 
-fn findings(options: &Options) -> Vec<Finding> {
-    let mut findings = kernel::findings();
-    let config = configuration(options, &mut findings);
-    limits::findings(&config, &mut findings);
-    sockets::findings(&config, &mut findings);
+fn findings(doctor: &DoctorOptions) -> Vec<Finding> {
+    let (service, units) = match look(doctor) {
+        Ok(service) => {
+            let findings = service.findings();
+            (Some(service), findings)
+        }
+        Err(finding) => (None, vec![finding]),
+    };
+    let service = service.as_ref();
+    let mut findings = kernel::findings(service.and_then(|service| service.account.as_ref()));
+    let config = configuration(doctor, service, &mut findings);
+    findings.extend(units);
+    limits::findings(&config, service, &mut findings);
+    sockets::longest_backlog(&mut findings);
+    match service {
+        Some(service) => {
+            findings.extend(addresses::findings(service));
+            findings.extend(confinement::findings(service));
+        }
+        None => sockets::findings(&config, &mut findings),
+    }
     sandbox::findings(&mut findings);
     findings
 }
 
+/// The units, unless it is a daemon that somebody starts by hand that is asked about.
+fn look(doctor: &DoctorOptions) -> Result<Service, Finding> {
+    if !doctor.options.listen.is_empty() {
+        let what = "with --listen it is not the units that are looked at";
+        return Err(Finding::ok(Topic::Systemd, what));
+    }
+    service::look(doctor.instance.as_deref())
+}
+
 /// The configuration, or the defaults where there is no valid one, so that the rest can be looked
-/// at all the same.
-fn configuration(options: &Options, findings: &mut Vec<Finding>) -> Config {
-    let overrides = Overrides { listen: options.listen.clone(), log_level: options.log_level };
-    let path = options.config.as_deref();
+/// at all the same. Without an option it is the file that the service reads.
+fn configuration(
+    doctor: &DoctorOptions,
+    service: Option<&Service>,
+    findings: &mut Vec<Finding>,
+) -> Config {
+    let Options { listen, log_level, config } = &doctor.options;
+    let overrides = Overrides { listen: listen.clone(), log_level: *log_level };
+    let of_instance =
+        || Some(PathBuf::from(format!("/etc/echo-uring/{}.toml", doctor.instance.as_ref()?)));
+    let of_service = || service.map_or_else(of_instance, |service| service.unit.config());
+    let path = config.clone().or_else(of_service);
+    let path = path.as_deref();
     let shown = path.unwrap_or(Path::new(config::DEFAULT_PATH));
     match config::load(path, &overrides) {
         Ok(config) => {
@@ -52,7 +91,17 @@ fn configuration(options: &Options, findings: &mut Vec<Finding>) -> Config {
                 (None, false) => format!("no {}: the defaults apply", shown.display()),
                 _ => format!("{} is valid", shown.display()),
             };
-            findings.push(Finding::ok(Topic::Config, what));
+            let denied = service.and_then(|service| {
+                let account = service.account.as_ref()?;
+                account.try_reading(shown).err()
+            });
+            findings.push(match denied {
+                None => Finding::ok(Topic::Config, what),
+                Some(denied) => {
+                    let what = format!("{what}, but {denied}");
+                    Finding::from_error(Topic::Config, &what, "let the service read it")
+                }
+            });
             config
         }
         Err(error) => {

@@ -9,10 +9,12 @@
 //! - [`daemon`]: start-up order, workers, signals, watchdog, drain, exit.
 //! - [`sight`]: what others may see of the running daemon, and the command that shows it.
 //! - [`doctor`]: looks at machine, configuration and sandbox, and says what is wrong.
+//! - [`capacity`]: what a daemon needs of files and memory, for those two.
 //! - [`output`]: what programs print, and what they do when they cannot.
 //! - [`cli`], [`config`], [`listen`], [`logging`], [`metrics`], [`systemd`]: the leaves, each with
 //!   one outside world to know.
 
+pub mod capacity;
 pub mod cli;
 pub mod config;
 pub mod daemon;

@@ -146,7 +146,7 @@ impl ListenError {
 
     /// Whether the host lacks the address or its whole family: the one excuse of a built-in
     /// listener.
-    fn is_absence(&self) -> bool {
+    pub fn is_absence(&self) -> bool {
         let Self::Bind { cause, .. } = self else { return false };
         matches!(errno(cause), Errno::EAFNOSUPPORT | Errno::EADDRNOTAVAIL)
     }

@@ -17,7 +17,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use sd_notify::NotifyState;
 
+pub mod account;
 pub mod bus;
+pub mod units;
 
 /// How long news that changes the unit's state may wait for a busy service manager: a lost READY=1
 /// is a failed start.

@@ -20,14 +20,16 @@ const WALLS: &[(&str, &[&str])] = &[
     ("output", &["uring"]),
     ("main", &["cli", "daemon", "doctor", "sight"]),
     // It sees what the daemon would see, and needs no daemon.
-    ("doctor", &["cli", "config", "listen", "output", "uring"]),
+    ("doctor", &["capacity", "cli", "config", "listen", "output", "systemd", "uring"]),
     (
         "daemon",
         &[
-            "cli", "config", "echo", "handover", "listen", "logging", "metrics", "output", "sight",
-            "systemd", "uring", "worker",
+            "capacity", "cli", "config", "echo", "handover", "listen", "logging", "metrics",
+            "output", "sight", "systemd", "uring", "worker",
         ],
     ),
+    // What a daemon needs, so that daemon and doctor reckon alike.
+    ("capacity", &["config", "sight", "uring"]),
     ("worker", &["echo", "metrics", "uring"]),
     // It carries what the core says of a connection.
     ("handover", &["echo"]),
@@ -64,7 +66,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("plotters", &["echo-load"]),
     ("prometheus", &["sight"]),
     ("sd_notify", &["systemd"]),
-    ("rustix", &["handover", "sight"]),
+    ("rustix", &["handover", "sight", "uring"]),
     ("seccompiler", &["uring"]),
     ("serde", &["config", "sight"]),
     ("serde_json", &["doctor", "echo-load", "sight"]),

@@ -5,15 +5,18 @@
 //! looks: in its status and in the log. It knows nothing of the daemon but its process id.
 
 use std::fs;
+use std::path::Path;
 use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, Uid};
 
 use super::{EXIT_SYSTEM, load};
 use crate::cli::Options;
+use crate::config;
+use crate::systemd::account::Account;
 
 /// `EX_USAGE` of sysexits.h: the command was used wrongly.
 const EXIT_USAGE: u8 = 64;
@@ -47,6 +50,28 @@ pub fn reload(options: &Options) -> ExitCode {
             ExitCode::from(error.exit_status())
         }
     }
+}
+
+/// Root may read every file; the service may not. Says what stands in the way of the service whose
+/// configuration this is, if that is known by the file's place.
+pub(super) fn unreadable_to_the_service(file: Option<&Path>) -> Option<String> {
+    let file = file.unwrap_or(Path::new(config::DEFAULT_PATH));
+    // Nobody else can try, and where there is no file the defaults hold.
+    if !Uid::effective().is_root() || !file.exists() {
+        return None;
+    }
+    let account = Account::of_name(&service_of(file)?)?;
+    let denied = account.try_reading(file).err()?;
+    Some(format!("{}: {denied}", file.display()))
+}
+
+/// The unit that reads a file of this name, as the packaged units have it.
+fn service_of(file: &Path) -> Option<String> {
+    if file == Path::new(config::DEFAULT_PATH) {
+        return Some("echo-uring.service".to_owned());
+    }
+    let name = file.strip_prefix("/etc/echo-uring").ok()?.to_str()?.strip_suffix(".toml")?;
+    (!name.contains('/')).then(|| format!("echo-uring@{name}.service"))
 }
 
 /// Waits until the signal is no longer pending. The daemon tells systemd that it reloads before it

@@ -22,8 +22,9 @@ use super::succession;
 use super::terminal::Terminal;
 use super::view::{Label, Life, View};
 use super::workers::{self, Desk, News, Plan, Return, Worker};
+use crate::capacity;
 use crate::cli::Options;
-use crate::config::{Config, Kind, Tcp, Workers};
+use crate::config::{Config, Kind, Tcp};
 use crate::echo::admission::SourceBook;
 use crate::echo::limits;
 use crate::echo::op::{ReceiveMode, Timestamp};
@@ -34,15 +35,10 @@ use crate::logging::{self, events};
 use crate::metrics;
 use crate::sight::{self, Door, State};
 use crate::systemd::Notifier;
-use crate::uring::{self, ListeningSocket, SpillMemory};
+use crate::uring::{self, ListeningSocket, PreparedRing, SpillMemory};
 
 /// How often the counters are looked at: for the status line, and for warnings.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// Descriptors that are not connections: standard streams, log, notify and signal sockets, and some
-/// to spare.
-const FILES_SPARE: u64 = 32;
-/// Descriptors of one worker: its ring and its eventfd.
-const FILES_PER_WORKER: u64 = 2;
 /// What the last connections of a drain have to end.
 const LINGER: Duration = Duration::from_millis(limits::LINGER_MS);
 /// What the end takes beyond the drain itself, for the service manager's patience.
@@ -82,10 +78,8 @@ pub(super) fn run(
     source: &Source<'_>,
 ) -> Result<(), Failure> {
     let features = uring::probe().map_err(Failure::Uring)?;
-    let workers = match config.server.workers {
-        Workers::Auto => std::thread::available_parallelism().map_or(1, usize::from),
-        Workers::Count(count) => usize::from(count),
-    };
+    let rings = workers::prepare(config).map_err(Failure::Uring)?;
+    let workers = rings.len();
     let Opened { listeners, bundles, warnings } = opened;
     let sorted = Sorted::new(listeners, &config.tcp);
     let room = room(&sorted, workers)?;
@@ -106,7 +100,7 @@ pub(super) fn run(
     };
     announce(&plan, &names, &warnings);
     let estates = succession::inherit(bundles, &plan.addresses, workers, notifier);
-    let service = Service::start(&plan, signals, notifier, source, estates)?;
+    let service = Service::start(&plan, signals, notifier, source, rings, estates)?;
     service.show(doors, labels)?;
     let ended = service.serve();
     // The files of our own Unix sockets go when nobody accepts any more.
@@ -161,9 +155,9 @@ impl Sorted {
         sorted
     }
 
-    /// Descriptors that are not connections of echo.
-    fn files(&self) -> u64 {
-        (self.sockets.len() + self.doors.len() * (1 + sight::VISITORS_MAX)) as u64
+    /// How many there are, for the arithmetic of open files.
+    fn count(&self) -> capacity::Sockets {
+        capacity::Sockets { echo: self.sockets.len(), sight: self.doors.len() }
     }
 }
 
@@ -185,6 +179,7 @@ fn announce(plan: &Plan<'_>, names: &[String], warnings: &[String]) {
     for name in names {
         log::info!("listening on {name}");
     }
+    workers::warn_if_few(plan);
     warn_of_places(plan.config, plan.places);
 }
 
@@ -208,9 +203,7 @@ fn room(sorted: &Sorted, workers: usize) -> Result<u32, Failure> {
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
             .map_err(system("raise the limit on open files"))?;
     }
-    let spare = FILES_SPARE + FILES_PER_WORKER * workers as u64 + sorted.files();
-    let room = hard.saturating_sub(spare).max(1);
-    Ok(u32::try_from(room).unwrap_or(u32::MAX))
+    Ok(capacity::room(hard, workers, sorted.count()))
 }
 
 /// Where the service is in its life.
@@ -264,6 +257,7 @@ impl<'a> Service<'a> {
         signals: Signals,
         notifier: &'a Notifier,
         source: &'a Source<'a>,
+        rings: Vec<PreparedRing>,
         estates: Vec<Vec<Estate>>,
     ) -> Result<Self, Failure> {
         let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
@@ -271,9 +265,11 @@ impl<'a> Service<'a> {
         let bell = Arc::new(bell);
         let (sender, news) = channel();
         let desk = Desk { news: sender, bell: Arc::clone(&bell) };
-        let (workers, returns): (Vec<_>, Vec<_>) = (0..plan.workers)
+        let (workers, returns): (Vec<_>, Vec<_>) = rings
+            .into_iter()
             .zip(estates)
-            .map(|(index, estates)| workers::start(plan, index, &desk, estates))
+            .enumerate()
+            .map(|(index, (ring, estates))| workers::start(plan, index, &desk, ring, estates))
             .collect::<io::Result<Vec<_>>>()
             .map_err(|error| Failure::System("start a worker", error))?
             .into_iter()

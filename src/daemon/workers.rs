@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::rules::rules;
-use crate::config::{Config, Tcp};
+use crate::capacity;
+use crate::config::{Config, Tcp, Workers};
 use crate::echo::admission::SourceBook;
 use crate::echo::limits;
 use crate::echo::op::Budget;
@@ -19,7 +20,10 @@ use crate::echo::server::{Parameters, Server, Stats, Tuning};
 use crate::handover::Estate;
 use crate::listen::Family;
 use crate::metrics;
-use crate::uring::{Driver, Features, ListeningSocket, Settings, SpillMemory, Transport, Unusable};
+use crate::uring::{
+    Driver, Features, ListeningSocket, PreparedRing, Settings, SpillMemory, Transport, Unusable,
+    prepare_rings,
+};
 use crate::worker::{self, Order, Outcome, Shared};
 
 /// Bytes of a small and a large buffer. 16 KiB holds what is usually said at a time (a TLS record),
@@ -164,11 +168,37 @@ fn share(total: u64, count: usize, index: usize) -> u64 {
     total / count + u64::from(index < total % count)
 }
 
+/// Makes the rings of all workers. Where there is not enough locked memory for them an automatic
+/// number of workers is as many as fit; a number that was configured is meant.
+pub(super) fn prepare(config: &Config) -> Result<Vec<PreparedRing>, Unusable> {
+    let wanted = capacity::workers(config);
+    let least = match config.server.workers {
+        Workers::Auto => 1,
+        Workers::Count(_) => wanted,
+    };
+    prepare_rings(least..=wanted, config.server.buffers, BUFFER_SIZES[0])
+}
+
+/// Says so if fewer workers fit into the locked memory than there are CPUs.
+pub(super) fn warn_if_few(plan: &Plan<'_>) {
+    let wanted = capacity::workers(plan.config);
+    if plan.workers < wanted {
+        log::warn!(
+            "of {wanted} workers, one for each CPU, only {} fit: their rings need {} KiB of locked \
+             memory, and RLIMIT_MEMLOCK leaves this user less; set LimitMEMLOCK=infinity in the \
+             unit (ulimit -l unlimited)",
+            plan.workers,
+            capacity::locked_bytes(plan.config, wanted).div_ceil(1024),
+        );
+    }
+}
+
 /// Starts worker number `index`.
 pub(super) fn start(
     plan: &Plan<'_>,
     index: usize,
     desk: &Desk,
+    ring: PreparedRing,
     estates: Vec<Estate>,
 ) -> io::Result<(Worker, Return)> {
     let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
@@ -190,7 +220,10 @@ pub(super) fn start(
     thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
         let guard = PanicGuard { desk: &desk, index };
         let post = Post { shared: &thread_shared, desk: &desk, index, returned };
-        let news = work(settings, &parameters, estates, &post);
+        let news = match Driver::with_ring(ring, settings) {
+            Ok(driver) => work(driver, &parameters, estates, &post),
+            Err(unusable) => News::Unusable(unusable),
+        };
         drop(guard);
         desk.put(index, news);
     })?;
@@ -206,15 +239,11 @@ struct Post<'a> {
 }
 
 fn work(
-    settings: Settings,
+    mut driver: Driver,
     parameters: &Parameters,
     mut estates: Vec<Estate>,
     post: &Post<'_>,
 ) -> News {
-    let mut driver = match Driver::new(settings) {
-        Ok(driver) => driver,
-        Err(unusable) => return News::Unusable(unusable),
-    };
     let mut before = Stats::default();
     loop {
         let mut server = Server::new(parameters.clone());

@@ -1,11 +1,13 @@
 //! The kernel, and io_uring by trying: what there is of it, and what the daemon does with it.
 
 use super::finding::{Finding, Topic};
+use crate::systemd::account::Account;
 use crate::uring::{self, Survey};
 
-pub(super) fn findings() -> Vec<Finding> {
+/// Of a service that runs as `account`, or of this process.
+pub(super) fn findings(account: Option<&Account>) -> Vec<Finding> {
     let mut findings = vec![release()];
-    findings.extend(switches());
+    findings.extend(switches(account));
     match uring::survey() {
         Err(unusable) => {
             let cure = "run Linux 6.1 or later";
@@ -32,16 +34,27 @@ fn release() -> Finding {
     }
 }
 
-/// The sysctls that can switch it off, where they can be read. Whether they do is tried below.
-fn switches() -> Option<Finding> {
+/// The sysctls that can switch it off, where they can be read. Whether they do is tried below; but
+/// root is let through by the value 1, and a service is not.
+fn switches(account: Option<&Account>) -> Option<Finding> {
     let read = |name| std::fs::read_to_string(format!("/proc/sys/kernel/{name}")).ok();
     let disabled = read("io_uring_disabled")?;
     let group = read("io_uring_group").unwrap_or_default();
     let (disabled, group) = (disabled.trim(), group.trim());
-    Some(Finding::ok(
-        Topic::IoUring,
-        format!("sysctl kernel.io_uring_disabled is {disabled}, kernel.io_uring_group {group}"),
-    ))
+    let what =
+        format!("sysctl kernel.io_uring_disabled is {disabled}, kernel.io_uring_group {group}");
+    let shut_out = account.filter(|account| {
+        disabled == "1" && !group.parse().is_ok_and(|group| account.is_in(group))
+    });
+    Some(match shut_out {
+        None => Finding::ok(Topic::IoUring, what),
+        Some(account) => Finding::problem(
+            Topic::IoUring,
+            format!("{what}: user {} of the service is not in that group", account.name),
+            "set kernel.io_uring_disabled to 0, or name the group in SupplementaryGroups= of the \
+             unit",
+        ),
+    })
 }
 
 /// Which way the daemon goes where there are several, best first.

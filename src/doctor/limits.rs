@@ -1,64 +1,208 @@
-//! What the process may have: files above all, since each connection is one.
+//! What the process may have: files above all, since each connection is one; and locked memory for
+//! the rings. Of an installed service it is the limits of its unit, as far as systemd gives them.
+
+use std::fs;
 
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 
 use super::finding::{Finding, Topic};
-use crate::config::{Config, Workers};
+use super::service::{Service, is_of_echo};
+use crate::capacity::{self, Sockets};
+use crate::config::{Config, Kind, Workers};
+use crate::uring;
 
-/// What the daemon keeps free besides connections: see `daemon::service`.
-const FILES_SPARE: u64 = 64;
-const FILES_PER_WORKER: u64 = 2;
+/// `CAP_SYS_RESOURCE` of include/uapi/linux/capability.h: without it systemd cannot raise a limit.
+const CAP_SYS_RESOURCE: u32 = 24;
 
-pub(super) fn findings(config: &Config, findings: &mut Vec<Finding>) {
-    findings.push(files(config));
-    findings.push(locked_memory());
+pub(super) fn findings(config: &Config, service: Option<&Service>, findings: &mut Vec<Finding>) {
+    let (limits, sockets) = match service {
+        Some(service) => (Limits::of_service(service), sockets_of(service)),
+        None => (Limits::of_this_process(), sockets_configured(config)),
+    };
+    findings.push(files(config, &limits, sockets));
+    findings.push(locked_memory(config, &limits));
 }
 
-fn files(config: &Config) -> Finding {
-    let (soft, hard) = match getrlimit(Resource::RLIMIT_NOFILE) {
-        Ok(limits) => limits,
-        Err(errno) => {
-            let what = format!("the limit on open files cannot be read: {errno}");
-            return Finding::note(Topic::Limits, what, "none known");
+/// Limits as they will count, or do.
+struct Limits {
+    /// Whose they are.
+    whose: String,
+    files: Limit,
+    locked: Limit,
+}
+
+/// One of them.
+#[derive(Clone, Copy)]
+struct Limit {
+    /// `None` if there is none.
+    value: Option<u64>,
+    /// Whether systemd could not give what the unit asks for.
+    cut: bool,
+}
+
+impl Limits {
+    fn of_this_process() -> Self {
+        let hard = |resource| {
+            let (_, hard) = getrlimit(resource).unwrap_or((0, RLIM_INFINITY));
+            Limit { value: Some(hard).filter(|hard| *hard != RLIM_INFINITY), cut: false }
+        };
+        Self {
+            whose: "this process".to_owned(),
+            files: hard(Resource::RLIMIT_NOFILE),
+            locked: Limit { value: uring::locked_memory_limit(), cut: false },
         }
+    }
+
+    /// Those of its process or, while it has none, those that systemd will give it.
+    fn of_service(service: &Service) -> Self {
+        let unit = &service.unit;
+        let (wanted_files, wanted_locked) = (unit.limit("LimitNOFILE"), unit.limit("LimitMEMLOCK"));
+        let (whose, bounds) = match unit.process() {
+            Some(pid) => (format!("{} (process {pid})", unit.name()), read(&pid.to_string())),
+            None => (unit.name().to_owned(), if systemd_raises() { None } else { read("1") }),
+        };
+        let (files, locked) = bounds.unwrap_or((None, None));
+        Self {
+            whose,
+            files: Limit::between(wanted_files, files),
+            locked: Limit::between(wanted_locked, locked),
+        }
+    }
+}
+
+impl Limit {
+    /// What becomes of a limit that the unit wants, where `bound` is all there is.
+    fn between(wanted: Option<u64>, bound: Option<u64>) -> Self {
+        let infinite = |limit: Option<u64>| limit.unwrap_or(u64::MAX);
+        let value = if infinite(bound) < infinite(wanted) { bound } else { wanted };
+        Self { value, cut: infinite(bound) < infinite(wanted) }
+    }
+
+    fn remedy(self, key: &str, wanted: &str) -> String {
+        match self.cut {
+            true => format!(
+                "{key}= of the unit asks for more, but systemd has no CAP_SYS_RESOURCE to give it; \
+                 raise the limit of the container that it runs in"
+            ),
+            false => format!("set {key}={wanted} in the unit"),
+        }
+    }
+}
+
+/// The hard limits on open files and locked memory of a process.
+fn read(process: &str) -> Option<(Option<u64>, Option<u64>)> {
+    let text = fs::read_to_string(format!("/proc/{process}/limits")).ok()?;
+    let hard = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+        line.split_whitespace().nth(1)?.parse().ok()
     };
-    let workers = match config.server.workers {
-        Workers::Auto => std::thread::available_parallelism().map_or(1, |it| it.get() as u64),
-        Workers::Count(count) => u64::from(count),
-    };
-    let wanted = u64::from(config.limits.max_connections);
-    let spare = FILES_SPARE + FILES_PER_WORKER * workers;
-    if hard.saturating_sub(spare) < wanted {
-        return Finding::problem(
+    Some((hard("Max open files"), hard("Max locked memory")))
+}
+
+fn systemd_raises() -> bool {
+    let status = fs::read_to_string("/proc/1/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|text| u64::from_str_radix(text.trim(), 16).ok());
+    effective.is_none_or(|set| set & (1 << CAP_SYS_RESOURCE) != 0)
+}
+
+fn sockets_of(service: &Service) -> Sockets {
+    let open = service.sockets.iter().filter(|unit| unit.value("ActiveState") == "active");
+    let mut sockets = Sockets::default();
+    for unit in open {
+        let count = unit.values("Listen").count();
+        match is_of_echo(unit) {
+            true => sockets.echo += count,
+            false => sockets.sight += count,
+        }
+    }
+    sockets
+}
+
+fn sockets_configured(config: &Config) -> Sockets {
+    let echo = config.listeners.iter().filter(|listener| listener.kind == Kind::Echo).count();
+    Sockets { echo, sight: config.listeners.len() - echo }
+}
+
+/// Too few files are a note and no problem: the daemon serves as many connections as fit, and says
+/// so.
+fn files(config: &Config, limits: &Limits, sockets: Sockets) -> Finding {
+    let workers = capacity::workers(config);
+    let wanted = config.limits.max_connections;
+    let room = capacity::room(limits.files.value.unwrap_or(u64::MAX), workers, sockets);
+    let (whose, limit) = (&limits.whose, bound(limits.files.value));
+    if room < wanted {
+        let needed = u64::from(wanted) + capacity::files_besides_connections(workers, sockets);
+        return Finding::note(
             Topic::Limits,
             format!(
-                "open files: at most {hard} (soft {soft}), too few for \
-                 limits.max-connections = {wanted}"
+                "open files: at most {limit} for {whose}, enough for {room} connections but not \
+                 for limits.max-connections = {wanted}"
             ),
             &format!(
-                "raise LimitNOFILE= of the service to {} or more, or lower limits.max-connections",
-                wanted + spare
+                "{}, or lower limits.max-connections",
+                limits.files.remedy("LimitNOFILE", &format!("{needed} or more"))
             ),
         );
     }
     Finding::ok(
         Topic::Limits,
         format!(
-            "open files: {} (soft {soft}, raised at start), enough for \
-             limits.max-connections = {wanted}",
-            bound(hard)
+            "open files: at most {limit} for {whose}, enough for limits.max-connections = {wanted}"
         ),
     )
 }
 
-/// Rings have not counted since Linux 5.12, and no buffer is registered for good; it is shown
-/// because operators of other io_uring programs look for it.
-fn locked_memory() -> Finding {
-    let limit = getrlimit(Resource::RLIMIT_MEMLOCK);
-    let limit = limit.map_or_else(|errno| errno.to_string(), |(_, hard)| bound(hard));
-    Finding::ok(Topic::Limits, format!("locked memory: {limit} bytes; none is needed"))
+/// With an automatic number of workers too little is a note, as the daemon starts as many as fit; a
+/// number that is configured does not start.
+fn locked_memory(config: &Config, limits: &Limits) -> Finding {
+    let workers = capacity::workers(config);
+    let needed = capacity::locked_bytes(config, workers);
+    let need = format!("the rings of {workers} workers need {} KiB", needed.div_ceil(1024));
+    let Some(limit) = limits.locked.value else {
+        let what = format!("locked memory: as much as {} likes; {need}", limits.whose);
+        return Finding::ok(Topic::Limits, what);
+    };
+    let what = format!("locked memory: at most {} KiB for {}; {need}", limit / 1024, limits.whose);
+    if uring::charges_locked_memory() == Some(false) {
+        return Finding::ok(Topic::Limits, format!("{what}, but this kernel does not count them"));
+    }
+    if needed <= limit {
+        return Finding::ok(Topic::Limits, what);
+    }
+    let fitting = limit / capacity::locked_bytes(config, 1);
+    let remedy = limits.locked.remedy("LimitMEMLOCK", "infinity");
+    match config.server.workers {
+        Workers::Auto if fitting > 0 => {
+            let what = format!("{what}; only {fitting} start");
+            Finding::note(Topic::Limits, what, &remedy)
+        }
+        Workers::Auto | Workers::Count(_) => Finding::problem(
+            Topic::Limits,
+            format!("{what}; the service does not start"),
+            &format!("{remedy}, or lower server.workers"),
+        ),
+    }
 }
 
-fn bound(limit: u64) -> String {
-    if limit == RLIM_INFINITY { "unlimited".to_owned() } else { limit.to_string() }
+fn bound(limit: Option<u64>) -> String {
+    limit.map_or("unlimited".to_owned(), |limit| limit.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_is_cut_where_systemd_has_less_than_the_unit_wants() {
+        let limit = |wanted, bound| {
+            let limit = Limit::between(wanted, bound);
+            (limit.value, limit.cut)
+        };
+        assert_eq!(limit(None, None), (None, false));
+        assert_eq!(limit(None, Some(8)), (Some(8), true));
+        assert_eq!(limit(Some(20), Some(8)), (Some(8), true));
+        assert_eq!(limit(Some(8), Some(20)), (Some(8), false));
+        assert_eq!(limit(Some(8), None), (Some(8), false));
+    }
 }

@@ -10,7 +10,6 @@ use crate::listen::{self, Family, Listener};
 const BACKLOG: u32 = 4096;
 
 pub(super) fn findings(config: &Config, findings: &mut Vec<Finding>) {
-    findings.extend(longest_backlog());
     if listen::is_anything_inherited() {
         match listen::open(&[], &config.tcp) {
             Ok(opened) => {
@@ -31,10 +30,11 @@ pub(super) fn findings(config: &Config, findings: &mut Vec<Finding>) {
     }
 }
 
-fn longest_backlog() -> Option<Finding> {
-    let text = std::fs::read_to_string("/proc/sys/net/core/somaxconn").ok()?;
-    let longest: u32 = text.trim().parse().ok()?;
-    Some(if longest < BACKLOG {
+/// What the kernel makes of the backlog that is asked for, where that can be read.
+pub(super) fn longest_backlog(findings: &mut Vec<Finding>) {
+    let text = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap_or_default();
+    let Ok(longest) = text.trim().parse::<u32>() else { return };
+    findings.push(if longest < BACKLOG {
         Finding::note(
             Topic::Sockets,
             format!(
@@ -44,7 +44,7 @@ fn longest_backlog() -> Option<Finding> {
         )
     } else {
         Finding::ok(Topic::Sockets, format!("sysctl net.core.somaxconn is {longest}"))
-    })
+    });
 }
 
 fn inherited(listener: &Listener) -> Finding {

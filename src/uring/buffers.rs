@@ -49,6 +49,10 @@ impl Mapping {
     }
 }
 
+// SAFETY: a mapping is owned like a `Box<[u8]>`: its address means the same to every thread, and
+// nobody else has it.
+unsafe impl Send for Mapping {}
+
 impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: `start` and `length` are those of the mapping made in `new`, which nothing else

@@ -37,9 +37,11 @@ use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 use super::buffers::BufferRing;
 use super::errno;
-use super::probe::{self, Unusable};
-use super::ring::Ring;
+use super::locked::{self, Maker};
+use super::probe;
+use super::ring::{self, Ring};
 use super::token::Token;
+use super::unusable::Unusable;
 use crate::echo::op::{ConnectionId, SizeClass};
 
 mod events;
@@ -102,10 +104,14 @@ impl Client {
     /// # Panics
     /// If the number of buffers is no power of two up to 32768.
     pub fn new(settings: Settings) -> Result<Self, Unusable> {
-        let ring = Ring::new().map_err(Unusable::from_setup)?;
-        let pool =
-            BufferRing::register(ring.inner(), GROUP, settings.buffers, settings.buffer_bytes)
+        let (buffers, bytes) = (settings.buffers, settings.buffer_bytes);
+        let charge = locked::charge(ring::SUBMISSIONS, ring::COMPLETIONS, buffers);
+        let (ring, pool) = Maker::new(charge).make(|| {
+            let ring = Ring::new().map_err(Unusable::from_setup)?;
+            let pool = BufferRing::register(ring.inner(), GROUP, buffers, bytes)
                 .map_err(Unusable::from_buffers)?;
+            Ok((ring, pool))
+        })?;
         Ok(Self {
             ring,
             pool: Some(pool),

@@ -25,11 +25,12 @@ use self::relay::Scratch;
 use self::send::{OnWritable, QuietSend};
 use super::buffers::{BufferRing, BufferStack};
 use super::errno;
-use super::probe::Unusable;
+use super::prepared::PreparedRing;
 use super::ring::{COMPLETIONS, Ring};
 use super::source;
 use super::spill::{SpillMemory, SpillQueue};
 use super::token::Token;
+use super::unusable::Unusable;
 use crate::echo::op::{
     ConnectionId, Event, Kernel, ListenerId, Op, Shutdown, SizeClass, Source, Timestamp,
 };
@@ -87,7 +88,7 @@ impl ListeningSocket {
 const OPEN: &str = "invariant: the core names open connections only";
 
 /// The buffer group of the small buffers.
-const SMALL_GROUP: u16 = 0;
+pub(super) const SMALL_GROUP: u16 = 0;
 
 /// How a driver is set up.
 pub struct Settings {
@@ -201,11 +202,20 @@ impl Driver {
     /// # Errors
     /// When io_uring cannot be used, and why.
     pub fn new(settings: Settings) -> Result<Self, Unusable> {
-        let mut ring = Ring::disabled().map_err(Unusable::from_setup)?;
-        let ([small, large], [small_size, large_size]) = (settings.buffers, settings.buffer_sizes);
-        let small = BufferRing::register(ring.inner(), SMALL_GROUP, small, small_size)
-            .map_err(Unusable::from_buffers)?;
-        let large = BufferStack::new(large, large_size).map_err(Unusable::Resources)?;
+        let prepared = PreparedRing::one(settings.buffers[0], settings.buffer_sizes[0])?;
+        Self::with_ring(prepared, settings)
+    }
+
+    /// A driver for the calling thread, on a ring that was made elsewhere with as many buffers as
+    /// `settings` says.
+    ///
+    /// # Errors
+    /// When io_uring cannot be used, and why.
+    pub fn with_ring(prepared: PreparedRing, settings: Settings) -> Result<Self, Unusable> {
+        let PreparedRing { mut ring, small } = prepared;
+        let no_memory = |error| Unusable::Resources { call: "mmap(2)", error };
+        let large = BufferStack::new(settings.buffers[1], settings.buffer_sizes[1]);
+        let large = large.map_err(no_memory)?;
         ring.seal()?;
         Ok(Self {
             ring: ManuallyDrop::new(ring),
@@ -223,7 +233,7 @@ impl Driver {
             memory: settings.memory,
             on_writable: HashMap::new(),
             relay_limits: HashMap::new(),
-            scratch: Scratch::new().map_err(Unusable::Resources)?,
+            scratch: Scratch::new().map_err(no_memory)?,
             sockets: Vec::with_capacity(settings.connections_max as usize),
             accepting: vec![None; settings.listeners.len()],
             names_sources: false,

@@ -8,14 +8,17 @@
 //!
 //! Reading order: [`driver`] (operations and events), `ring` (set-up, submission, waiting), `token`
 //! (`user_data`), `buffers` (the pool), `spill` (set-aside bytes and their memory), `errno` (what
-//! each error means), `source` (where connections come from), [`mod@probe`] (what this kernel can
-//! do), `restrict` and `seal` (what rings and process may not do), `stdout` (what Rust's start-up
-//! code hides). [`client`] is the other end: what echo-load drives.
+//! each error means), `source` (where connections come from), `prepared` (rings that have no thread
+//! yet), `locked` (the memory that rings are charged for), [`mod@probe`] (what this kernel can do),
+//! `unusable` (why it cannot), `restrict` and `seal` (what rings and process may not do), `stdout`
+//! (what Rust's start-up code hides). [`client`] is the other end: what echo-load drives.
 
 mod buffers;
 pub mod client;
 pub mod driver;
 mod errno;
+mod locked;
+mod prepared;
 pub mod probe;
 mod restrict;
 mod ring;
@@ -24,9 +27,13 @@ mod source;
 mod spill;
 mod stdout;
 mod token;
+mod unusable;
 
 pub use driver::{Driver, DriverError, ListeningSocket, Settings, Transport};
-pub use probe::{Features, Survey, Unusable, probe, survey};
+pub use locked::{Shortage, charges_locked_memory, locked_memory_limit};
+pub use prepared::{PreparedRing, locked_bytes_of_worker, prepare_rings};
+pub use probe::{Features, Survey, probe, survey};
 pub use seal::{Unsealed, seal_process};
 pub use spill::SpillMemory;
 pub use stdout::standard_output_was_closed;
+pub use unusable::{Call, Obstacle, Unusable};

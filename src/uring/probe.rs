@@ -1,13 +1,13 @@
-//! What the running kernel can do, found out by doing it, and what to tell an operator whose kernel
-//! cannot.
+//! What the running kernel can do, found out by doing it.
 
-use std::fmt;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 
-use io_uring::{IoUring, opcode, squeue, types};
+use io_uring::{Builder, IoUring, opcode, squeue, types};
 
+use super::locked::{self, Maker};
+use super::unusable::{Call, Unusable};
 use super::{restrict, ring};
 
 /// What the kernel offers beyond the minimum.
@@ -18,111 +18,32 @@ pub struct Features {
     pub bounded_multishot_receive: bool,
 }
 
-/// Why io_uring cannot be used here.
-#[derive(Debug)]
-pub enum Unusable {
-    /// io_uring_setup(2) is not there (ENOSYS).
-    Missing,
-    /// io_uring_setup(2) is forbidden (EPERM); the value of the sysctl `kernel.io_uring_disabled`,
-    /// where it can be read.
-    Forbidden(Option<String>),
-    /// The kernel is older than 6.1, or lacks what the text names.
-    TooOld(&'static str),
-    /// The kernel does not know the operation.
-    NoOperation(&'static str),
-    /// A ring that was restricted takes what the text names all the same.
-    Unrestricted(&'static str),
-    /// Something ran out.
-    Resources(io::Error),
-}
-
-impl fmt::Display for Unusable {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Missing => formatter.write_str(
-                "io_uring is not available: io_uring_setup(2) says ENOSYS; \
-                 run Linux 6.1 or later with CONFIG_IO_URING=y, \
-                 or allow the call in the container's seccomp profile",
-            ),
-            Self::Forbidden(Some(value)) if value != "0" => write!(
-                formatter,
-                "io_uring is disabled: sysctl kernel.io_uring_disabled is {value}; \
-                 set it to 0, or to 1 and put the service's group into kernel.io_uring_group",
-            ),
-            Self::Forbidden(Some(_)) => formatter.write_str(
-                "io_uring is forbidden: io_uring_setup(2) says EPERM \
-                 though sysctl kernel.io_uring_disabled is 0; \
-                 a seccomp filter refuses it: \
-                 allow io_uring_setup, io_uring_enter and io_uring_register \
-                 in the container's or unit's profile",
-            ),
-            Self::Forbidden(None) => formatter.write_str(
-                "io_uring is forbidden: io_uring_setup(2) says EPERM; \
-                 set sysctl kernel.io_uring_disabled to 0, \
-                 or allow io_uring_setup, io_uring_enter and io_uring_register \
-                 in the seccomp profile",
-            ),
-            Self::TooOld(missing) => {
-                write!(formatter, "this kernel's io_uring lacks {missing}; run Linux 6.1 or later")
-            }
-            Self::NoOperation(name) => write!(
-                formatter,
-                "this kernel's io_uring lacks the operation {name}; run Linux 6.1 or later"
-            ),
-            Self::Unrestricted(what) => write!(
-                formatter,
-                "io_uring is not safe to use here: a restricted ring takes {what}; \
-                 run a kernel whose IORING_REGISTER_RESTRICTIONS works",
-            ),
-            Self::Resources(error) => write!(
-                formatter,
-                "io_uring_setup(2) fails: {error}; \
-                 raise LimitNOFILE= or the memory limit of the service",
-            ),
-        }
-    }
-}
-
-impl Unusable {
-    /// What the failure of io_uring_setup(2) means.
-    pub(super) fn from_setup(error: io::Error) -> Self {
-        match error.raw_os_error() {
-            Some(libc::ENOSYS) => Self::Missing,
-            Some(libc::EPERM | libc::EACCES) => Self::Forbidden(
-                std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled")
-                    .ok()
-                    .map(|value| value.trim().to_owned()),
-            ),
-            Some(libc::EINVAL) => Self::TooOld("SINGLE_ISSUER and DEFER_TASKRUN rings"),
-            _ => Self::Resources(error),
-        }
-    }
-
-    /// What the failure of registering the buffer ring means.
-    pub(super) fn from_buffers(error: io::Error) -> Self {
-        match error.raw_os_error() {
-            Some(libc::EINVAL) => Self::TooOld("provided-buffer rings"),
-            _ => Self::Resources(error),
-        }
-    }
-}
-
 /// Tries the kernel out on a ring of its own.
 ///
 /// # Errors
 /// When io_uring cannot be used at all, and why.
 pub fn probe() -> Result<Features, Unusable> {
-    let mut ring = ring::build(&ring::flags(16), 8).map_err(Unusable::from_setup)?;
+    let mut ring = small_ring(&ring::flags(COMPLETIONS))?;
     let mut operations = io_uring::Probe::new();
-    ring.submitter().register_probe(&mut operations).map_err(Unusable::Resources)?;
+    let probed = ring.submitter().register_probe(&mut operations);
+    probed.map_err(|error| Unusable::from_call(Call::Register, error))?;
     for (code, name) in restrict::OPERATIONS {
         if !operations.is_supported(code) {
             return Err(Unusable::NoOperation(name));
         }
     }
-    let bounded_multishot_receive =
-        accepts_bounded_multishot(&mut ring).map_err(Unusable::Resources)?;
+    let bounded_multishot_receive = accepts_bounded_multishot(&mut ring)
+        .map_err(|error| Unusable::from_call(Call::Enter, error))?;
     Ok(Features { bounded_multishot_receive })
+}
+
+/// Entries of the rings that only try something.
+const COMPLETIONS: u32 = 16;
+const SUBMISSIONS: u32 = 8;
+
+fn small_ring(flags: &Builder) -> Result<IoUring, Unusable> {
+    let mut maker = Maker::new(locked::charge(SUBMISSIONS, COMPLETIONS, 0));
+    maker.make(|| ring::build(flags, SUBMISSIONS).map_err(Unusable::from_setup))
 }
 
 /// What the doctor wants to know.
@@ -144,10 +65,11 @@ pub struct Survey {
 /// When io_uring cannot be used, or a restricted ring is not restricted.
 pub fn survey() -> Result<Survey, Unusable> {
     let features = probe()?;
-    let mut flags = ring::flags(16);
+    let mut flags = ring::flags(COMPLETIONS);
     flags.setup_r_disabled();
-    let mut restricted = ring::build(&flags, 8).map_err(Unusable::from_setup)?;
-    restrict::restrict(&restricted).map_err(Unusable::from_setup)?;
+    let mut restricted = small_ring(&flags)?;
+    let taken = restrict::restrict(&restricted);
+    taken.map_err(|error| Unusable::from_call(Call::Register, error))?;
     restrict::prove(&mut restricted)?;
     Ok(Survey {
         features,
@@ -191,14 +113,14 @@ pub(super) fn multishot_receive(fd: types::Fd, group: u16, bytes_max: u32) -> sq
 
 /// Sets `sqe->optlen`, the total length of a multishot receive, which the crate has no name for:
 /// bytes 44 to 47 of the entry.
-fn with_total_length(entry: squeue::Entry, bytes: u32) -> squeue::Entry {
+fn with_total_length(mut entry: squeue::Entry, bytes: u32) -> squeue::Entry {
     const OPTLEN: usize = 44;
     const SIZE: usize = 64;
+    const { assert!(size_of::<squeue::Entry>() == SIZE) };
     // SAFETY: `squeue::Entry` is a `repr(C)` wrapper of the kernel's 64-byte `struct io_uring_sqe`
-    // (transmute checks the size), all of whose bytes are initialised by the crate's zeroed
-    // constructor.
-    let mut raw: [u8; SIZE] = unsafe { std::mem::transmute(entry) };
+    // (as asserted), all of whose bytes are initialised by the crate's zeroed constructor and which
+    // holds integers only, so that every bit pattern is one. It is borrowed here alone.
+    let raw = unsafe { &mut *(&raw mut entry).cast::<[u8; SIZE]>() };
     raw[OPTLEN..OPTLEN + 4].copy_from_slice(&bytes.to_ne_bytes());
-    // SAFETY: every bit pattern is a valid `struct io_uring_sqe`: it holds integers only.
-    unsafe { std::mem::transmute(raw) }
+    entry
 }

@@ -13,7 +13,7 @@ use std::io;
 use io_uring::register::Restriction;
 use io_uring::{IoUring, opcode, squeue, types};
 
-use super::probe::Unusable;
+use super::unusable::{Call, Unusable};
 
 /// The operations that the driver submits, and nothing else; with their names.
 pub(super) const OPERATIONS: [(u8, &str); 7] = [
@@ -75,7 +75,7 @@ pub(super) fn prove(ring: &mut IoUring) -> Result<(), Unusable> {
     while ring.completion().len() < forbidden_count {
         match ring.submit_and_wait(forbidden_count) {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => {
-                return Err(Unusable::Resources(error));
+                return Err(Unusable::from_call(Call::Enter, error));
             }
             _ => {}
         }

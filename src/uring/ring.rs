@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 
 use io_uring::{Builder, EnterFlags, IoUring, cqueue, opcode, squeue, types};
 
-use super::probe::Unusable;
 use super::restrict;
 use super::token::Token;
+use super::unusable::{Call, Unusable};
 
 /// Entries of the submission queue. A fuller batch is handed over in pieces of this size.
-const SUBMISSIONS: u32 = 1024;
+pub(super) const SUBMISSIONS: u32 = 1024;
 
 /// Entries of the completion queue: more than a turn can bring (every pooled buffer, every send),
 /// so that it does not overflow; the kernel keeps what does not fit in a slower list.
@@ -74,7 +74,8 @@ impl Ring {
     /// Enables a disabled ring for the calling thread, which is the only one that may use it from
     /// here on, and for the driver's operations alone; and sees that others are refused.
     pub(super) fn seal(&mut self) -> Result<(), Unusable> {
-        restrict::restrict(&self.inner).map_err(Unusable::from_setup)?;
+        let restricted = restrict::restrict(&self.inner);
+        restricted.map_err(|error| Unusable::from_call(Call::Register, error))?;
         restrict::prove(&mut self.inner)
     }
 

@@ -3,13 +3,13 @@
 use std::fs;
 use std::net::TcpListener;
 use std::process::{Command, Output};
-use std::thread;
 
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
 use serde_json::Value;
 
 use crate::daemon::{Launch, program, run_to_end};
-use crate::machine::Scratch;
+use crate::locked::{WORKER, is_charged, limited};
+use crate::machine::{Scratch, alone, patience};
+use crate::refused::{CALLS, run_by, under_a_filter};
 
 /// So few connections that every machine has files for them.
 const MODEST: &str = "[limits]\nmax-connections = 10\n";
@@ -80,16 +80,39 @@ fn people_get_a_table() {
     }
 }
 
+/// Goal: as severe as the daemon itself takes it, which warns and serves as many as fit.
 #[test]
-fn too_few_files_are_a_problem_with_a_cure() {
+fn too_few_files_are_noted_with_a_cure() {
     let mut command = Command::new("/bin/sh");
     command.args(["-c", "ulimit -n 100; exec \"$0\" doctor --json --listen 127.0.0.1:0"]);
     let (code, json) = judged(&command.arg(program()).output().unwrap());
-    assert_eq!(code, 1);
-    let problem = one(&json, "limits", "problem");
-    for word in ["at most 100 ", "limits.max-connections", "raise LimitNOFILE="] {
-        assert!(problem.contains(word), "{problem}");
+    assert_eq!(code, 0);
+    let note = findings(&json, "limits", "note").join("\n");
+    for word in ["at most 100 ", "limits.max-connections", "set LimitNOFILE="] {
+        assert!(note.contains(word), "{note}");
     }
+}
+
+/// Goal: doctor and daemon reckon alike: the daemon warns of as many places as the doctor
+/// foretells.
+#[test]
+fn the_doctor_foretells_how_many_connections_fit() {
+    let launch = Launch::with_config("[server]\nworkers = 3\n");
+    let daemon = Launch { open_files: Some(300), ..launch }.start();
+    let warning = daemon.lines.wait_for("only ", patience(5.0));
+    let mut command = Command::new("/bin/sh");
+    command.args([
+        "-c",
+        "ulimit -n 300; exec \"$0\" doctor --json --listen 127.0.0.1:0 \
+         --config \"$1\"",
+    ]);
+    command.arg(program()).arg(daemon.config_path());
+    let (_, json) = judged(&command.output().unwrap());
+    let note = findings(&json, "limits", "note").join("\n");
+    let (_, rest) = note.split_once("enough for ").unwrap();
+    let room: u32 = rest.split(' ').next().unwrap().parse().unwrap();
+    assert!(warning.contains(&format!("only {room} fit")), "{warning}\n{note}");
+    daemon.stop();
 }
 
 #[test]
@@ -120,33 +143,16 @@ fn an_address_of_another_machine_is_a_problem() {
     assert!(one(&json, "sockets", "problem").contains("192.0.2.1:7777"));
 }
 
-/// A real filter, as that of a container: it is put on a thread, which then starts the program.
-fn under_a_filter(arguments: &'static [&'static str]) -> Output {
-    thread::spawn(|| {
-        let filter = SeccompFilter::new(
-            [(nix::libc::SYS_io_uring_setup, Vec::new())].into(),
-            SeccompAction::Allow,
-            SeccompAction::Errno(nix::libc::EPERM as u32),
-            std::env::consts::ARCH.try_into().unwrap(),
-        );
-        let program: BpfProgram = filter.unwrap().try_into().unwrap();
-        apply_filter(&program).unwrap();
-        run_to_end(arguments, None)
-    })
-    .join()
-    .unwrap()
-}
-
 #[test]
 fn a_seccomp_filter_is_told_from_a_sysctl() {
-    let (code, json) = judged(&under_a_filter(&["doctor", "--json"]));
+    let output = under_a_filter(&CALLS, nix::libc::EPERM, run_by(&[], &["doctor", "--json"]));
+    let (code, json) = judged(&output);
     assert_eq!(code, 1);
     let problem = one(&json, "io_uring", "problem");
     let sysctl = fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default();
     let words: &[&str] = match sysctl.trim() {
-        "0" => &["EPERM", "io_uring_disabled is 0", "a seccomp filter refuses", "allow io_uring_s"],
-        "" => &["EPERM", "seccomp"],
-        _ => &["io_uring_disabled is"],
+        "0" | "" => &["EPERM", "a seccomp filter refuses", "| allow io_uring_setup, io_uring_e"],
+        _ => &["io_uring_disabled is", "seccomp filter"],
     };
     for word in words {
         assert!(problem.contains(word), "{word} is missing: {problem}");
@@ -163,4 +169,38 @@ fn a_running_daemon_is_described() {
     let line = text.lines().find(|line| line.contains(&wanted)).unwrap();
     assert!(line.contains("new privileges no, seccomp filters "), "{line}");
     daemon.stop();
+}
+
+/// Goal: locked memory is computed and compared, as severe as what the daemon makes of it.
+#[test]
+fn locked_memory_is_compared_with_what_the_rings_need() {
+    let _quiet = alone();
+    if !is_charged() {
+        return;
+    }
+    let examined = |workers: &str, bytes: u64| {
+        let scratch = Scratch::new();
+        let path = scratch.path("echo-uring.toml");
+        fs::write(&path, format!("{MODEST}[server]\nworkers = {workers}\n")).unwrap();
+        let wrapper = limited(bytes);
+        let wrapper: Vec<&str> = wrapper.iter().map(String::as_str).collect();
+        let config = path.to_str().unwrap();
+        let arguments = ["doctor", "--json", "--listen", "127.0.0.1:0", "--config", config];
+        judged(&run_by(&wrapper, &arguments).output().unwrap())
+    };
+    let (code, json) = examined("25", 8 << 20);
+    assert_eq!(code, 1);
+    let problem = one(&json, "limits", "problem");
+    for word in ["8192 KiB", "25 workers need 8200 KiB", "does not start", "LimitMEMLOCK=infinity"]
+    {
+        assert!(problem.contains(word), "{problem}");
+    }
+    let (code, json) = examined("24", 8 << 20);
+    assert_eq!(code, 0, "{json:#}");
+    assert!(findings(&json, "limits", "ok").join("\n").contains("24 workers need 7872 KiB"));
+    if std::thread::available_parallelism().unwrap().get() > 1 {
+        let (code, json) = examined("\"auto\"", WORKER);
+        assert_eq!(code, 0);
+        assert!(one(&json, "limits", "note").contains("only 1 start"), "{json:#}");
+    }
 }

@@ -11,7 +11,7 @@ use crate::flow::{self, Ending, Flow, Plan};
 use crate::machine::{in_company, patience, wait_until};
 
 /// A wrapper that traces `call` of the daemon and does `what` to it, or none with a note why not.
-fn strace(call: &str, what: &str) -> Option<Vec<String>> {
+pub(crate) fn strace(call: &str, what: &str) -> Option<Vec<String>> {
     let trial = Command::new("strace").args(["-o", "/dev/null", "true"]).output();
     if !trial.is_ok_and(|output| output.status.success()) {
         println!("skipped: strace is not here or may not trace");
@@ -31,16 +31,16 @@ fn refused(error: &str, words: &[&str]) {
     Launch { wrapper, ..launch }.fail().assert(78, words);
 }
 
-/// A sysctl or a seccomp filter answers EPERM.
+/// A sysctl, a seccomp filter or a security module answers EPERM. `refused` tells them apart.
 #[test]
 fn forbidden_io_uring_is_refused_with_its_cause() {
     refused("EPERM", &["io_uring", "kernel.io_uring_disabled", "seccomp"]);
 }
 
-/// A kernel built without it answers ENOSYS.
+/// ENOSYS from a kernel that has io_uring, as its other calls show, is no matter of the kernel.
 #[test]
 fn absent_io_uring_is_refused_with_its_cause() {
-    refused("ENOSYS", &["io_uring", "Linux 6.1"]);
+    refused("ENOSYS", &["io_uring", "ENOSYS", "seccomp", "io_uring_enter", "io_uring_register"]);
 }
 
 #[test]
@@ -49,8 +49,8 @@ fn too_little_memory_for_a_ring_is_refused() {
     let Some(wrapper) = strace("io_uring_setup", "error=ENOMEM") else { return };
     let launch = Launch::with_config("");
     let refusal = Launch { wrapper, ..launch }.fail();
-    assert!(matches!(refusal.code, Some(71 | 78)), "{refusal:#?}");
-    assert_eq!(refusal.lines.len(), 1, "{refusal:#?}");
+    // It may be another thing in a second: systemd tries again.
+    refusal.assert(71, &["Cannot allocate memory", "MemoryMax="]);
 }
 
 /// Every ninth call fails; nothing is lost, and the daemon neither ends nor spins.

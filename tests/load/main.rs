@@ -12,6 +12,7 @@ mod diff;
 mod ends;
 mod faults;
 mod law;
+mod locked;
 mod modes;
 mod names;
 mod open_loop;

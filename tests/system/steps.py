@@ -11,6 +11,7 @@ import time
 
 import steps_balancer
 import steps_calls
+import steps_doctor
 import steps_mishaps
 import steps_power
 import steps_sealed
@@ -359,7 +360,8 @@ def nothing_went_wrong_unseen(machine, _packages):
         balance(match)
     entries = [e for e in machine.journal() if e.get("SYSLOG_IDENTIFIER") == "echo-uring"]
     errors = [str(entry["MESSAGE"]) for entry in entries if int(entry["PRIORITY"]) <= 3]
-    unexpected = [text for text in errors if CONFIG not in text and HUNG not in text]
+    expected = (CONFIG, HUNG, steps_doctor.REFUSED)
+    unexpected = [text for text in errors if not any(known in text for known in expected)]
     expect(not unexpected, f"the daemon logged errors: {unexpected}")
     return f"{len(accounts)} orderly stops balance"
 
@@ -401,6 +403,7 @@ STEPS = [
     ("install starts it", installs_and_runs),
     ("units well-formed", units_are_well_formed),
     *steps_sealed.STEPS,
+    *steps_doctor.STEPS,
     ("start, stop, echo", starts_and_echoes),
     ("journal", logs_to_the_journal),
     ("status", shows_its_status),

@@ -79,5 +79,6 @@ info\t''
 debug\t''
 trace\t''
 off\t''"
+complete -c echo-uring -n "__fish_echo_uring_using_subcommand doctor" -l instance -d 'Look at the instance echo-uring@NAME' -r -f
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand doctor" -l json -d 'Print the findings as one JSON object'
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand doctor" -s h -l help -d 'Print help'

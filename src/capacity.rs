@@ -1,0 +1,68 @@
+//! What a process needs of the limits it is given: one arithmetic for the daemon, which lives by
+//! it, and for the doctor, which foretells it.
+//!
+//! It knows plain numbers: it reads no limit and raises none.
+
+use crate::config::{Config, Workers};
+use crate::sight;
+use crate::uring;
+
+/// Descriptors that are neither connections nor listed below: standard streams, log, notify and
+/// signal sockets, and some to spare.
+const FILES_SPARE: u64 = 32;
+/// Descriptors of one worker: its ring and its eventfd.
+const FILES_PER_WORKER: u64 = 2;
+
+/// The sockets that a daemon listens on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sockets {
+    /// Those whose connections are echoed to.
+    pub echo: usize,
+    /// Those that status and metrics are asked at.
+    pub sight: usize,
+}
+
+/// How many workers `config` asks for on this machine.
+#[must_use]
+pub fn workers(config: &Config) -> usize {
+    match config.server.workers {
+        // The CPUs that this process may use, by affinity and by CPU quota.
+        Workers::Auto => std::thread::available_parallelism().map_or(1, usize::from),
+        Workers::Count(count) => usize::from(count),
+    }
+}
+
+/// Descriptors that `workers` need with these sockets, connections of echo apart.
+#[must_use]
+pub fn files_besides_connections(workers: usize, sockets: Sockets) -> u64 {
+    let sight = sockets.sight * (1 + sight::VISITORS_MAX);
+    FILES_SPARE + FILES_PER_WORKER * workers as u64 + (sockets.echo + sight) as u64
+}
+
+/// How many connections fit below a limit on open files, at least one.
+#[must_use]
+pub fn room(files_max: u64, workers: usize, sockets: Sockets) -> u32 {
+    let room = files_max.saturating_sub(files_besides_connections(workers, sockets)).max(1);
+    u32::try_from(room).unwrap_or(u32::MAX)
+}
+
+/// Bytes of locked memory that the kernel charges for the rings of `workers`.
+#[must_use]
+pub fn locked_bytes(config: &Config, workers: usize) -> u64 {
+    uring::locked_bytes_of_worker(config.server.buffers) * workers as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_needed_and_what_fits_add_up() {
+        let sockets = Sockets { echo: 2, sight: 1 };
+        let besides = files_besides_connections(4, sockets);
+        assert_eq!(besides, 32 + 4 * 2 + 2 + 33);
+        assert_eq!(room(besides + 1000, 4, sockets), 1000);
+        assert_eq!(room(besides, 4, sockets), 1, "a daemon without a place would be none");
+        assert_eq!(room(u64::MAX, 4, sockets), u32::MAX);
+    }
+}

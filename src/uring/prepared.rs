@@ -1,0 +1,65 @@
+//! Rings that are made before there is a thread to use them.
+//!
+//! How many workers there can be is known once their rings are made: the kernel charges rings to a
+//! limit that other processes of the user share, so no arithmetic tells it beforehand. A ring that
+//! is made disabled belongs to nobody; the thread that enables it is the one that may use it.
+
+use std::ops::RangeInclusive;
+
+use super::buffers::BufferRing;
+use super::driver::SMALL_GROUP;
+use super::locked::{self, Maker};
+use super::ring::{self, Ring};
+use super::unusable::Unusable;
+
+/// A ring with its small buffers, for the thread of one worker.
+pub struct PreparedRing {
+    // Dropped first: the kernel must let go before the memory goes.
+    pub(super) ring: Ring,
+    pub(super) small: BufferRing,
+}
+
+/// Makes rings for as many workers as `counts` ends with, each with `buffers` small buffers of
+/// `buffer_bytes` bytes. Where the limit on locked memory (`RLIMIT_MEMLOCK`) has no room for all of
+/// them these are fewer, but never fewer than `counts` begins with, at least one.
+///
+/// # Errors
+/// When io_uring cannot be used, or there is no room for so many rings.
+pub fn prepare_rings(
+    counts: RangeInclusive<usize>,
+    buffers: u16,
+    buffer_bytes: u32,
+) -> Result<Vec<PreparedRing>, Unusable> {
+    let (least, wanted) = counts.into_inner();
+    let mut maker = Maker::new(locked_bytes_of_worker(buffers));
+    let mut rings = Vec::with_capacity(wanted);
+    while rings.len() < wanted {
+        match maker.make(|| PreparedRing::new(buffers, buffer_bytes)) {
+            Ok(ring) => rings.push(ring),
+            Err(Unusable::LockedMemory(_)) if rings.len() >= least.max(1) => break,
+            Err(failure) => return Err(locked::of_rings(failure, wanted)),
+        }
+    }
+    Ok(rings)
+}
+
+/// Bytes that the kernel charges to `RLIMIT_MEMLOCK` for a worker with so many small buffers.
+#[must_use]
+pub fn locked_bytes_of_worker(buffers: u16) -> u64 {
+    locked::charge(ring::SUBMISSIONS, ring::COMPLETIONS, buffers)
+}
+
+impl PreparedRing {
+    fn new(buffers: u16, buffer_bytes: u32) -> Result<Self, Unusable> {
+        let ring = Ring::disabled().map_err(Unusable::from_setup)?;
+        let small = BufferRing::register(ring.inner(), SMALL_GROUP, buffers, buffer_bytes)
+            .map_err(Unusable::from_buffers)?;
+        Ok(Self { ring, small })
+    }
+
+    /// A single one.
+    pub(super) fn one(buffers: u16, buffer_bytes: u32) -> Result<Self, Unusable> {
+        let rings = prepare_rings(1..=1, buffers, buffer_bytes)?;
+        Ok(rings.into_iter().next().expect("invariant: so many were asked for"))
+    }
+}
