@@ -7,6 +7,7 @@
 mod finding;
 mod kernel;
 mod limits;
+mod running;
 mod sandbox;
 mod sockets;
 
@@ -34,6 +35,7 @@ pub fn examine(doctor: &DoctorOptions) -> ExitCode {
 fn findings(options: &Options) -> Vec<Finding> {
     let mut findings = kernel::findings();
     let config = configuration(options, &mut findings);
+    running::findings(&mut findings);
     limits::findings(&config, &mut findings);
     sockets::findings(&config, &mut findings);
     sandbox::findings(&mut findings);

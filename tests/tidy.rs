@@ -19,8 +19,8 @@ const WALLS: &[(&str, &[&str])] = &[
     ("lib", &[]),
     ("output", &["uring"]),
     ("main", &["cli", "daemon", "doctor", "sight"]),
-    // It sees what the daemon would see, and needs no daemon.
-    ("doctor", &["cli", "config", "listen", "output", "uring"]),
+    // It sees what the daemon would see, and needs no daemon; one that runs is asked for its status.
+    ("doctor", &["cli", "config", "listen", "output", "sight", "uring"]),
     (
         "daemon",
         &[
