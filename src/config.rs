@@ -306,12 +306,15 @@ pub fn load(path: Option<&Path>, overrides: &Overrides) -> Result<Config, Config
         }
         Err(cause) => return Err(ConfigError::Read { file: file.to_owned(), cause }),
     };
-    if !overrides.listen.is_empty() {
-        config.listeners = overridden_listeners(&overrides.listen)?;
-    }
-    if let Some(level) = overrides.log_level {
-        config.log.level = level;
-    }
+    config.overlay(overrides)?;
+    Ok(config)
+}
+
+/// Reads a configuration that was kept as `text`, as if from a file called `name`, and lays
+/// `overrides` over it.
+pub fn restore(text: &str, name: &Path, overrides: &Overrides) -> Result<Config, ConfigError> {
+    let mut config = Config::from_bytes(text.as_bytes(), name)?;
+    config.overlay(overrides)?;
     Ok(config)
 }
 
@@ -390,6 +393,16 @@ impl Config {
     /// The meaning of a file's content; `file` is only named in errors.
     pub fn from_bytes(bytes: &[u8], file: &Path) -> Result<Self, ConfigError> {
         file::check(bytes, file)
+    }
+
+    fn overlay(&mut self, overrides: &Overrides) -> Result<(), ConfigError> {
+        if !overrides.listen.is_empty() {
+            self.listeners = overridden_listeners(&overrides.listen)?;
+        }
+        if let Some(level) = overrides.log_level {
+            self.log.level = level;
+        }
+        Ok(())
     }
 
     /// The same meaning as a file, every key written out.

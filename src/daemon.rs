@@ -9,19 +9,23 @@ mod request;
 mod rules;
 mod service;
 mod succession;
+mod successor;
 mod terminal;
 mod view;
 mod workers;
 
 use std::fmt;
 use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use log::LevelFilter;
 
 use crate::cli::Options;
-use crate::config::{self, Config, LogTarget, Overrides};
+use crate::config::{self, Config, ConfigError, LogTarget, Overrides};
+use crate::handover;
 use crate::listen::{ListenError, Opened, Origin};
 use crate::logging::{self, Target, events};
 use crate::output;
@@ -119,6 +123,8 @@ pub fn check(options: &Options) -> ExitCode {
 /// Serves until a signal ends it.
 #[must_use]
 pub fn serve(options: &Options) -> ExitCode {
+    // Before anything else is opened, and before the first thread: see there.
+    let inherited = crate::listen::inherit();
     let notifier = Notifier::from_env();
     // Signals are blocked before the first thread starts, so that every thread inherits it and they
     // wait for us; and before the configuration is read, so that a reload is not asked in vain.
@@ -129,17 +135,16 @@ pub fn serve(options: &Options) -> ExitCode {
             return ExitCode::from(EXIT_SYSTEM);
         }
     };
-    let config = match load(options) {
-        Ok(config) => config,
+    let bundles = inherited.as_ref().map_or(&[][..], |inherited| &inherited.bundles);
+    let Loaded { config, trouble } = match load_or_keep(options, bundles) {
+        Ok(loaded) => loaded,
         Err(error) => {
             eprintln!("echo-uring: {error}");
             notifier.failed(nix::libc::EINVAL.unsigned_abs(), &error.to_string());
             return ExitCode::from(error.exit_status());
         }
     };
-    // The sockets come before the log thread: taking them changes the environment, which only one
-    // thread may do.
-    let opened = crate::listen::open(&config.listeners, &config.tcp);
+    let opened = inherited.and_then(|it| it.complete(&config.listeners, &config.tcp));
     let log = match logging::start(target(config.log.target), config.log.level) {
         Ok(log) => log,
         Err(error) => {
@@ -151,7 +156,10 @@ pub fn serve(options: &Options) -> ExitCode {
         .map_err(Failure::Listen)
         .map(|opened| with_warning_of_ignored_listen(opened, options))
         .and_then(|opened| {
-            let source = service::Source { options, log: &log };
+            if let Some(trouble) = &trouble {
+                log::error!(message_id = events::CONFIGURATION_KEPT; "{trouble}");
+            }
+            let source = service::Source { options, log: &log, trouble };
             service::run(&config, opened, signals, &notifier, &source)
         });
     let status = match ended {
@@ -185,9 +193,35 @@ fn say(failure: &Failure, level: LevelFilter) {
     }
 }
 
-fn load(options: &Options) -> Result<Config, config::ConfigError> {
-    let overrides = Overrides { listen: options.listen.clone(), log_level: options.log_level };
-    config::load(options.config.as_deref(), &overrides)
+fn load(options: &Options) -> Result<Config, ConfigError> {
+    config::load(options.config.as_deref(), &overrides(options))
+}
+
+fn overrides(options: &Options) -> Overrides {
+    Overrides { listen: options.listen.clone(), log_level: options.log_level }
+}
+
+/// What a run begins with.
+struct Loaded {
+    config: Config,
+    /// Why this is not what the file says, if it is not.
+    trouble: Option<String>,
+}
+
+/// The configuration of the file. If that is invalid, and the process before us has left
+/// connections in `bundles`, the last one that was valid: to refuse to start would end them all.
+fn load_or_keep(options: &Options, bundles: &[OwnedFd]) -> Result<Loaded, ConfigError> {
+    let error = match load(options) {
+        Ok(config) => return Ok(Loaded { config, trouble: None }),
+        // The command line is the unit's; what it means cannot be taken from anywhere else.
+        Err(error @ ConfigError::CommandLine { .. }) => return Err(error),
+        Err(error @ (ConfigError::Read { .. } | ConfigError::Content { .. })) => error,
+    };
+    let Some(kept) = handover::configuration(bundles) else { return Err(error) };
+    let name = Path::new("(kept configuration)");
+    let Ok(config) = config::restore(&kept, name, &overrides(options)) else { return Err(error) };
+    let trouble = format!("invalid configuration: {error}; the last valid one is in force");
+    Ok(Loaded { config, trouble: Some(trouble) })
 }
 
 fn target(target: LogTarget) -> Target {

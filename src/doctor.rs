@@ -10,6 +10,7 @@ mod confinement;
 mod finding;
 mod kernel;
 mod limits;
+mod running;
 mod sandbox;
 mod service;
 mod sockets;
@@ -48,6 +49,7 @@ fn findings(doctor: &DoctorOptions) -> Vec<Finding> {
     let mut findings = kernel::findings(service.and_then(|service| service.account.as_ref()));
     let config = configuration(doctor, service, &mut findings);
     findings.extend(units);
+    running::findings(&mut findings);
     limits::findings(&config, service, &mut findings);
     sockets::longest_backlog(&mut findings);
     match service {

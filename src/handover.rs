@@ -1,11 +1,11 @@
 //! Connections on their way from one process to the next, over the service manager's store of
 //! descriptors.
 //!
-//! [`pack`] turns connections at rest into a few descriptors for the store, [`unpack`] turns them
-//! back: `format` is the state as bytes, `store` the descriptors. What cannot be read is given back
-//! too, as connections that are to be ended in order: a state of another version or a damaged one
-//! never keeps a service from starting. Decides nothing about when to hand over, and knows neither
-//! the service manager nor the ring.
+//! [`pack`] turns connections at rest into a few descriptors for the store, [`unpack`] reads them,
+//! and [`Import::adopt`] turns them back: `format` is the state as bytes, `store` the descriptors.
+//! What cannot be read is given back too, as connections that are to be ended in order: a state of
+//! an unknown version or a damaged one never keeps a service from starting. Decides nothing about
+//! when to hand over, and knows neither the service manager nor the ring.
 
 pub mod format;
 mod store;
@@ -15,7 +15,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::echo::op::{Bequest, ListenerId, Standing};
 use crate::echo::stats::CloseReason;
-use format::State;
+use format::{Head, State, Version};
+use store::Refused;
 
 /// One connection between two processes.
 #[derive(Debug)]
@@ -28,39 +29,68 @@ pub struct Estate {
     pub unsent: Box<[u8]>,
 }
 
+impl Estate {
+    /// The same after so many milliseconds in which nobody served it.
+    #[must_use]
+    pub fn after(self, milliseconds: u64) -> Self {
+        Self { bequest: self.bequest.after(milliseconds), ..self }
+    }
+}
+
 /// What the process before us left.
 #[derive(Debug)]
 pub struct Inheritance {
     /// The connections.
     pub estates: Vec<Estate>,
+    /// Connections whose peer has gone in between; they are closed.
+    pub ended: usize,
+    /// What else was among them, and is closed.
+    pub foreign: Vec<&'static str>,
     /// Why they cannot be gone on with, if so: then they are only to be ended in order.
     pub complaint: Option<String>,
 }
 
 /// Descriptors for the store that hold all of `estates`, which came from the listeners with these
-/// addresses. They stay open.
+/// addresses, and the last valid configuration as TOML. They stay open.
 ///
 /// # Errors
 /// When the system does not let so many descriptors travel: ETOOMANYREFS beyond the limit on open
 /// files (what is under way counts against it, apart from what is open), EMFILE, ENOMEM, …
 pub fn pack<'a>(
+    version: Version,
     listeners: &[String],
+    configuration: String,
     estates: impl Iterator<Item = &'a Estate> + Clone,
 ) -> io::Result<Vec<OwnedFd>> {
     let records: Vec<(Bequest, &[u8])> =
         estates.clone().map(|estate| (estate.bequest, &*estate.unsent)).collect();
-    let state = store::seal(listeners, &records)?;
+    let saved_at_ms = store::now_ms();
+    let head = Head { saved_at_ms, listeners: listeners.to_vec(), configuration };
+    let state = store::seal(version, &head, &records)?;
     let sockets = estates.map(|estate| estate.socket.as_fd());
     let descriptors: Vec<BorrowedFd<'_>> = std::iter::once(state.as_fd()).chain(sockets).collect();
     store::pack(&descriptors)
 }
 
-/// What was packed into `bundles`, in whatever order they come.
-///
-/// Each connection is said to come from that of `listeners`, our own addresses, from which it did;
-/// or from the first one, if there is no such listener any more.
+/// The last valid configuration of the process before us, as TOML, if it left any in `bundles`
+/// along with connections. All that is in them stays there.
 #[must_use]
-pub fn unpack(listeners: &[String], bundles: Vec<OwnedFd>) -> Inheritance {
+pub fn configuration(bundles: &[OwnedFd]) -> Option<String> {
+    let State { head, records, .. } = store::unseal(store::peek(bundles)?).ok()?;
+    (!records.is_empty() && !head.configuration.is_empty()).then_some(head.configuration)
+}
+
+/// What was in the store: read, and not yet adopted.
+#[derive(Debug)]
+pub struct Import {
+    sockets: Vec<OwnedFd>,
+    /// Where each of them stood, or why that cannot be known.
+    state: Result<State, String>,
+}
+
+/// What was packed into `bundles`, in whatever order they come.
+#[must_use]
+pub fn unpack(bundles: Vec<OwnedFd>) -> Import {
     let store::Parcel { descriptors, damage } = store::unpack(bundles);
     let mut descriptors = descriptors.into_iter();
     let state = match descriptors.next() {
@@ -68,45 +98,63 @@ pub fn unpack(listeners: &[String], bundles: Vec<OwnedFd>) -> Inheritance {
         None => Err("there is none".to_owned()),
     };
     let sockets: Vec<OwnedFd> = descriptors.collect();
-    match (damage, state) {
-        (None, Ok(state)) if state.records.len() == sockets.len() => {
-            resume(listeners, sockets, state)
-        }
-        (None, Ok(state)) => {
+    let state = match (damage, state) {
+        (Some(damage), _) => Err(damage.to_owned()),
+        (None, Ok(state)) if state.records.len() != sockets.len() => {
             let (told, came) = (state.records.len(), sockets.len());
-            end(sockets, format!("it tells of {told} connections, and {came} came"))
+            Err(format!("it tells of {told} connections, and {came} came"))
         }
-        (None, Err(unreadable)) => end(sockets, unreadable),
-        (Some(damage), _) => end(sockets, damage.to_owned()),
+        (None, state) => state,
+    };
+    Import { sockets, state }
+}
+
+impl Import {
+    /// The connections. Each is said to come from that of `listeners`, our own addresses, from
+    /// which it did; or from the first one, if there is no such listener any more. Whatever is no
+    /// connected stream socket is closed.
+    #[must_use]
+    pub fn adopt(self, listeners: &[String]) -> Inheritance {
+        let Self { sockets, state } = self;
+        let (estates, complaint): (Vec<Estate>, _) = match state {
+            Ok(state) => (resume(listeners, sockets, state), None),
+            Err(complaint) => (end(sockets), Some(complaint)),
+        };
+        let mut inheritance =
+            Inheritance { estates: Vec::new(), ended: 0, foreign: Vec::new(), complaint };
+        for estate in estates {
+            match store::check_connection(estate.socket.as_fd()) {
+                Ok(()) => inheritance.estates.push(estate),
+                Err(Refused::Ended) => inheritance.ended += 1,
+                Err(Refused::Foreign(what)) => inheritance.foreign.push(what),
+            }
+        }
+        inheritance
     }
 }
 
-fn resume(listeners: &[String], sockets: Vec<OwnedFd>, state: State) -> Inheritance {
-    let ours: Vec<ListenerId> = state
+fn resume(listeners: &[String], sockets: Vec<OwnedFd>, state: State) -> Vec<Estate> {
+    let State { head, records, version: _ } = state;
+    let ours: Vec<ListenerId> = head
         .listeners
         .iter()
         .map(|theirs| listeners.iter().position(|address| address == theirs).unwrap_or(0))
         .map(|index| ListenerId(index as u16))
         .collect();
     // Time went on while nobody was there.
-    let elapsed = store::now_ms().saturating_sub(state.saved_at_ms);
-    let estates = sockets.into_iter().zip(state.records).map(|(socket, record)| {
+    let elapsed = store::now_ms().saturating_sub(head.saved_at_ms);
+    let estates = sockets.into_iter().zip(records).map(|(socket, record)| {
         let theirs = usize::from(record.bequest.listener.0);
         let listener = ours.get(theirs).copied().unwrap_or(ListenerId(0));
-        let age_ms = record.bequest.age_ms.saturating_add(elapsed);
-        let quiet_ms = record.bequest.quiet_ms.saturating_add(elapsed);
-        Estate {
-            socket,
-            bequest: Bequest { listener, quiet_ms, age_ms, ..record.bequest },
-            unsent: record.unsent,
-        }
+        let bequest = Bequest { listener, ..record.bequest };
+        Estate { socket, bequest, unsent: record.unsent }.after(elapsed)
     });
-    Inheritance { estates: estates.collect(), complaint: None }
+    estates.collect()
 }
 
-/// A FIN behind what the peer got so far, and patience for its own: closing at once would reset
-/// whoever is still sending.
-fn end(sockets: Vec<OwnedFd>, complaint: String) -> Inheritance {
+/// A FIN behind what the peer got so far, and time for its own: closing at once would reset whoever
+/// is still sending.
+fn end(sockets: Vec<OwnedFd>) -> Vec<Estate> {
     let standing = Standing::Flushing(CloseReason::Drained);
     let bequest = Bequest {
         listener: ListenerId(0),
@@ -118,5 +166,5 @@ fn end(sockets: Vec<OwnedFd>, complaint: String) -> Inheritance {
     };
     let estates =
         sockets.into_iter().map(|socket| Estate { socket, bequest, unsent: Box::default() });
-    Inheritance { estates: estates.collect(), complaint: Some(complaint) }
+    estates.collect()
 }

@@ -244,19 +244,45 @@ pub fn rehearse_in_zone(address: SocketAddrV6, zone: &str) -> Result<(), ListenE
 /// Must be called before any thread is started, since the `LISTEN_*` variables are removed from the
 /// environment.
 pub fn open(configured: &[ListenerConfig], tcp: &Tcp) -> Result<Opened, ListenError> {
+    inherit()?.complete(configured, tcp)
+}
+
+/// Takes the sockets that a service manager passed. As they are: their options come with
+/// [`Inherited::complete`].
+///
+/// Must be called before any thread is started, since the `LISTEN_*` variables are removed from the
+/// environment, and before anything else is opened: what they say would be taken for a socket.
+pub fn inherit() -> Result<Inherited, ListenError> {
     let mut warnings = Vec::new();
     let mut bundles = Vec::new();
-    let mut listeners = inherited::sockets(&mut bundles, &mut warnings)?;
-    // Sockets to look at the daemon are no reason not to serve.
-    if listeners.iter().all(|listener| listener.kind != Kind::Echo) {
-        let inherited = !listeners.is_empty();
-        let wanted = configured.iter().filter(|it| it.kind == Kind::Echo || !inherited);
-        listeners.extend(bound::sockets(wanted, &mut warnings)?);
+    let listeners = inherited::sockets(&mut bundles, &mut warnings)?;
+    Ok(Inherited { listeners, bundles, warnings })
+}
+
+/// What a service manager passed.
+#[derive(Debug)]
+pub struct Inherited {
+    listeners: Vec<Listener>,
+    /// What a process before us left in the service manager's store for us, see [`BUNDLE`].
+    pub bundles: Vec<OwnedFd>,
+    warnings: Vec<String>,
+}
+
+impl Inherited {
+    /// Binds the listeners of `configured` if no echo was inherited, and gives all their options.
+    pub fn complete(self, configured: &[ListenerConfig], tcp: &Tcp) -> Result<Opened, ListenError> {
+        let Self { mut listeners, bundles, mut warnings } = self;
+        // Sockets to look at the daemon are no reason not to serve.
+        if listeners.iter().all(|listener| listener.kind != Kind::Echo) {
+            let inherited = !listeners.is_empty();
+            let wanted = configured.iter().filter(|it| it.kind == Kind::Echo || !inherited);
+            listeners.extend(bound::sockets(wanted, &mut warnings)?);
+        }
+        for listener in listeners.iter().filter(|listener| listener.kind == Kind::Echo) {
+            prepare(listener, tcp, &mut warnings)?;
+        }
+        Ok(Opened { listeners, bundles, warnings })
     }
-    for listener in listeners.iter().filter(|listener| listener.kind == Kind::Echo) {
-        prepare(listener, tcp, &mut warnings)?;
-    }
-    Ok(Opened { listeners, bundles, warnings })
 }
 
 /// An address as log lines show it.

@@ -16,20 +16,11 @@ pub const AGE_MAX_US: u64 = 10_000;
 /// Where one worker shows its counters. The worker never waits for a reader.
 #[derive(Debug, Default)]
 pub struct Board {
-    shown: Mutex<Pages>,
+    shown: Mutex<Shown>,
     /// Somebody wants to see the last figures.
     wanted: AtomicBool,
     /// There have been turns since what is shown.
     stale: AtomicBool,
-}
-
-/// What is on a board.
-#[derive(Debug, Default)]
-struct Pages {
-    /// What was counted in lives that are over: counters only ever grow.
-    past: Shown,
-    /// What is counted now.
-    present: Shown,
 }
 
 /// The counters of a worker at one moment, or the sums over several workers.
@@ -75,8 +66,7 @@ impl Board {
 
     /// Shows these figures unless somebody reads at this very moment.
     fn show(&self, (stats, listeners): (Stats, &[ListenerStats])) -> bool {
-        let Ok(mut pages) = self.shown.try_lock() else { return false };
-        let shown = &mut pages.present;
+        let Ok(mut shown) = self.shown.try_lock() else { return false };
         shown.stats = stats;
         // Nothing is allocated but the first time.
         shown.listeners.clear();
@@ -86,21 +76,10 @@ impl Board {
         true
     }
 
-    /// What was shown last, lives that are over included.
+    /// What was shown last.
     #[must_use]
     pub fn read(&self) -> Shown {
-        let pages = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut shown = pages.present.clone();
-        shown.add(&pages.past);
-        shown
-    }
-
-    /// The worker goes on with a new core, which counts from zero; these were the last figures of
-    /// the one before. Not for a turn of the loop: it waits for who reads.
-    pub fn turn_over(&self, stats: &Stats, listeners: &[ListenerStats]) {
-        let mut pages = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        pages.past.add(&Shown { stats: stats.clone(), listeners: listeners.to_vec() });
-        pages.present = Shown::default();
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Asks for the last figures; false if they are on the board already. When true the worker is
@@ -154,21 +133,6 @@ mod tests {
         assert_eq!(board.read().stats.accepted, 2, "too soon");
         publish(&board, 4, 6 + AGE_MAX_US, &mut published, false);
         assert_eq!(board.read().stats.accepted, 4);
-    }
-
-    #[test]
-    fn counters_go_on_over_several_lives() {
-        let board = Board::default();
-        let listeners = [ListenerStats { accepted: 7, ..ListenerStats::default() }];
-        publish(&board, 5, 0, &mut 0, true);
-        // The last turns of a life need not be on the board.
-        board.turn_over(&Stats { accepted: 7, ..Stats::default() }, &listeners);
-        assert_eq!(board.read().stats.accepted, 7);
-        publish(&board, 0, 0, &mut 0, true);
-        assert_eq!(board.read().stats.accepted, 7);
-        publish(&board, 2, 0, &mut 0, true);
-        let read = board.read();
-        assert_eq!((read.stats.accepted, read.listeners[0].accepted), (9, 9));
     }
 
     #[test]

@@ -54,7 +54,8 @@ impl Shared {
         self.ready.load(Ordering::Acquire)
     }
 
-    /// Whether the worker has drained; it turns no more, and its board shows its last figures.
+    /// Whether the worker has drained, or waits for what becomes of a hand-over; it turns no more,
+    /// and its board shows its last figures.
     #[must_use]
     pub fn has_ended(&self) -> bool {
         self.ended.load(Ordering::Acquire)
@@ -109,19 +110,91 @@ pub fn run<K: Kernel>(
     shared: &Shared,
     on_ready: impl FnOnce(),
 ) -> Result<Outcome, K::Error> {
-    let mut events = Vec::new();
-    let mut ops = Vec::new();
-    let now = kernel.now();
-    step(kernel, server, now, Event::Started, &mut ops);
-    // A turn that does not wait hands the accepts to the kernel: from here on the listeners are
-    // armed.
-    kernel.turn(Some(now), &mut events)?;
-    // From here on a board has room for every counter.
-    let mut published_us = 0;
-    shared.board.publish(|| counted(server), 0, &mut published_us, true);
-    shared.ready.store(true, Ordering::Release);
+    let mut turns = Turns::default();
+    turns.start(kernel, server, shared)?;
     on_ready();
-    loop {
+    turns.serve(kernel, server, shared)
+}
+
+/// Serves on after [`Outcome::AtRest`], when the connections could not be handed over and are back
+/// (`Event::Adopted`). The same server goes on, so whatever it was told since its start still
+/// holds, and it accepts nobody: an [`Order::Drain`] must be in the mailbox.
+///
+/// # Errors
+/// When the kernel itself fails; the connections are lost then.
+pub fn resume<K: Kernel>(
+    kernel: &mut K,
+    server: &mut Server,
+    shared: &Shared,
+) -> Result<Outcome, K::Error> {
+    Turns::resume(shared).serve(kernel, server, shared)
+}
+
+/// What the loop keeps from one turn to the next. The simulator takes the same turns.
+#[derive(Default)]
+pub struct Turns {
+    /// What the kernel told at the end of the last turn.
+    events: Vec<Event>,
+    /// Empty between two turns; it stays for its memory.
+    ops: Vec<Op>,
+    /// When the board was last brought up to date.
+    published_us: u64,
+}
+
+impl Turns {
+    /// For a server that has come to rest and goes on: see [`resume`].
+    #[must_use]
+    pub fn resume(shared: &Shared) -> Self {
+        shared.ended.store(false, Ordering::Release);
+        Self::default()
+    }
+
+    /// Arms the listeners.
+    ///
+    /// # Errors
+    /// When the kernel itself fails.
+    pub fn start<K: Kernel>(
+        &mut self,
+        kernel: &mut K,
+        server: &mut Server,
+        shared: &Shared,
+    ) -> Result<(), K::Error> {
+        let now = kernel.now();
+        step(kernel, server, now, Event::Started, &mut self.ops);
+        // A turn that does not wait hands the accepts to the kernel: from here on the listeners are
+        // armed.
+        kernel.turn(Some(now), &mut self.events)?;
+        // From here on a board has room for every counter.
+        shared.board.publish(|| counted(server), 0, &mut self.published_us, true);
+        shared.ready.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    fn serve<K: Kernel>(
+        &mut self,
+        kernel: &mut K,
+        server: &mut Server,
+        shared: &Shared,
+    ) -> Result<Outcome, K::Error> {
+        loop {
+            if let Some(outcome) = self.turn(kernel, server, shared)? {
+                return Ok(outcome);
+            }
+        }
+    }
+
+    /// One turn: orders, events, timers, operations, and a wait for the next events. Says how the
+    /// worker ended, if it did.
+    ///
+    /// # Errors
+    /// When the kernel itself fails; the connections are lost then.
+    pub fn turn<K: Kernel>(
+        &mut self,
+        kernel: &mut K,
+        server: &mut Server,
+        shared: &Shared,
+    ) -> Result<Option<Outcome>, K::Error> {
+        let Self { events, ops, published_us } = self;
         let clock_us = kernel.now_us();
         let now = Timestamp(clock_us / 1_000);
         server.observe(clock_us, kernel.overflows());
@@ -129,23 +202,23 @@ pub fn run<K: Kernel>(
         for order in shared.take_orders() {
             match order {
                 Order::Drain { deadline } => {
-                    step(kernel, server, now, Event::DrainStarted { deadline }, &mut ops);
+                    step(kernel, server, now, Event::DrainStarted { deadline }, ops);
                 }
                 Order::HandOver { deadline } => {
-                    step(kernel, server, now, Event::HandOverStarted { deadline }, &mut ops);
+                    step(kernel, server, now, Event::HandOverStarted { deadline }, ops);
                 }
                 Order::Reconfigure(tuning) => server.retune(now, *tuning),
             }
         }
         for event in events.drain(..) {
-            server.handle(now, event, &mut ops);
+            server.handle(now, event, ops);
         }
         let mut deadline = server.deadline();
         if deadline.is_some_and(|deadline| deadline <= now) {
-            server.handle(now, Event::TimePassed, &mut ops);
+            server.handle(now, Event::TimePassed, ops);
             deadline = server.deadline();
         }
-        kernel.submit(&mut ops);
+        kernel.submit(ops);
         // After new rules: from here on the kernel tells where those come from who are accepted.
         for connection in server.take_uncounted() {
             server.count_source(now, connection, kernel.source_of(connection));
@@ -153,21 +226,22 @@ pub fn run<K: Kernel>(
         let last = server.is_drained();
         let at_rest = server.is_at_rest();
         let shown = idle || last || at_rest;
-        shared.board.publish(|| counted(server), clock_us, &mut published_us, shown);
+        shared.board.publish(|| counted(server), clock_us, published_us, shown);
         // Nobody else writes it, so this needs no locked instruction.
         shared.turns.store(shared.turns() + 1, Ordering::Relaxed);
         if last {
             // The last closes are still queued: hand them over, so that every peer sees its FIN
             // before we are gone.
-            kernel.turn(Some(now), &mut events)?;
+            kernel.turn(Some(now), events)?;
             shared.ended.store(true, Ordering::Release);
-            return Ok(Outcome::Drained);
+            return Ok(Some(Outcome::Drained));
         }
         if at_rest {
             shared.ended.store(true, Ordering::Release);
-            return Ok(Outcome::AtRest);
+            return Ok(Some(Outcome::AtRest));
         }
-        kernel.turn(deadline, &mut events)?;
+        kernel.turn(deadline, events)?;
+        Ok(None)
     }
 }
 

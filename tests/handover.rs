@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use echo_uring::echo::op::{Bequest, ListenerId, Standing};
 use echo_uring::echo::stats::CloseReason;
-use echo_uring::handover::format::{self, State, Unreadable, read};
+use echo_uring::handover::format::{self, Head, State, Unreadable, Version, read};
 
 /// splitmix64.
 struct Prng(u64);
@@ -25,10 +25,21 @@ impl Prng {
     }
 }
 
-fn sample(prng: &mut Prng) -> (Vec<String>, Vec<(Bequest, Vec<u8>)>) {
+fn sample(prng: &mut Prng, version: Version) -> (Head, Vec<(Bequest, Vec<u8>)>) {
     let reasons =
         [CloseReason::Idle, CloseReason::Drained, CloseReason::Lifetime, CloseReason::ByteLimit];
-    let listeners = vec!["127.0.0.1:7".to_owned(), "[::1]:7".to_owned()];
+    let head = Head {
+        saved_at_ms: prng.below(1 << 40) as u64,
+        listeners: vec!["127.0.0.1:7".to_owned(), "[::1]:7".to_owned()],
+        configuration: match version {
+            Version::V1 => String::new(),
+            Version::V2 => "[timeouts]\nidle = \"1h\"\n".repeat(prng.below(3)),
+        },
+    };
+    let quiet_bound = match version {
+        Version::V1 => 1 << 32,
+        Version::V2 => 1 << 40,
+    };
     let records = (0..prng.below(6)).map(|_| {
         let reason = reasons[prng.below(4)];
         let (standing, least) = [
@@ -44,20 +55,20 @@ fn sample(prng: &mut Prng) -> (Vec<String>, Vec<(Bequest, Vec<u8>)>) {
             listener: ListenerId(prng.below(2) as u16),
             standing,
             unsent: unsent.len() as u32,
-            quiet_ms: prng.below(1 << 20) as u64,
+            quiet_ms: prng.below(quiet_bound) as u64,
             age_ms: prng.below(1 << 40) as u64,
             received: prng.below(1 << 40) as u64,
         };
         (bequest, unsent)
     });
-    (listeners, records.collect())
+    (head, records.collect())
 }
 
-fn written(listeners: &[String], records: &[(Bequest, Vec<u8>)]) -> Vec<u8> {
+fn written(version: Version, head: &Head, records: &[(Bequest, Vec<u8>)]) -> Vec<u8> {
     let records: Vec<(Bequest, &[u8])> =
         records.iter().map(|(bequest, unsent)| (*bequest, &**unsent)).collect();
     let mut bytes = Vec::new();
-    format::write(77, listeners, &records, &mut bytes).unwrap();
+    format::write(version, head, &records, &mut bytes).unwrap();
     bytes
 }
 
@@ -68,56 +79,87 @@ fn reread(bytes: &[u8]) -> Result<State, Unreadable> {
 #[test]
 fn what_was_written_is_read() {
     let mut prng = Prng(1);
-    for _ in 0..500 {
-        let (listeners, records) = sample(&mut prng);
-        let state = reread(&written(&listeners, &records)).unwrap();
-        assert_eq!((state.saved_at_ms, state.listeners), (77, listeners));
-        let found: Vec<_> = state
-            .records
-            .into_iter()
-            .map(|record| (record.bequest, record.unsent.into_vec()))
-            .collect();
-        assert_eq!(found, records);
+    for version in Version::ALL.into_iter().cycle().take(500) {
+        let (head, records) = sample(&mut prng, version);
+        let state = reread(&written(version, &head, &records)).unwrap();
+        assert_eq!((state.version, &state.head), (version, &head));
+        assert_eq!(of(state), records);
     }
+}
+
+fn of(state: State) -> Vec<(Bequest, Vec<u8>)> {
+    let pair = |record: format::Record| (record.bequest, record.unsent.into_vec());
+    state.records.into_iter().map(pair).collect()
+}
+
+/// Goal: for a program that reads version 1 alone a state is written that it can read: without the
+/// configuration, and with a silence that is cut to what has room.
+#[test]
+fn what_version_1_has_no_place_for_is_left_out() {
+    let head = Head {
+        saved_at_ms: 7,
+        listeners: vec!["unix:@a".to_owned()],
+        configuration: "[log]\n".to_owned(),
+    };
+    let bequest = Bequest {
+        listener: ListenerId(0),
+        standing: Standing::Open,
+        unsent: 3,
+        quiet_ms: (1 << 32) + 5,
+        age_ms: 1 << 40,
+        received: 3,
+    };
+    let records = [(bequest, b"abc".to_vec())];
+    let state = reread(&written(Version::V1, &head, &records)).unwrap();
+    assert_eq!(state.version, Version::V1);
+    assert_eq!(state.head, Head { configuration: String::new(), ..head.clone() });
+    let cut = Bequest { quiet_ms: u64::from(u32::MAX), ..bequest };
+    assert_eq!(of(state), [(cut, b"abc".to_vec())]);
+    let state = reread(&written(Version::V2, &head, &records)).unwrap();
+    assert_eq!((state.head, state.records[0].bequest), (head, bequest));
 }
 
 #[test]
 fn another_version_and_every_cut_are_told() {
     let mut prng = Prng(2);
-    let (listeners, mut records) = sample(&mut prng);
-    while records.is_empty() {
-        records = sample(&mut prng).1;
+    for version in Version::ALL {
+        let (mut head, mut records) = sample(&mut prng, version);
+        while records.is_empty() || (version == Version::V2 && head.configuration.is_empty()) {
+            (head, records) = sample(&mut prng, version);
+        }
+        every_change_is_told(&written(version, &head, &records));
     }
-    let bytes = written(&listeners, &records);
-    let mut newer = bytes.clone();
-    newer[16] += 1;
-    assert!(
-        matches!(reread(&newer), Err(Unreadable::Version(version)) if version == format::VERSION + 1)
-    );
+}
+
+fn every_change_is_told(bytes: &[u8]) {
+    let mut newer = bytes.to_vec();
+    let next = Version::PRESENT.number() + 1;
+    newer[16..20].copy_from_slice(&next.to_le_bytes());
+    assert!(matches!(reread(&newer), Err(Unreadable::Version(version)) if version == next));
     for length in 0..bytes.len() {
         assert!(reread(&bytes[..length]).is_err(), "{length} of {} bytes", bytes.len());
     }
-    let longer = [&bytes[..], &[0]].concat();
+    let longer = [bytes, &[0]].concat();
     assert!(matches!(reread(&longer), Err(Unreadable::Length)));
     assert!(matches!(read(&mut &*longer, bytes.len() as u64), Err(Unreadable::Length)));
     for at in 0..bytes.len() {
         for bit in 0..8 {
-            let mut wrong = bytes.clone();
+            let mut wrong = bytes.to_vec();
             wrong[at] ^= 1 << bit;
             assert!(reread(&wrong).is_err(), "bit {bit} of byte {at} does not matter");
         }
     }
 }
 
-/// Goal: the fuzzer begins where it is interesting, with states of the present version. Method: its
+/// Goal: the fuzzer begins where it is interesting, with states of every version. Method: its
 /// seeds are made here; `ECHO_WRITE=1 cargo test --test handover` writes them anew.
 #[test]
-fn the_seeds_of_the_fuzzer_are_states_of_today() {
+fn the_seeds_of_the_fuzzer_are_states_of_all_versions() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds/handover_state");
     let mut prng = Prng(5);
-    for index in 0..4 {
-        let (listeners, records) = sample(&mut prng);
-        let bytes = written(&listeners, &records);
+    for (index, version) in Version::ALL.into_iter().cycle().take(6).enumerate() {
+        let (head, records) = sample(&mut prng, version);
+        let bytes = written(version, &head, &records);
         let path = directory.join(format!("{index}"));
         if std::env::var_os("ECHO_WRITE").is_some() {
             fs::write(&path, &bytes).unwrap();
@@ -135,8 +177,9 @@ fn no_bytes_bring_it_down() {
     let mut prng = Prng(3);
     let mut refused = 0_u64;
     while Instant::now() < until {
-        let (listeners, records) = sample(&mut prng);
-        let mut bytes = written(&listeners, &records);
+        let version = Version::ALL[prng.below(2)];
+        let (head, records) = sample(&mut prng, version);
+        let mut bytes = written(version, &head, &records);
         for _ in 0..=prng.below(6) {
             let at = prng.below(bytes.len().max(1));
             match prng.below(5) {

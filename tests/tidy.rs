@@ -19,8 +19,8 @@ const WALLS: &[(&str, &[&str])] = &[
     ("lib", &[]),
     ("output", &["uring"]),
     ("main", &["cli", "daemon", "doctor", "sight"]),
-    // It sees what the daemon would see, and needs no daemon.
-    ("doctor", &["capacity", "cli", "config", "listen", "output", "systemd", "uring"]),
+    // It sees what the daemon would see, and needs no daemon; one that runs is asked for its status.
+    ("doctor", &["capacity", "cli", "config", "listen", "output", "sight", "systemd", "uring"]),
     (
         "daemon",
         &[

@@ -24,7 +24,7 @@ fuzz_target!(|bytes: &[u8]| {
         let records: Vec<_> =
             state.records.iter().map(|record| (record.bequest, &*record.unsent)).collect();
         let mut again = Vec::new();
-        format::write(state.saved_at_ms, &state.listeners, &records, &mut again)
+        format::write(state.version, &state.head, &records, &mut again)
             .expect("a vector takes everything");
         assert_eq!(again, bytes);
     }

@@ -30,6 +30,7 @@ use crate::echo::limits;
 use crate::echo::op::{ReceiveMode, Timestamp};
 use crate::echo::server::Stats;
 use crate::handover::Estate;
+use crate::handover::format::Version;
 use crate::listen::{Family, Listener, Opened, Origin, SocketFile};
 use crate::logging::{self, events};
 use crate::metrics;
@@ -56,6 +57,8 @@ pub(super) struct Signals {
 pub(super) struct Source<'a> {
     pub(super) options: &'a Options,
     pub(super) log: &'a logging::Handle,
+    /// Why the start took another configuration than that of the file, if it did.
+    pub(super) trouble: Option<String>,
 }
 
 /// Makes SIGTERM, SIGINT and SIGHUP readable instead of deadly.
@@ -223,6 +226,9 @@ struct Service<'a> {
     plan: &'a Plan<'a>,
     /// What is in force: the plan's as reloads have changed it.
     config: Config,
+    /// What the file said when it was last valid: what the next process starts with, also in the
+    /// keys for which a restart is needed.
+    last_valid: Config,
     source: &'a Source<'a>,
     notifier: &'a Notifier,
     signals: Signals,
@@ -236,14 +242,14 @@ struct Service<'a> {
     returns: Vec<Return>,
     /// The connections of the workers that have brought theirs to rest.
     estates: Vec<(usize, Vec<Estate>)>,
+    /// Which states the next process reads, once it was looked at.
+    successor: Version,
     /// The last counters of the workers that have ended.
     done: Vec<Stats>,
     stage: Stage,
     /// The same for those who look from outside.
     life: Life,
     status: String,
-    /// Why the last reload failed.
-    trouble: Option<String>,
     /// Echoes of a second, when last looked at.
     echoes: u64,
     reporter: Reporter,
@@ -279,6 +285,7 @@ impl<'a> Service<'a> {
         Ok(Self {
             plan,
             config: plan.config.clone(),
+            last_valid: plan.config.clone(),
             source,
             notifier,
             signals,
@@ -290,11 +297,11 @@ impl<'a> Service<'a> {
             ready: 0,
             returns,
             estates: Vec::new(),
+            successor: Version::PRESENT,
             done: Vec::new(),
             stage: Stage::Starting,
-            life: Life::default(),
+            life: Life::new(source.trouble.clone()),
             status: String::new(),
-            trouble: None,
             echoes: 0,
             reporter: Reporter::new(),
             rate: Rate::new(Instant::now()),
@@ -391,7 +398,8 @@ impl<'a> Service<'a> {
             seal();
             self.stage = Stage::Ready;
             self.life.set(State::Ready);
-            self.status = report::status(&workers::total(&self.workers), 0, self.workers.len());
+            let stats = workers::total(&self.workers);
+            self.status = self.with_trouble(report::status(&stats, 0, self.workers.len()));
             self.notifier.ready(&self.status);
             log::info!(message_id = events::READY, workers = self.ready; "ready");
         }

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::report;
+use crate::handover::format::Version;
 use crate::handover::{self, Estate, Inheritance};
 use crate::listen::BUNDLE;
 use crate::logging::events;
@@ -55,14 +56,17 @@ fn bus_path() -> PathBuf {
     path.unwrap_or(bus::SYSTEM_BUS).into()
 }
 
-/// Puts `estates` into the service manager's store. They stay open here until the process ends.
+/// Puts `estates` into the service manager's store, with the last valid configuration as TOML, in a
+/// state of `version`. They stay open here until the process ends.
 pub(super) fn store(
     estates: &[(usize, Vec<Estate>)],
     listeners: &[String],
+    configuration: String,
+    version: Version,
     notifier: &Notifier,
 ) -> io::Result<()> {
     let all = estates.iter().flat_map(|(_, estates)| estates);
-    let bundles = handover::pack(listeners, all)?;
+    let bundles = handover::pack(version, listeners, configuration, all)?;
     let borrowed: Vec<BorrowedFd<'_>> = bundles.iter().map(AsFd::as_fd).collect();
     let stored = notifier.store(BUNDLE, &borrowed);
     stored.and_then(|()| notifier.synchronize(STORE_PATIENCE)).inspect_err(|_| {
@@ -88,7 +92,17 @@ pub(super) fn inherit(
     if let Err(error) = notifier.synchronize(STORE_PATIENCE) {
         log::warn!("the service manager does not answer: {error}");
     }
-    let Inheritance { estates, complaint } = handover::unpack(listeners, bundles);
+    let Inheritance { estates, ended, foreign, complaint } =
+        handover::unpack(bundles).adopt(listeners);
+    if let Some(first) = foreign.first() {
+        log::warn!(
+            "closed {} of the process before: no connections, the first is {first}",
+            report::count(foreign.len() as u64, "descriptor")
+        );
+    }
+    if ended > 0 {
+        log::debug!("{} ended during the hand-over", report::count(ended as u64, "connection"));
+    }
     let count = report::count(estates.len() as u64, "connection");
     match complaint {
         None => {

@@ -4,13 +4,13 @@
 //! It is called by the thread of [`crate::sight`] and may wait there for a worker; the event loops
 //! and the main thread never notice.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::workers::{self, Plan, Worker};
 use crate::metrics::Shown;
-use crate::sight::snapshot::{Figures, ListenerFigures, WorkerFigures};
+use crate::sight::snapshot::{self, Figures, ListenerFigures, WorkerFigures};
 use crate::sight::{Snapshot, State};
 
 /// How long a worker may take to turn when it is asked to.
@@ -18,18 +18,36 @@ const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Where the daemon is in its life, for whoever asks.
 #[derive(Clone, Default)]
-pub(super) struct Life(Arc<AtomicU8>);
+pub(super) struct Life {
+    state: Arc<AtomicU8>,
+    trouble: Arc<Mutex<Option<String>>>,
+}
 
 impl Life {
     const STATES: [State; 4] = [State::Starting, State::Ready, State::Leaving, State::Draining];
 
+    /// Starting, with a configuration that is not what the file says, if there is a reason.
+    pub(super) fn new(trouble: Option<String>) -> Self {
+        Self { trouble: Arc::new(Mutex::new(trouble)), ..Self::default() }
+    }
+
     /// From now on.
     pub(super) fn set(&self, state: State) {
-        self.0.store(state as u8, Ordering::Release);
+        self.state.store(state as u8, Ordering::Release);
     }
 
     fn get(&self) -> State {
-        Self::STATES[usize::from(self.0.load(Ordering::Acquire))]
+        Self::STATES[usize::from(self.state.load(Ordering::Acquire))]
+    }
+
+    /// Why the configuration in force is not what the file says, if it is not.
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// From now on.
+    pub(super) fn set_trouble(&self, trouble: Option<String>) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
     }
 }
 
@@ -74,8 +92,10 @@ impl View {
             ListenerFigures::new((&label.name, &label.address, label.protocol), stats)
         };
         Snapshot {
+            schema: snapshot::SCHEMA,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             state: self.life.get(),
+            configuration_error: self.life.trouble(),
             uptime_seconds: self.origin.elapsed().as_secs_f64(),
             total: Figures::new(&total.stats, self.buffers * self.workers.len() as u64),
             listeners: self.labels.iter().zip(&total.listeners).map(figures).collect(),

@@ -98,8 +98,8 @@ impl Worker {
     }
 }
 
-/// Where a worker's connections come back if they cannot be handed over. Dropped when they have
-/// been: then the worker ends.
+/// Where a worker's connections come back if they cannot be handed over; an order to drain must lie
+/// in its mailbox by then. Dropped when they have been handed over: then the worker ends.
 pub(super) type Return = Sender<Vec<Estate>>;
 
 /// What all workers have in common.
@@ -204,12 +204,13 @@ pub(super) fn start(
     let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
     let shared = Arc::new(Shared::default());
     let parameters = plan.parameters(index);
+    let connections_max = parameters.tuning.connections_max;
     let settings = Settings {
         listeners: Arc::clone(&plan.listeners),
         wake: Arc::clone(&wake),
         buffers: plan.buffers(),
         buffer_sizes: BUFFER_SIZES,
-        connections_max: parameters.tuning.connections_max,
+        connections_max,
         memory: Arc::clone(&plan.memory),
         busy_poll: plan.config.server.busy_poll,
         origin: plan.origin,
@@ -221,7 +222,7 @@ pub(super) fn start(
         let guard = PanicGuard { desk: &desk, index };
         let post = Post { shared: &thread_shared, desk: &desk, index, returned };
         let news = match Driver::with_ring(ring, settings) {
-            Ok(driver) => work(driver, &parameters, estates, &post),
+            Ok(driver) => work(driver, parameters, estates, &post),
             Err(unusable) => News::Unusable(unusable),
         };
         drop(guard);
@@ -238,36 +239,32 @@ struct Post<'a> {
     returned: Receiver<Vec<Estate>>,
 }
 
-fn work(
-    mut driver: Driver,
-    parameters: &Parameters,
-    mut estates: Vec<Estate>,
-    post: &Post<'_>,
-) -> News {
-    let mut before = Stats::default();
-    loop {
-        let mut server = Server::new(parameters.clone());
-        adopt(&mut driver, &mut server, estates);
-        let ready = || post.desk.put(post.index, News::Ready);
-        let outcome = worker::run(&mut driver, &mut server, post.shared, ready);
-        let at_rest = match outcome {
-            Ok(Outcome::Drained) => None,
-            Ok(Outcome::AtRest) => Some(release(&mut driver, &mut server)),
-            Err(error) => return News::Broken(error.to_string()),
-        };
-        before.add(&server.stats());
-        let Some(at_rest) = at_rest else { return News::Done(Box::new(before)) };
-        post.shared.board.turn_over(&server.stats(), server.listener_stats());
-        post.desk.put(post.index, News::AtRest(at_rest));
-        match post.returned.recv() {
-            // They could not be handed over: serve on. An order to drain lies in the mailbox.
-            Ok(returned) => estates = returned,
-            Err(_) => return News::Done(Box::new(before)),
+/// The parameters go into the one server of this worker: whatever a reload changes is changed
+/// there, and there is nothing else to go back to.
+fn work(mut driver: Driver, parameters: Parameters, estates: Vec<Estate>, post: &Post<'_>) -> News {
+    let mut server = Server::new(parameters);
+    adopt(&mut driver, &mut server, estates);
+    let ready = || post.desk.put(post.index, News::Ready);
+    let mut outcome = worker::run(&mut driver, &mut server, post.shared, ready);
+    if matches!(outcome, Ok(Outcome::AtRest)) {
+        let released = release(&mut driver, &mut server);
+        let released_at = driver.now();
+        post.desk.put(post.index, News::AtRest(released));
+        // Nothing comes back once they have been handed over.
+        if let Ok(returned) = post.returned.recv() {
+            let elapsed = driver.now().0 - released_at.0;
+            let returned = returned.into_iter().map(|estate| estate.after(elapsed)).collect();
+            adopt(&mut driver, &mut server, returned);
+            outcome = worker::resume(&mut driver, &mut server, post.shared);
         }
+    }
+    match outcome {
+        Ok(Outcome::Drained | Outcome::AtRest) => News::Done(Box::new(server.stats())),
+        Err(error) => News::Broken(error.to_string()),
     }
 }
 
-/// Lets a server that has not started yet go on with these connections.
+/// Lets a server that has not started yet, or has given its own away, go on with these connections.
 fn adopt(driver: &mut Driver, server: &mut Server, estates: Vec<Estate>) {
     let mut ops = Vec::new();
     for Estate { socket, bequest, unsent } in estates {

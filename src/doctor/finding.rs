@@ -2,6 +2,9 @@
 
 use std::fmt::Write;
 
+/// Which members the JSON has at least: counted up when some are added. 0.1.0 has no number.
+const SCHEMA: u32 = 2;
+
 /// How well it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Level {
@@ -119,6 +122,7 @@ pub(super) fn json(findings: &[Finding]) -> String {
         })
         .collect();
     let whole = serde_json::json!({
+        "schema": SCHEMA,
         "version": env!("CARGO_PKG_VERSION"),
         "problems": problems(findings),
         "findings": list,

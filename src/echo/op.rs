@@ -463,8 +463,8 @@ pub enum Event {
         /// When patience ends.
         deadline: Timestamp,
     },
-    /// A connection of the process before us is here, in a slot that `Server::reserve_slot` gave:
-    /// the driver has its socket and its unsent bytes.
+    /// A connection of the process before us is here, or one that could not be handed over is back,
+    /// in a slot that `Server::reserve_slot` gave: the driver has its socket and its unsent bytes.
     Adopted {
         /// What it is called from now on.
         connection: ConnectionId,
@@ -490,6 +490,16 @@ pub struct Bequest {
     pub age_ms: u64,
     /// What counts towards its byte limit so far.
     pub received: u64,
+}
+
+impl Bequest {
+    /// The same after so many milliseconds in which nobody served it.
+    #[must_use]
+    pub fn after(self, milliseconds: u64) -> Self {
+        let quiet_ms = self.quiet_ms.saturating_add(milliseconds);
+        let age_ms = self.age_ms.saturating_add(milliseconds);
+        Self { quiet_ms, age_ms, ..self }
+    }
 }
 
 /// How far the life of a connection has come when it is handed over.

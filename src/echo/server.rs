@@ -200,7 +200,7 @@ impl Server {
             }
             Event::TimePassed => self.on_time_passed(now, ops),
             Event::DrainStarted { deadline } => {
-                if self.drain == Drain::No {
+                if matches!(self.drain, Drain::No | Drain::Released) {
                     self.drain = Drain::Patient { deadline };
                 }
             }
@@ -396,7 +396,8 @@ impl Server {
                 Drain::No
                 | Drain::Patient { .. }
                 | Drain::Freezing { .. }
-                | Drain::Overdue { .. } => {}
+                | Drain::Overdue { .. }
+                | Drain::Released => {}
                 Drain::Ending { .. } => connection.on_drain_deadline(context),
                 Drain::Over { .. } => connection.on_drain_end(context),
             }

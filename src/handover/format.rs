@@ -1,19 +1,23 @@
 //! The state that one process leaves to the next, as bytes.
 //!
 //! Little-endian: a header, a record for each connection in the order of their descriptors, the
-//! addresses of the listeners, one a line, then the unsent bytes of all connections, one after the
-//! other.
+//! addresses of the listeners, one a line, the configuration as TOML, then the unsent bytes of all
+//! connections, one after the other.
 //!
 //! ```text
 //! header    magic 16 | version 4 | connections 4 | unsent bytes 8 | saved at 8
-//!           | bytes of addresses 4 | zero 4 | checksum 8
-//! record    standing 1 | reason 1 | listener 2 | unsent 4 | quiet 4 | zero 4 | age 8 | received 8
+//!           | bytes of addresses 4 | bytes of configuration 4 | checksum 8
+//! record    standing 1 | reason 1 | listener 2 | unsent 4 | quiet 8 | age 8 | received 8
 //! ```
+//!
+//! Version 1, which 0.1.0 writes and reads, differs in two places: it has no configuration (zero),
+//! and the upper half of `quiet` is zero.
 //!
 //! Reading is total: whatever comes, the answer is a state or the reason why not, and no more
 //! memory is taken than there are bytes to read. The next process may be older or newer than this
-//! one, so any change of the layout or of a meaning is a new [`VERSION`], and a version that is not
-//! ours is not read. Knows no descriptor.
+//! one, so any change of the layout or of a meaning is a new [`Version`]. Every version that a
+//! release has written is read for ever (`tests/fixtures/handover` has one of each), and the one
+//! before is written for a program that reads no later one. Knows no descriptor.
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
@@ -23,8 +27,51 @@ use crate::echo::stats::CloseReason;
 
 /// What a state begins with.
 const MAGIC: [u8; 16] = *b"echo-uring state";
-/// Which layout this is.
-pub const VERSION: u32 = 1;
+
+/// Which layout a state has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Version {
+    /// That of 0.1.0: no configuration, and silence of up to 2^32 ms, some 49 days.
+    V1 = 1,
+    /// The present one.
+    V2 = 2,
+}
+
+impl Version {
+    /// What is written unless the reader is known to be older.
+    pub const PRESENT: Self = Self::V2;
+    /// All that are read and written, oldest first.
+    pub const ALL: [Self; 2] = [Self::V1, Self::V2];
+
+    /// The newest that the program in a file reads, as far as its bytes tell: 0.1.0 tells nothing.
+    #[must_use]
+    pub fn newest_read_by(program: &[u8]) -> Self {
+        let words = &MARK.as_bytes()[..MARK.len() - 1];
+        // Most of a program is passed over by its first letter alone.
+        let marks = program.windows(MARK.len());
+        let marks = marks.filter(|window| window[0] == words[0] && window.starts_with(words));
+        let digits = marks.map(|mark| mark[words.len()]).filter(u8::is_ascii_digit);
+        match digits.map(|digit| u32::from(digit - b'0')).max() {
+            None => Self::V1,
+            // One that is newer than this program reads whatever this one writes.
+            Some(number) => Self::of_number(number).unwrap_or(Self::PRESENT),
+        }
+    }
+
+    /// Its number in the header.
+    #[must_use]
+    pub fn number(self) -> u32 {
+        self as u32
+    }
+
+    fn of_number(number: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|version| version.number() == number)
+    }
+}
+
+/// How the file of this program tells which versions it reads, for [`Version::newest_read_by`]. The
+/// last character is the number of the newest.
+pub const MARK: &str = "echo-uring reads hand-over states up to version 2";
 /// Bytes of the header.
 const HEADER: usize = 56;
 /// Where in the header the checksum is, to its end.
@@ -41,13 +88,24 @@ pub struct Record {
     pub unsent: Box<[u8]>,
 }
 
-/// Everything that is left to the next process but descriptors.
+/// What concerns the process as a whole.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct State {
+pub struct Head {
     /// When it was written, in milliseconds of the monotonic clock of this boot.
     pub saved_at_ms: u64,
     /// The addresses of the listeners, in the order of their ids.
     pub listeners: Vec<String>,
+    /// The last valid configuration, as TOML; empty if there is none, as in [`Version::V1`].
+    pub configuration: String,
+}
+
+/// Everything that is left to the next process but descriptors.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct State {
+    /// How it was written.
+    pub version: Version,
+    /// What concerns the process.
+    pub head: Head,
     /// The connections, in the order of their descriptors.
     pub records: Vec<Record>,
 }
@@ -57,14 +115,14 @@ pub struct State {
 pub enum Unreadable {
     /// It does not begin as one.
     Foreign,
-    /// It is of another version.
+    /// It is of a version that this program does not know.
     Version(u32),
     /// It is longer or shorter than it says.
     Length,
     /// It is not what was written: the checksum that it ought to say.
     Checksum(u64),
-    /// The addresses are no text.
-    Addresses,
+    /// The addresses or the configuration are no text.
+    Text,
     /// A record that makes no sense: which, counted from 0.
     Record(usize),
     /// The system would not let us read.
@@ -76,11 +134,12 @@ impl fmt::Display for Unreadable {
         match self {
             Self::Foreign => write!(formatter, "it is no state of echo-uring"),
             Self::Version(version) => {
-                write!(formatter, "it is of version {version}, and this is {VERSION}")
+                let newest = Version::PRESENT.number();
+                write!(formatter, "it is of version {version}, and this reads 1 to {newest}")
             }
             Self::Length => write!(formatter, "it is cut short, or has more than it says"),
             Self::Checksum(right) => write!(formatter, "its checksum is not {right:016x}"),
-            Self::Addresses => write!(formatter, "its addresses are no text"),
+            Self::Text => write!(formatter, "its addresses or its configuration are no text"),
             Self::Record(index) => write!(formatter, "its record {index} makes no sense"),
             Self::System(error) => write!(formatter, "{error}"),
         }
@@ -96,7 +155,8 @@ impl From<io::Error> for Unreadable {
     }
 }
 
-/// Writes a state: where each connection stands, with its unsent bytes.
+/// Writes a state: where each connection stands, with its unsent bytes. What a version has no place
+/// for is left out, and silence that is too long for it is cut short.
 ///
 /// # Errors
 /// Those of `writer`.
@@ -104,21 +164,25 @@ impl From<io::Error> for Unreadable {
 /// # Panics
 /// If a record does not fit its bytes, or a connection has a reason that ends none in order.
 pub fn write(
-    saved_at_ms: u64,
-    listeners: &[String],
+    version: Version,
+    state: &Head,
     records: &[(Bequest, &[u8])],
     writer: &mut impl Write,
 ) -> io::Result<()> {
+    let addresses = state.listeners.join("\n");
+    let (configuration, quiet_max) = match version {
+        Version::V1 => ("", u64::from(u32::MAX)),
+        Version::V2 => (&*state.configuration, u64::MAX),
+    };
     let mut head = Vec::with_capacity(HEADER + RECORD * records.len());
     let total: u64 = records.iter().map(|(_, unsent)| unsent.len() as u64).sum();
     head.extend(MAGIC);
-    head.extend(VERSION.to_le_bytes());
+    head.extend(version.number().to_le_bytes());
     head.extend((records.len() as u32).to_le_bytes());
     head.extend(total.to_le_bytes());
-    head.extend(saved_at_ms.to_le_bytes());
-    let addresses = listeners.join("\n");
+    head.extend(state.saved_at_ms.to_le_bytes());
     head.extend((addresses.len() as u32).to_le_bytes());
-    head.extend([0; 4]);
+    head.extend((configuration.len() as u32).to_le_bytes());
     head.extend([0; HEADER - CHECKSUM_AT]);
     for (bequest, unsent) in records {
         assert_eq!(bequest.unsent as usize, unsent.len(), "a record tells of other bytes");
@@ -126,18 +190,19 @@ pub fn write(
         head.extend([standing, reason]);
         head.extend(bequest.listener.0.to_le_bytes());
         head.extend(bequest.unsent.to_le_bytes());
-        let quiet_ms = u32::try_from(bequest.quiet_ms).unwrap_or(u32::MAX);
-        head.extend(quiet_ms.to_le_bytes());
-        head.extend([0; 4]);
+        head.extend(bequest.quiet_ms.min(quiet_max).to_le_bytes());
         head.extend(bequest.age_ms.to_le_bytes());
         head.extend(bequest.received.to_le_bytes());
     }
     head.extend(addresses.bytes());
+    head.extend(configuration.bytes());
     let mut checksum = Checksum::new();
     checksum.add(&head[..HEADER]);
-    let (table, addresses) = head[HEADER..].split_at(RECORD * records.len());
+    let (table, texts) = head[HEADER..].split_at(RECORD * records.len());
+    let (addresses, configuration) = texts.split_at(addresses.len());
     table.chunks(RECORD).for_each(|record| checksum.add(record));
     checksum.add(addresses);
+    checksum.add(configuration);
     records.iter().for_each(|(_, unsent)| checksum.add(unsent));
     head[CHECKSUM_AT..HEADER].copy_from_slice(&checksum.0.to_le_bytes());
     writer.write_all(&head)?;
@@ -155,16 +220,16 @@ pub fn read(reader: &mut impl Read, length: u64) -> Result<State, Unreadable> {
     if magic != MAGIC {
         return Err(Unreadable::Foreign);
     }
-    let version = u32_at(rest, 0);
-    if version != VERSION {
-        return Err(Unreadable::Version(version));
-    }
+    let number = u32_at(rest, 0);
+    let version = Version::of_number(number).ok_or(Unreadable::Version(number))?;
     let (count, total, saved_at_ms) = (u32_at(rest, 4), u64_at(rest, 8), u64_at(rest, 16));
-    let addresses = u32_at(rest, 24) as usize;
-    if u32_at(rest, 28) != 0 {
+    let (addresses, configuration) = (u32_at(rest, 24), u32_at(rest, 28));
+    if version == Version::V1 && configuration != 0 {
         return Err(Unreadable::Foreign);
     }
-    let stated = u128::from(total) + (HEADER + RECORD * count as usize + addresses) as u128;
+    let texts = u64::from(addresses) + u64::from(configuration);
+    let tables = HEADER as u64 + RECORD as u64 * u64::from(count);
+    let stated = u128::from(total) + u128::from(tables + texts);
     if stated != u128::from(length) {
         return Err(Unreadable::Length);
     }
@@ -177,13 +242,11 @@ pub fn read(reader: &mut impl Read, length: u64) -> Result<State, Unreadable> {
         let mut record = [0; RECORD];
         reader.read_exact(&mut record)?;
         checksum.add(&record);
-        bequests.push(bequest(&record).ok_or(Unreadable::Record(index))?);
+        bequests.push(bequest(version, &record).ok_or(Unreadable::Record(index))?);
     }
-    let mut listeners = vec![0; addresses];
-    reader.read_exact(&mut listeners)?;
-    checksum.add(&listeners);
-    let listeners = String::from_utf8(listeners).map_err(|_| Unreadable::Addresses)?;
+    let listeners = text(reader, addresses, &mut checksum)?;
     let listeners: Vec<String> = listeners.split('\n').map(str::to_owned).collect();
+    let configuration = text(reader, configuration, &mut checksum)?;
     if bequests.iter().map(|bequest| u64::from(bequest.unsent)).sum::<u64>() != total {
         return Err(Unreadable::Length);
     }
@@ -201,16 +264,31 @@ pub fn read(reader: &mut impl Read, length: u64) -> Result<State, Unreadable> {
     if reader.read(&mut [0])? > 0 {
         return Err(Unreadable::Length);
     }
-    Ok(State { saved_at_ms, listeners, records })
+    Ok(State { version, head: Head { saved_at_ms, listeners, configuration }, records })
 }
 
-fn bequest(record: &[u8; RECORD]) -> Option<Bequest> {
+fn text(
+    reader: &mut impl Read,
+    length: u32,
+    checksum: &mut Checksum,
+) -> Result<String, Unreadable> {
+    let mut bytes = Vec::new();
+    // Grows with what comes, not with what was said.
+    reader.take(length.into()).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 != u64::from(length) {
+        return Err(Unreadable::Length);
+    }
+    checksum.add(&bytes);
+    String::from_utf8(bytes).map_err(|_| Unreadable::Text)
+}
+
+fn bequest(version: Version, record: &[u8; RECORD]) -> Option<Bequest> {
     let [standing, reason, listener @ ..] = *record;
     let listener = ListenerId(u16::from_le_bytes([listener[0], listener[1]]));
     let standing = standing_of(standing, reason)?;
-    let unsent = u32_at(record, 4);
+    let (unsent, quiet_ms) = (u32_at(record, 4), u64_at(record, 8));
     let possible = match standing {
-        _ if u32_at(record, 12) != 0 => false,
+        _ if version == Version::V1 && quiet_ms > u64::from(u32::MAX) => false,
         Standing::Open => true,
         // There is something left to be done only while there is something to send.
         Standing::Finishing | Standing::Flushing(_) => unsent > 0,
@@ -220,7 +298,7 @@ fn bequest(record: &[u8; RECORD]) -> Option<Bequest> {
         listener,
         standing,
         unsent,
-        quiet_ms: u32_at(record, 8).into(),
+        quiet_ms,
         age_ms: u64_at(record, 16),
         received: u64_at(record, 24),
     })
@@ -282,5 +360,27 @@ impl Checksum {
         let (words, rest) = bytes.as_chunks::<8>();
         words.iter().for_each(|word| mix(u64::from_le_bytes(*word)));
         rest.iter().for_each(|byte| mix(u64::from(*byte) | 0x100));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: the file of a program tells which states it reads, and one that tells nothing is taken
+    /// for 0.1.0.
+    #[test]
+    fn a_program_tells_what_it_reads() {
+        let newest = Version::PRESENT.number().to_string();
+        assert!(MARK.ends_with(&newest) && MARK.len() > newest.len(), "{MARK}");
+        let program = |number: &str| {
+            let words = &MARK[..MARK.len() - 1];
+            format!("\x7fELF\0\0echo-uring reads\0{words}{number}\0{words}?\0")
+        };
+        assert_eq!(Version::newest_read_by(b""), Version::V1);
+        assert_eq!(Version::newest_read_by(b"\x7fELF echo-uring state, version 2"), Version::V1);
+        for (number, version) in [("1", Version::V1), ("2", Version::V2), ("9", Version::PRESENT)] {
+            assert_eq!(Version::newest_read_by(program(number).as_bytes()), version, "{number}");
+        }
     }
 }

@@ -20,12 +20,12 @@ use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, memfd_
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
-    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg,
-    sendmsg, socketpair,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, getpeername,
+    ipproto, recvmsg, sendmsg, socketpair, sockopt,
 };
 use rustix::time::{ClockId, clock_gettime};
 
-use super::format::{self, State, Unreadable};
+use super::format::{self, Head, State, Unreadable, Version};
 use crate::echo::op::Bequest;
 
 /// Descriptors in one message: the kernel's limit (`SCM_MAX_FD`).
@@ -38,10 +38,14 @@ const BUNDLES_MAX: usize = 32;
 ///
 /// # Errors
 /// When there is no memory or no descriptor for it.
-pub(super) fn seal(listeners: &[String], records: &[(Bequest, &[u8])]) -> io::Result<OwnedFd> {
+pub(super) fn seal(
+    version: Version,
+    head: &Head,
+    records: &[(Bequest, &[u8])],
+) -> io::Result<OwnedFd> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let mut file = File::from(memfd_create("echo-uring-state", flags)?);
-    format::write(now_ms(), listeners, records, &mut file)?;
+    format::write(version, head, records, &mut file)?;
     file.rewind()?;
     fcntl_add_seals(
         &file,
@@ -170,12 +174,23 @@ struct Message {
     truncated: bool,
 }
 
+/// A copy of the first descriptor that was packed. Everything stays where it is.
+pub(super) fn peek(bundles: &[OwnedFd]) -> Option<OwnedFd> {
+    let firsts = bundles.iter().filter_map(|bundle| next(bundle.as_fd(), RecvFlags::PEEK).ok()?);
+    let mut firsts = firsts.filter(|message| message.label[..4] == [0; 4]);
+    firsts.next()?.descriptors.into_iter().next()
+}
+
 /// The next message; none at the end.
 fn receive(bundle: BorrowedFd<'_>) -> Result<Option<Message>, Errno> {
+    next(bundle, RecvFlags::empty())
+}
+
+fn next(bundle: BorrowedFd<'_>, how: RecvFlags) -> Result<Option<Message>, Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MESSAGE))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut label = [0; 8];
-    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT | how;
     let got = recvmsg(bundle, &mut [IoSliceMut::new(&mut label)], &mut ancillary, flags)?;
     if got.bytes == 0 {
         return Ok(None);
@@ -189,4 +204,38 @@ fn receive(bundle: BorrowedFd<'_>) -> Result<Option<Message>, Errno> {
         descriptors: descriptors.collect(),
         truncated: got.flags.contains(ReturnFlags::CTRUNC),
     }))
+}
+
+/// Why a descriptor is not adopted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// It was a connection, and its peer has gone: nothing can be read or sent any more.
+    Ended,
+    /// It never was one; what it is instead.
+    Foreign(&'static str),
+}
+
+/// Whether this is a connected stream socket of a family that we serve. Anything else would never
+/// end (a pipe), or make the driver wait for what never comes (a listening socket).
+pub(super) fn check_connection(fd: BorrowedFd<'_>) -> Result<(), Refused> {
+    match sockopt::socket_type(fd) {
+        Ok(SocketType::STREAM) => {}
+        Ok(_) => return Err(Refused::Foreign("a socket that is no stream")),
+        Err(_) => return Err(Refused::Foreign("no socket")),
+    }
+    match sockopt::socket_domain(fd) {
+        Ok(AddressFamily::UNIX) => {}
+        Ok(AddressFamily::INET | AddressFamily::INET6) => {
+            if sockopt::socket_protocol(fd) != Ok(Some(ipproto::TCP)) {
+                return Err(Refused::Foreign("a stream of another protocol than TCP"));
+            }
+        }
+        Ok(_) | Err(_) => return Err(Refused::Foreign("a stream of another family")),
+    }
+    // A listening socket has no peer, and a TCP connection that was reset has lost it.
+    match (getpeername(fd), sockopt::socket_acceptconn(fd)) {
+        (Ok(_), _) => Ok(()),
+        (Err(_), Ok(false)) => Err(Refused::Ended),
+        (Err(_), _) => Err(Refused::Foreign("a listening socket")),
+    }
 }

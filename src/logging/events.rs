@@ -13,6 +13,8 @@ pub const RELOADED: &str = "14f84aaaceeb4507a4e71ac8d142c7bd";
 pub const RESTART_NEEDED: &str = "9022caa7f9c74dbbbf32cb3548fd6997";
 /// A reload met a file that cannot be meant; nothing has changed.
 pub const RELOAD_FAILED: &str = "c3b9986c3b6d4efc8cc104fdd78b9123";
+/// The file was invalid at the start; the configuration of the process before is in force.
+pub const CONFIGURATION_KEPT: &str = "fb030a2dbd744cd19f35e5e4982bb70b";
 /// Something went wrong, or was refused, so many times since the last line of the same reason.
 pub const TROUBLE: &str = "f27ddb2d9a904a8aa6f21b997f0e655a";
 /// A worker has not turned its loop within a watchdog interval.
@@ -42,6 +44,7 @@ mod tests {
             RELOADED,
             RESTART_NEEDED,
             RELOAD_FAILED,
+            CONFIGURATION_KEPT,
             TROUBLE,
             HANGING,
             HANDED_OVER,

@@ -141,6 +141,12 @@ fn once(socket: &Path, form: Form) -> Result<(), Failure> {
     output::print(&shown).map_err(Failure::Output)
 }
 
+/// What the daemon at this path says of itself; nothing if nobody answers, or something else does.
+#[must_use]
+pub fn snapshot(path: &Path) -> Option<Snapshot> {
+    ask(path).ok().map(|(_, snapshot)| snapshot)
+}
+
 /// One answer, as it came and as it is meant.
 fn ask(path: &Path) -> Result<(String, Snapshot), Failure> {
     let read = || {

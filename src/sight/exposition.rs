@@ -40,6 +40,11 @@ fn of_process(snapshot: &Snapshot) -> Vec<MetricFamily> {
         family("build_info", "The version that runs; always 1.", MetricType::GAUGE, build),
         one_gauge("ready", "1 when serving, 0 before and from the start of a drain.", ready),
         one_gauge("uptime_seconds", "Time since the start.", snapshot.uptime_seconds),
+        one_gauge(
+            "configuration_valid",
+            "1 if the file was valid when last read, 0 while an earlier configuration is in force.",
+            f64::from(u8::from(snapshot.configuration_error.is_none())),
+        ),
         one_gauge("workers", "Threads that echo.", snapshot.workers.len() as f64),
         one_gauge("workers_turning", "Workers that turned their loop when asked.", turning as f64),
         one_gauge(

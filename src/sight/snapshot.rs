@@ -1,7 +1,8 @@
 //! What a snapshot holds: the schema of the JSON that the status socket speaks.
 //!
 //! Names and units are those of the metrics. Fields are only ever added, so a reader that knows
-//! this version understands a later one.
+//! this version understands a later one; and each that was added since 0.1.0 has a default, so it
+//! understands an earlier one as well: `status` may be newer than the daemon that it asks.
 
 use std::collections::BTreeMap;
 
@@ -9,6 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::echo::histogram::Histogram;
 use crate::echo::stats::{CloseReason, ListenerStats, RefuseReason, Stats};
+
+/// Which fields a snapshot has at least: counted up when some are added. 0.1.0 has no number.
+pub const SCHEMA: u32 = 2;
 
 /// Where the daemon is in its life.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,10 +45,16 @@ impl State {
 /// The daemon at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Snapshot {
+    /// [`SCHEMA`] of the daemon.
+    #[serde(default = "first_schema")]
+    pub schema: u32,
     /// Of the daemon.
     pub version: String,
     /// Where it is in its life.
     pub state: State,
+    /// Why the configuration in force is not what the file says, if it is not.
+    #[serde(default)]
+    pub configuration_error: Option<String>,
     /// Since its start.
     pub uptime_seconds: f64,
     /// The sums over all workers.
@@ -53,6 +63,10 @@ pub struct Snapshot {
     pub listeners: Vec<ListenerFigures>,
     /// Each worker, over all listeners.
     pub workers: Vec<WorkerFigures>,
+}
+
+fn first_schema() -> u32 {
+    1
 }
 
 impl Snapshot {

@@ -48,6 +48,9 @@ fn heading(snapshot: &Snapshot) -> String {
         total.buffers.lent,
         total.buffers.total,
     );
+    if let Some(error) = &snapshot.configuration_error {
+        writeln!(text, "{error}").expect(WRITES);
+    }
     if let Some(worker) = snapshot.hanging_worker() {
         writeln!(text, "worker {worker} does not turn its loop").expect(WRITES);
     }

@@ -56,6 +56,8 @@ pub(crate) struct Launch {
     pub(crate) stderr: Option<Stdio>,
     /// The process that `LISTEN_PID` names instead of the daemon.
     pub(crate) addressee: Option<u32>,
+    /// The file to run instead of [`program`].
+    pub(crate) program: Option<PathBuf>,
 }
 
 impl Launch {
@@ -111,7 +113,8 @@ impl Launch {
             None => Command::new("/bin/sh"),
         };
         let script = self.script(inherited.len(), stored);
-        command.arg("-c").arg(script).arg(program()).arg("--config").arg(&config_path);
+        let program = self.program.clone().unwrap_or_else(program);
+        command.arg("-c").arg(script).arg(program).arg("--config").arg(&config_path);
         command.args(&self.arguments).env_clear().env("NOTIFY_SOCKET", manager.path());
         command.env("RUST_BACKTRACE", "1").env("DBUS_SYSTEM_BUS_ADDRESS", &self.bus);
         if let Some(path) = std::env::var_os("PATH") {

@@ -97,6 +97,15 @@ impl Process {
         Path::new("/proc").join(self.0.to_string())
     }
 
+    /// Whether all its threads are stopped by a signal.
+    pub(crate) fn is_stopped(self) -> bool {
+        let tasks = fs::read_dir(self.directory().join("task")).unwrap();
+        tasks.flatten().all(|task| {
+            let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'))
+        })
+    }
+
     /// How many file descriptors it has open.
     pub(crate) fn open_files(self) -> usize {
         fs::read_dir(self.directory().join("fd")).map_or(0, Iterator::count)

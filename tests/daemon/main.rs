@@ -1,15 +1,16 @@
 //! The black-box suite: the real daemon, judged from outside by what its peers, its service manager
 //! and the kernel see.
 //!
-//! `machine`, `tape`, `place`, `flow` are what tests are made of; `daemon`, `manager`, `lines`,
-//! `ending` start the daemon and judge its end; `oracle` is a server too simple to be wrong, which
-//! proves the `scripts`. Everything else is a subject with its tests. No root, no service manager,
+//! `machine`, `tape`, `place`, `flow`, `bundle` are what tests are made of; `daemon`, `manager`,
+//! `lines`, `ending` start the daemon and judge its end; `oracle` is a server too simple to be wrong,
+//! which proves the `scripts`. Everything else is a subject with its tests. No root, no service manager,
 //! no fixed port and nothing from the network is needed.
 
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
 mod access;
 mod allowances;
+mod bundle;
 mod bus;
 mod command_line;
 mod daemon;
@@ -17,6 +18,7 @@ mod doctor;
 mod ending;
 mod faults;
 mod flow;
+mod kept_configuration;
 mod lifecycle;
 mod limits;
 mod lines;
@@ -34,6 +36,7 @@ mod scripts;
 mod sealed;
 mod sight;
 mod smoke;
+mod states;
 mod succession;
 mod tape;
 mod terminal;

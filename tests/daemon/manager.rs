@@ -35,11 +35,15 @@ impl Notification {
     }
 }
 
+/// Descriptors of barriers that are not answered yet; none are held if there is no list.
+type Held = Option<Vec<OwnedFd>>;
+
 /// Receives notifications in a thread of its own until dropped.
 pub(crate) struct Manager {
     path: PathBuf,
     received: Arc<Mutex<Vec<Notification>>>,
     stored: Arc<Mutex<Vec<OwnedFd>>>,
+    held: Arc<Mutex<Held>>,
     done: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -52,7 +56,9 @@ impl Manager {
         let received = Arc::new(Mutex::new(Vec::new()));
         let done = Arc::new(AtomicBool::new(false));
         let stored = Arc::new(Mutex::new(Vec::new()));
+        let held: Arc<Mutex<Held>> = Arc::default();
         let (list, stop, store) = (Arc::clone(&received), Arc::clone(&done), Arc::clone(&stored));
+        let barriers = Arc::clone(&held);
         let thread = std::thread::spawn(move || {
             let mut buffer = [0; 4096];
             while !stop.load(Ordering::Relaxed) {
@@ -63,6 +69,10 @@ impl Manager {
                             store.lock().unwrap().extend(descriptors);
                         } else if text.contains("FDSTOREREMOVE=1") {
                             store.lock().unwrap().clear();
+                        } else if text.contains("BARRIER=1")
+                            && let Some(held) = &mut *barriers.lock().unwrap()
+                        {
+                            held.extend(descriptors);
                         }
                         list.lock().unwrap().push(Notification { at: Instant::now(), text });
                     }
@@ -71,7 +81,7 @@ impl Manager {
                 }
             }
         });
-        Self { path: path.to_owned(), received, stored, done, thread: Some(thread) }
+        Self { path: path.to_owned(), received, stored, held, done, thread: Some(thread) }
     }
 
     /// The value for `NOTIFY_SOCKET`.
@@ -82,6 +92,16 @@ impl Manager {
     /// What it has in store, which is then empty.
     pub(crate) fn take_stored(&self) -> Vec<OwnedFd> {
         std::mem::take(&mut self.stored.lock().unwrap())
+    }
+
+    /// Whether something was stored that nobody has taken.
+    pub(crate) fn has_stored(&self) -> bool {
+        !self.stored.lock().unwrap().is_empty()
+    }
+
+    /// From now on barriers are not answered; or they are again, those that were held included.
+    pub(crate) fn hold_barriers(&self, hold: bool) {
+        *self.held.lock().unwrap() = hold.then(Vec::new);
     }
 
     /// Everything that came so far, oldest first.

@@ -2,6 +2,8 @@
 //! nor another who looks.
 
 use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -88,6 +90,7 @@ fn a_snapshot_counts_what_was_done_exactly() {
     assert!((1..=2).contains(&timed), "{seen}");
     assert!(seen["total"]["residence_seconds"]["p50"].as_f64().unwrap() < 10.0, "{seen}");
     assert_eq!(seen["state"], "ready");
+    assert_eq!((&seen["schema"], &seen["configuration_error"]), (&2.into(), &Value::Null));
     assert_eq!(seen["workers"][1]["turning"], true);
     assert_eq!(seen["total"]["buffers"]["lent"], 0);
     daemon.stop();
@@ -235,6 +238,37 @@ fn a_second_signal_skips_the_announcement() {
     daemon.signal(Signal::SIGTERM);
     daemon.lines.wait_for("draining: ", patience(10.0));
     daemon.finish(Losses::None);
+}
+
+/// Goal: during an upgrade the command is newer than the daemon that it asks. Method: what 0.1.0
+/// answered, which has no number of a schema.
+#[test]
+fn the_status_command_understands_every_release() {
+    let scratch = Scratch::new();
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/status");
+    let mut releases = 0;
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let fixture = entry.unwrap().path();
+        let version = fixture.file_stem().unwrap().to_str().unwrap().to_owned();
+        let answer = std::fs::read_to_string(&fixture).unwrap();
+        let path = scratch.path("status");
+        let listener = UnixListener::bind(&path).unwrap();
+        for json in [false, true] {
+            let arguments = ["status", "--socket", path.to_str().unwrap(), "--json"];
+            let shown = std::thread::scope(|scope| {
+                scope.spawn(|| listener.accept().unwrap().0.write_all(answer.as_bytes()).unwrap());
+                run_to_end(&arguments[..if json { 4 } else { 3 }], None)
+            });
+            let text = String::from_utf8(shown.stdout).unwrap();
+            assert!(shown.status.success(), "{version}: {shown:?}", shown = shown.stderr);
+            let heading = format!("echo-uring {version}: ready for 0 s, 5 connections ");
+            assert_eq!(text == answer, json, "{text}");
+            assert_eq!(text.starts_with(&heading), !json, "{text}");
+        }
+        std::fs::remove_file(&path).unwrap();
+        releases += 1;
+    }
+    assert!(releases > 0, "there is no fixture");
 }
 
 #[test]

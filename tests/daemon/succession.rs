@@ -3,28 +3,24 @@
 //! The stand-in for the service manager keeps what the first daemon stores and passes it on to the
 //! second one; the stand-in for the bus says that it is a restart.
 
-use std::fs::File;
-use std::io::{IoSlice, IoSliceMut, Read, Seek, Write};
-use std::mem::MaybeUninit;
+use std::fs;
 use std::net::Shutdown;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
-};
 use socket2::Socket;
 
+use crate::bundle::Bundle;
 use crate::bus::{Answer, Bus};
 use crate::daemon::{Daemon, Launch};
 use crate::ending::Losses;
-use crate::machine::{Scratch, in_company, patience};
-use crate::place::{Listening, expect_end, expect_tape, ping, send_tape, stuff};
+use crate::machine::{Scratch, in_company, patience, wait_until};
+use crate::place::{
+    Listening, come_from, expect_end, expect_tape, ping, readable, send_tape, stuff,
+};
 use crate::tape::Tape;
 
 const CONFIG: &str = "[server]\nworkers = 2\n[timeouts]\ndrain = \"1m\"\n";
@@ -175,6 +171,87 @@ fn a_hand_over_that_fails_becomes_a_drain() {
     assert_eq!(remains.counters.accepted, 3);
 }
 
+/// Goal: what a reload has put in force stays so when a hand-over fails, and nobody is let in any
+/// more. Method: an access list and a timeout that the file had not at the start.
+#[test]
+fn a_hand_over_that_fails_keeps_what_was_reloaded() {
+    let _quiet = in_company();
+    let scratch = Scratch::new();
+    let bus = Bus::start(&scratch.path("bus"), Answer::Job("restart"));
+    let daemon = start(&bus);
+    let silent = daemon.place().connect();
+    assert!(ping(&silent, b"here"));
+    let access = "[access]\ndeny = [\"127.0.0.9\"]\n";
+    let reloaded = format!("{CONFIG}idle = \"3s\"\n{access}");
+    fs::write(daemon.config_path(), reloaded).unwrap();
+    daemon.signal(Signal::SIGHUP);
+    daemon.lines.wait_for("info reloaded: access.deny", patience(5.0));
+    assert!(ping(&silent, b"here"));
+    let begin = Instant::now();
+    fs::remove_file(daemon.manager.path()).unwrap();
+    daemon.signal(Signal::SIGTERM);
+    daemon.lines.wait_for("connections cannot be handed over", patience(5.0));
+    daemon.lines.wait_for("info draining: 1 connection,", patience(5.0));
+    let others = ["127.0.0.9", "127.0.0.1"].map(|source| {
+        let socket = daemon.place().socket();
+        come_from(&socket, source.parse().unwrap());
+        let socket = daemon.place().connect_with(socket);
+        send_tape(&socket, Tape::new(1), 0, 5);
+        socket
+    });
+    assert!(readable(&silent, patience(10.0)), "the reloaded timeout is not in force");
+    expect_end(&silent);
+    let silence = begin.elapsed();
+    assert!(silence > Duration::from_millis(2500), "it was let go after {silence:?}");
+    for other in &others {
+        assert!(!readable(other, Duration::from_millis(1)), "somebody was let in");
+    }
+    drop(silent);
+    let remains = daemon.finish(Losses::None);
+    assert_eq!((remains.counters.accepted, remains.counters.refused), (1, 0));
+}
+
+/// Goal: while connections are handed over nobody new is served, so `/ready` says 503, and so it is
+/// when that fails. Method: a service manager that takes its time.
+#[test]
+fn a_hand_over_is_not_ready() {
+    let _quiet = in_company();
+    let scratch = Scratch::new();
+    let bus = Bus::start(&scratch.path("bus"), Answer::Job("restart"));
+    let windows = vec![("metrics", Listening::ipv4())];
+    let launch = Launch { bus: bus.address(), windows, ..Launch::with_config(CONFIG) };
+    let mut daemon = launch.start();
+    let peer = daemon.place().connect();
+    assert!(ping(&peer, b"here"));
+    let ready = || {
+        let socket = daemon.window("metrics").connect();
+        send_all(&socket, b"GET /ready HTTP/1.1\r\n\r\n");
+        read_all(&socket)
+    };
+    assert!(ready().starts_with("HTTP/1.1 200 "));
+    daemon.manager.hold_barriers(true);
+    daemon.signal(Signal::SIGTERM);
+    wait_until("something to be stored", patience(5.0), || daemon.manager.has_stored());
+    for _ in 0..3 {
+        let answer = ready();
+        assert!(answer.starts_with("HTTP/1.1 503 ") && answer.ends_with("leaving\n"), "{answer}");
+        thread::sleep(Duration::from_millis(100));
+    }
+    daemon.manager.hold_barriers(false);
+    assert_eq!(daemon.wait(patience(10.0)).code(), Some(0), "{}", daemon.transcript());
+    daemon.lines.wait_for("handed over 1 connection", patience(5.0));
+}
+
+fn send_all(mut socket: &Socket, bytes: &[u8]) {
+    std::io::Write::write_all(&mut socket, bytes).unwrap();
+}
+
+fn read_all(mut socket: &Socket) -> String {
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut socket, &mut text).unwrap();
+    text
+}
+
 /// What happens to the state on its way.
 type Damage = fn(&mut Vec<u8>);
 
@@ -185,7 +262,7 @@ fn an_unreadable_state_is_ended_in_order() {
     let scratch = Scratch::new();
     let bus = Bus::start(&scratch.path("bus"), Answer::Job("restart"));
     let damages: [(&str, Damage); 5] = [
-        ("version", |state| state[16] += 1),
+        ("version", |state| state[16] += 7),
         ("no state", |state| state[0] = b'E'),
         ("checksum", |state| state[64] ^= 2),
         ("cut short", |state| state.truncate(70)),
@@ -196,7 +273,9 @@ fn an_unreadable_state_is_ended_in_order() {
         let peers: Vec<Socket> = (0..3).map(|_| daemon.place().connect()).collect();
         assert!(peers.iter().all(|peer| ping(peer, b"here")));
         let (stored, listening, _) = daemon.bequeath();
-        let stored = vec![tamper(stored, damage)];
+        let mut bundle = Bundle::open(stored);
+        damage(&mut bundle.state);
+        let stored = vec![bundle.close()];
         let daemon = succeed(&bus, stored, listening, 2);
         let line = daemon.lines.wait_for("cannot be used", patience(5.0));
         assert!(line.starts_with("warn ") && line.contains("3 connections"), "{line}");
@@ -212,44 +291,4 @@ fn an_unreadable_state_is_ended_in_order() {
         daemon.finish(Losses::None);
         bus.say(Answer::Job("restart"));
     }
-}
-
-/// The same bundle with another state in front.
-fn tamper(stored: Vec<OwnedFd>, damage: Damage) -> OwnedFd {
-    let flags = SocketFlags::CLOEXEC;
-    let (sender, receiver) =
-        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let mut label = [0; 8];
-    recvmsg(
-        &stored[0],
-        &mut [IoSliceMut::new(&mut label)],
-        &mut ancillary,
-        RecvFlags::CMSG_CLOEXEC,
-    )
-    .unwrap();
-    let mut descriptors: Vec<OwnedFd> = ancillary
-        .drain()
-        .flat_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(descriptors) => descriptors.collect(),
-            _ => Vec::new(),
-        })
-        .collect();
-    let mut file = File::from(descriptors.remove(0));
-    let mut state = Vec::new();
-    file.rewind().unwrap();
-    file.read_to_end(&mut state).unwrap();
-    damage(&mut state);
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let mut file = File::from(memfd_create("tampered", flags).unwrap());
-    file.write_all(&state).unwrap();
-    fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE).unwrap();
-    descriptors.insert(0, file.into());
-    let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    assert!(ancillary.push(SendAncillaryMessage::ScmRights(&borrowed)));
-    sendmsg(&sender, &[IoSlice::new(&label)], &mut ancillary, SendFlags::empty()).unwrap();
-    receiver
 }

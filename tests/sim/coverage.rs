@@ -60,6 +60,7 @@ pub(crate) struct Coverage {
     refused_memory: u64,
     drained_early: u64,
     retuned: u64,
+    taken_back: u64,
 }
 
 impl Default for Coverage {
@@ -72,6 +73,7 @@ impl Default for Coverage {
             refused_memory: 0,
             drained_early: 0,
             retuned: 0,
+            taken_back: 0,
         }
     }
 }
@@ -94,6 +96,7 @@ impl Coverage {
         self.full += stats.full;
         self.refused_memory += stats.spills_refused;
         self.retuned += history.retuned;
+        self.taken_back += history.taken_back;
         self.drained_early +=
             u64::from(history.kernel.peers.iter().any(|peer| peer.named.is_none()));
     }
@@ -111,6 +114,7 @@ impl Coverage {
         self.full += other.full;
         self.refused_memory += other.refused_memory;
         self.retuned += other.retuned;
+        self.taken_back += other.taken_back;
         self.drained_early += other.drained_early;
     }
 
@@ -127,6 +131,7 @@ impl Coverage {
             ("memory refused", self.refused_memory),
             ("a peer never accepted", self.drained_early),
             ("new limits and timeouts", self.retuned),
+            ("a hand-over that failed", self.taken_back),
         ];
         let rest = rest.map(|(name, count)| (name.to_string(), count));
         occasions.chain(closes).chain(refusals).chain(rest).collect()

@@ -31,8 +31,8 @@ struct World {
     budget_limit: u64,
     chaos_turns: usize,
     drain: Option<(usize, u64)>,
-    /// The turn at which another process takes over.
-    hand_over: Option<usize>,
+    /// The turn at which a hand-over begins, and whether it fails.
+    hand_over: Option<(usize, bool)>,
     plans: Vec<Plan>,
 }
 
@@ -110,7 +110,7 @@ impl World {
             retunes: Vec::new(),
             successions: self
                 .hand_over
-                .map(|turn| succession(turn, receive_mode))
+                .map(|(turn, fails)| succession(turn, fails, receive_mode))
                 .into_iter()
                 .collect(),
             submit: Submit::AfterEach,
@@ -150,19 +150,22 @@ impl World {
     }
 }
 
-fn succession(turn: usize, receive_mode: ReceiveMode) -> Succession {
+fn succession(turn: usize, fails: bool, receive_mode: ReceiveMode) -> Succession {
     let (patience, gap) = (5_000, 1);
-    Succession { turn, patience, gap, connections_max: 2, budget_limit: 100, receive_mode }
+    let (connections_max, budget_limit) = (2, 100);
+    Succession { turn, patience, gap, fails, connections_max, budget_limit, receive_mode }
 }
 
-/// A hand-over in each of the first turns, with a socket that is soon full.
+/// A hand-over in each of the first turns that fails or not, with a socket that is soon full.
 fn worlds_with_heirs() -> impl Iterator<Item = World> {
     let faults = Faults { late: ON, would_block: ON, cancel_loses: ON, ..NO_FAULTS };
-    (0..6).map(move |turn| World {
-        name: "another process takes over",
+    // When nobody takes over in the very first turn, nobody has been accepted: no case to speak of.
+    let hand_overs = (0..6).map(|turn| (turn, false)).chain((1..6).map(|turn| (turn, true)));
+    hand_overs.map(move |(turn, fails)| World {
+        name: if fails { "nobody takes over" } else { "another process takes over" },
         faults,
         faults_max: 2,
-        hand_over: Some(turn),
+        hand_over: Some((turn, fails)),
         chaos_turns: 7,
         plans: vec![Plan::prompt(2, 1, Reading::Eager, Ending::Finish).on_wire(1)],
         ..QUIET

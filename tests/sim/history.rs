@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use echo_uring::echo::admission::{Access, Caps, Ranges, Rules, SourceBook};
 use echo_uring::echo::limits::QUEUE_CHUNKS_MAX;
-use echo_uring::echo::op::{Event, Kernel, Op, ReceiveMode, Timestamp};
+use echo_uring::echo::op::{Bequest, ConnectionId, Event, Kernel, Op, ReceiveMode, Timestamp};
 use echo_uring::echo::server::{CloseReason, Parameters, Server, Stats, Tuning};
 
 use crate::audit::door::Door;
@@ -68,6 +68,8 @@ pub(crate) struct Succession {
     pub(crate) patience: u64,
     /// How long there is no process at all, in milliseconds.
     pub(crate) gap: u64,
+    /// Nobody takes over: the same process takes everything back, after the gap, and drains.
+    pub(crate) fails: bool,
     /// What the heir is configured with.
     pub(crate) connections_max: u32,
     pub(crate) budget_limit: u64,
@@ -104,6 +106,10 @@ pub(crate) struct History {
     allowed: u64,
     /// How often the tuning changed.
     pub(crate) retuned: u64,
+    /// What the first server began with.
+    first_tuning: Tuning,
+    /// How often a hand-over failed.
+    pub(crate) taken_back: u64,
     /// Turns so far.
     pub(crate) turns: usize,
 }
@@ -211,6 +217,7 @@ fn draw_successions(choice: &mut Choice) -> Vec<Succession> {
             turn: choice.below(150),
             patience: [0, 30, 5_000, 5_000, 5_000][choice.below(5)],
             gap: [0, 1, 200, 4_000][choice.below(4)],
+            fails: choice.below(4) == 0,
             connections_max: 1 + choice.below(6) as u32,
             budget_limit: draw_budget_limit(choice),
             receive_mode: [ReceiveMode::Multishot, ReceiveMode::Once][choice.below(2)],
@@ -319,6 +326,8 @@ impl History {
             hasty: false,
             allowed: u64::from(scenario.parameters.tuning.connections_max),
             retuned: 0,
+            first_tuning: parameters.tuning.clone(),
+            taken_back: 0,
             turns: 0,
             scenario,
         }
@@ -429,7 +438,9 @@ impl History {
         }
         self.submit();
         self.check_step();
-        if self.succession.is_some() && self.server.is_at_rest() {
+        // Whoever counts a source that comes back finds its page free, within so many tries.
+        let held = self.audit.door.held;
+        if self.succession.is_some_and(|it| !(it.fails && held)) && self.server.is_at_rest() {
             self.succeed();
         }
         acted || self.succession.is_some()
@@ -537,6 +548,13 @@ impl History {
         let succession = self.succession.take().expect("somebody takes over");
         let mut estate = self.server.release(self.kernel.now());
         self.server.check_invariants();
+        for (_, bequest) in &mut estate {
+            self.saboteur.bequest(bequest);
+            *bequest = bequest.after(succession.gap);
+        }
+        if succession.fails {
+            return self.take_back(succession, estate);
+        }
         self.before.add(&self.server.stats());
         self.scenario.parameters.tuning.connections_max = succession.connections_max;
         self.scenario.budget.set_limit(succession.budget_limit);
@@ -544,11 +562,29 @@ impl History {
         self.scenario.parameters.book = Arc::new(SourceBook::new(RandomState::new()));
         self.audit.door.held = false;
         self.server = Server::new(self.scenario.parameters.clone());
-        for (_, bequest) in &mut estate {
-            self.saboteur.bequest(bequest);
-            bequest.quiet_ms += succession.gap;
-            bequest.age_ms += succession.gap;
+        self.audit.door.forget_buckets();
+        self.adopt(succession.gap, estate);
+        self.handle(Event::Started);
+        self.submit();
+    }
+
+    /// The hand-over has failed. The same server goes on with what it gave away, by the limits,
+    /// timeouts and rules of now, and drains.
+    fn take_back(&mut self, succession: Succession, estate: Vec<(ConnectionId, Bequest)>) {
+        self.audit.begin_to_take_back();
+        self.draining = true;
+        self.taken_back += 1;
+        if let Some(tuning) = self.saboteur.tuning_to_go_back_to(&self.first_tuning) {
+            self.server.retune(self.kernel.now(), tuning);
         }
+        self.adopt(succession.gap, estate);
+        let deadline = Timestamp(self.kernel.clock() + succession.patience);
+        self.handle(Event::DrainStarted { deadline });
+        self.submit();
+    }
+
+    /// The present server is told of the connections that were given away.
+    fn adopt(&mut self, gap: u64, estate: Vec<(ConnectionId, Bequest)>) {
         let heirs: Vec<_> =
             estate.iter().map(|(old, _)| (*old, self.server.reserve_slot())).collect();
         self.audit.succeed(&heirs, &self.scenario.parameters);
@@ -556,7 +592,7 @@ impl History {
         let sourced: Vec<_> =
             heirs.iter().map(|(_, heir)| (*heir, self.kernel.source_of(*heir))).collect();
         self.audit.door.succeed(&sourced);
-        self.kernel.pass_time(succession.gap);
+        self.kernel.pass_time(gap);
         self.peers.act(&mut self.kernel);
         let places = u64::from(self.scenario.parameters.tuning.connections_max);
         self.allowed = places.max(heirs.len() as u64);
@@ -567,8 +603,6 @@ impl History {
             self.handle(event);
             self.submit();
         }
-        self.handle(Event::Started);
-        self.submit();
     }
 
     fn check_step(&mut self) {

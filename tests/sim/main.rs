@@ -3,7 +3,8 @@
 //! `fake` is that kernel, `audit` the contract of the seam and the model of each connection,
 //! `peers` the far ends, `history` one run from one seed. Four tests stand on them: `swarm` (many
 //! seeds), `exhaustive` (all small cases), `timers` (each timeout, early and late) and `planted` (a
-//! simulator that does not find planted bugs proves nothing).
+//! simulator that does not find planted bugs proves nothing). `taken_back` drives the worker's own
+//! loop on the same kernel.
 
 mod audit;
 mod caught;
@@ -15,4 +16,5 @@ mod peers;
 mod planted;
 mod saboteur;
 mod swarm;
+mod taken_back;
 mod timers;

@@ -6,6 +6,7 @@
 use echo_uring::echo::op::{
     Bequest, BufferId, ConnectionId, Event, Op, ReceiveEnd, Shutdown, SizeClass, Source, Standing,
 };
+use echo_uring::echo::server::Tuning;
 
 use crate::fake::choice::Prng;
 
@@ -52,6 +53,8 @@ pub(crate) enum Bug {
     ForgetStanding,
     /// The heir is told of one byte too few.
     LoseBequest,
+    /// After a hand-over that failed the limits and timeouts of the start are in force again.
+    RevertTuning,
     /// An answer that has become interesting is not asked for.
     ForgetAwait,
     /// A relay is not asked for.
@@ -67,7 +70,7 @@ pub(crate) enum Bug {
 }
 
 impl Bug {
-    pub(crate) const ALL: [Self; 26] = [
+    pub(crate) const ALL: [Self; 27] = [
         Self::DropByte,
         Self::SwapBuffers,
         Self::LeakBuffer,
@@ -88,6 +91,7 @@ impl Bug {
         Self::ForgetCancelSend,
         Self::ForgetStanding,
         Self::LoseBequest,
+        Self::RevertTuning,
         Self::ForgetAwait,
         Self::ForgetRelay,
         Self::ForgetHeld,
@@ -203,6 +207,11 @@ impl Saboteur {
             Some(Bug::LoseBequest) if bequest.unsent > 1 => bequest.unsent -= 1,
             _ => {}
         }
+    }
+
+    /// What the core is told to keep to after a hand-over that failed, instead of nothing new.
+    pub(crate) fn tuning_to_go_back_to(&self, first: &Tuning) -> Option<Tuning> {
+        (self.bug == Some(Bug::RevertTuning)).then(|| first.clone())
     }
 
     /// Replaces what the core says by what the kernel gets to hear.

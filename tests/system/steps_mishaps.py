@@ -21,7 +21,8 @@ FEW = {"connections": 60, "talkers": 20, "stalled": 3}
 # Where a state has its version, a number of four bytes, and for how long its first connection was
 # quiet.
 VERSION_AT = 16
-VERSION = 1
+# The present version, and the oldest that is read.
+VERSION, OLDEST = 2, 1
 RECORD_AT = 56
 QUIET_AT = RECORD_AT + 8
 # What clients may see of a process that died: an end or a reset, but never wrong bytes or silence.
@@ -91,7 +92,7 @@ def newer(file):
 
 def older(file):
     file.seek(VERSION_AT)
-    file.write(struct.pack("<I", VERSION - 1))
+    file.write(struct.pack("<I", OLDEST - 1))
 
 
 def damaged(file):
@@ -106,8 +107,8 @@ def cut_short(file):
 
 
 UNUSABLE = (
-    (newer, f"it is of version {VERSION + 1}, and this is {VERSION}"),
-    (older, f"it is of version {VERSION - 1}, and this is {VERSION}"),
+    (newer, f"it is of version {VERSION + 1}, and this reads {OLDEST} to {VERSION}"),
+    (older, f"it is of version {OLDEST - 1}, and this reads {OLDEST} to {VERSION}"),
     (damaged, "its checksum is"),
     (cut_short, "it is cut short"),
 )

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{STOP_MARGIN, Service, Stage};
-use crate::daemon::{report, succession, workers};
+use crate::daemon::{report, succession, successor, workers};
 use crate::echo::limits;
 use crate::echo::op::Timestamp;
 use crate::handover::Estate;
@@ -13,6 +13,8 @@ use crate::sight::State;
 impl Service<'_> {
     /// A restart has begun: every connection is to come to rest.
     pub(super) fn bring_to_rest(&mut self) {
+        // While echoes go on: it takes the time to read a file of some megabytes.
+        self.successor = successor::version();
         self.stage = Stage::HandingOver;
         self.life.set(State::Leaving);
         self.status = report::handing_over(&workers::total(&self.workers));
@@ -30,7 +32,10 @@ impl Service<'_> {
         if self.estates.len() < self.workers.len() {
             return;
         }
-        match succession::store(&self.estates, &self.plan.addresses, self.notifier) {
+        let configuration = self.last_valid.to_toml();
+        let listeners = &self.plan.addresses;
+        let version = self.successor;
+        match succession::store(&self.estates, listeners, configuration, version, self.notifier) {
             Ok(()) => {
                 let count: usize = self.estates.iter().map(|(_, estates)| estates.len()).sum();
                 log::info!(
@@ -42,7 +47,7 @@ impl Service<'_> {
             }
             Err(error) => {
                 log::warn!("connections cannot be handed over: {error}; draining instead");
-                // The order to drain is there before they are.
+                // The order to drain is there before they are, so nobody is accepted in between.
                 self.drain();
                 for (worker, estates) in std::mem::take(&mut self.estates) {
                     // It fails only when the worker has died, and that is told in another way.

@@ -48,7 +48,7 @@ impl Service<'_> {
 
     /// Whatever comes of it, the service manager hears READY=1 at the end.
     fn reload(&mut self) {
-        self.trouble = match load(self.source.options) {
+        let trouble = match load(self.source.options) {
             Ok(wanted) => {
                 self.apply(wanted);
                 None
@@ -59,14 +59,15 @@ impl Service<'_> {
                 Some(trouble)
             }
         };
+        self.life.set_trouble(trouble);
         let stats = workers::total(&self.workers);
         self.status = self.with_trouble(report::status(&stats, self.echoes, self.workers.len()));
         self.notifier.ready(&self.status);
     }
 
-    /// The status with what the last reload left to mend.
+    /// The status with what is to be mended in the configuration.
     pub(super) fn with_trouble(&self, status: String) -> String {
-        match &self.trouble {
+        match self.life.trouble() {
             Some(trouble) => format!("{trouble}; {status}"),
             None => status,
         }
@@ -82,6 +83,7 @@ impl Service<'_> {
             })
             .collect();
         let at_restart: Vec<&str> = keys(Effect::AtRestart).collect();
+        self.last_valid = wanted.clone();
         let present = config::in_force(&self.config, wanted);
         let former = std::mem::replace(&mut self.config, present);
         if !at_once.is_empty() {

@@ -22,6 +22,9 @@ pub(super) enum Drain {
     Freezing { deadline: Timestamp, swept: usize, rested: usize },
     /// What is not at rest is being ended, below `swept` already.
     Overdue { swept: usize, rested: usize },
+    /// Every connection has been given away. If the hand-over fails they come back, and a drain is
+    /// asked for; nobody is accepted in between.
+    Released,
 }
 
 impl Server {
@@ -50,7 +53,7 @@ impl Server {
             }
             Drain::Ending { end, .. } => Some(end),
             Drain::Freezing { deadline, .. } => Some(deadline),
-            Drain::No | Drain::Over { .. } | Drain::Overdue { .. } => None,
+            Drain::No | Drain::Over { .. } | Drain::Overdue { .. } | Drain::Released => None,
         }
     }
 
@@ -73,10 +76,11 @@ impl Server {
             | Drain::Ending { .. }
             | Drain::Over { .. }
             | Drain::Freezing { .. }
-            | Drain::Overdue { .. } => {}
+            | Drain::Overdue { .. }
+            | Drain::Released => {}
         }
         match self.drain {
-            Drain::No | Drain::Patient { .. } => {}
+            Drain::No | Drain::Patient { .. } | Drain::Released => {}
             Drain::Ending { end, swept } => {
                 // A million FINs take seconds: the last one's time begins with it.
                 let sweeping = swept < self.slots.len();

@@ -19,9 +19,11 @@ impl Server {
             Drain::Freezing { swept, rested, .. } | Drain::Overdue { swept, rested } => {
                 (*swept, rested)
             }
-            Drain::No | Drain::Patient { .. } | Drain::Ending { .. } | Drain::Over { .. } => {
-                return false;
-            }
+            Drain::No
+            | Drain::Patient { .. }
+            | Drain::Ending { .. }
+            | Drain::Over { .. }
+            | Drain::Released => return false,
         };
         while self.slots.get(*rested).is_some_and(Connection::is_at_rest) {
             *rested += 1;
@@ -34,6 +36,10 @@ impl Server {
 
     /// Gives every connection away: the caller takes its socket and its unsent bytes from the
     /// driver. To be called once all are at rest.
+    ///
+    /// If they cannot be handed over they come back to this server, as to a new one:
+    /// [`Self::reserve_slot`] and `Event::Adopted` for each, then `Event::DrainStarted`. Limits,
+    /// timeouts, rules and counters are what they were, and nobody is accepted.
     pub fn release(&mut self, now: Timestamp) -> Vec<(ConnectionId, Bequest)> {
         assert!(self.is_at_rest(), "the kernel still holds a connection");
         let mut ops: Vec<Op> = Vec::new();
@@ -48,6 +54,9 @@ impl Server {
             });
         }
         assert!(ops.is_empty(), "what is at rest asks for nothing: {ops:?}");
+        self.drain = Drain::Released;
+        self.resources.frozen = false;
+        self.inherited = 0;
         released
     }
 
@@ -58,8 +67,9 @@ impl Server {
         self.resources.stats.count_connection_error(ConnectionError::Unexpected(ENOMEM));
     }
 
-    /// A free slot for a connection of the process before us. To be called before the server
-    /// starts; `Event::Adopted` must follow.
+    /// A free slot for a connection of the process before us, or for one that could not be handed
+    /// over. To be called before the server starts, or after [`Self::release`]; `Event::Adopted`
+    /// must follow.
     pub fn reserve_slot(&mut self) -> ConnectionId {
         self.inherited += 1;
         self.take_slot()

@@ -130,11 +130,15 @@ impl Door {
         false
     }
 
-    /// Another process takes over with these connections: they stay, and count by the rules of now.
-    /// Buckets are full again.
+    /// Another process counts from now on: buckets are full again.
+    pub(crate) fn forget_buckets(&mut self) {
+        self.buckets.clear();
+    }
+
+    /// These connections were given away, and are taken over: they stay, and count by the rules of
+    /// now.
     pub(crate) fn succeed(&mut self, heirs: &[(ConnectionId, Source)]) {
         assert!(self.undecided.is_empty(), "hand-over: {:?} wait for a verdict", self.undecided);
-        self.buckets.clear();
         self.owed.clear();
         self.held = false;
         self.inside.clear();

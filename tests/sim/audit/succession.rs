@@ -19,7 +19,13 @@ impl Audit {
         assert!(!frozen, "promise: {connection:?} is not left to come to rest");
     }
 
-    /// The old process ends: what it gives away must be what there is. From now on each connection
+    /// What was given away comes back, and a drain follows: nobody may be accepted any more, not
+    /// even before the drain is told.
+    pub(crate) fn begin_to_take_back(&mut self) {
+        self.draining = true;
+    }
+
+    /// The old process ends, or cannot: what it gives away must be what there is. From now on each connection
     /// has the name its heir gave it.
     pub(crate) fn succeed(
         &mut self,

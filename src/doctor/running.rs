@@ -1,0 +1,59 @@
+//! What the running daemon says of its configuration, if it can be asked: the file may be invalid,
+//! or valid again and not reloaded, while it runs on an earlier one.
+
+use std::path::Path;
+
+use super::finding::{Finding, Topic};
+use crate::sight::client;
+
+/// Where the status socket of the packaged service is.
+const SOCKET: &str = "/run/echo-uring/status.sock";
+
+pub(super) fn findings(findings: &mut Vec<Finding>) {
+    findings.extend(of_daemon_at(Path::new(SOCKET)));
+}
+
+/// Nobody to ask is no finding: the doctor needs no daemon.
+fn of_daemon_at(socket: &Path) -> Option<Finding> {
+    let error = client::snapshot(socket)?.configuration_error?;
+    Some(Finding::problem(
+        Topic::Config,
+        format!("the running daemon: {error}"),
+        "correct the file and run \"systemctl reload echo-uring\"",
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::net::UnixListener;
+
+    use super::super::finding::Level;
+    use super::*;
+    use crate::sight::Snapshot;
+
+    /// What is found at a socket where somebody answers with `answer`.
+    fn found(answer: &str) -> Option<Finding> {
+        let name = format!("echo-uring-doctor-{}-{}", std::process::id(), answer.len());
+        let path = std::env::temp_dir().join(name);
+        let listener = UnixListener::bind(&path).unwrap();
+        let finding = std::thread::scope(|scope| {
+            scope.spawn(|| listener.accept().unwrap().0.write_all(answer.as_bytes()).unwrap());
+            of_daemon_at(&path)
+        });
+        std::fs::remove_file(&path).unwrap();
+        finding
+    }
+
+    #[test]
+    fn a_daemon_on_an_earlier_configuration_is_a_problem() {
+        let error = Some("invalid configuration: a.toml:3:1: no key; mend it".to_owned());
+        let bad = Snapshot { configuration_error: error, ..Snapshot::default() };
+        let finding = found(&serde_json::to_string(&bad).unwrap()).unwrap();
+        assert_eq!((finding.topic, finding.level), (Topic::Config, Level::Problem));
+        assert!(finding.what.contains("a.toml:3:1"), "{finding:?}");
+        assert_eq!(found(&serde_json::to_string(&Snapshot::default()).unwrap()), None);
+        assert_eq!(found("what?"), None);
+        assert_eq!(of_daemon_at(Path::new("/nonexistent/status.sock")), None);
+    }
+}

@@ -1,0 +1,342 @@
+//! What is in a state: every way in which a connection can stand, as this version and those before
+//! it write it; and what is no connection at all.
+//!
+//! `tests/fixtures/handover` holds a state of each release, recorded from its real daemon by
+//! `ECHO_URING_BIN=PATH ECHO_RECORD=VERSION cargo test --test daemon states`.
+
+use std::fs::{self, File};
+use std::net::{Shutdown, TcpListener, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use echo_uring::echo::op::Standing;
+use echo_uring::handover::format::{self, State, Version};
+use nix::sys::epoll::{Epoll, EpollCreateFlags};
+use nix::sys::signal::Signal;
+use socket2::{Domain, Socket, Type};
+
+use crate::bundle::Bundle;
+use crate::bus::{Answer, Bus};
+use crate::daemon::{Daemon, Launch, program};
+use crate::ending::Losses;
+use crate::machine::{Scratch, alone, in_company, patience, wait_until};
+use crate::place::{Listening, Place, expect_end, expect_tape, ping, readable, send_tape, stuff};
+use crate::tape::Tape;
+
+/// Nobody is ended for the time that a recorded state spent in its file.
+const PATIENT: &str = "[timeouts]\nidle = \"off\"\nstall = \"off\"\nlifetime = \"off\"\n";
+
+fn read(bytes: &[u8]) -> State {
+    format::read(&mut &*bytes, bytes.len() as u64).unwrap()
+}
+
+/// Connections that stay, each in another way.
+struct Crowd {
+    _sockets: Vec<Socket>,
+}
+
+/// A state in which connections stand in every way that can be handed over, from two listeners.
+fn varied_state(bus: &Bus, scratch: &Scratch) -> (Vec<u8>, Crowd) {
+    // Long enough for a slow machine to stall a peer meanwhile.
+    const LIFETIME: Duration = Duration::from_secs(8);
+    let config = "[server]\nworkers = 1\n[timeouts]\nlifetime = \"8s\"\n[limits]\n\
+                  max-bytes = \"100KiB\"\n[tcp]\nsend-buffer = \"4KiB\"\nreceive-buffer = \"4KiB\"\n";
+    let listening = vec![Listening::ipv4(), Listening::unix(&scratch.path("echo"))];
+    let config = config.to_owned();
+    let daemon = Launch { bus: bus.address(), listening, config, ..Launch::default() }.start();
+    let [tcp, unix] = <[Place; 2]>::try_from(daemon.places()).unwrap();
+    let stalled = |place: &Place, seed| {
+        let socket = place.connect_narrow();
+        stuff(&socket, Tape::new(seed), Duration::from_secs(1));
+        socket
+    };
+    // These two are too old when the hand-over comes.
+    let flushing = stalled(&tcp, 1);
+    let lingering = tcp.connect();
+    assert!(ping(&lingering, b"to be ended"));
+    let began = Instant::now();
+    while began.elapsed() < LIFETIME + Duration::from_millis(500) {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(readable(&lingering, patience(5.0)), "its life goes on");
+    let open = unix.connect();
+    assert!(ping(&open, b"and stay"));
+    let silent = tcp.connect();
+    assert!(ping(&silent, b"hush"));
+    let slow = stalled(&unix, 2);
+    // Its end comes along with more bytes than there is room for on the way back.
+    let finishing = unix.connect();
+    assert!(ping(&finishing, b"so that it is received from"));
+    std::thread::sleep(Duration::from_millis(100));
+    daemon.signal(Signal::SIGSTOP);
+    wait_until("it to stand still", patience(5.0), || daemon.process.is_stopped());
+    send_tape(&finishing, Tape::new(3), 0, 40_000);
+    finishing.shutdown(Shutdown::Write).unwrap();
+    daemon.signal(Signal::SIGCONT);
+    std::thread::sleep(Duration::from_millis(200));
+    let (stored, _, lines) = daemon.bequeath();
+    assert!(lines.iter().any(|line| line.contains("handed over 6 connections")), "{lines:#?}");
+    let sockets = vec![flushing, lingering, open, silent, slow, finishing];
+    (Bundle::open(stored).state, Crowd { _sockets: sockets })
+}
+
+/// Goal: a real state has every standing in it, with what belongs to it; so has each fixture, which
+/// is recorded here.
+#[test]
+fn a_state_tells_how_connections_stand() {
+    let _quiet = alone();
+    let scratch = Scratch::new();
+    let bus = Bus::start(&scratch.path("bus"), Answer::Job("restart"));
+    let (bytes, _crowd) = varied_state(&bus, &scratch);
+    if let Some(version) = std::env::var_os("ECHO_RECORD") {
+        let mut name = version;
+        name.push(".state");
+        fs::write(fixtures().join(name), &bytes).unwrap();
+    }
+    let state = read(&bytes);
+    if std::env::var_os("ECHO_URING_BIN").is_none() {
+        assert_eq!(state.version, Version::PRESENT);
+        assert!(state.head.configuration.contains("max-bytes = \"100KiB\""), "{:?}", state.head);
+    }
+    assert_has_all(&state);
+}
+
+fn assert_has_all(state: &State) {
+    let listeners = &state.head.listeners;
+    assert_eq!(listeners.len(), 2);
+    assert!(listeners[0].starts_with("127.0.0.1:") && listeners[1].starts_with("unix:/"));
+    let mut seen: Vec<String> = state
+        .records
+        .iter()
+        .map(|record| {
+            let bequest = record.bequest;
+            assert_eq!(bequest.unsent as usize, record.unsent.len());
+            assert!(bequest.received > 0 && bequest.age_ms > 0, "{bequest:?}");
+
+            format!("{:?} {} {}", bequest.standing, bequest.listener.0, bequest.unsent > 0)
+        })
+        .collect();
+    seen.sort();
+    let mut expected = [
+        "Open 1 false",
+        "Open 0 false",
+        "Open 1 true",
+        "Finishing 1 true",
+        "Flushing(Lifetime) 0 true",
+        "Lingering(Lifetime) 0 false",
+    ];
+    expected.sort_unstable();
+    assert_eq!(seen, expected);
+}
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/handover")
+}
+
+/// Both ends of a connection: the one that was the daemon's first.
+fn pair(domain: Domain, scratch: &Scratch) -> (Socket, Socket) {
+    let listening = match domain {
+        Domain::UNIX => Listening::unix(&scratch.path("pair")),
+        _ => Listening::ipv4(),
+    };
+    let peer = listening.place.connect();
+    let (ours, _) = listening.socket.accept().unwrap();
+    if domain == Domain::UNIX {
+        fs::remove_file(scratch.path("pair")).unwrap();
+    }
+    (ours, peer)
+}
+
+/// Goal: an upgrade from each release goes on with every connection: what was unsent is sent, who
+/// stood at an end gets it, who was open echoes. Method: the recorded state, with sockets of today.
+#[test]
+fn states_of_every_release_are_gone_on_with() {
+    let _quiet = in_company();
+    let mut versions = 0;
+    for entry in fs::read_dir(fixtures()).unwrap() {
+        let path = entry.unwrap().path();
+        let bytes = fs::read(&path).unwrap();
+        let state = read(&bytes);
+        assert_has_all(&state);
+        versions += 1;
+        let scratch = Scratch::new();
+        let mut peers = Vec::new();
+        let mut descriptors: Vec<OwnedFd> = Vec::new();
+        for record in &state.records {
+            let domain = if record.bequest.listener.0 == 0 { Domain::IPV4 } else { Domain::UNIX };
+            let (ours, peer) = pair(domain, &scratch);
+            if matches!(record.bequest.standing, Standing::Lingering(_)) {
+                ours.shutdown(Shutdown::Write).unwrap();
+            }
+            descriptors.push(ours.into());
+            peers.push(peer);
+        }
+        let stored = vec![Bundle { state: bytes, descriptors }.close()];
+        let daemon = Launch { stored, ..Launch::with_config(PATIENT) }.start();
+        daemon.lines.wait_for("took over 6 connections", patience(5.0));
+        for (record, peer) in state.records.iter().zip(&peers) {
+            expect_bytes(peer, &record.unsent);
+            match record.bequest.standing {
+                Standing::Open => assert!(ping(peer, b"and on"), "{path:?}: {:?}", record.bequest),
+                Standing::Finishing | Standing::Flushing(_) | Standing::Lingering(_) => {
+                    expect_end(peer);
+                }
+            }
+        }
+        drop(peers);
+        let remains = daemon.stop();
+        assert_eq!(remains.counters.taken_over, 6);
+    }
+    assert!(versions > 0, "there is no fixture");
+}
+
+fn expect_bytes(mut socket: &Socket, expected: &[u8]) {
+    let mut found = vec![0; expected.len()];
+    std::io::Read::read_exact(&mut socket, &mut found).unwrap();
+    assert!(found == expected, "other bytes came than were unsent");
+}
+
+/// Goal: whatever is no connected stream socket is closed, the others go on, and the daemon ends
+/// when it is asked to. Method: one of each kind in the place of a connection.
+#[test]
+fn what_is_no_connection_is_not_adopted() {
+    let _quiet = in_company();
+    let scratch = Scratch::new();
+    let bus = Bus::start(&scratch.path("bus"), Answer::Job("restart"));
+    let daemon = Launch { bus: bus.address(), ..Launch::with_config(PATIENT) }.start();
+    let strangers = strangers();
+    let peers: Vec<Socket> = (0..strangers.len() + 4).map(|_| daemon.place().connect()).collect();
+    assert!(peers.iter().all(|peer| ping(peer, b"here")));
+    let (stored, listening, _) = daemon.bequeath();
+    let mut bundle = Bundle::open(stored);
+    let count = strangers.len();
+    // Whose they were is not known; so many of the peers lose their connection.
+    bundle.descriptors.truncate(4);
+    bundle.descriptors.extend(strangers);
+    let stored = vec![bundle.close()];
+    let config = PATIENT.to_owned();
+    let daemon =
+        Launch { bus: bus.address(), stored, listening, config, ..Launch::default() }.start();
+    let line = daemon.lines.wait_for("no connections, the first is", patience(5.0));
+    // The one that was never connected is taken for one whose peer has gone.
+    let told = format!("warn closed {} descriptors of the process before: ", count - 1);
+    assert!(line.starts_with(&told), "{line}");
+    daemon.lines.wait_for("took over 4 connections", patience(5.0));
+    let alive = peers.iter().filter(|peer| ping(peer, b"still here")).count();
+    assert_eq!(alive, 4);
+    assert!(daemon.place().answers(patience(5.0)));
+    drop(peers);
+    bus.say(Answer::Job("stop"));
+    let began = Instant::now();
+    daemon.signal(Signal::SIGTERM);
+    daemon.finish(Losses::None);
+    assert!(began.elapsed() < patience(5.0), "it took {:?} to end", began.elapsed());
+}
+
+/// One of each kind of descriptor that is no connection; the last one is a stream socket.
+fn strangers() -> Vec<OwnedFd> {
+    let (pipe, _) = std::io::pipe().unwrap();
+    let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let connected = UdpSocket::bind("127.0.0.1:0").unwrap();
+    connected.connect(udp.local_addr().unwrap()).unwrap();
+    let (packets, _) = Socket::pair(Domain::UNIX, Type::SEQPACKET, None).unwrap();
+    vec![
+        pipe.into(),
+        udp.into(),
+        connected.into(),
+        packets.into(),
+        File::open("/dev/null").unwrap().into(),
+        Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap().0,
+        TcpListener::bind("127.0.0.1:0").unwrap().into(),
+        Socket::new(Domain::IPV4, Type::STREAM, None).unwrap().into(),
+    ]
+}
+
+/// Goal: a downgrade to a program that reads version 1 alone loses nobody, and says what it does
+/// lose. Method: the daemon's own file is replaced while it runs, as dpkg does.
+#[test]
+fn a_state_is_written_for_the_program_that_comes_next() {
+    let _quiet = in_company();
+    let scratch = Scratch::new();
+    let bus = Bus::start(&scratch.path("bus"), Answer::Job("restart"));
+    let older = b"#!/bin/sh\n# no word of what it reads\n".to_vec();
+    let same = fs::read(program()).unwrap();
+    for (next, version) in
+        [(None, Version::PRESENT), (Some(older), Version::V1), (Some(same), Version::PRESENT)]
+    {
+        let path = scratch.path("echo-uring");
+        fs::copy(program(), &path).unwrap();
+        let launch = Launch {
+            program: Some(path.clone()),
+            bus: bus.address(),
+            ..Launch::with_config(PATIENT)
+        };
+        let daemon = launch.start();
+        let peer = daemon.place().connect();
+        assert!(ping(&peer, b"here"));
+        if let Some(next) = &next {
+            let unpacked = scratch.path("echo-uring.dpkg-new");
+            fs::write(&unpacked, next).unwrap();
+            fs::rename(&unpacked, &path).unwrap();
+        }
+        let (stored, listening, lines) = daemon.bequeath();
+        let bundle = Bundle::open(stored);
+        assert_eq!(read(&bundle.state).version, version, "{lines:#?}");
+        let warned = lines.iter().any(|line| line.starts_with("warn ") && line.contains("older"));
+        assert_eq!(warned, version == Version::V1, "{lines:#?}");
+        // What is written for it is read by this one as well.
+        let stored = vec![bundle.close()];
+        let config = PATIENT.to_owned();
+        let daemon = Launch { stored, listening, config, ..Launch::default() }.start();
+        assert!(ping(&peer, b"still here"));
+        drop(peer);
+        daemon.stop();
+    }
+}
+
+/// Sends and receives over a connection that has been quiet for longer than 2^32 ms.
+#[test]
+fn a_silence_of_two_months_is_handed_over() {
+    let _quiet = in_company();
+    let scratch = Scratch::new();
+    let bus = Bus::start(&scratch.path("bus"), Answer::Job("restart"));
+    let daemon = Launch { bus: bus.address(), ..Launch::with_config(PATIENT) }.start();
+    let peer = daemon.place().connect();
+    send_tape(&peer, Tape::new(1), 0, 10);
+    expect_tape(&peer, Tape::new(1), 0, 10);
+    let (stored, listening, _) = daemon.bequeath();
+    let mut bundle = Bundle::open(stored);
+    let mut state = read(&bundle.state);
+    let silence = 60 * 24 * 3_600_000;
+    let bequest = state.records[0].bequest.after(silence);
+    state.head.configuration.clear();
+    bundle.state.clear();
+    format::write(Version::PRESENT, &state.head, &[(bequest, &[])], &mut bundle.state).unwrap();
+    let stored = vec![bundle.close()];
+    // A timeout of 70 days is not over, one of 48 is.
+    let config = |idle: &str| format!("[timeouts]\nidle = \"{idle}\"\n");
+    let launch = Launch {
+        bus: bus.address(),
+        stored,
+        listening,
+        config: config("70d"),
+        ..Launch::default()
+    };
+    let daemon: Daemon = launch.start();
+    assert!(!readable(&peer, Duration::from_millis(1500)), "it was ended too early");
+    let (stored, listening, _) = daemon.bequeath();
+    bus.say(Answer::Job("stop"));
+    let launch = Launch {
+        bus: bus.address(),
+        stored,
+        listening,
+        config: config("48d"),
+        ..Launch::default()
+    };
+    let daemon = launch.start();
+    assert!(readable(&peer, patience(10.0)), "its silence was forgotten");
+    expect_end(&peer);
+    drop(peer);
+    daemon.stop();
+}
