@@ -12,9 +12,11 @@ import time
 import steps_balancer
 import steps_calls
 import steps_mishaps
+import steps_package
 import steps_power
 import steps_sealed
 import steps_succession
+import steps_upgrade
 from checks import (
     CONFIG,
     LOOPBACK,
@@ -41,6 +43,7 @@ from steps_access import sources_are_judged
 from steps_examples import examples_do_what_they_say
 from steps_instances import (
     instance_without_configuration_is_named,
+    instances_keep_everybody,
     instances_stand_side_by_side,
     instances_tell_of_themselves,
     removal_ends_instances,
@@ -397,6 +400,7 @@ def purge_leaves_nothing(machine, _packages):
 
 
 STEPS = [
+    *steps_package.FIRST,
     *steps_calls.FIRST,
     ("install starts it", installs_and_runs),
     ("units well-formed", units_are_well_formed),
@@ -420,6 +424,7 @@ STEPS = [
     *steps_mishaps.STEPS,
     ("nothing unseen", nothing_went_wrong_unseen),
     ("instances", instances_stand_side_by_side),
+    ("instance keeps all", instances_keep_everybody),
     ("instance status", instances_tell_of_themselves),
     ("instance unconfigured", instance_without_configuration_is_named),
     ("instance upgraded", upgrade_restarts_instances),
@@ -428,4 +433,6 @@ STEPS = [
     ("remove", remove_stops_it),
     ("instances removed", removal_ends_instances),
     ("purge", purge_leaves_nothing),
+    *steps_package.LAST,
+    *steps_upgrade.STEPS,
 ]

@@ -86,7 +86,7 @@ def upgrade_keeps_everybody(machine, packages):
 
 
 def restart_needs_no_bus(machine, _packages):
-    """A restart keeps everybody where there is no message bus; without ExecStop= it warns instead."""
+    """Without a message bus a restart keeps everybody; without ExecStop= it warns instead."""
     bus = "dbus.socket dbus.service"
     machine.run(f"systemctl mask --runtime --now {bus} && rm -f /run/dbus/system_bus_socket")
     words = "should it be a restart, it ends"
