@@ -237,8 +237,8 @@ def kill_refuses_nobody(machine, _packages):
 def stop_loses_nothing(machine, _packages):
     """Stopped amid 200 busy connections it echoes every byte; who comes now is served later."""
     connections, size, seconds = 200, 256 << 10, 4
-    # Shorter than the drain will be: the daemon has to ask for more time.
-    drop_in(machine, SERVICE, "stop", "[Service]\nTimeoutStopSec=1s")
+    # Shorter than the drain will be: the daemon has to ask for more time. Long enough for ExecStop=.
+    drop_in(machine, SERVICE, "stop", "[Service]\nTimeoutStopSec=2s")
     machine.run(f"systemctl restart {SERVICE}")
     process = machine.start_traffic(
         "busy", "--connections", connections, "--bytes", size, "--seconds", seconds
