@@ -51,6 +51,8 @@ pub(super) struct Signals {
     ending: SignalFd,
     /// SIGHUP.
     reload: SignalFd,
+    /// What is said before SIGTERM; read when that has come.
+    announcements: SignalFd,
 }
 
 /// Where a configuration comes from, and where log lines go.
@@ -61,7 +63,7 @@ pub(super) struct Source<'a> {
     pub(super) trouble: Option<String>,
 }
 
-/// Makes SIGTERM, SIGINT and SIGHUP readable instead of deadly.
+/// Makes SIGTERM, SIGINT and SIGHUP readable instead of deadly, and announcements heard.
 pub(super) fn block_signals() -> io::Result<Signals> {
     let readable = |signals: &[Signal]| {
         let signals: SigSet = signals.iter().copied().collect();
@@ -69,7 +71,8 @@ pub(super) fn block_signals() -> io::Result<Signals> {
         SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
     };
     let ending = readable(&[Signal::SIGTERM, Signal::SIGINT])?;
-    Ok(Signals { ending, reload: readable(&[Signal::SIGHUP])? })
+    let announcements = readable(&succession::ANNOUNCEMENTS)?;
+    Ok(Signals { ending, reload: readable(&[Signal::SIGHUP])?, announcements })
 }
 
 /// Serves until a signal, and drains.
@@ -416,7 +419,7 @@ impl<'a> Service<'a> {
             Some(signal) => {
                 // An interrupt comes from a terminal, not from a service manager.
                 let manager = signal.ssi_signo == Signal::SIGTERM as u32;
-                if manager && self.stage == Stage::Ready && succession::is_wanted(self.notifier) {
+                if manager && self.stage == Stage::Ready && self.is_restart() {
                     self.bring_to_rest();
                 } else {
                     self.leave();
@@ -424,6 +427,11 @@ impl<'a> Service<'a> {
                 Ok(Order::GoOn)
             }
         }
+    }
+
+    fn is_restart(&self) -> bool {
+        let connections = workers::total(&self.workers).connections;
+        succession::is_wanted(self.notifier, &self.signals.announcements, connections)
     }
 
     /// The first signal: goes on accepting for the lead time, while load balancers learn of it. The

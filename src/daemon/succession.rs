@@ -2,12 +2,16 @@
 //! of the one before.
 //!
 //! systemd says neither at the stop that a start will follow, nor at the start that one went
-//! before. So the first is asked ([`is_wanted`]), and the second is found in the store.
+//! before. So the first is told by `ExecStop=` of the unit, which runs before the signal, or else
+//! asked for ([`is_wanted`]), and the second is found in the store.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use nix::sys::signalfd::SignalFd;
 
 use super::report;
 use crate::handover::format::Version;
@@ -21,11 +25,40 @@ const BUS_PATIENCE: Duration = Duration::from_secs(1);
 /// How long the service manager may take to put away, or to forget, what it is given.
 const STORE_PATIENCE: Duration = Duration::from_secs(10);
 
+/// What the unit's `ExecStop=` said of the SIGTERM that it comes before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    Restart,
+    Stop,
+}
+
+/// Signals by which `ExecStop=` says it. Both are ignored by a process that does not know of them,
+/// such as a daemon of version 0.1.0 that meets the unit of a later one during an upgrade.
+pub(super) const ANNOUNCEMENTS: [Signal; 2] = [Signal::SIGURG, Signal::SIGWINCH];
+
+/// What was announced since the last look; nothing if it is contradictory.
+fn announced(announcements: &SignalFd) -> Option<Ending> {
+    let mut found = None;
+    while let Ok(Some(signal)) = announcements.read_signal() {
+        let ending =
+            if signal.ssi_signo == Signal::SIGURG as u32 { Ending::Restart } else { Ending::Stop };
+        if found.replace(ending).is_some_and(|other| other != ending) {
+            return None;
+        }
+    }
+    found
+}
+
 /// Whether the signal that came is half of a restart, with a store for what is to be kept. If that
 /// cannot be found out it is not: a drain is right for any end, a hand-over only for this one.
-pub(super) fn is_wanted(notifier: &Notifier) -> bool {
+/// The packaged units announce it; who asks the bus is a daemon that runs in another unit.
+pub(super) fn is_wanted(notifier: &Notifier, announcements: &SignalFd, connections: u64) -> bool {
     if !notifier.has_manager() {
         return false;
+    }
+    // A restart is announced only where there is a store.
+    if let Some(ending) = announced(announcements) {
+        return ending == Ending::Restart;
     }
     match bus::ask(&bus_path(), std::process::id(), BUS_PATIENCE) {
         Ok(unit) => {
@@ -35,14 +68,13 @@ pub(super) fn is_wanted(notifier: &Notifier) -> bool {
             }
             restart && unit.store_max > 0
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            log::debug!("there is no system bus to tell a stop from a restart: draining");
-            false
-        }
         Err(error) => {
-            log::info!(
-                "the system bus does not tell a stop from a restart ({error}; has the \
-                 service a user with a name?): draining"
+            let level = if connections > 0 { log::Level::Warn } else { log::Level::Debug };
+            log::log!(
+                level,
+                "neither ExecStop= of the unit nor the system bus ({error}) tells a stop from a \
+                 restart: draining; should it be a restart, it ends {}",
+                report::count(connections, "connection")
             );
             false
         }

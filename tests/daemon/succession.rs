@@ -24,6 +24,8 @@ use crate::place::{
 use crate::tape::Tape;
 
 const CONFIG: &str = "[server]\nworkers = 2\n[timeouts]\ndrain = \"1m\"\n";
+/// With fewer places than any limit on open files allows: nothing to warn of at the start.
+const FEW: &str = "[server]\nworkers = 2\n[limits]\nmax-connections = 100\n";
 
 /// A daemon of which the bus says this.
 fn start(bus: &Bus) -> Daemon {
@@ -140,6 +142,80 @@ fn only_a_restart_hands_over() {
         let stored = daemon.manager.take_stored();
         assert!(stored.is_empty(), "{said}: something was stored");
         daemon.finish(Losses::None);
+    }
+}
+
+/// Goal: where the unit's `ExecStop=` says by a signal what the SIGTERM behind it means, nobody else
+/// is asked, and a bus that would say otherwise, or is not there, does no harm. Method: both signals
+/// against a bus of the other opinion, and both at once, which is as good as none.
+#[test]
+fn what_is_announced_needs_no_bus() {
+    let _quiet = in_company();
+    let scratch = Scratch::new();
+    let (restart, stop) = (Answer::Job("restart"), Answer::Job("stop"));
+    let (urgent, window) = (Signal::SIGURG, Signal::SIGWINCH);
+    let cases: [(&[Signal], Option<Answer>, bool); 7] = [
+        (&[urgent], Some(stop.clone()), true),
+        (&[urgent], None, true),
+        (&[window], Some(restart.clone()), false),
+        (&[window], None, false),
+        (&[urgent, window], Some(restart.clone()), true),
+        (&[window, urgent], Some(stop), false),
+        (&[], Some(restart), true),
+    ];
+    for (index, (announced, answer, kept)) in cases.into_iter().enumerate() {
+        let said = format!("{announced:?}, {answer:?}");
+        let path = scratch.path(&format!("bus{index}"));
+        let bus = answer.map(|answer| Bus::start(&path, answer));
+        let address = format!("unix:path={}", path.display());
+        let daemon = Launch { bus: address, ..Launch::with_config(FEW) }.start();
+        let peer = daemon.place().connect();
+        assert!(ping(&peer, b"here"));
+        // Neither ends it, nor begins anything, by itself.
+        announced.iter().for_each(|signal| daemon.signal(*signal));
+        assert!(ping(&peer, b"still here"), "{said}");
+        daemon.signal(Signal::SIGTERM);
+        let line = if kept { "handed over 1 connection" } else { "draining: 1 connection" };
+        daemon.lines.wait_for(line, patience(5.0));
+        drop((peer, bus));
+        assert_eq!(!daemon.manager.take_stored().is_empty(), kept, "{said}");
+        let remains = daemon.finish(Losses::None);
+        let warnings: Vec<&String> =
+            remains.lines.iter().filter(|line| line.starts_with("warn ")).collect();
+        assert!(warnings.is_empty(), "{said}: {warnings:?}");
+    }
+}
+
+/// Goal: a restart that ends connections says so where an operator sees it, and a stop, or an end
+/// that costs nobody anything, does not.
+#[test]
+fn connections_that_nobody_keeps_are_worth_a_warning() {
+    let _quiet = in_company();
+    let scratch = Scratch::new();
+    for (index, connected, answer) in [
+        (0, true, Some(Answer::Closed)),
+        (1, true, None),
+        (2, false, Some(Answer::Closed)),
+        (3, false, None),
+        (4, true, Some(Answer::Job("stop"))),
+    ] {
+        let path = scratch.path(&format!("bus{index}"));
+        let warned = connected && !matches!(answer, Some(Answer::Job(_)));
+        let said = format!("{connected}, {answer:?}");
+        let bus = answer.map(|answer| Bus::start(&path, answer));
+        let address = format!("unix:path={}", path.display());
+        let daemon = Launch { bus: address, ..Launch::with_config(FEW) }.start();
+        let peer = connected.then(|| daemon.place().connect());
+        assert!(peer.iter().all(|peer| ping(peer, b"here")));
+        daemon.signal(Signal::SIGTERM);
+        daemon.lines.wait_for("draining: ", patience(5.0));
+        drop((peer, bus));
+        let remains = daemon.finish(Losses::None);
+        let warnings: Vec<&String> =
+            remains.lines.iter().filter(|line| line.starts_with("warn ")).collect();
+        assert_eq!(warnings.len(), usize::from(warned), "{said}: {warnings:?}");
+        let named = |line: &&String| line.contains("1 connection") && line.contains("ExecStop=");
+        assert!(warnings.iter().all(named), "{said}: {warnings:?}");
     }
 }
 

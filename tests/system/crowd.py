@@ -15,6 +15,8 @@ import socket
 import sys
 import time
 
+import traffic
+
 WORD = 512
 PERIOD = 1 << 16
 TAPE = random.Random(1).randbytes(PERIOD) * 3
@@ -68,9 +70,11 @@ class Talker:
         return True
 
 
-def connect(number):
-    connection = socket.create_connection((("127.0.0.1", "::1")[number % 2], 7), timeout=30)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+def connect(address):
+    """To port 7 of an address, or to a Unix socket if it is a path."""
+    connection = traffic.connect(address, traffic.PORT)
+    if connection.family != socket.AF_UNIX:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return connection
 
 
@@ -132,10 +136,12 @@ def main():
     parser.add_argument("--connections", type=int, required=True)
     parser.add_argument("--talkers", type=int, required=True)
     parser.add_argument("--stalled", type=int, required=True)
+    parser.add_argument("--address", action="append", help="default: both of loopback")
     options = parser.parse_args()
     stop = []
     signal.signal(signal.SIGTERM, lambda *_: stop.append(True))
-    everybody = [connect(number) for number in range(options.connections)]
+    places = options.address or ["127.0.0.1", "::1"]
+    everybody = [connect(places[n % len(places)]) for n in range(options.connections)]
     first = faults_of(ping, [(seed, (c,)) for seed, c in enumerate(everybody)])
     talkers = []
     selector = selectors.EpollSelector()

@@ -10,6 +10,15 @@ import shutil
 import subprocess
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+# The commit of version 0.1.0, the first that others have installed.
+BASELINE = "94ae6b1737c3e89f4ef4d80905dbda569eaae293"
+# It is to be built soon rather than to be fast; what it does is the same.
+BASELINE_PROFILE = {
+    "CARGO_PROFILE_RELEASE_LTO": "off",
+    "CARGO_PROFILE_RELEASE_OPT_LEVEL": "1",
+    "CARGO_PROFILE_RELEASE_CODEGEN_UNITS": "16",
+    "CARGO_PROFILE_RELEASE_DEBUG": "false",
+}
 # Each tool with the Debian package that has it.
 TOOLS = {
     "debootstrap": "debootstrap",
@@ -23,6 +32,7 @@ TOOLS = {
     "dpkg-shlibdeps": "dpkg-dev",
     "lintian": "lintian",
     "curl": "curl",
+    "git": "git",
     "promtool": "prometheus",
     "haproxy": "haproxy",
     "man": "man-db",
@@ -110,7 +120,10 @@ def check_signatures():
 
 
 class Packages:
-    """The package under test and one of the same content with a higher version."""
+    """The package under test, one of the same content with a higher version, and that of the first
+    version, if a step needs it (`baseline`)."""
+
+    baseline = None
 
     def __init__(self, current, work_directory):
         self.current = pathlib.Path(current).resolve()
@@ -129,18 +142,45 @@ class Packages:
         shutil.rmtree(tree)
 
 
-def build_package():
-    """Builds the package of this source tree and returns its path."""
+def build_package(tree=REPOSITORY, environment=None):
+    """Builds the package of a source tree and returns its path."""
     process = subprocess.run(
-        [str(REPOSITORY / "packaging/build-deb")],
+        [str(tree / "packaging/build-deb")],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        env={**os.environ, **(environment or {})},
     )
     if process.returncode != 0:
-        raise Unready(f"packaging/build-deb failed:\n{process.stdout}")
+        raise Unready(f"{tree}/packaging/build-deb failed:\n{process.stdout}")
     return process.stdout.strip().splitlines()[-1]
+
+
+def build_baseline(work_directory):
+    """Builds the package of BASELINE, once, and returns its path. It is kept in the target
+    directory of this source tree, where the next run finds it."""
+    target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", REPOSITORY / "target"))
+    kept = target / "baseline" / f"{BASELINE}.deb"
+    if kept.exists():
+        return kept
+    git = ["git", "-C", str(REPOSITORY), "-c", f"safe.directory={REPOSITORY}"]
+    tree = work_directory / "baseline"
+    tree.mkdir()
+    archive = subprocess.Popen([*git, "archive", BASELINE], stdout=subprocess.PIPE)
+    unpacked = subprocess.run(["tar", "--extract", "--directory", tree], stdin=archive.stdout)
+    if archive.wait() != 0 or unpacked.returncode != 0:
+        raise Unready(
+            f"needs the commit {BASELINE}, to upgrade from it: this is no clone with its history "
+            "(git fetch --unshallow), or name a package built of it with --baseline"
+        )
+    environment = {**BASELINE_PROFILE, "CARGO_TARGET_DIR": str(target / "baseline")}
+    built = build_package(tree, environment)
+    shutil.move(built, kept)
+    # Some hundred MB that nobody needs again.
+    shutil.rmtree(target / "baseline/release")
+    shutil.rmtree(tree)
+    return kept
 
 
 def lint(package):

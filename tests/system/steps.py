@@ -13,9 +13,11 @@ import steps_balancer
 import steps_calls
 import steps_doctor
 import steps_mishaps
+import steps_package
 import steps_power
 import steps_sealed
 import steps_succession
+import steps_upgrade
 from checks import (
     CONFIG,
     LOOPBACK,
@@ -42,6 +44,7 @@ from steps_access import sources_are_judged
 from steps_examples import examples_do_what_they_say
 from steps_instances import (
     instance_without_configuration_is_named,
+    instances_keep_everybody,
     instances_stand_side_by_side,
     instances_tell_of_themselves,
     removal_ends_instances,
@@ -235,8 +238,8 @@ def kill_refuses_nobody(machine, _packages):
 def stop_loses_nothing(machine, _packages):
     """Stopped amid 200 busy connections it echoes every byte; who comes now is served later."""
     connections, size, seconds = 200, 256 << 10, 4
-    # Shorter than the drain will be: the daemon has to ask for more time.
-    drop_in(machine, SERVICE, "stop", "[Service]\nTimeoutStopSec=1s")
+    # Shorter than the drain will be: the daemon has to ask for more time. Long enough for ExecStop=.
+    drop_in(machine, SERVICE, "stop", "[Service]\nTimeoutStopSec=2s")
     machine.run(f"systemctl restart {SERVICE}")
     process = machine.start_traffic(
         "busy", "--connections", connections, "--bytes", size, "--seconds", seconds
@@ -399,6 +402,7 @@ def purge_leaves_nothing(machine, _packages):
 
 
 STEPS = [
+    *steps_package.FIRST,
     *steps_calls.FIRST,
     ("install starts it", installs_and_runs),
     ("units well-formed", units_are_well_formed),
@@ -423,6 +427,7 @@ STEPS = [
     *steps_mishaps.STEPS,
     ("nothing unseen", nothing_went_wrong_unseen),
     ("instances", instances_stand_side_by_side),
+    ("instance keeps all", instances_keep_everybody),
     ("instance status", instances_tell_of_themselves),
     ("instance unconfigured", instance_without_configuration_is_named),
     ("instance upgraded", upgrade_restarts_instances),
@@ -431,4 +436,6 @@ STEPS = [
     ("remove", remove_stops_it),
     ("instances removed", removal_ends_instances),
     ("purge", purge_leaves_nothing),
+    *steps_package.LAST,
+    *steps_upgrade.STEPS,
 ]

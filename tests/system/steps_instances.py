@@ -8,11 +8,13 @@ import subprocess
 
 from checks import SERVICE, drop_in, echoes, is_active, place, remove_drop_in
 from machine import expect
+from steps_succession import survives
 
 LAB = "echo-uring@lab"
 EDGE = "echo-uring@edge"
 LAB_SOCKET_FILE = "/run/echo-uring/lab/echo.sock"
 EDGE_PORT = 7071
+PEOPLE = {"connections": 1000, "talkers": 300, "stalled": 10}
 LAB_STATUS = "echo-uring-status@lab.socket"
 LAB_METRICS = "echo-uring-metrics@lab.socket"
 
@@ -49,7 +51,7 @@ def exposure(machine, unit):
 
 def instances_stand_side_by_side(machine, _packages):
     """Two instances beside the first service: own addresses, users and ends, the same sandbox."""
-    configure(machine, "lab", 101)
+    configure(machine, "lab", 2001)
     configure(machine, "edge", 102)
     drop_in(
         machine,
@@ -89,6 +91,29 @@ def instances_stand_side_by_side(machine, _packages):
     expect(pid == processes[1][0], "a restart of the first service restarted the instance")
     remove_drop_in(machine, f"{EDGE}.socket", "address")
     return f"users {', '.join(user for _, user in processes)}, exposure {exposure(machine, SERVICE)}"
+
+
+def lab_keeps_all(machine, command):
+    """The command restarts the instance, and no connection to it suffers."""
+    socket = f"/proc/{machine.leader}/root{LAB_SOCKET_FILE}"
+    return survives(machine, lambda: machine.run(command), PEOPLE, f"{LAB}.service", socket)
+
+
+def instances_keep_everybody(machine, packages):
+    """A restart of an instance keeps its connections; so does an upgrade without a message bus."""
+    names = machine.run("cut -d : -f 1 /etc/passwd").stdout.split()
+    expect("echo-uring-lab" not in names, "the instance has a user of its own, made by whom?")
+    command = f"systemctl restart {LAB}.service"
+    reports = [lab_keeps_all(machine, command) for _ in range(2)]
+    bus = "dbus.socket dbus.service"
+    machine.run(f"systemctl mask --runtime --now {bus}")
+    try:
+        upgrade = f"dpkg --install {place(machine, packages.newer)}"
+        reports.append(lab_keeps_all(machine, upgrade))
+    finally:
+        machine.run(f"systemctl unmask --runtime {bus} && systemctl start dbus.socket")
+    pauses = [report["longest_pause"] for report in reports]
+    return f"{PEOPLE['connections']} kept, longest pauses {pauses} s"
 
 
 def instances_tell_of_themselves(machine, _packages):
@@ -146,8 +171,8 @@ def upgrade_restarts_instances(machine, packages):
     opened = machine.show(socket, "ActiveEnterTimestampMonotonic")
     # As after a version that had no such socket.
     machine.run(f"systemctl stop {LAB_STATUS}")
-    machine.run(f"apt-get install --yes --reinstall {place(machine, packages.newer)}")
-    expect(is_active(machine, unit), "the instance is not active after the upgrade")
+    package = place(machine, packages.newer)
+    lab_keeps_all(machine, f"apt-get install --yes --reinstall {package}")
     renewed, _ = process_of(machine, unit)
     expect(renewed != pid, "the upgrade did not restart the instance")
     reopened = machine.show(socket, "ActiveEnterTimestampMonotonic")

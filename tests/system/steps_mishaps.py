@@ -15,9 +15,8 @@ import time
 
 from checks import SERVICE, drop_in, echoes, is_active, remove_drop_in
 from machine import Failure, eventually, expect
-from steps_succession import gather, judge, told
+from steps_succession import FEW, gather, judge, told
 
-FEW = {"connections": 60, "talkers": 20, "stalled": 3}
 # Where a state has its version, a number of four bytes, and for how long its first connection was
 # quiet.
 VERSION_AT = 16

@@ -6,17 +6,19 @@ It knows systemd's verbs, the journal and the crowd of `crowd.py`; nothing of ho
 import pathlib
 import sys
 
-from checks import SERVICE, echoes, is_active, place
+from checks import SERVICE, drop_in, echoes, is_active, place, remove_drop_in
 from machine import Failure, eventually, expect
 
 CROWD = pathlib.Path(__file__).parent / "crowd.py"
 # The host's hard limit on open files is 20,000 a process where this is mostly run.
 PEOPLE = {"connections": 9000, "talkers": 3000, "stalled": 50}
+FEW = {"connections": 60, "talkers": 20, "stalled": 3}
 
 
-def gather(machine, people):
-    """A crowd that has been answered."""
+def gather(machine, people, address=None):
+    """A crowd that has been answered, at both addresses of loopback or at that one."""
     options = [word for name, count in people.items() for word in (f"--{name}", count)]
+    options += ["--address", address] if address else []
     crowd = machine.start(machine.in_its_network(sys.executable, CROWD, *options))
     ready = crowd.stdout.readline().strip()
     if ready != "ready":
@@ -29,23 +31,38 @@ def judge(machine, crowd):
     return machine.finish_traffic(crowd, timeout=180)
 
 
-def told(machine, words):
-    return [text for text in machine.messages() if words in text]
+def told(machine, words, unit=SERVICE):
+    return [text for text in machine.messages(unit) if words in text]
 
 
-def survives(machine, act, people):
+def survives(machine, act, people, unit=SERVICE, address=None):
     """What the crowd says of `act`: nobody may have lost a byte."""
-    crowd = gather(machine, people)
-    pid = machine.show(SERVICE, "MainPID")
-    handed = len(told(machine, "handed over"))
+    crowd = gather(machine, people, address)
+    pid = machine.show(unit, "MainPID")
+    handed = len(told(machine, "handed over", unit))
     act()
-    eventually(lambda: is_active(machine, SERVICE), 30, "the service is not active")
-    expect(machine.show(SERVICE, "MainPID") != pid, "the service was not restarted")
+    eventually(lambda: is_active(machine, unit), 30, f"{unit} is not active")
+    expect(machine.show(unit, "MainPID") != pid, f"{unit} was not restarted")
     report = judge(machine, crowd)
-    expect(len(told(machine, "handed over")) > handed, "nothing was handed over")
+    expect(len(told(machine, "handed over", unit)) > handed, "nothing was handed over")
     expect(report["faults"] == 0, f"connections suffered: {report}")
-    expect(machine.show(SERVICE, "NFileDescriptorStore") == "0", "the store was not emptied")
+    expect(machine.show(unit, "NFileDescriptorStore") == "0", "the store was not emptied")
     return report
+
+
+def drains(machine, command, people):
+    """The command begins a drain, during which everybody is still served."""
+    crowd = gather(machine, people)
+    drained, handed = (len(told(machine, words)) for words in ("draining: ", "handed over"))
+    ending = machine.start(machine.inside(command))
+    eventually(
+        lambda: len(told(machine, "draining: ")) > drained, 10, f"{command} did not drain"
+    )
+    report = judge(machine, crowd)
+    expect(report["faults"] == 0, f"connections suffered: {report}")
+    output, _ = ending.communicate(timeout=30)
+    expect(ending.returncode == 0, f"{command} failed: {output}")
+    expect(len(told(machine, "handed over")) == handed, f"{command} handed over")
 
 
 def restart_keeps_everybody(machine, _packages):
@@ -66,6 +83,37 @@ def upgrade_keeps_everybody(machine, packages):
     report = survives(machine, lambda: machine.run(install), PEOPLE)
     expect(report["longest_pause"] < 1.0, f"somebody waited too long: {report}")
     return f"{report['connections']} kept, longest pause {report['longest_pause']} s"
+
+
+def restart_needs_no_bus(machine, _packages):
+    """Without a message bus a restart keeps everybody; without ExecStop= it warns instead."""
+    bus = "dbus.socket dbus.service"
+    machine.run(f"systemctl mask --runtime --now {bus} && rm -f /run/dbus/system_bus_socket")
+    words = "should it be a restart, it ends"
+    try:
+        for _ in range(3):
+            survives(machine, lambda: machine.run(f"systemctl restart {SERVICE}"), FEW)
+        expect(not told(machine, words), "a restart that keeps everybody warned of an end")
+        drop_in(machine, SERVICE, "untold", "[Service]\nExecStop=")
+        drains(machine, f"systemctl restart {SERVICE}", FEW)
+        entries = [e for e in machine.journal() if words in str(e["MESSAGE"])]
+        expect(len(entries) == 1, f"not one warning, but {entries}")
+        expect(entries[0]["PRIORITY"] == "4", f"it is no warning: {entries}")
+        remove_drop_in(machine, SERVICE, "untold")
+        machine.run(f"systemctl stop {SERVICE} && systemctl start {SERVICE}")
+        expect(len(told(machine, words)) == 1, "a stop warned of connections that end")
+    finally:
+        machine.run(f"systemctl unmask --runtime {bus} && systemctl start dbus.socket")
+    return entries[0]["MESSAGE"]
+
+
+def store_that_is_off_is_told(machine, _packages):
+    """A restart with FileDescriptorStoreMax=0 drains, and warns."""
+    drop_in(machine, SERVICE, "store", "[Service]\nFileDescriptorStoreMax=0")
+    words = "this restart keeps no connection"
+    drains(machine, f"systemctl restart {SERVICE}", FEW)
+    remove_drop_in(machine, SERVICE, "store")
+    expect(len(told(machine, words)) == 1, f"the journal has no: {words}")
 
 
 def only_restarts_hand_over(machine, _packages):
@@ -91,10 +139,9 @@ def only_restarts_hand_over(machine, _packages):
 
 def reexec_and_kills_do_no_harm(machine, _packages):
     """A manager that was replaced hands on as well; a process killed at its start wedges nothing."""
-    few = {"connections": 60, "talkers": 20, "stalled": 3}
     machine.run("systemctl daemon-reexec")
-    survives(machine, lambda: machine.run(f"systemctl restart {SERVICE}"), few)
-    crowd = gather(machine, few)
+    survives(machine, lambda: machine.run(f"systemctl restart {SERVICE}"), FEW)
+    crowd = gather(machine, FEW)
     # Restarted without a wait, and killed as soon as there is something to kill, over and over.
     machine.run(
         f"systemctl --no-block restart {SERVICE}; for n in 1 2 3 4 5; do sleep 0.0$n;"
@@ -111,6 +158,8 @@ def reexec_and_kills_do_no_harm(machine, _packages):
 STEPS = [
     ("restart keeps all", restart_keeps_everybody),
     ("upgrade keeps all", upgrade_keeps_everybody),
+    ("restart without a bus", restart_needs_no_bus),
+    ("no store", store_that_is_off_is_told),
     ("only restarts hand over", only_restarts_hand_over),
     ("hand-over and kills", reexec_and_kills_do_no_harm),
 ]

@@ -1,0 +1,63 @@
+"""An upgrade from the package of version 0.1.0, as it was, with connections open; see `steps.py`.
+
+The old package is built of its own commit (`host.build_baseline`). So the process that hands over
+is the old program, in the old units, and the one that takes over is the program under test.
+"""
+
+from checks import CONFIG, SERVICE, SOCKET, echoes, is_active, place, stream_of_clients
+from machine import expect
+from steps_succession import PEOPLE, survives, told
+
+PURGE = "apt-get purge --yes echo-uring"
+
+
+def build_of(machine):
+    """The path and the inode of the program that the service runs: two versions may have one
+    number."""
+    pid = machine.show(SERVICE, "MainPID")
+    return machine.run(f"readlink /proc/{pid}/exe; stat -Lc %i /proc/{pid}/exe").stdout.split()
+
+
+def upgrade_from_the_first_version(machine, packages):
+    """`apt install` over a running 0.1.0 with 9,000 connections: no byte lost, nobody refused."""
+    machine.run(f"apt-get install --yes {place(machine, packages.baseline)}")
+    version = machine.run("dpkg-query --show --showformat='${Version}' echo-uring").stdout
+    expect(version == "0.1.0-1", f"the old package is of version {version}")
+    # What an administrator may have changed before.
+    machine.run(f"echo '# edited by the administrator' >> {CONFIG}")
+    before = build_of(machine)
+    opened = machine.show(SOCKET, "ActiveEnterTimestampMonotonic")
+    package = place(machine, packages.newer)
+    clients = {}
+
+    def upgrade():
+        with stream_of_clients(machine) as report:
+            machine.run(f"apt-get install --yes {package}")
+        clients.update(report)
+
+    report = survives(machine, upgrade, PEOPLE)
+    expect(clients["cut"] == 0, f"clients that came meanwhile were cut off: {clients}")
+    expect(build_of(machine) != before, "the old program runs on")
+    reopened = machine.show(SOCKET, "ActiveEnterTimestampMonotonic")
+    expect(opened == reopened, "the upgrade restarted the socket unit")
+    taken = told(machine, "took over ")[-1]
+    expect(f"took over {PEOPLE['connections']} connections" in taken, f"it says: {taken}")
+    # And on to the next one, which tells by itself what is a restart.
+    survives(machine, lambda: machine.run(f"systemctl restart {SERVICE}"), PEOPLE)
+    echoes(machine)
+    return f"{report['connections']} kept, longest pause {report['longest_pause']} s"
+
+
+def removal_leaves_nothing_of_both(machine, _packages):
+    """After an upgrade, too, purge leaves nothing."""
+    machine.run(PURGE)
+    expect(not is_active(machine, SERVICE), "the service runs after purge")
+    files = machine.run("find / /run -xdev -iname '*echo-uring*'").stdout.strip()
+    expect(not files, f"purge left files:\n{files}")
+
+
+NEEDS_BASELINE = "upgrade from 0.1.0"
+STEPS = [
+    (NEEDS_BASELINE, upgrade_from_the_first_version),
+    ("purge after upgrade", removal_leaves_nothing_of_both),
+]
