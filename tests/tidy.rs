@@ -50,7 +50,7 @@ const WALLS: &[(&str, &[&str])] = &[
 /// Where each dependency may be named: those that are a mechanism of one module, in that module
 /// alone.
 const CRATES: &[(&str, &[&str])] = &[
-    ("bytesize", &["config", "echo-load"]),
+    ("bytesize", &["echo-load"]),
     ("clap", &["cli", "echo-load"]),
     ("dlmalloc", &["uring"]),
     ("humantime", &["config", "echo-load"]),
@@ -66,7 +66,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("sd_notify", &["systemd"]),
     ("rustix", &["handover", "sight"]),
     ("seccompiler", &["uring"]),
-    ("serde", &["config", "sight"]),
+    ("serde", &["sight"]),
     ("serde_json", &["doctor", "echo-load", "sight"]),
     ("syslog", &["logging"]),
     ("toml", &["config"]),
