@@ -238,15 +238,50 @@ pub fn rehearse_in_zone(address: SocketAddrV6, zone: &str) -> Result<(), ListenE
     rehearse(bound::in_zone(address, zone)?.into())
 }
 
-/// Takes the sockets that a service manager passed or, if there are none, binds those of
-/// `configured`.
+/// What a service manager passed.
+#[derive(Debug, Default)]
+pub struct Inherited {
+    /// The listening sockets, perhaps none.
+    listeners: Vec<Listener>,
+    /// See [`Opened::bundles`].
+    bundles: Vec<OwnedFd>,
+    /// See [`Opened::warnings`].
+    warnings: Vec<String>,
+}
+
+/// Takes the sockets that a service manager passed.
 ///
-/// Must be called before any thread is started, since the `LISTEN_*` variables are removed from the
-/// environment.
+/// Must be called before this process makes a descriptor of its own: they are known by their
+/// numbers alone, and one that `LISTEN_FDS` speaks of but nobody passed has the number that the
+/// kernel gives out next. Also before any thread is started, since the `LISTEN_*` variables are
+/// removed from the environment.
+///
+/// # Errors
+/// When what was passed is not what an echo needs.
+pub fn inherit() -> Result<Inherited, ListenError> {
+    inherited::sockets()
+}
+
+/// Takes the sockets that a service manager passed or, if there are none, binds those of
+/// `configured`: [`inherit`] and [`open_beside`] at once.
+///
+/// # Errors
+/// As both.
 pub fn open(configured: &[ListenerConfig], tcp: &Tcp) -> Result<Opened, ListenError> {
-    let mut warnings = Vec::new();
-    let mut bundles = Vec::new();
-    let mut listeners = inherited::sockets(&mut bundles, &mut warnings)?;
+    open_beside(inherit()?, configured, tcp)
+}
+
+/// Binds those of `configured` that are wanted beside the `inherited` ones, and gives all of them
+/// their options.
+///
+/// # Errors
+/// When an address cannot be had, or the system refuses an option.
+pub fn open_beside(
+    inherited: Inherited,
+    configured: &[ListenerConfig],
+    tcp: &Tcp,
+) -> Result<Opened, ListenError> {
+    let Inherited { mut listeners, bundles, mut warnings } = inherited;
     // Sockets to look at the daemon are no reason not to serve.
     if listeners.iter().all(|listener| listener.kind != Kind::Echo) {
         let inherited = !listeners.is_empty();
