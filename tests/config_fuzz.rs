@@ -317,6 +317,60 @@ fn numbers_without_end_are_refused() {
     }
 }
 
+/// Goal: the largest file that is read at all is judged while the service manager still waits, and
+/// no depth of it exhausts the stack. Method: a mebibyte of each thing that TOML can repeat.
+#[test]
+fn a_mebibyte_of_anything_is_judged_soon() {
+    const LENGTH: usize = 1 << 20;
+    let numbered = |form: fn(usize) -> String| {
+        let mut text = String::new();
+        for number in 0.. {
+            if text.len() >= LENGTH {
+                return text;
+            }
+            text += &form(number);
+        }
+        text
+    };
+    let filled = |part: &str| part.repeat(LENGTH / part.len());
+    for text in [
+        filled("["),
+        filled("a=["),
+        filled("{"),
+        format!("a = {}", filled("{a=")),
+        filled("a."),
+        filled("a.") + "a = 1",
+        format!("[{}a]", filled("a.")),
+        format!("[[{}a]]", filled("a.")),
+        filled("[a]\n"),
+        filled("[[a]]\n"),
+        filled("[[listener]]\n"),
+        filled("[[access.allow]]\n"),
+        filled("a = 1\n"),
+        filled("\n"),
+        filled("#"),
+        filled("\""),
+        filled("'"),
+        filled("\\"),
+        filled("\u{e4}"),
+        format!("[access]\nallow = [{}]", filled("\"::1\", ")),
+        format!("[access]\nallow = [{}]", filled("1,")),
+        format!("[limits]\n{}", numbered(|number| format!("a{number} = 1\n"))),
+        numbered(|number| format!("[a{number}]\n")),
+        numbered(|number| format!("[a.b{number}]\n")),
+        numbered(|number| format!("limits.a{number}.b = 1\n")),
+        numbered(|number| {
+            format!("[[listener]]\nname = \"n{number}\"\naddress = \"unix:/{number}\"\n")
+        }),
+    ] {
+        let began = Instant::now();
+        let _ = judge(text.as_bytes());
+        let took = began.elapsed();
+        println!("{took:?} for {:.20}", text.escape_debug().to_string());
+        assert!(took < Duration::from_secs(20), "{took:?} for {:.60}", text);
+    }
+}
+
 /// Goal: the other two ways to an error, the name of a file and the command line, are as short and
 /// harmless.
 #[test]
