@@ -300,12 +300,25 @@ fn printed(address: &SockAddr) -> String {
         return inet.to_string();
     }
     if let Some(path) = address.as_pathname() {
-        return format!("unix:{}", path.display());
+        return format!("unix:{}", on_one_line(&path.to_string_lossy()));
     }
     match address.as_abstract_namespace() {
-        Some(name) => format!("unix:@{}", String::from_utf8_lossy(name)),
+        Some(name) => format!("unix:@{}", on_one_line(&String::from_utf8_lossy(name))),
         None => "unix:(unnamed)".to_owned(),
     }
+}
+
+/// `text` with its control characters escaped: whoever made an inherited socket may have named it as
+/// they liked.
+fn on_one_line(text: &str) -> String {
+    let visible = |character: char| {
+        if character.is_control() {
+            character.escape_default().to_string()
+        } else {
+            character.to_string()
+        }
+    };
+    text.chars().map(visible).collect()
 }
 
 fn prepare(listener: &Listener, tcp: &Tcp, warnings: &mut Vec<String>) -> Result<(), ListenError> {

@@ -15,6 +15,9 @@ use super::{BUNDLE, Family, Inherited, ListenError, Listener, Origin, printed};
 /// Sockets that may be inherited: a thousand addresses are a mistake.
 pub(super) const COUNT_MAX: usize = 1024;
 
+/// Characters of a variable that are shown, more than any number has.
+const VALUE_LENGTH_MAX: usize = 40;
+
 /// The sockets meant for this very process. `LISTEN_PID` must name it (sd_listen_fds(3)); listenfd
 /// alone would also take what was left behind by a parent that did not clean its environment.
 pub(super) fn sockets() -> Result<Inherited, ListenError> {
@@ -25,7 +28,9 @@ pub(super) fn sockets() -> Result<Inherited, ListenError> {
         _ => return Ok(found),
     };
     if !count.parse().is_ok_and(|count: usize| count <= COUNT_MAX) {
-        return Err(ListenError::Environment { variable: "LISTEN_FDS", value: count });
+        // A message is no place for a value of any length.
+        let value = count.chars().take(VALUE_LENGTH_MAX).collect();
+        return Err(ListenError::Environment { variable: "LISTEN_FDS", value });
     }
     let names = env::var("LISTEN_FDNAMES").unwrap_or_default();
     let names: Vec<&str> = names.split(':').collect();
