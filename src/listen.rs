@@ -308,8 +308,8 @@ fn printed(address: &SockAddr) -> String {
     }
 }
 
-/// `text` with its control characters escaped: whoever made an inherited socket may have named it as
-/// they liked.
+/// `text` with its control characters escaped: whoever made an inherited socket may have named it
+/// as they liked.
 fn on_one_line(text: &str) -> String {
     let visible = |character: char| {
         if character.is_control() {

@@ -207,8 +207,8 @@ mod tests {
         }
     }
 
-    /// Goal: whoever spelled a unit as version 0.1 knew it is understood, and means the same. Method:
-    /// the crate that read durations then. `M` alone is refused: see [`duration`].
+    /// Goal: whoever spelled a unit as version 0.1 knew it is understood, and means the same.
+    /// Method: the crate that read durations then. `M` alone is refused: see [`duration`].
     #[test]
     fn every_unit_of_time_means_what_it_meant() {
         for (names, nanoseconds) in TIMES {
