@@ -1,20 +1,25 @@
 //! The configuration: a TOML file and the command line's overrides become one checked [`Config`].
 //!
-//! Text is read into `RawConfig` (typed text, each value with its place in the file) and from
-//! there, once, into `Config` (checked meaning). Nothing validates later. Every error is one line
-//! that names file, line, column and key and ends with the cure:
+//! Text is read into a tree of TOML values, each with its place in the file, and from there, once,
+//! into `Config` (checked meaning). Nothing validates later, and nothing here panics, whatever the
+//! file says: a reload would take the running daemon down. Every error is one line of at most 1 KiB
+//! that names file, line, column and key and ends with the cure; what it echoes of the file is
+//! escaped, and cut at 80 characters:
 //!
 //! ```text
 //! /etc/echo-uring.toml:12:9: timeouts.drain: "61m" is out of range; use a duration from …
 //! ```
 //!
-//! This module alone knows serde, TOML and how durations and sizes are spelled. It must never know
-//! a socket.
+//! This module alone knows TOML and how durations and sizes are spelled. It must never know a
+//! socket.
 
 mod address;
 mod change;
+mod echoed;
 mod file;
 mod network;
+mod quantity;
+mod section;
 mod value;
 
 use std::fmt;
@@ -161,6 +166,7 @@ pub struct Limits {
 /// `[timeouts]`: `None` is "off".
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Timeouts {
+    // Whole milliseconds, which is what the core counts in.
     /// Silence before a connection is closed, 10 ms to 1 year.
     pub idle: Option<Duration>,
     /// How long a peer may refuse every byte of its echo, 10 ms to 1 year.
@@ -218,7 +224,8 @@ pub struct Overrides {
     pub log_level: Option<LevelFilter>,
 }
 
-/// Why there is no configuration. `Display` is one line that ends with the cure.
+/// Why there is no configuration. `Display` is one line that ends with the cure, of at most 1 KiB
+/// and without control characters.
 #[derive(Debug)]
 pub enum ConfigError {
     /// The file cannot be read.
@@ -266,7 +273,7 @@ impl fmt::Display for ConfigError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Read { file, cause } => {
-                let file = file.display();
+                let file = echoed::path(file);
                 write!(formatter, "{file}: cannot be read: {cause}; ")?;
                 match cause.kind() {
                     io::ErrorKind::NotFound => formatter
@@ -280,7 +287,7 @@ impl fmt::Display for ConfigError {
                 }
             }
             Self::Content { file, line, column, key, problem } => {
-                write!(formatter, "{}:", file.display())?;
+                write!(formatter, "{}:", echoed::path(file))?;
                 if *line > 0 {
                     write!(formatter, "{line}:{column}:")?;
                 }
@@ -475,9 +482,10 @@ impl Limits {
 /// Why `address` cannot be bound beside `others`, if so.
 fn conflict(others: &[ListenerConfig], address: &Address) -> Option<String> {
     let other = others.iter().find(|other| other.address.overlaps(address))?;
+    let shown = echoed::bare(&address.to_string());
     Some(if other.address == *address {
-        format!("{address} is listed twice; remove one")
+        format!("{shown} is listed twice; remove one")
     } else {
-        format!("{address} and {} overlap; keep the wider one", other.address)
+        format!("{shown} and {} overlap; keep the wider one", other.address)
     })
 }

@@ -123,7 +123,9 @@ pub fn check(options: &Options) -> ExitCode {
 /// Serves until a signal ends it.
 #[must_use]
 pub fn serve(options: &Options) -> ExitCode {
-    // Before anything else is opened, and before the first thread: see there.
+    // The sockets come before everything else: they are known by their numbers alone, which must
+    // not be those of descriptors that are made below. And taking them changes the environment,
+    // which only one thread may do.
     let inherited = crate::listen::inherit();
     let notifier = Notifier::from_env();
     // Signals are blocked before the first thread starts, so that every thread inherits it and they
@@ -144,7 +146,8 @@ pub fn serve(options: &Options) -> ExitCode {
             return ExitCode::from(error.exit_status());
         }
     };
-    let opened = inherited.and_then(|it| it.complete(&config.listeners, &config.tcp));
+    let opened = inherited
+        .and_then(|found| crate::listen::open_beside(found, &config.listeners, &config.tcp));
     let log = match logging::start(target(config.log.target), config.log.level) {
         Ok(log) => log,
         Err(error) => {

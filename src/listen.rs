@@ -238,51 +238,60 @@ pub fn rehearse_in_zone(address: SocketAddrV6, zone: &str) -> Result<(), ListenE
     rehearse(bound::in_zone(address, zone)?.into())
 }
 
-/// Takes the sockets that a service manager passed or, if there are none, binds those of
-/// `configured`.
-///
-/// Must be called before any thread is started, since the `LISTEN_*` variables are removed from the
-/// environment.
-pub fn open(configured: &[ListenerConfig], tcp: &Tcp) -> Result<Opened, ListenError> {
-    inherit()?.complete(configured, tcp)
-}
-
-/// Takes the sockets that a service manager passed. As they are: their options come with
-/// [`Inherited::complete`].
-///
-/// Must be called before any thread is started, since the `LISTEN_*` variables are removed from the
-/// environment, and before anything else is opened: what they say would be taken for a socket.
-pub fn inherit() -> Result<Inherited, ListenError> {
-    let mut warnings = Vec::new();
-    let mut bundles = Vec::new();
-    let listeners = inherited::sockets(&mut bundles, &mut warnings)?;
-    Ok(Inherited { listeners, bundles, warnings })
-}
-
 /// What a service manager passed.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Inherited {
+    /// The listening sockets, perhaps none.
     listeners: Vec<Listener>,
-    /// What a process before us left in the service manager's store for us, see [`BUNDLE`].
+    /// See [`Opened::bundles`].
     pub bundles: Vec<OwnedFd>,
+    /// See [`Opened::warnings`].
     warnings: Vec<String>,
 }
 
-impl Inherited {
-    /// Binds the listeners of `configured` if no echo was inherited, and gives all their options.
-    pub fn complete(self, configured: &[ListenerConfig], tcp: &Tcp) -> Result<Opened, ListenError> {
-        let Self { mut listeners, bundles, mut warnings } = self;
-        // Sockets to look at the daemon are no reason not to serve.
-        if listeners.iter().all(|listener| listener.kind != Kind::Echo) {
-            let inherited = !listeners.is_empty();
-            let wanted = configured.iter().filter(|it| it.kind == Kind::Echo || !inherited);
-            listeners.extend(bound::sockets(wanted, &mut warnings)?);
-        }
-        for listener in listeners.iter().filter(|listener| listener.kind == Kind::Echo) {
-            prepare(listener, tcp, &mut warnings)?;
-        }
-        Ok(Opened { listeners, bundles, warnings })
+/// Takes the sockets that a service manager passed.
+///
+/// Must be called before this process makes a descriptor of its own: they are known by their
+/// numbers alone, and one that `LISTEN_FDS` speaks of but nobody passed has the number that the
+/// kernel gives out next. Also before any thread is started, since the `LISTEN_*` variables are
+/// removed from the environment.
+///
+/// # Errors
+/// When what was passed is not what an echo needs.
+pub fn inherit() -> Result<Inherited, ListenError> {
+    inherited::sockets()
+}
+
+/// Takes the sockets that a service manager passed or, if there are none, binds those of
+/// `configured`: [`inherit`] and [`open_beside`] at once.
+///
+/// # Errors
+/// As both.
+pub fn open(configured: &[ListenerConfig], tcp: &Tcp) -> Result<Opened, ListenError> {
+    open_beside(inherit()?, configured, tcp)
+}
+
+/// Binds those of `configured` that are wanted beside the `inherited` ones, and gives all of them
+/// their options.
+///
+/// # Errors
+/// When an address cannot be had, or the system refuses an option.
+pub fn open_beside(
+    inherited: Inherited,
+    configured: &[ListenerConfig],
+    tcp: &Tcp,
+) -> Result<Opened, ListenError> {
+    let Inherited { mut listeners, bundles, mut warnings } = inherited;
+    // Sockets to look at the daemon are no reason not to serve.
+    if listeners.iter().all(|listener| listener.kind != Kind::Echo) {
+        let inherited = !listeners.is_empty();
+        let wanted = configured.iter().filter(|it| it.kind == Kind::Echo || !inherited);
+        listeners.extend(bound::sockets(wanted, &mut warnings)?);
     }
+    for listener in listeners.iter().filter(|listener| listener.kind == Kind::Echo) {
+        prepare(listener, tcp, &mut warnings)?;
+    }
+    Ok(Opened { listeners, bundles, warnings })
 }
 
 /// An address as log lines show it.
@@ -291,12 +300,25 @@ fn printed(address: &SockAddr) -> String {
         return inet.to_string();
     }
     if let Some(path) = address.as_pathname() {
-        return format!("unix:{}", path.display());
+        return format!("unix:{}", on_one_line(&path.to_string_lossy()));
     }
     match address.as_abstract_namespace() {
-        Some(name) => format!("unix:@{}", String::from_utf8_lossy(name)),
+        Some(name) => format!("unix:@{}", on_one_line(&String::from_utf8_lossy(name))),
         None => "unix:(unnamed)".to_owned(),
     }
+}
+
+/// `text` with its control characters escaped: whoever made an inherited socket may have named it
+/// as they liked.
+fn on_one_line(text: &str) -> String {
+    let visible = |character: char| {
+        if character.is_control() {
+            character.escape_default().to_string()
+        } else {
+            character.to_string()
+        }
+    };
+    text.chars().map(visible).collect()
 }
 
 fn prepare(listener: &Listener, tcp: &Tcp, warnings: &mut Vec<String>) -> Result<(), ListenError> {

@@ -6,14 +6,14 @@
 //! and wakes the worker. A turn that publishes nothing costs two loads and a store.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::echo::stats::{ListenerStats, Stats};
 
 /// How far a busy worker lets its board lag behind, in microseconds.
 pub const AGE_MAX_US: u64 = 10_000;
 
-/// Where one worker shows its counters. The worker never waits for a reader.
+/// Where one worker shows its counters. The worker never waits for a reader but in its last turn.
 #[derive(Debug, Default)]
 pub struct Board {
     shown: Mutex<Shown>,
@@ -64,16 +64,27 @@ impl Board {
         }
     }
 
+    /// To be called instead of [`Self::publish`] at the end of a worker's last turn. It waits for
+    /// who reads at this very moment, for there is no later turn; a reader only copies.
+    pub fn publish_last(&self, stats: Stats, listeners: &[ListenerStats]) {
+        let shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        self.write(shown, stats, listeners);
+    }
+
     /// Shows these figures unless somebody reads at this very moment.
     fn show(&self, (stats, listeners): (Stats, &[ListenerStats])) -> bool {
-        let Ok(mut shown) = self.shown.try_lock() else { return false };
+        let Ok(shown) = self.shown.try_lock() else { return false };
+        self.write(shown, stats, listeners);
+        true
+    }
+
+    fn write(&self, mut shown: MutexGuard<'_, Shown>, stats: Stats, listeners: &[ListenerStats]) {
         shown.stats = stats;
         // Nothing is allocated but the first time.
         shown.listeners.clear();
         shown.listeners.extend_from_slice(listeners);
         self.wanted.store(false, Ordering::Relaxed);
         self.stale.store(false, Ordering::Release);
-        true
     }
 
     /// What was shown last.
@@ -143,6 +154,26 @@ mod tests {
         publish(&board, 1, 6, &mut published, true);
         assert_eq!(board.read().stats.accepted, 1);
         assert!(!board.ask());
+    }
+
+    /// Goal: who reads while a worker ends does not make the others see old figures for ever, nor
+    /// wait for an answer of somebody who is gone.
+    #[test]
+    fn the_last_figures_are_shown_whoever_reads() {
+        let board = Board::default();
+        publish(&board, 1, 0, &mut 0, true);
+        publish(&board, 2, 1, &mut 0, false);
+        assert!(board.ask());
+        let reader = board.shown.lock().unwrap();
+        std::thread::scope(|scope| {
+            let last = Stats { accepted: 3, ..Stats::default() };
+            let ending = scope.spawn(|| board.publish_last(last, &[]));
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            assert!(!ending.is_finished(), "it did not wait for the reader");
+            drop(reader);
+        });
+        assert_eq!(board.read().stats.accepted, 3);
+        assert!(board.has_answered() && !board.ask());
     }
 
     #[test]

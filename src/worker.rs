@@ -225,8 +225,11 @@ impl Turns {
         }
         let last = server.is_drained();
         let at_rest = server.is_at_rest();
-        let shown = idle || last || at_rest;
-        shared.board.publish(|| counted(server), clock_us, published_us, shown);
+        if last || at_rest {
+            shared.board.publish_last(server.stats(), server.listener_stats());
+        } else {
+            shared.board.publish(|| counted(server), clock_us, published_us, idle);
+        }
         // Nobody else writes it, so this needs no locked instruction.
         shared.turns.store(shared.turns() + 1, Ordering::Relaxed);
         if last {

@@ -22,6 +22,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use echo_uring::echo::admission::SourceBook;
+use echo_uring::echo::fullness::Fullness;
 use echo_uring::echo::op::{ReceiveMode, Timestamp};
 use echo_uring::echo::server::{Parameters, Server, Stats, Tuning};
 use echo_uring::uring::{Driver, ListeningSocket, Settings, SpillMemory, Transport, probe};
@@ -127,6 +128,7 @@ impl Service {
             linger_timeout: 5_000,
             book: Arc::new(SourceBook::new(RandomState::new())),
             budget: memory,
+            fullness: Arc::new(Fullness::new(1)),
             tuning: Tuning {
                 connections_max: 1_000,
                 idle_timeout: Some(3_600_000),

@@ -312,7 +312,7 @@ fn unknown_sections_and_keys_are_refused_with_those_that_there_are() {
         ),
         (
             "server = 3\n",
-            "1:10: invalid type: integer `3`, expected a section [server]; see echo-uring.toml(5)",
+            "1:10: server: 3 is not a section; use [server], once, with its keys on the lines below",
         ),
     ] {
         assert_eq!(refusal(text), format!("FILE:{expected}"), "for {text}");

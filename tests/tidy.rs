@@ -52,7 +52,7 @@ const WALLS: &[(&str, &[&str])] = &[
 /// Where each dependency may be named: those that are a mechanism of one module, in that module
 /// alone.
 const CRATES: &[(&str, &[&str])] = &[
-    ("bytesize", &["config", "echo-load"]),
+    ("bytesize", &["echo-load"]),
     ("clap", &["cli", "echo-load"]),
     ("dlmalloc", &["uring"]),
     ("humantime", &["config", "echo-load"]),
@@ -68,7 +68,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("sd_notify", &["systemd"]),
     ("rustix", &["handover", "sight", "uring"]),
     ("seccompiler", &["uring"]),
-    ("serde", &["config", "sight"]),
+    ("serde", &["sight"]),
     ("serde_json", &["doctor", "echo-load", "sight"]),
     ("syslog", &["logging"]),
     ("toml", &["config"]),

@@ -7,6 +7,8 @@ use std::net::{SocketAddr, SocketAddrV6};
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use super::echoed;
+
 /// `sun_path` has 108 bytes (unix(7)), one of them for the closing NUL.
 const UNIX_PATH_LENGTH_MAX: usize = 107;
 /// `IFNAMSIZ` is 16, one of them for the closing NUL.
@@ -21,7 +23,8 @@ pub enum Address {
     /// zone, and the zone, which is the name of the interface (RFC 4007, section 11.2). Which
     /// number it has is asked when it is bound.
     Zoned(SocketAddrV6, String),
-    /// A Unix stream socket: an absolute path of at most 107 bytes.
+    /// A Unix stream socket: an absolute path of at most 107 bytes, without control
+    /// characters.
     Unix(PathBuf),
 }
 
@@ -73,19 +76,24 @@ impl FromStr for Address {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let quoted = echoed::quoted(text);
         let Some(path) = text.strip_prefix("unix:") else {
             let inet = text.parse().map(Self::Inet).ok().or_else(|| zoned(text));
             return inet.ok_or_else(|| {
                 format!(
-                    "{text:?} is not an address; use one such as \"127.0.0.1:7777\", \
+                    "{quoted} is not an address; use one such as \"127.0.0.1:7777\", \
                      \"[::1]:7777\" or \"unix:/run/echo.sock\" (numbers, not host names)"
                 )
             });
         };
-        if !path.starts_with('/') || path.ends_with('/') || path.contains('\0') {
+        if !path.starts_with('/') || path.ends_with('/') {
             return Err(format!(
-                "{text:?} names no socket; use an absolute path such as \"unix:/run/echo.sock\""
+                "{quoted} names no socket; use an absolute path such as \"unix:/run/echo.sock\""
             ));
+        }
+        // It stands in the log, in the status and in metrics.
+        if path.contains(char::is_control) {
+            return Err(format!("{quoted} has control characters; use a path without"));
         }
         if path.len() > UNIX_PATH_LENGTH_MAX {
             return Err(format!(

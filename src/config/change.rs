@@ -3,7 +3,7 @@
 //! Every struct of [`Config`] is taken apart here without `..`: a new key does not compile until
 //! somebody has decided whether a reload is enough for it.
 
-use super::{Access, Config, Limits, Log, Server, Tcp, Timeouts};
+use super::{Access, Config, Limits, Log, Server, Tcp, Timeouts, echoed};
 
 /// When a new value of a key takes effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,13 +97,13 @@ pub fn in_force(before: &Config, wanted: Config) -> Config {
     }
 }
 
-/// How the file spells the value of `key`, as in `timeouts.idle`; nothing for a key that is more
-/// than one line.
+/// How the file spells the value of `key`, as in `timeouts.idle`, cut visibly if it has more than
+/// 80 characters; nothing for a key that is more than one line.
 #[must_use]
 pub fn spelled(config: &Config, key: &str) -> Option<String> {
     let (section, key) = key.split_once('.')?;
     let text = config.to_toml();
     let header = format!("[{section}]");
     let mut lines = text.lines().skip_while(|line| *line != header).skip(1);
-    lines.find_map(|line| line.strip_prefix(key)?.strip_prefix(" = ").map(str::to_owned))
+    lines.find_map(|line| line.strip_prefix(key)?.strip_prefix(" = ").map(echoed::cut))
 }

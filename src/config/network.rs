@@ -9,6 +9,8 @@ use std::str::FromStr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+use super::echoed;
+
 /// Bits of a mapped IPv4 address in front of the IPv4 address itself.
 const MAPPED_PREFIX: u8 = 96;
 
@@ -39,18 +41,22 @@ impl FromStr for Network {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let network = match text.parse::<IpAddr>() {
-            Ok(address) => IpNet::from(address),
-            Err(_) => text.parse::<IpNet>().map_err(|_| {
-                format!(
-                    "{text:?} is no network; use one such as \"10.0.0.0/8\", \"2001:db8::/32\" or \
+        let quoted = echoed::quoted(text);
+        let Some(network) = strict(text) else {
+            return Err(match strict(&without_leading_zeros(text)) {
+                // inet_aton(3) would read 010 as 8, so nothing is guessed.
+                Some(network) => format!(
+                    "{quoted} has a number with a leading zero; use \"{network}\" if that is meant"
+                ),
+                None => format!(
+                    "{quoted} is no network; use one such as \"10.0.0.0/8\", \"2001:db8::/32\" or \
                      a single address (numbers, not host names)"
-                )
-            })?,
+                ),
+            });
         };
         if network.trunc() != network {
             return Err(format!(
-                "{text:?} has bits beyond its prefix; use \"{}\" or \"{}\"",
+                "{quoted} has bits beyond its prefix; use \"{}\" or \"{}\"",
                 network.trunc(),
                 network.addr()
             ));
@@ -60,6 +66,31 @@ impl FromStr for Network {
             IpNet::V4(_) => network,
         }))
     }
+}
+
+/// A network as it is written everywhere: no leading zero, no sign. The address is read by the
+/// standard library, which is as strict; a single one is a network of its own.
+fn strict(text: &str) -> Option<IpNet> {
+    let Some((address, prefix)) = text.split_once('/') else {
+        return text.parse::<IpAddr>().ok().map(IpNet::from);
+    };
+    let plain = prefix == "0" || !prefix.starts_with(['0', '+']);
+    let length = prefix.parse().ok().filter(|_| plain)?;
+    IpNet::new(address.parse().ok()?, length).ok()
+}
+
+/// `text` with each number as short as it can be.
+fn without_leading_zeros(text: &str) -> String {
+    let is_digit = |character: Option<char>| character.is_some_and(|it| it.is_ascii_alphanumeric());
+    let mut shorter = String::new();
+    let mut characters = text.chars().peekable();
+    while let Some(character) = characters.next() {
+        let leads = !is_digit(shorter.chars().next_back());
+        if character != '0' || !leads || !is_digit(characters.peek().copied()) {
+            shorter.push(character);
+        }
+    }
+    shorter
 }
 
 /// The IPv4 network that `network` is the mapped form of, or itself.
@@ -96,6 +127,7 @@ mod tests {
             ("::ffff:192.0.2.1", "192.0.2.1"),
             ("::ffff:0:0/96", "0.0.0.0/0"),
             ("::/64", "::/64"),
+            ("2001:0db8:0000::/32", "2001:db8::/32"),
         ] {
             assert_eq!(printed(text), meaning, "{text}");
         }
@@ -115,6 +147,17 @@ mod tests {
             ("fe80::1%eth0", "is no network"),
             ("", "is no network"),
             ("10.0.0.0/08 ", "is no network"),
+            ("10.0.0.0/", "is no network"),
+            ("/8", "is no network"),
+            ("10.0.0.0/8/8", "is no network"),
+            ("10.0.0.0/+8", "is no network"),
+            ("10.0.0.0/-8", "is no network"),
+            ("::/0x20", "is no network"),
+            ("010.0.0.0/8", "has a number with a leading zero; use \"10.0.0.0/8\""),
+            ("10.0.0.0/08", "has a number with a leading zero; use \"10.0.0.0/8\""),
+            ("192.000.002.001", "has a number with a leading zero; use \"192.0.2.1/32\""),
+            ("::/064", "has a number with a leading zero; use \"::/64\""),
+            ("::ffff:010.0.0.1", "has a number with a leading zero; use \"::ffff:10.0.0.1"),
         ] {
             assert!(printed(text).contains(cure), "{text}: {}", printed(text));
         }

@@ -7,11 +7,12 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use bytesize::ByteSize;
 use log::LevelFilter;
 use toml::Value;
+use toml::de::DeValue;
 
-use super::{LogTarget, Workers};
+use super::quantity::{self, Fault};
+use super::{LogTarget, Workers, echoed};
 
 pub(super) const SECOND: Duration = Duration::from_secs(1);
 pub(super) const HOUR: Duration = Duration::from_secs(3600);
@@ -36,14 +37,27 @@ pub(super) const LOG_LEVELS: [(&str, LevelFilter); 6] = [
     ("off", LevelFilter::Off),
 ];
 
-pub(super) fn workers(value: &Value) -> Result<Workers, String> {
+/// A value as a message shows it: on one line, and short.
+pub(super) fn shown(value: &DeValue<'_>) -> String {
+    match value {
+        DeValue::String(text) => echoed::quoted(text),
+        DeValue::Integer(number) => echoed::bare(&number.to_string()),
+        DeValue::Float(number) => echoed::bare(number.as_str()),
+        DeValue::Boolean(value) => value.to_string(),
+        DeValue::Datetime(time) => time.to_string(),
+        DeValue::Array(_) => "a list".to_owned(),
+        DeValue::Table(_) => "a section".to_owned(),
+    }
+}
+
+pub(super) fn workers(value: &DeValue<'_>) -> Result<Workers, String> {
     if value.as_str() == Some("auto") {
         return Ok(Workers::Auto);
     }
     integer(value, 1..=1024, " or \"auto\"").map(Workers::Count)
 }
 
-pub(super) fn buffers(value: &Value) -> Result<u16, String> {
+pub(super) fn buffers(value: &DeValue<'_>) -> Result<u16, String> {
     let count: u16 = integer(value, 8..=32_768, "")?;
     if count.is_power_of_two() {
         return Ok(count);
@@ -55,22 +69,23 @@ pub(super) fn buffers(value: &Value) -> Result<u16, String> {
 /// An integer within `range`, whose bounds must fit into `T`; `others` names what else the key
 /// takes.
 pub(super) fn integer<T: TryFrom<i64>>(
-    value: &Value,
+    value: &DeValue<'_>,
     range: RangeInclusive<i64>,
     others: &str,
 ) -> Result<T, String> {
     let cure = format!("use a number from {} to {}{others}", range.start(), range.end());
     let Some(number) = value.as_integer() else {
-        return Err(format!("{value} is not a whole number; {cure}"));
+        return Err(format!("{} is not a whole number; {cure}", shown(value)));
     };
-    match T::try_from(number) {
-        Ok(converted) if range.contains(&number) => Ok(converted),
-        Ok(_) | Err(_) => Err(format!("{number} is out of range; {cure}")),
-    }
+    // Of any length: what does not fit is out of every range.
+    let number = i64::from_str_radix(number.as_str(), number.radix()).ok();
+    let fitting = number.filter(|number| range.contains(number));
+    let converted = fitting.and_then(|number| T::try_from(number).ok());
+    converted.ok_or_else(|| format!("{} is out of range; {cure}", shown(value)))
 }
 
 pub(super) fn off_or_integer(
-    value: &Value,
+    value: &DeValue<'_>,
     range: RangeInclusive<i64>,
 ) -> Result<Option<u32>, String> {
     if value.as_str() == Some("off") {
@@ -79,20 +94,21 @@ pub(super) fn off_or_integer(
     integer(value, range, " or \"off\"").map(Some)
 }
 
-pub(super) fn boolean(value: &Value) -> Result<bool, String> {
-    value.as_bool().ok_or_else(|| format!("{value} is neither true nor false; use true or false"))
+pub(super) fn boolean(value: &DeValue<'_>) -> Result<bool, String> {
+    let refuse = || format!("{} is neither true nor false; use true or false", shown(value));
+    value.as_bool().ok_or_else(refuse)
 }
 
-pub(super) fn word<T: Copy>(value: &Value, words: &[(&str, T)]) -> Result<T, String> {
+pub(super) fn word<T: Copy>(value: &DeValue<'_>, words: &[(&str, T)]) -> Result<T, String> {
     let found = value.as_str().and_then(|text| words.iter().find(|(word, _)| *word == text));
     found.map(|(_, meaning)| *meaning).ok_or_else(|| {
         let known: Vec<_> = words.iter().map(|(word, _)| format!("{word:?}")).collect();
-        format!("{value} is not known; use {}", known.join(", "))
+        format!("{} is not known; use {}", shown(value), known.join(", "))
     })
 }
 
 pub(super) fn time(
-    value: &Value,
+    value: &DeValue<'_>,
     range: RangeInclusive<Duration>,
     others: &str,
 ) -> Result<Duration, String> {
@@ -101,12 +117,11 @@ pub(super) fn time(
         humantime::format_duration(*range.start()),
         humantime::format_duration(*range.end())
     );
-    let parsed = value.as_str().and_then(|text| humantime::parse_duration(text).ok());
-    within(value, parsed, &range, "duration", &cure)
+    within(value, quantity::duration, &range, "duration", &cure)
 }
 
 pub(super) fn off_or_time(
-    value: &Value,
+    value: &DeValue<'_>,
     range: RangeInclusive<Duration>,
 ) -> Result<Option<Duration>, String> {
     if value.as_str() == Some("off") {
@@ -115,42 +130,62 @@ pub(super) fn off_or_time(
     time(value, range, " or \"off\"").map(Some)
 }
 
+/// A duration that may be "off" and has to pass `check` if it is not.
+pub(super) fn off_or(
+    check: impl FnOnce(Duration) -> Result<Duration, String>,
+    time: Option<Duration>,
+) -> Result<Option<Duration>, String> {
+    time.map(check).transpose()
+}
+
 /// The kernel counts keep-alive times in seconds; rounding behind the operator's back would be a
 /// lie.
-pub(super) fn whole_seconds(time: Option<Duration>) -> Result<Option<Duration>, String> {
-    match time {
-        Some(time) if time.subsec_nanos() != 0 => Err(format!(
-            "\"{}\" has a fraction; use whole seconds",
-            humantime::format_duration(time)
-        )),
-        time => Ok(time),
-    }
+pub(super) fn whole_seconds(time: Duration) -> Result<Duration, String> {
+    whole(time, SECOND, "has a fraction; use whole seconds")
 }
 
-pub(super) fn size(value: &Value, range: RangeInclusive<u64>, others: &str) -> Result<u64, String> {
+/// The same for what is counted in milliseconds.
+pub(super) fn whole_milliseconds(time: Duration) -> Result<Duration, String> {
+    const CURE: &str = "has a fraction of a millisecond; use whole milliseconds";
+    whole(time, Duration::from_millis(1), CURE)
+}
+
+fn whole(time: Duration, unit: Duration, problem: &str) -> Result<Duration, String> {
+    if time.as_nanos().is_multiple_of(unit.as_nanos()) {
+        return Ok(time);
+    }
+    Err(format!("\"{}\" {problem}", humantime::format_duration(time)))
+}
+
+pub(super) fn size(
+    value: &DeValue<'_>,
+    range: RangeInclusive<u64>,
+    others: &str,
+) -> Result<u64, String> {
     let (low, high) = (exact_size(*range.start()), exact_size(*range.end()));
     let cure = format!("use a size from \"{low}\" to \"{high}\"{others}");
-    let parsed = value.as_str().and_then(|text| text.parse().ok()).map(|ByteSize(bytes)| bytes);
-    within(value, parsed, &range, "size", &cure)
+    within(value, quantity::size, &range, "size", &cure)
 }
 
-/// What `value` was parsed to, or what is wrong with it.
+/// What `value` is read as, or what is wrong with it.
 fn within<T: PartialOrd>(
-    value: &Value,
-    parsed: Option<T>,
+    value: &DeValue<'_>,
+    read: impl FnOnce(&str) -> Result<T, Fault>,
     range: &RangeInclusive<T>,
     what: &str,
     cure: &str,
 ) -> Result<T, String> {
-    match parsed {
-        Some(parsed) if range.contains(&parsed) => Ok(parsed),
-        Some(_) => Err(format!("{value} is out of range; {cure}")),
-        None => Err(format!("{value} is not a {what}; {cure}")),
+    let shown = shown(value);
+    match value.as_str().map_or(Err(Fault::Shape), read) {
+        Ok(quantity) if range.contains(&quantity) => Ok(quantity),
+        Ok(_) => Err(format!("{shown} is out of range; {cure}")),
+        Err(Fault::Shape) => Err(format!("{shown} is not a {what}; {cure}")),
+        Err(Fault::Meaning(problem)) => Err(format!("{shown} {problem}")),
     }
 }
 
 pub(super) fn off_or_size(
-    value: &Value,
+    value: &DeValue<'_>,
     range: RangeInclusive<u64>,
 ) -> Result<Option<u64>, String> {
     if value.as_str() == Some("off") {
@@ -159,7 +194,7 @@ pub(super) fn off_or_size(
     size(value, range, " or \"off\"").map(Some)
 }
 
-pub(super) fn auto_or_size(value: &Value) -> Result<Option<u32>, String> {
+pub(super) fn auto_or_size(value: &DeValue<'_>) -> Result<Option<u32>, String> {
     if value.as_str() == Some("auto") {
         return Ok(None);
     }
@@ -167,7 +202,7 @@ pub(super) fn auto_or_size(value: &Value) -> Result<Option<u32>, String> {
     Ok(Some(u32::try_from(bytes).expect("invariant: the range ends below 4 GiB")))
 }
 
-pub(super) fn name(value: &Value) -> Result<String, String> {
+pub(super) fn name(value: &DeValue<'_>) -> Result<String, String> {
     let plain = |text: &&str| {
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
         (1..=NAME_LENGTH_MAX).contains(&text.len()) && text.bytes().all(allowed)
@@ -175,7 +210,8 @@ pub(super) fn name(value: &Value) -> Result<String, String> {
     let found = value.as_str().filter(plain).map(ToOwned::to_owned);
     found.ok_or_else(|| {
         format!(
-            "{value} is not a name; use 1 to {NAME_LENGTH_MAX} of the characters A-Z a-z 0-9 - _ ."
+            "{} is not a name; use 1 to {NAME_LENGTH_MAX} of the characters A-Z a-z 0-9 - _ .",
+            shown(value)
         )
     })
 }

@@ -63,14 +63,38 @@ pub(super) fn count(number: u64, noun: &str) -> String {
 struct Class {
     reason: &'static str,
     counter: fn(&Stats) -> u64,
-    line: fn(count: u64, stats: &Stats) -> String,
+    line: fn(count: u64, stats: &Stats, places: Places) -> String,
+}
+
+/// How many connections there may be.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Places {
+    /// By the limit on open files.
+    pub(super) by_files: u32,
+    /// By `limits.max-connections`.
+    pub(super) configured: u32,
+}
+
+impl Places {
+    /// How to have more of them.
+    fn cure(self) -> String {
+        let Self { by_files, configured } = self;
+        if by_files < configured {
+            format!(
+                "raise LimitNOFILE= (ulimit -n), which allows for {by_files} of \
+                 limits.max-connections = {configured}"
+            )
+        } else {
+            "raise limits.max-connections".to_owned()
+        }
+    }
 }
 
 const CLASSES: [Class; 10] = [
     Class {
         reason: "process-files",
         counter: |stats| stats.accept_process_files,
-        line: |count, _| {
+        line: |count, _, _| {
             format!(
                 "accept failed {count} times: no file descriptor is free (EMFILE); \
                  connections wait in the backlog; \
@@ -81,7 +105,7 @@ const CLASSES: [Class; 10] = [
     Class {
         reason: "system-files",
         counter: |stats| stats.accept_system_files,
-        line: |count, _| {
+        line: |count, _, _| {
             format!(
                 "accept failed {count} times: the system has no free file (ENFILE); \
                  connections wait in the backlog; \
@@ -92,21 +116,21 @@ const CLASSES: [Class; 10] = [
     Class {
         reason: "memory",
         counter: |stats| stats.accept_memory + stats.memory_retries,
-        line: |count, _| {
+        line: |count, _, _| {
             format!("the kernel was short of memory {count} times; what failed is tried again")
         },
     },
     Class {
         reason: "accept",
         counter: |stats| stats.accept_unexpected,
-        line: |count, stats| {
+        line: |count, stats, _| {
             format!("accept failed {count} times, last with errno {}", stats.unexpected_errno)
         },
     },
     Class {
         reason: "unexpected",
         counter: |stats| stats.unexpected_errors - stats.accept_unexpected,
-        line: |count, stats| {
+        line: |count, stats, _| {
             let errno = stats.unexpected_errno;
             format!("{count} connections died of errors nobody expects, last errno {errno}")
         },
@@ -114,7 +138,7 @@ const CLASSES: [Class; 10] = [
     Class {
         reason: "stalled-memory",
         counter: |stats| stats.spills_refused,
-        line: |count, stats| {
+        line: |count, stats, _| {
             format!(
                 "no memory for bytes of peers that do not read ({count} times; {} connections are \
                  behind): nothing is lost, but echoes cost more; raise limits.stalled-memory",
@@ -125,24 +149,24 @@ const CLASSES: [Class; 10] = [
     Class {
         reason: "full",
         counter: |stats| stats.full,
-        line: |count, stats| {
+        line: |number, stats, places| {
             format!(
-                "all places were taken {count} times ({} connections now); \
-                 further connections wait in the backlog; \
-                 raise limits.max-connections",
-                stats.connections
+                "all places were taken {} ({} now); further connections wait in the backlog; {}",
+                count(number, "time"),
+                count(stats.connections, "connection"),
+                places.cure()
             )
         },
     },
     Class {
         reason: "denied",
         counter: |stats| stats.refused[RefuseReason::Denied as usize],
-        line: |number, _| format!("{} refused by [access]", count(number, "connection")),
+        line: |number, _, _| format!("{} refused by [access]", count(number, "connection")),
     },
     Class {
         reason: "source-full",
         counter: |stats| stats.refused[RefuseReason::SourceFull as usize],
-        line: |number, _| {
+        line: |number, _, _| {
             format!(
                 "{} refused: their source had limits.max-connections-per-source already",
                 count(number, "connection")
@@ -152,7 +176,7 @@ const CLASSES: [Class; 10] = [
     Class {
         reason: "source-rate",
         counter: |stats| stats.refused[RefuseReason::SourceRate as usize],
-        line: |number, _| {
+        line: |number, _, _| {
             format!(
                 "{} refused: their source connected faster than limits.accepts-per-source",
                 count(number, "connection")
@@ -184,14 +208,14 @@ impl Reporter {
     }
 
     /// The lines that are due.
-    pub(super) fn lines(&mut self, now: Instant, stats: &Stats) -> Vec<Line> {
+    pub(super) fn lines(&mut self, now: Instant, stats: &Stats, places: Places) -> Vec<Line> {
         let mut lines = Vec::new();
         for (class, (told, last)) in CLASSES.iter().zip(&mut self.told) {
             let counted = (class.counter)(stats);
             let quiet = last.is_none_or(|last| now.duration_since(last) >= QUIET);
             if counted > *told && quiet {
                 let count = counted - *told;
-                let text = (class.line)(count, stats);
+                let text = (class.line)(count, stats, places);
                 lines.push(Line { reason: class.reason, count, text });
                 *told = counted;
                 *last = Some(now);
@@ -250,6 +274,22 @@ impl Rate {
 mod tests {
     use super::*;
 
+    const PLACES: Places = Places { by_files: 1_000, configured: 500 };
+
+    /// Goal: the limit that is reached is the one that is named.
+    #[test]
+    fn who_wants_more_places_hears_which_limit_to_raise() {
+        let stats = Stats { full: 1, connections: 500, ..Stats::default() };
+        let line = |places| Reporter::new().lines(Instant::now(), &stats, places).remove(0).text;
+        let by_config = line(PLACES);
+        assert!(by_config.contains("taken 1 time (500 connections now)"), "{by_config}");
+        assert!(by_config.ends_with("; raise limits.max-connections"), "{by_config}");
+        let by_files = line(Places { by_files: 500, configured: 100_000 });
+        for word in ["; raise LimitNOFILE=", "500 of", "limits.max-connections = 100000"] {
+            assert!(by_files.contains(word), "{word:?} is missing: {by_files}");
+        }
+    }
+
     #[test]
     fn a_status_reads_like_a_sentence() {
         let mut stats = Stats { connections: 1, ..Stats::default() };
@@ -289,11 +329,11 @@ mod tests {
         let mut lines = 0;
         for second in 0..100 {
             stats.accept_process_files += 1_000_000;
-            lines += reporter.lines(start + Duration::from_secs(second), &stats).len();
+            lines += reporter.lines(start + Duration::from_secs(second), &stats, PLACES).len();
         }
         assert_eq!(lines, 10);
         stats.accept_system_files = 5;
-        let other = reporter.lines(start + Duration::from_secs(99), &stats);
+        let other = reporter.lines(start + Duration::from_secs(99), &stats, PLACES);
         assert_eq!(other.len(), 1);
         assert_eq!((other[0].reason, other[0].count), ("system-files", 5));
         let text = &other[0].text;

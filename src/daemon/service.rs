@@ -17,7 +17,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::Failure;
-use super::report::{self, Rate, Reporter};
+use super::report::{self, Places, Rate, Reporter};
 use super::succession;
 use super::terminal::Terminal;
 use super::view::{Label, Life, View};
@@ -26,6 +26,7 @@ use crate::capacity;
 use crate::cli::Options;
 use crate::config::{Config, Kind, Tcp};
 use crate::echo::admission::SourceBook;
+use crate::echo::fullness::Fullness;
 use crate::echo::limits;
 use crate::echo::op::{ReceiveMode, Timestamp};
 use crate::echo::server::Stats;
@@ -103,6 +104,7 @@ pub(super) fn run(
         origin: Instant::now(),
         book: Arc::new(SourceBook::new(RandomState::new())),
         memory: SpillMemory::new(config.limits.stalled_memory),
+        fullness: Arc::new(Fullness::new(workers as u32)),
     };
     announce(&plan, &names, &warnings);
     let estates = succession::inherit(bundles, &plan.addresses, workers, notifier);
@@ -486,7 +488,9 @@ impl<'a> Service<'a> {
 
     fn look(&mut self, now: Instant) {
         let stats = workers::total(&self.workers);
-        for line in self.reporter.lines(now, &stats) {
+        let places =
+            Places { by_files: self.plan.room, configured: self.config.limits.max_connections };
+        for line in self.reporter.lines(now, &stats, places) {
             log::warn!(
                 message_id = events::TROUBLE, reason = line.reason, count = line.count;
                 "{}", line.text

@@ -13,6 +13,7 @@ use super::rules::rules;
 use crate::capacity;
 use crate::config::{Config, Tcp, Workers};
 use crate::echo::admission::SourceBook;
+use crate::echo::fullness::Fullness;
 use crate::echo::limits;
 use crate::echo::op::Budget;
 use crate::echo::op::{Event, Kernel, ReceiveMode, Timestamp};
@@ -118,6 +119,8 @@ pub(super) struct Plan<'a> {
     pub(super) book: Arc<SourceBook>,
     /// Where all of them keep what their peers did not take.
     pub(super) memory: Arc<SpillMemory>,
+    /// Where all of them note whether they have places left.
+    pub(super) fullness: Arc<Fullness>,
 }
 
 impl Plan<'_> {
@@ -143,6 +146,7 @@ impl Plan<'_> {
             linger_timeout: limits::LINGER_MS,
             book: Arc::clone(&self.book),
             budget: Arc::clone(&self.memory) as Arc<dyn Budget>,
+            fullness: Arc::clone(&self.fullness),
             tuning: tuning(self.config, self.places, self.workers, worker),
         }
     }

@@ -9,6 +9,7 @@
 
 pub mod admission;
 pub mod connection;
+pub mod fullness;
 pub mod histogram;
 pub mod limits;
 pub mod listener;

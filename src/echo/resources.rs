@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use super::admission::{Rules, SourceBook};
+use super::fullness::Fullness;
 use super::limits;
 use super::op::{Budget, BufferId, ConnectionId, ListenerId, Op, ReceiveMode, Timestamp};
 use super::pool::Pool;
@@ -27,6 +28,8 @@ pub struct Parameters {
     pub book: Arc<SourceBook>,
     /// Where memory for set-aside bytes comes from, for all workers.
     pub budget: Arc<dyn Budget>,
+    /// Where all workers note whether they have places left.
+    pub fullness: Arc<Fullness>,
     /// What may change while it runs.
     pub tuning: Tuning,
 }
@@ -64,6 +67,7 @@ impl Parameters {
             linger_timeout: 100,
             book: Arc::new(SourceBook::new(hasher)),
             budget: Arc::new(tests::Blocks::of(8, 0)),
+            fullness: Arc::new(Fullness::new(1)),
             tuning: Tuning {
                 connections_max: places,
                 idle_timeout: None,

@@ -18,6 +18,7 @@ use self::drain::Drain;
 use self::pause::Pause;
 use super::admission::Admission;
 use super::connection::{Connection, Phase};
+use super::fullness;
 use super::limits;
 use super::listener::Listener;
 use super::op::{
@@ -46,8 +47,8 @@ pub struct Server {
     arming: Arming,
     /// Slots given to connections of the process before us: there may be more of them than places.
     inherited: u32,
-    /// Whether all places were taken when listeners were last looked at.
-    full: bool,
+    /// Whether all places of this worker were taken when listeners were last looked at.
+    fullness: fullness::Part,
     /// After a change of tuning: the timers of the slots below are right again.
     retimed: Option<usize>,
 }
@@ -80,7 +81,7 @@ impl Server {
             drain: Drain::No,
             arming: Arming::default(),
             inherited: 0,
-            full: false,
+            fullness: fullness::Part::new(Arc::clone(&parameters.fullness)),
             retimed: None,
             resources: Resources::new(parameters),
         }

@@ -162,7 +162,8 @@ pub struct Stats {
     pub accept_aborted: u64,
     /// Accepts that failed for a reason nobody expects.
     pub accept_unexpected: u64,
-    /// Times that the peers filled all places and the rest waited in the backlog.
+    /// Times that this worker took the last place of all workers, so that further connections
+    /// waited in the backlog.
     pub full: u64,
     /// Receives and sends that met a kernel short of memory and were tried again.
     pub memory_retries: u64,

@@ -10,24 +10,27 @@ use socket2::{Protocol, SockRef};
 
 use crate::config::Kind;
 
-use super::{BUNDLE, Family, ListenError, Listener, Origin, printed};
+use super::{BUNDLE, Family, Inherited, ListenError, Listener, Origin, printed};
 
 /// Sockets that may be inherited: a thousand addresses are a mistake.
 pub(super) const COUNT_MAX: usize = 1024;
 
+/// Characters of a variable that are shown, more than any number has.
+const VALUE_LENGTH_MAX: usize = 40;
+
 /// The sockets meant for this very process. `LISTEN_PID` must name it (sd_listen_fds(3)); listenfd
 /// alone would also take what was left behind by a parent that did not clean its environment.
-pub(super) fn sockets(
-    bundles: &mut Vec<OwnedFd>,
-    warnings: &mut Vec<String>,
-) -> Result<Vec<Listener>, ListenError> {
+pub(super) fn sockets() -> Result<Inherited, ListenError> {
+    let mut found = Inherited::default();
     let own = std::process::id().to_string();
     let count = match (env::var("LISTEN_PID"), env::var("LISTEN_FDS")) {
         (Ok(pid), Ok(count)) if pid == own => count,
-        _ => return Ok(Vec::new()),
+        _ => return Ok(found),
     };
     if !count.parse().is_ok_and(|count: usize| count <= COUNT_MAX) {
-        return Err(ListenError::Environment { variable: "LISTEN_FDS", value: count });
+        // A message is no place for a value of any length.
+        let value = count.chars().take(VALUE_LENGTH_MAX).collect();
+        return Err(ListenError::Environment { variable: "LISTEN_FDS", value });
     }
     let names = env::var("LISTEN_FDNAMES").unwrap_or_default();
     let names: Vec<&str> = names.split(':').collect();
@@ -42,20 +45,20 @@ pub(super) fn sockets(
             SockType::SeqPacket as i32,
             "a bundle",
         ) {
-            Ok(bundle) => bundles.extend(bundle),
-            Err(error) => warnings.push(format!("what is left of the process before us: {error}")),
+            Ok(bundle) => found.bundles.extend(bundle),
+            Err(error) => {
+                found.warnings.push(format!("what is left of the process before us: {error}"));
+            }
         }
     }
-    (0..passed.len())
-        .filter(|index| !is_bundle(index))
-        .map(|index| {
-            let (socket, family) = take(&mut passed, index)?;
-            // systemd writes "unknown" where the sender gave no name.
-            let name = Some(names[if named { index } else { 0 }])
-                .filter(|name| named && !name.is_empty() && *name != "unknown");
-            examine(socket, family, name.unwrap_or("inherited"))
-        })
-        .collect()
+    for index in (0..passed.len()).filter(|index| !is_bundle(index)) {
+        let (socket, family) = take(&mut passed, index)?;
+        // systemd writes "unknown" where the sender gave no name.
+        let name = Some(names[if named { index } else { 0 }])
+            .filter(|name| named && !name.is_empty() && *name != "unknown");
+        found.listeners.push(examine(socket, family, name.unwrap_or("inherited"))?);
+    }
+    Ok(found)
 }
 
 /// The passed fd at `index` as a stream socket.

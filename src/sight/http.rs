@@ -1,5 +1,8 @@
 //! Just enough HTTP/1.1 for a scraper, a health check and a person with curl: one request, one
 //! answer, and the connection is closed.
+//!
+//! Whatever the answer to a HEAD is, a refusal included, it has no body (RFC 9110, section 9.3.2).
+//! The target of a request is a path, or an address with a path (RFC 9112, section 3.2.2).
 
 use std::fmt::Write as _;
 
@@ -35,7 +38,15 @@ pub(super) enum Parsed {
     /// To be answered.
     Request(Request),
     /// To be refused.
-    Refused(Refusal),
+    Refused(Refused),
+}
+
+/// A request that is not served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Refused {
+    pub(super) why: Refusal,
+    /// Whether only the head of the answer is wanted.
+    pub(super) head_only: bool,
 }
 
 /// Why a request is not served.
@@ -64,30 +75,48 @@ impl Refusal {
 pub(super) fn parse(bytes: &[u8]) -> Parsed {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut request = httparse::Request::new(&mut headers);
-    match request.parse(bytes) {
-        Ok(httparse::Status::Partial) if bytes.len() >= HEAD_MAX => {
-            Parsed::Refused(Refusal::TooLarge)
-        }
-        Ok(httparse::Status::Partial) => Parsed::Partial,
-        Err(httparse::Error::TooManyHeaders) => Parsed::Refused(Refusal::TooLarge),
-        Err(_) => Parsed::Refused(Refusal::Bad),
+    let judged = match request.parse(bytes) {
+        Ok(httparse::Status::Partial) if bytes.len() >= HEAD_MAX => Err(Refusal::TooLarge),
+        Ok(httparse::Status::Partial) => return Parsed::Partial,
+        Err(httparse::Error::TooManyHeaders) => Err(Refusal::TooLarge),
+        Err(_) => Err(Refusal::Bad),
         Ok(httparse::Status::Complete(_)) => judge(&request),
+    };
+    match judged {
+        Ok(page) => Parsed::Request(Request { page, head_only: is_head(bytes) }),
+        Err(why) => Parsed::Refused(Refused { why, head_only: is_head(bytes) }),
     }
 }
 
-fn judge(request: &httparse::Request<'_, '_>) -> Parsed {
-    let path = request.path.unwrap_or_default().split('?').next().unwrap_or_default();
-    let page = match path {
+/// Whether a request, complete or not, is a HEAD.
+pub(super) fn is_head(bytes: &[u8]) -> bool {
+    // A parser passes over empty lines in front (RFC 9112, section 2.2).
+    let first = bytes.iter().position(|byte| !b"\r\n".contains(byte));
+    bytes[first.unwrap_or(bytes.len())..].starts_with(b"HEAD ")
+}
+
+fn judge(request: &httparse::Request<'_, '_>) -> Result<Page, Refusal> {
+    let target = origin_form(request.path.unwrap_or_default());
+    let page = match target.split('?').next().unwrap_or_default() {
         "/metrics" => Page::Metrics,
         "/healthz" => Page::Health,
         "/ready" => Page::Ready,
-        _ => return Parsed::Refused(Refusal::NotFound),
+        _ => return Err(Refusal::NotFound),
     };
     match request.method {
-        Some("GET") => Parsed::Request(Request { page, head_only: false }),
-        Some("HEAD") => Parsed::Request(Request { page, head_only: true }),
-        _ => Parsed::Refused(Refusal::Method),
+        Some("GET" | "HEAD") => Ok(page),
+        _ => Err(Refusal::Method),
     }
+}
+
+/// What of a target is path and query: all of it, unless it names a server as well
+/// (`http://host:9100/metrics`), as a proxy does. We have but one site, whatever its name is.
+fn origin_form(target: &str) -> &str {
+    let Some((scheme, rest)) = target.split_once("://") else { return target };
+    if !["http", "https"].iter().any(|known| scheme.eq_ignore_ascii_case(known)) {
+        return target;
+    }
+    rest.find(['/', '?']).map_or("/", |authority_end| &rest[authority_end..])
 }
 
 /// The media type of the metrics, in the version that every Prometheus reads.
@@ -125,13 +154,14 @@ pub(super) fn verdict(fault: Option<&str>, head_only: bool) -> Vec<u8> {
 }
 
 /// The answer to a request that is refused.
-pub(super) fn refuse(refusal: Refusal) -> Vec<u8> {
-    let status = refusal.status();
-    let text = match refusal {
+pub(super) fn refuse(refused: Refused) -> Vec<u8> {
+    let Refused { why, head_only } = refused;
+    let status = why.status();
+    let text = match why {
         Refusal::NotFound => format!("{status}: ask for /metrics, /healthz or /ready\n"),
         _ => format!("{status}\n"),
     };
-    answer(status, PLAIN, text.as_bytes(), false)
+    answer(status, PLAIN, text.as_bytes(), head_only)
 }
 
 #[cfg(test)]
@@ -140,6 +170,14 @@ mod tests {
 
     fn request(page: Page, head_only: bool) -> Parsed {
         Parsed::Request(Request { page, head_only })
+    }
+
+    fn refused(why: Refusal) -> Parsed {
+        Parsed::Refused(Refused { why, head_only: false })
+    }
+
+    fn refused_head(why: Refusal) -> Parsed {
+        Parsed::Refused(Refused { why, head_only: true })
     }
 
     #[test]
@@ -152,12 +190,25 @@ mod tests {
             ("GET /ready?verbose HTTP/1.1\r\n\r\nrest", request(Page::Ready, false)),
             ("GET /metr", Parsed::Partial),
             ("GET /metrics HTTP/1.1\r\nHost", Parsed::Partial),
-            ("GET / HTTP/1.1\r\n\r\n", Parsed::Refused(Refusal::NotFound)),
-            ("POST /metrics HTTP/1.1\r\n\r\n", Parsed::Refused(Refusal::Method)),
-            ("\0\u{1}nonsense\r\n\r\n", Parsed::Refused(Refusal::Bad)),
-            ("GET /metrics HTTP/3.7\r\n\r\n", Parsed::Refused(Refusal::Bad)),
-            (&long, Parsed::Refused(Refusal::TooLarge)),
-            (&many, Parsed::Refused(Refusal::TooLarge)),
+            ("GET / HTTP/1.1\r\n\r\n", refused(Refusal::NotFound)),
+            ("POST /metrics HTTP/1.1\r\n\r\n", refused(Refusal::Method)),
+            ("\0\u{1}nonsense\r\n\r\n", refused(Refusal::Bad)),
+            ("GET /metrics HTTP/3.7\r\n\r\n", refused(Refusal::Bad)),
+            ("GET http://host:9100/metrics HTTP/1.1\r\n\r\n", request(Page::Metrics, false)),
+            ("GET HTTPS://[::1]/ready?a=/b HTTP/1.1\r\n\r\n", request(Page::Ready, false)),
+            ("HEAD http://host/healthz HTTP/1.1\r\n\r\n", request(Page::Health, true)),
+            ("GET http://host HTTP/1.1\r\n\r\n", refused(Refusal::NotFound)),
+            ("GET http://host?/metrics HTTP/1.1\r\n\r\n", refused(Refusal::NotFound)),
+            ("GET ftp://host/metrics HTTP/1.1\r\n\r\n", refused(Refusal::NotFound)),
+            ("GET /other?http://host/metrics HTTP/1.1\r\n\r\n", refused(Refusal::NotFound)),
+            ("HEAD / HTTP/1.1\r\n\r\n", refused_head(Refusal::NotFound)),
+            ("\r\nHEAD / HTTP/1.1\r\n\r\n", refused_head(Refusal::NotFound)),
+            ("HEAD /metrics HTTP/3.7\r\n\r\n", refused_head(Refusal::Bad)),
+            (&long.replace("GET", "HEAD"), refused_head(Refusal::TooLarge)),
+            (&many.replace("GET", "HEAD"), refused_head(Refusal::TooLarge)),
+            ("HEADER /metrics HTTP/1.1\r\n\r\n", refused(Refusal::Method)),
+            (&long, refused(Refusal::TooLarge)),
+            (&many, refused(Refusal::TooLarge)),
         ] {
             assert_eq!(parse(text.as_bytes()), expected, "{text:.60}");
         }
@@ -165,14 +216,22 @@ mod tests {
 
     #[test]
     fn an_answer_tells_its_length_and_ends_the_connection() {
-        let text = String::from_utf8(refuse(Refusal::Method)).unwrap();
+        let text =
+            String::from_utf8(refuse(Refused { why: Refusal::Method, head_only: false })).unwrap();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
         assert!(head.starts_with("HTTP/1.1 405 Method Not Allowed\r\n"), "{head}");
         for field in ["Allow: GET, HEAD", "Connection: close"] {
             assert!(head.contains(field), "{field} is missing:\n{head}");
         }
         assert!(head.contains(&format!("Content-Length: {}", body.len())), "{head}");
-        let head_only = String::from_utf8(verdict(None, true)).unwrap();
-        assert!(head_only.contains("Content-Length: 3") && head_only.ends_with("\r\n\r\n"));
+        for (bytes, length) in [
+            (verdict(None, true), 3),
+            (verdict(Some("draining"), true), 9),
+            (refuse(Refused { why: Refusal::TooLarge, head_only: true }), 36),
+        ] {
+            let text = String::from_utf8(bytes).unwrap();
+            assert!(text.contains(&format!("Content-Length: {length}\r\n")), "{text}");
+            assert!(text.ends_with("\r\n\r\n"), "a body: {text}");
+        }
     }
 }

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::Socket;
 
-use super::http::{self, Page, Parsed, Refusal, Request};
+use super::http::{self, Page, Parsed, Refusal, Refused, Request};
 use super::snapshot::{Snapshot, State};
 use super::{Door, Service, exposition};
 
@@ -178,11 +178,12 @@ impl Visitor {
         if let Stage::Asking(input) = &mut self.stage {
             match ask(&self.socket, input) {
                 Ok(Parsed::Partial) if now >= self.deadline => {
-                    self.answer(http::refuse(Refusal::Timeout), now);
+                    let head_only = http::is_head(input);
+                    self.answer(http::refuse(Refused { why: Refusal::Timeout, head_only }), now);
                 }
                 Ok(Parsed::Partial) => return,
                 Ok(Parsed::Request(request)) => self.answer(page(request, view), now),
-                Ok(Parsed::Refused(refusal)) => self.answer(http::refuse(refusal), now),
+                Ok(Parsed::Refused(refused)) => self.answer(http::refuse(refused), now),
                 Err(()) => self.stage = Stage::Gone,
             }
         }

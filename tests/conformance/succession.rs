@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use echo_uring::echo::admission::SourceBook;
+use echo_uring::echo::fullness::Fullness;
 use echo_uring::echo::op::Budget;
 use echo_uring::echo::op::{Event, Kernel, Op, ReceiveMode, SendError, Timestamp};
 use echo_uring::echo::server::{CloseReason, Parameters, Server, Tuning};
@@ -114,6 +115,7 @@ fn parameters(receive_mode: ReceiveMode, budget: Arc<dyn Budget>) -> Parameters 
         linger_timeout: 5_000,
         book: Arc::new(SourceBook::new(RandomState::new())),
         budget,
+        fullness: Arc::new(Fullness::new(1)),
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use echo_uring::echo::admission::SourceBook;
+use echo_uring::echo::fullness::Fullness;
 use echo_uring::echo::op::{Event, Kernel, Timestamp};
 use echo_uring::echo::server::{Parameters, Server, Tuning};
 
@@ -84,6 +85,7 @@ pub(crate) fn the_core_echoes_and_drains<W: World>() {
             linger_timeout: 5_000,
             book: Arc::new(SourceBook::new(RandomState::new())),
             budget: bench.world.budget(),
+            fullness: Arc::new(Fullness::new(1)),
             tuning: Tuning {
                 connections_max: 2,
                 idle_timeout: Some(60_000),

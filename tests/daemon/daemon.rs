@@ -36,6 +36,8 @@ pub(crate) struct Launch {
     pub(crate) listening: Vec<Listening>,
     /// Sockets to look at it that it inherits after those, with their names.
     pub(crate) windows: Vec<(&'static str, Listening)>,
+    /// How many descriptors `LISTEN_FDS` speaks of beyond those that are passed.
+    pub(crate) missing: usize,
     /// Other descriptors that it inherits after those, in the place of sockets.
     pub(crate) strangers: Vec<OwnedFd>,
     /// What the service manager has in store for it.
@@ -155,7 +157,8 @@ impl Launch {
             names.resize(sockets, "bundle");
             let names = names.join(":");
             let addressee = self.addressee.map_or("$$".to_owned(), |pid| pid.to_string());
-            write!(script, "export LISTEN_FDS={sockets} LISTEN_FDNAMES={names} ").unwrap();
+            let promised = sockets + self.missing;
+            write!(script, "export LISTEN_FDS={promised} LISTEN_FDNAMES={names} ").unwrap();
             write!(script, "LISTEN_PID={addressee}; ").unwrap();
         }
         script + "exec \"$0\" \"$@\""

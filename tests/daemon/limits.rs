@@ -1,13 +1,15 @@
 //! Full houses: max-connections and the limit on open files. Who finds no place waits in the
 //! backlog, connected and unanswered; nobody is taken and then dropped; and a full daemon sleeps.
 
+use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use socket2::Socket;
 
-use crate::daemon::{Daemon, Launch};
-use crate::machine::{in_company, patience};
+use crate::daemon::{Daemon, Launch, Remains};
+use crate::machine::{in_company, patience, wait_until};
 use crate::place::{Listening, readable, send_tape};
 use crate::tape::Tape;
 
@@ -63,7 +65,7 @@ fn fill_and_empty(
     clients: usize,
     places: std::ops::RangeInclusive<usize>,
     may_park: bool,
-) {
+) -> Remains {
     let mut clients: Vec<Client> =
         (0..clients).map(|number| Client::knock(&daemon, number)).collect();
     let inside = settled(&clients);
@@ -85,7 +87,7 @@ fn fill_and_empty(
         assert!(may_park || served(), "nobody was served when a place became free");
     }
     assert!(daemon.place().answers(patience(10.0)));
-    daemon.stop();
+    daemon.stop()
 }
 
 fn house_of_20(workers: u32, listeners: usize) {
@@ -123,13 +125,41 @@ fn one_place() {
     fill_and_empty(Launch::with_config(config).start(), 4, 1..=1, false);
 }
 
+/// Goal: with fewer places than workers all places are used, and none is said to be taken before it
+/// is. Method: three workers, of which one has no place at all; a reload gives it some.
+#[test]
+fn fewer_places_than_workers() {
+    let _quiet = in_company();
+    let config = |places| format!("[server]\nworkers = 3\n[limits]\nmax-connections = {places}\n");
+    let daemon = Launch::with_config(&config(2)).start();
+    let none = "all places were taken";
+    let one = Client::knock(&daemon, 0);
+    wait_until("an answer", patience(5.0), || one.answered());
+    // The counters are looked at once a second.
+    thread::sleep(Duration::from_millis(2_500));
+    assert!(!daemon.lines.all().iter().any(|line| line.contains(none)), "{}", daemon.transcript());
+    let clients: Vec<Client> = (0..3).map(|number| Client::knock(&daemon, number)).collect();
+    assert_eq!(settled(&clients), 1);
+    let line = daemon.lines.wait_for(none, patience(5.0));
+    assert!(line.contains("taken 1 time (2 connections now)"), "{line}");
+    assert!(line.ends_with("; raise limits.max-connections"), "{line}");
+    fs::write(daemon.config_path(), config(4)).unwrap();
+    daemon.signal(Signal::SIGHUP);
+    wait_until("all answers", patience(5.0), || answered(&clients) == 3);
+    drop((one, clients));
+    daemon.stop();
+}
+
 fn few_files(workers: u32) {
     let _quiet = in_company();
     let launch = Launch::with_config(&format!("[server]\nworkers = {workers}\n"));
     let daemon = Launch { open_files: Some(128), ..launch }.start();
     let left = 128 - daemon.process.open_files();
     // Some are kept back for the moment: a notification, a look at the log.
-    fill_and_empty(daemon, 200, left.saturating_sub(32)..=left, false);
+    let range = left.saturating_sub(32)..=left;
+    let remains = fill_and_empty(daemon, 200, range, false);
+    let told = remains.lines.iter().find(|line| line.contains("all places were taken")).unwrap();
+    assert!(told.contains("; raise LimitNOFILE="), "the limit that it met is not named: {told}");
 }
 
 #[test]

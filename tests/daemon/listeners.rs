@@ -207,6 +207,17 @@ fn an_inherited_connection_is_refused() {
     refuse(client, &["4", "listen"]);
 }
 
+/// Goal: what nobody passed is no descriptor of our own. Method: `LISTEN_FDS` speaks of more
+/// sockets than there are, as after a slip in a script.
+#[test]
+fn a_descriptor_that_nobody_passed_is_not_open() {
+    let _quiet = in_company();
+    for missing in [1, 3, 40] {
+        let refusal = Launch { missing, ..Launch::with_config("") }.fail();
+        refusal.assert(69, &["inherited fd 4 is not open; pass listening stream sockets"]);
+    }
+}
+
 #[test]
 fn an_inherited_regular_file_is_refused() {
     let scratch = Scratch::new();

@@ -315,3 +315,37 @@ fn a_hundred_reloads_under_load_cost_nobody_a_byte() {
     assert_eq!(remains.counters.accepted, PEERS);
     assert_eq!(remains.counters.bytes_out, words * WORD);
 }
+
+/// Goal: no file takes the running daemon down, and what is said of one is a line that the service
+/// manager takes. Method: files that once ended it, and one that is large and broken.
+#[test]
+fn a_file_that_nobody_expects_ends_nobody() {
+    let _quiet = in_company();
+    let daemon = Launch::with_config("").start();
+    let peer = daemon.place().connect();
+    assert!(ping(&peer, b"before"));
+    let long = format!("[log]\ntarget = \"{}\\n\"\n", "x".repeat(500_000));
+    for (config, words) in [
+        ("[[access.allow]]\n", ":1:1: access.allow: "),
+        ("[timeouts]\nidle = \"18446744073709551615s 500ms 500ms\"\n", "is out of range"),
+        (&long, "\u{2026}\" is not known"),
+    ] {
+        fs::write(daemon.config_path(), config).unwrap();
+        let said = reload(&daemon);
+        let status = said.last().unwrap().field("STATUS").unwrap().to_owned();
+        assert!(status.contains(words), "{status}");
+        assert!(status.len() <= 1024, "{} bytes: {status}", status.len());
+        daemon.lines.wait_for(words, patience(5.0));
+        assert!(ping(&peer, b"after"));
+    }
+    // A valid one is told as shortly.
+    let many: Vec<String> =
+        (0..20_000_u32).map(|n| format!("\"10.0.{}.{}\"", n / 250, n % 250)).collect();
+    let config = format!("[access]\ndeny = [{}]\n", many.join(", "));
+    fs::write(daemon.config_path(), config).unwrap();
+    reload(&daemon);
+    let line = daemon.lines.wait_for("reloaded: access.deny = [\"10.0.0.0\", ", patience(5.0));
+    assert!(line.len() < 200 && line.ends_with('\u{2026}'), "{line}");
+    drop(peer);
+    daemon.stop();
+}

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use echo_uring::echo::admission::SourceBook;
+use echo_uring::echo::fullness::Fullness;
 use echo_uring::echo::op::{ConnectionError, ReceiveMode};
 use echo_uring::echo::server::{Parameters, Tuning};
 
@@ -84,6 +85,7 @@ impl World {
             linger_timeout: 1_000,
             book: Arc::new(SourceBook::new(RandomState::new())),
             budget: budget.clone(),
+            fullness: Arc::new(Fullness::new(1)),
             tuning: Tuning {
                 connections_max: self.connections_max,
                 idle_timeout: None,

@@ -9,6 +9,7 @@ use std::hash::RandomState;
 use std::sync::Arc;
 
 use echo_uring::echo::admission::{Access, Caps, Ranges, Rules, SourceBook};
+use echo_uring::echo::fullness::Fullness;
 use echo_uring::echo::limits::QUEUE_CHUNKS_MAX;
 use echo_uring::echo::op::{Bequest, ConnectionId, Event, Kernel, Op, ReceiveMode, Timestamp};
 use echo_uring::echo::server::{CloseReason, Parameters, Server, Stats, Tuning};
@@ -133,6 +134,7 @@ impl Scenario {
             linger_timeout: [100, 5_000][choice.below(2)],
             book: Arc::new(SourceBook::new(RandomState::new())),
             budget: budget.clone(),
+            fullness: Arc::new(Fullness::new(1)),
             tuning: Tuning {
                 connections_max: 1 + choice.below(6) as u32,
                 idle_timeout,

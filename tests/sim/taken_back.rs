@@ -9,6 +9,7 @@ use std::hash::RandomState;
 use std::sync::Arc;
 
 use echo_uring::echo::admission::{Access, Ranges, Rules, SourceBook};
+use echo_uring::echo::fullness::Fullness;
 use echo_uring::echo::op::{
     Budget, ConnectionId, Event, Kernel, ListenerId, Op, ReceiveMode, Source, Timestamp,
 };
@@ -85,6 +86,7 @@ impl World {
             linger_timeout: LINGER,
             book: Arc::new(SourceBook::new(RandomState::new())),
             budget: Arc::clone(&budget) as Arc<dyn Budget>,
+            fullness: Arc::new(Fullness::new(1)),
             tuning,
         };
         let faults = Faults::default();

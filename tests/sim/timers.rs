@@ -5,6 +5,7 @@ use std::hash::RandomState;
 use std::sync::Arc;
 
 use echo_uring::echo::admission::SourceBook;
+use echo_uring::echo::fullness::Fullness;
 use echo_uring::echo::op::{Event, Kernel, ListenerId, Op, ReceiveMode, Source, Timestamp};
 use echo_uring::echo::server::{Parameters, Server, Tuning};
 
@@ -57,6 +58,7 @@ impl World {
             receive_mode: ReceiveMode::Multishot,
             linger_timeout: 5_000,
             book: Arc::new(SourceBook::new(RandomState::new())),
+            fullness: Arc::new(Fullness::new(1)),
             budget: budget.clone(),
             tuning: Tuning {
                 connections_max: 4,

@@ -24,9 +24,7 @@ impl Server {
     pub(super) fn arm_listeners(&mut self, ops: &mut Vec<Op>) {
         let waiting = !self.parked.is_empty() || !self.admission.undecided.is_empty();
         let wanted = self.drain == Drain::No && !waiting && self.has_place();
-        let full = self.drain == Drain::No && !wanted;
-        self.resources.stats.full += u64::from(full && !self.full);
-        self.full = full;
+        self.note_fullness();
         self.arming.standing_back = false;
         let places = self.free_places();
         let first = self.arming.next;
@@ -55,12 +53,22 @@ impl Server {
             }
         }
     }
+
+    /// Counts when this worker takes the last place of all workers: from then on connections wait.
+    /// Who is undecided, or waits to be armed, has nothing to do with it.
+    fn note_fullness(&mut self) {
+        let full = self.drain == Drain::No && self.free_places() == 0;
+        self.resources.stats.full += u64::from(self.fullness.note(full));
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use crate::echo::op::{Event, Timestamp};
+    use crate::echo::fullness::Fullness;
+    use crate::echo::op::{Event, Source, Timestamp};
     use crate::echo::server::Parameters;
 
     fn server(listeners: u16, places: u32) -> Server {
@@ -86,6 +94,51 @@ mod tests {
         server.handle(now, Event::TimePassed, &mut ops);
         assert_eq!(accepts(&mut ops), [1]);
         assert_ne!(server.deadline(), Some(Timestamp(0)));
+    }
+
+    /// Two workers that share the places.
+    fn pair(shares: [u32; 2]) -> [Server; 2] {
+        let fullness = Arc::new(Fullness::new(2));
+        shares.map(|share| {
+            let fullness = Arc::clone(&fullness);
+            let mut server = Server::new(Parameters { fullness, ..Parameters::small(1, share) });
+            server.handle(Timestamp(1), Event::Started, &mut Vec::new());
+            server
+        })
+    }
+
+    /// Lets one more client in, and says how often all places were taken so far.
+    fn accept(server: &mut Server) -> u64 {
+        let Listener::Armed(connection) = server.listeners[0] else { panic!("not armed") };
+        let accepted = Event::Accepted { connection, source: Source::Untold };
+        server.handle(Timestamp(1), accepted, &mut Vec::new());
+        server.stats().full
+    }
+
+    /// Goal: "all places were taken" is said when it is so, and not of a worker that has none while
+    /// another has, nor of one without any share.
+    #[test]
+    fn places_are_taken_when_no_worker_has_one() {
+        let mut workers = pair([2, 1]);
+        assert_eq!(accept(&mut workers[1]), 0, "the other one has two places");
+        assert_eq!(accept(&mut workers[0]), 0);
+        assert_eq!(accept(&mut workers[0]), 1, "now they are all taken");
+
+        let mut workers = pair([1, 0]);
+        assert_eq!(workers.each_ref().map(|worker| worker.stats().full), [0, 0], "nobody has come");
+        assert_eq!(accept(&mut workers[0]), 1);
+        // No longer, and then once more.
+        for places in [2, 1] {
+            let parameters = Parameters::small(1, places);
+            workers[0].retune(Timestamp(2), parameters.tuning);
+            workers[0].handle(Timestamp(2), Event::TimePassed, &mut Vec::new());
+        }
+        assert_eq!(workers[0].stats().full, 2);
+
+        let mut workers = pair([1, 0]);
+        let deadline = Timestamp(100);
+        workers[1].handle(Timestamp(2), Event::DrainStarted { deadline }, &mut Vec::new());
+        assert_eq!(accept(&mut workers[0]), 0, "one that drains has not taken a place");
     }
 
     #[test]
