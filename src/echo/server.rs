@@ -302,8 +302,8 @@ impl Server {
         self.advance_drain(now, ops);
     }
 
-    /// Ends those whose time is up. What is left goes off in the next turn, at once: the deadline has
-    /// passed.
+    /// Ends those whose time is up. What is left goes off in the next turn, at once: the deadline
+    /// has passed.
     fn expire(&mut self, now: Timestamp, ops: &mut Vec<Op>) {
         if self.pause.is_over(now, self.wheel.deadline()) {
             for _ in 0..limits::SWEEP_SLOTS_MAX {

@@ -10,7 +10,7 @@ use prometheus::proto::{
 };
 use prometheus::{Encoder, TextEncoder};
 
-use super::snapshot::{ListenerFigures, Snapshot, State, Traffic};
+use super::snapshot::{ListenerFigures, Ring, Snapshot, State, Traffic};
 
 /// Upper bounds of the residence time's buckets, as powers of two of a microsecond: 4 µs to 17 s.
 const BUCKETS: [u32; 20] = [2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 20, 22, 24];
@@ -30,13 +30,12 @@ pub(super) fn text(snapshot: &Snapshot) -> Vec<u8> {
 
 fn of_process(snapshot: &Snapshot) -> Vec<MetricFamily> {
     let total = &snapshot.total;
-    let ring = &total.ring;
     let ready = f64::from(u8::from(snapshot.state == State::Ready));
     let turning = snapshot.workers.iter().filter(|worker| worker.turning).count();
     let build = vec![gauge(&[("version", &snapshot.version)], 1.0)];
     let failures = total.accept_failures.iter();
     let failures = failures.map(|(reason, count)| counter(&[("reason", reason)], *count));
-    vec![
+    let mut families = vec![
         family("build_info", "The version that runs; always 1.", MetricType::GAUGE, build),
         one_gauge("ready", "1 when serving, 0 before and from the start of a drain.", ready),
         one_gauge("uptime_seconds", "Time since the start.", snapshot.uptime_seconds),
@@ -65,6 +64,19 @@ fn of_process(snapshot: &Snapshot) -> Vec<MetricFamily> {
         one_gauge("buffers", "Receive buffers.", total.buffers.total as f64),
         one_gauge("buffers_lent", "Receive buffers in use.", total.buffers.lent as f64),
         one_counter("dropped_bytes_total", "Bytes that could not be echoed.", total.bytes_dropped),
+        family(
+            "accept_failures_total",
+            "Accepts that failed, by reason.",
+            MetricType::COUNTER,
+            failures.collect(),
+        ),
+    ];
+    families.extend(of_ring(&total.ring));
+    families
+}
+
+fn of_ring(ring: &Ring) -> Vec<MetricFamily> {
+    vec![
         one_counter(
             "buffer_waits_total",
             "Receives that found no buffer (ENOBUFS) and waited.",
@@ -91,12 +103,6 @@ fn of_process(snapshot: &Snapshot) -> Vec<MetricFamily> {
             ring.spills_refused,
         ),
         one_counter("full_total", "Times that all places were taken.", ring.full),
-        family(
-            "accept_failures_total",
-            "Accepts that failed, by reason.",
-            MetricType::COUNTER,
-            failures.collect(),
-        ),
     ]
 }
 
