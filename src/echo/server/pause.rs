@@ -31,7 +31,7 @@ impl Pause {
             if over {
                 self.until = None;
                 // What is still late is so because of us.
-                self.turns[1] = now;
+                self.turns = [now, now];
             }
             return over;
         }
