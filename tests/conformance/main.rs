@@ -20,6 +20,7 @@ mod receive;
 mod relay;
 mod send;
 mod succession;
+mod tenants;
 mod turn;
 mod world;
 
@@ -75,6 +76,9 @@ in_each_world! {
     receive::more_wait_for_bulk_than_there_are_large_buffers,
     send::a_send_takes_what_there_is_room_for,
     send::what_a_full_socket_leaves_is_sent_from_aside,
+    send::a_peer_that_has_ended_is_waited_for_in_peace,
+    send::who_stalls_again_is_waited_for_again,
+    send::a_cancel_in_the_same_breath_stops_a_send,
     send::set_aside_pieces_keep_their_order,
     send::two_connections_do_not_mix,
     send::an_answer_that_nobody_waits_for_comes_all_the_same,

@@ -292,7 +292,7 @@ fn has_process_of_its_own() -> bool {
 }
 
 /// The daemon uses multishot receives only where they can be bounded.
-fn modes() -> &'static [ReceiveMode] {
+pub(crate) fn modes() -> &'static [ReceiveMode] {
     static MODES: OnceLock<&'static [ReceiveMode]> = OnceLock::new();
     MODES.get_or_init(|| {
         let features = probe().unwrap_or_else(|unusable| panic!("no ring: {unusable}"));

@@ -37,6 +37,7 @@ mod sealed;
 mod sight;
 mod smoke;
 mod states;
+mod storms;
 mod succession;
 mod tape;
 mod terminal;
