@@ -1,6 +1,7 @@
 //! Operations to submission entries, completions to events: [`Kernel`] on a real ring.
 
 mod alternation;
+mod peer;
 mod receive;
 mod relay;
 mod send;
@@ -57,7 +58,8 @@ pub enum Transport {
 /// A listening socket, and what its connections need to be told.
 #[derive(Debug)]
 pub struct ListeningSocket {
-    /// The socket.
+    /// The socket. On a TCP socket SO_KEEPALIVE is on, with times so long that the kernel does not
+    /// act by itself.
     pub socket: OwnedFd,
     /// What its connections run over.
     pub transport: Transport,
@@ -320,6 +322,8 @@ impl Driver {
                 // to shut down.
                 let _ = SockRef::from(&self.socket(connection).fd).shutdown(how);
             }
+            Op::Probe { connection, silent_s, again } => self.probe(connection, silent_s, again),
+            Op::EndProbe { connection, again } => self.end_probe(connection, again),
             Op::Close { connection } => self.close(connection),
             Op::Abort { connection } => {
                 // Closing with a linger time of 0 sends RST. It fails on no socket that can be

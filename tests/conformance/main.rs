@@ -15,12 +15,12 @@ mod accept;
 mod bench;
 mod busy;
 mod end;
+mod probe;
 mod real;
 mod receive;
 mod relay;
 mod send;
 mod succession;
-mod tenants;
 mod turn;
 mod world;
 
@@ -95,6 +95,8 @@ in_each_world! {
     succession::a_canceled_send_loses_no_bytes,
     succession::what_one_kernel_releases_another_adopts,
     succession::the_core_hands_over_in_mid_transfer,
+    probe::a_silent_peer_that_is_there_answers,
+    probe::the_end_of_a_probe_is_told_behind_a_close,
     end::a_reset_ends_a_receive,
     end::a_reset_ends_a_waiting_send,
     end::a_dead_connection_is_told_once,

@@ -96,6 +96,7 @@ fn parameters(receive_mode: ReceiveMode, budget: Arc<dyn Budget>) -> Parameters 
             stall_timeout: Some(60_000),
             lifetime: None,
             bytes_max: None,
+            keepalive: None,
             rules: Arc::default(),
         },
         buffers: ROOMY.buffers,

@@ -18,6 +18,7 @@ mod doctor;
 mod ending;
 mod faults;
 mod flow;
+mod keepalive;
 mod kept_configuration;
 mod lifecycle;
 mod limits;

@@ -28,6 +28,9 @@ impl Driver {
         let unix = SockRef::from(&fd).domain().is_ok_and(|domain| domain == Domain::UNIX);
         let transport = if unix { Transport::Unix } else { Transport::Tcp };
         let source = source::of(fd.as_fd(), transport).unwrap_or(Source::Untold);
+        if transport == Transport::Tcp {
+            self.hold_adopted(fd.as_fd());
+        }
         self.install(connection, Socket::new(fd, transport));
         if !unsent.is_empty() {
             let mut spill = SpillQueue::new(Arc::clone(&self.memory));

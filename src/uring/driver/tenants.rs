@@ -6,12 +6,14 @@ use nix::sys::eventfd::EfdFlags;
 
 use super::*;
 use crate::echo::op::{Expectation, ReceiveMode};
+use crate::uring::SpillMemory;
 
 fn driver() -> Driver {
     let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).expect("an eventfd");
     Driver::new(Settings {
         listeners: Arc::from([]),
         wake: Arc::new(wake),
+        memory: SpillMemory::new(1 << 20),
         buffers: [8, 0],
         buffer_sizes: [64, 64],
         connections_max: 1,
@@ -63,7 +65,7 @@ fn stale_news_of_room_are_nobodys() {
     driver.socket_mut(former).room = Room::Watched;
     driver.close(former);
     for (result, flags) in [(libc::POLLOUT.into(), more), (-libc::ECANCELED, 0)] {
-        driver.take(Token::Room(former), result, flags, &mut events);
+        driver.take(Token::Writable(former), result, flags, &mut events);
     }
     driver.take(Token::HungUp(former), -libc::ECANCELED, 0, &mut events);
     assert_eq!((events.len(), driver.left_polls.len()), (0, 0));
