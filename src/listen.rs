@@ -22,13 +22,12 @@ pub use bound::SocketFile;
 
 use crate::config::{Address, Kind, ListenerConfig, Tcp};
 
-/// A connection is given up after so many keep-alive probes without an answer…
-const KEEPALIVE_PROBES: u32 = 4;
-/// …which follow each other at this fraction of the first silence, so that it takes twice that
-/// silence in all.
-const KEEPALIVE_INTERVAL_DIVISOR: u32 = 4;
-/// What the kernel counts keep-alive intervals in.
-const KEEPALIVE_INTERVAL_MIN: Duration = Duration::from_secs(1);
+/// The longest silence and interval that the kernel takes (`MAX_TCP_KEEPIDLE`), and the most probes
+/// (`MAX_TCP_KEEPCNT`): with them it never probes by itself. When a peer is to be asked whether it
+/// is still there is decided by the core, see `uring::driver::peer`.
+const KEEPALIVE_NEVER: Duration = Duration::from_secs(32_767);
+/// See [`KEEPALIVE_NEVER`].
+const KEEPALIVE_PROBES: u32 = 127;
 
 /// The name, in `LISTEN_FDNAMES`, of what a process leaves to the next one: sockets that carry
 /// connections. They are no listeners.
@@ -341,15 +340,9 @@ fn prepare(listener: &Listener, tcp: &Tcp, warnings: &mut Vec<String>) -> Result
 pub fn tune(socket: BorrowedFd<'_>, tcp: &Tcp) -> io::Result<()> {
     let socket = SockRef::from(&socket);
     socket.set_tcp_nodelay(tcp.nodelay)?;
-    socket.set_keepalive(tcp.keepalive.is_some())?;
-    if let Some(silence) = tcp.keepalive {
-        let interval = silence / KEEPALIVE_INTERVAL_DIVISOR;
-        let keepalive = TcpKeepalive::new()
-            .with_time(silence)
-            .with_interval(interval.max(KEEPALIVE_INTERVAL_MIN))
-            .with_retries(KEEPALIVE_PROBES);
-        socket.set_tcp_keepalive(&keepalive)?;
-    }
+    // Also where `tcp.keepalive` is off, since a reload may switch it on.
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_NEVER).with_interval(KEEPALIVE_NEVER);
+    socket.set_tcp_keepalive(&keepalive.with_retries(KEEPALIVE_PROBES))?;
     socket.set_tcp_user_timeout(tcp.user_timeout)
 }
 

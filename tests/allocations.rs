@@ -135,6 +135,7 @@ impl Service {
                 stall_timeout: Some(60_000),
                 lifetime: None,
                 bytes_max: None,
+                keepalive: None,
                 rules: Arc::default(),
             },
         });

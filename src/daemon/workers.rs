@@ -17,7 +17,7 @@ use crate::echo::fullness::Fullness;
 use crate::echo::limits;
 use crate::echo::op::Budget;
 use crate::echo::op::{Event, Kernel, ReceiveMode, Timestamp};
-use crate::echo::server::{Parameters, Server, Stats, Tuning};
+use crate::echo::server::{Keepalive, Parameters, Server, Stats, Tuning};
 use crate::handover::Estate;
 use crate::listen::Family;
 use crate::metrics;
@@ -162,6 +162,7 @@ pub(super) fn tuning(config: &Config, places: u32, count: usize, index: usize) -
         stall_timeout: config.timeouts.stall.map(milliseconds),
         lifetime: config.timeouts.lifetime.map(milliseconds),
         bytes_max: config.limits.max_bytes,
+        keepalive: config.tcp.keepalive.map(|it| Keepalive::new(milliseconds(it), count)),
         rules: Arc::new(rules(config)),
     }
 }

@@ -57,7 +57,6 @@ fn inherited(listener: &Listener) -> Finding {
     };
     if listener.family == Family::Tcp {
         tell("nodelay", socket.tcp_nodelay().ok().map(|it| it.to_string()));
-        tell("keepalive", socket.keepalive().ok().map(|it| it.to_string()));
     }
     tell("receive buffer", socket.recv_buffer_size().ok().map(|it| it.to_string()));
     tell("send buffer", socket.send_buffer_size().ok().map(|it| it.to_string()));

@@ -72,6 +72,30 @@ pub const TRICKLE_BUFFERS_MAX: u32 = 1;
 /// costs a turn of the loop where traffic is thin.
 pub const SENDS_PER_TIMED: u32 = 16;
 
+/// A peer that leaves so many probes unanswered is gone.
+pub const PROBES: u8 = 4;
+
+/// Probes follow each other at this fraction of the silence before the first one, so that a dead
+/// peer is found after twice that silence.
+pub const PROBE_INTERVAL_DIVISOR: u64 = 4;
+
+/// Shortest interval between two probes, in milliseconds.
+pub const PROBE_INTERVAL_MS_MIN: u64 = 1_000;
+
+/// How long a probe is waited for before it is looked whether it was answered, in milliseconds; an
+/// answer that takes longer is seen at the next look.
+pub const PROBE_ANSWER_MS: u64 = 2_000;
+
+/// Probes are sent in bursts that follow each other after so many milliseconds.
+pub const PROBE_BURST_MS: u64 = 50;
+
+/// Probes in one burst, over all workers.
+///
+/// Loopback and veth drop what exceeds `net.core.netdev_max_backlog` (1,000) before the receiving
+/// side runs; each probe is answered, and other traffic wants to live. So 8,000 probes a second: a
+/// million peers take two minutes.
+pub const PROBES_PER_BURST: u32 = 400;
+
 const _: () = assert!(TICK_MS_MIN <= TICK_MS_MAX);
 const _: () = assert!(BULKY_RECEIVES_TO_GROW >= 1);
 const _: () =

@@ -307,6 +307,16 @@ pub enum Op {
         /// Which directions.
         how: Shutdown,
     },
+    /// Ask the peer whether it is still there, once; one of this machine is. Done at once, and ended
+    /// by [`Op::EndProbe`], unless the connection is closed or given away before. `silent_s` are
+    /// seconds of silence at least, and at least 1; `again` if the last probe was not answered.
+    #[allow(missing_docs, reason = "said above")]
+    Probe { connection: ConnectionId, silent_s: u16, again: bool },
+    /// Say what became of the probe, and ask no more. Answered once by [`Event::ProbeEnded`], with
+    /// the next turn, even if the connection has been closed by then. A receive that has not
+    /// noticed that bytes are there is ended, as a driver may.
+    #[allow(missing_docs, reason = "said above")]
+    EndProbe { connection: ConnectionId, again: bool },
     /// Close the connection in order (FIN) and forget its set-aside bytes. The kernel must hold no
     /// receive and no send of it any more. Never answered; the slot is free at once.
     Close {
@@ -449,6 +459,13 @@ pub enum Event {
         connection: ConnectionId,
         /// Why.
         error: SendError,
+    },
+    /// Answer to [`Op::EndProbe`].
+    ProbeEnded {
+        /// Whose peer.
+        connection: ConnectionId,
+        /// When anything last came from it, were it an acknowledgement.
+        heard: Timestamp,
     },
     /// The moment named by `Server::deadline` has come (or some other moment: it never harms).
     TimePassed,

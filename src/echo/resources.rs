@@ -50,8 +50,50 @@ pub struct Tuning {
     /// A connection that has received so many bytes is ended in order; what it sends beyond is not
     /// echoed.
     pub bytes_max: Option<u64>,
+    /// When silent peers are asked whether they are still there.
+    pub keepalive: Option<Keepalive>,
     /// Who is let in. Connections that are there already are not judged again.
     pub rules: Arc<Rules>,
+}
+
+/// When silent peers are asked whether they are still there, and at what pace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keepalive {
+    /// Milliseconds of silence before the first probe.
+    pub silence: u64,
+    /// Probes in one burst of this worker, at least 1.
+    pub burst: u32,
+}
+
+impl Keepalive {
+    /// For one of `workers`, which share what a burst may hold.
+    #[must_use]
+    pub fn new(silence: u64, workers: usize) -> Self {
+        let burst = limits::PROBES_PER_BURST / (workers.max(1) as u32);
+        Self { silence, burst: burst.max(1) }
+    }
+
+    /// Milliseconds from one probe to the next.
+    #[must_use]
+    pub fn interval(self) -> u64 {
+        (self.silence / limits::PROBE_INTERVAL_DIVISOR).max(limits::PROBE_INTERVAL_MS_MIN)
+    }
+
+    /// Milliseconds after probe number `attempt`, counted from 1, at which it is looked whether it
+    /// was answered.
+    #[must_use]
+    pub fn wait_for_answer(self, attempt: u8) -> u64 {
+        if attempt < limits::PROBES {
+            self.interval().min(limits::PROBE_ANSWER_MS)
+        } else {
+            self.interval()
+        }
+    }
+
+    /// In what steps the silence of a connection is counted, in milliseconds.
+    pub(super) fn step(self) -> u64 {
+        (self.silence / 32).max(1)
+    }
 }
 
 #[cfg(test)]
@@ -74,6 +116,7 @@ impl Parameters {
                 stall_timeout: None,
                 lifetime: None,
                 bytes_max: None,
+                keepalive: None,
                 rules: Arc::default(),
             },
         }
@@ -84,8 +127,9 @@ impl Parameters {
     /// The tick of the timer wheel: a fraction of the shortest timeout, in milliseconds.
     #[must_use]
     pub fn tick_ms(&self) -> u64 {
-        let Tuning { idle_timeout, stall_timeout, lifetime, .. } = self.tuning;
-        [idle_timeout, stall_timeout, lifetime, Some(self.linger_timeout)]
+        let Tuning { idle_timeout, stall_timeout, lifetime, keepalive, .. } = self.tuning;
+        let silence = keepalive.map(|keepalive| keepalive.silence);
+        [idle_timeout, stall_timeout, lifetime, silence, Some(self.linger_timeout)]
             .into_iter()
             .flatten()
             .min()

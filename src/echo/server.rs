@@ -8,6 +8,9 @@ mod drain;
 mod entrance;
 mod pause;
 #[cfg(test)]
+mod probes;
+mod probing;
+#[cfg(test)]
 mod retune;
 
 use std::collections::VecDeque;
@@ -16,6 +19,7 @@ use std::sync::Arc;
 use self::arming::Arming;
 use self::drain::Drain;
 use self::pause::Pause;
+use self::probing::Probing;
 use super::admission::Admission;
 use super::connection::{Connection, Phase};
 use super::fullness;
@@ -25,7 +29,7 @@ use super::op::{
     AcceptError, Bequest, BufferId, ConnectionId, Event, ListenerId, Op, SizeClass, Timestamp,
 };
 use super::resources::{Context, Resources};
-pub use super::resources::{Parameters, Tuning};
+pub use super::resources::{Keepalive, Parameters, Tuning};
 pub use super::stats::{CloseReason, ListenerStats, RefuseReason, Stats};
 use super::timer::Wheel;
 
@@ -43,6 +47,7 @@ pub struct Server {
     admission: Admission,
     wheel: Wheel,
     pause: Pause,
+    probing: Probing,
     drain: Drain,
     arming: Arming,
     /// Slots given to connections of the process before us: there may be more of them than places.
@@ -78,6 +83,7 @@ impl Server {
                 parameters.tuning.connections_max,
             ),
             pause: Pause::default(),
+            probing: Probing::new(parameters.tuning.connections_max),
             drain: Drain::No,
             arming: Arming::default(),
             inherited: 0,
@@ -133,6 +139,9 @@ impl Server {
         if let Some(at) = self.drain_deadline() {
             consider(at);
         }
+        if let Some(at) = self.probing.deadline() {
+            consider(at);
+        }
         earliest
     }
 
@@ -159,6 +168,7 @@ impl Server {
             | Event::Relayed { .. }
             | Event::SentAside { .. }
             | Event::SendFailed { .. }
+            | Event::ProbeEnded { .. }
             | Event::TimePassed
             | Event::DrainStarted { .. }
             | Event::HandOverStarted { .. }
@@ -198,6 +208,9 @@ impl Server {
                 self.with(now, connection, ops, |connection, context| {
                     connection.on_send_failed(context, error);
                 });
+            }
+            Event::ProbeEnded { connection, heard } => {
+                self.on_probe_ended(now, connection, heard, ops);
             }
             Event::TimePassed => self.on_time_passed(now, ops),
             Event::DrainStarted { deadline } => {
@@ -298,6 +311,7 @@ impl Server {
             }
         }
         self.expire(now, ops);
+        self.send_probes(now, ops);
         self.advance_retiming(now, ops);
         self.advance_drain(now, ops);
     }
@@ -326,15 +340,18 @@ impl Server {
     fn on_timer(&mut self, now: Timestamp, slot: u32, ops: &mut Vec<Op>) {
         let connection = &self.slots[slot as usize];
         let id = ConnectionId::new(slot, connection.generation());
-        match connection.due(&self.resources, now) {
-            Some(due) if due <= now => {
-                self.with(now, id, ops, |connection, context| {
-                    connection.on_due(context);
-                    context.timer_changed = true;
-                });
-            }
-            Some(due) => self.wheel.set(slot, due),
-            None => {}
+        if connection.due(&self.resources, now).is_some_and(|due| due <= now) {
+            return self.with(now, id, ops, |connection, context| {
+                connection.on_due(context);
+                context.timer_changed = true;
+            });
+        }
+        self.note_last_byte(now, slot);
+        if self.probe_due(now, slot).is_some_and(|due| due <= now) {
+            self.advance_probe(now, id, ops);
+        }
+        if let Some(due) = self.next_timer(now, slot) {
+            self.wheel.set(slot, due);
         }
     }
 
@@ -389,6 +406,7 @@ impl Server {
 
     fn open(&mut self, now: Timestamp, id: ConnectionId, ops: &mut Vec<Op>) {
         self.resources.stats.connections += 1;
+        self.begin_silence(now, id.slot());
         let drain = self.drain;
         self.with(now, id, ops, |connection, context| {
             connection.open(context);
@@ -453,7 +471,7 @@ impl Server {
         let Context { closed, timer_changed, .. } = context;
         if closed {
             self.on_closed(now, id);
-        } else if timer_changed && let Some(due) = connection.due(&self.resources, now) {
+        } else if timer_changed && let Some(due) = self.next_timer(now, id.slot()) {
             self.wheel.set(id.slot(), due);
         }
     }
@@ -461,6 +479,7 @@ impl Server {
     fn on_closed(&mut self, now: Timestamp, id: ConnectionId) {
         self.admission.leave(now, id.slot());
         self.wheel.clear(id.slot());
+        self.probing.forget(id.slot());
         self.free.push(id.slot());
         self.resources.stats.connections -= 1;
         for listener in &mut self.listeners {

@@ -1,12 +1,15 @@
 //! Operations to submission entries, completions to events: [`Kernel`] on a real ring.
 
 mod alternation;
+mod peer;
 mod receive;
 mod relay;
 mod send;
 mod succession;
+#[cfg(test)]
+mod tenants;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::io;
 use std::mem::{ManuallyDrop, MaybeUninit};
@@ -22,7 +25,7 @@ use socket2::SockRef;
 use self::alternation::{Alternation, Tries};
 use self::receive::{HangUp, Receiving};
 use self::relay::Scratch;
-use self::send::{OnWritable, QuietSend};
+use self::send::{OnWritable, QuietSend, Room};
 use super::buffers::{BufferRing, BufferStack};
 use super::errno;
 use super::prepared::PreparedRing;
@@ -55,7 +58,8 @@ pub enum Transport {
 /// A listening socket, and what its connections need to be told.
 #[derive(Debug)]
 pub struct ListeningSocket {
-    /// The socket.
+    /// The socket. On a TCP socket SO_KEEPALIVE is on, with times so long that the kernel does not
+    /// act by itself.
     pub socket: OwnedFd,
     /// What its connections run over.
     pub transport: Transport,
@@ -123,9 +127,9 @@ impl fmt::Display for DriverError {
 /// The socket of a connection. 8 bytes.
 struct Socket {
     fd: OwnedFd,
-    transport: Transport,
     receiving: Receiving,
     hang_up: HangUp,
+    room: Room,
     /// Whether a send is under way that tells only of its failure.
     sends_quietly: bool,
 }
@@ -136,10 +140,19 @@ impl Socket {
     fn new(fd: OwnedFd, transport: Transport) -> Self {
         Self {
             fd,
-            transport,
             receiving: Receiving::No,
-            hang_up: HangUp::Unwatched,
+            hang_up: HangUp::of(transport),
+            room: Room::Unwatched,
             sends_quietly: false,
+        }
+    }
+
+    fn transport(&self) -> Transport {
+        match self.hang_up {
+            HangUp::Unneeded => Transport::Tcp,
+            HangUp::Unwatched | HangUp::Watched | HangUp::Canceled | HangUp::Seen => {
+                Transport::Unix
+            }
         }
     }
 }
@@ -161,6 +174,9 @@ pub struct Driver {
     scratch: Scratch,
     /// The socket of each slot.
     sockets: Vec<Option<Socket>>,
+    /// Polls of connections that are gone, by `user_data`: they have been canceled and are to end.
+    /// The slots may be somebody else's by then.
+    left_polls: HashSet<u64>,
     listeners: Arc<[ListeningSocket]>,
     /// The accept that is armed on each listener.
     accepting: Vec<Option<ConnectionId>>,
@@ -235,6 +251,7 @@ impl Driver {
             relay_limits: HashMap::new(),
             scratch: Scratch::new().map_err(no_memory)?,
             sockets: Vec::with_capacity(settings.connections_max as usize),
+            left_polls: HashSet::new(),
             accepting: vec![None; settings.listeners.len()],
             names_sources: false,
             listeners: settings.listeners,
@@ -291,7 +308,7 @@ impl Driver {
             Op::SendHeld { connection, buffer, offset, length } => {
                 self.await_room(connection, OnWritable::SendHeld { buffer, offset, length });
             }
-            Op::CancelSend { connection } => self.ring.cancel(Token::Writable(connection)),
+            Op::CancelSend { connection } => self.cancel_send(connection),
             Op::Recycle { buffer } => match buffer.class {
                 SizeClass::Small => self.small.recycle(buffer.index),
                 SizeClass::Large => self.large.recycle(buffer.index),
@@ -305,6 +322,8 @@ impl Driver {
                 // to shut down.
                 let _ = SockRef::from(&self.socket(connection).fd).shutdown(how);
             }
+            Op::Probe { connection, silent_s, again } => self.probe(connection, silent_s, again),
+            Op::EndProbe { connection, again } => self.end_probe(connection, again),
             Op::Close { connection } => self.close(connection),
             Op::Abort { connection } => {
                 // Closing with a linger time of 0 sends RST. It fails on no socket that can be
@@ -326,13 +345,47 @@ impl Driver {
         let awaited = self.on_writable.get(&connection.slot());
         assert!(awaited.is_none(), "{connection:?} is closed while it waits for room");
         self.spills.remove(&connection.slot());
+        let fd = self.take_socket(connection);
+        self.ring.close(fd);
+    }
+
+    /// Takes the socket out of its slot. Its polls are canceled: each holds the file open, so the
+    /// peer would never see the end.
+    fn take_socket(&mut self, connection: ConnectionId) -> OwnedFd {
         let socket = self.sockets[connection.slot() as usize].take().expect(OPEN);
         self.open -= 1;
-        if socket.hang_up == HangUp::Watched {
-            // A poll holds its file open: the peer would never see the end.
-            self.ring.cancel(Token::HungUp(connection));
+        let hang_up = match socket.hang_up {
+            HangUp::Watched => Some(true),
+            HangUp::Canceled => Some(false),
+            HangUp::Unneeded | HangUp::Unwatched | HangUp::Seen => None,
+        };
+        let room = match socket.room {
+            Room::Watched => Some(true),
+            Room::Canceled => Some(false),
+            Room::Unwatched => None,
+        };
+        let polls = [(Token::HungUp(connection), hang_up), (Token::Writable(connection), room)];
+        for (token, armed) in polls {
+            if armed == Some(true) {
+                self.ring.cancel(token);
+            }
+            if armed.is_some() {
+                self.left_polls.insert(token.pack());
+            }
         }
-        self.ring.close(socket.fd);
+        socket.fd
+    }
+
+    /// Whether a completion is of a poll whose connection is gone, and so of no meaning.
+    fn is_left(&mut self, poll: Token, flags: u32) -> bool {
+        if self.left_polls.is_empty() {
+            return false;
+        }
+        if cqueue::more(flags) {
+            self.left_polls.contains(&poll.pack())
+        } else {
+            self.left_polls.remove(&poll.pack())
+        }
     }
 
     fn arm_wake(&mut self) {
@@ -357,9 +410,9 @@ impl Driver {
     /// Appends what a completion tells the core, if anything. An event is written where it stays:
     /// handing it up and copying it, in one piece what was written in small ones, makes the
     /// processor wait (95 instead of 104 ns of our own code an echo).
-    fn take(&mut self, completion: &cqueue::Entry, events: &mut Vec<Event>) {
-        let (result, flags) = (completion.result(), completion.flags());
-        match Token::unpack(completion.user_data()) {
+    #[inline(always)]
+    fn take(&mut self, token: Token, result: i32, flags: u32, events: &mut Vec<Event>) {
+        match token {
             Token::Accept(connection) => events.push(self.accepted(connection, result)),
             Token::Receive(connection, SizeClass::Small) => {
                 self.received_small(connection, result, flags, events);
@@ -368,10 +421,11 @@ impl Driver {
                 self.received_large(connection, result, flags, events);
             }
             Token::Readable(connection) => self.readable(connection, result, events),
+            poll @ (Token::HungUp(_) | Token::Writable(_)) if self.is_left(poll, flags) => {}
             Token::HungUp(connection) => self.hung_up(connection, result),
             Token::Send(connection) => self.sent(connection, result, events),
             Token::QuietSend(connection) => self.quiet_send_failed(connection, result, events),
-            Token::Writable(connection) => self.writable(connection, result, events),
+            Token::Writable(connection) => self.writable(connection, result, flags, events),
             Token::Wake => {
                 self.wake_armed = false;
                 // The descriptor does not block; nothing to read means that somebody was quicker to
@@ -431,7 +485,7 @@ impl Kernel for Driver {
 
     fn source_of(&self, connection: ConnectionId) -> Source {
         let socket = self.socket(connection);
-        source::of(socket.fd.as_fd(), socket.transport).unwrap_or(Source::Untold)
+        source::of(socket.fd.as_fd(), socket.transport()).unwrap_or(Source::Untold)
     }
 
     fn submit(&mut self, ops: &mut Vec<Op>) {
@@ -462,7 +516,8 @@ impl Kernel for Driver {
         let idle = completions.is_empty();
         self.answer_quiet_sends(completions, events);
         for completion in &*completions {
-            self.take(completion, events);
+            let token = Token::unpack(completion.user_data());
+            self.take(token, completion.result(), completion.flags(), events);
         }
         self.reaped = reaped;
         self.settle_tries();

@@ -122,16 +122,17 @@ impl Ring {
         self.push_bare(entry.build().user_data(token.pack()));
     }
 
-    /// Waits until `fd` has room for bytes to be sent.
-    pub(super) fn poll_writable(&mut self, fd: BorrowedFd<'_>, token: Token) {
-        let entry = opcode::PollAdd::new(types::Fd(fd.as_raw_fd()), libc::POLLOUT as u32);
-        self.push_bare(entry.build().user_data(token.pack()));
-    }
-
     /// Waits until the peer of `fd` sends no more: it has shut down its side, or is gone.
     pub(super) fn poll_hang_up(&mut self, fd: BorrowedFd<'_>, token: Token) {
         let entry = opcode::PollAdd::new(types::Fd(fd.as_raw_fd()), libc::POLLRDHUP as u32);
         self.push_bare(entry.build().user_data(token.pack()));
+    }
+
+    /// Tells each time that `fd` may have room for more bytes, and now if it has; also when its
+    /// peer has shut down its side, or it is dead. Goes on until it is canceled.
+    pub(super) fn poll_room(&mut self, fd: BorrowedFd<'_>, token: Token) {
+        let entry = opcode::PollAdd::new(types::Fd(fd.as_raw_fd()), libc::POLLOUT as u32);
+        self.push_bare(entry.multi(true).build().user_data(token.pack()));
     }
 
     /// Completes after a while. A wait with a time limit of its own starts and stops a timer, which

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use echo_uring::echo::op::{
     BufferId, ConnectionId, Event, Expectation, Kernel, ListenerId, Op, ReceiveEnd, ReceiveMode,
-    SizeClass, Source,
+    SendError, SizeClass, Source,
 };
 
 use crate::fake::peer::PeerId;
@@ -98,6 +98,19 @@ impl<W: World> Bench<W> {
     pub(crate) fn silence(&mut self) {
         let event = self.next_if_any();
         assert_eq!(event, None, "nothing was expected");
+    }
+
+    /// Nothing must happen for a while, and the kernel must not be busy with it: after a turn or two
+    /// that end in vain, one lasts as long as it may.
+    pub(crate) fn rest(&mut self) {
+        for _ in 0..4 {
+            let began = self.world.kernel().now();
+            self.silence();
+            if self.world.kernel().now() >= began.plus(SILENCE_MS) {
+                return;
+            }
+        }
+        panic!("turn after turn ends early, and none tells why");
     }
 
     /// One turn of at most so many milliseconds; what it brings is kept for `next`.
@@ -231,6 +244,16 @@ impl<W: World> Bench<W> {
         let length = sent_aside(event, aside);
         self.say([Op::ForgetAside { connection, length }]);
         length
+    }
+
+    /// Takes back the send of set-aside bytes that waits. Returns how many are still aside.
+    pub(crate) fn take_back(&mut self, connection: ConnectionId, aside: u32) -> u32 {
+        self.say([Op::CancelSend { connection }]);
+        match self.next() {
+            Event::SendFailed { error: SendError::Stopped, .. } => aside,
+            event @ Event::SentAside { .. } => aside - self.forget(connection, event, aside),
+            other => panic!("a send that stopped was expected, not {other:?}"),
+        }
     }
 
     /// Sends the rest of the set-aside bytes, one send of which waits already, while the peer

@@ -50,6 +50,8 @@ impl Real {
     fn new(setup: Setup, busy: bool, domain: Domain, address: &SockAddr) -> Self {
         let listener = Socket::new(domain, Type::STREAM, None).expect("a socket");
         listener.set_send_buffer_size(SOCKET_BUFFER).expect("SO_SNDBUF");
+        // The kernel's own time is two hours: it asks when it is told to.
+        listener.set_keepalive(true).expect("SO_KEEPALIVE");
         listener.bind(address).expect("a free address");
         listener.listen(16).expect("listen");
         let address = listener.local_addr().expect("its address");

@@ -27,6 +27,61 @@ pub(crate) fn what_a_full_socket_leaves_is_sent_from_aside<W: World>() {
     bench.silence();
 }
 
+/// Goal: a peer that has said its last and does not read costs nothing while its echo waits. (For
+/// poll(2) its end is an event that lasts.) Method: the end comes before, or while, a send waits.
+pub(crate) fn a_peer_that_has_ended_is_waited_for_in_peace<W: World>() {
+    for ends_first in [true, false] {
+        let mut bench = Bench::<W>::new(ROOMY);
+        let peer = bench.accept(name(0));
+        let (written, mut aside) = bench.block(peer, name(0));
+        if ends_first {
+            aside = bench.take_back(name(0), aside);
+            bench.world.finish(peer);
+            bench.say([Op::SendAside { connection: name(0) }]);
+        } else {
+            bench.world.finish(peer);
+        }
+        bench.rest();
+        let read = bench.flush(peer, name(0), aside);
+        bench.read_all(peer, written - read);
+        bench.rest();
+    }
+}
+
+/// Goal: no wait is forgotten because of an earlier one. Method: stall and catch up, over and over,
+/// with a cancel now and then.
+pub(crate) fn who_stalls_again_is_waited_for_again<W: World>() {
+    let mut bench = Bench::<W>::new(ROOMY);
+    let peer = bench.accept(name(0));
+    for round in 0..6 {
+        let (written, mut aside) = bench.block(peer, name(0));
+        if round % 3 == 1 {
+            aside = bench.take_back(name(0), aside);
+            bench.say([Op::SendAside { connection: name(0) }]);
+        }
+        let read = bench.flush(peer, name(0), aside);
+        bench.read_all(peer, written - read);
+        if round % 2 == 0 {
+            bench.rest();
+        }
+    }
+}
+
+/// Goal: a cancel reaches a send that the kernel has not even seen yet, and it answers once.
+pub(crate) fn a_cancel_in_the_same_breath_stops_a_send<W: World>() {
+    let mut bench = Bench::<W>::new(ROOMY);
+    let peer = bench.accept(name(0));
+    let (written, mut aside) = bench.block(peer, name(0));
+    aside = bench.take_back(name(0), aside);
+    let connection = name(0);
+    bench.say([Op::SendAside { connection }, Op::CancelSend { connection }]);
+    assert_eq!(bench.next(), Event::SendFailed { connection, error: SendError::Stopped });
+    bench.rest();
+    bench.say([Op::SendAside { connection }]);
+    let read = bench.flush(peer, connection, aside);
+    bench.read_all(peer, written - read);
+}
+
 pub(crate) fn set_aside_pieces_keep_their_order<W: World>() {
     let mut bench = Bench::<W>::new(ROOMY);
     let peer = bench.accept(name(0));

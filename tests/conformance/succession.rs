@@ -7,28 +7,18 @@ use std::time::{Duration, Instant};
 use echo_uring::echo::admission::SourceBook;
 use echo_uring::echo::fullness::Fullness;
 use echo_uring::echo::op::Budget;
-use echo_uring::echo::op::{Event, Kernel, Op, ReceiveMode, SendError, Timestamp};
+use echo_uring::echo::op::{Event, Kernel, Op, ReceiveMode, Timestamp};
 use echo_uring::echo::server::{CloseReason, Parameters, Server, Tuning};
 
 use crate::bench::{Bench, name, receive};
 use crate::world::{ROOMY, World};
-
-/// Takes back the send of set-aside bytes that waits. Returns how many bytes are still aside.
-fn take_back<W: World>(bench: &mut Bench<W>, aside: u32) -> u32 {
-    bench.say([Op::CancelSend { connection: name(0) }]);
-    match bench.next() {
-        Event::SendFailed { error: SendError::Stopped, .. } => aside,
-        Event::SentAside { length, .. } if length < aside => aside - length,
-        other => panic!("a send that stopped was expected, not {other:?}"),
-    }
-}
 
 pub(crate) fn a_canceled_send_loses_no_bytes<W: World>() {
     let mut bench = Bench::<W>::new(ROOMY);
     let peer = bench.accept(name(0));
     let (written, mut aside) = bench.block(peer, name(0));
     for _ in 0..3 {
-        aside = take_back(&mut bench, aside);
+        aside = bench.take_back(name(0), aside);
         bench.silence();
         bench.say([Op::SendAside { connection: name(0) }]);
     }
@@ -43,7 +33,7 @@ pub(crate) fn what_one_kernel_releases_another_adopts<W: World>() {
     let mut bench = Bench::<W>::new(ROOMY);
     let peer = bench.accept(name(0));
     let (written, aside) = bench.block(peer, name(0));
-    let aside = take_back(&mut bench, aside);
+    let aside = bench.take_back(name(0), aside);
     // Bytes that nobody received yet stay with the socket.
     bench.world.write(peer, 70);
     bench.world.succeed(&[(name(0), name(5))]);
@@ -107,6 +97,7 @@ fn parameters(receive_mode: ReceiveMode, budget: Arc<dyn Budget>) -> Parameters 
             stall_timeout: Some(60_000),
             lifetime: None,
             bytes_max: None,
+            keepalive: None,
             rules: Arc::default(),
         },
         buffers: ROOMY.buffers,

@@ -92,6 +92,7 @@ pub(crate) fn the_core_echoes_and_drains<W: World>() {
                 stall_timeout: Some(60_000),
                 lifetime: None,
                 bytes_max: None,
+                keepalive: None,
                 rules: Arc::default(),
             },
         });

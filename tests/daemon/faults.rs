@@ -62,7 +62,7 @@ fn failing_turns(error: &str) {
     let daemon = Launch { wrapper, ..launch }.start();
     let plan = |seed| {
         let ending = if seed % 2 == 0 { Ending::WithLastByte } else { Ending::AfterEcho };
-        Plan { seed, total: 200_000, largest_piece: 64 * 1024, ending }
+        Plan { seed, total: 200_000, largest_piece: 64 * 1024, ending, urgent: false }
     };
     let flows = (0..30).map(|seed| Flow::new(daemon.place().connect(), plan(seed))).collect();
     assert_eq!(flow::run(flows, patience(60.0)), 30 * 200_000);

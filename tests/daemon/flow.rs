@@ -33,6 +33,8 @@ pub(crate) struct Plan {
     pub(crate) largest_piece: u64,
     /// When it sends its end.
     pub(crate) ending: Ending,
+    /// Whether some of its pieces are sent as urgent data: the last byte of each is marked.
+    pub(crate) urgent: bool,
 }
 
 /// One connection on its way.
@@ -95,7 +97,13 @@ impl Flow {
             self.piece_sent = 0;
             self.tape.copy(self.sent, &mut self.piece);
         }
-        match (&self.socket).write(&self.piece[self.piece_sent..]) {
+        let rest = &self.piece[self.piece_sent..];
+        let outcome = if self.plan.urgent && self.dice.below(4) == 0 {
+            self.socket.send_out_of_band(rest)
+        } else {
+            (&self.socket).write(rest)
+        };
+        match outcome {
             Ok(length) => {
                 self.piece_sent += length;
                 self.sent += length as u64;

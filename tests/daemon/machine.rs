@@ -134,6 +134,15 @@ impl Process {
         threads.map(|thread| cpu_time(&thread.unwrap().path())).collect()
     }
 
+    /// The names of all its threads, also of those that the kernel made for it.
+    pub(crate) fn names_of_threads(self) -> Vec<String> {
+        let threads = fs::read_dir(self.directory().join("task")).into_iter().flatten().flatten();
+        // One may end while it is looked at.
+        let names =
+            threads.filter_map(|thread| fs::read_to_string(thread.path().join("comm")).ok());
+        names.map(|name| name.trim_end().to_owned()).collect()
+    }
+
     /// Its anonymous resident memory in bytes.
     pub(crate) fn anonymous_memory(self) -> u64 {
         let status = fs::read_to_string(self.directory().join("status")).unwrap();

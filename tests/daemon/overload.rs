@@ -302,7 +302,7 @@ fn rounds_of_a_thousand(place: &Place) -> Vec<Socket> {
 fn bulk_of_a_thousand(place: &Place) {
     let plan = |seed| {
         let ending = if seed % 2 == 0 { Ending::WithLastByte } else { Ending::AfterEcho };
-        Plan { seed, total: 50_000, largest_piece: 32 * 1024, ending }
+        Plan { seed, total: 50_000, largest_piece: 32 * 1024, ending, urgent: false }
     };
     let flows = (0..1000).map(|seed| Flow::new(place.connect(), plan(seed))).collect();
     assert_eq!(flow::run(flows, patience(60.0)), 50_000_000);

@@ -30,7 +30,7 @@ fn flows(place: &Place, count: u64, total: u64) -> Vec<Flow> {
         let wanted = if seed + 1 == count { left } else { dice.below(2 * share).min(left) };
         left -= wanted;
         let ending = if dice.below(2) == 0 { Ending::WithLastByte } else { Ending::AfterEcho };
-        Plan { seed, total: wanted, largest_piece: MIB, ending }
+        Plan { seed, total: wanted, largest_piece: MIB, ending, urgent: false }
     };
     (0..count).map(plan).map(|plan| Flow::new(place.connect(), plan)).collect()
 }

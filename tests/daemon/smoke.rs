@@ -56,7 +56,7 @@ fn bulk_is_exact() {
     let daemon = Launch::with_config("[server]\nworkers = 2\n").start();
     let plan = |seed| {
         let ending = if seed % 2 == 0 { Ending::WithLastByte } else { Ending::AfterEcho };
-        Plan { seed, total: 500_000, largest_piece: 256 * 1024, ending }
+        Plan { seed, total: 500_000, largest_piece: 256 * 1024, ending, urgent: false }
     };
     let flows = (0..40).map(|seed| Flow::new(daemon.place().connect(), plan(seed))).collect();
     assert_eq!(flow::run(flows, patience(60.0)), 40 * 500_000);

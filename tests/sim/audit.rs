@@ -5,9 +5,10 @@
 //! breach is a panic. It also holds the core to its promises: no connection is ended without a
 //! cause, no limit is passed, no failed accept spins.
 
+use echo_uring::echo::limits::PROBES;
 use echo_uring::echo::op::{
     AcceptError, BufferId, ConnectionId, Event, ListenerId, Op, ReceiveEnd, ReceiveMode, SendError,
-    Shutdown, SizeClass, When,
+    Shutdown, SizeClass, Timestamp, When,
 };
 use echo_uring::echo::server::Tuning;
 
@@ -113,6 +114,10 @@ struct Open {
     active_at: u64,
     /// The last time that bytes went, or that there began to be something to send.
     progress_at: u64,
+    /// When its peer was asked whether it is still there, if nobody has said what came of it.
+    asked_at: Option<u64>,
+    /// Probes in a row that were not answered.
+    unanswered: u8,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -149,6 +154,8 @@ impl Open {
             accepted_at: now,
             active_at: now,
             progress_at: now,
+            asked_at: None,
+            unanswered: 0,
         }
     }
 }
@@ -239,12 +246,23 @@ impl Audit {
             }
             Event::Sent { connection, length } => self.sent(now, connection, length, false),
             Event::SentAside { connection, length } => self.sent(now, connection, length, true),
+            Event::ProbeEnded { connection, heard } => self.probe_ended(connection, heard),
             Event::SendFailed { connection, error } => {
                 let open = self.open(connection);
                 assert!(open.send.take().is_some(), "seam: {connection:?} was not sending");
                 open.dead |= matches!(error, SendError::Failed(_));
             }
         }
+    }
+
+    /// An answer that is missing to the last probe is a reason to end a connection.
+    fn probe_ended(&mut self, connection: ConnectionId, heard: Timestamp) {
+        // It may have been closed since.
+        let tenant = self.tenants.iter_mut().find(|(name, _)| *name == connection);
+        let Some((_, Tenant::Open(open))) = tenant else { return };
+        let asked = open.asked_at.take().expect("seam: an answer that nobody asked for");
+        open.unanswered = if heard.0 >= asked { 0 } else { open.unanswered + 1 };
+        open.dead |= open.unanswered >= PROBES;
     }
 
     /// The core has asked for this.
@@ -315,6 +333,15 @@ impl Audit {
                 let waits = matches!(open.send, Some(Sending::Aside | Sending::Held(..)));
                 assert!(waits, "contract: {connection:?} waits for no room");
                 open.send_canceled = true;
+            }
+            Op::Probe { connection, .. } => {
+                let open = self.open(connection);
+                let asked = open.asked_at.replace(now);
+                assert_eq!(asked, None, "contract: {connection:?} is asked twice at the same time");
+            }
+            Op::EndProbe { connection, .. } => {
+                let asked = self.open(connection).asked_at;
+                assert!(asked.is_some(), "contract: {connection:?} was not asked");
             }
             Op::Recycle { buffer } => self.recycle(buffer),
             Op::Shutdown { connection, how: Shutdown::Write } => {

@@ -10,7 +10,7 @@ use crate::fake::trace::Note;
 use crate::history::History;
 
 /// What must be met, besides every way of closing.
-const OCCASIONS: [&str; 38] = [
+const OCCASIONS: [&str; 39] = [
     "a multishot receive",
     "a one-shot receive",
     "a receive into a large buffer",
@@ -21,6 +21,7 @@ const OCCASIONS: [&str; 38] = [
     "a FIN of our own",
     "a shutdown of both",
     "an abort",
+    "a silent peer asked",
     "a receive ended by data",
     "bytes with more behind them",
     "an end of stream",
@@ -168,11 +169,14 @@ fn of_op(op: &Op) -> Option<&'static str> {
         Op::Shutdown { how: Shutdown::Write, .. } => "a FIN of our own",
         Op::Shutdown { how: Shutdown::Both, .. } => "a shutdown of both",
         Op::Abort { .. } => "an abort",
+        Op::Probe { again: false, .. } => "a silent peer asked",
         Op::Accept { .. }
         | Op::NameSources
         | Op::OmitSources
         | Op::SendAside { .. }
         | Op::ForgetAside { .. }
+        | Op::Probe { .. }
+        | Op::EndProbe { .. }
         | Op::Recycle { .. }
         | Op::Close { .. } => return None,
     })
@@ -215,6 +219,7 @@ fn of_event(event: &Event) -> Option<&'static str> {
         | Event::Received { .. }
         | Event::Relayed { .. }
         | Event::Sent { .. }
+        | Event::ProbeEnded { .. }
         | Event::TimePassed
         | Event::HandOverStarted { .. }
         | Event::DrainStarted { .. } => return None,

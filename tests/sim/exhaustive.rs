@@ -92,6 +92,7 @@ impl World {
                 stall_timeout: None,
                 lifetime: None,
                 bytes_max: None,
+                keepalive: None,
                 rules: Arc::default(),
             },
         };

@@ -12,7 +12,7 @@ use echo_uring::echo::admission::{Access, Caps, Ranges, Rules, SourceBook};
 use echo_uring::echo::fullness::Fullness;
 use echo_uring::echo::limits::QUEUE_CHUNKS_MAX;
 use echo_uring::echo::op::{Bequest, ConnectionId, Event, Kernel, Op, ReceiveMode, Timestamp};
-use echo_uring::echo::server::{CloseReason, Parameters, Server, Stats, Tuning};
+use echo_uring::echo::server::{CloseReason, Keepalive, Parameters, Server, Stats, Tuning};
 
 use crate::audit::door::Door;
 use crate::audit::{Audit, Limits};
@@ -141,6 +141,7 @@ impl Scenario {
                 stall_timeout: timeouts[choice.below(4)],
                 lifetime: [None, None, None, Some(200), Some(6_000)][choice.below(5)],
                 bytes_max: [None, None, None, Some(1), Some(17), Some(100)][choice.below(6)],
+                keepalive: draw_keepalive(choice),
                 rules: Arc::new(draw_rules(choice)),
             },
         };
@@ -202,6 +203,7 @@ fn draw_retunes(choice: &mut Choice, stayers_are_ended: bool) -> Vec<(usize, Tun
                 stall_timeout: timeouts[choice.below(4)],
                 lifetime: None,
                 bytes_max: None,
+                keepalive: draw_keepalive(choice),
                 rules: Arc::default(),
             };
             (choice.below(150), tuning, draw_budget_limit(choice))
@@ -209,6 +211,11 @@ fn draw_retunes(choice: &mut Choice, stayers_are_ended: bool) -> Vec<(usize, Tun
         .collect();
     retunes.sort_by_key(|(turn, ..)| std::cmp::Reverse(*turn));
     retunes
+}
+
+fn draw_keepalive(choice: &mut Choice) -> Option<Keepalive> {
+    let silence = [None, None, Some(1_000), Some(7_000), Some(60_000)][choice.below(5)];
+    silence.map(|silence| Keepalive { silence, burst: 1 + choice.below(3) as u32 })
 }
 
 /// In half of the histories nobody takes over; in the others up to three, one from the other.
@@ -485,9 +492,10 @@ impl History {
         };
         self.scenario.budget.set_limit(budget_limit);
         // Who is let in, for how long and with how much stays as it was.
-        let Tuning { connections_max, idle_timeout, stall_timeout, .. } = tuning;
+        let Tuning { connections_max, keepalive, idle_timeout, stall_timeout, .. } = tuning;
         let tuning = Tuning {
             connections_max,
+            keepalive,
             idle_timeout,
             stall_timeout,
             ..self.scenario.parameters.tuning.clone()

@@ -192,6 +192,7 @@ impl Saboteur {
             | Event::Relayed { .. }
             | Event::SentAside { .. }
             | Event::SendFailed { .. }
+            | Event::ProbeEnded { .. }
             | Event::TimePassed
             | Event::DrainStarted { .. }
             | Event::HandOverStarted { .. }
@@ -270,6 +271,8 @@ impl Saboteur {
             | Op::CancelSend { .. }
             | Op::AwaitSends
             | Op::Shutdown { .. }
+            | Op::Probe { .. }
+            | Op::EndProbe { .. }
             | Op::Close { .. }
             | Op::Abort { .. } => {
                 if !(forgets(bug, op) && self.strikes()) {
@@ -332,6 +335,8 @@ fn forgets(bug: Bug, op: Op) -> bool {
         | Op::SetAside { .. }
         | Op::ForgetAside { .. }
         | Op::Recycle { .. }
+        | Op::Probe { .. }
+        | Op::EndProbe { .. }
         | Op::Shutdown { .. } => false,
     }
 }

@@ -69,6 +69,7 @@ fn tuning(idle_timeout: u64, rules: Rules) -> Tuning {
         stall_timeout: None,
         lifetime: None,
         bytes_max: None,
+        keepalive: None,
         rules: Arc::new(rules),
     }
 }

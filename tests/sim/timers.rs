@@ -66,6 +66,7 @@ impl World {
                 stall_timeout: only(&[Kind::StallAside, Kind::StallHeld, Kind::StallRelayed]),
                 lifetime: only(&[Kind::Lifetime]),
                 bytes_max: None,
+                keepalive: None,
                 rules: Arc::default(),
             },
         });

@@ -287,8 +287,13 @@ fn op_text(op: &Op) -> String {
         Op::Shutdown { how: Shutdown::Both, .. } => "shut down".into(),
         Op::Close { .. } => "close".into(),
         Op::Abort { .. } => "abort".into(),
-        Op::Accept { .. } | Op::CancelAccept { .. } | Op::NameSources | Op::OmitSources => {
-            unreachable!("a connection accepts nothing")
+        Op::Accept { .. }
+        | Op::CancelAccept { .. }
+        | Op::NameSources
+        | Op::OmitSources
+        | Op::Probe { .. }
+        | Op::EndProbe { .. } => {
+            unreachable!("that is the server's affair")
         }
     }
 }

@@ -1,7 +1,7 @@
 //! How long a connection may be silent, stalled or alive, and what follows when its time is up.
 
 use super::{CloseReason, Connection, Context, Phase, Receive, Send, Step};
-use crate::echo::op::Timestamp;
+use crate::echo::op::{ConnectionError, Timestamp};
 use crate::echo::resources::Resources;
 
 impl Connection {
@@ -50,6 +50,27 @@ impl Connection {
             },
         };
         Some(Timestamp((now.0 + patience).saturating_sub(quiet)))
+    }
+
+    /// Whether its peer may be asked whether it is still there: nothing else waits for it.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.phase == Phase::Open
+            && matches!(self.send, Send::Idle | Send::Trying { .. })
+            && !self.is_relay_blocked()
+            && !matches!(self.receive, Receive::Starved | Receive::Retrying)
+    }
+
+    /// When bytes last moved in either direction, at the latest.
+    #[must_use]
+    pub fn last_moved(&self, now: Timestamp) -> Timestamp {
+        Timestamp(now.0.saturating_sub(self.progress.elapsed(now)))
+    }
+
+    /// Its peer leaves every probe unanswered.
+    pub fn on_lost(&mut self, context: &mut Context) {
+        self.fail(context, ConnectionError::Unreachable);
+        self.advance(context);
     }
 
     /// Its time is up.

@@ -12,6 +12,7 @@ fn tuning(connections_max: usize, idle_timeout: Option<u64>) -> Tuning {
         stall_timeout: None,
         lifetime: None,
         bytes_max: None,
+        keepalive: None,
         rules: Arc::default(),
     }
 }

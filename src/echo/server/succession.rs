@@ -85,6 +85,7 @@ impl Server {
         assert_eq!(self.connection(id).phase(), Phase::Free, "{id:?} is taken");
         self.resources.count_taken_over(bequest.listener);
         self.resources.stats.connections += 1;
+        self.begin_silence(now, id.slot());
         self.with(now, id, ops, |connection, context| {
             connection.adopt(context, bequest);
             context.timer_changed = true;

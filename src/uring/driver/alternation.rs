@@ -167,7 +167,7 @@ impl Driver {
         let socket = self.socket_mut(connection);
         if socket.hang_up == HangUp::Watched {
             // A one-shot receive sees the end by itself.
-            socket.hang_up = HangUp::Unwatched;
+            socket.hang_up = HangUp::Canceled;
             self.ring.cancel(Token::HungUp(connection));
         }
         self.arm_small(connection, ReceiveMode::Once, Expectation::Data);

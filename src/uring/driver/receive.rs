@@ -41,12 +41,26 @@ pub(super) enum Receiving {
 /// be received from multishot: 0.985 of epoll's cost instead of 1.066 with one-shot receives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum HangUp {
-    /// Not yet, or not needed.
+    /// It need not be: this is TCP.
+    Unneeded,
+    /// Not yet.
     Unwatched,
     /// A poll for it is armed.
     Watched,
+    /// A poll for it was armed and has been canceled, but has not ended yet. Another one could not
+    /// be told from it.
+    Canceled,
     /// The peer sends no more; what is left to receive is received one-shot.
     Seen,
+}
+
+impl HangUp {
+    pub(super) fn of(transport: Transport) -> Self {
+        match transport {
+            Transport::Tcp => Self::Unneeded,
+            Transport::Unix => Self::Unwatched,
+        }
+    }
 }
 
 impl Driver {
@@ -91,10 +105,10 @@ impl Driver {
         socket.receiving = Receiving::Small;
         let watch = mode == ReceiveMode::Multishot && socket.start_watching_hang_up();
         let entry = match (mode, socket.hang_up) {
-            (ReceiveMode::Multishot, HangUp::Unwatched | HangUp::Watched) => {
+            (ReceiveMode::Multishot, HangUp::Unneeded | HangUp::Unwatched | HangUp::Watched) => {
                 probe::multishot_receive(fd, SMALL_GROUP, MULTISHOT_BYTES_MAX)
             }
-            (ReceiveMode::Multishot, HangUp::Seen) | (ReceiveMode::Once, _) => {
+            (ReceiveMode::Multishot, HangUp::Canceled | HangUp::Seen) | (ReceiveMode::Once, _) => {
                 opcode::Recv::new(fd, std::ptr::null_mut(), 0)
                     .ioprio(match expectation {
                         Expectation::Data => 0,
@@ -176,7 +190,7 @@ impl Driver {
             Receiving::Readable | Receiving::Relaying => {
                 self.ring.cancel(Token::Readable(connection));
             }
-            Receiving::Blocked => self.ring.cancel(Token::Writable(connection)),
+            Receiving::Blocked => self.cancel_send(connection),
             Receiving::Waiting => self.ring.cancel(Token::Receive(connection, SizeClass::Large)),
             // Canceled already; now its end is the core's business.
             Receiving::Revoked => self.socket_mut(connection).receiving = Receiving::Waiting,
@@ -201,15 +215,13 @@ impl Driver {
         }
     }
 
-    /// The peer of a Unix stream sends no more: from here on a multishot receive might not tell the
-    /// end.
+    /// The poll for the end of a Unix stream has ended: the peer sends no more, and from here on a
+    /// multishot receive might not tell the end; or the poll was canceled.
     pub(super) fn hung_up(&mut self, connection: ConnectionId, result: i32) {
-        // The socket may have been closed since, and its slot be somebody else's by now, who is
-        // received from one-shot then: slower, but right.
-        let socket = self.sockets[connection.slot() as usize].as_mut();
-        if let Some(socket) = socket
-            && result >= 0
-        {
+        let socket = self.socket_mut(connection);
+        if socket.hang_up == HangUp::Canceled && result < 0 {
+            socket.hang_up = HangUp::Unwatched;
+        } else {
             socket.hang_up = HangUp::Seen;
             self.ring.cancel(Token::Receive(connection, SizeClass::Small));
         }
@@ -292,7 +304,7 @@ impl Driver {
 impl Socket {
     /// Whether the end of this stream has to be watched for from now on.
     fn start_watching_hang_up(&mut self) -> bool {
-        let start = self.transport == Transport::Unix && self.hang_up == HangUp::Unwatched;
+        let start = self.hang_up == HangUp::Unwatched;
         if start {
             self.hang_up = HangUp::Watched;
         }

@@ -74,16 +74,23 @@ impl Driver {
         events.push(event);
     }
 
-    /// The poll for room has ended.
+    /// There may be room: relays at most so many bytes. Nothing if there is none after all.
     pub(super) fn relay_writable(
         &mut self,
         connection: ConnectionId,
-        result: i32,
         length_max: u32,
-        events: &mut Vec<Event>,
-    ) {
-        let event = self.relay_polled(connection, result, Some(length_max));
-        events.push(event);
+    ) -> Option<Event> {
+        let event = self.relay_now(connection, Some(length_max));
+        if let Event::Relayed { length: 0, next: When::Writable, .. } = event {
+            return None;
+        }
+        self.socket_mut(connection).receiving = Receiving::No;
+        Some(event)
+    }
+
+    /// The wait for room has ended with this errno.
+    pub(super) fn relay_ended(&mut self, connection: ConnectionId, errno: i32) -> Event {
+        self.relay_polled(connection, -errno, None)
     }
 
     fn relay_polled(

@@ -1,9 +1,20 @@
 //! Sending: what a pooled buffer holds, tried at once, and what a slow peer did not take, when
 //! there is room again.
 //!
-//! Nothing waits in a send: one that takes more than there is room for would become a thread of the
-//! kernel. So room is polled for, and then a system call takes what fits.
+//! # Waiting for room
+//! No send is left to wait in the kernel. io_uring would wait for it by a poll, but that one also
+//! ends when the peer has shut down its side (POLLRDHUP, which every poll asks for) or an urgent
+//! byte is unread (POLLPRI), room or not; a send that is woken so in vain, 128 times, is given to a
+//! blocking thread of its own (`iou-wrk-…`; APOLL_MAX_RETRY, Linux 6.1 to 6.18). So:
 //!
+//! 1. A multishot poll for room is armed, if it is not; if it is, what waits is tried at once.
+//! 2. The poll tells something: what waits is tried, by a system call that takes what fits. Nothing
+//!    fits: it goes on waiting. The poll is edge-triggered, so what stays true (a peer that has
+//!    shut down its side) is told once, and each further try has its own cause.
+//! 3. The poll outlives the answer, for those who wait again. When it tells something that nobody
+//!    waits for, it is canceled.
+//!
+//! # Tries without a completion
 //! A try is over when the kernel has taken its entry: it never waits. So a try whose answer nobody
 //! waits for asks for a completion only if it takes less than all (`MSG_WAITALL` makes that a
 //! failure, `IOSQE_CQE_SKIP_SUCCESS` keeps silent about the rest), and what is not heard of after
@@ -37,6 +48,18 @@ pub(super) enum OnWritable {
     SendHeld { buffer: BufferId, offset: u32, length: u32 },
     /// To relay at most so many bytes.
     Relay { length_max: u32 },
+}
+
+/// Whether a poll tells when a socket may have room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Room {
+    /// None is armed.
+    Unwatched,
+    /// One is armed.
+    Watched,
+    /// One was armed and has been canceled, but has not ended yet. Another one could not be told
+    /// from it.
+    Canceled,
 }
 
 impl Driver {
@@ -129,42 +152,95 @@ impl Driver {
     pub(super) fn await_room(&mut self, connection: ConnectionId, then: OnWritable) {
         let former = self.on_writable.insert(connection.slot(), then);
         assert!(former.is_none(), "{connection:?} waits for room already");
-        let socket = self.sockets[connection.slot() as usize].as_ref().expect(OPEN);
-        self.ring.poll_writable(socket.fd.as_fd(), Token::Writable(connection));
+        if self.socket(connection).room == Room::Unwatched {
+            self.watch_room(connection);
+        } else {
+            // What there was to tell may have been told.
+            let event = self.try_waiting(connection);
+            self.answers.extend(event);
+        }
     }
 
-    /// The poll for room has ended.
+    fn watch_room(&mut self, connection: ConnectionId) {
+        let socket = self.sockets[connection.slot() as usize].as_mut().expect(OPEN);
+        socket.room = Room::Watched;
+        self.ring.poll_room(socket.fd.as_fd(), Token::Writable(connection));
+    }
+
+    /// Ends the wait for room, whatever for.
+    pub(super) fn cancel_send(&mut self, connection: ConnectionId) {
+        // The poll may stay: what it tells finds nobody waiting.
+        if let Some(then) = self.on_writable.remove(&connection.slot()) {
+            let event = self.ended(connection, then, libc::ECANCELED);
+            self.answers.push(event);
+        }
+    }
+
+    /// The poll for room tells something, or has ended.
     pub(super) fn writable(
         &mut self,
         connection: ConnectionId,
         result: i32,
+        flags: u32,
         events: &mut Vec<Event>,
     ) {
-        let then = self.on_writable.remove(&connection.slot());
-        let then = then.expect("invariant: nobody else polls for room");
+        let socket = self.socket_mut(connection);
+        let was = socket.room;
+        if !cqueue::more(flags) {
+            socket.room = Room::Unwatched;
+        }
+        let slot = connection.slot();
+        if !self.on_writable.contains_key(&slot) {
+            // With bytes set aside it will be waited for again.
+            let wanted = self.spills.contains_key(&slot);
+            if self.socket(connection).room == Room::Watched && !wanted {
+                self.socket_mut(connection).room = Room::Canceled;
+                self.ring.cancel(Token::Writable(connection));
+            }
+            return;
+        }
+        if result < 0 && was == Room::Watched {
+            let then = self.on_writable.remove(&slot).expect("invariant: seen above");
+            return events.push(self.ended(connection, then, -result));
+        }
+        events.extend(self.try_waiting(connection));
+        if self.on_writable.contains_key(&slot) && self.socket(connection).room == Room::Unwatched {
+            self.watch_room(connection);
+        }
+    }
+
+    /// What becomes of a wait that ends with this errno.
+    fn ended(&mut self, connection: ConnectionId, then: OnWritable, errno: i32) -> Event {
+        match then {
+            OnWritable::Relay { .. } => self.relay_ended(connection, errno),
+            OnWritable::SendAside | OnWritable::SendHeld { .. } => {
+                Event::SendFailed { connection, error: errno::of_send(errno) }
+            }
+        }
+    }
+
+    /// Tries what waits for room; nothing if there is none: then it goes on waiting.
+    fn try_waiting(&mut self, connection: ConnectionId) -> Option<Event> {
+        let then = *self.on_writable.get(&connection.slot())?;
         let event = match then {
-            OnWritable::Relay { length_max } => {
-                return self.relay_writable(connection, result, length_max, events);
-            }
-            OnWritable::SendAside | OnWritable::SendHeld { .. } if result < 0 => {
-                Event::SendFailed { connection, error: errno::of_send(-result) }
-            }
+            OnWritable::Relay { length_max } => self.relay_writable(connection, length_max),
             OnWritable::SendAside => self.send_aside(connection),
             OnWritable::SendHeld { buffer, offset, length } => {
                 self.send_held(connection, buffer, offset, length)
             }
-        };
-        events.push(event);
+        }?;
+        self.on_writable.remove(&connection.slot());
+        Some(event)
     }
 
-    fn send_aside(&mut self, connection: ConnectionId) -> Event {
+    fn send_aside(&mut self, connection: ConnectionId) -> Option<Event> {
         let spill = self.spills.get(&connection.slot());
         let spill = spill.expect("invariant: the core sends what it set aside");
         let socket = self.sockets[connection.slot() as usize].as_ref().expect(OPEN);
         match SockRef::from(&socket.fd).send_vectored_with_flags(&spill.slices(), TRIES) {
-            Ok(length @ 1..) => Event::SentAside { connection, length: length as u32 },
-            Ok(0) => Event::SendFailed { connection, error: SendError::Memory },
-            Err(error) => Event::SendFailed { connection, error: send_error(&error) },
+            Ok(length @ 1..) => Some(Event::SentAside { connection, length: length as u32 }),
+            Ok(0) => Some(Event::SendFailed { connection, error: SendError::Memory }),
+            Err(error) => send_failed(connection, &error),
         }
     }
 
@@ -182,22 +258,28 @@ impl Driver {
         buffer: BufferId,
         offset: u32,
         length: u32,
-    ) -> Event {
+    ) -> Option<Event> {
         let bytes = match buffer.class {
             SizeClass::Small => self.small.part(buffer.index, offset, length),
             SizeClass::Large => self.large.part(buffer.index, offset, length),
         };
         match SockRef::from(&self.socket(connection).fd).send_with_flags(bytes, TRIES) {
-            Ok(length) => Event::Sent { connection, length: length as u32 },
-            Err(error) => Event::SendFailed { connection, error: send_error(&error) },
+            Ok(length) => Some(Event::Sent { connection, length: length as u32 }),
+            Err(error) => send_failed(connection, &error),
         }
     }
+}
+
+/// Nothing if there is no room.
+fn send_failed(connection: ConnectionId, error: &io::Error) -> Option<Event> {
+    let failed = Event::SendFailed { connection, error: send_error(error) };
+    (error.kind() != io::ErrorKind::WouldBlock).then_some(failed)
 }
 
 /// The flags of every send.
 pub(super) const TRIES: i32 = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
 
-/// Why a system call has sent nothing. EAGAIN where there is room: the kernel is short of memory.
+/// Why a system call has sent nothing.
 pub(super) fn send_error(error: &io::Error) -> SendError {
     errno::of_send(error.raw_os_error().unwrap_or(libc::EIO))
 }

@@ -5,12 +5,10 @@ use std::sync::Arc;
 
 use socket2::{Domain, SockRef};
 
-use super::receive::HangUp;
-use super::{Driver, OPEN, Socket, Transport, source};
+use super::{Driver, Socket, Transport, source};
 use crate::echo::op::Budget;
 use crate::echo::op::{ConnectionId, Source};
 use crate::uring::spill::{BLOCK, SpillQueue};
-use crate::uring::token::Token;
 
 impl Driver {
     /// Takes the memory for bytes of a connection that is to be adopted, whatever the limit says.
@@ -30,6 +28,9 @@ impl Driver {
         let unix = SockRef::from(&fd).domain().is_ok_and(|domain| domain == Domain::UNIX);
         let transport = if unix { Transport::Unix } else { Transport::Tcp };
         let source = source::of(fd.as_fd(), transport).unwrap_or(Source::Untold);
+        if transport == Transport::Tcp {
+            self.hold_adopted(fd.as_fd());
+        }
         self.install(connection, Socket::new(fd, transport));
         if !unsent.is_empty() {
             let mut spill = SpillQueue::new(Arc::clone(&self.memory));
@@ -46,12 +47,6 @@ impl Driver {
     pub fn release(&mut self, connection: ConnectionId) -> (OwnedFd, Box<[u8]>) {
         let spill = self.spills.remove(&connection.slot());
         let unsent = spill.map_or_else(Box::default, |spill| spill.to_vec().into_boxed_slice());
-        let socket = self.sockets[connection.slot() as usize].take().expect(OPEN);
-        self.open -= 1;
-        if socket.hang_up == HangUp::Watched {
-            // As in `close`; without it the poll would go with the ring, a moment later.
-            self.ring.cancel(Token::HungUp(connection));
-        }
-        (socket.fd, unsent)
+        (self.take_socket(connection), unsent)
     }
 }

@@ -50,6 +50,7 @@ impl Audit {
             assert!(open.send.is_none(), "hand-over: {name:?} is sending");
             assert!(!open.dead && !open.both_shut, "hand-over: {name:?} is dead");
             open.blocked = false;
+            open.asked_at = None;
         }
         self.adopted = self.tenants.len();
     }

@@ -129,6 +129,8 @@ struct Socket {
     dead: bool,
     write_shut: bool,
     read_shut: bool,
+    /// When the peer was last heard of.
+    heard: u64,
 }
 
 /// A send that waits for room.
@@ -190,6 +192,10 @@ impl FakeKernel {
     /// A new process takes over: every connection that is still open gets the name of its heir. The
     /// kernel must hold nothing of the old process any more.
     pub(crate) fn succeed(&mut self, heirs: &[(ConnectionId, ConnectionId)]) {
+        // What became of a probe concerns the old process alone.
+        self.untold.retain(|(_, events)| {
+            !events.iter().all(|event| matches!(event, Event::ProbeEnded { .. }))
+        });
         assert!(self.untold.is_empty(), "contract: not told at a hand-over: {:?}", self.untold);
         assert!(self.accepts.is_empty(), "contract: an accept is armed at a hand-over");
         let (home, total) = self.pool.home_and_total();
@@ -281,6 +287,18 @@ impl FakeKernel {
                 let (peer, dead) = (socket.peer, socket.dead);
                 self.peers[peer.0].server_finished |= !dead;
             }
+            Op::Probe { connection, silent_s, .. } => {
+                assert!(silent_s > 0, "contract: {connection:?} is probed while it talks");
+                let now = self.now;
+                let peer = self.socket(connection).peer;
+                if !self.peers[peer.0].broken {
+                    self.socket(connection).heard = now;
+                }
+            }
+            Op::EndProbe { connection, .. } => {
+                let heard = Timestamp(self.socket(connection).heard);
+                self.tell(connection, Event::ProbeEnded { connection, heard });
+            }
             Op::Close { connection } => self.close(connection, Farewell::InOrder),
             Op::Abort { connection } => self.close(connection, Farewell::Reset),
         }
@@ -345,8 +363,11 @@ impl FakeKernel {
         assert!(socket.receive.is_none(), "contract: {connection:?} is closed while receiving");
         assert!(socket.relay.is_none(), "contract: {connection:?} is closed while relaying");
         assert!(socket.sending.is_none(), "contract: {connection:?} is closed while sending");
-        let untold =
-            self.untold.iter().find(|(name, events)| *name == connection && !events.is_empty());
+        let matters = |event: &Event| !matches!(event, Event::ProbeEnded { .. });
+        let untold = self
+            .untold
+            .iter()
+            .find(|(name, events)| *name == connection && events.iter().any(matters));
         assert!(untold.is_none(), "contract: {connection:?} is closed before {untold:?}");
         let index = self.position(connection);
         let socket = self.sockets.swap_remove(index);

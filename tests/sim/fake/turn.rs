@@ -243,6 +243,7 @@ impl FakeKernel {
             dead: false,
             write_shut: false,
             read_shut: false,
+            heard: self.now,
         });
         let source = if self.names_sources { self.peers[peer.0].source } else { Source::Untold };
         self.tell(connection, Event::Accepted { connection, source });
@@ -312,6 +313,7 @@ impl FakeKernel {
         let bytes = (from..from + length).map(|offset| stream(peer, offset));
         let buffer = self.pool.take(class, bytes).expect("room was seen a moment ago");
         self.peers[peer.0].taken += length;
+        self.sockets[index].heard = self.now;
         let more = length < inbound && !self.choice.strikes(faults.no_hint);
         let length = length as u32;
         self.tell(connection, Event::Received { connection, buffer, length, armed, more });
