@@ -307,9 +307,9 @@ pub enum Op {
         /// Which directions.
         how: Shutdown,
     },
-    /// Ask the peer whether it is still there, once; one of this machine is. Done at once, and ended
-    /// by [`Op::EndProbe`], unless the connection is closed or given away before. `silent_s` are
-    /// seconds of silence at least, and at least 1; `again` if the last probe was not answered.
+    /// Ask the peer whether it is still there, once; one of this machine is. Done at once, and
+    /// ended by [`Op::EndProbe`], unless the connection is closed or given away before. `silent_s`
+    /// are seconds of silence at least, and at least 1; `again` if the last probe was not answered.
     #[allow(missing_docs, reason = "said above")]
     Probe { connection: ConnectionId, silent_s: u16, again: bool },
     /// Say what became of the probe, and ask no more. Answered once by [`Event::ProbeEnded`], with
