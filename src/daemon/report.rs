@@ -6,6 +6,8 @@
 
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+
 use crate::echo::server::{RefuseReason, Stats};
 
 /// The shortest time between two lines of the same class.
@@ -124,15 +126,18 @@ const CLASSES: [Class; 10] = [
         reason: "accept",
         counter: |stats| stats.accept_unexpected,
         line: |count, stats, _| {
-            format!("accept failed {count} times, last with errno {}", stats.unexpected_errno)
+            format!(
+                "accept failed {count} times, last with {}; connections wait in the backlog",
+                error(stats.unexpected_errno)
+            )
         },
     },
     Class {
         reason: "unexpected",
         counter: |stats| stats.unexpected_errors - stats.accept_unexpected,
         line: |count, stats, _| {
-            let errno = stats.unexpected_errno;
-            format!("{count} connections died of errors nobody expects, last errno {errno}")
+            let error = error(stats.unexpected_errno);
+            format!("{count} connections died of errors nobody expects, the last of {error}")
         },
     },
     Class {
@@ -184,6 +189,16 @@ const CLASSES: [Class; 10] = [
         },
     },
 ];
+
+/// An error by its name, and what it points to.
+fn error(errno: i32) -> String {
+    let known = Errno::from_raw(errno);
+    let hint = match known {
+        Errno::EPERM | Errno::EACCES => ": a security module (LSM) or a packet filter refuses",
+        _ => "",
+    };
+    format!("{known:?} (errno {errno}, {}){hint}", known.desc())
+}
 
 /// A line that is due.
 #[derive(Debug)]
@@ -307,6 +322,17 @@ mod tests {
             assert_eq!(short(number), text);
         }
         assert_eq!(short(999_950), "1.0 M");
+    }
+
+    #[test]
+    fn an_error_is_named() {
+        let stats = Stats { accept_unexpected: 3, unexpected_errors: 3, ..Stats::default() };
+        let stats = Stats { unexpected_errno: 1, ..stats };
+        let lines = Reporter::new().lines(Instant::now(), &stats);
+        assert_eq!((lines.len(), lines[0].reason), (1, "accept"));
+        let text = &lines[0].text;
+        assert!(text.contains("accept failed 3 times, last with EPERM (errno 1, "), "{text}");
+        assert!(text.contains("security module") && text.ends_with("the backlog"), "{text}");
     }
 
     #[test]

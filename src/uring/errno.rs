@@ -8,18 +8,19 @@ pub(super) fn of_accept(errno: i32) -> AcceptError {
     match errno {
         libc::ECANCELED => AcceptError::Canceled,
         // Linux hands pending network errors of the new socket to accept(2): the peer is gone, the
-        // next one is not.
+        // next one is not. Each of them takes its connection out of the backlog, and nothing else
+        // may stand here: whatever leaves the backlog as it was fails again at once. EPERM and
+        // EACCES are such (a security module refuses before anybody is taken), EAGAIN is (somebody
+        // made the socket non-blocking), EINVAL is (nobody listens any more).
         libc::ECONNABORTED
         | libc::EINTR
-        | libc::EAGAIN
         | libc::EPROTO
         | libc::ENOPROTOOPT
         | libc::ENETDOWN
         | libc::EHOSTDOWN
         | libc::ENONET
         | libc::EHOSTUNREACH
-        | libc::ENETUNREACH
-        | libc::EPERM => AcceptError::Aborted,
+        | libc::ENETUNREACH => AcceptError::Aborted,
         libc::EMFILE => AcceptError::ProcessFiles,
         libc::ENFILE => AcceptError::SystemFiles,
         libc::ENOMEM | libc::ENOBUFS => AcceptError::Memory,
@@ -66,5 +67,41 @@ pub(super) fn of_connection(errno: i32) -> ConnectionError {
         | libc::ENOPROTOOPT
         | libc::EACCES => ConnectionError::Unreachable,
         _ => ConnectionError::Unexpected(errno),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: what can fail again and again, with the backlog as it was, makes the listener back
+    /// off. Method: all errors of accept(2), and those that security modules give.
+    #[test]
+    fn an_accept_that_can_fail_for_ever_is_not_taken_for_a_peer_that_left() {
+        let lasting = [
+            libc::EPERM,
+            libc::EACCES,
+            libc::EAGAIN,
+            libc::EBADF,
+            libc::EFAULT,
+            libc::EINVAL,
+            libc::EMFILE,
+            libc::ENFILE,
+            libc::ENOBUFS,
+            libc::ENOMEM,
+            libc::ENOTSOCK,
+            libc::EOPNOTSUPP,
+            libc::ENOSR,
+            libc::ENOSYS,
+            libc::ESOCKTNOSUPPORT,
+            libc::EPROTONOSUPPORT,
+            libc::ETIMEDOUT,
+        ];
+        for errno in lasting {
+            let error = of_accept(errno);
+            let retried_at_once = matches!(error, AcceptError::Aborted | AcceptError::Canceled);
+            assert!(!retried_at_once, "errno {errno} is {error:?}");
+        }
+        assert_eq!(of_accept(libc::ECONNABORTED), AcceptError::Aborted);
     }
 }
