@@ -1,54 +1,52 @@
 //! What the daemon tells systemd: ready, status, watchdog, stopping (sd_notify(3)).
 //!
-//! Messages are spelled by the sd-notify crate (here alone) but sent from here: the crate sends
-//! without a time limit and does not know abstract addresses, and a service manager that is slow or
-//! gone must never hold up or end the daemon. Without `NOTIFY_SOCKET` every call is a silent no-op.
-
-use std::ffi::{OsStr, OsString};
-use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
-
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
-use sd_notify::NotifyState;
+//! Messages are spelled by the sd-notify crate (here alone) but sent from here, by [`channel`]. The
+//! crate makes a new socket for each message, which fails when no descriptor is free; it sends
+//! without a time limit; and it gives up on EINTR. A service manager that is slow, deaf or gone
+//! must never hold up or end the daemon, and a watchdog ping must not depend on a free descriptor.
+//! Without `NOTIFY_SOCKET` every call is a silent no-op.
 
 pub mod account;
 pub mod bus;
+mod channel;
 pub mod units;
 
-/// How long news that changes the unit's state may wait for a busy service manager: a lost READY=1
-/// is a failed start.
-const PATIENCE_FOR_STATE: Duration = Duration::from_secs(20);
-/// A lost ping halves the time until the watchdog bites; the caller has signals to mind, too.
-const PATIENCE_FOR_PINGS: Duration = Duration::from_secs(2);
-/// News that is soon told again is not worth a wait.
-const PATIENCE_FOR_NEWS: Duration = Duration::from_millis(100);
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use sd_notify::NotifyState;
+
+use self::channel::{Channel, Kind};
+
+/// How long descriptors for the store may wait for room in the service manager's queue.
+const STORE_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the end of the process waits for the last messages to be taken.
+const FINISH_PATIENCE: Duration = Duration::from_millis(500);
+/// Bytes of a STATUS= at most. systemd reads 4,096 bytes of a message and ignores all of a longer
+/// one (`NOTIFY_BUFFER_MAX`), READY=1 included; an operator reads one line.
+pub const STATUS_BYTES_MAX: usize = 1024;
 
 /// The way to the service manager, if there is one.
 #[derive(Debug)]
 pub struct Notifier {
-    socket: Option<OsString>,
+    channel: Option<Channel>,
     watchdog_interval: Option<Duration>,
-    /// Set by a failed message, so that a lasting failure is reported once.
-    failing: AtomicBool,
 }
 
 impl Notifier {
-    /// Reads `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID`.
+    /// Reads `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID`, and makes the socket.
     #[must_use]
     pub fn from_env() -> Self {
         let limit = sd_notify::watchdog_enabled().filter(|limit| !limit.is_zero());
         Self::new(std::env::var_os("NOTIFY_SOCKET"), limit.map(|limit| limit / 2))
     }
 
-    fn new(socket: Option<OsString>, watchdog_interval: Option<Duration>) -> Self {
-        let socket = socket.filter(|address| !address.is_empty());
-        Self { socket, watchdog_interval, failing: AtomicBool::new(false) }
+    fn new(address: Option<OsString>, watchdog_interval: Option<Duration>) -> Self {
+        let address = address.filter(|address| !address.is_empty());
+        Self { channel: address.map(Channel::new), watchdog_interval }
     }
 
     /// How often [`Self::watchdog`] is to be called: half the time after which systemd kills the
@@ -60,148 +58,153 @@ impl Notifier {
 
     /// Every worker has armed its listeners.
     pub fn ready(&self, status: &str) {
-        let status = one_line(status);
-        self.tell(&[NotifyState::Ready, NotifyState::Status(&status)], PATIENCE_FOR_STATE);
+        self.tell(Kind::State, &[NotifyState::Ready, NotifyState::Status(&one_line(status))]);
     }
 
     /// A reload begins; [`Self::ready`] ends it, however it goes.
     pub fn reloading(&self) {
         // systemd tells by the time which of several reloads is meant.
         let time = NotifyState::monotonic_usec_now().unwrap_or(NotifyState::MonotonicUsec(0));
-        self.tell(&[NotifyState::Reloading, time], PATIENCE_FOR_STATE);
+        self.tell(Kind::State, &[NotifyState::Reloading, time]);
     }
 
     /// What `systemctl status` shows.
     pub fn status(&self, status: &str) {
-        self.tell(&[NotifyState::Status(&one_line(status))], PATIENCE_FOR_NEWS);
+        self.tell(Kind::Status, &[NotifyState::Status(&one_line(status))]);
     }
 
     /// Every worker has turned its loop since the last call.
     pub fn watchdog(&self) {
-        self.tell(&[NotifyState::Watchdog], PATIENCE_FOR_PINGS);
+        self.tell(Kind::Ping, &[NotifyState::Watchdog]);
     }
 
     /// The drain has begun.
     pub fn stopping(&self, status: &str) {
-        let status = one_line(status);
-        self.tell(&[NotifyState::Stopping, NotifyState::Status(&status)], PATIENCE_FOR_STATE);
+        self.tell(Kind::State, &[NotifyState::Stopping, NotifyState::Status(&one_line(status))]);
     }
 
     /// Starting or stopping will take up to `time` from now. Spelled here, for the crate knows 32
     /// bits of it, 71 minutes, and systemd 64: a lead and a drain of an hour each are more.
     pub fn extend_timeout(&self, time: Duration) {
         let field = format!("EXTEND_TIMEOUT_USEC={}", time.as_micros());
-        self.tell(&[NotifyState::Custom(&field)], PATIENCE_FOR_STATE);
+        self.tell(Kind::State, &[NotifyState::Custom(&field)]);
     }
 
     /// The start failed with the system error `errno`.
     pub fn failed(&self, errno: u32, status: &str) {
         let status = one_line(status);
-        self.tell(&[NotifyState::Errno(errno), NotifyState::Status(&status)], PATIENCE_FOR_STATE);
+        self.tell(Kind::State, &[NotifyState::Errno(errno), NotifyState::Status(&status)]);
     }
 
     /// Whether there is a service manager to tell things.
     #[must_use]
     pub fn has_manager(&self) -> bool {
-        self.socket.is_some()
+        self.channel.is_some()
     }
 
     /// Asks the service manager to keep copies of `descriptors` for the next process, under `name`.
     /// It answers nothing; see [`Self::synchronize`].
     ///
     /// # Errors
-    /// When they cannot be sent.
+    /// When they cannot be sent, or there is no room for them within ten seconds.
     pub fn store(&self, name: &str, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
         // Without the last line it would watch them, find that the other end of each is closed, and
         // drop them at once.
         let states =
             [NotifyState::FdStore, NotifyState::FdName(name), NotifyState::Custom("FDPOLL=0")];
-        self.try_to_tell(&states, descriptors, PATIENCE_FOR_STATE)
+        let channel = self.channel.as_ref().ok_or(ErrorKind::NotConnected)?;
+        channel.send_now(&spell(&states), descriptors, channel.until(STORE_PATIENCE))
     }
 
     /// Asks the service manager to forget what it keeps under `name`.
     pub fn forget(&self, name: &str) {
-        self.tell(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)], PATIENCE_FOR_STATE);
+        self.tell(Kind::State, &[NotifyState::FdStoreRemove, NotifyState::FdName(name)]);
     }
 
     /// Waits until the service manager has dealt with everything it was told so far.
     ///
     /// # Errors
-    /// When it has not within `patience`.
+    /// When it has not within `patience`, or within what is left of it by [`Self::limit_waits`]. At
+    /// once if it is known to be deaf.
     pub fn synchronize(&self, patience: Duration) -> io::Result<()> {
+        let channel = self.channel.as_ref().ok_or(ErrorKind::NotConnected)?;
+        let until = channel.until(patience);
         let (ours, theirs) = io::pipe()?;
-        self.try_to_tell(&[NotifyState::Custom("BARRIER=1")], &[theirs.as_fd()], patience)?;
+        let barrier = spell(&[NotifyState::Custom("BARRIER=1")]);
+        channel.send_now(&barrier, &[theirs.as_fd()], until)?;
         drop(theirs);
         // It closes its copy when it comes to this message, and ours was the other one.
-        let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
-        match poll(&mut [PollFd::new(ours.as_fd(), PollFlags::empty())], timeout)? {
-            0 => Err(io::ErrorKind::TimedOut.into()),
-            _ => Ok(()),
+        channel.wait_for_hang_up(ours.as_fd(), until)
+    }
+
+    /// All waits for the service manager end at `moment`: a stop has one budget of time for them.
+    pub fn limit_waits(&self, moment: Instant) {
+        if let Some(channel) = &self.channel {
+            channel.limit_waits(moment);
         }
     }
 
-    fn try_to_tell(
-        &self,
-        states: &[NotifyState<'_>],
-        descriptors: &[BorrowedFd<'_>],
-        patience: Duration,
-    ) -> io::Result<()> {
-        let Some(address) = &self.socket else { return Err(io::ErrorKind::NotConnected.into()) };
-        let message: String = states.iter().map(|state| format!("{state}\n")).collect();
-        send(address, message.as_bytes(), descriptors, patience)
+    /// The descriptor that becomes writable when messages that wait can be sent.
+    #[must_use]
+    pub fn waiting(&self) -> Option<BorrowedFd<'_>> {
+        self.channel.as_ref().and_then(Channel::waiting)
     }
 
-    fn tell(&self, states: &[NotifyState<'_>], patience: Duration) {
-        let Some(address) = &self.socket else { return };
-        match self.try_to_tell(states, &[], patience) {
-            Ok(()) => self.failing.store(false, Ordering::Relaxed),
-            Err(error) => {
-                if !self.failing.swap(true, Ordering::Relaxed) {
-                    let address = address.to_string_lossy();
-                    log::warn!("cannot tell the service manager at {address}: {error}");
-                }
-            }
+    /// Sends what waits, as far as there is room. Costs nothing if nothing waits.
+    pub fn flush(&self) {
+        if let Some(channel) = &self.channel {
+            channel.flush();
+        }
+    }
+
+    /// The end of the process: gives the last messages a moment to be taken.
+    pub fn finish(&self) {
+        if let Some(channel) = &self.channel {
+            // Whoever could be told why this failed has not listened.
+            let _ = channel.flush_until(channel.until(FINISH_PATIENCE));
+        }
+    }
+
+    fn tell(&self, kind: Kind, states: &[NotifyState<'_>]) {
+        if let Some(channel) = &self.channel {
+            channel.send(kind, spell(states));
         }
     }
 }
 
-/// A new socket a message: the service manager may have replaced its own since the last one.
-fn send(
-    address: &OsStr,
-    message: &[u8],
-    descriptors: &[BorrowedFd<'_>],
-    patience: Duration,
-) -> io::Result<()> {
-    let address = match address.as_bytes() {
-        [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
-        [b'/', ..] => SocketAddr::from_pathname(address)?,
-        _ => {
-            let reason = "NOTIFY_SOCKET is neither a path nor an abstract Unix socket";
-            return Err(io::Error::new(io::ErrorKind::Unsupported, reason));
-        }
-    };
-    let socket = UnixDatagram::unbound()?;
-    socket.set_write_timeout(Some(patience))?;
-    socket.connect_addr(&address)?;
-    if descriptors.is_empty() {
-        return socket.send(message).map(|_| ());
-    }
-    let descriptors: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
-    let rights = [ControlMessage::ScmRights(&descriptors)];
-    let flags = MsgFlags::MSG_NOSIGNAL;
-    sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(message)], &rights, flags, None)?;
-    Ok(())
+fn spell(states: &[NotifyState<'_>]) -> String {
+    states.iter().map(|state| format!("{state}\n")).collect()
 }
 
-/// A newline would begin a new field of the message.
+/// One line of at most [`STATUS_BYTES_MAX`] bytes. A newline would begin a new field of the
+/// message, and other control characters are nothing for a terminal, so they are escaped.
 fn one_line(text: &str) -> String {
-    text.replace(|character: char| character.is_control(), " ")
+    const ELLIPSIS: &str = "…";
+    // Where the line is cut if it turns out to be too long.
+    let (mut line, mut cut) = (String::new(), 0);
+    for character in text.chars() {
+        if character.is_control() {
+            // It cannot fail: it is written to memory.
+            let _ = write!(line, "{}", character.escape_default());
+        } else {
+            line.push(character);
+        }
+        if line.len() > STATUS_BYTES_MAX {
+            line.truncate(cut);
+            return line + ELLIPSIS;
+        }
+        if line.len() <= STATUS_BYTES_MAX - ELLIPSIS.len() {
+            cut = line.len();
+        }
+    }
+    line
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Instant;
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixDatagram};
 
     fn manager(name: &str) -> (UnixDatagram, Notifier) {
         let name = format!("echo-uring-test-{name}-{}", std::process::id());
@@ -217,7 +220,11 @@ mod tests {
         const EXPECTED: &str = "ECHO_URING_TEST_EXPECTED";
         if let Ok(expected) = std::env::var(EXPECTED) {
             let notifier = Notifier::from_env();
-            let found = format!("{:?} {:?}", notifier.socket, notifier.watchdog_interval());
+            let found = format!(
+                "{:?} {:?}",
+                notifier.channel.as_ref().map(Channel::address),
+                notifier.watchdog_interval()
+            );
             assert_eq!(found, expected);
             return;
         }
@@ -297,7 +304,19 @@ mod tests {
     fn a_newline_cannot_inject_a_field() {
         let (socket, notifier) = manager("newline");
         notifier.status("a\nREADY=1\r\0b");
-        assert_eq!(next(&socket), "STATUS=a READY=1  b\n");
+        assert_eq!(next(&socket), "STATUS=a\\nREADY=1\\r\\u{0}b\n");
+    }
+
+    /// systemd ignores a message of more than 4,096 bytes, with all that is in it.
+    #[test]
+    fn a_long_status_is_cut_where_systemd_still_reads_it() {
+        for text in ["x".repeat(9_000), "ü".repeat(9_000), "\n".repeat(9_000), "€".repeat(9_000)]
+        {
+            let line = one_line(&text);
+            assert!(line.len() <= STATUS_BYTES_MAX && line.len() > STATUS_BYTES_MAX - 16);
+            assert!(line.ends_with('…'), "{line}");
+        }
+        assert_eq!(one_line(&"x".repeat(STATUS_BYTES_MAX)), "x".repeat(STATUS_BYTES_MAX));
     }
 
     #[test]
@@ -315,26 +334,102 @@ mod tests {
         for address in ["", "/nonexistent/notify", "@echo-uring-nobody", "vsock:2:9999"] {
             let notifier = Notifier::new(Some(address.into()), None);
             notifier.ready("x");
-            assert_eq!(
-                notifier.failing.load(Ordering::Relaxed),
-                !address.is_empty(),
-                "{address:?}"
-            );
+            let failing = notifier.channel.as_ref().is_some_and(|it| it.failing.get());
+            assert_eq!(failing, !address.is_empty(), "{address:?}");
         }
         Notifier::new(None, None).ready("x");
     }
 
-    #[test]
-    fn a_stuck_manager_does_not_hold_up_the_daemon() {
-        let (_socket, notifier) = manager("stuck");
-        let begin = Instant::now();
-        while !notifier.failing.load(Ordering::Relaxed) {
-            notifier.status("fills the queue");
-            assert!(begin.elapsed() < Duration::from_secs(10), "the queue never filled");
+    /// Fills the service manager's queue, as others do who never let it come to reading.
+    fn fill(name: &str) -> UnixDatagram {
+        let name = format!("echo-uring-test-{name}-{}", std::process::id());
+        let filler = UnixDatagram::unbound().unwrap();
+        filler.connect_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
+        filler.set_nonblocking(true).unwrap();
+        while filler.send(b"x").is_ok() {}
+        filler
+    }
+
+    /// All that a service manager finds which has not read for a while, fillers left out.
+    fn read_all(socket: &UnixDatagram) -> Vec<String> {
+        socket.set_nonblocking(true).unwrap();
+        let mut messages = Vec::new();
+        let mut buffer = [0; 512];
+        while let Ok(length) = socket.recv(&mut buffer) {
+            messages.push(String::from_utf8(buffer[..length].to_vec()).unwrap());
         }
+        messages.retain(|message| message != "x");
+        messages
+    }
+
+    /// Goal: whatever there is to tell, nobody waits for a service manager that does not read; and
+    /// when it reads again it hears what still matters, in order.
+    #[test]
+    fn a_stuck_manager_holds_up_nobody_and_hears_all_that_matters_later() {
+        let (socket, notifier) = manager("stuck");
+        let _filler = fill("stuck");
         let begin = Instant::now();
-        notifier.status("lost");
+        notifier.ready("0 connections");
+        for count in 0..100 {
+            notifier.status(&format!("{count} connections"));
+            notifier.watchdog();
+        }
+        notifier.stopping("draining");
+        notifier.extend_timeout(Duration::from_secs(1));
+        assert!(begin.elapsed() < Duration::from_millis(100), "{:?}", begin.elapsed());
+        assert!(notifier.waiting().is_some());
+        assert_eq!(read_all(&socket), [""; 0]);
+        notifier.flush();
+        assert!(notifier.waiting().is_none());
+        let heard = read_all(&socket);
+        let expected = [
+            "READY=1\nSTATUS=0 connections\n",
+            "STATUS=99 connections\n",
+            "WATCHDOG=1\n",
+            "STOPPING=1\nSTATUS=draining\n",
+            "EXTEND_TIMEOUT_USEC=1000000\n",
+        ];
+        assert_eq!(heard, expected);
+    }
+
+    /// Goal: a wait that ran out is the last one for a while, and all waits of a stop together take
+    /// no longer than it allows.
+    #[test]
+    fn a_deaf_manager_is_waited_for_once() {
+        let (_socket, notifier) = manager("deaf");
+        let _filler = fill("deaf");
+        let begin = Instant::now();
+        let patience = Duration::from_millis(200);
+        assert!(notifier.synchronize(patience).is_err());
+        assert!(begin.elapsed() >= patience);
+        assert!(notifier.synchronize(Duration::from_secs(3_600)).is_err());
+        assert!(notifier.store("bundle", &[]).is_err());
+        notifier.stopping("the end");
+        notifier.finish();
+        assert!(begin.elapsed() < 2 * patience, "{:?}", begin.elapsed());
+
+        let (_socket, notifier) = manager("budget");
+        let _filler = fill("budget");
+        notifier.limit_waits(Instant::now() + patience);
+        let begin = Instant::now();
+        assert!(notifier.store("bundle", &[]).is_err());
+        notifier.finish();
+        assert!(begin.elapsed() < 2 * patience, "{:?}", begin.elapsed());
+    }
+
+    /// Goal: a service manager that makes its socket anew is found again.
+    #[test]
+    fn a_manager_that_comes_again_is_told() {
+        let (socket, notifier) = manager("again");
+        notifier.status("one");
+        assert_eq!(next(&socket), "STATUS=one\n");
+        drop(socket);
+        notifier.ready("two");
+        assert!(notifier.channel.as_ref().unwrap().failing.get());
+        let name = notifier.channel.as_ref().unwrap().address().to_owned();
+        let socket = UnixDatagram::bind_addr(&channel::parse(&name).unwrap()).unwrap();
         notifier.watchdog();
-        assert!(begin.elapsed() < Duration::from_secs(4), "{:?}", begin.elapsed());
+        assert_eq!(next(&socket), "READY=1\nSTATUS=two\n");
+        assert_eq!(next(&socket), "WATCHDOG=1\n");
     }
 }
