@@ -12,6 +12,7 @@ mod succession;
 mod successor;
 mod terminal;
 mod view;
+mod watchdog;
 mod workers;
 
 use std::fmt;

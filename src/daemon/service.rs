@@ -21,6 +21,7 @@ use super::report::{self, Places, Rate, Reporter};
 use super::succession;
 use super::terminal::Terminal;
 use super::view::{Label, Life, View};
+use super::watchdog::Watchdog;
 use super::workers::{self, Desk, News, Plan, Return, Worker};
 use crate::capacity;
 use crate::cli::Options;
@@ -556,53 +557,4 @@ fn seal() {
 enum Order {
     GoOn,
     EndAtOnce,
-}
-
-/// Tells the service manager that all is well, but only if every worker has turned its loop since
-/// the last time it was told. Workers that sleep are woken for it, right after each ping, so that
-/// they have the whole interval to answer.
-struct Watchdog {
-    interval: Duration,
-    next: Instant,
-    turns: Vec<u64>,
-    /// Set while a worker does not turn, so that it is reported once.
-    worried: bool,
-}
-
-impl Watchdog {
-    fn new(interval: Duration, workers: &[Worker]) -> Self {
-        // Every worker's first turn counts: they have an interval for it like for any other.
-        Self {
-            interval,
-            next: Instant::now() + interval,
-            turns: vec![0; workers.len()],
-            worried: false,
-        }
-    }
-
-    fn check(&mut self, now: Instant, workers: &[Worker], notifier: &Notifier) {
-        self.next = now + self.interval;
-        let turns: Vec<u64> = workers.iter().map(|worker| worker.shared.turns()).collect();
-        let stuck = turns.iter().zip(&self.turns).position(|(now, before)| now == before);
-        match stuck {
-            None => {
-                notifier.watchdog();
-                self.worried = false;
-                self.turns = turns;
-            }
-            Some(worker) if !self.worried => {
-                self.worried = true;
-                log::error!(
-                    message_id = events::HANGING, worker;
-                    "worker {worker} has not turned its loop for {} s: \
-                     the watchdog is not told that all is well",
-                    self.interval.as_secs_f64()
-                );
-            }
-            Some(_) => {}
-        }
-        for worker in workers {
-            worker.wake();
-        }
-    }
 }

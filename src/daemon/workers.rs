@@ -340,7 +340,10 @@ pub(super) fn total(workers: &[Worker]) -> Stats {
             worker.wake();
         }
     }
-    wait_for(workers, LOOK_PATIENCE, |_, worker| worker.shared.board.has_answered());
+    // Who has ended shows its last figures and answers nobody.
+    wait_for(workers, LOOK_PATIENCE, |_, worker| {
+        worker.shared.board.has_answered() || worker.shared.has_ended()
+    });
     let shown = workers.iter().map(|worker| worker.shared.board.read().stats);
     metrics::total(&shown.collect::<Vec<_>>())
 }

@@ -123,6 +123,30 @@ fn the_watchdog_is_fed_at_half_its_interval() {
     daemon.stop();
 }
 
+/// A worker whose drain is over turns no more. That is no reason to starve the watchdog, and none to
+/// report it: the others may drain for as long as `timeouts.drain` says.
+#[test]
+fn the_watchdog_is_fed_while_the_last_worker_drains() {
+    let _quiet = alone();
+    let interval = Duration::from_secs(1);
+    let launch = Launch::with_config("[server]\nworkers = 3\n[timeouts]\ndrain = \"1m\"\n");
+    let daemon = Launch { watchdog: Some(interval), ..launch }.start();
+    let last = daemon.place().connect();
+    assert!(ping(&last, b"here"));
+    daemon.signal(Signal::SIGTERM);
+    daemon.lines.wait_for("info draining: 1 connection", patience(10.0));
+    let began = Instant::now();
+    thread::sleep(5 * interval);
+    let pings = daemon.manager.values("WATCHDOG");
+    let pings = pings.iter().filter(|(at, _)| *at > began).count();
+    assert!(pings >= 9, "{pings} pings in five intervals of the drain: {}", daemon.transcript());
+    assert!(ping(&last, b"still here"));
+    drop(last);
+    let remains = daemon.finish(Losses::None);
+    let alarm = remains.lines.iter().find(|line| line.contains("has not turned"));
+    assert_eq!(alarm, None, "nobody hangs");
+}
+
 #[test]
 fn a_second_signal_ends_at_once() {
     let _quiet = in_company();
