@@ -6,6 +6,7 @@
 //! once, so that accepting costs nothing more. This file must never accept, and it keeps no socket.
 
 mod bound;
+mod handshakes;
 mod inherited;
 
 use std::fmt;
@@ -19,6 +20,7 @@ use nix::errno::Errno;
 use socket2::{SockAddr, SockRef, TcpKeepalive};
 
 pub use bound::SocketFile;
+pub use handshakes::{PATIENCE as HANDSHAKE_PATIENCE, hold_back, is_any_half_open, let_come};
 
 use crate::config::{Address, Kind, ListenerConfig, Tcp};
 
@@ -331,6 +333,8 @@ fn prepare(listener: &Listener, tcp: &Tcp, warnings: &mut Vec<String>) -> Result
     if listener.family == Family::Unix {
         return Ok(());
     }
+    // A stop that did not come to its end may have left the socket closed to newcomers.
+    let_come(listener.socket.as_fd());
     warnings.extend(capped_buffers(&socket, tcp, &listener.address));
     tune(listener.socket.as_fd(), tcp).map_err(fault("set its TCP options"))
 }

@@ -4,15 +4,18 @@
 //! simulator's.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 
-use crate::echo::op::{Event, Kernel, Op, Timestamp};
+use crate::echo::op::{Event, Kernel, ListenerId, Op, Timestamp};
 use crate::echo::server::{ListenerStats, Server, Stats, Tuning};
 use crate::metrics::Board;
 
 /// What the daemon asks of a worker.
 #[derive(Debug)]
 pub enum Order {
+    /// Accept all who wait at these listeners, and close them: nobody new comes to them. To be
+    /// posted before the drain or hand-over that goes with it.
+    EndListeners(Arc<[ListenerId]>),
     /// Stop accepting, and end what is still open at `deadline`.
     Drain {
         /// When patience ends.
@@ -200,15 +203,7 @@ impl Turns {
         server.observe(clock_us, kernel.overflows());
         let idle = events.is_empty();
         for order in shared.take_orders() {
-            match order {
-                Order::Drain { deadline } => {
-                    step(kernel, server, now, Event::DrainStarted { deadline }, ops);
-                }
-                Order::HandOver { deadline } => {
-                    step(kernel, server, now, Event::HandOverStarted { deadline }, ops);
-                }
-                Order::Reconfigure(tuning) => server.retune(now, *tuning),
-            }
+            obey(kernel, server, now, order, ops);
         }
         for event in events.drain(..) {
             server.handle(now, event, ops);
@@ -245,6 +240,29 @@ impl Turns {
         }
         kernel.turn(deadline, events)?;
         Ok(None)
+    }
+}
+
+fn obey<K: Kernel>(
+    kernel: &mut K,
+    server: &mut Server,
+    now: Timestamp,
+    order: Order,
+    ops: &mut Vec<Op>,
+) {
+    match order {
+        Order::EndListeners(listeners) => {
+            for &listener in &*listeners {
+                step(kernel, server, now, Event::ListenerEnding { listener }, ops);
+            }
+        }
+        Order::Drain { deadline } => {
+            step(kernel, server, now, Event::DrainStarted { deadline }, ops);
+        }
+        Order::HandOver { deadline } => {
+            step(kernel, server, now, Event::HandOverStarted { deadline }, ops);
+        }
+        Order::Reconfigure(tuning) => server.retune(now, *tuning),
     }
 }
 

@@ -16,7 +16,7 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -25,7 +25,7 @@ use echo_uring::echo::admission::SourceBook;
 use echo_uring::echo::fullness::Fullness;
 use echo_uring::echo::op::{ReceiveMode, Timestamp};
 use echo_uring::echo::server::{Parameters, Server, Stats, Tuning};
-use echo_uring::uring::{Driver, ListeningSocket, Settings, SpillMemory, Transport, probe};
+use echo_uring::uring::{Driver, ListeningSocket, Owner, Settings, SpillMemory, Transport, probe};
 use echo_uring::worker::{self, Order, Shared};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use socket2::SockRef;
@@ -107,6 +107,8 @@ impl Service {
             transport: Transport::Tcp,
             receive_buffer: None,
             send_buffer: None,
+            owner: Owner::Us,
+            ending: AtomicBool::new(false),
         };
         let memory = SpillMemory::new(64 << 20);
         let mut driver = Driver::new(Settings {

@@ -16,11 +16,12 @@ use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use echo_uring::config::{Address, Config, Kind, ListenerConfig, Tcp};
 use echo_uring::listen::{self, Family, ListenError, Opened, Origin};
-use echo_uring::uring::{ListeningSocket, Transport};
+use echo_uring::uring::{ListeningSocket, Owner, Transport};
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 const REPORT: &str = "ECHO_URING_TEST_REPORT";
@@ -136,6 +137,8 @@ fn an_accepted_unix_connection_is_equipped_by_hand() {
         transport: Transport::Unix,
         receive_buffer: tcp.receive_buffer,
         send_buffer: tcp.send_buffer,
+        owner: Owner::Us,
+        ending: AtomicBool::new(false),
     };
     listening.equip(accepted.as_fd());
     assert!(SockRef::from(&accepted).out_of_band_inline().unwrap());

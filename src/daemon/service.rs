@@ -38,7 +38,7 @@ use crate::logging::{self, events};
 use crate::metrics;
 use crate::sight::{self, Door, State};
 use crate::systemd::Notifier;
-use crate::uring::{self, ListeningSocket, PreparedRing, SpillMemory};
+use crate::uring::{self, ListeningSocket, Owner, PreparedRing, SpillMemory};
 
 /// How often the counters are looked at: for the status line, and for warnings.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -143,9 +143,9 @@ impl Sorted {
                 Kind::Metrics => Some(sight::Service::Metrics),
                 Kind::AgentCheck => Some(sight::Service::AgentCheck),
             };
-            let origin = match origin {
-                Origin::Inherited => ", inherited",
-                Origin::Bound => "",
+            let (origin, owner) = match origin {
+                Origin::Inherited => (", inherited", Owner::Another),
+                Origin::Bound => ("", Owner::Us),
             };
             let what = service.map_or(String::new(), |_| format!(", {}", kind.name()));
             sorted.names.push(format!("{address} ({name}{what}{origin})"));
@@ -159,7 +159,7 @@ impl Sorted {
                 Family::Unix => "unix",
             };
             sorted.labels.push(Label { name, address, protocol });
-            sorted.sockets.push(workers::listening_socket(socket, family, tcp));
+            sorted.sockets.push(workers::listening_socket(socket, owner, family, tcp));
         }
         sorted
     }

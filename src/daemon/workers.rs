@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -22,8 +23,8 @@ use crate::handover::Estate;
 use crate::listen::Family;
 use crate::metrics;
 use crate::uring::{
-    Driver, Features, ListeningSocket, PreparedRing, Settings, SpillMemory, Transport, Unusable,
-    prepare_rings,
+    Driver, Features, ListeningSocket, Owner, PreparedRing, Settings, SpillMemory, Transport,
+    Unusable, prepare_rings,
 };
 use crate::worker::{self, Order, Outcome, Shared};
 
@@ -359,9 +360,16 @@ pub(super) fn buffers_total(plan: &Plan<'_>) -> u64 {
 }
 
 /// A listening socket for the driver.
-pub(super) fn listening_socket(socket: OwnedFd, family: Family, tcp: &Tcp) -> ListeningSocket {
+pub(super) fn listening_socket(
+    socket: OwnedFd,
+    owner: Owner,
+    family: Family,
+    tcp: &Tcp,
+) -> ListeningSocket {
     ListeningSocket {
         socket,
+        owner,
+        ending: AtomicBool::new(false),
         transport: match family {
             Family::Tcp => Transport::Tcp,
             Family::Unix => Transport::Unix,

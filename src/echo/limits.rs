@@ -24,6 +24,14 @@ pub const PROBATION_RELAYS: u8 = 8;
 /// Short enough that nobody notices, long enough that ten tries a second cost nothing.
 pub const ACCEPT_BACKOFF_MS: u64 = 100;
 
+/// Accepts of a listener in a row that may find their peer gone before it backs off as for want of
+/// memory.
+///
+/// Each takes a connection out of the backlog, so that trying again at once is right, also in a
+/// storm of peers that reset at once. Should one of these errors ever leave the backlog as it was,
+/// this bounds what that costs: some 10,000 tries a second, instead of a worker that spins.
+pub const ACCEPT_ABORTS_MAX: u16 = 1024;
+
 /// When before a receive or send that met a kernel short of memory is tried again, in milliseconds.
 pub const MEMORY_RETRY_MS: u64 = 100;
 

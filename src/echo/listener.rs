@@ -9,7 +9,7 @@ use super::op::{ConnectionId, Timestamp};
 /// Whether an accept is armed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Listener {
-    /// No: all places are taken, or the worker drains.
+    /// No: all places are taken, or the worker drains, or it is about to be.
     Off,
     /// Yes, under this name.
     Armed(ConnectionId),
@@ -17,6 +17,10 @@ pub enum Listener {
     Canceling(ConnectionId),
     /// No: files or memory ran out. Tried again then, or when a connection closes.
     BackingOff(Timestamp),
+    /// Yes, one that waits for nobody, under this name: the listener ends.
+    Emptying(ConnectionId),
+    /// No, and none ever will be: the listener has ended.
+    Ended,
 }
 
 impl Listener {
@@ -24,8 +28,8 @@ impl Listener {
     #[must_use]
     pub fn is_with_kernel(self) -> bool {
         match self {
-            Self::Armed(_) | Self::Canceling(_) => true,
-            Self::Off | Self::BackingOff(_) => false,
+            Self::Armed(_) | Self::Canceling(_) | Self::Emptying(_) => true,
+            Self::Off | Self::BackingOff(_) | Self::Ended => false,
         }
     }
 }

@@ -191,6 +191,22 @@ pub enum Op {
         /// The name given to the accept.
         connection: ConnectionId,
     },
+    /// Accept one connection that waits at `listener`, and wait for none. Like [`Op::Accept`]
+    /// otherwise; of the two at most one per listener is under way. Answered once, with the next
+    /// turn, by [`Event::Accepted`] or [`Event::AcceptFailed`].
+    AcceptWaiting {
+        /// Where from.
+        listener: ListenerId,
+        /// What the new connection is to be called.
+        connection: ConnectionId,
+    },
+    /// Nobody is accepted from `listener` any more. If the process made the socket nobody listens
+    /// there from now on, and who waits is reset; else it stays as it is. Done at once, and never
+    /// answered; other workers may say the same.
+    CloseListener {
+        /// Which.
+        listener: ListenerId,
+    },
     /// Receive into a pooled buffer that the kernel picks when bytes come. At most one receive per
     /// connection is armed. Answered by [`Event::Received`] and [`Event::ReceiveEnded`].
     Receive {
@@ -345,7 +361,10 @@ pub enum AcceptError {
     SystemFiles,
     /// No memory (ENOMEM, ENOBUFS). The connection stays in the backlog.
     Memory,
-    /// An error nobody expects here, by its errno.
+    /// Nobody waits, and nobody will: the answer to an accept from a listener that ends, see
+    /// [`Event::ListenerEnding`].
+    Nobody,
+    /// An error nobody expects here, by its errno; the backlog is as it was.
     Unexpected(i32),
 }
 
@@ -469,6 +488,13 @@ pub enum Event {
     },
     /// The moment named by `Server::deadline` has come (or some other moment: it never harms).
     TimePassed,
+    /// Nobody new comes to `listener` any more, and nobody will accept after us who waits there:
+    /// accept all of them, whatever else begins or has begun, and close it. Told again it means
+    /// that some may have come nevertheless.
+    ListenerEnding {
+        /// Which.
+        listener: ListenerId,
+    },
     /// Stop accepting, go on echoing, and at `deadline` end what is still open.
     DrainStarted {
         /// When patience ends.

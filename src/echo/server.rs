@@ -85,7 +85,7 @@ impl Server {
             pause: Pause::default(),
             probing: Probing::new(parameters.tuning.connections_max),
             drain: Drain::No,
-            arming: Arming::default(),
+            arming: Arming::new(parameters.listeners),
             inherited: 0,
             fullness: fullness::Part::new(Arc::clone(&parameters.fullness)),
             retimed: None,
@@ -170,6 +170,7 @@ impl Server {
             | Event::SendFailed { .. }
             | Event::ProbeEnded { .. }
             | Event::TimePassed
+            | Event::ListenerEnding { .. }
             | Event::DrainStarted { .. }
             | Event::HandOverStarted { .. }
             | Event::Adopted { .. } => return self.handle_no_echo(now, event, ops),
@@ -187,7 +188,7 @@ impl Server {
                 self.on_accepted(now, connection, source, ops);
             }
             Event::AcceptFailed { connection, error } => {
-                self.on_accept_failed(now, connection, error);
+                self.on_accept_failed(now, connection, error, ops);
             }
             Event::ReceiveEnded { connection, reason } => {
                 self.with(now, connection, ops, |connection, context| {
@@ -213,6 +214,7 @@ impl Server {
                 self.on_probe_ended(now, connection, heard, ops);
             }
             Event::TimePassed => self.on_time_passed(now, ops),
+            Event::ListenerEnding { listener } => self.end_listener(listener),
             Event::DrainStarted { deadline } => {
                 if matches!(self.drain, Drain::No | Drain::Released) {
                     self.drain = Drain::Patient { deadline };
@@ -247,15 +249,33 @@ impl Server {
         self.retimed = Some(0);
     }
 
-    fn on_accept_failed(&mut self, now: Timestamp, id: ConnectionId, error: AcceptError) {
+    fn on_accept_failed(
+        &mut self,
+        now: Timestamp,
+        id: ConnectionId,
+        error: AcceptError,
+        ops: &mut Vec<Op>,
+    ) {
         let listener = self.accept_ended(id);
+        let index = usize::from(listener.0);
         self.resources.stats.count_accept_error(error);
-        self.listeners[usize::from(listener.0)] = match error {
-            AcceptError::Canceled | AcceptError::Aborted => Listener::Off,
-            AcceptError::ProcessFiles
+        let aborts = &mut self.arming.aborts[index];
+        *aborts = if error == AcceptError::Aborted { *aborts + 1 } else { 0 };
+        self.listeners[index] = match error {
+            AcceptError::Canceled => Listener::Off,
+            AcceptError::Aborted if *aborts < limits::ACCEPT_ABORTS_MAX => Listener::Off,
+            AcceptError::Nobody if self.arming.ending[index] => {
+                ops.push(Op::CloseListener { listener });
+                Listener::Ended
+            }
+            // Another worker has heard earlier than we that the listener ends.
+            AcceptError::Nobody
+            | AcceptError::Aborted
+            | AcceptError::ProcessFiles
             | AcceptError::SystemFiles
             | AcceptError::Memory
             | AcceptError::Unexpected(_) => {
+                *aborts = 0;
                 Listener::BackingOff(now.plus(limits::ACCEPT_BACKOFF_MS))
             }
         };

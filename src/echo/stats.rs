@@ -281,7 +281,7 @@ impl Stats {
 
     pub(super) fn count_accept_error(&mut self, error: AcceptError) {
         match error {
-            AcceptError::Canceled => {}
+            AcceptError::Canceled | AcceptError::Nobody => {}
             AcceptError::Aborted => self.accept_aborted += 1,
             AcceptError::ProcessFiles => self.accept_process_files += 1,
             AcceptError::SystemFiles => self.accept_system_files += 1,

@@ -14,7 +14,7 @@ use std::fmt;
 use std::io;
 use std::mem::{ManuallyDrop, MaybeUninit};
 use std::net;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,7 +27,7 @@ use self::receive::{HangUp, Receiving};
 use self::relay::Scratch;
 use self::send::{OnWritable, QuietSend, Room};
 use super::buffers::{BufferRing, BufferStack};
-use super::errno;
+use super::listening::ListeningSocket;
 use super::prepared::PreparedRing;
 use super::ring::{COMPLETIONS, Ring};
 use super::source;
@@ -53,40 +53,6 @@ pub enum Transport {
     /// the end (seen on Linux 6.18.44, in the family of liburing's issue 1549), so the end is
     /// watched for by itself.
     Unix,
-}
-
-/// A listening socket, and what its connections need to be told.
-#[derive(Debug)]
-pub struct ListeningSocket {
-    /// The socket. On a TCP socket SO_KEEPALIVE is on, with times so long that the kernel does not
-    /// act by itself.
-    pub socket: OwnedFd,
-    /// What its connections run over.
-    pub transport: Transport,
-    /// `SO_RCVBUF` for connections that do not inherit it, in bytes.
-    pub receive_buffer: Option<u32>,
-    /// `SO_SNDBUF` for connections that do not inherit it, in bytes.
-    pub send_buffer: Option<u32>,
-}
-
-impl ListeningSocket {
-    /// Gives an accepted connection the options that it did not inherit. To be called before its
-    /// first receive.
-    pub fn equip(&self, connection: BorrowedFd<'_>) {
-        if self.transport == Transport::Tcp {
-            return;
-        }
-        let connection = SockRef::from(&connection);
-        // Without this an urgent byte would be lost. None of these fails on a connected stream
-        // socket, and a connection without them is better than none.
-        let _ = connection.set_out_of_band_inline(true);
-        if let Some(bytes) = self.receive_buffer {
-            let _ = connection.set_recv_buffer_size(bytes as usize);
-        }
-        if let Some(bytes) = self.send_buffer {
-            let _ = connection.set_send_buffer_size(bytes as usize);
-        }
-    }
 }
 
 const OPEN: &str = "invariant: the core names open connections only";
@@ -279,6 +245,10 @@ impl Driver {
     fn carry_out(&mut self, op: Op) {
         match op {
             Op::Accept { listener, connection } => self.accept(listener, connection),
+            Op::AcceptWaiting { listener, connection } => {
+                self.accept_waiting(listener, connection);
+            }
+            Op::CloseListener { listener } => self.listeners[usize::from(listener.0)].close(),
             Op::NameSources => self.names_sources = true,
             Op::OmitSources => self.names_sources = false,
             Op::CancelAccept { connection } => self.ring.cancel(Token::Accept(connection)),
@@ -339,6 +309,20 @@ impl Driver {
         let former = self.accepting[index].replace(connection);
         assert!(former.is_none(), "{listener:?} is accepting already");
         self.ring.accept(self.listeners[index].socket.as_fd(), Token::Accept(connection));
+    }
+
+    fn accept_waiting(&mut self, listener: ListenerId, connection: ConnectionId) {
+        let index = usize::from(listener.0);
+        assert!(self.accepting[index].is_none(), "{listener:?} is accepting already");
+        let event = match self.listeners[index].accept_waiting() {
+            Ok(fd) => self.let_in(index, connection, fd),
+            Err(error) => {
+                let errno = error.raw_os_error().unwrap_or(libc::EIO);
+                let error = self.listeners[index].accept_error(errno);
+                Event::AcceptFailed { connection, error }
+            }
+        };
+        self.answers.push(event);
     }
 
     fn close(&mut self, connection: ConnectionId) {
@@ -443,10 +427,16 @@ impl Driver {
         let listener = listener.expect("invariant: an accept is armed until it is answered");
         self.accepting[listener] = None;
         if result < 0 {
-            return Event::AcceptFailed { connection, error: errno::of_accept(-result) };
+            let error = self.listeners[listener].accept_error(-result);
+            return Event::AcceptFailed { connection, error };
         }
         // SAFETY: the kernel has just opened this descriptor for this accept; nobody else knows it.
         let fd = unsafe { OwnedFd::from_raw_fd(result) };
+        self.let_in(listener, connection, fd)
+    }
+
+    /// What to tell of a connection that the listener at this index has brought.
+    fn let_in(&mut self, listener: usize, connection: ConnectionId, fd: OwnedFd) -> Event {
         let listener = &self.listeners[listener];
         let source = match self.names_sources.then(|| source::of(fd.as_fd(), listener.transport)) {
             None => Source::Untold,

@@ -17,6 +17,7 @@ mod buffers;
 pub mod client;
 pub mod driver;
 mod errno;
+mod listening;
 mod locked;
 mod prepared;
 pub mod probe;
@@ -29,7 +30,8 @@ mod stdout;
 mod token;
 mod unusable;
 
-pub use driver::{Driver, DriverError, ListeningSocket, Settings, Transport};
+pub use driver::{Driver, DriverError, Settings, Transport};
+pub use listening::{ListeningSocket, Owner};
 pub use locked::{Shortage, charges_locked_memory, locked_memory_limit};
 pub use prepared::{PreparedRing, locked_bytes_of_worker, prepare_rings};
 pub use probe::{Features, Survey, probe, survey};

@@ -80,6 +80,44 @@ pub(crate) fn a_cancel_may_lose_the_race<W: World>() {
     assert_eq!(bench.take(peer, name(0), 5)[0].1, 5);
 }
 
+/// Goal: a listener that ends gives up all who wait there, and says when that was the last one;
+/// then nobody can connect.
+pub(crate) fn a_listener_that_ends_is_emptied<W: World>() {
+    let mut bench = Bench::<W>::new(ROOMY);
+    let peers = [bench.world.connect(), bench.world.connect()];
+    bench.world.end_listener();
+    let listener = ListenerId(0);
+    for (slot, peer) in (0..).zip(peers) {
+        bench.say([Op::AcceptWaiting { listener, connection: name(slot) }]);
+        assert_eq!(bench.next(), accepted(name(slot)));
+        let chunk = bench.take(peer, name(slot), 5)[0];
+        assert_eq!(bench.send(name(slot), chunk), 5);
+        bench.read_all(peer, 5);
+    }
+    let connection = name(2);
+    let nobody = Event::AcceptFailed { connection, error: AcceptError::Nobody };
+    // Asked again it says so again, closed or not.
+    for _ in 0..2 {
+        bench.say([Op::AcceptWaiting { listener, connection }]);
+        assert_eq!(bench.next(), nobody);
+        bench.say([Op::CloseListener { listener }]);
+        assert!(bench.world.refuses());
+    }
+    bench.silence();
+}
+
+/// Goal: an accept that waits when another worker closes the listener is answered.
+pub(crate) fn an_armed_accept_hears_of_the_end<W: World>() {
+    let mut bench = Bench::<W>::new(ROOMY);
+    let connection = name(0);
+    bench.say([accept(connection)]);
+    bench.silence();
+    bench.world.end_listener();
+    bench.say([Op::CloseListener { listener: ListenerId(0) }]);
+    let error = AcceptError::Nobody;
+    assert_eq!(bench.next(), Event::AcceptFailed { connection, error });
+}
+
 /// Goal: a source is told from the moment at which it is asked for, also by an accept that was
 /// armed before.
 pub(crate) fn a_source_is_told_when_asked_for<W: World>() {

@@ -51,6 +51,8 @@ in_each_world! {
     accept::no_free_file_leaves_the_peer_waiting,
     accept::a_canceled_accept_answers,
     accept::a_cancel_may_lose_the_race,
+    accept::a_listener_that_ends_is_emptied,
+    accept::an_armed_accept_hears_of_the_end,
     accept::a_source_is_told_when_asked_for,
     accept::a_source_that_is_gone_is_no_connection,
     accept::a_slot_serves_tenant_after_tenant,

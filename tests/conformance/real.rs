@@ -4,15 +4,16 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use echo_uring::echo::op::Budget;
 use echo_uring::echo::op::{ConnectionId, ReceiveMode, Source};
-use echo_uring::uring::{Driver, ListeningSocket, Settings, SpillMemory, Transport, probe};
+use echo_uring::listen::{Family, hold_back};
+use echo_uring::uring::{Driver, ListeningSocket, Owner, Settings, SpillMemory, Transport, probe};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -62,6 +63,8 @@ impl Real {
             transport: if domain == Domain::UNIX { Transport::Unix } else { Transport::Tcp },
             receive_buffer: None,
             send_buffer: Some(SOCKET_BUFFER as u32),
+            owner: Owner::Us,
+            ending: AtomicBool::new(false),
         }]);
         let memory = SpillMemory::new(1 << 20);
         let driver = Self::driver(setup, busy, &listeners, &memory, &wake);
@@ -114,6 +117,13 @@ impl Real {
         self.next += 1;
         self.peers.insert(id, Peer { socket: Some(socket), written: 0, read: 0, end: End::Open });
         id
+    }
+
+    fn end_listener(&mut self) {
+        let listener = &self.listeners[0];
+        let family = if self.domain == Domain::UNIX { Family::Unix } else { Family::Tcp };
+        listener.ending.store(true, Ordering::Release);
+        hold_back(listener.socket.as_fd(), family).expect("newcomers can be held back");
     }
 
     fn peer(&mut self, id: PeerId) -> &mut Peer {
@@ -227,6 +237,16 @@ macro_rules! real_world {
                 let unread = self.0.peer(peer).read(peer, 1);
                 assert_eq!(unread, 0, "a script asks for the end after the last byte");
                 self.0.peer(peer).end
+            }
+
+            fn end_listener(&mut self) {
+                self.0.end_listener();
+            }
+
+            fn refuses(&mut self) -> bool {
+                let peer = Socket::new(self.0.domain, Type::STREAM, None).expect("a socket");
+                let refused = peer.connect(&self.0.address).expect_err("nobody listens");
+                refused.kind() == ErrorKind::ConnectionRefused
             }
 
             fn has_process_of_its_own() -> bool {

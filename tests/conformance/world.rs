@@ -83,6 +83,10 @@ pub(crate) trait World {
     fn reset(&mut self, peer: PeerId);
     /// What the peer sees, having read everything.
     fn end(&mut self, peer: PeerId) -> End;
+    /// From now on nobody new comes to the listener; who waits there may be accepted.
+    fn end_listener(&mut self);
+    /// Whether a peer that connects now is refused.
+    fn refuses(&mut self) -> bool;
     /// Whether this script may do what the whole process feels. If not it has been run, to success,
     /// in another process.
     fn has_process_of_its_own() -> bool;
@@ -171,6 +175,15 @@ impl World for Fake {
             (false, true) => End::Finished,
             (false, false) => End::Open,
         }
+    }
+
+    fn end_listener(&mut self) {
+        self.kernel.end_listener(ListenerId(0));
+    }
+
+    fn refuses(&mut self) -> bool {
+        let peer = self.connect();
+        self.kernel.peers[peer.0].broken
     }
 
     fn has_process_of_its_own() -> bool {

@@ -41,6 +41,9 @@ pub(crate) struct Limits {
 /// closes.
 const ACCEPT_PAUSE_MS: u64 = 100;
 
+/// So many accepts in a row may find their peer gone before the listener is left alone.
+const ABORTS_MAX: u16 = 1024;
+
 /// The auditor of one history.
 pub(crate) struct Audit {
     limits: Limits,
@@ -56,6 +59,10 @@ pub(crate) struct Audit {
     retired: Vec<ConnectionId>,
     /// For each listener until when a failed accept forbids the next one.
     pauses: Vec<u64>,
+    /// For each listener how many accepts in a row found their peer gone.
+    aborts: Vec<u16>,
+    /// For each listener how far its end has come, if it ends.
+    ends: Vec<Option<ListenerEnd>>,
     drain_deadline: Option<u64>,
     draining: bool,
     /// Connections that got everything back that they sent, and a FIN behind it; with the era.
@@ -70,6 +77,17 @@ pub(crate) struct Audit {
     pub(crate) closed: u64,
     pub(crate) bytes_in: u64,
     pub(crate) bytes_out: u64,
+}
+
+/// How far the end of a listener has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ListenerEnd {
+    /// Those who wait are accepted.
+    Emptied,
+    /// The last accept found nobody.
+    Empty,
+    /// Nobody is accepted any more.
+    Closed,
 }
 
 #[derive(Debug)]
@@ -171,6 +189,8 @@ impl Audit {
             served: 0,
             retired: Vec::new(),
             pauses: vec![0; limits.listeners],
+            aborts: vec![0; limits.listeners],
+            ends: vec![None; limits.listeners],
             drain_deadline: None,
             draining: false,
             complete: Vec::new(),
@@ -205,6 +225,11 @@ impl Audit {
                     self.open(connection).accepted_at = now;
                 }
             }
+            Event::ListenerEnding { listener } => {
+                let index = usize::from(listener.0);
+                self.ends[index] = Some(ListenerEnd::Emptied);
+                self.pauses[index] = 0;
+            }
             Event::DrainStarted { deadline } => {
                 self.draining = true;
                 self.drain_deadline = Some(deadline.0);
@@ -212,7 +237,8 @@ impl Audit {
             Event::HandOverStarted { deadline } => self.begin_hand_over(deadline.0),
             Event::Adopted { connection, bequest, .. } => self.adopted(connection, bequest),
             Event::Accepted { connection, source } => {
-                self.end_accept(connection);
+                let listener = self.end_accept(connection);
+                self.aborts[usize::from(listener.0)] = 0;
                 self.door.accepted(now, connection, source);
                 let decided = self.is_drained(now).then_some(0).into_iter().collect();
                 let open = Open { decided, ..Open::accepted(now) };
@@ -220,10 +246,7 @@ impl Audit {
                 self.accepted += 1;
             }
             Event::AcceptFailed { connection, error } => {
-                let listener = self.end_accept(connection);
-                if !matches!(error, AcceptError::Canceled | AcceptError::Aborted) {
-                    self.pauses[usize::from(listener.0)] = now + ACCEPT_PAUSE_MS;
-                }
+                self.accept_failed(now, connection, error);
             }
             Event::Received { connection, buffer, length, armed, .. } => {
                 self.received(now, connection, buffer, length, armed);
@@ -268,7 +291,17 @@ impl Audit {
     /// The core has asked for this.
     pub(crate) fn op(&mut self, now: u64, op: &Op) {
         match *op {
-            Op::Accept { listener, connection } => self.accept(now, listener, connection),
+            Op::Accept { listener, connection } => {
+                let ends = self.draining || self.rest_deadline.is_some();
+                assert!(!ends, "promise: {connection:?} is accepted while draining");
+                self.accept(now, listener, connection);
+            }
+            Op::AcceptWaiting { listener, connection } => {
+                let end = self.ends[usize::from(listener.0)];
+                assert_eq!(end, Some(ListenerEnd::Emptied), "contract: {listener:?} ends not");
+                self.accept(now, listener, connection);
+            }
+            Op::CloseListener { listener } => self.close_listener(now, listener),
             Op::NameSources | Op::OmitSources | Op::AwaitSends => {}
             Op::CancelAccept { connection } => {
                 let armed =
@@ -403,13 +436,50 @@ impl Audit {
         assert!(!again, "contract: {listener:?} has two accepts");
         let known = self.retired.contains(&connection);
         assert!(!known, "contract: the name {connection:?} comes a second time");
-        let ends = self.draining || self.rest_deadline.is_some();
-        assert!(!ends, "promise: {connection:?} is accepted while draining");
         assert!(now >= self.pauses[usize::from(listener.0)], "promise: {listener:?} spins");
         let limits = &self.limits;
         let slots = limits.connections_max.max(self.adopted) + limits.listeners;
         assert!((connection.slot() as usize) < slots, "limit: {connection:?} is beyond the slots");
         self.tenants.push((connection, Tenant::Accepting(listener)));
+    }
+
+    fn accept_failed(&mut self, now: u64, connection: ConnectionId, error: AcceptError) {
+        let index = usize::from(self.end_accept(connection).0);
+        self.aborts[index] = if error == AcceptError::Aborted { self.aborts[index] + 1 } else { 0 };
+        match error {
+            AcceptError::Canceled => {}
+            AcceptError::Nobody => self.ends[index] = Some(ListenerEnd::Empty),
+            AcceptError::Aborted if self.aborts[index] < ABORTS_MAX => {}
+            AcceptError::Aborted
+            | AcceptError::ProcessFiles
+            | AcceptError::SystemFiles
+            | AcceptError::Memory
+            | AcceptError::Unexpected(_) => {
+                self.aborts[index] = 0;
+                self.pauses[index] = now + ACCEPT_PAUSE_MS;
+            }
+        }
+    }
+
+    /// Who waits there is lost: so nobody may, or the time for all of it must be over.
+    fn close_listener(&mut self, now: u64, listener: ListenerId) {
+        let linger = self.limits.linger_timeout;
+        let over = now >= linger && self.is_drained(now - linger)
+            || self.rest_deadline.is_some_and(|deadline| now >= deadline);
+        let end = &mut self.ends[usize::from(listener.0)];
+        let empty = *end == Some(ListenerEnd::Empty);
+        assert!(empty || over, "promise: {listener:?} is closed before it is empty: {end:?}");
+        *end = Some(ListenerEnd::Closed);
+    }
+
+    /// The next process has its listeners to itself.
+    pub(crate) fn reopen_listeners(&mut self) {
+        self.ends.fill(None);
+    }
+
+    /// Whether every listener that ends has been closed.
+    pub(crate) fn are_ends_complete(&self) -> bool {
+        self.ends.iter().flatten().all(|end| *end == ListenerEnd::Closed)
     }
 
     fn received(

@@ -10,7 +10,7 @@ use crate::fake::trace::Note;
 use crate::history::History;
 
 /// What must be met, besides every way of closing.
-const OCCASIONS: [&str; 39] = [
+const OCCASIONS: [&str; 42] = [
     "a multishot receive",
     "a one-shot receive",
     "a receive into a large buffer",
@@ -50,6 +50,9 @@ const OCCASIONS: [&str; 39] = [
     "a connection adopted",
     "an adopted connection with bytes aside",
     "an adopted connection after our FIN",
+    "an accept that waits for nobody",
+    "an accept that found nobody",
+    "a listener closed",
 ];
 
 /// How often each was met.
@@ -170,6 +173,8 @@ fn of_op(op: &Op) -> Option<&'static str> {
         Op::Shutdown { how: Shutdown::Both, .. } => "a shutdown of both",
         Op::Abort { .. } => "an abort",
         Op::Probe { again: false, .. } => "a silent peer asked",
+        Op::AcceptWaiting { .. } => "an accept that waits for nobody",
+        Op::CloseListener { .. } => "a listener closed",
         Op::Accept { .. }
         | Op::NameSources
         | Op::OmitSources
@@ -202,6 +207,7 @@ fn of_event(event: &Event) -> Option<&'static str> {
         Event::AcceptFailed { error, .. } => match error {
             AcceptError::Canceled => "an accept canceled in time",
             AcceptError::Aborted => "an accept whose peer was gone",
+            AcceptError::Nobody => "an accept that found nobody",
             AcceptError::ProcessFiles | AcceptError::SystemFiles | AcceptError::Memory => {
                 "an accept without file or memory"
             }
@@ -221,6 +227,7 @@ fn of_event(event: &Event) -> Option<&'static str> {
         | Event::Sent { .. }
         | Event::ProbeEnded { .. }
         | Event::TimePassed
+        | Event::ListenerEnding { .. }
         | Event::HandOverStarted { .. }
         | Event::DrainStarted { .. } => return None,
     })

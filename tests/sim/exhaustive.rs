@@ -34,6 +34,7 @@ struct World {
     drain: Option<(usize, u64)>,
     /// The turn at which a hand-over begins, and whether it fails.
     hand_over: Option<(usize, bool)>,
+    listeners_end: bool,
     plans: Vec<Plan>,
 }
 
@@ -47,6 +48,7 @@ const QUIET: World = World {
     chaos_turns: 14,
     drain: None,
     hand_over: None,
+    listeners_end: false,
     plans: Vec::new(),
 };
 
@@ -110,6 +112,7 @@ impl World {
             crowd,
             chaos_turns: self.chaos_turns,
             drain: self.drain,
+            listeners_end: self.listeners_end,
             retunes: Vec::new(),
             successions: self
                 .hand_over
@@ -249,6 +252,17 @@ fn worlds() -> Vec<World> {
             drain: Some((3, 0)),
             chaos_turns: 8,
             plans: vec![Plan::prompt(2, 2, Reading::Eager, Ending::Stay)],
+            ..QUIET
+        },
+        World {
+            name: "a drain of its own listener, with more peers than places",
+            faults: Faults { accept_error: ON, late: ON, cancel_loses: ON, ..NO_FAULTS },
+            faults_max: 2,
+            connections_max: 1,
+            drain: Some((1, 5_000)),
+            listeners_end: true,
+            chaos_turns: 8,
+            plans: vec![Plan::prompt(1, 1, Reading::Eager, Ending::Finish); 2],
             ..QUIET
         },
     ]

@@ -11,7 +11,9 @@ use std::sync::Arc;
 use echo_uring::echo::admission::{Access, Caps, Ranges, Rules, SourceBook};
 use echo_uring::echo::fullness::Fullness;
 use echo_uring::echo::limits::QUEUE_CHUNKS_MAX;
-use echo_uring::echo::op::{Bequest, ConnectionId, Event, Kernel, Op, ReceiveMode, Timestamp};
+use echo_uring::echo::op::{
+    Bequest, ConnectionId, Event, Kernel, ListenerId, Op, ReceiveMode, Timestamp,
+};
 use echo_uring::echo::server::{CloseReason, Keepalive, Parameters, Server, Stats, Tuning};
 
 use crate::audit::door::Door;
@@ -37,6 +39,8 @@ pub(crate) struct Scenario {
     pub(crate) chaos_turns: usize,
     /// The turn at which a drain begins, and how patient it is, in milliseconds.
     pub(crate) drain: Option<(usize, u64)>,
+    /// Whether the listeners end with a drain or a hand-over: nobody else holds them.
+    pub(crate) listeners_end: bool,
     /// New limits and timeouts, each at the turn at which it comes, the last one first.
     pub(crate) retunes: Vec<(usize, Tuning, u64)>,
     /// When the process is replaced by another.
@@ -177,6 +181,7 @@ impl Scenario {
             new_rules: (choice.below(3) == 0).then(|| draw_new_rules(choice, rate)),
             stayers_are_ended: idle_timeout.is_some() && choice.below(2) == 0,
             stubborn: choice.below(2) == 0,
+            listeners_end: choice.below(2) == 0,
             retunes: Vec::new(),
         };
         scenario.retunes = draw_retunes(choice, scenario.stayers_are_ended);
@@ -533,8 +538,19 @@ impl History {
             self.draining = true;
             self.kernel.trace.note(self.kernel.clock(), Note::World("a drain begins"));
             let deadline = Timestamp(self.kernel.clock() + patience);
+            self.end_listeners();
             self.handle(Event::DrainStarted { deadline });
             self.submit();
+        }
+    }
+
+    fn end_listeners(&mut self) {
+        if !self.scenario.listeners_end {
+            return;
+        }
+        for listener in (0..self.scenario.settings.listeners).map(ListenerId) {
+            self.kernel.end_listener(listener);
+            self.handle(Event::ListenerEnding { listener });
         }
     }
 
@@ -549,6 +565,7 @@ impl History {
         self.succession = Some(succession);
         self.kernel.trace.note(self.kernel.clock(), Note::World("a hand-over begins"));
         let deadline = Timestamp(self.kernel.clock() + succession.patience);
+        self.end_listeners();
         self.handle(Event::HandOverStarted { deadline });
         self.submit();
     }
@@ -556,6 +573,7 @@ impl History {
     /// The old process ends and the next one begins; the world does not stop in between.
     fn succeed(&mut self) {
         let succession = self.succession.take().expect("somebody takes over");
+        self.check_ended_listeners();
         let mut estate = self.server.release(self.kernel.now());
         self.server.check_invariants();
         for (_, bequest) in &mut estate {
@@ -565,6 +583,8 @@ impl History {
         if succession.fails {
             return self.take_back(succession, estate);
         }
+        self.kernel.reopen_listeners();
+        self.audit.reopen_listeners();
         self.before.add(&self.server.stats());
         self.scenario.parameters.tuning.connections_max = succession.connections_max;
         self.scenario.budget.set_limit(succession.budget_limit);
@@ -589,6 +609,12 @@ impl History {
         }
         self.adopt(succession.gap, estate);
         let deadline = Timestamp(self.kernel.clock() + succession.patience);
+        if self.scenario.listeners_end {
+            // Told once more: they are closed already.
+            for listener in (0..self.scenario.settings.listeners).map(ListenerId) {
+                self.handle(Event::ListenerEnding { listener });
+            }
+        }
         self.handle(Event::DrainStarted { deadline });
         self.submit();
     }
@@ -642,8 +668,14 @@ impl History {
         self.allowed = stats.connections.max(places);
     }
 
+    fn check_ended_listeners(&self) {
+        assert!(self.audit.are_ends_complete(), "rest: a listener has not ended");
+        assert!(self.kernel.is_nobody_forgotten(), "rest: somebody waits for nobody");
+    }
+
     fn check_rest(&self) {
         self.audit.at_rest();
+        self.check_ended_listeners();
         let mut stats = self.server.stats();
         stats.add(&self.before);
         assert_eq!(stats.bytes_in, stats.bytes_out + stats.bytes_dropped, "rest: bytes");

@@ -67,6 +67,8 @@ pub(crate) enum Bug {
     ForgetSource,
     /// A connection is counted for the source of the one before.
     MixSources,
+    /// A listener that ends is closed without a look at who waits.
+    CloseUnlooked,
 }
 
 impl Bug {
@@ -98,6 +100,7 @@ impl Bug {
         Self::SkipHeld,
         Self::ForgetSource,
         Self::MixSources,
+        Self::CloseUnlooked,
     ];
 }
 
@@ -194,6 +197,7 @@ impl Saboteur {
             | Event::SendFailed { .. }
             | Event::ProbeEnded { .. }
             | Event::TimePassed
+            | Event::ListenerEnding { .. }
             | Event::DrainStarted { .. }
             | Event::HandOverStarted { .. }
             | Event::Adopted { .. } => {}
@@ -257,7 +261,12 @@ impl Saboteur {
                 let (buffer, length) = self.lent.first().copied().unwrap_or((FIRST, 1));
                 ops.push(Op::Send { connection, buffer, length, awaited: true });
             }
+            Op::AcceptWaiting { listener, .. } if bug == Bug::CloseUnlooked => {
+                ops.extend([op, Op::CloseListener { listener }]);
+            }
             Op::Accept { .. }
+            | Op::AcceptWaiting { .. }
+            | Op::CloseListener { .. }
             | Op::CancelAccept { .. }
             | Op::NameSources
             | Op::OmitSources
@@ -319,7 +328,7 @@ const FIRST: BufferId = BufferId { class: SizeClass::Small, index: 0 };
 /// Whether leaving `op` out is what this bug does.
 fn forgets(bug: Bug, op: Op) -> bool {
     match op {
-        Op::Accept { .. } => bug == Bug::ForgetAccept,
+        Op::Accept { .. } | Op::AcceptWaiting { .. } => bug == Bug::ForgetAccept,
         Op::CancelAccept { .. } | Op::CancelReceive { .. } => bug == Bug::ForgetCancel,
         Op::Receive { .. } => bug == Bug::ForgetReceive,
         Op::Relay { .. } | Op::Discard { .. } => bug == Bug::ForgetRelay,
@@ -331,6 +340,7 @@ fn forgets(bug: Bug, op: Op) -> bool {
         Op::AwaitSends => bug == Bug::ForgetAwait,
         Op::NameSources
         | Op::OmitSources
+        | Op::CloseListener { .. }
         | Op::Send { .. }
         | Op::SetAside { .. }
         | Op::ForgetAside { .. }

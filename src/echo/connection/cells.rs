@@ -288,6 +288,8 @@ fn op_text(op: &Op) -> String {
         Op::Close { .. } => "close".into(),
         Op::Abort { .. } => "abort".into(),
         Op::Accept { .. }
+        | Op::AcceptWaiting { .. }
+        | Op::CloseListener { .. }
         | Op::CancelAccept { .. }
         | Op::NameSources
         | Op::OmitSources

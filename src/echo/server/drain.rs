@@ -10,7 +10,8 @@ use crate::echo::op::{ConnectionId, Op, Timestamp};
 pub(super) enum Drain {
     /// Not asked for.
     No,
-    /// No more accepts; echoing goes on until the deadline.
+    /// No more accepts, but of those who wait at listeners that end; echoing goes on until the
+    /// deadline.
     Patient { deadline: Timestamp },
     /// Every connection is being ended, those in the slots below `swept` already; when that has
     /// been all of them, what is left at `end` is closed.
@@ -37,6 +38,7 @@ impl Server {
             && self.parked.is_empty()
             && !self.admission.has_unfinished()
             && !self.listeners.iter().any(|listener| listener.is_with_kernel())
+            && self.has_ended_listeners()
     }
 
     /// When the drain goes on at the latest.

@@ -16,6 +16,7 @@ impl Server {
     ) {
         let listener = self.accept_ended(id);
         self.listeners[usize::from(listener.0)] = Listener::Off;
+        self.arming.aborts[usize::from(listener.0)] = 0;
         self.resources.count_accepted(listener);
         match self.admission.judge(now, id, source) {
             Verdict::Undecided => {

@@ -32,6 +32,7 @@ impl Server {
         swept.min(*rested) == all
             && !self.admission.has_unfinished()
             && !self.listeners.iter().any(|listener| listener.is_with_kernel())
+            && self.has_ended_listeners()
     }
 
     /// Gives every connection away: the caller takes its socket and its unsent bytes from the

@@ -35,6 +35,7 @@ impl Audit {
         assert!(self.lent.is_empty(), "hand-over: {:?} never came home", self.lent);
         self.line.clear();
         self.retired.clear();
+        self.aborts.fill(0);
         self.era += 1;
         self.rest_deadline = None;
         self.pauses.fill(0);

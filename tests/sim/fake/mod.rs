@@ -95,12 +95,24 @@ pub(crate) struct FakeKernel {
     pub(crate) budget: Arc<FakeBudget>,
     /// Peers that connected and wait to be accepted, one queue a listener.
     backlogs: Vec<VecDeque<PeerId>>,
+    /// How far the end of each listener has come.
+    ends: Vec<ListenerEnd>,
     accepts: Vec<ArmedAccept>,
     sockets: Vec<Socket>,
     /// What happened and is not told yet, in the order of happening for each name.
     untold: Vec<(ConnectionId, VecDeque<Event>)>,
     /// Names of which nothing is untold but that a send was taken whole, for which nobody waits.
     unawaited: Vec<ConnectionId>,
+}
+
+/// How far the end of a listener has come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum ListenerEnd {
+    No,
+    /// Nobody new comes.
+    HeldBack,
+    /// Nobody listens.
+    Closed,
 }
 
 struct ArmedAccept {
@@ -172,6 +184,7 @@ impl FakeKernel {
             now: 1000,
             pool: Pool::new(settings.buffers, settings.buffer_sizes),
             backlogs: (0..settings.listeners).map(|_| VecDeque::new()).collect(),
+            ends: vec![ListenerEnd::No; usize::from(settings.listeners)],
             accepts: Vec::new(),
             sockets: Vec::new(),
             untold: Vec::new(),
@@ -224,6 +237,23 @@ impl FakeKernel {
         self.now += milliseconds;
     }
 
+    /// A new process makes its listeners anew, or goes on with those that were left open.
+    pub(crate) fn reopen_listeners(&mut self) {
+        self.ends.fill(ListenerEnd::No);
+    }
+
+    /// From now on nobody new comes to `listener`, and who waits there is to be accepted.
+    pub(crate) fn end_listener(&mut self, listener: ListenerId) {
+        self.ends[usize::from(listener.0)] = ListenerEnd::HeldBack;
+        self.trace.note(self.now, Note::World("newcomers are held back"));
+    }
+
+    /// Whether nobody waits to be accepted where nobody ever will be.
+    pub(crate) fn is_nobody_forgotten(&self) -> bool {
+        let mut all = self.ends.iter().zip(&self.backlogs);
+        all.all(|(end, backlog)| *end == ListenerEnd::No || backlog.is_empty())
+    }
+
     /// How many connections are open, and how many accepts are armed.
     pub(crate) fn connections_and_accepts(&self) -> (usize, usize) {
         (self.sockets.len(), self.accepts.len())
@@ -233,6 +263,11 @@ impl FakeKernel {
         self.trace.note(self.now, Note::Op(op));
         match op {
             Op::Accept { listener, connection } => self.arm_accept(listener, connection),
+            Op::AcceptWaiting { listener, connection } => {
+                self.arm_accept(listener, connection);
+                self.accept_waiting(listener, connection);
+            }
+            Op::CloseListener { listener } => self.close_listener(listener),
             Op::NameSources => self.names_sources = true,
             Op::OmitSources => self.names_sources = false,
             Op::CancelAccept { connection } => {
@@ -331,6 +366,16 @@ impl FakeKernel {
         let first = aside == matches!(send, WaitingSend::Aside);
         assert!(first, "contract: {connection:?} has {} bytes aside", socket.aside.len());
         socket.sending = Some(send);
+    }
+
+    fn close_listener(&mut self, listener: ListenerId) {
+        let index = usize::from(listener.0);
+        assert!(self.ends[index] != ListenerEnd::No, "contract: {listener:?} has not been ended");
+        self.ends[index] = ListenerEnd::Closed;
+        for peer in std::mem::take(&mut self.backlogs[index]) {
+            self.peers[peer.0].server_reset = true;
+            self.peers[peer.0].break_with(ConnectionError::Reset, true);
+        }
     }
 
     fn try_send(&mut self, connection: ConnectionId, buffer: BufferId, length: u32, awaited: bool) {

@@ -5,14 +5,14 @@ use std::convert::Infallible;
 
 use echo_uring::echo::op::Budget;
 use echo_uring::echo::op::{
-    AcceptError, ConnectionId, Event, Kernel, Op, ReceiveEnd, ReceiveMode, SendError, SizeClass,
-    Source, Timestamp,
+    AcceptError, ConnectionId, Event, Kernel, ListenerId, Op, ReceiveEnd, ReceiveMode, SendError,
+    SizeClass, Source, Timestamp,
 };
 
 use super::choice::Choice;
 use super::peer::{PeerId, stream};
 use super::trace::Note;
-use super::{FakeKernel, Socket, WaitingSend};
+use super::{FakeKernel, ListenerEnd, Socket, WaitingSend};
 
 /// Something that may be able to happen.
 #[derive(Clone, Copy)]
@@ -148,7 +148,10 @@ impl FakeKernel {
             Work::Accept(connection) => self.accepts.iter().any(|accept| {
                 let waiting = &self.backlogs[usize::from(accept.listener.0)];
                 accept.connection == connection
-                    && (accept.canceled || !accept.tried || !waiting.is_empty())
+                    && (accept.canceled
+                        || !accept.tried
+                        || !waiting.is_empty()
+                        || self.ends[usize::from(accept.listener.0)] == ListenerEnd::Closed)
             }),
             Work::Receive(connection) => self.sockets.iter().any(|socket| {
                 let Some(receive) = &socket.receive else { return false };
@@ -187,8 +190,11 @@ impl FakeKernel {
         let first = !std::mem::replace(&mut accept.tried, true);
         let (canceled, listener) = (accept.canceled, accept.listener);
         let faults = self.settings.faults;
+        let closed = self.ends[usize::from(listener.0)] == ListenerEnd::Closed;
         let error = if canceled && !(waiting && self.choice.strikes(faults.cancel_loses)) {
             Some(AcceptError::Canceled)
+        } else if closed {
+            Some(AcceptError::Nobody)
         } else if (first || waiting) && self.sockets.len() >= self.settings.files_max {
             Some(AcceptError::ProcessFiles)
         } else if (first || waiting) && self.choice.strikes(faults.accept_error) {
@@ -207,6 +213,23 @@ impl FakeKernel {
         let backlog = &mut self.backlogs[usize::from(listener.0)];
         let peer = backlog.pop_front().expect("somebody waits");
         self.accept_peer(connection, peer);
+    }
+
+    /// Answers, with the next turn, an accept that waits for nobody.
+    pub(super) fn accept_waiting(&mut self, listener: ListenerId, connection: ConnectionId) {
+        let index = usize::from(listener.0);
+        assert!(self.ends[index] != ListenerEnd::No, "contract: {listener:?} has not been ended");
+        self.accepts.retain(|accept| accept.connection != connection);
+        let error = if self.sockets.len() >= self.settings.files_max {
+            AcceptError::ProcessFiles
+        } else if self.choice.strikes(self.settings.faults.accept_error) {
+            self.any_accept_error()
+        } else if let Some(peer) = self.backlogs[index].pop_front() {
+            return self.accept_peer(connection, peer);
+        } else {
+            AcceptError::Nobody
+        };
+        self.tell(connection, Event::AcceptFailed { connection, error });
     }
 
     fn any_accept_error(&mut self) -> AcceptError {

@@ -2,15 +2,20 @@
 
 use echo_uring::echo::op::{ConnectionError, ListenerId, Source};
 
-use super::FakeKernel;
 use super::peer::{Peer, PeerId, Wire};
 use super::trace::Note;
+use super::{FakeKernel, ListenerEnd};
 
 impl FakeKernel {
-    /// A new peer connects from `source` and waits in the backlog.
+    /// A new peer connects from `source` and waits in the backlog, or is refused.
     pub(crate) fn connect(&mut self, listener: ListenerId, wire: Wire, source: Source) -> PeerId {
         let id = PeerId(self.peers.len());
         self.peers.push(Peer::new(id, wire, source));
+        if self.ends[usize::from(listener.0)] != ListenerEnd::No {
+            self.peers[id.0].broken = true;
+            self.trace.note(self.now, Note::Peer(id, "is refused", usize::from(listener.0)));
+            return id;
+        }
         self.backlogs[usize::from(listener.0)].push_back(id);
         self.trace.note(self.now, Note::Peer(id, "connects to listener", usize::from(listener.0)));
         id
