@@ -1,14 +1,20 @@
 //! The one question that sd_notify cannot ask: is this the end, or a restart?
 //!
 //! systemd sends the same SIGTERM for both, and only the job that it works on tells them apart.
-//! That is asked over the system bus: five calls of the D-Bus protocol (its specification), spelled
+//! That is asked over the system bus: some calls of the D-Bus protocol (its specification), spelled
 //! out here rather than with a crate that brings many others. Nothing is trusted: a message is read
 //! whole, up to a limit, before it is looked at, and all of it within one deadline.
 
 use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::thread;
 use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 
 /// Where the system bus is, by the specification.
 pub const SYSTEM_BUS: &str = "/run/dbus/system_bus_socket";
@@ -17,6 +23,11 @@ pub const SYSTEM_BUS: &str = "/run/dbus/system_bus_socket";
 const MESSAGE_MAX: usize = 64 << 10;
 /// Messages for somebody else, such as signals, that are passed over before we give up.
 const STRANGERS_MAX: u32 = 64;
+
+/// How often a bus that has no room for another client is tried.
+const CONNECT_RETRY: Duration = Duration::from_millis(10);
+/// Units that may trigger ours, at most; there are as many as socket units.
+const TRIGGERS_MAX: usize = 64;
 
 const MANAGER: &str = "/org/freedesktop/systemd1";
 
@@ -27,6 +38,9 @@ pub struct Unit {
     pub job: Option<String>,
     /// How many descriptors it stores for the unit at most (`FileDescriptorStoreMax=`).
     pub store_max: u32,
+    /// The names (`FileDescriptorName=`) of the listening sockets that it is about to close: their
+    /// socket units are to be stopped, or restarted, when this unit has stopped.
+    pub ending_sockets: Vec<String>,
 }
 
 /// Asks systemd, over the bus at `bus`, about the unit of the process `pid`.
@@ -35,27 +49,16 @@ pub struct Unit {
 /// When there is no bus, no systemd on it, or no answer within `patience`.
 pub fn ask(bus: &Path, pid: u32, patience: Duration) -> io::Result<Unit> {
     let mut bus = Bus::connect(bus, Instant::now() + patience)?;
-    let unit = Call {
-        destination: "org.freedesktop.systemd1",
-        path: MANAGER,
-        interface: "org.freedesktop.systemd1.Manager",
-        member: "GetUnitByPID",
-        arguments: Arguments::Number(pid),
-    };
-    let unit = bus.ask(&unit)?.string()?;
-    let job = bus.property(&unit, "org.freedesktop.systemd1.Unit", "Job")?;
-    let (id, job) =
-        job.variant("(uo)", |body| Ok((body.struct_start()?.number()?, body.string()?)))?;
-    let job = match id {
-        0 => None,
-        _ => {
-            let kind = bus.property(&job, "org.freedesktop.systemd1.Job", "JobType")?;
-            Some(kind.variant("s", Body::string)?)
-        }
-    };
+    let unit = bus.manager("GetUnitByPID", Arguments::Number(pid))?;
+    let job = bus.job(&unit)?;
     let service = "org.freedesktop.systemd1.Service";
     let store_max = bus.property(&unit, service, "FileDescriptorStoreMax")?;
-    Ok(Unit { job, store_max: store_max.variant("u", Body::number)? })
+    let store_max = store_max.variant("u", Body::number)?;
+    // No answer to this is no reason to doubt the rest, nor to bring it too late.
+    let now = Instant::now();
+    bus.deadline = now + bus.deadline.saturating_duration_since(now) / 2;
+    let ending_sockets = bus.ending_sockets(&unit).unwrap_or_default();
+    Ok(Unit { job, store_max, ending_sockets })
 }
 
 /// A method call.
@@ -72,6 +75,7 @@ struct Call<'a> {
 enum Arguments<'a> {
     None,
     Number(u32),
+    Text(&'a str),
     Strings(&'a str, &'a str),
 }
 
@@ -84,7 +88,7 @@ struct Bus {
 
 impl Bus {
     fn connect(path: &Path, deadline: Instant) -> io::Result<Self> {
-        let mut bus = Self { stream: UnixStream::connect(path)?, deadline, serial: 0 };
+        let mut bus = Self { stream: reach(path, deadline)?, deadline, serial: 0 };
         // Who we are is told by the socket; so our own idea of it, which a user namespace may
         // change, is left out.
         bus.write(b"\0AUTH EXTERNAL\r\nDATA\r\nBEGIN\r\n")?;
@@ -103,6 +107,48 @@ impl Bus {
             arguments: Arguments::None,
         })?;
         Ok(bus)
+    }
+
+    /// Asks systemd for the unit that `arguments` mean.
+    fn manager(&mut self, member: &str, arguments: Arguments<'_>) -> io::Result<String> {
+        let call = Call {
+            destination: "org.freedesktop.systemd1",
+            path: MANAGER,
+            interface: "org.freedesktop.systemd1.Manager",
+            member,
+            arguments,
+        };
+        self.ask(&call)?.string()
+    }
+
+    /// The type of the job of `unit`.
+    fn job(&mut self, unit: &str) -> io::Result<Option<String>> {
+        let job = self.property(unit, "org.freedesktop.systemd1.Unit", "Job")?;
+        let pair = |body: &mut Body| Ok((body.struct_start()?.number()?, body.string()?));
+        match job.variant("(uo)", pair)? {
+            (0, _) => Ok(None),
+            (_, job) => {
+                let kind = self.property(&job, "org.freedesktop.systemd1.Job", "JobType")?;
+                Ok(Some(kind.variant("s", Body::string)?))
+            }
+        }
+    }
+
+    fn ending_sockets(&mut self, unit: &str) -> io::Result<Vec<String>> {
+        let triggers = self.property(unit, "org.freedesktop.systemd1.Unit", "TriggeredBy")?;
+        let mut names = Vec::new();
+        for trigger in triggers.variant("as", Body::strings)? {
+            if !trigger.ends_with(".socket") {
+                continue;
+            }
+            let path = self.manager("GetUnit", Arguments::Text(&trigger))?;
+            if matches!(self.job(&path)?.as_deref(), Some("stop" | "restart")) {
+                let socket = "org.freedesktop.systemd1.Socket";
+                let name = self.property(&path, socket, "FileDescriptorName")?;
+                names.push(name.variant("s", Body::string)?);
+            }
+        }
+        Ok(names)
     }
 
     fn property(&mut self, path: &str, interface: &str, name: &str) -> io::Result<Body> {
@@ -180,6 +226,28 @@ impl Bus {
     }
 }
 
+/// Connects to the bus. A Unix socket whose backlog is full makes connect(2) wait, whatever the
+/// timeouts of the socket, or fail if it may not; so it is tried again until `deadline`.
+fn reach(path: &Path, deadline: Instant) -> io::Result<UnixStream> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let stream = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    let address = UnixAddr::new(path)?;
+    loop {
+        match connect(stream.as_raw_fd(), &address) {
+            Ok(()) => break,
+            Err(Errno::EAGAIN | Errno::EINTR) if Instant::now() < deadline => {
+                thread::sleep(CONNECT_RETRY);
+            }
+            Err(Errno::EAGAIN | Errno::EINTR) => return Err(ErrorKind::TimedOut.into()),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    // Not by the standard library, which does it by ioctl(2): the unit's list of system calls does
+    // not have that.
+    fcntl(&stream, FcntlArg::F_SETFL(OFlag::empty()))?;
+    Ok(UnixStream::from(stream))
+}
+
 fn refused(why: &'static str) -> io::Error {
     io::Error::other(why)
 }
@@ -197,6 +265,10 @@ fn spell(call: &Call<'_>, serial: u32) -> Vec<u8> {
         Arguments::Number(number) => {
             body.extend(number.to_le_bytes());
             "u"
+        }
+        Arguments::Text(text) => {
+            put_string(&mut body, text);
+            "s"
         }
         Arguments::Strings(first, second) => {
             put_string(&mut body, first);
@@ -313,6 +385,16 @@ impl Body {
     fn string(&mut self) -> io::Result<String> {
         let length = self.number()? as usize;
         self.text(length)
+    }
+
+    fn strings(&mut self) -> io::Result<Vec<String>> {
+        let length = self.number()? as usize;
+        let end = self.at.saturating_add(length);
+        let mut strings = Vec::new();
+        while self.at < end && strings.len() < TRIGGERS_MAX {
+            strings.push(self.string()?);
+        }
+        Ok(strings)
     }
 
     fn signature(&mut self) -> io::Result<String> {
