@@ -4,6 +4,7 @@
 //! signal, a worker or the clock wants something; so it may block on the service manager or the log
 //! without anybody noticing.
 
+mod job;
 mod report;
 mod request;
 mod rules;
@@ -144,6 +145,7 @@ pub fn serve(options: &Options) -> ExitCode {
         Err(error) => {
             eprintln!("echo-uring: {error}");
             notifier.failed(nix::libc::EINVAL.unsigned_abs(), &error.to_string());
+            notifier.finish();
             return ExitCode::from(error.exit_status());
         }
     };
@@ -174,6 +176,7 @@ pub fn serve(options: &Options) -> ExitCode {
             ExitCode::from(failure.exit_status())
         }
     };
+    notifier.finish();
     log.finish(LOG_PATIENCE);
     status
 }

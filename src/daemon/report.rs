@@ -328,7 +328,8 @@ mod tests {
     fn an_error_is_named() {
         let stats = Stats { accept_unexpected: 3, unexpected_errors: 3, ..Stats::default() };
         let stats = Stats { unexpected_errno: 1, ..stats };
-        let lines = Reporter::new().lines(Instant::now(), &stats);
+        let places = Places { by_files: 9, configured: 9 };
+        let lines = Reporter::new().lines(Instant::now(), &stats, places);
         assert_eq!((lines.len(), lines[0].reason), (1, "accept"));
         let text = &lines[0].text;
         assert!(text.contains("accept failed 3 times, last with EPERM (errno 1, "), "{text}");

@@ -2,6 +2,7 @@
 
 mod handing_over;
 mod reload;
+mod stopping;
 
 use std::hash::RandomState;
 use std::io;
@@ -16,6 +17,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
+use self::stopping::{Settling, Stop};
 use super::Failure;
 use super::report::{self, Places, Rate, Reporter};
 use super::succession;
@@ -29,7 +31,7 @@ use crate::config::{Config, Kind, Tcp};
 use crate::echo::admission::SourceBook;
 use crate::echo::fullness::Fullness;
 use crate::echo::limits;
-use crate::echo::op::{ReceiveMode, Timestamp};
+use crate::echo::op::ReceiveMode;
 use crate::echo::server::Stats;
 use crate::handover::Estate;
 use crate::handover::format::Version;
@@ -98,6 +100,7 @@ pub(super) fn run(
         config,
         features,
         listeners: sockets.into(),
+        names: labels.iter().map(|label| label.name.clone()).collect(),
         addresses,
         workers,
         places,
@@ -220,11 +223,15 @@ fn room(sorted: &Sorted, workers: usize) -> Result<u32, Failure> {
 enum Stage {
     Starting,
     Ready,
+    /// Asked to stop: whether this is half of a restart has been asked, and all goes on.
+    Asking,
     HandingOver,
     /// Asked to stop: load balancers are told, and accepting goes on until then.
     Leaving {
         until: Instant,
     },
+    /// About to drain or to hand over, as soon as nobody is on the way in any more.
+    Settling(Settling),
     Draining,
 }
 
@@ -253,6 +260,7 @@ struct Service<'a> {
     /// The last counters of the workers that have ended.
     done: Vec<Stats>,
     stage: Stage,
+    stop: Stop,
     /// The same for those who look from outside.
     life: Life,
     status: String,
@@ -306,6 +314,7 @@ impl<'a> Service<'a> {
             successor: Version::PRESENT,
             done: Vec::new(),
             stage: Stage::Starting,
+            stop: Stop::default(),
             life: Life::new(source.trouble.clone()),
             status: String::new(),
             echoes: 0,
@@ -329,8 +338,10 @@ impl<'a> Service<'a> {
         let mut look = Instant::now() + LOOK_INTERVAL;
         loop {
             self.sleep_until(self.next_moment(look))?;
+            self.notifier.flush();
             self.hear_news()?;
             if self.done.len() == self.workers.len() {
+                self.let_come_again();
                 self.say_goodbye();
                 return Ok(());
             }
@@ -339,11 +350,7 @@ impl<'a> Service<'a> {
             }
             self.hear_hangup()?;
             let now = Instant::now();
-            if let Stage::Leaving { until } = self.stage
-                && now >= until
-            {
-                self.drain();
-            }
+            self.advance_stop(now);
             if now >= look {
                 look = now + LOOK_INTERVAL;
                 self.look(now);
@@ -358,25 +365,32 @@ impl<'a> Service<'a> {
 
     fn next_moment(&self, look: Instant) -> Instant {
         let ping = self.watchdog.as_ref().map(|watchdog| watchdog.next);
-        let until = match self.stage {
+        let next = match self.stage {
             Stage::Leaving { until } => Some(until),
-            Stage::Starting | Stage::Ready | Stage::HandingOver | Stage::Draining => None,
+            Stage::Settling(settling) => Some(settling.next),
+            Stage::Starting
+            | Stage::Ready
+            | Stage::Asking
+            | Stage::HandingOver
+            | Stage::Draining => None,
         };
-        ping.into_iter().chain(until).fold(look, Instant::min)
+        ping.into_iter().chain(next).chain(self.stop.answer_until()).fold(look, Instant::min)
     }
 
     fn sleep_until(&self, moment: Instant) -> Result<(), Failure> {
         // One millisecond more, or the wait would end just before its moment and be repeated.
         let left = moment.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        let mut sources = [
+        let mut sources = vec![
             PollFd::new(self.signals.ending.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.bell.as_fd(), PollFlags::POLLIN),
-            PollFd::new(self.signals.reload.as_fd(), PollFlags::POLLIN),
         ];
         // A reload that is asked for before we are ready waits until then.
-        let count = if self.stage == Stage::Starting { 2 } else { 3 };
-        match poll(&mut sources[..count], timeout) {
+        if self.stage != Stage::Starting {
+            sources.push(PollFd::new(self.signals.reload.as_fd(), PollFlags::POLLIN));
+        }
+        sources.extend(self.notifier.waiting().map(|it| PollFd::new(it, PollFlags::POLLOUT)));
+        match poll(&mut sources, timeout) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
             Err(errno) => Err(Failure::System("wait for signals", errno.into())),
         }
@@ -411,82 +425,6 @@ impl<'a> Service<'a> {
         }
     }
 
-    fn hear_signal(&mut self) -> Result<Order, Failure> {
-        let signal = self.signals.ending.read_signal();
-        match signal.map_err(|errno| Failure::System("read a signal", errno.into()))? {
-            None => Ok(Order::GoOn),
-            Some(_) if matches!(self.stage, Stage::Draining | Stage::HandingOver) => {
-                log::warn!("second signal: ending at once");
-                Ok(Order::EndAtOnce)
-            }
-            Some(signal) => {
-                // An interrupt comes from a terminal, not from a service manager.
-                let manager = signal.ssi_signo == Signal::SIGTERM as u32;
-                if manager && self.stage == Stage::Ready && self.is_restart() {
-                    self.bring_to_rest();
-                } else {
-                    self.leave();
-                }
-                Ok(Order::GoOn)
-            }
-        }
-    }
-
-    fn is_restart(&self) -> bool {
-        let connections = workers::total(&self.workers).connections;
-        succession::is_wanted(self.notifier, &self.signals.announcements, connections)
-    }
-
-    /// The first signal: goes on accepting for the lead time, while load balancers learn of it. The
-    /// second one skips what is left of that.
-    fn leave(&mut self) {
-        let lead = self.config.timeouts.drain_lead;
-        if lead.is_zero() || self.stage != Stage::Ready {
-            return self.drain();
-        }
-        self.stage = Stage::Leaving { until: Instant::now() + lead };
-        self.life.set(State::Leaving);
-        self.status = report::leaving(&workers::total(&self.workers));
-        self.notifier.stopping(&self.status);
-        self.notifier.extend_timeout(lead + self.drain_time() + STOP_MARGIN);
-        log::info!(
-            "leaving: not ready any more, but accepting for another {}s; \
-             a second signal begins the drain",
-            lead.as_secs_f64()
-        );
-    }
-
-    /// How long a drain takes at most, with the time that its last connections have to end.
-    fn drain_time(&self) -> Duration {
-        self.config.timeouts.drain + LINGER
-    }
-
-    fn drain(&mut self) {
-        let told = matches!(self.stage, Stage::Leaving { .. });
-        self.stage = Stage::Draining;
-        self.life.set(State::Draining);
-        let stats = workers::total(&self.workers);
-        let patience = self.config.timeouts.drain;
-        self.status = report::draining(&stats);
-        if told {
-            self.notifier.status(&self.status);
-        } else {
-            self.notifier.stopping(&self.status);
-        }
-        self.notifier.extend_timeout(self.drain_time() + STOP_MARGIN);
-        log::info!(
-            message_id = events::DRAINING, connections = stats.connections;
-            "draining: {}, at most {}s and {}s for the last ones to end",
-            report::count(stats.connections, "connection"),
-            patience.as_secs_f64(),
-            LINGER.as_secs_f64()
-        );
-        let deadline = self.plan.origin.elapsed() + patience;
-        for worker in &self.workers {
-            worker.drain(Timestamp(deadline.as_millis() as u64));
-        }
-    }
-
     fn look(&mut self, now: Instant) {
         let stats = workers::total(&self.workers);
         let places =
@@ -501,11 +439,15 @@ impl<'a> Service<'a> {
         let status = match self.stage {
             Stage::Starting => return,
             Stage::HandingOver => report::handing_over(&stats),
-            Stage::Ready => {
+            Stage::Ready | Stage::Asking => {
                 self.with_trouble(report::status(&stats, self.echoes, self.workers.len()))
             }
             Stage::Leaving { .. } => report::leaving(&stats),
-            Stage::Draining => report::draining(&stats),
+            Stage::Settling(_) => return,
+            Stage::Draining => {
+                self.look_after_listeners();
+                report::draining(&stats)
+            }
         };
         if status != self.status {
             self.notifier.status(&status);

@@ -3,11 +3,10 @@
 //!
 //! systemd says neither at the stop that a start will follow, nor at the start that one went
 //! before. So the first is told by `ExecStop=` of the unit, which runs before the signal, or else
-//! asked for ([`is_wanted`]), and the second is found in the store.
+//! asked for ([`super::job`]), and the second is found in the store.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -18,16 +17,14 @@ use crate::handover::format::Version;
 use crate::handover::{self, Estate, Inheritance};
 use crate::listen::BUNDLE;
 use crate::logging::events;
-use crate::systemd::{Notifier, bus};
+use crate::systemd::Notifier;
 
-/// How long a stop waits for an answer from the system bus before it is taken for the end.
-const BUS_PATIENCE: Duration = Duration::from_secs(1);
 /// How long the service manager may take to put away, or to forget, what it is given.
 const STORE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the unit's `ExecStop=` said of the SIGTERM that it comes before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ending {
+pub(super) enum Ending {
     Restart,
     Stop,
 }
@@ -37,7 +34,7 @@ enum Ending {
 pub(super) const ANNOUNCEMENTS: [Signal; 2] = [Signal::SIGURG, Signal::SIGWINCH];
 
 /// What was announced since the last look; nothing if it is contradictory.
-fn announced(announcements: &SignalFd) -> Option<Ending> {
+pub(super) fn announced(announcements: &SignalFd) -> Option<Ending> {
     let mut found = None;
     while let Ok(Some(signal)) = announcements.read_signal() {
         let ending =
@@ -47,45 +44,6 @@ fn announced(announcements: &SignalFd) -> Option<Ending> {
         }
     }
     found
-}
-
-/// Whether the signal that came is half of a restart, with a store for what is to be kept. If that
-/// cannot be found out it is not: a drain is right for any end, a hand-over only for this one.
-/// The packaged units announce it; who asks the bus is a daemon that runs in another unit.
-pub(super) fn is_wanted(notifier: &Notifier, announcements: &SignalFd, connections: u64) -> bool {
-    if !notifier.has_manager() {
-        return false;
-    }
-    // A restart is announced only where there is a store.
-    if let Some(ending) = announced(announcements) {
-        return ending == Ending::Restart;
-    }
-    match bus::ask(&bus_path(), std::process::id(), BUS_PATIENCE) {
-        Ok(unit) => {
-            let restart = matches!(unit.job.as_deref(), Some("restart" | "try-restart"));
-            if restart && unit.store_max == 0 {
-                log::warn!("FileDescriptorStoreMax= is 0: this restart keeps no connection");
-            }
-            restart && unit.store_max > 0
-        }
-        Err(error) => {
-            let level = if connections > 0 { log::Level::Warn } else { log::Level::Debug };
-            log::log!(
-                level,
-                "neither ExecStop= of the unit nor the system bus ({error}) tells a stop from a \
-                 restart: draining; should it be a restart, it ends {}",
-                report::count(connections, "connection")
-            );
-            false
-        }
-    }
-}
-
-/// `DBUS_SYSTEM_BUS_ADDRESS`, as the specification has it, if it is a path.
-fn bus_path() -> PathBuf {
-    let address = std::env::var("DBUS_SYSTEM_BUS_ADDRESS").unwrap_or_default();
-    let path = address.strip_prefix("unix:path=").filter(|path| !path.contains([',', ';', '%']));
-    path.unwrap_or(bus::SYSTEM_BUS).into()
 }
 
 /// Puts `estates` into the service manager's store, with the last valid configuration as TOML, in a

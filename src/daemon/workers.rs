@@ -109,6 +109,8 @@ pub(super) struct Plan<'a> {
     pub(super) config: &'a Config,
     pub(super) features: Features,
     pub(super) listeners: Arc<[ListeningSocket]>,
+    /// What those are called.
+    pub(super) names: Vec<String>,
     /// Where those listen, as printed.
     pub(super) addresses: Vec<String>,
     pub(super) workers: usize,

@@ -7,12 +7,19 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// What it says.
 #[derive(Clone, Debug)]
 pub(crate) enum Answer {
     /// The unit has this job, or none if it is empty.
     Job(&'static str),
+    /// The same, and so has the socket unit of the listeners called `test`.
+    Ending(&'static str),
+    /// The first, and each answer comes so much later.
+    Slow(Duration, &'static str),
+    /// The first, and it does not answer what else it is asked.
+    Curt(&'static str),
     /// It lets nobody in.
     Closed,
     /// It takes the connection and says nothing more.
@@ -85,23 +92,32 @@ fn converse(mut stream: UnixStream, answer: &Answer) -> std::io::Result<()> {
             Answer::Mute => {}
             Answer::Nonsense(bytes) => stream.write_all(bytes)?,
             Answer::Closed => return Ok(()),
-            Answer::Job(job) => {
+            Answer::Curt(_) if call.contains("TriggeredBy") => {}
+            Answer::Job(job) | Answer::Curt(job) | Answer::Ending(job) | Answer::Slow(_, job) => {
+                if let Answer::Slow(delay, _) = answer {
+                    std::thread::sleep(*delay);
+                }
                 // A signal for nobody, as the real bus sends after the greeting.
                 stream.write_all(&message(4, 0, "s", &string(":1.7")))?;
-                let (signature, body) = reply(&call, job);
+                let (signature, body) = reply(&call, job, matches!(answer, Answer::Ending(_)));
                 stream.write_all(&message(2, serial as u32, signature, &body))?;
             }
         }
     }
 }
 
-fn reply(call: &str, job: &str) -> (&'static str, Vec<u8>) {
+fn reply(call: &str, job: &str, sockets_end: bool) -> (&'static str, Vec<u8>) {
     const UNIT: &str = "/org/freedesktop/systemd1/unit/echo_2during_2eservice";
+    const SOCKET: &str = "/org/freedesktop/systemd1/unit/test_2esocket";
     if call.contains("Hello") {
         return ("s", string(":1.7"));
     }
     if call.contains("GetUnitByPID") {
         return ("o", string(UNIT));
+    }
+    if call.contains("GetUnit\0") {
+        assert!(call.contains("test.socket"), "an unknown unit: {call:?}");
+        return ("o", string(SOCKET));
     }
     let variant = |signature: &str, boundary: usize, value: Vec<u8>| {
         let mut bytes = vec![signature.len() as u8];
@@ -116,7 +132,20 @@ fn reply(call: &str, job: &str) -> (&'static str, Vec<u8>) {
     if call.contains("FileDescriptorStoreMax") {
         return variant("u", 4, 64_u32.to_le_bytes().to_vec());
     }
+    if call.contains("TriggeredBy") {
+        // The path unit is not asked any further.
+        let mut names = string("test.path");
+        names.resize(names.len().next_multiple_of(4), 0);
+        names.extend(string("test.socket"));
+        let mut array = (names.len() as u32).to_le_bytes().to_vec();
+        array.extend(names);
+        return variant("as", 4, array);
+    }
+    if call.contains("FileDescriptorName") {
+        return variant("s", 4, string("test"));
+    }
     assert!(call.contains("Job\0"), "an unknown question: {call:?}");
+    let job = if call.contains(SOCKET) && !sockets_end { "" } else { job };
     let mut pair = u32::from(!job.is_empty()).to_le_bytes().to_vec();
     pair.extend(string(if job.is_empty() { "/" } else { "/org/freedesktop/systemd1/job/1" }));
     variant("(uo)", 8, pair)

@@ -50,6 +50,8 @@ pub(crate) struct Launch {
     pub(crate) arguments: Vec<String>,
     /// The value for `WATCHDOG_USEC`.
     pub(crate) watchdog: Option<Duration>,
+    /// For so long the service manager does not read at first, and its queue is full.
+    pub(crate) deaf_for: Option<Duration>,
     /// The limit on open files that it starts with, hard and soft.
     pub(crate) open_files: Option<u32>,
     /// A command that runs it, such as a tracer; the process that was started must stay the daemon.
@@ -100,6 +102,10 @@ impl Launch {
         let config_path = scratch.path("echo-uring.toml");
         fs::write(&config_path, &self.config).unwrap();
         let manager = Manager::start(&scratch.path("notify"));
+        if let Some(span) = self.deaf_for {
+            manager.fall_deaf();
+            manager.hear_after(span);
+        }
         let mut inherited: Vec<OwnedFd> = self.listening.iter().map(Listening::hand_over).collect();
         inherited.extend(self.windows.iter().map(|(_, window)| window.hand_over()));
         inherited.append(&mut self.strangers);

@@ -5,6 +5,7 @@
 
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
+use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,9 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+
+/// What others say to fill its queue.
+const FILLER: &str = "x";
 
 /// One datagram of the daemon.
 #[derive(Clone, Debug)]
@@ -41,10 +45,12 @@ type Held = Option<Vec<OwnedFd>>;
 /// Receives notifications in a thread of its own until dropped.
 pub(crate) struct Manager {
     path: PathBuf,
+    socket: UnixDatagram,
     received: Arc<Mutex<Vec<Notification>>>,
     stored: Arc<Mutex<Vec<OwnedFd>>>,
     held: Arc<Mutex<Held>>,
     done: Arc<AtomicBool>,
+    deaf: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -53,8 +59,11 @@ impl Manager {
     pub(crate) fn start(path: &Path) -> Self {
         let socket = UnixDatagram::bind(path).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        let ours = socket.try_clone().unwrap();
         let received = Arc::new(Mutex::new(Vec::new()));
         let done = Arc::new(AtomicBool::new(false));
+        let deaf = Arc::new(AtomicBool::new(false));
+        let hears_nothing = Arc::clone(&deaf);
         let stored = Arc::new(Mutex::new(Vec::new()));
         let held: Arc<Mutex<Held>> = Arc::default();
         let (list, stop, store) = (Arc::clone(&received), Arc::clone(&done), Arc::clone(&stored));
@@ -62,6 +71,10 @@ impl Manager {
         let thread = std::thread::spawn(move || {
             let mut buffer = [0; 4096];
             while !stop.load(Ordering::Relaxed) {
+                if hears_nothing.load(Ordering::Relaxed) {
+                    std::thread::sleep(Duration::from_millis(5));
+                    continue;
+                }
                 match receive(&socket, &mut buffer) {
                     Ok((length, descriptors)) => {
                         let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
@@ -74,19 +87,63 @@ impl Manager {
                         {
                             held.extend(descriptors);
                         }
+                        if text == FILLER {
+                            continue;
+                        }
                         list.lock().unwrap().push(Notification { at: Instant::now(), text });
                     }
-                    Err(Errno::AGAIN) => {}
+                    Err(Errno::AGAIN | Errno::INTR) => {}
                     Err(error) => panic!("the notify socket failed: {error}"),
                 }
             }
         });
-        Self { path: path.to_owned(), received, stored, held, done, thread: Some(thread) }
+        Self {
+            path: path.to_owned(),
+            socket: ours,
+            received,
+            stored,
+            held,
+            done,
+            deaf,
+            thread: Some(thread),
+        }
     }
 
     /// The value for `NOTIFY_SOCKET`.
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// From now on it reads nothing, and others have filled its queue.
+    pub(crate) fn fall_deaf(&self) {
+        self.deaf.store(true, Ordering::Relaxed);
+        // Longer than it waits for a message.
+        std::thread::sleep(Duration::from_millis(100));
+        let other = UnixDatagram::unbound().unwrap();
+        other.connect(&self.path).unwrap();
+        other.set_nonblocking(true).unwrap();
+        while other.send(FILLER.as_bytes()).is_ok() {}
+    }
+
+    /// It reads again, after `span`.
+    pub(crate) fn hear_after(&self, span: Duration) {
+        let deaf = Arc::clone(&self.deaf);
+        std::thread::spawn(move || {
+            std::thread::sleep(span);
+            deaf.store(false, Ordering::Relaxed);
+        });
+    }
+
+    /// It goes. Its socket is shut down, and not only closed: a child that another test is just
+    /// starting has a copy for a moment, and messages would find their way into that.
+    pub(crate) fn end(&mut self) {
+        self.done.store(true, Ordering::Relaxed);
+        self.socket.shutdown(Shutdown::Both).unwrap();
+        // Dropped twice, it has gone already.
+        let _ = std::fs::remove_file(&self.path);
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
     }
 
     /// What it has in store, which is then empty.
@@ -131,10 +188,7 @@ fn receive(socket: &UnixDatagram, buffer: &mut [u8]) -> Result<(usize, Vec<Owned
 
 impl Drop for Manager {
     fn drop(&mut self) {
-        self.done.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            drop(thread.join());
-        }
+        self.end();
     }
 }
 

@@ -57,6 +57,13 @@ impl Place {
         self.connect_with(self.socket())
     }
 
+    /// A new connection, if it comes about.
+    pub(crate) fn try_connect(&self) -> std::io::Result<Socket> {
+        let socket = self.socket();
+        socket.connect(&self.address())?;
+        Ok(socket)
+    }
+
     /// A new connection whose own buffers are small, so that little is under way when it does not
     /// read.
     pub(crate) fn connect_narrow(&self) -> Socket {

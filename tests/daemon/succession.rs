@@ -129,14 +129,16 @@ fn only_a_restart_hands_over() {
     ];
     for (index, answer) in answers.into_iter().enumerate() {
         let said = format!("{answer:?}");
+        // A bus that says nothing is waited for, for a while; the daemon serves as before.
+        let limit = if matches!(answer, Answer::Mute) { 8.0 } else { 2.0 };
         let bus = Bus::start(&scratch.path(&format!("bus{index}")), answer);
         let daemon = start(&bus);
         let peer = daemon.place().connect();
         assert!(ping(&peer, b"here"));
         let signaled = Instant::now();
         daemon.signal(Signal::SIGTERM);
-        daemon.lines.wait_for("info draining: 1 connection", patience(3.0));
-        assert!(signaled.elapsed() < patience(2.0), "{said}: {:?}", signaled.elapsed());
+        daemon.lines.wait_for("info draining: 1 connection", patience(limit + 1.0));
+        assert!(signaled.elapsed() < patience(limit), "{said}: {:?}", signaled.elapsed());
         assert!(ping(&peer, b"still here"), "{said}");
         drop(peer);
         let stored = daemon.manager.take_stored();
@@ -226,7 +228,7 @@ fn a_hand_over_that_fails_becomes_a_drain() {
     let _quiet = in_company();
     let scratch = Scratch::new();
     let bus = Bus::start(&scratch.path("bus"), Answer::Job("restart"));
-    let daemon = start(&bus);
+    let mut daemon = start(&bus);
     let peers: Vec<Socket> = (0..3).map(|_| daemon.place().connect()).collect();
     // More than will come during the drain.
     for _ in 0..200 {
@@ -234,7 +236,7 @@ fn a_hand_over_that_fails_becomes_a_drain() {
     }
     // So that they are in the last status.
     thread::sleep(Duration::from_millis(1200));
-    std::fs::remove_file(daemon.manager.path()).unwrap();
+    daemon.manager.end();
     daemon.signal(Signal::SIGTERM);
     daemon.lines.wait_for("connections cannot be handed over", patience(5.0));
     let until = Instant::now() + Duration::from_millis(2500);

@@ -72,7 +72,7 @@ pub(crate) enum Bug {
 }
 
 impl Bug {
-    pub(crate) const ALL: [Self; 27] = [
+    pub(crate) const ALL: [Self; 28] = [
         Self::DropByte,
         Self::SwapBuffers,
         Self::LeakBuffer,

@@ -6,6 +6,7 @@ left behind.
 """
 
 import re
+import signal
 import subprocess
 import time
 
@@ -274,6 +275,35 @@ def stop_loses_nothing(machine, _packages):
     return f"{connections} connections, {total >> 20} MiB exact, drained in {drained:.1f} s"
 
 
+def stop_of_the_sockets_resets_nobody(machine, _packages):
+    """Stopping socket and service, named in either order, resets nobody who has connected: systemd
+    says over the bus that it is about to close the sockets, and the daemon empties them first."""
+    counts = []
+    for units in (f"{SOCKET} {SERVICE}", f"{SERVICE} {SOCKET}"):
+        # It goes on talking, so that the drain takes its time.
+        last = machine.start_traffic("through")
+        expect(last.stdout.readline().strip() == "ready", "a connection was not accepted")
+        stream = machine.start_traffic("stream")
+        expect(stream.stdout.readline().strip() == "ready", "the stream of clients did not start")
+        time.sleep(0.5)
+        stop = machine.start(machine.inside(f"systemctl stop {units}"))
+        time.sleep(3)
+        last.send_signal(signal.SIGTERM)
+        words = machine.finish_traffic(last)
+        output, _ = stop.communicate(timeout=60)
+        expect(stop.returncode == 0, f"systemctl stop ended with {stop.returncode}: {output}")
+        stream.send_signal(signal.SIGTERM)
+        report = machine.finish_traffic(stream)
+        start_all(machine)
+        expect(not words["fault"], f"a connection was not served during the stop: {words}")
+        lost = {kind: report[kind] for kind in ("cut", "forgotten", "wrong")}
+        expect(not any(lost.values()), f"stop {units}: clients were lost: {report}")
+        expect(report["echoed"] > 0, f"no client was served: {report}")
+        counts.append(f"{report['echoed']} echoed")
+    echoes(machine)
+    return ", ".join(counts) + ", 0 reset"
+
+
 def bad_configuration_is_named(machine, _packages):
     """A mistake in the file ends the start with 78, once, and the journal names file and line."""
     machine.run(f"cp -p {CONFIG} /var/tmp/good.toml")
@@ -420,6 +450,7 @@ STEPS = [
     ("hung worker", hung_worker_is_restarted),
     ("25 kills", kill_refuses_nobody),
     ("stop amid traffic", stop_loses_nothing),
+    ("stop of the sockets", stop_of_the_sockets_resets_nobody),
     ("bad configuration", bad_configuration_is_named),
     *steps_reload.STEPS,
     ("upgrade amid traffic", upgrade_refuses_nobody),

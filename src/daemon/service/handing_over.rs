@@ -18,13 +18,14 @@ impl Service<'_> {
         self.stage = Stage::HandingOver;
         self.life.set(State::Leaving);
         self.status = report::handing_over(&workers::total(&self.workers));
-        self.notifier.stopping(&self.status);
         let patience = Duration::from_millis(limits::REST_MS);
-        self.notifier.extend_timeout(2 * patience + STOP_MARGIN);
         let deadline = self.plan.origin.elapsed() + patience;
+        self.end_listeners();
         for worker in &self.workers {
             worker.hand_over(Timestamp(deadline.as_millis() as u64));
         }
+        self.tell_of_stop();
+        self.notifier.extend_timeout(2 * patience + STOP_MARGIN);
     }
 
     pub(super) fn on_worker_at_rest(&mut self, worker: usize, estates: Vec<Estate>) {

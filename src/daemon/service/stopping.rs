@@ -1,0 +1,380 @@
+//! A stop, from the signal to the drain or the hand-over.
+//!
+//! 1. *Asking*: a SIGTERM may be half of a restart. Our units announce which it is; else only
+//!    systemd can say it ([`job`]), and the daemon serves as before meanwhile. Without a service
+//!    manager there is nothing to ask.
+//! 2. *Leaving*, if it is a stop and `timeouts.drain-lead` is set: load balancers learn of it, and
+//!    accepting goes on.
+//! 3. *Settling*: nobody new comes to the listening sockets that end with us, and the handshakes
+//!    that are under way are finished (`listen::hold_back`). It takes a few milliseconds, unless
+//!    there are any.
+//! 4. The workers get their orders: to take in who waits at those sockets and close them, and to
+//!    drain, or to bring everything to rest. Only then is the service manager told.
+//!
+//! A second signal skips what is left of 1 to 3; during 4 it ends the process. The time for the
+//! drain begins with the signal, or with the end of the lead; and all waits for the service manager
+//! together have one limit ([`MANAGER_PATIENCE`]).
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use super::{Failure, LINGER, Order, STOP_MARGIN, Service, Stage};
+use crate::daemon::job::{self, Question};
+use crate::daemon::succession::{self, Ending};
+use crate::daemon::{report, workers};
+use crate::echo::op::{ListenerId, Timestamp};
+use crate::listen::{self, Family, HANDSHAKE_PATIENCE};
+use crate::logging::events;
+use crate::sight::State;
+use crate::systemd::bus::Unit;
+use crate::uring::{ListeningSocket, Owner, Transport};
+use crate::worker;
+
+/// How long a stop waits for the system bus, at most and at least. In between it is half of
+/// `timeouts.drain`, of which it is a part.
+const ASK_PATIENCE_MAX: Duration = Duration::from_secs(5);
+const ASK_PATIENCE_MIN: Duration = Duration::from_secs(1);
+/// How long after the signal the service manager is waited for, all in all. With the default drain
+/// and the time for its last connections this is less than the unit's `TimeoutStopSec=30s`, so that
+/// one that answers nothing costs no connection its drain.
+const MANAGER_PATIENCE: Duration = Duration::from_secs(12);
+/// How long the last question to systemd may take.
+const LAST_QUESTION_PATIENCE: Duration = Duration::from_millis(200);
+/// How often unfinished handshakes are looked for…
+const HANDSHAKES_LOOK: Duration = Duration::from_millis(5);
+/// …but no more than this fraction of the time: with many connections a look takes longer.
+const HANDSHAKES_LOAD_DIVISOR: u32 = 4;
+/// In so many looks in a row there must be none: one may miss a SYN that another processor was at
+/// work on when newcomers began to be held back.
+const HANDSHAKES_LOOKS: u32 = 2;
+
+/// What a settled listener is followed by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Goal {
+    Drain,
+    HandOver,
+}
+
+/// Newcomers are held back, and handshakes that were under way are waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Settling {
+    goal: Goal,
+    until: Instant,
+    /// When to look again.
+    pub(super) next: Instant,
+    /// Looks in a row that found none.
+    clean: u32,
+}
+
+/// What a stop has come to.
+#[derive(Default)]
+pub(super) struct Stop {
+    /// Since when the time for the drain runs.
+    drain_since: Option<Instant>,
+    /// What has been asked of systemd and not been answered.
+    question: Option<Question>,
+    /// The names of listening sockets that systemd closes when we are gone.
+    ending_names: Vec<String>,
+    /// Whether the service manager has been told that we stop.
+    pub(super) is_told: bool,
+}
+
+impl Stop {
+    /// Until when an answer is waited for.
+    pub(super) fn answer_until(&self) -> Option<Instant> {
+        self.question.as_ref().map(|question| question.until)
+    }
+}
+
+impl Service<'_> {
+    pub(super) fn hear_signal(&mut self) -> Result<Order, Failure> {
+        let signal = self.signals.ending.read_signal();
+        let signal = signal.map_err(|errno| Failure::System("read a signal", errno.into()))?;
+        let Some(signal) = signal else { return Ok(Order::GoOn) };
+        match self.stage {
+            Stage::Draining | Stage::HandingOver => {
+                log::warn!("second signal: ending at once");
+                return Ok(Order::EndAtOnce);
+            }
+            Stage::Settling(Settling { goal, .. }) => self.finish_settling(goal),
+            Stage::Starting | Stage::Asking | Stage::Leaving { .. } => {
+                self.begin_stop();
+                self.stop.drain_since = Some(Instant::now());
+                self.settle(Goal::Drain);
+            }
+            // An interrupt comes from a terminal, not from a service manager.
+            Stage::Ready
+                if self.notifier.has_manager() && signal.ssi_signo == Signal::SIGTERM as u32 =>
+            {
+                match succession::announced(&self.signals.announcements) {
+                    Some(Ending::Restart) => {
+                        self.begin_stop();
+                        self.settle(Goal::HandOver);
+                    }
+                    Some(Ending::Stop) => {
+                        self.leave();
+                        self.ask_about_sockets();
+                    }
+                    None => self.ask(),
+                }
+            }
+            Stage::Ready => self.leave(),
+        }
+        Ok(Order::GoOn)
+    }
+
+    /// To be called now and then: what the time or an answer brings.
+    pub(super) fn advance_stop(&mut self, now: Instant) {
+        if let Some(answer) = self.stop.question.as_ref().and_then(|question| question.answer(now))
+        {
+            self.stop.question = None;
+            self.hear_answer(&answer);
+        }
+        match self.stage {
+            Stage::Leaving { until } if now >= until => {
+                self.stop.drain_since = Some(now);
+                self.settle(Goal::Drain);
+            }
+            Stage::Settling(settling) if now >= settling.next => self.advance_settling(settling),
+            _ => {}
+        }
+    }
+
+    fn begin_stop(&mut self) {
+        let now = Instant::now();
+        if self.stop.drain_since.is_none() {
+            self.stop.drain_since = Some(now);
+            self.notifier.limit_waits(now + MANAGER_PATIENCE);
+        }
+    }
+
+    fn ask(&mut self) {
+        self.begin_stop();
+        let patience = self.config.timeouts.drain / 2;
+        let patience = patience.clamp(ASK_PATIENCE_MIN, ASK_PATIENCE_MAX);
+        match Question::ask(&self.bell, patience) {
+            Ok(question) => {
+                self.stop.question = Some(question);
+                self.stage = Stage::Asking;
+            }
+            Err(error) => {
+                log::warn!("cannot ask whether this is a restart: {error}: draining");
+                self.leave();
+            }
+        }
+    }
+
+    fn hear_answer(&mut self, answer: &io::Result<Unit>) {
+        if let Ok(unit) = answer {
+            self.stop.ending_names.clone_from(&unit.ending_sockets);
+        }
+        match self.stage {
+            Stage::Asking => {
+                let connections = workers::total(&self.workers).connections;
+                if job::is_restart(answer, connections) {
+                    self.settle(Goal::HandOver);
+                } else {
+                    self.leave();
+                }
+            }
+            Stage::Draining => self.end_listeners(),
+            Stage::Starting
+            | Stage::Ready
+            | Stage::Leaving { .. }
+            | Stage::Settling(_)
+            | Stage::HandingOver => {}
+        }
+    }
+
+    /// A stop: goes on accepting for the lead time, while load balancers learn of it.
+    pub(super) fn leave(&mut self) {
+        self.begin_stop();
+        let lead = self.config.timeouts.drain_lead;
+        if lead.is_zero() {
+            return self.settle(Goal::Drain);
+        }
+        self.stage = Stage::Leaving { until: Instant::now() + lead };
+        self.life.set(State::Leaving);
+        self.status = report::leaving(&workers::total(&self.workers));
+        self.tell_of_stop();
+        self.notifier.extend_timeout(lead + self.drain_time() + STOP_MARGIN);
+        log::info!(
+            "leaving: not ready any more, but accepting for another {}s; \
+             a second signal begins the drain",
+            lead.as_secs_f64()
+        );
+    }
+
+    fn settle(&mut self, goal: Goal) {
+        if goal == Goal::Drain {
+            self.life.set(State::Draining);
+        }
+        self.hold_back();
+        let now = Instant::now();
+        let (until, next) = (now + HANDSHAKE_PATIENCE, now);
+        self.stage = Stage::Settling(Settling { goal, until, next, clean: 0 });
+        if !self.ending().any(|(_, listener)| listener.transport == Transport::Tcp) {
+            self.finish_settling(goal);
+        }
+    }
+
+    fn advance_settling(&mut self, settling: Settling) {
+        let Settling { goal, until, clean, .. } = settling;
+        let began = Instant::now();
+        let (clean, pause) = match self.is_any_half_open() {
+            Some(open) => (if open { 0 } else { clean + 1 }, HANDSHAKES_LOOK),
+            // It cannot be known: all of the time is given.
+            None => (0, HANDSHAKE_PATIENCE),
+        };
+        let now = Instant::now();
+        if now >= until || clean >= HANDSHAKES_LOOKS {
+            return self.finish_settling(goal);
+        }
+        let next = now + pause.max((now - began) * HANDSHAKES_LOAD_DIVISOR);
+        self.stage = Stage::Settling(Settling { next: next.min(until), clean, ..settling });
+    }
+
+    /// Whether a handshake with a listener that ends is under way, if that can be known.
+    fn is_any_half_open(&self) -> Option<bool> {
+        for (_, listener) in self.ending() {
+            match (listener.owner, listener.transport) {
+                (_, Transport::Unix) => {}
+                // It may be of another network namespace than ours, into which we cannot look.
+                (Owner::Another, Transport::Tcp) => return None,
+                (Owner::Us, Transport::Tcp) => {
+                    if listen::is_any_half_open(listener.socket.as_fd()).ok()? {
+                        return Some(true);
+                    }
+                }
+            }
+        }
+        Some(false)
+    }
+
+    fn finish_settling(&mut self, goal: Goal) {
+        match goal {
+            Goal::Drain => self.drain(),
+            Goal::HandOver => self.bring_to_rest(),
+        }
+    }
+
+    /// How long a drain takes at most, with the time that its last connections have to end.
+    fn drain_time(&self) -> Duration {
+        self.config.timeouts.drain + LINGER
+    }
+
+    pub(super) fn drain(&mut self) {
+        let now = Instant::now();
+        // A hand-over that failed has taken of the time in its own way.
+        let since = match (self.stage, self.stop.drain_since) {
+            (Stage::Settling(_), Some(since)) => since,
+            _ => now,
+        };
+        let patience = self.config.timeouts.drain;
+        let deadline = (since + patience).saturating_duration_since(self.plan.origin);
+        let stats = workers::total(&self.workers);
+        self.stage = Stage::Draining;
+        self.life.set(State::Draining);
+        self.end_listeners();
+        for worker in &self.workers {
+            worker.drain(Timestamp(deadline.as_millis() as u64));
+        }
+        self.status = report::draining(&stats);
+        self.tell_of_stop();
+        self.notifier.extend_timeout(self.drain_time() + STOP_MARGIN);
+        log::info!(
+            message_id = events::DRAINING, connections = stats.connections;
+            "draining: {}, at most {}s and {}s for the last ones to end",
+            report::count(stats.connections, "connection"),
+            patience.as_secs_f64(),
+            LINGER.as_secs_f64()
+        );
+    }
+
+    /// Tells the service manager the status, and that we stop if it does not know yet.
+    pub(super) fn tell_of_stop(&mut self) {
+        if std::mem::replace(&mut self.stop.is_told, true) {
+            self.notifier.status(&self.status);
+        } else {
+            self.notifier.stopping(&self.status);
+        }
+    }
+
+    /// The listeners that end with us: our own, and those that systemd is about to close.
+    fn ending(&self) -> impl Iterator<Item = (ListenerId, &ListeningSocket)> {
+        let all = (0..).map(ListenerId).zip(self.plan.listeners.iter());
+        all.filter(|(_, listener)| listener.ending.load(Ordering::Relaxed))
+    }
+
+    /// Holds newcomers back from the listeners that end with us.
+    fn hold_back(&self) {
+        for (listener, name) in self.plan.listeners.iter().zip(&self.plan.names) {
+            let ends = listener.owner == Owner::Us || self.stop.ending_names.contains(name);
+            if !ends || listener.ending.swap(true, Ordering::Release) {
+                continue;
+            }
+            let family = match listener.transport {
+                Transport::Tcp => Family::Tcp,
+                // Nothing holds back from a Unix listener but ending it, which is not ours to do.
+                Transport::Unix if listener.owner == Owner::Another => continue,
+                Transport::Unix => Family::Unix,
+            };
+            if let Err(error) = listen::hold_back(listener.socket.as_fd(), family) {
+                log::warn!("new connections cannot be held back, some may be reset: {error}");
+            }
+        }
+    }
+
+    /// Tells the workers to take in who waits at the listeners that end with us. Once more each
+    /// time that it is called: to those that are not ours some may have come since.
+    pub(super) fn end_listeners(&self) {
+        self.hold_back();
+        let ending: Arc<[ListenerId]> = self.ending().map(|(listener, _)| listener).collect();
+        if ending.is_empty() {
+            return;
+        }
+        for worker in &self.workers {
+            worker.post(worker::Order::EndListeners(Arc::clone(&ending)));
+        }
+    }
+
+    /// Every second of a drain: whether the socket units are to stop as well may turn out after our
+    /// own job has begun (`systemctl stop` names one unit after the other).
+    pub(super) fn look_after_listeners(&mut self) {
+        if !self.stop.ending_names.is_empty() {
+            self.end_listeners();
+        }
+        self.ask_about_sockets();
+    }
+
+    fn ask_about_sockets(&mut self) {
+        let inherited = self.plan.listeners.iter().any(|it| it.owner == Owner::Another);
+        if inherited && self.notifier.has_manager() && self.stop.question.is_none() {
+            // What cannot be asked now is asked a second later.
+            self.stop.question = Question::ask(&self.bell, ASK_PATIENCE_MAX).ok();
+        }
+    }
+
+    /// The last act: if systemd has changed its mind about a socket that it was to close, newcomers
+    /// may come to it again.
+    pub(super) fn let_come_again(&self) {
+        let is_theirs = |listener: &ListeningSocket| {
+            listener.owner == Owner::Another && listener.transport == Transport::Tcp
+        };
+        if !self.ending().any(|(_, listener)| is_theirs(listener)) {
+            return;
+        }
+        let Ok(unit) = job::ask_now(LAST_QUESTION_PATIENCE) else { return };
+        for (index, listener) in self.ending() {
+            let name = &self.plan.names[usize::from(index.0)];
+            if is_theirs(listener) && !unit.ending_sockets.contains(name) {
+                listen::let_come(listener.socket.as_fd());
+            }
+        }
+    }
+}
