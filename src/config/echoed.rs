@@ -7,7 +7,7 @@ use std::path::Path;
 
 /// The longest value, in characters, with quotes and the mark of a cut.
 const VALUE_LENGTH_MAX: usize = 80;
-/// The longest name of a file, in characters, with the mark of a cut.
+/// The longest name of a file, in bytes, with the mark of a cut: a message may name it twice.
 const PATH_LENGTH_MAX: usize = 255;
 /// Stands where something was cut.
 const CUT: char = '\u{2026}';
@@ -32,8 +32,8 @@ pub(super) fn path(path: &Path) -> String {
     let text = path.to_string_lossy();
     let (mut pieces, mut length, mut whole) = (Vec::new(), 0, true);
     for piece in text.chars().rev().map(escaped) {
-        length += piece.chars().count();
-        if length >= PATH_LENGTH_MAX {
+        length += piece.len();
+        if length > PATH_LENGTH_MAX - CUT.len_utf8() {
             whole = false;
             break;
         }
@@ -108,6 +108,8 @@ mod tests {
         let long = format!("/{}/b.toml", "x".repeat(4_000));
         let shown = path(Path::new(&long));
         assert!(shown.starts_with(CUT) && shown.ends_with("x/b.toml"), "{shown}");
-        assert_eq!(shown.chars().count(), PATH_LENGTH_MAX);
+        assert_eq!(shown.len(), PATH_LENGTH_MAX);
+        let wide = path(Path::new(&"\u{1f980}".repeat(1_000)));
+        assert!(wide.len() <= PATH_LENGTH_MAX && wide.starts_with(CUT), "{wide}");
     }
 }
