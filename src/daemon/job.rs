@@ -1,10 +1,10 @@
 //! The question that decides over a stop: is it half of a restart, and do the listening sockets end
 //! with us?
 //!
-//! Units with our `ExecStop=` announce the first before the signal ([`super::succession`]). In other
-//! units, and for the second, systemd is asked over the system bus ([`bus`]), by a
-//! thread of its own, so that a bus or a systemd that is slow, deaf or hung holds up nothing: until
-//! there is an answer, or nobody waits for it any more, the daemon serves as before.
+//! Units with our `ExecStop=` announce the first before the signal ([`super::succession`]). In
+//! other units, and for the second, systemd is asked over the system bus ([`bus`]), by a thread of
+//! its own, so that a bus or a systemd that is slow, deaf or hung holds up nothing: until there is
+//! an answer, or nobody waits for it any more, the daemon serves as before.
 
 use std::io;
 use std::path::PathBuf;

@@ -8,6 +8,7 @@
 //! and the parts they use.
 
 pub mod admission;
+pub mod budget;
 pub mod connection;
 pub mod fullness;
 pub mod histogram;
