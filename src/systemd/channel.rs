@@ -188,7 +188,8 @@ impl Channel {
         until: Instant,
     ) -> io::Result<()> {
         loop {
-            let left = until.saturating_duration_since(Instant::now());
+            // poll(2) counts in milliseconds, and what is left of one is dropped.
+            let left = until.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
             let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
             match poll(&mut [PollFd::new(descriptor, events)], timeout) {
                 Ok(0) => {
