@@ -492,6 +492,7 @@ impl Server {
         if closed {
             self.on_closed(now, id);
         } else if timer_changed && let Some(due) = self.next_timer(now, id.slot()) {
+            self.wheel.catch_up(now);
             self.wheel.set(id.slot(), due);
         }
     }

@@ -82,6 +82,16 @@ impl Wheel {
         self.occupied[bucket / 64] |= 1 << (bucket % 64);
     }
 
+    /// Lets an empty wheel begin anew `now`: nothing has moved it while no timer was set, and one
+    /// that is set would be taken for one beyond its horizon.
+    pub fn catch_up(&mut self, now: Timestamp) {
+        if self.occupied == [0; WORDS] {
+            let (moment, first) = self.origin;
+            let tick = first + now.0.saturating_sub(moment) / self.tick_ms;
+            self.done = self.done.max(tick);
+        }
+    }
+
     /// Unsets the timer of `slot`, if it has one.
     pub fn clear(&mut self, slot: u32) {
         let Some(&Link { previous, next, bucket }) = self.links.get(slot as usize) else { return };
@@ -160,6 +170,20 @@ mod tests {
         let mut fired: Vec<u32> = std::iter::from_fn(|| wheel.expired(Timestamp(now))).collect();
         fired.sort_unstable();
         fired
+    }
+
+    #[test]
+    fn a_wheel_that_was_empty_for_long_fires_once() {
+        let mut wheel = Wheel::new(Timestamp(0), 10, 0);
+        let now = 1 << 40;
+        wheel.catch_up(Timestamp(now));
+        wheel.set(0, Timestamp(now + 35));
+        assert_eq!(drain(&mut wheel, now + 30), [0_u32; 0]);
+        assert_eq!(drain(&mut wheel, now + 44), [0]);
+        // One that is not empty stays as it is.
+        wheel.set(0, Timestamp(now + 100));
+        wheel.catch_up(Timestamp(now + 90));
+        assert_eq!(drain(&mut wheel, now + 110), [0]);
     }
 
     #[test]

@@ -256,7 +256,7 @@ fn a_hand_over_that_fails_keeps_what_was_reloaded() {
     let _quiet = in_company();
     let scratch = Scratch::new();
     let bus = Bus::start(&scratch.path("bus"), Answer::Job("restart"));
-    let daemon = start(&bus);
+    let mut daemon = start(&bus);
     let silent = daemon.place().connect();
     assert!(ping(&silent, b"here"));
     let access = "[access]\ndeny = [\"127.0.0.9\"]\n";
@@ -266,7 +266,7 @@ fn a_hand_over_that_fails_keeps_what_was_reloaded() {
     daemon.lines.wait_for("info reloaded: access.deny", patience(5.0));
     assert!(ping(&silent, b"here"));
     let begin = Instant::now();
-    fs::remove_file(daemon.manager.path()).unwrap();
+    daemon.manager.end();
     daemon.signal(Signal::SIGTERM);
     daemon.lines.wait_for("connections cannot be handed over", patience(5.0));
     daemon.lines.wait_for("info draining: 1 connection,", patience(5.0));

@@ -454,10 +454,12 @@ impl History {
         self.check_step();
         // Whoever counts a source that comes back finds its page free, within so many tries.
         let held = self.audit.door.held;
-        if self.succession.is_some_and(|it| !(it.fails && held)) && self.server.is_at_rest() {
+        let rests = self.server.is_at_rest();
+        let succeeds = rests && self.succession.is_some_and(|it| !(it.fails && held));
+        if succeeds {
             self.succeed();
         }
-        acted || self.succession.is_some()
+        acted || succeeds || self.succession.is_some()
     }
 
     fn handle(&mut self, event: Event) {
@@ -607,7 +609,9 @@ impl History {
         if let Some(tuning) = self.saboteur.tuning_to_go_back_to(&self.first_tuning) {
             self.server.retune(self.kernel.now(), tuning);
         }
+        let slots = self.audit.slots();
         self.adopt(succession.gap, estate);
+        self.audit.keep_slots(slots);
         let deadline = Timestamp(self.kernel.clock() + succession.patience);
         if self.scenario.listeners_end {
             // Told once more: they are closed already.

@@ -217,6 +217,7 @@ impl Server {
             self.probing.forget(id.slot());
         }
         if let Some(due) = self.next_timer(now, id.slot()) {
+            self.wheel.catch_up(now);
             self.wheel.set(id.slot(), due);
         }
         asked.is_some()
@@ -252,6 +253,7 @@ impl Server {
             return self.with(now, id, ops, Connection::on_lost);
         }
         if let Some(due) = self.next_timer(now, id.slot()) {
+            self.wheel.catch_up(now);
             self.wheel.set(id.slot(), due);
         }
     }

@@ -56,6 +56,16 @@ impl Audit {
         self.adopted = self.tenants.len();
     }
 
+    /// How many slots for connections the present server has needed at most.
+    pub(crate) fn slots(&self) -> usize {
+        self.limits.connections_max.max(self.adopted)
+    }
+
+    /// The same server goes on: slots that were needed once may be used again.
+    pub(crate) fn keep_slots(&mut self, slots: usize) {
+        self.limits.connections_max = self.limits.connections_max.max(slots);
+    }
+
     /// The heir is told where a connection stood.
     pub(super) fn adopted(&mut self, connection: ConnectionId, bequest: Bequest) {
         let open = self.open(connection);
