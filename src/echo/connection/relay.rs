@@ -130,6 +130,10 @@ impl Connection {
             | Receive::Starved
             | Receive::Retrying => return,
         };
+        if self.is_relay_blocked() {
+            // Until now it was behind with reading, and not idle.
+            self.progress = Stamp::at(context.now);
+        }
         self.receive_becomes(context, stopping);
         context.ops.push(Op::CancelReceive { connection: context.id });
     }
