@@ -34,7 +34,7 @@ pub fn print(text: &str) -> io::Result<()> {
     }
 }
 
-/// As [`print`], for those who want to know that the reader went away.
+/// As [`print()`], for those who want to know that the reader went away.
 ///
 /// # Errors
 /// When it could not be written.
@@ -45,7 +45,7 @@ pub fn write(text: &str) -> io::Result<()> {
     stdout.flush()
 }
 
-/// What is said when [`print`] fails.
+/// What is said when [`print()`] fails.
 #[must_use]
 pub fn unwritten(error: &io::Error) -> String {
     format!("cannot write to standard output: {error}")

@@ -1,6 +1,6 @@
 //! What the daemon tells systemd: ready, status, watchdog, stopping (sd_notify(3)).
 //!
-//! Messages are spelled by the sd-notify crate (here alone) but sent from here, by [`channel`]. The
+//! Messages are spelled by the sd-notify crate (here alone) but sent from here, by `channel`. The
 //! crate makes a new socket for each message, which fails when no descriptor is free; it sends
 //! without a time limit; and it gives up on EINTR. A service manager that is slow, deaf or gone
 //! must never hold up or end the daemon, and a watchdog ping must not depend on a free descriptor.
