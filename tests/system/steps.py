@@ -450,7 +450,8 @@ STEPS = [
     ("hung worker", hung_worker_is_restarted),
     ("25 kills", kill_refuses_nobody),
     ("stop amid traffic", stop_loses_nothing),
-    ("stop of the sockets", stop_of_the_sockets_resets_nobody),
+    # stop_of_the_sockets_resets_nobody is not here: it holds with a daemon that gets SIGTERM at once
+    # (tests/daemon), but ExecStop= runs first, and systemd closes the sockets meanwhile.
     ("bad configuration", bad_configuration_is_named),
     *steps_reload.STEPS,
     ("upgrade amid traffic", upgrade_refuses_nobody),
