@@ -63,24 +63,19 @@ impl Sink {
                 (*peer, path, connection, retry_at, *journal)
             }
         };
-        if let Some(old) = connection {
-            match old.send(line) {
+        // The second time for a socket that was replaced, as by a restart of the syslog daemon.
+        for _ in 0..2 {
+            if connection.is_none() && Instant::now() >= *retry_at {
+                *retry_at = Instant::now() + RECONNECT_INTERVAL;
+                *connection = Connection::to(peer, path);
+            }
+            let Some(open) = connection else { break };
+            match open.send(line) {
                 // A stalled journal reads standard error no sooner, so the line is lost.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
-                // The socket was replaced, as by a restart of the syslog daemon.
                 Err(_) => *connection = None,
                 Ok(()) => return Ok(()),
             }
-        }
-        if Instant::now() >= *retry_at {
-            *retry_at = Instant::now() + RECONNECT_INTERVAL;
-            *connection = Connection::to(peer, path);
-            if let Some(new) = connection
-                && new.send(line).is_ok()
-            {
-                return Ok(());
-            }
-            *connection = None;
         }
         write_stderr(journal, line)
     }
@@ -99,7 +94,17 @@ impl Connection {
         }
     }
 
+    /// A send with a timeout is not restarted after a signal or a freeze (signal(7)).
     fn send(&mut self, line: &Line) -> io::Result<()> {
+        loop {
+            match self.try_send(line) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                outcome => return outcome,
+            }
+        }
+    }
+
+    fn try_send(&mut self, line: &Line) -> io::Result<()> {
         match self {
             Self::Journal(socket) => socket.send(journal_entry(line).as_bytes()).map(drop),
             Self::Syslog(logger) => {
@@ -273,6 +278,18 @@ pub(super) mod tests {
         }
         assert!(begin.elapsed() >= PATIENCE && begin.elapsed() < 10 * PATIENCE);
         assert!(matches!(sink, Sink::Socket { connection: Some(_), .. }));
+    }
+
+    /// Goal: whoever connects to a journal that is stalled already treats it no differently.
+    #[test]
+    fn a_journal_that_was_stalled_before_is_not_taken_for_a_broken_one() {
+        let journal = Daemon::new("stalled-before");
+        let mut first = Sink::socket(Peer::Journal, journal.path.clone(), false);
+        while first.write(&line(Level::Info, "is anybody there?")).is_ok() {}
+        let mut second = Sink::socket(Peer::Journal, journal.path.clone(), false);
+        let outcome = second.write(&line(Level::Info, "and now?"));
+        assert_eq!(outcome.unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert!(matches!(second, Sink::Socket { connection: Some(_), .. }));
     }
 
     #[test]
