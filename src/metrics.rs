@@ -8,7 +8,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::echo::stats::{ListenerStats, Stats};
+use crate::echo::stats::{Stats, Traffic};
 
 /// How far a busy worker lets its board lag behind, in microseconds.
 pub const AGE_MAX_US: u64 = 10_000;
@@ -28,8 +28,8 @@ pub struct Board {
 pub struct Shown {
     /// Of all its connections.
     pub stats: Stats,
-    /// Of the connections of each listener.
-    pub listeners: Vec<ListenerStats>,
+    /// What the connections of each listener did.
+    pub listeners: Vec<Traffic>,
 }
 
 impl Shown {
@@ -38,7 +38,7 @@ impl Shown {
         self.stats.add(&other.stats);
         // A sum begins with no listener at all.
         let count = self.listeners.len().max(other.listeners.len());
-        self.listeners.resize_with(count, ListenerStats::default);
+        self.listeners.resize_with(count, Traffic::default);
         for (mine, theirs) in self.listeners.iter_mut().zip(&other.listeners) {
             mine.add(theirs);
         }
@@ -51,7 +51,7 @@ impl Board {
     /// brought no events. If somebody reads at this very moment, a later turn shows them.
     pub fn publish<'a>(
         &self,
-        counted: impl FnOnce() -> (Stats, &'a [ListenerStats]),
+        counted: impl FnOnce() -> (Stats, &'a [Traffic]),
         clock_us: u64,
         published_us: &mut u64,
         idle: bool,
@@ -66,19 +66,19 @@ impl Board {
 
     /// To be called instead of [`Self::publish`] at the end of a worker's last turn. It waits for
     /// who reads at this very moment, for there is no later turn; a reader only copies.
-    pub fn publish_last(&self, stats: Stats, listeners: &[ListenerStats]) {
+    pub fn publish_last(&self, stats: Stats, listeners: &[Traffic]) {
         let shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
         self.write(shown, stats, listeners);
     }
 
     /// Shows these figures unless somebody reads at this very moment.
-    fn show(&self, (stats, listeners): (Stats, &[ListenerStats])) -> bool {
+    fn show(&self, (stats, listeners): (Stats, &[Traffic])) -> bool {
         let Ok(shown) = self.shown.try_lock() else { return false };
         self.write(shown, stats, listeners);
         true
     }
 
-    fn write(&self, mut shown: MutexGuard<'_, Shown>, stats: Stats, listeners: &[ListenerStats]) {
+    fn write(&self, mut shown: MutexGuard<'_, Shown>, stats: Stats, listeners: &[Traffic]) {
         shown.stats = stats;
         // Nothing is allocated but the first time.
         shown.listeners.clear();
@@ -125,8 +125,9 @@ mod tests {
     use super::*;
 
     fn publish(board: &Board, accepted: u64, now: u64, published: &mut u64, idle: bool) {
-        let stats = Stats { accepted, ..Stats::default() };
-        let listeners = [ListenerStats { accepted, ..ListenerStats::default() }];
+        let traffic = Traffic { accepted, ..Traffic::default() };
+        let listeners = [traffic.clone()];
+        let stats = Stats { traffic, ..Stats::default() };
         board.publish(|| (stats, &listeners), now, published, idle);
     }
 
@@ -135,15 +136,15 @@ mod tests {
         let board = Board::default();
         let mut published = 0;
         publish(&board, 1, 5, &mut published, false);
-        assert_eq!(board.read().stats.accepted, 0, "too soon");
+        assert_eq!(board.read().stats.traffic.accepted, 0, "too soon");
         assert!(board.ask() && !board.has_answered());
         publish(&board, 2, 6, &mut published, false);
-        assert_eq!((board.read().stats.accepted, published), (2, 6));
+        assert_eq!((board.read().stats.traffic.accepted, published), (2, 6));
         assert!(board.has_answered() && !board.ask());
         publish(&board, 3, 6 + AGE_MAX_US - 1, &mut published, false);
-        assert_eq!(board.read().stats.accepted, 2, "too soon");
+        assert_eq!(board.read().stats.traffic.accepted, 2, "too soon");
         publish(&board, 4, 6 + AGE_MAX_US, &mut published, false);
-        assert_eq!(board.read().stats.accepted, 4);
+        assert_eq!(board.read().stats.traffic.accepted, 4);
     }
 
     #[test]
@@ -152,7 +153,7 @@ mod tests {
         let mut published = 0;
         publish(&board, 1, 5, &mut published, false);
         publish(&board, 1, 6, &mut published, true);
-        assert_eq!(board.read().stats.accepted, 1);
+        assert_eq!(board.read().stats.traffic.accepted, 1);
         assert!(!board.ask());
     }
 
@@ -166,13 +167,14 @@ mod tests {
         assert!(board.ask());
         let reader = board.shown.lock().unwrap();
         std::thread::scope(|scope| {
-            let last = Stats { accepted: 3, ..Stats::default() };
+            let traffic = Traffic { accepted: 3, ..Traffic::default() };
+            let last = Stats { traffic, ..Stats::default() };
             let ending = scope.spawn(|| board.publish_last(last, &[]));
             std::thread::sleep(std::time::Duration::from_millis(20));
             assert!(!ending.is_finished(), "it did not wait for the reader");
             drop(reader);
         });
-        assert_eq!(board.read().stats.accepted, 3);
+        assert_eq!(board.read().stats.traffic.accepted, 3);
         assert!(board.has_answered() && !board.ask());
     }
 
@@ -186,6 +188,6 @@ mod tests {
         assert_eq!(published, 0);
         assert!(board.ask());
         publish(&board, 1, AGE_MAX_US + 1, &mut published, false);
-        assert_eq!(board.read().stats.accepted, 1);
+        assert_eq!(board.read().stats.traffic.accepted, 1);
     }
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 
 use crate::echo::op::{Event, Kernel, ListenerId, Op, Timestamp};
-use crate::echo::server::{ListenerStats, Server, Stats, Tuning};
+use crate::echo::server::{Server, Stats, Traffic, Tuning};
 use crate::metrics::Board;
 
 /// What the daemon asks of a worker.
@@ -221,7 +221,7 @@ impl Turns {
         let last = server.is_drained();
         let at_rest = server.is_at_rest();
         if last || at_rest {
-            shared.board.publish_last(server.stats(), server.listener_stats());
+            shared.board.publish_last(server.stats(), server.listener_traffic());
         } else {
             shared.board.publish(|| counted(server), clock_us, published_us, idle);
         }
@@ -266,8 +266,8 @@ fn obey<K: Kernel>(
     }
 }
 
-fn counted(server: &Server) -> (Stats, &[ListenerStats]) {
-    (server.stats(), server.listener_stats())
+fn counted(server: &Server) -> (Stats, &[Traffic]) {
+    (server.stats(), server.listener_traffic())
 }
 
 fn step<K: Kernel>(

@@ -223,7 +223,7 @@ fn judge(receive_mode: ReceiveMode) {
     // Otherwise the counter counts nothing at all: setting up asks for memory.
     assert!(REQUESTS.load(Ordering::Relaxed) > 0, "the counter is blind");
     let accepted = TRAFFIC.iter().map(|traffic| traffic.connections as u64).sum::<u64>();
-    assert_eq!(stats.accepted, accepted, "somebody else was served");
+    assert_eq!(stats.traffic.accepted, accepted, "somebody else was served");
     for (name, messages, requests) in found {
         println!("{receive_mode:?}, {name}: {requests} allocations for {messages} messages");
         assert_eq!(requests, 0, "{receive_mode:?}, {name}: allocations for {messages} messages");

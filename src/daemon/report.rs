@@ -23,7 +23,7 @@ pub(super) fn status(stats: &Stats, echoes: u64, workers: usize) -> String {
         "{}{stalled}, {} echoes/s, {} echoed, {}",
         count(stats.connections, "connection"),
         short(echoes),
-        bytes(stats.bytes_out),
+        bytes(stats.traffic.bytes_out),
         count(workers as u64, "worker"),
     )
 }
@@ -45,7 +45,8 @@ pub(super) fn handing_over(stats: &Stats) -> String {
 
 /// What the last line adds if connections came from another process or went to one.
 pub(super) fn succession(stats: &Stats) -> String {
-    let Stats { taken_over, bytes_taken_over, bytes_handed_over, .. } = stats;
+    let Stats { traffic, bytes_taken_over, bytes_handed_over, .. } = stats;
+    let taken_over = traffic.taken_over;
     match taken_over + bytes_handed_over {
         0 => String::new(),
         _ => format!(
@@ -165,12 +166,12 @@ const CLASSES: [Class; 10] = [
     },
     Class {
         reason: "denied",
-        counter: |stats| stats.refused[RefuseReason::Denied as usize],
+        counter: |stats| stats.traffic.refused[RefuseReason::Denied as usize],
         line: |number, _, _| format!("{} refused by [access]", count(number, "connection")),
     },
     Class {
         reason: "source-full",
-        counter: |stats| stats.refused[RefuseReason::SourceFull as usize],
+        counter: |stats| stats.traffic.refused[RefuseReason::SourceFull as usize],
         line: |number, _, _| {
             format!(
                 "{} refused: their source had limits.max-connections-per-source already",
@@ -180,7 +181,7 @@ const CLASSES: [Class; 10] = [
     },
     Class {
         reason: "source-rate",
-        counter: |stats| stats.refused[RefuseReason::SourceRate as usize],
+        counter: |stats| stats.traffic.refused[RefuseReason::SourceRate as usize],
         line: |number, _, _| {
             format!(
                 "{} refused: their source connected faster than limits.accepts-per-source",
@@ -279,8 +280,8 @@ impl Rate {
     /// The rate since the last look.
     pub(super) fn look(&mut self, now: Instant, stats: &Stats) -> u64 {
         let seconds = now.duration_since(self.at).as_secs_f64();
-        let echoes = stats.chunks_out - self.echoes;
-        *self = Self { echoes: stats.chunks_out, at: now };
+        let echoes = stats.traffic.chunks_out - self.echoes;
+        *self = Self { echoes: stats.traffic.chunks_out, at: now };
         if seconds > 0.0 { (echoes as f64 / seconds).round() as u64 } else { 0 }
     }
 }
@@ -311,7 +312,7 @@ mod tests {
         assert_eq!(status(&stats, 0, 1), "1 connection, 0 echoes/s, 0 B echoed, 1 worker");
         stats.connections = 142;
         stats.stalled = 3;
-        stats.bytes_out = 9_812_345_678;
+        stats.traffic.bytes_out = 9_812_345_678;
         assert_eq!(
             status(&stats, 1_234_567, 2),
             "142 connections (3 stalled), 1.2 M echoes/s, 9.8 GB echoed, 2 workers"
@@ -340,10 +341,11 @@ mod tests {
     fn a_rate_is_that_of_the_last_second() {
         let start = Instant::now();
         let mut rate = Rate::new(start);
-        let mut stats = Stats { chunks_out: 500, ..Stats::default() };
+        let mut stats = Stats::default();
+        stats.traffic.chunks_out = 500;
         assert_eq!(rate.look(start + Duration::from_secs(1), &stats), 500);
         assert_eq!(rate.look(start + Duration::from_secs(2), &stats), 0);
-        stats.chunks_out += 300;
+        stats.traffic.chunks_out += 300;
         assert_eq!(rate.look(start + Duration::from_secs(4), &stats), 150);
         assert_eq!(rate.look(start + Duration::from_secs(4), &stats), 0, "no time, no rate");
     }

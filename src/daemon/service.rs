@@ -458,25 +458,26 @@ impl<'a> Service<'a> {
     fn say_goodbye(&self) {
         let stats = metrics::total(&self.done);
         log::debug!("{stats:?}");
+        let traffic = &stats.traffic;
         let buffers = workers::buffers_total(self.plan);
         log::info!(
             message_id = events::STOPPED,
-            accepted = stats.accepted,
-            refused = stats.refused_total(),
-            closed = stats.closed_total(),
-            bytes_in = stats.bytes_in,
-            bytes_out = stats.bytes_out,
+            accepted = traffic.accepted,
+            refused = traffic.refused_total(),
+            closed = traffic.closed_total(),
+            bytes_in = traffic.bytes_in,
+            bytes_out = traffic.bytes_out,
             bytes_dropped = stats.bytes_dropped,
-            taken_over = stats.taken_over,
+            taken_over = traffic.taken_over,
             bytes_taken_over = stats.bytes_taken_over,
             bytes_handed_over = stats.bytes_handed_over;
             "stopped: accepted={} refused={} closed={} bytes-in={} bytes-out={} bytes-dropped={} \
              buffers-home={} buffers-total={buffers}{}",
-            stats.accepted,
-            stats.refused_total(),
-            stats.closed_total(),
-            stats.bytes_in,
-            stats.bytes_out,
+            traffic.accepted,
+            traffic.refused_total(),
+            traffic.closed_total(),
+            traffic.bytes_in,
+            traffic.bytes_out,
             stats.bytes_dropped,
             buffers - stats.buffers_lent,
             report::succession(&stats),

@@ -9,7 +9,7 @@ use super::fullness::Fullness;
 use super::limits;
 use super::op::{Budget, BufferId, ConnectionId, ListenerId, Op, ReceiveMode, Timestamp};
 use super::pool::Pool;
-use super::stats::{CloseReason, ListenerStats, RefuseReason, Stats};
+use super::stats::{CloseReason, RefuseReason, Stats, Traffic};
 
 /// How one worker's core is set up.
 #[derive(Clone, Debug)]
@@ -146,14 +146,14 @@ pub struct Resources {
     pub parameters: Parameters,
     /// The book of the buffers.
     pub pool: Pool,
-    /// The counters. How many connections are parked and buffers lent only `Server::stats` tells.
+    /// The counters. Traffic, parked connections and lent buffers only `Server::stats` tells.
     pub stats: Stats,
     /// Every connection is to come to rest: nothing is received and no set-aside byte is sent.
     pub frozen: bool,
     /// What the connection of each slot has received, if there is a byte limit; else it is empty.
     pub received: Vec<u64>,
-    /// Those that are kept for each listener.
-    pub listeners: Vec<ListenerStats>,
+    /// What the connections of each listener did.
+    pub listeners: Vec<Traffic>,
     /// When the events at hand were fetched from the kernel, in microseconds since an arbitrary
     /// start.
     pub clock_us: u64,
@@ -178,7 +178,7 @@ impl Resources {
             stats: Stats::default(),
             frozen: false,
             received: Vec::new(),
-            listeners: vec![ListenerStats::default(); usize::from(parameters.listeners)],
+            listeners: vec![Traffic::default(); usize::from(parameters.listeners)],
             clock_us: 0,
             stalled_since: BTreeMap::new(),
             waiting: VecDeque::new(),
@@ -190,19 +190,16 @@ impl Resources {
 
     /// Counts a connection that was accepted.
     pub fn count_accepted(&mut self, listener: ListenerId) {
-        self.stats.accepted += 1;
         self.of(listener).accepted += 1;
     }
 
     /// Counts a connection of the process before us.
     pub fn count_taken_over(&mut self, listener: ListenerId) {
-        self.stats.taken_over += 1;
         self.of(listener).taken_over += 1;
     }
 
     /// Counts a connection that is closed right after its accept.
     pub fn count_refused(&mut self, listener: ListenerId, reason: RefuseReason) {
-        self.stats.refused[reason as usize] += 1;
         self.of(listener).refused[reason as usize] += 1;
     }
 
@@ -253,8 +250,6 @@ impl Resources {
 
     /// Counts a piece that was received.
     pub fn count_received(&mut self, listener: ListenerId, length: u32) {
-        self.stats.bytes_in += u64::from(length);
-        self.stats.chunks_in += 1;
         let of = self.of(listener);
         of.bytes_in += u64::from(length);
         of.chunks_in += 1;
@@ -262,7 +257,6 @@ impl Resources {
 
     /// Counts bytes that were sent.
     pub fn count_sent(&mut self, listener: ListenerId, length: u32) {
-        self.stats.bytes_out += u64::from(length);
         self.of(listener).bytes_out += u64::from(length);
     }
 
@@ -278,7 +272,6 @@ impl Resources {
     /// Counts an echo that is complete; and its residence time, if it is of bytes that were
     /// received at `since_us`, in microseconds modulo 2^32.
     pub fn count_echo(&mut self, listener: ListenerId, since_us: Option<u32>) {
-        self.stats.chunks_out += 1;
         self.of(listener).chunks_out += 1;
         if let Some(since_us) = since_us {
             self.stats.residence.record((self.clock_us as u32).wrapping_sub(since_us));
@@ -287,11 +280,10 @@ impl Resources {
 
     /// Counts a connection that is closed.
     pub fn count_close(&mut self, listener: ListenerId, reason: CloseReason) {
-        self.stats.closed[reason as usize] += 1;
         self.of(listener).closed[reason as usize] += 1;
     }
 
-    fn of(&mut self, listener: ListenerId) -> &mut ListenerStats {
+    fn of(&mut self, listener: ListenerId) -> &mut Traffic {
         &mut self.listeners[usize::from(listener.0)]
     }
 

@@ -30,7 +30,7 @@ use super::op::{
 };
 use super::resources::{Context, Resources};
 pub use super::resources::{Keepalive, Parameters, Tuning};
-pub use super::stats::{CloseReason, ListenerStats, RefuseReason, Stats};
+pub use super::stats::{CloseReason, RefuseReason, Stats, Traffic};
 use super::timer::Wheel;
 
 /// What every connection is made to do.
@@ -97,16 +97,21 @@ impl Server {
     #[must_use]
     pub fn stats(&self) -> Stats {
         let undecided = self.admission.undecided.len();
+        let mut traffic = Traffic::default();
+        for listener in self.listener_traffic() {
+            traffic.add(listener);
+        }
         Stats {
+            traffic,
             buffers_lent: u64::from(self.resources.pool.lent_total()),
             parked: (self.parked.len() + undecided) as u64,
             ..self.resources.stats.clone()
         }
     }
 
-    /// What has been counted for each listener, in the order of their [`ListenerId`].
+    /// What the connections of each listener did, in the order of their [`ListenerId`].
     #[must_use]
-    pub fn listener_stats(&self) -> &[ListenerStats] {
+    pub fn listener_traffic(&self) -> &[Traffic] {
         &self.resources.listeners
     }
 

@@ -100,23 +100,13 @@ impl RefuseReason {
 /// Everything counted since the worker started. Gauges say so; all else only grows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
-    /// Connections accepted: each is refused or closed later, or still there.
-    pub accepted: u64,
-    /// Connections taken over from the process before us.
-    pub taken_over: u64,
-    /// Connections closed right after their accept, by [`RefuseReason`].
-    pub refused: [u64; RefuseReason::ALL.len()],
-    /// Connections closed, by [`CloseReason`].
-    pub closed: [u64; CloseReason::ALL.len()],
+    /// What the connections of all listeners did.
+    pub traffic: Traffic,
     /// Gauge: connections that have a place.
     pub connections: u64,
     /// Gauge: connections accepted in a race for the last place, which wait for one as they would
     /// in the backlog; and those that wait, for a moment, to be let in or refused.
     pub parked: u64,
-    /// Bytes received.
-    pub bytes_in: u64,
-    /// Bytes echoed.
-    pub bytes_out: u64,
     /// Bytes received that could not be echoed: the peer reset, stalled too long, or wrote after
     /// our FIN. Once a connection is closed its bytes in equal its bytes out plus its bytes
     /// dropped.
@@ -125,11 +115,6 @@ pub struct Stats {
     pub bytes_taken_over: u64,
     /// Bytes received that were left to the next process to echo.
     pub bytes_handed_over: u64,
-    /// Pieces received, each echoed by a send of its own.
-    pub chunks_in: u64,
-    /// Sends that completed an echo: of a piece received or, when the peer was slow, of all that
-    /// had been set aside for it.
-    pub chunks_out: u64,
     /// From the moment that a piece was fetched from the kernel to the moment that the completion
     /// of its send was, in microseconds; of one send in [`super::limits::SENDS_PER_TIMED`],
     /// whatever becomes of it. What the peer was slow to take counts from its oldest byte to its
@@ -173,10 +158,10 @@ pub struct Stats {
     pub unexpected_errno: i32,
 }
 
-/// What was counted of the connections of one listener.
+/// What connections did: those of one listener, or of several.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ListenerStats {
-    /// Connections accepted.
+pub struct Traffic {
+    /// Connections accepted: each is refused or closed later, or still there.
     pub accepted: u64,
     /// Connections taken over from the process before us.
     pub taken_over: u64,
@@ -188,21 +173,33 @@ pub struct ListenerStats {
     pub bytes_in: u64,
     /// Bytes echoed.
     pub bytes_out: u64,
-    /// See [`Stats::chunks_in`].
+    /// Pieces received, each echoed by a send of its own.
     pub chunks_in: u64,
-    /// See [`Stats::chunks_out`].
+    /// Sends that completed an echo: of a piece received or, when the peer was slow, of all that
+    /// had been set aside for it.
     pub chunks_out: u64,
 }
 
-impl ListenerStats {
+impl Traffic {
     /// Connections that are open, or wait for a place.
     #[must_use]
     pub fn connections(&self) -> u64 {
-        let ended = self.closed.iter().chain(&self.refused).sum::<u64>();
-        self.accepted + self.taken_over - ended
+        self.accepted + self.taken_over - self.closed_total() - self.refused_total()
     }
 
-    /// Adds what another worker counted of the same listener.
+    /// Connections closed, for whatever reason.
+    #[must_use]
+    pub fn closed_total(&self) -> u64 {
+        self.closed.iter().sum()
+    }
+
+    /// Connections refused, for whatever reason.
+    #[must_use]
+    pub fn refused_total(&self) -> u64 {
+        self.refused.iter().sum()
+    }
+
+    /// Adds what other connections did.
     pub fn add(&mut self, other: &Self) {
         for (mine, theirs) in self.refused.iter_mut().zip(other.refused) {
             *mine += theirs;
@@ -220,37 +217,14 @@ impl ListenerStats {
 }
 
 impl Stats {
-    /// Connections closed, for whatever reason.
-    #[must_use]
-    pub fn closed_total(&self) -> u64 {
-        self.closed.iter().sum()
-    }
-
-    /// Connections refused, for whatever reason.
-    #[must_use]
-    pub fn refused_total(&self) -> u64 {
-        self.refused.iter().sum()
-    }
-
     /// Adds what another worker counted.
     pub fn add(&mut self, other: &Self) {
-        for (mine, theirs) in self.refused.iter_mut().zip(other.refused) {
-            *mine += theirs;
-        }
-        for (mine, theirs) in self.closed.iter_mut().zip(other.closed) {
-            *mine += theirs;
-        }
-        self.accepted += other.accepted;
-        self.taken_over += other.taken_over;
+        self.traffic.add(&other.traffic);
         self.connections += other.connections;
         self.parked += other.parked;
-        self.bytes_in += other.bytes_in;
-        self.bytes_out += other.bytes_out;
         self.bytes_dropped += other.bytes_dropped;
         self.bytes_taken_over += other.bytes_taken_over;
         self.bytes_handed_over += other.bytes_handed_over;
-        self.chunks_in += other.chunks_in;
-        self.chunks_out += other.chunks_out;
         self.residence.add(&other.residence);
         self.completion_overflows += other.completion_overflows;
         self.short_sends += other.short_sends;

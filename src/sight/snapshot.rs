@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::echo::histogram::Histogram;
-use crate::echo::stats::{CloseReason, ListenerStats, RefuseReason, Stats};
+use crate::echo::stats::{self, CloseReason, RefuseReason, Stats};
 
 /// Which fields a snapshot has at least: counted up when some are added. 0.1.0 has no number.
 pub const SCHEMA: u32 = 2;
@@ -199,6 +199,21 @@ pub struct WorkerFigures {
     pub figures: Figures,
 }
 
+impl Traffic {
+    fn new(connections: u64, traffic: &stats::Traffic) -> Self {
+        Self {
+            connections,
+            accepted: traffic.accepted,
+            closed: by_reason(CloseReason::ALL.map(CloseReason::name), &traffic.closed),
+            refused: by_reason(RefuseReason::ALL.map(RefuseReason::name), &traffic.refused),
+            bytes_received: traffic.bytes_in,
+            bytes_sent: traffic.bytes_out,
+            messages_received: traffic.chunks_in,
+            messages_sent: traffic.chunks_out,
+        }
+    }
+}
+
 impl Figures {
     /// What `stats` say, of a pool of so many buffers.
     #[must_use]
@@ -211,16 +226,7 @@ impl Figures {
             ("unexpected", stats.accept_unexpected),
         ];
         Self {
-            traffic: Traffic {
-                connections: stats.connections,
-                accepted: stats.accepted,
-                closed: closed(&stats.closed),
-                refused: refused(&stats.refused),
-                bytes_received: stats.bytes_in,
-                bytes_sent: stats.bytes_out,
-                messages_received: stats.chunks_in,
-                messages_sent: stats.chunks_out,
-            },
+            traffic: Traffic::new(stats.connections, &stats.traffic),
             connections_stalled: stats.stalled,
             connections_waiting: stats.parked,
             bytes_dropped: stats.bytes_dropped,
@@ -258,33 +264,16 @@ impl Residence {
 }
 
 impl ListenerFigures {
-    /// What `stats` say of the listener of this name, address and protocol.
+    /// Of the listener of this name, address and protocol.
     #[must_use]
-    pub fn new((name, address, protocol): (&str, &str, &str), stats: &ListenerStats) -> Self {
+    pub fn new((name, address, protocol): (&str, &str, &str), traffic: &stats::Traffic) -> Self {
         Self {
             name: name.to_owned(),
             address: address.to_owned(),
             protocol: protocol.to_owned(),
-            traffic: Traffic {
-                connections: stats.connections(),
-                accepted: stats.accepted,
-                closed: closed(&stats.closed),
-                refused: refused(&stats.refused),
-                bytes_received: stats.bytes_in,
-                bytes_sent: stats.bytes_out,
-                messages_received: stats.chunks_in,
-                messages_sent: stats.chunks_out,
-            },
+            traffic: Traffic::new(traffic.connections(), traffic),
         }
     }
-}
-
-fn closed(counts: &[u64; CloseReason::ALL.len()]) -> BTreeMap<String, u64> {
-    by_reason(CloseReason::ALL.map(CloseReason::name), counts)
-}
-
-fn refused(counts: &[u64; RefuseReason::ALL.len()]) -> BTreeMap<String, u64> {
-    by_reason(RefuseReason::ALL.map(RefuseReason::name), counts)
 }
 
 fn by_reason<const N: usize>(names: [&str; N], counts: &[u64; N]) -> BTreeMap<String, u64> {

@@ -131,7 +131,7 @@ fn succeed<W: World>(
     assert!(events.is_empty(), "a server at rest is told nothing: {events:?}");
     let estate = server.release(bench.world.kernel().now());
     let stats = server.stats();
-    assert_eq!((estate.len(), stats.closed[CloseReason::HandedOver as usize]), (3, 3));
+    assert_eq!((estate.len(), stats.traffic.closed[CloseReason::HandedOver as usize]), (3, 3));
     assert_eq!((stats.connections, stats.buffers_lent, stats.aside_bytes), (0, 0, 0));
     *server = Server::new(parameters(mode, bench.world.budget()));
     let heirs: Vec<_> = estate.iter().map(|(old, _)| (*old, server.reserve_slot())).collect();

@@ -91,10 +91,10 @@ impl Coverage {
         });
         let mut stats: Stats = history.server.stats();
         stats.add(&history.before);
-        for (sum, count) in self.closed.iter_mut().zip(stats.closed) {
+        for (sum, count) in self.closed.iter_mut().zip(stats.traffic.closed) {
             *sum += count;
         }
-        for (sum, count) in self.refused.iter_mut().zip(stats.refused) {
+        for (sum, count) in self.refused.iter_mut().zip(stats.traffic.refused) {
             *sum += count;
         }
         self.full += stats.full;

@@ -649,18 +649,18 @@ impl History {
         let mut stats = self.server.stats();
         stats.add(&self.before);
         let audit = &self.audit;
-        assert_eq!(stats.accepted, audit.accepted, "books: accepted");
-        let handed_over = stats.closed[CloseReason::HandedOver as usize];
-        assert_eq!(stats.closed_total() - handed_over, audit.closed, "books: closed");
-        assert_eq!(stats.refused_total(), audit.door.refused, "books: refused");
+        assert_eq!(stats.traffic.accepted, audit.accepted, "books: accepted");
+        let handed_over = stats.traffic.closed[CloseReason::HandedOver as usize];
+        assert_eq!(stats.traffic.closed_total() - handed_over, audit.closed, "books: closed");
+        assert_eq!(stats.traffic.refused_total(), audit.door.refused, "books: refused");
         if !audit.door.held {
             let book = &self.scenario.parameters.book;
             book.check_invariants();
             let sources = audit.door.sources();
             assert!(sources.contains(&book.sources()), "books: {} sources", book.sources());
         }
-        assert_eq!(stats.bytes_in, audit.bytes_in, "books: bytes in");
-        assert_eq!(stats.bytes_out, audit.bytes_out, "books: bytes out");
+        assert_eq!(stats.traffic.bytes_in, audit.bytes_in, "books: bytes in");
+        assert_eq!(stats.traffic.bytes_out, audit.bytes_out, "books: bytes out");
         let blocks = self.kernel.aside_blocks();
         assert_eq!(self.scenario.budget.taken(), blocks, "books: blocks of memory");
         let places = u64::from(self.scenario.parameters.tuning.connections_max);
@@ -682,12 +682,16 @@ impl History {
         self.check_ended_listeners();
         let mut stats = self.server.stats();
         stats.add(&self.before);
-        assert_eq!(stats.bytes_in, stats.bytes_out + stats.bytes_dropped, "rest: bytes");
+        assert_eq!(
+            stats.traffic.bytes_in,
+            stats.traffic.bytes_out + stats.bytes_dropped,
+            "rest: bytes"
+        );
         assert_eq!(stats.bytes_handed_over, stats.bytes_taken_over, "rest: bytes handed over");
-        let handed_over = stats.closed[CloseReason::HandedOver as usize];
-        assert_eq!(stats.taken_over, handed_over, "rest: connections handed over");
-        let ended = stats.closed_total() - handed_over + stats.refused_total();
-        assert_eq!(stats.accepted, ended, "rest: connections");
+        let handed_over = stats.traffic.closed[CloseReason::HandedOver as usize];
+        assert_eq!(stats.traffic.taken_over, handed_over, "rest: connections handed over");
+        let ended = stats.traffic.closed_total() - handed_over + stats.traffic.refused_total();
+        assert_eq!(stats.traffic.accepted, ended, "rest: connections");
         let (home, total) = self.kernel.buffers_home_and_total();
         assert_eq!(home, total, "rest: a buffer is missing");
         assert_eq!(self.kernel.aside_bytes(), 0, "rest: bytes are set aside");

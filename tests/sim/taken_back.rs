@@ -195,7 +195,7 @@ fn what_a_reload_changed_holds_after_a_hand_over_that_failed() {
     assert_eq!(ended, Outcome::Drained);
     assert!(world.shared.has_ended());
     // By the timeout of the start it would have stayed until the drain ended.
-    let closed = world.server.stats().closed;
+    let closed = world.server.stats().traffic.closed;
     assert_eq!(closed[CloseReason::Idle as usize], 1, "{closed:?}");
     let silence = world.kernel.0.clock() - echoed_at;
     assert!((IDLE..IDLE + IDLE / 4).contains(&silence), "it was let go after {silence} ms");

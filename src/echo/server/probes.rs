@@ -166,7 +166,7 @@ fn those_who_are_gone_are_found_in_time() {
         assert!((earliest..=latest).contains(at), "{at}: not in {earliest}..={latest}");
     }
     let unreachable = CloseReason::Unreachable as usize;
-    assert_eq!(world.server.stats().closed[unreachable], count as u64);
+    assert_eq!(world.server.stats().traffic.closed[unreachable], count as u64);
 }
 
 /// Goal: an outage of the network for less than the promised time ends nobody, although all probes
