@@ -135,7 +135,7 @@ pub fn serve(options: &Options) -> ExitCode {
     let signals = match service::block_signals() {
         Ok(signals) => signals,
         Err(error) => {
-            eprintln!("echo-uring: cannot block signals: {error}");
+            complain(&format_args!("cannot block signals: {error}"));
             return ExitCode::from(EXIT_SYSTEM);
         }
     };
@@ -143,7 +143,7 @@ pub fn serve(options: &Options) -> ExitCode {
     let Loaded { config, trouble } = match load_or_keep(options, bundles) {
         Ok(loaded) => loaded,
         Err(error) => {
-            eprintln!("echo-uring: {error}");
+            complain(&error);
             notifier.failed(nix::libc::EINVAL.unsigned_abs(), &error.to_string());
             notifier.finish();
             return ExitCode::from(error.exit_status());
@@ -154,7 +154,7 @@ pub fn serve(options: &Options) -> ExitCode {
     let log = match logging::start(target(config.log.target), config.log.level) {
         Ok(log) => log,
         Err(error) => {
-            eprintln!("echo-uring: {error}");
+            complain(&error);
             return ExitCode::from(EXIT_SYSTEM);
         }
     };
@@ -190,10 +190,16 @@ fn with_warning_of_ignored_listen(mut opened: Opened, options: &Options) -> Open
     opened
 }
 
+/// Says on standard error what there is no log for, or not yet: as an error, if the journal reads.
+fn complain(what: &dyn fmt::Display) {
+    let priority = if logging::stderr_is_journal() { "<3>" } else { "" };
+    output::complain(&format!("{priority}echo-uring: {what}"));
+}
+
 /// A failure is told even to those who want no log.
 fn say(failure: &Failure, level: LevelFilter) {
     if level == LevelFilter::Off {
-        eprintln!("echo-uring: {failure}");
+        complain(failure);
     } else {
         let status = failure.exit_status();
         log::error!(message_id = events::FAILED, status; "echo-uring: {failure}");

@@ -16,6 +16,7 @@ use nix::unistd::{Pid, Uid};
 use super::{EXIT_SYSTEM, load};
 use crate::cli::Options;
 use crate::config;
+use crate::output;
 use crate::systemd::account::Account;
 
 /// `EX_USAGE` of sysexits.h: the command was used wrongly.
@@ -31,14 +32,14 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(1);
 pub fn reload(options: &Options) -> ExitCode {
     let named = std::env::var("MAINPID").ok().and_then(|pid| pid.parse().ok());
     let Some(pid) = named.filter(|pid| *pid > 1) else {
-        eprintln!(
+        output::complain(
             "echo-uring: reload: MAINPID names no process; use systemctl reload echo-uring, or \
-             kill -HUP"
+             kill -HUP",
         );
         return ExitCode::from(EXIT_USAGE);
     };
     if let Err(errno) = kill(Pid::from_raw(pid), Signal::SIGHUP) {
-        eprintln!("echo-uring: reload: cannot signal process {pid}: {errno}");
+        output::complain(&format!("echo-uring: reload: cannot signal process {pid}: {errno}"));
         return ExitCode::from(EXIT_SYSTEM);
     }
     let checked = load(options);
@@ -46,7 +47,7 @@ pub fn reload(options: &Options) -> ExitCode {
     match checked {
         Ok(_) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("echo-uring: {error}");
+            output::complain(&format!("echo-uring: {error}"));
             ExitCode::from(error.exit_status())
         }
     }

@@ -175,7 +175,9 @@ fn priority(level: Level) -> u8 {
     }
 }
 
-pub(super) fn stderr_is_journal() -> bool {
+/// Whether standard error is read by the journal.
+#[must_use]
+pub fn stderr_is_journal() -> bool {
     let stream = std::env::var("JOURNAL_STREAM");
     stream.is_ok_and(|stream| leads_to(io::stderr().as_fd(), &stream))
 }

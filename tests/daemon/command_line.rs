@@ -208,3 +208,20 @@ fn output_is_never_lost_in_silence() {
         assert_ne!(run("> /dev/null").status.code(), Some(74), "{command}");
     }
 }
+
+/// A complaint that cannot be written is lost, but its exit status is not.
+#[test]
+fn a_full_standard_error_changes_no_exit_status() {
+    let _quiet = in_company();
+    let scratch = Scratch::new();
+    let config = scratch.path("config.toml");
+    fs::write(&config, "nonsense = 1\n").unwrap();
+    for (command, status) in
+        [("serve", 78), ("check", 78), ("reload", 64), ("serve --nonsense", 64)]
+    {
+        let line = format!("\"$0\" {command} --config {} 2> /dev/full", config.display());
+        let program = env!("CARGO_BIN_EXE_echo-uring");
+        let ended = Command::new("sh").args(["-c", &line, program]).env_remove("MAINPID").status();
+        assert_eq!(ended.unwrap().code(), Some(status), "{command}");
+    }
+}
