@@ -3,9 +3,7 @@
 //! Closing a listening socket resets all that wait in its backlog, and with them the handshakes
 //! that are under way. So, in this order:
 //!
-//! 1. [`hold_back`]: nobody new comes. On TCP a socket filter drops each SYN, so that the kernel of
-//!    a client sends it again, a second later at the earliest. A Unix listener is shut down for
-//!    reading: connect(2) is refused from then on, and what is in the backlog stays.
+//! 1. Nobody new comes ([`turn_away`](crate::uring::ListeningSocket::turn_away), [`hold_back`]).
 //! 2. Handshakes that were under way are finished by their clients: until [`is_any_half_open`] says
 //!    that none is left, or for [`PATIENCE`], whichever comes first.
 //! 3. The backlog is emptied: accept(2) until it finds nobody (EAGAIN; EINVAL on a Unix listener
@@ -13,19 +11,26 @@
 //! 4. The socket is closed, or stays for whoever holds it: SYNs find nobody listening, and clients
 //!    hear that the connection is refused.
 //!
-//! Listening with a backlog of 0 does not do for the first step: the kernel goes on taking one
-//! connection more than that. Closing one of several sockets with `SO_REUSEPORT` moves handshakes
-//! only with `net.ipv4.tcp_migrate_req` set, and needs another socket to move them to.
+//! There are two ways to the first step, and each has its place:
+//!
+//! | | turned away | held back |
+//! |---|---|---|
+//! | TCP | bound to an interface that does not exist | a filter drops SYNs: sent again 1 s later |
+//! | Unix | shut down for reading: connect(2) is refused | |
+//! | can be undone | no | yes |
+//! | needs | nothing, unless it was bound to an interface | CAP_NET_ADMIN (Linux 6.18.44) |
+//! | is for | a socket that ends with us | a socket that somebody else may go on with |
+//!
+//! Listening with a backlog of 0 does not do: the kernel goes on taking one connection more than
+//! that. Closing one of several sockets with `SO_REUSEPORT` moves handshakes only with
+//! `net.ipv4.tcp_migrate_req` set, and needs another socket to move them to.
 
 use std::io::{self, Read};
-use std::net::Shutdown;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use nix::sys::socket::AddressFamily;
 use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
-
-use super::Family;
 
 /// How long handshakes may take to be finished. Less than the second after which a SYN is sent
 /// again (RFC 6298), so that who was held back is refused at the first try after that, and not held
@@ -46,17 +51,13 @@ const WITHOUT_FIRST_SEGMENTS: [SockFilter; 5] = [
     SockFilter::new(0x06, 0, 0, u32::MAX),
 ];
 
-/// Lets nobody new come to the listening socket `listener`. On TCP [`let_come`] undoes it; a Unix
-/// listener takes nobody ever again.
+/// Holds newcomers back from the TCP listener `listener`, until [`let_come`] is called or it is
+/// closed: their SYNs are dropped, and sent again a second later at the earliest.
 ///
 /// # Errors
-/// When the kernel refuses: then connections may be reset when the socket closes.
-pub fn hold_back(listener: BorrowedFd<'_>, family: Family) -> io::Result<()> {
-    let socket = SockRef::from(&listener);
-    match family {
-        Family::Tcp => socket.attach_filter(&WITHOUT_FIRST_SEGMENTS),
-        Family::Unix => socket.shutdown(Shutdown::Read),
-    }
+/// EPERM without CAP_NET_ADMIN, where the kernel demands that for a filter on a TCP socket.
+pub fn hold_back(listener: BorrowedFd<'_>) -> io::Result<()> {
+    SockRef::from(&listener).attach_filter(&WITHOUT_FIRST_SEGMENTS)
 }
 
 /// Undoes [`hold_back`] on a TCP listener that somebody else goes on with. Does nothing if nobody
@@ -121,7 +122,6 @@ mod tests {
     use std::io::{ErrorKind, Write};
     use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
     use std::os::fd::AsFd;
-    use std::os::unix::net::{UnixListener, UnixStream};
     use std::thread;
     use std::time::Instant;
 
@@ -137,7 +137,7 @@ mod tests {
             let listener = TcpListener::bind(address).unwrap();
             let address = listener.local_addr().unwrap();
             let mut early = TcpStream::connect(address).unwrap();
-            hold_back(listener.as_fd(), Family::Tcp).unwrap();
+            hold_back(listener.as_fd()).unwrap();
             let soon = Duration::from_millis(300);
             let late = TcpStream::connect_timeout(&address, soon).unwrap_err();
             assert_eq!(late.kind(), ErrorKind::TimedOut, "{address}");
@@ -150,20 +150,6 @@ mod tests {
             TcpStream::connect_timeout(&address, soon).unwrap();
             let_come(listener.as_fd());
         }
-    }
-
-    #[test]
-    fn a_unix_listener_refuses_newcomers_and_keeps_its_backlog() {
-        let path = std::env::temp_dir().join(format!("echo-uring-hold-{}", std::process::id()));
-        let listener = UnixListener::bind(&path).unwrap();
-        let early = UnixStream::connect(&path).unwrap();
-        hold_back(listener.as_fd(), Family::Unix).unwrap();
-        let late = UnixStream::connect(&path).unwrap_err();
-        std::fs::remove_file(&path).unwrap();
-        assert_eq!(late.kind(), ErrorKind::ConnectionRefused);
-        listener.accept().unwrap();
-        drop(early);
-        assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::InvalidInput);
     }
 
     /// Goal: a handshake is seen from its first segment to its last one. Method: a filter that

@@ -6,6 +6,9 @@ use std::net::Shutdown;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use nix::setsockopt_impl;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::SetStruct;
 use socket2::SockRef;
 
 use super::driver::Transport;
@@ -20,6 +23,15 @@ pub enum Owner {
     /// Somebody who goes on holding it.
     Another,
 }
+
+/// socket(7) has its sibling SO_BINDTODEVICE, which wants an interface that exists.
+#[derive(Clone, Copy, Debug)]
+struct BindToIfIndex;
+
+setsockopt_impl!(BindToIfIndex, libc::SOL_SOCKET, libc::SO_BINDTOIFINDEX, i32, SetStruct<i32>);
+
+/// Interfaces are counted up from 1.
+const NO_INTERFACE: i32 = i32::MAX;
 
 /// A listening socket, and what its connections need to be told.
 #[derive(Debug)]
@@ -43,6 +55,19 @@ pub struct ListeningSocket {
 impl ListeningSocket {
     fn is_ending(&self) -> bool {
         self.ending.load(Ordering::Acquire)
+    }
+
+    /// Turns newcomers away: connect(2) is refused from now on, as it is when nobody listens. Who
+    /// waits in the backlog stays, and so does a handshake that is under way. That cannot be undone
+    /// without CAP_NET_RAW.
+    ///
+    /// # Errors
+    /// EPERM from a TCP socket that is bound to an interface, as one with a link-local address is.
+    pub fn turn_away(&self) -> io::Result<()> {
+        match self.transport {
+            Transport::Tcp => Ok(setsockopt(&self.socket, BindToIfIndex, &NO_INTERFACE)?),
+            Transport::Unix => SockRef::from(&self.socket).shutdown(Shutdown::Read),
+        }
     }
 
     /// Accepts one who waits, and waits for nobody.
@@ -98,5 +123,60 @@ impl ListeningSocket {
         if let Some(bytes) = self.send_buffer {
             let _ = connection.set_send_buffer_size(bytes as usize);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{ErrorKind, Read, Write};
+    use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+    use std::os::unix::net::{UnixListener, UnixStream};
+
+    fn listening(socket: impl Into<OwnedFd>, transport: Transport) -> ListeningSocket {
+        ListeningSocket {
+            socket: socket.into(),
+            transport,
+            receive_buffer: None,
+            send_buffer: None,
+            owner: Owner::Us,
+            ending: AtomicBool::new(true),
+        }
+    }
+
+    /// Goal: who is in the backlog stays there and is served; who comes later is refused at once.
+    #[test]
+    fn newcomers_are_turned_away_and_old_connections_are_not_touched() {
+        let addresses: [SocketAddr; 2] =
+            [(Ipv4Addr::LOCALHOST, 0).into(), (Ipv6Addr::LOCALHOST, 0).into()];
+        for address in addresses {
+            let listener = TcpListener::bind(address).unwrap();
+            let address = listener.local_addr().unwrap();
+            let listener = listening(listener, Transport::Tcp);
+            let mut early = TcpStream::connect(address).unwrap();
+            listener.turn_away().unwrap();
+            let late = TcpStream::connect(address).unwrap_err();
+            assert_eq!(late.kind(), ErrorKind::ConnectionRefused, "{address}");
+            let mut accepted = TcpStream::from(listener.accept_waiting().unwrap());
+            early.write_all(b"word").unwrap();
+            let mut word = [0; 4];
+            accepted.read_exact(&mut word).unwrap();
+            assert_eq!(&word, b"word");
+        }
+    }
+
+    #[test]
+    fn a_unix_listener_refuses_newcomers_and_keeps_its_backlog() {
+        let path = std::env::temp_dir().join(format!("echo-uring-away-{}", std::process::id()));
+        let listener = listening(UnixListener::bind(&path).unwrap(), Transport::Unix);
+        let early = UnixStream::connect(&path).unwrap();
+        listener.turn_away().unwrap();
+        let late = UnixStream::connect(&path).unwrap_err();
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(late.kind(), ErrorKind::ConnectionRefused);
+        listener.accept_waiting().unwrap();
+        drop(early);
+        let errno = listener.accept_waiting().unwrap_err().raw_os_error().unwrap();
+        assert_eq!(listener.accept_error(errno), AcceptError::Nobody);
     }
 }

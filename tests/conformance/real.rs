@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 
 use echo_uring::echo::op::Budget;
 use echo_uring::echo::op::{ConnectionId, ReceiveMode, Source};
-use echo_uring::listen::{Family, hold_back};
 use echo_uring::uring::{Driver, ListeningSocket, Owner, Settings, SpillMemory, Transport, probe};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -121,9 +120,8 @@ impl Real {
 
     fn end_listener(&mut self) {
         let listener = &self.listeners[0];
-        let family = if self.domain == Domain::UNIX { Family::Unix } else { Family::Tcp };
         listener.ending.store(true, Ordering::Release);
-        hold_back(listener.socket.as_fd(), family).expect("newcomers can be held back");
+        listener.turn_away().expect("newcomers can be turned away");
     }
 
     fn peer(&mut self, id: PeerId) -> &mut Peer {

@@ -62,7 +62,7 @@ def reload_costs_nobody(machine, _packages):
     result = json.loads(output[output.index("{") :])
     # Lost ones would be errors, and made again.
     made = result["connections_made"]
-    expect(made == result["connections"], f"connections were made again: {result}")
+    expect(made == result["settings"]["connections"], f"connections were made again: {result}")
     expect(result["errors"] == 0, f"echoes were wrong: {result}")
     rate = result["messages_per_second"]
     expect(rate > 0.9 * MESSAGES_A_SECOND, f"the load was only {rate:.0f} messages a second")

@@ -6,7 +6,7 @@
 //! 2. *Leaving*, if it is a stop and `timeouts.drain-lead` is set: load balancers learn of it, and
 //!    accepting goes on.
 //! 3. *Settling*: nobody new comes to the listening sockets that end with us, and the handshakes
-//!    that are under way are finished (`listen::hold_back`). It takes a few milliseconds, unless
+//!    that are under way are finished (`listen::handshakes`). It takes a few milliseconds, unless
 //!    there are any.
 //! 4. The workers get their orders: to take in who waits at those sockets and close them, and to
 //!    drain, or to bring everything to rest. Only then is the service manager told.
@@ -28,7 +28,7 @@ use crate::daemon::job::{self, Question};
 use crate::daemon::succession::{self, Ending};
 use crate::daemon::{report, workers};
 use crate::echo::op::{ListenerId, Timestamp};
-use crate::listen::{self, Family, HANDSHAKE_PATIENCE};
+use crate::listen::{self, HANDSHAKE_PATIENCE};
 use crate::logging::events;
 use crate::sight::State;
 use crate::systemd::bus::Unit;
@@ -214,7 +214,7 @@ impl Service<'_> {
         if goal == Goal::Drain {
             self.life.set(State::Draining);
         }
-        self.hold_back();
+        self.close_to_newcomers(goal);
         let now = Instant::now();
         let (until, next) = (now + HANDSHAKE_PATIENCE, now);
         self.stage = Stage::Settling(Settling { goal, until, next, clean: 0 });
@@ -311,21 +311,32 @@ impl Service<'_> {
         all.filter(|(_, listener)| listener.ending.load(Ordering::Relaxed))
     }
 
-    /// Holds newcomers back from the listeners that end with us.
-    fn hold_back(&self) {
+    /// Lets nobody new come to the listeners that end with us.
+    fn close_to_newcomers(&self, goal: Goal) {
         for (listener, name) in self.plan.listeners.iter().zip(&self.plan.names) {
             let ends = listener.owner == Owner::Us || self.stop.ending_names.contains(name);
             if !ends || listener.ending.swap(true, Ordering::Release) {
                 continue;
             }
-            let family = match listener.transport {
-                Transport::Tcp => Family::Tcp,
-                // Nothing holds back from a Unix listener but ending it, which is not ours to do.
-                Transport::Unix if listener.owner == Owner::Another => continue,
-                Transport::Unix => Family::Unix,
+            let socket = listener.socket.as_fd();
+            let closed = match (listener.transport, listener.owner, goal) {
+                // There is nothing but ending it, which is not ours to do.
+                (Transport::Unix, Owner::Another, _) => continue,
+                (Transport::Unix, Owner::Us, _) => listener.turn_away(),
+                (Transport::Tcp, Owner::Another, _) => listen::hold_back(socket),
+                // The next process may be there when they come again.
+                (Transport::Tcp, Owner::Us, Goal::HandOver) => {
+                    listen::hold_back(socket).or_else(|_| listener.turn_away())
+                }
+                (Transport::Tcp, Owner::Us, Goal::Drain) => {
+                    listener.turn_away().or_else(|_| listen::hold_back(socket))
+                }
             };
-            if let Err(error) = listen::hold_back(listener.socket.as_fd(), family) {
-                log::warn!("new connections cannot be held back, some may be reset: {error}");
+            if let Err(error) = closed {
+                log::warn!(
+                    "{name}: whoever connects in the last moment may be reset: the kernel does \
+                     not let newcomers be held back: {error}"
+                );
             }
         }
     }
@@ -333,7 +344,7 @@ impl Service<'_> {
     /// Tells the workers to take in who waits at the listeners that end with us. Once more each
     /// time that it is called: to those that are not ours some may have come since.
     pub(super) fn end_listeners(&self) {
-        self.hold_back();
+        self.close_to_newcomers(Goal::Drain);
         let ending: Arc<[ListenerId]> = self.ending().map(|(listener, _)| listener).collect();
         if ending.is_empty() {
             return;
