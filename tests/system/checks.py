@@ -108,3 +108,18 @@ def stream_of_clients(machine):
     expect(report["forgotten"] == 0, f"clients waited in vain: {report}")
     expect(report["wrong"] == 0, f"clients got wrong bytes: {report}")
     expect(report["echoed"] > 0, f"no client was served: {report}")
+
+
+@contextlib.contextmanager
+def no_message_bus(machine):
+    """While the body runs there is no system bus, and afterwards everything uses it as before."""
+    bus = "dbus.socket dbus.service"
+    machine.run(f"systemctl mask --runtime --now {bus} && rm -f /run/dbus/system_bus_socket")
+    try:
+        yield
+    finally:
+        # logind does not come back to a bus that was away, and who calls it waits for 25 s.
+        machine.run(
+            f"systemctl unmask --runtime {bus} && systemctl start dbus.socket && "
+            "systemctl try-restart systemd-logind.service"
+        )

@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 
-from checks import SERVICE, drop_in, echoes, is_active, place, remove_drop_in
+from checks import SERVICE, drop_in, echoes, is_active, no_message_bus, place, remove_drop_in
 from machine import expect
 from steps_succession import survives
 
@@ -105,13 +105,9 @@ def instances_keep_everybody(machine, packages):
     expect("echo-uring-lab" not in names, "the instance has a user of its own, made by whom?")
     command = f"systemctl restart {LAB}.service"
     reports = [lab_keeps_all(machine, command) for _ in range(2)]
-    bus = "dbus.socket dbus.service"
-    machine.run(f"systemctl mask --runtime --now {bus}")
-    try:
+    with no_message_bus(machine):
         upgrade = f"dpkg --install {place(machine, packages.newer)}"
         reports.append(lab_keeps_all(machine, upgrade))
-    finally:
-        machine.run(f"systemctl unmask --runtime {bus} && systemctl start dbus.socket")
     pauses = [report["longest_pause"] for report in reports]
     return f"{PEOPLE['connections']} kept, longest pauses {pauses} s"
 

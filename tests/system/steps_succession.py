@@ -6,7 +6,7 @@ It knows systemd's verbs, the journal and the crowd of `crowd.py`; nothing of ho
 import pathlib
 import sys
 
-from checks import SERVICE, drop_in, echoes, is_active, place, remove_drop_in
+from checks import SERVICE, drop_in, echoes, is_active, no_message_bus, place, remove_drop_in
 from machine import Failure, eventually, expect
 
 CROWD = pathlib.Path(__file__).parent / "crowd.py"
@@ -87,10 +87,8 @@ def upgrade_keeps_everybody(machine, packages):
 
 def restart_needs_no_bus(machine, _packages):
     """Without a message bus a restart keeps everybody; without ExecStop= it warns instead."""
-    bus = "dbus.socket dbus.service"
-    machine.run(f"systemctl mask --runtime --now {bus} && rm -f /run/dbus/system_bus_socket")
     words = "should it be a restart, it ends"
-    try:
+    with no_message_bus(machine):
         for _ in range(3):
             survives(machine, lambda: machine.run(f"systemctl restart {SERVICE}"), FEW)
         expect(not told(machine, words), "a restart that keeps everybody warned of an end")
@@ -102,8 +100,6 @@ def restart_needs_no_bus(machine, _packages):
         remove_drop_in(machine, SERVICE, "untold")
         machine.run(f"systemctl stop {SERVICE} && systemctl start {SERVICE}")
         expect(len(told(machine, words)) == 1, "a stop warned of connections that end")
-    finally:
-        machine.run(f"systemctl unmask --runtime {bus} && systemctl start dbus.socket")
     return entries[0]["MESSAGE"]
 
 

@@ -32,7 +32,9 @@ def upgrade_from_the_first_version(machine, packages):
 
     def upgrade():
         with stream_of_clients(machine) as report:
-            machine.run(f"apt-get install --yes {package}")
+            # The shipped file has changed as well, and nobody is here to be asked which one to keep.
+            keep = "--option Dpkg::Options::=--force-confold"
+            machine.run(f"apt-get install --yes {keep} {package}")
         clients.update(report)
 
     report = survives(machine, upgrade, PEOPLE)
