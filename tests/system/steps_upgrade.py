@@ -38,6 +38,7 @@ def upgrade_from_the_first_version(machine, packages):
         clients.update(report)
 
     report = survives(machine, upgrade, PEOPLE)
+    expect(report["longest_pause"] < 1.0, f"somebody waited too long: {report}")
     expect(clients["cut"] == 0, f"clients that came meanwhile were cut off: {clients}")
     expect(build_of(machine) != before, "the old program runs on")
     reopened = machine.show(SOCKET, "ActiveEnterTimestampMonotonic")
