@@ -28,7 +28,7 @@ use std::mem;
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use io_uring::{cqueue, opcode, squeue, types};
 use nix::sys::eventfd::EventFd;
@@ -86,6 +86,8 @@ pub struct Client {
     is_unix: bool,
     wake: Arc<EventFd>,
     wake_armed: bool,
+    /// The moments that alarms are set for, the next one last.
+    alarms: Vec<Instant>,
     /// Connects, receives and sends with the kernel: they point into our memory.
     in_flight: u64,
     /// Receives that found no buffer, oldest first, to be armed again.
@@ -120,6 +122,7 @@ impl Client {
             target: Some(Box::new(settings.target)),
             wake: settings.wake,
             wake_armed: false,
+            alarms: Vec::new(),
             in_flight: 0,
             hungry: VecDeque::new(),
             reaped: Vec::new(),
@@ -293,8 +296,9 @@ impl Client {
     pub fn wait(&mut self, patience: Option<Duration>) -> io::Result<()> {
         self.feed_the_hungry();
         let patience = if self.hungry.is_empty() { patience } else { Some(Duration::ZERO) };
+        let patience = patience.filter(|&patience| !self.set_alarm(patience));
         self.arm_wake();
-        let waited = self.ring.submit_and_wait(patience.map(|it| it.max(PATIENCE_MIN)));
+        let waited = self.ring.submit_and_wait(patience.map(|_| PATIENCE_MIN));
         self.reaped.drain(..mem::take(&mut self.told));
         self.reaped.extend(self.ring.completions());
         match waited {
@@ -312,6 +316,20 @@ impl Client {
                 _ => Err(error),
             },
         }
+    }
+
+    /// Sees to it that a wait ends after `patience`, if there is any. An alarm that turns out to be
+    /// too early ends a wait in vain, once: see [`Ring::alarm`].
+    fn set_alarm(&mut self, patience: Duration) -> bool {
+        if patience <= PATIENCE_MIN {
+            return false;
+        }
+        let deadline = Instant::now() + patience;
+        if self.alarms.last().is_none_or(|&next| next > deadline) {
+            self.ring.alarm(patience, Token::Alarm);
+            self.alarms.push(deadline);
+        }
+        true
     }
 
     /// Fills the pool, and arms the receives that wait for it: no more than there are buffers, as

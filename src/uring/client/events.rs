@@ -88,13 +88,16 @@ impl Client {
                 let _ = self.wake.read();
                 Some(Event::Woken)
             }
+            Token::Alarm => {
+                self.alarms.pop();
+                None
+            }
             Token::Unanswered => None,
             other @ (Token::Accept(_)
             | Token::Readable(_)
             | Token::HungUp(_)
             | Token::QuietSend(_)
-            | Token::Writable(_)
-            | Token::Alarm) => {
+            | Token::Writable(_)) => {
                 unreachable!("a client never asks for {other:?}")
             }
         }
