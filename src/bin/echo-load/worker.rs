@@ -47,7 +47,7 @@ const SUSPECTS_LOOK: Duration = Duration::from_millis(50);
 /// that are down refuse some 100,000 connects a second.
 const RETRY: u64 = 10_000_000;
 /// How long after it has sent something a thread sleeps at most, in nanoseconds, though more is due,
-/// while echoes are under way: one of them wakes it sooner than that where the server keeps up. A
+/// while echoes are under way: where the server keeps up, one of them wakes it sooner than that. A
 /// timer wakes a process some 50 µs late anyway, and a thread that is woken for each message and
 /// again for its echo sleeps twice as often as the server. (64 bytes on 64 connections, 50,000/s:
 /// CPU of the client as a multiple of the server's with 0, 50, 100, 250 µs: 2.6, 1.5, 1.15, 0.96;
