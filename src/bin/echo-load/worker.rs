@@ -46,12 +46,12 @@ const SUSPECTS_LOOK: Duration = Duration::from_millis(50);
 /// In a closed loop, how long a place rests after a connect that failed, in nanoseconds: servers
 /// that are down refuse some 100,000 connects a second.
 const RETRY: u64 = 10_000_000;
-/// How long after it has sent something a thread sleeps at most, in nanoseconds, though more is due,
-/// while echoes are under way: where the server keeps up, one of them wakes it sooner than that. A
-/// timer wakes a process some 50 µs late anyway, and a thread that is woken for each message and
-/// again for its echo sleeps twice as often as the server. (64 bytes on 64 connections, 50,000/s:
-/// CPU of the client as a multiple of the server's with 0, 50, 100, 250 µs: 2.6, 1.5, 1.15, 0.96;
-/// median latency 58, 69, 67, 62 µs; median lateness 20, 16, 17, 16 µs. Linux 6.18.)
+/// How long a thread that has just sent something sleeps at most, in nanoseconds, though more is
+/// due, while echoes are under way: where the server keeps up, one of them wakes it sooner. A timer
+/// wakes a process some 50 µs late anyway, and a thread that is woken for each message and again
+/// for its echo sleeps twice as often as the server. (64 bytes on 64 connections, 50,000/s: CPU of
+/// the client as a multiple of the server's with 0, 50, 100, 250 µs: 2.6, 1.5, 1.15, 0.96; median
+/// latency 58, 69, 67, 62 µs; median lateness 20, 16, 17, 16 µs. Linux 6.18.)
 const REST: u64 = 250_000;
 /// Places that are looked at in one turn of a sweep: some 100 µs.
 const SWEEP_MAX: usize = 16_384;
