@@ -29,7 +29,7 @@ pub enum CloseReason {
 }
 
 impl CloseReason {
-    /// All reasons, in the order of [`Stats::closed`].
+    /// All reasons, in the order of [`Traffic::closed`].
     pub const ALL: [Self; 10] = [
         Self::Finished,
         Self::Reset,
@@ -83,7 +83,7 @@ pub enum RefuseReason {
 }
 
 impl RefuseReason {
-    /// All reasons, in the order of [`Stats::refused`].
+    /// All reasons, in the order of [`Traffic::refused`].
     pub const ALL: [Self; 3] = [Self::Denied, Self::SourceFull, Self::SourceRate];
 
     /// The reason as one word, for logs and metrics.
