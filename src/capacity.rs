@@ -3,8 +3,8 @@
 //!
 //! It knows plain numbers: it reads no limit and raises none.
 
+use crate::admin;
 use crate::config::{Config, Workers};
-use crate::sight;
 use crate::uring;
 
 /// Descriptors that are neither connections nor listed below: standard streams, log, notify and
@@ -18,8 +18,8 @@ const FILES_PER_WORKER: u64 = 2;
 pub struct Sockets {
     /// Those whose connections are echoed to.
     pub echo: usize,
-    /// Those that status and metrics are asked at.
-    pub sight: usize,
+    /// Those that serve status and metrics.
+    pub admin: usize,
 }
 
 /// How many workers `config` asks for on this machine.
@@ -35,8 +35,8 @@ pub fn workers(config: &Config) -> usize {
 /// Descriptors that `workers` need with these sockets, connections of echo apart.
 #[must_use]
 pub fn files_besides_connections(workers: usize, sockets: Sockets) -> u64 {
-    let sight = sockets.sight * (1 + sight::VISITORS_MAX);
-    FILES_SPARE + FILES_PER_WORKER * workers as u64 + (sockets.echo + sight) as u64
+    let admin = sockets.admin * (1 + admin::CLIENTS_MAX);
+    FILES_SPARE + FILES_PER_WORKER * workers as u64 + (sockets.echo + admin) as u64
 }
 
 /// How many connections fit below a limit on open files, at least one.
@@ -58,7 +58,7 @@ mod tests {
 
     #[test]
     fn what_is_needed_and_what_fits_add_up() {
-        let sockets = Sockets { echo: 2, sight: 1 };
+        let sockets = Sockets { echo: 2, admin: 1 };
         let besides = files_besides_connections(4, sockets);
         assert_eq!(besides, 32 + 4 * 2 + 2 + 33);
         assert_eq!(room(besides + 1000, 4, sockets), 1000);

@@ -61,7 +61,7 @@ pub struct Options {
     #[arg(long, value_name = "ADDRESS")]
     pub listen: Vec<String>,
 
-    /// Write log lines of LEVEL and graver instead of the configured level
+    /// Write log lines of LEVEL and more severe ones instead of the configured level
     #[arg(long, value_name = "LEVEL", value_parser = level_parser())]
     pub log_level: Option<LevelFilter>,
 }

@@ -235,7 +235,7 @@ pub enum ConfigError {
         /// What the system said.
         cause: io::Error,
     },
-    /// The file says something that cannot be meant.
+    /// The file is invalid.
     Content {
         /// Which file.
         file: PathBuf,
@@ -248,7 +248,7 @@ pub enum ConfigError {
         /// What is wrong, and the cure.
         problem: String,
     },
-    /// An option of the command line cannot be meant.
+    /// An option of the command line is invalid.
     CommandLine {
         /// The option, with its dashes.
         option: &'static str,

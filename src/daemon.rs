@@ -5,12 +5,12 @@
 //! without anybody noticing.
 
 mod job;
+mod next_version;
 mod report;
 mod request;
+mod restart;
 mod rules;
 mod service;
-mod succession;
-mod successor;
 mod terminal;
 mod view;
 mod watchdog;
@@ -44,7 +44,7 @@ const EXIT_SYSTEM: u8 = 71;
 const EXIT_CONFIG: u8 = 78;
 
 /// How long the end waits for the last log lines.
-const LOG_PATIENCE: Duration = Duration::from_secs(2);
+const LOG_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why the service could not start, or ended before its time.
 #[derive(Debug)]
@@ -177,7 +177,7 @@ pub fn serve(options: &Options) -> ExitCode {
         }
     };
     notifier.finish();
-    log.finish(LOG_PATIENCE);
+    log.finish(LOG_TIMEOUT);
     status
 }
 

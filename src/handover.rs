@@ -1,11 +1,11 @@
 //! Connections on their way from one process to the next, over the service manager's store of
 //! descriptors.
 //!
-//! [`pack`] turns connections at rest into a few descriptors for the store, [`unpack`] reads them,
-//! and [`Import::adopt`] turns them back: `format` is the state as bytes, `store` the descriptors.
-//! What cannot be read is given back too, as connections that are to be ended in order: a state of
-//! an unknown version or a damaged one never keeps a service from starting. Decides nothing about
-//! when to hand over, and knows neither the service manager nor the ring.
+//! [`pack`] turns quiescent connections into a few descriptors for the store, [`unpack`] reads
+//! them, and [`Import::import`] turns them back: `format` is the state as bytes, `store` the
+//! descriptors. What cannot be read is given back too, as connections that are to be ended in
+//! order: a state of an unknown version or a damaged one never keeps a service from starting.
+//! Decides nothing about when to hand over, and knows neither the service manager nor the ring.
 
 pub mod format;
 mod store;
@@ -13,35 +13,35 @@ mod store;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use crate::echo::op::{Bequest, ListenerId, Standing};
+use crate::echo::op::{ListenerId, TransferPhase, TransferState};
 use crate::echo::stats::CloseReason;
 use format::{Head, State, Version};
 use store::Refused;
 
 /// One connection between two processes.
 #[derive(Debug)]
-pub struct Estate {
+pub struct ConnectionTransfer {
     /// Its socket.
     pub socket: OwnedFd,
     /// Where it stood.
-    pub bequest: Bequest,
+    pub transfer: TransferState,
     /// The bytes that are still to be sent.
     pub unsent: Box<[u8]>,
 }
 
-impl Estate {
+impl ConnectionTransfer {
     /// The same after so many milliseconds in which nobody served it.
     #[must_use]
     pub fn after(self, milliseconds: u64) -> Self {
-        Self { bequest: self.bequest.after(milliseconds), ..self }
+        Self { transfer: self.transfer.after(milliseconds), ..self }
     }
 }
 
 /// What the process before us left.
 #[derive(Debug)]
-pub struct Inheritance {
+pub struct Imported {
     /// The connections.
-    pub estates: Vec<Estate>,
+    pub transfers: Vec<ConnectionTransfer>,
     /// Connections whose peer has gone in between; they are closed.
     pub ended: usize,
     /// What else was among them, and is closed.
@@ -50,7 +50,7 @@ pub struct Inheritance {
     pub complaint: Option<String>,
 }
 
-/// Descriptors for the store that hold all of `estates`, which came from the listeners with these
+/// Descriptors for the store that hold all of `transfers`, which came from the listeners with these
 /// addresses, and the last valid configuration as TOML. They stay open.
 ///
 /// # Errors
@@ -60,14 +60,14 @@ pub fn pack<'a>(
     version: Version,
     listeners: &[String],
     configuration: String,
-    estates: impl Iterator<Item = &'a Estate> + Clone,
+    transfers: impl Iterator<Item = &'a ConnectionTransfer> + Clone,
 ) -> io::Result<Vec<OwnedFd>> {
-    let records: Vec<(Bequest, &[u8])> =
-        estates.clone().map(|estate| (estate.bequest, &*estate.unsent)).collect();
+    let records: Vec<(TransferState, &[u8])> =
+        transfers.clone().map(|connection| (connection.transfer, &*connection.unsent)).collect();
     let saved_at_ms = store::now_ms();
     let head = Head { saved_at_ms, listeners: listeners.to_vec(), configuration };
     let state = store::seal(version, &head, &records)?;
-    let sockets = estates.map(|estate| estate.socket.as_fd());
+    let sockets = transfers.map(|connection| connection.socket.as_fd());
     let descriptors: Vec<BorrowedFd<'_>> = std::iter::once(state.as_fd()).chain(sockets).collect();
     store::pack(&descriptors)
 }
@@ -80,7 +80,7 @@ pub fn configuration(bundles: &[OwnedFd]) -> Option<String> {
     (!records.is_empty() && !head.configuration.is_empty()).then_some(head.configuration)
 }
 
-/// What was in the store: read, and not yet adopted.
+/// What was in the store: read, and not yet imported.
 #[derive(Debug)]
 pub struct Import {
     sockets: Vec<OwnedFd>,
@@ -91,7 +91,7 @@ pub struct Import {
 /// What was packed into `bundles`, in whatever order they come.
 #[must_use]
 pub fn unpack(bundles: Vec<OwnedFd>) -> Import {
-    let store::Parcel { descriptors, damage } = store::unpack(bundles);
+    let store::Unpacked { descriptors, damage } = store::unpack(bundles);
     let mut descriptors = descriptors.into_iter();
     let state = match descriptors.next() {
         Some(state) => store::unseal(state).map_err(|unreadable| unreadable.to_string()),
@@ -114,26 +114,26 @@ impl Import {
     /// which it did; or from the first one, if there is no such listener any more. Whatever is no
     /// connected stream socket is closed.
     #[must_use]
-    pub fn adopt(self, listeners: &[String]) -> Inheritance {
+    pub fn import(self, listeners: &[String]) -> Imported {
         let Self { sockets, state } = self;
-        let (estates, complaint): (Vec<Estate>, _) = match state {
+        let (transfers, complaint): (Vec<ConnectionTransfer>, _) = match state {
             Ok(state) => (resume(listeners, sockets, state), None),
             Err(complaint) => (end(sockets), Some(complaint)),
         };
-        let mut inheritance =
-            Inheritance { estates: Vec::new(), ended: 0, foreign: Vec::new(), complaint };
-        for estate in estates {
-            match store::check_connection(estate.socket.as_fd()) {
-                Ok(()) => inheritance.estates.push(estate),
-                Err(Refused::Ended) => inheritance.ended += 1,
-                Err(Refused::Foreign(what)) => inheritance.foreign.push(what),
+        let mut imported =
+            Imported { transfers: Vec::new(), ended: 0, foreign: Vec::new(), complaint };
+        for connection in transfers {
+            match store::check_connection(connection.socket.as_fd()) {
+                Ok(()) => imported.transfers.push(connection),
+                Err(Refused::Ended) => imported.ended += 1,
+                Err(Refused::Foreign(what)) => imported.foreign.push(what),
             }
         }
-        inheritance
+        imported
     }
 }
 
-fn resume(listeners: &[String], sockets: Vec<OwnedFd>, state: State) -> Vec<Estate> {
+fn resume(listeners: &[String], sockets: Vec<OwnedFd>, state: State) -> Vec<ConnectionTransfer> {
     let State { head, records, version: _ } = state;
     let ours: Vec<ListenerId> = head
         .listeners
@@ -143,28 +143,31 @@ fn resume(listeners: &[String], sockets: Vec<OwnedFd>, state: State) -> Vec<Esta
         .collect();
     // Time went on while nobody was there.
     let elapsed = store::now_ms().saturating_sub(head.saved_at_ms);
-    let estates = sockets.into_iter().zip(records).map(|(socket, record)| {
-        let theirs = usize::from(record.bequest.listener.0);
+    let transfers = sockets.into_iter().zip(records).map(|(socket, record)| {
+        let theirs = usize::from(record.transfer.listener.0);
         let listener = ours.get(theirs).copied().unwrap_or(ListenerId(0));
-        let bequest = Bequest { listener, ..record.bequest };
-        Estate { socket, bequest, unsent: record.unsent }.after(elapsed)
+        let transfer = TransferState { listener, ..record.transfer };
+        ConnectionTransfer { socket, transfer, unsent: record.unsent }.after(elapsed)
     });
-    estates.collect()
+    transfers.collect()
 }
 
 /// A FIN behind what the peer got so far, and time for its own: closing at once would reset whoever
 /// is still sending.
-fn end(sockets: Vec<OwnedFd>) -> Vec<Estate> {
-    let standing = Standing::Flushing(CloseReason::Drained);
-    let bequest = Bequest {
+fn end(sockets: Vec<OwnedFd>) -> Vec<ConnectionTransfer> {
+    let phase = TransferPhase::Flushing(CloseReason::Drained);
+    let transfer = TransferState {
         listener: ListenerId(0),
-        standing,
+        phase,
         unsent: 0,
         quiet_ms: 0,
         age_ms: 0,
         received: 0,
     };
-    let estates =
-        sockets.into_iter().map(|socket| Estate { socket, bequest, unsent: Box::default() });
-    estates.collect()
+    let transfers = sockets.into_iter().map(|socket| ConnectionTransfer {
+        socket,
+        transfer,
+        unsent: Box::default(),
+    });
+    transfers.collect()
 }

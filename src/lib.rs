@@ -7,13 +7,14 @@
 //! - [`uring`]: the driver that carries operations out on a real ring. The only unsafe code.
 //! - [`worker`]: the loop of one thread, which joins the two.
 //! - [`daemon`]: start-up order, workers, signals, watchdog, drain, exit.
-//! - [`sight`]: what others may see of the running daemon, and the command that shows it.
+//! - [`admin`]: status, metrics and health of the running daemon, and the command that shows it.
 //! - [`doctor`]: looks at machine, configuration and sandbox, and says what is wrong.
 //! - [`capacity`]: what a daemon needs of files and memory, for those two.
 //! - [`output`]: what programs print, and what they do when they cannot.
 //! - [`cli`], [`config`], [`listen`], [`logging`], [`metrics`], [`systemd`]: the leaves, each with
 //!   one outside world to know.
 
+pub mod admin;
 pub mod capacity;
 pub mod cli;
 pub mod config;
@@ -25,7 +26,6 @@ pub mod listen;
 pub mod logging;
 pub mod metrics;
 pub mod output;
-pub mod sight;
 pub mod systemd;
 #[allow(unsafe_code)]
 pub mod uring;

@@ -20,7 +20,7 @@ use nix::errno::Errno;
 use socket2::{SockAddr, SockRef, TcpKeepalive};
 
 pub use bound::SocketFile;
-pub use handshakes::{PATIENCE as HANDSHAKE_PATIENCE, hold_back, is_any_half_open, let_come};
+pub use handshakes::{TIMEOUT as HANDSHAKE_TIMEOUT, hold_back, is_any_half_open, let_come};
 
 use crate::config::{Address, Kind, ListenerConfig, Tcp};
 

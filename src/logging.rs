@@ -67,9 +67,9 @@ impl std::fmt::Display for StartError {
 
 impl std::error::Error for StartError {}
 
-/// Starts the log thread and makes it the sink of the `log` facade for lines of `level` and graver.
-/// From here on errors go through the facade; what was said before must have gone to standard
-/// error.
+/// Starts the log thread and makes it the sink of the `log` facade for lines of `level` and more
+/// severe. From here on errors go through the facade; what was said before must have gone to
+/// standard error.
 pub fn start(target: Target, level: LevelFilter) -> Result<Handle, StartError> {
     let (queue, handle) = queue(level, sink(target)).map_err(StartError::Thread)?;
     log::set_boxed_logger(Box::new(queue)).map_err(|_| StartError::Twice)?;
@@ -94,9 +94,9 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// From now on only lines of `level` and graver are written, and those that are logged after
-    /// this call go to `target`. Says whether the target could be changed: not while the queue is
-    /// full.
+    /// From now on only lines of `level` and more severe are written, and those that are logged
+    /// after this call go to `target`. Says whether the target could be changed: not while the
+    /// queue is full.
     pub fn change(&self, target: Target, level: LevelFilter) -> bool {
         self.level.store(level as usize, Ordering::Relaxed);
         log::set_max_level(level);

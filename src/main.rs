@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
+use echo_uring::admin::client::{self, Daemon, Form, Times};
 use echo_uring::cli::{self, Command};
-use echo_uring::sight::client::{self, Daemon, Form, Times};
 use echo_uring::{daemon, doctor};
 
 fn main() -> ExitCode {

@@ -22,9 +22,9 @@ use sd_notify::NotifyState;
 use self::channel::{Channel, Kind};
 
 /// How long descriptors for the store may wait for room in the service manager's queue.
-const STORE_PATIENCE: Duration = Duration::from_secs(10);
+const STORE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the end of the process waits for the last messages to be taken.
-const FINISH_PATIENCE: Duration = Duration::from_millis(500);
+const FINISH_TIMEOUT: Duration = Duration::from_millis(500);
 /// Bytes of a STATUS= at most. systemd reads 4,096 bytes of a message and ignores all of a longer
 /// one (`NOTIFY_BUFFER_MAX`), READY=1 included; an operator reads one line.
 pub const STATUS_BYTES_MAX: usize = 1024;
@@ -113,7 +113,7 @@ impl Notifier {
         let states =
             [NotifyState::FdStore, NotifyState::FdName(name), NotifyState::Custom("FDPOLL=0")];
         let channel = self.channel.as_ref().ok_or(ErrorKind::NotConnected)?;
-        channel.send_now(&spell(&states), descriptors, channel.until(STORE_PATIENCE))
+        channel.send_now(&spell(&states), descriptors, channel.until(STORE_TIMEOUT))
     }
 
     /// Asks the service manager to forget what it keeps under `name`.
@@ -124,11 +124,11 @@ impl Notifier {
     /// Waits until the service manager has dealt with everything it was told so far.
     ///
     /// # Errors
-    /// When it has not within `patience`, or within what is left of it by [`Self::limit_waits`]. At
+    /// When it has not within `timeout`, or within what is left of it by [`Self::limit_waits`]. At
     /// once if it is known to be deaf.
-    pub fn synchronize(&self, patience: Duration) -> io::Result<()> {
+    pub fn synchronize(&self, timeout: Duration) -> io::Result<()> {
         let channel = self.channel.as_ref().ok_or(ErrorKind::NotConnected)?;
-        let until = channel.until(patience);
+        let until = channel.until(timeout);
         let (ours, theirs) = io::pipe()?;
         let barrier = spell(&[NotifyState::Custom("BARRIER=1")]);
         channel.send_now(&barrier, &[theirs.as_fd()], until)?;
@@ -161,7 +161,7 @@ impl Notifier {
     pub fn finish(&self) {
         if let Some(channel) = &self.channel {
             // Whoever could be told why this failed has not listened.
-            let _ = channel.flush_until(channel.until(FINISH_PATIENCE));
+            let _ = channel.flush_until(channel.until(FINISH_TIMEOUT));
         }
     }
 
@@ -289,15 +289,15 @@ mod tests {
         notifier.store("bundle", &[ours.as_fd()]).unwrap();
         assert_eq!(next(&socket), "FDSTORE=1\nFDNAME=bundle\nFDPOLL=0\n");
         let begin = Instant::now();
-        let patience = Duration::from_millis(200);
+        let timeout = Duration::from_millis(200);
         std::thread::scope(|scope| {
             // Received without its descriptor, which the kernel then closes.
             scope.spawn(|| assert_eq!(next(&socket), "BARRIER=1\n"));
             notifier.synchronize(Duration::from_secs(5)).unwrap();
         });
-        let late = notifier.synchronize(patience).unwrap_err();
+        let late = notifier.synchronize(timeout).unwrap_err();
         assert_eq!(late.kind(), io::ErrorKind::TimedOut);
-        assert!(begin.elapsed() >= patience);
+        assert!(begin.elapsed() >= timeout);
     }
 
     #[test]
@@ -399,22 +399,22 @@ mod tests {
         let (_socket, notifier) = manager("deaf");
         let _filler = fill("deaf");
         let begin = Instant::now();
-        let patience = Duration::from_millis(200);
-        assert!(notifier.synchronize(patience).is_err());
-        assert!(begin.elapsed() >= patience);
+        let timeout = Duration::from_millis(200);
+        assert!(notifier.synchronize(timeout).is_err());
+        assert!(begin.elapsed() >= timeout);
         assert!(notifier.synchronize(Duration::from_secs(3_600)).is_err());
         assert!(notifier.store("bundle", &[]).is_err());
         notifier.stopping("the end");
         notifier.finish();
-        assert!(begin.elapsed() < 2 * patience, "{:?}", begin.elapsed());
+        assert!(begin.elapsed() < 2 * timeout, "{:?}", begin.elapsed());
 
         let (_socket, notifier) = manager("budget");
         let _filler = fill("budget");
-        notifier.limit_waits(Instant::now() + patience);
+        notifier.limit_waits(Instant::now() + timeout);
         let begin = Instant::now();
         assert!(notifier.store("bundle", &[]).is_err());
         notifier.finish();
-        assert!(begin.elapsed() < 2 * patience, "{:?}", begin.elapsed());
+        assert!(begin.elapsed() < 2 * timeout, "{:?}", begin.elapsed());
     }
 
     /// Goal: a service manager that makes its socket anew is found again.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 
 use crate::echo::op::{Event, Kernel, ListenerId, Op, Timestamp};
-use crate::echo::server::{Server, Stats, Traffic, Tuning};
+use crate::echo::server::{RuntimeLimits, Server, Stats, Traffic};
 use crate::metrics::Board;
 
 /// What the daemon asks of a worker.
@@ -18,16 +18,16 @@ pub enum Order {
     EndListeners(Arc<[ListenerId]>),
     /// Stop accepting, and end what is still open at `deadline`.
     Drain {
-        /// When patience ends.
+        /// The deadline.
         deadline: Timestamp,
     },
-    /// Stop accepting, and bring every connection to rest until `deadline`, for the next process.
+    /// Stop accepting, and quiesce every connection until `deadline`, for the next process.
     HandOver {
-        /// When patience ends.
+        /// The deadline.
         deadline: Timestamp,
     },
     /// From now on, keep to these limits and timeouts.
-    Reconfigure(Box<Tuning>),
+    Reconfigure(Box<RuntimeLimits>),
 }
 
 /// What the daemon and one worker tell each other.
@@ -98,8 +98,8 @@ impl Shared {
 pub enum Outcome {
     /// The drain that an [`Order::Drain`] asked for is over.
     Drained,
-    /// Every connection is at rest, as an [`Order::HandOver`] asked.
-    AtRest,
+    /// Every connection is quiescent, as an [`Order::HandOver`] asked.
+    Quiescent,
 }
 
 /// Serves until the drain or the hand-over that an [`Order`] asked for is over. `on_ready` is
@@ -119,8 +119,8 @@ pub fn run<K: Kernel>(
     turns.serve(kernel, server, shared)
 }
 
-/// Serves on after [`Outcome::AtRest`], when the connections could not be handed over and are back
-/// (`Event::Adopted`). The same server goes on, so whatever it was told since its start still
+/// Serves on after [`Outcome::Quiescent`], when the connections could not be handed over and are
+/// back (`Event::Imported`). The same server goes on, so whatever it was told since its start still
 /// holds, and it accepts nobody: an [`Order::Drain`] must be in the mailbox.
 ///
 /// # Errors
@@ -145,7 +145,7 @@ pub struct Turns {
 }
 
 impl Turns {
-    /// For a server that has come to rest and goes on: see [`resume`].
+    /// For a server that is quiescent and goes on: see [`resume`].
     #[must_use]
     pub fn resume(shared: &Shared) -> Self {
         shared.ended.store(false, Ordering::Release);
@@ -219,8 +219,8 @@ impl Turns {
             server.count_source(now, connection, kernel.source_of(connection));
         }
         let last = server.is_drained();
-        let at_rest = server.is_at_rest();
-        if last || at_rest {
+        let quiescent = server.is_quiescent();
+        if last || quiescent {
             shared.board.publish_last(server.stats(), server.listener_traffic());
         } else {
             shared.board.publish(|| counted(server), clock_us, published_us, idle);
@@ -234,9 +234,9 @@ impl Turns {
             shared.ended.store(true, Ordering::Release);
             return Ok(Some(Outcome::Drained));
         }
-        if at_rest {
+        if quiescent {
             shared.ended.store(true, Ordering::Release);
-            return Ok(Some(Outcome::AtRest));
+            return Ok(Some(Outcome::Quiescent));
         }
         kernel.turn(deadline, events)?;
         Ok(None)
@@ -262,7 +262,7 @@ fn obey<K: Kernel>(
         Order::HandOver { deadline } => {
             step(kernel, server, now, Event::HandOverStarted { deadline }, ops);
         }
-        Order::Reconfigure(tuning) => server.retune(now, *tuning),
+        Order::Reconfigure(runtime_limits) => server.reconfigure(now, *runtime_limits),
     }
 }
 

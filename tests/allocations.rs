@@ -21,10 +21,10 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use echo_uring::echo::admission::SourceBook;
+use echo_uring::echo::admission::SourceLimiter;
 use echo_uring::echo::fullness::Fullness;
 use echo_uring::echo::op::{ReceiveMode, Timestamp};
-use echo_uring::echo::server::{Parameters, Server, Stats, Tuning};
+use echo_uring::echo::server::{Parameters, RuntimeLimits, Server, Stats};
 use echo_uring::uring::{Driver, ListeningSocket, Owner, Settings, SpillMemory, Transport, probe};
 use echo_uring::worker::{self, Order, Shared};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -128,10 +128,10 @@ impl Service {
             buffer_sizes: BUFFER_SIZES,
             receive_mode,
             linger_timeout: 5_000,
-            book: Arc::new(SourceBook::new(RandomState::new())),
+            limiter: Arc::new(SourceLimiter::new(RandomState::new())),
             budget: memory,
             fullness: Arc::new(Fullness::new(1)),
-            tuning: Tuning {
+            runtime_limits: RuntimeLimits {
                 connections_max: 1_000,
                 idle_timeout: Some(3_600_000),
                 stall_timeout: Some(60_000),

@@ -9,7 +9,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use echo_uring::echo::op::{Bequest, ListenerId, Standing};
+use echo_uring::echo::op::{ListenerId, TransferPhase, TransferState};
 use echo_uring::echo::stats::CloseReason;
 use echo_uring::handover::format::{self, Head, State, Unreadable, Version, read};
 
@@ -25,7 +25,7 @@ impl Prng {
     }
 }
 
-fn sample(prng: &mut Prng, version: Version) -> (Head, Vec<(Bequest, Vec<u8>)>) {
+fn sample(prng: &mut Prng, version: Version) -> (Head, Vec<(TransferState, Vec<u8>)>) {
     let reasons =
         [CloseReason::Idle, CloseReason::Drained, CloseReason::Lifetime, CloseReason::ByteLimit];
     let head = Head {
@@ -42,31 +42,31 @@ fn sample(prng: &mut Prng, version: Version) -> (Head, Vec<(Bequest, Vec<u8>)>) 
     };
     let records = (0..prng.below(6)).map(|_| {
         let reason = reasons[prng.below(4)];
-        let (standing, least) = [
-            (Standing::Open, 0),
-            (Standing::Finishing, 1),
-            (Standing::Flushing(reason), 1),
-            (Standing::Lingering(reason), 0),
+        let (phase, least) = [
+            (TransferPhase::Open, 0),
+            (TransferPhase::Finishing, 1),
+            (TransferPhase::Flushing(reason), 1),
+            (TransferPhase::Lingering(reason), 0),
         ][prng.below(4)];
-        let most = if matches!(standing, Standing::Lingering(_)) { 0 } else { 40 };
+        let most = if matches!(phase, TransferPhase::Lingering(_)) { 0 } else { 40 };
         let unsent: Vec<u8> =
             (0..least + prng.below(most + 1)).map(|_| prng.below(256) as u8).collect();
-        let bequest = Bequest {
+        let transfer = TransferState {
             listener: ListenerId(prng.below(2) as u16),
-            standing,
+            phase,
             unsent: unsent.len() as u32,
             quiet_ms: prng.below(quiet_bound) as u64,
             age_ms: prng.below(1 << 40) as u64,
             received: prng.below(1 << 40) as u64,
         };
-        (bequest, unsent)
+        (transfer, unsent)
     });
     (head, records.collect())
 }
 
-fn written(version: Version, head: &Head, records: &[(Bequest, Vec<u8>)]) -> Vec<u8> {
-    let records: Vec<(Bequest, &[u8])> =
-        records.iter().map(|(bequest, unsent)| (*bequest, &**unsent)).collect();
+fn written(version: Version, head: &Head, records: &[(TransferState, Vec<u8>)]) -> Vec<u8> {
+    let records: Vec<(TransferState, &[u8])> =
+        records.iter().map(|(transfer, unsent)| (*transfer, &**unsent)).collect();
     let mut bytes = Vec::new();
     format::write(version, head, &records, &mut bytes).unwrap();
     bytes
@@ -87,8 +87,8 @@ fn what_was_written_is_read() {
     }
 }
 
-fn of(state: State) -> Vec<(Bequest, Vec<u8>)> {
-    let pair = |record: format::Record| (record.bequest, record.unsent.into_vec());
+fn of(state: State) -> Vec<(TransferState, Vec<u8>)> {
+    let pair = |record: format::Record| (record.transfer, record.unsent.into_vec());
     state.records.into_iter().map(pair).collect()
 }
 
@@ -101,22 +101,22 @@ fn what_version_1_has_no_place_for_is_left_out() {
         listeners: vec!["unix:@a".to_owned()],
         configuration: "[log]\n".to_owned(),
     };
-    let bequest = Bequest {
+    let transfer = TransferState {
         listener: ListenerId(0),
-        standing: Standing::Open,
+        phase: TransferPhase::Open,
         unsent: 3,
         quiet_ms: (1 << 32) + 5,
         age_ms: 1 << 40,
         received: 3,
     };
-    let records = [(bequest, b"abc".to_vec())];
+    let records = [(transfer, b"abc".to_vec())];
     let state = reread(&written(Version::V1, &head, &records)).unwrap();
     assert_eq!(state.version, Version::V1);
     assert_eq!(state.head, Head { configuration: String::new(), ..head.clone() });
-    let cut = Bequest { quiet_ms: u64::from(u32::MAX), ..bequest };
+    let cut = TransferState { quiet_ms: u64::from(u32::MAX), ..transfer };
     assert_eq!(of(state), [(cut, b"abc".to_vec())]);
     let state = reread(&written(Version::V2, &head, &records)).unwrap();
-    assert_eq!((state.head, state.records[0].bequest), (head, bequest));
+    assert_eq!((state.head, state.records[0].transfer), (head, transfer));
 }
 
 #[test]

@@ -295,7 +295,7 @@ fn a_missing_directory_is_named_with_the_cure() {
 
 /// If this process is the one that inherits: writes down what it found, and says that the test ends
 /// here.
-fn is_heir() -> bool {
+fn is_child() -> bool {
     let Some(report) = env::var_os(REPORT) else { return false };
     let found = match open(&["127.0.0.1:0"]) {
         Ok(Opened { listeners, warnings, .. }) => {
@@ -317,7 +317,7 @@ fn is_heir() -> bool {
 }
 
 /// Starts `test` once more after `setup` of the shell, which finds `sockets` as its fds 0, 1 and 2.
-fn heir(test: &str, setup: &str, sockets: Vec<OwnedFd>) -> String {
+fn child(test: &str, setup: &str, sockets: Vec<OwnedFd>) -> String {
     let report = scratch(test);
     let mut command = Command::new("sh");
     let script = format!("{setup}; exec 0</dev/null 1>/dev/null 2>&1; exec \"$0\" \"$@\"");
@@ -330,13 +330,13 @@ fn heir(test: &str, setup: &str, sockets: Vec<OwnedFd>) -> String {
     let status = command.status().unwrap();
     let found = fs::read_to_string(&report).unwrap_or_default();
     let _ = fs::remove_file(&report);
-    assert!(status.success(), "{test} failed as heir: {status}");
+    assert!(status.success(), "{test} failed as child: {status}");
     found
 }
 
 #[test]
 fn sockets_of_every_kind_are_inherited() {
-    if is_heir() {
+    if is_child() {
         return;
     }
     let path = scratch("inherited-socket");
@@ -345,7 +345,7 @@ fn sockets_of_every_kind_are_inherited() {
     let unix = UnixListener::bind(&path).unwrap();
     let other = TcpListener::bind(if has_ipv6() { "[::1]:0" } else { "127.0.0.1:0" }).unwrap();
     let (inet_address, other_address) = (inet.local_addr().unwrap(), other.local_addr().unwrap());
-    let found = heir(
+    let found = child(
         "sockets_of_every_kind_are_inherited",
         "export LISTEN_PID=$$ LISTEN_FDS=3 LISTEN_FDNAMES=one:unknown:echo; exec 3<&1 4<&0 5<&2",
         vec![inet.into(), unix.into(), other.into()],
@@ -362,14 +362,14 @@ fn sockets_of_every_kind_are_inherited() {
 
 #[test]
 fn an_abstract_unix_socket_is_inherited() {
-    if is_heir() {
+    if is_child() {
         return;
     }
     let name = format!("\0echo-uring-test\n{}", std::process::id());
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
     socket.bind(&SockAddr::unix(&name).unwrap()).unwrap();
     socket.listen(1).unwrap();
-    let found = heir(
+    let found = child(
         "an_abstract_unix_socket_is_inherited",
         "export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=too:many:names; exec 3<&0",
         vec![socket.into()],
@@ -381,12 +381,12 @@ fn an_abstract_unix_socket_is_inherited() {
 
 #[test]
 fn what_is_not_meant_for_this_process_is_left_alone() {
-    if is_heir() {
+    if is_child() {
         return;
     }
     for variables in ["LISTEN_PID=1 LISTEN_FDS=1", "LISTEN_FDS=1", "LISTEN_PID=$$ LISTEN_FDS=0"] {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let found = heir(
+        let found = child(
             "what_is_not_meant_for_this_process_is_left_alone",
             &format!("export {variables}; exec 3<&0"),
             vec![listener.into()],
@@ -397,7 +397,7 @@ fn what_is_not_meant_for_this_process_is_left_alone() {
 
 #[test]
 fn a_senseless_count_is_refused() {
-    if is_heir() {
+    if is_child() {
         return;
     }
     let long = "9".repeat(10_000);
@@ -405,7 +405,7 @@ fn a_senseless_count_is_refused() {
         [("many", "many"), ("-1", "-1"), ("1000000000", "1000000000"), (&long, &long[..40])]
     {
         let setup = format!("export LISTEN_PID=$$ LISTEN_FDS={count}");
-        let found = heir("a_senseless_count_is_refused", &setup, Vec::new());
+        let found = child("a_senseless_count_is_refused", &setup, Vec::new());
         assert_eq!(
             found,
             format!(
@@ -418,7 +418,7 @@ fn a_senseless_count_is_refused() {
 
 #[test]
 fn whatever_does_not_listen_is_refused_by_number() {
-    if is_heir() {
+    if is_child() {
         return;
     }
     let streams = "; pass listening stream sockets only, as ListenStream= does\n";
@@ -443,14 +443,14 @@ fn whatever_does_not_listen_is_refused_by_number() {
         (None, format!("69 inherited fd 4 is the file \"/dev/null\"{streams}")),
     ] {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let found = heir(
+        let found = child(
             "whatever_does_not_listen_is_refused_by_number",
             "export LISTEN_PID=$$ LISTEN_FDS=2; exec 3<&0 4<&1",
             [Some(listener.into()), socket].into_iter().flatten().collect(),
         );
         assert_eq!(found, expected);
     }
-    let found = heir(
+    let found = child(
         "whatever_does_not_listen_is_refused_by_number",
         "export LISTEN_PID=$$ LISTEN_FDS=1; exec 3<&-",
         Vec::new(),

@@ -10,6 +10,8 @@
 mod lexer;
 #[path = "tidy/source.rs"]
 mod source;
+#[path = "tidy/words.rs"]
+mod words;
 
 use source::{Source, tree};
 
@@ -18,18 +20,18 @@ use source::{Source, tree};
 const WALLS: &[(&str, &[&str])] = &[
     ("lib", &[]),
     ("output", &["uring"]),
-    ("main", &["cli", "daemon", "doctor", "sight"]),
+    ("main", &["cli", "daemon", "doctor", "admin"]),
     // It sees what the daemon would see, and needs no daemon; one that runs is asked for its status.
-    ("doctor", &["capacity", "cli", "config", "listen", "output", "sight", "systemd", "uring"]),
+    ("doctor", &["capacity", "cli", "config", "listen", "output", "admin", "systemd", "uring"]),
     (
         "daemon",
         &[
             "capacity", "cli", "config", "echo", "handover", "listen", "logging", "metrics",
-            "output", "sight", "systemd", "uring", "worker",
+            "output", "admin", "systemd", "uring", "worker",
         ],
     ),
     // What a daemon needs, so that daemon and doctor reckon alike.
-    ("capacity", &["config", "sight", "uring"]),
+    ("capacity", &["config", "admin", "uring"]),
     ("worker", &["echo", "metrics", "uring"]),
     // It carries what the core says of a connection.
     ("handover", &["echo"]),
@@ -43,7 +45,7 @@ const WALLS: &[(&str, &[&str])] = &[
     // What workers publish are the counters of the core.
     ("metrics", &["echo"]),
     // It shows what the core counted; the daemon hands it the rest as plain values.
-    ("sight", &["echo", "output"]),
+    ("admin", &["echo", "output"]),
     ("systemd", &[]),
     // The companion client is a program of its own; of the library it uses the ring alone.
     ("echo-load", &["echo", "output", "uring"]),
@@ -58,18 +60,18 @@ const CRATES: &[(&str, &[&str])] = &[
     ("humantime", &["config", "echo-load"]),
     ("hdrhistogram", &["echo-load"]),
     ("indicatif", &["echo-load"]),
-    ("httparse", &["sight"]),
+    ("httparse", &["admin"]),
     ("io_uring", &["uring"]),
     ("ipnet", &["config"]),
     ("libc", &["uring"]),
     ("listenfd", &["listen"]),
     ("plotters", &["echo-load"]),
-    ("prometheus", &["sight"]),
+    ("prometheus", &["admin"]),
     ("sd_notify", &["systemd"]),
-    ("rustix", &["handover", "sight", "uring"]),
+    ("rustix", &["handover", "admin", "uring"]),
     ("seccompiler", &["uring"]),
-    ("serde", &["sight"]),
-    ("serde_json", &["doctor", "echo-load", "sight"]),
+    ("serde", &["admin"]),
+    ("serde_json", &["doctor", "echo-load", "admin"]),
     ("syslog", &["logging"]),
     ("toml", &["config"]),
     (
@@ -87,12 +89,12 @@ const CRATES: &[(&str, &[&str])] = &[
             "listen",
             "logging",
             "metrics",
-            "sight",
+            "admin",
             "systemd",
             "echo-load",
         ],
     ),
-    ("socket2", &["daemon", "doctor", "listen", "sight", "uring", "echo-load"]),
+    ("socket2", &["daemon", "doctor", "listen", "admin", "uring", "echo-load"]),
 ];
 
 /// What the core may use of the standard library: data and its forms. No clock, no file, no socket,
@@ -112,15 +114,15 @@ const PURE: &[&str] = &[
     "ops",
     "panic",
     "slice",
-    // For the book of sources, the one thing that workers share.
+    // For the source limiter, the one thing that workers share.
     "sync",
     "vec",
 ];
 
 /// How many `unsafe` blocks `src/uring` has. The number may only fall: lower it when one goes.
 /// Three of them are the submissions of the client's driver that point to memory, three keep
-/// payload out of core dumps and prove the restrictions of a ring, seven are the memory of set-aside
-/// bytes (`vault`): an allocator is used through pointers. One asks whether standard output is open,
+/// payload out of core dumps and prove the restrictions of a ring, seven are the memory of spilled
+/// bytes (`spill`): an allocator is used through pointers. One asks whether standard output is open,
 /// before the start-up code of Rust can hide that it is not (`stdout`).
 const UNSAFE_BLOCKS: usize = 39;
 

@@ -22,7 +22,7 @@ fuzz_target!(|bytes: &[u8]| {
     }
     if let Ok(state) = read_so_far {
         let records: Vec<_> =
-            state.records.iter().map(|record| (record.bequest, &*record.unsent)).collect();
+            state.records.iter().map(|record| (record.transfer, &*record.unsent)).collect();
         let mut again = Vec::new();
         format::write(state.version, &state.head, &records, &mut again)
             .expect("a vector takes everything");

@@ -1,7 +1,7 @@
 //! The question that decides over a stop: is it half of a restart, and do the listening sockets end
 //! with us?
 //!
-//! Units with our `ExecStop=` announce the first before the signal ([`super::succession`]). In
+//! Units with our `ExecStop=` announce the first before the signal ([`super::restart`]). In
 //! other units, and for the second, systemd is asked over the system bus ([`bus`]), by a thread of
 //! its own, so that a bus or a systemd that is slow, deaf or hung holds up nothing: until there is
 //! an answer, or nobody waits for it any more, the daemon serves as before.
@@ -33,16 +33,16 @@ impl Question {
     ///
     /// # Errors
     /// When there can be no thread that asks.
-    pub(super) fn ask(bell: &Arc<EventFd>, patience: Duration) -> io::Result<Self> {
+    pub(super) fn ask(bell: &Arc<EventFd>, timeout: Duration) -> io::Result<Self> {
         let (sender, answer) = channel();
         let bell = Arc::clone(bell);
         thread::Builder::new().name("question".into()).spawn(move || {
-            let answer = ask_now(patience);
+            let answer = ask_now(timeout);
             // Nobody may be waiting for it any more.
             let _ = sender.send(answer);
             let _ = bell.write(1);
         })?;
-        Ok(Self { answer, until: Instant::now() + patience + LAST_MOMENT })
+        Ok(Self { answer, until: Instant::now() + timeout + LAST_MOMENT })
     }
 
     /// The answer, if it is there or if it is too late for one.
@@ -58,8 +58,8 @@ impl Question {
 }
 
 /// Asks, and waits for the answer.
-pub(super) fn ask_now(patience: Duration) -> io::Result<Unit> {
-    bus::ask(&bus_path(), std::process::id(), patience)
+pub(super) fn ask_now(timeout: Duration) -> io::Result<Unit> {
+    bus::ask(&bus_path(), std::process::id(), timeout)
 }
 
 /// Whether the signal that came is half of a restart, with a store for what is to be kept. If that

@@ -44,7 +44,7 @@ pub(super) fn handing_over(stats: &Stats) -> String {
 }
 
 /// What the last line adds if connections came from another process or went to one.
-pub(super) fn succession(stats: &Stats) -> String {
+pub(super) fn handover_counts(stats: &Stats) -> String {
     let Stats { traffic, bytes_taken_over, bytes_handed_over, .. } = stats;
     let taken_over = traffic.taken_over;
     match taken_over + bytes_handed_over {

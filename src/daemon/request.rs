@@ -1,5 +1,5 @@
 //! `echo-uring reload`, which the service unit runs for `systemctl reload`: tells the daemon to
-//! reload, and says by its exit status whether the configuration can be meant.
+//! reload, and says by its exit status whether the configuration is valid.
 //!
 //! The daemon is told in any case, so that it reports a file that it cannot use where the operator
 //! looks: in its status and in the log. It knows nothing of the daemon but its process id.
@@ -22,7 +22,7 @@ use crate::systemd::account::Account;
 /// `EX_USAGE` of sysexits.h: the command was used wrongly.
 const EXIT_USAGE: u8 = 64;
 /// How long the daemon may take to hear the signal.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 /// How often it is looked at meanwhile.
 const LOOK_INTERVAL: Duration = Duration::from_millis(1);
 
@@ -80,7 +80,7 @@ fn service_of(file: &Path) -> Option<String> {
 /// that of the reload.
 fn wait_until_heard(pid: i32) {
     let begin = Instant::now();
-    while begin.elapsed() < PATIENCE && is_pending(pid) == Some(true) {
+    while begin.elapsed() < TIMEOUT && is_pending(pid) == Some(true) {
         thread::sleep(LOOK_INTERVAL);
     }
 }

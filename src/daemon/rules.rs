@@ -1,4 +1,4 @@
-//! What the configuration comes to at the door.
+//! The rules of admission that a configuration comes to.
 
 use std::net::IpAddr;
 

@@ -20,25 +20,25 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use self::stopping::{Settling, Stop};
 use super::Failure;
 use super::report::{self, Places, Rate, Reporter};
-use super::succession;
+use super::restart;
 use super::terminal::Terminal;
 use super::view::{Label, Life, View};
 use super::watchdog::Watchdog;
 use super::workers::{self, Desk, News, Plan, Return, Worker};
+use crate::admin::{self, AdminListener, State};
 use crate::capacity;
 use crate::cli::Options;
 use crate::config::{Config, Kind, Tcp};
-use crate::echo::admission::SourceBook;
+use crate::echo::admission::SourceLimiter;
 use crate::echo::fullness::Fullness;
 use crate::echo::limits;
 use crate::echo::op::ReceiveMode;
 use crate::echo::server::Stats;
-use crate::handover::Estate;
+use crate::handover::ConnectionTransfer;
 use crate::handover::format::Version;
 use crate::listen::{Family, Listener, Opened, Origin, SocketFile};
 use crate::logging::{self, events};
 use crate::metrics;
-use crate::sight::{self, Door, State};
 use crate::systemd::Notifier;
 use crate::uring::{self, ListeningSocket, Owner, PreparedRing, SpillMemory};
 
@@ -46,7 +46,7 @@ use crate::uring::{self, ListeningSocket, Owner, PreparedRing, SpillMemory};
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// What the last connections of a drain have to end.
 const LINGER: Duration = Duration::from_millis(limits::LINGER_MS);
-/// What the end takes beyond the drain itself, for the service manager's patience.
+/// What the end takes beyond the drain itself, for the service manager's stop timeout.
 const STOP_MARGIN: Duration = Duration::from_secs(5);
 
 /// Where signals are read.
@@ -75,7 +75,7 @@ pub(super) fn block_signals() -> io::Result<Signals> {
         SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
     };
     let ending = readable(&[Signal::SIGTERM, Signal::SIGINT])?;
-    let announcements = readable(&succession::ANNOUNCEMENTS)?;
+    let announcements = readable(&restart::ANNOUNCEMENTS)?;
     Ok(Signals { ending, reload: readable(&[Signal::SIGHUP])?, announcements })
 }
 
@@ -94,7 +94,7 @@ pub(super) fn run(
     let sorted = Sorted::new(listeners, &config.tcp);
     let room = room(&sorted, workers)?;
     let places = room.min(config.limits.max_connections);
-    let Sorted { sockets, labels, doors, names, files } = sorted;
+    let Sorted { sockets, labels, admin_listeners, names, files } = sorted;
     let addresses = labels.iter().map(|label| label.address.clone()).collect();
     let plan = Plan {
         config,
@@ -106,14 +106,14 @@ pub(super) fn run(
         places,
         room,
         origin: Instant::now(),
-        book: Arc::new(SourceBook::new(RandomState::new())),
+        limiter: Arc::new(SourceLimiter::new(RandomState::new())),
         memory: SpillMemory::new(config.limits.stalled_memory),
         fullness: Arc::new(Fullness::new(workers as u32)),
     };
     announce(&plan, &names, &warnings);
-    let estates = succession::inherit(bundles, &plan.addresses, workers, notifier);
-    let service = Service::start(&plan, signals, notifier, source, rings, estates)?;
-    service.show(doors, labels)?;
+    let transfers = restart::import(bundles, &plan.addresses, workers, notifier);
+    let service = Service::start(&plan, signals, notifier, source, rings, transfers)?;
+    service.show(admin_listeners, labels)?;
     let ended = service.serve();
     // The files of our own Unix sockets go when nobody accepts any more.
     drop(files);
@@ -128,7 +128,7 @@ struct Sorted {
     /// What those are called.
     labels: Vec<Label>,
     /// For those who want to see.
-    doors: Vec<Door>,
+    admin_listeners: Vec<AdminListener>,
     /// All, for the log.
     names: Vec<String>,
     /// All that were made here.
@@ -142,9 +142,9 @@ impl Sorted {
             let Listener { name, address, kind, origin, family, socket, file } = listener;
             let service = match kind {
                 Kind::Echo => None,
-                Kind::Status => Some(sight::Service::Status),
-                Kind::Metrics => Some(sight::Service::Metrics),
-                Kind::AgentCheck => Some(sight::Service::AgentCheck),
+                Kind::Status => Some(admin::Service::Status),
+                Kind::Metrics => Some(admin::Service::Metrics),
+                Kind::AgentCheck => Some(admin::Service::AgentCheck),
             };
             let (origin, owner) = match origin {
                 Origin::Inherited => (", inherited", Owner::Another),
@@ -154,7 +154,7 @@ impl Sorted {
             sorted.names.push(format!("{address} ({name}{what}{origin})"));
             sorted.files.extend(file);
             if let Some(service) = service {
-                sorted.doors.push(Door { service, socket: socket.into() });
+                sorted.admin_listeners.push(AdminListener { service, socket: socket.into() });
                 continue;
             }
             let protocol = match family {
@@ -169,7 +169,7 @@ impl Sorted {
 
     /// How many there are, for the arithmetic of open files.
     fn count(&self) -> capacity::Sockets {
-        capacity::Sockets { echo: self.sockets.len(), sight: self.doors.len() }
+        capacity::Sockets { echo: self.sockets.len(), admin: self.admin_listeners.len() }
     }
 }
 
@@ -253,10 +253,10 @@ struct Service<'a> {
     ready: usize,
     /// One for each worker, until connections have been handed over.
     returns: Vec<Return>,
-    /// The connections of the workers that have brought theirs to rest.
-    estates: Vec<(usize, Vec<Estate>)>,
+    /// The connections of the workers that are quiescent.
+    transfers: Vec<(usize, Vec<ConnectionTransfer>)>,
     /// Which states the next process reads, once it was looked at.
-    successor: Version,
+    next_version: Version,
     /// The last counters of the workers that have ended.
     done: Vec<Stats>,
     stage: Stage,
@@ -278,7 +278,7 @@ impl<'a> Service<'a> {
         notifier: &'a Notifier,
         source: &'a Source<'a>,
         rings: Vec<PreparedRing>,
-        estates: Vec<Vec<Estate>>,
+        transfers: Vec<Vec<ConnectionTransfer>>,
     ) -> Result<Self, Failure> {
         let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(|errno| Failure::System("make an eventfd", errno.into()))?;
@@ -287,9 +287,9 @@ impl<'a> Service<'a> {
         let desk = Desk { news: sender, bell: Arc::clone(&bell) };
         let (workers, returns): (Vec<_>, Vec<_>) = rings
             .into_iter()
-            .zip(estates)
+            .zip(transfers)
             .enumerate()
-            .map(|(index, (ring, estates))| workers::start(plan, index, &desk, ring, estates))
+            .map(|(index, (ring, transfers))| workers::start(plan, index, &desk, ring, transfers))
             .collect::<io::Result<Vec<_>>>()
             .map_err(|error| Failure::System("start a worker", error))?
             .into_iter()
@@ -310,8 +310,8 @@ impl<'a> Service<'a> {
             workers,
             ready: 0,
             returns,
-            estates: Vec::new(),
-            successor: Version::PRESENT,
+            transfers: Vec::new(),
+            next_version: Version::PRESENT,
             done: Vec::new(),
             stage: Stage::Starting,
             stop: Stop::default(),
@@ -325,12 +325,12 @@ impl<'a> Service<'a> {
     }
 
     /// Lets others look in, if there is a socket to look in at.
-    fn show(&self, doors: Vec<Door>, labels: Vec<Label>) -> Result<(), Failure> {
-        if doors.is_empty() {
+    fn show(&self, admin_listeners: Vec<AdminListener>, labels: Vec<Label>) -> Result<(), Failure> {
+        if admin_listeners.is_empty() {
             return Ok(());
         }
         let view = View::new(self.plan, self.life.clone(), labels, &self.workers);
-        let started = sight::start(doors, move || view.snapshot());
+        let started = admin::start(admin_listeners, move || view.snapshot());
         started.map_err(|error| Failure::System("serve status and metrics", error))
     }
 
@@ -402,7 +402,7 @@ impl<'a> Service<'a> {
         while let Ok((worker, news)) = self.news.try_recv() {
             match news {
                 News::Ready => self.on_worker_ready(),
-                News::AtRest(estates) => self.on_worker_at_rest(worker, estates),
+                News::Quiescent(transfers) => self.on_worker_quiescent(worker, transfers),
                 News::Done(stats) => self.done.push(*stats),
                 News::Unusable(unusable) => return Err(Failure::Uring(unusable)),
                 News::Broken(error) => return Err(Failure::Ring(worker, error)),
@@ -480,7 +480,7 @@ impl<'a> Service<'a> {
             traffic.bytes_out,
             stats.bytes_dropped,
             buffers - stats.buffers_lent,
-            report::succession(&stats),
+            report::handover_counts(&stats),
         );
     }
 }

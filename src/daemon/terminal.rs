@@ -30,10 +30,10 @@ impl Terminal {
     /// Whether this SIGHUP tells of its end. The kernel sends one when the terminal hangs up or the
     /// shell dies; one that a shell passes on is known by the state of the terminal.
     pub(super) fn has_gone(&self, hangup: &siginfo) -> bool {
-        hangup.ssi_code == SI_KERNEL || self.is_hung_up()
+        hangup.ssi_code == SI_KERNEL || self.is_closed()
     }
 
-    fn is_hung_up(&self) -> bool {
+    fn is_closed(&self) -> bool {
         let mut source = [PollFd::new(self.0.as_fd(), PollFlags::empty())];
         poll(&mut source, PollTimeout::ZERO) == Ok(1)
             && source[0].revents().is_some_and(|events| events.contains(PollFlags::POLLHUP))

@@ -1,7 +1,7 @@
 //! What the daemon shows of itself to those who ask: the boards of all workers, made into a
 //! [`Snapshot`].
 //!
-//! It is called by the thread of [`crate::sight`] and may wait there for a worker; the event loops
+//! It is called by the thread of [`crate::admin`] and may wait there for a worker; the event loops
 //! and the main thread never notice.
 
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -9,12 +9,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::workers::{self, Plan, Worker};
+use crate::admin::snapshot::{self, Figures, ListenerFigures, WorkerFigures};
+use crate::admin::{Snapshot, State};
 use crate::metrics::Shown;
-use crate::sight::snapshot::{self, Figures, ListenerFigures, WorkerFigures};
-use crate::sight::{Snapshot, State};
 
 /// How long a worker may take to turn when it is asked to.
-const PATIENCE: Duration = Duration::from_millis(500);
+const TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Where the daemon is in its life, for whoever asks.
 #[derive(Clone, Default)]
@@ -112,7 +112,7 @@ impl View {
             let _ = worker.shared.board.ask();
             worker.wake();
         }
-        workers::wait_for(&self.workers, PATIENCE, |index, worker| {
+        workers::wait_for(&self.workers, TIMEOUT, |index, worker| {
             let shared = &worker.shared;
             let turned = shared.turns() != before[index] && shared.board.has_answered();
             turned || shared.has_ended()

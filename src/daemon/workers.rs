@@ -13,13 +13,13 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use super::rules::rules;
 use crate::capacity;
 use crate::config::{Config, Tcp, Workers};
-use crate::echo::admission::SourceBook;
+use crate::echo::admission::SourceLimiter;
 use crate::echo::fullness::Fullness;
 use crate::echo::limits;
 use crate::echo::op::Budget;
 use crate::echo::op::{Event, Kernel, ReceiveMode, Timestamp};
-use crate::echo::server::{Keepalive, Parameters, Server, Stats, Tuning};
-use crate::handover::Estate;
+use crate::echo::server::{Keepalive, Parameters, RuntimeLimits, Server, Stats};
+use crate::handover::ConnectionTransfer;
 use crate::listen::Family;
 use crate::metrics;
 use crate::uring::{
@@ -44,8 +44,8 @@ pub(super) enum News {
     Ready,
     /// It could not start.
     Unusable(Unusable),
-    /// Its connections are at rest: here they are.
-    AtRest(Vec<Estate>),
+    /// Its connections are quiescent: here they are.
+    Quiescent(Vec<ConnectionTransfer>),
     /// Its drain is over, or its connections are handed over; the last counters.
     Done(Box<Stats>),
     /// Its ring broke.
@@ -89,7 +89,7 @@ impl Worker {
         self.wake();
     }
 
-    /// Tells it to bring its connections to rest until `deadline`, and to give them away.
+    /// Tells it to quiesce its connections until `deadline`, and to give them away.
     pub(super) fn hand_over(&self, deadline: Timestamp) {
         self.post(Order::HandOver { deadline });
     }
@@ -102,7 +102,7 @@ impl Worker {
 
 /// Where a worker's connections come back if they cannot be handed over; an order to drain must lie
 /// in its mailbox by then. Dropped when they have been handed over: then the worker ends.
-pub(super) type Return = Sender<Vec<Estate>>;
+pub(super) type Return = Sender<Vec<ConnectionTransfer>>;
 
 /// What all workers have in common.
 pub(super) struct Plan<'a> {
@@ -119,7 +119,7 @@ pub(super) struct Plan<'a> {
     pub(super) room: u32,
     pub(super) origin: Instant,
     /// Where all of them count connections by source.
-    pub(super) book: Arc<SourceBook>,
+    pub(super) limiter: Arc<SourceLimiter>,
     /// Where all of them keep what their peers did not take.
     pub(super) memory: Arc<SpillMemory>,
     /// Where all of them note whether they have places left.
@@ -147,19 +147,24 @@ impl Plan<'_> {
             buffer_sizes: BUFFER_SIZES,
             receive_mode: self.receive_mode(),
             linger_timeout: limits::LINGER_MS,
-            book: Arc::clone(&self.book),
+            limiter: Arc::clone(&self.limiter),
             budget: Arc::clone(&self.memory) as Arc<dyn Budget>,
             fullness: Arc::clone(&self.fullness),
-            tuning: tuning(self.config, self.places, self.workers, worker),
+            runtime_limits: runtime_limits(self.config, self.places, self.workers, worker),
         }
     }
 }
 
 /// What `config` comes to for worker number `index` of `count`, if all of them together have
 /// `places` connections.
-pub(super) fn tuning(config: &Config, places: u32, count: usize, index: usize) -> Tuning {
+pub(super) fn runtime_limits(
+    config: &Config,
+    places: u32,
+    count: usize,
+    index: usize,
+) -> RuntimeLimits {
     let milliseconds = |duration: Duration| duration.as_millis() as u64;
-    Tuning {
+    RuntimeLimits {
         connections_max: share(u64::from(places), count, index) as u32,
         idle_timeout: config.timeouts.idle.map(milliseconds),
         stall_timeout: config.timeouts.stall.map(milliseconds),
@@ -207,12 +212,12 @@ pub(super) fn start(
     index: usize,
     desk: &Desk,
     ring: PreparedRing,
-    estates: Vec<Estate>,
+    transfers: Vec<ConnectionTransfer>,
 ) -> io::Result<(Worker, Return)> {
     let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
     let shared = Arc::new(Shared::default());
     let parameters = plan.parameters(index);
-    let connections_max = parameters.tuning.connections_max;
+    let connections_max = parameters.runtime_limits.connections_max;
     let settings = Settings {
         listeners: Arc::clone(&plan.listeners),
         wake: Arc::clone(&wake),
@@ -230,7 +235,7 @@ pub(super) fn start(
         let guard = PanicGuard { desk: &desk, index };
         let post = Post { shared: &thread_shared, desk: &desk, index, returned };
         let news = match Driver::with_ring(ring, settings) {
-            Ok(driver) => work(driver, parameters, estates, &post),
+            Ok(driver) => work(driver, parameters, transfers, &post),
             Err(unusable) => News::Unusable(unusable),
         };
         drop(guard);
@@ -244,57 +249,63 @@ struct Post<'a> {
     shared: &'a Shared,
     desk: &'a Desk,
     index: usize,
-    returned: Receiver<Vec<Estate>>,
+    returned: Receiver<Vec<ConnectionTransfer>>,
 }
 
 /// The parameters go into the one server of this worker: whatever a reload changes is changed
 /// there, and there is nothing else to go back to.
-fn work(mut driver: Driver, parameters: Parameters, estates: Vec<Estate>, post: &Post<'_>) -> News {
+fn work(
+    mut driver: Driver,
+    parameters: Parameters,
+    transfers: Vec<ConnectionTransfer>,
+    post: &Post<'_>,
+) -> News {
     let mut server = Server::new(parameters);
-    adopt(&mut driver, &mut server, estates);
+    import(&mut driver, &mut server, transfers);
     let ready = || post.desk.put(post.index, News::Ready);
     let mut outcome = worker::run(&mut driver, &mut server, post.shared, ready);
-    if matches!(outcome, Ok(Outcome::AtRest)) {
+    if matches!(outcome, Ok(Outcome::Quiescent)) {
         let released = release(&mut driver, &mut server);
         let released_at = driver.now();
-        post.desk.put(post.index, News::AtRest(released));
+        post.desk.put(post.index, News::Quiescent(released));
         // Nothing comes back once they have been handed over.
         if let Ok(returned) = post.returned.recv() {
             let elapsed = driver.now().0 - released_at.0;
-            let returned = returned.into_iter().map(|estate| estate.after(elapsed)).collect();
-            adopt(&mut driver, &mut server, returned);
+            let returned =
+                returned.into_iter().map(|connection| connection.after(elapsed)).collect();
+            import(&mut driver, &mut server, returned);
             outcome = worker::resume(&mut driver, &mut server, post.shared);
         }
     }
     match outcome {
-        Ok(Outcome::Drained | Outcome::AtRest) => News::Done(Box::new(server.stats())),
+        Ok(Outcome::Drained | Outcome::Quiescent) => News::Done(Box::new(server.stats())),
         Err(error) => News::Broken(error.to_string()),
     }
 }
 
 /// Lets a server that has not started yet, or has given its own away, go on with these connections.
-fn adopt(driver: &mut Driver, server: &mut Server, estates: Vec<Estate>) {
+fn import(driver: &mut Driver, server: &mut Server, transfers: Vec<ConnectionTransfer>) {
     let mut ops = Vec::new();
-    for Estate { socket, bequest, unsent } in estates {
+    for ConnectionTransfer { socket, transfer, unsent } in transfers {
         if !driver.take_memory_for(&unsent) {
             server.note_lost_in_hand_over();
             continue;
         }
         let connection = server.reserve_slot();
-        let source = driver.adopt(connection, socket, &unsent);
-        server.handle(driver.now(), Event::Adopted { connection, source, bequest }, &mut ops);
+        let source = driver.import(connection, socket, &unsent);
+        server.handle(driver.now(), Event::Imported { connection, source, transfer }, &mut ops);
         driver.submit(&mut ops);
     }
 }
 
-/// Takes every connection from a server that has brought them to rest.
-fn release(driver: &mut Driver, server: &mut Server) -> Vec<Estate> {
+/// Takes every connection from a server whose connections are quiescent.
+fn release(driver: &mut Driver, server: &mut Server) -> Vec<ConnectionTransfer> {
     let released = server.release(driver.now());
-    let estates = released.into_iter().map(|(connection, bequest)| {
+    let transfers = released.into_iter().map(|(connection, transfer)| {
         let (socket, unsent) = driver.release(connection);
-        Estate { socket, bequest, unsent }
+        ConnectionTransfer { socket, transfer, unsent }
     });
-    estates.collect()
+    transfers.collect()
 }
 
 /// Tells of a panic where panics unwind; the release profile aborts the process instead.
@@ -313,22 +324,22 @@ impl Drop for PanicGuard<'_> {
 
 /// How long a look at the counters waits for a worker in the middle of a long turn; then its last
 /// figures have to do.
-const LOOK_PATIENCE: Duration = Duration::from_millis(50);
+const LOOK_TIMEOUT: Duration = Duration::from_millis(50);
 
 /// How often somebody who waits for workers looks whether they are done.
 const LOOK: Duration = Duration::from_micros(200);
 
-/// Waits until every worker is done, no longer than `patience`, and says of each whether it is.
+/// Waits until every worker is done, no longer than `timeout`, and says of each whether it is.
 pub(super) fn wait_for(
     workers: &[Worker],
-    patience: Duration,
+    timeout: Duration,
     is_done: impl Fn(usize, &Worker) -> bool,
 ) -> Vec<bool> {
     let began = Instant::now();
     loop {
         let done: Vec<bool> =
             workers.iter().enumerate().map(|(index, worker)| is_done(index, worker)).collect();
-        if done.iter().all(|done| *done) || began.elapsed() >= patience {
+        if done.iter().all(|done| *done) || began.elapsed() >= timeout {
             return done;
         }
         thread::sleep(LOOK);
@@ -344,7 +355,7 @@ pub(super) fn total(workers: &[Worker]) -> Stats {
         }
     }
     // Who has ended shows its last figures and answers nobody.
-    wait_for(workers, LOOK_PATIENCE, |_, worker| {
+    wait_for(workers, LOOK_TIMEOUT, |_, worker| {
         worker.shared.board.has_answered() || worker.shared.has_ended()
     });
     let shown = workers.iter().map(|worker| worker.shared.board.read().stats);
@@ -389,10 +400,10 @@ mod tests {
     fn a_worker_that_does_not_turn_is_not_waited_for_for_ever() {
         let worker = || Worker { shared: Arc::default(), wake: Arc::new(EventFd::new().unwrap()) };
         let workers = [worker(), worker()];
-        let patience = Duration::from_millis(20);
+        let timeout = Duration::from_millis(20);
         let began = Instant::now();
-        assert_eq!(wait_for(&workers, patience, |index, _| index == 1), [false, true]);
-        assert!(began.elapsed() >= patience);
+        assert_eq!(wait_for(&workers, timeout, |index, _| index == 1), [false, true]);
+        assert!(began.elapsed() >= timeout);
         assert_eq!(wait_for(&workers, Duration::from_secs(3_600), |_, _| true), [true, true]);
     }
 }

@@ -113,7 +113,7 @@ fn sockets_of(service: &Service) -> Sockets {
         let count = unit.values("Listen").count();
         match is_of_echo(unit) {
             true => sockets.echo += count,
-            false => sockets.sight += count,
+            false => sockets.admin += count,
         }
     }
     sockets
@@ -121,7 +121,7 @@ fn sockets_of(service: &Service) -> Sockets {
 
 fn sockets_configured(config: &Config) -> Sockets {
     let echo = config.listeners.iter().filter(|listener| listener.kind == Kind::Echo).count();
-    Sockets { echo, sight: config.listeners.len() - echo }
+    Sockets { echo, admin: config.listeners.len() - echo }
 }
 
 /// Too few files are a note and no problem: the daemon serves as many connections as fit, and says

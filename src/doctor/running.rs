@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use super::finding::{Finding, Topic};
-use crate::sight::client;
+use crate::admin::client;
 
 /// Where the status socket of the packaged service is.
 const SOCKET: &str = "/run/echo-uring/status.sock";
@@ -30,7 +30,7 @@ mod tests {
 
     use super::super::finding::Level;
     use super::*;
-    use crate::sight::Snapshot;
+    use crate::admin::Snapshot;
 
     /// What is found at a socket where somebody answers with `answer`.
     fn found(answer: &str) -> Option<Finding> {

@@ -4,19 +4,19 @@
 //! Who is refused is closed at once; that costs the others nothing, while a place in the backlog
 //! would keep them out. Unix peers are always let in.
 //!
-//! What a source takes is counted over all workers, in one [`SourceBook`] that they share. Nobody
-//! ever waits for it: a page in other hands makes a connection *undecided*, or a count *owed*, and
+//! What a source takes is counted over all workers, in one [`SourceLimiter`] that they share. No
+//! worker ever waits for it: a locked shard makes a connection *undecided*, or a count *owed*, and
 //! the next turn, at once, tries again.
 
 mod access;
-mod sources;
+mod limiter;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 pub use access::{Access, Ranges};
-use sources::SourceKey;
-pub use sources::{Caps, SourceBook};
+use limiter::SourceKey;
+pub use limiter::{Caps, SourceLimiter};
 
 use super::op::{ConnectionId, Op, Source, Timestamp};
 use super::stats::RefuseReason;
@@ -45,16 +45,16 @@ pub(super) enum Verdict {
     Admitted,
     /// It is closed.
     Refused(RefuseReason),
-    /// Another worker holds the page of its source at this very moment.
+    /// Another worker has locked the shard of its source at this very moment.
     Undecided,
 }
 
-/// One worker's doorkeeper.
+/// The admission of one worker.
 pub(super) struct Admission {
     pub(super) rules: Arc<Rules>,
     /// Whether the driver has been asked to tell where connections come from.
     asked: bool,
-    book: Arc<SourceBook>,
+    limiter: Arc<SourceLimiter>,
     /// What the connection of each slot is counted under. As long as nothing is counted it is
     /// empty.
     counted: Vec<Option<SourceKey>>,
@@ -68,11 +68,11 @@ pub(super) struct Admission {
 
 impl Admission {
     /// Nobody has come yet.
-    pub(super) fn new(rules: Arc<Rules>, book: Arc<SourceBook>) -> Self {
+    pub(super) fn new(rules: Arc<Rules>, limiter: Arc<SourceLimiter>) -> Self {
         Self {
             rules,
             asked: false,
-            book,
+            limiter,
             counted: Vec::new(),
             undecided: VecDeque::new(),
             owed: Vec::new(),
@@ -145,14 +145,14 @@ impl Admission {
     }
 
     /// A connection is here already, and stays whatever the caps say. It counts
-    /// for those who come after, unless its page is in other hands all the time; its bucket is not
+    /// for those who come after, unless its shard is locked all the time; its bucket is not
     /// touched.
-    pub(super) fn count_adopted(&mut self, now: Timestamp, id: ConnectionId, source: Source) {
+    pub(super) fn count_imported(&mut self, now: Timestamp, id: ConnectionId, source: Source) {
         const TRIES: usize = 1000;
         let caps = &self.rules.caps;
         let Some(key) = caps.key(source).filter(|_| caps.count()) else { return };
         let boundless = Caps { connections: None, accepts_per_second: None, ..caps.clone() };
-        if (0..TRIES).any(|_| self.book.enter(now, key, &boundless).is_some()) {
+        if (0..TRIES).any(|_| self.limiter.enter(now, key, &boundless).is_some()) {
             self.note_counted(id, key);
         }
     }
@@ -167,7 +167,7 @@ impl Admission {
 
     fn count(&mut self, now: Timestamp, id: ConnectionId, key: SourceKey) -> Verdict {
         self.pay(now);
-        match self.book.enter(now, key, &self.rules.caps) {
+        match self.limiter.enter(now, key, &self.rules.caps) {
             Some(Ok(())) => {
                 self.note_counted(id, key);
                 Verdict::Admitted
@@ -181,15 +181,15 @@ impl Admission {
     pub(super) fn leave(&mut self, now: Timestamp, slot: u32) {
         let counted = self.counted.get_mut(slot as usize).and_then(Option::take);
         if let Some(key) = counted
-            && !self.book.leave(now, key, &self.rules.caps)
+            && !self.limiter.leave(now, key, &self.rules.caps)
         {
             self.owed.push(key);
         }
     }
 
-    /// Counts off what is owed, as far as the pages are free.
+    /// Counts off what is owed, as far as the shards are not locked.
     fn pay(&mut self, now: Timestamp) {
-        let (book, caps) = (&self.book, &self.rules.caps);
-        self.owed.retain(|key| !book.leave(now, *key, caps));
+        let (limiter, caps) = (&self.limiter, &self.rules.caps);
+        self.owed.retain(|key| !limiter.leave(now, *key, caps));
     }
 }

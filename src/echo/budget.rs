@@ -1,8 +1,8 @@
-//! The memory for set-aside bytes, as the core sees it: a number of blocks.
+//! The memory for spilled bytes, as the core sees it: a number of blocks.
 
 use std::fmt;
 
-/// The memory for set-aside bytes: one budget for all workers of the process.
+/// The memory for spilled bytes: one budget for all workers of the process.
 ///
 /// Bytes that a peer did not take are copied out of the pooled buffers into blocks of memory. A
 /// block is taken from the budget before bytes are copied into it, and given back by the driver

@@ -13,7 +13,7 @@
 //! | `Closing` | drop | join | join | join | impossible |
 //!
 //! An open connection that reaches its byte limit is `Flushing`, too; `intake` takes in bytes,
-//! `backlog` keeps what the peer does not take, `relay` echoes without keeping anything, `patience`
+//! `backlog` keeps what the peer does not take, `relay` echoes without keeping anything, `timeouts`
 //! knows when time is up.
 //!
 //! `Free`, `Accepting` and `Parked` have no bytes: the first two have no socket, the third has one
@@ -23,13 +23,13 @@
 
 mod audit;
 mod backlog;
-mod inheritance;
+mod handover;
 mod intake;
 mod measure;
-mod patience;
 mod relay;
 mod stamp;
 mod state;
+mod timeouts;
 mod waiting;
 
 #[cfg(test)]
@@ -258,11 +258,11 @@ impl Connection {
                 return self.on_sent(context, 0);
             }
             (SendError::Stopped, Send::Trying { .. }) => return self.on_sent(context, 0),
-            (SendError::Memory, Send::Aside { step, .. } | Send::Held { step, .. }) => {
+            (SendError::Memory, Send::Spilled { step, .. } | Send::Held { step, .. }) => {
                 *step = Step::Retrying;
                 context.retry_later();
             }
-            (SendError::Stopped, Send::Aside { step, .. } | Send::Held { step, .. }) => {
+            (SendError::Stopped, Send::Spilled { step, .. } | Send::Held { step, .. }) => {
                 *step = Step::Ready;
             }
             (SendError::Failed(error), &mut Send::Trying { buffer, length, .. }) => {
@@ -271,7 +271,7 @@ impl Connection {
                 context.recycle(buffer);
                 self.fail(context, error);
             }
-            (SendError::Failed(error), Send::Aside { step, .. } | Send::Held { step, .. }) => {
+            (SendError::Failed(error), Send::Spilled { step, .. } | Send::Held { step, .. }) => {
                 *step = Step::Ready;
                 self.fail(context, error);
             }
@@ -279,7 +279,7 @@ impl Connection {
         self.advance(context);
     }
 
-    /// Patience with the drain ends: echo what was received until now, then send FIN.
+    /// The drain deadline has passed: echo what was received until now, then send FIN.
     pub fn on_drain_deadline(&mut self, context: &mut Context) {
         if self.phase == Phase::Open {
             self.phase = Phase::Flushing(CloseReason::Drained);
@@ -305,7 +305,7 @@ impl Connection {
     /// Does whatever follows from the present state. The only place that starts a send, arms a
     /// receive or closes.
     fn advance(&mut self, context: &mut Context) {
-        self.hasten_send(context);
+        self.request_completion(context);
         match self.phase {
             Phase::Free | Phase::Accepting | Phase::Parked => {}
             Phase::Closing(reason) => self.join(context, reason),
@@ -333,8 +333,8 @@ impl Connection {
             }
             Phase::Lingering(_) => self.advance_receive(context),
         }
-        if context.resources.frozen {
-            self.come_to_rest(context);
+        if context.resources.quiescing {
+            self.withdraw_operations(context);
         }
     }
 
@@ -345,44 +345,49 @@ impl Connection {
                     return Pending::Nothing;
                 };
                 let timed = context.resources.is_next_send_timed();
-                let awaited = timed || self.awaits_send(context.resources);
-                self.send = Send::Trying { buffer, length, awaited, timed };
+                let needs_completion = timed || self.needs_completion(context.resources);
+                self.send = Send::Trying { buffer, length, needs_completion, timed };
                 // The answer may come late, but this is when they move, if they do.
                 self.progress = Stamp::at(context.now);
-                context.ops.push(Op::Send { connection: context.id, buffer, length, awaited });
+                context.ops.push(Op::Send {
+                    connection: context.id,
+                    buffer,
+                    length,
+                    needs_completion,
+                });
             }
-            Send::Aside { step: step @ Step::Ready, .. } if !context.resources.frozen => {
+            Send::Spilled { step: step @ Step::Ready, .. } if !context.resources.quiescing => {
                 *step = Step::InFlight;
-                context.ops.push(Op::SendAside { connection: context.id });
+                context.ops.push(Op::SendSpilled { connection: context.id });
             }
             &mut Send::Held { buffer, ref mut step } if *step == Step::Ready => {
-                if !context.resources.frozen {
+                if !context.resources.quiescing {
                     *step = Step::InFlight;
                     let (offset, length) = context.resources.pool.unsent(buffer);
                     let connection = context.id;
                     context.ops.push(Op::SendHeld { connection, buffer, offset, length });
                 }
             }
-            Send::Trying { .. } | Send::Aside { .. } | Send::Held { .. } => {}
+            Send::Trying { .. } | Send::Spilled { .. } | Send::Held { .. } => {}
         }
         Pending::Something
     }
 
     /// If the answer of a send has become interesting since it was submitted, asks for it.
-    fn hasten_send(&mut self, context: &mut Context) {
-        if let Send::Trying { buffer, length, awaited: false, timed } = self.send
-            && self.awaits_send(context.resources)
+    fn request_completion(&mut self, context: &mut Context) {
+        if let Send::Trying { buffer, length, needs_completion: false, timed } = self.send
+            && self.needs_completion(context.resources)
         {
-            self.send = Send::Trying { buffer, length, awaited: true, timed };
-            context.ops.push(Op::AwaitSends);
+            self.send = Send::Trying { buffer, length, needs_completion: true, timed };
+            context.ops.push(Op::FlushSends);
         }
     }
 
     /// Whether anything is to happen when the bytes at hand are sent.
-    fn awaits_send(&self, resources: &Resources) -> bool {
+    fn needs_completion(&self, resources: &Resources) -> bool {
         self.phase != Phase::Open
             || self.queue.count() > 0
-            || resources.frozen
+            || resources.quiescing
             || !resources.waiting.is_empty()
             || self.class == SizeClass::Large
             || self.relays(resources)
@@ -419,7 +424,7 @@ impl Connection {
     /// Whether a receive should be armed: a stalled connection catches up first.
     fn wants_bytes(&self, resources: &Resources) -> bool {
         match (self.phase, self.send) {
-            _ if resources.frozen => false,
+            _ if resources.quiescing => false,
             (Phase::Lingering(_), _) => true,
             (Phase::Open, Send::Idle) => true,
             (Phase::Open, Send::Trying { .. }) => match self.class {
@@ -429,7 +434,7 @@ impl Connection {
                 // One large buffer a connection: few of them stay in the cache, and go round.
                 SizeClass::Large => false,
             },
-            (Phase::Open, Send::Aside { .. } | Send::Held { .. })
+            (Phase::Open, Send::Spilled { .. } | Send::Held { .. })
             | (
                 Phase::Free
                 | Phase::Accepting

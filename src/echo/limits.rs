@@ -41,11 +41,11 @@ pub const MEMORY_RETRY_MS: u64 = 100;
 /// `TimeoutStopSec=30s`.
 pub const LINGER_MS: u64 = 5_000;
 
-/// How long connections may take to come to rest for a hand-over, in milliseconds.
+/// How long connections may take to become quiescent for a hand-over, in milliseconds.
 ///
 /// What waits in the kernel is canceled, so this takes as long as the cancels: seconds for a
 /// million connections, milliseconds for thousands.
-pub const REST_MS: u64 = 5_000;
+pub const QUIESCE_MS: u64 = 5_000;
 
 /// A timer that fires so much later than both its moment and the turn before fires after a pause of
 /// the whole process (SIGSTOP, a suspended machine), in milliseconds.

@@ -163,11 +163,11 @@ pub enum Shutdown {
 ///
 /// Those that are answered, and the closes, reach the kernel in the order given, except that a
 /// receive may come later than what was asked for after it, though not than its cancel; those that
-/// are done at once ([`Op::SetAside`], [`Op::ForgetAside`], [`Op::Recycle`], [`Op::Shutdown`]) may
+/// are done at once ([`Op::Spill`], [`Op::ReleaseSpilled`], [`Op::Recycle`], [`Op::Shutdown`]) may
 /// overtake them. So nothing may be recycled or shut down for writing while a send of it is under
 /// way.
 ///
-/// A connection exists for the driver from [`Event::Accepted`] or [`Event::Adopted`] to
+/// A connection exists for the driver from [`Event::Accepted`] or [`Event::Imported`] to
 /// [`Op::Close`] or [`Op::Abort`], or until it is given away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op {
@@ -251,7 +251,7 @@ pub enum Op {
     /// [`Event::SendFailed`]; the buffer stays lent until recycled.
     ///
     /// If nothing waits for the answer, it is no reason for a turn to end: that all bytes were
-    /// taken may be told as late as with the next thing that happens, or after [`Op::AwaitSends`].
+    /// taken may be told as late as with the next thing that happens, or after [`Op::FlushSends`].
     Send {
         /// To whom.
         connection: ConnectionId,
@@ -260,10 +260,10 @@ pub enum Op {
         /// How many bytes, at least 1.
         length: u32,
         /// Whether anything waits for the answer.
-        awaited: bool,
+        needs_completion: bool,
     },
     /// The answers of all sends under way are waited for after all: tell them with the next turn.
-    AwaitSends,
+    FlushSends,
     /// Send `length` bytes of `buffer`, from `offset` on, once there is room for some. Answered
     /// once by [`Event::Sent`] (any part of them) or [`Event::SendFailed`]; the buffer stays lent
     /// until recycled.
@@ -278,10 +278,10 @@ pub enum Op {
         length: u32,
     },
     /// Copy `length` bytes of `buffer`, from `offset` on, to the end of the connection's own
-    /// set-aside bytes. Done at once; the buffer may be recycled next. The blocks of memory that
+    /// spilled bytes. Done at once; the buffer may be recycled next. The blocks of memory that
     /// they take were granted by the [`Budget`]; the driver gives each
     /// back when its bytes are forgotten.
-    SetAside {
+    Spill {
         /// Whose bytes.
         connection: ConnectionId,
         /// The lent buffer that holds them.
@@ -291,22 +291,22 @@ pub enum Op {
         /// How many, at least 1.
         length: u32,
     },
-    /// Send from the front of the set-aside bytes, waiting for room. Answered once by
-    /// [`Event::SentAside`] (any part of them) or [`Event::SendFailed`].
-    SendAside {
+    /// Send from the front of the spilled bytes, waiting for room. Answered once by
+    /// [`Event::SentSpilled`] (any part of them) or [`Event::SendFailed`].
+    SendSpilled {
         /// To whom.
         connection: ConnectionId,
     },
-    /// Forget the first `length` set-aside bytes: all that were told as sent. Done at once; only
+    /// Forget the first `length` spilled bytes: all that were told as sent. Done at once; only
     /// from here on their memory may be given back, so that both sides agree at any time which
     /// bytes are in which block.
-    ForgetAside {
+    ReleaseSpilled {
         /// Whose bytes.
         connection: ConnectionId,
         /// How many.
         length: u32,
     },
-    /// Stop the send of set-aside or held bytes. It still answers, as stopped or with what it had
+    /// Stop the send of spilled or held bytes. It still answers, as stopped or with what it had
     /// sent.
     CancelSend {
         /// Whose send.
@@ -334,7 +334,7 @@ pub enum Op {
     /// noticed that bytes are there is ended, as a driver may.
     #[allow(missing_docs, reason = "said above")]
     EndProbe { connection: ConnectionId, again: bool },
-    /// Close the connection in order (FIN) and forget its set-aside bytes. The kernel must hold no
+    /// Close the connection in order (FIN) and forget its spilled bytes. The kernel must hold no
     /// receive and no send of it any more. Never answered; the slot is free at once.
     Close {
         /// Which.
@@ -466,14 +466,14 @@ pub enum Event {
         /// How many bytes, at most what was asked.
         length: u32,
     },
-    /// Answer to [`Op::SendAside`]: the socket took `length` set-aside bytes.
-    SentAside {
+    /// Answer to [`Op::SendSpilled`]: the socket took `length` spilled bytes.
+    SentSpilled {
         /// To whom.
         connection: ConnectionId,
-        /// How many bytes, at least 1, at most what is set aside.
+        /// How many bytes, at least 1, at most what is spilled.
         length: u32,
     },
-    /// Answer to [`Op::Send`], [`Op::SendHeld`] or [`Op::SendAside`]: not a byte was taken.
+    /// Answer to [`Op::Send`], [`Op::SendHeld`] or [`Op::SendSpilled`]: not a byte was taken.
     SendFailed {
         /// To whom.
         connection: ConnectionId,
@@ -498,35 +498,35 @@ pub enum Event {
     },
     /// Stop accepting, go on echoing, and at `deadline` end what is still open.
     DrainStarted {
-        /// When patience ends.
+        /// The deadline.
         deadline: Timestamp,
     },
-    /// Stop accepting, receiving and sending, so that every connection comes to rest and can be
-    /// handed to the next process. What does not come to rest until `deadline` is ended.
+    /// Stop accepting, receiving and sending, so that every connection becomes quiescent and can be
+    /// handed to the next process. What does not become quiescent until `deadline` is ended.
     HandOverStarted {
-        /// When patience ends.
+        /// The deadline.
         deadline: Timestamp,
     },
     /// A connection of the process before us is here, or one that could not be handed over is back,
     /// in a slot that `Server::reserve_slot` gave: the driver has its socket and its unsent bytes.
-    Adopted {
+    Imported {
         /// What it is called from now on.
         connection: ConnectionId,
         /// Where it came from.
         source: Source,
         /// Where it stood.
-        bequest: Bequest,
+        transfer: TransferState,
     },
 }
 
-/// What a connection at rest hands on, besides its socket and its unsent bytes.
+/// What a connection quiescent hands on, besides its socket and its unsent bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Bequest {
+pub struct TransferState {
     /// The listener that it came from.
     pub listener: ListenerId,
     /// How far its life has come.
-    pub standing: Standing,
-    /// Bytes that were received and not sent yet; they are set aside.
+    pub phase: TransferPhase,
+    /// Bytes that were received and not sent yet; they are spilled.
     pub unsent: u32,
     /// For how many milliseconds no byte has moved: its timers go on from there.
     pub quiet_ms: u64,
@@ -536,7 +536,7 @@ pub struct Bequest {
     pub received: u64,
 }
 
-impl Bequest {
+impl TransferState {
     /// The same after so many milliseconds in which nobody served it.
     #[must_use]
     pub fn after(self, milliseconds: u64) -> Self {
@@ -548,7 +548,7 @@ impl Bequest {
 
 /// How far the life of a connection has come when it is handed over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum TransferPhase {
     /// It receives and echoes.
     Open,
     /// The peer has sent its FIN: what is unsent is its last word.

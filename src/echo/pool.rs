@@ -1,5 +1,5 @@
-//! The core's book of the buffer pool: which buffers are lent, and the queues that lent buffers
-//! form.
+//! The state of the buffer pool, as the core sees it: which buffers are lent, and the queues that
+//! lent buffers form.
 //!
 //! A buffer is either at home (the driver may fill it) or lent, and a lent one has exactly one
 //! owner. That is what lets a connection's queue be a list through the buffers themselves: 12 bytes

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use super::admission::{Rules, SourceBook};
+use super::admission::{Rules, SourceLimiter};
 use super::fullness::Fullness;
 use super::limits;
 use super::op::{Budget, BufferId, ConnectionId, ListenerId, Op, ReceiveMode, Timestamp};
@@ -25,18 +25,18 @@ pub struct Parameters {
     /// Milliseconds a peer has to answer our FIN with its own.
     pub linger_timeout: u64,
     /// Where connections are counted by source, over all workers.
-    pub book: Arc<SourceBook>,
-    /// Where memory for set-aside bytes comes from, for all workers.
+    pub limiter: Arc<SourceLimiter>,
+    /// Where memory for spilled bytes comes from, for all workers.
     pub budget: Arc<dyn Budget>,
     /// Where all workers note whether they have places left.
     pub fullness: Arc<Fullness>,
     /// What may change while it runs.
-    pub tuning: Tuning,
+    pub runtime_limits: RuntimeLimits,
 }
 
-/// The part of a core's set-up that may change while it runs: see `Server::retune`.
+/// The part of a core's set-up that may change while it runs: see `Server::reconfigure`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tuning {
+pub struct RuntimeLimits {
     /// Connections that have a place at the same time; the rest waits in the backlog. Lowering it
     /// below what is open ends nobody: new ones wait until it has room again.
     pub connections_max: u32,
@@ -107,10 +107,10 @@ impl Parameters {
             buffer_sizes: [8, 64],
             receive_mode: ReceiveMode::Once,
             linger_timeout: 100,
-            book: Arc::new(SourceBook::new(hasher)),
+            limiter: Arc::new(SourceLimiter::new(hasher)),
             budget: Arc::new(tests::Blocks::of(8, 0)),
             fullness: Arc::new(Fullness::new(1)),
-            tuning: Tuning {
+            runtime_limits: RuntimeLimits {
                 connections_max: places,
                 idle_timeout: None,
                 stall_timeout: None,
@@ -127,7 +127,8 @@ impl Parameters {
     /// The tick of the timer wheel: a fraction of the shortest timeout, in milliseconds.
     #[must_use]
     pub fn tick_ms(&self) -> u64 {
-        let Tuning { idle_timeout, stall_timeout, lifetime, keepalive, .. } = self.tuning;
+        let RuntimeLimits { idle_timeout, stall_timeout, lifetime, keepalive, .. } =
+            self.runtime_limits;
         let silence = keepalive.map(|keepalive| keepalive.silence);
         [idle_timeout, stall_timeout, lifetime, silence, Some(self.linger_timeout)]
             .into_iter()
@@ -144,12 +145,12 @@ impl Parameters {
 pub struct Resources {
     /// How the core is set up.
     pub parameters: Parameters,
-    /// The book of the buffers.
+    /// Which buffers are lent.
     pub pool: Pool,
     /// The counters. Traffic, parked connections and lent buffers only `Server::stats` tells.
     pub stats: Stats,
-    /// Every connection is to come to rest: nothing is received and no set-aside byte is sent.
-    pub frozen: bool,
+    /// Every connection is to become quiescent: nothing is received and no spilled byte is sent.
+    pub quiescing: bool,
     /// What the connection of each slot has received, if there is a byte limit; else it is empty.
     pub received: Vec<u64>,
     /// What the connections of each listener did.
@@ -157,7 +158,7 @@ pub struct Resources {
     /// When the events at hand were fetched from the kernel, in microseconds since an arbitrary
     /// start.
     pub clock_us: u64,
-    /// By slot, when the oldest bytes that are set aside were received, in microseconds modulo
+    /// By slot, when the oldest bytes that are spilled were received, in microseconds modulo
     /// 2^32, if their residence time is taken. Only stalled connections are in it.
     pub stalled_since: BTreeMap<u32, Option<u32>>,
     /// Connections that wait for a buffer, first come first served. One that ended since is
@@ -176,7 +177,7 @@ impl Resources {
         Self {
             pool: Pool::new(parameters.buffers, parameters.buffer_sizes),
             stats: Stats::default(),
-            frozen: false,
+            quiescing: false,
             received: Vec::new(),
             listeners: vec![Traffic::default(); usize::from(parameters.listeners)],
             clock_us: 0,
@@ -206,7 +207,7 @@ impl Resources {
     /// How many bytes a connection is free to send before its byte limit is reached.
     #[must_use]
     pub fn left_of_limit(&self, id: ConnectionId) -> u64 {
-        let limit = self.parameters.tuning.bytes_max;
+        let limit = self.parameters.runtime_limits.bytes_max;
         limit.map_or(u64::MAX, |limit| limit.saturating_sub(self.received_by(id)).max(1))
     }
 
@@ -214,7 +215,7 @@ impl Resources {
     /// to send before. Costs nothing, neither time nor memory, as long as there is no limit; bytes
     /// that came before there was one do not count.
     pub fn count_against_limit(&mut self, id: ConnectionId, length: u32) -> u64 {
-        let Some(limit) = self.parameters.tuning.bytes_max else { return u64::MAX };
+        let Some(limit) = self.parameters.runtime_limits.bytes_max else { return u64::MAX };
         let slot = id.slot() as usize;
         if slot >= self.received.len() {
             self.received.resize(slot + 1, 0);
@@ -232,7 +233,7 @@ impl Resources {
 
     /// What the process before us counted towards the byte limit of a connection.
     pub fn resume_received(&mut self, id: ConnectionId, received: u64) {
-        if self.parameters.tuning.bytes_max.is_some() {
+        if self.parameters.runtime_limits.bytes_max.is_some() {
             let slot = id.slot() as usize;
             if slot >= self.received.len() {
                 self.received.resize(slot + 1, 0);
@@ -287,14 +288,14 @@ impl Resources {
         &mut self.listeners[usize::from(listener.0)]
     }
 
-    /// Counts the bytes at the front of a backlog, those that were set aside all together, as one
+    /// Counts the bytes at the front of a backlog, those that were spilled all together, as one
     /// echo: they have been sent.
     pub fn count_echo_of_backlog(&mut self, listener: ListenerId, id: ConnectionId) {
         let since_us = self.stalled_since.get(&id.slot()).copied().flatten();
         self.count_echo(listener, since_us);
     }
 
-    /// Bytes of a block of memory for set-aside bytes.
+    /// Bytes of a block of memory for spilled bytes.
     #[must_use]
     pub fn block_size(&self) -> u32 {
         self.parameters.budget.block_size()
@@ -305,21 +306,21 @@ impl Resources {
         if unsent == 0 { 0 } else { (begin + unsent).div_ceil(self.block_size()) }
     }
 
-    /// How many bytes of memory `unsent` set-aside bytes take that begin at `begin` in their first
+    /// How many bytes of memory `unsent` spilled bytes take that begin at `begin` in their first
     /// block.
     #[must_use]
     pub fn memory_of(&self, begin: u32, unsent: u32) -> u64 {
         u64::from(self.blocks_of(begin, unsent)) * u64::from(self.block_size())
     }
 
-    /// Takes the memory for `more` bytes behind so many that are set aside. False, and nothing
+    /// Takes the memory for `more` bytes behind so many that are spilled. False, and nothing
     /// taken, if it is not granted.
-    pub fn charge_aside(&mut self, begin: u32, unsent: u32, more: u32) -> bool {
+    pub fn charge_spill(&mut self, begin: u32, unsent: u32, more: u32) -> bool {
         self.charge(begin, unsent, more, |budget, blocks| budget.take(blocks))
     }
 
-    /// As [`Resources::charge_aside`], whatever the limit says.
-    pub fn charge_aside_beyond(&mut self, begin: u32, unsent: u32, more: u32) -> bool {
+    /// As [`Resources::charge_spill`], whatever the limit says.
+    pub fn charge_spill_beyond(&mut self, begin: u32, unsent: u32, more: u32) -> bool {
         self.charge(begin, unsent, more, |budget, blocks| budget.take_beyond(blocks))
     }
 
@@ -333,30 +334,30 @@ impl Resources {
         let blocks = self.blocks_of(begin, unsent + more) - self.blocks_of(begin, unsent);
         let granted = blocks == 0 || take(&*self.parameters.budget, blocks);
         if granted {
-            self.stats.aside_bytes += u64::from(blocks) * u64::from(self.block_size());
+            self.stats.spilled_bytes += u64::from(blocks) * u64::from(self.block_size());
         } else {
             self.stats.spills_refused += 1;
         }
         granted
     }
 
-    /// Notes that the first `sent` of `unsent` set-aside bytes are gone; the driver gives their
+    /// Notes that the first `sent` of `unsent` spilled bytes are gone; the driver gives their
     /// memory back. Returns where the rest begins in its first block.
-    pub fn refund_aside(&mut self, begin: u32, unsent: u32, sent: u32) -> u32 {
+    pub fn refund_spill(&mut self, begin: u32, unsent: u32, sent: u32) -> u32 {
         let left = (begin + sent) % self.block_size();
         let freed = self.memory_of(begin, unsent) - self.memory_of(left, unsent - sent);
-        self.stats.aside_bytes = self
+        self.stats.spilled_bytes = self
             .stats
-            .aside_bytes
+            .spilled_bytes
             .checked_sub(freed)
             .expect("invariant: what is refunded was charged");
         left
     }
 
-    /// Counts bytes that the process before us had set aside: the driver has taken the memory for
+    /// Counts bytes that the process before us had spilled: the driver has taken the memory for
     /// them, whatever the limit says.
-    pub fn count_adopted(&mut self, length: u32) {
-        self.stats.aside_bytes += self.memory_of(0, length);
+    pub fn count_imported(&mut self, length: u32) {
+        self.stats.spilled_bytes += self.memory_of(0, length);
         self.stats.bytes_taken_over += u64::from(length);
     }
 }

@@ -11,7 +11,7 @@ mod pause;
 mod probes;
 mod probing;
 #[cfg(test)]
-mod retune;
+mod reconfigure;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -26,10 +26,10 @@ use super::fullness;
 use super::limits;
 use super::listener::Listener;
 use super::op::{
-    AcceptError, Bequest, BufferId, ConnectionId, Event, ListenerId, Op, SizeClass, Timestamp,
+    AcceptError, BufferId, ConnectionId, Event, ListenerId, Op, SizeClass, Timestamp, TransferState,
 };
 use super::resources::{Context, Resources};
-pub use super::resources::{Keepalive, Parameters, Tuning};
+pub use super::resources::{Keepalive, Parameters, RuntimeLimits};
 pub use super::stats::{CloseReason, RefuseReason, Stats, Traffic};
 use super::timer::Wheel;
 
@@ -54,36 +54,36 @@ pub struct Server {
     inherited: u32,
     /// Whether all places of this worker were taken when listeners were last looked at.
     fullness: fullness::Part,
-    /// After a change of tuning: the timers of the slots below are right again.
+    /// After a change of the limits: the timers of the slots below are right again.
     retimed: Option<usize>,
 }
 
 mod audit;
-mod succession;
+mod handover;
 
 impl Server {
-    /// A server at rest. Handle [`Event::Started`] to arm its listeners.
+    /// A server quiescent. Handle [`Event::Started`] to arm its listeners.
     #[must_use]
     pub fn new(parameters: Parameters) -> Self {
         assert!(parameters.buffers[SizeClass::Small.index()] > 0, "an echo needs a buffer");
         assert!(parameters.buffer_sizes[0] <= parameters.buffer_sizes[1], "small, then large");
         Self {
             // Reserved, so that growing leaves no copies behind: address space until it is used.
-            slots: Vec::with_capacity(parameters.tuning.connections_max as usize),
+            slots: Vec::with_capacity(parameters.runtime_limits.connections_max as usize),
             free: Vec::new(),
             listeners: vec![Listener::Off; usize::from(parameters.listeners)],
             parked: VecDeque::new(),
             admission: Admission::new(
-                Arc::clone(&parameters.tuning.rules),
-                Arc::clone(&parameters.book),
+                Arc::clone(&parameters.runtime_limits.rules),
+                Arc::clone(&parameters.limiter),
             ),
             wheel: Wheel::new(
                 Timestamp(0),
                 parameters.tick_ms(),
-                parameters.tuning.connections_max,
+                parameters.runtime_limits.connections_max,
             ),
             pause: Pause::default(),
-            probing: Probing::new(parameters.tuning.connections_max),
+            probing: Probing::new(parameters.runtime_limits.connections_max),
             drain: Drain::No,
             arming: Arming::new(parameters.listeners),
             inherited: 0,
@@ -171,14 +171,14 @@ impl Server {
             | Event::AcceptFailed { .. }
             | Event::ReceiveEnded { .. }
             | Event::Relayed { .. }
-            | Event::SentAside { .. }
+            | Event::SentSpilled { .. }
             | Event::SendFailed { .. }
             | Event::ProbeEnded { .. }
             | Event::TimePassed
             | Event::ListenerEnding { .. }
             | Event::DrainStarted { .. }
             | Event::HandOverStarted { .. }
-            | Event::Adopted { .. } => return self.handle_no_echo(now, event, ops),
+            | Event::Imported { .. } => return self.handle_no_echo(now, event, ops),
         }
         if self.resources.stats.connections != connections {
             self.use_places(now, ops);
@@ -205,9 +205,9 @@ impl Server {
                     connection.on_relayed(context, length, next);
                 });
             }
-            Event::SentAside { connection, length } => {
+            Event::SentSpilled { connection, length } => {
                 self.with(now, connection, ops, |connection, context| {
-                    connection.on_sent_aside(context, length);
+                    connection.on_spilled_sent(context, length);
                 });
             }
             Event::SendFailed { connection, error } => {
@@ -222,13 +222,13 @@ impl Server {
             Event::ListenerEnding { listener } => self.end_listener(listener),
             Event::DrainStarted { deadline } => {
                 if matches!(self.drain, Drain::No | Drain::Released) {
-                    self.drain = Drain::Patient { deadline };
+                    self.drain = Drain::Waiting { deadline };
                 }
             }
             Event::HandOverStarted { deadline } => self.on_hand_over_started(deadline),
-            Event::Adopted { connection, source, bequest } => {
-                self.admission.count_adopted(now, connection, source);
-                self.on_adopted(now, connection, bequest, ops)
+            Event::Imported { connection, source, transfer } => {
+                self.admission.count_imported(now, connection, source);
+                self.on_imported(now, connection, transfer, ops)
             }
         }
         self.use_places(now, ops);
@@ -238,19 +238,19 @@ impl Server {
         }
     }
 
-    /// From `now` on `tuning` is what counts, also for the connections that are open. Nobody is
-    /// ended because a limit sank below what is in use; whose time is up by the new timeouts is
-    /// ended in the next turns, so many in each that none takes long.
-    pub fn retune(&mut self, now: Timestamp, tuning: Tuning) {
+    /// From `now` on `runtime_limits` is what counts, also for the connections that are open.
+    /// Nobody is ended because a limit sank below what is in use; whose time is up by the new
+    /// timeouts is ended in the next turns, so many in each that none takes long.
+    pub fn reconfigure(&mut self, now: Timestamp, runtime_limits: RuntimeLimits) {
         // Reserved in one step, as at the start.
-        let more = (tuning.connections_max as usize).saturating_sub(self.slots.len());
+        let more = (runtime_limits.connections_max as usize).saturating_sub(self.slots.len());
         self.slots.reserve_exact(more);
-        self.admission.change(Arc::clone(&tuning.rules));
-        if tuning.bytes_max.is_none() {
+        self.admission.change(Arc::clone(&runtime_limits.rules));
+        if runtime_limits.bytes_max.is_none() {
             self.resources.received = Vec::new();
         }
-        self.resources.parameters.tuning = tuning;
-        self.wheel.retick(now, self.resources.parameters.tick_ms());
+        self.resources.parameters.runtime_limits = runtime_limits;
+        self.wheel.set_tick(now, self.resources.parameters.tick_ms());
         self.retimed = Some(0);
     }
 
@@ -352,7 +352,7 @@ impl Server {
         }
     }
 
-    /// Sets the next timers by the present tuning, or ends whose time is up by it.
+    /// Sets the next timers by the present limits, or ends whose time is up by it.
     fn advance_retiming(&mut self, now: Timestamp, ops: &mut Vec<Op>) {
         let Some(from) = self.retimed else { return };
         let to = self.slots.len().min(from + limits::SWEEP_SLOTS_MAX);
@@ -410,7 +410,7 @@ impl Server {
     }
 
     fn free_places(&self) -> u64 {
-        let most = u64::from(self.resources.parameters.tuning.connections_max);
+        let most = u64::from(self.resources.parameters.runtime_limits.connections_max);
         most.saturating_sub(self.resources.stats.connections)
     }
 
@@ -438,7 +438,7 @@ impl Server {
             context.timer_changed = true;
             match drain {
                 Drain::No
-                | Drain::Patient { .. }
+                | Drain::Waiting { .. }
                 | Drain::Freezing { .. }
                 | Drain::Overdue { .. }
                 | Drain::Released => {}
@@ -451,7 +451,8 @@ impl Server {
     /// A free slot, by the name of its next tenant.
     fn take_slot(&mut self) -> ConnectionId {
         let slot = self.free.pop().unwrap_or_else(|| {
-            let places = self.resources.parameters.tuning.connections_max.max(self.inherited);
+            let places =
+                self.resources.parameters.runtime_limits.connections_max.max(self.inherited);
             let most = places as usize + self.listeners.len();
             assert!(self.slots.len() < most, "more slots than places and listeners");
             self.slots.push(Connection::free());

@@ -130,8 +130,8 @@ pub struct Stats {
     /// Gauge: connections that are stalled: nothing more is taken in from them until their peer has
     /// read.
     pub stalled: u64,
-    /// Gauge: bytes of memory that set-aside bytes take, in whole blocks.
-    pub aside_bytes: u64,
+    /// Gauge: bytes of memory that spilled bytes take, in whole blocks.
+    pub spilled_bytes: u64,
     /// Times that no memory was granted for bytes that a peer did not take: they stayed in the
     /// pooled buffers that held them.
     pub spills_refused: u64,
@@ -176,7 +176,7 @@ pub struct Traffic {
     /// Pieces received, each echoed by a send of its own.
     pub chunks_in: u64,
     /// Sends that completed an echo: of a piece received or, when the peer was slow, of all that
-    /// had been set aside for it.
+    /// had been spilled for it.
     pub chunks_out: u64,
 }
 
@@ -230,7 +230,7 @@ impl Stats {
         self.short_sends += other.short_sends;
         self.starved += other.starved;
         self.stalled += other.stalled;
-        self.aside_bytes += other.aside_bytes;
+        self.spilled_bytes += other.spilled_bytes;
         self.spills_refused += other.spills_refused;
         self.buffers_lent += other.buffers_lent;
         self.accept_process_files += other.accept_process_files;

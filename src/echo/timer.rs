@@ -53,7 +53,7 @@ impl Wheel {
 
     /// Counts in steps of `tick_ms` milliseconds from `now` on. Timers that are set keep their
     /// distance in ticks, so they fire too early or too late: set them again.
-    pub fn retick(&mut self, now: Timestamp, tick_ms: u64) {
+    pub fn set_tick(&mut self, now: Timestamp, tick_ms: u64) {
         assert!(tick_ms > 0, "time must move");
         if tick_ms != self.tick_ms {
             self.tick_ms = tick_ms;
@@ -268,7 +268,7 @@ mod tests {
                     if longer != step {
                         (since, step, first) = (now, longer, tick);
                     }
-                    wheel.retick(Timestamp(now), longer);
+                    wheel.set_tick(Timestamp(now), longer);
                 }
                 1 => {
                     wheel.clear(slot);

@@ -7,7 +7,7 @@
 //! ```text
 //! header    magic 16 | version 4 | connections 4 | unsent bytes 8 | saved at 8
 //!           | bytes of addresses 4 | bytes of configuration 4 | checksum 8
-//! record    standing 1 | reason 1 | listener 2 | unsent 4 | quiet 8 | age 8 | received 8
+//! record    phase 1 | reason 1 | listener 2 | unsent 4 | quiet 8 | age 8 | received 8
 //! ```
 //!
 //! Version 1, which 0.1.0 writes and reads, differs in two places: it has no configuration (zero),
@@ -22,7 +22,7 @@
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
 
-use crate::echo::op::{Bequest, ListenerId, Standing};
+use crate::echo::op::{ListenerId, TransferPhase, TransferState};
 use crate::echo::stats::CloseReason;
 
 /// What a state begins with.
@@ -83,7 +83,7 @@ const RECORD: usize = 32;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     /// Where it stood.
-    pub bequest: Bequest,
+    pub transfer: TransferState,
     /// The bytes that are still to be sent.
     pub unsent: Box<[u8]>,
 }
@@ -166,7 +166,7 @@ impl From<io::Error> for Unreadable {
 pub fn write(
     version: Version,
     state: &Head,
-    records: &[(Bequest, &[u8])],
+    records: &[(TransferState, &[u8])],
     writer: &mut impl Write,
 ) -> io::Result<()> {
     let addresses = state.listeners.join("\n");
@@ -184,15 +184,15 @@ pub fn write(
     head.extend((addresses.len() as u32).to_le_bytes());
     head.extend((configuration.len() as u32).to_le_bytes());
     head.extend([0; HEADER - CHECKSUM_AT]);
-    for (bequest, unsent) in records {
-        assert_eq!(bequest.unsent as usize, unsent.len(), "a record tells of other bytes");
-        let (standing, reason) = standing_codes(bequest.standing);
-        head.extend([standing, reason]);
-        head.extend(bequest.listener.0.to_le_bytes());
-        head.extend(bequest.unsent.to_le_bytes());
-        head.extend(bequest.quiet_ms.min(quiet_max).to_le_bytes());
-        head.extend(bequest.age_ms.to_le_bytes());
-        head.extend(bequest.received.to_le_bytes());
+    for (transfer, unsent) in records {
+        assert_eq!(transfer.unsent as usize, unsent.len(), "a record tells of other bytes");
+        let (phase, reason) = phase_codes(transfer.phase);
+        head.extend([phase, reason]);
+        head.extend(transfer.listener.0.to_le_bytes());
+        head.extend(transfer.unsent.to_le_bytes());
+        head.extend(transfer.quiet_ms.min(quiet_max).to_le_bytes());
+        head.extend(transfer.age_ms.to_le_bytes());
+        head.extend(transfer.received.to_le_bytes());
     }
     head.extend(addresses.bytes());
     head.extend(configuration.bytes());
@@ -237,26 +237,26 @@ pub fn read(reader: &mut impl Read, length: u64) -> Result<State, Unreadable> {
     header[CHECKSUM_AT..].fill(0);
     let mut checksum = Checksum::new();
     checksum.add(&header);
-    let mut bequests = Vec::new();
+    let mut transfers = Vec::new();
     for index in 0..count as usize {
         let mut record = [0; RECORD];
         reader.read_exact(&mut record)?;
         checksum.add(&record);
-        bequests.push(bequest(version, &record).ok_or(Unreadable::Record(index))?);
+        transfers.push(transfer(version, &record).ok_or(Unreadable::Record(index))?);
     }
     let listeners = text(reader, addresses, &mut checksum)?;
     let listeners: Vec<String> = listeners.split('\n').map(str::to_owned).collect();
     let configuration = text(reader, configuration, &mut checksum)?;
-    if bequests.iter().map(|bequest| u64::from(bequest.unsent)).sum::<u64>() != total {
+    if transfers.iter().map(|transfer| u64::from(transfer.unsent)).sum::<u64>() != total {
         return Err(Unreadable::Length);
     }
-    let mut records = Vec::with_capacity(bequests.len());
-    for bequest in bequests {
+    let mut records = Vec::with_capacity(transfers.len());
+    for transfer in transfers {
         // `total` bounds the sum of these, and the length of the state bounds `total`.
-        let mut unsent = vec![0; bequest.unsent as usize].into_boxed_slice();
+        let mut unsent = vec![0; transfer.unsent as usize].into_boxed_slice();
         reader.read_exact(&mut unsent)?;
         checksum.add(&unsent);
-        records.push(Record { bequest, unsent });
+        records.push(Record { transfer, unsent });
     }
     if checksum.0 != said {
         return Err(Unreadable::Checksum(checksum.0));
@@ -282,21 +282,21 @@ fn text(
     String::from_utf8(bytes).map_err(|_| Unreadable::Text)
 }
 
-fn bequest(version: Version, record: &[u8; RECORD]) -> Option<Bequest> {
-    let [standing, reason, listener @ ..] = *record;
+fn transfer(version: Version, record: &[u8; RECORD]) -> Option<TransferState> {
+    let [phase, reason, listener @ ..] = *record;
     let listener = ListenerId(u16::from_le_bytes([listener[0], listener[1]]));
-    let standing = standing_of(standing, reason)?;
+    let phase = phase_of(phase, reason)?;
     let (unsent, quiet_ms) = (u32_at(record, 4), u64_at(record, 8));
-    let possible = match standing {
+    let possible = match phase {
         _ if version == Version::V1 && quiet_ms > u64::from(u32::MAX) => false,
-        Standing::Open => true,
+        TransferPhase::Open => true,
         // There is something left to be done only while there is something to send.
-        Standing::Finishing | Standing::Flushing(_) => unsent > 0,
-        Standing::Lingering(_) => unsent == 0,
+        TransferPhase::Finishing | TransferPhase::Flushing(_) => unsent > 0,
+        TransferPhase::Lingering(_) => unsent == 0,
     };
-    possible.then(|| Bequest {
+    possible.then(|| TransferState {
         listener,
-        standing,
+        phase,
         unsent,
         quiet_ms,
         age_ms: u64_at(record, 16),
@@ -304,26 +304,26 @@ fn bequest(version: Version, record: &[u8; RECORD]) -> Option<Bequest> {
     })
 }
 
-fn standing_codes(standing: Standing) -> (u8, u8) {
+fn phase_codes(phase: TransferPhase) -> (u8, u8) {
     let code = |reason| {
         let known = REASONS.iter().find(|(_, known)| *known == reason);
         known.unwrap_or_else(|| panic!("{reason:?} ends no connection with a FIN")).0
     };
-    match standing {
-        Standing::Open => (0, 0),
-        Standing::Finishing => (1, 0),
-        Standing::Flushing(reason) => (2, code(reason)),
-        Standing::Lingering(reason) => (3, code(reason)),
+    match phase {
+        TransferPhase::Open => (0, 0),
+        TransferPhase::Finishing => (1, 0),
+        TransferPhase::Flushing(reason) => (2, code(reason)),
+        TransferPhase::Lingering(reason) => (3, code(reason)),
     }
 }
 
-fn standing_of(standing: u8, code: u8) -> Option<Standing> {
+fn phase_of(phase: u8, code: u8) -> Option<TransferPhase> {
     let reason = || REASONS.iter().find(|(known, _)| *known == code).map(|(_, reason)| *reason);
-    match (standing, code) {
-        (0, 0) => Some(Standing::Open),
-        (1, 0) => Some(Standing::Finishing),
-        (2, _) => reason().map(Standing::Flushing),
-        (3, _) => reason().map(Standing::Lingering),
+    match (phase, code) {
+        (0, 0) => Some(TransferPhase::Open),
+        (1, 0) => Some(TransferPhase::Finishing),
+        (2, _) => reason().map(TransferPhase::Flushing),
+        (3, _) => reason().map(TransferPhase::Lingering),
         _ => None,
     }
 }

@@ -26,7 +26,7 @@ use rustix::net::{
 use rustix::time::{ClockId, clock_gettime};
 
 use super::format::{self, Head, State, Unreadable, Version};
-use crate::echo::op::Bequest;
+use crate::echo::op::TransferState;
 
 /// Descriptors in one message: the kernel's limit (`SCM_MAX_FD`).
 const MESSAGE: usize = 253;
@@ -41,7 +41,7 @@ const BUNDLES_MAX: usize = 32;
 pub(super) fn seal(
     version: Version,
     head: &Head,
-    records: &[(Bequest, &[u8])],
+    records: &[(TransferState, &[u8])],
 ) -> io::Result<OwnedFd> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let mut file = File::from(memfd_create("echo-uring-state", flags)?);
@@ -129,7 +129,7 @@ fn label(number: u32, count: u32) -> [u8; 8] {
 
 /// What came out of the bundles.
 #[derive(Debug, Default)]
-pub(super) struct Parcel {
+pub(super) struct Unpacked {
     /// In the order in which they were packed, as far as they came.
     pub(super) descriptors: Vec<OwnedFd>,
     /// Why some may be missing.
@@ -137,8 +137,8 @@ pub(super) struct Parcel {
 }
 
 /// Unpacks what [`pack`] packed. Takes what there is, whatever has happened to the rest.
-pub(super) fn unpack(bundles: Vec<OwnedFd>) -> Parcel {
-    let mut parcel = Parcel::default();
+pub(super) fn unpack(bundles: Vec<OwnedFd>) -> Unpacked {
+    let mut unpacked = Unpacked::default();
     let mut messages: Vec<([u8; 8], Vec<OwnedFd>)> = Vec::new();
     for bundle in bundles {
         loop {
@@ -146,12 +146,13 @@ pub(super) fn unpack(bundles: Vec<OwnedFd>) -> Parcel {
                 Ok(None) => break,
                 Ok(Some(message)) => {
                     if message.truncated {
-                        parcel.damage = Some("the limit on open files is too low for all of them");
+                        unpacked.damage =
+                            Some("the limit on open files is too low for all of them");
                     }
                     messages.push((message.label, message.descriptors));
                 }
                 Err(_) => {
-                    parcel.damage = Some("a bundle of them cannot be read");
+                    unpacked.damage = Some("a bundle of them cannot be read");
                     break;
                 }
             }
@@ -162,10 +163,10 @@ pub(super) fn unpack(bundles: Vec<OwnedFd>) -> Parcel {
     let whole =
         (0..count).zip(&messages).all(|(number, (found, _))| *found == label(number, count));
     if !whole || messages.is_empty() {
-        parcel.damage = parcel.damage.or(Some("some are missing"));
+        unpacked.damage = unpacked.damage.or(Some("some are missing"));
     }
-    parcel.descriptors = messages.into_iter().flat_map(|(_, descriptors)| descriptors).collect();
-    parcel
+    unpacked.descriptors = messages.into_iter().flat_map(|(_, descriptors)| descriptors).collect();
+    unpacked
 }
 
 struct Message {
@@ -206,7 +207,7 @@ fn next(bundle: BorrowedFd<'_>, how: RecvFlags) -> Result<Option<Message>, Errno
     }))
 }
 
-/// Why a descriptor is not adopted.
+/// Why a descriptor is not imported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refused {
     /// It was a connection, and its peer has gone: nothing can be read or sent any more.

@@ -21,7 +21,7 @@ const BACKLOG: i32 = 4096;
 /// How long addresses may be in use, all in all, before that is an error. The kernel closes the
 /// sockets of a killed program that has a ring only after the program is gone: 4 ms to 80 ms later
 /// with 5,000 connections (Linux 6.18). By then a supervisor may have started the next one.
-const IN_USE_PATIENCE: Duration = Duration::from_secs(1);
+const IN_USE_TIMEOUT: Duration = Duration::from_secs(1);
 const IN_USE_RETRY: Duration = Duration::from_millis(50);
 
 pub(super) fn sockets<'a>(
@@ -30,9 +30,9 @@ pub(super) fn sockets<'a>(
 ) -> Result<Vec<Listener>, ListenError> {
     let mut listeners = Vec::new();
     let mut skipped = None;
-    let deadline = Instant::now() + IN_USE_PATIENCE;
+    let deadline = Instant::now() + IN_USE_TIMEOUT;
     for ListenerConfig { name, address, kind, builtin_default } in configured {
-        let bound = patiently(deadline, || match address {
+        let bound = until_free(deadline, || match address {
             Address::Inet(inet) => bind_inet(name, *kind, *inet),
             Address::Zoned(inet, zone) => bind_inet(name, *kind, in_zone(*inet, zone)?.into()),
             Address::Unix(path) => bind_unix(name, *kind, path),
@@ -53,7 +53,7 @@ pub(super) fn sockets<'a>(
 }
 
 /// Tries again until `deadline` while the address is in use.
-fn patiently<T>(
+fn until_free<T>(
     deadline: Instant,
     bind: impl Fn() -> Result<T, ListenError>,
 ) -> Result<T, ListenError> {

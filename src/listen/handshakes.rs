@@ -5,7 +5,7 @@
 //!
 //! 1. Nobody new comes ([`turn_away`](crate::uring::ListeningSocket::turn_away), [`hold_back`]).
 //! 2. Handshakes that were under way are finished by their clients: until [`is_any_half_open`] says
-//!    that none is left, or for [`PATIENCE`], whichever comes first.
+//!    that none is left, or for [`TIMEOUT`], whichever comes first.
 //! 3. The backlog is emptied: accept(2) until it finds nobody (EAGAIN; EINVAL on a Unix listener
 //!    that is shut down).
 //! 4. The socket is closed, or stays for whoever holds it: SYNs find nobody listening, and clients
@@ -35,7 +35,7 @@ use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
 /// How long handshakes may take to be finished. Less than the second after which a SYN is sent
 /// again (RFC 6298), so that who was held back is refused at the first try after that, and not held
 /// back twice. More than a round trip, except by a satellite and a lost packet.
-pub const PATIENCE: Duration = Duration::from_millis(900);
+pub const TIMEOUT: Duration = Duration::from_millis(900);
 
 /// Drops segments with SYN and without ACK: the first ones of new connections. The filter sees a
 /// segment from its TCP header on; the flags are its byte 13 (RFC 9293, section 3.1).
@@ -78,7 +78,7 @@ pub fn is_any_half_open(listener: BorrowedFd<'_>) -> io::Result<bool> {
     let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let domain = Domain::from(AddressFamily::Netlink as i32);
     let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::from(NETLINK_SOCK_DIAG)))?;
-    socket.set_read_timeout(Some(ANSWER_PATIENCE))?;
+    socket.set_read_timeout(Some(ANSWER_TIMEOUT))?;
     socket.send(&question(family as u8, address.port()))?;
     let mut answer = [0; 8192];
     let length = (&socket).read(&mut answer)?;
@@ -97,7 +97,7 @@ const NETLINK_SOCK_DIAG: i32 = 4;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const NLMSG_DONE: u16 = 3;
 /// The kernel answers at once.
-const ANSWER_PATIENCE: Duration = Duration::from_millis(100);
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// A `struct nlmsghdr` and a `struct inet_diag_req_v2`: all sockets in SYN_RECV with this port of
 /// ours.

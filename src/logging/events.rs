@@ -11,7 +11,7 @@ pub const TAKEN_OVER: &str = "f6ef89e068d44cebb9acea198958d7e2";
 pub const RELOADED: &str = "14f84aaaceeb4507a4e71ac8d142c7bd";
 /// A reload met changes that only a restart puts in force.
 pub const RESTART_NEEDED: &str = "9022caa7f9c74dbbbf32cb3548fd6997";
-/// A reload met a file that cannot be meant; nothing has changed.
+/// A reload met an invalid file; nothing has changed.
 pub const RELOAD_FAILED: &str = "c3b9986c3b6d4efc8cc104fdd78b9123";
 /// The file was invalid at the start; the configuration of the process before is in force.
 pub const CONFIGURATION_KEPT: &str = "fb030a2dbd744cd19f35e5e4982bb70b";

@@ -21,7 +21,7 @@ use super::Line;
 /// The name that administrators filter by.
 const IDENTIFIER: &str = "echo-uring";
 /// How long one line may wait for a stalled socket.
-const PATIENCE: Duration = Duration::from_secs(1);
+const TIMEOUT: Duration = Duration::from_secs(1);
 /// How soon a socket that refused us is tried again; until then lines go to standard error.
 const RECONNECT_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -86,7 +86,7 @@ impl Connection {
         match peer {
             Peer::Journal => {
                 let socket = UnixDatagram::unbound().ok()?;
-                socket.set_write_timeout(Some(PATIENCE)).ok()?;
+                socket.set_write_timeout(Some(TIMEOUT)).ok()?;
                 socket.connect(path).ok()?;
                 Some(Self::Journal(socket))
             }
@@ -133,8 +133,8 @@ fn syslog(path: &Path) -> Option<Logger<LoggerBackend, Formatter3164>> {
     };
     let logger = syslog::unix_custom(formatter, path).ok()?;
     match &logger.backend {
-        LoggerBackend::Unix(socket) => socket.set_write_timeout(Some(PATIENCE)),
-        LoggerBackend::UnixStream(stream) => stream.get_ref().set_write_timeout(Some(PATIENCE)),
+        LoggerBackend::Unix(socket) => socket.set_write_timeout(Some(TIMEOUT)),
+        LoggerBackend::UnixStream(stream) => stream.get_ref().set_write_timeout(Some(TIMEOUT)),
         LoggerBackend::Udp(..) | LoggerBackend::Tcp(_) => {
             unreachable!("a path leads to a Unix socket")
         }
@@ -278,7 +278,7 @@ pub(super) mod tests {
             written += 1;
             assert!(written < 100_000, "this socket is never full");
         }
-        assert!(begin.elapsed() >= PATIENCE && begin.elapsed() < 10 * PATIENCE);
+        assert!(begin.elapsed() >= TIMEOUT && begin.elapsed() < 10 * TIMEOUT);
         assert!(matches!(sink, Sink::Socket { connection: Some(_), .. }));
     }
 

@@ -46,9 +46,9 @@ pub struct Unit {
 /// Asks systemd, over the bus at `bus`, about the unit of the process `pid`.
 ///
 /// # Errors
-/// When there is no bus, no systemd on it, or no answer within `patience`.
-pub fn ask(bus: &Path, pid: u32, patience: Duration) -> io::Result<Unit> {
-    let mut bus = Bus::connect(bus, Instant::now() + patience)?;
+/// When there is no bus, no systemd on it, or no answer within `timeout`.
+pub fn ask(bus: &Path, pid: u32, timeout: Duration) -> io::Result<Unit> {
+    let mut bus = Bus::connect(bus, Instant::now() + timeout)?;
     let unit = bus.manager("GetUnitByPID", Arguments::Number(pid))?;
     let job = bus.job(&unit)?;
     let service = "org.freedesktop.systemd1.Service";

@@ -121,13 +121,13 @@ impl Channel {
         self.wait(pipe, PollFlags::empty(), until)
     }
 
-    /// The end of a wait that may take as long as `patience` and begins now.
-    pub(super) fn until(&self, patience: Duration) -> Instant {
+    /// The end of a wait that may take as long as `timeout` and begins now.
+    pub(super) fn until(&self, timeout: Duration) -> Instant {
         let now = Instant::now();
         if self.deaf_until.get().is_some_and(|until| now < until) {
             return now;
         }
-        let end = now + patience;
+        let end = now + timeout;
         self.waits_end.get().map_or(end, |limit| end.min(limit))
     }
 

@@ -51,7 +51,7 @@ pub use events::Event;
 use slot::Slot;
 
 /// The shortest wait: one of zero would not let the kernel do its deferred work.
-const PATIENCE_MIN: Duration = Duration::from_micros(1);
+const TIMEOUT_MIN: Duration = Duration::from_micros(1);
 
 /// How a client is set up.
 pub struct Settings {
@@ -289,16 +289,16 @@ impl Client {
     }
 
     /// Hands everything to the kernel and waits until something happens, but no longer than
-    /// `patience` (`None`: for ever).
+    /// `timeout` (`None`: for ever).
     ///
     /// # Errors
     /// When io_uring_enter(2) fails in a way that no retry cures.
-    pub fn wait(&mut self, patience: Option<Duration>) -> io::Result<()> {
+    pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         self.feed_the_hungry();
-        let patience = if self.hungry.is_empty() { patience } else { Some(Duration::ZERO) };
-        let patience = patience.filter(|&patience| !self.set_alarm(patience));
+        let timeout = if self.hungry.is_empty() { timeout } else { Some(Duration::ZERO) };
+        let timeout = timeout.filter(|&timeout| !self.set_alarm(timeout));
         self.arm_wake();
-        let waited = self.ring.submit_and_wait(patience.map(|_| PATIENCE_MIN));
+        let waited = self.ring.submit_and_wait(timeout.map(|_| TIMEOUT_MIN));
         self.reaped.drain(..mem::take(&mut self.told));
         self.reaped.extend(self.ring.completions());
         match waited {
@@ -318,15 +318,15 @@ impl Client {
         }
     }
 
-    /// Sees to it that a wait ends after `patience`, if there is any. An alarm that turns out to be
+    /// Sees to it that a wait ends after `timeout`, if there is any. An alarm that turns out to be
     /// too early ends a wait in vain, once: see [`Ring::alarm`].
-    fn set_alarm(&mut self, patience: Duration) -> bool {
-        if patience <= PATIENCE_MIN {
+    fn set_alarm(&mut self, timeout: Duration) -> bool {
+        if timeout <= TIMEOUT_MIN {
             return false;
         }
-        let deadline = Instant::now() + patience;
+        let deadline = Instant::now() + timeout;
         if self.alarms.last().is_none_or(|&next| next > deadline) {
-            self.ring.alarm(patience, Token::Alarm);
+            self.ring.alarm(timeout, Token::Alarm);
             self.alarms.push(deadline);
         }
         true

@@ -1,11 +1,11 @@
 //! Operations to submission entries, completions to events: [`Kernel`] on a real ring.
 
 mod alternation;
+mod handover;
 mod peer;
 mod receive;
 mod relay;
 mod send;
-mod succession;
 #[cfg(test)]
 mod tenants;
 
@@ -23,9 +23,9 @@ use nix::sys::eventfd::EventFd;
 use socket2::SockRef;
 
 use self::alternation::{Alternation, Tries};
-use self::receive::{HangUp, Receiving};
+use self::receive::{Rdhup, Receiving};
 use self::relay::Scratch;
-use self::send::{OnWritable, QuietSend, Room};
+use self::send::{OnWritable, Room, SkipSuccessSend};
 use super::buffers::{BufferRing, BufferStack};
 use super::listening::ListeningSocket;
 use super::prepared::PreparedRing;
@@ -72,7 +72,7 @@ pub struct Settings {
     pub buffer_sizes: [u32; 2],
     /// Connections to have room for before a table must grow.
     pub connections_max: u32,
-    /// Where set-aside bytes live, those of all workers.
+    /// Where spilled bytes live, those of all workers.
     pub memory: Arc<SpillMemory>,
     /// How long to look for work before sleeping.
     pub busy_poll: Option<Duration>,
@@ -94,10 +94,10 @@ impl fmt::Display for DriverError {
 struct Socket {
     fd: OwnedFd,
     receiving: Receiving,
-    hang_up: HangUp,
+    rdhup: Rdhup,
     room: Room,
     /// Whether a send is under way that tells only of its failure.
-    sends_quietly: bool,
+    skips_success: bool,
 }
 
 const _: () = assert!(size_of::<Option<Socket>>() == 8);
@@ -107,18 +107,16 @@ impl Socket {
         Self {
             fd,
             receiving: Receiving::No,
-            hang_up: HangUp::of(transport),
+            rdhup: Rdhup::of(transport),
             room: Room::Unwatched,
-            sends_quietly: false,
+            skips_success: false,
         }
     }
 
     fn transport(&self) -> Transport {
-        match self.hang_up {
-            HangUp::Unneeded => Transport::Tcp,
-            HangUp::Unwatched | HangUp::Watched | HangUp::Canceled | HangUp::Seen => {
-                Transport::Unix
-            }
+        match self.rdhup {
+            Rdhup::Unneeded => Transport::Tcp,
+            Rdhup::Unwatched | Rdhup::Watched | Rdhup::Canceled | Rdhup::Seen => Transport::Unix,
         }
     }
 }
@@ -129,7 +127,7 @@ pub struct Driver {
     ring: ManuallyDrop<Ring>,
     small: ManuallyDrop<BufferRing>,
     large: ManuallyDrop<BufferStack>,
-    /// The set-aside bytes of each slot that has some. No operation points into them.
+    /// The spilled bytes of each slot that has some. No operation points into them.
     spills: HashMap<u32, SpillQueue>,
     memory: Arc<SpillMemory>,
     /// What each slot's socket is polled for room for.
@@ -164,9 +162,9 @@ pub struct Driver {
     /// Answers that need no kernel, for the next turn.
     answers: Vec<Event>,
     /// Sends whose success the kernel does not tell of, in order.
-    quiet_sends: Vec<QuietSend>,
+    skip_success_sends: Vec<SkipSuccessSend>,
     /// Whether they are waited for.
-    hastened: bool,
+    flushes_sends: bool,
     alternation: Alternation,
     tries: Tries,
     /// Whether there were sends since the last turn that are answered as soon as the kernel has
@@ -204,8 +202,8 @@ impl Driver {
             small: ManuallyDrop::new(small),
             large: ManuallyDrop::new(large),
             answers: Vec::new(),
-            quiet_sends: Vec::new(),
-            hastened: false,
+            skip_success_sends: Vec::new(),
+            flushes_sends: false,
             alternation: Alternation::new(settings.buffers[0]),
             tries: Tries::default(),
             sends_answer: false,
@@ -260,11 +258,11 @@ impl Driver {
             }
             Op::Discard { connection, when } => self.relay(connection, when, None),
             Op::CancelReceive { connection } => self.cancel_receive(connection),
-            Op::Send { connection, buffer, length, awaited } => {
-                self.send(connection, buffer, length, awaited);
+            Op::Send { connection, buffer, length, needs_completion } => {
+                self.send(connection, buffer, length, needs_completion);
             }
-            Op::AwaitSends => self.hastened = !self.quiet_sends.is_empty(),
-            Op::SetAside { connection, buffer, offset, length } => {
+            Op::FlushSends => self.flushes_sends = !self.skip_success_sends.is_empty(),
+            Op::Spill { connection, buffer, offset, length } => {
                 let bytes = match buffer.class {
                     SizeClass::Small => self.small.part(buffer.index, offset, length),
                     SizeClass::Large => self.large.part(buffer.index, offset, length),
@@ -273,8 +271,8 @@ impl Driver {
                 let spill = self.spills.entry(connection.slot());
                 spill.or_insert_with(|| SpillQueue::new(Arc::clone(memory))).push(bytes);
             }
-            Op::ForgetAside { connection, length } => self.forget_aside(connection, length),
-            Op::SendAside { connection } => self.await_room(connection, OnWritable::SendAside),
+            Op::ReleaseSpilled { connection, length } => self.release_spilled(connection, length),
+            Op::SendSpilled { connection } => self.await_room(connection, OnWritable::SendSpilled),
             Op::SendHeld { connection, buffer, offset, length } => {
                 self.await_room(connection, OnWritable::SendHeld { buffer, offset, length });
             }
@@ -338,17 +336,17 @@ impl Driver {
     fn take_socket(&mut self, connection: ConnectionId) -> OwnedFd {
         let socket = self.sockets[connection.slot() as usize].take().expect(OPEN);
         self.open -= 1;
-        let hang_up = match socket.hang_up {
-            HangUp::Watched => Some(true),
-            HangUp::Canceled => Some(false),
-            HangUp::Unneeded | HangUp::Unwatched | HangUp::Seen => None,
+        let rdhup = match socket.rdhup {
+            Rdhup::Watched => Some(true),
+            Rdhup::Canceled => Some(false),
+            Rdhup::Unneeded | Rdhup::Unwatched | Rdhup::Seen => None,
         };
         let room = match socket.room {
             Room::Watched => Some(true),
             Room::Canceled => Some(false),
             Room::Unwatched => None,
         };
-        let polls = [(Token::HungUp(connection), hang_up), (Token::Writable(connection), room)];
+        let polls = [(Token::Rdhup(connection), rdhup), (Token::Writable(connection), room)];
         for (token, armed) in polls {
             if armed == Some(true) {
                 self.ring.cancel(token);
@@ -405,10 +403,12 @@ impl Driver {
                 self.received_large(connection, result, flags, events);
             }
             Token::Readable(connection) => self.readable(connection, result, events),
-            poll @ (Token::HungUp(_) | Token::Writable(_)) if self.is_left(poll, flags) => {}
-            Token::HungUp(connection) => self.hung_up(connection, result),
+            poll @ (Token::Rdhup(_) | Token::Writable(_)) if self.is_left(poll, flags) => {}
+            Token::Rdhup(connection) => self.on_rdhup(connection, result),
             Token::Send(connection) => self.sent(connection, result, events),
-            Token::QuietSend(connection) => self.quiet_send_failed(connection, result, events),
+            Token::SkipSuccessSend(connection) => {
+                self.skip_success_send_failed(connection, result, events)
+            }
             Token::Writable(connection) => self.writable(connection, result, flags, events),
             Token::Wake => {
                 self.wake_armed = false;
@@ -491,7 +491,7 @@ impl Kernel for Driver {
     ) -> Result<(), DriverError> {
         self.arm_wake();
         let may_wait = self.answers.is_empty()
-            && !self.hastened
+            && !self.flushes_sends
             && deadline.is_none_or(|deadline| self.set_alarm(deadline));
         self.submit_tries(may_wait);
         let waited = match self.busy_poll {
@@ -504,7 +504,7 @@ impl Kernel for Driver {
         let completions = self.ring.completions().fill(&mut reaped);
         self.overflows += u64::from(self.ring.has_overflowed());
         let idle = completions.is_empty();
-        self.answer_quiet_sends(completions, events);
+        self.answer_skip_success_sends(completions, events);
         for completion in &*completions {
             let token = Token::unpack(completion.user_data());
             self.take(token, completion.result(), completion.flags(), events);

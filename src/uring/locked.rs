@@ -22,7 +22,7 @@ use super::unusable::Unusable;
 
 /// How long locked memory is waited for that a process which has ended has yet to give back, as an
 /// address in use is waited for (`listen`).
-const PATIENCE: Duration = Duration::from_secs(1);
+const TIMEOUT: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_millis(20);
 
 /// Bytes in front of the completions in the memory of a ring (`struct io_rings` of
@@ -216,7 +216,7 @@ impl Maker {
                 }
                 Err(failure) => understood(failure, self.made + 1, self.each),
             };
-            let deadline = *self.deadline.get_or_insert_with(|| Instant::now() + PATIENCE);
+            let deadline = *self.deadline.get_or_insert_with(|| Instant::now() + TIMEOUT);
             match failure {
                 Unusable::LockedMemory(shortage)
                     if shortage.may_pass() && Instant::now() < deadline =>

@@ -7,7 +7,7 @@
 //! that is not ours is a panic.
 //!
 //! Reading order: [`driver`] (operations and events), `ring` (set-up, submission, waiting), `token`
-//! (`user_data`), `buffers` (the pool), `spill` (set-aside bytes and their memory), `errno` (what
+//! (`user_data`), `buffers` (the pool), `spill` (spilled bytes and their memory), `errno` (what
 //! each error means), `source` (where connections come from), `prepared` (rings that have no thread
 //! yet), `locked` (the memory that rings are charged for), [`mod@probe`] (what this kernel can do),
 //! `unusable` (why it cannot), `restrict` and `seal` (what rings and process may not do), `stdout`

@@ -123,7 +123,7 @@ impl Ring {
     }
 
     /// Waits until the peer of `fd` sends no more: it has shut down its side, or is gone.
-    pub(super) fn poll_hang_up(&mut self, fd: BorrowedFd<'_>, token: Token) {
+    pub(super) fn poll_rdhup(&mut self, fd: BorrowedFd<'_>, token: Token) {
         let entry = opcode::PollAdd::new(types::Fd(fd.as_raw_fd()), libc::POLLRDHUP as u32);
         self.push_bare(entry.build().user_data(token.pack()));
     }
@@ -196,15 +196,15 @@ impl Ring {
         }
     }
 
-    /// Hands everything to the kernel and waits for a completion, but no longer than `patience`
+    /// Hands everything to the kernel and waits for a completion, but no longer than `timeout`
     /// (`None`: for ever).
-    pub(super) fn submit_and_wait(&mut self, patience: Option<Duration>) -> io::Result<()> {
+    pub(super) fn submit_and_wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         self.hand_over_backlog()?;
-        match patience {
+        match timeout {
             None => self.enter_and_wait(None),
             Some(Duration::ZERO) => self.inner.submit_and_wait(0).map(drop),
-            Some(patience) => {
-                let timespec = types::Timespec::from(patience);
+            Some(timeout) => {
+                let timespec = types::Timespec::from(timeout);
                 let arguments = types::SubmitArgs::new().timespec(&timespec);
                 self.enter_and_wait(Some(&arguments))
             }

@@ -1,8 +1,8 @@
-//! Memory for set-aside bytes: what slow peers did not take yet, in blocks that all workers share,
+//! Memory for spilled bytes: what slow peers did not take yet, in blocks that all workers share,
 //! out of every core dump.
 //!
 //! A block is taken twice: first by the core, as a number ([`Budget::take`]), which sees to it that
-//! the block exists; then by the driver, as memory. So where a core sets aside no more than it was
+//! the block exists; then by the driver, as memory. So where a core spills no more than it was
 //! granted, there is always a block. It is given back once, by the driver, when its bytes are gone.
 //!
 //! Blocks come from *segments*, mappings that the kernel leaves out of core dumps. A segment goes
@@ -27,7 +27,7 @@ const SEGMENT_BLOCKS: usize = 256;
 /// Slices that one send takes bytes from: 256 KiB, as much as a large buffer holds.
 const SLICES: usize = 64;
 
-/// The memory for set-aside bytes of a process.
+/// The memory for spilled bytes of a process.
 pub struct SpillMemory {
     /// Blocks that the core may take, all workers together.
     limit: AtomicU64,
@@ -162,7 +162,7 @@ impl Block {
     }
 }
 
-/// The set-aside bytes of one connection, oldest first. It is never empty but while it is made.
+/// The spilled bytes of one connection, oldest first. It is never empty but while it is made.
 pub(super) struct SpillQueue {
     memory: Arc<SpillMemory>,
     blocks: VecDeque<Block>,

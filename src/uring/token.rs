@@ -19,10 +19,10 @@ pub(super) enum Token {
     /// The socket of a send or a relay that waits for room has some.
     Writable(ConnectionId),
     /// The peer of a Unix stream sends no more.
-    HungUp(ConnectionId),
+    Rdhup(ConnectionId),
     Send(ConnectionId),
     /// A send that answers only if it fails or is short.
-    QuietSend(ConnectionId),
+    SkipSuccessSend(ConnectionId),
     /// The eventfd of the worker became readable.
     Wake,
     /// A moment has come.
@@ -40,9 +40,9 @@ const WAKE: u64 = 6;
 const UNANSWERED: u64 = 7;
 const CONNECT: u64 = 8;
 const READABLE: u64 = 9;
-const HUNG_UP: u64 = 10;
+const RDHUP: u64 = 10;
 const ALARM: u64 = 11;
-const QUIET_SEND: u64 = 12;
+const SKIP_SUCCESS_SEND: u64 = 12;
 
 impl Token {
     /// The value for the submission entry.
@@ -53,9 +53,9 @@ impl Token {
             Self::Receive(id, SizeClass::Small) => with_id(RECEIVE_SMALL, id),
             Self::Receive(id, SizeClass::Large) => with_id(RECEIVE_LARGE, id),
             Self::Readable(id) => with_id(READABLE, id),
-            Self::HungUp(id) => with_id(HUNG_UP, id),
+            Self::Rdhup(id) => with_id(RDHUP, id),
             Self::Send(id) => with_id(SEND, id),
-            Self::QuietSend(id) => with_id(QUIET_SEND, id),
+            Self::SkipSuccessSend(id) => with_id(SKIP_SUCCESS_SEND, id),
             Self::Writable(id) => with_id(WRITABLE, id),
             Self::Wake => WAKE << 56,
             Self::Alarm => ALARM << 56,
@@ -63,9 +63,9 @@ impl Token {
         }
     }
 
-    /// Whose quiet send a completion's value is of, if of one.
-    pub(super) fn quiet_send(user_data: u64) -> Option<ConnectionId> {
-        (user_data >> 56 == QUIET_SEND).then(|| id_of(user_data))
+    /// Whose skip-success send a completion's value is of, if of one.
+    pub(super) fn skip_success_send(user_data: u64) -> Option<ConnectionId> {
+        (user_data >> 56 == SKIP_SUCCESS_SEND).then(|| id_of(user_data))
     }
 
     /// The meaning of a completion's value.
@@ -80,9 +80,9 @@ impl Token {
             RECEIVE_SMALL => Self::Receive(id, SizeClass::Small),
             RECEIVE_LARGE => Self::Receive(id, SizeClass::Large),
             READABLE => Self::Readable(id),
-            HUNG_UP => Self::HungUp(id),
+            RDHUP => Self::Rdhup(id),
             SEND => Self::Send(id),
-            QUIET_SEND => Self::QuietSend(id),
+            SKIP_SUCCESS_SEND => Self::SkipSuccessSend(id),
             WRITABLE => Self::Writable(id),
             WAKE => Self::Wake,
             ALARM => Self::Alarm,
@@ -117,9 +117,9 @@ mod tests {
                 Token::Receive(id, SizeClass::Small),
                 Token::Receive(id, SizeClass::Large),
                 Token::Readable(id),
-                Token::HungUp(id),
+                Token::Rdhup(id),
                 Token::Send(id),
-                Token::QuietSend(id),
+                Token::SkipSuccessSend(id),
                 Token::Writable(id),
                 Token::Wake,
                 Token::Alarm,

@@ -12,7 +12,7 @@ use crate::fake::peer::PeerId;
 use crate::world::{End, Setup, World};
 
 /// How long anything may take before a script gives up.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long nothing must happen before a script believes that nothing will, in milliseconds.
 const SILENCE_MS: u64 = 15;
@@ -42,11 +42,11 @@ pub(crate) fn receive(connection: ConnectionId, mode: ReceiveMode) -> Op {
     Op::Receive { connection, class, mode, expectation }
 }
 
-/// The answer to a send of set-aside bytes: any part of them, but never nothing.
-pub(crate) fn sent_aside(event: Event, aside: u32) -> u32 {
+/// The answer to a send of spilled bytes: any part of them, but never nothing.
+pub(crate) fn sent_spilled(event: Event, spilled: u32) -> u32 {
     match event {
-        Event::SentAside { length, .. } if (1..=aside).contains(&length) => length,
-        other => panic!("up to {aside} bytes from aside were expected, not {other:?}"),
+        Event::SentSpilled { length, .. } if (1..=spilled).contains(&length) => length,
+        other => panic!("up to {spilled} bytes from the spill were expected, not {other:?}"),
     }
 }
 
@@ -59,7 +59,7 @@ impl<W: World> Bench<W> {
     pub(crate) fn say(&mut self, ops: impl IntoIterator<Item = Op>) {
         let mut ops: Vec<Op> = ops.into_iter().collect();
         for op in &ops {
-            if let Op::SetAside { length, .. } = op {
+            if let Op::Spill { length, .. } = op {
                 // More than enough, wherever they land.
                 let budget = self.world.budget();
                 assert!(budget.take(length / budget.block_size() + 2), "memory for a script");
@@ -76,7 +76,7 @@ impl<W: World> Bench<W> {
             if let Some(event) = self.events.pop_front() {
                 return event;
             }
-            assert!(began.elapsed() < PATIENCE, "an event was expected and none came");
+            assert!(began.elapsed() < TIMEOUT, "an event was expected and none came");
             self.turn(100);
         }
     }
@@ -166,7 +166,7 @@ impl<W: World> Bench<W> {
     /// script to say, and their buffer.
     pub(crate) fn echo_to_say(&mut self, peer: PeerId, connection: ConnectionId) -> (Op, BufferId) {
         let (buffer, length) = self.take(peer, connection, 10)[0];
-        (Op::Send { connection, buffer, length, awaited: true }, buffer)
+        (Op::Send { connection, buffer, length, needs_completion: true }, buffer)
     }
 
     /// The peer writes so many bytes, which are then received by one-shot receives.
@@ -191,7 +191,7 @@ impl<W: World> Bench<W> {
     /// Tries to send a chunk and gives its buffer back if it was taken whole. Returns how much was
     /// taken.
     pub(crate) fn send(&mut self, connection: ConnectionId, (buffer, length): Chunk) -> u32 {
-        self.say([Op::Send { connection, buffer, length, awaited: true }]);
+        self.say([Op::Send { connection, buffer, length, needs_completion: true }]);
         match self.next() {
             Event::Sent { connection: name, length: sent } if name == connection => {
                 assert!(sent <= length, "{sent} of {length} bytes were sent");
@@ -204,8 +204,8 @@ impl<W: World> Bench<W> {
         }
     }
 
-    /// Echoes until the socket is full, and sets aside what it did not take. Returns (bytes
-    /// written, bytes aside).
+    /// Echoes until the socket is full, and spills what it did not take. Returns (bytes
+    /// written, spilled bytes).
     pub(crate) fn fill(&mut self, peer: PeerId, connection: ConnectionId) -> (usize, u32) {
         const STEP: usize = 500;
         for step in 1..4000 {
@@ -213,8 +213,8 @@ impl<W: World> Bench<W> {
                 let sent = self.send(connection, (buffer, length));
                 if sent < length {
                     let rest = length - sent;
-                    let aside = Op::SetAside { connection, buffer, offset: sent, length: rest };
-                    self.say([aside, Op::Recycle { buffer }]);
+                    let spilled = Op::Spill { connection, buffer, offset: sent, length: rest };
+                    self.say([spilled, Op::Recycle { buffer }]);
                     return (step * STEP, rest);
                 }
             }
@@ -222,55 +222,55 @@ impl<W: World> Bench<W> {
         panic!("a socket that nobody reads from was never full");
     }
 
-    /// Makes a send of set-aside bytes wait for room. Returns (bytes written so far, bytes aside).
+    /// Makes a send of spilled bytes wait for room. Returns (bytes written so far, spilled bytes).
     pub(crate) fn block(&mut self, peer: PeerId, connection: ConnectionId) -> (usize, u32) {
-        let (mut written, mut aside) = (0, 0);
+        let (mut written, mut spilled) = (0, 0);
         loop {
-            if aside == 0 {
+            if spilled == 0 {
                 let (more, rest) = self.fill(peer, connection);
-                (written, aside) = (written + more, rest);
+                (written, spilled) = (written + more, rest);
             }
-            self.say([Op::SendAside { connection }]);
+            self.say([Op::SendSpilled { connection }]);
             match self.next_if_any() {
-                None => return (written, aside),
+                None => return (written, spilled),
                 // A small rest may still find room.
-                Some(event) => aside -= self.forget(connection, event, aside),
+                Some(event) => spilled -= self.forget(connection, event, spilled),
             }
         }
     }
 
-    /// Forgets what a send of set-aside bytes has sent. Returns how much it was.
-    fn forget(&mut self, connection: ConnectionId, event: Event, aside: u32) -> u32 {
-        let length = sent_aside(event, aside);
-        self.say([Op::ForgetAside { connection, length }]);
+    /// Forgets what a send of spilled bytes has sent. Returns how much it was.
+    fn forget(&mut self, connection: ConnectionId, event: Event, spilled: u32) -> u32 {
+        let length = sent_spilled(event, spilled);
+        self.say([Op::ReleaseSpilled { connection, length }]);
         length
     }
 
-    /// Takes back the send of set-aside bytes that waits. Returns how many are still aside.
-    pub(crate) fn take_back(&mut self, connection: ConnectionId, aside: u32) -> u32 {
+    /// Takes back the send of spilled bytes that waits. Returns how many are still spilled.
+    pub(crate) fn take_back(&mut self, connection: ConnectionId, spilled: u32) -> u32 {
         self.say([Op::CancelSend { connection }]);
         match self.next() {
-            Event::SendFailed { error: SendError::Stopped, .. } => aside,
-            event @ Event::SentAside { .. } => aside - self.forget(connection, event, aside),
+            Event::SendFailed { error: SendError::Stopped, .. } => spilled,
+            event @ Event::SentSpilled { .. } => spilled - self.forget(connection, event, spilled),
             other => panic!("a send that stopped was expected, not {other:?}"),
         }
     }
 
-    /// Sends the rest of the set-aside bytes, one send of which waits already, while the peer
+    /// Sends the rest of the spilled bytes, one send of which waits already, while the peer
     /// reads. Returns how many bytes the peer has read.
     pub(crate) fn flush(
         &mut self,
         peer: PeerId,
         connection: ConnectionId,
-        mut aside: u32,
+        mut spilled: u32,
     ) -> usize {
         let mut read = 0;
-        while aside > 0 {
+        while spilled > 0 {
             read += self.world.read(peer, 4096);
             if let Some(event) = self.next_if_any() {
-                aside -= self.forget(connection, event, aside);
-                if aside > 0 {
-                    self.say([Op::SendAside { connection }]);
+                spilled -= self.forget(connection, event, spilled);
+                if spilled > 0 {
+                    self.say([Op::SendSpilled { connection }]);
                 }
             }
         }
@@ -282,7 +282,7 @@ impl<W: World> Bench<W> {
         let began = Instant::now();
         while left > 0 {
             left -= self.world.read(peer, left);
-            assert!(began.elapsed() < PATIENCE, "{left} bytes did not come");
+            assert!(began.elapsed() < TIMEOUT, "{left} bytes did not come");
             self.turn(0);
         }
     }
@@ -293,7 +293,7 @@ impl<W: World> Bench<W> {
         loop {
             self.turn(0);
             match self.world.end(peer) {
-                End::Open => assert!(began.elapsed() < PATIENCE, "the peer sees no end"),
+                End::Open => assert!(began.elapsed() < TIMEOUT, "the peer sees no end"),
                 end => return end,
             }
         }

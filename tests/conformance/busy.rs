@@ -80,7 +80,7 @@ impl Talker {
     fn new(driver: &mut Driver, number: u32) -> Self {
         let (ours, peer) = UnixStream::pair().expect("a pair of sockets");
         let name = ConnectionId::new(FIRST_SLOT + number, 0);
-        driver.adopt(name, OwnedFd::from(ours), &[]);
+        driver.import(name, OwnedFd::from(ours), &[]);
         Self {
             name,
             peer,
@@ -110,7 +110,7 @@ impl Talker {
 
     fn send(&self, driver: &mut Driver, buffer: BufferId, length: u32) {
         let connection = self.name;
-        driver.submit(&mut vec![Op::Send { connection, buffer, length, awaited: true }]);
+        driver.submit(&mut vec![Op::Send { connection, buffer, length, needs_completion: true }]);
     }
 
     fn on_event(&mut self, driver: &mut Driver, event: Event) {

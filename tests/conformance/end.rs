@@ -55,12 +55,12 @@ pub(crate) fn a_dead_connection_is_told_once<W: World>() {
     let peer = bench.accept(name(0));
     let (buffer, length) = bench.take(peer, name(0), 10)[0];
     bench.world.reset(peer);
-    bench.say([Op::Send { connection: name(0), buffer, length, awaited: true }]);
+    bench.say([Op::Send { connection: name(0), buffer, length, needs_completion: true }]);
     assert_eq!(bench.next(), Event::SendFailed { connection: name(0), error: BROKEN });
     // Once the error has been reported, a receive may see nothing but the end.
     bench.say([receive(name(0), ReceiveMode::Once)]);
     assert_receive_ended(bench.next(), &[RESET, ReceiveEnd::EndOfStream]);
-    bench.say([Op::Send { connection: name(0), buffer, length, awaited: true }]);
+    bench.say([Op::Send { connection: name(0), buffer, length, needs_completion: true }]);
     assert_eq!(bench.next(), Event::SendFailed { connection: name(0), error: BROKEN });
     bench.say([Op::Recycle { buffer }, Op::Close { connection: name(0) }]);
     bench.silence();
@@ -173,11 +173,11 @@ pub(crate) fn a_peer_that_closed_does_not_take_more<W: World>() {
     // TCP learns from the answer to these bytes that nobody wants them; a Unix socket knows at
     // once.
     let (connection, (buffer, length)) = (name(0), chunks[0]);
-    bench.say([Op::Send { connection, buffer, length, awaited: true }]);
+    bench.say([Op::Send { connection, buffer, length, needs_completion: true }]);
     let failed = Event::SendFailed { connection, error: BROKEN };
     let first = bench.next();
     assert!([Event::Sent { connection, length: 10 }, failed].contains(&first), "{first:?}");
     let (buffer, length) = chunks[1];
-    bench.say([Op::Send { connection, buffer, length, awaited: true }]);
+    bench.say([Op::Send { connection, buffer, length, needs_completion: true }]);
     assert_eq!(bench.next(), failed);
 }

@@ -15,12 +15,12 @@ mod accept;
 mod bench;
 mod busy;
 mod end;
+mod handover;
 mod probe;
 mod real;
 mod receive;
 mod relay;
 mod send;
-mod succession;
 mod turn;
 mod world;
 
@@ -77,11 +77,11 @@ in_each_world! {
     receive::a_cancel_leaves_the_others,
     receive::more_wait_for_bulk_than_there_are_large_buffers,
     send::a_send_takes_what_there_is_room_for,
-    send::what_a_full_socket_leaves_is_sent_from_aside,
+    send::what_a_full_socket_leaves_is_sent_from_the_spill,
     send::a_peer_that_has_ended_is_waited_for_in_peace,
     send::who_stalls_again_is_waited_for_again,
     send::a_cancel_in_the_same_breath_stops_a_send,
-    send::set_aside_pieces_keep_their_order,
+    send::spilled_chunks_keep_their_order,
     send::two_connections_do_not_mix,
     send::an_answer_that_nobody_waits_for_comes_all_the_same,
     send::a_short_send_is_told_unasked,
@@ -94,9 +94,9 @@ in_each_world! {
     relay::discarded_bytes_are_gone,
     relay::a_reset_ends_a_relay,
     relay::a_shutdown_of_both_ends_a_relay,
-    succession::a_canceled_send_loses_no_bytes,
-    succession::what_one_kernel_releases_another_adopts,
-    succession::the_core_hands_over_in_mid_transfer,
+    handover::a_canceled_send_loses_no_bytes,
+    handover::what_one_kernel_releases_another_imports,
+    handover::the_core_hands_over_in_mid_transfer,
     probe::a_silent_peer_that_is_there_answers,
     probe::the_end_of_a_probe_is_told_behind_a_close,
     end::a_reset_ends_a_receive,

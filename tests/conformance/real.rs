@@ -96,15 +96,15 @@ impl Real {
         driver
     }
 
-    fn succeed(&mut self, heirs: &[(ConnectionId, ConnectionId)]) {
-        let mut heir =
+    fn hand_over(&mut self, renamed: &[(ConnectionId, ConnectionId)]) {
+        let mut next =
             Self::driver(self.setup, self.busy, &self.listeners, &self.memory, &self.wake);
-        for &(old, new) in heirs {
+        for &(old, new) in renamed {
             let (socket, unsent) = self.driver.release(old);
-            assert!(heir.take_memory_for(&unsent));
-            heir.adopt(new, socket, &unsent);
+            assert!(next.take_memory_for(&unsent));
+            next.import(new, socket, &unsent);
         }
-        self.driver = heir;
+        self.driver = next;
     }
 
     fn connect(&mut self) -> PeerId {
@@ -202,8 +202,8 @@ macro_rules! real_world {
                 Arc::clone(&self.0.memory) as Arc<dyn Budget>
             }
 
-            fn succeed(&mut self, heirs: &[(ConnectionId, ConnectionId)]) {
-                self.0.succeed(heirs);
+            fn hand_over(&mut self, renamed: &[(ConnectionId, ConnectionId)]) {
+                self.0.hand_over(renamed);
             }
 
             fn connect(&mut self) -> PeerId {

@@ -17,12 +17,12 @@ pub(crate) fn a_send_takes_what_there_is_room_for<W: World>() {
     }
 }
 
-pub(crate) fn what_a_full_socket_leaves_is_sent_from_aside<W: World>() {
+pub(crate) fn what_a_full_socket_leaves_is_sent_from_the_spill<W: World>() {
     let mut bench = Bench::<W>::new(ROOMY);
     let peer = bench.accept(name(0));
-    let (written, aside) = bench.block(peer, name(0));
+    let (written, spilled) = bench.block(peer, name(0));
     bench.silence();
-    let read = bench.flush(peer, name(0), aside);
+    let read = bench.flush(peer, name(0), spilled);
     bench.read_all(peer, written - read);
     bench.silence();
 }
@@ -33,16 +33,16 @@ pub(crate) fn a_peer_that_has_ended_is_waited_for_in_peace<W: World>() {
     for ends_first in [true, false] {
         let mut bench = Bench::<W>::new(ROOMY);
         let peer = bench.accept(name(0));
-        let (written, mut aside) = bench.block(peer, name(0));
+        let (written, mut spilled) = bench.block(peer, name(0));
         if ends_first {
-            aside = bench.take_back(name(0), aside);
+            spilled = bench.take_back(name(0), spilled);
             bench.world.finish(peer);
-            bench.say([Op::SendAside { connection: name(0) }]);
+            bench.say([Op::SendSpilled { connection: name(0) }]);
         } else {
             bench.world.finish(peer);
         }
         bench.rest();
-        let read = bench.flush(peer, name(0), aside);
+        let read = bench.flush(peer, name(0), spilled);
         bench.read_all(peer, written - read);
         bench.rest();
     }
@@ -54,12 +54,12 @@ pub(crate) fn who_stalls_again_is_waited_for_again<W: World>() {
     let mut bench = Bench::<W>::new(ROOMY);
     let peer = bench.accept(name(0));
     for round in 0..6 {
-        let (written, mut aside) = bench.block(peer, name(0));
+        let (written, mut spilled) = bench.block(peer, name(0));
         if round % 3 == 1 {
-            aside = bench.take_back(name(0), aside);
-            bench.say([Op::SendAside { connection: name(0) }]);
+            spilled = bench.take_back(name(0), spilled);
+            bench.say([Op::SendSpilled { connection: name(0) }]);
         }
-        let read = bench.flush(peer, name(0), aside);
+        let read = bench.flush(peer, name(0), spilled);
         bench.read_all(peer, written - read);
         if round % 2 == 0 {
             bench.rest();
@@ -71,37 +71,37 @@ pub(crate) fn who_stalls_again_is_waited_for_again<W: World>() {
 pub(crate) fn a_cancel_in_the_same_breath_stops_a_send<W: World>() {
     let mut bench = Bench::<W>::new(ROOMY);
     let peer = bench.accept(name(0));
-    let (written, mut aside) = bench.block(peer, name(0));
-    aside = bench.take_back(name(0), aside);
+    let (written, mut spilled) = bench.block(peer, name(0));
+    spilled = bench.take_back(name(0), spilled);
     let connection = name(0);
-    bench.say([Op::SendAside { connection }, Op::CancelSend { connection }]);
+    bench.say([Op::SendSpilled { connection }, Op::CancelSend { connection }]);
     assert_eq!(bench.next(), Event::SendFailed { connection, error: SendError::Stopped });
     bench.rest();
-    bench.say([Op::SendAside { connection }]);
-    let read = bench.flush(peer, connection, aside);
+    bench.say([Op::SendSpilled { connection }]);
+    let read = bench.flush(peer, connection, spilled);
     bench.read_all(peer, written - read);
 }
 
-pub(crate) fn set_aside_pieces_keep_their_order<W: World>() {
+pub(crate) fn spilled_chunks_keep_their_order<W: World>() {
     let mut bench = Bench::<W>::new(ROOMY);
     let peer = bench.accept(name(0));
-    let (mut written, mut aside) = bench.block(peer, name(0));
-    // More may be set aside while a send waits.
+    let (mut written, mut spilled) = bench.block(peer, name(0));
+    // More may be spilled while a send waits.
     for length in [300, 1, 700] {
         for (buffer, length) in bench.take(peer, name(0), length) {
             let connection = name(0);
             let half = length.div_ceil(2);
-            bench.say([Op::SetAside { connection, buffer, offset: 0, length: half }]);
+            bench.say([Op::Spill { connection, buffer, offset: 0, length: half }]);
             if half < length {
                 let rest = length - half;
-                bench.say([Op::SetAside { connection, buffer, offset: half, length: rest }]);
+                bench.say([Op::Spill { connection, buffer, offset: half, length: rest }]);
             }
             bench.say([Op::Recycle { buffer }]);
-            aside += length;
+            spilled += length;
         }
         written += length;
     }
-    let read = bench.flush(peer, name(0), aside);
+    let read = bench.flush(peer, name(0), spilled);
     bench.read_all(peer, written - read);
 }
 
@@ -124,11 +124,11 @@ pub(crate) fn two_connections_do_not_mix<W: World>() {
         }
     }
     // One that is stalled does not hold up the other.
-    let (written, aside) = bench.block(peers[0], name(0));
+    let (written, spilled) = bench.block(peers[0], name(0));
     let chunk = bench.take(peers[1], name(1), 50)[0];
     assert_eq!(bench.send(name(1), chunk), 50);
     bench.read_all(peers[1], 50);
-    let read = bench.flush(peers[0], name(0), aside);
+    let read = bench.flush(peers[0], name(0), spilled);
     bench.read_all(peers[0], written - read);
 }
 
@@ -141,10 +141,10 @@ pub(crate) fn an_answer_that_nobody_waits_for_comes_all_the_same<W: World>() {
     let sent = |length| Event::Sent { connection, length };
 
     let (buffer, length) = bench.take(peer, connection, 100)[0];
-    bench.say([Op::Send { connection, buffer, length, awaited: false }]);
+    bench.say([Op::Send { connection, buffer, length, needs_completion: false }]);
     bench.read_all(peer, 100);
     let told = bench.next_if_any().unwrap_or_else(|| {
-        bench.say([Op::AwaitSends]);
+        bench.say([Op::FlushSends]);
         bench.next()
     });
     assert_eq!(told, sent(100));
@@ -153,7 +153,7 @@ pub(crate) fn an_answer_that_nobody_waits_for_comes_all_the_same<W: World>() {
 
     let (buffer, length) = bench.take(peer, connection, 50)[0];
     bench.say([
-        Op::Send { connection, buffer, length, awaited: false },
+        Op::Send { connection, buffer, length, needs_completion: false },
         receive(connection, ReceiveMode::Once),
     ]);
     bench.read_all(peer, 50);
@@ -174,10 +174,10 @@ pub(crate) fn a_short_send_is_told_unasked<W: World>() {
     let mut echoed = 0;
     let rest = 'full: loop {
         for (buffer, length) in bench.take(peer, connection, 500) {
-            bench.say([Op::Send { connection, buffer, length, awaited: false }]);
+            bench.say([Op::Send { connection, buffer, length, needs_completion: false }]);
             let told = bench.next_if_any();
             let Event::Sent { length: sent, .. } = told.unwrap_or_else(|| {
-                bench.say([Op::AwaitSends]);
+                bench.say([Op::FlushSends]);
                 bench.next()
             }) else {
                 panic!("the answer to a send was expected, not {told:?}")
@@ -192,7 +192,7 @@ pub(crate) fn a_short_send_is_told_unasked<W: World>() {
     };
     bench.read_all(peer, echoed);
     bench.world.reset(peer);
-    bench.say([Op::Send { connection, buffer: rest.0, length: rest.1, awaited: false }]);
+    bench.say([Op::Send { connection, buffer: rest.0, length: rest.1, needs_completion: false }]);
     let told = bench.next();
     assert!(matches!(told, Event::SendFailed { .. }), "to a peer that reset: {told:?}");
 }

@@ -4,10 +4,10 @@ use std::hash::RandomState;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use echo_uring::echo::admission::SourceBook;
+use echo_uring::echo::admission::SourceLimiter;
 use echo_uring::echo::fullness::Fullness;
 use echo_uring::echo::op::{Event, Kernel, Timestamp};
-use echo_uring::echo::server::{Parameters, Server, Tuning};
+use echo_uring::echo::server::{Parameters, RuntimeLimits, Server};
 
 use crate::bench::Bench;
 use crate::world::{End, ROOMY, World};
@@ -83,10 +83,10 @@ pub(crate) fn the_core_echoes_and_drains<W: World>() {
             buffer_sizes: ROOMY.buffer_sizes,
             receive_mode,
             linger_timeout: 5_000,
-            book: Arc::new(SourceBook::new(RandomState::new())),
+            limiter: Arc::new(SourceLimiter::new(RandomState::new())),
             budget: bench.world.budget(),
             fullness: Arc::new(Fullness::new(1)),
-            tuning: Tuning {
+            runtime_limits: RuntimeLimits {
                 connections_max: 2,
                 idle_timeout: Some(60_000),
                 stall_timeout: Some(60_000),

@@ -65,10 +65,10 @@ pub(crate) trait World {
     fn modes() -> &'static [ReceiveMode];
     fn new(setup: Setup) -> Self;
     fn kernel(&mut self) -> &mut Self::Kernel;
-    /// Where memory for set-aside bytes comes from.
+    /// Where memory for spilled bytes comes from.
     fn budget(&self) -> Arc<dyn Budget>;
-    /// Another kernel takes over the connections, each with the name of its heir.
-    fn succeed(&mut self, heirs: &[(ConnectionId, ConnectionId)]);
+    /// Another kernel takes over the connections, each with its next name.
+    fn hand_over(&mut self, renamed: &[(ConnectionId, ConnectionId)]);
     /// A new peer, which is in the backlog when this returns.
     fn connect(&mut self) -> PeerId;
     /// The peer writes its next `length` bytes; there must be room.
@@ -139,8 +139,8 @@ impl World for Fake {
         &mut self.kernel
     }
 
-    fn succeed(&mut self, heirs: &[(ConnectionId, ConnectionId)]) {
-        self.kernel.succeed(heirs);
+    fn hand_over(&mut self, renamed: &[(ConnectionId, ConnectionId)]) {
+        self.kernel.hand_over(renamed);
     }
 
     fn connect(&mut self) -> PeerId {

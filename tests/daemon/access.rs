@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use socket2::Socket;
 
 use crate::daemon::{Daemon, Launch};
-use crate::machine::{Scratch, in_company, patience, wait_until};
+use crate::machine::{Scratch, in_company, time_limit, wait_until};
 use crate::place::{Listening, Place, come_from, ping};
 
 /// A connection from 127.0.`third`.`fourth`.
@@ -29,10 +29,10 @@ fn connect_from(place: &Place, [third, fourth]: [u8; 2]) -> Socket {
 /// Whether a peer is let in; if so, its connection. Who is refused sees an end or a reset, never
 /// silence.
 fn admitted(socket: Socket) -> Option<Socket> {
-    socket.set_read_timeout(Some(patience(10.0))).unwrap();
+    socket.set_read_timeout(Some(time_limit(10.0))).unwrap();
     let start = Instant::now();
     let answered = ping(&socket, b"let me in");
-    assert!(start.elapsed() < patience(9.0), "neither let in nor refused");
+    assert!(start.elapsed() < time_limit(9.0), "neither let in nor refused");
     answered.then_some(socket)
 }
 
@@ -69,7 +69,7 @@ fn a_denied_peer_is_closed_at_once_and_others_are_not() {
     for socket in &inside {
         assert!(ping(socket, b"still here"));
     }
-    daemon.lines.wait_for("refused by [access]", patience(10.0));
+    daemon.lines.wait_for("refused by [access]", time_limit(10.0));
     drop(inside);
     assert_refused(&daemon.stop(), 4, "refused by [access]");
 }
@@ -87,7 +87,7 @@ fn an_allow_list_lets_in_whom_it_names_and_unix_peers() {
     assert_eq!(admit_from(&daemon, [1, 1], 2).len(), 2);
     assert_eq!(admit_from(&daemon, [1, 2], 2).len(), 0);
     assert_eq!(admit_from(&daemon, [2, 1], 2).len(), 0);
-    assert!(places[1].answers(patience(10.0)), "a Unix peer was refused");
+    assert!(places[1].answers(time_limit(10.0)), "a Unix peer was refused");
     if let Some(ipv6) = places.get(2) {
         assert!(admitted(ipv6.connect()).is_none(), "::1 is on no list");
     }
@@ -128,7 +128,7 @@ fn a_source_gets_its_cap_and_no_more() {
         // Who leaves makes room for one of its own.
         let mut greedy = greedy;
         drop(greedy.pop());
-        wait_until("a connection of the source to be counted off", patience(10.0), || {
+        wait_until("a connection of the source to be counted off", time_limit(10.0), || {
             greedy.extend(admitted(connect_from(daemon.place(), [0, 2])));
             greedy.len() == 5
         });
@@ -136,7 +136,7 @@ fn a_source_gets_its_cap_and_no_more() {
         drop((greedy, modest));
         daemon.settle();
     }
-    daemon.lines.wait_for("max-connections-per-source", patience(10.0));
+    daemon.lines.wait_for("max-connections-per-source", time_limit(10.0));
     let remains = daemon.stop();
     assert!(remains.counters.refused >= 75, "{remains:#?}");
 }
@@ -165,7 +165,7 @@ fn a_storm_from_one_source_keeps_nobody_out() {
         while Instant::now() < end {
             let start = Instant::now();
             assert!(stayers.iter().all(|socket| ping(socket, b"all well")));
-            assert!(start.elapsed() < patience(2.0), "the storm held up the others");
+            assert!(start.elapsed() < time_limit(2.0), "the storm held up the others");
             thread::sleep(Duration::from_millis(10));
         }
     });
@@ -222,7 +222,7 @@ fn a_source_that_connects_too_fast_is_held_to_its_rate() {
     assert_eq!(admit_from(&daemon, [0, 3], 5).len(), 5);
     thread::sleep(Duration::from_millis(1100));
     assert_eq!(admit_from(&daemon, [0, 2], 10).len(), 10);
-    let told = daemon.lines.wait_for("limits.accepts-per-source", patience(10.0));
+    let told = daemon.lines.wait_for("limits.accepts-per-source", time_limit(10.0));
     assert!(told.starts_with("warn "), "{told}");
     daemon.stop();
 }
@@ -238,7 +238,7 @@ fn new_rules_are_for_those_who_come_after_them() {
         std::fs::write(daemon.config_path(), config).unwrap();
         let before = daemon.manager.values("READY").len();
         daemon.signal(nix::sys::signal::Signal::SIGHUP);
-        wait_until("the end of a reload", patience(10.0), || {
+        wait_until("the end of a reload", time_limit(10.0), || {
             daemon.manager.values("READY").len() > before
         });
     };
@@ -251,7 +251,7 @@ fn new_rules_are_for_those_who_come_after_them() {
     let counted = admit_from(&daemon, [0, 4], 4);
     assert_eq!(counted.len(), 2);
     inside.truncate(1);
-    wait_until("a place for their source", patience(10.0), || {
+    wait_until("a place for their source", time_limit(10.0), || {
         admit_from(&daemon, [0, 2], 1).len() == 1
     });
     reload("[server]\nworkers = 2\n");

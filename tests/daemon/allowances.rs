@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::daemon::Launch;
 use crate::ending::Losses;
-use crate::machine::{in_company, patience};
+use crate::machine::{in_company, time_limit};
 use crate::place::{expect_end, expect_tape, ping, read_out, send_tape};
 use crate::tape::Tape;
 
@@ -20,16 +20,16 @@ fn a_connection_ends_at_its_lifetime_busy_or_not() {
     let silent = daemon.place().connect();
     let talker = daemon.place().connect();
     while ping(&talker, b"still here") {
-        assert!(start.elapsed() < patience(5.0), "it lives on");
+        assert!(start.elapsed() < time_limit(5.0), "it lives on");
         thread::sleep(Duration::from_millis(20));
     }
     let took = start.elapsed();
     assert!(took >= Duration::from_millis(990), "ended after only {took:?}");
     expect_end(&silent);
     let took = start.elapsed();
-    assert!(took < patience(3.0), "ended only after {took:?}");
+    assert!(took < time_limit(3.0), "ended only after {took:?}");
     // Others have a life of their own.
-    assert!(daemon.place().answers(patience(10.0)));
+    assert!(daemon.place().answers(time_limit(10.0)));
     drop((silent, talker));
     daemon.stop_with(Losses::Allowed);
 }
@@ -90,7 +90,7 @@ fn bulk_is_cut_at_the_very_byte() {
             socket.shutdown(Shutdown::Write).unwrap();
         });
         expect_tape(&socket, tape, 0, LIMIT);
-        assert_eq!(read_out(&socket, patience(10.0)), (0, Ok(())));
+        assert_eq!(read_out(&socket, time_limit(10.0)), (0, Ok(())));
     });
     drop(socket);
     let counters = daemon.stop_with(Losses::Allowed).counters;

@@ -175,12 +175,12 @@ fn the_log_level_of_the_command_line_counts_more_than_that_of_the_file() {
     let launch = Launch::with_config("[log]\nlevel = \"debug\"\n");
     let arguments = vec!["--log-level".to_owned(), "error".to_owned()];
     let mut daemon = Launch { arguments, ..launch }.start();
-    assert!(daemon.place().answers(crate::machine::patience(10.0)));
+    assert!(daemon.place().answers(crate::machine::time_limit(10.0)));
     daemon.settle();
     daemon.signal(nix::sys::signal::Signal::SIGTERM);
-    let status = daemon.wait(crate::machine::patience(20.0));
+    let status = daemon.wait(crate::machine::time_limit(20.0));
     assert_eq!(status.code(), Some(0));
-    daemon.lines.wait_for_end(crate::machine::patience(5.0));
+    daemon.lines.wait_for_end(crate::machine::time_limit(5.0));
     assert_eq!(daemon.lines.all(), Vec::<String>::new());
 }
 

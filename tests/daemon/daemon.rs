@@ -19,7 +19,7 @@ use nix::unistd::Pid;
 
 use crate::ending::{Counters, Losses};
 use crate::lines::Lines;
-use crate::machine::{Process, Scratch, patience, wait_until};
+use crate::machine::{Process, Scratch, time_limit, wait_until};
 use crate::manager::Manager;
 use crate::place::{Listening, Place};
 
@@ -74,7 +74,7 @@ impl Launch {
     /// Starts it and waits until it says that it is ready.
     pub(crate) fn start(self) -> Daemon {
         let daemon = self.spawn();
-        let limit = patience(20.0);
+        let limit = time_limit(20.0);
         let start = Instant::now();
         while daemon.manager.values("READY").is_empty() {
             let gone = daemon.process.open_files() == 0;
@@ -90,9 +90,9 @@ impl Launch {
     /// ready.
     pub(crate) fn fail(self) -> Refusal {
         let mut daemon = self.spawn();
-        let status = daemon.wait(patience(20.0));
+        let status = daemon.wait(time_limit(20.0));
         assert!(daemon.manager.values("READY").is_empty(), "it was ready before it refused");
-        daemon.lines.wait_for_end(patience(5.0));
+        daemon.lines.wait_for_end(time_limit(5.0));
         let lines = daemon.lines.all();
         Refusal { code: status.code(), lines, config_path: daemon.scratch.path("echo-uring.toml") }
     }
@@ -267,7 +267,7 @@ impl Daemon {
 
     /// Waits until it holds no more files than at the start: every connection is closed.
     pub(crate) fn settle(&self) {
-        let limit = patience(20.0);
+        let limit = time_limit(20.0);
         let start = Instant::now();
         while self.process.open_files() > self.files {
             if start.elapsed() > limit {
@@ -293,18 +293,18 @@ impl Daemon {
 
     /// Waits for the end of a daemon whose connections are to go to another one. Returns what it
     /// left with the service manager, its listening sockets, and what it said.
-    pub(crate) fn bequeath(mut self) -> (Vec<OwnedFd>, Vec<Listening>, Vec<String>) {
+    pub(crate) fn export(mut self) -> (Vec<OwnedFd>, Vec<Listening>, Vec<String>) {
         self.signal(Signal::SIGTERM);
-        let status = self.wait(patience(20.0));
-        self.lines.wait_for_end(patience(5.0));
+        let status = self.wait(time_limit(20.0));
+        self.lines.wait_for_end(time_limit(5.0));
         assert_eq!(status.code(), Some(0), "{}", self.transcript());
         (self.manager.take_stored(), std::mem::take(&mut self.listening), self.lines.all())
     }
 
     /// Waits for the end of a daemon that was asked to end, and checks it.
     pub(crate) fn finish(mut self, losses: Losses) -> Remains {
-        let status = self.wait(patience(30.0));
-        self.lines.wait_for_end(patience(5.0));
+        let status = self.wait(time_limit(30.0));
+        self.lines.wait_for_end(time_limit(5.0));
         let transcript = self.transcript();
         assert_eq!(status.code(), Some(0), "{transcript}");
         let lines = self.lines.all();

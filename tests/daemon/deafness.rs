@@ -12,7 +12,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use crate::bus::{Answer, Bus};
 use crate::daemon::Launch;
 use crate::ending::Losses;
-use crate::machine::{Scratch, alone, in_company, patience, wait_until};
+use crate::machine::{Scratch, alone, in_company, time_limit, wait_until};
 use crate::place::ping;
 
 /// READY=1 that is lost is a start that fails.
@@ -41,11 +41,11 @@ fn a_deaf_manager_does_not_delay_a_stop() {
     }
     let signaled = Instant::now();
     daemon.signal(Signal::SIGTERM);
-    daemon.lines.wait_for("info draining: 1 connection", patience(2.0));
-    assert!(signaled.elapsed() < patience(1.0), "{:?}", signaled.elapsed());
+    daemon.lines.wait_for("info draining: 1 connection", time_limit(2.0));
+    assert!(signaled.elapsed() < time_limit(1.0), "{:?}", signaled.elapsed());
     drop(peer);
     daemon.finish(Losses::None);
-    assert!(signaled.elapsed() < patience(3.0), "{:?}", signaled.elapsed());
+    assert!(signaled.elapsed() < time_limit(3.0), "{:?}", signaled.elapsed());
 }
 
 /// A bus whose backlog is full lets nobody connect, and does not say so.
@@ -77,11 +77,11 @@ fn a_bus_with_a_full_backlog_does_not_hang_a_stop() {
     let signaled = Instant::now();
     daemon.signal(Signal::SIGTERM);
     // Meanwhile it serves as before, newcomers too, and the watchdog is fed.
-    assert!(daemon.place().answers(patience(1.0)));
-    daemon.lines.wait_for("info draining: 1 connection", patience(4.0));
+    assert!(daemon.place().answers(time_limit(1.0)));
+    daemon.lines.wait_for("info draining: 1 connection", time_limit(4.0));
     let took = signaled.elapsed();
     assert!(took > Duration::from_millis(1500), "it did not ask: {took:?}");
-    assert!(took < patience(3.0), "it waited too long: {took:?}");
+    assert!(took < time_limit(3.0), "it waited too long: {took:?}");
     let pings = daemon.manager.values("WATCHDOG");
     assert!(pings.iter().filter(|(at, _)| *at > signaled).count() >= 3, "no pings meanwhile");
     drop((peer, waiting, listener));
@@ -99,7 +99,7 @@ fn a_slow_bus_is_waited_for() {
     let peer = daemon.place().connect();
     assert!(ping(&peer, b"here"));
     daemon.signal(Signal::SIGTERM);
-    daemon.lines.wait_for("handed over 1 connection", patience(8.0));
+    daemon.lines.wait_for("handed over 1 connection", time_limit(8.0));
 }
 
 /// Whatever else is asked, the answer that decides over every connection is not lost by it.
@@ -112,7 +112,7 @@ fn a_bus_that_answers_only_the_first_question_is_heard() {
     let peer = daemon.place().connect();
     assert!(ping(&peer, b"here"));
     daemon.signal(Signal::SIGTERM);
-    daemon.lines.wait_for("handed over 1 connection", patience(8.0));
+    daemon.lines.wait_for("handed over 1 connection", time_limit(8.0));
 }
 
 /// A second signal does not wait for the bus either.
@@ -129,8 +129,8 @@ fn a_second_signal_skips_the_question() {
     assert!(!daemon.lines.all().iter().any(|line| line.contains("draining")));
     let signaled = Instant::now();
     daemon.signal(Signal::SIGTERM);
-    daemon.lines.wait_for("info draining: 1 connection", patience(2.0));
-    assert!(signaled.elapsed() < patience(1.0));
+    daemon.lines.wait_for("info draining: 1 connection", time_limit(2.0));
+    assert!(signaled.elapsed() < time_limit(1.0));
     drop(peer);
     daemon.finish(Losses::None);
 }
@@ -155,7 +155,7 @@ fn without_a_free_descriptor_the_watchdog_is_fed() {
     assert!(pings >= 10, "{pings} pings in six intervals: {}", daemon.transcript());
     assert!(ping(&peer, b"still here"));
     drop((peer, newcomers));
-    daemon.lines.wait_for("no file descriptor is free", patience(5.0));
+    daemon.lines.wait_for("no file descriptor is free", time_limit(5.0));
     daemon.stop();
 }
 
@@ -168,7 +168,7 @@ fn a_long_error_of_a_reload_ends_the_reload_all_the_same() {
     fs::write(daemon.config_path(), format!("[timeouts]\nstall = \"{value}\"\n")).unwrap();
     let before = daemon.manager.values("READY").len();
     daemon.signal(Signal::SIGHUP);
-    wait_until("READY=1", patience(5.0), || daemon.manager.values("READY").len() > before);
+    wait_until("READY=1", time_limit(5.0), || daemon.manager.values("READY").len() > before);
     let said = daemon.manager.received().pop().unwrap();
     assert!(said.text.len() < 2_000, "{} bytes", said.text.len());
     let status = said.field("STATUS").unwrap();
@@ -184,7 +184,7 @@ fn a_manager_that_has_gone_costs_nothing() {
     let mut daemon = Launch::with_config("").start();
     daemon.manager.end();
     assert!(UnixStream::connect(daemon.manager.path()).is_err());
-    assert!(daemon.place().answers(patience(5.0)));
-    daemon.lines.wait_for("cannot tell the service manager", patience(5.0));
+    assert!(daemon.place().answers(time_limit(5.0)));
+    daemon.lines.wait_for("cannot tell the service manager", time_limit(5.0));
     daemon.stop();
 }

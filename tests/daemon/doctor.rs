@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::daemon::{Launch, program, run_to_end};
 use crate::locked::{WORKER, is_charged, limited};
-use crate::machine::{Scratch, alone, patience};
+use crate::machine::{Scratch, alone, time_limit};
 use crate::refused::{CALLS, run_by, under_a_filter};
 
 /// So few connections that every machine has files for them.
@@ -99,7 +99,7 @@ fn too_few_files_are_noted_with_a_cure() {
 fn the_doctor_foretells_how_many_connections_fit() {
     let launch = Launch::with_config("[server]\nworkers = 3\n");
     let daemon = Launch { open_files: Some(300), ..launch }.start();
-    let warning = daemon.lines.wait_for("only ", patience(5.0));
+    let warning = daemon.lines.wait_for("only ", time_limit(5.0));
     let mut command = Command::new("/bin/sh");
     command.args([
         "-c",

@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 
 use crate::daemon::Launch;
 use crate::flow::{self, Ending, Flow, Plan};
-use crate::machine::{in_company, patience, wait_until};
+use crate::machine::{in_company, time_limit, wait_until};
 
 /// A wrapper that traces `call` of the daemon and does `what` to it, or none with a note why not.
 pub(crate) fn strace(call: &str, what: &str) -> Option<Vec<String>> {
@@ -65,7 +65,7 @@ fn failing_turns(error: &str) {
         Plan { seed, total: 200_000, largest_piece: 64 * 1024, ending, urgent: false }
     };
     let flows = (0..30).map(|seed| Flow::new(daemon.place().connect(), plan(seed))).collect();
-    assert_eq!(flow::run(flows, patience(60.0)), 30 * 200_000);
+    assert_eq!(flow::run(flows, time_limit(60.0)), 30 * 200_000);
     daemon.stop();
 }
 
@@ -102,9 +102,9 @@ fn a_hanging_worker_starves_the_watchdog() {
         let last = daemon.manager.values("WATCHDOG").pop();
         last.is_some_and(|(at, _)| at.elapsed() > 2 * interval)
     };
-    wait_until("the watchdog to starve", patience(30.0), starved);
-    daemon.lines.wait_for("has not turned its loop", patience(10.0));
+    wait_until("the watchdog to starve", time_limit(30.0), starved);
+    daemon.lines.wait_for("has not turned its loop", time_limit(10.0));
     daemon.signal(Signal::SIGKILL);
-    let status = daemon.wait(patience(30.0));
+    let status = daemon.wait(time_limit(30.0));
     assert!(!status.success());
 }

@@ -14,7 +14,7 @@ use socket2::{SockFilter, Socket};
 use crate::daemon::{Daemon, Launch};
 use crate::ending::Losses;
 use crate::flow::{self, Ending, Flow, Plan};
-use crate::machine::{alone, patience, slowness, wait_until};
+use crate::machine::{alone, slowness, time_limit, wait_until};
 use crate::place::{Place, come_from, expect_silence, ping};
 
 /// Silence, four probes a second apart (the shortest interval), and an answer is waited for.
@@ -87,7 +87,7 @@ fn who_is_gone_is_found_in_time() {
             (SILENCE + PROBES - Duration::from_millis(700)).saturating_sub(since.elapsed()),
         );
         assert_eq!(daemon.process.open_files(), before, "they are given up too early");
-        wait_until("the peers that are gone to be given up", patience(10.0), || {
+        wait_until("the peers that are gone to be given up", time_limit(10.0), || {
             daemon.process.open_files() <= before - gone.len()
         });
         let late = since.elapsed().saturating_sub(SILENCE + PROBES);
@@ -143,7 +143,7 @@ fn urgent_data_survive_a_stop_of_the_daemon() {
     let flows: Vec<Flow> =
         (0..150).map(|seed| Flow::new(daemon.place().connect(), plan(seed))).collect();
     pester(&daemon, || {
-        assert_eq!(flow::run(flows, patience(60.0)), 150 * 20_000);
+        assert_eq!(flow::run(flows, time_limit(60.0)), 150 * 20_000);
     });
     let socket = daemon.place().connect();
     expect_silence(&socket, Duration::from_millis(10));

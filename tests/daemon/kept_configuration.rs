@@ -11,7 +11,7 @@ use crate::bundle::Bundle;
 use crate::bus::{Answer, Bus};
 use crate::daemon::{Daemon, Launch, run_to_end};
 use crate::ending::Losses;
-use crate::machine::{Scratch, in_company, patience, wait_until};
+use crate::machine::{Scratch, in_company, time_limit, wait_until};
 use crate::place::{Listening, come_from, ping};
 
 const VALID: &str = "[server]\nworkers = 2\n[limits]\nmax-connections = 1234\n[access]\n\
@@ -21,7 +21,7 @@ const PROBLEM: &str = "echo-uring.toml:2:19: limits.max-connections: 0 is out of
 
 /// The next one, with sockets to look at it.
 fn next(bus: &Bus, daemon: Daemon, config: &str, scratch: &Scratch) -> Daemon {
-    let (stored, listening, lines) = daemon.bequeath();
+    let (stored, listening, lines) = daemon.export();
     assert!(!stored.is_empty(), "nothing was stored: {lines:#?}");
     let status = scratch.path("status");
     let _ = fs::remove_file(&status);
@@ -52,7 +52,7 @@ fn assert_told(daemon: &Daemon, scratch: &Scratch, told: bool) {
     let table = run_to_end(&["status", "--socket", path.to_str().unwrap()], None);
     assert_eq!(String::from_utf8(table.stdout).unwrap().contains(PROBLEM), told);
     let status = || daemon.manager.values("STATUS").pop().unwrap().1;
-    wait_until("the status", patience(5.0), || status().contains(PROBLEM) == told);
+    wait_until("the status", time_limit(5.0), || status().contains(PROBLEM) == told);
 }
 
 fn is_denied(daemon: &Daemon) -> bool {
@@ -74,12 +74,12 @@ fn a_restart_with_an_invalid_file_keeps_connections_and_configuration() {
     assert!(ping(&peer, b"here"));
     fs::write(daemon.config_path(), VALID).unwrap();
     daemon.signal(Signal::SIGHUP);
-    daemon.lines.wait_for("info reloaded: access.deny", patience(5.0));
+    daemon.lines.wait_for("info reloaded: access.deny", time_limit(5.0));
 
     let mut daemon = daemon;
     for round in 0..2 {
         daemon = next(&bus, daemon, INVALID, &scratch);
-        let line = daemon.lines.wait_for("error invalid configuration: ", patience(5.0));
+        let line = daemon.lines.wait_for("error invalid configuration: ", time_limit(5.0));
         assert!(line.contains(PROBLEM) && line.ends_with("; the last valid one is in force"));
         assert!(ping(&peer, b"still here"), "round {round}");
         assert!(is_denied(&daemon), "the access list is not in force");
@@ -92,13 +92,13 @@ fn a_restart_with_an_invalid_file_keeps_connections_and_configuration() {
     }
     fs::write(daemon.config_path(), VALID.replace("127.0.0.9", "127.0.0.8")).unwrap();
     daemon.signal(Signal::SIGHUP);
-    daemon.lines.wait_for("info reloaded: access.deny = [\"127.0.0.8\"]", patience(5.0));
+    daemon.lines.wait_for("info reloaded: access.deny = [\"127.0.0.8\"]", time_limit(5.0));
     assert_told(&daemon, &scratch, false);
     assert!(!is_denied(&daemon) && ping(&peer, b"and on"));
     // A reload that fails is told in the same places.
     fs::write(daemon.config_path(), INVALID).unwrap();
     daemon.signal(Signal::SIGHUP);
-    daemon.lines.wait_for("error reload failed: ", patience(5.0));
+    daemon.lines.wait_for("error reload failed: ", time_limit(5.0));
     assert_told(&daemon, &scratch, true);
     fs::write(daemon.config_path(), VALID).unwrap();
     drop(peer);
@@ -117,13 +117,13 @@ fn a_restart_without_the_file_keeps_connections() {
     let daemon = Launch { bus: bus.address(), ..Launch::with_config(VALID) }.start();
     let peer = daemon.place().connect();
     assert!(ping(&peer, b"here"));
-    let (stored, listening, _) = daemon.bequeath();
+    let (stored, listening, _) = daemon.export();
     // The file is the last of the arguments.
     let script = "for last; do :; done; rm \"$last\"; exec \"$@\"";
     let wrapper = ["/bin/sh", "-c", script, "sh"].map(str::to_owned).to_vec();
     let launch = Launch { bus: bus.address(), stored, listening, wrapper, ..Launch::default() };
     let daemon = launch.start();
-    let line = daemon.lines.wait_for("error invalid configuration: ", patience(5.0));
+    let line = daemon.lines.wait_for("error invalid configuration: ", time_limit(5.0));
     assert!(line.contains("echo-uring.toml: cannot be read"), "{line}");
     assert!(ping(&peer, b"still here") && is_denied(&daemon));
     drop(peer);
@@ -145,7 +145,7 @@ fn an_invalid_file_without_a_kept_configuration_fails_the_start() {
         let daemon = Launch { bus: bus.address(), ..Launch::with_config(VALID) }.start();
         let peer = daemon.place().connect();
         assert!(ping(&peer, b"here"));
-        let (stored, _, _) = daemon.bequeath();
+        let (stored, _, _) = daemon.export();
         let mut bundle = Bundle::open(stored);
         damage(&mut bundle.state);
         launch(vec![bundle.close()]).fail().assert(78, &[PROBLEM]);
@@ -153,7 +153,7 @@ fn an_invalid_file_without_a_kept_configuration_fails_the_start() {
         assert!(!ping(&peer, b"nobody is here"));
     }
     let daemon = Launch { bus: bus.address(), ..Launch::with_config(VALID) }.start();
-    let (stored, _, _) = daemon.bequeath();
+    let (stored, _, _) = daemon.export();
     assert!(!stored.is_empty());
     launch(stored).fail().assert(78, &[PROBLEM]);
     let older = include_bytes!("../fixtures/handover/0.1.0.state").to_vec();

@@ -11,7 +11,7 @@ use socket2::Socket;
 
 use crate::daemon::{Daemon, Launch};
 use crate::ending::Losses;
-use crate::machine::{alone, in_company, patience, wait_until};
+use crate::machine::{alone, in_company, time_limit, wait_until};
 use crate::place::{expect_end, expect_silence, expect_tape, ping, read_out, send_tape, stuff};
 use crate::tape::Tape;
 
@@ -33,17 +33,17 @@ fn notifications_come_in_order_and_say_what_is_so() {
         send_tape(peer, Tape::new(1), 0, 1024 * 1024);
         expect_tape(peer, Tape::new(1), 0, 1024 * 1024);
     }
-    wait_until("a STATUS with 3 connections", patience(10.0), || {
+    wait_until("a STATUS with 3 connections", time_limit(10.0), || {
         last_status(&daemon) == "3 connections, 0 echoes/s, 3.1 MB echoed, 2 workers"
     });
     drop(peers);
-    wait_until("a STATUS without connections", patience(10.0), || {
+    wait_until("a STATUS without connections", time_limit(10.0), || {
         last_status(&daemon).starts_with("0 connections, 0 echoes/s, 3.1 MB")
     });
 
     daemon.settle();
     daemon.signal(Signal::SIGTERM);
-    wait_until("STOPPING", patience(10.0), || !daemon.manager.values("STOPPING").is_empty());
+    wait_until("STOPPING", time_limit(10.0), || !daemon.manager.values("STOPPING").is_empty());
     let said = daemon.manager.received();
     let stopping = said.iter().find(|it| it.field("STOPPING").is_some()).unwrap();
     assert_eq!(stopping.field("STOPPING"), Some("1"));
@@ -85,7 +85,7 @@ fn status_is_told_once_a_second_at_most() {
     let daemon = Launch::with_config("").start();
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(3) {
-        assert!(daemon.place().answers(patience(10.0)));
+        assert!(daemon.place().answers(time_limit(10.0)));
         thread::sleep(Duration::from_millis(5));
     }
     let moments: Vec<Instant> = daemon.manager.values("STATUS").iter().map(|(at, _)| *at).collect();
@@ -134,7 +134,7 @@ fn the_watchdog_is_fed_while_the_last_worker_drains() {
     let last = daemon.place().connect();
     assert!(ping(&last, b"here"));
     daemon.signal(Signal::SIGTERM);
-    daemon.lines.wait_for("info draining: 1 connection", patience(10.0));
+    daemon.lines.wait_for("info draining: 1 connection", time_limit(10.0));
     let began = Instant::now();
     thread::sleep(5 * interval);
     let pings = daemon.manager.values("WATCHDOG");
@@ -155,11 +155,11 @@ fn a_second_signal_ends_at_once() {
         let peer = daemon.place().connect();
         assert!(ping(&peer, b"here"));
         daemon.signal(first);
-        daemon.lines.wait_for("info draining: 1 connection", patience(10.0));
+        daemon.lines.wait_for("info draining: 1 connection", time_limit(10.0));
         assert!(ping(&peer, b"still here"));
         daemon.signal(second);
-        let status = daemon.wait(patience(3.0));
-        daemon.lines.wait_for_end(patience(5.0));
+        let status = daemon.wait(time_limit(3.0));
+        daemon.lines.wait_for_end(time_limit(5.0));
         assert_eq!(status.code(), Some(0), "{}", daemon.transcript());
         let last = daemon.lines.all().pop().unwrap();
         assert_eq!(last, "warn second signal: ending at once");
@@ -206,7 +206,7 @@ fn newcomers_wait_while_it_drains() {
     let old = daemon.place().connect();
     assert!(ping(&old, b"here"));
     daemon.signal(Signal::SIGTERM);
-    daemon.lines.wait_for("info draining: 1 connection", patience(10.0));
+    daemon.lines.wait_for("info draining: 1 connection", time_limit(10.0));
     // The workers hear of it a moment after the log does.
     thread::sleep(Duration::from_millis(300));
     let newcomer = daemon.place().connect();
@@ -217,7 +217,7 @@ fn newcomers_wait_while_it_drains() {
     let place = daemon.place().clone();
     let started = Instant::now();
     let remains = daemon.finish(Losses::None);
-    assert!(started.elapsed() < patience(5.0), "it waited although nobody was left");
+    assert!(started.elapsed() < time_limit(5.0), "it waited although nobody was left");
     assert_eq!(remains.counters.accepted, 1, "{place:?}");
 }
 
@@ -236,12 +236,12 @@ fn at_the_deadline_of_the_drain_each_peer_gets_an_end() {
     let start = Instant::now();
 
     let talk = thread::spawn(move || talk_until_ended(&talker));
-    let quiet = thread::spawn(move || read_out(&silent, patience(20.0)));
+    let quiet = thread::spawn(move || read_out(&silent, time_limit(20.0)));
     daemon.finish(Losses::Allowed);
     let took = start.elapsed();
     assert!(took > Duration::from_millis(1500), "it did not wait: {took:?}");
     // The deaf one has five seconds to answer the end before it is cut off.
-    assert!(took < Duration::from_secs(7) + patience(3.0), "it waited too long: {took:?}");
+    assert!(took < Duration::from_secs(7) + time_limit(3.0), "it waited too long: {took:?}");
     let (words, end) = talk.join().unwrap();
     assert!(words > 10, "only {words} words");
     assert_eq!(end, None, "the talker saw no orderly end");
@@ -279,7 +279,7 @@ fn talk_until_ended(mut socket: &Socket) -> (u64, Option<ErrorKind>) {
 fn without_a_service_manager_the_end_is_the_same() {
     let _quiet = in_company();
     let daemon = Launch::with_config("").start();
-    assert!(daemon.place().answers(patience(10.0)));
+    assert!(daemon.place().answers(time_limit(10.0)));
     daemon.settle();
     daemon.signal(Signal::SIGINT);
     daemon.finish(Losses::None);

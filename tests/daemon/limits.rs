@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use socket2::Socket;
 
 use crate::daemon::{Daemon, Launch, Remains};
-use crate::machine::{in_company, patience, wait_until};
+use crate::machine::{in_company, time_limit, wait_until};
 use crate::place::{Listening, readable, send_tape};
 use crate::tape::Tape;
 
@@ -48,7 +48,7 @@ fn settled(clients: &[Client]) -> usize {
     let start = Instant::now();
     let mut last = (Instant::now(), answered(clients));
     while last.0.elapsed() < Duration::from_millis(700) {
-        assert!(start.elapsed() < patience(30.0), "the number of answers does not settle");
+        assert!(start.elapsed() < time_limit(30.0), "the number of answers does not settle");
         thread::sleep(Duration::from_millis(20));
         let now = answered(clients);
         if now != last.1 {
@@ -79,14 +79,14 @@ fn fill_and_empty(
         drop(clients.swap_remove(leaver));
         let left = Instant::now();
         let served = || clients.len() - answered(&clients) < waiting.max(1);
-        while !served() && left.elapsed() < patience(1.0) {
+        while !served() && left.elapsed() < time_limit(1.0) {
             thread::sleep(Duration::from_millis(5));
         }
         // Who lost the race of two listeners for the last place of a worker is parked with it, and
         // waits for a place there, even if another worker has one.
         assert!(may_park || served(), "nobody was served when a place became free");
     }
-    assert!(daemon.place().answers(patience(10.0)));
+    assert!(daemon.place().answers(time_limit(10.0)));
     daemon.stop()
 }
 
@@ -134,18 +134,18 @@ fn fewer_places_than_workers() {
     let daemon = Launch::with_config(&config(2)).start();
     let none = "all places were taken";
     let one = Client::knock(&daemon, 0);
-    wait_until("an answer", patience(5.0), || one.answered());
+    wait_until("an answer", time_limit(5.0), || one.answered());
     // The counters are looked at once a second.
     thread::sleep(Duration::from_millis(2_500));
     assert!(!daemon.lines.all().iter().any(|line| line.contains(none)), "{}", daemon.transcript());
     let clients: Vec<Client> = (0..3).map(|number| Client::knock(&daemon, number)).collect();
     assert_eq!(settled(&clients), 1);
-    let line = daemon.lines.wait_for(none, patience(5.0));
+    let line = daemon.lines.wait_for(none, time_limit(5.0));
     assert!(line.contains("taken 1 time (2 connections now)"), "{line}");
     assert!(line.ends_with("; raise limits.max-connections"), "{line}");
     fs::write(daemon.config_path(), config(4)).unwrap();
     daemon.signal(Signal::SIGHUP);
-    wait_until("all answers", patience(5.0), || answered(&clients) == 3);
+    wait_until("all answers", time_limit(5.0), || answered(&clients) == 3);
     drop((one, clients));
     daemon.stop();
 }

@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::daemon::{Daemon, Launch};
-use crate::machine::{Scratch, alone, in_company, patience};
+use crate::machine::{Scratch, alone, in_company, time_limit};
 use crate::place::{Listening, Place, ping};
 
 /// A TCP address of this host that nobody uses: any address of 127.0.0.0/8 is ours, and one made
@@ -40,7 +40,7 @@ fn tcp_and_unix(address: SocketAddr, path: &Path) -> String {
 fn assert_answers(daemon: &Daemon, places: &[Place]) {
     for place in places {
         for _ in 0..10 {
-            assert!(place.answers(patience(10.0)), "{place:?}\n{}", daemon.transcript());
+            assert!(place.answers(time_limit(10.0)), "{place:?}\n{}", daemon.transcript());
         }
     }
 }
@@ -152,7 +152,7 @@ fn a_restart_after_a_kill_can_bind_again() {
     let config = tcp_and_unix(address, &path);
     let mut killed = Launch { config: config.clone(), ..Launch::default() }.start();
     killed.signal(Signal::SIGKILL);
-    killed.wait(patience(10.0));
+    killed.wait(time_limit(10.0));
     assert!(path.exists());
     let daemon = Launch { config, ..Launch::default() }.start();
     assert_answers(&daemon, &[Place::Tcp(address), Place::Unix(path)]);
@@ -233,7 +233,7 @@ fn sockets_meant_for_another_process_are_not_taken() {
     let listening = vec![Listening::ipv4()];
     let addressee = Some(std::process::id());
     let daemon = Launch { listening, config, addressee, ..Launch::default() }.start();
-    assert!(Place::Unix(path).answers(patience(10.0)));
+    assert!(Place::Unix(path).answers(time_limit(10.0)));
     assert!(!daemon.place().answers(Duration::from_millis(300)));
     daemon.stop();
 }

@@ -85,7 +85,7 @@ fn an_automatic_number_is_as_many_as_fit() {
         return;
     }
     let daemon = with_workers("\"auto\"", WORKER * 3 / 2).start();
-    let warning = daemon.lines.wait_for("LimitMEMLOCK=infinity", crate::machine::patience(5.0));
+    let warning = daemon.lines.wait_for("LimitMEMLOCK=infinity", crate::machine::time_limit(5.0));
     let need = format!("need {} KiB", WORKER * cpus as u64 / 1024);
     for word in ["warn", "only 1 fit", "RLIMIT_MEMLOCK", &need] {
         assert!(warning.contains(word), "{word:?} is missing: {warning}");
@@ -117,7 +117,7 @@ fn a_start_right_after_an_end_waits_for_what_is_given_back() {
     for signal in [Signal::SIGTERM, Signal::SIGKILL, Signal::SIGKILL, Signal::SIGKILL] {
         let mut daemon = with_workers("8", 8 * WORKER).start();
         daemon.signal(signal);
-        daemon.wait(crate::machine::patience(10.0));
+        daemon.wait(crate::machine::time_limit(10.0));
     }
     with_workers("8", 8 * WORKER).start().stop();
 }

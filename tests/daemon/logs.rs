@@ -13,7 +13,7 @@ use nix::sys::signal::Signal;
 use crate::daemon::Launch;
 use crate::ending::{Counters, Losses};
 use crate::lines::Lines;
-use crate::machine::{in_company, patience};
+use crate::machine::{in_company, time_limit};
 use crate::place::{Place, ping, reset, send_tape};
 use crate::tape::Tape;
 
@@ -92,8 +92,8 @@ fn a_log_that_nobody_reads_does_not_stop_the_echo() {
     let lines = Lines::read(reader);
     let mut daemon = daemon;
     daemon.signal(Signal::SIGTERM);
-    assert_eq!(daemon.wait(patience(20.0)).code(), Some(0));
-    lines.wait_for_end(patience(5.0));
+    assert_eq!(daemon.wait(time_limit(20.0)).code(), Some(0));
+    lines.wait_for_end(time_limit(5.0));
     let texts = lines.all();
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
     Counters::judge(&texts, Losses::Allowed).unwrap_or_else(|fault| panic!("{fault}: {texts:#?}"));
@@ -107,10 +107,10 @@ fn a_log_that_nobody_reads_does_not_hold_up_the_end() {
     let launch = Launch::with_config("");
     let mut daemon = Launch { stderr, ..launch }.start();
     fill(&writer);
-    assert!(daemon.place().answers(patience(10.0)));
+    assert!(daemon.place().answers(time_limit(10.0)));
     daemon.settle();
     daemon.signal(Signal::SIGTERM);
-    assert_eq!(daemon.wait(patience(15.0)).code(), Some(0));
+    assert_eq!(daemon.wait(time_limit(15.0)).code(), Some(0));
     drop((reader, writer));
 }
 

@@ -1,4 +1,4 @@
-//! What the tests need of the machine they run on: patience, quiet, room for files, and a look at a
+//! What the tests need of the machine they run on: time limits, quiet, room for files, and a look at a
 //! process.
 //!
 //! Deadlines are generous and on the monotonic clock; a slow machine (an emulator, say) stretches
@@ -24,7 +24,7 @@ pub(crate) fn slowness() -> f64 {
 }
 
 /// `seconds`, stretched for a slow machine. For what may take long, never for what must take long.
-pub(crate) fn patience(seconds: f64) -> Duration {
+pub(crate) fn time_limit(seconds: f64) -> Duration {
     Duration::from_secs_f64(seconds * slowness())
 }
 
@@ -208,7 +208,7 @@ fn a_busy_process_is_not_at_rest() {
         std::process::Command::new("/bin/sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
     let process = Process(child.id());
     // On a machine short of memory a shell may take a while before it spins.
-    wait_until("a spinning shell", patience(10.0), || {
+    wait_until("a spinning shell", time_limit(10.0), || {
         process.cpu_time() >= Duration::from_millis(50)
     });
     let verdict = std::panic::catch_unwind(|| {

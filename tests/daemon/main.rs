@@ -9,6 +9,7 @@
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
 mod access;
+mod admin;
 mod allowances;
 mod bundle;
 mod bus;
@@ -19,6 +20,7 @@ mod doctor;
 mod ending;
 mod faults;
 mod flow;
+mod handover;
 mod keepalive;
 mod kept_configuration;
 mod lifecycle;
@@ -36,12 +38,10 @@ mod refused;
 mod reload;
 mod scripts;
 mod sealed;
-mod sight;
 mod smoke;
 mod states;
 mod stopping;
 mod storms;
-mod succession;
 mod tape;
 mod terminal;
 mod timeouts;

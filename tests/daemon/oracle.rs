@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use socket2::Socket;
 
-use crate::machine::{patience, wait_until};
+use crate::machine::{time_limit, wait_until};
 use crate::place::{Listening, Place};
 
 /// A running oracle.
@@ -45,7 +45,7 @@ impl Oracle {
     pub(crate) fn stop(mut self) {
         self.done.store(true, Ordering::Relaxed);
         for connection in self.thread.take().unwrap().join().unwrap() {
-            wait_until("the oracle's last connection to end", patience(10.0), || {
+            wait_until("the oracle's last connection to end", time_limit(10.0), || {
                 connection.is_finished()
             });
             connection.join().unwrap();

@@ -10,7 +10,7 @@ use socket2::Socket;
 
 use crate::daemon::{Daemon, Launch};
 use crate::flow::{self, Ending, Flow, Plan};
-use crate::machine::{alone, patience};
+use crate::machine::{alone, time_limit};
 use crate::oracle::Oracle;
 use crate::place::{Listening, Place, expect_end, expect_tape, ping, send_tape, stuff};
 use crate::tape::{Dice, Tape};
@@ -305,7 +305,7 @@ fn bulk_of_a_thousand(place: &Place) {
         Plan { seed, total: 50_000, largest_piece: 32 * 1024, ending, urgent: false }
     };
     let flows = (0..1000).map(|seed| Flow::new(place.connect(), plan(seed))).collect();
-    assert_eq!(flow::run(flows, patience(60.0)), 50_000_000);
+    assert_eq!(flow::run(flows, time_limit(60.0)), 50_000_000);
 }
 
 #[test]
@@ -349,7 +349,7 @@ fn a_pool_of_8_buffers_rests_while_peers_are_stalled() {
         })
         .collect();
     daemon.process.assert_at_rest(Duration::from_secs(1), "with a hundred stalled peers");
-    assert!(daemon.place().answers(patience(10.0)), "the stalled ones hold the whole pool");
+    assert!(daemon.place().answers(time_limit(10.0)), "the stalled ones hold the whole pool");
     reconcile(deaf);
     daemon.stop();
 }

@@ -13,7 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use crate::machine::patience;
+use crate::machine::time_limit;
 use crate::tape::Tape;
 
 /// Where to connect to.
@@ -36,8 +36,8 @@ impl Place {
     /// A socket of the right kind, not yet connected; options may be set on it first.
     pub(crate) fn socket(&self) -> Socket {
         let socket = Socket::new(self.address().domain(), Type::STREAM, None).unwrap();
-        socket.set_read_timeout(Some(patience(60.0))).unwrap();
-        socket.set_write_timeout(Some(patience(60.0))).unwrap();
+        socket.set_read_timeout(Some(time_limit(60.0))).unwrap();
+        socket.set_write_timeout(Some(time_limit(60.0))).unwrap();
         socket
     }
 

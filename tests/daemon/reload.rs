@@ -11,7 +11,7 @@ use socket2::SockRef;
 
 use crate::daemon::{Daemon, Launch, program};
 use crate::ending::Losses;
-use crate::machine::{alone, in_company, patience, wait_until};
+use crate::machine::{alone, in_company, time_limit, wait_until};
 use crate::manager::Notification;
 use crate::place::{expect_end, expect_tape, ping, read_out, readable, send_tape};
 use crate::tape::Tape;
@@ -21,7 +21,7 @@ fn reload(daemon: &Daemon) -> Vec<Notification> {
     let before = daemon.manager.received().len();
     let readies = daemon.manager.values("READY").len();
     daemon.signal(Signal::SIGHUP);
-    wait_until("the end of a reload", patience(10.0), || {
+    wait_until("the end of a reload", time_limit(10.0), || {
         daemon.manager.values("READY").len() > readies
     });
     daemon.manager.received().split_off(before)
@@ -51,7 +51,7 @@ fn a_reload_is_announced_dated_and_ended() {
     let apart = later_time - time;
     assert!(apart + Duration::from_micros(1) >= later_begin - end, "{times:?}");
     assert!(apart <= later_end - begin + Duration::from_micros(1), "{times:?}");
-    daemon.lines.wait_for("info reloaded: nothing changed", patience(5.0));
+    daemon.lines.wait_for("info reloaded: nothing changed", time_limit(5.0));
     daemon.stop();
 }
 
@@ -67,17 +67,17 @@ fn new_values_take_effect_and_the_others_are_named() {
                   max-connections = 5000\n[tcp]\nreceive-buffer = \"64KiB\"\n";
     fs::write(daemon.config_path(), config).unwrap();
     reload(&daemon);
-    assert!(readable(&silent, patience(5.0)), "the silent peer was not let go");
+    assert!(readable(&silent, time_limit(5.0)), "the silent peer was not let go");
     expect_end(&silent);
-    let changed = daemon.lines.wait_for("info reloaded: ", patience(5.0));
+    let changed = daemon.lines.wait_for("info reloaded: ", time_limit(5.0));
     assert_eq!(changed, "info reloaded: limits.max-connections = 5000, timeouts.idle = \"300ms\"");
     let rest = "warn a restart is needed for the changes of server.workers, tcp.receive-buffer";
-    daemon.lines.wait_for(rest, patience(5.0));
+    daemon.lines.wait_for(rest, time_limit(5.0));
     drop(silent);
     reload(&daemon);
-    daemon.lines.wait_for("info reloaded: nothing changed that takes effect now", patience(5.0));
+    daemon.lines.wait_for("info reloaded: nothing changed that takes effect now", time_limit(5.0));
     let times = || daemon.lines.all().iter().filter(|line| *line == rest).count();
-    wait_until("the warning to come again", patience(5.0), || times() == 2);
+    wait_until("the warning to come again", time_limit(5.0), || times() == 2);
     daemon.stop();
 }
 
@@ -127,17 +127,17 @@ fn the_log_level_follows_the_file_but_not_against_the_command_line() {
     assert_eq!(daemon.lines.all(), Vec::<String>::new());
     fs::write(daemon.config_path(), "[log]\nlevel = \"info\"\n").unwrap();
     reload(&daemon);
-    daemon.lines.wait_for("info reloaded: log.level = \"info\"", patience(5.0));
+    daemon.lines.wait_for("info reloaded: log.level = \"info\"", time_limit(5.0));
     daemon.stop();
     let launch = Launch::with_config("[log]\nlevel = \"error\"\n");
     let daemon = Launch { arguments: vec!["--log-level=info".into()], ..launch }.start();
     fs::write(daemon.config_path(), "[log]\nlevel = \"warn\"\n").unwrap();
     reload(&daemon);
-    daemon.lines.wait_for("info reloaded: nothing changed", patience(5.0));
+    daemon.lines.wait_for("info reloaded: nothing changed", time_limit(5.0));
     daemon.stop();
 }
 
-/// Goal: a file that cannot be meant changes nothing, is named with line and column in the status
+/// Goal: an invalid file changes nothing, is named with line and column in the status
 /// and, once, in the log, and a good one ends the trouble.
 #[test]
 fn a_bad_file_leaves_the_old_configuration_in_force() {
@@ -151,16 +151,16 @@ fn a_bad_file_leaves_the_old_configuration_in_force() {
     let status = said.last().unwrap().field("STATUS").unwrap();
     assert!(status.starts_with(&trouble), "{status}");
     assert!(status.contains("; the old configuration is in force; 0 connections"), "{status}");
-    let line = daemon.lines.wait_for("error reload failed: ", patience(5.0));
+    let line = daemon.lines.wait_for("error reload failed: ", time_limit(5.0));
     assert!(line.ends_with("; the old configuration is in force"), "{line}");
     // The status of every second still says so.
     let silent = daemon.place().connect();
     assert!(ping(&silent, b"here"));
-    wait_until("the next status", patience(5.0), || {
+    wait_until("the next status", time_limit(5.0), || {
         let status = daemon.manager.values("STATUS").pop().unwrap().1;
         status.contains("1 connection,") && status.starts_with(&trouble)
     });
-    assert!(readable(&silent, patience(5.0)), "the old timeout is no longer in force");
+    assert!(readable(&silent, time_limit(5.0)), "the old timeout is no longer in force");
     expect_end(&silent);
     drop(silent);
     let errors = daemon.lines.all().iter().filter(|line| line.starts_with("error")).count();
@@ -184,18 +184,18 @@ fn a_hangup_is_welcome_at_any_time() {
     for _ in 0..20 {
         daemon.signal(Signal::SIGHUP);
     }
-    daemon.lines.wait_for("info reloaded: nothing changed", patience(5.0));
+    daemon.lines.wait_for("info reloaded: nothing changed", time_limit(5.0));
     let balanced = || {
         let (begun, ended) = (daemon.manager.values("RELOADING"), daemon.manager.values("READY"));
         begun.len() + 1 == ended.len()
     };
-    wait_until("each reload to end", patience(5.0), balanced);
+    wait_until("each reload to end", time_limit(5.0), balanced);
     let peer = daemon.place().connect();
     assert!(ping(&peer, b"here"));
     daemon.signal(Signal::SIGTERM);
-    daemon.lines.wait_for("info draining: 1 connection", patience(10.0));
+    daemon.lines.wait_for("info draining: 1 connection", time_limit(10.0));
     daemon.signal(Signal::SIGHUP);
-    daemon.lines.wait_for("info reload ignored: ", patience(5.0));
+    daemon.lines.wait_for("info reload ignored: ", time_limit(5.0));
     assert!(ping(&peer, b"still here"));
     drop(peer);
     daemon.finish(Losses::None);
@@ -211,12 +211,12 @@ fn a_hangup_before_it_is_ready_is_remembered() {
     let wrapper = ["env", "--block-signal=HUP", "/bin/sh", "-c", script];
     let wrapper = wrapper.map(str::to_owned).to_vec();
     let daemon = Launch { wrapper, ..Launch::with_config("") }.start();
-    daemon.lines.wait_for("info reloaded: nothing changed", patience(5.0));
+    daemon.lines.wait_for("info reloaded: nothing changed", time_limit(5.0));
     let lines = daemon.lines.all();
     let at = |text: &str| lines.iter().position(|line| line.contains(text));
     assert!(at("info ready") < at("info reloaded"), "{lines:#?}");
     assert!(daemon.manager.received()[0].field("READY").is_some(), "{}", daemon.transcript());
-    wait_until("the end of the reload", patience(5.0), || {
+    wait_until("the end of the reload", time_limit(5.0), || {
         daemon.manager.values("READY").len() == 2
     });
     daemon.stop();
@@ -240,7 +240,7 @@ fn the_command_of_the_unit_tells_the_daemon_and_judges_the_file() {
         let output = run(Some(daemon.process.0));
         assert_eq!(output.status.code(), Some(0), "{output:?}");
         // The datagram is in our queue already; the thread that reads it may need a moment.
-        wait_until("RELOADING=1", patience(5.0), || {
+        wait_until("RELOADING=1", time_limit(5.0), || {
             daemon.manager.values("RELOADING").len() == round
         });
     }
@@ -249,7 +249,7 @@ fn the_command_of_the_unit_tells_the_daemon_and_judges_the_file() {
     assert_eq!(output.status.code(), Some(78), "{output:?}");
     let words = String::from_utf8(output.stderr).unwrap();
     assert!(words.contains(":2:19: limits.max-connections: 0 is out of range"), "{words}");
-    daemon.lines.wait_for("error reload failed: ", patience(5.0));
+    daemon.lines.wait_for("error reload failed: ", time_limit(5.0));
     let output = run(None);
     assert_eq!(output.status.code(), Some(64), "{output:?}");
     fs::write(daemon.config_path(), "").unwrap();
@@ -288,7 +288,7 @@ fn a_hundred_reloads_under_load_cost_nobody_a_byte() {
                     thread::sleep(due.saturating_duration_since(Instant::now()));
                 }
                 socket.shutdown(std::net::Shutdown::Write).unwrap();
-                assert_eq!(read_out(&socket, patience(10.0)), (0, Ok(())));
+                assert_eq!(read_out(&socket, time_limit(10.0)), (0, Ok(())));
                 offset / WORD
             })
         };
@@ -335,7 +335,7 @@ fn a_file_that_nobody_expects_ends_nobody() {
         let status = said.last().unwrap().field("STATUS").unwrap().to_owned();
         assert!(status.contains(words), "{status}");
         assert!(status.len() <= 1024, "{} bytes: {status}", status.len());
-        daemon.lines.wait_for(words, patience(5.0));
+        daemon.lines.wait_for(words, time_limit(5.0));
         assert!(ping(&peer, b"after"));
     }
     // A valid one is told as shortly.
@@ -344,7 +344,7 @@ fn a_file_that_nobody_expects_ends_nobody() {
     let config = format!("[access]\ndeny = [{}]\n", many.join(", "));
     fs::write(daemon.config_path(), config).unwrap();
     reload(&daemon);
-    let line = daemon.lines.wait_for("reloaded: access.deny = [\"10.0.0.0\", ", patience(5.0));
+    let line = daemon.lines.wait_for("reloaded: access.deny = [\"10.0.0.0\", ", time_limit(5.0));
     assert!(line.len() < 200 && line.ends_with('\u{2026}'), "{line}");
     drop(peer);
     daemon.stop();

@@ -13,7 +13,7 @@ use socket2::Socket;
 use crate::daemon::Launch;
 use crate::ending::Losses;
 use crate::flow::{self, Ending, Flow, Plan};
-use crate::machine::{Scratch, alone, in_company, patience};
+use crate::machine::{Scratch, alone, in_company, time_limit};
 use crate::oracle::Oracle;
 use crate::place::{Listening, Place};
 use crate::place::{expect_end, expect_tape, ping, read_out, reset, send_tape, stuff};
@@ -37,7 +37,7 @@ fn flows(place: &Place, count: u64, total: u64) -> Vec<Flow> {
 
 /// Pieces from 1 byte to 1 MiB over 256 connections, half of which end with their last byte.
 fn random_pieces(place: &Place, total: u64) {
-    assert_eq!(flow::run(flows(place, 256, total), patience(150.0)), total);
+    assert_eq!(flow::run(flows(place, 256, total), time_limit(150.0)), total);
 }
 
 fn a_tenth_of_a_gibibyte(place: &Place) {
@@ -136,7 +136,7 @@ fn resets_while_others_run(place: &Place) {
     let done = std::sync::atomic::AtomicBool::new(false);
     thread::scope(|scope| {
         let others = scope.spawn(|| {
-            let total = flow::run(flows(place, 30, 60 * MIB), patience(90.0));
+            let total = flow::run(flows(place, 30, 60 * MIB), time_limit(90.0));
             done.store(true, std::sync::atomic::Ordering::Relaxed);
             total
         });
@@ -147,7 +147,7 @@ fn resets_while_others_run(place: &Place) {
         }
         assert_eq!(others.join().unwrap(), 60 * MIB);
     });
-    assert!(place.answers(patience(10.0)));
+    assert!(place.answers(time_limit(10.0)));
 }
 
 fn resets_in_every_state(place: &Place, round: u64) {
@@ -192,7 +192,7 @@ fn rude_closes(place: &Place) {
         send_tape(&socket, Tape::new(round), 0, 1 + round * 1_000);
         drop(socket);
     }
-    assert!(place.answers(patience(10.0)));
+    assert!(place.answers(time_limit(10.0)));
 }
 
 /// Every seventh write is urgent. The echo is the whole stream, urgent bytes in their places.
@@ -251,7 +251,7 @@ fn one_after_the_other(place: &Place) {
         let socket = place.connect();
         assert!(ping(&socket, b"hello"));
         socket.shutdown(Shutdown::Write).unwrap();
-        assert_eq!(read_out(&socket, patience(30.0)), (0, Ok(())));
+        assert_eq!(read_out(&socket, time_limit(30.0)), (0, Ok(())));
     }
 }
 

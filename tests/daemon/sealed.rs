@@ -11,7 +11,7 @@ use socket2::Socket;
 
 use crate::daemon::{Daemon, Launch};
 use crate::ending::Losses;
-use crate::machine::{Scratch, in_company, patience};
+use crate::machine::{Scratch, in_company, time_limit};
 use crate::place::{ping, reset};
 
 /// A field of /proc/PID/status of each thread of a process.
@@ -44,7 +44,7 @@ fn its_rings_and_the_process_refuse_what_an_echo_does_not_need() {
     daemon.stop();
 }
 
-/// A filter on the main thread alone would be a door beside the lock.
+/// A filter on the main thread alone would be a hole beside the lock.
 #[test]
 fn every_thread_has_the_filter_and_no_new_privileges() {
     let _quiet = in_company();
@@ -137,7 +137,7 @@ fn what_peers_sent_is_in_no_core() {
     let (mut daemon, peers) =
         with_secrets(Launch { wrapper, ..Launch::with_config("# not a secret") });
     daemon.signal(Signal::SIGABRT);
-    assert_eq!(daemon.wait(patience(20.0)).signal(), Some(Signal::SIGABRT as i32));
+    assert_eq!(daemon.wait(time_limit(20.0)).signal(), Some(Signal::SIGABRT as i32));
     let core = fs::read_dir(&directory).unwrap().next().expect("no core").unwrap().path();
     let core = fs::read(core).unwrap();
     // It is a core of use: the words of the program's own memory are there.

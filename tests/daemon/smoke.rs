@@ -13,7 +13,7 @@ use socket2::Socket;
 use crate::daemon::Launch;
 use crate::ending::Losses;
 use crate::flow::{self, Ending, Flow, Plan};
-use crate::machine::{alone, patience};
+use crate::machine::{alone, time_limit};
 use crate::place::{expect_end, expect_tape, ping, send_tape};
 use crate::tape::Tape;
 
@@ -35,7 +35,7 @@ fn a_thousand_connections_are_echoed_and_drained() {
         send_tape(peer, Tape::new(seed), 1_000, 2_000);
     }
     daemon.signal(Signal::SIGTERM);
-    daemon.lines.wait_for("info draining: ", patience(20.0));
+    daemon.lines.wait_for("info draining: ", time_limit(20.0));
     for (seed, peer) in (0..).zip(&peers) {
         send_tape(peer, Tape::new(seed), 2_000, 3_000);
         peer.shutdown(Shutdown::Write).unwrap();
@@ -59,7 +59,7 @@ fn bulk_is_exact() {
         Plan { seed, total: 500_000, largest_piece: 256 * 1024, ending, urgent: false }
     };
     let flows = (0..40).map(|seed| Flow::new(daemon.place().connect(), plan(seed))).collect();
-    assert_eq!(flow::run(flows, patience(60.0)), 40 * 500_000);
+    assert_eq!(flow::run(flows, time_limit(60.0)), 40 * 500_000);
     assert!(ping(&daemon.place().connect(), b"the last word"));
     daemon.stop();
 }

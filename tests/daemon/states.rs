@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use echo_uring::echo::op::Standing;
+use echo_uring::echo::op::TransferPhase;
 use echo_uring::handover::format::{self, State, Version};
 use nix::sys::epoll::{Epoll, EpollCreateFlags};
 use nix::sys::signal::Signal;
@@ -20,7 +20,7 @@ use crate::bundle::Bundle;
 use crate::bus::{Answer, Bus};
 use crate::daemon::{Daemon, Launch, program};
 use crate::ending::Losses;
-use crate::machine::{Scratch, alone, in_company, patience, wait_until};
+use crate::machine::{Scratch, alone, in_company, time_limit, wait_until};
 use crate::place::{Listening, Place, expect_end, expect_tape, ping, readable, send_tape, stuff};
 use crate::tape::Tape;
 
@@ -48,7 +48,7 @@ fn varied_state(bus: &Bus, scratch: &Scratch) -> (Vec<u8>, Crowd) {
     let [tcp, unix] = <[Place; 2]>::try_from(daemon.places()).unwrap();
     let while_it_stands_still = |act: &dyn Fn()| {
         daemon.signal(Signal::SIGSTOP);
-        wait_until("it to stand still", patience(5.0), || daemon.process.is_stopped());
+        wait_until("it to stand still", time_limit(5.0), || daemon.process.is_stopped());
         act();
         daemon.signal(Signal::SIGCONT);
     };
@@ -62,7 +62,7 @@ fn varied_state(bus: &Bus, scratch: &Scratch) -> (Vec<u8>, Crowd) {
     while began.elapsed() < LIFETIME + Duration::from_millis(500) {
         std::thread::sleep(Duration::from_millis(50));
     }
-    assert!(readable(&lingering, patience(5.0)), "its life goes on");
+    assert!(readable(&lingering, time_limit(5.0)), "its life goes on");
     let open = unix.connect();
     assert!(ping(&open, b"and stay"));
     let silent = tcp.connect();
@@ -78,13 +78,13 @@ fn varied_state(bus: &Bus, scratch: &Scratch) -> (Vec<u8>, Crowd) {
         finishing.shutdown(Shutdown::Write).unwrap();
     });
     std::thread::sleep(Duration::from_millis(200));
-    let (stored, _, lines) = daemon.bequeath();
+    let (stored, _, lines) = daemon.export();
     assert!(lines.iter().any(|line| line.contains("handed over 6 connections")), "{lines:#?}");
     let sockets = vec![flushing, lingering, open, silent, slow, finishing];
     (Bundle::open(stored).state, Crowd { _sockets: sockets })
 }
 
-/// Goal: a real state has every standing in it, with what belongs to it; so has each fixture, which
+/// Goal: a real state has every phase in it, with what belongs to it; so has each fixture, which
 /// is recorded here.
 #[test]
 fn a_state_tells_how_connections_stand() {
@@ -113,11 +113,11 @@ fn assert_has_all(state: &State) {
         .records
         .iter()
         .map(|record| {
-            let bequest = record.bequest;
-            assert_eq!(bequest.unsent as usize, record.unsent.len());
-            assert!(bequest.received > 0 && bequest.age_ms > 0, "{bequest:?}");
+            let transfer = record.transfer;
+            assert_eq!(transfer.unsent as usize, record.unsent.len());
+            assert!(transfer.received > 0 && transfer.age_ms > 0, "{transfer:?}");
 
-            format!("{:?} {} {}", bequest.standing, bequest.listener.0, bequest.unsent > 0)
+            format!("{:?} {} {}", transfer.phase, transfer.listener.0, transfer.unsent > 0)
         })
         .collect();
     seen.sort();
@@ -167,9 +167,9 @@ fn states_of_every_release_are_gone_on_with() {
         let mut peers = Vec::new();
         let mut descriptors: Vec<OwnedFd> = Vec::new();
         for record in &state.records {
-            let domain = if record.bequest.listener.0 == 0 { Domain::IPV4 } else { Domain::UNIX };
+            let domain = if record.transfer.listener.0 == 0 { Domain::IPV4 } else { Domain::UNIX };
             let (ours, peer) = pair(domain, &scratch);
-            if matches!(record.bequest.standing, Standing::Lingering(_)) {
+            if matches!(record.transfer.phase, TransferPhase::Lingering(_)) {
                 ours.shutdown(Shutdown::Write).unwrap();
             }
             descriptors.push(ours.into());
@@ -177,12 +177,16 @@ fn states_of_every_release_are_gone_on_with() {
         }
         let stored = vec![Bundle { state: bytes, descriptors }.close()];
         let daemon = Launch { stored, ..Launch::with_config(PATIENT) }.start();
-        daemon.lines.wait_for("took over 6 connections", patience(5.0));
+        daemon.lines.wait_for("took over 6 connections", time_limit(5.0));
         for (record, peer) in state.records.iter().zip(&peers) {
             expect_bytes(peer, &record.unsent);
-            match record.bequest.standing {
-                Standing::Open => assert!(ping(peer, b"and on"), "{path:?}: {:?}", record.bequest),
-                Standing::Finishing | Standing::Flushing(_) | Standing::Lingering(_) => {
+            match record.transfer.phase {
+                TransferPhase::Open => {
+                    assert!(ping(peer, b"and on"), "{path:?}: {:?}", record.transfer)
+                }
+                TransferPhase::Finishing
+                | TransferPhase::Flushing(_)
+                | TransferPhase::Lingering(_) => {
                     expect_end(peer);
                 }
             }
@@ -203,7 +207,7 @@ fn expect_bytes(mut socket: &Socket, expected: &[u8]) {
 /// Goal: whatever is no connected stream socket is closed, the others go on, and the daemon ends
 /// when it is asked to. Method: one of each kind in the place of a connection.
 #[test]
-fn what_is_no_connection_is_not_adopted() {
+fn what_is_no_connection_is_not_imported() {
     let _quiet = in_company();
     let scratch = Scratch::new();
     let bus = Bus::start(&scratch.path("bus"), Answer::Job("restart"));
@@ -211,7 +215,7 @@ fn what_is_no_connection_is_not_adopted() {
     let strangers = strangers();
     let peers: Vec<Socket> = (0..strangers.len() + 4).map(|_| daemon.place().connect()).collect();
     assert!(peers.iter().all(|peer| ping(peer, b"here")));
-    let (stored, listening, _) = daemon.bequeath();
+    let (stored, listening, _) = daemon.export();
     let mut bundle = Bundle::open(stored);
     let count = strangers.len();
     // Whose they were is not known; so many of the peers lose their connection.
@@ -221,20 +225,20 @@ fn what_is_no_connection_is_not_adopted() {
     let config = PATIENT.to_owned();
     let daemon =
         Launch { bus: bus.address(), stored, listening, config, ..Launch::default() }.start();
-    let line = daemon.lines.wait_for("no connections, the first is", patience(5.0));
+    let line = daemon.lines.wait_for("no connections, the first is", time_limit(5.0));
     // The one that was never connected is taken for one whose peer has gone.
     let told = format!("warn closed {} descriptors of the process before: ", count - 1);
     assert!(line.starts_with(&told), "{line}");
-    daemon.lines.wait_for("took over 4 connections", patience(5.0));
+    daemon.lines.wait_for("took over 4 connections", time_limit(5.0));
     let alive = peers.iter().filter(|peer| ping(peer, b"still here")).count();
     assert_eq!(alive, 4);
-    assert!(daemon.place().answers(patience(5.0)));
+    assert!(daemon.place().answers(time_limit(5.0)));
     drop(peers);
     bus.say(Answer::Job("stop"));
     let began = Instant::now();
     daemon.signal(Signal::SIGTERM);
     daemon.finish(Losses::None);
-    assert!(began.elapsed() < patience(5.0), "it took {:?} to end", began.elapsed());
+    assert!(began.elapsed() < time_limit(5.0), "it took {:?} to end", began.elapsed());
 }
 
 /// One of each kind of descriptor that is no connection; the last one is a stream socket.
@@ -283,7 +287,7 @@ fn a_state_is_written_for_the_program_that_comes_next() {
             fs::write(&unpacked, next).unwrap();
             fs::rename(&unpacked, &path).unwrap();
         }
-        let (stored, listening, lines) = daemon.bequeath();
+        let (stored, listening, lines) = daemon.export();
         let bundle = Bundle::open(stored);
         assert_eq!(read(&bundle.state).version, version, "{lines:#?}");
         let warned = lines.iter().any(|line| line.starts_with("warn ") && line.contains("older"));
@@ -308,14 +312,14 @@ fn a_silence_of_two_months_is_handed_over() {
     let peer = daemon.place().connect();
     send_tape(&peer, Tape::new(1), 0, 10);
     expect_tape(&peer, Tape::new(1), 0, 10);
-    let (stored, listening, _) = daemon.bequeath();
+    let (stored, listening, _) = daemon.export();
     let mut bundle = Bundle::open(stored);
     let mut state = read(&bundle.state);
     let silence = 60 * 24 * 3_600_000;
-    let bequest = state.records[0].bequest.after(silence);
+    let transfer = state.records[0].transfer.after(silence);
     state.head.configuration.clear();
     bundle.state.clear();
-    format::write(Version::PRESENT, &state.head, &[(bequest, &[])], &mut bundle.state).unwrap();
+    format::write(Version::PRESENT, &state.head, &[(transfer, &[])], &mut bundle.state).unwrap();
     let stored = vec![bundle.close()];
     // A timeout of 70 days is not over, one of 48 is.
     let config = |idle: &str| format!("[timeouts]\nidle = \"{idle}\"\n");
@@ -328,7 +332,7 @@ fn a_silence_of_two_months_is_handed_over() {
     };
     let daemon: Daemon = launch.start();
     assert!(!readable(&peer, Duration::from_millis(1500)), "it was ended too early");
-    let (stored, listening, _) = daemon.bequeath();
+    let (stored, listening, _) = daemon.export();
     bus.say(Answer::Job("stop"));
     let launch = Launch {
         bus: bus.address(),
@@ -338,7 +342,7 @@ fn a_silence_of_two_months_is_handed_over() {
         ..Launch::default()
     };
     let daemon = launch.start();
-    assert!(readable(&peer, patience(10.0)), "its silence was forgotten");
+    assert!(readable(&peer, time_limit(10.0)), "its silence was forgotten");
     expect_end(&peer);
     drop(peer);
     daemon.stop();

@@ -12,7 +12,7 @@ use socket2::{Domain, Socket, Type};
 use crate::bus::{Answer, Bus};
 use crate::daemon::Launch;
 use crate::ending::Losses;
-use crate::machine::{Scratch, alone, in_company, patience};
+use crate::machine::{Scratch, alone, in_company, time_limit};
 use crate::place::{Listening, Place, ping, reset};
 
 /// What became of those who connected.
@@ -129,7 +129,7 @@ fn who_waits_in_the_backlog_for_a_place_is_served_in_the_drain() {
     assert!(ping(&first, b"here"));
     let waiting: Vec<Socket> = (0..3).map(|_| place.connect()).collect();
     daemon.signal(Signal::SIGTERM);
-    daemon.lines.wait_for("info draining: 1 connection", patience(5.0));
+    daemon.lines.wait_for("info draining: 1 connection", time_limit(5.0));
     assert!(ping(&first, b"still here"));
     drop(first);
     for socket in waiting {
@@ -193,7 +193,7 @@ fn a_restart_resets_nobody_who_got_through_to_its_own_sockets() {
                 scope.spawn(|| storm(&place, &tally, &stop));
             }
             thread::sleep(Duration::from_millis(200));
-            let (stored, _, _) = daemon.bequeath();
+            let (stored, _, _) = daemon.export();
             let next = start(stored);
             stop.store(true, Ordering::Relaxed);
             next
@@ -223,7 +223,7 @@ fn newcomers_are_not_held_back_for_ever() {
     let last = place.connect();
     assert!(ping(&last, b"here"));
     daemon.signal(Signal::SIGTERM);
-    daemon.lines.wait_for("info draining: 1 connection", patience(10.0));
+    daemon.lines.wait_for("info draining: 1 connection", time_limit(10.0));
     // The stop of the socket unit is called off, and then the service ends.
     bus.say(Answer::Job("stop"));
     drop(last);
@@ -239,13 +239,13 @@ fn newcomers_are_not_held_back_for_ever() {
     let last = place.connect();
     assert!(ping(&last, b"here"));
     daemon.signal(Signal::SIGTERM);
-    daemon.lines.wait_for("info draining: 1 connection", patience(10.0));
+    daemon.lines.wait_for("info draining: 1 connection", time_limit(10.0));
     daemon.signal(Signal::SIGKILL);
-    daemon.wait(patience(10.0));
+    daemon.wait(time_limit(10.0));
     bus.say(Answer::Job(""));
     let daemon = start(vec![Listening { socket: socket.into(), place: place.clone() }]);
     let began = Instant::now();
-    assert!(place.answers(patience(5.0)));
+    assert!(place.answers(time_limit(5.0)));
     assert!(began.elapsed() < Duration::from_millis(900), "it was held back");
     daemon.stop();
 }

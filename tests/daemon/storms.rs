@@ -13,7 +13,7 @@ use socket2::Socket;
 use crate::daemon::{Daemon, Launch};
 use crate::ending::Losses;
 use crate::flow::{self, Ending, Flow, Plan};
-use crate::machine::{Process, Scratch, alone, patience};
+use crate::machine::{Process, Scratch, alone, time_limit};
 use crate::oracle::Oracle;
 use crate::place::{Listening, Place, reset};
 
@@ -49,7 +49,7 @@ fn storm(places: &[Place]) {
         socket.set_nonblocking(true).unwrap();
         while socket.send(&[7; 4096]).is_ok() {}
     }
-    let bytes = flow::run((0..PEERS).map(flow).collect(), patience(120.0));
+    let bytes = flow::run((0..PEERS).map(flow).collect(), time_limit(120.0));
     assert_eq!(bytes, PEERS * BYTES);
     doomed.into_iter().for_each(reset);
 }

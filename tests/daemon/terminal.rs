@@ -19,7 +19,7 @@ use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 
 use crate::daemon::{Launch, program};
 use crate::lines::Lines;
-use crate::machine::{Scratch, in_company, patience, wait_until};
+use crate::machine::{Scratch, in_company, time_limit, wait_until};
 use crate::place::{Listening, Place, ping};
 
 /// A pseudo-terminal: what a window is to the programs in it.
@@ -116,7 +116,7 @@ fn the_live_table_keeps_to_its_terminal_and_gives_it_back() {
         watching.args(["status", "--watch", "--socket"]).arg(&socket).stderr(terminal.stdio());
         let child = watching.spawn().unwrap();
         let drawn = |count| pictures(&seen).len() >= count;
-        wait_until("two pictures", patience(10.0), || drawn(2));
+        wait_until("two pictures", time_limit(10.0), || drawn(2));
         assert!(!terminal.modes().intersects(LocalModes::ICANON | LocalModes::ECHO));
         for picture in pictures(&seen) {
             assert!(
@@ -126,7 +126,7 @@ fn the_live_table_keeps_to_its_terminal_and_gives_it_back() {
         }
         let count = pictures(&seen).len();
         terminal.resize(4, 30);
-        wait_until("the picture for the other size", patience(10.0), || drawn(count + 2));
+        wait_until("the picture for the other size", time_limit(10.0), || drawn(count + 2));
         let picture = pictures(&seen)[count + 1].clone();
         let lines: Vec<&str> = picture.trim_end_matches("\x1b[J").split("\r\n").collect();
         assert_eq!(lines.len(), 4, "{lines:?}");
@@ -136,14 +136,14 @@ fn the_live_table_keeps_to_its_terminal_and_gives_it_back() {
         // What means nothing is not shown and ends nothing.
         terminal.press(b"x");
         let count = pictures(&seen).len();
-        wait_until("a picture after another key", patience(10.0), || drawn(count + 2));
+        wait_until("a picture after another key", time_limit(10.0), || drawn(count + 2));
         terminal.press(key);
-        let status = end_of(child, patience(5.0));
+        let status = end_of(child, time_limit(5.0));
         assert!(status.success(), "after {name} it ended with {status:?}");
         assert_eq!(terminal.modes(), before, "{name} left the terminal in other modes");
         let whole = || seen.lock().unwrap().clone();
         assert!(whole().starts_with("\x1b[?1049h\x1b[?25l"), "{:?}", whole());
-        wait_until("the former screen", patience(5.0), || {
+        wait_until("the former screen", time_limit(5.0), || {
             whole().ends_with("\x1b[?25h\x1b[?1049l")
         });
     }
@@ -157,8 +157,8 @@ fn by_hand(mut command: Command, scratch: &Scratch) -> (Child, Lines, Place) {
     let arguments = ["--listen", "127.0.0.1:0", "--config"];
     let mut child = command.args(arguments).arg(config).stderr(Stdio::piped()).spawn().unwrap();
     let lines = Lines::read(child.stderr.take().unwrap());
-    lines.wait_for("info ready", patience(10.0));
-    let line = lines.wait_for("info listening on ", patience(1.0));
+    lines.wait_for("info ready", time_limit(10.0));
+    let line = lines.wait_for("info listening on ", time_limit(1.0));
     let address: SocketAddr = line.split(' ').nth(3).unwrap().parse().unwrap();
     (child, lines, Place::Tcp(address))
 }
@@ -175,9 +175,9 @@ fn a_daemon_ends_with_the_terminal_it_was_started_on() {
     let (child, lines, place) = by_hand(in_session(&terminal), &scratch);
     assert!(ping(&place.connect(), b"still open"));
     drop(terminal);
-    let status = end_of(child, patience(10.0));
-    lines.wait_for("info the terminal is closed", patience(5.0));
-    lines.wait_for("info stopped: accepted=1 ", patience(5.0));
+    let status = end_of(child, time_limit(10.0));
+    lines.wait_for("info the terminal is closed", time_limit(5.0));
+    lines.wait_for("info stopped: accepted=1 ", time_limit(5.0));
     assert!(status.success(), "{:?}, {:#?}", status.signal(), lines.all());
 }
 
@@ -192,10 +192,10 @@ fn a_hangup_is_a_reload_until_the_terminal_is_closed() {
     command.env_clear().stdin(terminal.stdio()).stdout(Stdio::null());
     let (child, lines, place) = by_hand(command, &scratch);
     send(&child, Signal::SIGHUP);
-    lines.wait_for("info reloaded: nothing changed", patience(5.0));
+    lines.wait_for("info reloaded: nothing changed", time_limit(5.0));
     drop(terminal);
     assert!(ping(&place.connect(), b"nobody has told it"));
     send(&child, Signal::SIGHUP);
-    lines.wait_for("info the terminal is closed", patience(5.0));
-    assert!(end_of(child, patience(10.0)).success());
+    lines.wait_for("info the terminal is closed", time_limit(5.0));
+    assert!(end_of(child, time_limit(10.0)).success());
 }

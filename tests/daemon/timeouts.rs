@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::daemon::Launch;
 use crate::ending::Losses;
-use crate::machine::{in_company, patience};
+use crate::machine::{in_company, time_limit};
 use crate::place::{expect_end, expect_tape, ping, read_out, readable, send_tape, stuff};
 use crate::tape::Tape;
 
@@ -33,7 +33,7 @@ fn a_silent_peer_is_let_go_and_a_talking_one_stays() {
     for (peer, end) in [&silent, &spoke_once].into_iter().zip(ended) {
         let end = end.expect("let go within four seconds");
         assert!(end >= Duration::from_millis(990), "let go after only {end:?}");
-        assert!(end < patience(3.0), "let go only after {end:?}");
+        assert!(end < time_limit(3.0), "let go only after {end:?}");
         expect_end(peer);
     }
     drop(talker);
@@ -65,14 +65,14 @@ fn a_peer_that_takes_nothing_is_let_go() {
     // Its end shows as a reset or an end behind what was on its way, without a read of ours: the
     // file is gone.
     let files = daemon.process.open_files();
-    while daemon.process.open_files() >= files && start.elapsed() < patience(10.0) {
+    while daemon.process.open_files() >= files && start.elapsed() < time_limit(10.0) {
         assert!(ping(&polite, b"all well"));
         thread::sleep(Duration::from_millis(20));
     }
     let took = start.elapsed();
     assert!(took >= Duration::from_millis(2_990), "let go after only {took:?}");
-    assert!(took < stuffed + patience(5.0), "let go only after {took:?}");
-    let (bytes, _) = read_out(&deaf, patience(10.0));
+    assert!(took < stuffed + time_limit(5.0), "let go only after {took:?}");
+    let (bytes, _) = read_out(&deaf, time_limit(10.0));
     assert!(bytes > 0, "nothing was echoed before it stalled");
     drop((deaf, polite));
     let remains = daemon.stop_with(Losses::Allowed);

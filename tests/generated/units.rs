@@ -138,7 +138,7 @@ fn the_template_socket_is_the_socket_with_an_address_of_its_own() {
 
 #[test]
 fn the_template_of_the_status_socket_is_wanted_by_its_instance() {
-    let text = template("packaging/sight/echo-uring-status.socket", STATUS);
+    let text = template("packaging/admin/echo-uring-status.socket", STATUS);
     let (text, install) = text.split_once("\n[Install]\n").unwrap();
     assert_eq!(install, "WantedBy=echo-uring@%i.service\n");
     for line in [
@@ -148,15 +148,15 @@ fn the_template_of_the_status_socket_is_wanted_by_its_instance() {
     ] {
         assert!(text.lines().any(|it| it == line), "{line} is missing:\n{text}");
     }
-    hold("packaging/sight/echo-uring-status@.socket", text);
+    hold("packaging/admin/echo-uring-status@.socket", text);
 }
 
 #[test]
 fn the_template_of_the_metrics_socket_is_at_a_path() {
-    let text = template("packaging/sight/echo-uring-metrics.socket", METRICS);
+    let text = template("packaging/admin/echo-uring-metrics.socket", METRICS);
     let (before, after) = without(&text, "# Loopback only", "# The name tells");
     let text = format!("{before}{METRICS_LISTEN}{after}");
     assert_eq!(text.matches("\nListenStream=").count(), 1, "{text}");
     assert!(text.ends_with("\nWantedBy=echo-uring@%i.service\n"), "{text}");
-    hold("packaging/sight/echo-uring-metrics@.socket", &text);
+    hold("packaging/admin/echo-uring-metrics@.socket", &text);
 }

@@ -10,14 +10,14 @@ use echo_uring::echo::op::{
     AcceptError, BufferId, ConnectionId, Event, ListenerId, Op, ReceiveEnd, ReceiveMode, SendError,
     Shutdown, SizeClass, Timestamp, When,
 };
-use echo_uring::echo::server::Tuning;
+use echo_uring::echo::server::RuntimeLimits;
 
-pub(crate) mod door;
+pub(crate) mod admission;
+mod handover;
 mod line;
 mod promises;
-mod succession;
 
-use door::Door;
+use admission::Admission;
 use line::Waiter;
 
 /// What the core was told to keep to.
@@ -52,7 +52,7 @@ pub(crate) struct Audit {
     /// Connections that found no small buffer and wait in line for one.
     line: Vec<Waiter>,
     /// Who is let in.
-    pub(crate) door: Door,
+    pub(crate) admission: Admission,
     /// How many of them the present event let arm, while so many buffers are home.
     served: usize,
     /// Names that belonged to a connection once: none may come again within a history.
@@ -69,10 +69,10 @@ pub(crate) struct Audit {
     complete: Vec<(u32, ConnectionId)>,
     /// How many processes there have been before this one.
     era: u32,
-    /// Until when a hand-over waits for connections to come to rest, once it has begun.
-    rest_deadline: Option<u64>,
+    /// Until when a hand-over waits for connections to become quiescent, once it has begun.
+    quiesce_deadline: Option<u64>,
     /// Connections that the present process took over: limits do not count them.
-    adopted: usize,
+    imported: usize,
     pub(crate) accepted: u64,
     pub(crate) closed: u64,
     pub(crate) bytes_in: u64,
@@ -115,8 +115,8 @@ struct Open {
     blocked: bool,
     send: Option<Sending>,
     send_canceled: bool,
-    /// Set-aside bytes that are still unsent.
-    aside: u64,
+    /// Spilled bytes that are still unsent.
+    spilled: u64,
     received: u64,
     sent: u64,
     ended: bool,
@@ -142,7 +142,7 @@ struct Open {
 enum Sending {
     Buffer(BufferId, u32),
     Held(BufferId, u32),
-    Aside,
+    Spilled,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -161,7 +161,7 @@ impl Open {
             blocked: false,
             send: None,
             send_canceled: false,
-            aside: 0,
+            spilled: 0,
             received: 0,
             sent: 0,
             ended: false,
@@ -179,13 +179,13 @@ impl Open {
 }
 
 impl Audit {
-    pub(crate) fn new(limits: Limits, door: Door) -> Self {
+    pub(crate) fn new(limits: Limits, admission: Admission) -> Self {
         Self {
             limits,
             tenants: Vec::new(),
             lent: Vec::new(),
             line: Vec::new(),
-            door,
+            admission,
             served: 0,
             retired: Vec::new(),
             pauses: vec![0; limits.listeners],
@@ -195,8 +195,8 @@ impl Audit {
             draining: false,
             complete: Vec::new(),
             era: 0,
-            rest_deadline: None,
-            adopted: 0,
+            quiesce_deadline: None,
+            imported: 0,
             accepted: 0,
             closed: 0,
             bytes_in: 0,
@@ -205,12 +205,13 @@ impl Audit {
     }
 
     /// The core is about to be told of new limits and timeouts.
-    pub(crate) fn retune(&mut self, tuning: &Tuning) {
+    pub(crate) fn reconfigure(&mut self, runtime_limits: &RuntimeLimits) {
         let limits = &mut self.limits;
         // Slots that were needed once may be used again.
-        limits.connections_max = limits.connections_max.max(tuning.connections_max as usize);
-        limits.idle_timeout = tuning.idle_timeout;
-        limits.stall_timeout = tuning.stall_timeout;
+        limits.connections_max =
+            limits.connections_max.max(runtime_limits.connections_max as usize);
+        limits.idle_timeout = runtime_limits.idle_timeout;
+        limits.stall_timeout = runtime_limits.stall_timeout;
     }
 
     /// The core is about to be told this.
@@ -220,8 +221,8 @@ impl Audit {
             Event::Started => {}
             Event::TimePassed => {
                 self.note_decisions(now);
-                // Who is let in late had no patience while it waited.
-                for connection in self.door.time_passed(now) {
+                // Who is let in late had no timeout while it waited.
+                for connection in self.admission.time_passed(now) {
                     self.open(connection).accepted_at = now;
                 }
             }
@@ -235,11 +236,11 @@ impl Audit {
                 self.drain_deadline = Some(deadline.0);
             }
             Event::HandOverStarted { deadline } => self.begin_hand_over(deadline.0),
-            Event::Adopted { connection, bequest, .. } => self.adopted(connection, bequest),
+            Event::Imported { connection, transfer, .. } => self.imported(connection, transfer),
             Event::Accepted { connection, source } => {
                 let listener = self.end_accept(connection);
                 self.aborts[usize::from(listener.0)] = 0;
-                self.door.accepted(now, connection, source);
+                self.admission.accepted(now, connection, source);
                 let decided = self.is_drained(now).then_some(0).into_iter().collect();
                 let open = Open { decided, ..Open::accepted(now) };
                 self.tenants.push((connection, Tenant::Open(open)));
@@ -268,7 +269,7 @@ impl Audit {
                 self.relayed(now, connection, length, next);
             }
             Event::Sent { connection, length } => self.sent(now, connection, length, false),
-            Event::SentAside { connection, length } => self.sent(now, connection, length, true),
+            Event::SentSpilled { connection, length } => self.sent(now, connection, length, true),
             Event::ProbeEnded { connection, heard } => self.probe_ended(connection, heard),
             Event::SendFailed { connection, error } => {
                 let open = self.open(connection);
@@ -292,7 +293,7 @@ impl Audit {
     pub(crate) fn op(&mut self, now: u64, op: &Op) {
         match *op {
             Op::Accept { listener, connection } => {
-                let ends = self.draining || self.rest_deadline.is_some();
+                let ends = self.draining || self.quiesce_deadline.is_some();
                 assert!(!ends, "promise: {connection:?} is accepted while draining");
                 self.accept(now, listener, connection);
             }
@@ -302,7 +303,7 @@ impl Audit {
                 self.accept(now, listener, connection);
             }
             Op::CloseListener { listener } => self.close_listener(now, listener),
-            Op::NameSources | Op::OmitSources | Op::AwaitSends => {}
+            Op::NameSources | Op::OmitSources | Op::FlushSends => {}
             Op::CancelAccept { connection } => {
                 let armed =
                     self.tenant(connection).is_some_and(|t| matches!(t, Tenant::Accepting(_)));
@@ -313,7 +314,7 @@ impl Audit {
                 let open = self.open(connection);
                 assert!(open.receive.is_none(), "contract: {connection:?} has two receives");
                 assert!(!open.ended, "contract: {connection:?} receives after its end");
-                assert_eq!(open.aside, 0, "promise: {connection:?} receives while it is stalled");
+                assert_eq!(open.spilled, 0, "promise: {connection:?} receives while it is stalled");
                 open.receive = Some(mode);
                 open.class = class;
                 open.receive_canceled = false;
@@ -338,32 +339,32 @@ impl Audit {
                 open.active_at = now;
                 open.progress_at = now;
             }
-            Op::SetAside { connection, buffer, offset, length } => {
+            Op::Spill { connection, buffer, offset, length } => {
                 self.check_lent(connection, buffer, offset, length);
                 let limit = self.limits.bytes_max.unwrap_or(u64::MAX);
                 let open = self.open(connection);
-                open.aside += u64::from(length);
-                let handed = open.sent + open.aside;
+                open.spilled += u64::from(length);
+                let handed = open.sent + open.spilled;
                 assert!(handed <= limit, "limit: {handed} bytes of {connection:?} are echoed");
                 open.decided.retain(|owed| handed <= *owed);
             }
-            Op::ForgetAside { .. } => {}
+            Op::ReleaseSpilled { .. } => {}
             Op::SendHeld { connection, buffer, offset, length } => {
                 self.check_lent(connection, buffer, offset, length);
                 self.begin_send(connection, Sending::Held(buffer, length));
                 self.check_thawed(connection);
             }
-            Op::SendAside { connection } => {
+            Op::SendSpilled { connection } => {
                 assert!(
-                    self.open(connection).aside > 0,
-                    "contract: {connection:?} has nothing aside"
+                    self.open(connection).spilled > 0,
+                    "contract: {connection:?} has nothing spilled"
                 );
-                self.begin_send(connection, Sending::Aside);
+                self.begin_send(connection, Sending::Spilled);
                 self.check_thawed(connection);
             }
             Op::CancelSend { connection } => {
                 let open = self.open(connection);
-                let waits = matches!(open.send, Some(Sending::Aside | Sending::Held(..)));
+                let waits = matches!(open.send, Some(Sending::Spilled | Sending::Held(..)));
                 assert!(waits, "contract: {connection:?} waits for no room");
                 open.send_canceled = true;
             }
@@ -396,7 +397,7 @@ impl Audit {
     /// One event has been handled altogether.
     pub(crate) fn settle(&mut self) {
         self.leave_line();
-        self.door.settle();
+        self.admission.settle();
         let limits = &self.limits;
         for (connection, tenant) in &self.tenants {
             let Tenant::Open(open) = tenant else { continue };
@@ -422,9 +423,9 @@ impl Audit {
     }
 
     /// Everything is over: nothing may be left in any hand.
-    pub(crate) fn at_rest(&self) {
+    pub(crate) fn quiescent(&self) {
         assert!(self.lent.is_empty(), "rest: {:?} never came home", self.lent);
-        let ended = self.closed + self.door.refused;
+        let ended = self.closed + self.admission.refused;
         assert_eq!(self.accepted, ended, "rest: connections are still open");
     }
 
@@ -438,7 +439,7 @@ impl Audit {
         assert!(!known, "contract: the name {connection:?} comes a second time");
         assert!(now >= self.pauses[usize::from(listener.0)], "promise: {listener:?} spins");
         let limits = &self.limits;
-        let slots = limits.connections_max.max(self.adopted) + limits.listeners;
+        let slots = limits.connections_max.max(self.imported) + limits.listeners;
         assert!((connection.slot() as usize) < slots, "limit: {connection:?} is beyond the slots");
         self.tenants.push((connection, Tenant::Accepting(listener)));
     }
@@ -465,7 +466,7 @@ impl Audit {
     fn close_listener(&mut self, now: u64, listener: ListenerId) {
         let linger = self.limits.linger_timeout;
         let over = now >= linger && self.is_drained(now - linger)
-            || self.rest_deadline.is_some_and(|deadline| now >= deadline);
+            || self.quiesce_deadline.is_some_and(|deadline| now >= deadline);
         let end = &mut self.ends[usize::from(listener.0)];
         let empty = *end == Some(ListenerEnd::Empty);
         assert!(empty || over, "promise: {listener:?} is closed before it is empty: {end:?}");
@@ -515,17 +516,18 @@ impl Audit {
         self.lent.push(Lent { buffer, connection: name, length });
     }
 
-    fn sent(&mut self, now: u64, connection: ConnectionId, length: u32, from_aside: bool) {
+    fn sent(&mut self, now: u64, connection: ConnectionId, length: u32, from_spill: bool) {
         let open = self.open(connection);
         let mut moved = length > 0;
-        match (open.send.take(), from_aside) {
+        match (open.send.take(), from_spill) {
             (Some(Sending::Buffer(_, asked)), false) => {
                 assert!(length <= asked, "seam: too much sent");
                 moved &= length < asked;
             }
-            (Some(Sending::Aside), true) => {
-                assert!(length > 0, "seam: nothing was sent from aside");
-                open.aside = open.aside.checked_sub(length.into()).expect("seam: too much sent");
+            (Some(Sending::Spilled), true) => {
+                assert!(length > 0, "seam: nothing was sent from the spill");
+                open.spilled =
+                    open.spilled.checked_sub(length.into()).expect("seam: too much sent");
             }
             (Some(Sending::Held(_, asked)), false) => {
                 assert!(length <= asked, "seam: too much sent");
@@ -547,7 +549,7 @@ impl Audit {
         assert!(!owns, "contract: {connection:?} relays before older bytes");
         let open = self.open(connection);
         assert!(open.receive.is_none(), "contract: {connection:?} has two receives");
-        assert!(open.send.is_none() && open.aside == 0, "contract: {connection:?} sends already");
+        assert!(open.send.is_none() && open.spilled == 0, "contract: {connection:?} sends already");
         assert!(!open.ended, "contract: {connection:?} receives after its end");
         let fin = open.write_shut_at.is_some();
         assert_eq!(fin, relay == Relay::Discard, "contract: {relay:?} of {connection:?}");

@@ -1,8 +1,8 @@
 //! What a swarm has met. A simulator that never starves a connection proves nothing about starving.
 
 use echo_uring::echo::op::{
-    AcceptError, Bequest, Event, Op, ReceiveEnd, ReceiveMode, SendError, Shutdown, SizeClass,
-    Standing, When,
+    AcceptError, Event, Op, ReceiveEnd, ReceiveMode, SendError, Shutdown, SizeClass, TransferPhase,
+    TransferState, When,
 };
 use echo_uring::echo::server::{CloseReason, RefuseReason, Stats};
 
@@ -17,7 +17,7 @@ const OCCASIONS: [&str; 42] = [
     "a receive canceled",
     "an accept canceled",
     "a try-send",
-    "bytes set aside",
+    "bytes spilled",
     "a FIN of our own",
     "a shutdown of both",
     "an abort",
@@ -30,7 +30,7 @@ const OCCASIONS: [&str; 42] = [
     "a receive without memory",
     "a receive failed",
     "a try-send that took nothing",
-    "set-aside bytes sent",
+    "spilled bytes sent",
     "a send without memory",
     "a send failed",
     "an accept canceled in time",
@@ -45,11 +45,11 @@ const OCCASIONS: [&str; 42] = [
     "a send of held bytes",
     "a send canceled",
     "a try-send that nobody waits for",
-    "an answer awaited after all",
+    "a completion needed after all",
     "a send stopped",
-    "a connection adopted",
-    "an adopted connection with bytes aside",
-    "an adopted connection after our FIN",
+    "a connection imported",
+    "an imported connection with spilled bytes",
+    "an imported connection after our FIN",
     "an accept that waits for nobody",
     "an accept that found nobody",
     "a listener closed",
@@ -63,7 +63,7 @@ pub(crate) struct Coverage {
     full: u64,
     refused_memory: u64,
     drained_early: u64,
-    retuned: u64,
+    reconfigured: u64,
     taken_back: u64,
 }
 
@@ -76,7 +76,7 @@ impl Default for Coverage {
             full: 0,
             refused_memory: 0,
             drained_early: 0,
-            retuned: 0,
+            reconfigured: 0,
             taken_back: 0,
         }
     }
@@ -99,7 +99,7 @@ impl Coverage {
         }
         self.full += stats.full;
         self.refused_memory += stats.spills_refused;
-        self.retuned += history.retuned;
+        self.reconfigured += history.reconfigured;
         self.taken_back += history.taken_back;
         self.drained_early +=
             u64::from(history.kernel.peers.iter().any(|peer| peer.named.is_none()));
@@ -117,7 +117,7 @@ impl Coverage {
         }
         self.full += other.full;
         self.refused_memory += other.refused_memory;
-        self.retuned += other.retuned;
+        self.reconfigured += other.reconfigured;
         self.taken_back += other.taken_back;
         self.drained_early += other.drained_early;
     }
@@ -134,7 +134,7 @@ impl Coverage {
             ("all places taken", self.full),
             ("memory refused", self.refused_memory),
             ("a peer never accepted", self.drained_early),
-            ("new limits and timeouts", self.retuned),
+            ("new limits and timeouts", self.reconfigured),
             ("a hand-over that failed", self.taken_back),
         ];
         let rest = rest.map(|(name, count)| (name.to_string(), count));
@@ -159,10 +159,10 @@ fn of_op(op: &Op) -> Option<&'static str> {
         Op::Receive { mode: ReceiveMode::Once, .. } => "a one-shot receive",
         Op::CancelReceive { .. } => "a receive canceled",
         Op::CancelAccept { .. } => "an accept canceled",
-        Op::Send { awaited: true, .. } => "a try-send",
-        Op::Send { awaited: false, .. } => "a try-send that nobody waits for",
-        Op::AwaitSends => "an answer awaited after all",
-        Op::SetAside { .. } => "bytes set aside",
+        Op::Send { needs_completion: true, .. } => "a try-send",
+        Op::Send { needs_completion: false, .. } => "a try-send that nobody waits for",
+        Op::FlushSends => "a completion needed after all",
+        Op::Spill { .. } => "bytes spilled",
         Op::Relay { when: When::Now, .. } => "a relay that is tried at once",
         Op::Relay { when: When::Readable, .. } => "a relay that waits for bytes",
         Op::Relay { when: When::Writable, .. } => "a relay that waits for room",
@@ -178,8 +178,8 @@ fn of_op(op: &Op) -> Option<&'static str> {
         Op::Accept { .. }
         | Op::NameSources
         | Op::OmitSources
-        | Op::SendAside { .. }
-        | Op::ForgetAside { .. }
+        | Op::SendSpilled { .. }
+        | Op::ReleaseSpilled { .. }
         | Op::Probe { .. }
         | Op::EndProbe { .. }
         | Op::Recycle { .. }
@@ -200,7 +200,7 @@ fn of_event(event: &Event) -> Option<&'static str> {
         },
         Event::Relayed { length: 1.., .. } => "bytes relayed",
         Event::Sent { length: 0, .. } => "a try-send that took nothing",
-        Event::SentAside { .. } => "set-aside bytes sent",
+        Event::SentSpilled { .. } => "spilled bytes sent",
         Event::SendFailed { error: SendError::Memory, .. } => "a send without memory",
         Event::SendFailed { error: SendError::Stopped, .. } => "a send stopped",
         Event::SendFailed { error: SendError::Failed(_), .. } => "a send failed",
@@ -213,13 +213,14 @@ fn of_event(event: &Event) -> Option<&'static str> {
             }
             AcceptError::Unexpected(_) => "an accept with an unexpected error",
         },
-        Event::Adopted { bequest: Bequest { unsent: 1.., .. }, .. } => {
-            "an adopted connection with bytes aside"
+        Event::Imported { transfer: TransferState { unsent: 1.., .. }, .. } => {
+            "an imported connection with spilled bytes"
         }
-        Event::Adopted { bequest: Bequest { standing: Standing::Lingering(_), .. }, .. } => {
-            "an adopted connection after our FIN"
-        }
-        Event::Adopted { .. } => "a connection adopted",
+        Event::Imported {
+            transfer: TransferState { phase: TransferPhase::Lingering(_), .. },
+            ..
+        } => "an imported connection after our FIN",
+        Event::Imported { .. } => "a connection imported",
         Event::Started
         | Event::Accepted { .. }
         | Event::Received { .. }

@@ -9,16 +9,16 @@ use std::hash::RandomState;
 use std::sync::Arc;
 use std::time::Instant;
 
-use echo_uring::echo::admission::SourceBook;
+use echo_uring::echo::admission::SourceLimiter;
 use echo_uring::echo::fullness::Fullness;
 use echo_uring::echo::op::{ConnectionError, ReceiveMode};
-use echo_uring::echo::server::{Parameters, Tuning};
+use echo_uring::echo::server::{Parameters, RuntimeLimits};
 
 use crate::caught::caught;
 use crate::fake::budget::FakeBudget;
 use crate::fake::choice::{Choice, Enumeration};
 use crate::fake::{Faults, Settings};
-use crate::history::{History, Scenario, Submit, Succession};
+use crate::history::{Handover, History, Scenario, Submit};
 use crate::peers::{Crowd, Ending, Peers, Plan, Reading};
 use crate::saboteur::Saboteur;
 
@@ -85,10 +85,10 @@ impl World {
             buffer_sizes: [2, 4],
             receive_mode,
             linger_timeout: 1_000,
-            book: Arc::new(SourceBook::new(RandomState::new())),
+            limiter: Arc::new(SourceLimiter::new(RandomState::new())),
             budget: budget.clone(),
             fullness: Arc::new(Fullness::new(1)),
-            tuning: Tuning {
+            runtime_limits: RuntimeLimits {
                 connections_max: self.connections_max,
                 idle_timeout: None,
                 stall_timeout: None,
@@ -113,10 +113,10 @@ impl World {
             chaos_turns: self.chaos_turns,
             drain: self.drain,
             listeners_end: self.listeners_end,
-            retunes: Vec::new(),
-            successions: self
+            reconfigurations: Vec::new(),
+            handovers: self
                 .hand_over
-                .map(|(turn, fails)| succession(turn, fails, receive_mode))
+                .map(|(turn, fails)| handover(turn, fails, receive_mode))
                 .into_iter()
                 .collect(),
             submit: Submit::AfterEach,
@@ -124,7 +124,7 @@ impl World {
             budget,
             clock: 1_000,
             others: 0,
-            book_held: 0,
+            limiter_locked: 0,
             new_rules: None,
             stayers_are_ended: false,
             stubborn: false,
@@ -156,10 +156,10 @@ impl World {
     }
 }
 
-fn succession(turn: usize, fails: bool, receive_mode: ReceiveMode) -> Succession {
-    let (patience, gap) = (5_000, 1);
+fn handover(turn: usize, fails: bool, receive_mode: ReceiveMode) -> Handover {
+    let (timeout, gap) = (5_000, 1);
     let (connections_max, budget_limit) = (2, 100);
-    Succession { turn, patience, gap, fails, connections_max, budget_limit, receive_mode }
+    Handover { turn, timeout, gap, fails, connections_max, budget_limit, receive_mode }
 }
 
 /// A hand-over in each of the first turns that fails or not, with a socket that is soon full.
@@ -213,7 +213,7 @@ fn worlds() -> Vec<World> {
             ..QUIET
         },
         World {
-            name: "no memory to set bytes aside",
+            name: "no memory to spill bytes",
             faults: Faults { late_event: ON, ..sends },
             faults_max: 3,
             budget_limit: 1,

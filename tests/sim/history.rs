@@ -1,22 +1,22 @@
 //! One history: a server, a fake kernel and a crowd of peers, all drawn from one seed, run to their
 //! end.
 //!
-//! First chaos, then the world is healed and everything must come to rest within a bounded number
+//! First chaos, then the world is healed and everything must become quiescent within a bounded number
 //! of turns. What must hold is checked after every event; a breach is a panic that the caller
 //! catches and dresses with the seed.
 
 use std::hash::RandomState;
 use std::sync::Arc;
 
-use echo_uring::echo::admission::{Access, Caps, Ranges, Rules, SourceBook};
+use echo_uring::echo::admission::{Access, Caps, Ranges, Rules, SourceLimiter};
 use echo_uring::echo::fullness::Fullness;
 use echo_uring::echo::limits::QUEUE_CHUNKS_MAX;
 use echo_uring::echo::op::{
-    Bequest, ConnectionId, Event, Kernel, ListenerId, Op, ReceiveMode, Timestamp,
+    ConnectionId, Event, Kernel, ListenerId, Op, ReceiveMode, Timestamp, TransferState,
 };
-use echo_uring::echo::server::{CloseReason, Keepalive, Parameters, Server, Stats, Tuning};
+use echo_uring::echo::server::{CloseReason, Keepalive, Parameters, RuntimeLimits, Server, Stats};
 
-use crate::audit::door::Door;
+use crate::audit::admission::Admission;
 use crate::audit::{Audit, Limits};
 use crate::fake::budget::FakeBudget;
 use crate::fake::choice::Choice;
@@ -25,7 +25,7 @@ use crate::fake::{FakeKernel, Faults, Settings};
 use crate::peers::{Crowd, Peers};
 use crate::saboteur::Saboteur;
 
-/// Turns that a healed world may take to come to rest. Far above what any seed has needed, far
+/// Turns that a healed world may take to become quiescent. Far above what any seed has needed, far
 /// below for ever.
 const HEALED_TURNS_MAX: usize = 20_000;
 
@@ -37,25 +37,25 @@ pub(crate) struct Scenario {
     pub(crate) crowd: Crowd,
     /// Turns before the world is healed.
     pub(crate) chaos_turns: usize,
-    /// The turn at which a drain begins, and how patient it is, in milliseconds.
+    /// The turn at which a drain begins, and its timeout, in milliseconds.
     pub(crate) drain: Option<(usize, u64)>,
     /// Whether the listeners end with a drain or a hand-over: nobody else holds them.
     pub(crate) listeners_end: bool,
     /// New limits and timeouts, each at the turn at which it comes, the last one first.
-    pub(crate) retunes: Vec<(usize, Tuning, u64)>,
+    pub(crate) reconfigurations: Vec<(usize, RuntimeLimits, u64)>,
     /// When the process is replaced by another.
-    pub(crate) successions: Vec<Succession>,
+    pub(crate) handovers: Vec<Handover>,
     pub(crate) submit: Submit,
     /// How often a `TimePassed` comes that nobody asked for, in thousandths.
     pub(crate) idle_ticks: u16,
-    /// The budget for set-aside bytes, which is the parameters', too.
+    /// The budget for spilled bytes, which is the parameters', too.
     pub(crate) budget: Arc<FakeBudget>,
     /// Where the clock begins, in milliseconds.
     pub(crate) clock: u64,
     /// How often other workers take and give back memory, in thousandths.
     pub(crate) others: u16,
-    /// How often another worker holds the book of sources for a turn, in thousandths.
-    pub(crate) book_held: u16,
+    /// How often another worker locks the source limiter for a turn, in thousandths.
+    pub(crate) limiter_locked: u16,
     /// The turn at which other rules come into force.
     pub(crate) new_rules: Option<(usize, Arc<Rules>)>,
     /// After healing, peers that stay are ended by the server's timeouts instead of by themselves.
@@ -66,16 +66,16 @@ pub(crate) struct Scenario {
 
 /// One process takes over from another.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Succession {
+pub(crate) struct Handover {
     /// The turn at which it begins.
     pub(crate) turn: usize,
-    /// How long connections have to come to rest, in milliseconds.
-    pub(crate) patience: u64,
+    /// How long connections have to become quiescent, in milliseconds.
+    pub(crate) timeout: u64,
     /// How long there is no process at all, in milliseconds.
     pub(crate) gap: u64,
     /// Nobody takes over: the same process takes everything back, after the gap, and drains.
     pub(crate) fails: bool,
-    /// What the heir is configured with.
+    /// What the next process is configured with.
     pub(crate) connections_max: u32,
     pub(crate) budget_limit: u64,
     pub(crate) receive_mode: ReceiveMode,
@@ -100,8 +100,8 @@ pub(crate) struct History {
     saboteur: Saboteur,
     submitted: Vec<Op>,
     draining: bool,
-    /// The succession that is under way.
-    succession: Option<Succession>,
+    /// The handover that is under way.
+    handover: Option<Handover>,
     /// What the processes before this one counted.
     pub(crate) before: Stats,
     /// Time runs from deadline to deadline of the server, past the plans of the peers.
@@ -109,10 +109,10 @@ pub(crate) struct History {
     /// How many connections there may be: more than places for a while after these became
     /// fewer or another process took over.
     allowed: u64,
-    /// How often the tuning changed.
-    pub(crate) retuned: u64,
+    /// How often the limits changed.
+    pub(crate) reconfigured: u64,
     /// What the first server began with.
-    first_tuning: Tuning,
+    first_limits: RuntimeLimits,
     /// How often a hand-over failed.
     pub(crate) taken_back: u64,
     /// Turns so far.
@@ -136,10 +136,10 @@ impl Scenario {
             buffer_sizes: [[4, 16][choice.below(2)], [16, 64][choice.below(2)]],
             receive_mode: [ReceiveMode::Multishot, ReceiveMode::Once][choice.below(2)],
             linger_timeout: [100, 5_000][choice.below(2)],
-            book: Arc::new(SourceBook::new(RandomState::new())),
+            limiter: Arc::new(SourceLimiter::new(RandomState::new())),
             budget: budget.clone(),
             fullness: Arc::new(Fullness::new(1)),
-            tuning: Tuning {
+            runtime_limits: RuntimeLimits {
                 connections_max: 1 + choice.below(6) as u32,
                 idle_timeout,
                 stall_timeout: timeouts[choice.below(4)],
@@ -149,7 +149,7 @@ impl Scenario {
                 rules: Arc::new(draw_rules(choice)),
             },
         };
-        let rate = parameters.tuning.rules.caps.accepts_per_second;
+        let rate = parameters.runtime_limits.rules.caps.accepts_per_second;
         let settings = Settings {
             listeners,
             buffers: parameters.buffers,
@@ -164,45 +164,48 @@ impl Scenario {
             wire_max: [1, 5, 30, 100, 300][choice.below(5)],
             rude: [0, 300, 800][choice.below(3)],
         };
-        let patience = [0, 40, 2_000, 20_000][choice.below(4)];
+        let timeout = [0, 40, 2_000, 20_000][choice.below(4)];
         let mut scenario = Self {
             parameters,
             settings,
             crowd,
             chaos_turns: choice.below(200),
-            drain: (choice.below(3) == 0).then(|| (choice.below(150), patience)),
-            successions: draw_successions(choice),
+            drain: (choice.below(3) == 0).then(|| (choice.below(150), timeout)),
+            handovers: draw_handovers(choice),
             submit: [Submit::AfterEach, Submit::AfterAll][choice.below(2)],
             idle_ticks: [0, 20, 300, 1000][choice.below(4)],
             budget,
             clock: [1_000, 1_000, (1 << 32) - 3_000, (1 << 36) - 3_000, 1 << 40][choice.below(5)],
             others: [0, 0, 50, 500][choice.below(4)],
-            book_held: [0, 0, 100, 700][choice.below(4)],
+            limiter_locked: [0, 0, 100, 700][choice.below(4)],
             new_rules: (choice.below(3) == 0).then(|| draw_new_rules(choice, rate)),
             stayers_are_ended: idle_timeout.is_some() && choice.below(2) == 0,
             stubborn: choice.below(2) == 0,
             listeners_end: choice.below(2) == 0,
-            retunes: Vec::new(),
+            reconfigurations: Vec::new(),
         };
-        scenario.retunes = draw_retunes(choice, scenario.stayers_are_ended);
+        scenario.reconfigurations = draw_reconfigurations(choice, scenario.stayers_are_ended);
         scenario
     }
 }
 
-/// Blocks of memory for all that is set aside.
+/// Blocks of memory for all that is spilled.
 fn draw_budget_limit(choice: &mut Choice) -> u64 {
     [0, 1, 3, 15, 100, 100_000][choice.below(6)]
 }
 
 /// In a third of the histories limits and timeouts change, once or more often. An idle timeout that
 /// is to end those who stay is never off.
-fn draw_retunes(choice: &mut Choice, stayers_are_ended: bool) -> Vec<(usize, Tuning, u64)> {
+fn draw_reconfigurations(
+    choice: &mut Choice,
+    stayers_are_ended: bool,
+) -> Vec<(usize, RuntimeLimits, u64)> {
     let count = [0, 0, 0, 0, 1, 3][choice.below(6)];
     let timeouts = [Some(300), Some(5_000), Some(60_000), None];
     let idle_choices = if stayers_are_ended { 3 } else { 4 };
-    let mut retunes: Vec<(usize, Tuning, u64)> = (0..count)
+    let mut reconfigurations: Vec<(usize, RuntimeLimits, u64)> = (0..count)
         .map(|_| {
-            let tuning = Tuning {
+            let runtime_limits = RuntimeLimits {
                 connections_max: 1 + choice.below(6) as u32,
                 idle_timeout: timeouts[choice.below(idle_choices)],
                 stall_timeout: timeouts[choice.below(4)],
@@ -211,11 +214,11 @@ fn draw_retunes(choice: &mut Choice, stayers_are_ended: bool) -> Vec<(usize, Tun
                 keepalive: draw_keepalive(choice),
                 rules: Arc::default(),
             };
-            (choice.below(150), tuning, draw_budget_limit(choice))
+            (choice.below(150), runtime_limits, draw_budget_limit(choice))
         })
         .collect();
-    retunes.sort_by_key(|(turn, ..)| std::cmp::Reverse(*turn));
-    retunes
+    reconfigurations.sort_by_key(|(turn, ..)| std::cmp::Reverse(*turn));
+    reconfigurations
 }
 
 fn draw_keepalive(choice: &mut Choice) -> Option<Keepalive> {
@@ -224,12 +227,12 @@ fn draw_keepalive(choice: &mut Choice) -> Option<Keepalive> {
 }
 
 /// In half of the histories nobody takes over; in the others up to three, one from the other.
-fn draw_successions(choice: &mut Choice) -> Vec<Succession> {
+fn draw_handovers(choice: &mut Choice) -> Vec<Handover> {
     let count = [0, 0, 0, 1, 1, 3][choice.below(6)];
-    let mut successions: Vec<Succession> = (0..count)
-        .map(|_| Succession {
+    let mut handovers: Vec<Handover> = (0..count)
+        .map(|_| Handover {
             turn: choice.below(150),
-            patience: [0, 30, 5_000, 5_000, 5_000][choice.below(5)],
+            timeout: [0, 30, 5_000, 5_000, 5_000][choice.below(5)],
             gap: [0, 1, 200, 4_000][choice.below(4)],
             fails: choice.below(4) == 0,
             connections_max: 1 + choice.below(6) as u32,
@@ -237,8 +240,8 @@ fn draw_successions(choice: &mut Choice) -> Vec<Succession> {
             receive_mode: [ReceiveMode::Multishot, ReceiveMode::Once][choice.below(2)],
         })
         .collect();
-    successions.sort_by_key(|succession| std::cmp::Reverse(succession.turn));
-    successions
+    handovers.sort_by_key(|handover| std::cmp::Reverse(handover.turn));
+    handovers
 }
 
 /// Who is let in; everybody, in half of the histories.
@@ -314,15 +317,15 @@ impl History {
     ) -> Self {
         let parameters = &scenario.parameters;
         let limits = Limits {
-            connections_max: parameters.tuning.connections_max as usize,
+            connections_max: parameters.runtime_limits.connections_max as usize,
             listeners: usize::from(parameters.listeners),
             small_buffers: usize::from(parameters.buffers[0]),
             chunks_max: usize::from(QUEUE_CHUNKS_MAX),
-            idle_timeout: parameters.tuning.idle_timeout,
-            stall_timeout: parameters.tuning.stall_timeout,
+            idle_timeout: parameters.runtime_limits.idle_timeout,
+            stall_timeout: parameters.runtime_limits.stall_timeout,
             linger_timeout: parameters.linger_timeout,
-            lifetime: parameters.tuning.lifetime,
-            bytes_max: parameters.tuning.bytes_max,
+            lifetime: parameters.runtime_limits.lifetime,
+            bytes_max: parameters.runtime_limits.bytes_max,
         };
         let budget = Arc::clone(&scenario.budget);
         let mut kernel = FakeKernel::new(scenario.settings, budget, choice);
@@ -330,17 +333,20 @@ impl History {
         Self {
             server: Server::new(parameters.clone()),
             kernel,
-            audit: Audit::new(limits, Door::new(Rules::clone(&parameters.tuning.rules))),
+            audit: Audit::new(
+                limits,
+                Admission::new(Rules::clone(&parameters.runtime_limits.rules)),
+            ),
             peers,
             saboteur,
             submitted: Vec::new(),
             draining: false,
-            succession: None,
+            handover: None,
             before: Stats::default(),
             hasty: false,
-            allowed: u64::from(scenario.parameters.tuning.connections_max),
-            retuned: 0,
-            first_tuning: parameters.tuning.clone(),
+            allowed: u64::from(scenario.parameters.runtime_limits.connections_max),
+            reconfigured: 0,
+            first_limits: parameters.runtime_limits.clone(),
             taken_back: 0,
             turns: 0,
             scenario,
@@ -358,8 +364,8 @@ impl History {
         self.submit();
         while self.turns < self.scenario.chaos_turns && !self.is_over() {
             self.begin_drain_if_due();
-            self.retune_if_due();
-            self.begin_succession_if_due();
+            self.reconfigure_if_due();
+            self.begin_handover_if_due();
             self.change_rules_if_due();
             self.turn();
         }
@@ -371,7 +377,7 @@ impl History {
     fn heal(&mut self) {
         self.kernel.trace.note(self.kernel.clock(), Note::World("healed"));
         self.kernel.settings.faults = Faults::default();
-        self.scenario.book_held = 0;
+        self.scenario.limiter_locked = 0;
         // Other workers keep what they have: nobody needs memory to come to an end.
         self.scenario.others = 0;
         self.scenario.budget.heal();
@@ -419,10 +425,10 @@ impl History {
     /// One turn of the worker's loop, with the world acting before it. Returns whether a peer
     /// acted.
     fn turn(&mut self) -> bool {
-        self.audit.door.held = self.kernel.choice.strikes(self.scenario.book_held);
-        if self.audit.door.held {
-            let book = Arc::clone(&self.scenario.parameters.book);
-            let acted = book.while_held(|| self.free_turn());
+        self.audit.admission.held = self.kernel.choice.strikes(self.scenario.limiter_locked);
+        if self.audit.admission.held {
+            let limiter = Arc::clone(&self.scenario.parameters.limiter);
+            let acted = limiter.while_held(|| self.free_turn());
             return acted;
         }
         self.free_turn()
@@ -452,14 +458,14 @@ impl History {
         }
         self.submit();
         self.check_step();
-        // Whoever counts a source that comes back finds its page free, within so many tries.
-        let held = self.audit.door.held;
-        let rests = self.server.is_at_rest();
-        let succeeds = rests && self.succession.is_some_and(|it| !(it.fails && held));
+        // Whoever counts a source that comes back finds its shard unlocked, within so many tries.
+        let held = self.audit.admission.held;
+        let rests = self.server.is_quiescent();
+        let succeeds = rests && self.handover.is_some_and(|it| !(it.fails && held));
         if succeeds {
-            self.succeed();
+            self.hand_over();
         }
-        acted || succeeds || self.succession.is_some()
+        acted || succeeds || self.handover.is_some()
     }
 
     fn handle(&mut self, event: Event) {
@@ -484,36 +490,38 @@ impl History {
     }
 
     fn begin_drain_if_due(&mut self) {
-        if let Some((turn, patience)) = self.scenario.drain
+        if let Some((turn, timeout)) = self.scenario.drain
             && turn <= self.turns
         {
-            self.begin_drain(patience);
+            self.begin_drain(timeout);
         }
     }
 
-    fn retune_if_due(&mut self) {
+    fn reconfigure_if_due(&mut self) {
         let turns = self.turns;
-        let due = self.scenario.retunes.pop_if(|(turn, ..)| *turn <= turns);
-        let Some((_, tuning, budget_limit)) = due else {
+        let due = self.scenario.reconfigurations.pop_if(|(turn, ..)| *turn <= turns);
+        let Some((_, runtime_limits, budget_limit)) = due else {
             return;
         };
         self.scenario.budget.set_limit(budget_limit);
         // Who is let in, for how long and with how much stays as it was.
-        let Tuning { connections_max, keepalive, idle_timeout, stall_timeout, .. } = tuning;
-        let tuning = Tuning {
+        let RuntimeLimits { connections_max, keepalive, idle_timeout, stall_timeout, .. } =
+            runtime_limits;
+        let runtime_limits = RuntimeLimits {
             connections_max,
             keepalive,
             idle_timeout,
             stall_timeout,
-            ..self.scenario.parameters.tuning.clone()
+            ..self.scenario.parameters.runtime_limits.clone()
         };
         let now = self.kernel.clock();
         self.kernel.trace.note(now, Note::World("new limits and timeouts"));
-        self.retuned += 1;
-        self.allowed = self.server.stats().connections.max(u64::from(tuning.connections_max));
-        self.audit.retune(&tuning);
-        self.scenario.parameters.tuning = tuning.clone();
-        self.server.retune(Timestamp(now), tuning);
+        self.reconfigured += 1;
+        self.allowed =
+            self.server.stats().connections.max(u64::from(runtime_limits.connections_max));
+        self.audit.reconfigure(&runtime_limits);
+        self.scenario.parameters.runtime_limits = runtime_limits.clone();
+        self.server.reconfigure(Timestamp(now), runtime_limits);
     }
 
     fn change_rules_if_due(&mut self) {
@@ -524,22 +532,23 @@ impl History {
         self.kernel.trace.note(self.kernel.clock(), Note::World("other rules are in force"));
         let inside: Vec<_> = self.audit.open_connections();
         let inside: Vec<_> = inside.into_iter().map(|id| (id, self.kernel.source_of(id))).collect();
-        self.audit.door.change(Rules::clone(&rules), &inside);
-        let tuning = Tuning { rules, ..self.scenario.parameters.tuning.clone() };
-        self.scenario.parameters.tuning = tuning.clone();
+        self.audit.admission.change(Rules::clone(&rules), &inside);
+        let runtime_limits =
+            RuntimeLimits { rules, ..self.scenario.parameters.runtime_limits.clone() };
+        self.scenario.parameters.runtime_limits = runtime_limits.clone();
         let now = self.kernel.now();
-        self.server.retune(now, tuning);
+        self.server.reconfigure(now, runtime_limits);
         for connection in self.server.take_uncounted() {
             self.server.count_source(now, connection, self.kernel.source_of(connection));
         }
     }
 
-    fn begin_drain(&mut self, patience: u64) {
+    fn begin_drain(&mut self, timeout: u64) {
         // During a hand-over a drain would come too late.
-        if !self.draining && self.succession.is_none() {
+        if !self.draining && self.handover.is_none() {
             self.draining = true;
             self.kernel.trace.note(self.kernel.clock(), Note::World("a drain begins"));
-            let deadline = Timestamp(self.kernel.clock() + patience);
+            let deadline = Timestamp(self.kernel.clock() + timeout);
             self.end_listeners();
             self.handle(Event::DrainStarted { deadline });
             self.submit();
@@ -556,63 +565,63 @@ impl History {
         }
     }
 
-    fn begin_succession_if_due(&mut self) {
-        if self.draining || self.succession.is_some() {
+    fn begin_handover_if_due(&mut self) {
+        if self.draining || self.handover.is_some() {
             return;
         }
         let turns = self.turns;
-        let Some(succession) = self.scenario.successions.pop_if(|next| next.turn <= turns) else {
+        let Some(handover) = self.scenario.handovers.pop_if(|next| next.turn <= turns) else {
             return;
         };
-        self.succession = Some(succession);
+        self.handover = Some(handover);
         self.kernel.trace.note(self.kernel.clock(), Note::World("a hand-over begins"));
-        let deadline = Timestamp(self.kernel.clock() + succession.patience);
+        let deadline = Timestamp(self.kernel.clock() + handover.timeout);
         self.end_listeners();
         self.handle(Event::HandOverStarted { deadline });
         self.submit();
     }
 
     /// The old process ends and the next one begins; the world does not stop in between.
-    fn succeed(&mut self) {
-        let succession = self.succession.take().expect("somebody takes over");
+    fn hand_over(&mut self) {
+        let handover = self.handover.take().expect("somebody takes over");
         self.check_ended_listeners();
-        let mut estate = self.server.release(self.kernel.now());
+        let mut released = self.server.release(self.kernel.now());
         self.server.check_invariants();
-        for (_, bequest) in &mut estate {
-            self.saboteur.bequest(bequest);
-            *bequest = bequest.after(succession.gap);
+        for (_, transfer) in &mut released {
+            self.saboteur.transfer(transfer);
+            *transfer = transfer.after(handover.gap);
         }
-        if succession.fails {
-            return self.take_back(succession, estate);
+        if handover.fails {
+            return self.take_back(handover, released);
         }
         self.kernel.reopen_listeners();
         self.audit.reopen_listeners();
         self.before.add(&self.server.stats());
-        self.scenario.parameters.tuning.connections_max = succession.connections_max;
-        self.scenario.budget.set_limit(succession.budget_limit);
-        self.scenario.parameters.receive_mode = succession.receive_mode;
-        self.scenario.parameters.book = Arc::new(SourceBook::new(RandomState::new()));
-        self.audit.door.held = false;
+        self.scenario.parameters.runtime_limits.connections_max = handover.connections_max;
+        self.scenario.budget.set_limit(handover.budget_limit);
+        self.scenario.parameters.receive_mode = handover.receive_mode;
+        self.scenario.parameters.limiter = Arc::new(SourceLimiter::new(RandomState::new()));
+        self.audit.admission.held = false;
         self.server = Server::new(self.scenario.parameters.clone());
-        self.audit.door.forget_buckets();
-        self.adopt(succession.gap, estate);
+        self.audit.admission.forget_buckets();
+        self.import(handover.gap, released);
         self.handle(Event::Started);
         self.submit();
     }
 
     /// The hand-over has failed. The same server goes on with what it gave away, by the limits,
     /// timeouts and rules of now, and drains.
-    fn take_back(&mut self, succession: Succession, estate: Vec<(ConnectionId, Bequest)>) {
+    fn take_back(&mut self, handover: Handover, released: Vec<(ConnectionId, TransferState)>) {
         self.audit.begin_to_take_back();
         self.draining = true;
         self.taken_back += 1;
-        if let Some(tuning) = self.saboteur.tuning_to_go_back_to(&self.first_tuning) {
-            self.server.retune(self.kernel.now(), tuning);
+        if let Some(runtime_limits) = self.saboteur.limits_to_go_back_to(&self.first_limits) {
+            self.server.reconfigure(self.kernel.now(), runtime_limits);
         }
         let slots = self.audit.slots();
-        self.adopt(succession.gap, estate);
+        self.import(handover.gap, released);
         self.audit.keep_slots(slots);
-        let deadline = Timestamp(self.kernel.clock() + succession.patience);
+        let deadline = Timestamp(self.kernel.clock() + handover.timeout);
         if self.scenario.listeners_end {
             // Told once more: they are closed already.
             for listener in (0..self.scenario.settings.listeners).map(ListenerId) {
@@ -624,21 +633,21 @@ impl History {
     }
 
     /// The present server is told of the connections that were given away.
-    fn adopt(&mut self, gap: u64, estate: Vec<(ConnectionId, Bequest)>) {
-        let heirs: Vec<_> =
-            estate.iter().map(|(old, _)| (*old, self.server.reserve_slot())).collect();
-        self.audit.succeed(&heirs, &self.scenario.parameters);
-        self.kernel.succeed(&heirs);
+    fn import(&mut self, gap: u64, released: Vec<(ConnectionId, TransferState)>) {
+        let renamed: Vec<_> =
+            released.iter().map(|(old, _)| (*old, self.server.reserve_slot())).collect();
+        self.audit.hand_over(&renamed, &self.scenario.parameters);
+        self.kernel.hand_over(&renamed);
         let sourced: Vec<_> =
-            heirs.iter().map(|(_, heir)| (*heir, self.kernel.source_of(*heir))).collect();
-        self.audit.door.succeed(&sourced);
+            renamed.iter().map(|(_, next)| (*next, self.kernel.source_of(*next))).collect();
+        self.audit.admission.hand_over(&sourced);
         self.kernel.pass_time(gap);
         self.peers.act(&mut self.kernel);
-        let places = u64::from(self.scenario.parameters.tuning.connections_max);
-        self.allowed = places.max(heirs.len() as u64);
-        for ((_, connection), (_, bequest)) in heirs.into_iter().zip(estate) {
+        let places = u64::from(self.scenario.parameters.runtime_limits.connections_max);
+        self.allowed = places.max(renamed.len() as u64);
+        for ((_, connection), (_, transfer)) in renamed.into_iter().zip(released) {
             let source = self.kernel.source_of(connection);
-            let event = Event::Adopted { connection, source, bequest };
+            let event = Event::Imported { connection, source, transfer };
             self.kernel.trace.note(self.kernel.clock(), Note::Event(event));
             self.handle(event);
             self.submit();
@@ -649,21 +658,25 @@ impl History {
         let mut stats = self.server.stats();
         stats.add(&self.before);
         let audit = &self.audit;
-        assert_eq!(stats.traffic.accepted, audit.accepted, "books: accepted");
+        assert_eq!(stats.traffic.accepted, audit.accepted, "counters: accepted");
         let handed_over = stats.traffic.closed[CloseReason::HandedOver as usize];
-        assert_eq!(stats.traffic.closed_total() - handed_over, audit.closed, "books: closed");
-        assert_eq!(stats.traffic.refused_total(), audit.door.refused, "books: refused");
-        if !audit.door.held {
-            let book = &self.scenario.parameters.book;
-            book.check_invariants();
-            let sources = audit.door.sources();
-            assert!(sources.contains(&book.sources()), "books: {} sources", book.sources());
+        assert_eq!(stats.traffic.closed_total() - handed_over, audit.closed, "counters: closed");
+        assert_eq!(stats.traffic.refused_total(), audit.admission.refused, "counters: refused");
+        if !audit.admission.held {
+            let limiter = &self.scenario.parameters.limiter;
+            limiter.check_invariants();
+            let sources = audit.admission.sources();
+            assert!(
+                sources.contains(&limiter.sources()),
+                "counters: {} sources",
+                limiter.sources()
+            );
         }
-        assert_eq!(stats.traffic.bytes_in, audit.bytes_in, "books: bytes in");
-        assert_eq!(stats.traffic.bytes_out, audit.bytes_out, "books: bytes out");
-        let blocks = self.kernel.aside_blocks();
-        assert_eq!(self.scenario.budget.taken(), blocks, "books: blocks of memory");
-        let places = u64::from(self.scenario.parameters.tuning.connections_max);
+        assert_eq!(stats.traffic.bytes_in, audit.bytes_in, "counters: bytes in");
+        assert_eq!(stats.traffic.bytes_out, audit.bytes_out, "counters: bytes out");
+        let blocks = self.kernel.spill_blocks();
+        assert_eq!(self.scenario.budget.taken(), blocks, "counters: blocks of memory");
+        let places = u64::from(self.scenario.parameters.runtime_limits.connections_max);
         // At the end of a drain the parked ones are let in to be ended.
         assert!(
             self.draining || stats.connections <= self.allowed,
@@ -678,7 +691,7 @@ impl History {
     }
 
     fn check_rest(&self) {
-        self.audit.at_rest();
+        self.audit.quiescent();
         self.check_ended_listeners();
         let mut stats = self.server.stats();
         stats.add(&self.before);
@@ -694,7 +707,7 @@ impl History {
         assert_eq!(stats.traffic.accepted, ended, "rest: connections");
         let (home, total) = self.kernel.buffers_home_and_total();
         assert_eq!(home, total, "rest: a buffer is missing");
-        assert_eq!(self.kernel.aside_bytes(), 0, "rest: bytes are set aside");
+        assert_eq!(self.kernel.spilled_bytes(), 0, "rest: bytes are spilled");
         assert_eq!(self.scenario.budget.taken(), 0, "rest: memory is taken");
         assert_eq!(self.kernel.connections_and_accepts(), (0, 0), "rest: connections, accepts");
         for peer in &self.kernel.peers {

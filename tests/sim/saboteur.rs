@@ -4,9 +4,10 @@
 //! `planted`.
 
 use echo_uring::echo::op::{
-    Bequest, BufferId, ConnectionId, Event, Op, ReceiveEnd, Shutdown, SizeClass, Source, Standing,
+    BufferId, ConnectionId, Event, Op, ReceiveEnd, Shutdown, SizeClass, Source, TransferPhase,
+    TransferState,
 };
-use echo_uring::echo::server::Tuning;
+use echo_uring::echo::server::RuntimeLimits;
 
 use crate::fake::choice::Prng;
 
@@ -39,22 +40,22 @@ pub(crate) enum Bug {
     CloseTooEarly,
     /// The end of a stream is overlooked.
     IgnoreEnd,
-    /// The last set-aside byte is lost.
-    LoseAside,
-    /// Set-aside bytes are never sent.
-    ForgetAside,
+    /// The last spilled byte is lost.
+    LoseSpilled,
+    /// Spilled bytes are never sent.
+    ForgetSpilled,
     /// An accept or a receive is not canceled.
     ForgetCancel,
     /// The FIN at the end of idleness or drain is not sent.
     ForgetFin,
-    /// A send of set-aside bytes is not canceled for a hand-over.
+    /// A send of spilled bytes is not canceled for a hand-over.
     ForgetCancelSend,
-    /// The heir is not told of the end of a stream, or of our own FIN.
-    ForgetStanding,
-    /// The heir is told of one byte too few.
-    LoseBequest,
+    /// The next process is not told of the end of a stream, or of our own FIN.
+    ForgetPhase,
+    /// The next process is told of one byte too few.
+    LoseUnsent,
     /// After a hand-over that failed the limits and timeouts of the start are in force again.
-    RevertTuning,
+    RevertLimits,
     /// An answer that has become interesting is not asked for.
     ForgetAwait,
     /// A relay is not asked for.
@@ -86,14 +87,14 @@ impl Bug {
         Self::ForgetWaiter,
         Self::CloseTooEarly,
         Self::IgnoreEnd,
-        Self::LoseAside,
-        Self::ForgetAside,
+        Self::LoseSpilled,
+        Self::ForgetSpilled,
         Self::ForgetCancel,
         Self::ForgetFin,
         Self::ForgetCancelSend,
-        Self::ForgetStanding,
-        Self::LoseBequest,
-        Self::RevertTuning,
+        Self::ForgetPhase,
+        Self::LoseUnsent,
+        Self::RevertLimits,
         Self::ForgetAwait,
         Self::ForgetRelay,
         Self::ForgetHeld,
@@ -166,7 +167,12 @@ impl Saboteur {
                 }
                 if bug == Bug::DuplicateSend && length == given && !self.forget_repeat(connection) {
                     self.repeated.push(connection);
-                    self.besides.push(Op::Send { connection, buffer, length, awaited: true });
+                    self.besides.push(Op::Send {
+                        connection,
+                        buffer,
+                        length,
+                        needs_completion: true,
+                    });
                     return None;
                 }
             }
@@ -193,30 +199,30 @@ impl Saboteur {
             | Event::AcceptFailed { .. }
             | Event::ReceiveEnded { .. }
             | Event::Relayed { .. }
-            | Event::SentAside { .. }
+            | Event::SentSpilled { .. }
             | Event::SendFailed { .. }
             | Event::ProbeEnded { .. }
             | Event::TimePassed
             | Event::ListenerEnding { .. }
             | Event::DrainStarted { .. }
             | Event::HandOverStarted { .. }
-            | Event::Adopted { .. } => {}
+            | Event::Imported { .. } => {}
         }
         Some(told)
     }
 
     /// Falsifies what a connection hands on.
-    pub(crate) fn bequest(&mut self, bequest: &mut Bequest) {
+    pub(crate) fn transfer(&mut self, transfer: &mut TransferState) {
         match self.bug {
-            Some(Bug::ForgetStanding) => bequest.standing = Standing::Open,
-            Some(Bug::LoseBequest) if bequest.unsent > 1 => bequest.unsent -= 1,
+            Some(Bug::ForgetPhase) => transfer.phase = TransferPhase::Open,
+            Some(Bug::LoseUnsent) if transfer.unsent > 1 => transfer.unsent -= 1,
             _ => {}
         }
     }
 
     /// What the core is told to keep to after a hand-over that failed, instead of nothing new.
-    pub(crate) fn tuning_to_go_back_to(&self, first: &Tuning) -> Option<Tuning> {
-        (self.bug == Some(Bug::RevertTuning)).then(|| first.clone())
+    pub(crate) fn limits_to_go_back_to(&self, first: &RuntimeLimits) -> Option<RuntimeLimits> {
+        (self.bug == Some(Bug::RevertLimits)).then(|| first.clone())
     }
 
     /// Replaces what the core says by what the kernel gets to hear.
@@ -231,8 +237,8 @@ impl Saboteur {
 
     fn say(&mut self, bug: Bug, op: Op, ops: &mut Vec<Op>) {
         match op {
-            Op::Send { connection, buffer, length, awaited } => {
-                self.say_send(bug, connection, (buffer, length), awaited, ops);
+            Op::Send { connection, buffer, length, needs_completion } => {
+                self.say_send(bug, connection, (buffer, length), needs_completion, ops);
             }
             Op::Recycle { buffer } => {
                 self.lent.retain(|(name, _)| *name != buffer);
@@ -243,9 +249,9 @@ impl Saboteur {
                     None => ops.push(op),
                 }
             }
-            Op::SetAside { connection, buffer, offset, length } => {
-                let lost = u32::from(bug == Bug::LoseAside && length > 1 && self.strikes());
-                ops.push(Op::SetAside { connection, buffer, offset, length: length - lost });
+            Op::Spill { connection, buffer, offset, length } => {
+                let lost = u32::from(bug == Bug::LoseSpilled && length > 1 && self.strikes());
+                ops.push(Op::Spill { connection, buffer, offset, length: length - lost });
             }
             Op::SendHeld { connection, buffer, offset, length }
                 if bug == Bug::SkipHeld && length > 1 =>
@@ -259,7 +265,7 @@ impl Saboteur {
             Op::Close { connection } | Op::Abort { connection } if bug == Bug::SendAfterClose => {
                 ops.push(op);
                 let (buffer, length) = self.lent.first().copied().unwrap_or((FIRST, 1));
-                ops.push(Op::Send { connection, buffer, length, awaited: true });
+                ops.push(Op::Send { connection, buffer, length, needs_completion: true });
             }
             Op::AcceptWaiting { listener, .. } if bug == Bug::CloseUnlooked => {
                 ops.extend([op, Op::CloseListener { listener }]);
@@ -275,10 +281,10 @@ impl Saboteur {
             | Op::Relay { .. }
             | Op::Discard { .. }
             | Op::SendHeld { .. }
-            | Op::ForgetAside { .. }
-            | Op::SendAside { .. }
+            | Op::ReleaseSpilled { .. }
+            | Op::SendSpilled { .. }
             | Op::CancelSend { .. }
-            | Op::AwaitSends
+            | Op::FlushSends
             | Op::Shutdown { .. }
             | Op::Probe { .. }
             | Op::EndProbe { .. }
@@ -296,7 +302,7 @@ impl Saboteur {
         bug: Bug,
         connection: ConnectionId,
         (buffer, length): (BufferId, u32),
-        awaited: bool,
+        needs_completion: bool,
         ops: &mut Vec<Op>,
     ) {
         let dropped = u32::from(bug == Bug::DropByte && length > 1 && self.strikes());
@@ -306,7 +312,12 @@ impl Saboteur {
             _ => buffer,
         };
         self.sends.push((connection, buffer, length, length - dropped));
-        ops.push(Op::Send { connection, buffer: given, length: length - dropped, awaited });
+        ops.push(Op::Send {
+            connection,
+            buffer: given,
+            length: length - dropped,
+            needs_completion,
+        });
         if bug == Bug::RecycleEarly && self.strikes() {
             self.recycled.push(buffer);
             ops.push(Op::Recycle { buffer });
@@ -333,17 +344,17 @@ fn forgets(bug: Bug, op: Op) -> bool {
         Op::Receive { .. } => bug == Bug::ForgetReceive,
         Op::Relay { .. } | Op::Discard { .. } => bug == Bug::ForgetRelay,
         Op::SendHeld { .. } => bug == Bug::ForgetHeld,
-        Op::SendAside { .. } => bug == Bug::ForgetAside,
+        Op::SendSpilled { .. } => bug == Bug::ForgetSpilled,
         Op::CancelSend { .. } => bug == Bug::ForgetCancelSend,
         Op::Shutdown { how: Shutdown::Write, .. } => bug == Bug::ForgetFin,
         Op::Close { .. } | Op::Abort { .. } => bug == Bug::ForgetClose,
-        Op::AwaitSends => bug == Bug::ForgetAwait,
+        Op::FlushSends => bug == Bug::ForgetAwait,
         Op::NameSources
         | Op::OmitSources
         | Op::CloseListener { .. }
         | Op::Send { .. }
-        | Op::SetAside { .. }
-        | Op::ForgetAside { .. }
+        | Op::Spill { .. }
+        | Op::ReleaseSpilled { .. }
         | Op::Recycle { .. }
         | Op::Probe { .. }
         | Op::EndProbe { .. }

@@ -8,13 +8,13 @@ use std::convert::Infallible;
 use std::hash::RandomState;
 use std::sync::Arc;
 
-use echo_uring::echo::admission::{Access, Ranges, Rules, SourceBook};
+use echo_uring::echo::admission::{Access, Ranges, Rules, SourceLimiter};
 use echo_uring::echo::fullness::Fullness;
 use echo_uring::echo::limits;
 use echo_uring::echo::op::{
     Budget, ConnectionId, Event, Kernel, ListenerId, Op, ReceiveMode, Source, Timestamp,
 };
-use echo_uring::echo::server::{CloseReason, Parameters, Server, Tuning};
+use echo_uring::echo::server::{CloseReason, Parameters, RuntimeLimits, Server};
 use echo_uring::worker::{Order, Outcome, Shared, Turns};
 
 use crate::fake::budget::FakeBudget;
@@ -63,8 +63,8 @@ struct World {
     turns: Turns,
 }
 
-fn tuning(idle_timeout: u64, rules: Rules) -> Tuning {
-    Tuning {
+fn runtime_limits(idle_timeout: u64, rules: Rules) -> RuntimeLimits {
+    RuntimeLimits {
         connections_max: 3,
         idle_timeout: Some(idle_timeout),
         stall_timeout: None,
@@ -76,8 +76,8 @@ fn tuning(idle_timeout: u64, rules: Rules) -> Tuning {
 }
 
 impl World {
-    /// A worker that accepts, by this tuning.
-    fn start(tuning: Tuning) -> Self {
+    /// A worker that accepts, by these limits.
+    fn start(runtime_limits: RuntimeLimits) -> Self {
         let (buffers, buffer_sizes) = ([8, 0], [16, 64]);
         let budget = Arc::new(FakeBudget::new(16, 100, 0, 1));
         let parameters = Parameters {
@@ -86,10 +86,10 @@ impl World {
             buffer_sizes,
             receive_mode: ReceiveMode::Multishot,
             linger_timeout: LINGER,
-            book: Arc::new(SourceBook::new(RandomState::new())),
+            limiter: Arc::new(SourceLimiter::new(RandomState::new())),
             budget: Arc::clone(&budget) as Arc<dyn Budget>,
             fullness: Arc::new(Fullness::new(1)),
-            tuning,
+            runtime_limits,
         };
         let faults = Faults::default();
         let settings = Settings { listeners: 1, buffers, buffer_sizes, files_max: 100, faults };
@@ -143,14 +143,14 @@ impl World {
         self.server.check_invariants();
         self.kernel.0.pass_time(gap);
         self.shared.post(Order::Drain { deadline });
-        let heirs: Vec<_> =
+        let renamed: Vec<_> =
             released.iter().map(|(old, _)| (*old, self.server.reserve_slot())).collect();
-        self.kernel.0.succeed(&heirs);
+        self.kernel.0.hand_over(&renamed);
         let mut ops = Vec::new();
-        for ((_, connection), (_, bequest)) in heirs.into_iter().zip(released) {
+        for ((_, connection), (_, transfer)) in renamed.into_iter().zip(released) {
             let source = self.kernel.source_of(connection);
-            let bequest = bequest.after(gap);
-            let event = Event::Adopted { connection, source, bequest };
+            let transfer = transfer.after(gap);
+            let event = Event::Imported { connection, source, transfer };
             self.server.handle(self.kernel.now(), event, &mut ops);
             self.kernel.submit(&mut ops);
         }
@@ -161,18 +161,18 @@ impl World {
 #[test]
 fn what_a_reload_changed_holds_after_a_hand_over_that_failed() {
     const IDLE: u64 = 2_000;
-    let mut world = World::start(tuning(3_600_000, Rules::default()));
+    let mut world = World::start(runtime_limits(3_600_000, Rules::default()));
     let peer = world.connect([10, 0, 0, 1]);
     world.echo(peer);
     let mut deny = Ranges::default();
     deny.add_ipv4([10, 0, 0, 9], [10, 0, 0, 9]);
     let access = Access { deny: deny.settle(), ..Access::default() };
-    let reloaded = tuning(IDLE, Rules { access, ..Rules::default() });
+    let reloaded = runtime_limits(IDLE, Rules { access, ..Rules::default() });
     world.shared.post(Order::Reconfigure(Box::new(reloaded)));
     world.echo(peer);
     let deadline = world.kernel.now().plus(5_000);
     world.shared.post(Order::HandOver { deadline });
-    assert_eq!(world.turn_to_the_end(), Outcome::AtRest);
+    assert_eq!(world.turn_to_the_end(), Outcome::Quiescent);
     assert!(world.shared.has_ended());
 
     // One who is denied by now, and one who would be let in if anybody were.
@@ -208,11 +208,11 @@ fn what_a_reload_changed_holds_after_a_hand_over_that_failed() {
 /// longer than the idle timeout.
 #[test]
 fn the_wait_for_a_hand_over_that_fails_is_idle_time() {
-    let mut world = World::start(tuning(2_000, Rules::default()));
+    let mut world = World::start(runtime_limits(2_000, Rules::default()));
     let peer = world.connect([10, 0, 0, 1]);
     world.echo(peer);
     world.shared.post(Order::HandOver { deadline: world.kernel.now().plus(1_000) });
-    assert_eq!(world.turn_to_the_end(), Outcome::AtRest);
+    assert_eq!(world.turn_to_the_end(), Outcome::Quiescent);
     let drained_at = world.kernel.now().plus(60_000);
     world.take_back(10_000, drained_at);
     let back_at = world.kernel.0.clock();

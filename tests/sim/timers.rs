@@ -4,10 +4,10 @@
 use std::hash::RandomState;
 use std::sync::Arc;
 
-use echo_uring::echo::admission::SourceBook;
+use echo_uring::echo::admission::SourceLimiter;
 use echo_uring::echo::fullness::Fullness;
 use echo_uring::echo::op::{Event, Kernel, ListenerId, Op, ReceiveMode, Source, Timestamp};
-use echo_uring::echo::server::{Parameters, Server, Tuning};
+use echo_uring::echo::server::{Parameters, RuntimeLimits, Server};
 
 use crate::fake::budget::FakeBudget;
 use crate::fake::choice::Choice;
@@ -28,7 +28,7 @@ enum Kind {
     /// A peer that says nothing.
     Idle,
     /// A peer that reads nothing, with memory for what it does not read.
-    StallAside,
+    StallSpilled,
     /// The same without memory: bytes are held.
     StallHeld,
     /// The same on probation: bytes are relayed.
@@ -38,7 +38,7 @@ enum Kind {
 }
 
 const KINDS: [Kind; 5] =
-    [Kind::Idle, Kind::StallAside, Kind::StallHeld, Kind::StallRelayed, Kind::Lifetime];
+    [Kind::Idle, Kind::StallSpilled, Kind::StallHeld, Kind::StallRelayed, Kind::Lifetime];
 
 struct World {
     server: Server,
@@ -57,13 +57,13 @@ impl World {
             buffer_sizes: buffers.1,
             receive_mode: ReceiveMode::Multishot,
             linger_timeout: 5_000,
-            book: Arc::new(SourceBook::new(RandomState::new())),
+            limiter: Arc::new(SourceLimiter::new(RandomState::new())),
             fullness: Arc::new(Fullness::new(1)),
             budget: budget.clone(),
-            tuning: Tuning {
+            runtime_limits: RuntimeLimits {
                 connections_max: 4,
                 idle_timeout: only(&[Kind::Idle]),
-                stall_timeout: only(&[Kind::StallAside, Kind::StallHeld, Kind::StallRelayed]),
+                stall_timeout: only(&[Kind::StallSpilled, Kind::StallHeld, Kind::StallRelayed]),
                 lifetime: only(&[Kind::Lifetime]),
                 bytes_max: None,
                 keepalive: None,
@@ -130,7 +130,7 @@ impl World {
         self.settle();
         match kind {
             Kind::Idle | Kind::Lifetime => {}
-            Kind::StallAside | Kind::StallHeld => {
+            Kind::StallSpilled | Kind::StallHeld => {
                 self.kernel.peer_write(peer, 16);
             }
             Kind::StallRelayed => {

@@ -64,8 +64,8 @@ def start_all(machine):
 def balance(stopped):
     """Demands that the account of one orderly stop balances; returns its figures."""
     figures = (int(figure or 0) for figure in stopped.groups())
-    accepted, refused, closed, received, sent, dropped, home, total, *succession = figures
-    taken_over, bytes_taken_over, bytes_handed_over = succession
+    accepted, refused, closed, received, sent, dropped, home, total, *handover = figures
+    taken_over, bytes_taken_over, bytes_handed_over = handover
     line = stopped.group(0)
     expect(accepted + taken_over == refused + closed, f"connections do not balance: {line}")
     came, left = received + bytes_taken_over, sent + dropped + bytes_handed_over

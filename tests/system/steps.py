@@ -17,7 +17,7 @@ import steps_mishaps
 import steps_package
 import steps_power
 import steps_sealed
-import steps_succession
+import steps_handover
 import steps_upgrade
 from checks import (
     CONFIG,
@@ -40,7 +40,7 @@ from checks import (
 import steps_reload
 from machine import Failure, eventually, expect
 
-import steps_sight
+import steps_admin
 from steps_access import sources_are_judged
 from steps_examples import examples_do_what_they_say
 from steps_instances import (
@@ -453,7 +453,7 @@ STEPS = [
     ("start, stop, echo", starts_and_echoes),
     ("journal", logs_to_the_journal),
     ("status", shows_its_status),
-    *steps_sight.STEPS,
+    *steps_admin.STEPS,
     *steps_balancer.STEPS,
     ("socket activation", activates_by_socket),
     ("examples", examples_do_what_they_say),
@@ -466,7 +466,7 @@ STEPS = [
     ("bad configuration", bad_configuration_is_named),
     *steps_reload.STEPS,
     ("upgrade amid traffic", upgrade_refuses_nobody),
-    *steps_succession.STEPS,
+    *steps_handover.STEPS,
     *steps_mishaps.STEPS,
     ("nothing unseen", nothing_went_wrong_unseen),
     ("instances", instances_stand_side_by_side),

@@ -15,7 +15,7 @@ from machine import eventually, expect
 
 # The daemon's threads, the first by its name before it has another. What systemd runs for a
 # reload, and the doctor in the sandbox, have the first name, too.
-THREADS = ("echo-uring", "worker-*", "log", "sight", "question")
+THREADS = ("echo-uring", "worker-*", "log", "admin", "question")
 # The proof of the seal are calls that must be refused; and where io_uring is refused by a drop-in,
 # all three are tried to find out by whom. A filter on a TCP socket is refused by some kernels to
 # those without CAP_NET_ADMIN, whatever the unit allows.

@@ -8,7 +8,7 @@ import subprocess
 
 from checks import SERVICE, drop_in, echoes, is_active, no_message_bus, place, remove_drop_in
 from machine import expect
-from steps_succession import survives
+from steps_handover import survives
 
 LAB = "echo-uring@lab"
 EDGE = "echo-uring@edge"

@@ -15,7 +15,7 @@ import time
 
 from checks import SERVICE, drop_in, echoes, is_active, remove_drop_in
 from machine import Failure, eventually, expect
-from steps_succession import FEW, gather, judge, told
+from steps_handover import FEW, gather, judge, told
 
 # Where a state has its version, a number of four bytes, and for how long its first connection was
 # quiet.

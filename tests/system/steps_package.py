@@ -11,7 +11,7 @@ import subprocess
 
 from checks import CONFIG, SERVICE, SOCKET, drop_in, echoes, is_active, place, remove_drop_in
 from machine import GUEST_ENVIRONMENT, eventually, expect
-from steps_succession import gather, judge
+from steps_handover import gather, judge
 
 # An instance beside the first service, with an address of its own.
 NAME = "pkg"

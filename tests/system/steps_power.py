@@ -4,7 +4,7 @@ import time
 
 from checks import SERVICE, echoes, is_active, last_account
 from machine import eventually, expect
-from steps_succession import gather, judge
+from steps_handover import gather, judge
 
 PEOPLE = {"connections": 60, "talkers": 20, "stalled": 3}
 # timeouts.drain of 10 s, 5 s for those who do not end by themselves, and the rest of the machine.

@@ -6,7 +6,7 @@ is the old program, in the old units, and the one that takes over is the program
 
 from checks import CONFIG, SERVICE, SOCKET, echoes, is_active, place, stream_of_clients
 from machine import expect
-from steps_succession import PEOPLE, survives, told
+from steps_handover import PEOPLE, survives, told
 
 PURGE = "apt-get purge --yes echo-uring"
 

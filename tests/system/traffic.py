@@ -17,15 +17,15 @@ import time
 
 PORT = 7
 # Longer than any restart of the daemon, so that only a client that was forgotten waits in vain.
-PATIENCE_SECONDS = 30.0
+TIMEOUT_SECONDS = 30.0
 
 
 def connect(address, port):
     """To a port, or to a Unix socket if the address is a path."""
     if not address.startswith("/"):
-        return socket.create_connection((address, port), timeout=PATIENCE_SECONDS)
+        return socket.create_connection((address, port), timeout=TIMEOUT_SECONDS)
     connection = socket.socket(socket.AF_UNIX)
-    connection.settimeout(PATIENCE_SECONDS)
+    connection.settimeout(TIMEOUT_SECONDS)
     connection.connect(address)
     return connection
 
@@ -70,7 +70,7 @@ def command_hold(options):
     """Several connections at once: how many of them are served?"""
     held, served = [], 0
     for _ in range(options.connections):
-        connection = socket.create_connection((options.address, PORT), timeout=PATIENCE_SECONDS)
+        connection = socket.create_connection((options.address, PORT), timeout=TIMEOUT_SECONDS)
         held.append(connection)
         try:
             connection.sendall(b"x")

@@ -12,7 +12,7 @@ use crate::cpu;
 use crate::pattern::Pattern;
 use crate::report::{self, Outcome, Record, Series, Slice};
 use crate::servers::{Entry, Server, Stage};
-use crate::steady::Patience;
+use crate::steady::Waiting;
 use crate::works::Work;
 
 /// Before each slice its connections are warmed up for one part in so many of it: windows grow, and
@@ -40,7 +40,7 @@ pub(crate) fn compare(arguments: &Arguments) -> Result<(), String> {
         stage: Stage { daemon: &arguments.daemon, scratch: &scratch, core: arguments.server_core },
         cast: cast(&Entry::select(servers)?)?,
         pattern: Pattern::new(),
-        patience: if arguments.spin { Patience::Spin } else { Patience::Sleep },
+        waiting: if arguments.spin { Waiting::Spin } else { Waiting::Sleep },
         duration: Duration::try_from_secs_f64(arguments.seconds).map_err(|e| e.to_string())?,
         rounds: arguments.rounds,
         connections_max: files_max.saturating_sub(FILES_SPARE),
@@ -114,7 +114,7 @@ struct Plan<'a> {
     /// The yardstick first.
     cast: Cast,
     pattern: Pattern,
-    patience: Patience,
+    waiting: Waiting,
     /// Length of a slice.
     duration: Duration,
     rounds: u32,
@@ -211,7 +211,7 @@ impl Plan<'_> {
     /// on for a connection (windows, buffer sizes) would look like a trait of the server.
     fn measure(&self, work: &Work, server: &Server) -> Result<Slice, String> {
         let duration = self.duration * work.stretch;
-        let mut client = work.client(&server.address, &self.pattern, self.patience)?;
+        let mut client = work.client(&server.address, &self.pattern, self.waiting)?;
         client.slice(duration.div_f64(WARM_UP_DIVISOR))?;
         let before = server.settled_cpu_time()?;
         let work = client.slice(duration)?;

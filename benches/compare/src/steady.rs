@@ -32,7 +32,7 @@ const BUFFER_LENGTH: usize = 256 * 1024;
 
 /// What the client does when nothing is there for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Patience {
+pub(crate) enum Waiting {
     /// It sleeps, as clients do, and the server's sends pay for waking it.
     Sleep,
     /// It asks again and again, so that no send has anybody to wake.
@@ -47,7 +47,7 @@ pub(crate) struct Steady<'a> {
     buffer: Vec<u8>,
     message_length: u64,
     in_flight: u64,
-    patience: Patience,
+    waiting: Waiting,
     /// Takes the time of each echo where only one is under way.
     stopwatch: Option<Stopwatch>,
 }
@@ -72,7 +72,7 @@ impl<'a> Steady<'a> {
         count: usize,
         message_length: usize,
         in_flight: usize,
-        patience: Patience,
+        waiting: Waiting,
     ) -> Result<Self, String> {
         let open = || -> io::Result<Self> {
             let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
@@ -92,7 +92,7 @@ impl<'a> Steady<'a> {
                 buffer: vec![0; BUFFER_LENGTH],
                 message_length: message_length as u64,
                 in_flight: in_flight as u64,
-                patience,
+                waiting,
                 stopwatch: (in_flight == 1).then(|| Stopwatch::new(count)),
             })
         };
@@ -137,13 +137,13 @@ impl<'a> Steady<'a> {
 
     /// Events, or none after too long a silence.
     fn wait(&self, events: &mut [EpollEvent]) -> io::Result<usize> {
-        match self.patience {
-            Patience::Sleep => {
+        match self.waiting {
+            Waiting::Sleep => {
                 let silence_max = EpollTimeout::try_from(SILENCE_MAX)
                     .expect("invariant: ten seconds fit into the timeout of epoll_wait(2)");
                 Ok(self.epoll.wait(events, silence_max)?)
             }
-            Patience::Spin => {
+            Waiting::Spin => {
                 let began = Instant::now();
                 loop {
                     let count = self.epoll.wait(events, EpollTimeout::ZERO)?;
@@ -256,7 +256,7 @@ mod tests {
     fn verdict(spoil: fn(&mut Vec<u8>)) -> Result<Yield, String> {
         let pattern = Pattern::new();
         let mut client =
-            Steady::connect(&serve_one(spoil), &pattern, 1, 64, 4, Patience::Sleep).unwrap();
+            Steady::connect(&serve_one(spoil), &pattern, 1, 64, 4, Waiting::Sleep).unwrap();
         client.slice(Duration::from_millis(20))
     }
 

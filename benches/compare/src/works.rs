@@ -6,7 +6,7 @@ use crate::address::{Address, Transport};
 use crate::churn::Churn;
 use crate::latency::Latency;
 use crate::pattern::Pattern;
-use crate::steady::{Patience, Steady};
+use crate::steady::{Waiting, Steady};
 
 /// A kind of load.
 #[derive(Clone, Copy)]
@@ -123,11 +123,11 @@ impl Work {
         &self,
         address: &'a Address,
         pattern: &'a Pattern,
-        patience: Patience,
+        waiting: Waiting,
     ) -> Result<Client<'a>, String> {
         match self.shape {
             Shape::Steady { connections, message_length, in_flight } => {
-                Steady::connect(address, pattern, connections, message_length, in_flight, patience)
+                Steady::connect(address, pattern, connections, message_length, in_flight, waiting)
                     .map(Client::Steady)
             }
             Shape::Churn { connections, message_length } => {

@@ -26,7 +26,7 @@ end
 
 complete -c echo-uring -n "__fish_echo_uring_needs_command" -l config -d 'Read the configuration from FILE; without this, /etc/echo-uring.toml if there is one' -r -F
 complete -c echo-uring -n "__fish_echo_uring_needs_command" -l listen -d 'Listen on ADDRESS instead of the configured listeners: 127.0.0.1:7777, [::1]:7777 or unix:/path; repeatable' -r -f
-complete -c echo-uring -n "__fish_echo_uring_needs_command" -l log-level -d 'Write log lines of LEVEL and graver instead of the configured level' -r -f -a "error\t''
+complete -c echo-uring -n "__fish_echo_uring_needs_command" -l log-level -d 'Write log lines of LEVEL and more severe ones instead of the configured level' -r -f -a "error\t''
 warn\t''
 info\t''
 debug\t''
@@ -41,7 +41,7 @@ complete -c echo-uring -n "__fish_echo_uring_needs_command" -f -a "status" -d 'S
 complete -c echo-uring -n "__fish_echo_uring_needs_command" -f -a "doctor" -d 'Look at kernel, limits, sockets, sandbox and configuration; exit with 1 if there is a problem'
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand serve" -l config -d 'Read the configuration from FILE; without this, /etc/echo-uring.toml if there is one' -r -F
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand serve" -l listen -d 'Listen on ADDRESS instead of the configured listeners: 127.0.0.1:7777, [::1]:7777 or unix:/path; repeatable' -r -f
-complete -c echo-uring -n "__fish_echo_uring_using_subcommand serve" -l log-level -d 'Write log lines of LEVEL and graver instead of the configured level' -r -f -a "error\t''
+complete -c echo-uring -n "__fish_echo_uring_using_subcommand serve" -l log-level -d 'Write log lines of LEVEL and more severe ones instead of the configured level' -r -f -a "error\t''
 warn\t''
 info\t''
 debug\t''
@@ -50,7 +50,7 @@ off\t''"
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand serve" -s h -l help -d 'Print help'
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand check" -l config -d 'Read the configuration from FILE; without this, /etc/echo-uring.toml if there is one' -r -F
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand check" -l listen -d 'Listen on ADDRESS instead of the configured listeners: 127.0.0.1:7777, [::1]:7777 or unix:/path; repeatable' -r -f
-complete -c echo-uring -n "__fish_echo_uring_using_subcommand check" -l log-level -d 'Write log lines of LEVEL and graver instead of the configured level' -r -f -a "error\t''
+complete -c echo-uring -n "__fish_echo_uring_using_subcommand check" -l log-level -d 'Write log lines of LEVEL and more severe ones instead of the configured level' -r -f -a "error\t''
 warn\t''
 info\t''
 debug\t''
@@ -59,7 +59,7 @@ off\t''"
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand check" -s h -l help -d 'Print help'
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand reload" -l config -d 'Read the configuration from FILE; without this, /etc/echo-uring.toml if there is one' -r -F
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand reload" -l listen -d 'Listen on ADDRESS instead of the configured listeners: 127.0.0.1:7777, [::1]:7777 or unix:/path; repeatable' -r -f
-complete -c echo-uring -n "__fish_echo_uring_using_subcommand reload" -l log-level -d 'Write log lines of LEVEL and graver instead of the configured level' -r -f -a "error\t''
+complete -c echo-uring -n "__fish_echo_uring_using_subcommand reload" -l log-level -d 'Write log lines of LEVEL and more severe ones instead of the configured level' -r -f -a "error\t''
 warn\t''
 info\t''
 debug\t''
@@ -73,7 +73,7 @@ complete -c echo-uring -n "__fish_echo_uring_using_subcommand status" -l watch -
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand status" -s h -l help -d 'Print help'
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand doctor" -l config -d 'Read the configuration from FILE; without this, /etc/echo-uring.toml if there is one' -r -F
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand doctor" -l listen -d 'Listen on ADDRESS instead of the configured listeners: 127.0.0.1:7777, [::1]:7777 or unix:/path; repeatable' -r -f
-complete -c echo-uring -n "__fish_echo_uring_using_subcommand doctor" -l log-level -d 'Write log lines of LEVEL and graver instead of the configured level' -r -f -a "error\t''
+complete -c echo-uring -n "__fish_echo_uring_using_subcommand doctor" -l log-level -d 'Write log lines of LEVEL and more severe ones instead of the configured level' -r -f -a "error\t''
 warn\t''
 info\t''
 debug\t''

@@ -32,7 +32,7 @@ fn unconnected(plan: &Plan, why: &str) -> Failure {
     Failure::Fatal(Status::Unconnected, text)
 }
 
-/// All addresses of the target. Asking for them may take long, so it is done aside.
+/// All addresses of the target. Asking for them may take long, so a thread of its own does it.
 ///
 /// # Errors
 /// When there are none, or the user does not want to wait.

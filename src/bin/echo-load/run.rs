@@ -397,9 +397,9 @@ impl Run {
     }
 
     /// The next news, if there are any soon.
-    fn hear(&mut self, patience: Duration) -> Attempt<Option<News>> {
+    fn hear(&mut self, timeout: Duration) -> Attempt<Option<News>> {
         let Some(news) = &self.news else { return Ok(None) };
-        match news.recv_timeout(patience) {
+        match news.recv_timeout(timeout) {
             Ok(News::Broken(why)) => Err(Failure::usage(why)),
             Ok(News::Finished(end, outcome)) => {
                 self.workers_left -= 1;

@@ -176,8 +176,8 @@ impl Worker {
     pub(crate) fn work(mut self) -> std::io::Result<()> {
         self.tell(News::Prepared);
         loop {
-            let patience = self.patience();
-            self.client.wait(patience)?;
+            let timeout = self.wait_timeout();
+            self.client.wait(timeout)?;
             self.now = self.clock();
             while let Some(event) = self.client.next_event() {
                 self.handle(event);
@@ -206,7 +206,7 @@ impl Worker {
     }
 
     /// How long nothing needs to be done.
-    fn patience(&mut self) -> Option<Duration> {
+    fn wait_timeout(&mut self) -> Option<Duration> {
         if self.sweep < self.connections.len() {
             return Some(Duration::ZERO);
         }

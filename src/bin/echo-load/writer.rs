@@ -54,10 +54,10 @@ impl Writer {
         self.failed.load(Ordering::Relaxed)
     }
 
-    /// Waits for `patience` until everything is written. None: not yet.
-    pub(crate) fn finish(&mut self, patience: Duration) -> Option<io::Result<()>> {
+    /// Waits for `timeout` until everything is written. None: not yet.
+    pub(crate) fn finish(&mut self, timeout: Duration) -> Option<io::Result<()>> {
         self.lines = None;
-        match self.ended.recv_timeout(patience) {
+        match self.ended.recv_timeout(timeout) {
             Ok(written) => Some(written),
             Err(RecvTimeoutError::Timeout) => None,
             Err(RecvTimeoutError::Disconnected) => {

@@ -18,7 +18,7 @@ use crate::worker::Order;
 
 /// How long a reload waits for workers in the middle of a long turn. A worker that takes longer
 /// will still follow; one that hangs is the watchdog's affair.
-const WORKERS_PATIENCE: Duration = Duration::from_secs(1);
+const WORKERS_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Service<'_> {
     /// Reloads if SIGHUP has come, or ends if that is what it means. While the workers start nobody
@@ -126,11 +126,11 @@ impl Service<'_> {
         }
         plan.memory.set_limit(config.limits.stalled_memory);
         for (index, worker) in self.workers.iter().enumerate() {
-            let tuning = workers::tuning(config, places, self.workers.len(), index);
-            worker.post(Order::Reconfigure(Box::new(tuning)));
+            let runtime_limits = workers::runtime_limits(config, places, self.workers.len(), index);
+            worker.post(Order::Reconfigure(Box::new(runtime_limits)));
         }
         // So that the new limits hold when the service manager hears that we are ready.
         let is_told = |_, worker: &Worker| !worker.shared.has_orders();
-        workers::wait_for(&self.workers, WORKERS_PATIENCE, is_told);
+        workers::wait_for(&self.workers, WORKERS_TIMEOUT, is_told);
     }
 }

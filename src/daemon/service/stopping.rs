@@ -9,11 +9,11 @@
 //!    that are under way are finished (`listen::handshakes`). It takes a few milliseconds, unless
 //!    there are any.
 //! 4. The workers get their orders: to take in who waits at those sockets and close them, and to
-//!    drain, or to bring everything to rest. Only then is the service manager told.
+//!    drain, or to quiesce. Only then is the service manager told.
 //!
 //! A second signal skips what is left of 1 to 3; during 4 it ends the process. The time for the
 //! drain begins with the signal, or with the end of the lead; and all waits for the service manager
-//! together have one limit ([`MANAGER_PATIENCE`]).
+//! together have one limit ([`MANAGER_TIMEOUT`]).
 
 use std::io;
 use std::os::fd::AsFd;
@@ -24,27 +24,27 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use super::{Failure, LINGER, Order, STOP_MARGIN, Service, Stage};
+use crate::admin::State;
 use crate::daemon::job::{self, Question};
-use crate::daemon::succession::{self, Ending};
+use crate::daemon::restart::{self, Ending};
 use crate::daemon::{report, workers};
 use crate::echo::op::{ListenerId, Timestamp};
-use crate::listen::{self, HANDSHAKE_PATIENCE};
+use crate::listen::{self, HANDSHAKE_TIMEOUT};
 use crate::logging::events;
-use crate::sight::State;
 use crate::systemd::bus::Unit;
 use crate::uring::{ListeningSocket, Owner, Transport};
 use crate::worker;
 
 /// How long a stop waits for the system bus, at most and at least. In between it is half of
 /// `timeouts.drain`, of which it is a part.
-const ASK_PATIENCE_MAX: Duration = Duration::from_secs(5);
-const ASK_PATIENCE_MIN: Duration = Duration::from_secs(1);
+const ASK_TIMEOUT_MAX: Duration = Duration::from_secs(5);
+const ASK_TIMEOUT_MIN: Duration = Duration::from_secs(1);
 /// How long after the signal the service manager is waited for, all in all. With the default drain
 /// and the time for its last connections this is less than the unit's `TimeoutStopSec=30s`, so that
 /// one that answers nothing costs no connection its drain.
-const MANAGER_PATIENCE: Duration = Duration::from_secs(12);
+const MANAGER_TIMEOUT: Duration = Duration::from_secs(12);
 /// How long the last question to systemd may take.
-const LAST_QUESTION_PATIENCE: Duration = Duration::from_millis(200);
+const LAST_QUESTION_TIMEOUT: Duration = Duration::from_millis(200);
 /// How often unfinished handshakes are looked for…
 const HANDSHAKES_LOOK: Duration = Duration::from_millis(5);
 /// …but no more than this fraction of the time: with many connections a look takes longer.
@@ -111,7 +111,7 @@ impl Service<'_> {
             Stage::Ready
                 if self.notifier.has_manager() && signal.ssi_signo == Signal::SIGTERM as u32 =>
             {
-                match succession::announced(&self.signals.announcements) {
+                match restart::announced(&self.signals.announcements) {
                     Some(Ending::Restart) => {
                         self.begin_stop();
                         self.settle(Goal::HandOver);
@@ -149,15 +149,15 @@ impl Service<'_> {
         let now = Instant::now();
         if self.stop.drain_since.is_none() {
             self.stop.drain_since = Some(now);
-            self.notifier.limit_waits(now + MANAGER_PATIENCE);
+            self.notifier.limit_waits(now + MANAGER_TIMEOUT);
         }
     }
 
     fn ask(&mut self) {
         self.begin_stop();
-        let patience = self.config.timeouts.drain / 2;
-        let patience = patience.clamp(ASK_PATIENCE_MIN, ASK_PATIENCE_MAX);
-        match Question::ask(&self.bell, patience) {
+        let timeout = self.config.timeouts.drain / 2;
+        let timeout = timeout.clamp(ASK_TIMEOUT_MIN, ASK_TIMEOUT_MAX);
+        match Question::ask(&self.bell, timeout) {
             Ok(question) => {
                 self.stop.question = Some(question);
                 self.stage = Stage::Asking;
@@ -216,7 +216,7 @@ impl Service<'_> {
         }
         self.close_to_newcomers(goal);
         let now = Instant::now();
-        let (until, next) = (now + HANDSHAKE_PATIENCE, now);
+        let (until, next) = (now + HANDSHAKE_TIMEOUT, now);
         self.stage = Stage::Settling(Settling { goal, until, next, clean: 0 });
         if !self.ending().any(|(_, listener)| listener.transport == Transport::Tcp) {
             self.finish_settling(goal);
@@ -229,7 +229,7 @@ impl Service<'_> {
         let (clean, pause) = match self.is_any_half_open() {
             Some(open) => (if open { 0 } else { clean + 1 }, HANDSHAKES_LOOK),
             // It cannot be known: all of the time is given.
-            None => (0, HANDSHAKE_PATIENCE),
+            None => (0, HANDSHAKE_TIMEOUT),
         };
         let now = Instant::now();
         if now >= until || clean >= HANDSHAKES_LOOKS {
@@ -259,7 +259,7 @@ impl Service<'_> {
     fn finish_settling(&mut self, goal: Goal) {
         match goal {
             Goal::Drain => self.drain(),
-            Goal::HandOver => self.bring_to_rest(),
+            Goal::HandOver => self.quiesce(),
         }
     }
 
@@ -275,8 +275,8 @@ impl Service<'_> {
             (Stage::Settling(_), Some(since)) => since,
             _ => now,
         };
-        let patience = self.config.timeouts.drain;
-        let deadline = (since + patience).saturating_duration_since(self.plan.origin);
+        let timeout = self.config.timeouts.drain;
+        let deadline = (since + timeout).saturating_duration_since(self.plan.origin);
         let stats = workers::total(&self.workers);
         self.stage = Stage::Draining;
         self.life.set(State::Draining);
@@ -291,7 +291,7 @@ impl Service<'_> {
             message_id = events::DRAINING, connections = stats.connections;
             "draining: {}, at most {}s and {}s for the last ones to end",
             report::count(stats.connections, "connection"),
-            patience.as_secs_f64(),
+            timeout.as_secs_f64(),
             LINGER.as_secs_f64()
         );
     }
@@ -367,7 +367,7 @@ impl Service<'_> {
         let inherited = self.plan.listeners.iter().any(|it| it.owner == Owner::Another);
         if inherited && self.notifier.has_manager() && self.stop.question.is_none() {
             // What cannot be asked now is asked a second later.
-            self.stop.question = Question::ask(&self.bell, ASK_PATIENCE_MAX).ok();
+            self.stop.question = Question::ask(&self.bell, ASK_TIMEOUT_MAX).ok();
         }
     }
 
@@ -380,7 +380,7 @@ impl Service<'_> {
         if !self.ending().any(|(_, listener)| is_theirs(listener)) {
             return;
         }
-        let Ok(unit) = job::ask_now(LAST_QUESTION_PATIENCE) else { return };
+        let Ok(unit) = job::ask_now(LAST_QUESTION_TIMEOUT) else { return };
         for (index, listener) in self.ending() {
             let name = &self.plan.names[usize::from(index.0)];
             if is_theirs(listener) && !unit.ending_sockets.contains(name) {

@@ -53,11 +53,11 @@ impl Ranges {
         self.ipv6.push((first, last));
     }
 
-    /// Puts in order what was added, and melts what overlaps.
+    /// Sorts what was added, and merges what overlaps.
     #[must_use]
     pub fn settle(mut self) -> Self {
-        melt(&mut self.ipv4);
-        melt(&mut self.ipv6);
+        merge_overlaps(&mut self.ipv4);
+        merge_overlaps(&mut self.ipv6);
         self
     }
 
@@ -78,7 +78,7 @@ impl Ranges {
     }
 }
 
-fn melt<T: Ord + Copy>(ranges: &mut Vec<(T, T)>) {
+fn merge_overlaps<T: Ord + Copy>(ranges: &mut Vec<(T, T)>) {
     ranges.sort_unstable();
     ranges.dedup_by(|next, kept| {
         let overlaps = next.0 <= kept.1;

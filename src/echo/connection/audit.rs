@@ -10,10 +10,10 @@ impl Connection {
         self.has_backlog() || self.is_relay_blocked()
     }
 
-    /// Whether bytes are set aside or held for it.
+    /// Whether bytes are spilled or held for it.
     #[must_use]
     pub fn has_backlog(&self) -> bool {
-        matches!(self.send, Send::Aside { .. } | Send::Held { .. })
+        matches!(self.send, Send::Spilled { .. } | Send::Held { .. })
     }
 
     /// Panics if the state contradicts itself. Returns the lent buffers and the charged bytes it
@@ -21,10 +21,10 @@ impl Connection {
     pub fn check_invariants(&self, resources: &Resources) -> (u32, u64) {
         let sending = u32::from(matches!(self.send, Send::Trying { .. } | Send::Held { .. }));
         let charged = match self.send {
-            Send::Aside { unsent, begin, .. } => {
+            Send::Spilled { unsent, begin, .. } => {
                 // A connection that dies for want of memory in a hand-over may have none.
                 let least = u32::from(!matches!(self.phase, Phase::Closing(_)));
-                assert!(unsent >= least, "nothing is set aside");
+                assert!(unsent >= least, "nothing is spilled");
                 assert!(begin < resources.block_size(), "{begin} is in no first block");
                 resources.memory_of(begin, unsent)
             }
@@ -39,7 +39,7 @@ impl Connection {
             }
             Phase::Open => {
                 let busy = self.send != Send::Idle || self.receive != Receive::Off;
-                assert!(busy || resources.frozen, "an open connection waits for nothing");
+                assert!(busy || resources.quiescing, "an open connection waits for nothing");
             }
             Phase::Finishing => {
                 assert_eq!(self.receive, Receive::Off);
@@ -51,7 +51,7 @@ impl Connection {
             }
             Phase::Lingering(_) => {
                 assert_eq!(self.send, Send::Idle, "bytes after FIN");
-                let waits = self.receive != Receive::Off || resources.frozen;
+                let waits = self.receive != Receive::Off || resources.quiescing;
                 assert!(waits, "nobody waits for the peer's FIN");
             }
             Phase::Closing(_) => {

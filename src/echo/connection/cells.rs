@@ -16,7 +16,7 @@ mod table;
 use super::*;
 use crate::echo::op::{Timestamp, When};
 use crate::echo::resources::tests::Blocks;
-use crate::echo::resources::{Parameters, Tuning};
+use crate::echo::resources::{Parameters, RuntimeLimits};
 
 const NOW: Timestamp = Timestamp(1_000);
 
@@ -32,8 +32,8 @@ const EVENTS: [&str; 27] = [
     "sent all",
     "sent part",
     "sent none",
-    "aside all",
-    "aside part",
+    "spilled all",
+    "spilled part",
     "send memory",
     "send reset",
     "due",
@@ -47,8 +47,8 @@ const EVENTS: [&str; 27] = [
     "serve",
     "retry",
     "send stopped",
-    "freeze",
-    "rest deadline",
+    "quiesce",
+    "quiesce deadline",
 ];
 
 /// Situations by name, and how each is reached from an open connection with an armed receive.
@@ -57,41 +57,41 @@ const SITUATIONS: [(&str, &[&str]); 36] = [
     ("open, starved", &["no buffer"]),
     ("open, retrying", &["receive memory"]),
     ("open, trying", &["received"]),
-    ("open, trying quietly", &["received", "sent all", "received"]),
-    ("open, aside", &["received", "sent part"]),
-    ("open, aside retrying", &["received", "sent part", "send memory"]),
-    ("open, aside starved", &["received", "no buffer", "sent part"]),
+    ("open, trying skip-success", &["received", "sent all", "received"]),
+    ("open, spilled", &["received", "sent part"]),
+    ("open, spilled retrying", &["received", "sent part", "send memory"]),
+    ("open, spilled starved", &["received", "no buffer", "sent part"]),
     ("finishing, trying", &["received", "end of stream"]),
-    ("finishing, aside", &["received", "sent part", "end of stream"]),
+    ("finishing, spilled", &["received", "sent part", "end of stream"]),
     ("flushing, trying", &["received", "drain deadline"]),
-    ("flushing, aside", &["received", "sent part", "drain deadline"]),
+    ("flushing, spilled", &["received", "sent part", "drain deadline"]),
     ("lingering", &["drain deadline"]),
     ("closing, receive", &["drain end"]),
     ("closing, trying", &["received", "drain end", "stopped"]),
-    ("closing, aside", &["received", "sent part", "drain end", "stopped"]),
-    ("frozen, open", &["freeze"]),
-    ("frozen, trying", &["received", "freeze"]),
-    ("frozen, aside", &["received", "sent part", "freeze"]),
-    ("frozen, finishing", &["received", "sent part", "end of stream", "freeze"]),
-    ("frozen, flushing", &["received", "sent part", "drain deadline", "freeze"]),
-    ("frozen, lingering", &["drain deadline", "freeze"]),
+    ("closing, spilled", &["received", "sent part", "drain end", "stopped"]),
+    ("quiescing, open", &["quiesce"]),
+    ("quiescing, trying", &["received", "quiesce"]),
+    ("quiescing, spilled", &["received", "sent part", "quiesce"]),
+    ("quiescing, finishing", &["received", "sent part", "end of stream", "quiesce"]),
+    ("quiescing, flushing", &["received", "sent part", "drain deadline", "quiesce"]),
+    ("quiescing, lingering", &["drain deadline", "quiesce"]),
     ("open, held", &["no memory", "received", "sent part"]),
     ("open, held and more", &["no memory", "received, armed", "received", "sent part"]),
-    ("open, aside and held", &["received", "sent part", "received, armed", "received"]),
+    ("open, spilled and held", &["received", "sent part", "received, armed", "received"]),
     ("open, held retrying", &["no memory", "received", "sent part", "send memory"]),
-    ("open, relaying", &["received", "sent part", "stopped", "aside all"]),
+    ("open, relaying", &["received", "sent part", "stopped", "spilled all"]),
     (
         "open, relay blocked",
-        &["received", "sent part", "stopped", "aside all", "relayed none, room is out"],
+        &["received", "sent part", "stopped", "spilled all", "relayed none, room is out"],
     ),
     ("finishing, held", &["no memory", "received", "sent part", "end of stream"]),
     ("flushing, held", &["no memory", "received", "sent part", "drain deadline"]),
-    ("flushing, relay", &["received", "sent part", "stopped", "aside all", "drain deadline"]),
+    ("flushing, relay", &["received", "sent part", "stopped", "spilled all", "drain deadline"]),
     ("lingering, discarding", &["withheld", "drain deadline", "stopped"]),
     ("closing, held", &["no memory", "received", "sent part", "drain end", "stopped"]),
-    ("closing, relay", &["received", "sent part", "stopped", "aside all", "drain end"]),
-    ("frozen, held", &["no memory", "received", "sent part", "freeze"]),
-    ("frozen, relay", &["received", "sent part", "stopped", "aside all", "freeze"]),
+    ("closing, relay", &["received", "sent part", "stopped", "spilled all", "drain end"]),
+    ("quiescing, held", &["no memory", "received", "sent part", "quiesce"]),
+    ("quiescing, relay", &["received", "sent part", "stopped", "spilled all", "quiesce"]),
 ];
 
 struct Bench {
@@ -110,10 +110,10 @@ impl Bench {
             resources: Resources::new(Parameters {
                 receive_mode: ReceiveMode::Multishot,
                 budget: Arc::new(Blocks::of(8, 1)),
-                tuning: Tuning {
+                runtime_limits: RuntimeLimits {
                     idle_timeout: Some(100),
                     stall_timeout: Some(100),
-                    ..parameters.tuning.clone()
+                    ..parameters.runtime_limits.clone()
                 },
                 ..parameters
             }),
@@ -150,7 +150,7 @@ impl Bench {
         let (trying, unsent) = match self.connection.send {
             Send::Idle => (5, 3),
             Send::Trying { length, .. } => (length, 3),
-            Send::Aside { unsent, .. } => (5, unsent),
+            Send::Spilled { unsent, .. } => (5, unsent),
             Send::Held { buffer, .. } => (self.resources.pool.unsent(buffer).1, 3),
         };
         match event {
@@ -170,8 +170,8 @@ impl Bench {
             }
             "sent part" => self.act(|c, context| c.on_sent(context, trying - 3)),
             "sent none" => self.act(|c, context| c.on_sent(context, 0)),
-            "aside all" => self.act(|c, context| c.on_sent_aside(context, unsent)),
-            "aside part" => self.act(|c, context| c.on_sent_aside(context, 1)),
+            "spilled all" => self.act(|c, context| c.on_spilled_sent(context, unsent)),
+            "spilled part" => self.act(|c, context| c.on_spilled_sent(context, 1)),
             "send memory" => self.act(|c, context| c.on_send_failed(context, SendError::Memory)),
             "send reset" => {
                 self.act(|c, context| c.on_send_failed(context, SendError::Failed(dead)));
@@ -195,11 +195,11 @@ impl Bench {
             "drain deadline" => self.act(|c, context| c.on_drain_deadline(context)),
             "drain end" => self.act(|c, context| c.on_drain_end(context)),
             "send stopped" => self.act(|c, context| c.on_send_failed(context, SendError::Stopped)),
-            "freeze" => {
-                self.resources.frozen = true;
-                self.act(|c, context| c.freeze(context));
+            "quiesce" => {
+                self.resources.quiescing = true;
+                self.act(|c, context| c.quiesce(context));
             }
-            "rest deadline" => self.act(|c, context| c.on_rest_deadline(context)),
+            "quiesce deadline" => self.act(|c, context| c.on_quiesce_deadline(context)),
             "serve" => self.act(|c, context| c.serve(context)),
             "retry" => self.act(|c, context| c.retry(context)),
             _ => panic!("no event is called {event}"),
@@ -222,15 +222,15 @@ impl Bench {
         let connection = &self.connection;
         let send = match connection.send {
             Send::Idle => "Idle".into(),
-            Send::Trying { buffer, length, awaited: true, .. } => {
+            Send::Trying { buffer, length, needs_completion: true, .. } => {
                 format!("Trying b{} {length}", buffer.index)
             }
-            Send::Trying { buffer, length, awaited: false, .. } => {
-                format!("Trying quietly b{} {length}", buffer.index)
+            Send::Trying { buffer, length, needs_completion: false, .. } => {
+                format!("Trying skip-success b{} {length}", buffer.index)
             }
-            Send::Aside { unsent, begin, step } => {
+            Send::Spilled { unsent, begin, step } => {
                 let memory = self.resources.memory_of(begin, unsent);
-                format!("Aside {unsent}/{memory} {}", step_text(step))
+                format!("Spill {unsent}/{memory} {}", step_text(step))
             }
             Send::Held { buffer, step } => {
                 let (_, unsent) = self.resources.pool.unsent(buffer);
@@ -264,18 +264,18 @@ fn op_text(op: &Op) -> String {
         Op::Receive { mode: ReceiveMode::Once, .. } => "receive once".into(),
         Op::Receive { mode: ReceiveMode::Multishot, .. } => "receive".into(),
         Op::CancelReceive { .. } => "cancel".into(),
-        Op::Send { buffer, length, awaited: true, .. } => {
+        Op::Send { buffer, length, needs_completion: true, .. } => {
             format!("send b{} {length}", buffer.index)
         }
-        Op::Send { buffer, length, awaited: false, .. } => {
-            format!("send quietly b{} {length}", buffer.index)
+        Op::Send { buffer, length, needs_completion: false, .. } => {
+            format!("send skip-success b{} {length}", buffer.index)
         }
-        Op::AwaitSends => "await".into(),
-        Op::SetAside { buffer, offset, length, .. } => {
+        Op::FlushSends => "flush".into(),
+        Op::Spill { buffer, offset, length, .. } => {
             format!("keep b{} {offset}+{length}", buffer.index)
         }
-        Op::SendAside { .. } => "aside".into(),
-        Op::ForgetAside { length, .. } => format!("forget {length}"),
+        Op::SendSpilled { .. } => "spill".into(),
+        Op::ReleaseSpilled { length, .. } => format!("forget {length}"),
         Op::SendHeld { buffer, offset, length, .. } => {
             format!("held b{} {offset}+{length}", buffer.index)
         }
@@ -329,12 +329,12 @@ fn every_cell_of_the_table() {
 /// The memory is held until the driver closes the connection, so it must stay counted as long;
 /// found by the simulator when it was given back at the death of the connection.
 #[test]
-fn set_aside_bytes_stay_counted_until_the_close() {
+fn spilled_bytes_stay_counted_until_the_close() {
     let mut bench = Bench::new(&["received", "sent part", "drain end"]);
-    assert_eq!(bench.resources.stats.aside_bytes, 8);
+    assert_eq!(bench.resources.stats.spilled_bytes, 8);
     bench.apply("stopped");
-    assert_eq!((bench.closed, bench.resources.stats.aside_bytes), (false, 8));
+    assert_eq!((bench.closed, bench.resources.stats.spilled_bytes), (false, 8));
     bench.apply("send reset");
-    assert_eq!((bench.closed, bench.resources.stats.aside_bytes), (true, 0));
+    assert_eq!((bench.closed, bench.resources.stats.spilled_bytes), (true, 0));
     assert_eq!(bench.resources.stats.bytes_dropped, 3);
 }

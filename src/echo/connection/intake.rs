@@ -1,4 +1,4 @@
-//! Bytes come in: what is queued, what is set aside, and what is beyond the byte limit.
+//! Bytes come in: what is queued, what is spilled, and what is beyond the byte limit.
 
 use super::{CloseReason, Connection, Context, Phase, Send, Stamp};
 use crate::echo::op::BufferId;
@@ -29,7 +29,7 @@ impl Connection {
         }
         match self.send {
             Send::Idle | Send::Trying { .. } => self.queue.push(&mut resources.pool, buffer),
-            Send::Aside { .. } | Send::Held { .. } => self.keep_next(context, buffer, kept),
+            Send::Spilled { .. } | Send::Held { .. } => self.keep_next(context, buffer, kept),
         }
     }
 }

@@ -94,7 +94,7 @@ impl Connection {
                     // From here on it is the peer's turn.
                     self.progress = Stamp::at(context.now);
                 }
-                if self.phase != Phase::Open || resources.frozen {
+                if self.phase != Phase::Open || resources.quiescing {
                     // It will not be relayed again.
                 } else if length == 0 && waited == When::Writable {
                     // The socket has room but takes nothing: the kernel is short of memory.

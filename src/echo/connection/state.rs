@@ -80,13 +80,13 @@ pub enum Send {
         /// Bytes in it.
         length: u32,
         /// Whether anything waits for the answer.
-        awaited: bool,
+        needs_completion: bool,
         /// Whether it is one of those whose residence time is taken.
         timed: bool,
     },
-    /// The peer does not keep up: what it did not take is set aside, and sent before what is
+    /// The peer does not keep up: what it did not take is spilled, and sent before what is
     /// queued.
-    Aside {
+    Spilled {
         /// Bytes still to be sent, at least 1.
         unsent: u32,
         /// Where they begin in the first of their blocks of memory.
@@ -108,9 +108,9 @@ impl Send {
     pub(super) fn is_with_kernel(self) -> bool {
         match self {
             Self::Trying { .. }
-            | Self::Aside { step: Step::InFlight | Step::Stopping, .. }
+            | Self::Spilled { step: Step::InFlight | Step::Stopping, .. }
             | Self::Held { step: Step::InFlight | Step::Stopping, .. } => true,
-            Self::Idle | Self::Aside { .. } | Self::Held { .. } => false,
+            Self::Idle | Self::Spilled { .. } | Self::Held { .. } => false,
         }
     }
 }

@@ -21,7 +21,7 @@ impl Connection {
             self.receive = Receive::Off;
             self.end_wait(context);
         }
-        if let Send::Aside { step: step @ Step::Retrying, .. }
+        if let Send::Spilled { step: step @ Step::Retrying, .. }
         | Send::Held { step: step @ Step::Retrying, .. } = &mut self.send
         {
             *step = Step::Ready;
@@ -40,6 +40,6 @@ impl Connection {
         self.receive = Receive::Starved;
         context.resources.waiting.push_back(context.id);
         // The buffers of the sends under way are wanted back.
-        context.ops.push(Op::AwaitSends);
+        context.ops.push(Op::FlushSends);
     }
 }

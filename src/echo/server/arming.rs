@@ -176,7 +176,7 @@ mod tests {
         // No longer, and then once more.
         for places in [2, 1] {
             let parameters = Parameters::small(1, places);
-            workers[0].retune(Timestamp(2), parameters.tuning);
+            workers[0].reconfigure(Timestamp(2), parameters.runtime_limits);
             workers[0].handle(Timestamp(2), Event::TimePassed, &mut Vec::new());
         }
         assert_eq!(workers[0].stats().full, 2);

@@ -3,7 +3,7 @@
 use super::{Phase, Server, Traffic};
 
 impl Server {
-    /// Panics if the books do not balance. For tests and simulation: it visits every slot.
+    /// Panics if the counts do not add up. For tests and simulation: it visits every slot.
     pub fn check_invariants(&self) {
         let (mut lent, mut charged, mut places) = (0, 0, 0);
         let (mut stalled, mut backlogs) = (0, 0);
@@ -20,7 +20,7 @@ impl Server {
         }
         let stats = self.stats();
         assert_eq!(lent, self.resources.pool.lent_total(), "a lent buffer has no owner");
-        assert_eq!(charged, stats.aside_bytes, "a charged byte has no owner");
+        assert_eq!(charged, stats.spilled_bytes, "a charged byte has no owner");
         assert_eq!(stalled, stats.stalled);
         assert_eq!(places, stats.connections);
         let Traffic { bytes_in, bytes_out, chunks_out, .. } = stats.traffic;

@@ -1,5 +1,5 @@
-//! The end: patience, a FIN for everybody, and a bound on how long that takes. A hand-over visits
-//! everybody in the same way, and brings them to rest instead.
+//! The end: a deadline, a FIN for everybody, and a bound on how long that takes. A hand-over visits
+//! everybody in the same way, and brings them to quiescence instead.
 
 use super::{Act, Connection, Server};
 use crate::echo::limits;
@@ -12,16 +12,16 @@ pub(super) enum Drain {
     No,
     /// No more accepts, but of those who wait at listeners that end; echoing goes on until the
     /// deadline.
-    Patient { deadline: Timestamp },
+    Waiting { deadline: Timestamp },
     /// Every connection is being ended, those in the slots below `swept` already; when that has
     /// been all of them, what is left at `end` is closed.
     Ending { end: Timestamp, swept: usize },
     /// Nothing is waited for any more; the slots below `swept` have been told.
     Over { swept: usize },
-    /// Every connection is to come to rest, to be handed over; those in the slots below `swept`
-    /// have been told, those below `rested` are at rest.
+    /// Every connection is to become quiescent, to be handed over; those in the slots below `swept`
+    /// have been told, those below `rested` are quiescent.
     Freezing { deadline: Timestamp, swept: usize, rested: usize },
-    /// What is not at rest is being ended, below `swept` already.
+    /// What is not quiescent is being ended, below `swept` already.
     Overdue { swept: usize, rested: usize },
     /// Every connection has been given away. If the hand-over fails they come back, and a drain is
     /// asked for; nobody is accepted in between.
@@ -33,7 +33,7 @@ impl Server {
     /// kernel.
     #[must_use]
     pub fn is_drained(&self) -> bool {
-        matches!(self.drain, Drain::Patient { .. } | Drain::Ending { .. } | Drain::Over { .. })
+        matches!(self.drain, Drain::Waiting { .. } | Drain::Ending { .. } | Drain::Over { .. })
             && self.resources.stats.connections == 0
             && self.parked.is_empty()
             && !self.admission.has_unfinished()
@@ -44,7 +44,7 @@ impl Server {
     /// When the drain goes on at the latest.
     pub(super) fn drain_deadline(&self) -> Option<Timestamp> {
         match self.drain {
-            Drain::Patient { deadline } => Some(deadline),
+            Drain::Waiting { deadline } => Some(deadline),
             Drain::Ending { swept, .. }
             | Drain::Over { swept }
             | Drain::Freezing { swept, .. }
@@ -61,7 +61,7 @@ impl Server {
 
     pub(super) fn advance_drain(&mut self, now: Timestamp, ops: &mut Vec<Op>) {
         match self.drain {
-            Drain::Patient { deadline } if deadline <= now => {
+            Drain::Waiting { deadline } if deadline <= now => {
                 let end = now.plus(self.resources.parameters.linger_timeout);
                 self.drain = Drain::Ending { end, swept: 0 };
             }
@@ -74,7 +74,7 @@ impl Server {
                 self.drain = Drain::Overdue { swept: 0, rested };
             }
             Drain::No
-            | Drain::Patient { .. }
+            | Drain::Waiting { .. }
             | Drain::Ending { .. }
             | Drain::Over { .. }
             | Drain::Freezing { .. }
@@ -82,7 +82,7 @@ impl Server {
             | Drain::Released => {}
         }
         match self.drain {
-            Drain::No | Drain::Patient { .. } | Drain::Released => {}
+            Drain::No | Drain::Waiting { .. } | Drain::Released => {}
             Drain::Ending { end, swept } => {
                 // A million FINs take seconds: the last one's time begins with it.
                 let sweeping = swept < self.slots.len();
@@ -96,11 +96,11 @@ impl Server {
                 self.drain = Drain::Over { swept };
             }
             Drain::Freezing { deadline, swept, rested } => {
-                let swept = self.sweep(now, ops, swept, Connection::freeze);
+                let swept = self.sweep(now, ops, swept, Connection::quiesce);
                 self.drain = Drain::Freezing { deadline, swept, rested };
             }
             Drain::Overdue { swept, rested } => {
-                let swept = self.sweep(now, ops, swept, Connection::on_rest_deadline);
+                let swept = self.sweep(now, ops, swept, Connection::on_quiesce_deadline);
                 self.drain = Drain::Overdue { swept, rested };
             }
         }

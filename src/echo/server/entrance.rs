@@ -51,7 +51,7 @@ impl Server {
 
     /// Counts a connection that is here already; it stays whatever the caps say.
     pub fn count_source(&mut self, now: Timestamp, id: ConnectionId, source: Source) {
-        self.admission.count_adopted(now, id, source);
+        self.admission.count_imported(now, id, source);
     }
 
     /// Judges those again who could not be judged when they came.

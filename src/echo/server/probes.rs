@@ -38,7 +38,7 @@ impl World {
         let keepalive = Some(Keepalive::new(SILENCE, workers));
         let mut parameters = Parameters::small(1, count);
         parameters.linger_timeout = limits::LINGER_MS;
-        parameters.tuning.keepalive = keepalive;
+        parameters.runtime_limits.keepalive = keepalive;
         let mut server = Server::new(parameters);
         let (now, mut ops) = (Timestamp(1_000), Vec::new());
         server.handle(now, Event::Started, &mut ops);
@@ -215,15 +215,15 @@ fn who_talks_is_not_asked() {
 #[test]
 fn a_reload_switches_it_off_and_on() {
     let mut world = World::new(vec![Peer::Gone; 100], 1);
-    let on = world.server.resources.parameters.tuning.clone();
+    let on = world.server.resources.parameters.runtime_limits.clone();
     world.run_until(1_000 + SILENCE + 20_000);
     assert_eq!(world.probes.len(), 100);
-    world.server.retune(world.now, Tuning { keepalive: None, ..on.clone() });
+    world.server.reconfigure(world.now, RuntimeLimits { keepalive: None, ..on.clone() });
     world.run_until(60 * MINUTE);
     assert_eq!((world.probes.len(), world.ends.len()), (100, 0));
     assert_eq!(world.looks, 100, "nobody is left in the middle of a probe");
     assert_eq!(world.server.deadline(), None);
-    world.server.retune(world.now, on);
+    world.server.reconfigure(world.now, on);
     world.run_until(60 * MINUTE + 3 * SILENCE);
     assert_eq!(world.ends.len(), 100);
 }

@@ -102,7 +102,7 @@ impl Server {
     }
 
     fn keepalive(&self) -> Option<Keepalive> {
-        self.resources.parameters.tuning.keepalive
+        self.resources.parameters.runtime_limits.keepalive
     }
 
     /// From here on the silence of this slot's peer is counted.
@@ -139,7 +139,7 @@ impl Server {
             };
             return Some(probe.at.plus(after));
         }
-        let keepalive = keepalive.filter(|_| !self.resources.frozen)?;
+        let keepalive = keepalive.filter(|_| !self.resources.quiescing)?;
         let connection = &self.slots[slot as usize];
         let due = || self.last_heard(now, slot, keepalive).plus(keepalive.silence);
         connection.is_idle().then(due)
@@ -205,7 +205,7 @@ impl Server {
             let silent_ms = now.0.saturating_sub(self.last_heard(now, slot, keepalive).0);
             (silent_ms >= keepalive.silence).then_some(silent_ms)
         });
-        let may_be_asked = connection.is_idle() && !self.resources.frozen;
+        let may_be_asked = connection.is_idle() && !self.resources.quiescing;
         let Some(probe) = self.probing.under_way.get_mut(&slot) else { return false };
         assert!(probe.step == Step::InLine, "who stands in line is not being asked");
         let asked = silent_ms.filter(|_| may_be_asked);
@@ -236,7 +236,7 @@ impl Server {
         }
         let Some(probe) = self.probing.under_way.get_mut(&id.slot()) else { return };
         assert!(probe.step == Step::Looking, "an answer that nobody has asked for");
-        let Some(keepalive) = self.resources.parameters.tuning.keepalive else {
+        let Some(keepalive) = self.resources.parameters.runtime_limits.keepalive else {
             return self.probing.forget(id.slot());
         };
         // An answer to the probe before, that came after the last look, is one as well. The kernel

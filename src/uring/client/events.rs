@@ -95,8 +95,8 @@ impl Client {
             Token::Unanswered => None,
             other @ (Token::Accept(_)
             | Token::Readable(_)
-            | Token::HungUp(_)
-            | Token::QuietSend(_)
+            | Token::Rdhup(_)
+            | Token::SkipSuccessSend(_)
             | Token::Writable(_)) => {
                 unreachable!("a client never asks for {other:?}")
             }

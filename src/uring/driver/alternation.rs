@@ -13,7 +13,7 @@
 //! Linux 6.18.
 
 use super::Driver;
-use super::receive::{HangUp, Receiving};
+use super::receive::{Rdhup, Receiving};
 use crate::echo::op::{ConnectionId, Expectation, ReceiveMode};
 use crate::uring::token::Token;
 
@@ -165,10 +165,10 @@ impl Driver {
 
     fn submit_try(&mut self, connection: ConnectionId) {
         let socket = self.socket_mut(connection);
-        if socket.hang_up == HangUp::Watched {
+        if socket.rdhup == Rdhup::Watched {
             // A one-shot receive sees the end by itself.
-            socket.hang_up = HangUp::Canceled;
-            self.ring.cancel(Token::HungUp(connection));
+            socket.rdhup = Rdhup::Canceled;
+            self.ring.cancel(Token::Rdhup(connection));
         }
         self.arm_small(connection, ReceiveMode::Once, Expectation::Data);
     }

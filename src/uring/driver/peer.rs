@@ -77,7 +77,7 @@ impl Driver {
 
     /// Gives a TCP connection of the process before us the options that it would have inherited
     /// from a listener of ours: that one's may have been others, and it may have been being probed.
-    pub(super) fn hold_adopted(&self, connection: BorrowedFd<'_>) {
+    pub(super) fn hold_imported(&self, connection: BorrowedFd<'_>) {
         hold_probes(connection);
         if let Some(timeout) = self.user_timeout() {
             set_option(connection.as_raw_fd(), libc::TCP_USER_TIMEOUT, timeout);

@@ -40,7 +40,7 @@ pub(super) enum Receiving {
 /// Whether the end of a Unix stream is watched for: see [`Transport::Unix`]. So its connections may
 /// be received from multishot: 0.985 of epoll's cost instead of 1.066 with one-shot receives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum HangUp {
+pub(super) enum Rdhup {
     /// It need not be: this is TCP.
     Unneeded,
     /// Not yet.
@@ -54,7 +54,7 @@ pub(super) enum HangUp {
     Seen,
 }
 
-impl HangUp {
+impl Rdhup {
     pub(super) fn of(transport: Transport) -> Self {
         match transport {
             Transport::Tcp => Self::Unneeded,
@@ -103,12 +103,12 @@ impl Driver {
         let fd = self.fd(connection);
         let socket = self.socket_mut(connection);
         socket.receiving = Receiving::Small;
-        let watch = mode == ReceiveMode::Multishot && socket.start_watching_hang_up();
-        let entry = match (mode, socket.hang_up) {
-            (ReceiveMode::Multishot, HangUp::Unneeded | HangUp::Unwatched | HangUp::Watched) => {
+        let watch = mode == ReceiveMode::Multishot && socket.start_watching_rdhup();
+        let entry = match (mode, socket.rdhup) {
+            (ReceiveMode::Multishot, Rdhup::Unneeded | Rdhup::Unwatched | Rdhup::Watched) => {
                 probe::multishot_receive(fd, SMALL_GROUP, MULTISHOT_BYTES_MAX)
             }
-            (ReceiveMode::Multishot, HangUp::Canceled | HangUp::Seen) | (ReceiveMode::Once, _) => {
+            (ReceiveMode::Multishot, Rdhup::Canceled | Rdhup::Seen) | (ReceiveMode::Once, _) => {
                 opcode::Recv::new(fd, std::ptr::null_mut(), 0)
                     .ioprio(match expectation {
                         Expectation::Data => 0,
@@ -126,7 +126,7 @@ impl Driver {
         unsafe { self.ring.push(entry) };
         if watch {
             let socket = self.sockets[connection.slot() as usize].as_ref().expect(OPEN);
-            self.ring.poll_hang_up(socket.fd.as_fd(), Token::HungUp(connection));
+            self.ring.poll_rdhup(socket.fd.as_fd(), Token::Rdhup(connection));
         }
     }
 
@@ -217,12 +217,12 @@ impl Driver {
 
     /// The poll for the end of a Unix stream has ended: the peer sends no more, and from here on a
     /// multishot receive might not tell the end; or the poll was canceled.
-    pub(super) fn hung_up(&mut self, connection: ConnectionId, result: i32) {
+    pub(super) fn on_rdhup(&mut self, connection: ConnectionId, result: i32) {
         let socket = self.socket_mut(connection);
-        if socket.hang_up == HangUp::Canceled && result < 0 {
-            socket.hang_up = HangUp::Unwatched;
+        if socket.rdhup == Rdhup::Canceled && result < 0 {
+            socket.rdhup = Rdhup::Unwatched;
         } else {
-            socket.hang_up = HangUp::Seen;
+            socket.rdhup = Rdhup::Seen;
             self.ring.cancel(Token::Receive(connection, SizeClass::Small));
         }
     }
@@ -303,10 +303,10 @@ impl Driver {
 
 impl Socket {
     /// Whether the end of this stream has to be watched for from now on.
-    fn start_watching_hang_up(&mut self) -> bool {
-        let start = self.hang_up == HangUp::Unwatched;
+    fn start_watching_rdhup(&mut self) -> bool {
+        let start = self.rdhup == Rdhup::Unwatched;
         if start {
-            self.hang_up = HangUp::Watched;
+            self.rdhup = Rdhup::Watched;
         }
         start
     }

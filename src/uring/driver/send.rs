@@ -34,7 +34,7 @@ use crate::uring::token::Token;
 
 /// A try of which no completion is expected.
 #[derive(Clone, Copy)]
-pub(super) struct QuietSend {
+pub(super) struct SkipSuccessSend {
     connection: ConnectionId,
     length: u32,
 }
@@ -42,8 +42,8 @@ pub(super) struct QuietSend {
 /// What a connection waits for room for.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum OnWritable {
-    /// To send set-aside bytes.
-    SendAside,
+    /// To send spilled bytes.
+    SendSpilled,
     /// To send these bytes of a pooled buffer.
     SendHeld { buffer: BufferId, offset: u32, length: u32 },
     /// To relay at most so many bytes.
@@ -68,7 +68,7 @@ impl Driver {
         connection: ConnectionId,
         buffer: BufferId,
         length: u32,
-        awaited: bool,
+        needs_completion: bool,
     ) {
         let fd = self.fd(connection);
         let bytes = match buffer.class {
@@ -76,14 +76,14 @@ impl Driver {
             SizeClass::Large => self.large.lent_bytes(buffer.index, length),
         };
         let entry = opcode::Send::new(fd, bytes, length);
-        let entry = if awaited {
+        let entry = if needs_completion {
             self.sends_answer = true;
             entry.flags(TRIES).build().user_data(Token::Send(connection).pack())
         } else {
-            self.quiet_sends.push(QuietSend { connection, length });
-            self.socket_mut(connection).sends_quietly = true;
+            self.skip_success_sends.push(SkipSuccessSend { connection, length });
+            self.socket_mut(connection).skips_success = true;
             let entry = entry.flags(TRIES | libc::MSG_WAITALL).build();
-            let token = Token::QuietSend(connection);
+            let token = Token::SkipSuccessSend(connection);
             entry.flags(squeue::Flags::SKIP_SUCCESS).user_data(token.pack())
         };
         self.in_flight += 1;
@@ -93,46 +93,46 @@ impl Driver {
         unsafe { self.ring.push(entry) };
     }
 
-    /// Answers the quiet sends: all but those that `completions` tell of were sent whole. Not
-    /// before the kernel has taken all entries and told all it has to tell.
-    pub(super) fn answer_quiet_sends(
+    /// Answers the skip-success sends: all but those that `completions` tell of were sent whole.
+    /// Not before the kernel has taken all entries and told all it has to tell.
+    pub(super) fn answer_skip_success_sends(
         &mut self,
         completions: &[cqueue::Entry],
         events: &mut Vec<Event>,
     ) {
-        if self.quiet_sends.is_empty() {
+        if self.skip_success_sends.is_empty() {
             return;
         }
         // What the kernel has not taken, or tells of when its queue has room again, comes with one
         // of the next turns, which do not wait.
-        self.hastened = !self.ring.is_handed_over() || self.ring.has_overflowed();
-        if self.hastened {
+        self.flushes_sends = !self.ring.is_handed_over() || self.ring.has_overflowed();
+        if self.flushes_sends {
             return;
         }
         for completion in completions {
-            if let Some(connection) = Token::quiet_send(completion.user_data()) {
-                self.socket_mut(connection).sends_quietly = false;
+            if let Some(connection) = Token::skip_success_send(completion.user_data()) {
+                self.socket_mut(connection).skips_success = false;
             }
         }
-        for QuietSend { connection, length } in self.quiet_sends.drain(..) {
+        for SkipSuccessSend { connection, length } in self.skip_success_sends.drain(..) {
             let socket = self.sockets[connection.slot() as usize].as_mut().expect(OPEN);
-            if std::mem::take(&mut socket.sends_quietly) {
+            if std::mem::take(&mut socket.skips_success) {
                 self.in_flight -= 1;
                 events.push(Event::Sent { connection, length });
             }
         }
     }
 
-    /// A quiet send was not taken whole.
-    pub(super) fn quiet_send_failed(
+    /// A skip-success send was not taken whole.
+    pub(super) fn skip_success_send_failed(
         &mut self,
         connection: ConnectionId,
         result: i32,
         events: &mut Vec<Event>,
     ) {
         // Still there if it was too early to answer.
-        self.quiet_sends.retain(|quiet| quiet.connection != connection);
-        self.socket_mut(connection).sends_quietly = false;
+        self.skip_success_sends.retain(|send| send.connection != connection);
+        self.socket_mut(connection).skips_success = false;
         self.sent(connection, result, events);
     }
 
@@ -191,7 +191,7 @@ impl Driver {
         }
         let slot = connection.slot();
         if !self.on_writable.contains_key(&slot) {
-            // With bytes set aside it will be waited for again.
+            // With bytes spilled it will be waited for again.
             let wanted = self.spills.contains_key(&slot);
             if self.socket(connection).room == Room::Watched && !wanted {
                 self.socket_mut(connection).room = Room::Canceled;
@@ -213,7 +213,7 @@ impl Driver {
     fn ended(&mut self, connection: ConnectionId, then: OnWritable, errno: i32) -> Event {
         match then {
             OnWritable::Relay { .. } => self.relay_ended(connection, errno),
-            OnWritable::SendAside | OnWritable::SendHeld { .. } => {
+            OnWritable::SendSpilled | OnWritable::SendHeld { .. } => {
                 Event::SendFailed { connection, error: errno::of_send(errno) }
             }
         }
@@ -224,7 +224,7 @@ impl Driver {
         let then = *self.on_writable.get(&connection.slot())?;
         let event = match then {
             OnWritable::Relay { length_max } => self.relay_writable(connection, length_max),
-            OnWritable::SendAside => self.send_aside(connection),
+            OnWritable::SendSpilled => self.send_spilled(connection),
             OnWritable::SendHeld { buffer, offset, length } => {
                 self.send_held(connection, buffer, offset, length)
             }
@@ -233,20 +233,20 @@ impl Driver {
         Some(event)
     }
 
-    fn send_aside(&mut self, connection: ConnectionId) -> Option<Event> {
+    fn send_spilled(&mut self, connection: ConnectionId) -> Option<Event> {
         let spill = self.spills.get(&connection.slot());
-        let spill = spill.expect("invariant: the core sends what it set aside");
+        let spill = spill.expect("invariant: the core sends what it spilled");
         let socket = self.sockets[connection.slot() as usize].as_ref().expect(OPEN);
         match SockRef::from(&socket.fd).send_vectored_with_flags(&spill.slices(), TRIES) {
-            Ok(length @ 1..) => Some(Event::SentAside { connection, length: length as u32 }),
+            Ok(length @ 1..) => Some(Event::SentSpilled { connection, length: length as u32 }),
             Ok(0) => Some(Event::SendFailed { connection, error: SendError::Memory }),
             Err(error) => send_failed(connection, &error),
         }
     }
 
-    pub(super) fn forget_aside(&mut self, connection: ConnectionId, length: u32) {
+    pub(super) fn release_spilled(&mut self, connection: ConnectionId, length: u32) {
         let spill = self.spills.get_mut(&connection.slot());
-        let spill = spill.expect("invariant: the core forgets what it set aside");
+        let spill = spill.expect("invariant: the core forgets what it spilled");
         if spill.consume(length as usize) {
             self.spills.remove(&connection.slot());
         }

@@ -24,32 +24,32 @@ fn driver() -> Driver {
 }
 
 /// A Unix connection of this name whose end is watched for, and its peer.
-fn adopt(driver: &mut Driver, connection: ConnectionId) -> UnixStream {
+fn import(driver: &mut Driver, connection: ConnectionId) -> UnixStream {
     let (ours, peer) = UnixStream::pair().expect("a pair of sockets");
-    driver.adopt(connection, OwnedFd::from(ours), &[]);
+    driver.import(connection, OwnedFd::from(ours), &[]);
     driver.arm_small(connection, ReceiveMode::Multishot, Expectation::Silence);
-    assert_eq!(driver.socket(connection).hang_up, HangUp::Watched);
+    assert_eq!(driver.socket(connection).rdhup, Rdhup::Watched);
     peer
 }
 
-/// Goal: a hang-up that is told after its connection was closed changes nothing for the next one in
+/// Goal: an RDHUP that is told after its connection was closed changes nothing for the next one in
 /// the slot. Method: say what the kernel says when a poll ends before its cancel is seen.
 #[test]
-fn a_stale_hang_up_does_not_reach_the_next_tenant() {
+fn a_stale_rdhup_does_not_reach_the_next_tenant() {
     for (result, flags) in [(libc::POLLRDHUP.into(), 0), (-libc::ECANCELED, 0)] {
         let (mut driver, mut events) = (driver(), Vec::new());
         let [former, present] = [0, 1].map(|generation| ConnectionId::new(0, generation));
         let _peers = {
-            let peer = adopt(&mut driver, former);
+            let peer = import(&mut driver, former);
             driver.close(former);
-            [peer, adopt(&mut driver, present)]
+            [peer, import(&mut driver, present)]
         };
-        driver.take(Token::HungUp(former), result, flags, &mut events);
-        assert_eq!(driver.socket(present).hang_up, HangUp::Watched, "after {result}");
+        driver.take(Token::Rdhup(former), result, flags, &mut events);
+        assert_eq!(driver.socket(present).rdhup, Rdhup::Watched, "after {result}");
         assert!(driver.left_polls.is_empty(), "it is waited for no longer");
         // The present one's own counts.
-        driver.take(Token::HungUp(present), libc::POLLRDHUP.into(), 0, &mut events);
-        assert_eq!(driver.socket(present).hang_up, HangUp::Seen);
+        driver.take(Token::Rdhup(present), libc::POLLRDHUP.into(), 0, &mut events);
+        assert_eq!(driver.socket(present).rdhup, Rdhup::Seen);
         assert_eq!(events, []);
     }
 }
@@ -61,12 +61,12 @@ fn stale_news_of_room_are_nobodys() {
     let more = 1 << 1; // IORING_CQE_F_MORE
     let (mut driver, mut events) = (driver(), Vec::new());
     let former = ConnectionId::new(0, 0);
-    let _peer = adopt(&mut driver, former);
+    let _peer = import(&mut driver, former);
     driver.socket_mut(former).room = Room::Watched;
     driver.close(former);
     for (result, flags) in [(libc::POLLOUT.into(), more), (-libc::ECANCELED, 0)] {
         driver.take(Token::Writable(former), result, flags, &mut events);
     }
-    driver.take(Token::HungUp(former), -libc::ECANCELED, 0, &mut events);
+    driver.take(Token::Rdhup(former), -libc::ECANCELED, 0, &mut events);
     assert_eq!((events.len(), driver.left_polls.len()), (0, 0));
 }

@@ -42,7 +42,7 @@ impl Audit {
             let tenant = tenants.iter().find(|(name, _)| *name == waiter.connection);
             let Some((_, Tenant::Open(open))) = tenant else { return false };
             let ending = open.dead || open.both_shut || !open.decided.is_empty();
-            !holds && open.aside == 0 && !ending
+            !holds && open.spilled == 0 && !ending
         });
     }
 }

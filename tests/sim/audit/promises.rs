@@ -42,15 +42,15 @@ impl Audit {
         let drain_is_over =
             now >= limits.linger_timeout && self.is_drained(now - limits.linger_timeout);
         let drain_deadline = self.drain_deadline;
-        let overdue = self.rest_deadline.is_some_and(|deadline| now >= deadline);
+        let overdue = self.quiesce_deadline.is_some_and(|deadline| now >= deadline);
         let open = self.open(connection);
         // Everything that could wait was asked back first.
         let asked_back = (open.receive.is_none() || open.receive_canceled)
-            && (!matches!(open.send, Some(Sending::Aside | Sending::Held(..)))
+            && (!matches!(open.send, Some(Sending::Spilled | Sending::Held(..)))
                 || open.send_canceled);
         let overdue = overdue && asked_back;
         let unsent = open.received - open.sent;
-        // Patience comes first: FIN at the deadline, unless there was no time or bytes are still
+        // The deadline comes first: FIN then, unless there was no time or bytes are still
         // under way.
         let too_late =
             drain_deadline.is_some_and(|at| open.accepted_at >= at + limits.linger_timeout);
@@ -71,7 +71,7 @@ impl Audit {
         let open = self.open(connection);
         assert!(open.receive.is_none(), "contract: {connection:?} is closed while receiving");
         assert!(open.send.is_none(), "contract: {connection:?} is closed while sending");
-        if self.door.closed(connection) {
+        if self.admission.closed(connection) {
             assert_eq!(self.open(connection).received, 0, "promise: {connection:?} was let in");
             return self.forget(connection);
         }

@@ -132,11 +132,11 @@ struct Socket {
     sending: Option<WaitingSend>,
     /// That send has been canceled.
     send_canceled: bool,
-    aside: VecDeque<u8>,
+    spilled: VecDeque<u8>,
     /// Where they begin in their first block of memory.
-    aside_begin: usize,
+    spill_begin: usize,
     /// How many of them have been sent.
-    aside_sent: usize,
+    spill_sent: usize,
     /// The error was reported: now it is an end for receives and a broken pipe for sends.
     dead: bool,
     write_shut: bool,
@@ -148,8 +148,8 @@ struct Socket {
 /// A send that waits for room.
 #[derive(Clone, Copy)]
 enum WaitingSend {
-    /// Of set-aside bytes.
-    Aside,
+    /// Of spilled bytes.
+    Spilled,
     /// Of these bytes of a lent buffer.
     Held { buffer: BufferId, offset: u32, length: u32 },
 }
@@ -197,14 +197,14 @@ impl FakeKernel {
         self.pool.home_and_total()
     }
 
-    /// How many bytes are set aside, over all connections.
-    pub(crate) fn aside_bytes(&self) -> usize {
-        self.sockets.iter().map(|socket| socket.aside.len()).sum()
+    /// How many bytes are spilled, over all connections.
+    pub(crate) fn spilled_bytes(&self) -> usize {
+        self.sockets.iter().map(|socket| socket.spilled.len()).sum()
     }
 
-    /// A new process takes over: every connection that is still open gets the name of its heir. The
+    /// A new process takes over: every connection that is still open gets its next name. The
     /// kernel must hold nothing of the old process any more.
-    pub(crate) fn succeed(&mut self, heirs: &[(ConnectionId, ConnectionId)]) {
+    pub(crate) fn hand_over(&mut self, renamed: &[(ConnectionId, ConnectionId)]) {
         // What became of a probe concerns the old process alone.
         self.untold.retain(|(_, events)| {
             !events.iter().all(|event| matches!(event, Event::ProbeEnded { .. }))
@@ -218,16 +218,16 @@ impl FakeKernel {
             let armed = socket.receive.is_some() || socket.relay.is_some();
             let held = armed || socket.sending.is_some();
             // The next process keeps them in memory of its own.
-            socket.aside_begin = 0;
-            assert_eq!(socket.aside_sent, 0, "contract: bytes are handed over that were sent");
+            socket.spill_begin = 0;
+            assert_eq!(socket.spill_sent, 0, "contract: bytes are handed over that were sent");
             assert!(!held, "contract: {:?} is handed over while in use", socket.connection);
-            let heir = heirs.iter().find(|(old, _)| *old == socket.connection);
-            socket.connection = heir.expect("contract: a connection was forgotten").1;
+            let next = renamed.iter().find(|(old, _)| *old == socket.connection);
+            socket.connection = next.expect("contract: a connection was forgotten").1;
             let peer = &mut self.peers[socket.peer.0];
             peer.connection = Some(socket.connection);
             peer.named = Some((self.era, socket.connection));
         }
-        let blocks = |socket: &Socket| self.budget.blocks_of(0, socket.aside.len());
+        let blocks = |socket: &Socket| self.budget.blocks_of(0, socket.spilled.len());
         self.budget.begin_with(self.sockets.iter().map(blocks).sum());
         self.trace.note(self.now, Note::World("a new process takes over"));
     }
@@ -294,19 +294,19 @@ impl FakeKernel {
                     receive.canceled = true;
                 }
             }
-            Op::Send { connection, buffer, length, awaited } => {
-                self.try_send(connection, buffer, length, awaited);
+            Op::Send { connection, buffer, length, needs_completion } => {
+                self.try_send(connection, buffer, length, needs_completion);
             }
-            Op::AwaitSends => self.unawaited.clear(),
-            Op::SetAside { connection, buffer, offset, length } => {
+            Op::FlushSends => self.unawaited.clear(),
+            Op::Spill { connection, buffer, offset, length } => {
                 let bytes = self.pool.bytes(buffer, offset, length).to_vec();
-                self.socket(connection).aside.extend(bytes);
-                let blocks = self.aside_blocks();
+                self.socket(connection).spilled.extend(bytes);
+                let blocks = self.spill_blocks();
                 let taken = self.budget.taken();
                 assert!(blocks <= taken, "contract: {blocks} blocks are used, {taken} granted");
             }
-            Op::ForgetAside { connection, length } => self.forget_aside(connection, length),
-            Op::SendAside { connection } => self.await_room(connection, WaitingSend::Aside),
+            Op::ReleaseSpilled { connection, length } => self.release_spilled(connection, length),
+            Op::SendSpilled { connection } => self.await_room(connection, WaitingSend::Spilled),
             Op::SendHeld { connection, buffer, offset, length } => {
                 self.await_room(connection, WaitingSend::Held { buffer, offset, length });
             }
@@ -350,10 +350,10 @@ impl FakeKernel {
         self.accepts.push(ArmedAccept { listener, connection, canceled: false, tried: false });
     }
 
-    /// Blocks of memory that set-aside bytes are in.
-    pub(crate) fn aside_blocks(&self) -> u64 {
+    /// Blocks of memory that spilled bytes are in.
+    pub(crate) fn spill_blocks(&self) -> u64 {
         let blocks =
-            |socket: &Socket| self.budget.blocks_of(socket.aside_begin, socket.aside.len());
+            |socket: &Socket| self.budget.blocks_of(socket.spill_begin, socket.spilled.len());
         self.sockets.iter().map(blocks).sum()
     }
 
@@ -361,10 +361,10 @@ impl FakeKernel {
         let socket = self.socket(connection);
         assert!(socket.sending.is_none(), "contract: {connection:?} has two sends");
         assert!(socket.relay.is_none(), "contract: {connection:?} sends while it relays");
-        assert_eq!(socket.aside_sent, 0, "contract: {connection:?} sends bytes again");
-        let aside = !socket.aside.is_empty();
-        let first = aside == matches!(send, WaitingSend::Aside);
-        assert!(first, "contract: {connection:?} has {} bytes aside", socket.aside.len());
+        assert_eq!(socket.spill_sent, 0, "contract: {connection:?} sends bytes again");
+        let spilled = !socket.spilled.is_empty();
+        let first = spilled == matches!(send, WaitingSend::Spilled);
+        assert!(first, "contract: {connection:?} has {} spilled bytes", socket.spilled.len());
         socket.sending = Some(send);
     }
 
@@ -378,13 +378,19 @@ impl FakeKernel {
         }
     }
 
-    fn try_send(&mut self, connection: ConnectionId, buffer: BufferId, length: u32, awaited: bool) {
+    fn try_send(
+        &mut self,
+        connection: ConnectionId,
+        buffer: BufferId,
+        length: u32,
+        needs_completion: bool,
+    ) {
         let faults = self.settings.faults;
         let bytes = self.pool.bytes(buffer, 0, length).to_vec();
         let socket = self.socket(connection);
         let busy = socket.sending.is_some() || socket.relay.is_some();
         assert!(!busy, "contract: {connection:?} has two sends");
-        assert!(socket.aside.is_empty(), "contract: {connection:?} has bytes aside");
+        assert!(socket.spilled.is_empty(), "contract: {connection:?} has spilled bytes");
         if self.choice.strikes(faults.send_memory) {
             return self
                 .tell(connection, Event::SendFailed { connection, error: SendError::Memory });
@@ -398,7 +404,7 @@ impl FakeKernel {
         let length = if blocked { 0 } else { length };
         self.deliver_to_peer(connection, &bytes[..length]);
         self.tell(connection, Event::Sent { connection, length: length as u32 });
-        if !awaited && length == bytes.len() {
+        if !needs_completion && length == bytes.len() {
             self.unawaited.push(connection);
         }
     }
@@ -416,7 +422,7 @@ impl FakeKernel {
         assert!(untold.is_none(), "contract: {connection:?} is closed before {untold:?}");
         let index = self.position(connection);
         let socket = self.sockets.swap_remove(index);
-        self.budget.give_back(self.budget.blocks_of(socket.aside_begin, socket.aside.len()));
+        self.budget.give_back(self.budget.blocks_of(socket.spill_begin, socket.spilled.len()));
         let peer = &mut self.peers[socket.peer.0];
         peer.connection = None;
         if peer.broken {

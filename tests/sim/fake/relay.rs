@@ -28,7 +28,7 @@ impl FakeKernel {
         let armed = socket.receive.is_some() || socket.relay.is_some();
         assert!(!armed, "contract: {connection:?} has two receives");
         assert!(socket.sending.is_none(), "contract: {connection:?} relays while it sends");
-        assert!(socket.aside.is_empty(), "contract: {connection:?} relays before older bytes");
+        assert!(socket.spilled.is_empty(), "contract: {connection:?} relays before older bytes");
         assert!(length_max != Some(0), "contract: nothing of {connection:?} is to be relayed");
         match when {
             When::Now => {

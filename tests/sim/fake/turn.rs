@@ -260,9 +260,9 @@ impl FakeKernel {
             relay: None,
             sending: None,
             send_canceled: false,
-            aside: VecDeque::new(),
-            aside_begin: 0,
-            aside_sent: 0,
+            spilled: VecDeque::new(),
+            spill_begin: 0,
+            spill_sent: 0,
             dead: false,
             write_shut: false,
             read_shut: false,
@@ -360,7 +360,7 @@ impl FakeKernel {
             return self.tell(connection, Event::SendFailed { connection, error });
         }
         let event = match sending {
-            WaitingSend::Aside => self.send_aside(connection),
+            WaitingSend::Spilled => self.send_spilled(connection),
             WaitingSend::Held { buffer, offset, length } => {
                 let bytes = self.pool.bytes(buffer, offset, length).to_vec();
                 let length = self.fit(connection, bytes.len());
@@ -372,25 +372,25 @@ impl FakeKernel {
         self.tell(connection, event);
     }
 
-    fn send_aside(&mut self, connection: ConnectionId) -> Event {
-        let aside = self.socket(connection).aside.len();
-        let length = self.fit(connection, aside);
+    fn send_spilled(&mut self, connection: ConnectionId) -> Event {
+        let spilled = self.socket(connection).spilled.len();
+        let length = self.fit(connection, spilled);
         let socket = self.socket(connection);
-        socket.aside_sent = length;
-        let bytes: Vec<u8> = socket.aside.iter().take(length).copied().collect();
+        socket.spill_sent = length;
+        let bytes: Vec<u8> = socket.spilled.iter().take(length).copied().collect();
         self.deliver_to_peer(connection, &bytes);
-        Event::SentAside { connection, length: length as u32 }
+        Event::SentSpilled { connection, length: length as u32 }
     }
 
-    pub(super) fn forget_aside(&mut self, connection: ConnectionId, length: u32) {
-        let before = self.aside_blocks();
+    pub(super) fn release_spilled(&mut self, connection: ConnectionId, length: u32) {
+        let before = self.spill_blocks();
         let block = self.budget.block_size() as usize;
         let socket = self.socket(connection);
-        let sent = std::mem::take(&mut socket.aside_sent);
+        let sent = std::mem::take(&mut socket.spill_sent);
         assert_eq!(sent, length as usize, "contract: {connection:?} forgets other bytes");
-        socket.aside.drain(..sent);
-        socket.aside_begin = if socket.aside.is_empty() { 0 } else { socket.aside_begin + sent };
-        socket.aside_begin %= block;
-        self.budget.give_back(before - self.aside_blocks());
+        socket.spilled.drain(..sent);
+        socket.spill_begin = if socket.spilled.is_empty() { 0 } else { socket.spill_begin + sent };
+        socket.spill_begin %= block;
+        self.budget.give_back(before - self.spill_blocks());
     }
 }

@@ -24,7 +24,7 @@ const EXIT_UNAVAILABLE: u8 = 69;
 const EXIT_SYSTEM: u8 = 71;
 
 /// How long the daemon may take; it answers within half a second even if a worker hangs.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 /// More than a thousand workers fill.
 const ANSWER_MAX: u64 = 16 << 20;
 /// How often `--watch` looks.
@@ -151,7 +151,7 @@ pub fn snapshot(path: &Path) -> Option<Snapshot> {
 fn ask(path: &Path) -> Result<(String, Snapshot), Failure> {
     let read = || {
         let socket = UnixStream::connect(path)?;
-        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.set_read_timeout(Some(TIMEOUT))?;
         let mut text = String::new();
         socket.take(ANSWER_MAX).read_to_string(&mut text)?;
         Ok(text)

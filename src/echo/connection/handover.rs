@@ -1,17 +1,18 @@
-//! From one process to the next: how a connection comes to rest, what it hands on, and how it goes
+//! From one process to the next: how a connection is quiesced, what it hands on, and how it goes
 //! on from there.
 //!
-//! A connection at rest has nothing with the kernel: no receive, no send. All that is left of it is
-//! its socket, the bytes that are set aside, and a [`Bequest`]. Chunks that were queued are still
-//! sent, since a try-send never waits; what the socket does not take of them is set aside as ever.
+//! A quiescent connection has nothing with the kernel: no receive, no send. All that is left of it
+//! is its socket, the bytes that are spilled, and a [`TransferState`]. Chunks that were queued are
+//! still sent, since a try-send never waits; what the socket does not take of them is spilled as
+//! ever.
 
 use super::{CloseReason, Connection, Context, Op, Phase, Receive, Send, Stamp, Step};
 use super::{limits, next_generation};
-use crate::echo::op::{Bequest, Expectation, Standing};
+use crate::echo::op::{Expectation, TransferPhase, TransferState};
 
 impl Connection {
     /// A hand-over begins: receive no more, and take back a send that waits.
-    pub fn freeze(&mut self, context: &mut Context) {
+    pub fn quiesce(&mut self, context: &mut Context) {
         match self.receive {
             // It would have moved if we had had a buffer for it.
             Receive::Starved => {
@@ -33,9 +34,9 @@ impl Connection {
         self.advance(context);
     }
 
-    /// Patience with the hand-over ends: what is not at rest is ended.
-    pub fn on_rest_deadline(&mut self, context: &mut Context) {
-        if !self.is_at_rest() {
+    /// The deadline of the hand-over has passed: what is not quiescent is ended.
+    pub fn on_quiesce_deadline(&mut self, context: &mut Context) {
+        if !self.is_quiescent() {
             self.die(context, CloseReason::Drained);
             self.advance(context);
         }
@@ -43,12 +44,12 @@ impl Connection {
 
     /// Whether the kernel holds nothing of it.
     #[must_use]
-    pub fn is_at_rest(&self) -> bool {
+    pub fn is_quiescent(&self) -> bool {
         !self.receive.is_with_kernel() && !self.send.is_with_kernel()
     }
 
     /// Takes back from the kernel what would wait there.
-    pub(super) fn come_to_rest(&mut self, context: &mut Context) {
+    pub(super) fn withdraw_operations(&mut self, context: &mut Context) {
         match self.phase {
             // A dying connection has made the kernel give everything back already.
             Phase::Free | Phase::Accepting | Phase::Parked | Phase::Closing(_) => return,
@@ -59,38 +60,38 @@ impl Connection {
             context.ops.push(Op::CancelReceive { connection: context.id });
         }
         self.stop_relay(context);
-        if let Send::Aside { step: step @ Step::InFlight, .. }
+        if let Send::Spilled { step: step @ Step::InFlight, .. }
         | Send::Held { step: step @ Step::InFlight, .. } = &mut self.send
         {
             *step = Step::Stopping;
             context.ops.push(Op::CancelSend { connection: context.id });
         }
-        self.set_held_aside(context);
+        self.spill_held(context);
     }
 
     /// Gives the connection away; the slot is free at once. None if it is nobody's.
-    pub fn bequeath(&mut self, context: &mut Context) -> Option<Bequest> {
-        let standing = match self.phase {
+    pub fn export(&mut self, context: &mut Context) -> Option<TransferState> {
+        let phase = match self.phase {
             Phase::Free | Phase::Accepting => return None,
-            Phase::Parked | Phase::Closing(_) => unreachable!("{:?} is not at rest", self.phase),
-            Phase::Open => Standing::Open,
-            Phase::Finishing => Standing::Finishing,
-            Phase::Flushing(reason) => Standing::Flushing(reason),
-            Phase::Lingering(reason) => Standing::Lingering(reason),
+            Phase::Parked | Phase::Closing(_) => unreachable!("{:?} is not quiescent", self.phase),
+            Phase::Open => TransferPhase::Open,
+            Phase::Finishing => TransferPhase::Finishing,
+            Phase::Flushing(reason) => TransferPhase::Flushing(reason),
+            Phase::Lingering(reason) => TransferPhase::Lingering(reason),
         };
-        assert!(self.is_at_rest(), "the kernel holds {:?}, {:?}", self.receive, self.send);
+        assert!(self.is_quiescent(), "the kernel holds {:?}, {:?}", self.receive, self.send);
         assert_eq!(self.queue.count(), 0, "queued bytes are not being sent");
         let unsent = match self.send {
             Send::Idle => 0,
-            Send::Aside { unsent, begin, .. } => {
+            Send::Spilled { unsent, begin, .. } => {
                 context.resources.stats.stalled -= 1;
                 context.resources.stats.bytes_handed_over += u64::from(unsent);
                 context.resources.stalled_since.remove(&context.id.slot());
-                context.resources.refund_aside(begin, unsent, unsent);
+                context.resources.refund_spill(begin, unsent, unsent);
                 unsent
             }
             Send::Trying { .. } => unreachable!("the kernel holds a send"),
-            Send::Held { .. } => unreachable!("held bytes are set aside for a hand-over"),
+            Send::Held { .. } => unreachable!("held bytes are spilled for a hand-over"),
         };
         let quiet_ms = self.progress.elapsed(context.now);
         let listener = self.listener;
@@ -99,21 +100,21 @@ impl Connection {
         let received = context.resources.received_by(context.id);
         context.closed = true;
         *self = Self { generation: next_generation(self.generation), ..Self::free() };
-        Some(Bequest { listener, standing, unsent, quiet_ms, age_ms, received })
+        Some(TransferState { listener, phase, unsent, quiet_ms, age_ms, received })
     }
 
     /// Goes on where the process before us stopped.
-    pub fn adopt(&mut self, context: &mut Context, bequest: Bequest) {
-        assert_eq!(self.phase, Phase::Free, "an heir takes a slot of its own");
-        let Bequest { listener, standing, unsent, quiet_ms, age_ms, received } = bequest;
+    pub fn import(&mut self, context: &mut Context, transfer: TransferState) {
+        assert_eq!(self.phase, Phase::Free, "an imported connection takes a slot of its own");
+        let TransferState { listener, phase, unsent, quiet_ms, age_ms, received } = transfer;
         context.resources.resume_received(context.id, received);
         self.opened = Stamp::before(context.now, age_ms);
         self.listener = listener;
-        self.phase = match standing {
-            Standing::Open => Phase::Open,
-            Standing::Finishing => Phase::Finishing,
-            Standing::Flushing(reason) => Phase::Flushing(reason),
-            Standing::Lingering(reason) => {
+        self.phase = match phase {
+            TransferPhase::Open => Phase::Open,
+            TransferPhase::Finishing => Phase::Finishing,
+            TransferPhase::Flushing(reason) => Phase::Flushing(reason),
+            TransferPhase::Lingering(reason) => {
                 assert_eq!(unsent, 0, "no byte follows our FIN");
                 Phase::Lingering(reason)
             }
@@ -122,12 +123,12 @@ impl Connection {
         // Waiting for readiness misses nothing: it finds what is there already.
         self.expectation = Expectation::Silence;
         if unsent > 0 {
-            context.resources.count_adopted(unsent);
+            context.resources.count_imported(unsent);
             context.resources.stats.stalled += 1;
             // When they came is not known any more.
             context.resources.stalled_since.insert(context.id.slot(), None);
             self.probation = limits::PROBATION_RELAYS;
-            self.send = Send::Aside { unsent, begin: 0, step: Step::Ready };
+            self.send = Send::Spilled { unsent, begin: 0, step: Step::Ready };
         }
         self.advance(context);
     }

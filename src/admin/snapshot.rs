@@ -230,7 +230,7 @@ impl Figures {
             connections_stalled: stats.stalled,
             connections_waiting: stats.parked,
             bytes_dropped: stats.bytes_dropped,
-            stalled_bytes: stats.aside_bytes,
+            stalled_bytes: stats.spilled_bytes,
             buffers: Buffers { lent: stats.buffers_lent, total: buffers },
             ring: Ring {
                 buffer_waits: stats.starved,

@@ -1,8 +1,8 @@
 //! The program that will follow this process at a restart: which states it can read.
 //!
 //! An upgrade replaces the file of the program while the old process still runs, so a process that
-//! is asked to hand over finds its successor where it was itself started from. A downgrade is the
-//! same the other way round: then the state is written as the older program reads it, and no
+//! is asked to hand over finds the next program where it was itself started from. A downgrade is
+//! the same the other way round: then the state is written as the older program reads it, and no
 //! connection is lost. What cannot be seen from here is another path in `ExecStart=`.
 
 use std::fs::{self, File};

@@ -1,31 +1,31 @@
-//! The server at both ends of a hand-over: bringing everything to rest and giving it away, and
-//! taking in what the process before gave away.
+//! The server at both ends of a hand-over: bringing everything to quiescence and giving it away,
+//! and taking in what the process before gave away.
 
-use super::{Bequest, Connection, ConnectionId, Drain, Op, Phase, Server, Timestamp};
+use super::{Connection, ConnectionId, Drain, Op, Phase, Server, Timestamp, TransferState};
 use crate::echo::op::ConnectionError;
 
 impl Server {
     pub(super) fn on_hand_over_started(&mut self, deadline: Timestamp) {
         if self.drain == Drain::No {
             self.drain = Drain::Freezing { deadline, swept: 0, rested: 0 };
-            self.resources.frozen = true;
+            self.resources.quiescing = true;
         }
     }
 
     /// Whether a hand-over has been asked for and the kernel holds nothing any more: time for
-    /// [`Server::release`]. Costs each slot one look in all, since what rests stays at rest.
-    pub fn is_at_rest(&mut self) -> bool {
+    /// [`Server::release`]. Costs each slot one look in all, since what rests stays quiescent.
+    pub fn is_quiescent(&mut self) -> bool {
         let (swept, rested) = match &mut self.drain {
             Drain::Freezing { swept, rested, .. } | Drain::Overdue { swept, rested } => {
                 (*swept, rested)
             }
             Drain::No
-            | Drain::Patient { .. }
+            | Drain::Waiting { .. }
             | Drain::Ending { .. }
             | Drain::Over { .. }
             | Drain::Released => return false,
         };
-        while self.slots.get(*rested).is_some_and(Connection::is_at_rest) {
+        while self.slots.get(*rested).is_some_and(Connection::is_quiescent) {
             *rested += 1;
         }
         let all = self.slots.len();
@@ -36,13 +36,13 @@ impl Server {
     }
 
     /// Gives every connection away: the caller takes its socket and its unsent bytes from the
-    /// driver. To be called once all are at rest.
+    /// driver. To be called once all are quiescent.
     ///
     /// If they cannot be handed over they come back to this server, as to a new one:
-    /// [`Self::reserve_slot`] and `Event::Adopted` for each, then `Event::DrainStarted`. Limits,
+    /// [`Self::reserve_slot`] and `Event::Imported` for each, then `Event::DrainStarted`. Limits,
     /// timeouts, rules and counters are what they were, and nobody is accepted.
-    pub fn release(&mut self, now: Timestamp) -> Vec<(ConnectionId, Bequest)> {
-        assert!(self.is_at_rest(), "the kernel still holds a connection");
+    pub fn release(&mut self, now: Timestamp) -> Vec<(ConnectionId, TransferState)> {
+        assert!(self.is_quiescent(), "the kernel still holds a connection");
         let mut ops: Vec<Op> = Vec::new();
         while let Some(id) = self.parked.pop_front() {
             self.open(now, id, &mut ops);
@@ -51,12 +51,12 @@ impl Server {
         for slot in 0..self.slots.len() {
             let id = ConnectionId::new(slot as u32, self.slots[slot].generation());
             self.with(now, id, &mut ops, |connection, context| {
-                released.extend(connection.bequeath(context).map(|bequest| (id, bequest)));
+                released.extend(connection.export(context).map(|transfer| (id, transfer)));
             });
         }
-        assert!(ops.is_empty(), "what is at rest asks for nothing: {ops:?}");
+        assert!(ops.is_empty(), "what is quiescent asks for nothing: {ops:?}");
         self.drain = Drain::Released;
-        self.resources.frozen = false;
+        self.resources.quiescing = false;
         self.inherited = 0;
         released
     }
@@ -69,26 +69,26 @@ impl Server {
     }
 
     /// A free slot for a connection of the process before us, or for one that could not be handed
-    /// over. To be called before the server starts, or after [`Self::release`]; `Event::Adopted`
+    /// over. To be called before the server starts, or after [`Self::release`]; `Event::Imported`
     /// must follow.
     pub fn reserve_slot(&mut self) -> ConnectionId {
         self.inherited += 1;
         self.take_slot()
     }
 
-    pub(super) fn on_adopted(
+    pub(super) fn on_imported(
         &mut self,
         now: Timestamp,
         id: ConnectionId,
-        bequest: Bequest,
+        transfer: TransferState,
         ops: &mut Vec<Op>,
     ) {
         assert_eq!(self.connection(id).phase(), Phase::Free, "{id:?} is taken");
-        self.resources.count_taken_over(bequest.listener);
+        self.resources.count_taken_over(transfer.listener);
         self.resources.stats.connections += 1;
         self.begin_silence(now, id.slot());
         self.with(now, id, ops, |connection, context| {
-            connection.adopt(context, bequest);
+            connection.import(context, transfer);
             context.timer_changed = true;
         });
     }

@@ -4,11 +4,11 @@ use std::hash::RandomState;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use echo_uring::echo::admission::SourceBook;
+use echo_uring::echo::admission::SourceLimiter;
 use echo_uring::echo::fullness::Fullness;
 use echo_uring::echo::op::Budget;
 use echo_uring::echo::op::{Event, Kernel, Op, ReceiveMode, Timestamp};
-use echo_uring::echo::server::{CloseReason, Parameters, Server, Tuning};
+use echo_uring::echo::server::{CloseReason, Parameters, RuntimeLimits, Server};
 
 use crate::bench::{Bench, name, receive};
 use crate::world::{ROOMY, World};
@@ -16,30 +16,30 @@ use crate::world::{ROOMY, World};
 pub(crate) fn a_canceled_send_loses_no_bytes<W: World>() {
     let mut bench = Bench::<W>::new(ROOMY);
     let peer = bench.accept(name(0));
-    let (written, mut aside) = bench.block(peer, name(0));
+    let (written, mut spilled) = bench.block(peer, name(0));
     for _ in 0..3 {
-        aside = bench.take_back(name(0), aside);
+        spilled = bench.take_back(name(0), spilled);
         bench.silence();
-        bench.say([Op::SendAside { connection: name(0) }]);
+        bench.say([Op::SendSpilled { connection: name(0) }]);
     }
-    let read = bench.flush(peer, name(0), aside);
+    let read = bench.flush(peer, name(0), spilled);
     bench.read_all(peer, written - read);
     // One that comes too late harms nothing.
     bench.say([Op::CancelSend { connection: name(0) }]);
     bench.silence();
 }
 
-pub(crate) fn what_one_kernel_releases_another_adopts<W: World>() {
+pub(crate) fn what_one_kernel_releases_another_imports<W: World>() {
     let mut bench = Bench::<W>::new(ROOMY);
     let peer = bench.accept(name(0));
-    let (written, aside) = bench.block(peer, name(0));
-    let aside = bench.take_back(name(0), aside);
+    let (written, spilled) = bench.block(peer, name(0));
+    let spilled = bench.take_back(name(0), spilled);
     // Bytes that nobody received yet stay with the socket.
     bench.world.write(peer, 70);
-    bench.world.succeed(&[(name(0), name(5))]);
+    bench.world.hand_over(&[(name(0), name(5))]);
     bench.silence();
-    bench.say([Op::SendAside { connection: name(5) }]);
-    let read = bench.flush(peer, name(5), aside);
+    bench.say([Op::SendSpilled { connection: name(5) }]);
+    let read = bench.flush(peer, name(5), spilled);
     bench.read_all(peer, written - read);
     bench.say([receive(name(5), ReceiveMode::Once)]);
     let (chunk, ..) = bench.received();
@@ -48,7 +48,7 @@ pub(crate) fn what_one_kernel_releases_another_adopts<W: World>() {
 }
 
 /// Goal: byte for byte, whatever a connection is doing when its process is replaced. Method: three
-/// peers, of which one reads seldom, and a succession every few turns.
+/// peers, of which one reads seldom, and a handover every few turns.
 pub(crate) fn the_core_hands_over_in_mid_transfer<W: World>() {
     for &mode in W::modes() {
         let mut bench = Bench::<W>::new(ROOMY);
@@ -66,7 +66,7 @@ pub(crate) fn the_core_hands_over_in_mid_transfer<W: World>() {
                 events.push(Event::HandOverStarted { deadline });
             }
             step(&mut bench, &mut server, &mut events);
-            if server.is_at_rest() {
+            if server.is_quiescent() {
                 handed_over += 1;
                 unsent += succeed(&mut bench, &mut server, mode, &mut events);
             }
@@ -82,8 +82,8 @@ pub(crate) fn the_core_hands_over_in_mid_transfer<W: World>() {
                 }
             }
         }
-        assert!(handed_over > 5, "only {handed_over} successions");
-        assert!(unsent > 0, "no byte was ever left to an heir");
+        assert!(handed_over > 5, "only {handed_over} handovers");
+        assert!(unsent > 0, "no byte was ever left to the next process");
         server.check_invariants();
     }
 }
@@ -91,7 +91,7 @@ pub(crate) fn the_core_hands_over_in_mid_transfer<W: World>() {
 fn parameters(receive_mode: ReceiveMode, budget: Arc<dyn Budget>) -> Parameters {
     Parameters {
         listeners: 1,
-        tuning: Tuning {
+        runtime_limits: RuntimeLimits {
             connections_max: 3,
             idle_timeout: Some(60_000),
             stall_timeout: Some(60_000),
@@ -104,7 +104,7 @@ fn parameters(receive_mode: ReceiveMode, budget: Arc<dyn Budget>) -> Parameters 
         buffer_sizes: ROOMY.buffer_sizes,
         receive_mode,
         linger_timeout: 5_000,
-        book: Arc::new(SourceBook::new(RandomState::new())),
+        limiter: Arc::new(SourceLimiter::new(RandomState::new())),
         budget,
         fullness: Arc::new(Fullness::new(1)),
     }
@@ -128,17 +128,17 @@ fn succeed<W: World>(
     mode: ReceiveMode,
     events: &mut Vec<Event>,
 ) -> u32 {
-    assert!(events.is_empty(), "a server at rest is told nothing: {events:?}");
-    let estate = server.release(bench.world.kernel().now());
+    assert!(events.is_empty(), "a quiescent server is told nothing: {events:?}");
+    let released = server.release(bench.world.kernel().now());
     let stats = server.stats();
-    assert_eq!((estate.len(), stats.traffic.closed[CloseReason::HandedOver as usize]), (3, 3));
-    assert_eq!((stats.connections, stats.buffers_lent, stats.aside_bytes), (0, 0, 0));
+    assert_eq!((released.len(), stats.traffic.closed[CloseReason::HandedOver as usize]), (3, 3));
+    assert_eq!((stats.connections, stats.buffers_lent, stats.spilled_bytes), (0, 0, 0));
     *server = Server::new(parameters(mode, bench.world.budget()));
-    let heirs: Vec<_> = estate.iter().map(|(old, _)| (*old, server.reserve_slot())).collect();
-    bench.world.succeed(&heirs);
-    for ((_, connection), (_, bequest)) in heirs.into_iter().zip(&estate) {
-        events.push(Event::Adopted { connection, source: W::SOURCE, bequest: *bequest });
+    let renamed: Vec<_> = released.iter().map(|(old, _)| (*old, server.reserve_slot())).collect();
+    bench.world.hand_over(&renamed);
+    for ((_, connection), (_, transfer)) in renamed.into_iter().zip(&released) {
+        events.push(Event::Imported { connection, source: W::SOURCE, transfer: *transfer });
     }
     events.push(Event::Started);
-    estate.iter().map(|(_, bequest)| bequest.unsent).sum()
+    released.iter().map(|(_, transfer)| transfer.unsent).sum()
 }

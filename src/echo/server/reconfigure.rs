@@ -5,8 +5,8 @@ use crate::echo::op::{Shutdown, Source};
 
 const HOUR: u64 = 3_600_000;
 
-fn tuning(connections_max: usize, idle_timeout: Option<u64>) -> Tuning {
-    Tuning {
+fn runtime_limits(connections_max: usize, idle_timeout: Option<u64>) -> RuntimeLimits {
+    RuntimeLimits {
         connections_max: connections_max as u32,
         idle_timeout,
         stall_timeout: None,
@@ -18,9 +18,10 @@ fn tuning(connections_max: usize, idle_timeout: Option<u64>) -> Tuning {
 }
 
 /// A server with so many connections, all accepted at `now`.
-fn crowd(now: Timestamp, connections: usize, tuning: Tuning) -> (Server, Vec<Op>) {
-    let parameters = Parameters::small(1, tuning.connections_max);
-    let mut server = Server::new(Parameters { linger_timeout: 16_000, tuning, ..parameters });
+fn crowd(now: Timestamp, connections: usize, runtime_limits: RuntimeLimits) -> (Server, Vec<Op>) {
+    let parameters = Parameters::small(1, runtime_limits.connections_max);
+    let mut server =
+        Server::new(Parameters { linger_timeout: 16_000, runtime_limits, ..parameters });
     let mut ops = Vec::new();
     server.handle(now, Event::Started, &mut ops);
     for _ in 0..connections {
@@ -60,10 +61,10 @@ fn ends(server: &mut Server, now: Timestamp) -> Vec<usize> {
 #[test]
 fn a_shorter_timeout_ends_a_crowd_in_short_turns() {
     const CONNECTIONS: usize = 2 * limits::SWEEP_SLOTS_MAX + 1;
-    let (mut server, _) = crowd(Timestamp(0), CONNECTIONS, tuning(CONNECTIONS, Some(HOUR)));
+    let (mut server, _) = crowd(Timestamp(0), CONNECTIONS, runtime_limits(CONNECTIONS, Some(HOUR)));
     let now = Timestamp(50_000);
     ends(&mut server, now);
-    server.retune(now, tuning(CONNECTIONS, Some(40_000)));
+    server.reconfigure(now, runtime_limits(CONNECTIONS, Some(40_000)));
     assert_eq!(ends(&mut server, now), [limits::SWEEP_SLOTS_MAX, limits::SWEEP_SLOTS_MAX, 1]);
 }
 
@@ -74,10 +75,10 @@ fn a_new_timeout_is_kept_to_a_fraction_of_it() {
     let timeouts = [Some(200), Some(3_000), Some(50_000), Some(HOUR), None];
     for before in timeouts {
         for after in timeouts.into_iter().flatten() {
-            let (mut server, _) = crowd(Timestamp(0), 3, tuning(5, before));
+            let (mut server, _) = crowd(Timestamp(0), 3, runtime_limits(5, before));
             let moment = Timestamp(100);
             ends(&mut server, moment);
-            server.retune(moment, tuning(5, Some(after)));
+            server.reconfigure(moment, runtime_limits(5, Some(after)));
             let mut ended_at = None;
             while ended_at.is_none() {
                 let next = server.deadline().expect("a timer is set");
@@ -97,8 +98,8 @@ fn a_new_timeout_is_kept_to_a_fraction_of_it() {
 /// Goal: a timeout that is switched off ends nobody, although timers for it are set.
 #[test]
 fn a_timeout_switched_off_ends_nobody() {
-    let (mut server, _) = crowd(Timestamp(0), 3, tuning(5, Some(1_000)));
-    server.retune(Timestamp(999), tuning(5, None));
+    let (mut server, _) = crowd(Timestamp(0), 3, runtime_limits(5, Some(1_000)));
+    server.reconfigure(Timestamp(999), runtime_limits(5, None));
     // The second time after what looks like a pause of the process.
     for moment in [HOUR, HOUR + limits::PAUSE_GRACE_MS] {
         assert_eq!(ends(&mut server, Timestamp(moment)).iter().sum::<usize>(), 0);
@@ -110,9 +111,9 @@ fn a_timeout_switched_off_ends_nobody() {
 #[test]
 fn fewer_places_end_nobody_and_more_let_in_at_once() {
     let now = Timestamp(0);
-    let (mut server, mut ops) = crowd(now, 3, tuning(4, None));
+    let (mut server, mut ops) = crowd(now, 3, runtime_limits(4, None));
     assert!(ops.iter().any(is_accept), "there is a fourth place");
-    server.retune(now, tuning(2, None));
+    server.reconfigure(now, runtime_limits(2, None));
     ops.clear();
     server.handle(now, Event::TimePassed, &mut ops);
     let Some(&Op::CancelAccept { connection }) = ops.first() else {
@@ -123,7 +124,7 @@ fn fewer_places_end_nobody_and_more_let_in_at_once() {
     ops.clear();
     server.handle(now, Event::AcceptFailed { connection, error }, &mut ops);
     assert!(!ops.iter().any(is_accept), "three are more than two: {ops:?}");
-    server.retune(now, tuning(1_000, None));
+    server.reconfigure(now, runtime_limits(1_000, None));
     server.handle(now, Event::TimePassed, &mut ops);
     for _ in 3..1_000 {
         accept(&mut server, now, &mut ops);

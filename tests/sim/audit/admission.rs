@@ -1,4 +1,4 @@
-//! The promise at the door, by a model of its own: who is refused is refused for a reason, and
+//! The promise of admission, by a model of its own: who is refused is refused for a reason, and
 //! nobody is let in beyond a cap.
 //!
 //! Written the plain way, with lists and milli-tokens, so that it shares no thought with the core.
@@ -8,20 +8,20 @@
 use echo_uring::echo::admission::Rules;
 use echo_uring::echo::op::{ConnectionId, Source};
 
-/// The model of all doors of one history.
-pub(crate) struct Door {
+/// The model of admission at all listeners of one history.
+pub(crate) struct Admission {
     pub(crate) rules: Rules,
     /// Who is inside, and what counts it.
     inside: Vec<(ConnectionId, Group)>,
     /// The tokens of each group in thousandths, and when they were counted.
     buckets: Vec<(Group, u64, u64)>,
-    /// Who waits for a verdict, since the book was in other hands.
+    /// Who waits for a verdict, since the limiter was locked.
     undecided: Vec<(ConnectionId, Source)>,
-    /// Who left while the book was in other hands, and is still counted.
+    /// Who left while the limiter was locked, and is still counted.
     owed: Vec<Group>,
     /// Who must be closed before the present event is over.
     to_close: Vec<ConnectionId>,
-    /// Somebody else holds the book.
+    /// Another worker has locked the limiter.
     pub(crate) held: bool,
     pub(crate) refused: u64,
 }
@@ -30,7 +30,7 @@ pub(crate) struct Door {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Group(String);
 
-impl Door {
+impl Admission {
     pub(crate) fn new(rules: Rules) -> Self {
         Self {
             rules,
@@ -44,7 +44,7 @@ impl Door {
         }
     }
 
-    /// How many sources must stand in the book, at least and at most.
+    /// How many sources must have an entry, at least and at most.
     pub(crate) fn sources(&self) -> std::ops::RangeInclusive<usize> {
         let mut groups: Vec<&Group> = self.inside.iter().map(|(_, group)| group).collect();
         groups.extend(&self.owed);
@@ -54,7 +54,7 @@ impl Door {
     }
 
     pub(crate) fn accepted(&mut self, now: u64, id: ConnectionId, source: Source) {
-        if self.needs_book(source) && (self.held || !self.undecided.is_empty()) {
+        if self.needs_limiter(source) && (self.held || !self.undecided.is_empty()) {
             return self.undecided.push((id, source));
         }
         self.judge(now, id, source);
@@ -67,7 +67,7 @@ impl Door {
         }
         let mut decided = Vec::new();
         while let Some(&(id, source)) = self.undecided.first()
-            && !(self.held && self.needs_book(source))
+            && !(self.held && self.needs_limiter(source))
         {
             self.undecided.remove(0);
             self.judge(now, id, source);
@@ -76,7 +76,7 @@ impl Door {
         decided
     }
 
-    fn needs_book(&self, source: Source) -> bool {
+    fn needs_limiter(&self, source: Source) -> bool {
         let counts = self.rules.caps.count() && self.group(source).is_some();
         counts && !self.rules.access.denies(source)
     }
@@ -85,7 +85,7 @@ impl Door {
         if self.rules.access.denies(source) {
             return self.to_close.push(id);
         }
-        if !self.needs_book(source) {
+        if !self.needs_limiter(source) {
             return;
         }
         self.owed.clear();
@@ -137,13 +137,14 @@ impl Door {
 
     /// These connections were given away, and are taken over: they stay, and count by the rules of
     /// now.
-    pub(crate) fn succeed(&mut self, heirs: &[(ConnectionId, Source)]) {
+    pub(crate) fn hand_over(&mut self, renamed: &[(ConnectionId, Source)]) {
         assert!(self.undecided.is_empty(), "hand-over: {:?} wait for a verdict", self.undecided);
         self.owed.clear();
         self.held = false;
         self.inside.clear();
         if self.rules.caps.count() {
-            let counted = heirs.iter().filter_map(|(id, source)| Some((*id, self.group(*source)?)));
+            let counted =
+                renamed.iter().filter_map(|(id, source)| Some((*id, self.group(*source)?)));
             self.inside = counted.collect();
         }
     }

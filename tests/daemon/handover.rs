@@ -17,7 +17,7 @@ use crate::bundle::Bundle;
 use crate::bus::{Answer, Bus};
 use crate::daemon::{Daemon, Launch};
 use crate::ending::Losses;
-use crate::machine::{Scratch, in_company, patience, wait_until};
+use crate::machine::{Scratch, in_company, time_limit, wait_until};
 use crate::place::{
     Listening, come_from, expect_end, expect_tape, ping, readable, send_tape, stuff,
 };
@@ -35,7 +35,7 @@ fn start(bus: &Bus) -> Daemon {
 }
 
 /// The next one, with as many workers as it likes.
-fn succeed(bus: &Bus, stored: Vec<OwnedFd>, listening: Vec<Listening>, workers: u32) -> Daemon {
+fn take_over(bus: &Bus, stored: Vec<OwnedFd>, listening: Vec<Listening>, workers: u32) -> Daemon {
     let config = CONFIG.replace("workers = 2", &format!("workers = {workers}"));
     Launch { bus: bus.address(), stored, listening, config, ..Launch::default() }.start()
 }
@@ -89,11 +89,11 @@ fn every_connection_goes_on_in_the_next_process() {
         middle.wait();
         for workers in [1, 3, 2] {
             thread::sleep(Duration::from_millis(60));
-            let (stored, listening, lines) = daemon.bequeath();
+            let (stored, listening, lines) = daemon.export();
             assert!(!stored.is_empty(), "nothing was stored: {lines:#?}");
             assert!(lines.iter().any(|line| line.contains("handed over ")), "{lines:#?}");
-            daemon = succeed(&bus, stored, listening, workers);
-            daemon.lines.wait_for("took over ", patience(5.0));
+            daemon = take_over(&bus, stored, listening, workers);
+            daemon.lines.wait_for("took over ", time_limit(5.0));
             // What is stored is forgotten before it is read.
             assert!(daemon.manager.received()[0].text.contains("FDSTOREREMOVE=1"));
         }
@@ -137,8 +137,8 @@ fn only_a_restart_hands_over() {
         assert!(ping(&peer, b"here"));
         let signaled = Instant::now();
         daemon.signal(Signal::SIGTERM);
-        daemon.lines.wait_for("info draining: 1 connection", patience(limit + 1.0));
-        assert!(signaled.elapsed() < patience(limit), "{said}: {:?}", signaled.elapsed());
+        daemon.lines.wait_for("info draining: 1 connection", time_limit(limit + 1.0));
+        assert!(signaled.elapsed() < time_limit(limit), "{said}: {:?}", signaled.elapsed());
         assert!(ping(&peer, b"still here"), "{said}");
         drop(peer);
         let stored = daemon.manager.take_stored();
@@ -178,7 +178,7 @@ fn what_is_announced_needs_no_bus() {
         assert!(ping(&peer, b"still here"), "{said}");
         daemon.signal(Signal::SIGTERM);
         let line = if kept { "handed over 1 connection" } else { "draining: 1 connection" };
-        daemon.lines.wait_for(line, patience(5.0));
+        daemon.lines.wait_for(line, time_limit(5.0));
         drop((peer, bus));
         assert_eq!(!daemon.manager.take_stored().is_empty(), kept, "{said}");
         let remains = daemon.finish(Losses::None);
@@ -210,7 +210,7 @@ fn connections_that_nobody_keeps_are_worth_a_warning() {
         let peer = connected.then(|| daemon.place().connect());
         assert!(peer.iter().all(|peer| ping(peer, b"here")));
         daemon.signal(Signal::SIGTERM);
-        daemon.lines.wait_for("draining: ", patience(5.0));
+        daemon.lines.wait_for("draining: ", time_limit(5.0));
         drop((peer, bus));
         let remains = daemon.finish(Losses::None);
         let warnings: Vec<&String> =
@@ -238,7 +238,7 @@ fn a_hand_over_that_fails_becomes_a_drain() {
     thread::sleep(Duration::from_millis(1200));
     daemon.manager.end();
     daemon.signal(Signal::SIGTERM);
-    daemon.lines.wait_for("connections cannot be handed over", patience(5.0));
+    daemon.lines.wait_for("connections cannot be handed over", time_limit(5.0));
     let until = Instant::now() + Duration::from_millis(2500);
     while Instant::now() < until {
         assert!(peers.iter().all(|peer| ping(peer, b"still here")));
@@ -263,13 +263,13 @@ fn a_hand_over_that_fails_keeps_what_was_reloaded() {
     let reloaded = format!("{CONFIG}idle = \"3s\"\n{access}");
     fs::write(daemon.config_path(), reloaded).unwrap();
     daemon.signal(Signal::SIGHUP);
-    daemon.lines.wait_for("info reloaded: access.deny", patience(5.0));
+    daemon.lines.wait_for("info reloaded: access.deny", time_limit(5.0));
     assert!(ping(&silent, b"here"));
     let begin = Instant::now();
     daemon.manager.end();
     daemon.signal(Signal::SIGTERM);
-    daemon.lines.wait_for("connections cannot be handed over", patience(5.0));
-    daemon.lines.wait_for("info draining: 1 connection,", patience(5.0));
+    daemon.lines.wait_for("connections cannot be handed over", time_limit(5.0));
+    daemon.lines.wait_for("info draining: 1 connection,", time_limit(5.0));
     let others = ["127.0.0.9", "127.0.0.1"].map(|source| {
         let socket = daemon.place().socket();
         come_from(&socket, source.parse().unwrap());
@@ -277,7 +277,7 @@ fn a_hand_over_that_fails_keeps_what_was_reloaded() {
         send_tape(&socket, Tape::new(1), 0, 5);
         socket
     });
-    assert!(readable(&silent, patience(10.0)), "the reloaded timeout is not in force");
+    assert!(readable(&silent, time_limit(10.0)), "the reloaded timeout is not in force");
     expect_end(&silent);
     let silence = begin.elapsed();
     assert!(silence > Duration::from_millis(2500), "it was let go after {silence:?}");
@@ -309,15 +309,15 @@ fn a_hand_over_is_not_ready() {
     assert!(ready().starts_with("HTTP/1.1 200 "));
     daemon.manager.hold_barriers(true);
     daemon.signal(Signal::SIGTERM);
-    wait_until("something to be stored", patience(5.0), || daemon.manager.has_stored());
+    wait_until("something to be stored", time_limit(5.0), || daemon.manager.has_stored());
     for _ in 0..3 {
         let answer = ready();
         assert!(answer.starts_with("HTTP/1.1 503 ") && answer.ends_with("leaving\n"), "{answer}");
         thread::sleep(Duration::from_millis(100));
     }
     daemon.manager.hold_barriers(false);
-    assert_eq!(daemon.wait(patience(10.0)).code(), Some(0), "{}", daemon.transcript());
-    daemon.lines.wait_for("handed over 1 connection", patience(5.0));
+    assert_eq!(daemon.wait(time_limit(10.0)).code(), Some(0), "{}", daemon.transcript());
+    daemon.lines.wait_for("handed over 1 connection", time_limit(5.0));
 }
 
 fn send_all(mut socket: &Socket, bytes: &[u8]) {
@@ -350,19 +350,19 @@ fn an_unreadable_state_is_ended_in_order() {
         let daemon = start(&bus);
         let peers: Vec<Socket> = (0..3).map(|_| daemon.place().connect()).collect();
         assert!(peers.iter().all(|peer| ping(peer, b"here")));
-        let (stored, listening, _) = daemon.bequeath();
+        let (stored, listening, _) = daemon.export();
         let mut bundle = Bundle::open(stored);
         damage(&mut bundle.state);
         let stored = vec![bundle.close()];
-        let daemon = succeed(&bus, stored, listening, 2);
-        let line = daemon.lines.wait_for("cannot be used", patience(5.0));
+        let daemon = take_over(&bus, stored, listening, 2);
+        let line = daemon.lines.wait_for("cannot be used", time_limit(5.0));
         assert!(line.starts_with("warn ") && line.contains("3 connections"), "{line}");
         if complaint != "no state" && complaint != "cut short" {
             assert!(line.contains(complaint), "{line}");
         }
         peers.iter().for_each(expect_end);
         drop(peers);
-        assert!(daemon.place().answers(patience(10.0)));
+        assert!(daemon.place().answers(time_limit(10.0)));
         bus.say(Answer::Job("stop"));
         daemon.settle();
         daemon.signal(Signal::SIGTERM);

@@ -14,7 +14,7 @@ impl Connection {
     #[must_use]
     pub fn due(&self, resources: &Resources, now: Timestamp) -> Option<Timestamp> {
         let end_of_life = match self.phase {
-            Phase::Open => resources.parameters.tuning.lifetime,
+            Phase::Open => resources.parameters.runtime_limits.lifetime,
             Phase::Free
             | Phase::Accepting
             | Phase::Parked
@@ -25,31 +25,31 @@ impl Connection {
         };
         let end_of_life =
             end_of_life.map(|life| Timestamp((now.0 + life).saturating_sub(self.age_ms(now))));
-        self.end_of_patience(resources, now).into_iter().chain(end_of_life).min()
+        self.progress_deadline(resources, now).into_iter().chain(end_of_life).min()
     }
 
-    fn end_of_patience(&self, resources: &Resources, now: Timestamp) -> Option<Timestamp> {
+    fn progress_deadline(&self, resources: &Resources, now: Timestamp) -> Option<Timestamp> {
         let parameters = &resources.parameters;
-        let patience = match (self.phase, self.send) {
+        let timeout = match (self.phase, self.send) {
             (Phase::Free | Phase::Accepting | Phase::Parked | Phase::Closing(_), _) => None,
             (Phase::Lingering(_), _) => Some(parameters.linger_timeout),
             (Phase::Open, Send::Idle | Send::Trying { .. }) if !self.is_relay_blocked() => {
-                parameters.tuning.idle_timeout
+                parameters.runtime_limits.idle_timeout
             }
             (Phase::Open | Phase::Finishing | Phase::Flushing(_), _) => {
-                parameters.tuning.stall_timeout
+                parameters.runtime_limits.stall_timeout
             }
         }?;
         let quiet = match self.receive {
             // It might move if we or the kernel had memory for it.
             Receive::Starved | Receive::Retrying => 0,
             _ => match self.send {
-                Send::Aside { step: Step::Retrying, .. }
+                Send::Spilled { step: Step::Retrying, .. }
                 | Send::Held { step: Step::Retrying, .. } => 0,
                 _ => self.progress.elapsed(now),
             },
         };
-        Some(Timestamp((now.0 + patience).saturating_sub(quiet)))
+        Some(Timestamp((now.0 + timeout).saturating_sub(quiet)))
     }
 
     /// Whether its peer may be asked whether it is still there: nothing else waits for it.
@@ -75,7 +75,7 @@ impl Connection {
 
     /// Its time is up.
     pub fn on_due(&mut self, context: &mut Context) {
-        let lifetime = context.resources.parameters.tuning.lifetime;
+        let lifetime = context.resources.parameters.runtime_limits.lifetime;
         let is_old = lifetime.is_some_and(|lifetime| self.age_ms(context.now) >= lifetime);
         match (self.phase, self.send) {
             (Phase::Free | Phase::Accepting | Phase::Parked | Phase::Closing(_), _) => {

@@ -11,7 +11,7 @@ use crate::echo::op::{ConnectionId, Source};
 use crate::uring::spill::{BLOCK, SpillQueue};
 
 impl Driver {
-    /// Takes the memory for bytes of a connection that is to be adopted, whatever the limit says.
+    /// Takes the memory for bytes of a connection that is to be imported, whatever the limit says.
     /// False if the system has none.
     #[must_use]
     pub fn take_memory_for(&self, unsent: &[u8]) -> bool {
@@ -24,12 +24,12 @@ impl Driver {
     ///
     /// # Panics
     /// If the slot is in use.
-    pub fn adopt(&mut self, connection: ConnectionId, fd: OwnedFd, unsent: &[u8]) -> Source {
+    pub fn import(&mut self, connection: ConnectionId, fd: OwnedFd, unsent: &[u8]) -> Source {
         let unix = SockRef::from(&fd).domain().is_ok_and(|domain| domain == Domain::UNIX);
         let transport = if unix { Transport::Unix } else { Transport::Tcp };
         let source = source::of(fd.as_fd(), transport).unwrap_or(Source::Untold);
         if transport == Transport::Tcp {
-            self.hold_adopted(fd.as_fd());
+            self.hold_imported(fd.as_fd());
         }
         self.install(connection, Socket::new(fd, transport));
         if !unsent.is_empty() {

@@ -1,9 +1,10 @@
-//! The thread that answers: poll(2), short answers, and an end for everybody.
+//! The thread that answers: poll(2), short answers, and a deadline for every client.
 //!
-//! Each door has [`VISITORS_MAX`] places. Who comes when all are taken turns out the one that has
-//! been there longest, so slow visitors harm nobody but themselves; and nobody stays longer than
-//! the time-outs below. So the memory and the descriptors of this thread are bounded whatever
-//! visitors do.
+//! - Each listener serves [`CLIENTS_MAX`] clients at a time. One more replaces the oldest, so slow
+//!   clients harm only themselves.
+//! - No client stays longer than the timeouts below.
+//!
+//! So the memory and the descriptors of this thread are bounded whatever clients do.
 
 use std::io::{self, Read, Write};
 use std::mem::MaybeUninit;
@@ -18,20 +19,20 @@ use socket2::Socket;
 
 use super::http::{self, Page, Parsed, Refusal, Refused, Request};
 use super::snapshot::{Snapshot, State};
-use super::{Door, Service, exposition};
+use super::{AdminListener, Service, exposition};
 
-/// Connections that one door serves at the same time.
-pub const VISITORS_MAX: usize = 32;
+/// Connections that one listener serves at the same time.
+pub const CLIENTS_MAX: usize = 32;
 /// How long a request may take to come, and an answer to be taken.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// How long a visitor that has its answer may take to say goodbye.
-const PATIENCE_FOR_GOODBYE: Duration = Duration::from_secs(1);
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a client that has its answer may take to close.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The shortest time between two snapshots: each costs every worker a turn.
 const INTERVAL: Duration = Duration::from_millis(1);
 /// Pause after an accept that failed for want of files or memory.
 const BACKOFF: Duration = Duration::from_millis(100);
 
-/// What everybody who asks in the same round is shown.
+/// What all clients of one round get.
 struct View<G> {
     gather: G,
     gathered: Option<Instant>,
@@ -57,61 +58,63 @@ impl<G: Fn() -> Snapshot> View<G> {
 }
 
 /// One connection.
-struct Visitor {
-    door: usize,
+struct Client {
+    listener: usize,
     socket: Socket,
     deadline: Instant,
     stage: Stage,
 }
 
-/// How far a visitor has come.
+/// How far a client has come.
 enum Stage {
-    /// It has just come.
+    /// It has just connected.
     New(Service),
     /// Its request comes in.
     Asking(Vec<u8>),
     /// Its answer goes out; so much of it has gone.
     Answered(Arc<[u8]>, usize),
-    /// We have said goodbye and wait for the same: closing with unread bytes could destroy the
-    /// answer.
+    /// We have sent FIN and wait for that of the client: closing with unread bytes could destroy
+    /// the answer.
     Leaving,
     /// Nothing is left to be done.
     Gone,
 }
 
 /// Serves for ever.
-pub(super) fn serve(doors: Vec<Door>, gather: impl Fn() -> Snapshot) {
+pub(super) fn serve(listeners: Vec<AdminListener>, gather: impl Fn() -> Snapshot) {
     let mut view = View { gather, gathered: None, current: None };
-    let mut visitors: Vec<Visitor> = Vec::new();
+    let mut clients: Vec<Client> = Vec::new();
     loop {
-        let open = wait(&doors, &visitors);
-        for (index, door) in doors.iter().enumerate() {
-            if open[index] && !welcome(index, door, &mut visitors) {
+        let open = wait(&listeners, &clients);
+        for (index, listener) in listeners.iter().enumerate() {
+            if open[index] && !accept_clients(index, listener, &mut clients) {
                 thread::sleep(BACKOFF);
             }
         }
-        // Nobody is shown what was so before they came.
+        // A client gets nothing that was gathered before it connected.
         view.current = None;
         let now = Instant::now();
-        for visitor in &mut visitors {
-            visitor.go_on(now, &mut view);
+        for client in &mut clients {
+            client.go_on(now, &mut view);
         }
-        visitors.retain(|visitor| !matches!(visitor.stage, Stage::Gone));
+        clients.retain(|client| !matches!(client.stage, Stage::Gone));
     }
 }
 
-/// Waits until somebody comes, moves or overstays. Says at which doors somebody stands.
-fn wait(doors: &[Door], visitors: &[Visitor]) -> Vec<bool> {
-    let knock = doors.iter().map(|door| PollFd::new(door.socket.as_fd(), PollFlags::POLLIN));
-    let moves = visitors.iter().map(|visitor| {
-        let flags = match visitor.stage {
+/// Waits until a client connects or moves, or a deadline passes. Says which listeners are
+/// readable.
+fn wait(listeners: &[AdminListener], clients: &[Client]) -> Vec<bool> {
+    let new =
+        listeners.iter().map(|listener| PollFd::new(listener.socket.as_fd(), PollFlags::POLLIN));
+    let moving = clients.iter().map(|client| {
+        let flags = match client.stage {
             Stage::Answered(..) => PollFlags::POLLOUT,
             Stage::New(_) | Stage::Asking(_) | Stage::Leaving | Stage::Gone => PollFlags::POLLIN,
         };
-        PollFd::new(visitor.socket.as_fd(), flags)
+        PollFd::new(client.socket.as_fd(), flags)
     });
-    let mut sources: Vec<PollFd<'_>> = knock.chain(moves).collect();
-    let deadline = visitors.iter().map(|visitor| visitor.deadline).min();
+    let mut sources: Vec<PollFd<'_>> = new.chain(moving).collect();
+    let deadline = clients.iter().map(|client| client.deadline).min();
     let timeout = deadline.map_or(PollTimeout::NONE, |deadline| {
         // One millisecond more, or the wait would end just before its moment and be repeated.
         let left = deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
@@ -120,15 +123,16 @@ fn wait(doors: &[Door], visitors: &[Visitor]) -> Vec<bool> {
     if poll(&mut sources, timeout).is_err() {
         // A signal, or no memory: look again in a moment.
         thread::sleep(Duration::from_millis(1));
-        return vec![false; doors.len()];
+        return vec![false; listeners.len()];
     }
-    sources[..doors.len()].iter().map(|source| source.any().unwrap_or(false)).collect()
+    sources[..listeners.len()].iter().map(|source| source.any().unwrap_or(false)).collect()
 }
 
-/// Takes in those who stand at a door, in portions. False if the system is short of something.
-fn welcome(index: usize, door: &Door, visitors: &mut Vec<Visitor>) -> bool {
-    for _ in 0..VISITORS_MAX {
-        let socket = match door.socket.accept() {
+/// Accepts the clients that wait at a listener, in portions. False if the system is short of
+/// something.
+fn accept_clients(index: usize, listener: &AdminListener, clients: &mut Vec<Client>) -> bool {
+    for _ in 0..CLIENTS_MAX {
+        let socket = match listener.socket.accept() {
             Ok((socket, _)) => socket,
             Err(error) => {
                 use io::ErrorKind::{ConnectionAborted, Interrupted, WouldBlock};
@@ -138,17 +142,17 @@ fn welcome(index: usize, door: &Door, visitors: &mut Vec<Visitor>) -> bool {
         if socket.set_nonblocking(true).is_err() {
             continue;
         }
-        let mut inside = (0..visitors.len()).filter(|&other| visitors[other].door == index);
-        let oldest = inside.clone().next();
+        let mut theirs = (0..clients.len()).filter(|&other| clients[other].listener == index);
+        let oldest = theirs.clone().next();
         if let Some(oldest) = oldest
-            && inside.by_ref().count() >= VISITORS_MAX
+            && theirs.by_ref().count() >= CLIENTS_MAX
         {
-            // They stand in the order in which they came.
-            visitors.remove(oldest);
+            // They are in the order in which they connected.
+            clients.remove(oldest);
         }
-        let stage = Stage::New(door.service);
-        let deadline = Instant::now() + PATIENCE;
-        visitors.push(Visitor { door: index, socket, deadline, stage });
+        let stage = Stage::New(listener.service);
+        let deadline = Instant::now() + TIMEOUT;
+        clients.push(Client { listener: index, socket, deadline, stage });
     }
     true
 }
@@ -164,7 +168,7 @@ fn agent_line(snapshot: &Snapshot) -> Vec<u8> {
     line.into_bytes()
 }
 
-impl Visitor {
+impl Client {
     /// Does as much as can be done without waiting.
     fn go_on<G: Fn() -> Snapshot>(&mut self, now: Instant, view: &mut View<G>) {
         if let Stage::New(service) = self.stage {
@@ -192,7 +196,7 @@ impl Visitor {
                 Ok(true) => {
                     let _ = self.socket.shutdown(Shutdown::Write);
                     self.stage = Stage::Leaving;
-                    self.deadline = now + PATIENCE_FOR_GOODBYE;
+                    self.deadline = now + CLOSE_TIMEOUT;
                 }
                 Ok(false) => {}
                 Err(()) => self.stage = Stage::Gone,
@@ -206,7 +210,7 @@ impl Visitor {
 
     fn answer(&mut self, bytes: Vec<u8>, now: Instant) {
         self.stage = Stage::Answered(bytes.into(), 0);
-        self.deadline = now + PATIENCE;
+        self.deadline = now + TIMEOUT;
     }
 }
 

@@ -202,7 +202,7 @@ fn humane(time: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sight::snapshot::{ListenerFigures, State, Traffic, WorkerFigures};
+    use crate::admin::snapshot::{ListenerFigures, State, Traffic, WorkerFigures};
 
     fn snapshot(messages_sent: u64, uptime_seconds: f64) -> Snapshot {
         let name = "local".to_owned();

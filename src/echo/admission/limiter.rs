@@ -1,14 +1,14 @@
-//! The book of sources: how many connections each has, and how full its bucket of accepts is.
+//! The source limiter: how many connections each source has, and how full its bucket of accepts is.
 //!
-//! All workers write in one book, or a cap would be a cap for each worker. It has [`PAGES`] pages,
-//! and a source its page by hash, so two workers rarely want the same one at the same moment. A
-//! page is held for one look-up; who finds it in other hands is told so at once and comes again.
+//! All workers share one limiter; with one for each worker, a cap would be a cap for each worker.
+//! The limiter has [`SHARDS`] shards. The hash of a source selects its shard, so two workers rarely
+//! want the same shard at the same moment. A shard is locked for one look-up. A worker that finds
+//! it locked does not wait: it tries again in its next turn.
 //!
-//! An entry stands as long as its source has connections, or a bucket that is not full. Those with
-//! connections are as many as connections at most; of the others each page keeps its part of
-//! [`Caps::kept_max`] and forgets the one that it has kept longest, which gives that source its
-//! burst again, early. So nobody can fill the book, and no source is refused for want of room in
-//! it.
+//! An entry exists as long as its source has connections, or a bucket that is not full. There are
+//! at most as many entries with connections as connections. Of the others each shard keeps its part
+//! of [`Caps::kept_max`] and evicts the one that it has kept longest; that source gets its burst
+//! again, early. So nobody can fill the limiter, and no source is refused for want of room in it.
 //!
 //! The bucket is kept as the moment at which it is full again: an accept moves that by one
 //! interval, and is refused if it would be more than a second ahead. (The generic cell rate
@@ -22,9 +22,9 @@ use std::sync::{Mutex, MutexGuard, TryLockError};
 use crate::echo::op::{Source, Timestamp};
 use crate::echo::stats::RefuseReason;
 
-/// Pages of the book. With 64 a worker finds a page in other hands once in thousands of times.
-const PAGES: usize = 64;
-/// Kept entries that a page looks at in passing. One comes at a time, so two keep up.
+/// Shards of the limiter. With 64 a worker finds a shard locked once in thousands of times.
+const SHARDS: usize = 64;
+/// Kept entries that are looked at with each look-up. One comes at a time, so two keep up.
 const LOOKS: usize = 2;
 const NANOSECONDS: u64 = 1_000_000_000;
 
@@ -40,7 +40,7 @@ pub struct Caps {
     /// How many leading bits of an IPv6 address are its source, up to 128.
     pub ipv6_prefix: u8,
     /// Sources without connections that are remembered for their bucket, about: rounded up to full
-    /// pages.
+    /// shards.
     pub kept_max: u32,
 }
 
@@ -75,8 +75,8 @@ impl Caps {
         }
     }
 
-    fn kept_max_of_page(&self) -> usize {
-        (self.kept_max as usize).div_ceil(PAGES)
+    fn kept_max_of_shard(&self) -> usize {
+        (self.kept_max as usize).div_ceil(SHARDS)
     }
 }
 
@@ -103,79 +103,78 @@ struct Entry {
     connections: u32,
     /// When its bucket is full again, in nanoseconds.
     full_at: u64,
-    /// Whether it stands in [`Page::kept`].
+    /// Whether it is in [`Shard::kept`].
     kept: bool,
 }
 
-struct Page {
+struct Shard {
     entries: HashMap<SourceKey, Entry, RandomState>,
     /// Sources that may have to go: those without connections whose bucket was not full, oldest
     /// first.
     kept: VecDeque<SourceKey>,
 }
 
-/// The book. See the head of this file.
-pub struct SourceBook {
+/// See the head of this file.
+pub struct SourceLimiter {
     hashing: RandomState,
-    pages: Box<[Mutex<Page>]>,
+    shards: Box<[Mutex<Shard>]>,
 }
 
-impl fmt::Debug for SourceBook {
+impl fmt::Debug for SourceLimiter {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "SourceBook of {} sources", self.sources())
+        write!(formatter, "SourceLimiter of {} sources", self.sources())
     }
 }
 
-impl SourceBook {
-    /// An empty book. Who chooses addresses cannot foresee what a random `hashing` makes of them.
+impl SourceLimiter {
+    /// An empty limiter. Whoever chooses addresses cannot predict their shards if `hashing` is
+    /// random.
     #[must_use]
     pub fn new(hashing: RandomState) -> Self {
-        let page = || {
+        let shard = || {
             let entries = HashMap::with_hasher(hashing.clone());
-            Mutex::new(Page { entries, kept: VecDeque::new() })
+            Mutex::new(Shard { entries, kept: VecDeque::new() })
         };
-        Self { pages: (0..PAGES).map(|_| page()).collect(), hashing }
+        Self { shards: (0..SHARDS).map(|_| shard()).collect(), hashing }
     }
 
-    /// How many sources stand in it; pages that somebody holds count for nothing. For tests and
-    /// simulation.
+    /// How many sources have an entry, in the shards that are not locked. For tests and simulation.
     #[must_use]
     pub fn sources(&self) -> usize {
-        self.pages.iter().filter_map(open).map(|page| page.entries.len()).sum()
+        self.shards.iter().filter_map(unlocked).map(|shard| shard.entries.len()).sum()
     }
 
-    /// Whether every page is as it must be: each entry has a reason to stand there. For tests and
-    /// simulation.
+    /// Panics if an entry has no reason to exist. For tests and simulation.
     pub fn check_invariants(&self) {
-        for page in self.pages.iter().filter_map(open) {
-            for (key, entry) in &page.entries {
-                assert!(entry.connections > 0 || entry.kept, "{key:?} stands there for nothing");
+        for shard in self.shards.iter().filter_map(unlocked) {
+            for (key, entry) in &shard.entries {
+                assert!(entry.connections > 0 || entry.kept, "{key:?} has an entry for nothing");
             }
-            let kept = page.entries.values().filter(|entry| entry.kept).count();
-            assert_eq!(kept, page.kept.len(), "the line of a page and its entries differ");
+            let kept = shard.entries.values().filter(|entry| entry.kept).count();
+            assert_eq!(kept, shard.kept.len(), "the queue of a shard and its entries differ");
         }
     }
 
-    /// Holds all pages while `act` runs, as other workers may for a moment. For tests and
+    /// Locks all shards while `act` runs, as other workers may for a moment. For tests and
     /// simulation.
     pub fn while_held<T>(&self, act: impl FnOnce() -> T) -> T {
-        let pages: Vec<_> = self.pages.iter().filter_map(open).collect();
+        let shards: Vec<_> = self.shards.iter().filter_map(unlocked).collect();
         let result = act();
-        drop(pages);
+        drop(shards);
         result
     }
 
-    /// Counts one more connection of `key`, or says why it is refused. Nothing if the page is in
-    /// other hands.
+    /// Counts one more connection of `key`, or says why it is refused. Nothing if the shard is
+    /// locked.
     pub(super) fn enter(
         &self,
         now: Timestamp,
         key: SourceKey,
         caps: &Caps,
     ) -> Option<Result<(), RefuseReason>> {
-        let mut page = self.page(key)?;
-        page.tidy(now, caps);
-        let entry = page.entries.get(&key).copied().unwrap_or_default();
+        let mut shard = self.shard(key)?;
+        shard.evict(now, caps);
+        let entry = shard.entries.get(&key).copied().unwrap_or_default();
         if caps.connections.is_some_and(|cap| entry.connections >= cap) {
             return Some(Err(RefuseReason::SourceFull));
         }
@@ -188,15 +187,15 @@ impl SourceBook {
             }
             full_at += interval;
         }
-        page.entries.insert(key, Entry { connections: entry.connections + 1, full_at, ..entry });
+        shard.entries.insert(key, Entry { connections: entry.connections + 1, full_at, ..entry });
         Some(Ok(()))
     }
 
-    /// Counts off a connection of `key`. False if the page is in other hands.
+    /// Counts off a connection of `key`. False if the shard is locked.
     #[must_use]
     pub(super) fn leave(&self, now: Timestamp, key: SourceKey, caps: &Caps) -> bool {
-        let Some(mut page) = self.page(key) else { return false };
-        let Page { entries, kept } = &mut *page;
+        let Some(mut shard) = self.shard(key) else { return false };
+        let Shard { entries, kept } = &mut *shard;
         let entry = entries.get_mut(&key).expect("invariant: who leaves has entered");
         entry.connections -= 1;
         if entry.connections == 0 && !entry.kept {
@@ -207,28 +206,28 @@ impl SourceBook {
                 entries.remove(&key);
             }
         }
-        page.tidy(now, caps);
+        shard.evict(now, caps);
         true
     }
 
-    fn page(&self, key: SourceKey) -> Option<MutexGuard<'_, Page>> {
-        // Bits that the tables of the pages make little use of.
-        let index = (self.hashing.hash_one(key) >> 32) as usize % PAGES;
-        open(&self.pages[index])
+    fn shard(&self, key: SourceKey) -> Option<MutexGuard<'_, Shard>> {
+        // Bits that the tables of the shards make little use of.
+        let index = (self.hashing.hash_one(key) >> 32) as usize % SHARDS;
+        unlocked(&self.shards[index])
     }
 }
 
-impl Page {
-    /// Looks at those kept longest: forgets who has a full bucket, or came back, or is one too
-    /// many.
-    fn tidy(&mut self, now: Timestamp, caps: &Caps) {
+impl Shard {
+    /// Looks at the entries that were kept longest: removes one whose bucket is full, or which is
+    /// one too many; and takes one that has connections again out of the queue.
+    fn evict(&mut self, now: Timestamp, caps: &Caps) {
         for _ in 0..LOOKS {
             let Some(key) = self.kept.pop_front() else { return };
             let entry = self.entries.get_mut(&key).expect("invariant: who is kept has an entry");
             let full = entry.full_at <= nanoseconds(now) || caps.accepts_per_second.is_none();
             if entry.connections > 0 {
                 entry.kept = false;
-            } else if full || self.kept.len() >= caps.kept_max_of_page() {
+            } else if full || self.kept.len() >= caps.kept_max_of_shard() {
                 self.entries.remove(&key);
             } else {
                 self.kept.push_back(key);
@@ -237,12 +236,12 @@ impl Page {
     }
 }
 
-/// The page, unless it is in other hands. Never waits.
-fn open(page: &Mutex<Page>) -> Option<MutexGuard<'_, Page>> {
-    match page.try_lock() {
-        Ok(page) => Some(page),
+/// The shard, unless it is locked. Never waits.
+fn unlocked(shard: &Mutex<Shard>) -> Option<MutexGuard<'_, Shard>> {
+    match shard.try_lock() {
+        Ok(shard) => Some(shard),
         // Somebody panicked in the middle of it. Where panics unwind, that is: in tests.
-        Err(TryLockError::Poisoned(page)) => Some(page.into_inner()),
+        Err(TryLockError::Poisoned(shard)) => Some(shard.into_inner()),
         Err(TryLockError::WouldBlock) => None,
     }
 }
@@ -257,37 +256,42 @@ mod tests {
 
     const PEER: Source = Source::Ipv4([192, 0, 2, 1]);
 
-    fn book() -> SourceBook {
-        SourceBook::new(RandomState::new())
+    fn limiter() -> SourceLimiter {
+        SourceLimiter::new(RandomState::new())
     }
 
-    fn enter(book: &SourceBook, now: u64, source: Source, caps: &Caps) -> Result<(), RefuseReason> {
+    fn enter(
+        limiter: &SourceLimiter,
+        now: u64,
+        source: Source,
+        caps: &Caps,
+    ) -> Result<(), RefuseReason> {
         let key = caps.key(source).expect("it has an address");
-        let verdict = book.enter(Timestamp(now), key, caps).expect("nobody else is here");
-        book.check_invariants();
+        let verdict = limiter.enter(Timestamp(now), key, caps).expect("nobody else is here");
+        limiter.check_invariants();
         verdict
     }
 
-    fn leave(book: &SourceBook, now: u64, source: Source, caps: &Caps) {
+    fn leave(limiter: &SourceLimiter, now: u64, source: Source, caps: &Caps) {
         let key = caps.key(source).expect("it has an address");
-        assert!(book.leave(Timestamp(now), key, caps));
-        book.check_invariants();
+        assert!(limiter.leave(Timestamp(now), key, caps));
+        limiter.check_invariants();
     }
 
     #[test]
     fn a_source_is_refused_at_its_cap_and_no_other() {
-        let (book, caps) = (book(), Caps { connections: Some(2), ..Caps::default() });
-        assert_eq!(enter(&book, 0, PEER, &caps), Ok(()));
-        assert_eq!(enter(&book, 0, PEER, &caps), Ok(()));
-        assert_eq!(enter(&book, 0, PEER, &caps), Err(RefuseReason::SourceFull));
-        assert_eq!(enter(&book, 0, Source::Ipv4([192, 0, 2, 2]), &caps), Ok(()));
-        leave(&book, 0, PEER, &caps);
-        assert_eq!(enter(&book, 0, PEER, &caps), Ok(()));
+        let (limiter, caps) = (limiter(), Caps { connections: Some(2), ..Caps::default() });
+        assert_eq!(enter(&limiter, 0, PEER, &caps), Ok(()));
+        assert_eq!(enter(&limiter, 0, PEER, &caps), Ok(()));
+        assert_eq!(enter(&limiter, 0, PEER, &caps), Err(RefuseReason::SourceFull));
+        assert_eq!(enter(&limiter, 0, Source::Ipv4([192, 0, 2, 2]), &caps), Ok(()));
+        leave(&limiter, 0, PEER, &caps);
+        assert_eq!(enter(&limiter, 0, PEER, &caps), Ok(()));
         for _ in 0..2 {
-            leave(&book, 0, PEER, &caps);
+            leave(&limiter, 0, PEER, &caps);
         }
-        leave(&book, 0, Source::Ipv4([192, 0, 2, 2]), &caps);
-        assert_eq!(book.sources(), 0);
+        leave(&limiter, 0, Source::Ipv4([192, 0, 2, 2]), &caps);
+        assert_eq!(limiter.sources(), 0);
     }
 
     /// Goal: a bucket grants one second's worth at once and then the rate, exactly. Method: for
@@ -295,12 +299,14 @@ mod tests {
     #[test]
     fn a_bucket_grants_a_burst_and_then_its_rate() {
         for rate in [1, 2, 3, 7, 10, 100, 333, 999, 1000, 1_000_000] {
-            let (book, caps) = (book(), Caps { accepts_per_second: Some(rate), ..Caps::default() });
-            let burst = (0..rate + 5).filter(|_| enter(&book, 9, PEER, &caps).is_ok()).count();
+            let (limiter, caps) =
+                (limiter(), Caps { accepts_per_second: Some(rate), ..Caps::default() });
+            let burst = (0..rate + 5).filter(|_| enter(&limiter, 9, PEER, &caps).is_ok()).count();
             assert_eq!(burst, rate as usize, "rate {rate}");
-            assert_eq!(enter(&book, 9, PEER, &caps), Err(RefuseReason::SourceRate));
+            assert_eq!(enter(&limiter, 9, PEER, &caps), Err(RefuseReason::SourceRate));
             if rate <= 1000 {
-                let later = (10..5_009).filter(|at| enter(&book, *at, PEER, &caps).is_ok()).count();
+                let later =
+                    (10..5_009).filter(|at| enter(&limiter, *at, PEER, &caps).is_ok()).count();
                 let least = 5 * rate as usize - 1;
                 assert!((least..=least + 1).contains(&later), "{later} at rate {rate}");
             }
@@ -322,39 +328,39 @@ mod tests {
         assert_eq!((caps.key(Source::Local), caps.key(Source::Untold)), (None, None));
     }
 
-    /// Goal: sources that come once and go do not fill the book: they are forgotten when their
+    /// Goal: sources that come once and go do not fill the limiter: they are forgotten when their
     /// bucket is full, and when they are too many, at the latest.
     #[test]
     fn sources_that_went_are_forgotten() {
         let caps = Caps { accepts_per_second: Some(1), kept_max: 640, ..Caps::default() };
-        let book = book();
+        let limiter = limiter();
         let source = |number: u32| Source::Ipv4(number.to_be_bytes());
         for number in 0..20_000 {
-            assert_eq!(enter(&book, 0, source(number), &caps), Ok(()));
-            leave(&book, 0, source(number), &caps);
-            // The last one of a page is one beyond its line until the next comes.
-            assert!(book.sources() <= 640 + PAGES, "{} sources", book.sources());
+            assert_eq!(enter(&limiter, 0, source(number), &caps), Ok(()));
+            leave(&limiter, 0, source(number), &caps);
+            // The last one of a shard is one beyond its line until the next comes.
+            assert!(limiter.sources() <= 640 + SHARDS, "{} sources", limiter.sources());
         }
-        assert!(book.sources() > 500, "only {} are remembered", book.sources());
-        // One second later all buckets are full: whoever comes sweeps the page.
+        assert!(limiter.sources() > 500, "only {} are remembered", limiter.sources());
+        // One second later all buckets are full: whoever comes sweeps the shard.
         for number in 0..20_000 {
-            assert_eq!(enter(&book, 1_000, source(number), &caps), Ok(()));
+            assert_eq!(enter(&limiter, 1_000, source(number), &caps), Ok(()));
         }
         for number in 0..20_000 {
-            leave(&book, 2_000, source(number), &caps);
+            leave(&limiter, 2_000, source(number), &caps);
         }
-        assert_eq!(book.sources(), 0);
+        assert_eq!(limiter.sources(), 0);
     }
 
     #[test]
     fn a_page_in_other_hands_keeps_nobody_waiting() {
-        let (book, caps) = (book(), Caps { connections: Some(1), ..Caps::default() });
+        let (limiter, caps) = (limiter(), Caps { connections: Some(1), ..Caps::default() });
         let key = caps.key(PEER).expect("it has an address");
-        book.while_held(|| assert_eq!(book.enter(Timestamp(0), key, &caps), None));
-        assert_eq!(enter(&book, 0, PEER, &caps), Ok(()));
-        book.while_held(|| assert!(!book.leave(Timestamp(0), key, &caps)));
-        assert_eq!(enter(&book, 0, PEER, &caps), Err(RefuseReason::SourceFull));
-        leave(&book, 0, PEER, &caps);
-        assert_eq!(book.sources(), 0);
+        limiter.while_held(|| assert_eq!(limiter.enter(Timestamp(0), key, &caps), None));
+        assert_eq!(enter(&limiter, 0, PEER, &caps), Ok(()));
+        limiter.while_held(|| assert!(!limiter.leave(Timestamp(0), key, &caps)));
+        assert_eq!(enter(&limiter, 0, PEER, &caps), Err(RefuseReason::SourceFull));
+        leave(&limiter, 0, PEER, &caps);
+        assert_eq!(limiter.sources(), 0);
     }
 }

@@ -14,13 +14,13 @@ use nix::sys::signalfd::SignalFd;
 
 use super::report;
 use crate::handover::format::Version;
-use crate::handover::{self, Estate, Inheritance};
+use crate::handover::{self, ConnectionTransfer, Imported};
 use crate::listen::BUNDLE;
 use crate::logging::events;
 use crate::systemd::Notifier;
 
 /// How long the service manager may take to put away, or to forget, what it is given.
-const STORE_PATIENCE: Duration = Duration::from_secs(10);
+const STORE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What the unit's `ExecStop=` said of the SIGTERM that it comes before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,44 +46,44 @@ pub(super) fn announced(announcements: &SignalFd) -> Option<Ending> {
     found
 }
 
-/// Puts `estates` into the service manager's store, with the last valid configuration as TOML, in a
-/// state of `version`. They stay open here until the process ends.
+/// Puts `transfers` into the service manager's store, with the last valid configuration as TOML, in
+/// a state of `version`. They stay open here until the process ends.
 pub(super) fn store(
-    estates: &[(usize, Vec<Estate>)],
+    transfers: &[(usize, Vec<ConnectionTransfer>)],
     listeners: &[String],
     configuration: String,
     version: Version,
     notifier: &Notifier,
 ) -> io::Result<()> {
-    let all = estates.iter().flat_map(|(_, estates)| estates);
+    let all = transfers.iter().flat_map(|(_, transfers)| transfers);
     let bundles = handover::pack(version, listeners, configuration, all)?;
     let borrowed: Vec<BorrowedFd<'_>> = bundles.iter().map(AsFd::as_fd).collect();
     let stored = notifier.store(BUNDLE, &borrowed);
-    stored.and_then(|()| notifier.synchronize(STORE_PATIENCE)).inspect_err(|_| {
+    stored.and_then(|()| notifier.synchronize(STORE_TIMEOUT)).inspect_err(|_| {
         // Some of it may have arrived.
         notifier.forget(BUNDLE);
     })
 }
 
 /// The connections that the process before us left, shared out among `workers`.
-pub(super) fn inherit(
+pub(super) fn import(
     bundles: Vec<OwnedFd>,
     listeners: &[String],
     workers: usize,
     notifier: &Notifier,
-) -> Vec<Vec<Estate>> {
-    let mut shares: Vec<Vec<Estate>> = (0..workers).map(|_| Vec::new()).collect();
+) -> Vec<Vec<ConnectionTransfer>> {
+    let mut shares: Vec<Vec<ConnectionTransfer>> = (0..workers).map(|_| Vec::new()).collect();
     if bundles.is_empty() {
         return shares;
     }
     // The store is emptied before anything is read: whatever is wrong with it, no process stumbles
     // over it twice.
     notifier.forget(BUNDLE);
-    if let Err(error) = notifier.synchronize(STORE_PATIENCE) {
+    if let Err(error) = notifier.synchronize(STORE_TIMEOUT) {
         log::warn!("the service manager does not answer: {error}");
     }
-    let Inheritance { estates, ended, foreign, complaint } =
-        handover::unpack(bundles).adopt(listeners);
+    let Imported { transfers, ended, foreign, complaint } =
+        handover::unpack(bundles).import(listeners);
     if let Some(first) = foreign.first() {
         log::warn!(
             "closed {} of the process before: no connections, the first is {first}",
@@ -93,12 +93,12 @@ pub(super) fn inherit(
     if ended > 0 {
         log::debug!("{} ended during the hand-over", report::count(ended as u64, "connection"));
     }
-    let count = report::count(estates.len() as u64, "connection");
+    let count = report::count(transfers.len() as u64, "connection");
     match complaint {
         None => {
-            let unsent: usize = estates.iter().map(|estate| estate.unsent.len()).sum();
+            let unsent: usize = transfers.iter().map(|connection| connection.unsent.len()).sum();
             log::info!(
-                message_id = events::TAKEN_OVER, connections = estates.len(), bytes = unsent;
+                message_id = events::TAKEN_OVER, connections = transfers.len(), bytes = unsent;
                 "took over {count} of the process before, {unsent} bytes to be sent"
             );
         }
@@ -107,8 +107,8 @@ pub(super) fn inherit(
              {count} of it will be ended in order"
         ),
     }
-    for (index, estate) in estates.into_iter().enumerate() {
-        shares[index % workers].push(estate);
+    for (index, connection) in transfers.into_iter().enumerate() {
+        shares[index % workers].push(connection);
     }
     shares
 }

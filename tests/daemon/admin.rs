@@ -12,11 +12,11 @@ use socket2::Socket;
 
 use crate::daemon::{Daemon, Launch, run_to_end};
 use crate::ending::Losses;
-use crate::machine::{Scratch, alone, in_company, patience, wait_until};
+use crate::machine::{Scratch, alone, in_company, time_limit, wait_until};
 use crate::place::{Listening, Place, ping};
 
 /// The places that a socket to look in has.
-const VISITORS: usize = 32;
+const CLIENTS: usize = 32;
 
 /// A daemon with one of each kind of window, and where its Unix socket is.
 fn start(config: &str) -> (Daemon, Scratch) {
@@ -65,7 +65,7 @@ fn a_snapshot_counts_what_was_done_exactly() {
         }
     }
     drop(peers);
-    wait_until("the connections to be closed", patience(10.0), || {
+    wait_until("the connections to be closed", time_limit(10.0), || {
         status(&daemon)["total"]["connections"] == 0
     });
     let seen = status(&daemon);
@@ -100,7 +100,7 @@ fn a_snapshot_counts_what_was_done_exactly() {
 fn http_is_answered_as_it_should_be() {
     let _quiet = in_company();
     let (daemon, _scratch) = start("");
-    assert!(daemon.place().answers(patience(10.0)));
+    assert!(daemon.place().answers(time_limit(10.0)));
     let metrics = get(&daemon, "/metrics");
     assert!(metrics.starts_with("HTTP/1.1 200 OK\r\n"), "{metrics}");
     for part in [
@@ -140,26 +140,26 @@ fn http_is_answered_as_it_should_be() {
     daemon.stop();
 }
 
-/// Goal: visitors who send nothing, or half a request, or never read keep neither the echo nor
-/// other visitors waiting, and are shown out in the end.
+/// Goal: clients that send nothing, or half a request, or never read keep neither the echo nor
+/// other clients waiting, and are closed in the end.
 #[test]
-fn slow_visitors_harm_nobody() {
+fn slow_clients_harm_nobody() {
     let _quiet = alone();
     let (daemon, _scratch) = start("");
     let mut idlers = Vec::new();
     for name in ["status", "metrics", "agent-check"] {
-        for _ in 0..2 * VISITORS {
+        for _ in 0..2 * CLIENTS {
             let socket = daemon.window(name).connect();
             let _ = (&socket).write_all(b"GET /metrics HT");
             idlers.push(socket);
         }
     }
     let began = Instant::now();
-    assert!(daemon.place().answers(patience(5.0)));
+    assert!(daemon.place().answers(time_limit(5.0)));
     assert_eq!(status(&daemon)["state"], "ready");
     assert!(get(&daemon, "/ready").starts_with("HTTP/1.1 200"));
     assert_eq!(answer(daemon.window("agent-check"), b""), "up ready\n");
-    assert!(began.elapsed() < patience(3.0), "it took {:?}", began.elapsed());
+    assert!(began.elapsed() < time_limit(3.0), "it took {:?}", began.elapsed());
     let last = daemon.window("metrics").connect();
     (&last).write_all(b"GET /re").unwrap();
     let text = rest(&last);
@@ -181,7 +181,7 @@ fn garbage_harms_nobody() {
             let _ = (&daemon.window(name).connect()).write_all(&garbage);
         }
     }
-    assert!(daemon.place().answers(patience(10.0)));
+    assert!(daemon.place().answers(time_limit(10.0)));
     assert_eq!(status(&daemon)["total"]["accepted"], 1);
     daemon.stop();
 }
@@ -207,7 +207,7 @@ fn a_thousand_look_while_echoes_go_on() {
             let seen: Value = serde_json::from_str(answer).unwrap();
             assert_eq!(seen["state"], "ready");
         }
-        assert!(answers.len() >= VISITORS, "{} answers", answers.len());
+        assert!(answers.len() >= CLIENTS, "{} answers", answers.len());
         println!("{} of 1000 were answered", answers.len());
         assert_eq!(echoes.join().unwrap(), 2_000);
     });
@@ -225,15 +225,15 @@ fn the_end_is_announced_before_accepting_stops() {
     assert_eq!(answer(daemon.window("agent-check"), b"what?\n"), "up ready\n");
     let began = Instant::now();
     daemon.signal(Signal::SIGTERM);
-    wait_until("/ready to say 503", patience(1.5), || {
+    wait_until("/ready to say 503", time_limit(1.5), || {
         get(&daemon, "/ready").starts_with("HTTP/1.1 503 ")
     });
     assert!(get(&daemon, "/ready").ends_with("leaving\n"));
     assert!(get(&daemon, "/healthz").starts_with("HTTP/1.1 200"));
     assert_eq!(answer(daemon.window("agent-check"), b""), "drain\n");
-    assert!(daemon.place().answers(patience(1.0)), "it does not accept any more");
+    assert!(daemon.place().answers(time_limit(1.0)), "it does not accept any more");
     assert!(began.elapsed() < Duration::from_secs(2), "too slow to have seen anything");
-    wait_until("the drain", patience(10.0), || status(&daemon)["state"] == "draining");
+    wait_until("the drain", time_limit(10.0), || status(&daemon)["state"] == "draining");
     assert!(began.elapsed() >= Duration::from_secs(2), "after {:?}", began.elapsed());
     assert!(ping(&old, b"still echoed"));
     assert!(get(&daemon, "/ready").ends_with("draining\n"));
@@ -246,9 +246,9 @@ fn a_second_signal_skips_the_announcement() {
     let _quiet = in_company();
     let (daemon, _scratch) = start("[timeouts]\ndrain-lead = \"1h\"\n");
     daemon.signal(Signal::SIGTERM);
-    daemon.lines.wait_for("leaving: ", patience(10.0));
+    daemon.lines.wait_for("leaving: ", time_limit(10.0));
     daemon.signal(Signal::SIGTERM);
-    daemon.lines.wait_for("draining: ", patience(10.0));
+    daemon.lines.wait_for("draining: ", time_limit(10.0));
     daemon.finish(Losses::None);
 }
 
@@ -287,7 +287,7 @@ fn the_status_command_understands_every_release() {
 fn the_status_command_shows_a_table_or_json() {
     let _quiet = in_company();
     let (daemon, scratch) = start("");
-    assert!(daemon.place().answers(patience(10.0)));
+    assert!(daemon.place().answers(time_limit(10.0)));
     let path = scratch.path("status");
     let socket = ["status", "--socket", path.to_str().unwrap()];
     let table = run_to_end(&socket, None);
