@@ -190,10 +190,9 @@ fn with_warning_of_ignored_listen(mut opened: Opened, options: &Options) -> Open
     opened
 }
 
-/// Says on standard error what there is no log for, or not yet: as an error, if the journal reads.
+/// Says on standard error what there is no log for, or not yet.
 fn complain(what: &dyn fmt::Display) {
-    let priority = if logging::stderr_is_journal() { "<3>" } else { "" };
-    output::complain(&format!("{priority}echo-uring: {what}"));
+    logging::complain(&format!("echo-uring: {what}"));
 }
 
 /// A failure is told even to those who want no log.

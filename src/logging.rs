@@ -20,8 +20,8 @@ use std::time::{Duration, Instant};
 
 use log::kv::{self, Key, Value, VisitSource};
 use log::{Level, LevelFilter, Log, Metadata, Record};
-pub use sink::stderr_is_journal;
-use sink::{Peer, Sink};
+pub use sink::complain;
+use sink::{Peer, Sink, stderr_is_journal};
 
 /// Lines that may wait for the sink. A burst at start or stop is a few dozen; a flood is not worth
 /// more memory.

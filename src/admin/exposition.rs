@@ -136,7 +136,7 @@ fn of_listeners(listeners: &[ListenerFigures]) -> Vec<MetricFamily> {
         ),
         count("received_bytes_total", "Payload received.", each(|it| it.bytes_received)),
         count("sent_bytes_total", "Payload echoed.", each(|it| it.bytes_sent)),
-        count("received_messages_total", "Pieces received.", each(|it| it.messages_received)),
+        count("received_messages_total", "Chunks received.", each(|it| it.messages_received)),
         count("sent_messages_total", "Echoes completed.", each(|it| it.messages_sent)),
     ]
 }
@@ -161,7 +161,7 @@ fn residence(snapshot: &Snapshot) -> MetricFamily {
     histogram.set_sample_sum(counted.sum() as f64 / 1e6);
     let mut metric = Metric::default();
     metric.set_histogram(histogram);
-    let help = "From the receipt of a piece to the end of its echo, of one in 16.";
+    let help = "From the receipt of a chunk to the end of its echo, of one in 16.";
     family("residence_seconds", help, MetricType::HISTOGRAM, vec![metric])
 }
 

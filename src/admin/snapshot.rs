@@ -94,7 +94,7 @@ pub struct Traffic {
     pub bytes_received: u64,
     /// Payload.
     pub bytes_sent: u64,
-    /// Pieces as they came.
+    /// Chunks as they came.
     pub messages_received: u64,
     /// Echoes that were complete.
     pub messages_sent: u64,
@@ -120,7 +120,7 @@ pub struct Figures {
     pub ring: Ring,
     /// Accepts that failed so far, by reason.
     pub accept_failures: BTreeMap<String, u64>,
-    /// From a piece's receipt to the end of its echo.
+    /// From a chunk's receipt to the end of its echo.
     pub residence_seconds: Residence,
     /// All of the same, for those in this process.
     #[serde(skip)]

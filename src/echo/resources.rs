@@ -249,7 +249,7 @@ impl Resources {
         }
     }
 
-    /// Counts a piece that was received.
+    /// Counts a chunk that was received.
     pub fn count_received(&mut self, listener: ListenerId, length: u32) {
         let of = self.of(listener);
         of.bytes_in += u64::from(length);

@@ -115,7 +115,7 @@ pub struct Stats {
     pub bytes_taken_over: u64,
     /// Bytes received that were left to the next process to echo.
     pub bytes_handed_over: u64,
-    /// From the moment that a piece was fetched from the kernel to the moment that the completion
+    /// From the moment that a chunk was fetched from the kernel to the moment that the completion
     /// of its send was, in microseconds; of one send in [`super::limits::SENDS_PER_TIMED`],
     /// whatever becomes of it. What the peer was slow to take counts from its oldest byte to its
     /// last one.
@@ -173,9 +173,9 @@ pub struct Traffic {
     pub bytes_in: u64,
     /// Bytes echoed.
     pub bytes_out: u64,
-    /// Pieces received, each echoed by a send of its own.
+    /// Chunks received, each echoed by a send of its own.
     pub chunks_in: u64,
-    /// Sends that completed an echo: of a piece received or, when the peer was slow, of all that
+    /// Sends that completed an echo: of a chunk received or, when the peer was slow, of all that
     /// had been spilled for it.
     pub chunks_out: u64,
 }

@@ -159,10 +159,14 @@ fn write_stderr(journal: bool, line: &Line) -> io::Result<()> {
 
 fn stderr_line(journal: bool, Line { level, text, .. }: &Line) -> String {
     if journal {
-        // As sd-daemon(3) wants it.
-        return format!("<{}>{text}\n", priority(*level));
+        return format!("{}{text}\n", prefix(*level));
     }
     format!("{} {text}\n", level.as_str().to_ascii_lowercase())
+}
+
+/// What a line for the journal begins with, as sd-daemon(3) wants it.
+fn prefix(level: Level) -> String {
+    format!("<{}>", priority(level))
 }
 
 /// The priorities of syslog(3).
@@ -175,9 +179,14 @@ fn priority(level: Level) -> u8 {
     }
 }
 
-/// Whether standard error is read by the journal.
-#[must_use]
-pub fn stderr_is_journal() -> bool {
+/// Writes an error to standard error, where there is no log or not yet one. The journal is told
+/// that it is an error. If the write fails there is nobody to be told.
+pub fn complain(text: &str) {
+    let severity = if stderr_is_journal() { prefix(Level::Error) } else { String::new() };
+    let _ = io::stderr().write_all(format!("{severity}{text}\n").as_bytes());
+}
+
+pub(super) fn stderr_is_journal() -> bool {
     let stream = std::env::var("JOURNAL_STREAM");
     stream.is_ok_and(|stream| leads_to(io::stderr().as_fd(), &stream))
 }

@@ -4,10 +4,14 @@ This file must know nothing about the order of the steps.
 """
 
 import contextlib
+import ctypes
+import os
 import pathlib
 import re
 import shutil
 import signal
+import socket
+import struct
 import time
 
 from machine import expect
@@ -123,3 +127,25 @@ def no_message_bus(machine):
             f"systemctl unmask --runtime {bus} && systemctl start dbus.socket && "
             "systemctl try-restart systemd-logind.service"
         )
+
+
+def filters_need_privilege():
+    """Whether this kernel lets no process without CAP_NET_ADMIN filter a TCP socket."""
+    accept_all = ctypes.create_string_buffer(struct.pack("@HBBI", 6, 0, 0, 0xFFFFFFFF))
+    program = struct.pack("@HP", 1, ctypes.addressof(accept_all))
+    child = os.fork()
+    if child == 0:
+        refused = 2
+        try:
+            os.setuid(65534)
+            with socket.socket() as probe:
+                # SO_ATTACH_FILTER
+                probe.setsockopt(socket.SOL_SOCKET, 26, program)
+            refused = 0
+        except PermissionError:
+            refused = 1
+        finally:
+            os._exit(refused)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    expect(status in (0, 1), f"it cannot be tried whether a filter is refused: {status}")
+    return status == 1

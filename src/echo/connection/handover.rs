@@ -13,23 +13,10 @@ use crate::echo::op::{Expectation, TransferPhase, TransferState};
 impl Connection {
     /// A hand-over begins: receive no more, and take back a send that waits.
     pub fn quiesce(&mut self, context: &mut Context) {
-        match self.receive {
-            // It would have moved if we had had a buffer for it.
-            Receive::Starved => {
-                self.receive = Receive::Off;
-                self.progress = Stamp::at(context.now);
-            }
-            Receive::Retrying => {
-                self.receive = Receive::Off;
-                self.progress = Stamp::at(context.now);
-            }
-            Receive::Off
-            | Receive::Armed(_)
-            | Receive::Stopping
-            | Receive::Relaying(_)
-            | Receive::RelayStopping
-            | Receive::Discarding(_)
-            | Receive::DiscardStopping => {}
+        if let Receive::Starved | Receive::Retrying = self.receive {
+            // It would have moved if we or the kernel had had memory for it.
+            self.receive = Receive::Off;
+            self.progress = Stamp::at(context.now);
         }
         self.advance(context);
     }
