@@ -8,7 +8,7 @@ use hdrhistogram::Histogram;
 
 use crate::arguments::{Mode, Plan};
 use crate::diagnosis::Kind;
-use crate::measure::{Counts, per_second, quantile};
+use crate::measure::{Counts, Measured, per_second, quantile};
 use crate::reach::named;
 use crate::result::{Ended, Result};
 use crate::status::Status;
@@ -131,13 +131,12 @@ fn latencies(result: &Result) -> String {
         row(&name, &|histogram| histogram.value_at_quantile(percentile / 100.0) as f64);
     }
     row("max", &|histogram| histogram.max() as f64);
-    text + &dominance(result)
+    text + &dominance(&result.total)
 }
 
 /// Says so where the corrected latencies tell more of this client than of the server.
-fn dominance(result: &Result) -> String {
-    let (Some(corrected), Some(lateness)) = (&result.total.corrected, &result.total.lateness)
-    else {
+fn dominance(total: &Measured) -> String {
+    let (Some(corrected), Some(lateness)) = (&total.corrected, &total.lateness) else {
         return String::new();
     };
     let dominated = [(0.5, "p50"), (0.99, "p99")].into_iter().filter(|&(at, _)| {
@@ -214,5 +213,33 @@ pub(crate) fn time(time: Duration) -> String {
         nanoseconds @ 1e9.. => format!("{:.2} s", nanoseconds / 1e9),
         nanoseconds @ 1e6.. => format!("{:.2} ms", nanoseconds / 1e6),
         nanoseconds => format!("{:.1} µs", nanoseconds / 1e3),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::measure::{Fate, Wait};
+
+    /// A hundred messages that were corrected to 100 µs each: the client held up `late` of them for
+    /// 60 µs, and the others for 40 µs.
+    fn measured(late: usize) -> Measured {
+        let mut measured = Measured::new(true);
+        for index in 0..100 {
+            let wait = Wait { scheduled: Some(100_000), sent: Some(50_000) };
+            measured.record(Fate::Answered, wait);
+            measured.record_lateness(if index < late { 60_000 } else { 40_000 });
+        }
+        measured
+    }
+
+    /// Goal: the table says which percentiles are the client's own, and of no others.
+    #[test]
+    fn a_client_that_is_late_itself_is_told() {
+        assert_eq!(dominance(&measured(0)), "");
+        assert!(dominance(&measured(10)).ends_with("more than half of corrected p99\n"));
+        assert!(dominance(&measured(90)).ends_with("more than half of corrected p50 and p99\n"));
+        assert_eq!(dominance(&Measured::new(true)), "", "nothing was measured");
+        assert_eq!(dominance(&Measured::new(false)), "", "a closed loop has no schedule");
     }
 }
