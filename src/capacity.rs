@@ -5,7 +5,6 @@
 
 use crate::admin;
 use crate::config::{Config, Workers};
-use crate::uring;
 
 /// Descriptors that are neither connections nor listed below: standard streams, log, notify and
 /// signal sockets, and some to spare.
@@ -49,7 +48,7 @@ pub fn room(files_max: u64, workers: usize, sockets: Sockets) -> u32 {
 /// Bytes of locked memory that the kernel charges for the rings of `workers`.
 #[must_use]
 pub fn locked_bytes(config: &Config, workers: usize) -> u64 {
-    uring::locked_bytes_of_worker(config.server.buffers) * workers as u64
+    echo_ring::locked_bytes_of_worker(config.server.buffers) * workers as u64
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use log::LevelFilter;
 
-use crate::output;
+use echo_ring::output;
 
 /// `EX_USAGE` of sysexits.h: the command was used wrongly.
 const EXIT_USAGE: u8 = 64;

@@ -30,9 +30,9 @@ use crate::config::{self, Config, ConfigError, LogTarget, Overrides};
 use crate::handover;
 use crate::listen::{ListenError, Opened, Origin};
 use crate::logging::{self, Target, events};
-use crate::output;
 use crate::systemd::Notifier;
-use crate::uring::Unusable;
+use echo_ring::Unusable;
+use echo_ring::output;
 
 pub use request::reload;
 

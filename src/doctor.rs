@@ -20,7 +20,7 @@ use std::process::ExitCode;
 
 use crate::cli::{DoctorOptions, Options};
 use crate::config::{self, Config, Overrides};
-use crate::output;
+use echo_ring::output;
 use finding::{Finding, Level, Topic};
 use service::Service;
 

@@ -20,13 +20,9 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod doctor;
-pub mod echo;
 pub mod handover;
 pub mod listen;
 pub mod logging;
 pub mod metrics;
-pub mod output;
 pub mod systemd;
-#[allow(unsafe_code)]
-pub mod uring;
 pub mod worker;

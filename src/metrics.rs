@@ -8,7 +8,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::echo::stats::{Stats, Traffic};
+use echo_core::stats::{Stats, Traffic};
 
 /// How far a busy worker lets its board lag behind, in microseconds.
 pub const AGE_MAX_US: u64 = 10_000;

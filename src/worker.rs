@@ -6,9 +6,9 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 
-use crate::echo::op::{Event, Kernel, ListenerId, Op, Timestamp};
-use crate::echo::server::{RuntimeLimits, Server, Stats, Traffic};
 use crate::metrics::Board;
+use echo_core::op::{Event, Kernel, ListenerId, Op, Timestamp};
+use echo_core::server::{RuntimeLimits, Server, Stats, Traffic};
 
 /// What the daemon asks of a worker.
 #[derive(Debug)]

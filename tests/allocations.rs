@@ -21,11 +21,11 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use echo_uring::echo::admission::SourceLimiter;
-use echo_uring::echo::fullness::Fullness;
-use echo_uring::echo::op::{ReceiveMode, Timestamp};
-use echo_uring::echo::server::{Parameters, RuntimeLimits, Server, Stats};
-use echo_uring::uring::{Driver, ListeningSocket, Owner, Settings, SpillMemory, Transport, probe};
+use echo_core::admission::SourceLimiter;
+use echo_core::fullness::Fullness;
+use echo_core::op::{ReceiveMode, Timestamp};
+use echo_core::server::{Parameters, RuntimeLimits, Server, Stats};
+use echo_ring::{Driver, ListeningSocket, Owner, Settings, SpillMemory, Transport, probe};
 use echo_uring::worker::{self, Order, Shared};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use socket2::SockRef;

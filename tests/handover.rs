@@ -9,8 +9,8 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use echo_uring::echo::op::{ListenerId, TransferPhase, TransferState};
-use echo_uring::echo::stats::CloseReason;
+use echo_core::op::{ListenerId, TransferPhase, TransferState};
+use echo_core::stats::CloseReason;
 use echo_uring::handover::format::{self, Head, State, Unreadable, Version, read};
 
 /// splitmix64.

@@ -19,9 +19,9 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use echo_ring::{ListeningSocket, Owner, Transport};
 use echo_uring::config::{Address, Config, Kind, ListenerConfig, Tcp};
 use echo_uring::listen::{self, Family, ListenError, Opened, Origin};
-use echo_uring::uring::{ListeningSocket, Owner, Transport};
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 const REPORT: &str = "ECHO_URING_TEST_REPORT";

@@ -16,7 +16,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use super::screen::{self, Screen};
 use super::snapshot::Snapshot;
 use super::table;
-use crate::output;
+use echo_ring::output;
 
 /// `EX_UNAVAILABLE` of sysexits.h: nobody answers.
 const EXIT_UNAVAILABLE: u8 = 69;

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::echo::histogram::Histogram;
-use crate::echo::stats::{self, CloseReason, RefuseReason, Stats};
+use echo_core::histogram::Histogram;
+use echo_core::stats::{self, CloseReason, RefuseReason, Stats};
 
 /// Which fields a snapshot has at least: counted up when some are added. 0.1.0 has no number.
 pub const SCHEMA: u32 = 2;

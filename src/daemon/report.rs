@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
-use crate::echo::server::{RefuseReason, Stats};
+use echo_core::server::{RefuseReason, Stats};
 
 /// The shortest time between two lines of the same class.
 const QUIET: Duration = Duration::from_secs(10);

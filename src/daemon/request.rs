@@ -16,8 +16,8 @@ use nix::unistd::{Pid, Uid};
 use super::{EXIT_SYSTEM, load};
 use crate::cli::Options;
 use crate::config;
-use crate::output;
 use crate::systemd::account::Account;
+use echo_ring::output;
 
 /// `EX_USAGE` of sysexits.h: the command was used wrongly.
 const EXIT_USAGE: u8 = 64;

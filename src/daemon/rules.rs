@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use crate::config::{Config, Network};
-use crate::echo::admission::{Access, Caps, Ranges, Rules};
+use echo_core::admission::{Access, Caps, Ranges, Rules};
 
 /// Sources that are remembered for their bucket at least, however few connections are let in.
 const KEPT_MIN: u32 = 1024;

@@ -29,18 +29,18 @@ use crate::admin::{self, AdminListener, State};
 use crate::capacity;
 use crate::cli::Options;
 use crate::config::{Config, Kind, Tcp};
-use crate::echo::admission::SourceLimiter;
-use crate::echo::fullness::Fullness;
-use crate::echo::limits;
-use crate::echo::op::ReceiveMode;
-use crate::echo::server::Stats;
 use crate::handover::ConnectionTransfer;
 use crate::handover::format::Version;
 use crate::listen::{Family, Listener, Opened, Origin, SocketFile};
 use crate::logging::{self, events};
 use crate::metrics;
 use crate::systemd::Notifier;
-use crate::uring::{self, ListeningSocket, Owner, PreparedRing, SpillMemory};
+use echo_core::admission::SourceLimiter;
+use echo_core::fullness::Fullness;
+use echo_core::limits;
+use echo_core::op::ReceiveMode;
+use echo_core::server::Stats;
+use echo_ring::{self, ListeningSocket, Owner, PreparedRing, SpillMemory};
 
 /// How often the counters are looked at: for the status line, and for warnings.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -87,7 +87,7 @@ pub(super) fn run(
     notifier: &Notifier,
     source: &Source<'_>,
 ) -> Result<(), Failure> {
-    let features = uring::probe().map_err(Failure::Uring)?;
+    let features = echo_ring::probe().map_err(Failure::Uring)?;
     let rings = workers::prepare(config).map_err(Failure::Uring)?;
     let workers = rings.len();
     let Opened { listeners, bundles, warnings } = opened;
@@ -487,7 +487,7 @@ impl<'a> Service<'a> {
 
 /// Every worker has its ring: none is made from here on.
 fn seal() {
-    match uring::seal_process() {
+    match echo_ring::seal_process() {
         Ok(()) => log::debug!(
             "sealed: the rings refuse OPENAT, SOCKET and registrations, the process another ring"
         ),

@@ -13,20 +13,20 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use super::rules::rules;
 use crate::capacity;
 use crate::config::{Config, Tcp, Workers};
-use crate::echo::admission::SourceLimiter;
-use crate::echo::fullness::Fullness;
-use crate::echo::limits;
-use crate::echo::op::Budget;
-use crate::echo::op::{Event, Kernel, ReceiveMode, Timestamp};
-use crate::echo::server::{Keepalive, Parameters, RuntimeLimits, Server, Stats};
 use crate::handover::ConnectionTransfer;
 use crate::listen::Family;
 use crate::metrics;
-use crate::uring::{
+use crate::worker::{self, Order, Outcome, Shared};
+use echo_core::admission::SourceLimiter;
+use echo_core::fullness::Fullness;
+use echo_core::limits;
+use echo_core::op::Budget;
+use echo_core::op::{Event, Kernel, ReceiveMode, Timestamp};
+use echo_core::server::{Keepalive, Parameters, RuntimeLimits, Server, Stats};
+use echo_ring::{
     Driver, Features, ListeningSocket, Owner, PreparedRing, Settings, SpillMemory, Transport,
     Unusable, prepare_rings,
 };
-use crate::worker::{self, Order, Outcome, Shared};
 
 /// Bytes of a small and a large buffer. 16 KiB holds what is usually said at a time (a TLS record),
 /// and of a buffer that is filled with less the rest is never touched; 256 KiB is where bulk stops

@@ -2,13 +2,13 @@
 
 use super::finding::{Finding, Topic};
 use crate::systemd::account::Account;
-use crate::uring::{self, Survey};
+use echo_ring::{self, Survey};
 
 /// Of a service that runs as `account`, or of this process.
 pub(super) fn findings(account: Option<&Account>) -> Vec<Finding> {
     let mut findings = vec![release()];
     findings.extend(switches(account));
-    match uring::survey() {
+    match echo_ring::survey() {
         Err(unusable) => {
             let cure = "run Linux 6.1 or later";
             findings.push(Finding::from_error(Topic::IoUring, &unusable.to_string(), cure));

@@ -9,7 +9,6 @@ use super::finding::{Finding, Topic};
 use super::service::{Service, is_of_echo};
 use crate::capacity::{self, Sockets};
 use crate::config::{Config, Kind, Workers};
-use crate::uring;
 
 /// `CAP_SYS_RESOURCE` of include/uapi/linux/capability.h: without it systemd cannot raise a limit.
 const CAP_SYS_RESOURCE: u32 = 24;
@@ -49,7 +48,7 @@ impl Limits {
         Self {
             whose: "this process".to_owned(),
             files: hard(Resource::RLIMIT_NOFILE),
-            locked: Limit { value: uring::locked_memory_limit(), cut: false },
+            locked: Limit { value: echo_ring::locked_memory_limit(), cut: false },
         }
     }
 
@@ -164,7 +163,7 @@ fn locked_memory(config: &Config, limits: &Limits) -> Finding {
         return Finding::ok(Topic::Limits, what);
     };
     let what = format!("locked memory: at most {} KiB for {}; {need}", limit / 1024, limits.whose);
-    if uring::charges_locked_memory() == Some(false) {
+    if echo_ring::charges_locked_memory() == Some(false) {
         return Finding::ok(Topic::Limits, format!("{what}, but this kernel does not count them"));
     }
     if needed <= limit {

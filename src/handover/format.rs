@@ -22,8 +22,8 @@
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
 
-use crate::echo::op::{ListenerId, TransferPhase, TransferState};
-use crate::echo::stats::CloseReason;
+use echo_core::op::{ListenerId, TransferPhase, TransferState};
+use echo_core::stats::CloseReason;
 
 /// What a state begins with.
 const MAGIC: [u8; 16] = *b"echo-uring state";

@@ -26,7 +26,7 @@ use rustix::net::{
 use rustix::time::{ClockId, clock_gettime};
 
 use super::format::{self, Head, State, Unreadable, Version};
-use crate::echo::op::TransferState;
+use echo_core::op::TransferState;
 
 /// Descriptors in one message: the kernel's limit (`SCM_MAX_FD`).
 const MESSAGE: usize = 253;

@@ -3,7 +3,7 @@
 //! Closing a listening socket resets all that wait in its backlog, and with them the handshakes
 //! that are under way. So, in this order:
 //!
-//! 1. Nobody new comes ([`turn_away`](crate::uring::ListeningSocket::turn_away), [`hold_back`]).
+//! 1. Nobody new comes ([`turn_away`](echo_ring::ListeningSocket::turn_away), [`hold_back`]).
 //! 2. Handshakes that were under way are finished by their clients: until [`is_any_half_open`] says
 //!    that none is left, or for [`TIMEOUT`], whichever comes first.
 //! 3. The backlog is emptied: accept(2) until it finds nobody (EAGAIN; EINVAL on a Unix listener

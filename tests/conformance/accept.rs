@@ -1,6 +1,6 @@
 //! Scripts about accepting.
 
-use echo_uring::echo::op::{AcceptError, ConnectionId, Event, Kernel, ListenerId, Op, ReceiveMode};
+use echo_core::op::{AcceptError, ConnectionId, Event, Kernel, ListenerId, Op, ReceiveMode};
 
 use crate::bench::{Bench, accepted, name, receive};
 use crate::world::{End, ROOMY, Resets, World};

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use echo_uring::echo::op::{
+use echo_core::op::{
     BufferId, ConnectionId, Event, Expectation, Kernel, ListenerId, Op, ReceiveEnd, ReceiveMode,
     SendError, SizeClass, Source,
 };

@@ -4,10 +4,10 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
-use echo_uring::echo::op::{
+use echo_core::op::{
     BufferId, ConnectionId, Event, Expectation, Kernel, Op, ReceiveEnd, ReceiveMode, SizeClass,
 };
-use echo_uring::uring::Driver;
+use echo_ring::Driver;
 
 use crate::world::Setup;
 

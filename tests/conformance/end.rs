@@ -1,8 +1,6 @@
 //! Scripts about ends: resets, shutdowns, closes.
 
-use echo_uring::echo::op::{
-    ConnectionError, Event, Op, ReceiveEnd, ReceiveMode, SendError, Shutdown,
-};
+use echo_core::op::{ConnectionError, Event, Op, ReceiveEnd, ReceiveMode, SendError, Shutdown};
 
 use crate::bench::{Bench, name, receive};
 use crate::world::{End, ROOMY, Resets, World};

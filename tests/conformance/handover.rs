@@ -4,11 +4,11 @@ use std::hash::RandomState;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use echo_uring::echo::admission::SourceLimiter;
-use echo_uring::echo::fullness::Fullness;
-use echo_uring::echo::op::Budget;
-use echo_uring::echo::op::{Event, Kernel, Op, ReceiveMode, Timestamp};
-use echo_uring::echo::server::{CloseReason, Parameters, RuntimeLimits, Server};
+use echo_core::admission::SourceLimiter;
+use echo_core::fullness::Fullness;
+use echo_core::op::Budget;
+use echo_core::op::{Event, Kernel, Op, ReceiveMode, Timestamp};
+use echo_core::server::{CloseReason, Parameters, RuntimeLimits, Server};
 
 use crate::bench::{Bench, name, receive};
 use crate::world::{ROOMY, World};

@@ -8,7 +8,7 @@
 
 // The simulator uses more of its kernel than the scripts do.
 #[allow(dead_code)]
-#[path = "../sim/fake/mod.rs"]
+#[path = "../../crates/echo-core/tests/sim/fake/mod.rs"]
 mod fake;
 
 mod accept;

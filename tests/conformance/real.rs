@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use echo_uring::echo::op::Budget;
-use echo_uring::echo::op::{ConnectionId, ReceiveMode, Source};
-use echo_uring::uring::{Driver, ListeningSocket, Owner, Settings, SpillMemory, Transport, probe};
+use echo_core::op::Budget;
+use echo_core::op::{ConnectionId, ReceiveMode, Source};
+use echo_ring::{Driver, ListeningSocket, Owner, Settings, SpillMemory, Transport, probe};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::{Domain, SockAddr, Socket, Type};

@@ -3,9 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use echo_uring::echo::op::{
-    ConnectionId, Event, Expectation, Op, ReceiveEnd, ReceiveMode, SizeClass,
-};
+use echo_core::op::{ConnectionId, Event, Expectation, Op, ReceiveEnd, ReceiveMode, SizeClass};
 
 use crate::bench::{Bench, name, receive};
 use crate::fake::peer::PeerId;

@@ -1,7 +1,7 @@
 //! Scripts about relaying: an echo that leaves in the socket what it cannot send. That the bytes are
 //! the right ones is checked by every read.
 
-use echo_uring::echo::op::{ConnectionId, Event, Op, ReceiveEnd, Shutdown, When};
+use echo_core::op::{ConnectionId, Event, Op, ReceiveEnd, Shutdown, When};
 
 use crate::bench::{Bench, name};
 use crate::fake::peer::PeerId;

@@ -1,6 +1,6 @@
 //! Scripts about sending. That the bytes are the right ones is checked by every read.
 
-use echo_uring::echo::op::{Event, Op, ReceiveMode, SendError};
+use echo_core::op::{Event, Op, ReceiveMode, SendError};
 
 use crate::bench::{Bench, name, receive};
 use crate::world::{ROOMY, World};

@@ -4,10 +4,10 @@ use std::hash::RandomState;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use echo_uring::echo::admission::SourceLimiter;
-use echo_uring::echo::fullness::Fullness;
-use echo_uring::echo::op::{Event, Kernel, Timestamp};
-use echo_uring::echo::server::{Parameters, RuntimeLimits, Server};
+use echo_core::admission::SourceLimiter;
+use echo_core::fullness::Fullness;
+use echo_core::op::{Event, Kernel, Timestamp};
+use echo_core::server::{Parameters, RuntimeLimits, Server};
 
 use crate::bench::Bench;
 use crate::world::{End, ROOMY, World};

@@ -3,10 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
-use echo_uring::echo::op::Budget;
-use echo_uring::echo::op::{
-    ConnectionError, ConnectionId, Kernel, ListenerId, ReceiveMode, Source,
-};
+use echo_core::op::Budget;
+use echo_core::op::{ConnectionError, ConnectionId, Kernel, ListenerId, ReceiveMode, Source};
 
 use crate::fake::budget::FakeBudget;
 use crate::fake::choice::Choice;

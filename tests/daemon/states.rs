@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use echo_uring::echo::op::TransferPhase;
+use echo_core::op::TransferPhase;
 use echo_uring::handover::format::{self, State, Version};
 use nix::sys::epoll::{Epoll, EpollCreateFlags};
 use nix::sys::signal::Signal;

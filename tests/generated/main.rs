@@ -11,22 +11,22 @@
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
 #[allow(dead_code, reason = "of the client's own file, its command line alone is wanted here")]
-#[path = "../../src/bin/echo-load/arguments.rs"]
+#[path = "../../crates/echo-load/src/arguments.rs"]
 mod arguments;
 mod completions;
 mod manual;
 #[allow(dead_code, reason = "as above: the command line names its type")]
-#[path = "../../src/bin/echo-load/size.rs"]
+#[path = "../../crates/echo-load/src/size.rs"]
 mod size;
 #[allow(dead_code, reason = "as above")]
-#[path = "../../src/bin/echo-load/status.rs"]
+#[path = "../../crates/echo-load/src/status.rs"]
 mod status;
 #[allow(dead_code, reason = "as above")]
-#[path = "../../src/bin/echo-load/target.rs"]
+#[path = "../../crates/echo-load/src/target.rs"]
 mod target;
 mod units;
 #[allow(dead_code, reason = "as above")]
-#[path = "../../src/bin/echo-load/values.rs"]
+#[path = "../../crates/echo-load/src/values.rs"]
 mod values;
 
 use std::fs;

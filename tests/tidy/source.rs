@@ -5,16 +5,16 @@ use std::path::{Path, PathBuf};
 
 use crate::lexer::Code;
 
-/// One file of `src`.
+/// One source file.
 pub(crate) struct Source {
-    /// Relative to the root of the package.
+    /// Relative to the root of the workspace.
     path: String,
-    /// The module it belongs to: the first name below `src`, or the program, below `src/bin`.
+    /// The package it belongs to.
+    pub(crate) package: String,
+    /// The module it belongs to: the first name below `src`.
     pub(crate) module: String,
     /// Whether it is the file of that module itself, not of a part of it.
     pub(crate) top_level: bool,
-    /// Whether it belongs to a program beside the daemon, and hence not to its library.
-    pub(crate) companion: bool,
     /// As it stands.
     pub(crate) text: String,
     /// Without what is no code.
@@ -23,18 +23,24 @@ pub(crate) struct Source {
 
 impl Source {
     pub(crate) fn new(path: &str, text: &str) -> Self {
-        let companion = path.starts_with("src/bin/");
-        let below = path.trim_start_matches("src/").trim_start_matches("bin/");
-        let below = below.trim_end_matches(".rs");
-        let parts: Vec<&str> = below.split('/').collect();
+        let (package, below) = match path.strip_prefix("crates/") {
+            Some(below) => below.split_once("/src/").unwrap(),
+            None => ("echo-uring", path.trim_start_matches("src/")),
+        };
+        let parts: Vec<&str> = below.trim_end_matches(".rs").split('/').collect();
         Self {
             path: path.to_owned(),
+            package: package.to_owned(),
             module: parts[0].to_owned(),
             top_level: parts.len() == 1 || parts[1..] == ["mod"],
-            companion,
             text: text.to_owned(),
             code: Code::new(text),
         }
+    }
+
+    /// Whether it is the daemon's.
+    pub(crate) fn is_daemon(&self) -> bool {
+        self.package == "echo-uring"
     }
 
     /// One fault, in the form in which compilers name a place.
@@ -43,16 +49,19 @@ impl Source {
     }
 }
 
-/// The root of the package.
+/// The root of the workspace.
 pub(crate) fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// All sources: the library, the daemon, and the programs beside it.
+/// All sources of all packages.
 pub(crate) fn tree() -> Vec<Source> {
     let mut sources = Vec::new();
-    collect(&root().join("src"), &mut sources);
-    assert!(sources.len() >= 3, "the sources were not found");
+    for package in [".", "crates/echo-core", "crates/echo-ring", "crates/echo-load"] {
+        let before = sources.len();
+        collect(&root().join(package).join("src"), &mut sources);
+        assert!(sources.len() >= before + 3, "the sources of {package} were not found");
+    }
     sources
 }
 
@@ -63,6 +72,7 @@ fn collect(directory: &Path, sources: &mut Vec<Source>) {
             collect(&path, sources);
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             let relative = path.strip_prefix(root()).unwrap().to_str().unwrap();
+            let relative = relative.trim_start_matches("./");
             sources.push(Source::new(relative, &fs::read_to_string(&path).unwrap()));
         }
     }

@@ -41,7 +41,8 @@ const REVIEWED: &[&str] = &[
 ];
 
 /// Where words count: what people read or write here. The changelog tells of the past.
-const PLACES: &[&str] = &["src", "tests", "benches", "fuzz", "config", "packaging", "docs"];
+const PLACES: &[&str] =
+    &["src", "crates", "tests", "benches", "fuzz", "config", "packaging", "docs"];
 const SKIPPED: &[&str] = &["target", "words.rs", "CHANGELOG.md", "Cargo.lock"];
 
 /// Retired words in a text, each with what to write instead.

@@ -5,10 +5,10 @@ use std::time::Duration;
 use super::{STOP_MARGIN, Service, Stage};
 use crate::admin::State;
 use crate::daemon::{next_version, report, restart, workers};
-use crate::echo::limits;
-use crate::echo::op::Timestamp;
 use crate::handover::ConnectionTransfer;
 use crate::logging::events;
+use echo_core::limits;
+use echo_core::op::Timestamp;
 
 impl Service<'_> {
     /// A restart has begun: every connection is to become quiescent.

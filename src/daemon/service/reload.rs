@@ -13,8 +13,8 @@ use crate::daemon::workers::{self, Worker};
 use crate::daemon::{load, report, target};
 use crate::listen;
 use crate::logging::events;
-use crate::uring::Transport;
 use crate::worker::Order;
+use echo_ring::Transport;
 
 /// How long a reload waits for workers in the middle of a long turn. A worker that takes longer
 /// will still follow; one that hangs is the watchdog's affair.

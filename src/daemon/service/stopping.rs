@@ -28,12 +28,12 @@ use crate::admin::State;
 use crate::daemon::job::{self, Question};
 use crate::daemon::restart::{self, Ending};
 use crate::daemon::{report, workers};
-use crate::echo::op::{ListenerId, Timestamp};
 use crate::listen::{self, HANDSHAKE_TIMEOUT};
 use crate::logging::events;
 use crate::systemd::bus::Unit;
-use crate::uring::{ListeningSocket, Owner, Transport};
 use crate::worker;
+use echo_core::op::{ListenerId, Timestamp};
+use echo_ring::{ListeningSocket, Owner, Transport};
 
 /// How long a stop waits for the system bus, at most and at least. In between it is half of
 /// `timeouts.drain`, of which it is a part.

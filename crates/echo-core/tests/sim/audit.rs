@@ -1,0 +1,651 @@
+//! The contract of the seam, seen from the core's side, and a small model of each connection.
+//!
+//! Reads the two streams in the very order in which the core lives them: each event before it is
+//! handled, then the operations it led to. So it knows exactly what the core knew when it asked. A
+//! breach is a panic. It also holds the core to its promises: no connection is ended without a
+//! cause, no limit is passed, no failed accept spins.
+
+use echo_core::limits::PROBES;
+use echo_core::op::{
+    AcceptError, BufferId, ConnectionId, Event, ListenerId, Op, ReceiveEnd, ReceiveMode, SendError,
+    Shutdown, SizeClass, Timestamp, When,
+};
+use echo_core::server::RuntimeLimits;
+
+pub(crate) mod admission;
+mod handover;
+mod line;
+mod promises;
+
+use admission::Admission;
+use line::Waiter;
+
+/// What the core was told to keep to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub(crate) connections_max: usize,
+    pub(crate) listeners: usize,
+    /// How many small buffers there are.
+    pub(crate) small_buffers: usize,
+    /// Chunks that may wait in one connection before its receive is stopped.
+    pub(crate) chunks_max: usize,
+    pub(crate) idle_timeout: Option<u64>,
+    pub(crate) stall_timeout: Option<u64>,
+    pub(crate) linger_timeout: u64,
+    pub(crate) lifetime: Option<u64>,
+    /// Bytes of one connection that may be echoed.
+    pub(crate) bytes_max: Option<u64>,
+}
+
+/// How long a listener that found no descriptor or memory is left alone, unless a connection
+/// closes.
+const ACCEPT_PAUSE_MS: u64 = 100;
+
+/// So many accepts in a row may find their peer gone before the listener is left alone.
+const ABORTS_MAX: u16 = 1024;
+
+/// The auditor of one history.
+pub(crate) struct Audit {
+    limits: Limits,
+    tenants: Vec<(ConnectionId, Tenant)>,
+    lent: Vec<Lent>,
+    /// Connections that found no small buffer and wait in line for one.
+    line: Vec<Waiter>,
+    /// Who is let in.
+    pub(crate) admission: Admission,
+    /// How many of them the present event let arm, while so many buffers are home.
+    served: usize,
+    /// Names that belonged to a connection once: none may come again within a history.
+    retired: Vec<ConnectionId>,
+    /// For each listener until when a failed accept forbids the next one.
+    pauses: Vec<u64>,
+    /// For each listener how many accepts in a row found their peer gone.
+    aborts: Vec<u16>,
+    /// For each listener how far its end has come, if it ends.
+    ends: Vec<Option<ListenerEnd>>,
+    drain_deadline: Option<u64>,
+    draining: bool,
+    /// Connections that got everything back that they sent, and a FIN behind it; with the era.
+    complete: Vec<(u32, ConnectionId)>,
+    /// How many processes there have been before this one.
+    era: u32,
+    /// Until when a hand-over waits for connections to become quiescent, once it has begun.
+    quiesce_deadline: Option<u64>,
+    /// Connections that the present process took over: limits do not count them.
+    imported: usize,
+    pub(crate) accepted: u64,
+    pub(crate) closed: u64,
+    pub(crate) bytes_in: u64,
+    pub(crate) bytes_out: u64,
+}
+
+/// How far the end of a listener has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ListenerEnd {
+    /// Those who wait are accepted.
+    Emptied,
+    /// The last accept found nobody.
+    Empty,
+    /// Nobody is accepted any more.
+    Closed,
+}
+
+#[derive(Debug)]
+enum Tenant {
+    Accepting(ListenerId),
+    Open(Open),
+}
+
+#[derive(Debug)]
+struct Lent {
+    buffer: BufferId,
+    connection: ConnectionId,
+    length: u32,
+}
+
+#[derive(Debug)]
+struct Open {
+    receive: Option<ReceiveMode>,
+    /// Where the last receive took its buffers from.
+    class: SizeClass,
+    receive_canceled: bool,
+    /// Whether that receive is a relay, and what happens to its bytes.
+    relay: Option<Relay>,
+    /// The peer is behind with reading what is relayed.
+    blocked: bool,
+    send: Option<Sending>,
+    send_canceled: bool,
+    /// Spilled bytes that are still unsent.
+    spilled: u64,
+    received: u64,
+    sent: u64,
+    ended: bool,
+    dead: bool,
+    /// The core may have decided to end it, at one of several moments: bytes that came until then
+    /// are owed, what comes later may be dropped. How many each moment owes, ascending; a moment is
+    /// forgotten when later bytes are echoed all the same.
+    decided: Vec<u64>,
+    write_shut_at: Option<u64>,
+    both_shut: bool,
+    accepted_at: u64,
+    /// The last time that bytes came or went.
+    active_at: u64,
+    /// The last time that bytes went, or that there began to be something to send.
+    progress_at: u64,
+    /// When its peer was asked whether it is still there, if nobody has said what came of it.
+    asked_at: Option<u64>,
+    /// Probes in a row that were not answered.
+    unanswered: u8,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Sending {
+    Buffer(BufferId, u32),
+    Held(BufferId, u32),
+    Spilled,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Relay {
+    Echo,
+    Discard,
+}
+
+impl Open {
+    fn accepted(now: u64) -> Self {
+        Self {
+            receive: None,
+            class: SizeClass::Small,
+            receive_canceled: false,
+            relay: None,
+            blocked: false,
+            send: None,
+            send_canceled: false,
+            spilled: 0,
+            received: 0,
+            sent: 0,
+            ended: false,
+            dead: false,
+            decided: Vec::new(),
+            write_shut_at: None,
+            both_shut: false,
+            accepted_at: now,
+            active_at: now,
+            progress_at: now,
+            asked_at: None,
+            unanswered: 0,
+        }
+    }
+}
+
+impl Audit {
+    pub(crate) fn new(limits: Limits, admission: Admission) -> Self {
+        Self {
+            limits,
+            tenants: Vec::new(),
+            lent: Vec::new(),
+            line: Vec::new(),
+            admission,
+            served: 0,
+            retired: Vec::new(),
+            pauses: vec![0; limits.listeners],
+            aborts: vec![0; limits.listeners],
+            ends: vec![None; limits.listeners],
+            drain_deadline: None,
+            draining: false,
+            complete: Vec::new(),
+            era: 0,
+            quiesce_deadline: None,
+            imported: 0,
+            accepted: 0,
+            closed: 0,
+            bytes_in: 0,
+            bytes_out: 0,
+        }
+    }
+
+    /// The core is about to be told of new limits and timeouts.
+    pub(crate) fn reconfigure(&mut self, runtime_limits: &RuntimeLimits) {
+        let limits = &mut self.limits;
+        // Slots that were needed once may be used again.
+        limits.connections_max =
+            limits.connections_max.max(runtime_limits.connections_max as usize);
+        limits.idle_timeout = runtime_limits.idle_timeout;
+        limits.stall_timeout = runtime_limits.stall_timeout;
+    }
+
+    /// The core is about to be told this.
+    pub(crate) fn event(&mut self, now: u64, event: &Event) {
+        self.served = 0;
+        match *event {
+            Event::Started => {}
+            Event::TimePassed => {
+                self.note_decisions(now);
+                // Who is let in late had no timeout while it waited.
+                for connection in self.admission.time_passed(now) {
+                    self.open(connection).accepted_at = now;
+                }
+            }
+            Event::ListenerEnding { listener } => {
+                let index = usize::from(listener.0);
+                self.ends[index] = Some(ListenerEnd::Emptied);
+                self.pauses[index] = 0;
+            }
+            Event::DrainStarted { deadline } => {
+                self.draining = true;
+                self.drain_deadline = Some(deadline.0);
+            }
+            Event::HandOverStarted { deadline } => self.begin_hand_over(deadline.0),
+            Event::Imported { connection, transfer, .. } => self.imported(connection, transfer),
+            Event::Accepted { connection, source } => {
+                let listener = self.end_accept(connection);
+                self.aborts[usize::from(listener.0)] = 0;
+                self.admission.accepted(now, connection, source);
+                let decided = self.is_drained(now).then_some(0).into_iter().collect();
+                let open = Open { decided, ..Open::accepted(now) };
+                self.tenants.push((connection, Tenant::Open(open)));
+                self.accepted += 1;
+            }
+            Event::AcceptFailed { connection, error } => {
+                self.accept_failed(now, connection, error);
+            }
+            Event::Received { connection, buffer, length, armed, .. } => {
+                self.received(now, connection, buffer, length, armed);
+            }
+            Event::ReceiveEnded { connection, reason } => {
+                let open = self.open(connection);
+                assert!(open.receive.take().is_some(), "seam: {connection:?} was not receiving");
+                open.receive_canceled = false;
+                let relayed = open.relay.take().is_some();
+                open.blocked = false;
+                open.ended |= reason == ReceiveEnd::EndOfStream;
+                open.dead |= matches!(reason, ReceiveEnd::Failed(_));
+                let small = open.class == SizeClass::Small;
+                if reason == ReceiveEnd::NoBuffer && small && !relayed {
+                    self.line.push(Waiter { connection, overtakers: Vec::new() });
+                }
+            }
+            Event::Relayed { connection, length, next } => {
+                self.relayed(now, connection, length, next);
+            }
+            Event::Sent { connection, length } => self.sent(now, connection, length, false),
+            Event::SentSpilled { connection, length } => self.sent(now, connection, length, true),
+            Event::ProbeEnded { connection, heard } => self.probe_ended(connection, heard),
+            Event::SendFailed { connection, error } => {
+                let open = self.open(connection);
+                assert!(open.send.take().is_some(), "seam: {connection:?} was not sending");
+                open.dead |= matches!(error, SendError::Failed(_));
+            }
+        }
+    }
+
+    /// An answer that is missing to the last probe is a reason to end a connection.
+    fn probe_ended(&mut self, connection: ConnectionId, heard: Timestamp) {
+        // It may have been closed since.
+        let tenant = self.tenants.iter_mut().find(|(name, _)| *name == connection);
+        let Some((_, Tenant::Open(open))) = tenant else { return };
+        let asked = open.asked_at.take().expect("seam: an answer that nobody asked for");
+        open.unanswered = if heard.0 >= asked { 0 } else { open.unanswered + 1 };
+        open.dead |= open.unanswered >= PROBES;
+    }
+
+    /// The core has asked for this.
+    pub(crate) fn op(&mut self, now: u64, op: &Op) {
+        match *op {
+            Op::Accept { listener, connection } => {
+                let ends = self.draining || self.quiesce_deadline.is_some();
+                assert!(!ends, "promise: {connection:?} is accepted while draining");
+                self.accept(now, listener, connection);
+            }
+            Op::AcceptWaiting { listener, connection } => {
+                let end = self.ends[usize::from(listener.0)];
+                assert_eq!(end, Some(ListenerEnd::Emptied), "contract: {listener:?} ends not");
+                self.accept(now, listener, connection);
+            }
+            Op::CloseListener { listener } => self.close_listener(now, listener),
+            Op::NameSources | Op::OmitSources | Op::FlushSends => {}
+            Op::CancelAccept { connection } => {
+                let armed =
+                    self.tenant(connection).is_some_and(|t| matches!(t, Tenant::Accepting(_)));
+                assert!(armed, "contract: {connection:?} is not being accepted");
+            }
+            Op::Receive { connection, class, mode, .. } => {
+                self.check_line(connection, class);
+                let open = self.open(connection);
+                assert!(open.receive.is_none(), "contract: {connection:?} has two receives");
+                assert!(!open.ended, "contract: {connection:?} receives after its end");
+                assert_eq!(open.spilled, 0, "promise: {connection:?} receives while it is stalled");
+                open.receive = Some(mode);
+                open.class = class;
+                open.receive_canceled = false;
+                self.check_thawed(connection);
+            }
+            Op::Relay { connection, when, .. } => {
+                self.begin_relay(now, connection, Relay::Echo, when);
+            }
+            Op::Discard { connection, when } => {
+                self.begin_relay(now, connection, Relay::Discard, when);
+            }
+            Op::CancelReceive { connection } => {
+                let open = self.open(connection);
+                assert!(open.receive.is_some(), "contract: {connection:?} is not receiving");
+                open.receive_canceled = true;
+            }
+            Op::Send { connection, buffer, length, .. } => {
+                self.check_lent(connection, buffer, 0, length);
+                self.begin_send(connection, Sending::Buffer(buffer, length));
+                // It is tried at once, however late the answer may come.
+                let open = self.open(connection);
+                open.active_at = now;
+                open.progress_at = now;
+            }
+            Op::Spill { connection, buffer, offset, length } => {
+                self.check_lent(connection, buffer, offset, length);
+                let limit = self.limits.bytes_max.unwrap_or(u64::MAX);
+                let open = self.open(connection);
+                open.spilled += u64::from(length);
+                let handed = open.sent + open.spilled;
+                assert!(handed <= limit, "limit: {handed} bytes of {connection:?} are echoed");
+                open.decided.retain(|owed| handed <= *owed);
+            }
+            Op::ReleaseSpilled { .. } => {}
+            Op::SendHeld { connection, buffer, offset, length } => {
+                self.check_lent(connection, buffer, offset, length);
+                self.begin_send(connection, Sending::Held(buffer, length));
+                self.check_thawed(connection);
+            }
+            Op::SendSpilled { connection } => {
+                assert!(
+                    self.open(connection).spilled > 0,
+                    "contract: {connection:?} has nothing spilled"
+                );
+                self.begin_send(connection, Sending::Spilled);
+                self.check_thawed(connection);
+            }
+            Op::CancelSend { connection } => {
+                let open = self.open(connection);
+                let waits = matches!(open.send, Some(Sending::Spilled | Sending::Held(..)));
+                assert!(waits, "contract: {connection:?} waits for no room");
+                open.send_canceled = true;
+            }
+            Op::Probe { connection, .. } => {
+                let open = self.open(connection);
+                let asked = open.asked_at.replace(now);
+                assert_eq!(asked, None, "contract: {connection:?} is asked twice at the same time");
+            }
+            Op::EndProbe { connection, .. } => {
+                let asked = self.open(connection).asked_at;
+                assert!(asked.is_some(), "contract: {connection:?} was not asked");
+            }
+            Op::Recycle { buffer } => self.recycle(buffer),
+            Op::Shutdown { connection, how: Shutdown::Write } => {
+                self.check_write_shutdown(connection);
+                self.open(connection).write_shut_at.get_or_insert(now);
+            }
+            Op::Shutdown { connection, how: Shutdown::Both } => {
+                self.check_cause(now, connection);
+                self.open(connection).both_shut = true;
+            }
+            Op::Close { connection } => self.close(now, connection),
+            Op::Abort { connection } => {
+                self.check_cause(now, connection);
+                self.close(now, connection);
+            }
+        }
+    }
+
+    /// One event has been handled altogether.
+    pub(crate) fn settle(&mut self) {
+        self.leave_line();
+        self.admission.settle();
+        let limits = &self.limits;
+        for (connection, tenant) in &self.tenants {
+            let Tenant::Open(open) = tenant else { continue };
+            let chunks = self.lent.iter().filter(|lent| lent.connection == *connection).count();
+            let stopped = open.receive != Some(ReceiveMode::Multishot) || open.receive_canceled;
+            // The chunk that reaches the byte limit is the last one that is kept.
+            let cut = limits.bytes_max.is_some_and(|limit| open.received >= limit);
+            let most = limits.chunks_max + usize::from(cut);
+            let within = chunks <= most || stopped || open.both_shut || open.dead;
+            assert!(within, "limit: {connection:?} holds {chunks} chunks and goes on receiving");
+        }
+    }
+
+    /// The connections that are open for the core.
+    pub(crate) fn open_connections(&self) -> Vec<ConnectionId> {
+        let open = self.tenants.iter().filter(|(_, tenant)| matches!(tenant, Tenant::Open(_)));
+        open.map(|(connection, _)| *connection).collect()
+    }
+
+    /// How many connections are open for the core.
+    pub(crate) fn open_count(&self) -> usize {
+        self.tenants.iter().filter(|(_, tenant)| matches!(tenant, Tenant::Open(_))).count()
+    }
+
+    /// Everything is over: nothing may be left in any hand.
+    pub(crate) fn quiescent(&self) {
+        assert!(self.lent.is_empty(), "rest: {:?} never came home", self.lent);
+        let ended = self.closed + self.admission.refused;
+        assert_eq!(self.accepted, ended, "rest: connections are still open");
+    }
+
+    fn accept(&mut self, now: u64, listener: ListenerId, connection: ConnectionId) {
+        let twin = self.tenants.iter().find(|(name, _)| name.slot() == connection.slot());
+        assert!(twin.is_none(), "contract: {connection:?} is accepted into the slot of {twin:?}");
+        let mut accepting = self.tenants.iter().map(|(_, tenant)| tenant);
+        let again = accepting.any(|t| matches!(t, Tenant::Accepting(other) if *other == listener));
+        assert!(!again, "contract: {listener:?} has two accepts");
+        let known = self.retired.contains(&connection);
+        assert!(!known, "contract: the name {connection:?} comes a second time");
+        assert!(now >= self.pauses[usize::from(listener.0)], "promise: {listener:?} spins");
+        let limits = &self.limits;
+        let slots = limits.connections_max.max(self.imported) + limits.listeners;
+        assert!((connection.slot() as usize) < slots, "limit: {connection:?} is beyond the slots");
+        self.tenants.push((connection, Tenant::Accepting(listener)));
+    }
+
+    fn accept_failed(&mut self, now: u64, connection: ConnectionId, error: AcceptError) {
+        let index = usize::from(self.end_accept(connection).0);
+        self.aborts[index] = if error == AcceptError::Aborted { self.aborts[index] + 1 } else { 0 };
+        match error {
+            AcceptError::Canceled => {}
+            AcceptError::Nobody => self.ends[index] = Some(ListenerEnd::Empty),
+            AcceptError::Aborted if self.aborts[index] < ABORTS_MAX => {}
+            AcceptError::Aborted
+            | AcceptError::ProcessFiles
+            | AcceptError::SystemFiles
+            | AcceptError::Memory
+            | AcceptError::Unexpected(_) => {
+                self.aborts[index] = 0;
+                self.pauses[index] = now + ACCEPT_PAUSE_MS;
+            }
+        }
+    }
+
+    /// Who waits there is lost: so nobody may, or the time for all of it must be over.
+    fn close_listener(&mut self, now: u64, listener: ListenerId) {
+        let linger = self.limits.linger_timeout;
+        let over = now >= linger && self.is_drained(now - linger)
+            || self.quiesce_deadline.is_some_and(|deadline| now >= deadline);
+        let end = &mut self.ends[usize::from(listener.0)];
+        let empty = *end == Some(ListenerEnd::Empty);
+        assert!(empty || over, "promise: {listener:?} is closed before it is empty: {end:?}");
+        *end = Some(ListenerEnd::Closed);
+    }
+
+    /// The next process has its listeners to itself.
+    pub(crate) fn reopen_listeners(&mut self) {
+        self.ends.fill(None);
+    }
+
+    /// Whether every listener that ends has been closed.
+    pub(crate) fn are_ends_complete(&self) -> bool {
+        self.ends.iter().flatten().all(|end| *end == ListenerEnd::Closed)
+    }
+
+    fn received(
+        &mut self,
+        now: u64,
+        name: ConnectionId,
+        buffer: BufferId,
+        length: u32,
+        armed: bool,
+    ) {
+        let limit = self.limits.bytes_max;
+        let open = self.open(name);
+        assert!(open.receive.is_some(), "seam: {name:?} was not receiving");
+        assert!(length > 0, "seam: {name:?} received nothing");
+        assert!(!open.ended, "seam: {name:?} received after its end");
+        if !armed {
+            open.receive = None;
+            open.receive_canceled = false;
+        }
+        if open.received == open.sent {
+            open.progress_at = now;
+        }
+        open.received += u64::from(length);
+        open.active_at = now;
+        if let Some(limit) = limit
+            && open.received >= limit
+        {
+            open.decided.push(limit);
+        }
+        self.bytes_in += u64::from(length);
+        let twice = self.lent.iter().any(|lent| lent.buffer == buffer);
+        assert!(!twice, "seam: {buffer:?} is lent twice");
+        self.lent.push(Lent { buffer, connection: name, length });
+    }
+
+    fn sent(&mut self, now: u64, connection: ConnectionId, length: u32, from_spill: bool) {
+        let open = self.open(connection);
+        let mut moved = length > 0;
+        match (open.send.take(), from_spill) {
+            (Some(Sending::Buffer(_, asked)), false) => {
+                assert!(length <= asked, "seam: too much sent");
+                moved &= length < asked;
+            }
+            (Some(Sending::Spilled), true) => {
+                assert!(length > 0, "seam: nothing was sent from the spill");
+                open.spilled =
+                    open.spilled.checked_sub(length.into()).expect("seam: too much sent");
+            }
+            (Some(Sending::Held(_, asked)), false) => {
+                assert!(length <= asked, "seam: too much sent");
+            }
+            (sending, _) => panic!("seam: {connection:?} answers another send than {sending:?}"),
+        }
+        open.sent += u64::from(length);
+        if moved {
+            open.active_at = now;
+            open.progress_at = now;
+        }
+        self.bytes_out += u64::from(length);
+    }
+
+    fn begin_relay(&mut self, now: u64, connection: ConnectionId, relay: Relay, when: When) {
+        self.line.retain(|waiter| waiter.connection != connection);
+        self.check_thawed(connection);
+        let owns = self.lent.iter().any(|lent| lent.connection == connection);
+        assert!(!owns, "contract: {connection:?} relays before older bytes");
+        let open = self.open(connection);
+        assert!(open.receive.is_none(), "contract: {connection:?} has two receives");
+        assert!(open.send.is_none() && open.spilled == 0, "contract: {connection:?} sends already");
+        assert!(!open.ended, "contract: {connection:?} receives after its end");
+        let fin = open.write_shut_at.is_some();
+        assert_eq!(fin, relay == Relay::Discard, "contract: {relay:?} of {connection:?}");
+        let blocked = when == When::Writable;
+        if blocked && !open.blocked {
+            open.progress_at = now;
+        }
+        open.receive = Some(ReceiveMode::Once);
+        open.receive_canceled = false;
+        open.relay = Some(relay);
+        open.blocked = blocked;
+    }
+
+    fn relayed(&mut self, now: u64, connection: ConnectionId, length: u32, next: When) {
+        let limit = self.limits.bytes_max;
+        let open = self.open(connection);
+        let relay = open.relay.take();
+        let relay = relay.unwrap_or_else(|| panic!("seam: {connection:?} was not relaying"));
+        open.receive = None;
+        let canceled = std::mem::take(&mut open.receive_canceled);
+        open.received += u64::from(length);
+        if length > 0 {
+            open.active_at = now;
+            open.progress_at = now;
+        }
+        if relay == Relay::Echo {
+            open.sent += u64::from(length);
+            let handed = open.sent;
+            let within = limit.is_none_or(|limit| handed <= limit);
+            assert!(within, "limit: {handed} bytes of {connection:?} are echoed");
+            // What goes round in spite of a cancel does not undo the decision behind it.
+            open.decided.retain(|owed| canceled || handed <= *owed);
+        }
+        open.blocked &= next == When::Writable;
+        if let Some(limit) = limit
+            && open.received >= limit
+        {
+            open.decided.push(limit);
+        }
+        self.bytes_in += u64::from(length);
+        self.bytes_out += if relay == Relay::Echo { u64::from(length) } else { 0 };
+    }
+
+    fn begin_send(&mut self, connection: ConnectionId, sending: Sending) {
+        let limit = self.limits.bytes_max.unwrap_or(u64::MAX);
+        let open = self.open(connection);
+        assert!(open.send.is_none(), "contract: {connection:?} has two sends");
+        assert!(open.write_shut_at.is_none(), "contract: {connection:?} sends after its FIN");
+        assert!(open.relay.is_none(), "contract: {connection:?} sends while it relays");
+        if let Sending::Buffer(_, length) | Sending::Held(_, length) = sending {
+            let handed = open.sent + u64::from(length);
+            assert!(handed <= limit, "limit: {handed} bytes of {connection:?} are echoed");
+            open.decided.retain(|owed| handed <= *owed);
+        }
+        open.send = Some(sending);
+        open.send_canceled = false;
+    }
+
+    fn check_lent(&self, connection: ConnectionId, buffer: BufferId, offset: u32, length: u32) {
+        let lent = self.lent.iter().find(|lent| lent.buffer == buffer);
+        let lent = lent.unwrap_or_else(|| panic!("contract: {buffer:?} is not lent"));
+        assert_eq!(lent.connection, connection, "contract: the bytes of another");
+        let within = length > 0 && offset + length <= lent.length;
+        assert!(within, "contract: {offset}+{length} of {} bytes", lent.length);
+    }
+
+    fn recycle(&mut self, buffer: BufferId) {
+        let index = self.lent.iter().position(|lent| lent.buffer == buffer);
+        let index =
+            index.unwrap_or_else(|| panic!("contract: {buffer:?} is recycled but not lent"));
+        let lent = self.lent.swap_remove(index);
+        if let Some(Tenant::Open(open)) = self.tenant(lent.connection) {
+            let used = matches!(
+                open.send,
+                Some(Sending::Buffer(name, _) | Sending::Held(name, _)) if name == buffer
+            );
+            assert!(!used, "contract: {buffer:?} is recycled while it is sent");
+        }
+    }
+
+    fn end_accept(&mut self, connection: ConnectionId) -> ListenerId {
+        let index = self.tenants.iter().position(|(name, _)| *name == connection);
+        match index.map(|index| self.tenants.swap_remove(index)) {
+            Some((_, Tenant::Accepting(listener))) => listener,
+            other => panic!("seam: {connection:?} was not being accepted but is {other:?}"),
+        }
+    }
+
+    fn tenant(&self, connection: ConnectionId) -> Option<&Tenant> {
+        self.tenants.iter().find(|(name, _)| *name == connection).map(|(_, tenant)| tenant)
+    }
+
+    fn open(&mut self, connection: ConnectionId) -> &mut Open {
+        match self.tenants.iter_mut().find(|(name, _)| *name == connection) {
+            Some((_, Tenant::Open(open))) => open,
+            other => panic!("contract: {connection:?} is not open but {other:?}"),
+        }
+    }
+}

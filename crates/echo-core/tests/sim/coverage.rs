@@ -1,0 +1,235 @@
+//! What a swarm has met. A simulator that never starves a connection proves nothing about starving.
+
+use echo_core::op::{
+    AcceptError, Event, Op, ReceiveEnd, ReceiveMode, SendError, Shutdown, SizeClass, TransferPhase,
+    TransferState, When,
+};
+use echo_core::server::{CloseReason, RefuseReason, Stats};
+
+use crate::fake::trace::Note;
+use crate::history::History;
+
+/// What must be met, besides every way of closing.
+const OCCASIONS: [&str; 42] = [
+    "a multishot receive",
+    "a one-shot receive",
+    "a receive into a large buffer",
+    "a receive canceled",
+    "an accept canceled",
+    "a try-send",
+    "bytes spilled",
+    "a FIN of our own",
+    "a shutdown of both",
+    "an abort",
+    "a silent peer asked",
+    "a receive ended by data",
+    "bytes with more behind them",
+    "an end of stream",
+    "a receive without buffer",
+    "a receive stopped",
+    "a receive without memory",
+    "a receive failed",
+    "a try-send that took nothing",
+    "spilled bytes sent",
+    "a send without memory",
+    "a send failed",
+    "an accept canceled in time",
+    "an accept whose peer was gone",
+    "an accept without file or memory",
+    "an accept with an unexpected error",
+    "a relay that is tried at once",
+    "a relay that waits for bytes",
+    "a relay that waits for room",
+    "bytes relayed",
+    "bytes discarded",
+    "a send of held bytes",
+    "a send canceled",
+    "a try-send that nobody waits for",
+    "a completion needed after all",
+    "a send stopped",
+    "a connection imported",
+    "an imported connection with spilled bytes",
+    "an imported connection after our FIN",
+    "an accept that waits for nobody",
+    "an accept that found nobody",
+    "a listener closed",
+];
+
+/// How often each was met.
+pub(crate) struct Coverage {
+    occasions: [u64; OCCASIONS.len()],
+    closed: [u64; CloseReason::ALL.len()],
+    refused: [u64; RefuseReason::ALL.len()],
+    full: u64,
+    refused_memory: u64,
+    drained_early: u64,
+    reconfigured: u64,
+    taken_back: u64,
+}
+
+impl Default for Coverage {
+    fn default() -> Self {
+        Self {
+            occasions: [0; OCCASIONS.len()],
+            closed: [0; CloseReason::ALL.len()],
+            refused: [0; RefuseReason::ALL.len()],
+            full: 0,
+            refused_memory: 0,
+            drained_early: 0,
+            reconfigured: 0,
+            taken_back: 0,
+        }
+    }
+}
+
+impl Coverage {
+    pub(crate) fn add(&mut self, history: &History) {
+        history.kernel.trace.visit(|note| {
+            if let Some(index) = occasion(note) {
+                self.occasions[index] += 1;
+            }
+        });
+        let mut stats: Stats = history.server.stats();
+        stats.add(&history.before);
+        for (sum, count) in self.closed.iter_mut().zip(stats.traffic.closed) {
+            *sum += count;
+        }
+        for (sum, count) in self.refused.iter_mut().zip(stats.traffic.refused) {
+            *sum += count;
+        }
+        self.full += stats.full;
+        self.refused_memory += stats.spills_refused;
+        self.reconfigured += history.reconfigured;
+        self.taken_back += history.taken_back;
+        self.drained_early +=
+            u64::from(history.kernel.peers.iter().any(|peer| peer.named.is_none()));
+    }
+
+    pub(crate) fn merge(&mut self, other: &Self) {
+        for (sum, count) in self.occasions.iter_mut().zip(other.occasions) {
+            *sum += count;
+        }
+        for (sum, count) in self.closed.iter_mut().zip(other.closed) {
+            *sum += count;
+        }
+        for (sum, count) in self.refused.iter_mut().zip(other.refused) {
+            *sum += count;
+        }
+        self.full += other.full;
+        self.refused_memory += other.refused_memory;
+        self.reconfigured += other.reconfigured;
+        self.taken_back += other.taken_back;
+        self.drained_early += other.drained_early;
+    }
+
+    /// Each thing with its count.
+    pub(crate) fn lines(&self) -> Vec<(String, u64)> {
+        let occasions = OCCASIONS.iter().map(|name| (*name).to_string()).zip(self.occasions);
+        let closes = CloseReason::ALL.iter().zip(self.closed);
+        let closes = closes.map(|(reason, count)| (format!("closed: {}", reason.name()), count));
+        let refusals = RefuseReason::ALL.iter().zip(self.refused);
+        let refusals =
+            refusals.map(|(reason, count)| (format!("refused: {}", reason.name()), count));
+        let rest = [
+            ("all places taken", self.full),
+            ("memory refused", self.refused_memory),
+            ("a peer never accepted", self.drained_early),
+            ("new limits and timeouts", self.reconfigured),
+            ("a hand-over that failed", self.taken_back),
+        ];
+        let rest = rest.map(|(name, count)| (name.to_string(), count));
+        occasions.chain(closes).chain(refusals).chain(rest).collect()
+    }
+}
+
+/// The index of what this note shows, in [`OCCASIONS`].
+fn occasion(note: &Note) -> Option<usize> {
+    let name = match note {
+        Note::Op(op) => of_op(op),
+        Note::Event(event) => of_event(event),
+        Note::Peer(..) | Note::World(_) => None,
+    }?;
+    Some(OCCASIONS.iter().position(|occasion| *occasion == name).expect("it stands in the list"))
+}
+
+fn of_op(op: &Op) -> Option<&'static str> {
+    Some(match op {
+        Op::Receive { class: SizeClass::Large, .. } => "a receive into a large buffer",
+        Op::Receive { mode: ReceiveMode::Multishot, .. } => "a multishot receive",
+        Op::Receive { mode: ReceiveMode::Once, .. } => "a one-shot receive",
+        Op::CancelReceive { .. } => "a receive canceled",
+        Op::CancelAccept { .. } => "an accept canceled",
+        Op::Send { needs_completion: true, .. } => "a try-send",
+        Op::Send { needs_completion: false, .. } => "a try-send that nobody waits for",
+        Op::FlushSends => "a completion needed after all",
+        Op::Spill { .. } => "bytes spilled",
+        Op::Relay { when: When::Now, .. } => "a relay that is tried at once",
+        Op::Relay { when: When::Readable, .. } => "a relay that waits for bytes",
+        Op::Relay { when: When::Writable, .. } => "a relay that waits for room",
+        Op::Discard { .. } => "bytes discarded",
+        Op::SendHeld { .. } => "a send of held bytes",
+        Op::CancelSend { .. } => "a send canceled",
+        Op::Shutdown { how: Shutdown::Write, .. } => "a FIN of our own",
+        Op::Shutdown { how: Shutdown::Both, .. } => "a shutdown of both",
+        Op::Abort { .. } => "an abort",
+        Op::Probe { again: false, .. } => "a silent peer asked",
+        Op::AcceptWaiting { .. } => "an accept that waits for nobody",
+        Op::CloseListener { .. } => "a listener closed",
+        Op::Accept { .. }
+        | Op::NameSources
+        | Op::OmitSources
+        | Op::SendSpilled { .. }
+        | Op::ReleaseSpilled { .. }
+        | Op::Probe { .. }
+        | Op::EndProbe { .. }
+        | Op::Recycle { .. }
+        | Op::Close { .. } => return None,
+    })
+}
+
+fn of_event(event: &Event) -> Option<&'static str> {
+    Some(match event {
+        Event::Received { armed: false, .. } => "a receive ended by data",
+        Event::Received { more: true, .. } => "bytes with more behind them",
+        Event::ReceiveEnded { reason, .. } => match reason {
+            ReceiveEnd::EndOfStream => "an end of stream",
+            ReceiveEnd::NoBuffer => "a receive without buffer",
+            ReceiveEnd::Stopped => "a receive stopped",
+            ReceiveEnd::Memory => "a receive without memory",
+            ReceiveEnd::Failed(_) => "a receive failed",
+        },
+        Event::Relayed { length: 1.., .. } => "bytes relayed",
+        Event::Sent { length: 0, .. } => "a try-send that took nothing",
+        Event::SentSpilled { .. } => "spilled bytes sent",
+        Event::SendFailed { error: SendError::Memory, .. } => "a send without memory",
+        Event::SendFailed { error: SendError::Stopped, .. } => "a send stopped",
+        Event::SendFailed { error: SendError::Failed(_), .. } => "a send failed",
+        Event::AcceptFailed { error, .. } => match error {
+            AcceptError::Canceled => "an accept canceled in time",
+            AcceptError::Aborted => "an accept whose peer was gone",
+            AcceptError::Nobody => "an accept that found nobody",
+            AcceptError::ProcessFiles | AcceptError::SystemFiles | AcceptError::Memory => {
+                "an accept without file or memory"
+            }
+            AcceptError::Unexpected(_) => "an accept with an unexpected error",
+        },
+        Event::Imported { transfer: TransferState { unsent: 1.., .. }, .. } => {
+            "an imported connection with spilled bytes"
+        }
+        Event::Imported {
+            transfer: TransferState { phase: TransferPhase::Lingering(_), .. },
+            ..
+        } => "an imported connection after our FIN",
+        Event::Imported { .. } => "a connection imported",
+        Event::Started
+        | Event::Accepted { .. }
+        | Event::Received { .. }
+        | Event::Relayed { .. }
+        | Event::Sent { .. }
+        | Event::ProbeEnded { .. }
+        | Event::TimePassed
+        | Event::ListenerEnding { .. }
+        | Event::HandOverStarted { .. }
+        | Event::DrainStarted { .. } => return None,
+    })
+}

@@ -1,0 +1,149 @@
+//! The far end of a connection, and the wire between: counters only, since every byte is a function
+//! of its place.
+//!
+//! Knows nothing of rings or buffers. The one check that matters most lives here:
+//! [`Peer::accept_echo`].
+
+use echo_core::op::{ConnectionError, ConnectionId, Source};
+
+use super::choice::mix;
+
+/// Names a peer: its position in the order of connecting, dense from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct PeerId(pub(crate) usize);
+
+/// The byte that `peer` sends at `offset`: loss, exchange, repetition and cross-talk all show as a
+/// wrong byte.
+pub(crate) fn stream(peer: PeerId, offset: usize) -> u8 {
+    (mix(((peer.0 as u64) << 40) ^ offset as u64) >> 32) as u8
+}
+
+/// How much room the wire has in each direction.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wire {
+    /// Bytes that wait for the server to receive them, at most.
+    pub(crate) receive_space: usize,
+    /// Bytes that wait for the peer to read them, at most.
+    pub(crate) send_space: usize,
+}
+
+/// One peer with both socket queues of its connection.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) id: PeerId,
+    pub(crate) wire: Wire,
+    pub(crate) source: Source,
+    /// The name of the connection while the server has it open.
+    pub(crate) connection: Option<ConnectionId>,
+    /// The name it had last, if it was ever accepted, and in which era.
+    pub(crate) named: Option<(u32, ConnectionId)>,
+    /// Bytes the peer wrote.
+    pub(crate) written: usize,
+    /// Those of them that the server received, or that died unread.
+    pub(crate) taken: usize,
+    /// Bytes that the server's socket took for the peer.
+    pub(crate) echoed: usize,
+    /// Those of them that the peer read.
+    pub(crate) read: usize,
+    /// The peer sent FIN.
+    pub(crate) finished: bool,
+    /// The peer closed altogether: whatever still comes to it is answered by a reset.
+    pub(crate) closed: bool,
+    /// The peer reset the connection, or the network broke it.
+    pub(crate) broken: bool,
+    /// The server sent FIN, behind all echoed bytes.
+    pub(crate) server_finished: bool,
+    /// The server reset the connection.
+    pub(crate) server_reset: bool,
+    /// What the server's socket will report once.
+    pub(crate) error: Option<ConnectionError>,
+}
+
+impl Peer {
+    pub(crate) fn new(id: PeerId, wire: Wire, source: Source) -> Self {
+        Self {
+            id,
+            wire,
+            source,
+            connection: None,
+            named: None,
+            written: 0,
+            taken: 0,
+            echoed: 0,
+            read: 0,
+            finished: false,
+            closed: false,
+            broken: false,
+            server_finished: false,
+            server_reset: false,
+            error: None,
+        }
+    }
+
+    /// Bytes that wait for the server to receive them.
+    pub(crate) fn inbound(&self) -> usize {
+        self.written - self.taken
+    }
+
+    /// Bytes that wait for the peer to read them.
+    pub(crate) fn outbound(&self) -> usize {
+        self.echoed - self.read
+    }
+
+    /// How many bytes the server's socket has room for.
+    pub(crate) fn room(&self) -> usize {
+        self.wire.send_space.saturating_sub(self.outbound())
+    }
+
+    /// Whether the peer can still write and be heard.
+    pub(crate) fn may_write(&self) -> bool {
+        !self.finished && !self.closed && !self.broken && !self.server_reset
+    }
+
+    /// Whether nothing more can happen on the peer's side.
+    pub(crate) fn is_over(&self) -> bool {
+        self.closed || self.broken || self.server_reset
+    }
+
+    /// The peer has seen the server's FIN and everything before it.
+    pub(crate) fn sees_end(&self) -> bool {
+        self.server_finished && self.outbound() == 0
+    }
+
+    /// The connection dies; what was under way in either direction is lost, except that unread
+    /// input may survive.
+    pub(crate) fn break_with(&mut self, error: ConnectionError, input_lost: bool) {
+        self.broken = true;
+        self.error = Some(error);
+        self.echoed = self.read;
+        if input_lost {
+            self.taken = self.written;
+        }
+    }
+
+    /// The server's socket takes bytes for the peer. They must be the very bytes the peer sent at
+    /// this place.
+    pub(crate) fn accept_echo(&mut self, bytes: &[u8], peers: usize) {
+        for (index, byte) in bytes.iter().enumerate() {
+            let offset = self.echoed + index;
+            if offset >= self.taken || *byte != stream(self.id, offset) {
+                panic!("echo: {:?} at {offset}: {}", self.id, self.explain(&bytes[index..], peers));
+            }
+        }
+        self.echoed += bytes.len();
+    }
+
+    /// Says where wrong bytes come from: another place in the stream, another peer, or nowhere.
+    fn explain(&self, found: &[u8], peers: usize) -> String {
+        let length = found.len().min(8);
+        let lengths = format!("of {} received, {} wrong bytes", self.taken, found.len());
+        for peer in std::iter::once(self.id).chain((0..peers).map(PeerId)) {
+            for offset in 0..4096 {
+                if (0..length).all(|index| stream(peer, offset + index) == found[index]) {
+                    return format!("{lengths}, which are those of {peer:?} from {offset} on");
+                }
+            }
+        }
+        format!("{lengths}, which nobody sent (first: {:02x?})", &found[..length])
+    }
+}

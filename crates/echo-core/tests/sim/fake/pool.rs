@@ -1,0 +1,90 @@
+//! The provided buffers of the fake: first in, first out, with real bytes in them.
+//!
+//! Knows who holds a buffer (pool, kernel on its way to the core, core), and poisons what comes
+//! home, so that a byte read out of a recycled buffer is a wrong byte.
+
+use std::collections::VecDeque;
+
+use echo_core::op::{BufferId, SizeClass};
+
+/// What a buffer that nobody may read is filled with.
+const POISON: u8 = 0xdd;
+
+/// Both classes of buffers.
+pub(crate) struct Pool {
+    classes: [Class; 2],
+}
+
+struct Class {
+    /// The bytes of each buffer.
+    bytes: Vec<Box<[u8]>>,
+    /// For each buffer how many of its bytes are lent; none while it is home.
+    lent: Vec<Option<usize>>,
+    /// Those at home, in the order in which they will be taken.
+    home: VecDeque<u16>,
+}
+
+impl Pool {
+    pub(crate) fn new(counts: [u16; 2], sizes: [u32; 2]) -> Self {
+        let class = |index: usize| Class {
+            bytes: (0..counts[index])
+                .map(|_| vec![POISON; sizes[index] as usize].into_boxed_slice())
+                .collect(),
+            lent: vec![None; usize::from(counts[index])],
+            home: (0..counts[index]).collect(),
+        };
+        Self { classes: [class(0), class(1)] }
+    }
+
+    /// Whether a buffer of this class is home.
+    pub(crate) fn has_room(&self, class: SizeClass) -> bool {
+        !self.classes[class.index()].home.is_empty()
+    }
+
+    /// How many bytes a buffer of this class holds.
+    pub(crate) fn size(&self, class: SizeClass) -> usize {
+        self.classes[class.index()].bytes.first().map_or(0, |bytes| bytes.len())
+    }
+
+    /// Takes the buffer that has been home for longest and fills it; none if the class is empty.
+    pub(crate) fn take(
+        &mut self,
+        class: SizeClass,
+        bytes: impl ExactSizeIterator<Item = u8>,
+    ) -> Option<BufferId> {
+        let pool = &mut self.classes[class.index()];
+        let index = pool.home.pop_front()?;
+        pool.lent[usize::from(index)] = Some(bytes.len());
+        for (place, byte) in pool.bytes[usize::from(index)].iter_mut().zip(bytes) {
+            *place = byte;
+        }
+        Some(BufferId { class, index })
+    }
+
+    /// The bytes `offset..offset + length` of a lent buffer.
+    pub(crate) fn bytes(&self, buffer: BufferId, offset: u32, length: u32) -> &[u8] {
+        let pool = &self.classes[buffer.class.index()];
+        let Some(lent) = pool.lent.get(usize::from(buffer.index)).copied().flatten() else {
+            panic!("contract: {buffer:?} is used but not lent");
+        };
+        let (from, to) = (offset as usize, offset as usize + length as usize);
+        assert!(length > 0, "contract: no byte of {buffer:?} is asked for");
+        assert!(to <= lent, "contract: {buffer:?} holds {lent} bytes, {from}..{to} are asked for");
+        &pool.bytes[usize::from(buffer.index)][from..to]
+    }
+
+    /// Takes a buffer back.
+    pub(crate) fn recycle(&mut self, buffer: BufferId) {
+        let pool = &mut self.classes[buffer.class.index()];
+        let lent = pool.lent.get_mut(usize::from(buffer.index)).and_then(Option::take);
+        assert!(lent.is_some(), "contract: {buffer:?} is recycled but not lent");
+        pool.bytes[usize::from(buffer.index)].fill(POISON);
+        pool.home.push_back(buffer.index);
+    }
+
+    /// How many buffers are home, in both classes, and how many there are.
+    pub(crate) fn home_and_total(&self) -> (usize, usize) {
+        let home = self.classes.iter().map(|class| class.home.len()).sum();
+        (home, self.classes.iter().map(|class| class.bytes.len()).sum())
+    }
+}

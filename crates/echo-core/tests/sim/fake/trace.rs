@@ -1,0 +1,54 @@
+//! What happened, for the reader of a failure. Recorded as values, put into words only when asked.
+
+use std::fmt::Write as _;
+
+use echo_core::op::{Event, Op};
+
+use super::peer::PeerId;
+
+/// One line of history.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Note {
+    /// The kernel told this.
+    Event(Event),
+    /// The kernel was asked for this.
+    Op(Op),
+    /// A peer did this, with this many bytes.
+    Peer(PeerId, &'static str, usize),
+    /// The simulator itself did this.
+    World(&'static str),
+}
+
+/// The notes of one history, oldest first.
+#[derive(Default)]
+pub(crate) struct Trace {
+    notes: Vec<(u64, Note)>,
+}
+
+impl Trace {
+    pub(crate) fn note(&mut self, now: u64, note: Note) {
+        self.notes.push((now, note));
+    }
+
+    /// Shows every note, oldest first.
+    pub(crate) fn visit(&self, see: impl FnMut(&Note)) {
+        self.notes.iter().map(|(_, note)| note).for_each(see);
+    }
+
+    /// The last `count` notes, one a line.
+    pub(crate) fn tail(&self, count: usize) -> String {
+        let skipped = self.notes.len().saturating_sub(count);
+        let mut text = String::new();
+        for (now, note) in &self.notes[skipped..] {
+            let _ = match note {
+                Note::Event(event) => writeln!(text, "{now:>7} -> {event:?}"),
+                Note::Op(op) => writeln!(text, "{now:>7} <-   {op:?}"),
+                Note::Peer(peer, verb, bytes) => {
+                    writeln!(text, "{now:>7}        {peer:?} {verb} {bytes}")
+                }
+                Note::World(word) => writeln!(text, "{now:>7}        -- {word}"),
+            };
+        }
+        text
+    }
+}

@@ -1,0 +1,93 @@
+//! What peers can do to the fake. Each call is one thing that happened on the network.
+
+use echo_core::op::{ConnectionError, ListenerId, Source};
+
+use super::peer::{Peer, PeerId, Wire};
+use super::trace::Note;
+use super::{FakeKernel, ListenerEnd};
+
+impl FakeKernel {
+    /// A new peer connects from `source` and waits in the backlog, or is refused.
+    pub(crate) fn connect(&mut self, listener: ListenerId, wire: Wire, source: Source) -> PeerId {
+        let id = PeerId(self.peers.len());
+        self.peers.push(Peer::new(id, wire, source));
+        if self.ends[usize::from(listener.0)] != ListenerEnd::No {
+            self.peers[id.0].broken = true;
+            self.trace.note(self.now, Note::Peer(id, "is refused", usize::from(listener.0)));
+            return id;
+        }
+        self.backlogs[usize::from(listener.0)].push_back(id);
+        self.trace.note(self.now, Note::Peer(id, "connects to listener", usize::from(listener.0)));
+        id
+    }
+
+    /// The peer writes up to `length` bytes, as far as there is room. Returns how many.
+    pub(crate) fn peer_write(&mut self, id: PeerId, length: usize) -> usize {
+        let peer = &mut self.peers[id.0];
+        if !peer.may_write() {
+            return 0;
+        }
+        let length = length.min(peer.wire.receive_space.saturating_sub(peer.inbound()));
+        if length == 0 {
+            return 0;
+        }
+        let connection = peer.connection;
+        peer.written += length;
+        // Bytes for a socket that is closed, or that does not want them any more, are answered by a
+        // reset.
+        let gone = peer.named.is_some() && connection.is_none();
+        let unwanted = self.sockets.iter().any(|s| s.peer == id && s.read_shut);
+        self.trace.note(self.now, Note::Peer(id, "writes", length));
+        if gone || unwanted {
+            let peer = &mut self.peers[id.0];
+            peer.server_reset = true;
+            peer.break_with(ConnectionError::Reset, true);
+        }
+        length
+    }
+
+    /// The peer reads up to `length` bytes of what was echoed. Returns how many.
+    pub(crate) fn peer_read(&mut self, id: PeerId, length: usize) -> usize {
+        let peer = &mut self.peers[id.0];
+        let length = length.min(peer.outbound());
+        if length > 0 {
+            peer.read += length;
+            self.trace.note(self.now, Note::Peer(id, "reads", length));
+        }
+        length
+    }
+
+    /// The peer sends FIN and goes on reading.
+    pub(crate) fn peer_finish(&mut self, id: PeerId) {
+        let peer = &mut self.peers[id.0];
+        if peer.may_write() {
+            peer.finished = true;
+            self.trace.note(self.now, Note::Peer(id, "finishes after", peer.written));
+        }
+    }
+
+    /// The peer closes: a reset if echoed bytes were still unread, else a FIN, and a reset for what
+    /// still comes.
+    pub(crate) fn peer_close(&mut self, id: PeerId) {
+        let peer = &mut self.peers[id.0];
+        if peer.is_over() {
+            return;
+        }
+        self.trace.note(self.now, Note::Peer(id, "closes after", peer.written));
+        if peer.outbound() > 0 {
+            return self.break_connection(id, ConnectionError::Reset);
+        }
+        peer.finished = true;
+        peer.closed = true;
+    }
+
+    /// The peer resets, or the network gives up.
+    pub(crate) fn break_connection(&mut self, id: PeerId, error: ConnectionError) {
+        if self.peers[id.0].broken {
+            return;
+        }
+        let input_lost = self.choice.below(2) == 1;
+        self.peers[id.0].break_with(error, input_lost);
+        self.trace.note(self.now, Note::Peer(id, "is broken after", self.peers[id.0].written));
+    }
+}

@@ -1,0 +1,275 @@
+//! The far ends of a history: each follows a plan drawn at the start, until the world is healed and
+//! all behave.
+//!
+//! Plans are the ways in which clients are known to behave: quick, slow, stopped for a while,
+//! half-closing, closing with echoes unread, resetting, or staying for ever. Knows the fake's wire,
+//! not the core.
+
+use echo_core::op::{ConnectionError, ListenerId, Source};
+
+use crate::fake::FakeKernel;
+use crate::fake::choice::Choice;
+use crate::fake::peer::{PeerId, Wire};
+
+/// How a peer reads what is echoed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reading {
+    /// Everything at once.
+    Eager,
+    /// A few bytes at a time, now and then.
+    Slow,
+    /// Nothing after this many bytes, until the world is healed.
+    StopsAt(usize),
+}
+
+/// What a peer does after its last byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// FIN, then reads to the end and closes.
+    Finish,
+    /// Reads everything back, then closes.
+    ReadThenClose,
+    /// Closes at once, whatever is unread.
+    Close,
+    /// Resets, or the network breaks.
+    Break(ConnectionError),
+    /// Stays until the server ends it.
+    Stay,
+}
+
+/// One peer and its plan.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plan {
+    listener: ListenerId,
+    wire: Wire,
+    source: Source,
+    connects_at: u64,
+    total: usize,
+    write_max: usize,
+    pause_max: u64,
+    reading: Reading,
+    ending: Ending,
+    id: Option<PeerId>,
+    /// When it acts next.
+    acts_at: u64,
+}
+
+/// What may be drawn for the peers of one history.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Crowd {
+    pub(crate) peers: usize,
+    pub(crate) listeners: u16,
+    pub(crate) total_max: usize,
+    pub(crate) wire_max: usize,
+    /// How rude they are, in thousandths: closing, resetting, stopping to read.
+    pub(crate) rude: u16,
+}
+
+/// All peers of a history.
+pub(crate) struct Peers {
+    plans: Vec<Plan>,
+    healed: bool,
+}
+
+impl Peers {
+    pub(crate) fn draw(choice: &mut Choice, crowd: Crowd, now: u64) -> Self {
+        let plans = (0..crowd.peers).map(|_| Plan::draw(choice, crowd, now)).collect();
+        Self { plans, healed: false }
+    }
+
+    pub(crate) fn planned(plans: Vec<Plan>) -> Self {
+        Self { plans, healed: false }
+    }
+
+    /// From now on all read eagerly, finish what they began, and close when the server does.
+    pub(crate) fn heal(&mut self, now: u64) {
+        self.healed = true;
+        for plan in &mut self.plans {
+            plan.reading = Reading::Eager;
+            plan.acts_at = plan.acts_at.min(now);
+            plan.connects_at = plan.connects_at.min(now);
+            plan.pause_max = 0;
+        }
+    }
+
+    /// Those who stayed end of themselves now: where nothing else would ever end them.
+    pub(crate) fn no_longer_stay(&mut self, now: u64) {
+        for plan in &mut self.plans {
+            if plan.ending == Ending::Stay {
+                plan.ending = Ending::Finish;
+                plan.acts_at = now;
+            }
+        }
+    }
+
+    /// Lets every peer whose time has come act. Returns whether any did something.
+    pub(crate) fn act(&mut self, kernel: &mut FakeKernel) -> bool {
+        let mut acted = false;
+        for plan in &mut self.plans {
+            acted |= plan.act(kernel, self.healed);
+        }
+        acted
+    }
+
+    /// When the next peer acts of itself, if any does.
+    pub(crate) fn next_at(&self, kernel: &FakeKernel) -> Option<u64> {
+        let now = kernel.clock();
+        let times = self.plans.iter().map(|plan| plan.acts_at.max(plan.connects_at));
+        times.filter(|at| *at > now).min()
+    }
+
+    /// Whether the server owes this peer everything it sent: the peer did nothing to forfeit it.
+    pub(crate) fn is_owed(&self, id: PeerId) -> bool {
+        let plan =
+            self.plans.iter().find(|plan| plan.id == Some(id)).expect("a plan for each peer");
+        matches!(plan.ending, Ending::Finish | Ending::ReadThenClose | Ending::Stay)
+    }
+
+    /// Whether every peer that was accepted has come to its end.
+    pub(crate) fn are_done(&self, kernel: &FakeKernel) -> bool {
+        self.plans.iter().all(|plan| {
+            plan.id.is_some_and(|id| {
+                let peer = &kernel.peers[id.0];
+                peer.connection.is_none() && (peer.named.is_some() || peer.broken) && peer.is_over()
+            })
+        })
+    }
+}
+
+/// Few, so that they meet; some differ in bits that a prefix may cut off.
+fn draw_source(choice: &mut Choice) -> Source {
+    let mut ipv6 = [0x20; 16];
+    match choice.below(7) {
+        0 => Source::Local,
+        1 => {
+            ipv6[15] = choice.below(2) as u8;
+            Source::Ipv6(ipv6)
+        }
+        _ => Source::Ipv4([10, 0, choice.below(2) as u8, choice.below(2) as u8]),
+    }
+}
+
+impl Plan {
+    /// A peer that connects at once to the first listener and writes `total` bytes, at most
+    /// `write_max` at a time.
+    pub(crate) fn prompt(total: usize, write_max: usize, reading: Reading, ending: Ending) -> Self {
+        Self {
+            listener: ListenerId(0),
+            wire: Wire { receive_space: total.max(1), send_space: total.max(1) },
+            source: Source::Local,
+            connects_at: 0,
+            total,
+            write_max,
+            pause_max: 0,
+            reading,
+            ending,
+            id: None,
+            acts_at: 0,
+        }
+    }
+
+    /// The same, on a wire with room for so many bytes in each direction.
+    pub(crate) fn on_wire(self, space: usize) -> Self {
+        Self { wire: Wire { receive_space: space, send_space: space }, ..self }
+    }
+
+    fn draw(choice: &mut Choice, crowd: Crowd, now: u64) -> Self {
+        let wire_max = crowd.wire_max;
+        let total = choice.below(crowd.total_max + 1);
+        let rude = |choice: &mut Choice| choice.below(1000) < usize::from(crowd.rude);
+        let reading = match choice.below(4) {
+            0 => Reading::Slow,
+            1 if rude(choice) => Reading::StopsAt(choice.below(total + 1)),
+            _ => Reading::Eager,
+        };
+        let ending = if rude(choice) {
+            let unreachable = ConnectionError::Unreachable;
+            let errors = [ConnectionError::Reset, unreachable, ConnectionError::Unexpected(5)];
+            match choice.below(3) {
+                0 => Ending::Close,
+                _ => Ending::Break(errors[choice.below(3)]),
+            }
+        } else {
+            [Ending::Finish, Ending::Finish, Ending::ReadThenClose, Ending::Stay][choice.below(4)]
+        };
+        let pause_max = [0, 3, 150, 8_000][choice.below(4)];
+        let connects_at = now + choice.below(100) as u64 * choice.below(10) as u64;
+        Self {
+            listener: ListenerId(choice.below(usize::from(crowd.listeners)) as u16),
+            wire: Wire {
+                receive_space: 1 + choice.below(wire_max),
+                send_space: 1 + choice.below(wire_max),
+            },
+            source: draw_source(choice),
+            connects_at,
+            total,
+            write_max: 1 + choice.below(wire_max),
+            pause_max,
+            reading,
+            ending,
+            id: None,
+            acts_at: connects_at,
+        }
+    }
+
+    fn act(&mut self, kernel: &mut FakeKernel, healed: bool) -> bool {
+        let now = kernel.clock();
+        if now < self.connects_at || now < self.acts_at {
+            return false;
+        }
+        let Some(id) = self.id else {
+            self.id = Some(kernel.connect(self.listener, self.wire, self.source));
+            return true;
+        };
+        if kernel.peers[id.0].is_over() {
+            return false;
+        }
+        if self.pause_max > 0 {
+            self.acts_at = now + kernel.choice.below(self.pause_max as usize + 1) as u64;
+        }
+        let read = self.read(kernel, id);
+        let wrote = self.write(kernel, id);
+        let ended = self.end(kernel, id, healed);
+        read || wrote || ended
+    }
+
+    fn read(&self, kernel: &mut FakeKernel, id: PeerId) -> bool {
+        let read = kernel.peers[id.0].read;
+        let length = match self.reading {
+            Reading::Eager => usize::MAX,
+            Reading::Slow => kernel.choice.below(4),
+            Reading::StopsAt(offset) => offset.saturating_sub(read),
+        };
+        kernel.peer_read(id, length) > 0
+    }
+
+    fn write(&self, kernel: &mut FakeKernel, id: PeerId) -> bool {
+        let left = self.total - kernel.peers[id.0].written;
+        let length = left.min(1 + kernel.choice.below(self.write_max));
+        kernel.peer_write(id, length) > 0
+    }
+
+    /// What follows the last byte, and the server's FIN. A peer that goes on after the server's FIN
+    /// sends what it has.
+    fn end(&self, kernel: &mut FakeKernel, id: PeerId, healed: bool) -> bool {
+        let peer = &kernel.peers[id.0];
+        let (sees_end, written_all, finished) =
+            (peer.sees_end(), peer.written == self.total, peer.finished);
+        let caught_up = peer.read == peer.written;
+        if sees_end && (finished || healed || kernel.choice.below(4) == 0) {
+            kernel.peer_close(id);
+            return true;
+        }
+        if !written_all {
+            return false;
+        }
+        match self.ending {
+            Ending::Finish if !finished => kernel.peer_finish(id),
+            Ending::ReadThenClose if caught_up => kernel.peer_close(id),
+            Ending::Close => kernel.peer_close(id),
+            Ending::Break(error) => kernel.break_connection(id, error),
+            Ending::Finish | Ending::ReadThenClose | Ending::Stay => return false,
+        }
+        true
+    }
+}

@@ -1,0 +1,363 @@
+//! Turns a correct core into one with a planted bug, by falsifying what it hears and says.
+//!
+//! Stands between core and kernel. A simulator that does not find these bugs proves nothing; see
+//! `planted`.
+
+use echo_core::op::{
+    BufferId, ConnectionId, Event, Op, ReceiveEnd, Shutdown, SizeClass, Source, TransferPhase,
+    TransferState,
+};
+use echo_core::server::RuntimeLimits;
+
+use crate::fake::choice::Prng;
+
+/// The bugs that can be planted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Bug {
+    /// The last byte of a buffer is not sent, and nobody notices.
+    DropByte,
+    /// A send takes another lent buffer than its own.
+    SwapBuffers,
+    /// A buffer is never given back.
+    LeakBuffer,
+    /// A receive is not armed again.
+    ForgetReceive,
+    /// A send follows the close.
+    SendAfterClose,
+    /// A short send is taken for a full one.
+    IgnoreShortSend,
+    /// A full send is sent again.
+    DuplicateSend,
+    /// A connection is never closed.
+    ForgetClose,
+    /// A buffer goes home before its send is answered.
+    RecycleEarly,
+    /// An accept is not armed again.
+    ForgetAccept,
+    /// A connection that found no buffer is forgotten.
+    ForgetWaiter,
+    /// A connection is closed while the kernel still holds its receive or send.
+    CloseTooEarly,
+    /// The end of a stream is overlooked.
+    IgnoreEnd,
+    /// The last spilled byte is lost.
+    LoseSpilled,
+    /// Spilled bytes are never sent.
+    ForgetSpilled,
+    /// An accept or a receive is not canceled.
+    ForgetCancel,
+    /// The FIN at the end of idleness or drain is not sent.
+    ForgetFin,
+    /// A send of spilled bytes is not canceled for a hand-over.
+    ForgetCancelSend,
+    /// The next process is not told of the end of a stream, or of our own FIN.
+    ForgetPhase,
+    /// The next process is told of one byte too few.
+    LoseUnsent,
+    /// After a hand-over that failed the limits and timeouts of the start are in force again.
+    RevertLimits,
+    /// An answer that has become interesting is not asked for.
+    ForgetAwait,
+    /// A relay is not asked for.
+    ForgetRelay,
+    /// Bytes that are held are never sent.
+    ForgetHeld,
+    /// Held bytes are sent from their second one on.
+    SkipHeld,
+    /// A connection is counted for no source.
+    ForgetSource,
+    /// A connection is counted for the source of the one before.
+    MixSources,
+    /// A listener that ends is closed without a look at who waits.
+    CloseUnlooked,
+}
+
+impl Bug {
+    pub(crate) const ALL: [Self; 28] = [
+        Self::DropByte,
+        Self::SwapBuffers,
+        Self::LeakBuffer,
+        Self::ForgetReceive,
+        Self::SendAfterClose,
+        Self::IgnoreShortSend,
+        Self::DuplicateSend,
+        Self::ForgetClose,
+        Self::RecycleEarly,
+        Self::ForgetAccept,
+        Self::ForgetWaiter,
+        Self::CloseTooEarly,
+        Self::IgnoreEnd,
+        Self::LoseSpilled,
+        Self::ForgetSpilled,
+        Self::ForgetCancel,
+        Self::ForgetFin,
+        Self::ForgetCancelSend,
+        Self::ForgetPhase,
+        Self::LoseUnsent,
+        Self::RevertLimits,
+        Self::ForgetAwait,
+        Self::ForgetRelay,
+        Self::ForgetHeld,
+        Self::SkipHeld,
+        Self::ForgetSource,
+        Self::MixSources,
+        Self::CloseUnlooked,
+    ];
+}
+
+/// The planter. Without a bug it lets everything through.
+pub(crate) struct Saboteur {
+    bug: Option<Bug>,
+    prng: Prng,
+    /// Lent buffers, as the events tell, with the bytes in them.
+    lent: Vec<(BufferId, u32)>,
+    /// The send in flight of each connection: what the core asked for, and what the kernel was
+    /// asked for.
+    sends: Vec<(ConnectionId, BufferId, u32, u32)>,
+    /// Connections whose send has been answered, and repeated, without the core's knowledge.
+    repeated: Vec<ConnectionId>,
+    /// Buffers that went home without the core's knowledge.
+    recycled: Vec<BufferId>,
+    /// Where the last connection came from.
+    source: Source,
+    /// What will be said besides.
+    besides: Vec<Op>,
+}
+
+impl Saboteur {
+    pub(crate) fn none() -> Self {
+        Self::new(None, 0)
+    }
+
+    pub(crate) fn with(bug: Bug, seed: u64) -> Self {
+        Self::new(Some(bug), seed)
+    }
+
+    fn new(bug: Option<Bug>, seed: u64) -> Self {
+        Self {
+            bug,
+            prng: Prng::new(!seed),
+            lent: Vec::new(),
+            sends: Vec::new(),
+            repeated: Vec::new(),
+            recycled: Vec::new(),
+            source: Source::Untold,
+            besides: Vec::new(),
+        }
+    }
+
+    /// What the core is told instead of `event`; nothing, if it is to be overlooked.
+    pub(crate) fn event(&mut self, event: Event) -> Option<Event> {
+        let Some(bug) = self.bug else { return Some(event) };
+        let mut told = event;
+        match event {
+            Event::Received { buffer, length, .. } => self.lent.push((buffer, length)),
+            Event::Sent { connection, length } => {
+                // A send of held bytes is nothing that is falsified here.
+                let Some(index) = self.sends.iter().position(|(name, ..)| *name == connection)
+                else {
+                    return Some(event);
+                };
+                let (_, buffer, believed, given) = self.sends.swap_remove(index);
+                if bug == Bug::DropByte && length == given {
+                    told = Event::Sent { connection, length: believed };
+                }
+                if bug == Bug::IgnoreShortSend && length < given {
+                    told = Event::Sent { connection, length: believed };
+                }
+                if bug == Bug::DuplicateSend && length == given && !self.forget_repeat(connection) {
+                    self.repeated.push(connection);
+                    self.besides.push(Op::Send {
+                        connection,
+                        buffer,
+                        length,
+                        needs_completion: true,
+                    });
+                    return None;
+                }
+            }
+            Event::ReceiveEnded { reason: ReceiveEnd::NoBuffer, .. }
+                if bug == Bug::ForgetWaiter =>
+            {
+                return None;
+            }
+            Event::ReceiveEnded { reason: ReceiveEnd::EndOfStream, .. }
+                if bug == Bug::IgnoreEnd && self.strikes() =>
+            {
+                return None;
+            }
+            Event::Accepted { connection, source } => {
+                let former = std::mem::replace(&mut self.source, source);
+                if bug == Bug::ForgetSource && self.strikes() {
+                    told = Event::Accepted { connection, source: Source::Local };
+                }
+                if bug == Bug::MixSources && self.strikes() {
+                    told = Event::Accepted { connection, source: former };
+                }
+            }
+            Event::Started
+            | Event::AcceptFailed { .. }
+            | Event::ReceiveEnded { .. }
+            | Event::Relayed { .. }
+            | Event::SentSpilled { .. }
+            | Event::SendFailed { .. }
+            | Event::ProbeEnded { .. }
+            | Event::TimePassed
+            | Event::ListenerEnding { .. }
+            | Event::DrainStarted { .. }
+            | Event::HandOverStarted { .. }
+            | Event::Imported { .. } => {}
+        }
+        Some(told)
+    }
+
+    /// Falsifies what a connection hands on.
+    pub(crate) fn transfer(&mut self, transfer: &mut TransferState) {
+        match self.bug {
+            Some(Bug::ForgetPhase) => transfer.phase = TransferPhase::Open,
+            Some(Bug::LoseUnsent) if transfer.unsent > 1 => transfer.unsent -= 1,
+            _ => {}
+        }
+    }
+
+    /// What the core is told to keep to after a hand-over that failed, instead of nothing new.
+    pub(crate) fn limits_to_go_back_to(&self, first: &RuntimeLimits) -> Option<RuntimeLimits> {
+        (self.bug == Some(Bug::RevertLimits)).then(|| first.clone())
+    }
+
+    /// Replaces what the core says by what the kernel gets to hear.
+    pub(crate) fn ops(&mut self, ops: &mut Vec<Op>) {
+        let Some(bug) = self.bug else { return };
+        let mut said = std::mem::take(ops);
+        said.append(&mut self.besides);
+        for op in said {
+            self.say(bug, op, ops);
+        }
+    }
+
+    fn say(&mut self, bug: Bug, op: Op, ops: &mut Vec<Op>) {
+        match op {
+            Op::Send { connection, buffer, length, needs_completion } => {
+                self.say_send(bug, connection, (buffer, length), needs_completion, ops);
+            }
+            Op::Recycle { buffer } => {
+                self.lent.retain(|(name, _)| *name != buffer);
+                let early = self.recycled.iter().position(|name| *name == buffer);
+                match early {
+                    Some(index) => drop(self.recycled.swap_remove(index)),
+                    None if bug == Bug::LeakBuffer && self.strikes() => {}
+                    None => ops.push(op),
+                }
+            }
+            Op::Spill { connection, buffer, offset, length } => {
+                let lost = u32::from(bug == Bug::LoseSpilled && length > 1 && self.strikes());
+                ops.push(Op::Spill { connection, buffer, offset, length: length - lost });
+            }
+            Op::SendHeld { connection, buffer, offset, length }
+                if bug == Bug::SkipHeld && length > 1 =>
+            {
+                let (offset, length) = (offset + 1, length - 1);
+                ops.push(Op::SendHeld { connection, buffer, offset, length });
+            }
+            Op::Shutdown { connection, how: Shutdown::Both } if bug == Bug::CloseTooEarly => {
+                ops.push(Op::Close { connection });
+            }
+            Op::Close { connection } | Op::Abort { connection } if bug == Bug::SendAfterClose => {
+                ops.push(op);
+                let (buffer, length) = self.lent.first().copied().unwrap_or((FIRST, 1));
+                ops.push(Op::Send { connection, buffer, length, needs_completion: true });
+            }
+            Op::AcceptWaiting { listener, .. } if bug == Bug::CloseUnlooked => {
+                ops.extend([op, Op::CloseListener { listener }]);
+            }
+            Op::Accept { .. }
+            | Op::AcceptWaiting { .. }
+            | Op::CloseListener { .. }
+            | Op::CancelAccept { .. }
+            | Op::NameSources
+            | Op::OmitSources
+            | Op::Receive { .. }
+            | Op::CancelReceive { .. }
+            | Op::Relay { .. }
+            | Op::Discard { .. }
+            | Op::SendHeld { .. }
+            | Op::ReleaseSpilled { .. }
+            | Op::SendSpilled { .. }
+            | Op::CancelSend { .. }
+            | Op::FlushSends
+            | Op::Shutdown { .. }
+            | Op::Probe { .. }
+            | Op::EndProbe { .. }
+            | Op::Close { .. }
+            | Op::Abort { .. } => {
+                if !(forgets(bug, op) && self.strikes()) {
+                    ops.push(op);
+                }
+            }
+        }
+    }
+
+    fn say_send(
+        &mut self,
+        bug: Bug,
+        connection: ConnectionId,
+        (buffer, length): (BufferId, u32),
+        needs_completion: bool,
+        ops: &mut Vec<Op>,
+    ) {
+        let dropped = u32::from(bug == Bug::DropByte && length > 1 && self.strikes());
+        let other = self.lent.iter().find(|(name, held)| *name != buffer && *held >= length);
+        let given = match other {
+            Some(&(other, _)) if bug == Bug::SwapBuffers => other,
+            _ => buffer,
+        };
+        self.sends.push((connection, buffer, length, length - dropped));
+        ops.push(Op::Send {
+            connection,
+            buffer: given,
+            length: length - dropped,
+            needs_completion,
+        });
+        if bug == Bug::RecycleEarly && self.strikes() {
+            self.recycled.push(buffer);
+            ops.push(Op::Recycle { buffer });
+        }
+    }
+
+    fn forget_repeat(&mut self, connection: ConnectionId) -> bool {
+        let index = self.repeated.iter().position(|name| *name == connection);
+        index.map(|index| self.repeated.swap_remove(index)).is_some()
+    }
+
+    fn strikes(&mut self) -> bool {
+        self.prng.below(4) == 0
+    }
+}
+
+const FIRST: BufferId = BufferId { class: SizeClass::Small, index: 0 };
+
+/// Whether leaving `op` out is what this bug does.
+fn forgets(bug: Bug, op: Op) -> bool {
+    match op {
+        Op::Accept { .. } | Op::AcceptWaiting { .. } => bug == Bug::ForgetAccept,
+        Op::CancelAccept { .. } | Op::CancelReceive { .. } => bug == Bug::ForgetCancel,
+        Op::Receive { .. } => bug == Bug::ForgetReceive,
+        Op::Relay { .. } | Op::Discard { .. } => bug == Bug::ForgetRelay,
+        Op::SendHeld { .. } => bug == Bug::ForgetHeld,
+        Op::SendSpilled { .. } => bug == Bug::ForgetSpilled,
+        Op::CancelSend { .. } => bug == Bug::ForgetCancelSend,
+        Op::Shutdown { how: Shutdown::Write, .. } => bug == Bug::ForgetFin,
+        Op::Close { .. } | Op::Abort { .. } => bug == Bug::ForgetClose,
+        Op::FlushSends => bug == Bug::ForgetAwait,
+        Op::NameSources
+        | Op::OmitSources
+        | Op::CloseListener { .. }
+        | Op::Send { .. }
+        | Op::Spill { .. }
+        | Op::ReleaseSpilled { .. }
+        | Op::Recycle { .. }
+        | Op::Probe { .. }
+        | Op::EndProbe { .. }
+        | Op::Shutdown { .. } => false,
+    }
+}

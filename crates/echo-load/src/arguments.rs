@@ -1,0 +1,314 @@
+//! The command line: arguments become a [`Command`]. The only place that knows clap.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::builder::ValueHint;
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use echo_ring::output::{complain, print};
+
+use crate::size::Sizes;
+use crate::status::Status;
+use crate::target::Target;
+use crate::values::{
+    SEED_MAX, count, duration, duration_or_zero, interval, percent, rate, seed, share,
+};
+
+/// What the user asked for.
+pub(crate) enum Command {
+    /// Put load on a server.
+    Load(Box<Plan>),
+    /// Compare two results.
+    Diff(DiffPlan),
+}
+
+/// What connections do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Mode {
+    /// Keep `--depth` messages in flight on each connection
+    PingPong,
+    /// The same with long messages: bulk
+    Stream,
+    /// Connect, one echo, close, again
+    Churn,
+    /// Hold the connections open and ping one now and then
+    Idle,
+}
+
+impl Mode {
+    /// The word for it, in tables and in JSON.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::PingPong => "ping-pong",
+            Self::Stream => "stream",
+            Self::Churn => "churn",
+            Self::Idle => "idle",
+        }
+    }
+}
+
+/// A run, with every choice made.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) target: Target,
+    pub(crate) mode: Mode,
+    pub(crate) connections: u32,
+    pub(crate) threads: u32,
+    pub(crate) sizes: Sizes,
+    pub(crate) depth: u32,
+    pub(crate) rate_per_second: Option<f64>,
+    pub(crate) duration: Duration,
+    pub(crate) warmup: Duration,
+    pub(crate) interval: Duration,
+    /// How long a connect or an echo may take.
+    pub(crate) timeout: Duration,
+    pub(crate) sources: Vec<IpAddr>,
+    pub(crate) verify: bool,
+    /// Which share of the messages and of the time may be missing.
+    pub(crate) tolerance: f64,
+    /// Whether connections that the server leaves open are an error.
+    pub(crate) require_close: bool,
+    pub(crate) seed: u64,
+    pub(crate) output: Output,
+}
+
+/// Where results go.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Output {
+    /// Print the result as one JSON object instead of a table
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// Print a line of JSON for each interval, the result as the last
+    #[arg(long)]
+    pub(crate) json_stream: bool,
+
+    /// Write a histogram of latencies for each interval to FILE (HdrHistogram log, nanoseconds)
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) hdr: Option<PathBuf>,
+
+    /// Draw latency by percentile and throughput over time to FILE
+    #[arg(long, value_name = "FILE.svg", value_hint = ValueHint::FilePath)]
+    pub(crate) plot: Option<PathBuf>,
+
+    /// Show no progress, even on a terminal
+    #[arg(long)]
+    pub(crate) no_progress: bool,
+}
+
+/// Two results to compare.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct DiffPlan {
+    /// The result to compare with (from --json)
+    #[arg(value_name = "A.json", value_hint = ValueHint::FilePath)]
+    pub(crate) before: PathBuf,
+
+    /// The result to judge
+    #[arg(value_name = "B.json", value_hint = ValueHint::FilePath)]
+    pub(crate) after: PathBuf,
+
+    /// How much worse a figure may be
+    #[arg(long, value_name = "PERCENT", default_value = "5%", value_parser = percent)]
+    pub(crate) threshold: f64,
+}
+
+#[derive(Parser)]
+#[command(
+    name = "echo-load",
+    version,
+    about = "Load generator that checks every byte, for any plain echo server",
+    after_help = "Exit status: 0 fine; 1 wrong or lost echoes; 2 wrong usage; 3 could not \
+                  connect;\n4 incomplete, or with diff worse; 5 output failed. See echo-load(1).",
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    disable_help_subcommand = true
+)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Option<Verb>,
+    #[command(flatten)]
+    load: Load,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Compare two results; the exit status is 4 if the second is worse
+    Diff(DiffPlan),
+}
+
+#[derive(Args)]
+struct Load {
+    /// The server: HOST:PORT, tcp://HOST:PORT or unix:PATH
+    #[arg(value_name = "TARGET", required = true)]
+    target: Option<String>,
+
+    /// What connections do
+    #[arg(long, value_enum, default_value_t = Mode::PingPong)]
+    mode: Mode,
+
+    /// Connections in all
+    #[arg(short, long, value_name = "N", default_value = "1",
+        value_parser = count::<16_777_216>)]
+    connections: u32,
+
+    /// Bytes of a message: 64, 4KiB, 64..4KiB (evenly) or 64:90,16KiB:10 (weights)
+    /// [default: 64; 64KiB for streams]
+    #[arg(short, long, value_name = "SIZE")]
+    size: Option<Sizes>,
+
+    /// Messages in flight per connection, at most [default: 1; 8 for streams]
+    #[arg(long, value_name = "N", value_parser = count::<65_536>)]
+    depth: Option<u32>,
+
+    /// Open loop: send N messages per second in all, on schedule, however slow the answers
+    /// [default: as fast as they come; 10 for idle connections]
+    #[arg(long, value_name = "N", value_parser = rate)]
+    rate: Option<f64>,
+
+    /// How long to measure
+    #[arg(short, long, value_name = "TIME", default_value = "10s", value_parser = duration)]
+    duration: Duration,
+
+    /// How long to run before measuring
+    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = duration_or_zero)]
+    warmup: Duration,
+
+    /// Threads, each with a ring and its share of the connections
+    #[arg(long, value_name = "N", default_value = "1", value_parser = count::<1024>)]
+    threads: u32,
+
+    /// Connect from ADDRESS; repeatable: connections take turns (each has some 28,000 ports)
+    #[arg(long, value_name = "ADDRESS")]
+    source: Vec<IpAddr>,
+
+    /// Do not compare the echoes with what was sent, only count bytes
+    #[arg(long)]
+    no_verify: bool,
+
+    /// How long a connect or an echo may take
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration)]
+    timeout: Duration,
+
+    /// Which share may be missing: of the messages those that were due and never sent, of the
+    /// time what a connection waits for its first echo
+    #[arg(long, value_name = "PERCENT", default_value = "1%", value_parser = share)]
+    tolerance: f64,
+
+    /// Make it an error if the server leaves connections open at the end
+    #[arg(long)]
+    require_close: bool,
+
+    /// Time between reports
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = interval)]
+    interval: Duration,
+
+    /// What bytes and sizes are made from, to repeat a run [default: random]
+    #[arg(long, value_name = "N", value_parser = seed)]
+    seed: Option<u64>,
+
+    #[command(flatten)]
+    output: Output,
+}
+
+/// Reads the arguments of this process. Prints help, version or what is wrong with the usage; then
+/// `Err` holds the exit status.
+pub(crate) fn parse() -> Result<Command, Status> {
+    let parsed = Arguments::try_parse().and_then(|Arguments { verb, load }| match verb {
+        Some(Verb::Diff(plan)) => Ok(Command::Diff(plan)),
+        None => plan(load)
+            .map(|plan| Command::Load(Box::new(plan)))
+            .map_err(|fault| command().error(ErrorKind::ValueValidation, fault)),
+    });
+    parsed.map_err(|error| {
+        let text = error.to_string();
+        if error.use_stderr() {
+            complain(text.trim_end());
+            return Status::Usage;
+        }
+        match print(&text) {
+            Ok(()) => Status::Fine,
+            Err(error) => {
+                complain(&format!("echo-load: cannot write to standard output: {error}"));
+                Status::Output
+            }
+        }
+    })
+}
+
+/// The command line as data: what completions and manual pages are made from.
+pub(crate) fn command() -> clap::Command {
+    Arguments::command()
+}
+
+fn plan(load: Load) -> Result<Plan, String> {
+    let mode = load.mode;
+    let target = Target::parse(&load.target.ok_or("TARGET is missing")?)?;
+    let is_stream = mode == Mode::Stream;
+    let default_size = if is_stream { "64KiB" } else { "64" };
+    let sizes = load.size.map_or_else(|| default_size.parse(), Ok)?;
+    if load.threads > load.connections {
+        return Err(format!(
+            "--threads {} is more than --connections {}: each thread has one at least",
+            load.threads, load.connections
+        ));
+    }
+    if mode == Mode::Churn && load.depth.is_some_and(|depth| depth > 1) {
+        return Err("--mode churn has one message on each connection: --depth is 1".to_owned());
+    }
+    if let Some(source) = load.source.first() {
+        if target.is_unix() {
+            return Err(format!("--source {source} does not go with a Unix socket"));
+        }
+        if let Some(other) = load.source.iter().find(|it| it.is_ipv4() != source.is_ipv4()) {
+            return Err(format!("--source {source} and --source {other} are of two families"));
+        }
+    }
+    if let (Some(hdr), Some(plot)) = (&load.output.hdr, &load.output.plot)
+        && is_same_file(hdr, plot)
+    {
+        return Err(format!("--hdr and --plot are the same file: {}", hdr.display()));
+    }
+    Ok(Plan {
+        target,
+        mode,
+        connections: load.connections,
+        threads: load.threads,
+        sizes,
+        depth: load.depth.unwrap_or(if is_stream { 8 } else { 1 }),
+        rate_per_second: load.rate.or((mode == Mode::Idle).then_some(10.0)),
+        duration: load.duration,
+        warmup: load.warmup,
+        interval: load.interval,
+        timeout: load.timeout,
+        sources: load.source,
+        verify: !load.no_verify,
+        tolerance: load.tolerance,
+        require_close: load.require_close,
+        seed: load.seed.unwrap_or_else(random_seed),
+        output: load.output,
+    })
+}
+
+/// Whether both paths lead to the same place, existing or not.
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    let place = |path: &Path| {
+        path.canonicalize().or_else(|_| {
+            let name = path.file_name().unwrap_or_default();
+            let parent = path.parent().filter(|it| !it.as_os_str().is_empty());
+            parent.unwrap_or(Path::new(".")).canonicalize().map(|it| it.join(name))
+        })
+    };
+    match (place(one), place(other)) {
+        (Ok(one), Ok(other)) => one == other,
+        _ => one == other,
+    }
+}
+
+/// A number that differs from run to run: the standard library's hash keys are random. It has as
+/// many bits as a JSON number holds.
+fn random_seed() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    std::hash::RandomState::new().build_hasher().finish() & SEED_MAX
+}

@@ -1,0 +1,459 @@
+//! The main thread: starts the workers, takes them through the phases, asks what they measured, and
+//! tells the result.
+//!
+//! It never waits for anything without looking at the signals, at least every [`LOOK`].
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use echo_ring::output::{self, complain};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::arguments::Plan;
+use crate::files::Replacement;
+use crate::machine;
+use crate::measure::Measured;
+use crate::orders::{News, Orders, Phase};
+use crate::progress::Progress;
+use crate::reach;
+use crate::result::{Ended, Point, Result};
+use crate::signals::Signals;
+use crate::status::Status;
+use crate::target::Address;
+use crate::worker::{Task, Worker};
+use crate::writer::Writer;
+use crate::{hdr, json, plot, table};
+
+/// How often the main thread looks up from waiting.
+pub(crate) const LOOK: Duration = Duration::from_millis(50);
+
+/// Why there is no result.
+pub(crate) enum Failure {
+    /// The user ended the run before it began.
+    Interrupted,
+    /// Something failed: the exit status, and what is said.
+    Fatal(Status, String),
+}
+
+impl Failure {
+    fn usage(why: impl std::fmt::Display) -> Self {
+        Self::Fatal(Status::Usage, why.to_string())
+    }
+}
+
+type Attempt<T> = std::result::Result<T, Failure>;
+
+/// Runs the plan; returns the exit status.
+pub(crate) fn run(plan: Plan) -> Status {
+    let done = Run::new(plan).and_then(Run::carry_out);
+    match done {
+        Ok(status) => status,
+        Err(Failure::Fatal(status, why)) => {
+            complain(&format!("echo-load: {why}"));
+            status
+        }
+        Err(Failure::Interrupted) => Status::Incomplete,
+    }
+}
+
+struct Run {
+    plan: Arc<Plan>,
+    orders: Arc<Orders>,
+    wakes: Vec<Arc<EventFd>>,
+    /// None before there are workers.
+    news: Option<Receiver<News>>,
+    signals: Signals,
+    origin: Instant,
+    /// When messages were last looked through for those that have waited too long.
+    swept: Instant,
+    progress: Progress,
+    writer: Writer,
+    hdr: Option<hdr::Log>,
+    plot: Option<Replacement>,
+    /// What could not be written, and why.
+    unwritten: Vec<String>,
+    /// As far as it is known.
+    result: Result,
+    /// What became of messages after the measured time.
+    end: Measured,
+    workers_left: usize,
+}
+
+impl Run {
+    /// Finds out, before anything is connected or overwritten, what cannot be had.
+    fn new(plan: Plan) -> Attempt<Self> {
+        let fatal_output = |why| Failure::Fatal(Status::Output, why);
+        output::check().map_err(|error| fatal_output(format!("standard output: {error}")))?;
+        machine::prepare(&plan).map_err(Failure::usage)?;
+        let signals = Signals::new().map_err(Failure::usage)?;
+        let hdr = plan.output.hdr.as_deref().map(|path| {
+            let log = hdr::Log::create(path);
+            log.map_err(|error| Failure::usage(format!("--hdr {}: {error}", path.display())))
+        });
+        let plot = plan.output.plot.as_deref().map(|path| {
+            let file = Replacement::new(path);
+            file.map_err(|error| Failure::usage(format!("--plot {}: {error}", path.display())))
+        });
+        let writer = Writer::start()
+            .map_err(|error| Failure::usage(format!("cannot start a thread: {error}")))?;
+        Ok(Self {
+            progress: Progress::new(&plan),
+            result: Result::new(&plan),
+            end: Measured::new(plan.rate_per_second.is_some()),
+            plan: Arc::new(plan),
+            orders: Arc::default(),
+            wakes: Vec::new(),
+            news: None,
+            signals,
+            origin: Instant::now(),
+            swept: Instant::now(),
+            writer,
+            hdr: hdr.transpose()?,
+            plot: plot.transpose()?,
+            unwritten: Vec::new(),
+            workers_left: 0,
+        })
+    }
+
+    fn carry_out(mut self) -> Attempt<Status> {
+        let ended = self
+            .reach()
+            .and_then(|address| self.employ(&address))
+            .and_then(|()| self.connect())
+            .and_then(|()| self.measure());
+        match ended {
+            Ok(()) => {}
+            Err(Failure::Interrupted) => self.abandon()?,
+            Err(fatal) => {
+                self.progress.clear();
+                return Err(fatal);
+            }
+        }
+        Ok(self.conclude())
+    }
+
+    /// Finds an address to connect to.
+    fn reach(&mut self) -> Attempt<Address> {
+        let addresses = reach::resolve(&self.plan, &mut self.signals)?;
+        let address = reach::choose(&self.plan, addresses, &mut self.signals)?;
+        self.result.address = Some(address.to_string());
+        Ok(address)
+    }
+
+    /// Starts the workers, and waits until each has what it needs.
+    fn employ(&mut self, address: &Address) -> Attempt<()> {
+        let (tell, news) = mpsc::channel();
+        self.news = Some(news);
+        for thread in 0..self.plan.threads {
+            let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+            let wake = Arc::new(EventFd::from_flags(flags).map_err(Failure::usage)?);
+            self.wakes.push(wake.clone());
+            let task = Task {
+                plan: self.plan.clone(),
+                address: address.0.clone(),
+                thread,
+                wake,
+                orders: self.orders.clone(),
+                news: tell.clone(),
+                origin: self.origin,
+            };
+            let broken = tell.clone();
+            let work = move || {
+                let done = Worker::new(task)
+                    .map_err(|unusable| unusable.to_string())
+                    .and_then(|worker| worker.work().map_err(|error| error.to_string()));
+                if let Err(fault) = done {
+                    // If the main thread no longer listens, the run has failed already.
+                    let _ = broken.send(News::Broken(fault));
+                }
+            };
+            thread::Builder::new()
+                .name(format!("load-{thread}"))
+                .spawn(work)
+                .map_err(|error| Failure::usage(format!("cannot start a thread: {error}")))?;
+            self.workers_left += 1;
+        }
+        let mut prepared = 0;
+        while prepared < self.plan.threads {
+            if let Some(News::Prepared) = self.hear(LOOK)? {
+                prepared += 1;
+            }
+            if self.signals.is_interrupted() {
+                return Err(Failure::Interrupted);
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until all connections stand.
+    fn connect(&mut self) -> Attempt<()> {
+        self.orders.set_phase(Phase::Connect);
+        self.wake();
+        let (mut ready, mut connected, mut since) = (0, 0, Instant::now());
+        while ready < self.plan.threads {
+            match self.hear(LOOK)? {
+                Some(News::Ready) => ready += 1,
+                Some(News::Refused(why)) => return Err(self.unconnected(&why)),
+                Some(_) | None => {}
+            }
+            let now_connected = self.orders.connected.load(Ordering::Relaxed);
+            self.progress.connecting(now_connected);
+            if self.signals.is_interrupted() {
+                return Err(Failure::Interrupted);
+            }
+            if now_connected > connected {
+                (connected, since) = (now_connected, Instant::now());
+            } else if since.elapsed() > self.plan.timeout {
+                let seconds = self.plan.timeout.as_secs_f64();
+                let stand = table::counted(connected, "connection");
+                return Err(self.unconnected(&format!("no answer for {seconds} s, {stand} made")));
+            }
+        }
+        self.result.connections_made = self.orders.connected.load(Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn unconnected(&self, why: &str) -> Failure {
+        let place = reach::named(&self.plan.target.text, self.result.address.as_deref());
+        Failure::Fatal(Status::Unconnected, format!("cannot connect to {place}: {why}"))
+    }
+
+    /// The run proper, from the first message to the end of the last connection.
+    fn measure(&mut self) -> Attempt<()> {
+        let mut begin = self.origin.elapsed();
+        let mut ended = None;
+        if self.plan.warmup.is_zero() {
+            self.orders.begin(Phase::Run, begin.as_nanos() as u64);
+            self.wake();
+        } else {
+            self.orders.begin(Phase::WarmUp, begin.as_nanos() as u64);
+            self.wake();
+            self.progress.warming_up(self.plan.warmup);
+            ended = self.pause_until(begin + self.plan.warmup)?;
+            self.orders.set_phase(Phase::Run);
+            self.wake();
+            begin = self.origin.elapsed();
+        }
+        self.result.started_at = SystemTime::now();
+        if let Some(log) = &mut self.hdr {
+            log.begin(self.result.started_at);
+        }
+        let cpu = machine::cpu_time();
+        let end = begin + self.plan.duration;
+        let mut next = begin;
+        self.progress.begin();
+        loop {
+            // Reports that could not be made in time are left out.
+            let late = self.origin.elapsed().saturating_sub(next);
+            let missed = late.as_nanos() / self.plan.interval.as_nanos();
+            let step = self.plan.interval.as_nanos() * (missed + 1);
+            next = end.min(next + Duration::from_nanos(u64::try_from(step).unwrap_or(u64::MAX)));
+            if ended.is_none() {
+                ended = self.pause_until(next)?;
+            }
+            let is_last = ended.is_some() || next >= end;
+            if is_last {
+                // The end of the last interval is that of the run, for every worker.
+                self.orders.set_phase(Phase::Finish);
+            }
+            let measured = self.collect()?;
+            self.report(&measured);
+            if is_last {
+                break;
+            }
+        }
+        self.result.ended = ended.unwrap_or(Ended::OnTime);
+        self.result.cpu = machine::cpu_time().saturating_sub(cpu);
+        self.finish()
+    }
+
+    /// Adds an interval, and shows it to those who watch.
+    fn report(&mut self, measured: &Measured) {
+        let from = self.result.total.elapsed;
+        self.result.total.add_later(measured);
+        let point = Point::new(self.result.total.elapsed, measured);
+        let errors = self.orders.errors.load(Ordering::Relaxed);
+        self.progress.running(&point, errors);
+        if self.plan.output.json_stream {
+            self.writer.print(&json::interval(&point, measured, errors).to_string());
+        }
+        self.log(from, measured);
+        self.result.intervals.push(point);
+    }
+
+    /// Writes to the --hdr file. If that fails, the run goes on without it.
+    fn log(&mut self, from: Duration, measured: &Measured) {
+        let Some(log) = &mut self.hdr else { return };
+        if let Err(error) = log.write(from, measured) {
+            self.hdr = None;
+            self.unwritten.push(format!("cannot write the --hdr file: {error}"));
+        }
+    }
+
+    /// Waits for a moment, or for a reason not to go on.
+    fn pause_until(&mut self, moment: Duration) -> Attempt<Option<Ended>> {
+        loop {
+            let left = moment.saturating_sub(self.origin.elapsed());
+            if left.is_zero() {
+                return Ok(None);
+            }
+            self.sweep();
+            let timeout = PollTimeout::try_from(left.min(self.look()) + Duration::from_millis(1));
+            let timeout = timeout.expect("invariant: a look is shorter than the longest wait");
+            let mut files = [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+            // An error means that it was too short; the clock decides.
+            let _ = poll(&mut files, timeout);
+            if self.signals.is_interrupted() {
+                return Ok(Some(Ended::Interrupted));
+            }
+            if self.orders.live.load(Ordering::Relaxed) == 0 {
+                return Ok(Some(Ended::Lost));
+            }
+            if self.writer.has_failed() {
+                return Ok(Some(Ended::Unread));
+            }
+            // Nothing but bad news comes unasked.
+            self.hear(Duration::ZERO)?;
+        }
+    }
+
+    /// How often to look up: a message that times out is to be seen soon afterwards.
+    fn look(&self) -> Duration {
+        LOOK.min(self.plan.timeout / 8).max(Duration::from_millis(1))
+    }
+
+    /// Has the workers look for messages that have waited for too long, from time to time.
+    fn sweep(&mut self) {
+        let pause = (self.plan.timeout / 16).min(Duration::from_millis(250));
+        if self.swept.elapsed() >= pause {
+            self.swept = Instant::now();
+            self.orders.sweeps.fetch_add(1, Ordering::Release);
+            self.wake();
+        }
+    }
+
+    /// Asks all workers what they measured.
+    fn collect(&mut self) -> Attempt<Measured> {
+        self.orders.ticks.fetch_add(1, Ordering::Release);
+        self.wake();
+        let mut sum = Measured::new(self.plan.rate_per_second.is_some());
+        let mut heard = 0;
+        while heard < self.plan.threads {
+            if let Some(News::Measured(measured)) = self.hear(LOOK)? {
+                sum.add_parallel(&measured);
+                heard += 1;
+            }
+            // The first signal ends the run at its next look, the second at once.
+            self.signals.is_interrupted();
+        }
+        Ok(sum)
+    }
+
+    /// Lets the workers end their connections, and takes what they came to.
+    fn finish(&mut self) -> Attempt<()> {
+        self.progress.finishing();
+        let since = Instant::now();
+        let was_interrupted = self.signals.is_interrupted();
+        while self.workers_left > 0 {
+            self.hear(LOOK)?;
+            let interrupted = self.signals.is_interrupted();
+            if interrupted {
+                self.result.ended = Ended::Interrupted;
+            }
+            if since.elapsed() > self.plan.timeout || interrupted && !was_interrupted {
+                self.orders.set_phase(Phase::Abort);
+                self.wake();
+            }
+        }
+        self.end.elapsed = since.elapsed();
+        let end = std::mem::replace(&mut self.end, Measured::new(false));
+        if !end.felt().is_empty() {
+            self.log(self.result.total.elapsed, &end);
+        }
+        if self.result.total.connected > 0 {
+            self.result.connections_made += self.result.total.connected;
+        }
+        self.result.total.add_end(&end);
+        self.progress.clear();
+        Ok(())
+    }
+
+    /// The user ended the run before the load began.
+    fn abandon(&mut self) -> Attempt<()> {
+        self.orders.set_phase(Phase::Abort);
+        self.wake();
+        while self.workers_left > 0 {
+            self.hear(LOOK)?;
+            self.signals.is_interrupted();
+        }
+        self.result.ended = Ended::Interrupted;
+        self.progress.clear();
+        Ok(())
+    }
+
+    /// The next news, if there are any soon.
+    fn hear(&mut self, timeout: Duration) -> Attempt<Option<News>> {
+        let Some(news) = &self.news else { return Ok(None) };
+        match news.recv_timeout(timeout) {
+            Ok(News::Broken(why)) => Err(Failure::usage(why)),
+            Ok(News::Finished(end, outcome)) => {
+                self.workers_left -= 1;
+                self.end.add_end(&end);
+                self.result.outcome.add(outcome);
+                Ok(None)
+            }
+            Ok(news) => Ok(Some(news)),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => {
+                Err(Failure::usage("all threads of the load have ended"))
+            }
+        }
+    }
+
+    fn wake(&self) {
+        for wake in &self.wakes {
+            // It fails only if it is full of wakes that nobody has read: then one comes anyway.
+            let _ = wake.write(1);
+        }
+    }
+
+    /// Shows the result in all forms that were asked for; returns the exit status.
+    fn conclude(mut self) -> Status {
+        let output = &self.plan.output;
+        if output.json || output.json_stream {
+            self.writer.print(&json::result(&self.plan, &self.result).to_string());
+        } else {
+            self.writer.print(table::table(&self.plan, &self.result).trim_end());
+        }
+        if let (Some(file), Some(path)) = (&mut self.plot, &output.plot) {
+            let drawn = plot::draw(&self.plan, &self.result)
+                .and_then(|picture| Ok(file.write(picture.as_bytes())?));
+            if let Err(fault) = drawn {
+                self.unwritten.push(format!("--plot {}: {fault}", path.display()));
+            }
+        }
+        let written = loop {
+            if let Some(written) = self.writer.finish(LOOK) {
+                break written;
+            }
+            self.signals.is_interrupted();
+        };
+        match written {
+            // Whoever reads no further has what he wants.
+            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+                self.unwritten.push(format!("cannot write to standard output: {error}"));
+            }
+            _ => {}
+        }
+        self.unwritten.iter().for_each(|fault| complain(&format!("echo-load: {fault}")));
+        let problems = self.result.problems(&self.plan);
+        let unwritten = (!self.unwritten.is_empty()).then_some(Status::Output);
+        let statuses = problems.iter().map(|problem| problem.status).chain(unwritten);
+        statuses.min().unwrap_or(Status::Fine)
+    }
+}

@@ -1,0 +1,257 @@
+//! How connections begin and end, and what is said of those that end badly.
+
+use std::io;
+use std::net::SocketAddr;
+
+use echo_core::op::ReceiveEnd;
+use nix::errno::Errno;
+
+use super::{
+    CONNECTING_MAX, Closing, ConnectionId, Fault, Kind, Message, Mode, News, Ordering, Phase,
+    RETRY, SUSPICION, State, Worker,
+};
+use crate::diagnosis::Case;
+
+impl Worker {
+    /// Begins to make the connections that the run starts with.
+    pub(super) fn ramp_up(&mut self) {
+        if self.plan.mode == Mode::Churn {
+            self.tell(News::Ready);
+            return;
+        }
+        for index in 0..self.connections.len().min(CONNECTING_MAX) {
+            self.connect(index);
+        }
+    }
+
+    pub(super) fn connect(&mut self, index: usize) {
+        let number = self.begun * u64::from(self.plan.threads) + u64::from(self.thread);
+        self.begun += 1;
+        let sources = &self.plan.sources;
+        let source = match sources.len() {
+            0 => None,
+            count => Some(SocketAddr::new(sources[(number % count as u64) as usize], 0)),
+        };
+        let connection = &mut self.connections[index];
+        connection.begin(number, self.now);
+        if self.plan.mode == Mode::Churn {
+            connection.started += 1;
+            self.started += 1;
+            connection.in_flight.push_back(Message { end: u64::MAX, started: self.now });
+        }
+        match self.client.connect(index as u32, source) {
+            Ok(id) => {
+                self.connections[index].id = Some(id);
+                self.open += 1;
+                self.connecting += 1;
+            }
+            Err(error) => self.connect_failed(index, &error),
+        }
+    }
+
+    pub(super) fn connected(&mut self, id: ConnectionId) {
+        let index = id.slot() as usize;
+        self.connecting -= 1;
+        self.connections[index].state = State::Open;
+        self.measured.connected += 1;
+        self.orders.connected.fetch_add(1, Ordering::Relaxed);
+        self.client.receive(id);
+        if self.plan.mode == Mode::Churn {
+            // Also when the run is over: the message has been under way since the connect.
+            self.send_the_one(index);
+        } else if self.phase == Phase::Connect {
+            // Places are connected in order: the next is as far on as connects have begun.
+            if (self.begun as usize) < self.connections.len() {
+                self.connect(self.begun as usize);
+            } else if self.connecting == 0 {
+                self.tell(News::Ready);
+            }
+        } else {
+            self.finish(index);
+        }
+    }
+
+    pub(super) fn connect_failed(&mut self, index: usize, error: &io::Error) {
+        let cure = match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::EADDRNOTAVAIL) => {
+                "; the address is not ours or its ports are used up: see --source"
+            }
+            Some(Errno::EMFILE) => "; raise the limit on open files (ulimit -n)",
+            _ => "",
+        };
+        self.not_connected(index, format!("{error}{cure}"));
+    }
+
+    /// A connect has taken longer than the timeout.
+    pub(super) fn give_up_connecting(&mut self, index: usize) {
+        self.connecting -= 1;
+        let id = self.connections[index].id();
+        self.not_connected(index, "no answer within the timeout".to_owned());
+        self.connections[index].state = State::Closing;
+        if self.client.close(id) == Closing::Done {
+            self.closed(index);
+        }
+    }
+
+    /// There is no connection in a place, and `why`. In a churn it tries again, as long as the run
+    /// goes on.
+    fn not_connected(&mut self, index: usize, why: String) {
+        self.connections[index].state = State::Closed;
+        if self.phase == Phase::Connect {
+            self.tell(News::Refused(why));
+            return;
+        }
+        self.outcome.connect_failures += 1;
+        self.outcome.connect_error.get_or_insert(why);
+        self.fail_messages(index, self.timeout());
+        self.connections[index].is_resting = true;
+        // An open loop goes by its schedule, but not within this turn: it might fail for ever.
+        let rest = if self.schedule.is_some() { 0 } else { RETRY };
+        self.retries.push_back((self.now + rest, index));
+    }
+
+    /// Connects in those places whose rest after a failure is over.
+    pub(super) fn connect_again(&mut self) {
+        for _ in 0..self.retries.len() {
+            match self.retries.front() {
+                Some(&(moment, index)) if moment <= self.now => {
+                    self.retries.pop_front();
+                    self.connections[index].is_resting = false;
+                    self.follow(index);
+                }
+                _ => return,
+            }
+        }
+    }
+
+    /// Ends our stream if all of it is sent; the server is to echo the rest and end, too.
+    pub(super) fn finish(&mut self, index: usize) {
+        let connection = &mut self.connections[index];
+        if matches!(connection.state, State::Open) && !self.client.is_sending(connection.id()) {
+            connection.state = State::Finishing;
+            self.client.finish(connection.id());
+        }
+    }
+
+    pub(super) fn receive_ended(&mut self, id: ConnectionId, reason: ReceiveEnd) {
+        let index = id.slot() as usize;
+        let (kind, is_end) = match reason {
+            ReceiveEnd::Stopped | ReceiveEnd::Memory => {
+                self.client.receive(id);
+                return;
+            }
+            ReceiveEnd::NoBuffer => unreachable!("the client waits for buffers by itself"),
+            ReceiveEnd::EndOfStream => (Kind::ClosedEarly, true),
+            ReceiveEnd::Failed(_) => (Kind::Reset, false),
+        };
+        let connection = &self.connections[index];
+        match &connection.state {
+            State::Suspect(_) => self.conclude(index),
+            State::Finishing if is_end && connection.missing() == 0 => {}
+            State::Finishing if is_end => self.report_missing(index, Kind::Truncated),
+            State::Open | State::Finishing => self.report_missing(index, kind),
+            State::Closed | State::Connecting | State::Closing => {
+                unreachable!("{id:?} ended, which is {:?}", connection.state)
+            }
+        }
+        self.close(index);
+    }
+
+    /// Gives a connection up for a fault of its server.
+    pub(super) fn lose(&mut self, index: usize, kind: Kind) {
+        self.report_missing(index, kind);
+        self.close(index);
+    }
+
+    pub(super) fn report_missing(&mut self, index: usize, kind: Kind) {
+        let connection = &self.connections[index];
+        self.orders.errors.fetch_add(1, Ordering::Relaxed);
+        self.outcome.report(Fault {
+            kind,
+            connection: connection.number,
+            offset: connection.received,
+            length: connection.missing(),
+            source: None,
+        });
+    }
+
+    /// Names what is wrong with a suspect.
+    pub(super) fn conclude(&mut self, index: usize) {
+        self.suspects.retain(|&suspect| suspect != index);
+        let connection = &self.connections[index];
+        let State::Suspect(suspicion) = &connection.state else { return };
+        let fault = if self.plan.verify {
+            let case = Case {
+                pattern: self.pattern,
+                connection: connection.number,
+                connections: (self.begun + 1) * u64::from(self.plan.threads),
+                sent: connection.sent,
+                offset: connection.received,
+                tail: &suspicion.tail,
+            };
+            case.diagnose()
+        } else {
+            // Unread, more bytes than were sent can be nothing else.
+            Fault {
+                kind: Kind::Duplicated,
+                connection: connection.number,
+                offset: connection.received,
+                length: suspicion.tail.len() as u64,
+                source: None,
+            }
+        };
+        self.orders.errors.fetch_add(1, Ordering::Relaxed);
+        self.outcome.report(fault);
+    }
+
+    /// Suspects whose stream does not end are judged by what came until now.
+    pub(super) fn look_at_suspects(&mut self) {
+        let mut position = 0;
+        while let Some(&index) = self.suspects.get(position) {
+            let state = &self.connections[index].state;
+            if matches!(state, State::Suspect(it) if self.now - it.since > SUSPICION) {
+                self.conclude(index);
+                self.close(index);
+            } else {
+                position += 1;
+            }
+        }
+    }
+
+    fn close(&mut self, index: usize) {
+        self.fail_messages(index, self.timeout());
+        let connection = &mut self.connections[index];
+        // In a churn the next connection follows; elsewhere one that is lost stays lost.
+        if !matches!(connection.state, State::Finishing) && self.plan.mode != Mode::Churn {
+            self.orders.live.fetch_sub(1, Ordering::Relaxed);
+        }
+        connection.state = State::Closing;
+        let id = connection.id();
+        if self.client.close(id) == Closing::Done {
+            self.closed(index);
+        }
+    }
+
+    /// The place is free.
+    pub(super) fn closed(&mut self, index: usize) {
+        self.open -= 1;
+        self.connections[index].state = State::Closed;
+        self.follow(index);
+    }
+
+    /// In a churn: begins the next connection of a place, if it is time.
+    fn follow(&mut self, index: usize) {
+        let connection = &self.connections[index];
+        let is_free = matches!(connection.state, State::Closed) && !connection.is_resting;
+        if !is_free || !self.phase.sends() || self.plan.mode != Mode::Churn {
+            return;
+        }
+        let is_due = match &self.schedule {
+            Some(schedule) => schedule.due_of(connection.rank) > connection.started,
+            None => true,
+        };
+        if is_due {
+            self.connect(index);
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! echo-load judged from outside: against the real daemon everything must be right, and servers
+//! that are wrong on purpose must be found out, each for what it does.
+//!
+//! `program` runs echo-load, `servers` has the daemon and the wrong servers; the rest are tests,
+//! `client` those of the driver beneath.
+//! Nothing here measures speed. Run it with `cargo test -p echo-load`.
+
+#![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
+
+mod client;
+mod diff;
+mod ends;
+mod faults;
+mod law;
+mod locked;
+mod modes;
+mod names;
+mod open_loop;
+mod outputs;
+mod program;
+mod servers;
+mod signals;
+mod usage;
+mod writing;

@@ -1,0 +1,548 @@
+//! Operations to submission entries, completions to events: [`Kernel`] on a real ring.
+
+mod alternation;
+mod handover;
+mod peer;
+mod receive;
+mod relay;
+mod send;
+#[cfg(test)]
+mod tenants;
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::fmt;
+use std::io;
+use std::mem::{ManuallyDrop, MaybeUninit};
+use std::net;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use io_uring::{cqueue, types};
+use nix::sys::eventfd::EventFd;
+use socket2::SockRef;
+
+use self::alternation::{Alternation, Tries};
+use self::receive::{Rdhup, Receiving};
+use self::relay::Scratch;
+use self::send::{OnWritable, Room, SkipSuccessSend};
+use super::buffers::{BufferRing, BufferStack};
+use super::listening::ListeningSocket;
+use super::prepared::PreparedRing;
+use super::ring::{COMPLETIONS, Ring};
+use super::source;
+use super::spill::{SpillMemory, SpillQueue};
+use super::token::Token;
+use super::unusable::Unusable;
+use echo_core::op::{
+    ConnectionId, Event, Kernel, ListenerId, Op, Shutdown, SizeClass, Source, Timestamp,
+};
+
+/// A multishot receive ends after so many bytes (in whole buffers), so that what one connection can
+/// take of the pool before it is looked at again is bounded: 16 buffers, which is what its queue
+/// may hold. With 64 KiB, messages of 16 KiB cost 1 % more for being armed again and again.
+const MULTISHOT_BYTES_MAX: u32 = 256 << 10;
+
+/// What a stream socket runs over, as far as the kernel treats it differently.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// TCP: connections inherit the options of their listener.
+    Tcp,
+    /// A Unix stream. Connections inherit no option (seen on Linux 6.18). And a multishot receive
+    /// that is armed when bytes and the end of the stream already wait tells the bytes, but never
+    /// the end (seen on Linux 6.18.44, in the family of liburing's issue 1549), so the end is
+    /// watched for by itself.
+    Unix,
+}
+
+const OPEN: &str = "invariant: the core names open connections only";
+
+/// The buffer group of the small buffers.
+pub(super) const SMALL_GROUP: u16 = 0;
+
+/// How a driver is set up.
+pub struct Settings {
+    /// The listening sockets, in the order of their [`ListenerId`]. Shared by all workers.
+    pub listeners: Arc<[ListeningSocket]>,
+    /// Becomes readable when the worker is to turn its loop; the driver empties it.
+    pub wake: Arc<EventFd>,
+    /// Buffers of each class. Small ones: a power of two up to 32768.
+    pub buffers: [u16; 2],
+    /// Bytes of a buffer of each class.
+    pub buffer_sizes: [u32; 2],
+    /// Connections to have room for before a table must grow.
+    pub connections_max: u32,
+    /// Where spilled bytes live, those of all workers.
+    pub memory: Arc<SpillMemory>,
+    /// How long to look for work before sleeping.
+    pub busy_poll: Option<Duration>,
+    /// The moment that is [`Timestamp`] 0.
+    pub origin: Instant,
+}
+
+/// The ring is broken: io_uring_enter(2) failed in a way that no retry cures.
+#[derive(Debug)]
+pub struct DriverError(io::Error);
+
+impl fmt::Display for DriverError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "io_uring_enter(2) fails: {}", self.0)
+    }
+}
+
+/// The socket of a connection. 8 bytes.
+struct Socket {
+    fd: OwnedFd,
+    receiving: Receiving,
+    rdhup: Rdhup,
+    room: Room,
+    /// Whether a send is under way that tells only of its failure.
+    skips_success: bool,
+}
+
+const _: () = assert!(size_of::<Option<Socket>>() == 8);
+
+impl Socket {
+    fn new(fd: OwnedFd, transport: Transport) -> Self {
+        Self {
+            fd,
+            receiving: Receiving::No,
+            rdhup: Rdhup::of(transport),
+            room: Room::Unwatched,
+            skips_success: false,
+        }
+    }
+
+    fn transport(&self) -> Transport {
+        match self.rdhup {
+            Rdhup::Unneeded => Transport::Tcp,
+            Rdhup::Unwatched | Rdhup::Watched | Rdhup::Canceled | Rdhup::Seen => Transport::Unix,
+        }
+    }
+}
+
+/// One worker's ring, with the sockets and the memory its operations use.
+pub struct Driver {
+    // Dropped first: the kernel must let go before the memory goes. See also `Drop`.
+    ring: ManuallyDrop<Ring>,
+    small: ManuallyDrop<BufferRing>,
+    large: ManuallyDrop<BufferStack>,
+    /// The spilled bytes of each slot that has some. No operation points into them.
+    spills: HashMap<u32, SpillQueue>,
+    memory: Arc<SpillMemory>,
+    /// What each slot's socket is polled for room for.
+    on_writable: HashMap<u32, OnWritable>,
+    /// How many bytes each slot that waits for bytes to relay may relay.
+    relay_limits: HashMap<u32, u32>,
+    /// Where relayed bytes are looked at.
+    scratch: Scratch,
+    /// The socket of each slot.
+    sockets: Vec<Option<Socket>>,
+    /// Polls of connections that are gone, by `user_data`: they have been canceled and are to end.
+    /// The slots may be somebody else's by then.
+    left_polls: HashSet<u64>,
+    listeners: Arc<[ListeningSocket]>,
+    /// The accept that is armed on each listener.
+    accepting: Vec<Option<ConnectionId>>,
+    /// Whether connections are told with their source.
+    names_sources: bool,
+    wake: Arc<EventFd>,
+    wake_armed: bool,
+    /// The moments that alarms are set for, the next one last.
+    alarms: Vec<Timestamp>,
+    /// Receives and sends with the kernel: they point into our memory.
+    in_flight: u64,
+    /// Turns that found the completion queue overflowed.
+    overflows: u64,
+    /// Room for the completions of a turn, between the ring and [`Driver::take`].
+    reaped: Box<[MaybeUninit<cqueue::Entry>]>,
+    /// Connections that wait for bulk with a large buffer in hand, longest first; no more than
+    /// there are such buffers.
+    waiting: VecDeque<ConnectionId>,
+    /// Answers that need no kernel, for the next turn.
+    answers: Vec<Event>,
+    /// Sends whose success the kernel does not tell of, in order.
+    skip_success_sends: Vec<SkipSuccessSend>,
+    /// Whether they are waited for.
+    flushes_sends: bool,
+    alternation: Alternation,
+    tries: Tries,
+    /// Whether there were sends since the last turn that are answered as soon as the kernel has
+    /// them.
+    sends_answer: bool,
+    /// Connections that have a socket.
+    open: u32,
+    busy_poll: Option<Duration>,
+    origin: Instant,
+}
+
+impl Driver {
+    /// A driver for the calling thread, which is the only one that may use it.
+    ///
+    /// # Errors
+    /// When io_uring cannot be used, and why.
+    pub fn new(settings: Settings) -> Result<Self, Unusable> {
+        let prepared = PreparedRing::one(settings.buffers[0], settings.buffer_sizes[0])?;
+        Self::with_ring(prepared, settings)
+    }
+
+    /// A driver for the calling thread, on a ring that was made elsewhere with as many buffers as
+    /// `settings` says.
+    ///
+    /// # Errors
+    /// When io_uring cannot be used, and why.
+    pub fn with_ring(prepared: PreparedRing, settings: Settings) -> Result<Self, Unusable> {
+        let PreparedRing { mut ring, small } = prepared;
+        let no_memory = |error| Unusable::Resources { call: "mmap(2)", error };
+        let large = BufferStack::new(settings.buffers[1], settings.buffer_sizes[1]);
+        let large = large.map_err(no_memory)?;
+        ring.seal()?;
+        Ok(Self {
+            ring: ManuallyDrop::new(ring),
+            small: ManuallyDrop::new(small),
+            large: ManuallyDrop::new(large),
+            answers: Vec::new(),
+            skip_success_sends: Vec::new(),
+            flushes_sends: false,
+            alternation: Alternation::new(settings.buffers[0]),
+            tries: Tries::default(),
+            sends_answer: false,
+            open: 0,
+            waiting: VecDeque::new(),
+            spills: HashMap::new(),
+            memory: settings.memory,
+            on_writable: HashMap::new(),
+            relay_limits: HashMap::new(),
+            scratch: Scratch::new().map_err(no_memory)?,
+            sockets: Vec::with_capacity(settings.connections_max as usize),
+            left_polls: HashSet::new(),
+            accepting: vec![None; settings.listeners.len()],
+            names_sources: false,
+            listeners: settings.listeners,
+            wake: settings.wake,
+            wake_armed: false,
+            alarms: Vec::new(),
+            in_flight: 0,
+            overflows: 0,
+            reaped: Box::new_uninit_slice(COMPLETIONS as usize),
+            busy_poll: settings.busy_poll,
+            origin: settings.origin,
+        })
+    }
+
+    fn install(&mut self, connection: ConnectionId, socket: Socket) {
+        let slot = connection.slot() as usize;
+        if slot >= self.sockets.len() {
+            self.sockets.resize_with(slot + 1, || None);
+        }
+        let former = self.sockets[slot].replace(socket);
+        self.open += 1;
+        assert!(former.is_none(), "{connection:?} is given a slot in use");
+    }
+
+    fn carry_out(&mut self, op: Op) {
+        match op {
+            Op::Accept { listener, connection } => self.accept(listener, connection),
+            Op::AcceptWaiting { listener, connection } => {
+                self.accept_waiting(listener, connection);
+            }
+            Op::CloseListener { listener } => self.listeners[usize::from(listener.0)].close(),
+            Op::NameSources => self.names_sources = true,
+            Op::OmitSources => self.names_sources = false,
+            Op::CancelAccept { connection } => self.ring.cancel(Token::Accept(connection)),
+            Op::Receive { connection, class, mode, expectation } => {
+                self.receive(connection, class, mode, expectation);
+            }
+            Op::Relay { connection, when, length_max } => {
+                self.relay(connection, when, Some(length_max));
+            }
+            Op::Discard { connection, when } => self.relay(connection, when, None),
+            Op::CancelReceive { connection } => self.cancel_receive(connection),
+            Op::Send { connection, buffer, length, needs_completion } => {
+                self.send(connection, buffer, length, needs_completion);
+            }
+            Op::FlushSends => self.flushes_sends = !self.skip_success_sends.is_empty(),
+            Op::Spill { connection, buffer, offset, length } => {
+                let bytes = match buffer.class {
+                    SizeClass::Small => self.small.part(buffer.index, offset, length),
+                    SizeClass::Large => self.large.part(buffer.index, offset, length),
+                };
+                let memory = &self.memory;
+                let spill = self.spills.entry(connection.slot());
+                spill.or_insert_with(|| SpillQueue::new(Arc::clone(memory))).push(bytes);
+            }
+            Op::ReleaseSpilled { connection, length } => self.release_spilled(connection, length),
+            Op::SendSpilled { connection } => self.await_room(connection, OnWritable::SendSpilled),
+            Op::SendHeld { connection, buffer, offset, length } => {
+                self.await_room(connection, OnWritable::SendHeld { buffer, offset, length });
+            }
+            Op::CancelSend { connection } => self.cancel_send(connection),
+            Op::Recycle { buffer } => match buffer.class {
+                SizeClass::Small => self.small.recycle(buffer.index),
+                SizeClass::Large => self.large.recycle(buffer.index),
+            },
+            Op::Shutdown { connection, how } => {
+                let how = match how {
+                    Shutdown::Write => net::Shutdown::Write,
+                    Shutdown::Both => net::Shutdown::Both,
+                };
+                // It fails only if the connection is gone already, and then there is nothing left
+                // to shut down.
+                let _ = SockRef::from(&self.socket(connection).fd).shutdown(how);
+            }
+            Op::Probe { connection, silent_s, again } => self.probe(connection, silent_s, again),
+            Op::EndProbe { connection, again } => self.end_probe(connection, again),
+            Op::Close { connection } => self.close(connection),
+            Op::Abort { connection } => {
+                // Closing with a linger time of 0 sends RST. It fails on no socket that can be
+                // accepted.
+                let _ = SockRef::from(&self.socket(connection).fd).set_linger(Some(Duration::ZERO));
+                self.close(connection);
+            }
+        }
+    }
+
+    fn accept(&mut self, listener: ListenerId, connection: ConnectionId) {
+        let index = usize::from(listener.0);
+        let former = self.accepting[index].replace(connection);
+        assert!(former.is_none(), "{listener:?} is accepting already");
+        self.ring.accept(self.listeners[index].socket.as_fd(), Token::Accept(connection));
+    }
+
+    fn accept_waiting(&mut self, listener: ListenerId, connection: ConnectionId) {
+        let index = usize::from(listener.0);
+        assert!(self.accepting[index].is_none(), "{listener:?} is accepting already");
+        let event = match self.listeners[index].accept_waiting() {
+            Ok(fd) => self.let_in(index, connection, fd),
+            Err(error) => {
+                let errno = error.raw_os_error().unwrap_or(libc::EIO);
+                let error = self.listeners[index].accept_error(errno);
+                Event::AcceptFailed { connection, error }
+            }
+        };
+        self.answers.push(event);
+    }
+
+    fn close(&mut self, connection: ConnectionId) {
+        let awaited = self.on_writable.get(&connection.slot());
+        assert!(awaited.is_none(), "{connection:?} is closed while it waits for room");
+        self.spills.remove(&connection.slot());
+        let fd = self.take_socket(connection);
+        self.ring.close(fd);
+    }
+
+    /// Takes the socket out of its slot. Its polls are canceled: each holds the file open, so the
+    /// peer would never see the end.
+    fn take_socket(&mut self, connection: ConnectionId) -> OwnedFd {
+        let socket = self.sockets[connection.slot() as usize].take().expect(OPEN);
+        self.open -= 1;
+        let rdhup = match socket.rdhup {
+            Rdhup::Watched => Some(true),
+            Rdhup::Canceled => Some(false),
+            Rdhup::Unneeded | Rdhup::Unwatched | Rdhup::Seen => None,
+        };
+        let room = match socket.room {
+            Room::Watched => Some(true),
+            Room::Canceled => Some(false),
+            Room::Unwatched => None,
+        };
+        let polls = [(Token::Rdhup(connection), rdhup), (Token::Writable(connection), room)];
+        for (token, armed) in polls {
+            if armed == Some(true) {
+                self.ring.cancel(token);
+            }
+            if armed.is_some() {
+                self.left_polls.insert(token.pack());
+            }
+        }
+        socket.fd
+    }
+
+    /// Whether a completion is of a poll whose connection is gone, and so of no meaning.
+    fn is_left(&mut self, poll: Token, flags: u32) -> bool {
+        if self.left_polls.is_empty() {
+            return false;
+        }
+        if cqueue::more(flags) {
+            self.left_polls.contains(&poll.pack())
+        } else {
+            self.left_polls.remove(&poll.pack())
+        }
+    }
+
+    fn arm_wake(&mut self) {
+        if !std::mem::replace(&mut self.wake_armed, true) {
+            self.ring.poll(self.wake.as_fd(), Token::Wake);
+        }
+    }
+
+    /// Whether there is time left until `deadline`; sees to it that a wait ends then. An alarm that
+    /// turns out to be too early ends a wait in vain, once.
+    fn set_alarm(&mut self, deadline: Timestamp) -> bool {
+        if self.alarms.last().is_some_and(|&next| next <= deadline) {
+            return true;
+        }
+        let Some(left @ 1..) = deadline.0.checked_sub(self.now().0) else { return false };
+        // One millisecond more than the clock's reading tells, or it could go off just before.
+        self.ring.alarm(Duration::from_millis(left + 1), Token::Alarm);
+        self.alarms.push(deadline);
+        true
+    }
+
+    /// Appends what a completion tells the core, if anything. An event is written where it stays:
+    /// handing it up and copying it, in one piece what was written in small ones, makes the
+    /// processor wait (95 instead of 104 ns of our own code an echo).
+    #[inline(always)]
+    fn take(&mut self, token: Token, result: i32, flags: u32, events: &mut Vec<Event>) {
+        match token {
+            Token::Accept(connection) => events.push(self.accepted(connection, result)),
+            Token::Receive(connection, SizeClass::Small) => {
+                self.received_small(connection, result, flags, events);
+            }
+            Token::Receive(connection, SizeClass::Large) => {
+                self.received_large(connection, result, flags, events);
+            }
+            Token::Readable(connection) => self.readable(connection, result, events),
+            poll @ (Token::Rdhup(_) | Token::Writable(_)) if self.is_left(poll, flags) => {}
+            Token::Rdhup(connection) => self.on_rdhup(connection, result),
+            Token::Send(connection) => self.sent(connection, result, events),
+            Token::SkipSuccessSend(connection) => {
+                self.skip_success_send_failed(connection, result, events)
+            }
+            Token::Writable(connection) => self.writable(connection, result, flags, events),
+            Token::Wake => {
+                self.wake_armed = false;
+                // The descriptor does not block; nothing to read means that somebody was quicker to
+                // turn us.
+                let _ = self.wake.read();
+            }
+            Token::Alarm => drop(self.alarms.pop()),
+            Token::Unanswered => {}
+            Token::Connect(connection) => unreachable!("nobody connects as {connection:?}"),
+        }
+    }
+
+    fn accepted(&mut self, connection: ConnectionId, result: i32) -> Event {
+        let listener = self.accepting.iter().position(|&armed| armed == Some(connection));
+        let listener = listener.expect("invariant: an accept is armed until it is answered");
+        self.accepting[listener] = None;
+        if result < 0 {
+            let error = self.listeners[listener].accept_error(-result);
+            return Event::AcceptFailed { connection, error };
+        }
+        // SAFETY: the kernel has just opened this descriptor for this accept; nobody else knows it.
+        let fd = unsafe { OwnedFd::from_raw_fd(result) };
+        self.let_in(listener, connection, fd)
+    }
+
+    /// What to tell of a connection that the listener at this index has brought.
+    fn let_in(&mut self, listener: usize, connection: ConnectionId, fd: OwnedFd) -> Event {
+        let listener = &self.listeners[listener];
+        let source = match self.names_sources.then(|| source::of(fd.as_fd(), listener.transport)) {
+            None => Source::Untold,
+            Some(Ok(source)) => source,
+            // The connection is gone already; its descriptor closes here.
+            Some(Err(error)) => return Event::AcceptFailed { connection, error },
+        };
+        listener.equip(fd.as_fd());
+        self.install(connection, Socket::new(fd, listener.transport));
+        Event::Accepted { connection, source }
+    }
+
+    fn socket(&self, connection: ConnectionId) -> &Socket {
+        self.sockets[connection.slot() as usize].as_ref().expect(OPEN)
+    }
+
+    fn fd(&self, connection: ConnectionId) -> types::Fd {
+        types::Fd(self.socket(connection).fd.as_raw_fd())
+    }
+}
+
+impl Kernel for Driver {
+    type Error = DriverError;
+
+    fn now(&self) -> Timestamp {
+        Timestamp(self.now_us() / 1_000)
+    }
+
+    fn now_us(&self) -> u64 {
+        self.origin.elapsed().as_micros() as u64
+    }
+
+    fn overflows(&self) -> u64 {
+        self.overflows
+    }
+
+    fn source_of(&self, connection: ConnectionId) -> Source {
+        let socket = self.socket(connection);
+        source::of(socket.fd.as_fd(), socket.transport()).unwrap_or(Source::Untold)
+    }
+
+    fn submit(&mut self, ops: &mut Vec<Op>) {
+        for op in ops.drain(..) {
+            self.carry_out(op);
+        }
+    }
+
+    fn turn(
+        &mut self,
+        deadline: Option<Timestamp>,
+        events: &mut Vec<Event>,
+    ) -> Result<(), DriverError> {
+        self.arm_wake();
+        let may_wait = self.answers.is_empty()
+            && !self.flushes_sends
+            && deadline.is_none_or(|deadline| self.set_alarm(deadline));
+        self.submit_tries(may_wait);
+        let waited = match self.busy_poll {
+            Some(spin) if may_wait => self.ring.submit_and_spin(spin),
+            _ if may_wait => self.ring.submit_and_wait(None),
+            _ => self.ring.submit_and_wait(Some(Duration::ZERO)),
+        };
+        events.append(&mut self.answers);
+        let mut reaped = std::mem::take(&mut self.reaped);
+        let completions = self.ring.completions().fill(&mut reaped);
+        self.overflows += u64::from(self.ring.has_overflowed());
+        let idle = completions.is_empty();
+        self.answer_skip_success_sends(completions, events);
+        for completion in &*completions {
+            let token = Token::unpack(completion.user_data());
+            self.take(token, completion.result(), completion.flags(), events);
+        }
+        self.reaped = reaped;
+        self.settle_tries();
+        match waited {
+            Ok(()) => Ok(()),
+            Err(error) => match error.raw_os_error() {
+                Some(libc::ETIME | libc::EINTR) => Ok(()),
+                // The kernel is short of memory or wants its completions reaped first. Nothing is
+                // lost: what was not taken is still queued. If there was nothing to reap either,
+                // give it a moment.
+                Some(libc::EAGAIN | libc::EBUSY | libc::ENOMEM) => {
+                    if idle {
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
+                    Ok(())
+                }
+                _ => Err(DriverError(error)),
+            },
+        }
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        // SAFETY: nothing uses the ring after this, and it is dropped once.
+        unsafe { ManuallyDrop::drop(&mut self.ring) };
+        if self.in_flight > 0 {
+            // The kernel tears a ring down in its own time; until then it may still use the memory.
+            // Keep it: this happens only when a worker gives up, at the end of the process.
+            return;
+        }
+        // SAFETY: no receive and no send is in flight, so the kernel does not touch it; it is
+        // dropped once.
+        unsafe { ManuallyDrop::drop(&mut self.small) };
+        // SAFETY: as for the small buffers.
+        unsafe { ManuallyDrop::drop(&mut self.large) };
+    }
+}

@@ -1,0 +1,127 @@
+//! Is a silent peer still there? The kernel asks when the core says so, once for each probe.
+//!
+//! Left alone, the kernel would ask by timers of its own. Those of minutes are coarse (2 s and
+//! more), so that a crowd that came together is asked in one burst, of which loopback and veth drop
+//! what exceeds `net.core.netdev_max_backlog` (1,000). So keep-alive is on for each TCP connection,
+//! but with times so long that it never acts by itself (`listen` sets them, and connections
+//! inherit them). A probe is made by lowering `TCP_KEEPIDLE` below the present silence: that sets
+//! off the timer at once (`tcp_sock_set_keepidle_locked`, Linux 6.1 to 6.18).
+
+use std::mem::{MaybeUninit, size_of};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
+
+use super::receive::Receiving;
+use super::{Driver, Transport};
+use crate::token::Token;
+use echo_core::op::{ConnectionId, Event, Kernel as _, SizeClass, Timestamp};
+
+/// The longest silence and the longest interval that the kernel takes, in seconds
+/// (`MAX_TCP_KEEPIDLE`).
+const NEVER_S: i32 = 32_767;
+
+/// The most probes that the kernel takes (`MAX_TCP_KEEPCNT`).
+const PROBES_MAX: u32 = 127;
+
+/// Makes the kernel hold its own probes back on a connection of the process before us, whose
+/// listener may have had other options.
+fn hold_probes(connection: BorrowedFd<'_>) {
+    let never = Duration::from_secs(NEVER_S as u64);
+    let options = TcpKeepalive::new().with_time(never).with_interval(never);
+    // It fails on no TCP socket; one that goes on probing by itself is no worse than before.
+    let _ = SockRef::from(&connection).set_tcp_keepalive(&options.with_retries(PROBES_MAX));
+}
+
+impl Driver {
+    /// Makes the kernel send a probe, in the next instant. `again`: the last one was not answered.
+    pub(super) fn probe(&mut self, connection: ConnectionId, silent_s: u16, again: bool) {
+        let socket = self.socket(connection);
+        if socket.transport() == Transport::Unix {
+            return;
+        }
+        let fd = socket.fd.as_raw_fd();
+        if again {
+            // With a user timeout that is shorter than this silence the second probe would be the
+            // end, answered or not (`tcp_keepalive_timer`).
+            set_option(fd, libc::TCP_USER_TIMEOUT, 0);
+        }
+        // Half of it: the kernel may have heard of the peer a little later than we have, and what
+        // an answer sets off is another probe after so long a silence.
+        set_option(fd, libc::TCP_KEEPIDLE, i32::from(silent_s / 2).max(1));
+    }
+
+    /// The end of that: no further probe. Tells when the peer was last heard of.
+    pub(super) fn end_probe(&mut self, connection: ConnectionId, again: bool) {
+        let now = self.now();
+        let socket = self.socket(connection);
+        if socket.transport() == Transport::Unix {
+            return self.answers.push(Event::ProbeEnded { connection, heard: now });
+        }
+        let (fd, receiving) = (socket.fd.as_raw_fd(), socket.receiving);
+        let silent_ms = milliseconds_of_silence(fd);
+        set_option(fd, libc::TCP_KEEPIDLE, NEVER_S);
+        if again && let Some(timeout) = self.user_timeout() {
+            set_option(fd, libc::TCP_USER_TIMEOUT, timeout);
+        }
+        if receiving == Receiving::Small && is_readable(&self.socket(connection).fd) {
+            // A multishot receive that stands at an urgent byte while a signal is pending for this
+            // thread (it is stopped, frozen or traced) takes it for an empty socket and sleeps on
+            // (`tcp_recvmsg_locked`, seen on Linux 6.18). A new one finds the bytes.
+            self.ring.cancel(Token::Receive(connection, SizeClass::Small));
+        }
+        let heard = Timestamp(now.0.saturating_sub(u64::from(silent_ms)));
+        self.answers.push(Event::ProbeEnded { connection, heard });
+    }
+
+    /// Gives a TCP connection of the process before us the options that it would have inherited
+    /// from a listener of ours: that one's may have been others, and it may have been being probed.
+    pub(super) fn hold_imported(&self, connection: BorrowedFd<'_>) {
+        hold_probes(connection);
+        if let Some(timeout) = self.user_timeout() {
+            set_option(connection.as_raw_fd(), libc::TCP_USER_TIMEOUT, timeout);
+        }
+    }
+
+    /// The user timeout of new connections, in milliseconds.
+    fn user_timeout(&self) -> Option<i32> {
+        let listener = self.listeners.iter().find(|it| it.transport == Transport::Tcp)?;
+        let timeout = SockRef::from(&listener.socket).tcp_user_timeout().ok()??;
+        i32::try_from(timeout.as_millis()).ok()
+    }
+}
+
+/// Sets an option of TCP. It fails only if the connection is gone, which the receive tells.
+fn set_option(fd: RawFd, option: i32, value: i32) {
+    let length = size_of::<i32>() as libc::socklen_t;
+    // SAFETY: `value` is an int that lives during the call, and `length` is its size.
+    unsafe {
+        libc::setsockopt(fd, libc::IPPROTO_TCP, option, (&raw const value).cast(), length);
+    }
+}
+
+/// For how long nothing has come from the peer, not even an acknowledgement. 0 if the kernel does
+/// not tell.
+fn milliseconds_of_silence(fd: RawFd) -> u32 {
+    let mut info = MaybeUninit::<libc::tcp_info>::zeroed();
+    let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
+    // SAFETY: `info` has `length` bytes, which the kernel fills at most.
+    unsafe {
+        libc::getsockopt(
+            fd,
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut length,
+        );
+    }
+    // SAFETY: all of it are numbers, and zeroed where the kernel wrote nothing.
+    unsafe { info.assume_init() }.tcpi_last_ack_recv
+}
+
+/// Whether a receive would not have to wait: bytes are there, or the end.
+fn is_readable(socket: &OwnedFd) -> bool {
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+    SockRef::from(socket).recv_with_flags(&mut [MaybeUninit::uninit()], flags).is_ok()
+}

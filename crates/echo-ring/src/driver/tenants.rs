@@ -1,0 +1,72 @@
+//! One slot, tenant after tenant: what the kernel tells late of the last one is not the next one's.
+
+use std::os::unix::net::UnixStream;
+
+use nix::sys::eventfd::EfdFlags;
+
+use super::*;
+use crate::SpillMemory;
+use echo_core::op::{Expectation, ReceiveMode};
+
+fn driver() -> Driver {
+    let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).expect("an eventfd");
+    Driver::new(Settings {
+        listeners: Arc::from([]),
+        wake: Arc::new(wake),
+        memory: SpillMemory::new(1 << 20),
+        buffers: [8, 0],
+        buffer_sizes: [64, 64],
+        connections_max: 1,
+        busy_poll: None,
+        origin: Instant::now(),
+    })
+    .unwrap_or_else(|unusable| panic!("no ring: {unusable}"))
+}
+
+/// A Unix connection of this name whose end is watched for, and its peer.
+fn import(driver: &mut Driver, connection: ConnectionId) -> UnixStream {
+    let (ours, peer) = UnixStream::pair().expect("a pair of sockets");
+    driver.import(connection, OwnedFd::from(ours), &[]);
+    driver.arm_small(connection, ReceiveMode::Multishot, Expectation::Silence);
+    assert_eq!(driver.socket(connection).rdhup, Rdhup::Watched);
+    peer
+}
+
+/// Goal: an RDHUP that is told after its connection was closed changes nothing for the next one in
+/// the slot. Method: say what the kernel says when a poll ends before its cancel is seen.
+#[test]
+fn a_stale_rdhup_does_not_reach_the_next_tenant() {
+    for (result, flags) in [(libc::POLLRDHUP.into(), 0), (-libc::ECANCELED, 0)] {
+        let (mut driver, mut events) = (driver(), Vec::new());
+        let [former, present] = [0, 1].map(|generation| ConnectionId::new(0, generation));
+        let _peers = {
+            let peer = import(&mut driver, former);
+            driver.close(former);
+            [peer, import(&mut driver, present)]
+        };
+        driver.take(Token::Rdhup(former), result, flags, &mut events);
+        assert_eq!(driver.socket(present).rdhup, Rdhup::Watched, "after {result}");
+        assert!(driver.left_polls.is_empty(), "it is waited for no longer");
+        // The present one's own counts.
+        driver.take(Token::Rdhup(present), libc::POLLRDHUP.into(), 0, &mut events);
+        assert_eq!(driver.socket(present).rdhup, Rdhup::Seen);
+        assert_eq!(events, []);
+    }
+}
+
+/// Goal: the same for the poll for room, which may tell more than once; and a slot that is empty
+/// then is no trouble.
+#[test]
+fn stale_news_of_room_are_nobodys() {
+    let more = 1 << 1; // IORING_CQE_F_MORE
+    let (mut driver, mut events) = (driver(), Vec::new());
+    let former = ConnectionId::new(0, 0);
+    let _peer = import(&mut driver, former);
+    driver.socket_mut(former).room = Room::Watched;
+    driver.close(former);
+    for (result, flags) in [(libc::POLLOUT.into(), more), (-libc::ECANCELED, 0)] {
+        driver.take(Token::Writable(former), result, flags, &mut events);
+    }
+    driver.take(Token::Rdhup(former), -libc::ECANCELED, 0, &mut events);
+    assert_eq!((events.len(), driver.left_polls.len()), (0, 0));
+}

@@ -1,0 +1,107 @@
+//! What each error of each operation means. The errors that we expect are named here; the rest is
+//! `Unexpected`.
+
+use echo_core::op::{AcceptError, ConnectionError, ReceiveEnd, SendError};
+
+/// An accept that failed, see accept(2).
+pub(super) fn of_accept(errno: i32) -> AcceptError {
+    match errno {
+        libc::ECANCELED => AcceptError::Canceled,
+        // Linux hands pending network errors of the new socket to accept(2): the peer is gone, the
+        // next one is not. Each of them takes its connection out of the backlog, and nothing else
+        // may stand here: whatever leaves the backlog as it was fails again at once. EPERM and
+        // EACCES are such (a security module refuses before anybody is taken), EAGAIN is (somebody
+        // made the socket non-blocking), EINVAL is (nobody listens any more).
+        libc::ECONNABORTED
+        | libc::EINTR
+        | libc::EPROTO
+        | libc::ENOPROTOOPT
+        | libc::ENETDOWN
+        | libc::EHOSTDOWN
+        | libc::ENONET
+        | libc::EHOSTUNREACH
+        | libc::ENETUNREACH => AcceptError::Aborted,
+        libc::EMFILE => AcceptError::ProcessFiles,
+        libc::ENFILE => AcceptError::SystemFiles,
+        libc::ENOMEM | libc::ENOBUFS => AcceptError::Memory,
+        _ => AcceptError::Unexpected(errno),
+    }
+}
+
+/// A receive that ended with an error, see recv(2). ENOBUFS is io_uring's: the buffer group is
+/// empty.
+pub(super) fn of_receive(errno: i32) -> ReceiveEnd {
+    match errno {
+        libc::ENOBUFS => ReceiveEnd::NoBuffer,
+        libc::ECANCELED | libc::EINTR | libc::EAGAIN => ReceiveEnd::Stopped,
+        libc::ENOMEM => ReceiveEnd::Memory,
+        _ => ReceiveEnd::Failed(of_connection(errno)),
+    }
+}
+
+/// A send that failed, see send(2). EAGAIN is no failure and never comes here.
+pub(super) fn of_send(errno: i32) -> SendError {
+    match errno {
+        libc::ENOMEM | libc::ENOBUFS | libc::EINTR | libc::EAGAIN => SendError::Memory,
+        libc::ECANCELED => SendError::Stopped,
+        _ => SendError::Failed(of_connection(errno)),
+    }
+}
+
+/// How a connection died, by the error of a receive or a send.
+pub(super) fn of_connection(errno: i32) -> ConnectionError {
+    match errno {
+        libc::ECONNRESET
+        | libc::EPIPE
+        | libc::ENOTCONN
+        | libc::ECONNABORTED
+        | libc::ESHUTDOWN
+        | libc::ECONNREFUSED => ConnectionError::Reset,
+        libc::ETIMEDOUT
+        | libc::EHOSTUNREACH
+        | libc::ENETUNREACH
+        | libc::ENETDOWN
+        | libc::EHOSTDOWN
+        | libc::EPERM
+        | libc::EPROTO
+        | libc::ENOPROTOOPT
+        | libc::EACCES => ConnectionError::Unreachable,
+        _ => ConnectionError::Unexpected(errno),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: what can fail again and again, with the backlog as it was, makes the listener back
+    /// off. Method: all errors of accept(2), and those that security modules give.
+    #[test]
+    fn an_accept_that_can_fail_for_ever_is_not_taken_for_a_peer_that_left() {
+        let lasting = [
+            libc::EPERM,
+            libc::EACCES,
+            libc::EAGAIN,
+            libc::EBADF,
+            libc::EFAULT,
+            libc::EINVAL,
+            libc::EMFILE,
+            libc::ENFILE,
+            libc::ENOBUFS,
+            libc::ENOMEM,
+            libc::ENOTSOCK,
+            libc::EOPNOTSUPP,
+            libc::ENOSR,
+            libc::ENOSYS,
+            libc::ESOCKTNOSUPPORT,
+            libc::EPROTONOSUPPORT,
+            libc::ETIMEDOUT,
+        ];
+        for errno in lasting {
+            let error = of_accept(errno);
+            let retried_at_once = matches!(error, AcceptError::Aborted | AcceptError::Canceled);
+            assert!(!retried_at_once, "errno {errno} is {error:?}");
+        }
+        assert_eq!(of_accept(libc::ECONNABORTED), AcceptError::Aborted);
+    }
+}

@@ -1,0 +1,50 @@
+//! Where an accepted connection comes from.
+
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::BorrowedFd;
+
+use socket2::SockRef;
+
+use super::driver::Transport;
+use super::errno;
+use echo_core::op::{AcceptError, Source};
+
+/// The source of `connection`, by getpeername(2); a Unix peer has none.
+///
+/// # Errors
+/// When the peer has reset the connection meanwhile: then it was gone before it was accepted.
+pub(super) fn of(connection: BorrowedFd<'_>, transport: Transport) -> Result<Source, AcceptError> {
+    if transport == Transport::Unix {
+        return Ok(Source::Local);
+    }
+    let peer = SockRef::from(&connection).peer_addr();
+    let peer = peer.map_err(|error| match error.raw_os_error() {
+        Some(libc::ENOTCONN | libc::EINVAL) => AcceptError::Aborted,
+        errno => errno::of_accept(errno.unwrap_or(libc::EIO)),
+    })?;
+    // A vsock or the like has no address to judge by: it is of this machine.
+    Ok(peer.as_socket().map_or(Source::Local, of_address))
+}
+
+fn of_address(address: SocketAddr) -> Source {
+    match address.ip().to_canonical() {
+        IpAddr::V4(address) => Source::Ipv4(address.octets()),
+        IpAddr::V6(address) => Source::Ipv6(address.octets()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: a peer of IPv4 is the same on a listener of IPv4 and on one that takes both.
+    #[test]
+    fn a_mapped_address_is_an_ipv4_address() {
+        for text in ["192.0.2.7:1", "[::ffff:192.0.2.7]:1"] {
+            let address = text.parse().expect("an address");
+            assert_eq!(of_address(address), Source::Ipv4([192, 0, 2, 7]));
+        }
+        let address = "[2001:db8::7]:1".parse().expect("an address");
+        assert!(matches!(of_address(address), Source::Ipv6([0x20, 1, 0xd, 0xb8, ..])));
+    }
+}
