@@ -4,12 +4,12 @@
 //! signal, a worker or the clock wants something; so it may block on the service manager or the log
 //! without anybody noticing.
 
+mod admission_policy;
 mod job;
 mod next_version;
 mod report;
 mod request;
 mod restart;
-mod rules;
 mod service;
 mod terminal;
 mod view;

@@ -4,6 +4,7 @@
 use std::os::fd::AsFd;
 use std::time::Duration;
 
+use echo_core::command::Command;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{Failure, Service, Stage, warn_of_places};
@@ -13,7 +14,6 @@ use crate::daemon::workers::{self, Worker};
 use crate::daemon::{load, report, target};
 use crate::listen;
 use crate::logging::events;
-use crate::worker::Order;
 use echo_ring::Transport;
 
 /// How long a reload waits for workers in the middle of a long turn. A worker that takes longer
@@ -127,10 +127,10 @@ impl Service<'_> {
         plan.memory.set_limit(config.limits.stalled_memory);
         for (index, worker) in self.workers.iter().enumerate() {
             let runtime_limits = workers::runtime_limits(config, places, self.workers.len(), index);
-            worker.post(Order::Reconfigure(Box::new(runtime_limits)));
+            worker.post(Command::Reconfigure(Box::new(runtime_limits)));
         }
         // So that the new limits hold when the service manager hears that we are ready.
-        let is_told = |_, worker: &Worker| !worker.shared.has_orders();
+        let is_told = |_, worker: &Worker| !worker.shared.has_commands();
         workers::wait_for(&self.workers, WORKERS_TIMEOUT, is_told);
     }
 }

@@ -36,7 +36,7 @@ pub(crate) fn run(seed: u64, saboteur: Saboteur, lines: usize) -> Result<History
     match caught(|| history.run()) {
         Ok(()) => Ok(history),
         Err(words) => {
-            let (story, turn) = (history.kernel.trace.tail(lines), history.turns);
+            let (story, turn) = (history.kernel.kernel.trace.tail(lines), history.turns);
             let story =
                 format!("{story}{:#?}\n{words}\nseed {seed}, turn {turn}", history.scenario());
             Err(Failure { words, story })
