@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use echo_core::admission::Unlimited;
 use echo_core::command::Command;
 use echo_core::fullness::Fullness;
+use echo_core::limits::SWEEP_SLOTS_MAX;
 use echo_core::op::{BufferPlan, Timestamp};
 use echo_core::parameters::{Deferral, Parameters, RuntimeLimits};
 use echo_core::stats::Stats;
@@ -127,6 +128,7 @@ impl Service {
             buffers: BUFFERS,
             multishot,
             deferral: Deferral::default(),
+            sweep_slots_max: SWEEP_SLOTS_MAX,
             linger_timeout: 5_000,
             limiter: Arc::new(Unlimited),
             budget: memory,

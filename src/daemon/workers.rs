@@ -140,6 +140,7 @@ impl Plan<'_> {
             buffers: self.buffers(),
             multishot: self.features.bounded_multishot_receive,
             deferral: Deferral::default(),
+            sweep_slots_max: limits::SWEEP_SLOTS_MAX,
             linger_timeout: limits::LINGER_MS,
             limiter: Arc::clone(&self.limiter) as Arc<dyn Limiter>,
             budget: Arc::clone(&self.memory) as Arc<dyn Budget>,

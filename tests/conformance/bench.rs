@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use echo_core::admission::Unlimited;
 use echo_core::fullness::Fullness;
+use echo_core::limits::SWEEP_SLOTS_MAX;
 use echo_core::op::Budget;
 use echo_core::op::{
     BufferId, ConnectionId, Event, Expectation, Kernel, ListenerId, Op, PeerAddr, ReceiveEnd,
@@ -60,6 +61,7 @@ pub(crate) fn parameters(
         buffers: ROOMY.buffers,
         multishot: mode == ReceiveMode::Multishot,
         deferral: Deferral { turns_per_period: 8, chunks_per_turn: 0 },
+        sweep_slots_max: SWEEP_SLOTS_MAX,
         linger_timeout: 5_000,
         limiter: Arc::new(Unlimited),
         budget,

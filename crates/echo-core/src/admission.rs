@@ -9,12 +9,12 @@ mod limiter;
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::ops::Range;
 
 pub use access_list::{AccessList, IpSet};
 pub use limiter::{Limiter, SourceKey, SourceLimits, SourceTable, Unlimited};
 
 use crate::id::{ConnectionId, Timestamp};
-use crate::limits;
 use crate::op::Op;
 use crate::peer::PeerAddr;
 use crate::reason::RefuseReason;
@@ -102,11 +102,11 @@ impl Admission {
         Ok(())
     }
 
-    /// The next slots, below `slots`, whose connections may have to be counted after a change of
-    /// the policy; some of them in each turn.
-    pub(crate) fn next_to_recount(&mut self, slots: usize) -> core::ops::Range<usize> {
+    /// The next slots, below `slots` and at most `most`, whose connections may have to be counted
+    /// after a change of the policy.
+    pub(crate) fn next_to_recount(&mut self, slots: usize, most: usize) -> Range<usize> {
         let Some(from) = self.recounted else { return 0..0 };
-        let to = slots.min(from + limits::SWEEP_SLOTS_MAX);
+        let to = slots.min(from + most);
         self.recounted = (to < slots).then_some(to);
         from..to
     }

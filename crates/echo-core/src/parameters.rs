@@ -19,6 +19,9 @@ pub struct Parameters {
     pub multishot: bool,
     /// When small receives are deferred.
     pub deferral: Deferral,
+    /// Slots that one turn visits at most where all of them are to be visited:
+    /// [`limits::SWEEP_SLOTS_MAX`], but in simulation.
+    pub sweep_slots_max: usize,
     /// Milliseconds a peer has to answer our FIN with its own.
     pub linger_timeout: u64,
     /// Where connections are counted by source, over all workers.

@@ -118,6 +118,10 @@ impl Wheel {
     pub fn expired(&mut self, now: Timestamp) -> Option<u32> {
         let (moment, first) = self.origin;
         let tick = first + now.0.saturating_sub(moment) / self.tick_ms;
+        // A wheel that is whole turns behind skips them. All its timers have fired, before and
+        // after that; but one that is set again would go round once for each turn.
+        let turns_behind = tick.saturating_sub(self.done) / BUCKETS as u64;
+        self.done += turns_behind.saturating_sub(1) * BUCKETS as u64;
         while self.done < tick {
             match self.next_tick() {
                 Some(due) if due <= tick => {
@@ -238,6 +242,25 @@ mod tests {
         (0..600).for_each(|slot| wheel.set(slot, Timestamp(u64::from(slot))));
         assert_eq!(drain(&mut wheel, 10_000_000), (0..600).collect::<Vec<_>>());
         assert_eq!(drain(&mut wheel, 20_000_000), [0_u32; 0]);
+    }
+
+    /// Goal: after a long pause a timer that is set again and again reaches the present at once, and
+    /// nothing that was due is passed over.
+    #[test]
+    fn a_wheel_far_behind_catches_up_in_a_few_steps() {
+        let now = Timestamp(1 << 40);
+        let mut wheel = Wheel::new(Timestamp(0), 10, 0);
+        (0..20).for_each(|slot| wheel.set(slot, Timestamp(100 * u64::from(slot))));
+        let mut fired = Vec::new();
+        while let Some(slot) = wheel.expired(now) {
+            fired.push(slot);
+            wheel.set(slot, now.plus(60_000));
+            assert!(fired.len() <= 80, "timers go round and round");
+        }
+        fired.sort_unstable();
+        fired.dedup();
+        assert_eq!(fired, (0..20).collect::<Vec<_>>());
+        assert!(wheel.deadline().is_some_and(|next| next > now));
     }
 
     /// Against the obvious model: a list of (slot, tick).

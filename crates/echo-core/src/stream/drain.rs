@@ -7,7 +7,6 @@ use super::connection::Connection;
 use super::resources::Context;
 use crate::id::Timestamp;
 use crate::kernel::Wake;
-use crate::limits;
 
 /// What every connection is made to do.
 pub(crate) type Act = fn(&mut Connection, &mut Context<'_>);
@@ -58,12 +57,13 @@ impl Drain {
     }
 
     /// Goes on: which of so many slots are to be visited now, and what their connections are to do.
-    /// Not all of them in one turn, or a worker with a million connections would look hung.
+    /// At most `most` of them, or a worker with a million connections would look hung.
     /// `linger` is how long a peer has to answer our FIN, in milliseconds.
     pub(crate) fn advance(
         &mut self,
         now: Timestamp,
         slots: usize,
+        most: usize,
         linger: u64,
     ) -> Option<(Range<usize>, Act)> {
         match *self {
@@ -98,7 +98,7 @@ impl Drain {
             Self::QuiesceOverdue { swept, .. } => (swept, Connection::on_quiesce_deadline),
         };
         let from = *swept;
-        *swept = slots.min(from + limits::SWEEP_SLOTS_MAX);
+        *swept = slots.min(from + most);
         Some((from..*swept, act))
     }
 

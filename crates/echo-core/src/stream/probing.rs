@@ -208,12 +208,13 @@ impl Probing {
     }
 
     /// Probes as many of those in the queue as a burst may hold. A queue that is not wanted any
-    /// more is emptied by and by. `retime` is told of each slot whose deadline has changed.
+    /// more is emptied by and by, with so many looks in a turn. `retime` is told of each slot whose deadline has changed.
     pub(crate) fn send_burst(
         &mut self,
         now: Timestamp,
         slots: &[Connection],
         keepalive: Option<Keepalive>,
+        looks_max: usize,
         ops: &mut Vec<Op>,
         mut retime: impl FnMut(&Self, u32),
     ) {
@@ -222,7 +223,7 @@ impl Probing {
         }
         let mut left = keepalive.map_or(limits::PROBES_PER_BURST, |keepalive| keepalive.burst);
         // Those that have ended since, or were heard of, cost a look each.
-        let mut looks = limits::SWEEP_SLOTS_MAX;
+        let mut looks = looks_max;
         while left > 0
             && looks > 0
             && let Some(id) = self.queue.pop_front()

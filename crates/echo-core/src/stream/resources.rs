@@ -282,6 +282,7 @@ pub(crate) mod tests {
     use crate::budget::Budget;
     use crate::buffer_pool::BufferPlan;
     use crate::fullness::Fullness;
+    use crate::limits;
     use crate::parameters::{Deferral, Parameters, RuntimeLimits};
 
     /// A small core without limits but its capacity: what the unit tests begin with.
@@ -291,6 +292,7 @@ pub(crate) mod tests {
             buffers: BufferPlan::new([8, 0], [8, 64]),
             multishot: false,
             deferral: Deferral::default(),
+            sweep_slots_max: limits::SWEEP_SLOTS_MAX,
             linger_timeout: 100,
             limiter: Arc::new(Unlimited),
             budget: Arc::new(Blocks::of(8, 0)),

@@ -20,7 +20,6 @@ use crate::admission::Admission;
 use crate::fullness;
 use crate::id::{BufferId, ConnectionId, ListenerId, Timestamp};
 use crate::kernel::{Kernel, Wake};
-use crate::limits;
 use crate::op::{Event, Expectation, Op, TransferState, When};
 use crate::parameters::{Keepalive, Parameters, RuntimeLimits};
 use crate::peer::PeerAddr;
@@ -310,7 +309,8 @@ impl Server {
         self.send_probes(now, ops);
         self.advance_retiming(now, ops);
         let linger = self.resources.parameters.linger_timeout;
-        if let Some((slots, act)) = self.drain.advance(now, self.slots.len(), linger) {
+        if let Some((slots, act)) = self.drain.advance(now, self.slots.len(), self.sweep(), linger)
+        {
             for slot in slots {
                 self.with(now, self.name_of(slot), ops, act);
             }
@@ -321,7 +321,7 @@ impl Server {
     /// Ends connections whose deadline has passed. What is left follows in the next turn, at once.
     fn expire(&mut self, now: Timestamp, ops: &mut Vec<Op>) {
         if self.pause.is_over(now, self.wheel.deadline()) {
-            for _ in 0..limits::SWEEP_SLOTS_MAX {
+            for _ in 0..self.sweep() {
                 let Some(slot) = self.wheel.expired(now) else { break };
                 self.on_timer(now, slot, ops);
             }
@@ -332,7 +332,7 @@ impl Server {
     /// them.
     fn advance_retiming(&mut self, now: Timestamp, ops: &mut Vec<Op>) {
         let Some(from) = self.retimed else { return };
-        let to = self.slots.len().min(from + limits::SWEEP_SLOTS_MAX);
+        let to = self.slots.len().min(from + self.sweep());
         for slot in from..to {
             self.on_timer(now, slot as u32, ops);
         }
@@ -366,6 +366,11 @@ impl Server {
         }
     }
 
+    /// Slots that a turn visits at most, of all.
+    fn sweep(&self) -> usize {
+        self.resources.parameters.sweep_slots_max
+    }
+
     /// How silent peers are probed; a handover probes none.
     fn keepalive(&self) -> Option<Keepalive> {
         let keepalive = self.resources.parameters.runtime_limits.keepalive;
@@ -373,9 +378,9 @@ impl Server {
     }
 
     fn send_probes(&mut self, now: Timestamp, ops: &mut Vec<Op>) {
-        let keepalive = self.keepalive();
+        let (keepalive, looks) = (self.keepalive(), self.sweep());
         let (slots, resources, wheel) = (&self.slots, &self.resources, &mut self.wheel);
-        self.probing.send_burst(now, slots, keepalive, ops, |probing, slot| {
+        self.probing.send_burst(now, slots, keepalive, looks, ops, |probing, slot| {
             let connection = &slots[slot as usize];
             let deadline = connection.deadline(resources, now);
             let probe = probing.deadline(now, slot, connection, keepalive);
@@ -416,7 +421,7 @@ impl Server {
     fn serve_waiting(&mut self, now: Timestamp, ops: &mut Vec<Op>) {
         let pool = &self.resources.pool;
         let mut free = match pool.is_withheld() {
-            true => limits::SWEEP_SLOTS_MAX as u32,
+            true => self.sweep() as u32,
             false => pool.free_small(),
         };
         while free > 0
@@ -604,7 +609,7 @@ impl Server {
     /// Counts connections that were opened while no source was counted, if a change of the policy
     /// has it that they count; some of them in each turn.
     pub(crate) fn recount<K: Kernel>(&mut self, now: Timestamp, kernel: &K) {
-        for slot in self.admission.next_to_recount(self.slots.len()) {
+        for slot in self.admission.next_to_recount(self.slots.len(), self.sweep()) {
             let phase = self.slots[slot].phase();
             let is_open = phase.is_connection() || phase == Phase::WaitingForCapacity;
             if is_open && self.admission.is_uncounted(slot as u32) {

@@ -480,6 +480,11 @@ impl Audit {
         open.map(|(connection, _)| *connection).collect()
     }
 
+    /// Whether a drain has been asked for.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining
+    }
+
     /// How many connections are open for the core.
     pub(crate) fn open_count(&self) -> usize {
         self.tenants.iter().filter(|(_, tenant)| matches!(tenant, Tenant::Open(_))).count()

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use echo_core::fullness::Fullness;
+use echo_core::limits::SWEEP_SLOTS_MAX;
 use echo_core::op::{BufferPlan, ConnectionError};
 use echo_core::parameters::{Deferral, Parameters, RuntimeLimits};
 
@@ -85,6 +86,7 @@ impl World {
             buffers: BufferPlan::new([self.buffers, 0], [2, 4]),
             multishot,
             deferral: Deferral::default(),
+            sweep_slots_max: SWEEP_SLOTS_MAX,
             linger_timeout: 1_000,
             limiter: limiter.clone(),
             budget: budget.clone(),

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use echo_core::admission::{AccessList, AdmissionPolicy, IpSet, SourceLimits};
 use echo_core::command::Command;
 use echo_core::fullness::Fullness;
-use echo_core::limits::QUEUE_CHUNKS_MAX;
+use echo_core::limits::{QUEUE_CHUNKS_MAX, SWEEP_SLOTS_MAX};
 use echo_core::op::{BufferPlan, ConnectionId, Kernel, ListenerId, Timestamp, TransferState, Wake};
 use echo_core::parameters::{Deferral, Keepalive, Parameters, RuntimeLimits};
 use echo_core::reason::CloseReason;
@@ -135,6 +135,7 @@ impl Scenario {
                 turns_per_period: [1, 3, 256][choice.below(3)],
                 chunks_per_turn: [0, 1, 6][choice.below(3)],
             },
+            sweep_slots_max: [1, 2, SWEEP_SLOTS_MAX][choice.below(3)],
             linger_timeout: [100, 5_000][choice.below(2)],
             limiter: limiter.clone(),
             budget: budget.clone(),
@@ -182,13 +183,17 @@ impl Scenario {
             listeners_end: choice.below(2) == 0,
             reconfigurations: Vec::new(),
         };
+        if scenario.new_policy.is_some() {
+            // The model counts open connections by a new policy at once, and not some in each turn.
+            scenario.parameters.sweep_slots_max = SWEEP_SLOTS_MAX;
+        }
         scenario.reconfigurations = draw_reconfigurations(choice, scenario.stayers_are_ended);
         scenario
     }
 }
 
 /// Blocks of memory for all that is spilled.
-fn draw_budget_limit(choice: &mut Choice) -> u64 {
+pub(crate) fn draw_budget_limit(choice: &mut Choice) -> u64 {
     [0, 1, 3, 15, 100, 100_000][choice.below(6)]
 }
 
@@ -243,7 +248,7 @@ fn draw_handovers(choice: &mut Choice) -> Vec<Handover> {
 }
 
 /// Which connections are admitted; all, in half of the histories.
-fn draw_policy(choice: &mut Choice) -> AdmissionPolicy {
+pub(crate) fn draw_policy(choice: &mut Choice) -> AdmissionPolicy {
     if choice.below(2) == 0 {
         return AdmissionPolicy::default();
     }
@@ -273,7 +278,7 @@ fn draw_new_policy(choice: &mut Choice, rate: Option<u32>) -> (usize, Arc<Admiss
     (choice.below(150), Arc::new(policy))
 }
 
-fn draw_faults(choice: &mut Choice) -> Faults {
+pub(crate) fn draw_faults(choice: &mut Choice) -> Faults {
     // A history in which everything goes wrong all the time tests little: half of the faults are
     // off in each.
     let mut draw = |most: usize| match choice.below(2) {
@@ -650,10 +655,7 @@ impl History {
     }
 
     fn check_rest(&mut self) {
-        // What was submitted last has been handed to the kernel, and leads to nothing.
-        let Ok(()) = self.kernel.turn(Wake::Now, &mut Vec::new());
-        let (audit, fake) = (&self.kernel.audit, &self.kernel.kernel);
-        audit.quiescent();
+        check_end(&mut self.kernel, &self.peers);
         self.check_ended_listeners();
         let mut stats = self.worker.stats();
         stats.add(&self.before);
@@ -667,23 +669,32 @@ impl History {
         assert_eq!(stats.traffic.taken_over, handed_over, "rest: connections handed over");
         let ended = stats.traffic.closed_total() - handed_over + stats.traffic.refused_total();
         assert_eq!(stats.traffic.accepted, ended, "rest: connections");
-        let (home, total) = fake.buffers_home_and_total();
-        assert_eq!(home, total, "rest: a buffer is missing");
-        assert_eq!(fake.spilled_bytes(), 0, "rest: bytes are spilled");
         assert_eq!(self.scenario.budget.taken(), 0, "rest: memory is taken");
-        assert_eq!(fake.connections_and_accepts(), (0, 0), "rest: connections, accepts");
-        for peer in &fake.peers {
-            let Some(name) = peer.named else { continue };
-            if !audit.is_complete(name) || !self.peers.is_owed(peer.id) || peer.broken {
-                continue;
-            }
-            let whole = peer.read + peer.outbound() == peer.written && peer.server_finished;
-            assert!(whole && !peer.server_reset, "liveness: not all came back: {peer:?}");
-        }
     }
 
     fn left(&self) -> String {
         let open: Vec<_> = self.kernel.kernel.peers.iter().filter(|peer| !peer.is_over()).collect();
         format!("{} connections are open, {open:?}", self.kernel.audit.open_count())
+    }
+}
+
+/// What must be true of a worker's world when the worker has drained: nothing is left in any hand,
+/// and every peer that is owed all of its bytes has them.
+pub(crate) fn check_end(kernel: &mut Audited, peers: &Peers) {
+    // What was submitted last has been handed to the kernel, and leads to nothing.
+    let Ok(()) = kernel.turn(Wake::Now, &mut Vec::new());
+    let (audit, fake) = (&kernel.audit, &kernel.kernel);
+    audit.quiescent();
+    let (home, total) = fake.buffers_home_and_total();
+    assert_eq!(home, total, "rest: a buffer is missing");
+    assert_eq!(fake.spilled_bytes(), 0, "rest: bytes are spilled");
+    assert_eq!(fake.connections_and_accepts(), (0, 0), "rest: connections, accepts");
+    for peer in &fake.peers {
+        let Some(name) = peer.named else { continue };
+        if !audit.is_complete(name) || !peers.is_owed(peer.id) || peer.broken {
+            continue;
+        }
+        let whole = peer.read + peer.outbound() == peer.written && peer.server_finished;
+        assert!(whole && !peer.server_reset, "liveness: not all came back: {peer:?}");
     }
 }

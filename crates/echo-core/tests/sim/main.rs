@@ -20,3 +20,4 @@ mod saboteur;
 mod swarm;
 mod taken_back;
 mod timers;
+mod two_workers;

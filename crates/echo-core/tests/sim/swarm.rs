@@ -17,7 +17,7 @@ const SEEDS: u64 = 40_000;
 /// So many seeds must meet everything that can be met.
 const SEEDS_THAT_MEET_ALL: u64 = 10_000;
 
-fn from_environment(name: &str) -> Option<u64> {
+pub(crate) fn from_environment(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
     Some(text.parse().unwrap_or_else(|_| panic!("{name} is a number, not {text:?}")))
 }

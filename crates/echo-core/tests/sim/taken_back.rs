@@ -76,6 +76,7 @@ impl World {
             buffers,
             multishot: true,
             deferral: Deferral::default(),
+            sweep_slots_max: limits::SWEEP_SLOTS_MAX,
             linger_timeout: LINGER,
             limiter: Arc::new(FakeLimiter::new()),
             budget: budget.clone(),

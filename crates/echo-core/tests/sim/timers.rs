@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use echo_core::admission::Unlimited;
 use echo_core::fullness::Fullness;
+use echo_core::limits::SWEEP_SLOTS_MAX;
 use echo_core::op::{BufferPlan, ConnectionId, Event, Kernel, ListenerId, Op, PeerAddr, Wake};
 use echo_core::parameters::{Deferral, Parameters, RuntimeLimits};
 use echo_core::worker::Worker;
@@ -87,6 +88,7 @@ impl World {
             buffers,
             multishot: true,
             deferral: Deferral::default(),
+            sweep_slots_max: SWEEP_SLOTS_MAX,
             linger_timeout: 5_000,
             limiter: Arc::new(Unlimited),
             fullness: Arc::new(Fullness::new(1)),

@@ -4,6 +4,7 @@ use alloc::vec::Vec;
 
 use super::*;
 use crate::fullness::Fullness;
+use crate::limits;
 use crate::reason::{AcceptError, ReceiveEnd};
 use crate::stream::resources::tests::small;
 

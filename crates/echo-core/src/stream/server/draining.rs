@@ -3,6 +3,7 @@
 use alloc::vec::Vec;
 
 use super::*;
+use crate::limits;
 use crate::op::Shutdown;
 use crate::stream::resources::tests::small;
 

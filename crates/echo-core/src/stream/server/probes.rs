@@ -2,6 +2,7 @@
 //! the network never sees a burst that it would drop.
 
 use super::*;
+use crate::limits;
 use alloc::vec;
 
 use crate::id::SizeClass;

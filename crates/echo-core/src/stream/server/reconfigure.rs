@@ -1,6 +1,7 @@
 //! What a change of limits and timeouts means for connections that are open, and for those to come.
 
 use super::*;
+use crate::limits;
 use crate::op::Shutdown;
 use crate::reason::AcceptError;
 use crate::stream::resources::tests::small;
