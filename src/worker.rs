@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, TryLockError};
 
 use echo_core::command::Command;
-use echo_core::op::Kernel;
+use echo_core::kernel::Kernel;
 use echo_core::stats::{Stats, Traffic};
 use echo_core::worker::{Status, Worker};
 

@@ -14,6 +14,8 @@ mod source;
 #[path = "tidy/words.rs"]
 mod words;
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use source::{Source, tree};
 
 /// What each module of the daemon may name of the others, and of the crates below it. Arrows point
@@ -133,13 +135,69 @@ fn seam(source: &Source) -> Vec<String> {
         return Vec::new();
     }
     let paths = source.code.paths("echo_core").into_iter();
-    let foreign = paths
-        .filter(|(_, path)| !["op", "buffer_offer"].contains(&path.split("::").next().unwrap()));
+    let foreign = paths.filter(|(_, path)| {
+        !["op", "kernel", "buffer_offer"].contains(&path.split("::").next().unwrap())
+    });
     foreign
         .map(|(line, _)| {
-            source.fault(line, "of the core, op and buffer_offer alone are known here")
+            source.fault(line, "of the core, op, kernel and buffer_offer alone are known here")
         })
         .collect()
+}
+
+/// Which modules each module of each package names, by package. A module with a folder of its own is
+/// one with it; the modules of `stream` in the core are told apart.
+fn graph(sources: &[Source]) -> BTreeMap<(String, String), BTreeSet<String>> {
+    let mut graph: BTreeMap<(String, String), BTreeSet<String>> = BTreeMap::new();
+    for source in sources {
+        let node = source.node();
+        let inner = node.strip_prefix("stream::");
+        let mut named: Vec<String> =
+            source.code.paths("crate").into_iter().map(|(_, path)| path).collect();
+        if source.top_level && inner.is_none() {
+            named.extend(source.code.paths("super").into_iter().map(|(_, path)| path));
+        }
+        if inner.is_some() {
+            let siblings = source.code.paths("super").into_iter();
+            named.extend(siblings.map(|(_, path)| format!("stream::{path}")));
+        }
+        let targets = named.iter().map(|path| {
+            let parts: Vec<&str> = path.split("::").filter(|part| !part.is_empty()).collect();
+            if parts[0] == "stream" && parts.len() > 1 {
+                format!("stream::{}", parts[1])
+            } else {
+                parts[0].to_owned()
+            }
+        });
+        let targets = targets.filter(|target| *target != node).collect::<Vec<_>>();
+        graph.entry((source.package.clone(), node)).or_default().extend(targets);
+    }
+    graph
+}
+
+/// Modules that name each other, directly or by way of others.
+fn circles(sources: &[Source]) -> Vec<String> {
+    let graph = graph(sources);
+    let mut faults = Vec::new();
+    for (package, start) in graph.keys() {
+        let mut reached = BTreeSet::new();
+        let mut next = vec![start.clone()];
+        while let Some(module) = next.pop() {
+            for target in graph.get(&(package.clone(), module)).into_iter().flatten() {
+                if reached.insert(target.clone()) {
+                    next.push(target.clone());
+                }
+            }
+        }
+        if reached.contains(start) {
+            let back = graph.iter().filter(|((of, module), targets)| {
+                of == package && targets.contains(start) && reached.contains(module)
+            });
+            let back: Vec<&str> = back.map(|((_, module), _)| module.as_str()).collect();
+            faults.push(format!("{package}: {start} is named by what it names: {back:?}"));
+        }
+    }
+    faults
 }
 
 fn crates(source: &Source) -> Vec<String> {
@@ -235,6 +293,12 @@ fn arrows_point_down() {
 }
 
 #[test]
+fn no_modules_name_each_other() {
+    let faults = circles(&tree());
+    assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
+}
+
+#[test]
 fn each_crate_is_used_in_its_place() {
     assert_tidy(crates);
 }
@@ -324,6 +388,19 @@ mod planted {
         let nested = "mod tests {\n    use super::*;\n}";
         assert_eq!(faults(walls, "src/config.rs", nested), 0);
         assert_eq!(faults(walls, "src/config/file.rs", "use super::Config;"), 0);
+    }
+
+    #[test]
+    fn a_circle_is_found() {
+        let source = |path: &str, text: &str| Source::new(path, text);
+        let there = source("crates/echo-core/src/op.rs", "use crate::id::Id;");
+        let back = source("crates/echo-core/src/id.rs", "use crate::stream::a::A;");
+        let on = source("crates/echo-core/src/stream/a.rs", "use super::b::B;");
+        let end = source("crates/echo-core/src/stream/b.rs", "use crate::op::Op;");
+        assert_eq!(circles(&[there, back]).len(), 0);
+        let there = source("crates/echo-core/src/op.rs", "use crate::id::Id;");
+        let back = source("crates/echo-core/src/id.rs", "use crate::stream::a::A;");
+        assert_eq!(circles(&[there, back, on, end]).len(), 4);
     }
 
     #[test]

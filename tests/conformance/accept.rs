@@ -1,6 +1,7 @@
 //! Scripts about accepting.
 
-use echo_core::op::{AcceptError, ConnectionId, Event, Kernel, ListenerId, Op, ReceiveMode};
+use echo_core::kernel::Kernel;
+use echo_core::op::{AcceptError, ConnectionId, Event, ListenerId, Op, ReceiveMode};
 
 use crate::bench::{Bench, accepted, name, receive};
 use crate::world::{End, ROOMY, Resets, World};

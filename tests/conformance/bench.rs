@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 
 use echo_core::admission::Unlimited;
 use echo_core::fullness::Fullness;
+use echo_core::kernel::{Kernel, Wake};
 use echo_core::limits::SWEEP_SLOTS_MAX;
 use echo_core::op::Budget;
 use echo_core::op::{
-    BufferId, ConnectionId, Event, Expectation, Kernel, ListenerId, Op, PeerAddr, ReceiveEnd,
-    ReceiveMode, SendError, SizeClass, Timestamp, Wake,
+    BufferId, ConnectionId, Event, Expectation, ListenerId, Op, PeerAddr, ReceiveEnd, ReceiveMode,
+    SendError, SizeClass, Timestamp,
 };
 use echo_core::parameters::{Deferral, Parameters, RuntimeLimits};
 

@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use echo_core::command::Command;
-use echo_core::op::{CloseReason, Kernel, Op, ReceiveMode};
+use echo_core::kernel::Kernel;
+use echo_core::op::{CloseReason, Op, ReceiveMode};
 use echo_core::worker::{Status, Worker};
 
 use crate::bench::{Bench, Brief, name, parameters, receive};

@@ -1,6 +1,7 @@
 //! Scripts about asking a silent peer whether it is still there.
 
-use echo_core::op::{ConnectionId, Event, Kernel, Op, Timestamp};
+use echo_core::kernel::Kernel;
+use echo_core::op::{ConnectionId, Event, Op, Timestamp};
 
 use crate::bench::{Bench, name, receive};
 use crate::world::{ROOMY, World};

@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use echo_core::command::Command;
-use echo_core::op::{Kernel, Timestamp, Wake};
+use echo_core::kernel::{Kernel, Wake};
+use echo_core::op::Timestamp;
 use echo_core::worker::{Status, Worker};
 
 use crate::bench::{Bench, Brief, parameters};

@@ -3,10 +3,9 @@
 use std::fmt;
 use std::sync::Arc;
 
+use echo_core::kernel::Kernel;
 use echo_core::op::Budget;
-use echo_core::op::{
-    BufferPlan, ConnectionError, ConnectionId, Kernel, ListenerId, PeerAddr, ReceiveMode,
-};
+use echo_core::op::{BufferPlan, ConnectionError, ConnectionId, ListenerId, PeerAddr, ReceiveMode};
 
 use crate::fake::budget::FakeBudget;
 use crate::fake::choice::Choice;

@@ -125,7 +125,7 @@ fn assert_has_all(state: &State) {
         "Open 1 false",
         "Open 0 false",
         "Open 1 true",
-        "Finishing 1 true",
+        "HalfClosed 1 true",
         "Flushing(Lifetime) 0 true",
         "Lingering(Lifetime) 0 false",
     ];

@@ -38,6 +38,15 @@ impl Source {
         }
     }
 
+    /// Its module in the graph of imports: see `graph`.
+    pub(crate) fn node(&self) -> String {
+        let below = self.path.split("src/").nth(1).unwrap().trim_end_matches(".rs");
+        match below.strip_prefix("stream/") {
+            Some(inner) => format!("stream::{}", inner.split('/').next().unwrap()),
+            None => self.module.clone(),
+        }
+    }
+
     /// Whether it is the daemon's.
     pub(crate) fn is_daemon(&self) -> bool {
         self.package == "echo-uring"

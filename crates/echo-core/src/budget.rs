@@ -9,7 +9,7 @@ use core::fmt;
 /// when the last of its bytes is forgotten. So what counts is what memory really costs: one byte
 /// takes a block.
 ///
-/// A block that is refused harms nobody: the connection keeps its bytes in the pooled buffers that
+/// A block that is refused harms no connection: it keeps its bytes in the pooled buffers that
 /// hold them, and receives nothing until they are sent (see `connection/backlog.rs`).
 ///
 /// The daemon's has memory behind it (`uring`), the simulator's is a number that refuses at random.

@@ -44,7 +44,7 @@ impl BufferOffer {
         self.taken += 1;
     }
 
-    /// A receive found none: nobody knows how many the turn would have taken.
+    /// A receive found none: how many the turn would have taken is unknown.
     pub fn note_dry(&mut self) {
         self.offers = self.count;
         self.taken_most = self.count;

@@ -49,10 +49,10 @@ impl BufferPlan {
     }
 }
 
-/// Who has a buffer.
+/// The owner of a buffer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Ownership {
-    /// Nobody: the driver may fill it.
+    /// None: the driver may fill it.
     #[default]
     Free,
     /// A connection, for a moment.

@@ -86,7 +86,7 @@ pub trait Kernel {
     fn submit(&mut self, ops: &mut Vec<Op>);
 
     /// Hands everything submitted to the kernel, waits until something happened, the moment of
-    /// `wake` has come or somebody else woke the worker, and appends what happened to `events` in
+    /// `wake` has come or another thread woke the worker, and appends what happened to `events` in
     /// the order in which it happened to each connection.
     ///
     /// # Errors

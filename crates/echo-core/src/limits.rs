@@ -21,7 +21,7 @@ pub const PROBATION_RELAYS: u8 = 8;
 /// When before a listener that ran out of files or memory tries again, if no connection closes
 /// before, in milliseconds.
 ///
-/// Short enough that nobody notices, long enough that ten tries a second cost nothing.
+/// Short enough to go unnoticed, long enough that ten tries a second cost nothing.
 pub const ACCEPT_BACKOFF_MS: u64 = 100;
 
 /// Accepts of a listener in a row that may find their peer gone before it backs off as for want of
@@ -54,7 +54,7 @@ pub const QUIESCE_MS: u64 = 5_000;
 pub const PAUSE_MS: u64 = 1_000;
 
 /// How long after such a pause timers wait, in milliseconds, so that what came during it is served
-/// before anybody is ended for its silence.
+/// before a connection is ended for its silence.
 pub const PAUSE_GRACE_MS: u64 = 1_000;
 
 /// Finest and coarsest tick of the timer wheel, in milliseconds. One wake-up a second is what an
@@ -72,7 +72,7 @@ pub const SWEEP_SLOTS_MAX: usize = 2048;
 
 /// Up to so many lent buffers messages come one by one, and the answer of a send need not be waited
 /// for: that saves a turn of the loop. In a crowd the answers come by the way, and buffers that go
-/// home at once stay in the cache (messages of 16 KiB cost 1 % more with a limit of 4, and 3 %
+/// free at once stay in the cache (messages of 16 KiB cost 1 % more with a limit of 4, and 3 %
 /// without any).
 pub const TRICKLE_BUFFERS_MAX: u32 = 1;
 

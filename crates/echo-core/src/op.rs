@@ -17,7 +17,6 @@
 pub use crate::budget::Budget;
 pub use crate::buffer_pool::{BufferClass, BufferPlan};
 pub use crate::id::{BufferId, ConnectionId, ListenerId, SizeClass, Timestamp};
-pub use crate::kernel::{Kernel, Wake};
 pub use crate::peer::PeerAddr;
 pub use crate::reason::{AcceptError, CloseReason, ConnectionError, ReceiveEnd, SendError};
 
@@ -110,9 +109,9 @@ pub enum Op {
         /// What the new connection is to be called.
         connection: ConnectionId,
     },
-    /// Nobody is accepted from `listener` any more. If the process made the socket nobody listens
-    /// there from now on, and who waits is reset; else it stays as it is. Done at once, and never
-    /// answered; other workers may say the same.
+    /// No connection is accepted from `listener` any more. If the process made the socket, it stops
+    /// listening, and connections that wait there are reset; else it stays as it is. Done at once,
+    /// never answered; other workers may say the same.
     CloseListener {
         /// Which.
         listener: ListenerId,
@@ -402,7 +401,7 @@ pub struct TransferState {
 }
 
 impl TransferState {
-    /// The same after so many milliseconds in which nobody served it.
+    /// The same after so many milliseconds in which no process served it.
     #[must_use]
     pub fn after(self, milliseconds: u64) -> Self {
         let quiet_ms = self.quiet_ms.saturating_add(milliseconds);

@@ -17,7 +17,7 @@ pub enum AcceptError {
     /// The backlog is empty and stays so: the answer to an accept from a listener that ends, see
     /// [`Command::EndListeners`](crate::command::Command::EndListeners).
     Empty,
-    /// An error nobody expects here, by its errno; the backlog is as it was.
+    /// An unexpected error, by its errno; the backlog is as it was.
     Unexpected(i32),
 }
 
@@ -57,7 +57,7 @@ pub enum ConnectionError {
     Reset,
     /// The network gave up on it (ETIMEDOUT, EHOSTUNREACH, ENETUNREACH, …).
     Unreachable,
-    /// An error nobody expects here, by its errno.
+    /// An unexpected error, by its errno.
     Unexpected(i32),
 }
 
@@ -80,7 +80,7 @@ pub enum CloseReason {
     Stalled,
     /// The drain deadline came first.
     Drained,
-    /// An error that nobody expects; see
+    /// An unexpected error; see
     /// [`Stats::unexpected_errno`](crate::stats::Stats::unexpected_errno).
     Unexpected,
     /// It was not closed: the next process has it now.

@@ -31,7 +31,7 @@ pub struct Stats {
     pub completion_overflows: u64,
     /// Try-sends that the socket did not take whole: the peer reads slower than it writes.
     pub short_sends: u64,
-    /// Receives that found the buffer pool empty and waited in line.
+    /// Receives that found no free buffer and waited for one.
     pub starved: u64,
     /// Gauge: connections that are stalled: nothing more is taken in from them until their peer has
     /// read.
@@ -51,14 +51,14 @@ pub struct Stats {
     pub accept_memory: u64,
     /// Accepts whose peer was gone already.
     pub accept_aborted: u64,
-    /// Accepts that failed for a reason nobody expects.
+    /// Accepts that failed for an unexpected reason.
     pub accept_unexpected: u64,
-    /// Times that this worker took the last place of all workers, so that further connections
+    /// Times that this worker took the last capacity of all workers, so that further connections
     /// waited in the backlog.
     pub full: u64,
     /// Receives and sends that met a kernel short of memory and were tried again.
     pub memory_retries: u64,
-    /// Errors of any kind that nobody expects.
+    /// Unexpected errors of any kind.
     pub unexpected_errors: u64,
     /// The errno of the last of them, 0 if there was none.
     pub unexpected_errno: i32,
@@ -87,7 +87,7 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    /// Connections that are open, or wait for a place.
+    /// Connections that are open, or wait for capacity.
     #[must_use]
     pub fn connections(&self) -> u64 {
         self.accepted + self.taken_over - self.closed_total() - self.refused_total()

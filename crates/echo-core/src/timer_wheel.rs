@@ -15,7 +15,7 @@ const WORDS: usize = BUCKETS / 64;
 const NONE: u32 = u32::MAX;
 const UNSET: u16 = u16::MAX;
 
-/// The place of one slot in its bucket's doubly linked list.
+/// The position of one slot in its bucket's doubly linked list.
 #[derive(Clone, Copy)]
 struct Link {
     previous: u32,
@@ -244,8 +244,8 @@ mod tests {
         assert_eq!(drain(&mut wheel, 20_000_000), [0_u32; 0]);
     }
 
-    /// Goal: after a long pause a timer that is set again and again reaches the present at once, and
-    /// nothing that was due is passed over.
+    /// Goal: after a long pause a timer that is set again and again reaches the present at once,
+    /// and nothing that was due is passed over.
     #[test]
     fn a_wheel_far_behind_catches_up_in_a_few_steps() {
         let now = Timestamp(1 << 40);

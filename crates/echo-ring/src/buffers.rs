@@ -37,7 +37,7 @@ impl Mapping {
         if start == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        // What peers sent is nobody's business, not even in a core dump.
+        // What peers sent is private, also in a core dump.
         // SAFETY: these are the bounds of the mapping, and the advice changes none of its bytes.
         let advised = unsafe { libc::madvise(start, length, libc::MADV_DONTDUMP) };
         let start = NonNull::new(start.cast()).expect("invariant: mmap(2) never maps page 0 here");
@@ -52,13 +52,13 @@ impl Mapping {
 }
 
 // SAFETY: a mapping is owned like a `Box<[u8]>`: its address means the same to every thread, and
-// nobody else has it.
+// it has one owner.
 unsafe impl Send for Mapping {}
 
 impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: `start` and `length` are those of the mapping made in `new`, which nothing else
-        // unmaps; that nobody still points into it is the promise of `BufferRing::drop`'s owner,
+        // unmaps; that nothing still points into it is the promise of `BufferRing::drop`'s owner,
         // see there.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.length) };
     }

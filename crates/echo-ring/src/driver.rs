@@ -32,8 +32,9 @@ use super::ring::{COMPLETIONS, Ring};
 use super::spill::{SpillMemory, SpillQueue};
 use super::token::Token;
 use super::unusable::Unusable;
+use echo_core::kernel::{Kernel, Wake};
 use echo_core::op::{
-    BufferPlan, ConnectionId, Event, Kernel, ListenerId, Op, PeerAddr, Shutdown, SizeClass, Wake,
+    BufferPlan, ConnectionId, Event, ListenerId, Op, PeerAddr, Shutdown, SizeClass,
 };
 
 /// A multishot receive ends after so many bytes (in whole buffers), so that what one connection can
@@ -123,38 +124,41 @@ pub struct Driver {
     ring: ManuallyDrop<Ring>,
     small: ManuallyDrop<BufferRing>,
     large: ManuallyDrop<BufferStack>,
-    /// The spilled bytes of each slot that has some. No operation points into them.
+    /// The spilled bytes of a slot: there exactly when it has some. No operation points into them.
     spills: HashMap<u32, SpillQueue>,
     memory: Arc<SpillMemory>,
-    /// What each slot's socket is polled for room for.
+    /// What a slot waits for room for: there exactly while it does.
     on_writable: HashMap<u32, OnWritable>,
-    /// How many bytes each slot that waits for bytes to relay may relay.
+    /// How many bytes a slot may relay: there exactly while it waits for bytes to relay.
     relay_limits: HashMap<u32, u32>,
     /// Where relayed bytes are looked at.
     scratch: Scratch,
-    /// The socket of each slot.
+    /// The socket of a slot: there exactly from accept or import to close or release.
     sockets: Vec<Option<Socket>>,
-    /// Polls of connections that are gone, by `user_data`: they have been canceled and are to end.
-    /// The slots may be somebody else's by then.
+    /// Polls of connections that are gone, by `user_data`: there exactly from their cancel to their
+    /// last completion.
+    /// The slots may have other tenants by then.
     left_polls: HashSet<u64>,
     listeners: Arc<[ListeningSocket]>,
-    /// The accept that is armed on each listener.
+    /// The accept of each listener: there exactly while the kernel has it.
     accepting: Vec<Option<ConnectionId>>,
     /// True exactly when the peer of each accepted connection is to be reported.
     reports_peers: bool,
     wake: Arc<EventFd>,
+    /// True exactly while the kernel has the poll of `wake`.
     wake_armed: bool,
-    /// Receives and sends with the kernel: they point into our memory.
+    /// How many receives and sends the kernel has: they point into our memory.
     in_flight: u64,
     /// Turns that found the completion queue overflowed.
     overflows: u64,
     /// Room for the completions of a turn, between the ring and [`Driver::take`].
     reaped: Box<[MaybeUninit<cqueue::Entry>]>,
-    /// Answers that need no kernel, for the next turn.
+    /// Events of operations that were done at once, to be told with the next turn.
     answers: Vec<Event>,
-    /// Sends whose success the kernel does not tell of, in order.
+    /// Sends whose success the kernel does not tell of, in order: there exactly from their
+    /// submission to the turn that answers them.
     skip_success_sends: Vec<SkipSuccessSend>,
-    /// Whether they are waited for.
+    /// True exactly when the next turn is to answer them, and hence must not wait.
     flushes_sends: bool,
     busy_poll: Option<Duration>,
     origin: Instant,
@@ -395,13 +399,12 @@ impl Driver {
             Token::Writable(connection) => self.writable(connection, result, flags, events),
             Token::Wake => {
                 self.wake_armed = false;
-                // The descriptor does not block; nothing to read means that somebody was quicker to
-                // turn us.
+                // The descriptor does not block; nothing to read means that it was emptied before.
                 let _ = self.wake.read();
             }
             Token::Alarm => self.ring.on_alarm(),
             Token::Unanswered => {}
-            Token::Connect(connection) => unreachable!("nobody connects as {connection:?}"),
+            Token::Connect(connection) => unreachable!("{connection:?} connects"),
         }
     }
 
@@ -413,7 +416,8 @@ impl Driver {
             let error = self.listeners[listener].accept_error(-result);
             return Event::AcceptFailed { connection, error };
         }
-        // SAFETY: the kernel has just opened this descriptor for this accept; nobody else knows it.
+        // SAFETY: the kernel has just opened this descriptor for this accept; it has no other
+        // owner.
         let fd = unsafe { OwnedFd::from_raw_fd(result) };
         self.let_in(listener, connection, fd)
     }

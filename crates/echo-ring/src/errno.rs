@@ -10,8 +10,8 @@ pub(super) fn of_accept(errno: i32) -> AcceptError {
         // Linux hands pending network errors of the new socket to accept(2): the peer is gone, the
         // next one is not. Each of them takes its connection out of the backlog, and nothing else
         // may stand here: whatever leaves the backlog as it was fails again at once. EPERM and
-        // EACCES are such (a security module refuses before anybody is taken), EAGAIN is (somebody
-        // made the socket non-blocking), EINVAL is (nobody listens any more).
+        // EACCES are such (a security module refuses before a connection is taken), EAGAIN is
+        // (another process made the socket non-blocking), EINVAL is (the socket listens no more).
         libc::ECONNABORTED
         | libc::EINTR
         | libc::EPROTO

@@ -15,12 +15,12 @@ use super::driver::Transport;
 use super::errno;
 use echo_core::op::AcceptError;
 
-/// Who made a listening socket, and so may end it.
+/// The process that made a listening socket, and so may end it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner {
     /// This process.
     Us,
-    /// Somebody who goes on holding it.
+    /// Another process, which goes on holding it.
     Another,
 }
 
@@ -47,7 +47,7 @@ pub struct ListeningSocket {
     pub send_buffer: Option<u32>,
     /// Whose it is.
     pub owner: Owner,
-    /// Whether newcomers are held back from it, so that it ends when nobody waits there any more.
+    /// Whether new connections are refused, so that it ends when its backlog is empty.
     /// Set before any worker is told of it, so that none is surprised by an accept that fails.
     pub ending: AtomicBool,
 }
@@ -57,7 +57,7 @@ impl ListeningSocket {
         self.ending.load(Ordering::Acquire)
     }
 
-    /// Turns newcomers away: connect(2) is refused from now on, as it is when nobody listens. Who
+    /// Refuses new connections: connect(2) fails from now on, as it does without a listener. What
     /// waits in the backlog stays, and so does a handshake that is under way. That cannot be undone
     /// without CAP_NET_RAW.
     ///
@@ -70,11 +70,11 @@ impl ListeningSocket {
         }
     }
 
-    /// Accepts one who waits, and waits for nobody.
+    /// Accepts a connection from the backlog, and does not wait for one.
     pub(super) fn accept_waiting(&self) -> io::Result<OwnedFd> {
         let socket = SockRef::from(&self.socket);
-        // There is an accept in the ring that waits for nobody, but only from Linux 6.10 on. The
-        // mode is of the socket and not of a descriptor: whoever inherits it sets it anew.
+        // There is an accept in the ring that does not wait, but only from Linux 6.10 on. The
+        // mode is of the socket and not of a descriptor: a process that inherits it sets it anew.
         socket.set_nonblocking(true)?;
         loop {
             match socket.accept() {
@@ -84,7 +84,7 @@ impl ListeningSocket {
         }
     }
 
-    /// Ends it, if it is ours. shutdown(2) of a TCP listener does what close(2) does, for all who
+    /// Ends it, if it is ours. shutdown(2) of a TCP listener does what close(2) does, for all that
     /// share it; one of Unix is shut down already, and nothing changes.
     pub(super) fn close(&self) {
         if self.owner == Owner::Us {
@@ -96,7 +96,7 @@ impl ListeningSocket {
     /// What it means that an accept failed.
     pub(super) fn accept_error(&self, errno: i32) -> AcceptError {
         match errno {
-            // Nobody waits; or nobody listens any more, and that is what was wanted.
+            // The backlog is empty; or the socket listens no more, and that is what was wanted.
             libc::EAGAIN | libc::EINVAL if self.is_ending() => AcceptError::Empty,
             errno => errno::of_accept(errno),
         }
@@ -107,8 +107,9 @@ impl ListeningSocket {
     pub fn equip(&self, connection: BorrowedFd<'_>) {
         if self.transport == Transport::Tcp {
             if self.is_ending() {
-                // Inherited from the listener, like all options: the filter that holds newcomers
-                // back. It would keep a SYN out of season from being answered (RFC 5961).
+                // Inherited from the listener, like all options: the filter that refuses new
+                // connections back. It would keep a SYN out of season from being answered (RFC
+                // 5961).
                 let _ = SockRef::from(&connection).detach_filter();
             }
             return;
@@ -144,7 +145,7 @@ mod tests {
         }
     }
 
-    /// Goal: who is in the backlog stays there and is served; who comes later is refused at once.
+    /// Goal: a connection in the backlog stays there and is served; a later one is refused at once.
     #[test]
     fn newcomers_are_turned_away_and_old_connections_are_not_touched() {
         let addresses: [SocketAddr; 2] =

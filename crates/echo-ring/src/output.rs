@@ -34,7 +34,7 @@ pub fn print(text: &str) -> io::Result<()> {
     }
 }
 
-/// As [`print()`], for those who want to know that the reader went away.
+/// As [`print()`], for callers that have to know that the reader went away.
 ///
 /// # Errors
 /// When it could not be written.
@@ -51,7 +51,7 @@ pub fn unwritten(error: &io::Error) -> String {
     format!("cannot write to standard output: {error}")
 }
 
-/// Writes a line to standard error. If that fails there is nobody to be told.
+/// Writes a line to standard error. A failure cannot be reported, and is ignored.
 pub fn complain(line: &str) {
     let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
 }

@@ -2,7 +2,7 @@
 //!
 //! How many workers there can be is known once their rings are made: the kernel charges rings to a
 //! limit that other processes of the user share, so no arithmetic tells it beforehand. A ring that
-//! is made disabled belongs to nobody; the thread that enables it is the one that may use it.
+//! is made disabled has no owner; the thread that enables it is the one that may use it.
 
 use std::ops::RangeInclusive;
 

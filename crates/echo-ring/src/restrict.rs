@@ -2,7 +2,7 @@
 //!
 //! A ring walks past every seccomp filter: where socket(2) is refused, `IORING_OP_SOCKET` succeeds.
 //! So each of the daemon's rings is created disabled, restricted to what the driver uses
-//! (`IORING_REGISTER_RESTRICTIONS`, Linux 5.10) and only then enabled. Nobody can widen it again:
+//! (`IORING_REGISTER_RESTRICTIONS`, Linux 5.10) and only then enabled. Nothing can widen it again:
 //! the kernel takes restrictions once.
 //!
 //! The rings of `probe` are not restricted, as they are gone before the first client comes; nor are
@@ -33,7 +33,7 @@ pub(super) const OPERATIONS: [(u8, &str); 7] = [
     (opcode::Close::CODE, "CLOSE"),
 ];
 
-/// The flags that its entries carry: receives choose a buffer from the pool, and nobody wants to
+/// The flags that its entries carry: receives choose a buffer from the pool, and nothing needs to
 /// hear that a close or a cancel succeeded. Without `IO_LINK`, `IO_DRAIN`, `FIXED_FILE`, `ASYNC`
 /// and `PERSONALITY` no entry can act for another user or in an order of its own.
 const FLAGS: squeue::Flags = squeue::Flags::BUFFER_SELECT.union(squeue::Flags::SKIP_SUCCESS);

@@ -144,7 +144,7 @@ impl Ring {
     }
 
     /// Ends a wait at `moment`. A wait with a time limit of its own starts and stops a timer, which
-    /// is 4 % of an echo's cost where nobody sleeps; an alarm is set once for all the waits until
+    /// is 4 % of an echo's cost where no side sleeps; an alarm is set once for all the waits until
     /// then. One that turns out to be too early ends a wait in vain, once.
     pub(super) fn set_alarm(&mut self, moment: Instant) {
         if self.has_alarm_by(moment) {
@@ -272,7 +272,7 @@ pub(super) fn books_waits_as_idle(ring: &IoUring) -> bool {
     ring.params().is_feature_no_iowait()
 }
 
-/// Marks an entry whose success nobody needs to hear of.
+/// Marks an entry whose success needs no completion.
 fn unanswered(entry: squeue::Entry) -> squeue::Entry {
     entry.flags(squeue::Flags::SKIP_SUCCESS).user_data(Token::Unanswered.pack())
 }

@@ -1,6 +1,6 @@
 //! The last ring has been made: the process gives up the right to make another.
 //!
-//! A restricted ring (see `restrict`) would be worth little if whoever got hold of the process
+//! A restricted ring (see `restrict`) would be worth little if an intruder in the process
 //! could make an open one beside it. So, once the workers run, a seccomp filter refuses
 //! io_uring_setup(2) and io_uring_register(2) to all threads, for ever. io_uring_enter(2) on the
 //! rings there are goes on.
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     /// The errno of a call without arguments, made by a child of this thread; none where perl(1) is
-    /// missing. io_uring_setup(2) of zero entries comes to nothing, whoever makes it.
+    /// missing. io_uring_setup(2) of zero entries comes to nothing, whatever makes it.
     fn errno_of(call: libc::c_long) -> Option<i32> {
         let script = format!("$! = 0; syscall({call}, 0, 0); print $! + 0");
         let output = Command::new("perl").args(["-e", &script]).output().ok()?;

@@ -58,7 +58,7 @@ struct Block {
     index: u16,
 }
 
-// SAFETY: a block is plain memory that nobody else points to; any thread may be its owner.
+// SAFETY: a block is plain memory with one owner; any thread may be its owner.
 unsafe impl Send for Block {}
 
 // SAFETY: as for a block: a segment owns its mapping.
@@ -139,7 +139,7 @@ impl Blocks {
         self.with_free.insert(number);
         let whole = segment.free.len() == SEGMENT_BLOCKS;
         self.taken -= 1;
-        // One is kept while any is in use: who is slow once is slow again.
+        // One is kept while any is in use: a peer that was slow once is slow again.
         let enough = self.taken + if self.taken == 0 { 0 } else { SEGMENT_BLOCKS as u64 };
         if whole && self.total - SEGMENT_BLOCKS as u64 >= enough {
             self.segments[number] = None;
@@ -157,7 +157,7 @@ impl Block {
     }
 
     fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as for `bytes`; the owner of a block is the only one who points into it.
+        // SAFETY: as for `bytes`; the owner of a block is the only one that points into it.
         unsafe { NonNull::slice_from_raw_parts(self.start, BLOCK).as_mut() }
     }
 }
@@ -180,7 +180,7 @@ impl SpillQueue {
     /// Adds bytes at the end.
     ///
     /// # Panics
-    /// If nobody took the blocks for them.
+    /// If the blocks for them have not been taken.
     pub(super) fn push(&mut self, mut bytes: &[u8]) {
         let needed = (self.begin + self.length + bytes.len()).div_ceil(BLOCK);
         if needed > self.blocks.len() {

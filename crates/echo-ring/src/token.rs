@@ -27,7 +27,7 @@ pub(super) enum Token {
     Wake,
     /// A moment has come.
     Alarm,
-    /// An operation whose answer nobody needs: a cancel or a close.
+    /// An operation whose answer is not needed: a cancel or a close.
     Unanswered,
 }
 

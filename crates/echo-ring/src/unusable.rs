@@ -43,7 +43,7 @@ pub enum Unusable {
         call: Call,
         /// What it answered.
         errno: i32,
-        /// Who refuses it.
+        /// What refuses it.
         obstacle: Obstacle,
     },
     /// The kernel is older than 6.1, or lacks what the text names.
@@ -63,7 +63,7 @@ pub enum Unusable {
     },
 }
 
-/// Who refuses a call of io_uring.
+/// What refuses a call of io_uring.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Obstacle {
     /// The kernel was built without io_uring.

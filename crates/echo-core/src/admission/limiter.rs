@@ -7,7 +7,7 @@
 //! A table has an entry for each source with connections, or with a bucket that is not full. There
 //! are at most as many entries with connections as connections. Of the others a table keeps its
 //! share of [`SourceLimits::kept_max`] and evicts the one that it has kept longest; that source
-//! gets its burst again, early. So nobody can fill a table, and no source is refused for want of
+//! gets its burst again, early. So no peer can fill a table, and no source is refused for want of
 //! room in it.
 //!
 //! The bucket is kept as the moment at which it is full again: an accept moves that by one

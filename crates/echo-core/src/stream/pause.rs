@@ -1,5 +1,5 @@
 //! After a pause of the whole process every timer is late, and what peers sent meanwhile waits to
-//! be received: nobody is ended for a silence that was ours.
+//! be received: no connection is ended for a silence that was ours.
 
 use crate::id::Timestamp;
 use crate::limits;

@@ -81,7 +81,7 @@ enum Step {
 /// What has become of a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// Nobody asked: the connection has ended since, or its peer is not probed any more.
+    /// It is of no meaning: the connection has ended since, or its peer is not probed any more.
     Stale,
     /// The peer is there, or is to be probed again.
     Goes,
@@ -208,7 +208,8 @@ impl Probing {
     }
 
     /// Probes as many of those in the queue as a burst may hold. A queue that is not wanted any
-    /// more is emptied by and by, with so many looks in a turn. `retime` is told of each slot whose deadline has changed.
+    /// more is emptied by and by, with so many looks in a turn. `retime` is told of each slot whose
+    /// deadline has changed.
     pub(crate) fn send_burst(
         &mut self,
         now: Timestamp,

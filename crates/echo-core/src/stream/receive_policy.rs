@@ -63,7 +63,7 @@ pub(crate) enum Turn {
     Answered,
     /// At once: it does not wait.
     Brief,
-    /// When something happens. Nobody knows which bytes came only then, so all receives that are
+    /// When something happens. Which bytes came only then is unknown, so all receives that are
     /// submitted with it are counted as missed: where turns have to wait there is no hurry.
     Waits,
 }
@@ -271,6 +271,6 @@ mod tests {
         policy.end_turn(1, |_| true);
         assert!(!policy.has_deferred());
         assert_eq!(policy.period.tries, 3);
-        assert_eq!(policy.period.misses, 2, "nobody knows what a turn that waits has found");
+        assert_eq!(policy.period.misses, 2, "what a turn that waits has found is unknown");
     }
 }

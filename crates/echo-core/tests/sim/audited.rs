@@ -7,7 +7,8 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 
 use echo_core::kernel::Cause;
-use echo_core::op::{ConnectionId, Event, Kernel, Op, PeerAddr, ReceiveMode, Wake};
+use echo_core::kernel::{Kernel, Wake};
+use echo_core::op::{ConnectionId, Event, Op, PeerAddr, ReceiveMode};
 
 use crate::audit::Audit;
 use crate::fake::FakeKernel;

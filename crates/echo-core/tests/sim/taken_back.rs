@@ -10,9 +10,10 @@ use std::sync::Arc;
 use echo_core::admission::{AccessList, AdmissionPolicy, IpSet, SourceLimits};
 use echo_core::command::Command;
 use echo_core::fullness::Fullness;
+use echo_core::kernel::{Kernel, Wake};
 use echo_core::limits;
 use echo_core::op::{
-    BufferPlan, CloseReason, ConnectionId, Event, Kernel, ListenerId, Op, PeerAddr, Timestamp, Wake,
+    BufferPlan, CloseReason, ConnectionId, Event, ListenerId, Op, PeerAddr, Timestamp,
 };
 use echo_core::parameters::{Deferral, Parameters, RuntimeLimits};
 use echo_core::worker::{Status, Worker};

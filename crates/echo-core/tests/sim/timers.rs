@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use echo_core::admission::Unlimited;
 use echo_core::fullness::Fullness;
+use echo_core::kernel::{Kernel, Wake};
 use echo_core::limits::SWEEP_SLOTS_MAX;
-use echo_core::op::{BufferPlan, ConnectionId, Event, Kernel, ListenerId, Op, PeerAddr, Wake};
+use echo_core::op::{BufferPlan, ConnectionId, Event, ListenerId, Op, PeerAddr};
 use echo_core::parameters::{Deferral, Parameters, RuntimeLimits};
 use echo_core::worker::Worker;
 

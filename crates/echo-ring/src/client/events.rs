@@ -59,7 +59,7 @@ pub enum Event {
         /// Which.
         connection: ConnectionId,
     },
-    /// Somebody wrote to the wake of the settings.
+    /// The wake of the settings was written to.
     Woken,
 }
 

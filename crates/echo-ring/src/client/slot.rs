@@ -1,10 +1,10 @@
-//! A place for a connection, and what the kernel does with its message.
+//! A slot for a connection, and what the kernel does with its message.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use io_uring::types;
 
-/// One place for a connection, used by one tenant after another.
+/// One slot for a connection, used by one tenant after another.
 #[derive(Default)]
 pub(super) struct Slot {
     pub(super) socket: Option<OwnedFd>,

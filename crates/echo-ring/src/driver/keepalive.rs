@@ -16,7 +16,8 @@ use socket2::{SockRef, TcpKeepalive};
 use super::receive::Receiving;
 use super::{Driver, Transport};
 use crate::token::Token;
-use echo_core::op::{ConnectionId, Event, Kernel as _, SizeClass, Timestamp};
+use echo_core::kernel::Kernel as _;
+use echo_core::op::{ConnectionId, Event, SizeClass, Timestamp};
 
 /// The longest silence and the longest interval that the kernel takes, in seconds
 /// (`MAX_TCP_KEEPIDLE`).

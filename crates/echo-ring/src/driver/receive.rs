@@ -109,8 +109,8 @@ impl Driver {
         self.socket_mut(connection).receiving = Receiving::Large;
         self.in_flight += 1;
         let token = Token::Receive(connection, SizeClass::Large);
-        // SAFETY: `start` are `length` bytes that `BufferStack::fill` gives to nobody else before
-        // the completion, and that outlive the receive, see `BufferRing` and `Drop`.
+        // SAFETY: `start` are `length` bytes that `BufferStack::fill` gives to no other receive
+        // before the completion, and that outlive the receive, see `BufferRing` and `Drop`.
         unsafe { self.ring.push(receive.build().user_data(token.pack())) };
     }
 

@@ -11,15 +11,15 @@
 //! 2. The poll tells something: what waits is tried, by a system call that takes what fits. Nothing
 //!    fits: it goes on waiting. The poll is edge-triggered, so what stays true (a peer that has
 //!    shut down its side) is told once, and each further try has its own cause.
-//! 3. The poll outlives the answer, for those who wait again. When it tells something that nobody
-//!    waits for, it is canceled.
+//! 3. The poll outlives the answer, for a connection that waits again. When it tells something that
+//!    nothing waits for, it is canceled.
 //!
 //! # Tries without a completion
-//! A try is over when the kernel has taken its entry: it never waits. So a try whose answer nobody
+//! A try is over when the kernel has taken its entry: it never waits. So a try whose answer nothing
 //! waits for asks for a completion only if it takes less than all (`MSG_WAITALL` makes that a
 //! failure, `IOSQE_CQE_SKIP_SUCCESS` keeps silent about the rest), and what is not heard of after
 //! the entries were handed over was sent. Where one message is under way at a time that makes one
-//! turn of the loop of two: 0.13 of the 5.7 µs of an echo where nobody sleeps.
+//! turn of the loop of two: 0.13 of the 5.7 µs of an echo where no side sleeps.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -168,7 +168,7 @@ impl Driver {
 
     /// Ends the wait for room, whatever for.
     pub(super) fn cancel_send(&mut self, connection: ConnectionId) {
-        // The poll may stay: what it tells finds nobody waiting.
+        // The poll may stay: nothing waits for what it tells.
         if let Some(then) = self.on_writable.remove(&connection.slot()) {
             let event = self.ended(connection, then, libc::ECANCELED);
             self.answers.push(event);

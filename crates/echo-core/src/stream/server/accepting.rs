@@ -8,8 +8,8 @@ use crate::limits;
 use crate::reason::{AcceptError, ReceiveEnd};
 use crate::stream::resources::tests::small;
 
-fn server(listeners: u16, places: u32) -> Server {
-    Server::new(small(listeners, places))
+fn server(listeners: u16, capacity: u32) -> Server {
+    Server::new(small(listeners, capacity))
 }
 
 fn accepts(ops: &mut Vec<Op>) -> Vec<u16> {
@@ -17,8 +17,8 @@ fn accepts(ops: &mut Vec<Op>) -> Vec<u16> {
     ops.drain(..).filter_map(listener).collect()
 }
 
-/// Goal: nobody is parked as long as clients come one by one. Method: two listeners and one
-/// place, turn by turn.
+/// Goal: no connection waits for capacity as long as clients come one by one. Method: two
+/// listeners and capacity for one, turn by turn.
 #[test]
 fn listeners_do_not_race_for_the_last_place() {
     let mut server = server(2, 1);
@@ -32,7 +32,7 @@ fn listeners_do_not_race_for_the_last_place() {
     assert_ne!(server.wake(), Wake::Now);
 }
 
-/// Two workers that share the places.
+/// Two workers that share the capacity.
 fn pair(shares: [u32; 2]) -> [Server; 2] {
     let fullness = Arc::new(Fullness::new(2));
     shares.map(|share| {
@@ -43,7 +43,7 @@ fn pair(shares: [u32; 2]) -> [Server; 2] {
     })
 }
 
-/// Lets one more client in, and says how often all places were taken so far.
+/// Accepts one more client, and says how often all capacity was taken so far.
 fn accept(server: &mut Server) -> u64 {
     let connection = server.listeners.armed(ListenerId(0)).expect("an accept is armed");
     let accepted = Event::Accepted { connection, peer: PeerAddr::Unknown };
@@ -51,21 +51,21 @@ fn accept(server: &mut Server) -> u64 {
     server.stats().full
 }
 
-/// Goal: "all places were taken" is said when it is so, and not of a worker that has none while
+/// Goal: "all capacity was taken" is said when it is so, and not of a worker that has none while
 /// another has, nor of one without any share.
 #[test]
-fn places_are_taken_when_no_worker_has_one() {
+fn capacity_is_taken_when_no_worker_has_any() {
     let mut workers = pair([2, 1]);
-    assert_eq!(accept(&mut workers[1]), 0, "the other one has two places");
+    assert_eq!(accept(&mut workers[1]), 0, "the other one has room for two");
     assert_eq!(accept(&mut workers[0]), 0);
     assert_eq!(accept(&mut workers[0]), 1, "now they are all taken");
 
     let mut workers = pair([1, 0]);
-    assert_eq!(workers.each_ref().map(|worker| worker.stats().full), [0, 0], "nobody has come");
+    assert_eq!(workers.each_ref().map(|worker| worker.stats().full), [0, 0], "none has come");
     assert_eq!(accept(&mut workers[0]), 1);
     // No longer, and then once more.
-    for places in [2, 1] {
-        let parameters = small(1, places);
+    for capacity in [2, 1] {
+        let parameters = small(1, capacity);
         workers[0].reconfigure(Timestamp(2), parameters.runtime_limits);
         workers[0].tick(Timestamp(2), &mut Vec::new());
     }
@@ -74,7 +74,7 @@ fn places_are_taken_when_no_worker_has_one() {
     let mut workers = pair([1, 0]);
     let deadline = Timestamp(100);
     workers[1].drain(Timestamp(2), deadline, &mut Vec::new());
-    assert_eq!(accept(&mut workers[0]), 0, "one that drains has not taken a place");
+    assert_eq!(accept(&mut workers[0]), 0, "one that drains has not taken capacity");
 }
 
 #[test]
@@ -124,13 +124,13 @@ fn a_listener_that_ends_is_emptied_and_closed() {
     server.handle(now, Event::AcceptFailed { connection, error }, &mut ops);
     let Op::AcceptWaiting { connection, .. } = only(&mut ops) else { panic!("it is emptied") };
     server.handle(now, Event::Accepted { connection, peer: PeerAddr::Unknown }, &mut ops);
-    // It has the only place: the next one waits in the backlog until it is free.
+    // It has taken all capacity: the next one waits in the backlog until it is free.
     assert!(ops.iter().all(|op| matches!(op, Op::Receive { .. })), "{ops:?}");
     ops.clear();
     let reason = ReceiveEnd::EndOfStream;
     server.handle(now, Event::ReceiveEnded { connection, reason }, &mut ops);
     let Some(Op::AcceptWaiting { connection, .. }) = ops.pop() else { panic!("{ops:?}") };
-    assert!(!server.is_drained(), "somebody may wait");
+    assert!(!server.is_drained(), "a connection may wait");
     ops.clear();
     let error = AcceptError::Empty;
     server.handle(now, Event::AcceptFailed { connection, error }, &mut ops);

@@ -18,7 +18,7 @@ fn draining(now: Timestamp) -> Server {
     server.start(now, &mut ops);
     for _ in 0..CONNECTIONS {
         let Some(&Op::Accept { connection, .. }) = ops.last() else {
-            panic!("there is a place: {ops:?}")
+            panic!("there is capacity: {ops:?}")
         };
         ops.clear();
         let peer = PeerAddr::Unknown;
@@ -57,7 +57,7 @@ fn the_end_of_a_drain_is_spread_over_turns() {
 /// Goal: the last to get its FIN has as long to answer as the first. Method: each turn takes
 /// as long as a peer may linger, as with a million connections on a slow machine.
 #[test]
-fn a_drain_of_many_gives_up_nobody_before_its_time() {
+fn a_drain_of_many_gives_up_no_connection_before_its_time() {
     let mut now = Timestamp(1);
     let mut server = draining(now);
     let mut turns = Vec::new();
@@ -67,7 +67,7 @@ fn a_drain_of_many_gives_up_nobody_before_its_time() {
     }
     let sweep = limits::SWEEP_SLOTS_MAX;
     let fins: Vec<usize> = turns.iter().map(|&(fins, _)| fins).collect();
-    assert_eq!(fins, [sweep, sweep, 1], "everybody gets a FIN");
+    assert_eq!(fins, [sweep, sweep, 1], "every peer gets a FIN");
     let given_up: usize = turns.iter().map(|&(_, given_up)| given_up).sum();
     assert!(given_up <= sweep, "{given_up} given up, when the time of {sweep} is over");
     server.check_invariants();

@@ -1,5 +1,5 @@
-//! Crowds that are silent, for long: nobody who is there is ended, nobody who is gone is kept, and
-//! the network never sees a burst that it would drop.
+//! Silent connections in great number, for long: no responsive peer is ended, no dead one is kept,
+//! and the network never sees a burst that it would drop.
 
 use super::*;
 use crate::limits;
@@ -138,7 +138,7 @@ impl World {
 /// question or the answer), each is asked once in a silence, and never so many at once that a queue
 /// of 1,000 would drop some.
 #[test]
-fn a_silent_crowd_stays_and_is_asked_at_a_measured_pace() {
+fn silent_connections_stay_and_are_probed_at_a_bounded_pace() {
     const CROWD: usize = 20_000;
     let mut world = World::new(vec![Peer::Answers { lost_of: 50 }; CROWD], 1);
     world.run_until(1_000 + 60 * MINUTE);
@@ -151,10 +151,10 @@ fn a_silent_crowd_stays_and_is_asked_at_a_measured_pace() {
     assert_eq!(world.looks, world.probes.len());
 }
 
-/// Goal: peers that are gone are found in the promised time, neither earlier nor later, whoever
-/// else is silent; and those that are there are not taken for them.
+/// Goal: peers that are gone are found in the promised time, neither earlier nor later, whatever
+/// else is silent; and responsive peers are not taken for them.
 #[test]
-fn those_who_are_gone_are_found_in_time() {
+fn peers_that_are_gone_are_found_in_time() {
     const CROWD: usize = 10_000;
     let gone = |slot: usize| slot.is_multiple_of(3);
     let peer = |slot| if gone(slot) { Peer::Gone } else { Peer::Answers { lost_of: 50 } };
@@ -175,10 +175,10 @@ fn those_who_are_gone_are_found_in_time() {
     assert_eq!(world.server.stats().traffic.closed[unreachable], count as u64);
 }
 
-/// Goal: an outage of the network for less than the promised time ends nobody, although all probes
-/// of a crowd were lost in it at the same time.
+/// Goal: an outage of the network for less than the promised time ends no connection, although all
+/// probes of a crowd were lost in it at the same time.
 #[test]
-fn an_outage_ends_nobody() {
+fn an_outage_ends_no_connection() {
     const CROWD: usize = 20_000;
     let mut world = World::new(vec![Peer::Gone; CROWD], 1);
     world.run_until(1_000 + SILENCE + 70_000);
@@ -198,10 +198,10 @@ fn workers_share_the_pace() {
     assert_eq!([interval(1_000), interval(SILENCE)], [1_000, 30_000]);
 }
 
-/// Goal: whoever talks is never asked, and costs no more visits than before. Method: a byte every
-/// minute, for hours.
+/// Goal: a connection that talks is never probed, and costs no more visits than before. Method: a
+/// byte every minute, for hours.
 #[test]
-fn who_talks_is_not_asked() {
+fn a_connection_that_talks_is_not_probed() {
     let mut world = World::new(vec![Peer::Gone], 1);
     let connection = ConnectionId::new(0, 0);
     let buffer = BufferId { class: SizeClass::Small, index: 0 };
@@ -223,7 +223,7 @@ fn who_talks_is_not_asked() {
     assert!(world.turns < 180 * 8, "{} turns", world.turns);
 }
 
-/// Goal: a reload counts at once, also for those who are being asked.
+/// Goal: a reload counts at once, also for peers that are being probed.
 #[test]
 fn a_reload_switches_it_off_and_on() {
     let mut world = World::new(vec![Peer::Gone; 100], 1);
@@ -233,7 +233,7 @@ fn a_reload_switches_it_off_and_on() {
     world.server.reconfigure(world.now, RuntimeLimits { keepalive: None, ..on.clone() });
     world.run_until(60 * MINUTE);
     assert_eq!((world.probes.len(), world.ends.len()), (100, 0));
-    assert_eq!(world.looks, 100, "nobody is left in the middle of a probe");
+    assert_eq!(world.looks, 100, "no connection is left in the middle of a probe");
     assert_eq!(world.server.wake(), Wake::Never);
     world.server.reconfigure(world.now, on);
     world.run_until(60 * MINUTE + 3 * SILENCE);

@@ -63,8 +63,9 @@ fn a_shorter_timeout_ends_a_crowd_in_short_turns() {
     assert_eq!(ends(&mut server, now), [limits::SWEEP_SLOTS_MAX, limits::SWEEP_SLOTS_MAX, 1]);
 }
 
-/// Goal: whoever has time left by the new timeout keeps it to its end and no longer, however coarse
-/// or fine the wheel was before. Method: every pair of timeouts, also the one that was off.
+/// Goal: a connection that has time left by the new timeout keeps it to its end and no longer,
+/// however coarse or fine the wheel was before. Method: every pair of timeouts, also the one that
+/// was off.
 #[test]
 fn a_new_timeout_is_kept_to_a_fraction_of_it() {
     let timeouts = [Some(200), Some(3_000), Some(50_000), Some(HOUR), None];
@@ -93,9 +94,9 @@ fn a_new_timeout_is_kept_to_a_fraction_of_it() {
     }
 }
 
-/// Goal: a timeout that is switched off ends nobody, although timers for it are set.
+/// Goal: a timeout that is switched off ends no connection, although timers for it are set.
 #[test]
-fn a_timeout_switched_off_ends_nobody() {
+fn a_timeout_switched_off_ends_no_connection() {
     let (mut server, _) = crowd(Timestamp(0), 3, runtime_limits(5, Some(1_000)));
     server.reconfigure(Timestamp(999), runtime_limits(5, None));
     // The second time after what looks like a pause of the process.
@@ -105,12 +106,13 @@ fn a_timeout_switched_off_ends_nobody() {
     assert_eq!(server.wake(), Wake::Never);
 }
 
-/// Goal: fewer places end nobody, but nobody is let in until there is room by the new number.
+/// Goal: less capacity ends no connection, but none is accepted until there is room by the new
+/// number.
 #[test]
-fn fewer_places_end_nobody_and_more_let_in_at_once() {
+fn less_capacity_ends_no_connection_and_more_is_used_at_once() {
     let now = Timestamp(0);
     let (mut server, mut ops) = crowd(now, 3, runtime_limits(4, None));
-    assert!(ops.iter().any(is_accept), "there is a fourth place");
+    assert!(ops.iter().any(is_accept), "there is room for a fourth");
     server.reconfigure(now, runtime_limits(2, None));
     ops.clear();
     server.tick(now, &mut ops);
@@ -128,6 +130,6 @@ fn fewer_places_end_nobody_and_more_let_in_at_once() {
         accept(&mut server, now, &mut ops);
     }
     assert_eq!(server.stats().connections, 1_000);
-    assert!(!ops.iter().any(is_accept), "all places are taken again: {ops:?}");
+    assert!(!ops.iter().any(is_accept), "all capacity is taken again: {ops:?}");
     server.check_invariants();
 }

@@ -3,10 +3,11 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 
+use echo_core::kernel::{Kernel, Wake};
 use echo_core::op::Budget;
 use echo_core::op::{
-    AcceptError, ConnectionId, Event, Expectation, Kernel, ListenerId, Op, PeerAddr, ReceiveEnd,
-    ReceiveMode, SendError, SizeClass, Timestamp, Wake,
+    AcceptError, ConnectionId, Event, Expectation, ListenerId, Op, PeerAddr, ReceiveEnd,
+    ReceiveMode, SendError, SizeClass, Timestamp,
 };
 
 use super::choice::Choice;

@@ -1,4 +1,5 @@
-//! The cells of those whose peer is behind with reading and who got no memory, or are relayed.
+//! The cells of connections whose peer does not read fast enough and that got no memory, or are
+//! relayed.
 
 /// As `CELLS`.
 #[rustfmt::skip]
