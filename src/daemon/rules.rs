@@ -1,14 +1,14 @@
-//! The rules of admission that a configuration comes to.
+//! The admission rules of a configuration.
 
 use std::net::IpAddr;
 
 use crate::config::{Config, Network};
 use echo_core::admission::{Access, Caps, Ranges, Rules};
 
-/// Sources that are remembered for their bucket at least, however few connections are let in.
+/// The minimum number of sources whose buckets are kept, however small the capacity is.
 const KEPT_MIN: u32 = 1024;
 
-/// Who is let in by `config`.
+/// The admission rules of `config`.
 pub(super) fn rules(config: &Config) -> Rules {
     let limits = &config.limits;
     Rules {

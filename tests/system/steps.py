@@ -58,7 +58,7 @@ LAST_MOMENT = 4
 
 STATUS = re.compile(r"\d+ connections?, .+ echoes/s, .+ echoed, \d+ workers?")
 # What the daemon says before the watchdog ends it.
-HUNG = "has not turned its loop"
+HUNG = "is stalled: no iteration"
 
 
 def installs_and_runs(machine, packages):

@@ -94,7 +94,7 @@ def doctor_sees_the_sandbox(machine, _packages):
     outside = machine.run("echo-uring doctor", check=False).stdout
     pid = machine.show(SERVICE, "MainPID")
     expect(
-        f"the daemon that runs as process {pid}: " in outside, f"it sees no daemon:\n{outside}"
+        f"the running daemon (process {pid}): " in outside, f"it sees no daemon:\n{outside}"
     )
     expect("this command is not sandboxed" in outside, f"root passes for sandboxed:\n{outside}")
     return f"{len(findings)} findings"
