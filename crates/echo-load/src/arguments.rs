@@ -74,7 +74,7 @@ pub(crate) struct Plan {
     pub(crate) output: Output,
 }
 
-/// Where results go.
+/// Output options.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Output {
     /// Print the result as one JSON object instead of a table
