@@ -399,8 +399,8 @@ mod tests {
     /// stop together stay within its time limit.
     #[test]
     fn an_unresponsive_manager_is_waited_for_once() {
-        let (_socket, notifier) = manager("deaf");
-        let _filler = fill("deaf");
+        let (_socket, notifier) = manager("unresponsive");
+        let _filler = fill("unresponsive");
         let begin = Instant::now();
         let timeout = Duration::from_millis(200);
         assert!(notifier.synchronize(timeout).is_err());

@@ -25,7 +25,7 @@ pub(super) fn text(snapshot: &Snapshot, before: Option<&Snapshot>) -> String {
         let shares = shares.map(|(share, time)| format!("{share} {}", duration(time)));
         writeln!(text, "\nresidence time: {}", shares.join(", ")).expect(WRITES);
     }
-    for (what, counts) in rarities(&snapshot.total) {
+    for (what, counts) in rare_events(&snapshot.total) {
         writeln!(text, "{what}: {counts}").expect(WRITES);
     }
     text
@@ -126,7 +126,7 @@ fn rate(now: &Snapshot, before: Option<&Snapshot>, count: u64, earlier: Option<u
 }
 
 /// Counters that are shown only if they are not zero.
-fn rarities(total: &Figures) -> Vec<(&'static str, String)> {
+fn rare_events(total: &Figures) -> Vec<(&'static str, String)> {
     let ring = BTreeMap::from([
         ("buffer waits".to_owned(), total.ring.buffer_waits),
         ("short sends".to_owned(), total.ring.short_sends),

@@ -22,13 +22,13 @@ use crate::systemd::bus::{self, Unit};
 const LAST_MOMENT: Duration = Duration::from_millis(100);
 
 /// A query in progress.
-pub(super) struct Question {
+pub(super) struct Query {
     answer: Receiver<io::Result<Unit>>,
     /// When the wait for an answer ends.
     pub(super) until: Instant,
 }
 
-impl Question {
+impl Query {
     /// Starts the query, and signals `bell` when there is an answer.
     ///
     /// # Errors
@@ -36,7 +36,7 @@ impl Question {
     pub(super) fn ask(bell: &Arc<EventFd>, timeout: Duration) -> io::Result<Self> {
         let (sender, answer) = channel();
         let bell = Arc::clone(bell);
-        thread::Builder::new().name("question".into()).spawn(move || {
+        thread::Builder::new().name("query".into()).spawn(move || {
             let answer = ask_now(timeout);
             // The wait may have ended.
             let _ = sender.send(answer);

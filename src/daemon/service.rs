@@ -43,7 +43,7 @@ use echo_core::server::Stats;
 use echo_ring::{self, ListeningSocket, Owner, PreparedRing, SpillMemory};
 
 /// How often the counters are read, for the status line and for warnings.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 /// The time that the last connections of a drain have to end.
 const LINGER: Duration = Duration::from_millis(limits::LINGER_MS);
 /// The time for the end besides the drain itself, for the service manager's stop timeout.
@@ -335,24 +335,24 @@ impl<'a> Service<'a> {
     }
 
     fn serve(mut self) -> Result<(), Failure> {
-        let mut look = Instant::now() + LOOK_INTERVAL;
+        let mut look = Instant::now() + REPORT_INTERVAL;
         loop {
             self.sleep_until(self.next_moment(look))?;
             self.notifier.flush();
-            self.hear_news()?;
+            self.handle_news()?;
             if self.done.len() == self.workers.len() {
                 self.reopen_kept_listeners();
                 self.log_final_counters();
                 return Ok(());
             }
-            if self.hear_signal()? == Order::EndAtOnce {
+            if self.handle_signal()? == Order::EndAtOnce {
                 return Ok(());
             }
-            self.hear_hangup()?;
+            self.handle_sighup()?;
             let now = Instant::now();
             self.advance_stop(now);
             if now >= look {
-                look = now + LOOK_INTERVAL;
+                look = now + REPORT_INTERVAL;
                 self.look(now);
             }
             if let Some(watchdog) = &mut self.watchdog
@@ -396,7 +396,7 @@ impl<'a> Service<'a> {
         }
     }
 
-    fn hear_news(&mut self) -> Result<(), Failure> {
+    fn handle_news(&mut self) -> Result<(), Failure> {
         // This does not block; it fails if there is nothing to read.
         let _ = self.bell.read();
         while let Ok((worker, news)) = self.news.try_recv() {

@@ -48,7 +48,7 @@ mod tests {
 
     #[test]
     fn a_daemon_on_an_earlier_configuration_is_a_problem() {
-        let error = Some("invalid configuration: a.toml:3:1: no key; mend it".to_owned());
+        let error = Some("invalid configuration: a.toml:3:1: no key; correct it".to_owned());
         let bad = Snapshot { configuration_error: error, ..Snapshot::default() };
         let finding = found(&serde_json::to_string(&bad).unwrap()).unwrap();
         assert_eq!((finding.topic, finding.level), (Topic::Config, Level::Problem));

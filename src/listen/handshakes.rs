@@ -46,7 +46,7 @@ const WITHOUT_FIRST_SEGMENTS: [SockFilter; 5] = [
     SockFilter::new(0x30, 0, 0, 13),
     // BPF_ALU | BPF_AND | BPF_K: SYN and ACK
     SockFilter::new(0x54, 0, 0, 0x12),
-    // BPF_JMP | BPF_JEQ | BPF_K: SYN alone goes on with the next line, all else skips it
+    // BPF_JMP | BPF_JEQ | BPF_K: SYN without ACK continues with the next line, all else skips it
     SockFilter::new(0x15, 0, 1, 0x02),
     // BPF_RET | BPF_K
     SockFilter::new(0x06, 0, 0, 0),

@@ -234,7 +234,7 @@ pub(super) mod tests {
             format!("{priority}>{}", &rest["Nov 22 18:00:00".len()..])
         }
 
-        /// What came, to the last byte.
+        /// The datagram, byte by byte.
         pub(in crate::logging) fn whole(&self) -> String {
             let mut buffer = [0; 4096];
             let length = self.socket.recv(&mut buffer).unwrap();
@@ -284,7 +284,7 @@ pub(super) mod tests {
         let mut sink = Sink::socket(Peer::Journal, journal.path.clone(), false);
         let begin = Instant::now();
         let mut written = 0;
-        while sink.write(&line(Level::Info, "is anybody there?")).is_ok() {
+        while sink.write(&line(Level::Info, "are you there?")).is_ok() {
             written += 1;
             assert!(written < 100_000, "this socket is never full");
         }
@@ -297,7 +297,7 @@ pub(super) mod tests {
     fn a_journal_that_was_stalled_before_is_not_taken_for_a_broken_one() {
         let journal = Daemon::new("stalled-before");
         let mut first = Sink::socket(Peer::Journal, journal.path.clone(), false);
-        while first.write(&line(Level::Info, "is anybody there?")).is_ok() {}
+        while first.write(&line(Level::Info, "are you there?")).is_ok() {}
         let mut second = Sink::socket(Peer::Journal, journal.path.clone(), false);
         let outcome = second.write(&line(Level::Info, "and now?"));
         assert_eq!(outcome.unwrap_err().kind(), io::ErrorKind::WouldBlock);

@@ -23,7 +23,7 @@ const WORKERS_TIMEOUT: Duration = Duration::from_secs(1);
 impl Service<'_> {
     /// Reloads after SIGHUP, or ends if the terminal was closed. While workers start, the signal
     /// stays pending.
-    pub(super) fn hear_hangup(&mut self) -> Result<(), Failure> {
+    pub(super) fn handle_sighup(&mut self) -> Result<(), Failure> {
         let mut source = [PollFd::new(self.signals.reload.as_fd(), PollFlags::POLLIN)];
         if self.stage == Stage::Starting || poll(&mut source, PollTimeout::ZERO) != Ok(1) {
             return Ok(());

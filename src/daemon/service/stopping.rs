@@ -25,7 +25,7 @@ use nix::sys::signal::Signal;
 
 use super::{Failure, LINGER, Order, STOP_MARGIN, Service, Stage};
 use crate::admin::State;
-use crate::daemon::job::{self, Question};
+use crate::daemon::job::{self, Query};
 use crate::daemon::restart::{self, Ending};
 use crate::daemon::{report, workers};
 use crate::listen::{self, HANDSHAKE_TIMEOUT};
@@ -44,7 +44,7 @@ const ASK_TIMEOUT_MIN: Duration = Duration::from_secs(1);
 /// service manager therefore costs no connection its drain.
 const MANAGER_TIMEOUT: Duration = Duration::from_secs(12);
 /// How long the last query to systemd may take.
-const LAST_QUESTION_TIMEOUT: Duration = Duration::from_millis(200);
+const LAST_QUERY_TIMEOUT: Duration = Duration::from_millis(200);
 /// How often handshakes in progress are queried…
 const HANDSHAKES_LOOK: Duration = Duration::from_millis(5);
 /// …but for at most this fraction of the time: with many connections a query takes longer.
@@ -77,7 +77,7 @@ pub(super) struct Stop {
     /// When the time for the drain started.
     drain_since: Option<Instant>,
     /// The query to systemd in progress.
-    question: Option<Question>,
+    query: Option<Query>,
     /// The names of listening sockets that systemd closes after the daemon ends.
     ending_names: Vec<String>,
     /// True exactly when the service manager has been notified of the stop.
@@ -87,12 +87,12 @@ pub(super) struct Stop {
 impl Stop {
     /// When the wait for an answer ends.
     pub(super) fn answer_until(&self) -> Option<Instant> {
-        self.question.as_ref().map(|question| question.until)
+        self.query.as_ref().map(|query| query.until)
     }
 }
 
 impl Service<'_> {
-    pub(super) fn hear_signal(&mut self) -> Result<Order, Failure> {
+    pub(super) fn handle_signal(&mut self) -> Result<Order, Failure> {
         let signal = self.signals.ending.read_signal();
         let signal = signal.map_err(|errno| Failure::System("read a signal", errno.into()))?;
         let Some(signal) = signal else { return Ok(Order::GoOn) };
@@ -130,10 +130,9 @@ impl Service<'_> {
 
     /// Handles answers and deadlines; to be called in each iteration of the main loop.
     pub(super) fn advance_stop(&mut self, now: Instant) {
-        if let Some(answer) = self.stop.question.as_ref().and_then(|question| question.answer(now))
-        {
-            self.stop.question = None;
-            self.hear_answer(&answer);
+        if let Some(answer) = self.stop.query.as_ref().and_then(|query| query.answer(now)) {
+            self.stop.query = None;
+            self.handle_answer(&answer);
         }
         match self.stage {
             Stage::Leaving { until } if now >= until => {
@@ -157,9 +156,9 @@ impl Service<'_> {
         self.begin_stop();
         let timeout = self.config.timeouts.drain / 2;
         let timeout = timeout.clamp(ASK_TIMEOUT_MIN, ASK_TIMEOUT_MAX);
-        match Question::ask(&self.bell, timeout) {
-            Ok(question) => {
-                self.stop.question = Some(question);
+        match Query::ask(&self.bell, timeout) {
+            Ok(query) => {
+                self.stop.query = Some(query);
                 self.stage = Stage::Asking;
             }
             Err(error) => {
@@ -169,7 +168,7 @@ impl Service<'_> {
         }
     }
 
-    fn hear_answer(&mut self, answer: &io::Result<Unit>) {
+    fn handle_answer(&mut self, answer: &io::Result<Unit>) {
         if let Ok(unit) = answer {
             self.stop.ending_names.clone_from(&unit.ending_sockets);
         }
@@ -366,9 +365,9 @@ impl Service<'_> {
 
     fn ask_about_sockets(&mut self) {
         let inherited = self.plan.listeners.iter().any(|it| it.owner == Owner::Another);
-        if inherited && self.notifier.has_manager() && self.stop.question.is_none() {
+        if inherited && self.notifier.has_manager() && self.stop.query.is_none() {
             // A query that fails is repeated a second later.
-            self.stop.question = Question::ask(&self.bell, ASK_TIMEOUT_MAX).ok();
+            self.stop.query = Query::ask(&self.bell, ASK_TIMEOUT_MAX).ok();
         }
     }
 
@@ -381,7 +380,7 @@ impl Service<'_> {
         if !self.ending().any(|(_, listener)| is_theirs(listener)) {
             return;
         }
-        let Ok(unit) = job::ask_now(LAST_QUESTION_TIMEOUT) else { return };
+        let Ok(unit) = job::ask_now(LAST_QUERY_TIMEOUT) else { return };
         for (index, listener) in self.ending() {
             let name = &self.plan.names[usize::from(index.0)];
             if is_theirs(listener) && !unit.ending_sockets.contains(name) {

@@ -63,14 +63,14 @@ impl Worker {
             return;
         }
         let (begin, end) = self.window;
-        let forgiven = (end - begin) as f64 * self.plan.tolerance;
+        let tolerated = (end - begin) as f64 * self.plan.tolerance;
         for index in 0..self.connections.len() {
             let waits = self.waits_since(index).map(|since| end.saturating_sub(since));
             let connection = &self.connections[index];
             let echoes = connection.echoes;
             let is_lost = !matches!(connection.state, State::Open);
-            let in_window = waits.map_or(0, |wait| wait.min(end - begin));
-            let starves = in_window as f64 > forgiven;
+            let waited = waits.map_or(0, |wait| wait.min(end - begin));
+            let starves = waited as f64 > tolerated;
             if echoes == 0 && (starves || is_lost) {
                 self.outcome.without_echo += 1;
             }
