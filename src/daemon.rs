@@ -4,12 +4,12 @@
 //! until a signal, a worker or a timer needs attention. It may therefore block on the service
 //! manager or the log without delaying an echo.
 
+mod admission_policy;
 mod job;
 mod next_version;
 mod report;
 mod request;
 mod restart;
-mod rules;
 mod service;
 mod terminal;
 mod view;

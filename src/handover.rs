@@ -13,8 +13,8 @@ mod store;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use echo_core::op::CloseReason;
 use echo_core::op::{ListenerId, TransferPhase, TransferState};
-use echo_core::stats::CloseReason;
 use format::{Head, State, Version};
 use store::Refused;
 

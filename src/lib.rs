@@ -24,5 +24,6 @@ pub mod handover;
 pub mod listen;
 pub mod logging;
 pub mod metrics;
+pub mod source_limiter;
 pub mod systemd;
 pub mod worker;

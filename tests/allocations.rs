@@ -11,7 +11,6 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use std::hash::RandomState;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
@@ -21,18 +20,21 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use echo_core::admission::SourceLimiter;
+use echo_core::admission::Unlimited;
+use echo_core::command::Command;
 use echo_core::fullness::Fullness;
-use echo_core::op::{ReceiveMode, Timestamp};
-use echo_core::server::{Parameters, RuntimeLimits, Server, Stats};
+use echo_core::limits::SWEEP_SLOTS_MAX;
+use echo_core::op::{BufferPlan, Timestamp};
+use echo_core::parameters::{Deferral, Parameters, RuntimeLimits};
+use echo_core::stats::Stats;
+use echo_core::worker::Worker;
 use echo_ring::{Driver, ListeningSocket, Owner, Settings, SpillMemory, Transport, probe};
-use echo_uring::worker::{self, Order, Shared};
+use echo_uring::worker::{self, Shared};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use socket2::SockRef;
 
 /// The pool of a worker, as the daemon sets it up by default.
-const BUFFERS: [u16; 2] = [256, 4];
-const BUFFER_SIZES: [u32; 2] = [4 << 10, 256 << 10];
+const BUFFERS: BufferPlan = BufferPlan::new([256, 4], [4 << 10, 256 << 10]);
 
 /// Counts what threads ask for that have [`COUNTED`] set.
 struct Counting;
@@ -100,7 +102,7 @@ impl Service {
     }
 
     /// What a worker does, all its life; `on_ready` as in the daemon.
-    fn work(&self, receive_mode: ReceiveMode, on_ready: impl FnOnce()) -> Stats {
+    fn work(&self, multishot: bool, on_ready: impl FnOnce()) -> Stats {
         COUNTED.set(true);
         let listener = ListeningSocket {
             socket: OwnedFd::from(self.listener.try_clone().unwrap()),
@@ -115,41 +117,37 @@ impl Service {
             listeners: Arc::from([listener]),
             wake: Arc::clone(&self.wake),
             buffers: BUFFERS,
-            buffer_sizes: BUFFER_SIZES,
             origin: self.origin,
             connections_max: 0,
             memory: Arc::clone(&memory),
             busy_poll: None,
         })
         .unwrap();
-        let mut server = Server::new(Parameters {
+        let mut core = Worker::new(Parameters {
             listeners: 1,
             buffers: BUFFERS,
-            buffer_sizes: BUFFER_SIZES,
-            receive_mode,
+            multishot,
+            deferral: Deferral::default(),
+            sweep_slots_max: SWEEP_SLOTS_MAX,
             linger_timeout: 5_000,
-            limiter: Arc::new(SourceLimiter::new(RandomState::new())),
+            limiter: Arc::new(Unlimited),
             budget: memory,
             fullness: Arc::new(Fullness::new(1)),
             runtime_limits: RuntimeLimits {
-                connections_max: 1_000,
                 idle_timeout: Some(3_600_000),
                 stall_timeout: Some(60_000),
-                lifetime: None,
-                bytes_max: None,
-                keepalive: None,
-                rules: Arc::default(),
+                ..RuntimeLimits::unlimited(1_000)
             },
         });
-        worker::run(&mut driver, &mut server, &self.shared, on_ready).unwrap();
-        let stats = server.stats();
+        worker::run(&mut driver, &mut core, &self.shared, on_ready).unwrap();
+        let stats = core.stats();
         COUNTED.set(false);
         stats
     }
 
     fn end(&self) {
         let now = u64::try_from(self.origin.elapsed().as_millis()).unwrap();
-        self.shared.post(Order::Drain { deadline: Timestamp(now) });
+        self.shared.post(Command::Drain { deadline: Timestamp(now) });
         self.wake.write(1).unwrap();
     }
 }
@@ -198,11 +196,11 @@ impl Traffic {
     }
 }
 
-fn judge(receive_mode: ReceiveMode) {
+fn judge(multishot: bool) {
     let service = Service::new();
     let (sender, ready) = channel();
     let (found, stats) = thread::scope(|scope| {
-        let worker = scope.spawn(|| service.work(receive_mode, || sender.send(()).unwrap()));
+        let worker = scope.spawn(|| service.work(multishot, || sender.send(()).unwrap()));
         ready.recv().unwrap();
         let found: Vec<(&str, usize, u64)> = TRAFFIC
             .iter()
@@ -225,17 +223,20 @@ fn judge(receive_mode: ReceiveMode) {
     let accepted = TRAFFIC.iter().map(|traffic| traffic.connections as u64).sum::<u64>();
     assert_eq!(stats.traffic.accepted, accepted, "somebody else was served");
     for (name, messages, requests) in found {
-        println!("{receive_mode:?}, {name}: {requests} allocations for {messages} messages");
-        assert_eq!(requests, 0, "{receive_mode:?}, {name}: allocations for {messages} messages");
+        println!("multishot {multishot}, {name}: {requests} allocations for {messages} messages");
+        assert_eq!(
+            requests, 0,
+            "multishot {multishot}, {name}: allocations for {messages} messages"
+        );
     }
 }
 
 /// One test, for there is one counter.
 #[test]
 fn a_message_costs_no_allocation() {
-    judge(ReceiveMode::Once);
-    if probe::probe().unwrap().bounded_multishot_receive {
-        judge(ReceiveMode::Multishot);
+    judge(false);
+    if probe().unwrap().bounded_multishot_receive {
+        judge(true);
     } else {
         println!("skipped: this kernel cannot bound a multishot receive");
     }

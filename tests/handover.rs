@@ -9,8 +9,8 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use echo_core::op::CloseReason;
 use echo_core::op::{ListenerId, TransferPhase, TransferState};
-use echo_core::stats::CloseReason;
 use echo_uring::handover::format::{self, Head, State, Unreadable, Version, read};
 
 /// splitmix64.
@@ -44,7 +44,7 @@ fn sample(prng: &mut Prng, version: Version) -> (Head, Vec<(TransferState, Vec<u
         let reason = reasons[prng.below(4)];
         let (phase, least) = [
             (TransferPhase::Open, 0),
-            (TransferPhase::Finishing, 1),
+            (TransferPhase::HalfClosed, 1),
             (TransferPhase::Flushing(reason), 1),
             (TransferPhase::Lingering(reason), 0),
         ][prng.below(4)];

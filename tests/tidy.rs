@@ -1,5 +1,6 @@
 //! The style of the house as a test: walls between the modules of the daemon, the seam between core
-//! and ring, a pure core, and sizes. The walls between packages are the compiler's.
+//! and ring, and sizes. The compiler keeps the walls between packages, and the core pure (`no_std`,
+//! no unsafe code).
 //!
 //! Each rule is a function from a source to the faults it finds, and each is shown to find a
 //! planted fault. A rule without a check is a wish; a check that cannot fail is another.
@@ -32,6 +33,7 @@ const WALLS: &[(&str, &[&str])] = &[
             "listen",
             "logging",
             "metrics",
+            "source_limiter",
             "admin",
             "systemd",
             "worker",
@@ -42,6 +44,8 @@ const WALLS: &[(&str, &[&str])] = &[
     // What a daemon needs, so that daemon and doctor reckon alike.
     ("capacity", &["config", "admin", "echo_ring"]),
     ("worker", &["metrics", "echo_core"]),
+    // The lock around what the core counts.
+    ("source_limiter", &["echo_core"]),
     // It carries what the core says of a connection.
     ("handover", &["echo_core"]),
     ("cli", &["echo_ring"]),
@@ -82,28 +86,6 @@ const CRATES: &[(&str, &[&str])] = &[
     ("socket2", &["daemon", "doctor", "listen", "admin"]),
 ];
 
-/// What the core may use of the standard library: data and its forms. No clock, no file, no socket,
-/// no thread.
-const PURE: &[&str] = &[
-    "array",
-    "cmp",
-    "collections",
-    "convert",
-    "error",
-    "fmt",
-    "hash",
-    "iter",
-    "marker",
-    "mem",
-    "num",
-    "ops",
-    "panic",
-    "slice",
-    // For the source limiter, the one thing that workers share.
-    "sync",
-    "vec",
-];
-
 /// How many `unsafe` blocks echo-ring has. The number may only fall: lower it when one goes.
 /// Three of them are the submissions of the client's driver that point to memory, three keep
 /// payload out of core dumps and prove the restrictions of a ring, seven are the memory of spilled
@@ -112,7 +94,8 @@ const PURE: &[&str] = &[
 const UNSAFE_BLOCKS: usize = 39;
 
 const COLUMNS_MAX: usize = 100;
-const FILE_LINES_MAX: usize = 600;
+/// One type and what belongs to it is one file; more than this is more than one concept.
+const FILE_LINES_MAX: usize = 800;
 const FUNCTION_LINES_MAX: usize = 70;
 
 fn walls(source: &Source) -> Vec<String> {
@@ -150,8 +133,13 @@ fn seam(source: &Source) -> Vec<String> {
         return Vec::new();
     }
     let paths = source.code.paths("echo_core").into_iter();
-    let foreign = paths.filter(|(_, path)| path.split("::").next() != Some("op"));
-    foreign.map(|(line, _)| source.fault(line, "of the core, op alone is known here")).collect()
+    let foreign = paths
+        .filter(|(_, path)| !["op", "buffer_offer"].contains(&path.split("::").next().unwrap()));
+    foreign
+        .map(|(line, _)| {
+            source.fault(line, "of the core, op and buffer_offer alone are known here")
+        })
+        .collect()
 }
 
 fn crates(source: &Source) -> Vec<String> {
@@ -164,27 +152,6 @@ fn crates(source: &Source) -> Vec<String> {
             if !modules.contains(&source.module.as_str()) {
                 faults.push(source.fault(line, &format!("{} may not use {name}", source.module)));
             }
-        }
-    }
-    faults
-}
-
-fn purity(source: &Source) -> Vec<String> {
-    if source.package != "echo-core" {
-        return Vec::new();
-    }
-    let mut faults = Vec::new();
-    for (line, path) in source.code.paths("std") {
-        if !PURE.contains(&path.split("::").next().unwrap()) {
-            faults.push(source.fault(line, &format!("the core may not use std::{path}")));
-        }
-    }
-    // It may look whether a lock is free (`try_lock`), but never wait for one.
-    let words = ["print", "println", "eprint", "eprintln", "Instant", "SystemTime", "unsafe"];
-    let waits = ["lock", "wait", "RwLock", "Condvar", "Barrier"];
-    for word in words.into_iter().chain(waits) {
-        for line in source.code.words(word) {
-            faults.push(source.fault(line, &format!("the core may not say {word}")));
         }
     }
     faults
@@ -284,11 +251,6 @@ fn every_dependency_has_its_place() {
 }
 
 #[test]
-fn the_core_is_pure() {
-    assert_tidy(purity);
-}
-
-#[test]
 fn the_seam_is_all_that_is_known_of_the_core() {
     assert_tidy(seam);
 }
@@ -373,22 +335,6 @@ mod planted {
     }
 
     #[test]
-    fn an_impure_core_is_found() {
-        for line in [
-            "use std::time::Instant;",
-            "use std::{fmt, net::IpAddr};",
-            "fn a() { std::thread::yield_now(); }",
-            "fn a() { println!(); }",
-            "fn a() { b.lock(); }",
-            "fn a() { unsafe { b() } }",
-        ] {
-            assert_ne!(faults(purity, "crates/echo-core/src/x.rs", line), 0, "{line}");
-            assert_eq!(faults(purity, "src/daemon.rs", line), 0, "{line}");
-        }
-        assert_eq!(faults(purity, "crates/echo-core/src/x.rs", "use std::fmt;\n// an Instant"), 0);
-    }
-
-    #[test]
     fn an_unsafe_block_is_counted() {
         let bare = "fn a() {\n    unsafe { b() }\n}";
         assert_eq!(Source::new("crates/echo-ring/src/x.rs", bare).code.unsafe_blocks(), 1);
@@ -401,7 +347,7 @@ mod planted {
         assert_eq!(faults(form, "src/a.rs", "use std::fmt;\n"), 1);
         assert_eq!(faults(form, "src/a.rs", &format!("//! {}\n", "x".repeat(97))), 1);
         assert_eq!(faults(form, "src/a.rs", &format!("//! {}\n", "ä".repeat(96))), 0);
-        assert_eq!(faults(form, "src/a.rs", &"//! x\n".repeat(601)), 1);
+        assert_eq!(faults(form, "src/a.rs", &"//! x\n".repeat(801)), 1);
         for word in LEFTOVERS {
             assert_eq!(faults(form, "src/a.rs", &format!("//! x\nfn a() {{ {word} }}\n")), 1);
         }

@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use echo_core::histogram::Histogram;
-use echo_core::stats::{self, CloseReason, RefuseReason, Stats};
+use echo_core::reason::{CloseReason, RefuseReason};
+use echo_core::stats::{self, Stats};
 
 /// The version of the fields: incremented when fields are added. 0.1.0 has no number.
 pub const SCHEMA: u32 = 2;
@@ -228,7 +229,7 @@ impl Figures {
         Self {
             traffic: Traffic::new(stats.connections, &stats.traffic),
             connections_stalled: stats.stalled,
-            connections_waiting: stats.parked,
+            connections_waiting: stats.waiting_for_capacity,
             bytes_dropped: stats.bytes_dropped,
             stalled_bytes: stats.spilled_bytes,
             buffers: Buffers { lent: stats.buffers_lent, total: buffers },

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
-use echo_core::server::{RefuseReason, Stats};
+use echo_core::reason::RefuseReason;
+use echo_core::stats::Stats;
 
 /// The minimum time between two messages of the same class.
 const QUIET: Duration = Duration::from_secs(10);

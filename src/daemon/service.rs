@@ -4,7 +4,6 @@ mod handing_over;
 mod reload;
 mod stopping;
 
-use std::hash::RandomState;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -35,11 +34,9 @@ use crate::listen::{Family, Listener, Opened, Origin, SocketFile};
 use crate::logging::{self, events};
 use crate::metrics;
 use crate::systemd::Notifier;
-use echo_core::admission::SourceLimiter;
 use echo_core::fullness::Fullness;
 use echo_core::limits;
-use echo_core::op::ReceiveMode;
-use echo_core::server::Stats;
+use echo_core::stats::Stats;
 use echo_ring::{self, ListeningSocket, Owner, PreparedRing, SpillMemory};
 
 /// How often the counters are read, for the status line and for warnings.
@@ -106,7 +103,7 @@ pub(super) fn run(
         capacity,
         room,
         origin: Instant::now(),
-        limiter: Arc::new(SourceLimiter::new(RandomState::new())),
+        limiter: Arc::default(),
         memory: SpillMemory::new(config.limits.stalled_memory),
         fullness: Arc::new(Fullness::new(workers as u32)),
     };
@@ -176,10 +173,7 @@ impl Sorted {
 fn announce(plan: &Plan<'_>, names: &[String], warnings: &[String]) {
     let release = nix::sys::utsname::uname()
         .map_or_else(|_| "unknown".into(), |name| name.release().to_string_lossy().into_owned());
-    let receive = match plan.receive_mode() {
-        ReceiveMode::Multishot => "multishot",
-        ReceiveMode::Once => "once",
-    };
+    let receive = if plan.features.bounded_multishot_receive { "multishot" } else { "once" };
     log::info!(
         "echo-uring {}: starting, kernel {release}, {}, receive {receive}",
         env!("CARGO_PKG_VERSION"),

@@ -10,31 +10,35 @@ use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::rules::rules;
+use super::admission_policy::admission_policy;
 use crate::capacity;
 use crate::config::{Config, Tcp, Workers};
 use crate::handover::ConnectionTransfer;
 use crate::listen::Family;
 use crate::metrics;
-use crate::worker::{self, Order, Outcome, Shared};
-use echo_core::admission::SourceLimiter;
+use crate::source_limiter::SourceLimiter;
+use crate::worker::{self, Outcome, Shared};
+use echo_core::admission::Limiter;
+use echo_core::command::Command;
 use echo_core::fullness::Fullness;
 use echo_core::limits;
 use echo_core::op::Budget;
-use echo_core::op::{Event, Kernel, ReceiveMode, Timestamp};
-use echo_core::server::{Keepalive, Parameters, RuntimeLimits, Server, Stats};
+use echo_core::op::{BufferClass, BufferPlan, Kernel, Timestamp};
+use echo_core::parameters::{Deferral, Keepalive, Parameters, RuntimeLimits};
+use echo_core::stats::Stats;
+use echo_core::worker::Worker as Core;
 use echo_ring::{
     Driver, Features, ListeningSocket, Owner, PreparedRing, Settings, SpillMemory, Transport,
     Unusable, prepare_rings,
 };
 
-/// Bytes of a small and a large buffer. 16 KiB holds a typical message (a TLS record), and the
-/// unused part of a buffer is never touched. Beyond 256 KiB bulk transfers do not get cheaper.
-const BUFFER_SIZES: [u32; 2] = [16 << 10, 256 << 10];
-/// Large buffers of a worker: how many connections may transfer bulk at the same moment; others get
-/// small buffers meanwhile. They are a stack, so buffers that the traffic does not need are never
-/// touched.
-const LARGE_BUFFERS: u16 = 32;
+/// Bytes of a small buffer: it holds a typical message (a TLS record), and the unused part of a
+/// buffer is never touched.
+const SMALL_BUFFER_SIZE: u32 = 16 << 10;
+/// The large buffers of a worker. Beyond 256 KiB bulk transfers do not get cheaper. Their number is
+/// how many connections may transfer bulk at the same moment; others get small buffers meanwhile.
+/// They are a stack, so buffers that the traffic does not need are never touched.
+const LARGE_BUFFERS: BufferClass = BufferClass { count: 32, size: 256 << 10 };
 
 /// A message from a worker to the main thread.
 #[derive(Debug)]
@@ -82,20 +86,20 @@ impl Worker {
         let _ = self.wake.write(1);
     }
 
-    /// Puts `order` into its mailbox and wakes it.
-    pub(super) fn post(&self, order: Order) {
-        self.shared.post(order);
+    /// Puts `command` into its mailbox and wakes it.
+    pub(super) fn post(&self, command: Command) {
+        self.shared.post(command);
         self.wake();
     }
 
     /// Orders it to quiesce its connections until `deadline`, and to export them.
     pub(super) fn hand_over(&self, deadline: Timestamp) {
-        self.post(Order::HandOver { deadline });
+        self.post(Command::HandOver { deadline });
     }
 
     /// Orders it to stop accepting, and to end connections that are still open at `deadline`.
     pub(super) fn drain(&self, deadline: Timestamp) {
-        self.post(Order::Drain { deadline });
+        self.post(Command::Drain { deadline });
     }
 }
 
@@ -127,32 +131,30 @@ pub(super) struct Plan<'a> {
 }
 
 impl Plan<'_> {
-    /// How quiet connections are received from: multishot if the kernel can bound it.
-    pub(super) fn receive_mode(&self) -> ReceiveMode {
-        if self.features.bounded_multishot_receive {
-            ReceiveMode::Multishot
-        } else {
-            ReceiveMode::Once
-        }
-    }
-
-    fn buffers(&self) -> [u16; 2] {
-        [self.config.server.buffers, LARGE_BUFFERS]
+    fn buffers(&self) -> BufferPlan {
+        buffers(self.config)
     }
 
     fn parameters(&self, worker: usize) -> Parameters {
         Parameters {
             listeners: self.listeners.len() as u16,
             buffers: self.buffers(),
-            buffer_sizes: BUFFER_SIZES,
-            receive_mode: self.receive_mode(),
+            multishot: self.features.bounded_multishot_receive,
+            deferral: Deferral::default(),
+            sweep_slots_max: limits::SWEEP_SLOTS_MAX,
             linger_timeout: limits::LINGER_MS,
-            limiter: Arc::clone(&self.limiter),
+            limiter: Arc::clone(&self.limiter) as Arc<dyn Limiter>,
             budget: Arc::clone(&self.memory) as Arc<dyn Budget>,
             fullness: Arc::clone(&self.fullness),
             runtime_limits: runtime_limits(self.config, self.capacity, self.workers, worker),
         }
     }
+}
+
+/// The pooled buffers of each worker.
+fn buffers(config: &Config) -> BufferPlan {
+    let small = BufferClass { count: config.server.buffers, size: SMALL_BUFFER_SIZE };
+    BufferPlan { small, large: LARGE_BUFFERS }
 }
 
 /// The runtime limits of `config` for worker number `index` of `count`, if all workers together
@@ -171,7 +173,7 @@ pub(super) fn runtime_limits(
         lifetime: config.timeouts.lifetime.map(milliseconds),
         bytes_max: config.limits.max_bytes,
         keepalive: config.tcp.keepalive.map(|it| Keepalive::new(milliseconds(it), count)),
-        rules: Arc::new(rules(config)),
+        admission: Arc::new(admission_policy(config)),
     }
 }
 
@@ -189,7 +191,7 @@ pub(super) fn prepare(config: &Config) -> Result<Vec<PreparedRing>, Unusable> {
         Workers::Auto => 1,
         Workers::Count(_) => wanted,
     };
-    prepare_rings(least..=wanted, config.server.buffers, BUFFER_SIZES[0])
+    prepare_rings(least..=wanted, buffers(config).small)
 }
 
 /// Warns if the limit on locked memory permits fewer workers than there are CPUs.
@@ -222,7 +224,6 @@ pub(super) fn start(
         listeners: Arc::clone(&plan.listeners),
         wake: Arc::clone(&wake),
         buffers: plan.buffers(),
-        buffer_sizes: BUFFER_SIZES,
         connections_max,
         memory: Arc::clone(&plan.memory),
         busy_poll: plan.config.server.busy_poll,
@@ -252,20 +253,20 @@ struct Post<'a> {
     returned: Receiver<Vec<ConnectionTransfer>>,
 }
 
-/// The parameters are moved into the only server of this worker. A reload changes them there, and
-/// no other copy exists.
+/// The parameters are moved into the only core of this worker. A reload changes them there, and no
+/// other copy exists.
 fn work(
     mut driver: Driver,
     parameters: Parameters,
     transfers: Vec<ConnectionTransfer>,
     post: &Post<'_>,
 ) -> News {
-    let mut server = Server::new(parameters);
-    import(&mut driver, &mut server, transfers);
+    let mut core = Core::new(parameters);
+    import(&mut driver, &mut core, transfers);
     let ready = || post.desk.put(post.index, News::Ready);
-    let mut outcome = worker::run(&mut driver, &mut server, post.shared, ready);
+    let mut outcome = worker::run(&mut driver, &mut core, post.shared, ready);
     if matches!(outcome, Ok(Outcome::Quiescent)) {
-        let released = release(&mut driver, &mut server);
+        let released = release(&mut driver, &mut core);
         let released_at = driver.now();
         post.desk.put(post.index, News::Quiescent(released));
         // Nothing is returned once they have been handed over.
@@ -273,34 +274,32 @@ fn work(
             let elapsed = driver.now().0 - released_at.0;
             let returned =
                 returned.into_iter().map(|connection| connection.after(elapsed)).collect();
-            import(&mut driver, &mut server, returned);
-            outcome = worker::resume(&mut driver, &mut server, post.shared);
+            import(&mut driver, &mut core, returned);
+            outcome = worker::resume(&mut driver, &mut core, post.shared);
         }
     }
     match outcome {
-        Ok(Outcome::Drained | Outcome::Quiescent) => News::Done(Box::new(server.stats())),
+        Ok(Outcome::Drained | Outcome::Quiescent) => News::Done(Box::new(core.stats())),
         Err(error) => News::Broken(error.to_string()),
     }
 }
 
-/// Imports connections into a server that has not started yet, or has exported its own.
-fn import(driver: &mut Driver, server: &mut Server, transfers: Vec<ConnectionTransfer>) {
-    let mut ops = Vec::new();
+/// Imports connections into a worker that has not started yet, or has exported its own.
+fn import(driver: &mut Driver, core: &mut Core, transfers: Vec<ConnectionTransfer>) {
     for ConnectionTransfer { socket, transfer, unsent } in transfers {
         if !driver.take_memory_for(&unsent) {
-            server.note_lost_in_hand_over();
+            core.note_lost_in_handover();
             continue;
         }
-        let connection = server.reserve_slot();
-        let source = driver.import(connection, socket, &unsent);
-        server.handle(driver.now(), Event::Imported { connection, source, transfer }, &mut ops);
-        driver.submit(&mut ops);
+        let connection = core.reserve_slot();
+        let peer = driver.import(connection, socket, &unsent);
+        core.import(driver, connection, peer, transfer);
     }
 }
 
-/// Exports every connection of a quiescent server.
-fn release(driver: &mut Driver, server: &mut Server) -> Vec<ConnectionTransfer> {
-    let released = server.release(driver.now());
+/// Exports every connection of a quiescent worker.
+fn release(driver: &mut Driver, core: &mut Core) -> Vec<ConnectionTransfer> {
+    let released = core.release(driver.now());
     let transfers = released.into_iter().map(|(connection, transfer)| {
         let (socket, unsent) = driver.release(connection);
         ConnectionTransfer { socket, transfer, unsent }
@@ -364,7 +363,8 @@ pub(super) fn total(workers: &[Worker]) -> Stats {
 
 /// The pooled buffers of one worker.
 pub(super) fn buffers_of_worker(plan: &Plan<'_>) -> u64 {
-    plan.buffers().into_iter().map(u64::from).sum()
+    let BufferPlan { small, large } = plan.buffers();
+    u64::from(small.count) + u64::from(large.count)
 }
 
 /// All pooled buffers of all workers.

@@ -22,8 +22,8 @@
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
 
+use echo_core::op::CloseReason;
 use echo_core::op::{ListenerId, TransferPhase, TransferState};
-use echo_core::stats::CloseReason;
 
 /// What a state begins with.
 const MAGIC: [u8; 16] = *b"echo-uring state";
@@ -291,7 +291,7 @@ fn transfer(version: Version, record: &[u8; RECORD]) -> Option<TransferState> {
         _ if version == Version::V1 && quiet_ms > u64::from(u32::MAX) => false,
         TransferPhase::Open => true,
         // There is something left to be done only while there is something to send.
-        TransferPhase::Finishing | TransferPhase::Flushing(_) => unsent > 0,
+        TransferPhase::HalfClosed | TransferPhase::Flushing(_) => unsent > 0,
         TransferPhase::Lingering(_) => unsent == 0,
     };
     possible.then(|| TransferState {
@@ -311,7 +311,7 @@ fn phase_codes(phase: TransferPhase) -> (u8, u8) {
     };
     match phase {
         TransferPhase::Open => (0, 0),
-        TransferPhase::Finishing => (1, 0),
+        TransferPhase::HalfClosed => (1, 0),
         TransferPhase::Flushing(reason) => (2, code(reason)),
         TransferPhase::Lingering(reason) => (3, code(reason)),
     }
@@ -321,7 +321,7 @@ fn phase_of(phase: u8, code: u8) -> Option<TransferPhase> {
     let reason = || REASONS.iter().find(|(known, _)| *known == code).map(|(_, reason)| *reason);
     match (phase, code) {
         (0, 0) => Some(TransferPhase::Open),
-        (1, 0) => Some(TransferPhase::Finishing),
+        (1, 0) => Some(TransferPhase::HalfClosed),
         (2, _) => reason().map(TransferPhase::Flushing),
         (3, _) => reason().map(TransferPhase::Lingering),
         _ => None,

@@ -95,7 +95,7 @@ pub(crate) fn a_listener_that_ends_is_emptied<W: World>() {
         bench.read_all(peer, 5);
     }
     let connection = name(2);
-    let nobody = Event::AcceptFailed { connection, error: AcceptError::Nobody };
+    let nobody = Event::AcceptFailed { connection, error: AcceptError::Empty };
     // Asked again it says so again, closed or not.
     for _ in 0..2 {
         bench.say([Op::AcceptWaiting { listener, connection }]);
@@ -114,7 +114,7 @@ pub(crate) fn an_armed_accept_hears_of_the_end<W: World>() {
     bench.silence();
     bench.world.end_listener();
     bench.say([Op::CloseListener { listener: ListenerId(0) }]);
-    let error = AcceptError::Nobody;
+    let error = AcceptError::Empty;
     assert_eq!(bench.next(), Event::AcceptFailed { connection, error });
 }
 
@@ -123,19 +123,19 @@ pub(crate) fn an_armed_accept_hears_of_the_end<W: World>() {
 pub(crate) fn a_source_is_told_when_asked_for<W: World>() {
     let mut bench = Bench::<W>::new(ROOMY);
     bench.accept(name(0));
-    assert_eq!(bench.world.kernel().source_of(name(0)), W::SOURCE, "it was accepted before");
+    assert_eq!(bench.world.kernel().peer_of(name(0)), W::SOURCE, "it was accepted before");
     bench.say([accept(name(1))]);
     bench.silence();
-    bench.say([Op::NameSources]);
+    bench.say([Op::ReportPeers]);
     for slot in 1..3 {
         let peer = bench.world.connect();
         if slot > 1 {
             bench.say([accept(name(slot))]);
         }
-        assert_eq!(bench.next(), Event::Accepted { connection: name(slot), source: W::SOURCE });
+        assert_eq!(bench.next(), Event::Accepted { connection: name(slot), peer: W::SOURCE });
         assert_eq!(bench.take(peer, name(slot), 5)[0].1, 5);
     }
-    bench.say([Op::OmitSources]);
+    bench.say([Op::OmitPeers]);
     bench.accept(name(3));
 }
 
@@ -143,7 +143,7 @@ pub(crate) fn a_source_is_told_when_asked_for<W: World>() {
 /// the name is free again.
 pub(crate) fn a_source_that_is_gone_is_no_connection<W: World>() {
     let mut bench = Bench::<W>::new(ROOMY);
-    bench.say([Op::NameSources]);
+    bench.say([Op::ReportPeers]);
     let peer = bench.world.connect();
     bench.world.reset(peer);
     bench.say([accept(name(0))]);
@@ -153,11 +153,11 @@ pub(crate) fn a_source_that_is_gone_is_no_connection<W: World>() {
             assert_eq!(event, Event::AcceptFailed { connection: name(0), error });
         }
         (Resets::WithUnreadBytes, event) => {
-            assert_eq!(event, Event::Accepted { connection: name(0), source: W::SOURCE });
+            assert_eq!(event, Event::Accepted { connection: name(0), peer: W::SOURCE });
             bench.say([Op::Close { connection: name(0) }]);
         }
     }
-    bench.say([Op::OmitSources]);
+    bench.say([Op::OmitPeers]);
     bench.accept(name(0));
 }
 
@@ -169,7 +169,7 @@ pub(crate) fn a_slot_serves_tenant_after_tenant<W: World>() {
         let chunk = bench.take(peer, connection, 7)[0];
         assert_eq!(bench.send(connection, chunk), 7);
         bench.world.finish(peer);
-        bench.say([receive(connection, ReceiveMode::Once)]);
+        bench.say([receive(connection, ReceiveMode::WhenReadable)]);
         assert!(matches!(bench.next(), Event::ReceiveEnded { .. }));
         bench.say([Op::Close { connection }]);
         bench.read_all(peer, 7);

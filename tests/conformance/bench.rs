@@ -1,15 +1,21 @@
 //! A script's tools: say operations, wait for events, stay within what the seam promises.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use echo_core::admission::Unlimited;
+use echo_core::fullness::Fullness;
+use echo_core::limits::SWEEP_SLOTS_MAX;
+use echo_core::op::Budget;
 use echo_core::op::{
-    BufferId, ConnectionId, Event, Expectation, Kernel, ListenerId, Op, ReceiveEnd, ReceiveMode,
-    SendError, SizeClass, Source,
+    BufferId, ConnectionId, Event, Expectation, Kernel, ListenerId, Op, PeerAddr, ReceiveEnd,
+    ReceiveMode, SendError, SizeClass, Timestamp, Wake,
 };
+use echo_core::parameters::{Deferral, Parameters, RuntimeLimits};
 
 use crate::fake::peer::PeerId;
-use crate::world::{End, Setup, World};
+use crate::world::{End, ROOMY, Setup, World};
 
 /// How long anything may take before a script gives up.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -19,6 +25,54 @@ const SILENCE_MS: u64 = 15;
 
 /// Bytes of a connection that came in one buffer.
 pub(crate) type Chunk = (BufferId, u32);
+
+/// A kernel whose turns are short, for scripts in which the core waits and peers act in between.
+pub(crate) struct Brief<'a, K>(pub(crate) &'a mut K);
+
+impl<K: Kernel> Kernel for Brief<'_, K> {
+    type Error = K::Error;
+
+    fn now_us(&self) -> u64 {
+        self.0.now_us()
+    }
+
+    fn peer_of(&self, connection: ConnectionId) -> PeerAddr {
+        self.0.peer_of(connection)
+    }
+
+    fn submit(&mut self, ops: &mut Vec<Op>) {
+        self.0.submit(ops);
+    }
+
+    fn turn(&mut self, wake: Wake, events: &mut Vec<Event>) -> Result<(), K::Error> {
+        let soon: Timestamp = self.0.now().plus(1);
+        self.0.turn(wake.min(Wake::At(soon)), events)
+    }
+}
+
+/// What a script runs a core with.
+pub(crate) fn parameters(
+    mode: ReceiveMode,
+    budget: Arc<dyn Budget>,
+    connections_max: u32,
+) -> Parameters {
+    Parameters {
+        listeners: 1,
+        buffers: ROOMY.buffers,
+        multishot: mode == ReceiveMode::Multishot,
+        deferral: Deferral { turns_per_period: 8, chunks_per_turn: 0 },
+        sweep_slots_max: SWEEP_SLOTS_MAX,
+        linger_timeout: 5_000,
+        limiter: Arc::new(Unlimited),
+        budget,
+        fullness: Arc::new(Fullness::new(1)),
+        runtime_limits: RuntimeLimits {
+            idle_timeout: Some(60_000),
+            stall_timeout: Some(60_000),
+            ..RuntimeLimits::unlimited(connections_max)
+        },
+    }
+}
 
 /// A world with a script's memory of what came.
 pub(crate) struct Bench<W: World> {
@@ -33,13 +87,12 @@ pub(crate) fn name(slot: u32) -> ConnectionId {
 
 /// A connection whose source was not asked for.
 pub(crate) fn accepted(connection: ConnectionId) -> Event {
-    Event::Accepted { connection, source: Source::Untold }
+    Event::Accepted { connection, peer: PeerAddr::Unknown }
 }
 
 /// A receive with small buffers.
 pub(crate) fn receive(connection: ConnectionId, mode: ReceiveMode) -> Op {
-    let (class, expectation) = (SizeClass::Small, Expectation::Silence);
-    Op::Receive { connection, class, mode, expectation }
+    Op::Receive { connection, class: SizeClass::Small, mode }
 }
 
 /// The answer to a send of spilled bytes: any part of them, but never nothing.
@@ -118,7 +171,7 @@ impl<W: World> Bench<W> {
         let kernel = self.world.kernel();
         let deadline = kernel.now().plus(milliseconds);
         let mut events = Vec::new();
-        kernel.turn(Some(deadline), &mut events).expect("the ring works");
+        kernel.turn(Wake::At(deadline), &mut events).expect("the ring works");
         self.events.extend(events);
     }
 
@@ -133,7 +186,9 @@ impl<W: World> Bench<W> {
     /// The next event, which must be bytes.
     pub(crate) fn received(&mut self) -> (Chunk, bool, bool) {
         match self.next() {
-            Event::Received { buffer, length, armed, more, .. } => ((buffer, length), armed, more),
+            Event::Received { buffer, length, armed, rest, .. } => {
+                ((buffer, length), armed, rest == Expectation::Data)
+            }
             other => panic!("bytes were expected, not {other:?}"),
         }
     }
@@ -179,7 +234,7 @@ impl<W: World> Bench<W> {
         self.world.write(peer, length);
         let (mut chunks, mut left) = (Vec::new(), length);
         while left > 0 {
-            self.say([receive(connection, ReceiveMode::Once)]);
+            self.say([receive(connection, ReceiveMode::WhenReadable)]);
             let (chunk, armed, _) = self.received();
             assert!(!armed, "a one-shot receive ends with the first bytes");
             left -= chunk.1 as usize;

@@ -56,7 +56,7 @@ pub(crate) fn a_dead_connection_is_told_once<W: World>() {
     bench.say([Op::Send { connection: name(0), buffer, length, needs_completion: true }]);
     assert_eq!(bench.next(), Event::SendFailed { connection: name(0), error: BROKEN });
     // Once the error has been reported, a receive may see nothing but the end.
-    bench.say([receive(name(0), ReceiveMode::Once)]);
+    bench.say([receive(name(0), ReceiveMode::WhenReadable)]);
     assert_receive_ended(bench.next(), &[RESET, ReceiveEnd::EndOfStream]);
     bench.say([Op::Send { connection: name(0), buffer, length, needs_completion: true }]);
     assert_eq!(bench.next(), Event::SendFailed { connection: name(0), error: BROKEN });
@@ -166,7 +166,7 @@ pub(crate) fn a_peer_that_closed_does_not_take_more<W: World>() {
     let peer = bench.accept(name(0));
     let chunks = [bench.take(peer, name(0), 10)[0], bench.take(peer, name(0), 10)[0]];
     bench.world.close(peer);
-    bench.say([receive(name(0), ReceiveMode::Once)]);
+    bench.say([receive(name(0), ReceiveMode::WhenReadable)]);
     assert_receive_ended(bench.next(), &[ReceiveEnd::EndOfStream]);
     // TCP learns from the answer to these bytes that nobody wants them; a Unix socket knows at
     // once.

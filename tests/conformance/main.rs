@@ -2,9 +2,8 @@
 //!
 //! `world` is what a script needs of its surroundings, `real` the implementor with sockets, `bench`
 //! the script's tools. Each script drives the seam as the core does and states which answers are
-//! allowed; it runs on the fake, on loopback TCP and on Unix stream sockets, and on both again with
-//! a driver that has been so busy that its connections alternate (`uring::driver::alternation`).
-//! Where these may differ by right, the script names the set.
+//! allowed; it runs on the fake, on loopback TCP and on Unix stream sockets. Where these may differ
+//! by right, the script names the set.
 
 // The simulator uses more of its kernel than the scripts do.
 #[allow(dead_code)]
@@ -13,7 +12,6 @@ mod fake;
 
 mod accept;
 mod bench;
-mod busy;
 mod end;
 mod handover;
 mod probe;
@@ -35,12 +33,6 @@ macro_rules! in_each_world {
         }
         mod on_unix {
             $(#[test] fn $script() { crate::$room::$script::<crate::real::Unix>(); })*
-        }
-        mod on_busy_tcp {
-            $(#[test] fn $script() { crate::$room::$script::<crate::real::BusyTcp>(); })*
-        }
-        mod on_busy_unix {
-            $(#[test] fn $script() { crate::$room::$script::<crate::real::BusyUnix>(); })*
         }
     };
 }
@@ -75,6 +67,7 @@ in_each_world! {
     receive::a_cancel_in_the_same_breath_ends_it,
     receive::bytes_that_are_there_end_a_turn,
     receive::a_cancel_leaves_the_others,
+    receive::a_poll_waits_for_bytes,
     receive::more_wait_for_bulk_than_there_are_large_buffers,
     send::a_send_takes_what_there_is_room_for,
     send::what_a_full_socket_leaves_is_sent_from_the_spill,

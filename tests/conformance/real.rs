@@ -11,13 +11,12 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use echo_core::op::Budget;
-use echo_core::op::{ConnectionId, ReceiveMode, Source};
+use echo_core::op::{ConnectionId, PeerAddr, ReceiveMode};
 use echo_ring::{Driver, ListeningSocket, Owner, Settings, SpillMemory, Transport, probe};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use crate::busy::make_busy;
 use crate::fake::peer::{PeerId, stream};
 use crate::world::{End, Resets, Setup, World};
 
@@ -29,8 +28,6 @@ struct Real {
     driver: Driver,
     wake: Arc<EventFd>,
     setup: Setup,
-    /// Whether the driver has been made busy.
-    busy: bool,
     listeners: Arc<[ListeningSocket]>,
     memory: Arc<SpillMemory>,
     address: SockAddr,
@@ -47,7 +44,7 @@ struct Peer {
 }
 
 impl Real {
-    fn new(setup: Setup, busy: bool, domain: Domain, address: &SockAddr) -> Self {
+    fn new(setup: Setup, domain: Domain, address: &SockAddr) -> Self {
         let listener = Socket::new(domain, Type::STREAM, None).expect("a socket");
         listener.set_send_buffer_size(SOCKET_BUFFER).expect("SO_SNDBUF");
         // The kernel's own time is two hours: it asks when it is told to.
@@ -66,14 +63,13 @@ impl Real {
             ending: AtomicBool::new(false),
         }]);
         let memory = SpillMemory::new(1 << 20);
-        let driver = Self::driver(setup, busy, &listeners, &memory, &wake);
+        let driver = Self::driver(setup, &listeners, &memory, &wake);
         let peers = BTreeMap::new();
-        Self { driver, wake, setup, busy, listeners, memory, address, domain, peers, next: 0 }
+        Self { driver, wake, setup, listeners, memory, address, domain, peers, next: 0 }
     }
 
     fn driver(
         setup: Setup,
-        busy: bool,
         listeners: &Arc<[ListeningSocket]>,
         memory: &Arc<SpillMemory>,
         wake: &Arc<EventFd>,
@@ -82,23 +78,16 @@ impl Real {
             listeners: Arc::clone(listeners),
             wake: Arc::clone(wake),
             buffers: setup.buffers,
-            buffer_sizes: setup.buffer_sizes,
             connections_max: 0,
             memory: Arc::clone(memory),
             busy_poll: None,
             origin: Instant::now(),
         });
-        let mut driver =
-            driver.unwrap_or_else(|unusable| panic!("no ring to compare with: {unusable}"));
-        if busy {
-            make_busy(&mut driver, setup);
-        }
-        driver
+        driver.unwrap_or_else(|unusable| panic!("no ring to compare with: {unusable}"))
     }
 
     fn hand_over(&mut self, renamed: &[(ConnectionId, ConnectionId)]) {
-        let mut next =
-            Self::driver(self.setup, self.busy, &self.listeners, &self.memory, &self.wake);
+        let mut next = Self::driver(self.setup, &self.listeners, &self.memory, &self.wake);
         for &(old, new) in renamed {
             let (socket, unsent) = self.driver.release(old);
             assert!(next.take_memory_for(&unsent));
@@ -167,9 +156,9 @@ impl Peer {
     }
 }
 
-/// The kinds of socket and of driver differ in few places only.
+/// The kinds of socket differ in few places only.
 macro_rules! real_world {
-    ($name:ident, $busy:literal, $what:literal, $resets:expr, $domain:expr, $address:expr) => {
+    ($name:ident, $what:literal, $resets:expr, $domain:expr, $address:expr) => {
         #[doc = $what]
         pub(crate) struct $name(Real);
 
@@ -177,13 +166,12 @@ macro_rules! real_world {
             type Kernel = Driver;
             const RESETS: Resets = $resets;
             // A multishot receive on a Unix socket can miss the end (axboe/liburing#1549), so a
-            // driver may avoid it; and a busy one does.
-            const MULTISHOT_LASTS: bool = matches!($resets, Resets::Always) && !$busy;
-            const ALTERNATES: bool = $busy;
+            // driver may avoid it.
+            const MULTISHOT_LASTS: bool = matches!($resets, Resets::Always);
             const FEW_BUFFERS_GO_ROUND: bool = true;
-            const SOURCE: Source = match $resets {
-                Resets::Always => Source::Ipv4([127, 0, 0, 1]),
-                Resets::WithUnreadBytes => Source::Local,
+            const SOURCE: PeerAddr = match $resets {
+                Resets::Always => PeerAddr::Ipv4([127, 0, 0, 1]),
+                Resets::WithUnreadBytes => PeerAddr::Local,
             };
 
             fn modes() -> &'static [ReceiveMode] {
@@ -191,7 +179,7 @@ macro_rules! real_world {
             }
 
             fn new(setup: Setup) -> Self {
-                Self(Real::new(setup, $busy, $domain, &$address))
+                Self(Real::new(setup, $domain, &$address))
             }
 
             fn kernel(&mut self) -> &mut Driver {
@@ -274,20 +262,14 @@ macro_rules! real_world {
     };
 }
 
-macro_rules! tcp_world {
-    ($name:ident, $busy:literal, $what:literal) => {
-        real_world!($name, $busy, $what, Resets::Always, Domain::IPV4, loopback());
-    };
-}
-macro_rules! unix_world {
-    ($name:ident, $busy:literal, $what:literal) => {
-        real_world!($name, $busy, $what, Resets::WithUnreadBytes, Domain::UNIX, abstract_address());
-    };
-}
-tcp_world!(Tcp, false, "Loopback TCP.");
-tcp_world!(BusyTcp, true, "Loopback TCP, and a driver whose connections alternate.");
-unix_world!(Unix, false, "Unix stream sockets.");
-unix_world!(BusyUnix, true, "Unix stream sockets, and a driver whose connections alternate.");
+real_world!(Tcp, "Loopback TCP.", Resets::Always, Domain::IPV4, loopback());
+real_world!(
+    Unix,
+    "Unix stream sockets.",
+    Resets::WithUnreadBytes,
+    Domain::UNIX,
+    abstract_address()
+);
 
 fn limit_files(soft: u64) {
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
@@ -317,8 +299,8 @@ fn modes() -> &'static [ReceiveMode] {
     MODES.get_or_init(|| {
         let features = probe().unwrap_or_else(|unusable| panic!("no ring: {unusable}"));
         match features.bounded_multishot_receive {
-            true => &[ReceiveMode::Once, ReceiveMode::Multishot],
-            false => &[ReceiveMode::Once],
+            true => &[ReceiveMode::WhenReadable, ReceiveMode::Multishot],
+            false => &[ReceiveMode::WhenReadable],
         }
     })
 }

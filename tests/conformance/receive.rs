@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use echo_core::op::{ConnectionId, Event, Expectation, Op, ReceiveEnd, ReceiveMode, SizeClass};
+use echo_core::op::{ConnectionId, Event, Op, ReceiveEnd, ReceiveMode, SizeClass};
 
 use crate::bench::{Bench, name, receive};
 use crate::fake::peer::PeerId;
@@ -14,11 +14,10 @@ fn ended(connection: ConnectionId, reason: ReceiveEnd) -> Event {
 }
 
 pub(crate) fn once_ends_with_the_first_bytes<W: World>() {
-    for expectation in [Expectation::Data, Expectation::Silence] {
+    for mode in [ReceiveMode::Now, ReceiveMode::WhenReadable] {
         let mut bench = Bench::<W>::new(ROOMY);
         let peer = bench.accept(name(0));
-        let (connection, class, mode) = (name(0), SizeClass::Small, ReceiveMode::Once);
-        bench.say([Op::Receive { connection, class, mode, expectation }]);
+        bench.say([receive(name(0), mode)]);
         bench.silence();
         bench.world.write(peer, 5);
         let ((buffer, length), armed, more) = bench.received();
@@ -32,11 +31,11 @@ pub(crate) fn a_full_buffer_leaves_the_rest<W: World>() {
     let mut bench = Bench::<W>::new(ROOMY);
     let peer = bench.accept(name(0));
     bench.world.write(peer, 1500);
-    bench.say([receive(name(0), ReceiveMode::Once)]);
+    bench.say([receive(name(0), ReceiveMode::WhenReadable)]);
     // The hint that more is there may be missing.
     let ((_, length), armed, _) = bench.received();
     assert_eq!((length, armed), (1024, false));
-    bench.say([receive(name(0), ReceiveMode::Once)]);
+    bench.say([receive(name(0), ReceiveMode::WhenReadable)]);
     let ((_, length), _, more) = bench.received();
     assert_eq!((length, more), (476, false));
 }
@@ -55,7 +54,6 @@ pub(crate) fn multishot_goes_on<W: World>() {
         bench.world.write(peer, 100);
         let ((buffer, length), still_armed, _) = bench.received();
         assert_eq!(length, 100);
-        assert!(!W::ALTERNATES || !still_armed, "a busy kernel tries one after another");
         armed = still_armed;
         bench.say([Op::Recycle { buffer }]);
     }
@@ -113,14 +111,13 @@ pub(crate) fn a_large_buffer_is_taken_when_asked_for<W: World>() {
     let mut bench = Bench::<W>::new(ROOMY);
     let peer = bench.accept(name(0));
     bench.world.write(peer, 3000);
-    let (connection, class, mode) = (name(0), SizeClass::Large, ReceiveMode::Once);
-    bench.say([Op::Receive { connection, class, mode, expectation: Expectation::Data }]);
+    bench.say([bulk(0, ReceiveMode::Now)]);
     let ((buffer, length), ..) = bench.received();
     assert_eq!((buffer.class, length), (SizeClass::Large, 3000));
 }
 
-const MANY_BUFFERS: Setup = Setup { buffers: [256, 0], buffer_sizes: [1024, 4096] };
-const TWO_BUFFERS: Setup = Setup { buffers: [2, 0], buffer_sizes: [1024, 4096] };
+const MANY_BUFFERS: Setup = Setup::new([256, 0]);
+const TWO_BUFFERS: Setup = Setup::new([2, 0]);
 
 pub(crate) fn an_empty_pool_takes_nothing<W: World>() {
     use_up_and_go_on::<W>(TWO_BUFFERS);
@@ -137,7 +134,7 @@ fn use_up_and_go_on<W: World>(setup: Setup) {
         let mut bench = Bench::<W>::new(setup);
         let peer = bench.accept(name(0));
         let chunks: Vec<_> =
-            (0..setup.buffers[0]).map(|_| bench.take(peer, name(0), 10)[0]).collect();
+            (0..setup.buffers.small.count).map(|_| bench.take(peer, name(0), 10)[0]).collect();
         bench.world.write(peer, 10);
         bench.say([receive(name(0), mode)]);
         assert_eq!(bench.next(), ended(name(0), ReceiveEnd::NoBuffer));
@@ -160,7 +157,7 @@ pub(crate) fn all_of_a_pool_can_be_had<W: World>() {
     let peers: Vec<_> = (0..CONNECTIONS).map(|slot| bench.accept(name(slot))).collect();
     let lent: Vec<_> = (0..256).map(|_| bench.take(peers[0], name(0), 1)[0].0).collect();
     assert_eq!(lent.iter().map(|buffer| buffer.index).collect::<BTreeSet<_>>().len(), 256);
-    bench.say([receive(name(0), ReceiveMode::Once)]);
+    bench.say([receive(name(0), ReceiveMode::WhenReadable)]);
     bench.world.write(peers[0], 1);
     assert_eq!(bench.next(), ended(name(0), ReceiveEnd::NoBuffer));
     bench.say(lent.into_iter().map(|buffer| Op::Recycle { buffer }));
@@ -168,8 +165,7 @@ pub(crate) fn all_of_a_pool_can_be_had<W: World>() {
     let mut hungry: Vec<_> = (0..CONNECTIONS).map(name).collect();
     for turn in 0..2 {
         // What is there is received at once, by all of them before the driver hears of any.
-        let (class, mode, expectation) = (SizeClass::Small, ReceiveMode::Once, Expectation::Data);
-        let receive_now = |connection| Op::Receive { connection, class, mode, expectation };
+        let receive_now = |connection| receive(connection, ReceiveMode::Now);
         bench.say(hungry.drain(..).map(receive_now));
         let mut lent = Vec::new();
         while lent.len() + hungry.len() < CONNECTIONS as usize {
@@ -181,9 +177,9 @@ pub(crate) fn all_of_a_pool_can_be_had<W: World>() {
                 other => panic!("turn {turn}: bytes were expected, not {other:?}"),
             }
         }
-        // Whoever came away empty-handed is served before the next turn wants as many again.
+        // Those that found none are served before the next turn wants as many again.
         while let Some(connection) = hungry.pop() {
-            bench.say([receive(connection, ReceiveMode::Once)]);
+            bench.say([receive(connection, ReceiveMode::WhenReadable)]);
             lent.push(bench.received().0.0);
         }
         bench.say(lent.into_iter().map(|buffer| Op::Recycle { buffer }));
@@ -192,25 +188,26 @@ pub(crate) fn all_of_a_pool_can_be_had<W: World>() {
     }
 }
 
-/// Goal: what few messages need at the same time stays in the cache, soon even after there were
-/// many. Method: see which buffers many turns of four messages use, at first and after the pool was
-/// empty.
+/// Goal: what few messages need at the same time stays in the cache, if no more is offered. Method:
+/// see which buffers many turns of four messages use, at first and after all have been offered.
 pub(crate) fn few_buffers_of_many_go_round<W: World>() {
     let mut bench = Bench::<W>::new(MANY_BUFFERS);
     let peer = bench.accept(name(0));
     for _ in 0..2 {
+        bench.say([Op::OfferBuffers { count: 32 }]);
+        used_by_fours(&mut bench, peer, 100);
         let used = used_by_fours(&mut bench, peer, 200);
-        // 32 that are offered, and those that take the places of the four that are lent.
+        // Those that are offered, and those that take the places of the four that are lent.
         assert!(used <= 32 + 4 || !W::FEW_BUFFERS_GO_ROUND, "{used} buffers went round");
+        bench.say([Op::OfferBuffers { count: 256 }]);
         let lent: Vec<_> = (0..256).map(|_| bench.take(peer, name(0), 1)[0].0).collect();
-        bench.say([receive(name(0), ReceiveMode::Once)]);
+        bench.say([receive(name(0), ReceiveMode::WhenReadable)]);
         bench.world.write(peer, 1);
         assert_eq!(bench.next(), ended(name(0), ReceiveEnd::NoBuffer));
         bench.say(lent.into_iter().map(|buffer| Op::Recycle { buffer }));
-        bench.say([receive(name(0), ReceiveMode::Once)]);
+        bench.say([receive(name(0), ReceiveMode::WhenReadable)]);
         let ((buffer, _), ..) = bench.received();
         bench.say([Op::Recycle { buffer }]);
-        used_by_fours(&mut bench, peer, 600);
     }
 }
 
@@ -249,7 +246,7 @@ pub(crate) fn a_buffer_given_back_is_there_for_the_next_receive<W: World>() {
     let held = bench.take(peer, name(0), 10)[0];
     for _ in 0..10 {
         bench.world.write(peer, 10);
-        bench.say([Op::Recycle { buffer: last.0 }, receive(name(0), ReceiveMode::Once)]);
+        bench.say([Op::Recycle { buffer: last.0 }, receive(name(0), ReceiveMode::WhenReadable)]);
         (last, ..) = bench.received();
         assert_ne!(last.0, held.0, "a lent buffer is not filled again");
     }
@@ -296,7 +293,7 @@ pub(crate) fn a_cancel_loses_no_bytes<W: World>() {
         }
         bench.silence();
         if chunks.is_empty() {
-            bench.say([receive(name(0), ReceiveMode::Once)]);
+            bench.say([receive(name(0), ReceiveMode::WhenReadable)]);
             chunks.push(bench.received().0);
         }
         assert_eq!(chunks.len(), 1);
@@ -396,42 +393,55 @@ pub(crate) fn a_cancel_leaves_the_others<W: World>() {
     }
 }
 
+fn bulk(slot: u32, mode: ReceiveMode) -> Op {
+    Op::Receive { connection: name(slot), class: SizeClass::Large, mode }
+}
+
+/// Goal: a poll tells of bytes and of the end, takes neither, and can be canceled.
+pub(crate) fn a_poll_waits_for_bytes<W: World>() {
+    let mut bench = Bench::<W>::new(ROOMY);
+    let peer = bench.accept(name(0));
+    let (connection, poll) = (name(0), Op::AwaitReadable { connection: name(0) });
+    bench.say([poll]);
+    bench.silence();
+    bench.say([Op::CancelReceive { connection }]);
+    assert_eq!(bench.next(), ended(connection, ReceiveEnd::Stopped));
+    bench.say([poll]);
+    bench.world.write(peer, 10);
+    assert_eq!(bench.next(), Event::Readable { connection });
+    bench.silence();
+    bench.say([receive(connection, ReceiveMode::Now)]);
+    let (chunk, ..) = bench.received();
+    assert_eq!(bench.send(connection, chunk), 10);
+    bench.read_all(peer, 10);
+    bench.say([poll]);
+    bench.world.finish(peer);
+    assert_eq!(bench.next(), Event::Readable { connection });
+    bench.say([receive(connection, ReceiveMode::Now)]);
+    assert_eq!(bench.next(), ended(connection, ReceiveEnd::EndOfStream));
+}
+
+/// Goal: a large buffer in hand of a receive that waits comes back when that is canceled, and serves
+/// one that has waited by a poll.
 pub(crate) fn more_wait_for_bulk_than_there_are_large_buffers<W: World>() {
     let mut bench = Bench::<W>::new(ROOMY);
-    let bulk = |slot, expectation| {
-        let (connection, class, mode) = (name(slot), SizeClass::Large, ReceiveMode::Once);
-        Op::Receive { connection, class, mode, expectation }
-    };
-    let peers = [0, 1, 2, 3].map(|slot| {
-        let peer = bench.accept(name(slot));
-        bench.say([bulk(slot, Expectation::Silence)]);
-        peer
-    });
+    let peers = [0, 1, 2].map(|slot| bench.accept(name(slot)));
+    bench.say([bulk(0, ReceiveMode::WhenReadable), bulk(1, ReceiveMode::WhenReadable)]);
+    bench.say([Op::AwaitReadable { connection: name(2) }]);
     bench.silence();
-    // The last one waits without a buffer. It gets one, if not at the first attempt.
-    bench.world.write(peers[3], 3000);
-    let taken = loop {
-        match bench.next() {
-            Event::Received { connection, buffer, length, .. } => {
-                assert_eq!((connection, length), (name(3), 3000));
-                break (buffer, length);
-            }
-            Event::ReceiveEnded { connection, reason: ReceiveEnd::NoBuffer } => {
-                assert_eq!(connection, name(3));
-                bench.say([bulk(3, Expectation::Data)]);
-            }
-            other => panic!("{other:?}"),
-        }
-    };
-    assert_eq!(bench.send(name(3), taken), 3000);
-    bench.read_all(peers[3], 3000);
-    // Those that were in its way still wait, and can be canceled.
-    for slot in 0..2 {
-        bench.world.write(peers[slot as usize], 100);
-        let ((buffer, length), ..) = bench.received();
-        assert_eq!(length, 100);
-        bench.say([Op::Recycle { buffer }]);
-    }
-    bench.say([Op::CancelReceive { connection: name(2) }]);
-    assert_eq!(bench.next(), ended(name(2), ReceiveEnd::Stopped));
+    bench.world.write(peers[2], 3000);
+    assert_eq!(bench.next(), Event::Readable { connection: name(2) });
+    bench.say([Op::CancelReceive { connection: name(0) }]);
+    assert_eq!(bench.next(), ended(name(0), ReceiveEnd::Stopped));
+    bench.say([bulk(2, ReceiveMode::Now)]);
+    let (chunk, ..) = bench.received();
+    assert_eq!(chunk.1, 3000);
+    assert_eq!(bench.send(name(2), chunk), 3000);
+    bench.read_all(peers[2], 3000);
+    // The other one still waits.
+    bench.world.write(peers[1], 100);
+    let ((buffer, length), ..) = bench.received();
+    assert_eq!((buffer.class, length), (SizeClass::Large, 100));
+    bench.say([Op::Recycle { buffer }]);
+    bench.silence();
 }

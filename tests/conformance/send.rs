@@ -154,7 +154,7 @@ pub(crate) fn an_answer_that_nobody_waits_for_comes_all_the_same<W: World>() {
     let (buffer, length) = bench.take(peer, connection, 50)[0];
     bench.say([
         Op::Send { connection, buffer, length, needs_completion: false },
-        receive(connection, ReceiveMode::Once),
+        receive(connection, ReceiveMode::WhenReadable),
     ]);
     bench.read_all(peer, 50);
     bench.world.write(peer, 7);

@@ -4,7 +4,9 @@ use std::fmt;
 use std::sync::Arc;
 
 use echo_core::op::Budget;
-use echo_core::op::{ConnectionError, ConnectionId, Kernel, ListenerId, ReceiveMode, Source};
+use echo_core::op::{
+    BufferPlan, ConnectionError, ConnectionId, Kernel, ListenerId, PeerAddr, ReceiveMode,
+};
 
 use crate::fake::budget::FakeBudget;
 use crate::fake::choice::Choice;
@@ -14,14 +16,19 @@ use crate::fake::{FakeKernel, Faults, Settings};
 /// What a world is built with.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Setup {
-    /// How many buffers of each class, powers of two or 0.
-    pub(crate) buffers: [u16; 2],
-    /// Their sizes.
-    pub(crate) buffer_sizes: [u32; 2],
+    /// The buffers of each class: powers of two, or none.
+    pub(crate) buffers: BufferPlan,
 }
 
 /// Roomy enough for scripts that are about something else.
-pub(crate) const ROOMY: Setup = Setup { buffers: [32, 2], buffer_sizes: [1024, 4096] };
+pub(crate) const ROOMY: Setup = Setup::new([32, 2]);
+
+impl Setup {
+    /// So many small and large buffers.
+    pub(crate) const fn new(counts: [u16; 2]) -> Self {
+        Self { buffers: BufferPlan::new(counts, [1024, 4096]) }
+    }
+}
 
 /// What a peer sees when it has read everything there is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,13 +58,10 @@ pub(crate) trait World {
     /// Whether a multishot receive goes on, or is carried out as a one-shot, which the contract
     /// allows.
     const MULTISHOT_LASTS: bool;
-    /// Whether receives end with the first bytes however they are armed, since the kernel has been
-    /// busy.
-    const ALTERNATES: bool;
     /// Whether more buffers than are needed at the same time are left alone.
     const FEW_BUFFERS_GO_ROUND: bool;
     /// Where peers come from.
-    const SOURCE: Source;
+    const SOURCE: PeerAddr;
 
     /// The ways of receiving that this kernel has.
     fn modes() -> &'static [ReceiveMode];
@@ -108,20 +112,18 @@ impl World for Fake {
     type Kernel = FakeKernel;
     const RESETS: Resets = Resets::Always;
     const MULTISHOT_LASTS: bool = true;
-    const ALTERNATES: bool = false;
     // It gives out one after another, so that all are used.
     const FEW_BUFFERS_GO_ROUND: bool = false;
-    const SOURCE: Source = Source::Ipv6([0x20; 16]);
+    const SOURCE: PeerAddr = PeerAddr::Ipv6([0x20; 16]);
 
     fn modes() -> &'static [ReceiveMode] {
-        &[ReceiveMode::Once, ReceiveMode::Multishot]
+        &[ReceiveMode::WhenReadable, ReceiveMode::Multishot]
     }
 
     fn new(setup: Setup) -> Self {
         let settings = Settings {
             listeners: 1,
             buffers: setup.buffers,
-            buffer_sizes: setup.buffer_sizes,
             files_max: usize::MAX,
             faults: Faults::default(),
         };

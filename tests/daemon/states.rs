@@ -184,7 +184,7 @@ fn states_of_every_release_are_gone_on_with() {
                 TransferPhase::Open => {
                     assert!(ping(peer, b"and on"), "{path:?}: {:?}", record.transfer)
                 }
-                TransferPhase::Finishing
+                TransferPhase::HalfClosed
                 | TransferPhase::Flushing(_)
                 | TransferPhase::Lingering(_) => {
                     expect_end(peer);

@@ -30,11 +30,6 @@ impl Code {
         (1..).zip(text.lines().map(str::to_owned)).collect()
     }
 
-    /// The numbers of the lines on which `word` stands by itself.
-    pub(crate) fn words(&self, word: &str) -> Vec<usize> {
-        self.places(word).into_iter().map(|at| self.line(at)).collect()
-    }
-
     /// What follows `root::`, wherever it stands, with its line; each element of a group by itself.
     pub(crate) fn paths(&self, root: &str) -> Vec<(usize, String)> {
         let mut found = Vec::new();

@@ -1,158 +1,129 @@
-//! Who is let in: the access lists, and how much one source may take.
+//! Which connections are admitted: the access lists, and how much one source may take.
 //!
-//! A connection is judged once, when its accept is answered and before it has a place or a receive.
-//! Who is refused is closed at once; that costs the others nothing, while a place in the backlog
-//! would keep them out. Unix peers are always let in.
-//!
-//! What a source takes is counted over all workers, in one [`SourceLimiter`] that they share. No
-//! worker ever waits for it: a locked shard makes a connection *undecided*, or a count *owed*, and
-//! the next turn, at once, tries again.
+//! A connection is judged once, when its accept is answered and before it has a receive. A refused
+//! connection is closed at once; that costs the others nothing, while a connection left in the
+//! backlog would keep others out. Unix peers are always admitted.
 
-mod access;
+mod access_list;
 mod limiter;
 
-use std::collections::VecDeque;
-use std::sync::Arc;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::ops::Range;
 
-pub use access::{Access, Ranges};
-use limiter::SourceKey;
-pub use limiter::{Caps, SourceLimiter};
+pub use access_list::{AccessList, IpSet};
+pub use limiter::{Limiter, SourceKey, SourceLimits, SourceTable, Unlimited};
 
-use super::op::{ConnectionId, Op, Source, Timestamp};
-use super::stats::RefuseReason;
+use crate::id::{ConnectionId, Timestamp};
+use crate::op::Op;
+use crate::peer::PeerAddr;
+use crate::reason::RefuseReason;
 
-/// What the operator says about who is let in. All workers go by the same.
+/// Which connections the operator admits. All workers go by the same.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Rules {
+pub struct AdmissionPolicy {
     /// Which addresses.
-    pub access: Access,
+    pub access: AccessList,
     /// How many connections of each source, and how fast.
-    pub caps: Caps,
+    pub source_limits: SourceLimits,
 }
 
-impl Rules {
+impl AdmissionPolicy {
     /// Whether it matters where connections come from.
     #[must_use]
-    pub fn ask_for_sources(&self) -> bool {
-        !self.access.is_open() || self.caps.count()
+    pub fn needs_peers(&self) -> bool {
+        !self.access.is_open() || self.source_limits.count()
     }
-}
-
-/// What is to become of a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
-    /// It may have a place.
-    Admitted,
-    /// It is closed.
-    Refused(RefuseReason),
-    /// Another worker has locked the shard of its source at this very moment.
-    Undecided,
 }
 
 /// The admission of one worker.
-pub(super) struct Admission {
-    pub(super) rules: Arc<Rules>,
-    /// Whether the driver has been asked to tell where connections come from.
-    asked: bool,
-    limiter: Arc<SourceLimiter>,
+pub(crate) struct Admission {
+    policy: Arc<AdmissionPolicy>,
+    /// True exactly when the driver has been asked to report where connections come from.
+    reports: bool,
+    limiter: Arc<dyn Limiter>,
     /// What the connection of each slot is counted under. As long as nothing is counted it is
     /// empty.
     counted: Vec<Option<SourceKey>>,
-    /// Accepted connections that wait for their verdict, in order.
-    pub(super) undecided: VecDeque<(ConnectionId, Source)>,
-    /// Sources of closed connections that are still to be counted off.
-    owed: Vec<SourceKey>,
-    /// Up to which slot those have been counted who came while nobody was; nothing if that is done.
-    pub(super) recounted: Option<usize>,
+    /// Up to which slot connections have been counted that were accepted while none was; nothing
+    /// if that is done.
+    recounted: Option<usize>,
 }
 
 impl Admission {
-    /// Nobody has come yet.
-    pub(super) fn new(rules: Arc<Rules>, limiter: Arc<SourceLimiter>) -> Self {
-        Self {
-            rules,
-            asked: false,
-            limiter,
-            counted: Vec::new(),
-            undecided: VecDeque::new(),
-            owed: Vec::new(),
-            recounted: None,
-        }
+    /// No connection has come yet.
+    pub(crate) fn new(policy: Arc<AdmissionPolicy>, limiter: Arc<dyn Limiter>) -> Self {
+        Self { policy, reports: false, limiter, counted: Vec::new(), recounted: None }
     }
 
-    /// From now on these are the rules. If sources are counted by them and were not before, those
-    /// who are here already are to be counted as well.
-    pub(super) fn change(&mut self, rules: Arc<Rules>) {
-        if !rules.caps.count() {
+    /// From now on this is the policy. If sources are counted by it and were not before, the
+    /// connections that are open are to be counted as well.
+    pub(crate) fn change(&mut self, policy: Arc<AdmissionPolicy>) {
+        if !policy.source_limits.count() {
             self.recounted = None;
-        } else if !self.rules.caps.count() {
+        } else if !self.policy.source_limits.count() {
             self.recounted = Some(0);
         }
-        self.rules = rules;
+        self.policy = policy;
     }
 
-    /// Whether the next turn must not wait.
-    pub(super) fn has_unfinished(&self) -> bool {
-        !self.undecided.is_empty() || !self.owed.is_empty() || self.recounted.is_some()
+    /// Whether open connections have still to be counted.
+    pub(crate) fn is_recounting(&self) -> bool {
+        self.recounted.is_some()
     }
 
-    /// Asks for sources from now on, or asks no longer, if the rules have changed in that.
-    pub(super) fn announce(&mut self, ops: &mut Vec<Op>) {
-        let ask = self.rules.ask_for_sources();
-        if ask != self.asked {
-            self.asked = ask;
-            ops.push(if ask { Op::NameSources } else { Op::OmitSources });
+    /// Asks for the addresses of peers from now on, or asks no longer, if the policy has changed in
+    /// that.
+    pub(crate) fn announce(&mut self, ops: &mut Vec<Op>) {
+        let needs_peers = self.policy.needs_peers();
+        if needs_peers != self.reports {
+            self.reports = needs_peers;
+            ops.push(if needs_peers { Op::ReportPeers } else { Op::OmitPeers });
         }
     }
 
-    /// Judges a connection that has just been accepted. It queues behind those that are undecided.
-    pub(super) fn judge(&mut self, now: Timestamp, id: ConnectionId, source: Source) -> Verdict {
-        if self.rules.access.denies(source) {
-            return Verdict::Refused(RefuseReason::Denied);
+    /// Judges a connection that has just been accepted, and counts it if it is admitted.
+    pub(crate) fn judge(
+        &mut self,
+        now: Timestamp,
+        id: ConnectionId,
+        peer: PeerAddr,
+    ) -> Result<(), RefuseReason> {
+        if self.policy.access.denies(peer) {
+            return Err(RefuseReason::Denied);
         }
-        if !self.rules.caps.count() {
-            return Verdict::Admitted;
+        let source_limits = &self.policy.source_limits;
+        if source_limits.count()
+            && let Some(key) = source_limits.key(peer)
+        {
+            self.limiter.enter(now, key, source_limits)?;
+            self.note_counted(id, key);
         }
-        let Some(key) = self.rules.caps.key(source) else { return Verdict::Admitted };
-        if !self.undecided.is_empty() {
-            return Verdict::Undecided;
-        }
-        self.count(now, id, key)
+        Ok(())
     }
 
-    /// Judges the first of those that are undecided, once more; nobody if there is none, or if it
-    /// stays so.
-    pub(super) fn decide(&mut self, now: Timestamp) -> Option<(ConnectionId, Verdict)> {
-        self.pay(now);
-        let (id, source) = self.undecided.pop_front()?;
-        // The rules may have changed since.
-        let verdict = match self.rules.caps.key(source) {
-            _ if self.rules.access.denies(source) => Verdict::Refused(RefuseReason::Denied),
-            Some(key) if self.rules.caps.count() => self.count(now, id, key),
-            Some(_) | None => Verdict::Admitted,
-        };
-        if verdict == Verdict::Undecided {
-            self.undecided.push_front((id, source));
-            return None;
-        }
-        Some((id, verdict))
+    /// The next slots, below `slots` and at most `most`, whose connections may have to be counted
+    /// after a change of the policy.
+    pub(crate) fn next_to_recount(&mut self, slots: usize, most: usize) -> Range<usize> {
+        let Some(from) = self.recounted else { return 0..0 };
+        let to = slots.min(from + most);
+        self.recounted = (to < slots).then_some(to);
+        from..to
     }
 
-    /// Whether the connection of this slot still has to be counted, or never will be.
-    pub(super) fn is_uncounted(&self, id: ConnectionId) -> bool {
-        let counted = self.counted.get(id.slot() as usize).is_some_and(Option::is_some);
-        !counted && !self.undecided.iter().any(|(other, _)| *other == id)
+    /// Whether the connection of this slot is counted under no source.
+    pub(crate) fn is_uncounted(&self, slot: u32) -> bool {
+        !self.counted.get(slot as usize).is_some_and(Option::is_some)
     }
 
-    /// A connection is here already, and stays whatever the caps say. It counts
-    /// for those who come after, unless its shard is locked all the time; its bucket is not
-    /// touched.
-    pub(super) fn count_imported(&mut self, now: Timestamp, id: ConnectionId, source: Source) {
-        const TRIES: usize = 1000;
-        let caps = &self.rules.caps;
-        let Some(key) = caps.key(source).filter(|_| caps.count()) else { return };
-        let boundless = Caps { connections: None, accepts_per_second: None, ..caps.clone() };
-        if (0..TRIES).any(|_| self.limiter.enter(now, key, &boundless).is_some()) {
+    /// Counts a connection that is open already, and stays so whatever the limits say. Its bucket
+    /// is not touched.
+    pub(crate) fn count_open(&mut self, now: Timestamp, id: ConnectionId, peer: PeerAddr) {
+        let source_limits = &self.policy.source_limits;
+        let Some(key) = source_limits.key(peer).filter(|_| source_limits.count()) else { return };
+        let boundless =
+            SourceLimits { connections: None, accepts_per_second: None, ..source_limits.clone() };
+        if self.limiter.enter(now, key, &boundless).is_ok() {
             self.note_counted(id, key);
         }
     }
@@ -165,31 +136,10 @@ impl Admission {
         self.counted[slot] = Some(key);
     }
 
-    fn count(&mut self, now: Timestamp, id: ConnectionId, key: SourceKey) -> Verdict {
-        self.pay(now);
-        match self.limiter.enter(now, key, &self.rules.caps) {
-            Some(Ok(())) => {
-                self.note_counted(id, key);
-                Verdict::Admitted
-            }
-            Some(Err(reason)) => Verdict::Refused(reason),
-            None => Verdict::Undecided,
-        }
-    }
-
     /// The connection of `slot` is closed.
-    pub(super) fn leave(&mut self, now: Timestamp, slot: u32) {
-        let counted = self.counted.get_mut(slot as usize).and_then(Option::take);
-        if let Some(key) = counted
-            && !self.limiter.leave(now, key, &self.rules.caps)
-        {
-            self.owed.push(key);
+    pub(crate) fn leave(&mut self, now: Timestamp, slot: u32) {
+        if let Some(key) = self.counted.get_mut(slot as usize).and_then(Option::take) {
+            self.limiter.leave(now, key, &self.policy.source_limits);
         }
-    }
-
-    /// Counts off what is owed, as far as the shards are not locked.
-    fn pay(&mut self, now: Timestamp) {
-        let (limiter, caps) = (&self.limiter, &self.rules.caps);
-        self.owed.retain(|key| !limiter.leave(now, *key, caps));
     }
 }

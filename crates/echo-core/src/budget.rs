@@ -1,6 +1,6 @@
 //! The memory for spilled bytes, as the core sees it: a number of blocks.
 
-use std::fmt;
+use core::fmt;
 
 /// The memory for spilled bytes: one budget for all workers of the process.
 ///

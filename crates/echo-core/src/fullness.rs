@@ -1,12 +1,12 @@
-//! Whether the last place of all workers is taken.
+//! Whether the last capacity of all workers is taken.
 //!
-//! Each worker has a share of the places (which is 0 where there are fewer places than workers).
-//! One that has none left is nobody's trouble as long as another has: connections wait only when
-//! all are full. So each notes here when it becomes full and when it is no longer; that is a locked
-//! instruction, but not one for each echo.
+//! Each worker has a share of the capacity (which is 0 where the limit is below the number of
+//! workers). One that has none left is no trouble as long as another has: connections wait only
+//! when all are full. So each notes here when it becomes full and when it is no longer; that is a
+//! locked instruction, but not one for each echo.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 /// How many of some workers are full. What they share.
 #[derive(Debug)]
@@ -24,7 +24,7 @@ impl Fullness {
 }
 
 /// One worker's part in it.
-pub(super) struct Part {
+pub(crate) struct Part {
     all: Arc<Fullness>,
     /// True exactly when this worker is among those that are counted as full.
     full: bool,
@@ -32,12 +32,12 @@ pub(super) struct Part {
 
 impl Part {
     /// Of a worker that is not full.
-    pub(super) fn new(all: Arc<Fullness>) -> Self {
+    pub(crate) fn new(all: Arc<Fullness>) -> Self {
         Self { all, full: false }
     }
 
     /// Notes whether the worker is full. True if it became so, and was the last one.
-    pub(super) fn note(&mut self, full: bool) -> bool {
+    pub(crate) fn note(&mut self, full: bool) -> bool {
         // The count alone matters: nothing is published by it.
         let completes = match (self.full, full) {
             (false, true) => self.all.full.fetch_add(1, Ordering::Relaxed) + 1 == self.all.workers,

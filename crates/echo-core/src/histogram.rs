@@ -49,7 +49,9 @@ impl Histogram {
     /// none. It is the upper end of a class, so at most an eighth too large.
     #[must_use]
     pub fn quantile(&self, fraction: f64) -> u64 {
-        let wanted = ((self.count() as f64 * fraction).ceil() as u64).max(1);
+        let exact = self.count() as f64 * fraction;
+        let whole = exact as u64;
+        let wanted = (whole + u64::from((whole as f64) < exact)).max(1);
         let mut seen = 0;
         for (index, count) in self.counts.iter().enumerate() {
             seen += count;

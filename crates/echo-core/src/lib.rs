@@ -1,22 +1,34 @@
 //! The core: what an echo server decides, and nothing else.
 //!
-//! Pure: no syscall, no clock, no randomness, no log, no payload. Events in, operations out; the
-//! same history of events always gives the same operations, so `tests/sim` can run tens of
-//! thousands of histories that a kernel shows once a year.
+//! Pure: no system call, no clock, no randomness, no lock, no log, no payload. Events in,
+//! operations out; the same history of events always gives the same operations, so the simulator
+//! (`tests/sim`) can run tens of thousands of histories that a kernel shows once a year.
 //!
-//! Reading order: [`op`] (the words), [`connection`] (one connection), [`server`] (all of them),
-//! and the parts they use.
+//! Reading order: [`op`] (the words), [`kernel`] (the seam), [`worker`] (the loop), `stream`
+//! (connections), [`admission`], and the parts that they use.
+
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
 
 pub mod admission;
 pub mod budget;
-pub mod connection;
+pub mod buffer_offer;
+pub mod buffer_pool;
+pub mod command;
 pub mod fullness;
 pub mod histogram;
+pub mod id;
+pub mod kernel;
 pub mod limits;
-pub mod listener;
 pub mod op;
-pub mod pool;
-pub mod resources;
-pub mod server;
+pub mod parameters;
+pub mod peer;
+pub mod reason;
 pub mod stats;
-pub mod timer;
+mod stream;
+pub mod timer_wheel;
+pub mod worker;

@@ -14,128 +14,31 @@
 //!     -> Op::Recycle { buffer }
 //! ```
 
-use std::fmt;
+pub use crate::budget::Budget;
+pub use crate::buffer_pool::{BufferClass, BufferPlan};
+pub use crate::id::{BufferId, ConnectionId, ListenerId, SizeClass, Timestamp};
+pub use crate::kernel::{Kernel, Wake};
+pub use crate::peer::PeerAddr;
+pub use crate::reason::{AcceptError, CloseReason, ConnectionError, ReceiveEnd, SendError};
 
-pub use super::budget::Budget;
-use super::stats::CloseReason;
-
-/// Milliseconds on the kernel's monotonic clock since an arbitrary start. The core never reads a
-/// clock: it is told.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Timestamp(pub u64);
-
-impl Timestamp {
-    /// The moment `milliseconds` later; stays at the end of time rather than wrap.
-    #[must_use]
-    pub fn plus(self, milliseconds: u64) -> Self {
-        Self(self.0.saturating_add(milliseconds))
-    }
-}
-
-/// Names one tenant of one connection slot. The generation changes with each tenant, so a late
-/// completion can never reach the connection that took over the slot.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ConnectionId {
-    slot: u32,
-    generation: u32,
-}
-
-impl ConnectionId {
-    /// Generations count modulo 2^24: that is what `user_data` has room for.
-    pub const GENERATION_MASK: u32 = 0x00ff_ffff;
-
-    /// The tenant number `generation` (modulo 2^24) of `slot`.
-    #[must_use]
-    pub fn new(slot: u32, generation: u32) -> Self {
-        Self { slot, generation: generation & Self::GENERATION_MASK }
-    }
-
-    /// The index of the slot, dense from 0.
-    #[must_use]
-    pub fn slot(self) -> u32 {
-        self.slot
-    }
-
-    /// Which tenant of the slot, below 2^24.
-    #[must_use]
-    pub fn generation(self) -> u32 {
-        self.generation
-    }
-}
-
-impl fmt::Debug for ConnectionId {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "c{}.{}", self.slot, self.generation)
-    }
-}
-
-/// Names a listening socket: its position, dense from 0, in the list that the driver was built
-/// with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ListenerId(pub u16);
-
-/// The size of pooled buffer that a receive takes its room from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum SizeClass {
-    /// For quiet lines: a few KiB.
-    Small,
-    /// For bulk: a connection that fills small buffers one after another moves up to these.
-    Large,
-}
-
-impl SizeClass {
-    /// Both classes, smallest first.
-    pub const ALL: [Self; 2] = [Self::Small, Self::Large];
-
-    /// 0 for small, 1 for large: the index into tables with one entry a class.
-    #[must_use]
-    pub fn index(self) -> usize {
-        match self {
-            Self::Small => 0,
-            Self::Large => 1,
-        }
-    }
-}
-
-/// Names one buffer of the pool.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct BufferId {
-    /// Which pool.
-    pub class: SizeClass,
-    /// Position in that pool, dense from 0.
-    pub index: u16,
-}
-
-/// Where a connection comes from. IPv4 addresses are never in their mapped form.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// Nobody asked; see [`Op::NameSources`].
-    Untold,
-    /// This machine, without an address: a Unix socket.
-    Local,
-    /// An IPv4 address.
-    Ipv4([u8; 4]),
-    /// An IPv6 address.
-    Ipv6([u8; 16]),
-}
-
-/// How a receive is armed.
+/// When a receive is tried, and how often it answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReceiveMode {
-    /// Ends with the first bytes.
-    Once,
-    /// Goes on until an event says that it ended. A driver may end it at any time, with or without
-    /// data.
+    /// At once, and once: bytes are probably waiting.
+    Now,
+    /// As soon as the socket is readable, and once.
+    WhenReadable,
+    /// As often as bytes come, until an event says that it ended. A driver may end it at any time,
+    /// with or without data. Small buffers only.
     Multishot,
 }
 
-/// What the core believes about the socket when it arms a receive; only a hint for the driver.
+/// What a socket probably holds for the next receive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expectation {
-    /// Bytes are probably waiting: try at once.
+    /// Bytes: it is worth a try at once.
     Data,
-    /// Probably nothing is there: wait for readiness first, so that no attempt is wasted and nobody
-    /// jumps the queue.
+    /// Nothing: a receive waits for readiness first, so that no attempt is wasted.
     Silence,
 }
 
@@ -161,14 +64,13 @@ pub enum Shutdown {
 
 /// What the kernel is asked to do.
 ///
-/// Those that are answered, and the closes, reach the kernel in the order given, except that a
-/// receive may come later than what was asked for after it, though not than its cancel; those that
-/// are done at once ([`Op::Spill`], [`Op::ReleaseSpilled`], [`Op::Recycle`], [`Op::Shutdown`]) may
+/// Those that are answered, and the closes, reach the kernel in the order given; those that are
+/// done at once ([`Op::Spill`], [`Op::ReleaseSpilled`], [`Op::Recycle`], [`Op::Shutdown`]) may
 /// overtake them. So nothing may be recycled or shut down for writing while a send of it is under
 /// way.
 ///
-/// A connection exists for the driver from [`Event::Accepted`] or [`Event::Imported`] to
-/// [`Op::Close`] or [`Op::Abort`], or until it is given away.
+/// A connection exists for the driver from [`Event::Accepted`], or from its import, to
+/// [`Op::Close`] or [`Op::Abort`], or until it is exported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op {
     /// Accept one connection from `listener` into the free slot that `connection` names. At most
@@ -180,12 +82,19 @@ pub enum Op {
         /// What the new connection is to be called.
         connection: ConnectionId,
     },
-    /// From now on tell with [`Event::Accepted`] where a connection comes from. It costs a system
-    /// call for each, so it is asked for only when it matters. Done at once; accepts that are armed
-    /// already are told with it, or not.
-    NameSources,
-    /// The end of [`Op::NameSources`].
-    OmitSources,
+    /// From now on report the address of the peer with [`Event::Accepted`]. It costs a system call
+    /// for each connection, so it is asked for only when it matters. Done at once; accepts that are
+    /// armed already report it, or not.
+    ReportPeers,
+    /// The end of [`Op::ReportPeers`].
+    OmitPeers,
+    /// From now on offer so many small buffers to the kernel for receives, as far as they are
+    /// free: at the beginning of each turn the offer is filled up. Done at once. Until it is first
+    /// said, all are offered.
+    OfferBuffers {
+        /// How many, at least 1.
+        count: u16,
+    },
     /// Stop the accept that was armed for `connection`. It still answers, as canceled or with what
     /// it had.
     CancelAccept {
@@ -208,17 +117,24 @@ pub enum Op {
         /// Which.
         listener: ListenerId,
     },
-    /// Receive into a pooled buffer that the kernel picks when bytes come. At most one receive per
-    /// connection is armed. Answered by [`Event::Received`] and [`Event::ReceiveEnded`].
+    /// Receive into a pooled buffer. At most one receive, relay or poll per connection is armed.
+    /// Answered by [`Event::Received`] and [`Event::ReceiveEnded`].
+    ///
+    /// A small buffer is picked by the kernel when bytes come. A large one is taken from the pool
+    /// right away: the core asks for no more of them than are free.
     Receive {
         /// Whose bytes.
         connection: ConnectionId,
         /// Which pool.
         class: SizeClass,
-        /// One answer or many.
+        /// When, and how often.
         mode: ReceiveMode,
-        /// Whether bytes are likely to be there.
-        expectation: Expectation,
+    },
+    /// Wait for bytes, or for the end of the stream, without a buffer. Takes the place of a
+    /// receive. Answered once by [`Event::Readable`] or [`Event::ReceiveEnded`].
+    AwaitReadable {
+        /// Whose bytes.
+        connection: ConnectionId,
     },
     /// Echo up to `length_max` bytes, and no more than a driver's own measure, without owning them:
     /// what the socket takes for sending is received, and the rest stays in its receive queue. So
@@ -240,8 +156,8 @@ pub enum Op {
         /// What to wait for first.
         when: When,
     },
-    /// Stop the armed receive or relay. Bytes it had already taken still arrive; then it answers
-    /// that it ended.
+    /// Stop the armed receive, relay or poll. Bytes it had already taken still arrive; then it
+    /// answers that it ended.
     CancelReceive {
         /// Whose receive.
         connection: ConnectionId,
@@ -348,78 +264,52 @@ pub enum Op {
     },
 }
 
-/// Why an accept brought nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum AcceptError {
-    /// It was canceled on request.
-    Canceled,
-    /// The peer was gone before it was accepted (ECONNABORTED and other network errors, accept(2)):
-    /// try again.
-    Aborted,
-    /// No file descriptor is free in the process (EMFILE). The connection stays in the backlog.
-    ProcessFiles,
-    /// No file descriptor is free in the system (ENFILE). The connection stays in the backlog.
-    SystemFiles,
-    /// No memory (ENOMEM, ENOBUFS). The connection stays in the backlog.
-    Memory,
-    /// Nobody waits, and nobody will: the answer to an accept from a listener that ends, see
-    /// [`Event::ListenerEnding`].
-    Nobody,
-    /// An error nobody expects here, by its errno; the backlog is as it was.
-    Unexpected(i32),
-}
-
-/// Why a receive ended without bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ReceiveEnd {
-    /// The peer has sent its FIN: there will be no more bytes.
-    EndOfStream,
-    /// The pool offered no buffer (ENOBUFS). Nothing was taken from the socket, not even its end.
-    /// Some may be at home all the same: a pool may offer only as many as it believes are needed,
-    /// and more when it turns out to be wrong.
-    NoBuffer,
-    /// Canceled, or ended by the kernel for reasons of its own; nothing is lost, arm again if
-    /// wanted.
-    Stopped,
-    /// The kernel was short of memory (ENOMEM): worth another try a little later.
-    Memory,
-    /// The connection is dead (ECONNRESET, ETIMEDOUT, …).
-    Failed(ConnectionError),
-}
-
-/// Why a send failed without taking a byte.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SendError {
-    /// The kernel was short of memory (ENOMEM, ENOBUFS): worth another try a little later.
-    Memory,
-    /// It was canceled.
-    Stopped,
-    /// The connection is dead (ECONNRESET, EPIPE, ETIMEDOUT, …).
-    Failed(ConnectionError),
-}
-
-/// How a connection died.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ConnectionError {
-    /// The peer reset it, or is gone (ECONNRESET, EPIPE, ENOTCONN, ECONNABORTED).
-    Reset,
-    /// The network gave up on it (ETIMEDOUT, EHOSTUNREACH, ENETUNREACH, …).
-    Unreachable,
-    /// An error nobody expects here, by its errno.
-    Unexpected(i32),
+impl Op {
+    /// Whether it is sure to be answered with the next turn, so that this turn does not wait.
+    #[must_use]
+    pub fn is_answered_at_once(&self) -> bool {
+        match self {
+            Self::Send { needs_completion: true, .. }
+            | Self::Relay { when: When::Now, .. }
+            | Self::Discard { when: When::Now, .. }
+            | Self::AcceptWaiting { .. }
+            | Self::EndProbe { .. } => true,
+            Self::Accept { .. }
+            | Self::ReportPeers
+            | Self::OmitPeers
+            | Self::OfferBuffers { .. }
+            | Self::CancelAccept { .. }
+            | Self::CloseListener { .. }
+            | Self::Receive { .. }
+            | Self::AwaitReadable { .. }
+            | Self::Relay { .. }
+            | Self::Discard { .. }
+            | Self::CancelReceive { .. }
+            | Self::Send { .. }
+            | Self::FlushSends
+            | Self::SendHeld { .. }
+            | Self::Spill { .. }
+            | Self::SendSpilled { .. }
+            | Self::ReleaseSpilled { .. }
+            | Self::CancelSend { .. }
+            | Self::Recycle { .. }
+            | Self::Shutdown { .. }
+            | Self::Probe { .. }
+            | Self::Close { .. }
+            | Self::Abort { .. } => false,
+        }
+    }
 }
 
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// The worker starts: arm the listeners.
-    Started,
     /// Answer to [`Op::Accept`]: the connection exists.
     Accepted {
         /// The name given to the accept.
         connection: ConnectionId,
         /// Where it comes from, if that was asked for.
-        source: Source,
+        peer: PeerAddr,
     },
     /// Answer to [`Op::Accept`]: there is no connection, and its name is free again.
     AcceptFailed {
@@ -438,8 +328,13 @@ pub enum Event {
         length: u32,
         /// Whether the receive is still armed.
         armed: bool,
-        /// Whether the socket is known to hold more.
-        more: bool,
+        /// [`Expectation::Data`] if the socket is known to hold more.
+        rest: Expectation,
+    },
+    /// Answer to [`Op::AwaitReadable`]: bytes are there, or the end of the stream.
+    Readable {
+        /// Whose.
+        connection: ConnectionId,
     },
     /// Answer to [`Op::Relay`] and [`Op::Discard`]: `length` bytes were taken from the socket, and
     /// echoed or forgotten.
@@ -487,39 +382,9 @@ pub enum Event {
         /// When anything last came from it, were it an acknowledgement.
         heard: Timestamp,
     },
-    /// The moment named by `Server::deadline` has come (or some other moment: it never harms).
-    TimePassed,
-    /// Nobody new comes to `listener` any more, and nobody will accept after us who waits there:
-    /// accept all of them, whatever else begins or has begun, and close it. Told again it means
-    /// that some may have come nevertheless.
-    ListenerEnding {
-        /// Which.
-        listener: ListenerId,
-    },
-    /// Stop accepting, go on echoing, and at `deadline` end what is still open.
-    DrainStarted {
-        /// The deadline.
-        deadline: Timestamp,
-    },
-    /// Stop accepting, receiving and sending, so that every connection becomes quiescent and can be
-    /// handed to the next process. What does not become quiescent until `deadline` is ended.
-    HandOverStarted {
-        /// The deadline.
-        deadline: Timestamp,
-    },
-    /// A connection of the process before us is here, or one that could not be handed over is back,
-    /// in a slot that `Server::reserve_slot` gave: the driver has its socket and its unsent bytes.
-    Imported {
-        /// What it is called from now on.
-        connection: ConnectionId,
-        /// Where it came from.
-        source: Source,
-        /// Where it stood.
-        transfer: TransferState,
-    },
 }
 
-/// What a connection quiescent hands on, besides its socket and its unsent bytes.
+/// What a quiescent connection hands on, besides its socket and its unsent bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TransferState {
     /// The listener that it came from.
@@ -551,49 +416,10 @@ impl TransferState {
 pub enum TransferPhase {
     /// It receives and echoes.
     Open,
-    /// The peer has sent its FIN: what is unsent is its last word.
-    Finishing,
+    /// The peer has sent its FIN: what is unsent is the last that it gets.
+    HalfClosed,
     /// We are ending it for this reason, with a FIN behind the unsent bytes.
     Flushing(CloseReason),
     /// We have sent FIN for this reason, and wait for the peer's.
     Lingering(CloseReason),
-}
-
-/// The one seam: what carries out operations and tells what happened.
-pub trait Kernel {
-    /// What [`Kernel::turn`] may die of.
-    type Error: fmt::Debug;
-
-    /// Now.
-    fn now(&self) -> Timestamp;
-
-    /// The same reading of the clock in microseconds, as far as the clock can tell them.
-    fn now_us(&self) -> u64 {
-        self.now().0 * 1_000
-    }
-
-    /// How many turns found the queue of completions overflowed, if there is one that can.
-    fn overflows(&self) -> u64 {
-        0
-    }
-
-    /// Where an open connection comes from, as far as that can still be told. For those that came
-    /// before anybody asked by [`Op::NameSources`]; it costs a system call.
-    fn source_of(&self, connection: ConnectionId) -> Source;
-
-    /// Takes all of `ops`, in order, and leaves it empty. They reach the kernel at the next turn at
-    /// the latest; a receive, at the next turn that waits.
-    fn submit(&mut self, ops: &mut Vec<Op>);
-
-    /// Hands everything submitted to the kernel, waits until something happened, `deadline` has
-    /// passed or somebody else woke the worker, and appends what happened to `events` in the order
-    /// in which it happened to each connection.
-    ///
-    /// # Errors
-    /// Only when the ring itself is broken; what befalls a connection is an event.
-    fn turn(
-        &mut self,
-        deadline: Option<Timestamp>,
-        events: &mut Vec<Event>,
-    ) -> Result<(), Self::Error>;
 }

@@ -1,112 +1,18 @@
 //! What the core counts. Plain numbers: publishing them is the worker's affair.
 
-use super::histogram::Histogram;
-use super::op::{AcceptError, ConnectionError};
-
-/// Why a connection ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CloseReason {
-    /// The peer sent FIN and got all its bytes back.
-    Finished,
-    /// The peer reset the connection.
-    Reset,
-    /// The network gave up on the peer.
-    Unreachable,
-    /// Nothing moved for the idle timeout.
-    Idle,
-    /// It had been open for the longest time that is allowed.
-    Lifetime,
-    /// It had received as many bytes as are allowed.
-    ByteLimit,
-    /// The peer did not read for the stall timeout.
-    Stalled,
-    /// The drain deadline came first.
-    Drained,
-    /// An error that nobody expects; see [`Stats::unexpected_errno`].
-    Unexpected,
-    /// It was not closed: the next process has it now.
-    HandedOver,
-}
-
-impl CloseReason {
-    /// All reasons, in the order of [`Traffic::closed`].
-    pub const ALL: [Self; 10] = [
-        Self::Finished,
-        Self::Reset,
-        Self::Unreachable,
-        Self::Idle,
-        Self::Lifetime,
-        Self::ByteLimit,
-        Self::Stalled,
-        Self::Drained,
-        Self::Unexpected,
-        Self::HandedOver,
-    ];
-
-    /// The reason as one word, for logs and metrics.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Finished => "finished",
-            Self::Reset => "reset",
-            Self::Unreachable => "unreachable",
-            Self::Idle => "idle",
-            Self::Lifetime => "lifetime",
-            Self::ByteLimit => "byte-limit",
-            Self::Stalled => "stalled",
-            Self::Drained => "drained",
-            Self::Unexpected => "unexpected",
-            Self::HandedOver => "handed-over",
-        }
-    }
-
-    /// What to call the death of a connection.
-    #[must_use]
-    pub fn of(error: ConnectionError) -> Self {
-        match error {
-            ConnectionError::Reset => Self::Reset,
-            ConnectionError::Unreachable => Self::Unreachable,
-            ConnectionError::Unexpected(_) => Self::Unexpected,
-        }
-    }
-}
-
-/// Why a connection was closed right after its accept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RefuseReason {
-    /// The access lists say so.
-    Denied,
-    /// Its source has as many connections as it may have.
-    SourceFull,
-    /// Its source has connected too often within a second.
-    SourceRate,
-}
-
-impl RefuseReason {
-    /// All reasons, in the order of [`Traffic::refused`].
-    pub const ALL: [Self; 3] = [Self::Denied, Self::SourceFull, Self::SourceRate];
-
-    /// The reason as one word, for logs and metrics.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Denied => "denied",
-            Self::SourceFull => "source-full",
-            Self::SourceRate => "source-rate",
-        }
-    }
-}
+use crate::histogram::Histogram;
+use crate::reason::{AcceptError, CloseReason, ConnectionError, RefuseReason};
 
 /// Everything counted since the worker started. Gauges say so; all else only grows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
     /// What the connections of all listeners did.
     pub traffic: Traffic,
-    /// Gauge: connections that have a place.
+    /// Gauge: open connections.
     pub connections: u64,
-    /// Gauge: connections accepted in a race for the last place, which wait for one as they would
-    /// in the backlog; and those that wait, for a moment, to be let in or refused.
-    pub parked: u64,
+    /// Gauge: connections accepted in a race for the last capacity, which wait for some as they
+    /// would in the listen backlog.
+    pub waiting_for_capacity: u64,
     /// Bytes received that could not be echoed: the peer reset, stalled too long, or wrote after
     /// our FIN. Once a connection is closed its bytes in equal its bytes out plus its bytes
     /// dropped.
@@ -116,7 +22,7 @@ pub struct Stats {
     /// Bytes received that were left to the next process to echo.
     pub bytes_handed_over: u64,
     /// From the moment that a chunk was fetched from the kernel to the moment that the completion
-    /// of its send was, in microseconds; of one send in [`super::limits::SENDS_PER_TIMED`],
+    /// of its send was, in microseconds; of one send in [`crate::limits::SENDS_PER_TIMED`],
     /// whatever becomes of it. What the peer was slow to take counts from its oldest byte to its
     /// last one.
     pub residence: Histogram,
@@ -221,7 +127,7 @@ impl Stats {
     pub fn add(&mut self, other: &Self) {
         self.traffic.add(&other.traffic);
         self.connections += other.connections;
-        self.parked += other.parked;
+        self.waiting_for_capacity += other.waiting_for_capacity;
         self.bytes_dropped += other.bytes_dropped;
         self.bytes_taken_over += other.bytes_taken_over;
         self.bytes_handed_over += other.bytes_handed_over;
@@ -246,16 +152,16 @@ impl Stats {
         }
     }
 
-    pub(super) fn count_connection_error(&mut self, error: ConnectionError) {
+    pub(crate) fn count_connection_error(&mut self, error: ConnectionError) {
         match error {
             ConnectionError::Reset | ConnectionError::Unreachable => {}
             ConnectionError::Unexpected(errno) => self.count_unexpected(errno),
         }
     }
 
-    pub(super) fn count_accept_error(&mut self, error: AcceptError) {
+    pub(crate) fn count_accept_error(&mut self, error: AcceptError) {
         match error {
-            AcceptError::Canceled | AcceptError::Nobody => {}
+            AcceptError::Canceled | AcceptError::Empty => {}
             AcceptError::Aborted => self.accept_aborted += 1,
             AcceptError::ProcessFiles => self.accept_process_files += 1,
             AcceptError::SystemFiles => self.accept_system_files += 1,

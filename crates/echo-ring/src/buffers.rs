@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 use io_uring::{IoUring, cqueue, types::BufRingEntry};
 
+use echo_core::op::BufferClass;
+
 /// An anonymous private mapping: zeroed, page-aligned, in no core dump, gone when dropped.
 pub(super) struct Mapping {
     start: NonNull<u8>,
@@ -85,7 +87,7 @@ impl Buffers {
 
     fn take_back(&mut self, index: u16) {
         let lent = &mut self.lent[usize::from(index)];
-        assert!(*lent, "buffer {index} is at home already");
+        assert!(*lent, "buffer {index} is free already");
         *lent = false;
     }
 
@@ -119,9 +121,9 @@ impl Buffers {
 /// The small buffers: a provided-buffer ring. The kernel takes one when bytes come, so a receive
 /// can wait for ever without holding any.
 ///
-/// The ring is first in, first out, so whatever is in it is walked. It is filled up before each
-/// turn to a little more than turns need, from spare buffers that are last in, first out: so what
-/// goes round stays in the cache.
+/// The ring is first in, first out, so whatever is in it is used in turn. It is filled up before
+/// each turn to as many as are to be offered, from spare buffers that are last in, first out: so
+/// what goes round stays in the cache.
 ///
 /// It must outlive every operation that uses it: [`super::driver::Driver`] drops its ring first,
 /// and forgets the buffers rather than drop them when the kernel still holds a receive or a send.
@@ -131,61 +133,17 @@ pub(super) struct BufferRing {
     tail: u16,
     /// Buffers in the ring, as far as completions have told.
     offered: u16,
-    /// Buffers at home that are not in the ring.
+    /// Free buffers that are not in the ring.
     spare: Vec<u16>,
-    need: Need,
-}
-
-/// How many buffers the ring is to offer: twice as many as any turn took of late, and all of them
-/// once it has run dry, until turns have shown for a while what they need.
-struct Need {
-    /// So many are there.
-    count: u16,
     /// So many are to be in the ring.
     offers: u16,
-    /// Buffers that the present turn took.
-    taken: u16,
-    /// The most that a turn of the present period took.
-    taken_most: u16,
-    /// Turns until the period ends.
-    turns_left: u16,
-}
-
-/// A ring offers as many at least: since Linux 6.13 a turn brings some 20 completions. Each that
-/// goes round without need costs: 16 KiB messages take 1.04 of epoll's time with 32 (or fewer),
-/// 1.06 with 64, since what goes round has to share the cache with what the kernel copies.
-const OFFERED_MIN: u16 = 32;
-
-/// Turns after which a ring offers fewer if that would have done for all of them.
-const TURNS_PER_PERIOD: u16 = 1024;
-
-impl Need {
-    /// That of a ring of `count` buffers which nobody has used yet.
-    fn new(count: u16) -> Self {
-        let offers = count.min(OFFERED_MIN);
-        Self { count, offers, taken: 0, taken_most: 0, turns_left: TURNS_PER_PERIOD }
-    }
-
-    /// The ring had no buffer: nobody knows how many the turn would have taken.
-    fn note_dry(&mut self) {
-        self.offers = self.count;
-        self.taken_most = self.count;
-    }
-
-    fn end_turn(&mut self) {
-        self.taken_most = self.taken_most.max(std::mem::take(&mut self.taken));
-        self.turns_left -= 1;
-        if self.turns_left == 0 {
-            let ample = self.taken_most.saturating_mul(2).max(OFFERED_MIN);
-            *self = Self { offers: ample.min(self.count), ..Self::new(self.count) };
-        }
-    }
 }
 
 impl BufferRing {
-    /// `count` buffers (a power of two, at most 32768) of `size` bytes, registered as buffer group
-    /// `group`. None is offered before [`BufferRing::fill_up`].
-    pub(super) fn register(ring: &IoUring, group: u16, count: u16, size: u32) -> io::Result<Self> {
+    /// Buffers (a power of two, at most 32768), registered as buffer group `group`. None is offered
+    /// before [`BufferRing::fill_up`], and all of them until [`BufferRing::offer_up_to`].
+    pub(super) fn register(ring: &IoUring, group: u16, class: BufferClass) -> io::Result<Self> {
+        let BufferClass { count, size } = class;
         assert!(count.is_power_of_two() && count <= 1 << 15, "{count} buffers make no ring");
         let entries = Mapping::new(usize::from(count) * size_of::<BufRingEntry>())?;
         // SAFETY: `entries` holds `count` entries, is page-aligned, and outlives the ring (see the
@@ -204,17 +162,19 @@ impl BufferRing {
             tail: 0,
             offered: 0,
             spare: (0..count).rev().collect(),
-            need: Need::new(count),
+            offers: count,
         })
     }
 
-    /// To be called before each turn, once: offers as many buffers as it may need, but no fewer
-    /// than the `receives` that are submitted with it, if so many are at home. Returns how many are
-    /// on offer now.
-    pub(super) fn fill_up(&mut self, receives: usize) -> usize {
-        self.need.end_turn();
-        let wanted = receives.max(usize::from(self.need.offers));
-        while usize::from(self.offered) < wanted
+    /// From now on so many are to be offered, as far as they are free.
+    pub(super) fn offer_up_to(&mut self, count: u16) {
+        self.offers = count;
+    }
+
+    /// To be called before each turn: offers as many buffers as are to be. Returns how many are on
+    /// offer now.
+    pub(super) fn fill_up(&mut self) -> usize {
+        while self.offered < self.offers
             && let Some(index) = self.spare.pop()
         {
             self.offer(index);
@@ -224,15 +184,11 @@ impl BufferRing {
     }
 
     /// Notes what the completion of a receive tells: the buffer that the kernel took out of the
-    /// ring, which is lent now; or that it found none.
-    pub(super) fn note_receive(&mut self, result: i32, flags: u32) -> Option<u16> {
-        if result == -libc::ENOBUFS {
-            self.need.note_dry();
-        }
+    /// ring, if it took one, which is lent now.
+    pub(super) fn note_receive(&mut self, flags: u32) -> Option<u16> {
         let index = cqueue::buffer_select(flags)?;
         self.buffers.lend(index);
         self.offered -= 1;
-        self.need.taken += 1;
         Some(index)
     }
 
@@ -311,8 +267,9 @@ pub(super) struct BufferStack {
 }
 
 impl BufferStack {
-    /// `count` buffers of `size` bytes.
-    pub(super) fn new(count: u16, size: u32) -> io::Result<Self> {
+    /// So many buffers, all of them free.
+    pub(super) fn new(class: BufferClass) -> io::Result<Self> {
+        let BufferClass { count, size } = class;
         let free = (0..count).rev().collect();
         Ok(Self { buffers: Buffers::new(count, size)?, free, filling: Vec::new() })
     }
@@ -361,40 +318,5 @@ impl BufferStack {
     fn take_filling(&mut self, slot: u32) -> Option<u16> {
         let position = self.filling.iter().position(|&(owner, _)| owner == slot)?;
         Some(self.filling.swap_remove(position).1)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Ends a period in which one turn took `most` buffers.
-    fn end_period(need: &mut Need, most: u16) -> u16 {
-        need.taken = most;
-        while need.turns_left > 1 {
-            need.end_turn();
-        }
-        need.end_turn();
-        need.offers
-    }
-
-    #[test]
-    fn a_ring_offers_twice_what_turns_take() {
-        let mut need = Need::new(256);
-        assert_eq!(need.offers, 32);
-        assert_eq!(end_period(&mut need, 20), 40);
-        assert_eq!(end_period(&mut need, 200), 256);
-        assert_eq!(end_period(&mut need, 64), 128);
-        assert_eq!(end_period(&mut need, 1), 32);
-        assert_eq!(end_period(&mut Need::new(8), 8), 8);
-    }
-
-    #[test]
-    fn a_ring_that_ran_dry_offers_all_until_turns_have_shown_what_they_need() {
-        let mut need = Need::new(256);
-        need.note_dry();
-        assert_eq!(need.offers, 256);
-        assert_eq!(end_period(&mut need, 10), 256, "there was a turn that took more");
-        assert_eq!(end_period(&mut need, 10), 32);
     }
 }

@@ -37,11 +37,13 @@ use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 use super::buffers::BufferRing;
 use super::errno;
+use super::features;
 use super::locked::{self, Maker};
-use super::probe;
 use super::ring::{self, Ring};
 use super::token::Token;
 use super::unusable::Unusable;
+use echo_core::buffer_offer::BufferOffer;
+use echo_core::op::BufferClass;
 use echo_core::op::{ConnectionId, SizeClass};
 
 mod events;
@@ -86,8 +88,8 @@ pub struct Client {
     is_unix: bool,
     wake: Arc<EventFd>,
     wake_armed: bool,
-    /// The moments that alarms are set for, the next one last.
-    alarms: Vec<Instant>,
+    /// How many buffers are offered.
+    offer: BufferOffer,
     /// Connects, receives and sends with the kernel: they point into our memory.
     in_flight: u64,
     /// Receives that found no buffer, oldest first, to be armed again.
@@ -106,12 +108,13 @@ impl Client {
     /// # Panics
     /// If the number of buffers is no power of two up to 32768.
     pub fn new(settings: Settings) -> Result<Self, Unusable> {
-        let (buffers, bytes) = (settings.buffers, settings.buffer_bytes);
+        let buffers = settings.buffers;
+        let class = BufferClass { count: buffers, size: settings.buffer_bytes };
         let charge = locked::charge(ring::SUBMISSIONS, ring::COMPLETIONS, buffers);
         let (ring, pool) = Maker::new(charge).make(|| {
             let ring = Ring::new().map_err(Unusable::from_setup)?;
-            let pool = BufferRing::register(ring.inner(), GROUP, buffers, bytes)
-                .map_err(Unusable::from_buffers)?;
+            let pool =
+                BufferRing::register(ring.inner(), GROUP, class).map_err(Unusable::from_buffers)?;
             Ok((ring, pool))
         })?;
         Ok(Self {
@@ -122,7 +125,7 @@ impl Client {
             target: Some(Box::new(settings.target)),
             wake: settings.wake,
             wake_armed: false,
-            alarms: Vec::new(),
+            offer: BufferOffer::new(buffers),
             in_flight: 0,
             hungry: VecDeque::new(),
             reaped: Vec::new(),
@@ -188,12 +191,12 @@ impl Client {
         // `super::Transport::Unix`.
         let entry = if self.is_unix {
             opcode::Recv::new(fd, std::ptr::null_mut(), 0)
-                .ioprio(probe::POLL_FIRST)
+                .ioprio(features::POLL_FIRST)
                 .buf_group(GROUP)
                 .build()
                 .flags(squeue::Flags::BUFFER_SELECT)
         } else {
-            probe::multishot_receive(fd, GROUP, UNBOUNDED)
+            features::multishot_receive(fd, GROUP, UNBOUNDED)
         };
         self.in_flight += 1;
         let entry = entry.user_data(Token::Receive(connection, SizeClass::Small).pack());
@@ -318,18 +321,13 @@ impl Client {
         }
     }
 
-    /// Sees to it that a wait ends after `timeout`, if there is any. An alarm that turns out to be
-    /// too early ends a wait in vain, once: see [`Ring::alarm`].
+    /// Sees to it that a wait ends after `timeout`, if there is any.
     fn set_alarm(&mut self, timeout: Duration) -> bool {
-        if timeout <= TIMEOUT_MIN {
-            return false;
+        let far = timeout > TIMEOUT_MIN;
+        if far {
+            self.ring.set_alarm(Instant::now() + timeout);
         }
-        let deadline = Instant::now() + timeout;
-        if self.alarms.last().is_none_or(|&next| next > deadline) {
-            self.ring.alarm(timeout, Token::Alarm);
-            self.alarms.push(deadline);
-        }
-        true
+        far
     }
 
     /// Fills the pool, and arms the receives that wait for it: no more than there are buffers, as
@@ -337,7 +335,10 @@ impl Client {
     /// all were armed at once, 79 s so; Linux 6.12 in an emulator.)
     fn feed_the_hungry(&mut self) {
         let hungry = self.hungry.len();
-        let offered = self.pool_mut().fill_up(hungry);
+        if let Some(count) = self.offer.end_turn(hungry as u64) {
+            self.pool_mut().offer_up_to(count);
+        }
+        let offered = self.pool_mut().fill_up();
         for _ in 0..hungry.min(offered) {
             let connection = self.hungry.pop_front().expect("invariant: there are as many");
             self.submit_receive(connection);

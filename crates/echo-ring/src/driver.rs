@@ -1,15 +1,14 @@
 //! Operations to submission entries, completions to events: [`Kernel`] on a real ring.
 
-mod alternation;
 mod handover;
-mod peer;
+mod keepalive;
 mod receive;
 mod relay;
 mod send;
 #[cfg(test)]
 mod tenants;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::io;
 use std::mem::{ManuallyDrop, MaybeUninit};
@@ -22,20 +21,19 @@ use io_uring::{cqueue, types};
 use nix::sys::eventfd::EventFd;
 use socket2::SockRef;
 
-use self::alternation::{Alternation, Tries};
 use self::receive::{Rdhup, Receiving};
 use self::relay::Scratch;
 use self::send::{OnWritable, Room, SkipSuccessSend};
 use super::buffers::{BufferRing, BufferStack};
 use super::listening::ListeningSocket;
+use super::peer;
 use super::prepared::PreparedRing;
 use super::ring::{COMPLETIONS, Ring};
-use super::source;
 use super::spill::{SpillMemory, SpillQueue};
 use super::token::Token;
 use super::unusable::Unusable;
 use echo_core::op::{
-    ConnectionId, Event, Kernel, ListenerId, Op, Shutdown, SizeClass, Source, Timestamp,
+    BufferPlan, ConnectionId, Event, Kernel, ListenerId, Op, PeerAddr, Shutdown, SizeClass, Wake,
 };
 
 /// A multishot receive ends after so many bytes (in whole buffers), so that what one connection can
@@ -66,10 +64,8 @@ pub struct Settings {
     pub listeners: Arc<[ListeningSocket]>,
     /// Becomes readable when the worker is to turn its loop; the driver empties it.
     pub wake: Arc<EventFd>,
-    /// Buffers of each class. Small ones: a power of two up to 32768.
-    pub buffers: [u16; 2],
-    /// Bytes of a buffer of each class.
-    pub buffer_sizes: [u32; 2],
+    /// The pooled buffers. Small ones: a power of two up to 32768.
+    pub buffers: BufferPlan,
     /// Connections to have room for before a table must grow.
     pub connections_max: u32,
     /// Where spilled bytes live, those of all workers.
@@ -144,34 +140,22 @@ pub struct Driver {
     listeners: Arc<[ListeningSocket]>,
     /// The accept that is armed on each listener.
     accepting: Vec<Option<ConnectionId>>,
-    /// Whether connections are told with their source.
-    names_sources: bool,
+    /// True exactly when the peer of each accepted connection is to be reported.
+    reports_peers: bool,
     wake: Arc<EventFd>,
     wake_armed: bool,
-    /// The moments that alarms are set for, the next one last.
-    alarms: Vec<Timestamp>,
     /// Receives and sends with the kernel: they point into our memory.
     in_flight: u64,
     /// Turns that found the completion queue overflowed.
     overflows: u64,
     /// Room for the completions of a turn, between the ring and [`Driver::take`].
     reaped: Box<[MaybeUninit<cqueue::Entry>]>,
-    /// Connections that wait for bulk with a large buffer in hand, longest first; no more than
-    /// there are such buffers.
-    waiting: VecDeque<ConnectionId>,
     /// Answers that need no kernel, for the next turn.
     answers: Vec<Event>,
     /// Sends whose success the kernel does not tell of, in order.
     skip_success_sends: Vec<SkipSuccessSend>,
     /// Whether they are waited for.
     flushes_sends: bool,
-    alternation: Alternation,
-    tries: Tries,
-    /// Whether there were sends since the last turn that are answered as soon as the kernel has
-    /// them.
-    sends_answer: bool,
-    /// Connections that have a socket.
-    open: u32,
     busy_poll: Option<Duration>,
     origin: Instant,
 }
@@ -182,7 +166,7 @@ impl Driver {
     /// # Errors
     /// When io_uring cannot be used, and why.
     pub fn new(settings: Settings) -> Result<Self, Unusable> {
-        let prepared = PreparedRing::one(settings.buffers[0], settings.buffer_sizes[0])?;
+        let prepared = PreparedRing::one(settings.buffers.small)?;
         Self::with_ring(prepared, settings)
     }
 
@@ -194,8 +178,7 @@ impl Driver {
     pub fn with_ring(prepared: PreparedRing, settings: Settings) -> Result<Self, Unusable> {
         let PreparedRing { mut ring, small } = prepared;
         let no_memory = |error| Unusable::Resources { call: "mmap(2)", error };
-        let large = BufferStack::new(settings.buffers[1], settings.buffer_sizes[1]);
-        let large = large.map_err(no_memory)?;
+        let large = BufferStack::new(settings.buffers.large).map_err(no_memory)?;
         ring.seal()?;
         Ok(Self {
             ring: ManuallyDrop::new(ring),
@@ -204,11 +187,6 @@ impl Driver {
             answers: Vec::new(),
             skip_success_sends: Vec::new(),
             flushes_sends: false,
-            alternation: Alternation::new(settings.buffers[0]),
-            tries: Tries::default(),
-            sends_answer: false,
-            open: 0,
-            waiting: VecDeque::new(),
             spills: HashMap::new(),
             memory: settings.memory,
             on_writable: HashMap::new(),
@@ -217,11 +195,10 @@ impl Driver {
             sockets: Vec::with_capacity(settings.connections_max as usize),
             left_polls: HashSet::new(),
             accepting: vec![None; settings.listeners.len()],
-            names_sources: false,
+            reports_peers: false,
             listeners: settings.listeners,
             wake: settings.wake,
             wake_armed: false,
-            alarms: Vec::new(),
             in_flight: 0,
             overflows: 0,
             reaped: Box::new_uninit_slice(COMPLETIONS as usize),
@@ -236,7 +213,6 @@ impl Driver {
             self.sockets.resize_with(slot + 1, || None);
         }
         let former = self.sockets[slot].replace(socket);
-        self.open += 1;
         assert!(former.is_none(), "{connection:?} is given a slot in use");
     }
 
@@ -247,12 +223,17 @@ impl Driver {
                 self.accept_waiting(listener, connection);
             }
             Op::CloseListener { listener } => self.listeners[usize::from(listener.0)].close(),
-            Op::NameSources => self.names_sources = true,
-            Op::OmitSources => self.names_sources = false,
+            Op::ReportPeers => self.reports_peers = true,
+            Op::OmitPeers => self.reports_peers = false,
+            Op::OfferBuffers { count } => self.small.offer_up_to(count),
             Op::CancelAccept { connection } => self.ring.cancel(Token::Accept(connection)),
-            Op::Receive { connection, class, mode, expectation } => {
-                self.receive(connection, class, mode, expectation);
+            Op::Receive { connection, class: SizeClass::Small, mode } => {
+                self.receive_small(connection, mode);
             }
+            Op::Receive { connection, class: SizeClass::Large, mode } => {
+                self.receive_large(connection, mode);
+            }
+            Op::AwaitReadable { connection } => self.await_readable(connection),
             Op::Relay { connection, when, length_max } => {
                 self.relay(connection, when, Some(length_max));
             }
@@ -335,7 +316,6 @@ impl Driver {
     /// peer would never see the end.
     fn take_socket(&mut self, connection: ConnectionId) -> OwnedFd {
         let socket = self.sockets[connection.slot() as usize].take().expect(OPEN);
-        self.open -= 1;
         let rdhup = match socket.rdhup {
             Rdhup::Watched => Some(true),
             Rdhup::Canceled => Some(false),
@@ -376,17 +356,20 @@ impl Driver {
         }
     }
 
-    /// Whether there is time left until `deadline`; sees to it that a wait ends then. An alarm that
-    /// turns out to be too early ends a wait in vain, once.
-    fn set_alarm(&mut self, deadline: Timestamp) -> bool {
-        if self.alarms.last().is_some_and(|&next| next <= deadline) {
-            return true;
-        }
-        let Some(left @ 1..) = deadline.0.checked_sub(self.now().0) else { return false };
+    /// Whether there is time left until `wake`; sees to it that a wait ends then.
+    fn set_alarm(&mut self, wake: Wake) -> bool {
+        let deadline = match wake {
+            Wake::Now => return false,
+            Wake::At(deadline) => deadline,
+            Wake::Never => return true,
+        };
         // One millisecond more than the clock's reading tells, or it could go off just before.
-        self.ring.alarm(Duration::from_millis(left + 1), Token::Alarm);
-        self.alarms.push(deadline);
-        true
+        let moment = self.origin + Duration::from_millis(deadline.0.saturating_add(1));
+        self.ring.has_alarm_by(moment)
+            || deadline > self.now() && {
+                self.ring.set_alarm(moment);
+                true
+            }
     }
 
     /// Appends what a completion tells the core, if anything. An event is written where it stays:
@@ -416,7 +399,7 @@ impl Driver {
                 // turn us.
                 let _ = self.wake.read();
             }
-            Token::Alarm => drop(self.alarms.pop()),
+            Token::Alarm => self.ring.on_alarm(),
             Token::Unanswered => {}
             Token::Connect(connection) => unreachable!("nobody connects as {connection:?}"),
         }
@@ -438,15 +421,15 @@ impl Driver {
     /// What to tell of a connection that the listener at this index has brought.
     fn let_in(&mut self, listener: usize, connection: ConnectionId, fd: OwnedFd) -> Event {
         let listener = &self.listeners[listener];
-        let source = match self.names_sources.then(|| source::of(fd.as_fd(), listener.transport)) {
-            None => Source::Untold,
-            Some(Ok(source)) => source,
+        let peer = match self.reports_peers.then(|| peer::of(fd.as_fd(), listener.transport)) {
+            None => PeerAddr::Unknown,
+            Some(Ok(peer)) => peer,
             // The connection is gone already; its descriptor closes here.
             Some(Err(error)) => return Event::AcceptFailed { connection, error },
         };
         listener.equip(fd.as_fd());
         self.install(connection, Socket::new(fd, listener.transport));
-        Event::Accepted { connection, source }
+        Event::Accepted { connection, peer }
     }
 
     fn socket(&self, connection: ConnectionId) -> &Socket {
@@ -461,10 +444,6 @@ impl Driver {
 impl Kernel for Driver {
     type Error = DriverError;
 
-    fn now(&self) -> Timestamp {
-        Timestamp(self.now_us() / 1_000)
-    }
-
     fn now_us(&self) -> u64 {
         self.origin.elapsed().as_micros() as u64
     }
@@ -473,9 +452,9 @@ impl Kernel for Driver {
         self.overflows
     }
 
-    fn source_of(&self, connection: ConnectionId) -> Source {
+    fn peer_of(&self, connection: ConnectionId) -> PeerAddr {
         let socket = self.socket(connection);
-        source::of(socket.fd.as_fd(), socket.transport()).unwrap_or(Source::Untold)
+        peer::of(socket.fd.as_fd(), socket.transport()).unwrap_or(PeerAddr::Unknown)
     }
 
     fn submit(&mut self, ops: &mut Vec<Op>) {
@@ -484,16 +463,10 @@ impl Kernel for Driver {
         }
     }
 
-    fn turn(
-        &mut self,
-        deadline: Option<Timestamp>,
-        events: &mut Vec<Event>,
-    ) -> Result<(), DriverError> {
+    fn turn(&mut self, wake: Wake, events: &mut Vec<Event>) -> Result<(), DriverError> {
         self.arm_wake();
-        let may_wait = self.answers.is_empty()
-            && !self.flushes_sends
-            && deadline.is_none_or(|deadline| self.set_alarm(deadline));
-        self.submit_tries(may_wait);
+        let may_wait = self.answers.is_empty() && !self.flushes_sends && self.set_alarm(wake);
+        self.small.fill_up();
         let waited = match self.busy_poll {
             Some(spin) if may_wait => self.ring.submit_and_spin(spin),
             _ if may_wait => self.ring.submit_and_wait(None),
@@ -510,7 +483,6 @@ impl Kernel for Driver {
             self.take(token, completion.result(), completion.flags(), events);
         }
         self.reaped = reaped;
-        self.settle_tries();
         match waited {
             Ok(()) => Ok(()),
             Err(error) => match error.raw_os_error() {

@@ -1,5 +1,5 @@
-//! The driver: the only room with unsafe code, and the only one that knows a file descriptor, a
-//! pointer or a byte of payload.
+//! The ring: the only package with unsafe code, and the only one that knows a pointer or a byte of
+//! payload.
 //!
 //! It carries out the operations of [`echo_core::op`] on a real ring and turns completions into
 //! events. It decides nothing: what to receive, send or close is the core's affair. Its public
@@ -8,34 +8,34 @@
 //!
 //! Reading order: [`driver`] (operations and events), `ring` (set-up, submission, waiting), `token`
 //! (`user_data`), `buffers` (the pool), `spill` (spilled bytes and their memory), `errno` (what
-//! each error means), `source` (where connections come from), `prepared` (rings that have no thread
-//! yet), `locked` (the memory that rings are charged for), [`mod@probe`] (what this kernel can do),
-//! `unusable` (why it cannot), `restrict` and `seal` (what rings and process may not do), `stdout`
-//! (what Rust's start-up code hides). [`client`] is the other end: what echo-load drives.
+//! each error means), `peer` (where connections come from), `prepared` (rings that have no thread
+//! yet), `locked` (the memory that rings are charged for), [`mod@features`] (what this kernel can
+//! do), `unusable` (why it cannot), `restrict` and `seal` (what rings and process may not do),
+//! `stdout` (what Rust's start-up code hides). [`client`] is the other end: what echo-load drives.
 
 mod buffers;
 pub mod client;
 pub mod driver;
 mod errno;
+pub mod features;
 mod listening;
 mod locked;
 pub mod output;
+mod peer;
 mod prepared;
-pub mod probe;
 mod restrict;
 mod ring;
 mod seal;
-mod source;
 mod spill;
 mod stdout;
 mod token;
 mod unusable;
 
 pub use driver::{Driver, DriverError, Settings, Transport};
+pub use features::{Features, Survey, probe, survey};
 pub use listening::{ListeningSocket, Owner};
 pub use locked::{Shortage, charges_locked_memory, locked_memory_limit};
 pub use prepared::{PreparedRing, locked_bytes_of_worker, prepare_rings};
-pub use probe::{Features, Survey, probe, survey};
 pub use seal::{Unsealed, seal_process};
 pub use spill::SpillMemory;
 pub use stdout::standard_output_was_closed;

@@ -97,7 +97,7 @@ impl ListeningSocket {
     pub(super) fn accept_error(&self, errno: i32) -> AcceptError {
         match errno {
             // Nobody waits; or nobody listens any more, and that is what was wanted.
-            libc::EAGAIN | libc::EINVAL if self.is_ending() => AcceptError::Nobody,
+            libc::EAGAIN | libc::EINVAL if self.is_ending() => AcceptError::Empty,
             errno => errno::of_accept(errno),
         }
     }
@@ -177,6 +177,6 @@ mod tests {
         listener.accept_waiting().unwrap();
         drop(early);
         let errno = listener.accept_waiting().unwrap_err().raw_os_error().unwrap();
-        assert_eq!(listener.accept_error(errno), AcceptError::Nobody);
+        assert_eq!(listener.accept_error(errno), AcceptError::Empty);
     }
 }

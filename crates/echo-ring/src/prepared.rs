@@ -11,6 +11,7 @@ use super::driver::SMALL_GROUP;
 use super::locked::{self, Maker};
 use super::ring::{self, Ring};
 use super::unusable::Unusable;
+use echo_core::op::BufferClass;
 
 /// A ring with its small buffers, for the thread of one worker.
 pub struct PreparedRing {
@@ -19,22 +20,21 @@ pub struct PreparedRing {
     pub(super) small: BufferRing,
 }
 
-/// Makes rings for as many workers as `counts` ends with, each with `buffers` small buffers of
-/// `buffer_bytes` bytes. Where the limit on locked memory (`RLIMIT_MEMLOCK`) has no room for all of
-/// them these are fewer, but never fewer than `counts` begins with, at least one.
+/// Makes rings for as many workers as `counts` ends with, each with these small buffers. Where the
+/// limit on locked memory (`RLIMIT_MEMLOCK`) has no room for all of them these are fewer, but never
+/// fewer than `counts` begins with, at least one.
 ///
 /// # Errors
 /// When io_uring cannot be used, or there is no room for so many rings.
 pub fn prepare_rings(
     counts: RangeInclusive<usize>,
-    buffers: u16,
-    buffer_bytes: u32,
+    buffers: BufferClass,
 ) -> Result<Vec<PreparedRing>, Unusable> {
     let (least, wanted) = counts.into_inner();
-    let mut maker = Maker::new(locked_bytes_of_worker(buffers));
+    let mut maker = Maker::new(locked_bytes_of_worker(buffers.count));
     let mut rings = Vec::with_capacity(wanted);
     while rings.len() < wanted {
-        match maker.make(|| PreparedRing::new(buffers, buffer_bytes)) {
+        match maker.make(|| PreparedRing::new(buffers)) {
             Ok(ring) => rings.push(ring),
             Err(Unusable::LockedMemory(_)) if rings.len() >= least.max(1) => break,
             Err(failure) => return Err(locked::of_rings(failure, wanted)),
@@ -50,16 +50,16 @@ pub fn locked_bytes_of_worker(buffers: u16) -> u64 {
 }
 
 impl PreparedRing {
-    fn new(buffers: u16, buffer_bytes: u32) -> Result<Self, Unusable> {
+    fn new(buffers: BufferClass) -> Result<Self, Unusable> {
         let ring = Ring::disabled().map_err(Unusable::from_setup)?;
-        let small = BufferRing::register(ring.inner(), SMALL_GROUP, buffers, buffer_bytes)
+        let small = BufferRing::register(ring.inner(), SMALL_GROUP, buffers)
             .map_err(Unusable::from_buffers)?;
         Ok(Self { ring, small })
     }
 
     /// A single one.
-    pub(super) fn one(buffers: u16, buffer_bytes: u32) -> Result<Self, Unusable> {
-        let rings = prepare_rings(1..=1, buffers, buffer_bytes)?;
+    pub(super) fn one(buffers: BufferClass) -> Result<Self, Unusable> {
+        let rings = prepare_rings(1..=1, buffers)?;
         Ok(rings.into_iter().next().expect("invariant: so many were asked for"))
     }
 }

@@ -28,6 +28,8 @@ pub(super) struct Ring {
     backlog: VecDeque<squeue::Entry>,
     /// What the next alarm to be submitted points to.
     alarm: Box<types::Timespec>,
+    /// The moments of the alarms that are under way, the next one last.
+    alarms: Vec<Instant>,
 }
 
 /// The set-up flags we insist on (Linux 6.1): completions are processed when we ask for them, on
@@ -68,7 +70,8 @@ impl Ring {
     }
 
     fn of(inner: IoUring) -> Self {
-        Self { waiting: waiting(&inner), inner, backlog: VecDeque::new(), alarm: Box::default() }
+        let (backlog, alarm, alarms) = (VecDeque::new(), Box::default(), Vec::new());
+        Self { waiting: waiting(&inner), inner, backlog, alarm, alarms }
     }
 
     /// Enables a disabled ring for the calling thread, which is the only one that may use it from
@@ -135,15 +138,31 @@ impl Ring {
         self.push_bare(entry.multi(true).build().user_data(token.pack()));
     }
 
-    /// Completes after a while. A wait with a time limit of its own starts and stops a timer, which
-    /// is 4 % of an echo's cost where nobody sleeps; this one is set once for all the waits until
-    /// then.
-    pub(super) fn alarm(&mut self, after: Duration, token: Token) {
+    /// Whether an alarm ends a wait at `moment` at the latest.
+    pub(super) fn has_alarm_by(&self, moment: Instant) -> bool {
+        self.alarms.last().is_some_and(|&next| next <= moment)
+    }
+
+    /// Ends a wait at `moment`. A wait with a time limit of its own starts and stops a timer, which
+    /// is 4 % of an echo's cost where nobody sleeps; an alarm is set once for all the waits until
+    /// then. One that turns out to be too early ends a wait in vain, once.
+    pub(super) fn set_alarm(&mut self, moment: Instant) {
+        if self.has_alarm_by(moment) {
+            return;
+        }
+        self.alarms.push(moment);
+        let after = moment.saturating_duration_since(Instant::now());
         *self.alarm = types::Timespec::from(after);
-        let entry = opcode::Timeout::new(&raw const *self.alarm).build().user_data(token.pack());
+        let entry = opcode::Timeout::new(&raw const *self.alarm);
+        let entry = entry.build().user_data(Token::Alarm.pack());
         // SAFETY: the ring owns what it points to. If the kernel reads it late, it may be what the
         // next alarm wants: this one goes off early then.
         unsafe { self.push(entry) };
+    }
+
+    /// The completion of the next alarm was reaped.
+    pub(super) fn on_alarm(&mut self) {
+        self.alarms.pop();
     }
 
     /// Cancels the operation that was given `token`, if it is there.

@@ -4,6 +4,7 @@
 use std::os::fd::AsFd;
 use std::time::Duration;
 
+use echo_core::command::Command;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{Failure, Service, Stage, warn_of_capacity};
@@ -13,7 +14,6 @@ use crate::daemon::workers::{self, Worker};
 use crate::daemon::{load, report, target};
 use crate::listen;
 use crate::logging::events;
-use crate::worker::Order;
 use echo_ring::Transport;
 
 /// How long a reload waits for workers in a long iteration. A worker that takes longer applies the
@@ -128,10 +128,10 @@ impl Service<'_> {
         for (index, worker) in self.workers.iter().enumerate() {
             let runtime_limits =
                 workers::runtime_limits(config, capacity, self.workers.len(), index);
-            worker.post(Order::Reconfigure(Box::new(runtime_limits)));
+            worker.post(Command::Reconfigure(Box::new(runtime_limits)));
         }
         // So that the new limits are in force when the service manager gets READY=1.
-        let is_told = |_, worker: &Worker| !worker.shared.has_orders();
+        let is_told = |_, worker: &Worker| !worker.shared.has_commands();
         workers::wait_for(&self.workers, WORKERS_TIMEOUT, is_told);
     }
 }

@@ -31,7 +31,7 @@ use crate::daemon::{report, workers};
 use crate::listen::{self, HANDSHAKE_TIMEOUT};
 use crate::logging::events;
 use crate::systemd::bus::Unit;
-use crate::worker;
+use echo_core::command::Command;
 use echo_core::op::{ListenerId, Timestamp};
 use echo_ring::{ListeningSocket, Owner, Transport};
 
@@ -350,7 +350,7 @@ impl Service<'_> {
             return;
         }
         for worker in &self.workers {
-            worker.post(worker::Order::EndListeners(Arc::clone(&ending)));
+            worker.post(Command::EndListeners(Arc::clone(&ending)));
         }
     }
 

@@ -5,12 +5,13 @@
 //! breach is a panic. It also holds the core to its promises: no connection is ended without a
 //! cause, no limit is passed, no failed accept spins.
 
+use echo_core::command::Command;
 use echo_core::limits::PROBES;
 use echo_core::op::{
     AcceptError, BufferId, ConnectionId, Event, ListenerId, Op, ReceiveEnd, ReceiveMode, SendError,
     Shutdown, SizeClass, Timestamp, When,
 };
-use echo_core::server::RuntimeLimits;
+use echo_core::parameters::RuntimeLimits;
 
 pub(crate) mod admission;
 mod handover;
@@ -118,6 +119,10 @@ struct Open {
     /// Spilled bytes that are still unsent.
     spilled: u64,
     received: u64,
+    /// Those of them that count towards the byte limit, if there is one.
+    counted: u64,
+    /// How many bytes are echoed at most, once the byte limit has been reached.
+    echoed_max: Option<u64>,
     sent: u64,
     ended: bool,
     dead: bool,
@@ -163,6 +168,8 @@ impl Open {
             send_canceled: false,
             spilled: 0,
             received: 0,
+            counted: 0,
+            echoed_max: None,
             sent: 0,
             ended: false,
             dead: false,
@@ -175,6 +182,28 @@ impl Open {
             asked_at: None,
             unanswered: 0,
         }
+    }
+
+    /// `length` bytes came; by a relay, if they have been `echoed` already. Those beyond the byte
+    /// limit are not echoed.
+    fn count_received(&mut self, length: u32, limit: Option<u64>, echoed: bool) {
+        let before = self.received;
+        self.received += u64::from(length);
+        let Some(limit) = limit.filter(|_| length > 0) else { return };
+        let left = limit.saturating_sub(self.counted);
+        self.counted += u64::from(length);
+        if left <= u64::from(length) {
+            let kept = if echoed { u64::from(length) } else { left };
+            let most = *self.echoed_max.get_or_insert(before + kept);
+            if most >= self.sent + self.spilled {
+                self.decided.push(most);
+            }
+        }
+    }
+
+    fn check_echoed(&self, connection: ConnectionId, handed: u64) {
+        let within = self.echoed_max.is_none_or(|most| handed <= most);
+        assert!(within, "limit: {handed} bytes of {connection:?} are echoed");
     }
 }
 
@@ -205,42 +234,32 @@ impl Audit {
     }
 
     /// The core is about to be told of new limits and timeouts.
-    pub(crate) fn reconfigure(&mut self, runtime_limits: &RuntimeLimits) {
+    fn reconfigure(&mut self, runtime_limits: &RuntimeLimits) {
         let limits = &mut self.limits;
         // Slots that were needed once may be used again.
         limits.connections_max =
             limits.connections_max.max(runtime_limits.connections_max as usize);
         limits.idle_timeout = runtime_limits.idle_timeout;
         limits.stall_timeout = runtime_limits.stall_timeout;
+        limits.lifetime = runtime_limits.lifetime;
+        limits.bytes_max = runtime_limits.bytes_max;
+        if limits.bytes_max.is_none() {
+            for (_, tenant) in &mut self.tenants {
+                if let Tenant::Open(open) = tenant {
+                    open.counted = 0;
+                }
+            }
+        }
     }
 
     /// The core is about to be told this.
     pub(crate) fn event(&mut self, now: u64, event: &Event) {
         self.served = 0;
         match *event {
-            Event::Started => {}
-            Event::TimePassed => {
-                self.note_decisions(now);
-                // Who is let in late had no timeout while it waited.
-                for connection in self.admission.time_passed(now) {
-                    self.open(connection).accepted_at = now;
-                }
-            }
-            Event::ListenerEnding { listener } => {
-                let index = usize::from(listener.0);
-                self.ends[index] = Some(ListenerEnd::Emptied);
-                self.pauses[index] = 0;
-            }
-            Event::DrainStarted { deadline } => {
-                self.draining = true;
-                self.drain_deadline = Some(deadline.0);
-            }
-            Event::HandOverStarted { deadline } => self.begin_hand_over(deadline.0),
-            Event::Imported { connection, transfer, .. } => self.imported(connection, transfer),
-            Event::Accepted { connection, source } => {
+            Event::Accepted { connection, peer } => {
                 let listener = self.end_accept(connection);
                 self.aborts[usize::from(listener.0)] = 0;
-                self.admission.accepted(now, connection, source);
+                self.admission.accepted(now, connection, peer);
                 let decided = self.is_drained(now).then_some(0).into_iter().collect();
                 let open = Open { decided, ..Open::accepted(now) };
                 self.tenants.push((connection, Tenant::Open(open)));
@@ -251,6 +270,12 @@ impl Audit {
             }
             Event::Received { connection, buffer, length, armed, .. } => {
                 self.received(now, connection, buffer, length, armed);
+            }
+            Event::Readable { connection } => {
+                let open = self.open(connection);
+                let polls = open.receive.take() == Some(ReceiveMode::WhenReadable);
+                assert!(polls && open.relay.is_none(), "seam: {connection:?} was not polled");
+                open.receive_canceled = false;
             }
             Event::ReceiveEnded { connection, reason } => {
                 let open = self.open(connection);
@@ -279,6 +304,31 @@ impl Audit {
         }
     }
 
+    /// Time has passed: the core may have decided what time decides.
+    pub(crate) fn time_passed(&mut self, now: u64) {
+        self.served = 0;
+        self.note_decisions(now);
+    }
+
+    /// The core is about to be asked for this.
+    pub(crate) fn command(&mut self, command: &Command) {
+        match command {
+            Command::EndListeners(listeners) => {
+                for listener in &**listeners {
+                    let index = usize::from(listener.0);
+                    self.ends[index] = Some(ListenerEnd::Emptied);
+                    self.pauses[index] = 0;
+                }
+            }
+            Command::Drain { deadline } => {
+                self.draining = true;
+                self.drain_deadline = Some(deadline.0);
+            }
+            Command::HandOver { deadline } => self.begin_hand_over(deadline.0),
+            Command::Reconfigure(runtime_limits) => self.reconfigure(runtime_limits),
+        }
+    }
+
     /// An answer that is missing to the last probe is a reason to end a connection.
     fn probe_ended(&mut self, connection: ConnectionId, heard: Timestamp) {
         // It may have been closed since.
@@ -303,7 +353,7 @@ impl Audit {
                 self.accept(now, listener, connection);
             }
             Op::CloseListener { listener } => self.close_listener(now, listener),
-            Op::NameSources | Op::OmitSources | Op::FlushSends => {}
+            Op::ReportPeers | Op::OmitPeers | Op::FlushSends | Op::OfferBuffers { .. } => {}
             Op::CancelAccept { connection } => {
                 let armed =
                     self.tenant(connection).is_some_and(|t| matches!(t, Tenant::Accepting(_)));
@@ -317,6 +367,20 @@ impl Audit {
                 assert_eq!(open.spilled, 0, "promise: {connection:?} receives while it is stalled");
                 open.receive = Some(mode);
                 open.class = class;
+                open.receive_canceled = false;
+                self.check_thawed(connection);
+            }
+            Op::AwaitReadable { connection } => {
+                self.check_line(connection, SizeClass::Large);
+                let open = self.open(connection);
+                assert!(open.receive.is_none(), "contract: {connection:?} has two receives");
+                assert!(!open.ended, "contract: {connection:?} is polled after its end");
+                assert_eq!(
+                    open.spilled, 0,
+                    "promise: {connection:?} is polled while it is stalled"
+                );
+                open.receive = Some(ReceiveMode::WhenReadable);
+                open.class = SizeClass::Large;
                 open.receive_canceled = false;
                 self.check_thawed(connection);
             }
@@ -341,11 +405,10 @@ impl Audit {
             }
             Op::Spill { connection, buffer, offset, length } => {
                 self.check_lent(connection, buffer, offset, length);
-                let limit = self.limits.bytes_max.unwrap_or(u64::MAX);
                 let open = self.open(connection);
                 open.spilled += u64::from(length);
                 let handed = open.sent + open.spilled;
-                assert!(handed <= limit, "limit: {handed} bytes of {connection:?} are echoed");
+                open.check_echoed(connection, handed);
                 open.decided.retain(|owed| handed <= *owed);
             }
             Op::ReleaseSpilled { .. } => {}
@@ -394,7 +457,7 @@ impl Audit {
         }
     }
 
-    /// One event has been handled altogether.
+    /// What is known has been acted upon.
     pub(crate) fn settle(&mut self) {
         self.leave_line();
         self.admission.settle();
@@ -404,7 +467,7 @@ impl Audit {
             let chunks = self.lent.iter().filter(|lent| lent.connection == *connection).count();
             let stopped = open.receive != Some(ReceiveMode::Multishot) || open.receive_canceled;
             // The chunk that reaches the byte limit is the last one that is kept.
-            let cut = limits.bytes_max.is_some_and(|limit| open.received >= limit);
+            let cut = open.echoed_max.is_some();
             let most = limits.chunks_max + usize::from(cut);
             let within = chunks <= most || stopped || open.both_shut || open.dead;
             assert!(within, "limit: {connection:?} holds {chunks} chunks and goes on receiving");
@@ -415,6 +478,11 @@ impl Audit {
     pub(crate) fn open_connections(&self) -> Vec<ConnectionId> {
         let open = self.tenants.iter().filter(|(_, tenant)| matches!(tenant, Tenant::Open(_)));
         open.map(|(connection, _)| *connection).collect()
+    }
+
+    /// Whether a drain has been asked for.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining
     }
 
     /// How many connections are open for the core.
@@ -449,7 +517,7 @@ impl Audit {
         self.aborts[index] = if error == AcceptError::Aborted { self.aborts[index] + 1 } else { 0 };
         match error {
             AcceptError::Canceled => {}
-            AcceptError::Nobody => self.ends[index] = Some(ListenerEnd::Empty),
+            AcceptError::Empty => self.ends[index] = Some(ListenerEnd::Empty),
             AcceptError::Aborted if self.aborts[index] < ABORTS_MAX => {}
             AcceptError::Aborted
             | AcceptError::ProcessFiles
@@ -503,13 +571,8 @@ impl Audit {
         if open.received == open.sent {
             open.progress_at = now;
         }
-        open.received += u64::from(length);
         open.active_at = now;
-        if let Some(limit) = limit
-            && open.received >= limit
-        {
-            open.decided.push(limit);
-        }
+        open.count_received(length, limit, false);
         self.bytes_in += u64::from(length);
         let twice = self.lent.iter().any(|lent| lent.buffer == buffer);
         assert!(!twice, "seam: {buffer:?} is lent twice");
@@ -557,7 +620,7 @@ impl Audit {
         if blocked && !open.blocked {
             open.progress_at = now;
         }
-        open.receive = Some(ReceiveMode::Once);
+        open.receive = Some(ReceiveMode::Now);
         open.receive_canceled = false;
         open.relay = Some(relay);
         open.blocked = blocked;
@@ -570,38 +633,30 @@ impl Audit {
         let relay = relay.unwrap_or_else(|| panic!("seam: {connection:?} was not relaying"));
         open.receive = None;
         let canceled = std::mem::take(&mut open.receive_canceled);
-        open.received += u64::from(length);
         if length > 0 {
             open.active_at = now;
             open.progress_at = now;
         }
+        open.count_received(length, limit, relay == Relay::Echo);
         if relay == Relay::Echo {
             open.sent += u64::from(length);
             let handed = open.sent;
-            let within = limit.is_none_or(|limit| handed <= limit);
-            assert!(within, "limit: {handed} bytes of {connection:?} are echoed");
             // What goes round in spite of a cancel does not undo the decision behind it.
             open.decided.retain(|owed| canceled || handed <= *owed);
         }
         open.blocked &= next == When::Writable;
-        if let Some(limit) = limit
-            && open.received >= limit
-        {
-            open.decided.push(limit);
-        }
         self.bytes_in += u64::from(length);
         self.bytes_out += if relay == Relay::Echo { u64::from(length) } else { 0 };
     }
 
     fn begin_send(&mut self, connection: ConnectionId, sending: Sending) {
-        let limit = self.limits.bytes_max.unwrap_or(u64::MAX);
         let open = self.open(connection);
         assert!(open.send.is_none(), "contract: {connection:?} has two sends");
         assert!(open.write_shut_at.is_none(), "contract: {connection:?} sends after its FIN");
         assert!(open.relay.is_none(), "contract: {connection:?} sends while it relays");
         if let Sending::Buffer(_, length) | Sending::Held(_, length) = sending {
             let handed = open.sent + u64::from(length);
-            assert!(handed <= limit, "limit: {handed} bytes of {connection:?} are echoed");
+            open.check_echoed(connection, handed);
             open.decided.retain(|owed| handed <= *owed);
         }
         open.send = Some(sending);

@@ -1,18 +1,25 @@
 //! What a swarm has met. A simulator that never starves a connection proves nothing about starving.
 
 use echo_core::op::{
-    AcceptError, Event, Op, ReceiveEnd, ReceiveMode, SendError, Shutdown, SizeClass, TransferPhase,
-    TransferState, When,
+    AcceptError, Event, Expectation, Op, ReceiveEnd, ReceiveMode, SendError, Shutdown, SizeClass,
+    TransferPhase, TransferState, When,
 };
-use echo_core::server::{CloseReason, RefuseReason, Stats};
+use echo_core::reason::{CloseReason, RefuseReason};
+use echo_core::stats::Stats;
 
 use crate::fake::trace::Note;
 use crate::history::History;
 
 /// What must be met, besides every way of closing.
-const OCCASIONS: [&str; 42] = [
+const OCCASIONS: [&str; 48] = [
     "a multishot receive",
-    "a one-shot receive",
+    "a receive that is tried at once",
+    "a receive that waits",
+    "a poll for bulk",
+    "an offer of buffers",
+    "a poll that found bytes",
+    "a deferred receive",
+    "a large buffer revoked",
     "a receive into a large buffer",
     "a receive canceled",
     "an accept canceled",
@@ -84,12 +91,12 @@ impl Default for Coverage {
 
 impl Coverage {
     pub(crate) fn add(&mut self, history: &History) {
-        history.kernel.trace.visit(|note| {
+        history.kernel.kernel.trace.visit(|note| {
             if let Some(index) = occasion(note) {
                 self.occasions[index] += 1;
             }
         });
-        let mut stats: Stats = history.server.stats();
+        let mut stats: Stats = history.worker.stats();
         stats.add(&history.before);
         for (sum, count) in self.closed.iter_mut().zip(stats.traffic.closed) {
             *sum += count;
@@ -102,7 +109,7 @@ impl Coverage {
         self.reconfigured += history.reconfigured;
         self.taken_back += history.taken_back;
         self.drained_early +=
-            u64::from(history.kernel.peers.iter().any(|peer| peer.named.is_none()));
+            u64::from(history.kernel.kernel.peers.iter().any(|peer| peer.named.is_none()));
     }
 
     pub(crate) fn merge(&mut self, other: &Self) {
@@ -131,7 +138,7 @@ impl Coverage {
         let refusals =
             refusals.map(|(reason, count)| (format!("refused: {}", reason.name()), count));
         let rest = [
-            ("all places taken", self.full),
+            ("all capacity taken", self.full),
             ("memory refused", self.refused_memory),
             ("a peer never accepted", self.drained_early),
             ("new limits and timeouts", self.reconfigured),
@@ -147,7 +154,9 @@ fn occasion(note: &Note) -> Option<usize> {
     let name = match note {
         Note::Op(op) => of_op(op),
         Note::Event(event) => of_event(event),
-        Note::Peer(..) | Note::World(_) => None,
+        Note::Import(transfer) => of_import(transfer),
+        Note::World(word) => OCCASIONS.contains(word).then_some(*word),
+        Note::Peer(..) => None,
     }?;
     Some(OCCASIONS.iter().position(|occasion| *occasion == name).expect("it stands in the list"))
 }
@@ -156,7 +165,10 @@ fn of_op(op: &Op) -> Option<&'static str> {
     Some(match op {
         Op::Receive { class: SizeClass::Large, .. } => "a receive into a large buffer",
         Op::Receive { mode: ReceiveMode::Multishot, .. } => "a multishot receive",
-        Op::Receive { mode: ReceiveMode::Once, .. } => "a one-shot receive",
+        Op::Receive { mode: ReceiveMode::Now, .. } => "a receive that is tried at once",
+        Op::Receive { mode: ReceiveMode::WhenReadable, .. } => "a receive that waits",
+        Op::AwaitReadable { .. } => "a poll for bulk",
+        Op::OfferBuffers { .. } => "an offer of buffers",
         Op::CancelReceive { .. } => "a receive canceled",
         Op::CancelAccept { .. } => "an accept canceled",
         Op::Send { needs_completion: true, .. } => "a try-send",
@@ -176,8 +188,8 @@ fn of_op(op: &Op) -> Option<&'static str> {
         Op::AcceptWaiting { .. } => "an accept that waits for nobody",
         Op::CloseListener { .. } => "a listener closed",
         Op::Accept { .. }
-        | Op::NameSources
-        | Op::OmitSources
+        | Op::ReportPeers
+        | Op::OmitPeers
         | Op::SendSpilled { .. }
         | Op::ReleaseSpilled { .. }
         | Op::Probe { .. }
@@ -187,10 +199,20 @@ fn of_op(op: &Op) -> Option<&'static str> {
     })
 }
 
+fn of_import(transfer: &TransferState) -> Option<&'static str> {
+    Some(match transfer {
+        TransferState { unsent: 1.., .. } => "an imported connection with spilled bytes",
+        TransferState { phase: TransferPhase::Lingering(_), .. } => {
+            "an imported connection after our FIN"
+        }
+        _ => "a connection imported",
+    })
+}
+
 fn of_event(event: &Event) -> Option<&'static str> {
     Some(match event {
         Event::Received { armed: false, .. } => "a receive ended by data",
-        Event::Received { more: true, .. } => "bytes with more behind them",
+        Event::Received { rest: Expectation::Data, .. } => "bytes with more behind them",
         Event::ReceiveEnded { reason, .. } => match reason {
             ReceiveEnd::EndOfStream => "an end of stream",
             ReceiveEnd::NoBuffer => "a receive without buffer",
@@ -207,29 +229,17 @@ fn of_event(event: &Event) -> Option<&'static str> {
         Event::AcceptFailed { error, .. } => match error {
             AcceptError::Canceled => "an accept canceled in time",
             AcceptError::Aborted => "an accept whose peer was gone",
-            AcceptError::Nobody => "an accept that found nobody",
+            AcceptError::Empty => "an accept that found nobody",
             AcceptError::ProcessFiles | AcceptError::SystemFiles | AcceptError::Memory => {
                 "an accept without file or memory"
             }
             AcceptError::Unexpected(_) => "an accept with an unexpected error",
         },
-        Event::Imported { transfer: TransferState { unsent: 1.., .. }, .. } => {
-            "an imported connection with spilled bytes"
-        }
-        Event::Imported {
-            transfer: TransferState { phase: TransferPhase::Lingering(_), .. },
-            ..
-        } => "an imported connection after our FIN",
-        Event::Imported { .. } => "a connection imported",
-        Event::Started
-        | Event::Accepted { .. }
+        Event::Readable { .. } => "a poll that found bytes",
+        Event::Accepted { .. }
         | Event::Received { .. }
         | Event::Relayed { .. }
         | Event::Sent { .. }
-        | Event::ProbeEnded { .. }
-        | Event::TimePassed
-        | Event::ListenerEnding { .. }
-        | Event::HandOverStarted { .. }
-        | Event::DrainStarted { .. } => return None,
+        | Event::ProbeEnded { .. } => return None,
     })
 }

@@ -5,20 +5,21 @@
 //! whether this fault strikes); the enumeration visits each sequence once. The worlds are tiny,
 //! since bugs of order need two of anything.
 
-use std::hash::RandomState;
 use std::sync::Arc;
 use std::time::Instant;
 
-use echo_core::admission::SourceLimiter;
 use echo_core::fullness::Fullness;
-use echo_core::op::{ConnectionError, ReceiveMode};
-use echo_core::server::{Parameters, RuntimeLimits};
+use echo_core::limits::SWEEP_SLOTS_MAX;
+use echo_core::op::{BufferPlan, ConnectionError};
+use echo_core::parameters::{Deferral, Parameters, RuntimeLimits};
 
+use crate::audited::Delivery;
 use crate::caught::caught;
 use crate::fake::budget::FakeBudget;
 use crate::fake::choice::{Choice, Enumeration};
+use crate::fake::limiter::FakeLimiter;
 use crate::fake::{Faults, Settings};
-use crate::history::{Handover, History, Scenario, Submit};
+use crate::history::{Handover, History, Scenario};
 use crate::peers::{Crowd, Ending, Peers, Plan, Reading};
 use crate::saboteur::Saboteur;
 
@@ -77,31 +78,24 @@ const CASES_MAX: usize = 300_000;
 const ON: u16 = 1;
 
 impl World {
-    fn scenario(&self, receive_mode: ReceiveMode) -> Scenario {
+    fn scenario(&self, multishot: bool) -> Scenario {
         let budget = Arc::new(FakeBudget::new(1, self.budget_limit, 0, 0));
+        let limiter = Arc::new(FakeLimiter::new());
         let parameters = Parameters {
             listeners: 1,
-            buffers: [self.buffers, 0],
-            buffer_sizes: [2, 4],
-            receive_mode,
+            buffers: BufferPlan::new([self.buffers, 0], [2, 4]),
+            multishot,
+            deferral: Deferral::default(),
+            sweep_slots_max: SWEEP_SLOTS_MAX,
             linger_timeout: 1_000,
-            limiter: Arc::new(SourceLimiter::new(RandomState::new())),
+            limiter: limiter.clone(),
             budget: budget.clone(),
             fullness: Arc::new(Fullness::new(1)),
-            runtime_limits: RuntimeLimits {
-                connections_max: self.connections_max,
-                idle_timeout: None,
-                stall_timeout: None,
-                lifetime: None,
-                bytes_max: None,
-                keepalive: None,
-                rules: Arc::default(),
-            },
+            runtime_limits: RuntimeLimits::unlimited(self.connections_max),
         };
         let settings = Settings {
             listeners: 1,
             buffers: parameters.buffers,
-            buffer_sizes: parameters.buffer_sizes,
             files_max: 100,
             faults: self.faults,
         };
@@ -116,37 +110,37 @@ impl World {
             reconfigurations: Vec::new(),
             handovers: self
                 .hand_over
-                .map(|(turn, fails)| handover(turn, fails, receive_mode))
+                .map(|(turn, fails)| handover(turn, fails, multishot))
                 .into_iter()
                 .collect(),
-            submit: Submit::AfterEach,
-            idle_ticks: 0,
+            delivery: Delivery::Together,
             budget,
             clock: 1_000,
             others: 0,
-            limiter_locked: 0,
-            new_rules: None,
+            limiter,
+            new_policy: None,
             stayers_are_ended: false,
             stubborn: false,
         }
     }
 
     /// Runs every case; how many there are.
-    fn visit(&self, mode: ReceiveMode) -> usize {
+    fn visit(&self, multishot: bool) -> usize {
         let mut choice = Choice::Enumerated(Enumeration::new(self.faults_max));
         let mut cases = 0;
         loop {
             let peers = Peers::planned(self.plans.clone());
-            let mut history = History::new(self.scenario(mode), peers, choice, Saboteur::none());
+            let mut history =
+                History::new(self.scenario(multishot), peers, choice, Saboteur::none());
             let outcome = caught(|| history.run());
             cases += 1;
             assert!(cases < CASES_MAX, "world {:?} is not small", self.name);
-            let Choice::Enumerated(mut enumeration) = history.kernel.choice else {
+            let Choice::Enumerated(mut enumeration) = history.kernel.kernel.choice else {
                 unreachable!("an enumeration was put in")
             };
             if let Err(words) = outcome {
-                let (story, case) = (history.kernel.trace.tail(200), enumeration.describe());
-                panic!("{story}{words}\nworld {:?}, {mode:?}, case {case}", self.name);
+                let (story, case) = (history.kernel.kernel.trace.tail(200), enumeration.describe());
+                panic!("{story}{words}\nworld {:?}, multishot {multishot}, case {case}", self.name);
             }
             if !enumeration.advance() {
                 return cases;
@@ -156,14 +150,14 @@ impl World {
     }
 }
 
-fn handover(turn: usize, fails: bool, receive_mode: ReceiveMode) -> Handover {
+fn handover(turn: usize, fails: bool, multishot: bool) -> Handover {
     let (timeout, gap) = (5_000, 1);
     let (connections_max, budget_limit) = (2, 100);
-    Handover { turn, timeout, gap, fails, connections_max, budget_limit, receive_mode }
+    Handover { turn, timeout, gap, fails, connections_max, budget_limit, multishot }
 }
 
 /// A hand-over in each of the first turns that fails or not, with a socket that is soon full.
-fn worlds_with_heirs() -> impl Iterator<Item = World> {
+fn worlds_with_handovers() -> impl Iterator<Item = World> {
     let faults = Faults { late: ON, would_block: ON, cancel_loses: ON, ..NO_FAULTS };
     // When nobody takes over in the very first turn, nobody has been accepted: no case to speak of.
     let hand_overs = (0..6).map(|turn| (turn, false)).chain((1..6).map(|turn| (turn, true)));
@@ -274,10 +268,10 @@ fn worlds() -> Vec<World> {
 fn all_small_cases() {
     let began = Instant::now();
     let mut total = 0;
-    for world in worlds().into_iter().chain(worlds_with_heirs()) {
-        for mode in [ReceiveMode::Multishot, ReceiveMode::Once] {
-            let cases = world.visit(mode);
-            println!("{cases:>8} cases, {mode:?}: {}", world.name);
+    for world in worlds().into_iter().chain(worlds_with_handovers()) {
+        for multishot in [true, false] {
+            let cases = world.visit(multishot);
+            println!("{cases:>8} cases, multishot {multishot}: {}", world.name);
             assert!(cases > 50, "this world leaves nothing to choose");
             total += cases;
         }

@@ -1,25 +1,29 @@
 //! One history: a server, a fake kernel and a crowd of peers, all drawn from one seed, run to their
 //! end.
 //!
-//! First chaos, then the world is healed and everything must become quiescent within a bounded number
-//! of turns. What must hold is checked after every event; a breach is a panic that the caller
-//! catches and dresses with the seed.
+//! The loop is the worker's own: each turn is one `Worker::step`, with the commands of the daemon.
+//! First chaos, then the world is healed and everything must become quiescent within a bounded
+//! number of turns. What must hold is checked after every event; a breach is a panic that the
+//! caller catches and dresses with the seed.
 
-use std::hash::RandomState;
 use std::sync::Arc;
 
-use echo_core::admission::{Access, Caps, Ranges, Rules, SourceLimiter};
+use echo_core::admission::{AccessList, AdmissionPolicy, IpSet, SourceLimits};
+use echo_core::command::Command;
 use echo_core::fullness::Fullness;
-use echo_core::limits::QUEUE_CHUNKS_MAX;
-use echo_core::op::{
-    ConnectionId, Event, Kernel, ListenerId, Op, ReceiveMode, Timestamp, TransferState,
-};
-use echo_core::server::{CloseReason, Keepalive, Parameters, RuntimeLimits, Server, Stats};
+use echo_core::limits::{QUEUE_CHUNKS_MAX, SWEEP_SLOTS_MAX};
+use echo_core::op::{BufferPlan, ConnectionId, Kernel, ListenerId, Timestamp, TransferState, Wake};
+use echo_core::parameters::{Deferral, Keepalive, Parameters, RuntimeLimits};
+use echo_core::reason::CloseReason;
+use echo_core::stats::Stats;
+use echo_core::worker::{Status, Worker};
 
 use crate::audit::admission::Admission;
 use crate::audit::{Audit, Limits};
+use crate::audited::{Audited, Delivery};
 use crate::fake::budget::FakeBudget;
 use crate::fake::choice::Choice;
+use crate::fake::limiter::FakeLimiter;
 use crate::fake::trace::Note;
 use crate::fake::{FakeKernel, Faults, Settings};
 use crate::peers::{Crowd, Peers};
@@ -45,19 +49,17 @@ pub(crate) struct Scenario {
     pub(crate) reconfigurations: Vec<(usize, RuntimeLimits, u64)>,
     /// When the process is replaced by another.
     pub(crate) handovers: Vec<Handover>,
-    pub(crate) submit: Submit,
-    /// How often a `TimePassed` comes that nobody asked for, in thousandths.
-    pub(crate) idle_ticks: u16,
+    pub(crate) delivery: Delivery,
     /// The budget for spilled bytes, which is the parameters', too.
     pub(crate) budget: Arc<FakeBudget>,
     /// Where the clock begins, in milliseconds.
     pub(crate) clock: u64,
     /// How often other workers take and give back memory, in thousandths.
     pub(crate) others: u16,
-    /// How often another worker locks the source limiter for a turn, in thousandths.
-    pub(crate) limiter_locked: u16,
-    /// The turn at which other rules come into force.
-    pub(crate) new_rules: Option<(usize, Arc<Rules>)>,
+    /// The source limiter, which is the parameters', too.
+    pub(crate) limiter: Arc<FakeLimiter>,
+    /// The turn at which another policy of admission comes into force.
+    pub(crate) new_policy: Option<(usize, Arc<AdmissionPolicy>)>,
     /// After healing, peers that stay are ended by the server's timeouts instead of by themselves.
     pub(crate) stayers_are_ended: bool,
     /// If a drain has begun, peers are not healed: the server must come to its end against them.
@@ -78,42 +80,33 @@ pub(crate) struct Handover {
     /// What the next process is configured with.
     pub(crate) connections_max: u32,
     pub(crate) budget_limit: u64,
-    pub(crate) receive_mode: ReceiveMode,
-}
-
-/// When operations reach the kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Submit {
-    /// After each event.
-    AfterEach,
-    /// After all events of a turn.
-    AfterAll,
+    pub(crate) multishot: bool,
 }
 
 /// One run.
 pub(crate) struct History {
-    pub(crate) kernel: FakeKernel,
+    pub(crate) kernel: Audited,
     scenario: Scenario,
-    pub(crate) server: Server,
-    audit: Audit,
-    peers: Peers,
-    saboteur: Saboteur,
-    submitted: Vec<Op>,
+    pub(crate) worker: Worker,
+    pub(crate) peers: Peers,
+    /// What the daemon asks for in the next turn.
+    commands: Vec<Command>,
     draining: bool,
+    drained: bool,
     /// The handover that is under way.
     handover: Option<Handover>,
     /// What the processes before this one counted.
     pub(crate) before: Stats,
-    /// Time runs from deadline to deadline of the server, past the plans of the peers.
+    /// Time runs from deadline to deadline of the worker, past the plans of the peers.
     hasty: bool,
-    /// How many connections there may be: more than places for a while after these became
-    /// fewer or another process took over.
+    /// How many connections there may be: more than capacity for a while after that became less or
+    /// another process took over.
     allowed: u64,
     /// How often the limits changed.
     pub(crate) reconfigured: u64,
-    /// What the first server began with.
+    /// What the first worker began with.
     first_limits: RuntimeLimits,
-    /// How often a hand-over failed.
+    /// How often a handover failed.
     pub(crate) taken_back: u64,
     /// Turns so far.
     pub(crate) turns: usize,
@@ -130,13 +123,21 @@ impl Scenario {
         let seed = choice.below(1 << 20) as u64;
         let limit = draw_budget_limit(choice);
         let budget = Arc::new(FakeBudget::new(block_size, limit, out_of_memory, seed));
+        let limiter = Arc::new(FakeLimiter::new());
         let parameters = Parameters {
             listeners,
-            buffers: [[1, 2, 3, 4, 6, 8, 8, 40][choice.below(8)], [0, 0, 1, 2, 4][choice.below(5)]],
-            buffer_sizes: [[4, 16][choice.below(2)], [16, 64][choice.below(2)]],
-            receive_mode: [ReceiveMode::Multishot, ReceiveMode::Once][choice.below(2)],
+            buffers: BufferPlan::new(
+                [[1, 2, 3, 4, 6, 8, 8, 40][choice.below(8)], [0, 0, 1, 2, 4][choice.below(5)]],
+                [[4, 16][choice.below(2)], [16, 64][choice.below(2)]],
+            ),
+            multishot: choice.below(2) == 0,
+            deferral: Deferral {
+                turns_per_period: [1, 3, 256][choice.below(3)],
+                chunks_per_turn: [0, 1, 6][choice.below(3)],
+            },
+            sweep_slots_max: [1, 2, SWEEP_SLOTS_MAX][choice.below(3)],
             linger_timeout: [100, 5_000][choice.below(2)],
-            limiter: Arc::new(SourceLimiter::new(RandomState::new())),
+            limiter: limiter.clone(),
             budget: budget.clone(),
             fullness: Arc::new(Fullness::new(1)),
             runtime_limits: RuntimeLimits {
@@ -146,14 +147,13 @@ impl Scenario {
                 lifetime: [None, None, None, Some(200), Some(6_000)][choice.below(5)],
                 bytes_max: [None, None, None, Some(1), Some(17), Some(100)][choice.below(6)],
                 keepalive: draw_keepalive(choice),
-                rules: Arc::new(draw_rules(choice)),
+                admission: Arc::new(draw_policy(choice)),
             },
         };
-        let rate = parameters.runtime_limits.rules.caps.accepts_per_second;
+        let rate = parameters.runtime_limits.admission.source_limits.accepts_per_second;
         let settings = Settings {
             listeners,
             buffers: parameters.buffers,
-            buffer_sizes: parameters.buffer_sizes,
             files_max: [1, 2, 100, 100][choice.below(4)],
             faults: draw_faults(choice),
         };
@@ -172,25 +172,28 @@ impl Scenario {
             chaos_turns: choice.below(200),
             drain: (choice.below(3) == 0).then(|| (choice.below(150), timeout)),
             handovers: draw_handovers(choice),
-            submit: [Submit::AfterEach, Submit::AfterAll][choice.below(2)],
-            idle_ticks: [0, 20, 300, 1000][choice.below(4)],
+            delivery: [Delivery::OneByOne, Delivery::Together][choice.below(2)],
             budget,
             clock: [1_000, 1_000, (1 << 32) - 3_000, (1 << 36) - 3_000, 1 << 40][choice.below(5)],
             others: [0, 0, 50, 500][choice.below(4)],
-            limiter_locked: [0, 0, 100, 700][choice.below(4)],
-            new_rules: (choice.below(3) == 0).then(|| draw_new_rules(choice, rate)),
+            limiter,
+            new_policy: (choice.below(3) == 0).then(|| draw_new_policy(choice, rate)),
             stayers_are_ended: idle_timeout.is_some() && choice.below(2) == 0,
             stubborn: choice.below(2) == 0,
             listeners_end: choice.below(2) == 0,
             reconfigurations: Vec::new(),
         };
+        if scenario.new_policy.is_some() {
+            // The model counts open connections by a new policy at once, and not some in each turn.
+            scenario.parameters.sweep_slots_max = SWEEP_SLOTS_MAX;
+        }
         scenario.reconfigurations = draw_reconfigurations(choice, scenario.stayers_are_ended);
         scenario
     }
 }
 
 /// Blocks of memory for all that is spilled.
-fn draw_budget_limit(choice: &mut Choice) -> u64 {
+pub(crate) fn draw_budget_limit(choice: &mut Choice) -> u64 {
     [0, 1, 3, 15, 100, 100_000][choice.below(6)]
 }
 
@@ -209,10 +212,10 @@ fn draw_reconfigurations(
                 connections_max: 1 + choice.below(6) as u32,
                 idle_timeout: timeouts[choice.below(idle_choices)],
                 stall_timeout: timeouts[choice.below(4)],
-                lifetime: None,
-                bytes_max: None,
+                lifetime: [None, None, Some(200), Some(6_000)][choice.below(4)],
+                bytes_max: [None, None, Some(1), Some(17), Some(100)][choice.below(5)],
                 keepalive: draw_keepalive(choice),
-                rules: Arc::default(),
+                admission: Arc::default(),
             };
             (choice.below(150), runtime_limits, draw_budget_limit(choice))
         })
@@ -237,45 +240,45 @@ fn draw_handovers(choice: &mut Choice) -> Vec<Handover> {
             fails: choice.below(4) == 0,
             connections_max: 1 + choice.below(6) as u32,
             budget_limit: draw_budget_limit(choice),
-            receive_mode: [ReceiveMode::Multishot, ReceiveMode::Once][choice.below(2)],
+            multishot: choice.below(2) == 0,
         })
         .collect();
     handovers.sort_by_key(|handover| std::cmp::Reverse(handover.turn));
     handovers
 }
 
-/// Who is let in; everybody, in half of the histories.
-fn draw_rules(choice: &mut Choice) -> Rules {
+/// Which connections are admitted; all, in half of the histories.
+pub(crate) fn draw_policy(choice: &mut Choice) -> AdmissionPolicy {
     if choice.below(2) == 0 {
-        return Rules::default();
+        return AdmissionPolicy::default();
     }
-    let caps = Caps {
+    let source_limits = SourceLimits {
         connections: [None, Some(1), Some(2)][choice.below(3)],
         accepts_per_second: [None, Some(1), Some(2), Some(5)][choice.below(4)],
         ipv4_prefix: [32, 24, 16][choice.below(3)],
         ipv6_prefix: [64, 128][choice.below(2)],
-        ..Caps::default()
+        ..SourceLimits::default()
     };
-    let [mut allow, mut deny] = [Ranges::default(), Ranges::default()];
+    let mut access = AccessList::default();
     if choice.below(4) == 0 {
-        allow.add_ipv4([10, 0, 0, 0], [10, 0, 0, 255]);
+        access.allow = IpSet::new(vec![([10, 0, 0, 0], [10, 0, 0, 255])], Vec::new());
     }
     if choice.below(4) == 0 {
-        deny.add_ipv4([10, 0, 0, 1], [10, 0, 0, 1]);
-        deny.add_ipv6([0; 16], [255; 16]);
+        let ipv4 = vec![([10, 0, 0, 1], [10, 0, 0, 1])];
+        access.deny = IpSet::new(ipv4, vec![([0; 16], [255; 16])]);
     }
-    Rules { access: Access { allow: allow.settle(), deny: deny.settle() }, caps }
+    AdmissionPolicy { access, source_limits }
 }
 
-/// Rules that come into force in the middle. The rate stays: how a bucket is converted to another
-/// is nothing that anybody may rely on.
-fn draw_new_rules(choice: &mut Choice, rate: Option<u32>) -> (usize, Arc<Rules>) {
-    let mut rules = draw_rules(choice);
-    rules.caps.accepts_per_second = rate;
-    (choice.below(150), Arc::new(rules))
+/// A policy that comes into force in the middle. The rate stays: how a bucket is converted to
+/// another is nothing that anybody may rely on.
+fn draw_new_policy(choice: &mut Choice, rate: Option<u32>) -> (usize, Arc<AdmissionPolicy>) {
+    let mut policy = draw_policy(choice);
+    policy.source_limits.accepts_per_second = rate;
+    (choice.below(150), Arc::new(policy))
 }
 
-fn draw_faults(choice: &mut Choice) -> Faults {
+pub(crate) fn draw_faults(choice: &mut Choice) -> Faults {
     // A history in which everything goes wrong all the time tests little: half of the faults are
     // off in each.
     let mut draw = |most: usize| match choice.below(2) {
@@ -319,7 +322,7 @@ impl History {
         let limits = Limits {
             connections_max: parameters.runtime_limits.connections_max as usize,
             listeners: usize::from(parameters.listeners),
-            small_buffers: usize::from(parameters.buffers[0]),
+            small_buffers: usize::from(parameters.buffers.small.count),
             chunks_max: usize::from(QUEUE_CHUNKS_MAX),
             idle_timeout: parameters.runtime_limits.idle_timeout,
             stall_timeout: parameters.runtime_limits.stall_timeout,
@@ -330,27 +333,38 @@ impl History {
         let budget = Arc::clone(&scenario.budget);
         let mut kernel = FakeKernel::new(scenario.settings, budget, choice);
         kernel.pass_time(scenario.clock - kernel.clock());
+        let policy = AdmissionPolicy::clone(&parameters.runtime_limits.admission);
+        let audit = Audit::new(limits, Admission::new(policy));
         Self {
-            server: Server::new(parameters.clone()),
-            kernel,
-            audit: Audit::new(
-                limits,
-                Admission::new(Rules::clone(&parameters.runtime_limits.rules)),
-            ),
+            worker: Worker::new(parameters.clone()),
+            kernel: Audited::new(kernel, audit, saboteur, scenario.delivery),
             peers,
-            saboteur,
-            submitted: Vec::new(),
+            commands: Vec::new(),
             draining: false,
+            drained: false,
             handover: None,
             before: Stats::default(),
             hasty: false,
-            allowed: u64::from(scenario.parameters.runtime_limits.connections_max),
+            allowed: u64::from(parameters.runtime_limits.connections_max),
             reconfigured: 0,
             first_limits: parameters.runtime_limits.clone(),
             taken_back: 0,
             turns: 0,
             scenario,
         }
+    }
+
+    fn fake(&mut self) -> &mut FakeKernel {
+        &mut self.kernel.kernel
+    }
+
+    fn clock(&self) -> u64 {
+        self.kernel.kernel.clock()
+    }
+
+    fn note(&mut self, word: &'static str) {
+        let now = self.clock();
+        self.fake().trace.note(now, Note::World(word));
     }
 
     /// What was drawn, for a failure report.
@@ -360,13 +374,12 @@ impl History {
 
     /// From the start to the end of everything.
     pub(crate) fn run(&mut self) {
-        self.handle(Event::Started);
-        self.submit();
-        while self.turns < self.scenario.chaos_turns && !self.is_over() {
+        self.start();
+        while self.turns < self.scenario.chaos_turns && !self.drained {
             self.begin_drain_if_due();
             self.reconfigure_if_due();
             self.begin_handover_if_due();
-            self.change_rules_if_due();
+            self.change_policy_if_due();
             self.turn();
         }
         self.heal();
@@ -374,36 +387,42 @@ impl History {
         self.check_rest();
     }
 
+    fn start(&mut self) {
+        let Ok(()) = self.worker.start(&mut self.kernel);
+        self.worker.check_invariants();
+    }
+
     fn heal(&mut self) {
-        self.kernel.trace.note(self.kernel.clock(), Note::World("healed"));
-        self.kernel.settings.faults = Faults::default();
-        self.scenario.limiter_locked = 0;
-        // Other workers keep what they have: nobody needs memory to come to an end.
+        self.note("healed");
+        let fake = &mut self.kernel.kernel;
+        fake.settings.faults = Faults::default();
+        fake.settings.files_max = usize::MAX;
+        // Other workers keep what they have: no connection needs memory to come to an end.
         self.scenario.others = 0;
         self.scenario.budget.heal();
-        self.kernel.settings.files_max = usize::MAX;
         if self.scenario.stubborn && self.draining {
             self.hasty = true;
             return;
         }
-        let now = self.kernel.clock();
+        let now = self.clock();
         self.peers.heal(now);
         if !self.scenario.stayers_are_ended && !self.draining {
             self.peers.no_longer_stay(now);
         }
     }
 
-    /// Runs until every peer is done, drains if nobody has yet, and runs until that is done too.
+    /// Runs until every peer is done, drains if that has not begun, and runs until that is done too.
     fn finish(&mut self) {
         let last = self.turns + HEALED_TURNS_MAX;
-        while !self.is_over() {
+        while !self.drained {
             assert!(self.turns < last, "liveness: no end after {HEALED_TURNS_MAX} healed turns");
-            if self.peers.are_done(&self.kernel) && self.audit.open_count() == 0 {
+            if self.are_peers_done() && self.kernel.audit.open_count() == 0 {
                 self.begin_drain(20_000);
             }
             let acted = self.turn();
-            let stuck = self.kernel.asleep && !acted && !self.is_over();
-            let stuck = stuck && self.peers.next_at(&self.kernel).is_none();
+            let stuck = self.kernel.kernel.asleep && !acted && !self.drained;
+            let stuck = stuck && self.peers.next_at(&self.kernel.kernel).is_none();
+            let stuck = stuck && !self.kernel.has_pending() && self.commands.is_empty();
             assert!(
                 !stuck || !self.draining_can_help(),
                 "liveness: asleep for ever: {}",
@@ -412,81 +431,44 @@ impl History {
         }
     }
 
+    fn are_peers_done(&self) -> bool {
+        self.peers.are_done(&self.kernel.kernel)
+    }
+
     /// A sleeping world that is not draining yet, all peers done, is about to be drained: that is
     /// no deadlock.
     fn draining_can_help(&self) -> bool {
-        self.draining || !self.peers.are_done(&self.kernel) || self.audit.open_count() > 0
+        self.draining || !self.are_peers_done() || self.kernel.audit.open_count() > 0
     }
 
-    fn is_over(&self) -> bool {
-        self.draining && self.server.is_drained()
-    }
-
-    /// One turn of the worker's loop, with the world acting before it. Returns whether a peer
-    /// acted.
+    /// One turn of the worker's loop, with the world acting before it. Returns whether anything
+    /// but the worker acted.
     fn turn(&mut self) -> bool {
-        self.audit.admission.held = self.kernel.choice.strikes(self.scenario.limiter_locked);
-        if self.audit.admission.held {
-            let limiter = Arc::clone(&self.scenario.parameters.limiter);
-            let acted = limiter.while_held(|| self.free_turn());
-            return acted;
-        }
-        self.free_turn()
-    }
-
-    fn free_turn(&mut self) -> bool {
         self.turns += 1;
-        if self.kernel.choice.strikes(self.scenario.others) {
-            let per_mille = self.kernel.choice.below(1001) as u64;
+        let fake = &mut self.kernel.kernel;
+        if fake.choice.strikes(self.scenario.others) {
+            let per_mille = fake.choice.below(1001) as u64;
             self.scenario.budget.set_others(per_mille);
         }
-        let acted = self.peers.act(&mut self.kernel);
-        let next = self.peers.next_at(&self.kernel).filter(|_| !self.hasty).map(Timestamp);
-        let next = next.or_else(|| acted.then(|| self.kernel.now()));
-        let deadline = self.server.deadline().into_iter().chain(next).min();
-        let mut events = Vec::new();
-        let Ok(()) = self.kernel.turn(deadline, &mut events);
-        for event in events {
-            self.handle(event);
-            if self.scenario.submit == Submit::AfterEach {
-                self.submit();
+        let acted = self.peers.act(fake);
+        let next = self.peers.next_at(fake).filter(|_| !self.hasty);
+        fake.peers_act_at = next.or_else(|| acted.then_some(fake.clock()));
+        let commands = std::mem::take(&mut self.commands);
+        let commanded = !commands.is_empty();
+        let Ok(status) = self.worker.step(&mut self.kernel, commands);
+        self.worker.check_invariants();
+        self.check_step();
+        match status {
+            Status::Running { .. } => acted || commanded,
+            Status::Drained => {
+                self.drained = true;
+                true
+            }
+            Status::Quiescent => {
+                self.hand_over();
+                true
             }
         }
-        let due = self.server.deadline().is_some_and(|deadline| deadline <= self.kernel.now());
-        if due || self.kernel.choice.strikes(self.scenario.idle_ticks) {
-            self.handle(Event::TimePassed);
-        }
-        self.submit();
-        self.check_step();
-        // Whoever counts a source that comes back finds its shard unlocked, within so many tries.
-        let held = self.audit.admission.held;
-        let rests = self.server.is_quiescent();
-        let succeeds = rests && self.handover.is_some_and(|it| !(it.fails && held));
-        if succeeds {
-            self.hand_over();
-        }
-        acted || succeeds || self.handover.is_some()
-    }
-
-    fn handle(&mut self, event: Event) {
-        let now = self.kernel.clock();
-        self.audit.event(now, &event);
-        let mut ops = Vec::new();
-        if let Some(event) = self.saboteur.event(event) {
-            self.server.handle(Timestamp(now), event, &mut ops);
-            self.server.check_invariants();
-        }
-        self.saboteur.ops(&mut ops);
-        for op in &ops {
-            self.audit.op(now, op);
-        }
-        self.audit.settle();
-        self.submitted.append(&mut ops);
-    }
-
-    fn submit(&mut self) {
-        self.kernel.submit(&mut self.submitted);
-        assert!(self.submitted.is_empty(), "the kernel takes all");
     }
 
     fn begin_drain_if_due(&mut self) {
@@ -504,54 +486,42 @@ impl History {
             return;
         };
         self.scenario.budget.set_limit(budget_limit);
-        // Who is let in, for how long and with how much stays as it was.
-        let RuntimeLimits { connections_max, keepalive, idle_timeout, stall_timeout, .. } =
-            runtime_limits;
-        let runtime_limits = RuntimeLimits {
-            connections_max,
-            keepalive,
-            idle_timeout,
-            stall_timeout,
-            ..self.scenario.parameters.runtime_limits.clone()
-        };
-        let now = self.kernel.clock();
-        self.kernel.trace.note(now, Note::World("new limits and timeouts"));
+        self.note("new limits and timeouts");
         self.reconfigured += 1;
-        self.allowed =
-            self.server.stats().connections.max(u64::from(runtime_limits.connections_max));
-        self.audit.reconfigure(&runtime_limits);
-        self.scenario.parameters.runtime_limits = runtime_limits.clone();
-        self.server.reconfigure(Timestamp(now), runtime_limits);
+        // Which connections are admitted stays as it was.
+        let admission = Arc::clone(&self.scenario.parameters.runtime_limits.admission);
+        self.reconfigure(RuntimeLimits { admission, ..runtime_limits });
     }
 
-    fn change_rules_if_due(&mut self) {
-        let Some((_, rules)) = self.scenario.new_rules.take_if(|(turn, _)| *turn <= self.turns)
+    fn change_policy_if_due(&mut self) {
+        let turns = self.turns;
+        let Some((_, admission)) = self.scenario.new_policy.take_if(|(turn, _)| *turn <= turns)
         else {
             return;
         };
-        self.kernel.trace.note(self.kernel.clock(), Note::World("other rules are in force"));
-        let inside: Vec<_> = self.audit.open_connections();
-        let inside: Vec<_> = inside.into_iter().map(|id| (id, self.kernel.source_of(id))).collect();
-        self.audit.admission.change(Rules::clone(&rules), &inside);
-        let runtime_limits =
-            RuntimeLimits { rules, ..self.scenario.parameters.runtime_limits.clone() };
+        self.note("another policy is in force");
+        let open = self.kernel.audit.open_connections().into_iter();
+        let open: Vec<_> = open.map(|id| (id, self.kernel.peer_of(id))).collect();
+        self.kernel.audit.admission.change(AdmissionPolicy::clone(&admission), &open);
+        let limits = self.scenario.parameters.runtime_limits.clone();
+        self.reconfigure(RuntimeLimits { admission, ..limits });
+    }
+
+    fn reconfigure(&mut self, runtime_limits: RuntimeLimits) {
+        let connections = self.worker.stats().connections;
+        self.allowed = connections.max(u64::from(runtime_limits.connections_max));
         self.scenario.parameters.runtime_limits = runtime_limits.clone();
-        let now = self.kernel.now();
-        self.server.reconfigure(now, runtime_limits);
-        for connection in self.server.take_uncounted() {
-            self.server.count_source(now, connection, self.kernel.source_of(connection));
-        }
+        self.commands.push(Command::Reconfigure(Box::new(runtime_limits)));
     }
 
     fn begin_drain(&mut self, timeout: u64) {
-        // During a hand-over a drain would come too late.
+        // During a handover a drain would come too late.
         if !self.draining && self.handover.is_none() {
             self.draining = true;
-            self.kernel.trace.note(self.kernel.clock(), Note::World("a drain begins"));
-            let deadline = Timestamp(self.kernel.clock() + timeout);
+            self.note("a drain begins");
+            let deadline = Timestamp(self.clock() + timeout);
             self.end_listeners();
-            self.handle(Event::DrainStarted { deadline });
-            self.submit();
+            self.commands.push(Command::Drain { deadline });
         }
     }
 
@@ -559,10 +529,10 @@ impl History {
         if !self.scenario.listeners_end {
             return;
         }
-        for listener in (0..self.scenario.settings.listeners).map(ListenerId) {
-            self.kernel.end_listener(listener);
-            self.handle(Event::ListenerEnding { listener });
-        }
+        let listeners: Arc<[ListenerId]> =
+            (0..self.scenario.settings.listeners).map(ListenerId).collect();
+        listeners.iter().for_each(|listener| self.fake().end_listener(*listener));
+        self.commands.push(Command::EndListeners(listeners));
     }
 
     fn begin_handover_if_due(&mut self) {
@@ -574,126 +544,120 @@ impl History {
             return;
         };
         self.handover = Some(handover);
-        self.kernel.trace.note(self.kernel.clock(), Note::World("a hand-over begins"));
-        let deadline = Timestamp(self.kernel.clock() + handover.timeout);
+        self.note("a handover begins");
+        let deadline = Timestamp(self.clock() + handover.timeout);
         self.end_listeners();
-        self.handle(Event::HandOverStarted { deadline });
-        self.submit();
+        self.commands.push(Command::HandOver { deadline });
     }
 
     /// The old process ends and the next one begins; the world does not stop in between.
     fn hand_over(&mut self) {
-        let handover = self.handover.take().expect("somebody takes over");
+        let handover = self.handover.take().expect("a handover was asked for");
         self.check_ended_listeners();
-        let mut released = self.server.release(self.kernel.now());
-        self.server.check_invariants();
+        let mut released = self.worker.release(self.kernel.now());
+        self.worker.check_invariants();
         for (_, transfer) in &mut released {
-            self.saboteur.transfer(transfer);
+            self.kernel.saboteur.transfer(transfer);
             *transfer = transfer.after(handover.gap);
         }
         if handover.fails {
             return self.take_back(handover, released);
         }
-        self.kernel.reopen_listeners();
-        self.audit.reopen_listeners();
-        self.before.add(&self.server.stats());
-        self.scenario.parameters.runtime_limits.connections_max = handover.connections_max;
+        self.fake().reopen_listeners();
+        self.kernel.audit.reopen_listeners();
+        self.before.add(&self.worker.stats());
+        self.scenario.limiter = Arc::new(FakeLimiter::new());
+        let parameters = &mut self.scenario.parameters;
+        parameters.runtime_limits.connections_max = handover.connections_max;
+        parameters.multishot = handover.multishot;
+        parameters.limiter = self.scenario.limiter.clone();
         self.scenario.budget.set_limit(handover.budget_limit);
-        self.scenario.parameters.receive_mode = handover.receive_mode;
-        self.scenario.parameters.limiter = Arc::new(SourceLimiter::new(RandomState::new()));
-        self.audit.admission.held = false;
-        self.server = Server::new(self.scenario.parameters.clone());
-        self.audit.admission.forget_buckets();
+        // What was asked of the old process has come too late.
+        self.commands.clear();
+        self.worker = Worker::new(self.scenario.parameters.clone());
+        self.kernel.audit.admission.forget_buckets();
         self.import(handover.gap, released);
-        self.handle(Event::Started);
-        self.submit();
+        self.start();
     }
 
-    /// The hand-over has failed. The same server goes on with what it gave away, by the limits,
-    /// timeouts and rules of now, and drains.
+    /// The handover has failed. The same worker goes on with what it gave away, by the limits,
+    /// timeouts and policy of now, and drains.
     fn take_back(&mut self, handover: Handover, released: Vec<(ConnectionId, TransferState)>) {
-        self.audit.begin_to_take_back();
+        self.kernel.audit.begin_to_take_back();
         self.draining = true;
         self.taken_back += 1;
-        if let Some(runtime_limits) = self.saboteur.limits_to_go_back_to(&self.first_limits) {
-            self.server.reconfigure(self.kernel.now(), runtime_limits);
+        let slots = self.kernel.audit.slots();
+        if let Some(limits) = self.kernel.saboteur.limits_to_go_back_to(&self.first_limits) {
+            self.commands.push(Command::Reconfigure(Box::new(limits)));
         }
-        let slots = self.audit.slots();
         self.import(handover.gap, released);
-        self.audit.keep_slots(slots);
-        let deadline = Timestamp(self.kernel.clock() + handover.timeout);
+        self.kernel.audit.keep_slots(slots);
+        let deadline = Timestamp(self.clock() + handover.timeout);
         if self.scenario.listeners_end {
             // Told once more: they are closed already.
-            for listener in (0..self.scenario.settings.listeners).map(ListenerId) {
-                self.handle(Event::ListenerEnding { listener });
-            }
+            let listeners = (0..self.scenario.settings.listeners).map(ListenerId).collect();
+            self.commands.push(Command::EndListeners(listeners));
         }
-        self.handle(Event::DrainStarted { deadline });
-        self.submit();
+        self.commands.push(Command::Drain { deadline });
     }
 
-    /// The present server is told of the connections that were given away.
+    /// The present worker is told of the connections that were given away.
     fn import(&mut self, gap: u64, released: Vec<(ConnectionId, TransferState)>) {
         let renamed: Vec<_> =
-            released.iter().map(|(old, _)| (*old, self.server.reserve_slot())).collect();
-        self.audit.hand_over(&renamed, &self.scenario.parameters);
+            released.iter().map(|(old, _)| (*old, self.worker.reserve_slot())).collect();
+        self.kernel.audit.hand_over(&renamed, &self.scenario.parameters);
         self.kernel.hand_over(&renamed);
-        let sourced: Vec<_> =
-            renamed.iter().map(|(_, next)| (*next, self.kernel.source_of(*next))).collect();
-        self.audit.admission.hand_over(&sourced);
-        self.kernel.pass_time(gap);
-        self.peers.act(&mut self.kernel);
-        let places = u64::from(self.scenario.parameters.runtime_limits.connections_max);
-        self.allowed = places.max(renamed.len() as u64);
+        let peers: Vec<_> =
+            renamed.iter().map(|(_, next)| (*next, self.kernel.peer_of(*next))).collect();
+        self.kernel.audit.admission.hand_over(&peers);
+        self.fake().pass_time(gap);
+        self.peers.act(&mut self.kernel.kernel);
+        let capacity = u64::from(self.scenario.parameters.runtime_limits.connections_max);
+        self.allowed = capacity.max(renamed.len() as u64);
         for ((_, connection), (_, transfer)) in renamed.into_iter().zip(released) {
-            let source = self.kernel.source_of(connection);
-            let event = Event::Imported { connection, source, transfer };
-            self.kernel.trace.note(self.kernel.clock(), Note::Event(event));
-            self.handle(event);
-            self.submit();
+            let peer = self.kernel.peer_of(connection);
+            let now = self.clock();
+            self.fake().trace.note(now, Note::Import(transfer));
+            self.kernel.audit.imported(connection, transfer);
+            self.worker.import(&mut self.kernel, connection, peer, transfer);
+            self.worker.check_invariants();
         }
     }
 
     fn check_step(&mut self) {
-        let mut stats = self.server.stats();
+        let mut stats = self.worker.stats();
         stats.add(&self.before);
-        let audit = &self.audit;
+        let audit = &self.kernel.audit;
         assert_eq!(stats.traffic.accepted, audit.accepted, "counters: accepted");
         let handed_over = stats.traffic.closed[CloseReason::HandedOver as usize];
         assert_eq!(stats.traffic.closed_total() - handed_over, audit.closed, "counters: closed");
         assert_eq!(stats.traffic.refused_total(), audit.admission.refused, "counters: refused");
-        if !audit.admission.held {
-            let limiter = &self.scenario.parameters.limiter;
-            limiter.check_invariants();
-            let sources = audit.admission.sources();
-            assert!(
-                sources.contains(&limiter.sources()),
-                "counters: {} sources",
-                limiter.sources()
-            );
-        }
+        let table = self.scenario.limiter.table();
+        table.check_invariants();
+        let sources = audit.admission.sources();
+        assert!(sources.contains(&table.sources()), "counters: {} sources", table.sources());
         assert_eq!(stats.traffic.bytes_in, audit.bytes_in, "counters: bytes in");
         assert_eq!(stats.traffic.bytes_out, audit.bytes_out, "counters: bytes out");
-        let blocks = self.kernel.spill_blocks();
+        let blocks = self.kernel.kernel.spill_blocks();
         assert_eq!(self.scenario.budget.taken(), blocks, "counters: blocks of memory");
-        let places = u64::from(self.scenario.parameters.runtime_limits.connections_max);
-        // At the end of a drain the parked ones are let in to be ended.
+        let capacity = u64::from(self.scenario.parameters.runtime_limits.connections_max);
+        // At the end of a drain those that wait for capacity are opened to be ended.
         assert!(
             self.draining || stats.connections <= self.allowed,
-            "limit: more connections than places"
+            "limit: more connections than capacity"
         );
-        self.allowed = stats.connections.max(places);
+        self.allowed = stats.connections.max(capacity);
     }
 
     fn check_ended_listeners(&self) {
-        assert!(self.audit.are_ends_complete(), "rest: a listener has not ended");
-        assert!(self.kernel.is_nobody_forgotten(), "rest: somebody waits for nobody");
+        assert!(self.kernel.audit.are_ends_complete(), "rest: a listener has not ended");
+        assert!(self.kernel.kernel.is_nobody_forgotten(), "rest: a peer waits in vain");
     }
 
-    fn check_rest(&self) {
-        self.audit.quiescent();
+    fn check_rest(&mut self) {
+        check_end(&mut self.kernel, &self.peers);
         self.check_ended_listeners();
-        let mut stats = self.server.stats();
+        let mut stats = self.worker.stats();
         stats.add(&self.before);
         assert_eq!(
             stats.traffic.bytes_in,
@@ -705,23 +669,32 @@ impl History {
         assert_eq!(stats.traffic.taken_over, handed_over, "rest: connections handed over");
         let ended = stats.traffic.closed_total() - handed_over + stats.traffic.refused_total();
         assert_eq!(stats.traffic.accepted, ended, "rest: connections");
-        let (home, total) = self.kernel.buffers_home_and_total();
-        assert_eq!(home, total, "rest: a buffer is missing");
-        assert_eq!(self.kernel.spilled_bytes(), 0, "rest: bytes are spilled");
         assert_eq!(self.scenario.budget.taken(), 0, "rest: memory is taken");
-        assert_eq!(self.kernel.connections_and_accepts(), (0, 0), "rest: connections, accepts");
-        for peer in &self.kernel.peers {
-            let Some(name) = peer.named else { continue };
-            if !self.audit.is_complete(name) || !self.peers.is_owed(peer.id) || peer.broken {
-                continue;
-            }
-            let whole = peer.read + peer.outbound() == peer.written && peer.server_finished;
-            assert!(whole && !peer.server_reset, "liveness: not all came back: {peer:?}");
-        }
     }
 
     fn left(&self) -> String {
-        let open: Vec<_> = self.kernel.peers.iter().filter(|peer| !peer.is_over()).collect();
-        format!("{} connections are open, {open:?}", self.audit.open_count())
+        let open: Vec<_> = self.kernel.kernel.peers.iter().filter(|peer| !peer.is_over()).collect();
+        format!("{} connections are open, {open:?}", self.kernel.audit.open_count())
+    }
+}
+
+/// What must be true of a worker's world when the worker has drained: nothing is left in any hand,
+/// and every peer that is owed all of its bytes has them.
+pub(crate) fn check_end(kernel: &mut Audited, peers: &Peers) {
+    // What was submitted last has been handed to the kernel, and leads to nothing.
+    let Ok(()) = kernel.turn(Wake::Now, &mut Vec::new());
+    let (audit, fake) = (&kernel.audit, &kernel.kernel);
+    audit.quiescent();
+    let (home, total) = fake.buffers_home_and_total();
+    assert_eq!(home, total, "rest: a buffer is missing");
+    assert_eq!(fake.spilled_bytes(), 0, "rest: bytes are spilled");
+    assert_eq!(fake.connections_and_accepts(), (0, 0), "rest: connections, accepts");
+    for peer in &fake.peers {
+        let Some(name) = peer.named else { continue };
+        if !audit.is_complete(name) || !peers.is_owed(peer.id) || peer.broken {
+            continue;
+        }
+        let whole = peer.read + peer.outbound() == peer.written && peer.server_finished;
+        assert!(whole && !peer.server_reset, "liveness: not all came back: {peer:?}");
     }
 }

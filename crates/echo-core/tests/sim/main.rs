@@ -1,12 +1,14 @@
 //! Histories: the pure core against a fake kernel that does everything the real one may do.
 //!
 //! `fake` is that kernel, `audit` the contract of the seam and the model of each connection,
-//! `peers` the far ends, `history` one run from one seed. Four tests stand on them: `swarm` (many
+//! `peers` the far ends, `audited` all that is between fake and core, `history` one run from one
+//! seed: the worker's own loop. Tests stand on them: `swarm` (many
 //! seeds), `exhaustive` (all small cases), `timers` (each timeout, early and late) and `planted` (a
-//! simulator that does not find planted bugs proves nothing). `taken_back` drives the worker's own
-//! loop on the same kernel.
+//! simulator that does not find planted bugs proves nothing); `taken_back` is about a handover that
+//! fails.
 
 mod audit;
+mod audited;
 mod caught;
 mod coverage;
 mod exhaustive;
@@ -18,3 +20,4 @@ mod saboteur;
 mod swarm;
 mod taken_back;
 mod timers;
+mod two_workers;

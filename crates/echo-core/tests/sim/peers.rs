@@ -5,7 +5,7 @@
 //! half-closing, closing with echoes unread, resetting, or staying for ever. Knows the fake's wire,
 //! not the core.
 
-use echo_core::op::{ConnectionError, ListenerId, Source};
+use echo_core::op::{ConnectionError, ListenerId, PeerAddr};
 
 use crate::fake::FakeKernel;
 use crate::fake::choice::Choice;
@@ -42,7 +42,7 @@ pub(crate) enum Ending {
 pub(crate) struct Plan {
     listener: ListenerId,
     wire: Wire,
-    source: Source,
+    source: PeerAddr,
     connects_at: u64,
     total: usize,
     write_max: usize,
@@ -137,15 +137,15 @@ impl Peers {
 }
 
 /// Few, so that they meet; some differ in bits that a prefix may cut off.
-fn draw_source(choice: &mut Choice) -> Source {
+fn draw_source(choice: &mut Choice) -> PeerAddr {
     let mut ipv6 = [0x20; 16];
     match choice.below(7) {
-        0 => Source::Local,
+        0 => PeerAddr::Local,
         1 => {
             ipv6[15] = choice.below(2) as u8;
-            Source::Ipv6(ipv6)
+            PeerAddr::Ipv6(ipv6)
         }
-        _ => Source::Ipv4([10, 0, choice.below(2) as u8, choice.below(2) as u8]),
+        _ => PeerAddr::Ipv4([10, 0, choice.below(2) as u8, choice.below(2) as u8]),
     }
 }
 
@@ -156,7 +156,7 @@ impl Plan {
         Self {
             listener: ListenerId(0),
             wire: Wire { receive_space: total.max(1), send_space: total.max(1) },
-            source: Source::Local,
+            source: PeerAddr::Local,
             connects_at: 0,
             total,
             write_max,

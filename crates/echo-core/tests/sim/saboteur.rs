@@ -4,10 +4,10 @@
 //! `planted`.
 
 use echo_core::op::{
-    BufferId, ConnectionId, Event, Op, ReceiveEnd, Shutdown, SizeClass, Source, TransferPhase,
+    BufferId, ConnectionId, Event, Op, PeerAddr, ReceiveEnd, Shutdown, SizeClass, TransferPhase,
     TransferState,
 };
-use echo_core::server::RuntimeLimits;
+use echo_core::parameters::RuntimeLimits;
 
 use crate::fake::choice::Prng;
 
@@ -22,6 +22,8 @@ pub(crate) enum Bug {
     LeakBuffer,
     /// A receive is not armed again.
     ForgetReceive,
+    /// A connection does not wait for bulk.
+    ForgetPoll,
     /// A send follows the close.
     SendAfterClose,
     /// A short send is taken for a full one.
@@ -73,11 +75,12 @@ pub(crate) enum Bug {
 }
 
 impl Bug {
-    pub(crate) const ALL: [Self; 28] = [
+    pub(crate) const ALL: [Self; 29] = [
         Self::DropByte,
         Self::SwapBuffers,
         Self::LeakBuffer,
         Self::ForgetReceive,
+        Self::ForgetPoll,
         Self::SendAfterClose,
         Self::IgnoreShortSend,
         Self::DuplicateSend,
@@ -119,7 +122,7 @@ pub(crate) struct Saboteur {
     /// Buffers that went home without the core's knowledge.
     recycled: Vec<BufferId>,
     /// Where the last connection came from.
-    source: Source,
+    peer: PeerAddr,
     /// What will be said besides.
     besides: Vec<Op>,
 }
@@ -141,7 +144,7 @@ impl Saboteur {
             sends: Vec::new(),
             repeated: Vec::new(),
             recycled: Vec::new(),
-            source: Source::Untold,
+            peer: PeerAddr::Unknown,
             besides: Vec::new(),
         }
     }
@@ -186,27 +189,22 @@ impl Saboteur {
             {
                 return None;
             }
-            Event::Accepted { connection, source } => {
-                let former = std::mem::replace(&mut self.source, source);
+            Event::Accepted { connection, peer } => {
+                let former = std::mem::replace(&mut self.peer, peer);
                 if bug == Bug::ForgetSource && self.strikes() {
-                    told = Event::Accepted { connection, source: Source::Local };
+                    told = Event::Accepted { connection, peer: PeerAddr::Local };
                 }
                 if bug == Bug::MixSources && self.strikes() {
-                    told = Event::Accepted { connection, source: former };
+                    told = Event::Accepted { connection, peer: former };
                 }
             }
-            Event::Started
-            | Event::AcceptFailed { .. }
+            Event::AcceptFailed { .. }
             | Event::ReceiveEnded { .. }
             | Event::Relayed { .. }
             | Event::SentSpilled { .. }
             | Event::SendFailed { .. }
-            | Event::ProbeEnded { .. }
-            | Event::TimePassed
-            | Event::ListenerEnding { .. }
-            | Event::DrainStarted { .. }
-            | Event::HandOverStarted { .. }
-            | Event::Imported { .. } => {}
+            | Event::Readable { .. }
+            | Event::ProbeEnded { .. } => {}
         }
         Some(told)
     }
@@ -274,8 +272,10 @@ impl Saboteur {
             | Op::AcceptWaiting { .. }
             | Op::CloseListener { .. }
             | Op::CancelAccept { .. }
-            | Op::NameSources
-            | Op::OmitSources
+            | Op::ReportPeers
+            | Op::OmitPeers
+            | Op::OfferBuffers { .. }
+            | Op::AwaitReadable { .. }
             | Op::Receive { .. }
             | Op::CancelReceive { .. }
             | Op::Relay { .. }
@@ -342,6 +342,7 @@ fn forgets(bug: Bug, op: Op) -> bool {
         Op::Accept { .. } | Op::AcceptWaiting { .. } => bug == Bug::ForgetAccept,
         Op::CancelAccept { .. } | Op::CancelReceive { .. } => bug == Bug::ForgetCancel,
         Op::Receive { .. } => bug == Bug::ForgetReceive,
+        Op::AwaitReadable { .. } => bug == Bug::ForgetPoll,
         Op::Relay { .. } | Op::Discard { .. } => bug == Bug::ForgetRelay,
         Op::SendHeld { .. } => bug == Bug::ForgetHeld,
         Op::SendSpilled { .. } => bug == Bug::ForgetSpilled,
@@ -349,8 +350,9 @@ fn forgets(bug: Bug, op: Op) -> bool {
         Op::Shutdown { how: Shutdown::Write, .. } => bug == Bug::ForgetFin,
         Op::Close { .. } | Op::Abort { .. } => bug == Bug::ForgetClose,
         Op::FlushSends => bug == Bug::ForgetAwait,
-        Op::NameSources
-        | Op::OmitSources
+        Op::ReportPeers
+        | Op::OmitPeers
+        | Op::OfferBuffers { .. }
         | Op::CloseListener { .. }
         | Op::Send { .. }
         | Op::Spill { .. }

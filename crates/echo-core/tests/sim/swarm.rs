@@ -17,7 +17,7 @@ const SEEDS: u64 = 40_000;
 /// So many seeds must meet everything that can be met.
 const SEEDS_THAT_MEET_ALL: u64 = 10_000;
 
-fn from_environment(name: &str) -> Option<u64> {
+pub(crate) fn from_environment(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
     Some(text.parse().unwrap_or_else(|_| panic!("{name} is a number, not {text:?}")))
 }
@@ -36,7 +36,7 @@ pub(crate) fn run(seed: u64, saboteur: Saboteur, lines: usize) -> Result<History
     match caught(|| history.run()) {
         Ok(()) => Ok(history),
         Err(words) => {
-            let (story, turn) = (history.kernel.trace.tail(lines), history.turns);
+            let (story, turn) = (history.kernel.kernel.trace.tail(lines), history.turns);
             let story =
                 format!("{story}{:#?}\n{words}\nseed {seed}, turn {turn}", history.scenario());
             Err(Failure { words, story })

@@ -1,24 +1,25 @@
-//! The loop of a worker, as the daemon runs it, through a hand-over that fails.
+//! A handover that fails.
 //!
-//! Goal: whatever a reload has changed still holds when the connections come back, nobody is
-//! accepted before the drain is heard of, and the worker counts as running again. Method: orders go
-//! through the mailbox, turns are those of `worker::Turns`, the kernel is the fake.
+//! Goal: whatever a reload has changed still holds when the connections come back, nothing is
+//! accepted before the drain is heard of, and the worker goes on. Method: steps of the worker on the
+//! fake, with the commands that the daemon gives.
 
 use std::convert::Infallible;
-use std::hash::RandomState;
 use std::sync::Arc;
 
-use echo_core::admission::{Access, Ranges, Rules, SourceLimiter};
+use echo_core::admission::{AccessList, AdmissionPolicy, IpSet, SourceLimits};
+use echo_core::command::Command;
 use echo_core::fullness::Fullness;
 use echo_core::limits;
 use echo_core::op::{
-    Budget, ConnectionId, Event, Kernel, ListenerId, Op, ReceiveMode, Source, Timestamp,
+    BufferPlan, CloseReason, ConnectionId, Event, Kernel, ListenerId, Op, PeerAddr, Timestamp, Wake,
 };
-use echo_core::server::{CloseReason, Parameters, RuntimeLimits, Server};
-use echo_uring::worker::{Order, Outcome, Shared, Turns};
+use echo_core::parameters::{Deferral, Parameters, RuntimeLimits};
+use echo_core::worker::{Status, Worker};
 
 use crate::fake::budget::FakeBudget;
 use crate::fake::choice::Choice;
+use crate::fake::limiter::FakeLimiter;
 use crate::fake::peer::{PeerId, Wire};
 use crate::fake::{FakeKernel, Faults, Settings};
 
@@ -34,83 +35,74 @@ struct Clocked(FakeKernel);
 impl Kernel for Clocked {
     type Error = Infallible;
 
-    fn now(&self) -> Timestamp {
-        self.0.now()
+    fn now_us(&self) -> u64 {
+        self.0.now_us()
     }
 
-    fn source_of(&self, connection: ConnectionId) -> Source {
-        self.0.source_of(connection)
+    fn peer_of(&self, connection: ConnectionId) -> PeerAddr {
+        self.0.peer_of(connection)
     }
 
     fn submit(&mut self, ops: &mut Vec<Op>) {
         self.0.submit(ops);
     }
 
-    fn turn(
-        &mut self,
-        deadline: Option<Timestamp>,
-        events: &mut Vec<Event>,
-    ) -> Result<(), Infallible> {
-        let soon = self.0.now().plus(STEP);
-        self.0.turn(Some(deadline.map_or(soon, |deadline| deadline.min(soon))), events)
+    fn turn(&mut self, wake: Wake, events: &mut Vec<Event>) -> Result<(), Infallible> {
+        self.0.turn(wake.min(Wake::At(self.0.now().plus(STEP))), events)
     }
 }
 
 struct World {
     kernel: Clocked,
-    server: Server,
-    shared: Shared,
-    turns: Turns,
+    worker: Worker,
+    commands: Vec<Command>,
 }
 
-fn runtime_limits(idle_timeout: u64, rules: Rules) -> RuntimeLimits {
+fn runtime_limits(idle_timeout: u64, policy: AdmissionPolicy) -> RuntimeLimits {
     RuntimeLimits {
-        connections_max: 3,
         idle_timeout: Some(idle_timeout),
-        stall_timeout: None,
-        lifetime: None,
-        bytes_max: None,
-        keepalive: None,
-        rules: Arc::new(rules),
+        admission: Arc::new(policy),
+        ..RuntimeLimits::unlimited(3)
     }
 }
 
 impl World {
     /// A worker that accepts, by these limits.
     fn start(runtime_limits: RuntimeLimits) -> Self {
-        let (buffers, buffer_sizes) = ([8, 0], [16, 64]);
+        let buffers = BufferPlan::new([8, 0], [16, 64]);
         let budget = Arc::new(FakeBudget::new(16, 100, 0, 1));
         let parameters = Parameters {
             listeners: 1,
             buffers,
-            buffer_sizes,
-            receive_mode: ReceiveMode::Multishot,
+            multishot: true,
+            deferral: Deferral::default(),
+            sweep_slots_max: limits::SWEEP_SLOTS_MAX,
             linger_timeout: LINGER,
-            limiter: Arc::new(SourceLimiter::new(RandomState::new())),
-            budget: Arc::clone(&budget) as Arc<dyn Budget>,
+            limiter: Arc::new(FakeLimiter::new()),
+            budget: budget.clone(),
             fullness: Arc::new(Fullness::new(1)),
             runtime_limits,
         };
         let faults = Faults::default();
-        let settings = Settings { listeners: 1, buffers, buffer_sizes, files_max: 100, faults };
+        let settings = Settings { listeners: 1, buffers, files_max: 100, faults };
         let mut world = Self {
             kernel: Clocked(FakeKernel::new(settings, budget, Choice::from_seed(7))),
-            server: Server::new(parameters),
-            shared: Shared::default(),
-            turns: Turns::default(),
+            worker: Worker::new(parameters),
+            commands: Vec::new(),
         };
-        let Ok(()) = world.turns.start(&mut world.kernel, &mut world.server, &world.shared);
+        let Ok(()) = world.worker.start(&mut world.kernel);
         world
     }
 
     fn connect(&mut self, address: [u8; 4]) -> PeerId {
-        self.kernel.0.connect(ListenerId(0), WIRE, Source::Ipv4(address))
+        self.kernel.0.connect(ListenerId(0), WIRE, PeerAddr::Ipv4(address))
     }
 
-    fn turn(&mut self) -> Option<Outcome> {
-        let Ok(outcome) = self.turns.turn(&mut self.kernel, &mut self.server, &self.shared);
-        self.server.check_invariants();
-        outcome
+    fn turn(&mut self) -> Status {
+        let commands = std::mem::take(&mut self.commands);
+        let Ok(status) = self.worker.step(&mut self.kernel, commands);
+        self.worker.check_invariants();
+        status
     }
 
     /// Turns until `wanted` holds; the worker must not end before.
@@ -119,14 +111,17 @@ impl World {
             if wanted(self) {
                 return;
             }
-            assert_eq!(self.turn(), None, "it ended before {what}");
+            let status = self.turn();
+            assert!(matches!(status, Status::Running { .. }), "{status:?} before {what}");
         }
         panic!("no {what} in 1000 turns");
     }
 
     /// Turns until the worker ends.
-    fn turn_to_the_end(&mut self) -> Outcome {
-        (0..1000).find_map(|_| self.turn()).expect("it ends within 1000 turns")
+    fn turn_to_the_end(&mut self) -> Status {
+        let mut statuses = (0..1000).map(|_| self.turn());
+        let ended = statuses.find(|status| !matches!(status, Status::Running { .. }));
+        ended.expect("it ends within 1000 turns")
     }
 
     fn echo(&mut self, peer: PeerId) {
@@ -136,66 +131,58 @@ impl World {
         assert_eq!(self.kernel.0.peer_read(peer, 5), 5);
     }
 
-    /// What the daemon does when nobody takes the connections: they come back after `gap`
-    /// milliseconds, with an order to drain in the mailbox.
+    /// What the daemon does when no process takes the connections: they come back after `gap`
+    /// milliseconds, and a drain is asked for.
     fn take_back(&mut self, gap: u64, deadline: Timestamp) {
-        let released = self.server.release(self.kernel.now());
-        self.server.check_invariants();
+        let released = self.worker.release(self.kernel.now());
+        self.worker.check_invariants();
         self.kernel.0.pass_time(gap);
-        self.shared.post(Order::Drain { deadline });
+        self.commands.push(Command::Drain { deadline });
         let renamed: Vec<_> =
-            released.iter().map(|(old, _)| (*old, self.server.reserve_slot())).collect();
+            released.iter().map(|(old, _)| (*old, self.worker.reserve_slot())).collect();
         self.kernel.0.hand_over(&renamed);
-        let mut ops = Vec::new();
         for ((_, connection), (_, transfer)) in renamed.into_iter().zip(released) {
-            let source = self.kernel.source_of(connection);
-            let transfer = transfer.after(gap);
-            let event = Event::Imported { connection, source, transfer };
-            self.server.handle(self.kernel.now(), event, &mut ops);
-            self.kernel.submit(&mut ops);
+            let peer = self.kernel.peer_of(connection);
+            self.worker.import(&mut self.kernel, connection, peer, transfer.after(gap));
         }
-        self.turns = Turns::resume(&self.shared);
     }
 }
 
 #[test]
 fn what_a_reload_changed_holds_after_a_hand_over_that_failed() {
     const IDLE: u64 = 2_000;
-    let mut world = World::start(runtime_limits(3_600_000, Rules::default()));
+    let mut world = World::start(runtime_limits(3_600_000, AdmissionPolicy::default()));
     let peer = world.connect([10, 0, 0, 1]);
     world.echo(peer);
-    let mut deny = Ranges::default();
-    deny.add_ipv4([10, 0, 0, 9], [10, 0, 0, 9]);
-    let access = Access { deny: deny.settle(), ..Access::default() };
-    let reloaded = runtime_limits(IDLE, Rules { access, ..Rules::default() });
-    world.shared.post(Order::Reconfigure(Box::new(reloaded)));
+    let deny = IpSet::new(vec![([10, 0, 0, 9], [10, 0, 0, 9])], Vec::new());
+    let access = AccessList { deny, ..AccessList::default() };
+    let source_limits = SourceLimits::default();
+    let reloaded = runtime_limits(IDLE, AdmissionPolicy { access, source_limits });
+    world.commands.push(Command::Reconfigure(Box::new(reloaded)));
     world.echo(peer);
     let deadline = world.kernel.now().plus(5_000);
-    world.shared.post(Order::HandOver { deadline });
-    assert_eq!(world.turn_to_the_end(), Outcome::Quiescent);
-    assert!(world.shared.has_ended());
+    world.commands.push(Command::HandOver { deadline });
+    assert_eq!(world.turn_to_the_end(), Status::Quiescent);
 
     // One who is denied by now, and one who would be let in if anybody were.
     let others = [world.connect([10, 0, 0, 9]), world.connect([10, 0, 0, 1])];
     let drained_at = world.kernel.now().plus(60_000);
     world.take_back(500, drained_at);
-    assert!(!world.shared.has_ended(), "it runs again");
     world.echo(peer);
     let echoed_at = world.kernel.0.clock();
     let ended = loop {
-        if let Some(outcome) = world.turn() {
-            break outcome;
+        let status = world.turn();
+        if !matches!(status, Status::Running { .. }) {
+            break status;
         }
         assert_eq!(world.kernel.0.connections_and_accepts().1, 0, "an accept is armed");
-        assert!(!world.shared.has_ended());
         if world.kernel.0.peers[peer.0].sees_end() && !world.kernel.0.peers[peer.0].closed {
             world.kernel.0.peer_close(peer);
         }
     };
-    assert_eq!(ended, Outcome::Drained);
-    assert!(world.shared.has_ended());
+    assert_eq!(ended, Status::Drained);
     // By the timeout of the start it would have stayed until the drain ended.
-    let closed = world.server.stats().traffic.closed;
+    let closed = world.worker.stats().traffic.closed;
     assert_eq!(closed[CloseReason::Idle as usize], 1, "{closed:?}");
     let silence = world.kernel.0.clock() - echoed_at;
     assert!((IDLE..IDLE + IDLE / 4).contains(&silence), "it was let go after {silence} ms");
@@ -208,11 +195,12 @@ fn what_a_reload_changed_holds_after_a_hand_over_that_failed() {
 /// longer than the idle timeout.
 #[test]
 fn the_wait_for_a_hand_over_that_fails_is_idle_time() {
-    let mut world = World::start(runtime_limits(2_000, Rules::default()));
+    let mut world = World::start(runtime_limits(2_000, AdmissionPolicy::default()));
     let peer = world.connect([10, 0, 0, 1]);
     world.echo(peer);
-    world.shared.post(Order::HandOver { deadline: world.kernel.now().plus(1_000) });
-    assert_eq!(world.turn_to_the_end(), Outcome::Quiescent);
+    let deadline = world.kernel.now().plus(1_000);
+    world.commands.push(Command::HandOver { deadline });
+    assert_eq!(world.turn_to_the_end(), Status::Quiescent);
     let drained_at = world.kernel.now().plus(60_000);
     world.take_back(10_000, drained_at);
     let back_at = world.kernel.0.clock();

@@ -1,13 +1,15 @@
 //! Each timeout, of every length that can be configured, on clocks that have run for years: it ends
 //! what it should, not too early, and not too late.
 
-use std::hash::RandomState;
+use std::convert::Infallible;
 use std::sync::Arc;
 
-use echo_core::admission::SourceLimiter;
+use echo_core::admission::Unlimited;
 use echo_core::fullness::Fullness;
-use echo_core::op::{Event, Kernel, ListenerId, Op, ReceiveMode, Source, Timestamp};
-use echo_core::server::{Parameters, RuntimeLimits, Server};
+use echo_core::limits::SWEEP_SLOTS_MAX;
+use echo_core::op::{BufferPlan, ConnectionId, Event, Kernel, ListenerId, Op, PeerAddr, Wake};
+use echo_core::parameters::{Deferral, Parameters, RuntimeLimits};
+use echo_core::worker::Worker;
 
 use crate::fake::budget::FakeBudget;
 use crate::fake::choice::Choice;
@@ -40,9 +42,39 @@ enum Kind {
 const KINDS: [Kind; 5] =
     [Kind::Idle, Kind::StallSpilled, Kind::StallHeld, Kind::StallRelayed, Kind::Lifetime];
 
+/// The fake, with an eye on how connections end.
+struct Watched {
+    fake: FakeKernel,
+    /// Whether the core has ended a connection.
+    ended: bool,
+    /// The next turn brings the end of a wait alone.
+    brings_nothing: bool,
+}
+
+impl Kernel for Watched {
+    type Error = Infallible;
+
+    fn now_us(&self) -> u64 {
+        self.fake.now_us()
+    }
+
+    fn peer_of(&self, connection: ConnectionId) -> PeerAddr {
+        self.fake.peer_of(connection)
+    }
+
+    fn submit(&mut self, ops: &mut Vec<Op>) {
+        self.ended |= ops.iter().any(|op| matches!(op, Op::Shutdown { .. } | Op::Abort { .. }));
+        self.fake.submit(ops);
+    }
+
+    fn turn(&mut self, wake: Wake, events: &mut Vec<Event>) -> Result<(), Infallible> {
+        if std::mem::take(&mut self.brings_nothing) { Ok(()) } else { self.fake.turn(wake, events) }
+    }
+}
+
 struct World {
-    server: Server,
-    kernel: FakeKernel,
+    worker: Worker,
+    kernel: Watched,
 }
 
 impl World {
@@ -50,95 +82,75 @@ impl World {
         let only = |wanted: &[Kind]| wanted.contains(&kind).then_some(timeout);
         let limit = if kind == Kind::StallHeld { 0 } else { 100 };
         let budget = Arc::new(FakeBudget::new(4, limit, 0, 1));
-        let buffers = ([8, 0], [8, 64]);
-        let server = Server::new(Parameters {
+        let buffers = BufferPlan::new([8, 0], [8, 64]);
+        let worker = Worker::new(Parameters {
             listeners: 1,
-            buffers: buffers.0,
-            buffer_sizes: buffers.1,
-            receive_mode: ReceiveMode::Multishot,
+            buffers,
+            multishot: true,
+            deferral: Deferral::default(),
+            sweep_slots_max: SWEEP_SLOTS_MAX,
             linger_timeout: 5_000,
-            limiter: Arc::new(SourceLimiter::new(RandomState::new())),
+            limiter: Arc::new(Unlimited),
             fullness: Arc::new(Fullness::new(1)),
             budget: budget.clone(),
             runtime_limits: RuntimeLimits {
-                connections_max: 4,
                 idle_timeout: only(&[Kind::Idle]),
                 stall_timeout: only(&[Kind::StallSpilled, Kind::StallHeld, Kind::StallRelayed]),
                 lifetime: only(&[Kind::Lifetime]),
-                bytes_max: None,
-                keepalive: None,
-                rules: Arc::default(),
+                ..RuntimeLimits::unlimited(4)
             },
         });
-        let settings = Settings {
-            listeners: 1,
-            buffers: buffers.0,
-            buffer_sizes: buffers.1,
-            files_max: 100,
-            faults: Faults::default(),
-        };
-        let mut kernel = FakeKernel::new(settings, budget, Choice::from_seed(1));
-        kernel.pass_time(clock - kernel.clock());
-        let mut world = Self { server, kernel };
-        world.handle(Event::Started);
+        let faults = Faults::default();
+        let settings = Settings { listeners: 1, buffers, files_max: 100, faults };
+        let mut fake = FakeKernel::new(settings, budget, Choice::from_seed(1));
+        fake.pass_time(clock - fake.clock());
+        let kernel = Watched { fake, ended: false, brings_nothing: false };
+        let mut world = Self { worker, kernel };
+        let Ok(()) = world.worker.start(&mut world.kernel);
         world
-    }
-
-    /// Tells the core, and carries out what it asks for. Whether it ended a connection.
-    fn handle(&mut self, event: Event) -> bool {
-        let mut ops = Vec::new();
-        self.server.handle(Timestamp(self.kernel.clock()), event, &mut ops);
-        self.server.check_invariants();
-        let ends = ops.iter().any(|op| matches!(op, Op::Shutdown { .. } | Op::Abort { .. }));
-        self.kernel.submit(&mut ops);
-        ends
     }
 
     /// One turn of the loop. Whether it ended a connection.
     fn turn(&mut self) -> bool {
-        let mut events = Vec::new();
-        let Ok(()) = self.kernel.turn(self.server.deadline(), &mut events);
-        self.server.observe(self.kernel.clock() * 1_000, 0);
-        let mut ended = false;
-        for event in events {
-            ended |= self.handle(event);
-        }
-        if self.server.deadline().is_some_and(|deadline| deadline.0 <= self.kernel.clock()) {
-            ended |= self.handle(Event::TimePassed);
-        }
+        self.kernel.ended = false;
+        let Ok(_) = self.worker.step(&mut self.kernel, []);
+        self.worker.check_invariants();
+        self.kernel.ended
+    }
+
+    /// Turns until `until` at the latest. Whether one ended a connection.
+    fn turn_until(&mut self, until: u64) -> bool {
+        self.kernel.fake.peers_act_at = Some(until);
+        let ended = self.turn();
+        self.kernel.fake.peers_act_at = None;
         ended
     }
 
     /// Turns that take no time, until nothing happens any more.
     fn settle(&mut self) {
-        let now = self.kernel.clock();
+        let now = self.kernel.fake.clock();
         for _ in 0..100 {
-            let mut events = Vec::new();
-            let Ok(()) = self.kernel.turn(Some(Timestamp(now)), &mut events);
-            self.server.observe(now * 1_000, 0);
-            events.into_iter().for_each(|event| {
-                assert!(!self.handle(event), "nobody is ended yet");
-            });
+            assert!(!self.turn_until(now), "no connection is ended yet");
         }
-        assert_eq!(self.kernel.clock(), now);
+        assert_eq!(self.kernel.fake.clock(), now);
     }
 
     /// A peer in the state that the timeout is for.
     fn peer(&mut self, kind: Kind) -> PeerId {
         let wire = Wire { receive_space: 100, send_space: 10 };
-        let peer = self.kernel.connect(ListenerId(0), wire, Source::Local);
+        let peer = self.kernel.fake.connect(ListenerId(0), wire, PeerAddr::Local);
         self.settle();
         match kind {
             Kind::Idle | Kind::Lifetime => {}
             Kind::StallSpilled | Kind::StallHeld => {
-                self.kernel.peer_write(peer, 16);
+                self.kernel.fake.peer_write(peer, 16);
             }
             Kind::StallRelayed => {
-                self.kernel.peer_write(peer, 16);
+                self.kernel.fake.peer_write(peer, 16);
                 self.settle();
-                self.kernel.peer_read(peer, 16);
+                self.kernel.fake.peer_read(peer, 16);
                 self.settle();
-                self.kernel.peer_write(peer, 80);
+                self.kernel.fake.peer_write(peer, 80);
             }
         }
         self.settle();
@@ -167,57 +179,51 @@ fn every_timeout_fires_in_time() {
         let what = format!("{kind:?} after {timeout} ms, clock at {clock}");
         let mut world = World::new(kind, timeout, clock);
         world.peer(kind);
-        let began = world.kernel.clock();
+        let began = world.kernel.fake.clock();
         while !world.turn() {
-            let waited = world.kernel.clock() - began;
+            let waited = world.kernel.fake.clock() - began;
             assert!(waited <= timeout + tolerance(timeout), "{what}: {waited} ms and no end");
         }
-        let waited = world.kernel.clock() - began;
+        let waited = world.kernel.fake.clock() - began;
         assert!(waited >= timeout, "{what}: ended after {waited} ms");
     }
 }
 
-/// Goal: who talks is never idle, however long the timeout and the life. Method: a word each time
-/// that the timeout is nearly over.
+/// Goal: a connection that talks is never idle, however long the timeout and the life. Method: a
+/// word each time that the timeout is nearly over.
 #[test]
-fn whoever_talks_is_not_idle() {
+fn a_connection_that_talks_is_not_idle() {
     for timeout in [300, 60_000, 60 * DAY] {
         let mut world = World::new(Kind::Idle, timeout, 1_000);
         let peer = world.peer(Kind::Idle);
         for word in 0..20 {
-            let until = world.kernel.clock() + timeout - 40;
-            while world.kernel.clock() < until {
-                let next = world.server.deadline().map_or(until, |at| at.0.min(until));
-                world.kernel.pass_time(next.max(world.kernel.clock() + 1) - world.kernel.clock());
-                world.server.observe(world.kernel.clock() * 1_000, 0);
-                if world.server.deadline().is_some_and(|at| at.0 <= world.kernel.clock()) {
-                    let ended = world.handle(Event::TimePassed);
-                    assert!(!ended, "{timeout} ms: ended before word {word}");
-                }
+            let until = world.kernel.fake.clock() + timeout - 40;
+            while world.kernel.fake.clock() < until {
+                assert!(!world.turn_until(until), "{timeout} ms: ended before word {word}");
             }
-            world.kernel.peer_write(peer, 5);
+            world.kernel.fake.peer_write(peer, 5);
             world.settle();
-            world.kernel.peer_read(peer, 5);
+            world.kernel.fake.peer_read(peer, 5);
         }
     }
 }
 
-/// Goal: after a pause of the whole process nobody is ended for a silence that was ours. Method: time
-/// jumps far past the timeout; one of two peers has said something meanwhile.
+/// Goal: after a pause of the whole process no connection is ended for a silence that was ours.
+/// Method: time jumps far past the timeout; one of two peers has said something meanwhile.
 #[test]
-fn what_came_during_a_pause_is_served_before_timers_end_anybody() {
+fn what_came_during_a_pause_is_served_before_timers_end_a_connection() {
     let mut world = World::new(Kind::Idle, 60_000, 1_000);
     let (silent, talker) = (world.peer(Kind::Idle), world.peer(Kind::Idle));
-    world.kernel.pass_time(3_600_000);
-    world.kernel.peer_write(talker, 5);
+    world.kernel.fake.pass_time(3_600_000);
+    world.kernel.fake.peer_write(talker, 5);
     // The turn that the pause ends with brings the alarm alone: the bytes come with the next one.
-    world.server.observe(world.kernel.clock() * 1_000, 0);
-    assert!(!world.handle(Event::TimePassed), "the timers wait for the first turn");
-    let began = world.kernel.clock();
+    world.kernel.brings_nothing = true;
+    assert!(!world.turn(), "the timers wait for the first turn");
+    let began = world.kernel.fake.clock();
     while !world.turn() {
-        assert!(world.kernel.clock() < began + 3_000, "nobody is ended");
+        assert!(world.kernel.fake.clock() < began + 3_000, "no connection is ended");
     }
-    let finished = |peer: PeerId| world.kernel.peers[peer.0].server_finished;
+    let finished = |peer: PeerId| world.kernel.fake.peers[peer.0].server_finished;
     assert!(finished(silent) && !finished(talker), "the silent one is ended, the other is not");
-    assert_eq!(world.kernel.peers[talker.0].outbound(), 5);
+    assert_eq!(world.kernel.fake.peers[talker.0].outbound(), 5);
 }

@@ -89,7 +89,7 @@ impl Client {
                 Some(Event::Woken)
             }
             Token::Alarm => {
-                self.alarms.pop();
+                self.ring.on_alarm();
                 None
             }
             Token::Unanswered => None,
@@ -121,10 +121,14 @@ impl Client {
     fn received(&mut self, connection: ConnectionId, result: i32, flags: u32) -> Option<Event> {
         let armed = cqueue::more(flags);
         self.in_flight -= u64::from(!armed);
-        let buffer = self.pool_mut().note_receive(result, flags);
+        let buffer = self.pool_mut().note_receive(flags);
+        if buffer.is_some() {
+            self.offer.note_taken();
+        }
         let slot = self.slot(connection);
         let closing = slot.closing;
         if result == -libc::ENOBUFS && !closing {
+            self.offer.note_dry();
             self.hungry.push_back(connection);
             return None;
         }

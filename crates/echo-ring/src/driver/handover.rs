@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use socket2::{Domain, SockRef};
 
-use super::{Driver, Socket, Transport, source};
+use super::{Driver, Socket, Transport, peer};
 use crate::spill::{BLOCK, SpillQueue};
 use echo_core::op::Budget;
-use echo_core::op::{ConnectionId, Source};
+use echo_core::op::{ConnectionId, PeerAddr};
 
 impl Driver {
     /// Takes the memory for bytes of a connection that is to be imported, whatever the limit says.
@@ -24,10 +24,10 @@ impl Driver {
     ///
     /// # Panics
     /// If the slot is in use.
-    pub fn import(&mut self, connection: ConnectionId, fd: OwnedFd, unsent: &[u8]) -> Source {
+    pub fn import(&mut self, connection: ConnectionId, fd: OwnedFd, unsent: &[u8]) -> PeerAddr {
         let unix = SockRef::from(&fd).domain().is_ok_and(|domain| domain == Domain::UNIX);
         let transport = if unix { Transport::Unix } else { Transport::Tcp };
-        let source = source::of(fd.as_fd(), transport).unwrap_or(Source::Untold);
+        let peer = peer::of(fd.as_fd(), transport).unwrap_or(PeerAddr::Unknown);
         if transport == Transport::Tcp {
             self.hold_imported(fd.as_fd());
         }
@@ -37,7 +37,7 @@ impl Driver {
             spill.push(unsent);
             self.spills.insert(connection.slot(), spill);
         }
-        source
+        peer
     }
 
     /// Gives a connection away: its socket, and the bytes that are still to be sent on it.

@@ -77,7 +77,6 @@ impl Driver {
         };
         let entry = opcode::Send::new(fd, bytes, length);
         let entry = if needs_completion {
-            self.sends_answer = true;
             entry.flags(TRIES).build().user_data(Token::Send(connection).pack())
         } else {
             self.skip_success_sends.push(SkipSuccessSend { connection, length });

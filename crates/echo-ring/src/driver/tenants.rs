@@ -6,7 +6,7 @@ use nix::sys::eventfd::EfdFlags;
 
 use super::*;
 use crate::SpillMemory;
-use echo_core::op::{Expectation, ReceiveMode};
+use echo_core::op::ReceiveMode;
 
 fn driver() -> Driver {
     let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).expect("an eventfd");
@@ -14,8 +14,7 @@ fn driver() -> Driver {
         listeners: Arc::from([]),
         wake: Arc::new(wake),
         memory: SpillMemory::new(1 << 20),
-        buffers: [8, 0],
-        buffer_sizes: [64, 64],
+        buffers: BufferPlan::new([8, 0], [64, 64]),
         connections_max: 1,
         busy_poll: None,
         origin: Instant::now(),
@@ -27,7 +26,7 @@ fn driver() -> Driver {
 fn import(driver: &mut Driver, connection: ConnectionId) -> UnixStream {
     let (ours, peer) = UnixStream::pair().expect("a pair of sockets");
     driver.import(connection, OwnedFd::from(ours), &[]);
-    driver.arm_small(connection, ReceiveMode::Multishot, Expectation::Silence);
+    driver.receive_small(connection, ReceiveMode::Multishot);
     assert_eq!(driver.socket(connection).rdhup, Rdhup::Watched);
     peer
 }

@@ -2,7 +2,7 @@
 //! handed on is what the model knows.
 
 use echo_core::op::{ConnectionId, TransferPhase, TransferState};
-use echo_core::server::Parameters;
+use echo_core::parameters::Parameters;
 
 use super::{Audit, Tenant};
 
@@ -67,13 +67,13 @@ impl Audit {
     }
 
     /// The next process is told where a connection stood.
-    pub(super) fn imported(&mut self, connection: ConnectionId, transfer: TransferState) {
+    pub(crate) fn imported(&mut self, connection: ConnectionId, transfer: TransferState) {
         let open = self.open(connection);
         let TransferState { phase, unsent, .. } = transfer;
         assert_eq!(u64::from(unsent), open.spilled, "hand-over: bytes of {connection:?}");
         let (ended, fin) = match phase {
             TransferPhase::Open | TransferPhase::Flushing(_) => (false, false),
-            TransferPhase::Finishing => (true, false),
+            TransferPhase::HalfClosed => (true, false),
             TransferPhase::Lingering(_) => (false, true),
         };
         assert_eq!(ended, open.ended, "hand-over: the end of {connection:?}");

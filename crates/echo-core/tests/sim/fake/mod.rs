@@ -8,6 +8,7 @@
 
 pub(crate) mod budget;
 pub(crate) mod choice;
+pub(crate) mod limiter;
 pub(crate) mod peer;
 mod pool;
 mod relay;
@@ -19,8 +20,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use echo_core::op::{
-    BufferId, ConnectionError, ConnectionId, Event, ListenerId, Op, ReceiveMode, SendError,
-    Shutdown, SizeClass, Timestamp,
+    BufferId, BufferPlan, ConnectionError, ConnectionId, Event, ListenerId, Op, ReceiveMode,
+    SendError, Shutdown, SizeClass, Timestamp,
 };
 
 use budget::FakeBudget;
@@ -43,7 +44,7 @@ pub(crate) struct Faults {
     pub(crate) stopped: u16,
     /// A multishot receive ends with data.
     pub(crate) disarmed: u16,
-    /// A receive finds no small buffer though some are at home, only not offered.
+    /// A receive finds no small buffer though some are on offer: another was quicker.
     pub(crate) dry: u16,
     /// A receive finds no memory.
     pub(crate) receive_memory: u16,
@@ -69,9 +70,7 @@ pub(crate) struct Faults {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Settings {
     pub(crate) listeners: u16,
-    /// How many buffers each class has, and of what size.
-    pub(crate) buffers: [u16; 2],
-    pub(crate) buffer_sizes: [u32; 2],
+    pub(crate) buffers: BufferPlan,
     /// How many connections have a file descriptor at most.
     pub(crate) files_max: usize,
     pub(crate) faults: Faults,
@@ -88,8 +87,10 @@ pub(crate) struct FakeKernel {
     pub(crate) asleep: bool,
     /// How many processes there have been before this one: names are unique within one.
     pub(crate) era: u32,
-    /// Whether accepted connections are told with their source.
-    names_sources: bool,
+    /// When a peer acts next, which ends a turn that waits.
+    pub(crate) peers_act_at: Option<u64>,
+    /// Whether accepted connections are reported with the address of their peer.
+    reports_peers: bool,
     now: u64,
     pool: Pool,
     pub(crate) budget: Arc<FakeBudget>,
@@ -127,6 +128,8 @@ struct Socket {
     connection: ConnectionId,
     peer: PeerId,
     receive: Option<ArmedReceive>,
+    /// A poll for bytes.
+    poll: Option<ArmedPoll>,
     relay: Option<ArmedRelay>,
     /// A send that waits for room.
     sending: Option<WaitingSend>,
@@ -165,9 +168,27 @@ struct ArmedReceive {
     class: SizeClass,
     mode: ReceiveMode,
     canceled: bool,
-    /// Tried before readiness: with an empty pool that fails at once.
-    eager: bool,
     tried: bool,
+}
+
+impl ArmedReceive {
+    /// Whether it is tried before readiness: with an empty pool that fails at once.
+    fn is_eager(&self) -> bool {
+        match self.mode {
+            ReceiveMode::Now | ReceiveMode::Multishot => true,
+            ReceiveMode::WhenReadable => false,
+        }
+    }
+}
+
+struct ArmedPoll {
+    canceled: bool,
+}
+
+impl Socket {
+    fn is_receiving(&self) -> bool {
+        self.receive.is_some() || self.poll.is_some() || self.relay.is_some()
+    }
 }
 
 impl FakeKernel {
@@ -180,9 +201,10 @@ impl FakeKernel {
             peers: Vec::new(),
             asleep: false,
             era: 0,
-            names_sources: false,
+            peers_act_at: None,
+            reports_peers: false,
             now: 1000,
-            pool: Pool::new(settings.buffers, settings.buffer_sizes),
+            pool: Pool::new(settings.buffers),
             backlogs: (0..settings.listeners).map(|_| VecDeque::new()).collect(),
             ends: vec![ListenerEnd::No; usize::from(settings.listeners)],
             accepts: Vec::new(),
@@ -215,8 +237,7 @@ impl FakeKernel {
         assert_eq!(home, total, "contract: a buffer is lent at a hand-over");
         self.era += 1;
         for socket in &mut self.sockets {
-            let armed = socket.receive.is_some() || socket.relay.is_some();
-            let held = armed || socket.sending.is_some();
+            let held = socket.is_receiving() || socket.sending.is_some();
             // The next process keeps them in memory of its own.
             socket.spill_begin = 0;
             assert_eq!(socket.spill_sent, 0, "contract: bytes are handed over that were sent");
@@ -245,7 +266,7 @@ impl FakeKernel {
     /// From now on nobody new comes to `listener`, and who waits there is to be accepted.
     pub(crate) fn end_listener(&mut self, listener: ListenerId) {
         self.ends[usize::from(listener.0)] = ListenerEnd::HeldBack;
-        self.trace.note(self.now, Note::World("newcomers are held back"));
+        self.trace.note(self.now, Note::World("new connections are held back"));
     }
 
     /// Whether nobody waits to be accepted where nobody ever will be.
@@ -268,19 +289,27 @@ impl FakeKernel {
                 self.accept_waiting(listener, connection);
             }
             Op::CloseListener { listener } => self.close_listener(listener),
-            Op::NameSources => self.names_sources = true,
-            Op::OmitSources => self.names_sources = false,
+            Op::ReportPeers => self.reports_peers = true,
+            Op::OmitPeers => self.reports_peers = false,
+            Op::OfferBuffers { count } => self.pool.offer_up_to(usize::from(count)),
             Op::CancelAccept { connection } => {
                 if let Some(accept) = self.accepts.iter_mut().find(|a| a.connection == connection) {
                     accept.canceled = true;
                 }
             }
-            Op::Receive { connection, class, mode, expectation } => {
+            Op::Receive { connection, class, mode } => {
+                if class == SizeClass::Large {
+                    assert!(mode != ReceiveMode::Multishot, "contract: a large buffer is one");
+                    self.pool.reserve_large();
+                }
                 let socket = self.socket(connection);
-                assert!(socket.receive.is_none(), "contract: {connection:?} has two receives");
-                let eager = expectation == echo_core::op::Expectation::Data;
-                socket.receive =
-                    Some(ArmedReceive { class, mode, canceled: false, eager, tried: false });
+                assert!(!socket.is_receiving(), "contract: {connection:?} has two receives");
+                socket.receive = Some(ArmedReceive { class, mode, canceled: false, tried: false });
+            }
+            Op::AwaitReadable { connection } => {
+                let socket = self.socket(connection);
+                assert!(!socket.is_receiving(), "contract: {connection:?} has two receives");
+                socket.poll = Some(ArmedPoll { canceled: false });
             }
             Op::Relay { connection, when, length_max } => {
                 self.arm_relay(connection, when, Some(length_max));
@@ -292,6 +321,9 @@ impl FakeKernel {
                 }
                 if let Some(receive) = &mut self.socket(connection).receive {
                     receive.canceled = true;
+                }
+                if let Some(poll) = &mut self.socket(connection).poll {
+                    poll.canceled = true;
                 }
             }
             Op::Send { connection, buffer, length, needs_completion } => {
@@ -411,8 +443,7 @@ impl FakeKernel {
 
     fn close(&mut self, connection: ConnectionId, farewell: Farewell) {
         let socket = self.socket(connection);
-        assert!(socket.receive.is_none(), "contract: {connection:?} is closed while receiving");
-        assert!(socket.relay.is_none(), "contract: {connection:?} is closed while relaying");
+        assert!(!socket.is_receiving(), "contract: {connection:?} is closed while receiving");
         assert!(socket.sending.is_none(), "contract: {connection:?} is closed while sending");
         let matters = |event: &Event| !matches!(event, Event::ProbeEnded { .. });
         let untold = self
@@ -491,9 +522,5 @@ impl FakeKernel {
     /// Now, for those who do not speak the seam.
     pub(crate) fn clock(&self) -> u64 {
         self.now
-    }
-
-    fn timestamp(&self) -> Timestamp {
-        Timestamp(self.now)
     }
 }

@@ -4,7 +4,7 @@
 //! Knows nothing of rings or buffers. The one check that matters most lives here:
 //! [`Peer::accept_echo`].
 
-use echo_core::op::{ConnectionError, ConnectionId, Source};
+use echo_core::op::{ConnectionError, ConnectionId, PeerAddr};
 
 use super::choice::mix;
 
@@ -32,7 +32,7 @@ pub(crate) struct Wire {
 pub(crate) struct Peer {
     pub(crate) id: PeerId,
     pub(crate) wire: Wire,
-    pub(crate) source: Source,
+    pub(crate) source: PeerAddr,
     /// The name of the connection while the server has it open.
     pub(crate) connection: Option<ConnectionId>,
     /// The name it had last, if it was ever accepted, and in which era.
@@ -60,7 +60,7 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    pub(crate) fn new(id: PeerId, wire: Wire, source: Source) -> Self {
+    pub(crate) fn new(id: PeerId, wire: Wire, source: PeerAddr) -> Self {
         Self {
             id,
             wire,

@@ -1,11 +1,11 @@
-//! The provided buffers of the fake: first in, first out, with real bytes in them.
+//! The buffers of the fake, with real bytes in them. Small ones are offered, first in, first out.
 //!
 //! Knows who holds a buffer (pool, kernel on its way to the core, core), and poisons what comes
 //! home, so that a byte read out of a recycled buffer is a wrong byte.
 
 use std::collections::VecDeque;
 
-use echo_core::op::{BufferId, SizeClass};
+use echo_core::op::{BufferClass, BufferId, BufferPlan, SizeClass};
 
 /// What a buffer that nobody may read is filled with.
 const POISON: u8 = 0xdd;
@@ -13,6 +13,12 @@ const POISON: u8 = 0xdd;
 /// Both classes of buffers.
 pub(crate) struct Pool {
     classes: [Class; 2],
+    /// Large buffers that receives have in hand.
+    reserved: usize,
+    /// So many small buffers are to be offered.
+    offers: usize,
+    /// So many are.
+    offered: usize,
 }
 
 struct Class {
@@ -25,20 +31,43 @@ struct Class {
 }
 
 impl Pool {
-    pub(crate) fn new(counts: [u16; 2], sizes: [u32; 2]) -> Self {
-        let class = |index: usize| Class {
-            bytes: (0..counts[index])
-                .map(|_| vec![POISON; sizes[index] as usize].into_boxed_slice())
-                .collect(),
-            lent: vec![None; usize::from(counts[index])],
-            home: (0..counts[index]).collect(),
+    pub(crate) fn new(plan: BufferPlan) -> Self {
+        let class = |BufferClass { count, size }| Class {
+            bytes: (0..count).map(|_| vec![POISON; size as usize].into_boxed_slice()).collect(),
+            lent: vec![None; usize::from(count)],
+            home: (0..count).collect(),
         };
-        Self { classes: [class(0), class(1)] }
+        let classes = [class(plan.small), class(plan.large)];
+        let offers = usize::from(plan.small.count);
+        Self { classes, reserved: 0, offers, offered: 0 }
     }
 
-    /// Whether a buffer of this class is home.
+    /// From now on so many small buffers are to be offered.
+    pub(crate) fn offer_up_to(&mut self, count: usize) {
+        assert!(count > 0, "contract: no buffer is offered");
+        self.offers = count;
+    }
+
+    /// A turn begins: the offer is filled up.
+    pub(crate) fn fill_up(&mut self) {
+        self.offered = self.offered.max(self.offers.min(self.classes[0].home.len()));
+    }
+
+    /// A receive takes a large buffer in hand.
+    pub(crate) fn reserve_large(&mut self) {
+        self.reserved += 1;
+        let free = self.classes[SizeClass::Large.index()].home.len();
+        assert!(self.reserved <= free, "contract: {} large buffers of {free}", self.reserved);
+    }
+
+    /// A receive with a large buffer is over.
+    pub(crate) fn end_reservation(&mut self) {
+        self.reserved -= 1;
+    }
+
+    /// Whether a receive into this class finds a buffer.
     pub(crate) fn has_room(&self, class: SizeClass) -> bool {
-        !self.classes[class.index()].home.is_empty()
+        class == SizeClass::Large || self.offered > 0
     }
 
     /// How many bytes a buffer of this class holds.
@@ -54,6 +83,9 @@ impl Pool {
     ) -> Option<BufferId> {
         let pool = &mut self.classes[class.index()];
         let index = pool.home.pop_front()?;
+        if class == SizeClass::Small {
+            self.offered -= 1;
+        }
         pool.lent[usize::from(index)] = Some(bytes.len());
         for (place, byte) in pool.bytes[usize::from(index)].iter_mut().zip(bytes) {
             *place = byte;

@@ -25,8 +25,7 @@ impl FakeKernel {
         length_max: Option<u32>,
     ) {
         let socket = self.socket(connection);
-        let armed = socket.receive.is_some() || socket.relay.is_some();
-        assert!(!armed, "contract: {connection:?} has two receives");
+        assert!(!socket.is_receiving(), "contract: {connection:?} has two receives");
         assert!(socket.sending.is_none(), "contract: {connection:?} relays while it sends");
         assert!(socket.spilled.is_empty(), "contract: {connection:?} relays before older bytes");
         assert!(length_max != Some(0), "contract: nothing of {connection:?} is to be relayed");

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use echo_core::op::{Event, Op};
+use echo_core::op::{Event, Op, TransferState};
 
 use super::peer::PeerId;
 
@@ -13,6 +13,8 @@ pub(crate) enum Note {
     Event(Event),
     /// The kernel was asked for this.
     Op(Op),
+    /// A connection was imported.
+    Import(TransferState),
     /// A peer did this, with this many bytes.
     Peer(PeerId, &'static str, usize),
     /// The simulator itself did this.
@@ -43,6 +45,7 @@ impl Trace {
             let _ = match note {
                 Note::Event(event) => writeln!(text, "{now:>7} -> {event:?}"),
                 Note::Op(op) => writeln!(text, "{now:>7} <-   {op:?}"),
+                Note::Import(transfer) => writeln!(text, "{now:>7} -> {transfer:?}"),
                 Note::Peer(peer, verb, bytes) => {
                     writeln!(text, "{now:>7}        {peer:?} {verb} {bytes}")
                 }

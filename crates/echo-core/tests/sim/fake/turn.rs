@@ -5,8 +5,8 @@ use std::convert::Infallible;
 
 use echo_core::op::Budget;
 use echo_core::op::{
-    AcceptError, ConnectionId, Event, Kernel, ListenerId, Op, ReceiveEnd, ReceiveMode, SendError,
-    SizeClass, Source, Timestamp,
+    AcceptError, ConnectionId, Event, Expectation, Kernel, ListenerId, Op, PeerAddr, ReceiveEnd,
+    ReceiveMode, SendError, SizeClass, Timestamp, Wake,
 };
 
 use super::choice::Choice;
@@ -19,6 +19,7 @@ use super::{FakeKernel, ListenerEnd, Socket, WaitingSend};
 enum Work {
     Accept(ConnectionId),
     Receive(ConnectionId),
+    Poll(ConnectionId),
     Relay(ConnectionId),
     Send(ConnectionId),
 }
@@ -26,11 +27,11 @@ enum Work {
 impl Kernel for FakeKernel {
     type Error = Infallible;
 
-    fn now(&self) -> Timestamp {
-        self.timestamp()
+    fn now_us(&self) -> u64 {
+        self.clock() * 1_000
     }
 
-    fn source_of(&self, connection: ConnectionId) -> Source {
+    fn peer_of(&self, connection: ConnectionId) -> PeerAddr {
         self.peers[self.sockets[self.position(connection)].peer.0].source
     }
 
@@ -40,12 +41,15 @@ impl Kernel for FakeKernel {
         }
     }
 
-    fn turn(
-        &mut self,
-        deadline: Option<Timestamp>,
-        events: &mut Vec<Event>,
-    ) -> Result<(), Infallible> {
+    fn turn(&mut self, wake: Wake, events: &mut Vec<Event>) -> Result<(), Infallible> {
+        let deadline = match wake {
+            Wake::Now => Some(self.now),
+            Wake::At(Timestamp(deadline)) => Some(deadline),
+            Wake::Never => None,
+        };
+        let deadline = deadline.into_iter().chain(self.peers_act_at).min();
         self.asleep = false;
+        self.pool.fill_up();
         let told = events.len();
         let faults = self.settings.faults;
         if self.choice.strikes(faults.time_jump) {
@@ -71,7 +75,7 @@ impl Kernel for FakeKernel {
             }
         }
         match deadline {
-            Some(Timestamp(deadline)) => self.now = self.now.max(deadline),
+            Some(deadline) => self.now = self.now.max(deadline),
             None => self.asleep = true,
         }
         Ok(())
@@ -89,6 +93,7 @@ impl FakeKernel {
             }
             match work {
                 Work::Accept(connection) => self.accept(connection),
+                Work::Poll(connection) => self.poll(connection),
                 Work::Relay(connection) => self.relay(connection),
                 Work::Send(connection) => self.send_waiting(connection),
                 Work::Receive(connection) => {
@@ -137,9 +142,10 @@ impl FakeKernel {
     fn possible(&self) -> Vec<Work> {
         let accepts = self.accepts.iter().map(|accept| Work::Accept(accept.connection));
         let receives = self.sockets.iter().map(|socket| Work::Receive(socket.connection));
+        let polls = self.sockets.iter().map(|socket| Work::Poll(socket.connection));
         let relays = self.sockets.iter().map(|socket| Work::Relay(socket.connection));
         let sends = self.sockets.iter().map(|socket| Work::Send(socket.connection));
-        let all = accepts.chain(receives).chain(relays).chain(sends);
+        let all = accepts.chain(receives).chain(polls).chain(relays).chain(sends);
         all.filter(|work| self.is_possible(*work)).collect()
     }
 
@@ -157,6 +163,10 @@ impl FakeKernel {
                 let Some(receive) = &socket.receive else { return false };
                 socket.connection == connection
                     && (receive.canceled || !receive.tried || self.is_readable(socket))
+            }),
+            Work::Poll(connection) => self.sockets.iter().any(|socket| {
+                let Some(poll) = &socket.poll else { return false };
+                socket.connection == connection && (poll.canceled || self.is_readable(socket))
             }),
             Work::Relay(connection) => self.sockets.iter().any(|socket| {
                 let Some(relay) = &socket.relay else { return false };
@@ -194,7 +204,7 @@ impl FakeKernel {
         let error = if canceled && !(waiting && self.choice.strikes(faults.cancel_loses)) {
             Some(AcceptError::Canceled)
         } else if closed {
-            Some(AcceptError::Nobody)
+            Some(AcceptError::Empty)
         } else if (first || waiting) && self.sockets.len() >= self.settings.files_max {
             Some(AcceptError::ProcessFiles)
         } else if (first || waiting) && self.choice.strikes(faults.accept_error) {
@@ -227,7 +237,7 @@ impl FakeKernel {
         } else if let Some(peer) = self.backlogs[index].pop_front() {
             return self.accept_peer(connection, peer);
         } else {
-            AcceptError::Nobody
+            AcceptError::Empty
         };
         self.tell(connection, Event::AcceptFailed { connection, error });
     }
@@ -247,7 +257,7 @@ impl FakeKernel {
         // A peer that is gone may be noticed by the accept already, or only by the first receive or
         // send. Nobody can tell where it came from.
         let noticed = |choice: &mut Choice| choice.below(2) == 1;
-        if self.peers[peer.0].broken && (self.names_sources || noticed(&mut self.choice)) {
+        if self.peers[peer.0].broken && (self.reports_peers || noticed(&mut self.choice)) {
             let error = AcceptError::Aborted;
             return self.tell(connection, Event::AcceptFailed { connection, error });
         }
@@ -257,6 +267,7 @@ impl FakeKernel {
             connection,
             peer,
             receive: None,
+            poll: None,
             relay: None,
             sending: None,
             send_canceled: false,
@@ -268,8 +279,8 @@ impl FakeKernel {
             read_shut: false,
             heard: self.now,
         });
-        let source = if self.names_sources { self.peers[peer.0].source } else { Source::Untold };
-        self.tell(connection, Event::Accepted { connection, source });
+        let peer = if self.reports_peers { self.peers[peer.0].source } else { PeerAddr::Unknown };
+        self.tell(connection, Event::Accepted { connection, peer });
     }
 
     fn receive(&mut self, connection: ConnectionId) {
@@ -279,7 +290,7 @@ impl FakeKernel {
         let faults = self.settings.faults;
         let receive = self.sockets[index].receive.as_mut().expect("a possible receive is armed");
         let first = !std::mem::replace(&mut receive.tried, true);
-        let (class, eager, canceled) = (receive.class, receive.eager, receive.canceled);
+        let (class, eager, canceled) = (receive.class, receive.is_eager(), receive.canceled);
         let wants_buffer = readable || (first && eager);
         let end = if canceled && !(readable && self.choice.strikes(faults.cancel_loses)) {
             Some(ReceiveEnd::Stopped)
@@ -298,12 +309,33 @@ impl FakeKernel {
             None
         };
         if let Some(reason) = end {
-            self.sockets[index].receive = None;
+            self.end_receive(index);
             return self.tell(connection, Event::ReceiveEnded { connection, reason });
         }
         if readable {
             self.receive_bytes(index, class, inbound);
         }
+    }
+
+    fn end_receive(&mut self, index: usize) {
+        let receive = self.sockets[index].receive.take().expect("it is armed");
+        if receive.class == SizeClass::Large {
+            self.pool.end_reservation();
+        }
+    }
+
+    /// A poll for bytes finds some, or was canceled.
+    fn poll(&mut self, connection: ConnectionId) {
+        let index = self.position(connection);
+        let readable = self.is_readable(&self.sockets[index]);
+        let poll = self.sockets[index].poll.take().expect("a possible poll is armed");
+        let lost = readable && self.choice.strikes(self.settings.faults.cancel_loses);
+        let event = if poll.canceled && !lost {
+            Event::ReceiveEnded { connection, reason: ReceiveEnd::Stopped }
+        } else {
+            Event::Readable { connection }
+        };
+        self.tell(connection, event);
     }
 
     /// What a receive reports of a socket that is readable without a byte in it.
@@ -327,19 +359,22 @@ impl FakeKernel {
         let socket = &mut self.sockets[index];
         let (connection, peer) = (socket.connection, socket.peer);
         let receive = socket.receive.as_ref().expect("a possible receive is armed");
-        let ends = receive.mode == ReceiveMode::Once || receive.canceled;
+        let ends = receive.mode != ReceiveMode::Multishot || receive.canceled;
         let armed = !ends && !self.choice.strikes(faults.disarmed);
         if !armed {
-            self.sockets[index].receive = None;
+            self.end_receive(index);
         }
         let from = self.peers[peer.0].taken;
         let bytes = (from..from + length).map(|offset| stream(peer, offset));
         let buffer = self.pool.take(class, bytes).expect("room was seen a moment ago");
         self.peers[peer.0].taken += length;
         self.sockets[index].heard = self.now;
-        let more = length < inbound && !self.choice.strikes(faults.no_hint);
+        let rest = match length < inbound && !self.choice.strikes(faults.no_hint) {
+            true => Expectation::Data,
+            false => Expectation::Silence,
+        };
         let length = length as u32;
-        self.tell(connection, Event::Received { connection, buffer, length, armed, more });
+        self.tell(connection, Event::Received { connection, buffer, length, armed, rest });
     }
 
     fn send_waiting(&mut self, connection: ConnectionId) {

@@ -1,6 +1,6 @@
 //! What peers can do to the fake. Each call is one thing that happened on the network.
 
-use echo_core::op::{ConnectionError, ListenerId, Source};
+use echo_core::op::{ConnectionError, ListenerId, PeerAddr};
 
 use super::peer::{Peer, PeerId, Wire};
 use super::trace::Note;
@@ -8,7 +8,7 @@ use super::{FakeKernel, ListenerEnd};
 
 impl FakeKernel {
     /// A new peer connects from `source` and waits in the backlog, or is refused.
-    pub(crate) fn connect(&mut self, listener: ListenerId, wire: Wire, source: Source) -> PeerId {
+    pub(crate) fn connect(&mut self, listener: ListenerId, wire: Wire, source: PeerAddr) -> PeerId {
         let id = PeerId(self.peers.len());
         self.peers.push(Peer::new(id, wire, source));
         if self.ends[usize::from(listener.0)] != ListenerEnd::No {

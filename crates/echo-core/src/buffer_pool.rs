@@ -1,0 +1,329 @@
+//! The state of the buffer pool, as the core sees it: which buffers are lent, and the queues that
+//! lent buffers form.
+//!
+//! A buffer is free (the driver may fill it) or lent, and a lent one has exactly one owner. That is
+//! what lets a connection's queue be a list through the buffers themselves: 12 bytes in the
+//! connection, no allocation, any length.
+
+use alloc::vec;
+use alloc::vec::Vec;
+
+use crate::id::{BufferId, SizeClass};
+use crate::limits;
+
+/// Buffers of one size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BufferClass {
+    /// How many.
+    pub count: u16,
+    /// Bytes of each.
+    pub size: u32,
+}
+
+/// The pooled buffers of one worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BufferPlan {
+    /// The small ones: at least one.
+    pub small: BufferClass,
+    /// The large ones, no smaller than those. There may be none.
+    pub large: BufferClass,
+}
+
+impl BufferPlan {
+    /// So many buffers of each class, of these sizes in bytes.
+    #[must_use]
+    pub const fn new(counts: [u16; 2], sizes: [u32; 2]) -> Self {
+        Self {
+            small: BufferClass { count: counts[0], size: sizes[0] },
+            large: BufferClass { count: counts[1], size: sizes[1] },
+        }
+    }
+
+    /// The buffers of a class.
+    #[must_use]
+    pub fn class(&self, class: SizeClass) -> BufferClass {
+        match class {
+            SizeClass::Small => self.small,
+            SizeClass::Large => self.large,
+        }
+    }
+}
+
+/// Who has a buffer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Ownership {
+    /// Nobody: the driver may fill it.
+    #[default]
+    Free,
+    /// A connection, for a moment.
+    Lent,
+    /// A connection that waits for its peer to read: for as long as that takes.
+    Held,
+}
+
+/// What is known of one buffer.
+#[derive(Clone, Copy, Debug, Default)]
+struct Entry {
+    ownership: Ownership,
+    /// Bytes of payload.
+    length: u32,
+    /// Those of them that have been sent.
+    sent: u32,
+    next: Option<BufferId>,
+    /// When it was filled, in microseconds modulo 2^32: only differences are used.
+    filled_us: u32,
+}
+
+/// The buffers of one class.
+#[derive(Debug)]
+struct Class {
+    entries: Vec<Entry>,
+    size: u32,
+    /// Buffers that are not free.
+    lent: u32,
+    /// Those of them that are held.
+    held: u32,
+    /// Free buffers that a receive has been given to fill.
+    reserved: u32,
+}
+
+impl Class {
+    fn new(class: BufferClass) -> Self {
+        let entries = vec![Entry::default(); usize::from(class.count)];
+        Self { entries, size: class.size, lent: 0, held: 0, reserved: 0 }
+    }
+
+    fn count(&self) -> u32 {
+        self.entries.len() as u32
+    }
+}
+
+/// Both classes of buffers.
+#[derive(Debug)]
+pub struct Pool {
+    small: Class,
+    large: Class,
+}
+
+impl Pool {
+    /// All of them free.
+    #[must_use]
+    pub fn new(plan: BufferPlan) -> Self {
+        Self { small: Class::new(plan.small), large: Class::new(plan.large) }
+    }
+
+    /// The size of a small buffer in bytes.
+    #[must_use]
+    pub fn small_size(&self) -> u32 {
+        self.small.size
+    }
+
+    /// Whether there are large buffers at all.
+    #[must_use]
+    pub fn has_large(&self) -> bool {
+        self.large.count() > 0
+    }
+
+    /// Small buffers that are free, as far as the events so far tell.
+    #[must_use]
+    pub fn free_small(&self) -> u32 {
+        self.small.count() - self.small.lent
+    }
+
+    /// Reserves a free large buffer for a receive that is given it right away. False if there is
+    /// none.
+    #[must_use]
+    pub fn reserve_large(&mut self) -> bool {
+        let free = self.large.lent + self.large.reserved < self.large.count();
+        self.large.reserved += u32::from(free);
+        free
+    }
+
+    /// A receive with a large buffer is over. If it brought bytes, the buffer is lent next.
+    pub fn end_reservation(&mut self) {
+        let left = self.large.reserved.checked_sub(1);
+        self.large.reserved = left.expect("invariant: a receive had a large buffer");
+    }
+
+    /// Whether more buffers are lent than a thin trickle of messages needs, so that each is better
+    /// had back soon.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        let moving = self.lent_total() - self.small.held - self.large.held;
+        moving > limits::TRICKLE_BUFFERS_MAX.min(self.small.count() / 2)
+    }
+
+    /// Whether so many small buffers are held that the others must not be relied on: they might be
+    /// held soon, too.
+    #[must_use]
+    pub fn is_withheld(&self) -> bool {
+        self.small.held > 0 && self.small.held >= self.small.count() / 2
+    }
+
+    /// Buffers lent, of both classes.
+    #[must_use]
+    pub fn lent_total(&self) -> u32 {
+        self.small.lent + self.large.lent
+    }
+
+    /// Notes that the kernel filled a buffer with `length` bytes, and when: in microseconds, modulo
+    /// 2^32.
+    pub fn lend(&mut self, buffer: BufferId, length: u32, filled_us: u32) {
+        let class = self.class_mut(buffer.class);
+        assert!(length > 0 && length <= class.size, "{buffer:?} holds {length} bytes");
+        let entry = &mut class.entries[usize::from(buffer.index)];
+        assert!(entry.ownership == Ownership::Free, "{buffer:?} was lent twice");
+        *entry = Entry { ownership: Ownership::Lent, length, sent: 0, next: None, filled_us };
+        class.lent += 1;
+    }
+
+    /// Forgets all but the first `length` bytes of a lent buffer.
+    pub fn shorten(&mut self, buffer: BufferId, length: u32) {
+        let entry = self.lent_entry(buffer);
+        assert!(length > 0 && length <= entry.length, "{buffer:?} holds less");
+        entry.length = length;
+    }
+
+    /// Notes that the owner of a lent buffer waits for its peer to read.
+    pub fn hold(&mut self, buffer: BufferId) {
+        let entry = self.lent_entry(buffer);
+        if core::mem::replace(&mut entry.ownership, Ownership::Held) == Ownership::Lent {
+            self.class_mut(buffer.class).held += 1;
+        }
+    }
+
+    /// Notes that the first `length` unsent bytes of a lent buffer have been sent. True if none is
+    /// left.
+    pub fn advance(&mut self, buffer: BufferId, length: u32) -> bool {
+        let entry = self.lent_entry(buffer);
+        entry.sent += length;
+        assert!(entry.sent <= entry.length, "{buffer:?} holds less");
+        entry.sent == entry.length
+    }
+
+    /// Where the unsent bytes of a lent buffer begin, and how many there are.
+    #[must_use]
+    pub fn unsent(&self, buffer: BufferId) -> (u32, u32) {
+        let entry = self.entry(buffer);
+        (entry.sent, entry.length - entry.sent)
+    }
+
+    /// When a lent buffer was filled, in microseconds modulo 2^32.
+    #[must_use]
+    pub fn filled_us(&self, buffer: BufferId) -> u32 {
+        self.entry(buffer).filled_us
+    }
+
+    /// Notes that a lent buffer is free again.
+    pub fn release(&mut self, buffer: BufferId) {
+        let entry = self.lent_entry(buffer);
+        assert!(entry.next.is_none(), "{buffer:?} is still in a queue");
+        let was_held = entry.ownership == Ownership::Held;
+        entry.ownership = Ownership::Free;
+        let class = self.class_mut(buffer.class);
+        class.lent -= 1;
+        class.held -= u32::from(was_held);
+    }
+
+    fn class_mut(&mut self, class: SizeClass) -> &mut Class {
+        match class {
+            SizeClass::Small => &mut self.small,
+            SizeClass::Large => &mut self.large,
+        }
+    }
+
+    fn entry(&self, buffer: BufferId) -> &Entry {
+        let class = match buffer.class {
+            SizeClass::Small => &self.small,
+            SizeClass::Large => &self.large,
+        };
+        &class.entries[usize::from(buffer.index)]
+    }
+
+    fn lent_entry(&mut self, buffer: BufferId) -> &mut Entry {
+        let entry = &mut self.class_mut(buffer.class).entries[usize::from(buffer.index)];
+        assert!(entry.ownership != Ownership::Free, "{buffer:?} is free");
+        entry
+    }
+}
+
+/// A first-in-first-out queue of lent buffers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Queue {
+    ends: Option<(BufferId, BufferId)>,
+    count: u8,
+}
+
+impl Queue {
+    /// How many buffers are in it.
+    #[must_use]
+    pub fn count(&self) -> u8 {
+        self.count
+    }
+
+    /// Notes that the owner of all of them waits for its peer to read.
+    pub fn hold(&self, pool: &mut Pool) {
+        let mut next = self.ends.map(|(first, _)| first);
+        while let Some(buffer) = next {
+            pool.hold(buffer);
+            next = pool.entry(buffer).next;
+        }
+    }
+
+    /// The first buffer, which stays where it is, and the number of bytes in it.
+    #[must_use]
+    pub fn first(&self, pool: &Pool) -> Option<(BufferId, u32)> {
+        let (first, _) = self.ends?;
+        Some((first, pool.entry(first).length))
+    }
+
+    /// Puts `buffer` at the end.
+    pub fn push(&mut self, pool: &mut Pool, buffer: BufferId) {
+        self.ends = match self.ends {
+            None => Some((buffer, buffer)),
+            Some((first, last)) => {
+                pool.lent_entry(last).next = Some(buffer);
+                Some((first, buffer))
+            }
+        };
+        self.count = self.count.checked_add(1).expect("a queue is stopped long before 255 chunks");
+    }
+
+    /// Takes the first buffer and the number of bytes in it.
+    pub fn pop(&mut self, pool: &mut Pool) -> Option<(BufferId, u32)> {
+        let (first, last) = self.ends?;
+        let entry = pool.lent_entry(first);
+        self.ends = entry.next.take().map(|next| (next, last));
+        self.count -= 1;
+        Some((first, entry.length))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn small(index: u16) -> BufferId {
+        BufferId { class: SizeClass::Small, index }
+    }
+
+    #[test]
+    fn a_queue_gives_back_what_went_in_in_order() {
+        let mut pool = Pool::new(BufferPlan::new([4, 0], [16, 64]));
+        let mut queue = Queue::default();
+        for index in [2, 0, 3] {
+            pool.lend(small(index), u32::from(index) + 1, 0);
+            queue.push(&mut pool, small(index));
+        }
+        assert_eq!((queue.count(), pool.free_small()), (3, 1));
+        assert_eq!(queue.pop(&mut pool), Some((small(2), 3)));
+        pool.release(small(2));
+        pool.lend(small(2), 9, 0);
+        queue.push(&mut pool, small(2));
+        assert_eq!(queue.pop(&mut pool), Some((small(0), 1)));
+        assert_eq!(queue.pop(&mut pool), Some((small(3), 4)));
+        assert_eq!(queue.pop(&mut pool), Some((small(2), 9)));
+        assert_eq!(queue.pop(&mut pool), None);
+        assert_eq!(queue, Queue::default());
+    }
+}

@@ -1,0 +1,152 @@
+//! How the core of one worker is set up, and what of it may change while it runs.
+
+use alloc::sync::Arc;
+
+use crate::admission::{AdmissionPolicy, Limiter};
+use crate::budget::Budget;
+use crate::buffer_pool::BufferPlan;
+use crate::fullness::Fullness;
+use crate::limits;
+
+/// How the core of one worker is set up.
+#[derive(Clone, Debug)]
+pub struct Parameters {
+    /// Listening sockets, named 0, 1, 2, …
+    pub listeners: u16,
+    /// The pooled buffers.
+    pub buffers: BufferPlan,
+    /// Whether the kernel has multishot receives that it can bound.
+    pub multishot: bool,
+    /// When small receives are deferred.
+    pub deferral: Deferral,
+    /// Slots that one turn visits at most where all of them are to be visited:
+    /// [`limits::SWEEP_SLOTS_MAX`], but in simulation.
+    pub sweep_slots_max: usize,
+    /// Milliseconds a peer has to answer our FIN with its own.
+    pub linger_timeout: u64,
+    /// Where connections are counted by source, over all workers.
+    pub limiter: Arc<dyn Limiter>,
+    /// Where memory for spilled bytes comes from, for all workers.
+    pub budget: Arc<dyn Budget>,
+    /// Where all workers note whether they have capacity left.
+    pub fullness: Arc<Fullness>,
+    /// What may change while it runs.
+    pub runtime_limits: RuntimeLimits,
+}
+
+impl Parameters {
+    /// The tick of the timer wheel: a fraction of the shortest timeout, in milliseconds.
+    #[must_use]
+    pub fn tick_ms(&self) -> u64 {
+        let RuntimeLimits { idle_timeout, stall_timeout, lifetime, keepalive, .. } =
+            self.runtime_limits;
+        let silence = keepalive.map(|keepalive| keepalive.silence);
+        [idle_timeout, stall_timeout, lifetime, silence, Some(self.linger_timeout)]
+            .into_iter()
+            .flatten()
+            .min()
+            .map_or(limits::TICK_MS_MAX, |shortest| {
+                (shortest / limits::TICKS_PER_TIMEOUT)
+                    .clamp(limits::TICK_MS_MIN, limits::TICK_MS_MAX)
+            })
+    }
+}
+
+/// When small receives are deferred; see `stream/receive_policy.rs`. The defaults are measured; the
+/// simulator has others, so that short histories meet all of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deferral {
+    /// Turns after which it is decided anew.
+    pub turns_per_period: u32,
+    /// Chunks that an average turn brings where it is worth a try; with less than half of that it
+    /// ends.
+    pub chunks_per_turn: u32,
+}
+
+impl Default for Deferral {
+    /// A period is some ten milliseconds of a busy worker. (A connection whose receives are
+    /// deferred brings one chunk in two turns, an armed receive may bring several in one: so a few
+    /// that talk without pause begin in vain.)
+    fn default() -> Self {
+        Self { turns_per_period: 256, chunks_per_turn: 6 }
+    }
+}
+
+/// Limits and timeouts that may change while the core runs: see
+/// [`Command::Reconfigure`](crate::command::Command::Reconfigure).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuntimeLimits {
+    /// Connections that may be open at the same time; further ones wait in the listen backlog.
+    /// Lowering it below what is open ends none: new ones wait until there is capacity again.
+    pub connections_max: u32,
+    /// A connection on which nothing moves for so many milliseconds is ended in order.
+    pub idle_timeout: Option<u64>,
+    /// A connection whose peer takes nothing for so many milliseconds, while bytes wait for it, is
+    /// reset.
+    pub stall_timeout: Option<u64>,
+    /// A connection that has been open for so many milliseconds is ended in order.
+    pub lifetime: Option<u64>,
+    /// A connection that has received so many bytes is ended in order; what it sends beyond is not
+    /// echoed.
+    pub bytes_max: Option<u64>,
+    /// When silent peers are probed.
+    pub keepalive: Option<Keepalive>,
+    /// Which connections are admitted. Open connections are not judged again.
+    pub admission: Arc<AdmissionPolicy>,
+}
+
+impl RuntimeLimits {
+    /// No limit but the number of connections.
+    #[must_use]
+    pub fn unlimited(connections_max: u32) -> Self {
+        Self {
+            connections_max,
+            idle_timeout: None,
+            stall_timeout: None,
+            lifetime: None,
+            bytes_max: None,
+            keepalive: None,
+            admission: Arc::default(),
+        }
+    }
+}
+
+/// When silent peers are probed, and at what pace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keepalive {
+    /// Milliseconds of silence before the first probe.
+    pub silence: u64,
+    /// Probes in one burst of this worker, at least 1.
+    pub burst: u32,
+}
+
+impl Keepalive {
+    /// For one of `workers`, which share what a burst may hold.
+    #[must_use]
+    pub fn new(silence: u64, workers: usize) -> Self {
+        let burst = limits::PROBES_PER_BURST / (workers.max(1) as u32);
+        Self { silence, burst: burst.max(1) }
+    }
+
+    /// Milliseconds from one probe to the next.
+    #[must_use]
+    pub fn interval(self) -> u64 {
+        (self.silence / limits::PROBE_INTERVAL_DIVISOR).max(limits::PROBE_INTERVAL_MS_MIN)
+    }
+
+    /// Milliseconds after probe number `attempt`, counted from 1, at which the core looks for an
+    /// answer.
+    #[must_use]
+    pub fn wait_for_answer(self, attempt: u8) -> u64 {
+        if attempt < limits::PROBES {
+            self.interval().min(limits::PROBE_ANSWER_MS)
+        } else {
+            self.interval()
+        }
+    }
+
+    /// In what steps the silence of a connection is counted, in milliseconds.
+    pub(crate) fn step(self) -> u64 {
+        (self.silence / 32).max(1)
+    }
+}

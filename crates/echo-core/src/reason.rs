@@ -1,0 +1,157 @@
+//! Why things end or fail: accepts, receives, sends, and connections.
+
+/// Why an accept brought nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum AcceptError {
+    /// It was canceled on request.
+    Canceled,
+    /// The peer was gone before it was accepted (ECONNABORTED and other network errors, accept(2)):
+    /// try again.
+    Aborted,
+    /// No file descriptor is free in the process (EMFILE). The connection stays in the backlog.
+    ProcessFiles,
+    /// No file descriptor is free in the system (ENFILE). The connection stays in the backlog.
+    SystemFiles,
+    /// No memory (ENOMEM, ENOBUFS). The connection stays in the backlog.
+    Memory,
+    /// The backlog is empty and stays so: the answer to an accept from a listener that ends, see
+    /// [`Command::EndListeners`](crate::command::Command::EndListeners).
+    Empty,
+    /// An error nobody expects here, by its errno; the backlog is as it was.
+    Unexpected(i32),
+}
+
+/// Why a receive ended without bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReceiveEnd {
+    /// The peer has sent its FIN: there will be no more bytes.
+    EndOfStream,
+    /// The kernel was offered no small buffer (ENOBUFS). Nothing was taken from the socket, not
+    /// even its end. Some may be free all the same: not all of them need be on offer, see
+    /// [`Op::OfferBuffers`](crate::op::Op::OfferBuffers).
+    NoBuffer,
+    /// Canceled, or ended by the kernel for reasons of its own; nothing is lost, arm again if
+    /// wanted.
+    Stopped,
+    /// The kernel was short of memory (ENOMEM): worth another try a little later.
+    Memory,
+    /// The connection is dead (ECONNRESET, ETIMEDOUT, …).
+    Failed(ConnectionError),
+}
+
+/// Why a send failed without taking a byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SendError {
+    /// The kernel was short of memory (ENOMEM, ENOBUFS): worth another try a little later.
+    Memory,
+    /// It was canceled.
+    Stopped,
+    /// The connection is dead (ECONNRESET, EPIPE, ETIMEDOUT, …).
+    Failed(ConnectionError),
+}
+
+/// How a connection died.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectionError {
+    /// The peer reset it, or is gone (ECONNRESET, EPIPE, ENOTCONN, ECONNABORTED).
+    Reset,
+    /// The network gave up on it (ETIMEDOUT, EHOSTUNREACH, ENETUNREACH, …).
+    Unreachable,
+    /// An error nobody expects here, by its errno.
+    Unexpected(i32),
+}
+
+/// Why a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CloseReason {
+    /// The peer sent FIN and got all its bytes back.
+    Finished,
+    /// The peer reset the connection.
+    Reset,
+    /// The network gave up on the peer.
+    Unreachable,
+    /// Nothing moved for the idle timeout.
+    Idle,
+    /// It had been open for the longest time that is allowed.
+    Lifetime,
+    /// It had received as many bytes as are allowed.
+    ByteLimit,
+    /// The peer did not read for the stall timeout.
+    Stalled,
+    /// The drain deadline came first.
+    Drained,
+    /// An error that nobody expects; see
+    /// [`Stats::unexpected_errno`](crate::stats::Stats::unexpected_errno).
+    Unexpected,
+    /// It was not closed: the next process has it now.
+    HandedOver,
+}
+
+impl CloseReason {
+    /// All reasons, in the order of [`Traffic::closed`](crate::stats::Traffic::closed).
+    pub const ALL: [Self; 10] = [
+        Self::Finished,
+        Self::Reset,
+        Self::Unreachable,
+        Self::Idle,
+        Self::Lifetime,
+        Self::ByteLimit,
+        Self::Stalled,
+        Self::Drained,
+        Self::Unexpected,
+        Self::HandedOver,
+    ];
+
+    /// The reason as one word, for logs and metrics.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Finished => "finished",
+            Self::Reset => "reset",
+            Self::Unreachable => "unreachable",
+            Self::Idle => "idle",
+            Self::Lifetime => "lifetime",
+            Self::ByteLimit => "byte-limit",
+            Self::Stalled => "stalled",
+            Self::Drained => "drained",
+            Self::Unexpected => "unexpected",
+            Self::HandedOver => "handed-over",
+        }
+    }
+
+    /// What to call the death of a connection.
+    #[must_use]
+    pub fn of(error: ConnectionError) -> Self {
+        match error {
+            ConnectionError::Reset => Self::Reset,
+            ConnectionError::Unreachable => Self::Unreachable,
+            ConnectionError::Unexpected(_) => Self::Unexpected,
+        }
+    }
+}
+
+/// Why a connection was closed right after its accept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RefuseReason {
+    /// The access lists say so.
+    Denied,
+    /// Its source has as many connections as it may have.
+    SourceFull,
+    /// Its source has connected too often within a second.
+    SourceRate,
+}
+
+impl RefuseReason {
+    /// All reasons, in the order of [`Traffic::refused`](crate::stats::Traffic::refused).
+    pub const ALL: [Self; 3] = [Self::Denied, Self::SourceFull, Self::SourceRate];
+
+    /// The reason as one word, for logs and metrics.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Denied => "denied",
+            Self::SourceFull => "source-full",
+            Self::SourceRate => "source-rate",
+        }
+    }
+}

@@ -1,0 +1,714 @@
+//! One connection: a state machine that never forgets a byte.
+//!
+//! An event only changes what is known: the [`Phase`], and where receive ([`Inbound`]) and send
+//! ([`Outbound`]) stand. What to do next is then derived from it in one place,
+//! `Connection::advance`. So no path can forget to send, to arm or to close.
+//!
+//! | phase | bytes come | end of stream | send done | peer dead | deadline |
+//! |---|---|---|---|---|---|
+//! | `Open` | queue | `HalfClosed` | next | `Closing` | idle, old `Flushing`, stalled `Closing` |
+//! | `HalfClosed` | impossible | impossible | next, or `Closing` | `Closing` | `Closing` |
+//! | `Flushing` | drop | `HalfClosed` | next, or FIN, `Lingering` | `Closing` | `Closing` |
+//! | `Lingering` | drop | `Closing` | impossible | `Closing` | `Closing` |
+//! | `Closing` | drop | join | join | join | impossible |
+//!
+//! An open connection that reaches its byte limit is `Flushing`, too.
+//!
+//! `Free`, `Accepting` and `WaitingForCapacity` have no bytes: the first two have no socket, the
+//! third has one that is not received from. *Join*: the last completion of a dying connection
+//! closes it; close(2) before would neither end an armed receive nor be seen by the peer (Linux:
+//! the request holds the file).
+
+use super::inbound::{Armed, Inbound, Receive};
+use super::outbound::{Outbound, Pending, Progress, Send};
+use super::phase::Phase;
+use super::resources::{Context, Resources};
+use super::stamp::Stamp;
+use crate::id::{BufferId, ConnectionId, ListenerId, SizeClass, Timestamp};
+use crate::limits;
+use crate::op::{Expectation, Op, Shutdown, TransferPhase, TransferState, When};
+use crate::reason::{CloseReason, ConnectionError, ReceiveEnd, SendError};
+
+#[cfg(test)]
+mod cells;
+
+/// What the loss of bytes for want of the system's memory is counted as, see errno(3).
+pub(crate) const ENOMEM: i32 = 12;
+
+/// One slot. With its timer (12 bytes) and socket (8 bytes) it is a cache line.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    generation: u32,
+    /// When bytes last moved in either direction.
+    progress: Stamp,
+    /// When it was opened.
+    opened: Stamp,
+    phase: Phase,
+    /// Where it came from, or is to come from.
+    listener: ListenerId,
+    outbound: Outbound,
+    inbound: Inbound,
+}
+
+const _: () = assert!(size_of::<Connection>() <= 44);
+
+/// Which timeout runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Timeout {
+    /// Nothing moves, and nothing waits.
+    Idle,
+    /// Bytes wait for the peer, and it takes none.
+    Stall,
+    /// The peer has not answered our FIN.
+    Linger,
+}
+
+impl Connection {
+    /// A slot that has not been used yet.
+    #[must_use]
+    pub(crate) fn free() -> Self {
+        Self {
+            generation: 0,
+            progress: Stamp::default(),
+            opened: Stamp::default(),
+            phase: Phase::Free,
+            listener: ListenerId(0),
+            outbound: Outbound::default(),
+            inbound: Inbound::default(),
+        }
+    }
+
+    /// What the slot is used for.
+    #[must_use]
+    pub(crate) fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// The listener it came from, or that an accept for it is armed on.
+    #[must_use]
+    pub(crate) fn listener(&self) -> ListenerId {
+        self.listener
+    }
+
+    /// Which tenant of the slot this is.
+    #[must_use]
+    pub(crate) fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    /// Whether it waits for the answer of a receive that answers once.
+    #[must_use]
+    pub(crate) fn waits_for_one(&self) -> bool {
+        self.receive() == Receive::Armed(Armed::Once)
+    }
+
+    /// Where the receive stands.
+    #[must_use]
+    pub(crate) fn receive(&self) -> Receive {
+        self.inbound.receive()
+    }
+
+    /// Takes the slot for an accept.
+    pub(crate) fn reserve(&mut self, listener: ListenerId) {
+        assert_eq!(self.phase, Phase::Free);
+        self.phase = Phase::Accepting;
+        self.listener = listener;
+    }
+
+    /// Gives up the slot of an accept that failed, or of a connection that is refused.
+    pub(crate) fn release(&mut self) {
+        assert!(!self.phase.is_connection(), "{:?} has begun", self.phase);
+        self.vacate();
+    }
+
+    /// The accept brought a connection that has to wait for capacity.
+    pub(crate) fn wait_for_capacity(&mut self) {
+        assert!(self.phase == Phase::Accepting, "{:?} is no accept", self.phase);
+        self.phase = Phase::WaitingForCapacity;
+    }
+
+    /// There is capacity for the connection: starts it.
+    pub(crate) fn open(&mut self, context: &mut Context) {
+        let waits = matches!(self.phase, Phase::Accepting | Phase::WaitingForCapacity);
+        assert!(waits, "{:?} cannot be opened", self.phase);
+        self.phase = Phase::Open;
+        self.progress = Stamp::at(context.now);
+        self.opened = Stamp::at(context.now);
+        context.resources.forget_received(context.id);
+        self.advance(context);
+    }
+
+    /// Bytes came.
+    pub(crate) fn on_received(
+        &mut self,
+        context: &mut Context,
+        buffer: BufferId,
+        length: u32,
+        armed: bool,
+        rest: Expectation,
+    ) {
+        self.inbound.on_received(context, buffer, armed);
+        let resources = &mut *context.resources;
+        resources.pool.lend(buffer, length, resources.clock_us as u32);
+        resources.count_received(self.listener, length);
+        match self.phase {
+            Phase::Open => self.take_in(context, buffer, length, rest),
+            Phase::Flushing(_) | Phase::Lingering(_) | Phase::Closing(_) => {
+                context.drop_chunk(buffer);
+            }
+            Phase::Free | Phase::Accepting | Phase::WaitingForCapacity | Phase::HalfClosed => {
+                unreachable!("no receive is armed in {:?}", self.phase)
+            }
+        }
+        self.advance(context);
+    }
+
+    /// Takes in the bytes of an open connection. Those beyond the byte limit come too late, as if
+    /// they had come after the end that the limit brings.
+    fn take_in(&mut self, context: &mut Context, buffer: BufferId, length: u32, rest: Expectation) {
+        let resources = &mut *context.resources;
+        self.progress = Stamp::at(context.now);
+        self.inbound.learn(resources, length, rest);
+        let left = resources.count_against_limit(context.id, length);
+        let mut kept = length;
+        if left <= u64::from(length) {
+            kept = left as u32;
+            self.phase = Phase::Flushing(CloseReason::ByteLimit);
+            if kept == 0 {
+                return context.drop_chunk(buffer);
+            }
+            resources.stats.bytes_dropped += u64::from(length - kept);
+            resources.pool.shorten(buffer, kept);
+        }
+        self.outbound.push(context, buffer, kept);
+    }
+
+    /// The poll has found bytes, or the end.
+    pub(crate) fn on_readable(&mut self, context: &mut Context) {
+        self.inbound.on_readable();
+        self.advance(context);
+    }
+
+    /// The receive, relay or poll ended without bytes.
+    pub(crate) fn on_receive_ended(&mut self, context: &mut Context, reason: ReceiveEnd) {
+        let wanted = self.wants_bytes(context.resources);
+        self.inbound.on_ended(context, reason, wanted);
+        match reason {
+            ReceiveEnd::EndOfStream => self.on_end_of_stream(),
+            ReceiveEnd::NoBuffer if self.phase.is_closing() => {}
+            ReceiveEnd::NoBuffer => self.inbound.wait_for_buffer(context),
+            ReceiveEnd::Memory if self.phase.is_closing() => {}
+            ReceiveEnd::Memory => self.inbound.retry_later(context),
+            ReceiveEnd::Failed(error) => self.fail(context, error),
+            ReceiveEnd::Stopped => {}
+        }
+        self.advance(context);
+    }
+
+    fn on_end_of_stream(&mut self) {
+        self.phase = match self.phase {
+            Phase::Open | Phase::Flushing(_) => Phase::HalfClosed,
+            Phase::Lingering(reason) | Phase::Closing(reason) => Phase::Closing(reason),
+            Phase::Free | Phase::Accepting | Phase::WaitingForCapacity | Phase::HalfClosed => {
+                unreachable!("no receive is armed in {:?}", self.phase)
+            }
+        };
+    }
+
+    /// `length` bytes were echoed, or forgotten, without a buffer of ours; the next relay should
+    /// wait for `next`.
+    pub(crate) fn on_relayed(&mut self, context: &mut Context, length: u32, next: When) {
+        let was = self.inbound.end_relay(context.resources);
+        if length > 0 {
+            context.resources.count_received(self.listener, length);
+            self.progress = Stamp::at(context.now);
+        }
+        match was {
+            Receive::Relaying(waited) => self.on_echoed(context, length, waited, next),
+            Receive::RelayStopping => self.on_echoed(context, length, When::Now, next),
+            Receive::Discarding(_) | Receive::DiscardStopping => {
+                context.resources.stats.bytes_dropped += u64::from(length);
+                self.inbound.expect(next);
+            }
+            Receive::Off
+            | Receive::Deferred
+            | Receive::Armed(_)
+            | Receive::Stopping(_)
+            | Receive::Revoked
+            | Receive::Starved
+            | Receive::Retrying => unreachable!("bytes were relayed unasked: {was:?}"),
+        }
+        self.advance(context);
+    }
+
+    fn on_echoed(&mut self, context: &mut Context, length: u32, waited: When, next: When) {
+        let resources = &mut *context.resources;
+        if length > 0 {
+            resources.count_sent(self.listener, length);
+            resources.count_echo(self.listener, None);
+            let left = resources.count_against_limit(context.id, length);
+            if self.phase == Phase::Open && left <= u64::from(length) {
+                self.phase = Phase::Flushing(CloseReason::ByteLimit);
+            }
+        }
+        if next == When::Writable && waited != When::Writable {
+            // From here on it is the peer's turn.
+            self.progress = Stamp::at(context.now);
+        }
+        self.inbound.on_echoed(context, self.phase, length, waited, next);
+    }
+
+    /// The send took the first `length` bytes.
+    pub(crate) fn on_sent(&mut self, context: &mut Context, length: u32) {
+        let progress = self.outbound.on_sent(context, length, self.phase.is_closing());
+        self.note(context, progress);
+        self.advance(context);
+    }
+
+    /// Spilled bytes were sent.
+    pub(crate) fn on_spilled_sent(&mut self, context: &mut Context, length: u32) {
+        self.outbound.on_spilled_sent(context, length);
+        self.progress = Stamp::at(context.now);
+        self.advance(context);
+    }
+
+    /// The send took nothing.
+    pub(crate) fn on_send_failed(&mut self, context: &mut Context, error: SendError) {
+        match self.outbound.on_failed(context, error, self.phase.is_closing()) {
+            Ok(progress) => self.note(context, progress),
+            Err(error) => self.fail(context, error),
+        }
+        self.advance(context);
+    }
+
+    fn note(&mut self, context: &Context, progress: Progress) {
+        match progress {
+            Progress::Unchanged => {}
+            Progress::Moved => self.progress = Stamp::at(context.now),
+            Progress::Stalled => {
+                self.progress = Stamp::at(context.now);
+                self.inbound.on_stall();
+            }
+        }
+    }
+
+    /// A small buffer may be free: arms the receive if the connection still waits for one.
+    pub(crate) fn serve(&mut self, context: &mut Context) {
+        if self.inbound.leave_line() {
+            // That nothing moved while it waited was not the peer's doing.
+            self.progress = Stamp::at(context.now);
+            if self.wants_bytes(context.resources) {
+                self.inbound.arm(context, self.phase);
+            }
+        }
+    }
+
+    /// The kernel may have memory again.
+    pub(crate) fn retry(&mut self, context: &mut Context) {
+        let receives = self.inbound.end_retry();
+        let sends = self.outbound.end_retry();
+        if receives || sends {
+            // That nothing moved while it waited was not the peer's doing.
+            self.progress = Stamp::at(context.now);
+        }
+        self.advance(context);
+    }
+
+    /// Submits a receive that was deferred. False if it is not wanted any more.
+    pub(crate) fn submit_deferred(&mut self, context: &mut Context) -> bool {
+        self.inbound.submit_deferred(context)
+    }
+
+    /// Gives a large buffer back with which it waits for bulk.
+    pub(crate) fn revoke(&mut self, context: &mut Context) {
+        self.inbound.revoke(context);
+    }
+
+    /// The peer leaves every probe unanswered.
+    pub(crate) fn on_unresponsive(&mut self, context: &mut Context) {
+        self.fail(context, ConnectionError::Unreachable);
+        self.advance(context);
+    }
+
+    /// The drain deadline has passed: echo what was received until now, then send FIN.
+    pub(crate) fn on_drain_deadline(&mut self, context: &mut Context) {
+        if self.phase == Phase::Open {
+            self.phase = Phase::Flushing(CloseReason::Drained);
+            self.advance(context);
+        }
+    }
+
+    /// The drain is over, whatever the peer still does.
+    pub(crate) fn on_drain_end(&mut self, context: &mut Context) {
+        if self.phase.is_connection() {
+            self.die(context, CloseReason::Drained);
+            self.advance(context);
+        }
+    }
+
+    /// Does whatever follows from the present state. The only place that starts a send, arms a
+    /// receive or closes.
+    fn advance(&mut self, context: &mut Context) {
+        if self.outbound.is_unawaited()
+            && (self.outbound.queued() > 0 || self.needs_completion(context.resources))
+        {
+            self.outbound.request_completion(context);
+        }
+        match self.phase {
+            Phase::Free | Phase::Accepting | Phase::WaitingForCapacity => return,
+            Phase::Closing(reason) => return self.join(context, reason),
+            Phase::Open => {
+                self.advance_send(context);
+                self.advance_receive(context);
+            }
+            Phase::HalfClosed => {
+                if self.advance_send(context) == Pending::Nothing {
+                    self.phase = Phase::Closing(CloseReason::Finished);
+                    return self.join(context, CloseReason::Finished);
+                }
+            }
+            Phase::Flushing(reason) => {
+                // No byte may follow our FIN, so nothing is relayed any more.
+                self.stop_relay(context);
+                let pending = self.advance_send(context);
+                if pending == Pending::Nothing && !self.inbound.is_relay() {
+                    context.ops.push(Op::Shutdown { connection: context.id, how: Shutdown::Write });
+                    self.phase = Phase::Lingering(reason);
+                    self.progress = Stamp::at(context.now);
+                    self.advance_receive(context);
+                }
+            }
+            Phase::Lingering(_) => self.advance_receive(context),
+        }
+        if context.resources.quiescing {
+            self.withdraw(context);
+        }
+    }
+
+    fn advance_send(&mut self, context: &mut Context) -> Pending {
+        let needs_completion = self.needs_completion(context.resources);
+        let pending = self.outbound.advance(context, needs_completion);
+        if pending == Pending::Begun {
+            // The answer may come late, but this is when they move, if they do.
+            self.progress = Stamp::at(context.now);
+        }
+        pending
+    }
+
+    fn advance_receive(&mut self, context: &mut Context) {
+        let wanted = self.wants_bytes(context.resources);
+        self.inbound.advance(context, self.phase, wanted);
+    }
+
+    fn stop_relay(&mut self, context: &mut Context) {
+        if self.inbound.stop_relay(context) {
+            // Until now its peer did not read; it was not idle.
+            self.progress = Stamp::at(context.now);
+        }
+    }
+
+    /// Whether anything is to happen when the bytes at hand are sent, besides the next send.
+    fn needs_completion(&self, resources: &Resources) -> bool {
+        self.phase != Phase::Open
+            || resources.quiescing
+            || !resources.waiting.is_empty()
+            || self.inbound.class() == SizeClass::Large
+            || self.inbound.relays(self.phase, resources)
+            || resources.pool.is_busy()
+    }
+
+    /// Whether a receive should be armed: a stalled connection catches up first.
+    fn wants_bytes(&self, resources: &Resources) -> bool {
+        match (self.phase, self.outbound.send()) {
+            _ if resources.quiescing => false,
+            (Phase::Lingering(_), _) => true,
+            (Phase::Open, Send::Idle) => true,
+            (Phase::Open, Send::Trying { .. }) => match self.inbound.class() {
+                SizeClass::Small => {
+                    self.outbound.queued() < limits::QUEUE_CHUNKS_MAX
+                        && !self.inbound.relays(self.phase, resources)
+                }
+                // One large buffer a connection: few of them stay in the cache, and go round.
+                SizeClass::Large => false,
+            },
+            (Phase::Open, Send::Spilled { .. } | Send::Held { .. })
+            | (
+                Phase::Free
+                | Phase::Accepting
+                | Phase::WaitingForCapacity
+                | Phase::HalfClosed
+                | Phase::Flushing(_)
+                | Phase::Closing(_),
+                _,
+            ) => false,
+        }
+    }
+
+    fn fail(&mut self, context: &mut Context, error: ConnectionError) {
+        context.resources.stats.count_connection_error(error);
+        self.die(context, CloseReason::of(error));
+    }
+
+    /// Gives up on the peer. What was queued is dropped; what the kernel has is made to come back.
+    fn die(&mut self, context: &mut Context, reason: CloseReason) {
+        if self.phase.is_closing() {
+            return;
+        }
+        self.phase = Phase::Closing(reason);
+        self.inbound.give_up();
+        self.outbound.drop_queue(context);
+        if !self.is_quiescent() {
+            context.ops.push(Op::Shutdown { connection: context.id, how: Shutdown::Both });
+        }
+    }
+
+    /// Closes if the kernel has nothing of it any more.
+    fn join(&mut self, context: &mut Context, reason: CloseReason) {
+        if !self.is_quiescent() {
+            return;
+        }
+        self.outbound.drop_backlog(context);
+        assert_eq!(self.outbound.send(), Send::Idle, "a dead connection keeps no bytes");
+        assert_eq!(self.outbound.queued(), 0, "a dead connection keeps no buffers");
+        let connection = context.id;
+        context.ops.push(match reason {
+            CloseReason::Finished
+            | CloseReason::Idle
+            | CloseReason::Lifetime
+            | CloseReason::ByteLimit
+            | CloseReason::Drained => Op::Close { connection },
+            CloseReason::Reset
+            | CloseReason::Unreachable
+            | CloseReason::Stalled
+            | CloseReason::Unexpected => Op::Abort { connection },
+            CloseReason::HandedOver => unreachable!("it is not ours to close"),
+        });
+        context.resources.count_close(self.listener, reason);
+        self.vacate();
+    }
+
+    /// The slot is free, for its next tenant.
+    fn vacate(&mut self) {
+        let generation = (self.generation + 1) & ConnectionId::GENERATION_MASK;
+        *self = Self { generation, ..Self::free() };
+    }
+}
+
+/// Timeouts.
+impl Connection {
+    /// For how many milliseconds it has been open, at least.
+    fn age_ms(&self, now: Timestamp) -> u64 {
+        self.opened.elapsed(now)
+    }
+
+    /// Which timeout runs, if any does.
+    #[must_use]
+    pub(crate) fn timeout(&self) -> Option<Timeout> {
+        match (self.phase, self.outbound.send()) {
+            (Phase::Free | Phase::Accepting | Phase::WaitingForCapacity | Phase::Closing(_), _) => {
+                None
+            }
+            (Phase::Lingering(_), _) => Some(Timeout::Linger),
+            (Phase::Open, Send::Idle | Send::Trying { .. }) if !self.inbound.is_relay_blocked() => {
+                Some(Timeout::Idle)
+            }
+            (Phase::Open | Phase::HalfClosed | Phase::Flushing(_), _) => Some(Timeout::Stall),
+        }
+    }
+
+    /// When the connection is to be ended if nothing moves until then, or whatever moves.
+    #[must_use]
+    pub(crate) fn deadline(&self, resources: &Resources, now: Timestamp) -> Option<Timestamp> {
+        let parameters = &resources.parameters;
+        let limits = &parameters.runtime_limits;
+        let end_of_life = limits.lifetime.filter(|_| self.phase == Phase::Open);
+        let end_of_life =
+            end_of_life.map(|life| Timestamp((now.0 + life).saturating_sub(self.age_ms(now))));
+        let timeout = self.timeout().and_then(|timeout| match timeout {
+            Timeout::Idle => limits.idle_timeout,
+            Timeout::Stall => limits.stall_timeout,
+            Timeout::Linger => Some(parameters.linger_timeout),
+        });
+        // It might move if we or the kernel had memory for it.
+        let short = self.inbound.is_short() || self.outbound.is_short();
+        let quiet = if short { 0 } else { self.progress.elapsed(now) };
+        let silence_ends =
+            timeout.map(|timeout| Timestamp((now.0 + timeout).saturating_sub(quiet)));
+        silence_ends.into_iter().chain(end_of_life).min()
+    }
+
+    /// Whether its peer may be probed: nothing else waits for it.
+    #[must_use]
+    pub(crate) fn is_idle(&self) -> bool {
+        self.phase == Phase::Open
+            && self.timeout() == Some(Timeout::Idle)
+            && !self.inbound.is_short()
+    }
+
+    /// When bytes last moved in either direction, at the latest.
+    #[must_use]
+    pub(crate) fn last_moved(&self, now: Timestamp) -> Timestamp {
+        Timestamp(now.0.saturating_sub(self.progress.elapsed(now)))
+    }
+
+    /// Its deadline has passed.
+    pub(crate) fn on_deadline(&mut self, context: &mut Context) {
+        let lifetime = context.resources.parameters.runtime_limits.lifetime;
+        let is_old = lifetime.is_some_and(|lifetime| self.age_ms(context.now) >= lifetime);
+        match (self.phase, self.timeout()) {
+            (_, None) => unreachable!("{:?} has no timer", self.phase),
+            (Phase::Lingering(reason), _) => self.die(context, reason),
+            // Stalled or not: what was received is still echoed.
+            (Phase::Open, _) if is_old => self.phase = Phase::Flushing(CloseReason::Lifetime),
+            (_, Some(Timeout::Idle)) => self.phase = Phase::Flushing(CloseReason::Idle),
+            (_, Some(Timeout::Stall | Timeout::Linger)) => self.die(context, CloseReason::Stalled),
+        }
+        self.advance(context);
+    }
+}
+
+/// From one process to the next. A quiescent connection has nothing with the kernel: no receive, no
+/// send. All that is left of it is its socket, the bytes that are spilled, and a [`TransferState`].
+/// Chunks that were queued are still sent, since a try-send never waits; what the socket does not
+/// take of them is spilled as ever.
+impl Connection {
+    /// A handover begins: receive no more, and take back a send that waits.
+    pub(crate) fn quiesce(&mut self, context: &mut Context) {
+        if self.inbound.give_up() {
+            // It would have moved if we or the kernel had had memory for it.
+            self.progress = Stamp::at(context.now);
+        }
+        self.advance(context);
+    }
+
+    /// The deadline of the handover has passed: a connection that is not quiescent is ended.
+    pub(crate) fn on_quiesce_deadline(&mut self, context: &mut Context) {
+        if !self.is_quiescent() {
+            self.die(context, CloseReason::Drained);
+            self.advance(context);
+        }
+    }
+
+    /// Whether the kernel has nothing of it.
+    #[must_use]
+    pub(crate) fn is_quiescent(&self) -> bool {
+        !self.inbound.is_with_kernel() && !self.outbound.is_with_kernel()
+    }
+
+    /// Takes back from the kernel what would wait there. (A dying connection has made the kernel
+    /// give everything back already.)
+    fn withdraw(&mut self, context: &mut Context) {
+        self.inbound.stop(context);
+        self.stop_relay(context);
+        self.outbound.stop(context);
+        if !self.outbound.spill_held(context) {
+            // Without memory for its bytes it cannot be handed over.
+            self.fail(context, ConnectionError::Unexpected(ENOMEM));
+            self.advance(context);
+        }
+    }
+
+    /// Gives the connection away; the slot is free at once. None if there is no connection in it.
+    pub(crate) fn export(&mut self, context: &mut Context) -> Option<TransferState> {
+        let phase = match self.phase {
+            Phase::Free | Phase::Accepting => return None,
+            Phase::WaitingForCapacity | Phase::Closing(_) => {
+                unreachable!("{:?} is not quiescent", self.phase)
+            }
+            Phase::Open => TransferPhase::Open,
+            Phase::HalfClosed => TransferPhase::HalfClosed,
+            Phase::Flushing(reason) => TransferPhase::Flushing(reason),
+            Phase::Lingering(reason) => TransferPhase::Lingering(reason),
+        };
+        assert!(self.is_quiescent(), "the kernel has something of {:?}", context.id);
+        let unsent = self.outbound.export(context);
+        let listener = self.listener;
+        context.resources.count_close(listener, CloseReason::HandedOver);
+        let (quiet_ms, age_ms) = (self.progress.elapsed(context.now), self.age_ms(context.now));
+        let received = context.resources.received_by(context.id);
+        self.vacate();
+        Some(TransferState { listener, phase, unsent, quiet_ms, age_ms, received })
+    }
+
+    /// Goes on where the process before us stopped.
+    pub(crate) fn import(&mut self, context: &mut Context, transfer: TransferState) {
+        assert_eq!(self.phase, Phase::Free, "an imported connection takes a slot of its own");
+        let TransferState { listener, phase, unsent, quiet_ms, age_ms, received } = transfer;
+        context.resources.resume_received(context.id, received);
+        self.opened = Stamp::before(context.now, age_ms);
+        self.progress = Stamp::before(context.now, quiet_ms);
+        self.listener = listener;
+        self.phase = match phase {
+            TransferPhase::Open => Phase::Open,
+            TransferPhase::HalfClosed => Phase::HalfClosed,
+            TransferPhase::Flushing(reason) => Phase::Flushing(reason),
+            TransferPhase::Lingering(reason) => {
+                assert_eq!(unsent, 0, "no byte follows our FIN");
+                Phase::Lingering(reason)
+            }
+        };
+        self.inbound = Inbound::imported(unsent);
+        self.outbound = Outbound::imported(context, unsent);
+        self.advance(context);
+    }
+}
+
+/// What must be true between two events. For tests and simulation.
+impl Connection {
+    /// Whether the peer does not read fast enough.
+    #[must_use]
+    pub(crate) fn is_stalled(&self) -> bool {
+        self.has_backlog() || self.inbound.is_relay_blocked()
+    }
+
+    /// Whether bytes are spilled or held for it.
+    #[must_use]
+    pub(crate) fn has_backlog(&self) -> bool {
+        self.outbound.has_backlog()
+    }
+
+    /// Panics if the state contradicts itself. Returns how many lent buffers and how many blocks of
+    /// memory belong to it.
+    pub(crate) fn check_invariants(&self, resources: &Resources) -> (u32, u32) {
+        let (receive, send) = (self.receive(), self.outbound.send());
+        let blocks = match send {
+            Send::Spilled { spill, .. } => {
+                // A connection that dies for want of memory in a handover may have none.
+                assert!(spill.unsent() > 0 || self.phase.is_closing(), "nothing is spilled");
+                spill.blocks(resources.block_size())
+            }
+            Send::Idle | Send::Trying { .. } | Send::Held { .. } => 0,
+        };
+        if self.inbound.is_relay() {
+            assert_eq!(send, Send::Idle, "two of them send");
+        }
+        let quiescing = resources.quiescing;
+        match self.phase {
+            Phase::Free | Phase::Accepting | Phase::WaitingForCapacity => {
+                assert_eq!((receive, send), (Receive::Off, Send::Idle));
+            }
+            Phase::Open => {
+                let busy = send != Send::Idle || receive != Receive::Off;
+                assert!(busy || quiescing, "an open connection waits for nothing");
+            }
+            Phase::HalfClosed => {
+                assert_eq!(receive, Receive::Off);
+                assert_ne!(send, Send::Idle, "a half-closed connection was not closed");
+            }
+            Phase::Flushing(_) => {
+                let busy = send != Send::Idle || receive == Receive::RelayStopping;
+                assert!(busy, "FIN was not sent");
+            }
+            Phase::Lingering(_) => {
+                assert_eq!(send, Send::Idle, "bytes after FIN");
+                assert!(receive != Receive::Off || quiescing, "the peer's FIN is not waited for");
+            }
+            Phase::Closing(_) => assert!(!self.is_quiescent(), "a dead connection is not closed"),
+        }
+        if send == Send::Idle && !self.phase.is_closing() {
+            assert_eq!(self.outbound.queued(), 0, "queued bytes are not being sent");
+        }
+        let sending = u32::from(matches!(send, Send::Trying { .. } | Send::Held { .. }));
+        (u32::from(self.outbound.queued()) + sending, blocks)
+    }
+}

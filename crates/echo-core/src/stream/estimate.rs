@@ -1,0 +1,138 @@
+//! What the next receive of a connection will probably bring: how much, and whether at once.
+
+use crate::id::SizeClass;
+use crate::limits;
+use crate::op::Expectation;
+
+/// Learns from the receives of one connection. A connection that fills small buffers gets large
+/// ones; one that does not gets small ones again.
+///
+/// One byte, as there is one for each connection: the lowest two bits are the number of receives
+/// that filled a small buffer less those that did not, from 0 to
+/// [`limits::BULKY_RECEIVES_TO_GROW`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Estimate(u8);
+
+const BULKY: u8 = 0b0011;
+const LARGE: u8 = 0b0100;
+const SILENCE: u8 = 0b1000;
+
+const _: () = assert!(limits::BULKY_RECEIVES_TO_GROW <= BULKY);
+
+impl Estimate {
+    /// Small buffers, and what the socket holds.
+    #[must_use]
+    pub(crate) fn new(expectation: Expectation) -> Self {
+        let mut estimate = Self(0);
+        estimate.expect(expectation);
+        estimate
+    }
+
+    /// The size for the next receive.
+    #[must_use]
+    pub(crate) fn class(self) -> SizeClass {
+        if self.0 & LARGE == 0 { SizeClass::Small } else { SizeClass::Large }
+    }
+
+    /// What the socket probably holds.
+    #[must_use]
+    pub(crate) fn expectation(self) -> Expectation {
+        if self.0 & SILENCE == 0 { Expectation::Data } else { Expectation::Silence }
+    }
+
+    /// From now on this is what the socket probably holds.
+    pub(crate) fn expect(&mut self, expectation: Expectation) {
+        self.0 = match expectation {
+            Expectation::Data => self.0 & !SILENCE,
+            Expectation::Silence => self.0 | SILENCE,
+        };
+    }
+
+    /// Takes note of a receive of `length` bytes, after which the socket holds `rest`. `small_size`
+    /// is the size of a small buffer, `largest` the largest class that may be used.
+    pub(crate) fn note(
+        &mut self,
+        length: u32,
+        rest: Expectation,
+        small_size: u32,
+        largest: SizeClass,
+    ) {
+        self.expect(rest);
+        let full = length == small_size && rest == Expectation::Data;
+        let bulky = if length > small_size || full {
+            ((self.0 & BULKY) + 1).min(limits::BULKY_RECEIVES_TO_GROW)
+        } else {
+            (self.0 & BULKY).saturating_sub(1)
+        };
+        self.0 = self.0 & !BULKY | bulky;
+        if bulky == 0 {
+            self.use_small_once();
+        } else if bulky == limits::BULKY_RECEIVES_TO_GROW && largest == SizeClass::Large {
+            self.0 |= LARGE;
+        }
+    }
+
+    /// There is no large buffer: the next receive gets a small one. The one after it gets a large
+    /// one again if this one is filled.
+    pub(crate) fn use_small_once(&mut self) {
+        self.0 &= !LARGE;
+    }
+
+    /// Forgets what was learned of the size.
+    pub(crate) fn forget_size(&mut self) {
+        self.0 &= SILENCE;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::string::String;
+
+    use super::*;
+    use Expectation::{Data, Silence};
+
+    /// The classes after each of these receives, by their first letters. Small buffers hold 8
+    /// bytes.
+    fn classes(receives: &[(u32, Expectation)]) -> String {
+        let mut estimate = Estimate::new(Data);
+        let class = |&(length, rest): &(u32, Expectation)| {
+            estimate.note(length, rest, 8, SizeClass::Large);
+            if estimate.class() == SizeClass::Large { 'L' } else { 's' }
+        };
+        receives.iter().map(class).collect()
+    }
+
+    #[test]
+    fn what_fits_a_small_buffer_stays_in_small_ones() {
+        let receives = [(8, Silence), (8, Silence), (8, Silence), (3, Data), (3, Data)];
+        assert_eq!(classes(&receives), "sssss");
+        // One may be chance.
+        assert_eq!(classes(&[(8, Data), (1, Silence), (8, Data), (1, Silence)]), "ssss");
+    }
+
+    #[test]
+    fn bulk_gets_large_buffers_until_it_is_over() {
+        assert_eq!(classes(&[(8, Data), (8, Data), (64, Data), (20, Silence)]), "sLLL");
+        // The rest of a burst is no reason to leave, a second one is.
+        let burst = [(8, Data), (8, Data), (5, Silence), (64, Data), (5, Silence)];
+        assert_eq!(classes(&burst), "sLLLL");
+        let two = [(8, Data), (8, Data), (5, Silence), (8, Silence), (5, Silence)];
+        assert_eq!(classes(&two), "sLLss");
+    }
+
+    #[test]
+    fn without_a_large_buffer_a_small_one_serves_once() {
+        let mut estimate = Estimate::new(Data);
+        let note = |estimate: &mut Estimate| estimate.note(8, Data, 8, SizeClass::Large);
+        note(&mut estimate);
+        note(&mut estimate);
+        estimate.use_small_once();
+        assert_eq!(estimate.class(), SizeClass::Small);
+        note(&mut estimate);
+        assert_eq!(estimate.class(), SizeClass::Large);
+        estimate.forget_size();
+        estimate.note(8, Data, 8, SizeClass::Small);
+        estimate.note(8, Data, 8, SizeClass::Small);
+        assert_eq!(estimate.class(), SizeClass::Small, "large ones may not be used");
+    }
+}

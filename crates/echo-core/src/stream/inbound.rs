@@ -1,0 +1,511 @@
+//! What is received: at most one receive, relay or poll at a time, and what the next one is to be.
+//!
+//! A *relay* is an echo that owns nothing. The kernel is asked to look at the bytes in the receive
+//! queue, to send what the socket takes of them, and to take no more than that out of the queue.
+//! What the peer does not read stays where its window counts it. That costs a system call more than
+//! a receive and a send, so it is for connections that are likely to be short of room: one whose
+//! peer did not read fast enough lately (its *probation*), and all of them while too many pooled
+//! buffers are held by others. A relay waits for its own peer alone, so it needs no queue.
+//!
+//! Large buffers are few. A receive that waits for bulk may keep one in hand only as long as no
+//! other connection needs it; then it is revoked, and waits by a poll. (With the buffer in hand
+//! messages of 16 KiB cost 1.05 of epoll's time instead of 1.07.)
+
+use core::mem;
+
+use super::estimate::Estimate;
+use super::phase::Phase;
+use super::resources::{Context, Resources};
+use crate::id::{BufferId, SizeClass};
+use crate::limits;
+use crate::op::{Expectation, Op, ReceiveMode, When};
+use crate::reason::ReceiveEnd;
+
+/// A receive that the kernel has, without a relay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Armed {
+    /// Into small buffers, until it ends.
+    Multishot,
+    /// Into one small buffer.
+    Once,
+    /// Into a large buffer, which it has in hand.
+    Large,
+    /// A poll for bytes.
+    Poll,
+}
+
+/// Where the receive stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Receive {
+    /// Not armed.
+    Off,
+    /// Not armed: to be submitted in a turn, see `receive_policy`.
+    Deferred,
+    /// With the kernel.
+    Armed(Armed),
+    /// With the kernel, and canceled.
+    Stopping(Armed),
+    /// With the kernel and a large buffer, and canceled for the sake of that: a poll follows.
+    Revoked,
+    /// With the kernel, which echoes without a buffer of ours.
+    Relaying(When),
+    /// As `Relaying`, and canceled.
+    RelayStopping,
+    /// With the kernel, which forgets what comes.
+    Discarding(When),
+    /// As `Discarding`, and canceled.
+    DiscardStopping,
+    /// Not armed: there was no small buffer. Waits in the queue for one.
+    Starved,
+    /// Not armed: the kernel was short of memory. Will be tried again.
+    Retrying,
+}
+
+/// The receiving half of a connection.
+#[derive(Debug)]
+pub(crate) struct Inbound {
+    receive: Receive,
+    estimate: Estimate,
+    /// Relays that are still to succeed before the connection is received from again.
+    probation: u8,
+}
+
+impl Default for Inbound {
+    fn default() -> Self {
+        Self { receive: Receive::Off, estimate: Estimate::new(Expectation::Data), probation: 0 }
+    }
+}
+
+impl Inbound {
+    /// That of a connection of the process before us, which left bytes unsent or not.
+    #[must_use]
+    pub(crate) fn imported(unsent: u32) -> Self {
+        let probation = if unsent > 0 { limits::PROBATION_RELAYS } else { 0 };
+        // Waiting for readiness misses nothing: it finds what is there already.
+        Self { probation, estimate: Estimate::new(Expectation::Silence), ..Self::default() }
+    }
+
+    /// Where the receive stands.
+    #[must_use]
+    pub(crate) fn receive(&self) -> Receive {
+        self.receive
+    }
+
+    /// Which buffers suit the connection.
+    #[must_use]
+    pub(crate) fn class(&self) -> SizeClass {
+        self.estimate.class()
+    }
+
+    /// Whether the kernel has a receive, a relay or a poll.
+    #[must_use]
+    pub(crate) fn is_with_kernel(&self) -> bool {
+        match self.receive {
+            Receive::Armed(_)
+            | Receive::Stopping(_)
+            | Receive::Revoked
+            | Receive::Relaying(_)
+            | Receive::RelayStopping
+            | Receive::Discarding(_)
+            | Receive::DiscardStopping => true,
+            Receive::Off | Receive::Deferred | Receive::Starved | Receive::Retrying => false,
+        }
+    }
+
+    /// Whether a relay may still send.
+    #[must_use]
+    pub(crate) fn is_relay(&self) -> bool {
+        matches!(self.receive, Receive::Relaying(_) | Receive::RelayStopping)
+    }
+
+    /// Whether a relay waits for its peer to read.
+    #[must_use]
+    pub(crate) fn is_relay_blocked(&self) -> bool {
+        self.receive == Receive::Relaying(When::Writable)
+    }
+
+    /// Whether it waits for a buffer or for the kernel's memory: that nothing moves is not the
+    /// peer's doing.
+    #[must_use]
+    pub(crate) fn is_short(&self) -> bool {
+        matches!(self.receive, Receive::Starved | Receive::Retrying)
+    }
+
+    /// Whether the next bytes are to be relayed, or discarded, rather than received.
+    #[must_use]
+    pub(crate) fn relays(&self, phase: Phase, resources: &Resources) -> bool {
+        let scarce = resources.pool.is_withheld();
+        match phase {
+            Phase::Open => scarce || self.probation > 0,
+            Phase::Lingering(_) => scarce,
+            Phase::Free
+            | Phase::Accepting
+            | Phase::WaitingForCapacity
+            | Phase::HalfClosed
+            | Phase::Flushing(_)
+            | Phase::Closing(_) => false,
+        }
+    }
+
+    /// Bytes came into `buffer`; `armed` says whether the receive goes on.
+    pub(crate) fn on_received(&mut self, context: &mut Context, buffer: BufferId, armed: bool) {
+        let resources = &mut *context.resources;
+        match (self.receive, buffer.class) {
+            (
+                Receive::Armed(how @ (Armed::Multishot | Armed::Once))
+                | Receive::Stopping(how @ (Armed::Multishot | Armed::Once)),
+                SizeClass::Small,
+            ) => {
+                assert!(how == Armed::Multishot || !armed, "a receive of one goes on");
+                resources.buffer_offer.note_taken();
+                resources.receive_policy.note_chunk();
+            }
+            (
+                Receive::Armed(Armed::Large) | Receive::Stopping(Armed::Large) | Receive::Revoked,
+                SizeClass::Large,
+            ) => {
+                assert!(!armed, "a receive of one goes on");
+                self.end_large(context);
+            }
+            (receive, class) => unreachable!("bytes in a {class:?} buffer: {receive:?}"),
+        }
+        if !armed {
+            self.receive = Receive::Off;
+        }
+    }
+
+    /// Learns from `length` bytes that are taken in what the next receive should be.
+    pub(crate) fn learn(&mut self, resources: &Resources, length: u32, rest: Expectation) {
+        let large = self.probation == 0 && resources.pool.has_large();
+        let largest = if large { SizeClass::Large } else { SizeClass::Small };
+        self.estimate.note(length, rest, resources.pool.small_size(), largest);
+    }
+
+    /// The poll has found bytes, or the end.
+    pub(crate) fn on_readable(&mut self) {
+        let polls = Receive::Armed(Armed::Poll) == self.receive
+            || Receive::Stopping(Armed::Poll) == self.receive;
+        assert!(polls, "readiness without a poll: {:?}", self.receive);
+        self.receive = Receive::Off;
+        self.estimate.expect(Expectation::Data);
+    }
+
+    /// The receive has ended without bytes, for `reason`, which its owner looks at as well.
+    /// `wanted` says whether bytes are still wanted.
+    pub(crate) fn on_ended(&mut self, context: &mut Context, reason: ReceiveEnd, wanted: bool) {
+        assert!(self.is_with_kernel(), "an end without a receive: {:?}", self.receive);
+        let ended = self.set(context.resources, Receive::Off);
+        if let Receive::Armed(Armed::Large) | Receive::Stopping(Armed::Large) | Receive::Revoked =
+            ended
+        {
+            self.end_large(context);
+        }
+        match reason {
+            ReceiveEnd::EndOfStream | ReceiveEnd::Failed(_) => {}
+            ReceiveEnd::NoBuffer => {
+                let small = Receive::Armed(Armed::Multishot) == ended
+                    || Receive::Armed(Armed::Once) == ended
+                    || Receive::Stopping(Armed::Multishot) == ended
+                    || Receive::Stopping(Armed::Once) == ended;
+                assert!(small, "{ended:?} needs no small buffer");
+                self.on_no_buffer(context);
+            }
+            ReceiveEnd::Stopped => {
+                // Waiting for readiness misses nothing: it finds what is there already.
+                self.estimate.expect(Expectation::Silence);
+                if ended == Receive::Revoked && wanted {
+                    self.poll(context);
+                }
+            }
+            ReceiveEnd::Memory => {}
+        }
+    }
+
+    fn on_no_buffer(&mut self, context: &mut Context) {
+        context.resources.stats.starved += 1;
+        context.resources.buffer_offer.note_dry();
+        self.estimate.expect(Expectation::Data);
+    }
+
+    /// The kernel is short of memory: to be tried again.
+    pub(crate) fn retry_later(&mut self, context: &mut Context) {
+        self.receive = Receive::Retrying;
+        context.retry_later();
+    }
+
+    /// Waits for a small buffer, unless what it waits for may be held for long: then it is relayed
+    /// instead. Nor does a connection wait that gets a large one next.
+    pub(crate) fn wait_for_buffer(&mut self, context: &mut Context) {
+        if self.class() == SizeClass::Small && !context.resources.pool.is_withheld() {
+            self.stand_in_line(context);
+        }
+    }
+
+    fn stand_in_line(&mut self, context: &mut Context) {
+        self.receive = Receive::Starved;
+        context.resources.waiting.push_back(context.id);
+        // The buffers of the sends under way are wanted back.
+        context.ops.push(Op::FlushSends);
+    }
+
+    /// There may be a small buffer for one that waits in the queue; false if it no longer does.
+    pub(crate) fn leave_line(&mut self) -> bool {
+        let starved = self.receive == Receive::Starved;
+        if starved {
+            self.receive = Receive::Off;
+        }
+        starved
+    }
+
+    /// The kernel may have memory again; false if this was not waited for.
+    pub(crate) fn end_retry(&mut self) -> bool {
+        let retrying = self.receive == Receive::Retrying;
+        if retrying {
+            self.receive = Receive::Off;
+        }
+        retrying
+    }
+
+    /// Gives up what the kernel does not have. Returns whether it waited for a buffer or memory.
+    pub(crate) fn give_up(&mut self) -> bool {
+        let short = self.is_short();
+        if !self.is_with_kernel() {
+            self.receive = Receive::Off;
+        }
+        short
+    }
+
+    /// A peer did not read fast enough.
+    pub(crate) fn on_stall(&mut self) {
+        self.estimate.forget_size();
+        self.probation = limits::PROBATION_RELAYS;
+    }
+
+    /// Arms a receive if bytes are `wanted`; stops one that the kernel would go on with if they are
+    /// not, or if another kind of receive suits the connection by now.
+    pub(crate) fn advance(&mut self, context: &mut Context, phase: Phase, wanted: bool) {
+        let resources = &*context.resources;
+        match self.receive {
+            Receive::Off if wanted => {
+                if resources.waiting.is_empty() || self.relays(phase, resources) {
+                    self.arm(context, phase);
+                } else {
+                    self.stand_in_line(context);
+                }
+            }
+            Receive::Deferred if !wanted => self.receive = Receive::Off,
+            Receive::Armed(Armed::Multishot)
+                if !wanted
+                    || self.class() == SizeClass::Large
+                    || resources.receive_policy.is_deferring() =>
+            {
+                self.stop(context);
+            }
+            Receive::Off
+            | Receive::Deferred
+            | Receive::Armed(_)
+            | Receive::Stopping(_)
+            | Receive::Revoked
+            | Receive::Relaying(_)
+            | Receive::RelayStopping
+            | Receive::Discarding(_)
+            | Receive::DiscardStopping
+            | Receive::Starved
+            | Receive::Retrying => {}
+        }
+    }
+
+    /// Arms the next receive, or relays.
+    pub(crate) fn arm(&mut self, context: &mut Context, phase: Phase) {
+        if self.relays(phase, context.resources) {
+            return self.relay(context, phase);
+        }
+        match (self.class(), self.estimate.expectation()) {
+            (SizeClass::Small, _) => self.arm_small(context),
+            (SizeClass::Large, Expectation::Data) => {
+                if context.resources.pool.reserve_large() {
+                    self.receive_large(context, ReceiveMode::Now);
+                } else {
+                    // Others use the large ones now. A small one serves this time.
+                    context.resources.stats.starved += 1;
+                    context.resources.large_shortage += 1;
+                    self.estimate.use_small_once();
+                    self.arm_small(context);
+                }
+            }
+            (SizeClass::Large, Expectation::Silence) => {
+                if context.resources.pool.reserve_large() {
+                    context.resources.idle_large.push_back(context.id);
+                    self.receive_large(context, ReceiveMode::WhenReadable);
+                } else {
+                    self.poll(context);
+                }
+            }
+        }
+    }
+
+    fn arm_small(&mut self, context: &mut Context) {
+        if context.resources.receive_policy.is_deferring() {
+            self.receive = Receive::Deferred;
+            return context.resources.receive_policy.defer(context.id);
+        }
+        let (armed, mode) = if context.resources.parameters.multishot && self.probation == 0 {
+            (Armed::Multishot, ReceiveMode::Multishot)
+        } else {
+            match self.estimate.expectation() {
+                Expectation::Data => (Armed::Once, ReceiveMode::Now),
+                Expectation::Silence => (Armed::Once, ReceiveMode::WhenReadable),
+            }
+        };
+        self.receive = Receive::Armed(armed);
+        context.ops.push(Op::Receive { connection: context.id, class: SizeClass::Small, mode });
+    }
+
+    fn receive_large(&mut self, context: &mut Context, mode: ReceiveMode) {
+        self.receive = Receive::Armed(Armed::Large);
+        context.ops.push(Op::Receive { connection: context.id, class: SizeClass::Large, mode });
+    }
+
+    fn poll(&mut self, context: &mut Context) {
+        self.receive = Receive::Armed(Armed::Poll);
+        context.ops.push(Op::AwaitReadable { connection: context.id });
+    }
+
+    /// Submits a deferred receive. False if it is not wanted any more.
+    pub(crate) fn submit_deferred(&mut self, context: &mut Context) -> bool {
+        let deferred = self.receive == Receive::Deferred;
+        if deferred {
+            self.receive = Receive::Armed(Armed::Once);
+            let (class, mode) = (SizeClass::Small, ReceiveMode::Now);
+            context.ops.push(Op::Receive { connection: context.id, class, mode });
+        }
+        deferred
+    }
+
+    /// A receive that had a large buffer is over.
+    fn end_large(&mut self, context: &mut Context) {
+        context.resources.pool.end_reservation();
+        context.resources.idle_large.retain(|&idle| idle != context.id);
+    }
+
+    /// Gives the large buffer back with which it waits for bulk.
+    pub(crate) fn revoke(&mut self, context: &mut Context) {
+        if self.receive == Receive::Armed(Armed::Large) {
+            self.receive = Receive::Revoked;
+            context.ops.push(Op::CancelReceive { connection: context.id });
+        }
+    }
+
+    /// Cancels a receive or poll that the kernel has, if that has not been done.
+    pub(crate) fn stop(&mut self, context: &mut Context) {
+        match self.receive {
+            Receive::Armed(armed) => {
+                self.receive = Receive::Stopping(armed);
+                context.ops.push(Op::CancelReceive { connection: context.id });
+            }
+            Receive::Revoked => self.receive = Receive::Stopping(Armed::Large),
+            Receive::Off
+            | Receive::Deferred
+            | Receive::Stopping(_)
+            | Receive::Relaying(_)
+            | Receive::RelayStopping
+            | Receive::Discarding(_)
+            | Receive::DiscardStopping
+            | Receive::Starved
+            | Receive::Retrying => {}
+        }
+    }
+
+    /// Lets the kernel echo the next bytes, or forget them after our FIN.
+    fn relay(&mut self, context: &mut Context, phase: Phase) {
+        let when = match self.estimate.expectation() {
+            Expectation::Data => When::Now,
+            Expectation::Silence => When::Readable,
+        };
+        self.relay_after(context, phase, when);
+    }
+
+    fn relay_after(&mut self, context: &mut Context, phase: Phase, when: When) {
+        let connection = context.id;
+        if let Phase::Lingering(_) = phase {
+            self.receive = Receive::Discarding(when);
+            context.ops.push(Op::Discard { connection, when });
+        } else {
+            let left = context.resources.left_of_limit(connection);
+            let length_max = left.min(u64::from(u32::MAX)) as u32;
+            self.set(context.resources, Receive::Relaying(when));
+            context.ops.push(Op::Relay { connection, when, length_max });
+        }
+    }
+
+    /// A relay has been answered. Returns where the receive stood.
+    pub(crate) fn end_relay(&mut self, resources: &mut Resources) -> Receive {
+        self.set(resources, Receive::Off)
+    }
+
+    /// A relay that had waited for `waited` has echoed `length` bytes, and the next one should wait
+    /// for `next`.
+    pub(crate) fn on_echoed(
+        &mut self,
+        context: &mut Context,
+        phase: Phase,
+        length: u32,
+        waited: When,
+        next: When,
+    ) {
+        self.expect(next);
+        if next != When::Writable {
+            self.probation = self.probation.saturating_sub(u8::from(length > 0));
+            return;
+        }
+        context.resources.stats.short_sends += 1;
+        self.probation = limits::PROBATION_RELAYS;
+        if phase != Phase::Open || context.resources.quiescing {
+            // It will not be relayed again.
+        } else if length == 0 && waited == When::Writable {
+            // The socket has room but takes nothing: the kernel is short of memory.
+            self.retry_later(context);
+        } else {
+            self.relay_after(context, phase, When::Writable);
+        }
+    }
+
+    /// Notes what the socket probably holds after a relay.
+    pub(crate) fn expect(&mut self, next: When) {
+        self.estimate.expect(match next {
+            When::Now => Expectation::Data,
+            When::Readable | When::Writable => Expectation::Silence,
+        });
+    }
+
+    /// Stops a relay that is under way. Returns whether it waited for its peer to read.
+    pub(crate) fn stop_relay(&mut self, context: &mut Context) -> bool {
+        let stopping = match self.receive {
+            Receive::Relaying(_) => Receive::RelayStopping,
+            Receive::Discarding(_) => Receive::DiscardStopping,
+            Receive::Off
+            | Receive::Deferred
+            | Receive::Armed(_)
+            | Receive::Stopping(_)
+            | Receive::Revoked
+            | Receive::RelayStopping
+            | Receive::DiscardStopping
+            | Receive::Starved
+            | Receive::Retrying => return false,
+        };
+        let blocked = self.is_relay_blocked();
+        self.set(context.resources, stopping);
+        context.ops.push(Op::CancelReceive { connection: context.id });
+        blocked
+    }
+
+    /// Changes where the receive stands, and counts whether the peer does not read. Returns where
+    /// it stood.
+    fn set(&mut self, resources: &mut Resources, receive: Receive) -> Receive {
+        let was_blocked = self.is_relay_blocked();
+        let was = mem::replace(&mut self.receive, receive);
+        let stalled = &mut resources.stats.stalled;
+        *stalled = *stalled + u64::from(self.is_relay_blocked()) - u64::from(was_blocked);
+        was
+    }
+}

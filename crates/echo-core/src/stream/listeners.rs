@@ -1,0 +1,253 @@
+//! The listening sockets, as one worker sees them: how many accepts are with the kernel, and in
+//! what order.
+//!
+//! Accepts are one-shot on purpose: a one-shot accept goes to the end of the socket's wait queue
+//! each time, so workers that share a listener take turns exactly; a multishot stays at the head
+//! and takes every connection (Linux 6.18, measured).
+
+use alloc::vec;
+use alloc::vec::Vec;
+
+use crate::id::{ConnectionId, ListenerId, Timestamp};
+use crate::kernel::Wake;
+use crate::limits;
+use crate::op::Op;
+use crate::reason::AcceptError;
+
+/// Where the accept of a listener stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Accept {
+    /// Not armed: there is no capacity, or the worker drains, or it is about to be armed.
+    Off,
+    /// With the kernel, under this name.
+    Armed(ConnectionId),
+    /// With the kernel, and canceled.
+    Canceling(ConnectionId),
+    /// Not armed: files or memory ran out. Tried again then, or when a connection closes.
+    BackingOff(Timestamp),
+    /// With the kernel, one that does not wait: the listener ends.
+    Emptying(ConnectionId),
+    /// Not armed, and never again: the listener has ended.
+    Ended,
+}
+
+impl Accept {
+    fn is_with_kernel(self) -> bool {
+        match self {
+            Self::Armed(_) | Self::Canceling(_) | Self::Emptying(_) => true,
+            Self::Off | Self::BackingOff(_) | Self::Ended => false,
+        }
+    }
+}
+
+/// One listening socket.
+#[derive(Clone, Debug)]
+struct Listener {
+    accept: Accept,
+    /// Whether it ends.
+    ends: bool,
+    /// Accepts in a row that found their peer gone.
+    aborts: u16,
+}
+
+/// What the worker accepts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Accepting {
+    /// Connections of all listeners.
+    All,
+    /// Those that wait at listeners that end: the worker drains, or hands over.
+    Ending,
+    /// None any more: the time for all of it is over.
+    Nothing,
+}
+
+/// All listening sockets.
+#[derive(Debug, Default)]
+pub(crate) struct Listeners {
+    all: Vec<Listener>,
+    /// Accepts that have been armed in this turn and not been answered. Older ones may be among
+    /// them until time next passes; at worst a listener stands back for one turn in vain.
+    armed_this_turn: u64,
+    /// The listener to be armed first.
+    next: usize,
+    /// Whether a listener waits for the next turn to be armed.
+    stands_back: bool,
+}
+
+impl Listeners {
+    /// So many, none of which has an accept.
+    #[must_use]
+    pub(crate) fn new(count: u16) -> Self {
+        let off = Listener { accept: Accept::Off, ends: false, aborts: 0 };
+        let all = vec![off; usize::from(count)];
+        Self { all, armed_this_turn: 0, next: 0, stands_back: false }
+    }
+
+    /// When there is something to do at the latest.
+    #[must_use]
+    pub(crate) fn wake(&self) -> Wake {
+        if self.stands_back {
+            return Wake::Now;
+        }
+        let until = |listener: &Listener| match listener.accept {
+            Accept::BackingOff(until) => Some(until),
+            Accept::Off
+            | Accept::Armed(_)
+            | Accept::Canceling(_)
+            | Accept::Emptying(_)
+            | Accept::Ended => None,
+        };
+        self.all.iter().filter_map(until).min().into()
+    }
+
+    /// Whether the kernel has no accept, and every listener that ends has been emptied.
+    #[must_use]
+    pub(crate) fn are_quiescent(&self) -> bool {
+        self.all.iter().all(|listener| {
+            let ended = !listener.ends || listener.accept == Accept::Ended;
+            ended && !listener.accept.is_with_kernel()
+        })
+    }
+
+    /// Time has passed: those that backed off may be tried again.
+    pub(crate) fn on_time(&mut self, now: Timestamp) {
+        for listener in &mut self.all {
+            if let Accept::BackingOff(until) = listener.accept
+                && until <= now
+            {
+                listener.accept = Accept::Off;
+            }
+        }
+    }
+
+    /// A connection was closed, which frees a file and memory: those that backed off may be tried
+    /// again.
+    pub(crate) fn on_closed(&mut self) {
+        for listener in &mut self.all {
+            if let Accept::BackingOff(_) = listener.accept {
+                listener.accept = Accept::Off;
+            }
+        }
+    }
+
+    /// Accepts that are armed from here on are of another turn.
+    pub(crate) fn end_turn(&mut self) {
+        self.armed_this_turn = 0;
+    }
+
+    /// From now on `listener` is emptied, or once more.
+    pub(crate) fn end(&mut self, listener: ListenerId) {
+        let listener = &mut self.all[usize::from(listener.0)];
+        listener.ends = true;
+        if let Accept::Ended | Accept::BackingOff(_) = listener.accept {
+            listener.accept = Accept::Off;
+        }
+    }
+
+    /// The accept of `listener` has brought a connection.
+    pub(crate) fn on_accepted(&mut self, listener: ListenerId) {
+        self.armed_this_turn = self.armed_this_turn.saturating_sub(1);
+        let listener = &mut self.all[usize::from(listener.0)];
+        listener.accept = Accept::Off;
+        listener.aborts = 0;
+    }
+
+    /// The accept of `listener` has failed.
+    pub(crate) fn on_failed(
+        &mut self,
+        now: Timestamp,
+        id: ListenerId,
+        error: AcceptError,
+        ops: &mut Vec<Op>,
+    ) {
+        self.armed_this_turn = self.armed_this_turn.saturating_sub(1);
+        let listener = &mut self.all[usize::from(id.0)];
+        listener.aborts = if error == AcceptError::Aborted { listener.aborts + 1 } else { 0 };
+        listener.accept = match error {
+            AcceptError::Canceled => Accept::Off,
+            AcceptError::Aborted if listener.aborts < limits::ACCEPT_ABORTS_MAX => Accept::Off,
+            AcceptError::Empty if listener.ends => {
+                ops.push(Op::CloseListener { listener: id });
+                Accept::Ended
+            }
+            // Another worker has heard earlier than we that the listener ends.
+            AcceptError::Empty
+            | AcceptError::Aborted
+            | AcceptError::ProcessFiles
+            | AcceptError::SystemFiles
+            | AcceptError::Memory
+            | AcceptError::Unexpected(_) => {
+                listener.aborts = 0;
+                Accept::BackingOff(now.plus(limits::ACCEPT_BACKOFF_MS))
+            }
+        };
+    }
+
+    /// Asks the kernel for as many connections as there is `capacity` for, and no more in one turn:
+    /// of two accepts that race for the last capacity one would have to wait here, while another
+    /// worker may have room. Listeners that have to stand back are armed in the next turn. The
+    /// accept of a listener from which no connection is wanted any more is canceled. `take_slot`
+    /// gives a slot for an accept of a listener.
+    ///
+    /// A listener that ends is emptied instead, also in a drain: one accept after the other that
+    /// does not wait, until one finds the backlog empty, each as far as there is capacity. When
+    /// nothing is accepted any more, it is closed whatever its backlog holds.
+    pub(crate) fn arm(
+        &mut self,
+        accepting: Accepting,
+        capacity: u64,
+        mut take_slot: impl FnMut(ListenerId) -> ConnectionId,
+        ops: &mut Vec<Op>,
+    ) {
+        self.stands_back = false;
+        let first = self.next;
+        for index in (first..self.all.len()).chain(0..first) {
+            let id = ListenerId(index as u16);
+            let listener = &mut self.all[index];
+            let ends = listener.ends;
+            let wanted = capacity > 0 && (ends || accepting == Accepting::All);
+            match listener.accept {
+                Accept::Off | Accept::BackingOff(_) if ends && accepting == Accepting::Nothing => {
+                    listener.accept = Accept::Ended;
+                    ops.push(Op::CloseListener { listener: id });
+                }
+                Accept::Off if wanted && self.armed_this_turn >= capacity => {
+                    self.stands_back = true;
+                }
+                Accept::Off if wanted => {
+                    self.armed_this_turn += 1;
+                    self.next = index + 1;
+                    let connection = take_slot(id);
+                    if ends {
+                        listener.accept = Accept::Emptying(connection);
+                        ops.push(Op::AcceptWaiting { listener: id, connection });
+                    } else {
+                        listener.accept = Accept::Armed(connection);
+                        ops.push(Op::Accept { listener: id, connection });
+                    }
+                }
+                Accept::Armed(connection) if ends || !wanted => {
+                    listener.accept = Accept::Canceling(connection);
+                    ops.push(Op::CancelAccept { connection });
+                }
+                Accept::Off
+                | Accept::Armed(_)
+                | Accept::Canceling(_)
+                | Accept::Emptying(_)
+                | Accept::Ended
+                | Accept::BackingOff(_) => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+impl Listeners {
+    /// The name of the accept that is armed on `listener`.
+    pub(crate) fn armed(&self, listener: ListenerId) -> Option<ConnectionId> {
+        match self.all[usize::from(listener.0)].accept {
+            Accept::Armed(connection) => Some(connection),
+            _ => None,
+        }
+    }
+}

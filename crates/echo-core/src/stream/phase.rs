@@ -1,0 +1,46 @@
+//! How far the life of a connection has come.
+
+use crate::reason::CloseReason;
+
+/// What a slot is used for. Data valid in one phase only lives in that phase.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// The slot is free.
+    Free,
+    /// Its name has been given to an armed accept.
+    Accepting,
+    /// Accepted in a race for the last capacity: waits for some, as it would in the backlog.
+    WaitingForCapacity,
+    /// Receiving and echoing.
+    Open,
+    /// The peer has sent its FIN: echo what is left, then close.
+    HalfClosed,
+    /// We want to end it: echo what was received until now, then send FIN.
+    Flushing(CloseReason),
+    /// We have sent FIN. Read on to the peer's FIN: close(2) with unread bytes would reset the
+    /// connection and destroy echoed bytes that are still under way.
+    Lingering(CloseReason),
+    /// Nothing more will be echoed. Waits until the kernel holds nothing of it.
+    Closing(CloseReason),
+}
+
+impl Phase {
+    /// Whether the slot is a connection that was opened and not closed yet.
+    #[must_use]
+    pub(crate) fn is_connection(self) -> bool {
+        match self {
+            Self::Free | Self::Accepting | Self::WaitingForCapacity => false,
+            Self::Open
+            | Self::HalfClosed
+            | Self::Flushing(_)
+            | Self::Lingering(_)
+            | Self::Closing(_) => true,
+        }
+    }
+
+    /// Whether the connection waits only for the kernel to give back what it holds.
+    #[must_use]
+    pub(crate) fn is_closing(self) -> bool {
+        matches!(self, Self::Closing(_))
+    }
+}

@@ -1,0 +1,333 @@
+//! What all connections of a worker share: the pool, the memory for stalled peers, the queues of
+//! connections that wait for something, the counters.
+
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::vec;
+use alloc::vec::Vec;
+
+use super::receive_policy::ReceivePolicy;
+use super::spill::Spill;
+use crate::budget::Budget;
+use crate::buffer_offer::BufferOffer;
+use crate::buffer_pool::Pool;
+use crate::id::{BufferId, ConnectionId, ListenerId, Timestamp};
+use crate::limits;
+use crate::op::Op;
+use crate::parameters::Parameters;
+use crate::reason::{CloseReason, RefuseReason};
+use crate::stats::{Stats, Traffic};
+
+/// What all connections of a worker share.
+pub(crate) struct Resources {
+    /// How the core is set up.
+    pub(crate) parameters: Parameters,
+    /// Which buffers are lent.
+    pub(crate) pool: Pool,
+    /// How small receives are submitted.
+    pub(crate) receive_policy: ReceivePolicy,
+    /// How many small buffers are offered.
+    pub(crate) buffer_offer: BufferOffer,
+    /// The counters. Only `Server::stats` knows traffic, connections that wait for capacity, and
+    /// lent buffers.
+    pub(crate) stats: Stats,
+    /// Every connection is to become quiescent: nothing is received and no spilled byte is sent.
+    pub(crate) quiescing: bool,
+    /// Connections whose receive waits for bulk with a large buffer in hand, longest first; no more
+    /// than there are large buffers.
+    pub(crate) idle_large: VecDeque<ConnectionId>,
+    /// How many receives found no large buffer in the present turn.
+    pub(crate) large_shortage: u32,
+    /// What the connection of each slot has received, if there is a byte limit; else it is empty.
+    pub(crate) received: Vec<u64>,
+    /// What the connections of each listener did.
+    pub(crate) listeners: Vec<Traffic>,
+    /// When the events at hand were fetched from the kernel, in microseconds since an arbitrary
+    /// start.
+    pub(crate) clock_us: u64,
+    /// By slot, when the oldest bytes that are spilled were received, in microseconds modulo
+    /// 2^32, if their residence time is taken. Only stalled connections are in it.
+    pub(crate) stalled_since: BTreeMap<u32, Option<u32>>,
+    /// Connections that wait for a small buffer, first come first served. One that ended since is
+    /// skipped.
+    pub(crate) waiting: VecDeque<ConnectionId>,
+    /// Connections to be tried again, and when; in order of time.
+    pub(crate) retries: VecDeque<(Timestamp, ConnectionId)>,
+    /// Sends until the next one whose residence time is taken.
+    untimed_sends: u32,
+}
+
+impl Resources {
+    /// All buffers free, no connection waiting.
+    #[must_use]
+    pub(crate) fn new(parameters: Parameters) -> Self {
+        Self {
+            pool: Pool::new(parameters.buffers),
+            receive_policy: ReceivePolicy::new(parameters.deferral, parameters.buffers.small.count),
+            buffer_offer: BufferOffer::new(parameters.buffers.small.count),
+            stats: Stats::default(),
+            quiescing: false,
+            idle_large: VecDeque::new(),
+            large_shortage: 0,
+            received: Vec::new(),
+            listeners: vec![Traffic::default(); usize::from(parameters.listeners)],
+            clock_us: 0,
+            stalled_since: BTreeMap::new(),
+            waiting: VecDeque::new(),
+            retries: VecDeque::new(),
+            untimed_sends: 0,
+            parameters,
+        }
+    }
+
+    /// Counts a connection that was accepted.
+    pub(crate) fn count_accepted(&mut self, listener: ListenerId) {
+        self.of(listener).accepted += 1;
+    }
+
+    /// Counts a connection of the process before us.
+    pub(crate) fn count_taken_over(&mut self, listener: ListenerId) {
+        self.of(listener).taken_over += 1;
+    }
+
+    /// Counts a connection that is closed right after its accept.
+    pub(crate) fn count_refused(&mut self, listener: ListenerId, reason: RefuseReason) {
+        self.of(listener).refused[reason as usize] += 1;
+    }
+
+    /// How many bytes a connection is free to send before its byte limit is reached.
+    #[must_use]
+    pub(crate) fn left_of_limit(&self, id: ConnectionId) -> u64 {
+        let limit = self.parameters.runtime_limits.bytes_max;
+        limit.map_or(u64::MAX, |limit| limit.saturating_sub(self.received_by(id)).max(1))
+    }
+
+    /// Counts `length` bytes against the byte limit of a connection, and says how many it was free
+    /// to send before. Costs nothing, neither time nor memory, as long as there is no limit; bytes
+    /// that came before there was one do not count.
+    pub(crate) fn count_against_limit(&mut self, id: ConnectionId, length: u32) -> u64 {
+        let Some(limit) = self.parameters.runtime_limits.bytes_max else { return u64::MAX };
+        let slot = id.slot() as usize;
+        if slot >= self.received.len() {
+            self.received.resize(slot + 1, 0);
+        }
+        let left = limit.saturating_sub(self.received[slot]);
+        self.received[slot] += u64::from(length);
+        left
+    }
+
+    /// What counts towards the byte limit of a connection.
+    #[must_use]
+    pub(crate) fn received_by(&self, id: ConnectionId) -> u64 {
+        self.received.get(id.slot() as usize).copied().unwrap_or(0)
+    }
+
+    /// What the process before us counted towards the byte limit of a connection.
+    pub(crate) fn resume_received(&mut self, id: ConnectionId, received: u64) {
+        if self.parameters.runtime_limits.bytes_max.is_some() {
+            let slot = id.slot() as usize;
+            if slot >= self.received.len() {
+                self.received.resize(slot + 1, 0);
+            }
+            self.received[slot] = received;
+        }
+    }
+
+    /// The slot has a new tenant.
+    pub(crate) fn forget_received(&mut self, id: ConnectionId) {
+        if let Some(received) = self.received.get_mut(id.slot() as usize) {
+            *received = 0;
+        }
+    }
+
+    /// Counts a chunk that was received.
+    pub(crate) fn count_received(&mut self, listener: ListenerId, length: u32) {
+        let of = self.of(listener);
+        of.bytes_in += u64::from(length);
+        of.chunks_in += 1;
+    }
+
+    /// Counts bytes that were sent.
+    pub(crate) fn count_sent(&mut self, listener: ListenerId, length: u32) {
+        self.of(listener).bytes_out += u64::from(length);
+    }
+
+    /// Whether the residence time of the next send is to be taken: the first one's, and that of
+    /// every so many after it, whatever becomes of it.
+    pub(crate) fn is_next_send_timed(&mut self) -> bool {
+        let timed = self.untimed_sends == 0;
+        self.untimed_sends =
+            if timed { limits::SENDS_PER_TIMED - 1 } else { self.untimed_sends - 1 };
+        timed
+    }
+
+    /// Counts an echo that is complete; and its residence time, if it is of bytes that were
+    /// received at `since_us`, in microseconds modulo 2^32.
+    pub(crate) fn count_echo(&mut self, listener: ListenerId, since_us: Option<u32>) {
+        self.of(listener).chunks_out += 1;
+        if let Some(since_us) = since_us {
+            self.stats.residence.record((self.clock_us as u32).wrapping_sub(since_us));
+        }
+    }
+
+    /// Counts a connection that is closed.
+    pub(crate) fn count_close(&mut self, listener: ListenerId, reason: CloseReason) {
+        self.of(listener).closed[reason as usize] += 1;
+    }
+
+    fn of(&mut self, listener: ListenerId) -> &mut Traffic {
+        &mut self.listeners[usize::from(listener.0)]
+    }
+
+    /// Counts the bytes at the front of a backlog, those that were spilled all together, as one
+    /// echo: they have been sent.
+    pub(crate) fn count_echo_of_backlog(&mut self, listener: ListenerId, id: ConnectionId) {
+        let since_us = self.stalled_since.get(&id.slot()).copied().flatten();
+        self.count_echo(listener, since_us);
+    }
+
+    /// Bytes of a block of memory for spilled bytes.
+    #[must_use]
+    pub(crate) fn block_size(&self) -> u32 {
+        self.parameters.budget.block_size()
+    }
+
+    /// Takes the memory for `more` bytes behind those that are spilled. None, and nothing is taken,
+    /// if it is not granted.
+    pub(crate) fn charge_spill(&mut self, spill: Spill, more: u32) -> Option<Spill> {
+        self.charge(spill, more, |budget, blocks| budget.take(blocks))
+    }
+
+    /// As [`Resources::charge_spill`], whatever the limit says.
+    pub(crate) fn charge_spill_beyond(&mut self, spill: Spill, more: u32) -> Option<Spill> {
+        self.charge(spill, more, |budget, blocks| budget.take_beyond(blocks))
+    }
+
+    fn charge(
+        &mut self,
+        spill: Spill,
+        more: u32,
+        take: fn(&dyn Budget, u32) -> bool,
+    ) -> Option<Spill> {
+        let (size, grown) = (self.block_size(), spill.with(more));
+        let blocks = grown.blocks(size) - spill.blocks(size);
+        if blocks > 0 && !take(&*self.parameters.budget, blocks) {
+            self.stats.spills_refused += 1;
+            return None;
+        }
+        self.stats.spilled_bytes += u64::from(blocks) * u64::from(size);
+        Some(grown)
+    }
+
+    /// Notes that the first `sent` spilled bytes are gone; the driver gives their memory back.
+    /// Returns what is left.
+    pub(crate) fn refund_spill(&mut self, spill: Spill, sent: u32) -> Spill {
+        let size = self.block_size();
+        let left = spill.without(sent, size);
+        let freed = u64::from(spill.blocks(size) - left.blocks(size)) * u64::from(size);
+        let spilled = self.stats.spilled_bytes.checked_sub(freed);
+        self.stats.spilled_bytes = spilled.expect("invariant: what is refunded was charged");
+        left
+    }
+
+    /// Counts bytes that the process before us had spilled: the driver has taken the memory for
+    /// them, whatever the limit says.
+    pub(crate) fn count_imported(&mut self, spill: Spill) {
+        let size = self.block_size();
+        self.stats.spilled_bytes += u64::from(spill.blocks(size)) * u64::from(size);
+        self.stats.bytes_taken_over += u64::from(spill.unsent());
+    }
+}
+
+/// What a connection works with while it handles one event.
+pub(crate) struct Context<'a> {
+    /// Its name.
+    pub(crate) id: ConnectionId,
+    /// The listener it came from.
+    pub(crate) listener: ListenerId,
+    /// Now.
+    pub(crate) now: Timestamp,
+    /// What it shares with the others.
+    pub(crate) resources: &'a mut Resources,
+    /// Where its operations go.
+    pub(crate) ops: &'a mut Vec<Op>,
+}
+
+impl Context<'_> {
+    /// Gives a lent buffer back to the pool.
+    pub(crate) fn recycle(&mut self, buffer: BufferId) {
+        self.resources.pool.release(buffer);
+        self.ops.push(Op::Recycle { buffer });
+    }
+
+    /// Drops the unsent bytes of a lent buffer.
+    pub(crate) fn drop_chunk(&mut self, buffer: BufferId) {
+        let (_, unsent) = self.resources.pool.unsent(buffer);
+        self.resources.stats.bytes_dropped += u64::from(unsent);
+        self.recycle(buffer);
+    }
+
+    /// Asks for a call of `Connection::retry` in a little while.
+    pub(crate) fn retry_later(&mut self) {
+        self.resources.stats.memory_retries += 1;
+        self.resources.retries.push_back((self.now.plus(limits::MEMORY_RETRY_MS), self.id));
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use alloc::sync::Arc;
+    use core::sync::atomic::{AtomicU32, Ordering};
+
+    use crate::admission::Unlimited;
+    use crate::budget::Budget;
+    use crate::buffer_pool::BufferPlan;
+    use crate::fullness::Fullness;
+    use crate::limits;
+    use crate::parameters::{Deferral, Parameters, RuntimeLimits};
+
+    /// A small core without limits but its capacity: what the unit tests begin with.
+    pub(crate) fn small(listeners: u16, connections_max: u32) -> Parameters {
+        Parameters {
+            listeners,
+            buffers: BufferPlan::new([8, 0], [8, 64]),
+            multishot: false,
+            deferral: Deferral::default(),
+            sweep_slots_max: limits::SWEEP_SLOTS_MAX,
+            linger_timeout: 100,
+            limiter: Arc::new(Unlimited),
+            budget: Arc::new(Blocks::of(8, 0)),
+            fullness: Arc::new(Fullness::new(1)),
+            runtime_limits: RuntimeLimits::unlimited(connections_max),
+        }
+    }
+
+    /// So many blocks of one size, for the unit tests: none comes back.
+    #[derive(Debug)]
+    pub(crate) struct Blocks {
+        size: u32,
+        left: AtomicU32,
+    }
+
+    impl Blocks {
+        pub(crate) fn of(size: u32, left: u32) -> Self {
+            Self { size, left: left.into() }
+        }
+    }
+
+    impl Budget for Blocks {
+        fn block_size(&self) -> u32 {
+            self.size
+        }
+
+        fn take(&self, blocks: u32) -> bool {
+            let left = self.left.load(Ordering::Relaxed);
+            self.left.store(left.saturating_sub(blocks), Ordering::Relaxed);
+            blocks <= left
+        }
+
+        fn take_beyond(&self, blocks: u32) -> bool {
+            self.take(blocks);
+            true
+        }
+    }
+}

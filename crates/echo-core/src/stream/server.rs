@@ -1,0 +1,764 @@
+//! The stream server of one worker: slots, listeners, capacity, timers.
+//!
+//! It hands each event to the [`Connection`] it concerns and looks after what connections share:
+//! which connection gets the next capacity, which waits for a buffer, when accepting pauses, when
+//! the drain is over.
+
+use alloc::collections::VecDeque;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use super::connection::{Connection, ENOMEM};
+use super::drain::{Act, Drain};
+use super::listeners::{Accepting, Listeners};
+use super::pause::Pause;
+use super::phase::Phase;
+use super::probing::{Outcome, Probing};
+use super::receive_policy::Turn;
+use super::resources::{Context, Resources};
+use crate::admission::Admission;
+use crate::fullness;
+use crate::id::{BufferId, ConnectionId, ListenerId, Timestamp};
+use crate::kernel::{Kernel, Wake};
+use crate::op::{Event, Expectation, Op, TransferState, When};
+use crate::parameters::{Keepalive, Parameters, RuntimeLimits};
+use crate::peer::PeerAddr;
+use crate::reason::ConnectionError;
+use crate::stats::{Stats, Traffic};
+use crate::timer_wheel::Wheel;
+
+#[cfg(test)]
+mod accepting;
+#[cfg(test)]
+mod draining;
+#[cfg(test)]
+mod probes;
+#[cfg(test)]
+mod reconfigure;
+
+/// All connections of one worker.
+pub(crate) struct Server {
+    resources: Resources,
+    slots: Vec<Connection>,
+    free: Vec<u32>,
+    listeners: Listeners,
+    /// Accepted connections for which there was no capacity, first come first served.
+    waiting_for_capacity: VecDeque<ConnectionId>,
+    admission: Admission,
+    wheel: Wheel,
+    pause: Pause,
+    probing: Probing,
+    drain: Drain,
+    /// Slots given to connections of the process before us: there may be more of them than
+    /// capacity.
+    imported: u32,
+    /// Whether all capacity of this worker was taken when listeners were last looked at.
+    fullness: fullness::Part,
+    /// After a change of the limits: the timers of the slots below are right again.
+    retimed: Option<usize>,
+}
+
+impl Server {
+    /// A server at rest.
+    #[must_use]
+    pub(crate) fn new(parameters: Parameters) -> Self {
+        assert!(parameters.buffers.small.count > 0, "an echo needs a buffer");
+        let buffers = parameters.buffers;
+        assert!(buffers.small.size <= buffers.large.size, "large buffers are no smaller");
+        let limits = &parameters.runtime_limits;
+        let slots = limits.connections_max;
+        Self {
+            // Reserved, so that growing leaves no copies behind: address space until it is used.
+            slots: Vec::with_capacity(slots as usize),
+            free: Vec::new(),
+            listeners: Listeners::new(parameters.listeners),
+            waiting_for_capacity: VecDeque::new(),
+            admission: Admission::new(
+                Arc::clone(&limits.admission),
+                Arc::clone(&parameters.limiter),
+            ),
+            wheel: Wheel::new(Timestamp(0), parameters.tick_ms(), slots),
+            pause: Pause::default(),
+            probing: Probing::new(slots),
+            drain: Drain::No,
+            imported: 0,
+            fullness: fullness::Part::new(Arc::clone(&parameters.fullness)),
+            retimed: None,
+            resources: Resources::new(parameters),
+        }
+    }
+
+    /// What has been counted, and how things stand now.
+    #[must_use]
+    pub(crate) fn stats(&self) -> Stats {
+        let mut traffic = Traffic::default();
+        for listener in self.listener_traffic() {
+            traffic.add(listener);
+        }
+        Stats {
+            traffic,
+            buffers_lent: u64::from(self.resources.pool.lent_total()),
+            waiting_for_capacity: self.waiting_for_capacity.len() as u64,
+            ..self.resources.stats.clone()
+        }
+    }
+
+    /// What the connections of each listener did, in the order of their [`ListenerId`].
+    #[must_use]
+    pub(crate) fn listener_traffic(&self) -> &[Traffic] {
+        &self.resources.listeners
+    }
+
+    /// When the present turn began, or the last one.
+    pub(crate) fn clock_us(&self) -> u64 {
+        self.resources.clock_us
+    }
+
+    /// A turn begins: its events were fetched from the kernel at `clock_us`, in microseconds since
+    /// an arbitrary start, and the completion queue has overflowed so often.
+    pub(crate) fn begin_turn(&mut self, clock_us: u64, overflows: u64) {
+        self.resources.clock_us = clock_us;
+        self.pause.begin_turn(Timestamp(clock_us / 1_000));
+        self.resources.stats.completion_overflows = overflows;
+    }
+
+    /// A turn is over: all its events have been handled.
+    pub(crate) fn end_turn(&mut self, now: Timestamp, ops: &mut Vec<Op>) {
+        self.listeners.end_turn();
+        self.revoke_large(now, ops);
+        let connections = self.resources.stats.connections;
+        let slots = &self.slots;
+        let policy = &mut self.resources.receive_policy;
+        policy.end_turn(connections, |id| {
+            let connection = &slots[id.slot() as usize];
+            connection.generation() != id.generation() || !connection.waits_for_one()
+        });
+        if policy.has_deferred() {
+            self.submit_deferred(now, ops);
+        }
+        let deferring = self.resources.receive_policy.is_deferring();
+        let receives = if deferring { connections } else { 0 };
+        if let Some(count) = self.resources.buffer_offer.end_turn(receives) {
+            ops.push(Op::OfferBuffers { count });
+        }
+    }
+
+    /// Submits deferred receives behind the operations of the turn.
+    fn submit_deferred(&mut self, now: Timestamp, ops: &mut Vec<Op>) {
+        let turn = if ops.iter().any(Op::is_answered_at_once) {
+            Turn::Answered
+        } else if self.wake() == Wake::Now {
+            Turn::Brief
+        } else {
+            Turn::Waits
+        };
+        let mut due = self.resources.receive_policy.take_due(turn);
+        due.retain(|&id| {
+            let connection = &mut self.slots[id.slot() as usize];
+            let listener = connection.listener();
+            let resources = &mut self.resources;
+            connection.generation() == id.generation()
+                && connection.submit_deferred(&mut Context { id, listener, now, resources, ops })
+        });
+        self.resources.receive_policy.note_submitted(due);
+    }
+
+    /// For each receive that found no large buffer takes one back from a receive that waits for
+    /// bulk, for the next time.
+    fn revoke_large(&mut self, now: Timestamp, ops: &mut Vec<Op>) {
+        while self.resources.large_shortage > 0 {
+            self.resources.large_shortage -= 1;
+            if let Some(id) = self.resources.idle_large.pop_front() {
+                self.with_if_alive(now, id, ops, Connection::revoke);
+            }
+        }
+    }
+
+    /// When [`Server::on_time`] is to be called at the latest.
+    #[must_use]
+    pub(crate) fn wake(&self) -> Wake {
+        let unfinished = self.retimed.is_some() || self.admission.is_recounting();
+        let receives = self.resources.receive_policy.must_not_wait();
+        if unfinished || receives || self.can_serve_waiting() {
+            return Wake::Now;
+        }
+        let timers = self.pause.end().or_else(|| self.wheel.deadline());
+        let retries = self.resources.retries.front().map(|&(at, _)| at);
+        [timers.into(), retries.into(), self.drain.wake(self.slots.len()), self.probing.wake()]
+            .into_iter()
+            .fold(self.listeners.wake(), Wake::min)
+    }
+
+    /// Begins to accept.
+    pub(crate) fn start(&mut self, now: Timestamp, ops: &mut Vec<Op>) {
+        self.admission.announce(ops);
+        self.use_capacity(now, ops);
+    }
+
+    /// Takes in one event and appends what is to be done about it to `ops`, in order.
+    ///
+    /// # Panics
+    /// If the event breaks the contract of [`crate::op`]: for example, bytes for a connection that
+    /// has been closed.
+    // Inlined, so that an event of an echo is read where it lies.
+    #[inline]
+    pub(crate) fn handle(&mut self, now: Timestamp, event: Event, ops: &mut Vec<Op>) {
+        // An echo is nobody else's affair unless it is a connection's last act, so capacity and
+        // listeners are not looked at for it (86 instead of 95 ns of our own code an echo).
+        let connections = self.resources.stats.connections;
+        match event {
+            Event::Received { connection, buffer, length, armed, rest } => {
+                self.on_received(now, connection, (buffer, length), armed, rest, ops);
+            }
+            Event::Sent { connection, length } => self.on_sent(now, connection, length, ops),
+            Event::Accepted { .. }
+            | Event::AcceptFailed { .. }
+            | Event::Readable { .. }
+            | Event::ReceiveEnded { .. }
+            | Event::Relayed { .. }
+            | Event::SentSpilled { .. }
+            | Event::SendFailed { .. }
+            | Event::ProbeEnded { .. } => return self.handle_no_echo(now, event, ops),
+        }
+        if self.resources.stats.connections != connections {
+            self.use_capacity(now, ops);
+        }
+    }
+
+    fn handle_no_echo(&mut self, now: Timestamp, event: Event, ops: &mut Vec<Op>) {
+        match event {
+            Event::Received { .. } | Event::Sent { .. } => unreachable!("{event:?} is an echo's"),
+            Event::Accepted { connection, peer } => self.on_accepted(now, connection, peer, ops),
+            Event::AcceptFailed { connection, error } => {
+                let listener = self.accept_ended(connection);
+                self.resources.stats.count_accept_error(error);
+                self.listeners.on_failed(now, listener, error, ops);
+                self.release_slot(connection);
+            }
+            Event::Readable { connection } => {
+                self.with(now, connection, ops, Connection::on_readable);
+            }
+            Event::ReceiveEnded { connection, reason } => {
+                self.with(now, connection, ops, |connection, context| {
+                    connection.on_receive_ended(context, reason);
+                });
+            }
+            Event::Relayed { connection, length, next } => {
+                self.on_relayed(now, connection, length, next, ops);
+            }
+            Event::SentSpilled { connection, length } => {
+                self.with(now, connection, ops, |connection, context| {
+                    connection.on_spilled_sent(context, length);
+                });
+            }
+            Event::SendFailed { connection, error } => {
+                self.with(now, connection, ops, |connection, context| {
+                    connection.on_send_failed(context, error);
+                });
+            }
+            Event::ProbeEnded { connection, heard } => {
+                self.on_probe_ended(now, connection, heard, ops);
+            }
+        }
+        self.use_capacity(now, ops);
+    }
+
+    fn on_received(
+        &mut self,
+        now: Timestamp,
+        id: ConnectionId,
+        (buffer, length): (BufferId, u32),
+        armed: bool,
+        rest: Expectation,
+        ops: &mut Vec<Op>,
+    ) {
+        self.with(now, id, ops, |connection, context| {
+            connection.on_received(context, buffer, length, armed, rest);
+        });
+    }
+
+    fn on_sent(&mut self, now: Timestamp, id: ConnectionId, length: u32, ops: &mut Vec<Op>) {
+        self.with(now, id, ops, |connection, context| connection.on_sent(context, length));
+    }
+
+    fn on_relayed(
+        &mut self,
+        now: Timestamp,
+        id: ConnectionId,
+        length: u32,
+        next: When,
+        ops: &mut Vec<Op>,
+    ) {
+        self.with(now, id, ops, |connection, context| {
+            connection.on_relayed(context, length, next);
+        });
+    }
+
+    /// Time has passed: whatever is due by now is done.
+    pub(crate) fn on_time(&mut self, now: Timestamp, ops: &mut Vec<Op>) {
+        self.admission.announce(ops);
+        self.serve_waiting(now, ops);
+        while let Some(&(at, id)) = self.resources.retries.front()
+            && at <= now
+        {
+            self.resources.retries.pop_front();
+            self.with_if_alive(now, id, ops, Connection::retry);
+        }
+        self.listeners.on_time(now);
+        self.expire(now, ops);
+        self.send_probes(now, ops);
+        self.advance_retiming(now, ops);
+        let linger = self.resources.parameters.linger_timeout;
+        if let Some((slots, act)) = self.drain.advance(now, self.slots.len(), self.sweep(), linger)
+        {
+            for slot in slots {
+                self.with(now, self.name_of(slot), ops, act);
+            }
+        }
+        self.use_capacity(now, ops);
+    }
+
+    /// Ends connections whose deadline has passed. What is left follows in the next turn, at once.
+    fn expire(&mut self, now: Timestamp, ops: &mut Vec<Op>) {
+        if self.pause.is_over(now, self.wheel.deadline()) {
+            for _ in 0..self.sweep() {
+                let Some(slot) = self.wheel.expired(now) else { break };
+                self.on_timer(now, slot, ops);
+            }
+        }
+    }
+
+    /// Sets the next timers by the present limits, or ends connections whose deadline has passed by
+    /// them.
+    fn advance_retiming(&mut self, now: Timestamp, ops: &mut Vec<Op>) {
+        let Some(from) = self.retimed else { return };
+        let to = self.slots.len().min(from + self.sweep());
+        for slot in from..to {
+            self.on_timer(now, slot as u32, ops);
+        }
+        self.retimed = (to < self.slots.len()).then_some(to);
+    }
+
+    fn on_timer(&mut self, now: Timestamp, slot: u32, ops: &mut Vec<Op>) {
+        let connection = &self.slots[slot as usize];
+        let id = self.name_of(slot as usize);
+        if connection.deadline(&self.resources, now).is_some_and(|deadline| deadline <= now) {
+            self.with(now, id, ops, Connection::on_deadline);
+            return self.set_timer(now, slot);
+        }
+        let keepalive = self.keepalive();
+        self.probing.note_last_byte(now, slot, connection, keepalive);
+        let deadline = self.probing.deadline(now, slot, connection, keepalive);
+        if deadline.is_some_and(|deadline| deadline <= now) {
+            self.probing.advance(now, id, keepalive, ops);
+        }
+        self.set_timer(now, slot);
+    }
+
+    /// Sets the timer of a slot to the next moment at which its connection has to be looked at.
+    fn set_timer(&mut self, now: Timestamp, slot: u32) {
+        let connection = &self.slots[slot as usize];
+        let deadline = connection.deadline(&self.resources, now);
+        let probe = self.probing.deadline(now, slot, connection, self.keepalive());
+        if let Some(next) = deadline.into_iter().chain(probe).min() {
+            self.wheel.catch_up(now);
+            self.wheel.set(slot, next);
+        }
+    }
+
+    /// Slots that a turn visits at most, of all.
+    fn sweep(&self) -> usize {
+        self.resources.parameters.sweep_slots_max
+    }
+
+    /// How silent peers are probed; a handover probes none.
+    fn keepalive(&self) -> Option<Keepalive> {
+        let keepalive = self.resources.parameters.runtime_limits.keepalive;
+        keepalive.filter(|_| !self.resources.quiescing)
+    }
+
+    fn send_probes(&mut self, now: Timestamp, ops: &mut Vec<Op>) {
+        let (keepalive, looks) = (self.keepalive(), self.sweep());
+        let (slots, resources, wheel) = (&self.slots, &self.resources, &mut self.wheel);
+        self.probing.send_burst(now, slots, keepalive, looks, ops, |probing, slot| {
+            let connection = &slots[slot as usize];
+            let deadline = connection.deadline(resources, now);
+            let probe = probing.deadline(now, slot, connection, keepalive);
+            if let Some(next) = deadline.into_iter().chain(probe).min() {
+                wheel.catch_up(now);
+                wheel.set(slot, next);
+            }
+        });
+    }
+
+    fn on_probe_ended(
+        &mut self,
+        now: Timestamp,
+        id: ConnectionId,
+        heard: Timestamp,
+        ops: &mut Vec<Op>,
+    ) {
+        let slot = id.slot();
+        if self.slots[slot as usize].generation() != id.generation() {
+            return;
+        }
+        match self.probing.on_ended(now, slot, heard, self.keepalive()) {
+            Outcome::Stale => {}
+            Outcome::Goes => self.set_timer(now, slot),
+            Outcome::Unresponsive => self.with(now, id, ops, Connection::on_unresponsive),
+        }
+    }
+
+    fn can_serve_waiting(&self) -> bool {
+        let pool = &self.resources.pool;
+        !self.resources.waiting.is_empty() && (pool.free_small() > 0 || pool.is_withheld())
+    }
+
+    /// Arms as many of the connections that wait for a buffer as buffers are free. They may be
+    /// fewer than we think, or the queue may hold connections that turn out to have nothing to say:
+    /// then the next turn, at once, serves the next in the queue. If buffers are withheld, all are
+    /// relayed.
+    fn serve_waiting(&mut self, now: Timestamp, ops: &mut Vec<Op>) {
+        let pool = &self.resources.pool;
+        let mut free = match pool.is_withheld() {
+            true => self.sweep() as u32,
+            false => pool.free_small(),
+        };
+        while free > 0
+            && let Some(id) = self.resources.waiting.pop_front()
+        {
+            if self.with_if_alive(now, id, ops, Connection::serve) {
+                free -= 1;
+            }
+        }
+    }
+
+    fn capacity(&self) -> u64 {
+        let most = u64::from(self.resources.parameters.runtime_limits.connections_max);
+        most.saturating_sub(self.resources.stats.connections)
+    }
+
+    /// At the end of a drain connections that wait for capacity are opened to be ended.
+    fn has_capacity(&self) -> bool {
+        self.drain.is_ending() || self.capacity() > 0
+    }
+
+    /// Opens connections that wait for capacity, in order, as far as there is some, and accepts no
+    /// more than there is capacity left.
+    fn use_capacity(&mut self, now: Timestamp, ops: &mut Vec<Op>) {
+        while self.has_capacity()
+            && let Some(id) = self.waiting_for_capacity.pop_front()
+        {
+            self.open(now, id, ops);
+        }
+        // Counts when this worker takes the last capacity of all workers: from then on connections
+        // wait.
+        let full = self.drain == Drain::No && self.capacity() == 0;
+        self.resources.stats.full += u64::from(self.fullness.note(full));
+        let accepting = match self.drain {
+            Drain::No => Accepting::All,
+            drain if drain.is_over() => Accepting::Nothing,
+            _ => Accepting::Ending,
+        };
+        let capacity = if self.waiting_for_capacity.is_empty() { self.capacity() } else { 0 };
+        let mut listeners = core::mem::take(&mut self.listeners);
+        let take_slot = |listener| {
+            let id = self.take_slot();
+            self.connection(id).reserve(listener);
+            id
+        };
+        listeners.arm(accepting, capacity, take_slot, ops);
+        self.listeners = listeners;
+    }
+
+    /// Judges an accepted connection: it is opened, waits for capacity, or is closed at once.
+    fn on_accepted(&mut self, now: Timestamp, id: ConnectionId, peer: PeerAddr, ops: &mut Vec<Op>) {
+        let listener = self.accept_ended(id);
+        self.listeners.on_accepted(listener);
+        self.resources.count_accepted(listener);
+        match self.admission.judge(now, id, peer) {
+            Ok(()) if self.has_capacity() => self.open(now, id, ops),
+            Ok(()) => {
+                self.connection(id).wait_for_capacity();
+                self.waiting_for_capacity.push_back(id);
+            }
+            Err(reason) => {
+                self.resources.count_refused(listener, reason);
+                ops.push(Op::Close { connection: id });
+                self.release_slot(id);
+            }
+        }
+    }
+
+    /// The listener whose accept had this name.
+    fn accept_ended(&mut self, id: ConnectionId) -> ListenerId {
+        let connection = self.connection(id);
+        assert_eq!(connection.phase(), Phase::Accepting, "{id:?} is no accept");
+        connection.listener()
+    }
+
+    fn release_slot(&mut self, id: ConnectionId) {
+        self.connection(id).release();
+        self.free.push(id.slot());
+    }
+
+    fn open(&mut self, now: Timestamp, id: ConnectionId, ops: &mut Vec<Op>) {
+        self.resources.stats.connections += 1;
+        self.probing.begin_silence(now, id.slot(), self.keepalive());
+        let drain = self.drain;
+        self.with(now, id, ops, |connection, context| {
+            connection.open(context);
+            match drain {
+                Drain::No
+                | Drain::Waiting { .. }
+                | Drain::Quiescing { .. }
+                | Drain::QuiesceOverdue { .. }
+                | Drain::Released => {}
+                Drain::Ending { .. } => connection.on_drain_deadline(context),
+                Drain::Over { .. } => connection.on_drain_end(context),
+            }
+        });
+    }
+
+    /// A free slot, by the name of its next tenant.
+    fn take_slot(&mut self) -> ConnectionId {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            let limits = &self.resources.parameters.runtime_limits;
+            let most = limits.connections_max.max(self.imported) as usize;
+            let most = most + usize::from(self.resources.parameters.listeners);
+            assert!(self.slots.len() < most, "more slots than capacity and listeners");
+            self.slots.push(Connection::free());
+            self.slots.len() as u32 - 1
+        });
+        self.name_of(slot as usize)
+    }
+
+    /// What the present tenant of a slot is called.
+    fn name_of(&self, slot: usize) -> ConnectionId {
+        ConnectionId::new(slot as u32, self.slots[slot].generation())
+    }
+
+    fn connection(&mut self, id: ConnectionId) -> &mut Connection {
+        let connection = &mut self.slots[id.slot() as usize];
+        assert_eq!(connection.generation(), id.generation(), "{id:?} is gone");
+        connection
+    }
+
+    fn with_if_alive(
+        &mut self,
+        now: Timestamp,
+        id: ConnectionId,
+        ops: &mut Vec<Op>,
+        act: Act,
+    ) -> bool {
+        let alive = self.slots[id.slot() as usize].generation() == id.generation();
+        if alive {
+            self.with(now, id, ops, act);
+        }
+        alive
+    }
+
+    /// Lets a connection act, and then does what its act means for the others: whether it has
+    /// closed, and which timeout runs, is seen by its state.
+    fn with(
+        &mut self,
+        now: Timestamp,
+        id: ConnectionId,
+        ops: &mut Vec<Op>,
+        act: impl FnOnce(&mut Connection, &mut Context<'_>),
+    ) {
+        let connection = &mut self.slots[id.slot() as usize];
+        assert_eq!(connection.generation(), id.generation(), "{id:?} is gone");
+        let (listener, timeout) = (connection.listener(), connection.timeout());
+        act(connection, &mut Context { id, listener, now, resources: &mut self.resources, ops });
+        if connection.generation() != id.generation() {
+            self.on_closed(now, id);
+        } else if connection.timeout() != timeout {
+            self.set_timer(now, id.slot());
+        }
+    }
+
+    fn on_closed(&mut self, now: Timestamp, id: ConnectionId) {
+        self.admission.leave(now, id.slot());
+        self.wheel.clear(id.slot());
+        self.probing.forget(id.slot());
+        self.free.push(id.slot());
+        self.resources.stats.connections -= 1;
+        self.listeners.on_closed();
+    }
+}
+
+/// What the daemon asks for.
+impl Server {
+    /// From now on `runtime_limits` is what counts, also for the connections that are open. None is
+    /// ended because a limit sank below what is in use; those whose deadline has passed by the new
+    /// timeouts are ended in the next turns, so many in each that none takes long.
+    pub(crate) fn reconfigure(&mut self, now: Timestamp, runtime_limits: RuntimeLimits) {
+        // Reserved in one step, as at the start.
+        let more = (runtime_limits.connections_max as usize).saturating_sub(self.slots.len());
+        self.slots.reserve_exact(more);
+        self.admission.change(Arc::clone(&runtime_limits.admission));
+        if runtime_limits.bytes_max.is_none() {
+            self.resources.received = Vec::new();
+        }
+        self.resources.parameters.runtime_limits = runtime_limits;
+        self.wheel.set_tick(now, self.resources.parameters.tick_ms());
+        self.retimed = Some(0);
+    }
+
+    /// Counts connections that were opened while no source was counted, if a change of the policy
+    /// has it that they count; some of them in each turn.
+    pub(crate) fn recount<K: Kernel>(&mut self, now: Timestamp, kernel: &K) {
+        for slot in self.admission.next_to_recount(self.slots.len(), self.sweep()) {
+            let phase = self.slots[slot].phase();
+            let is_open = phase.is_connection() || phase == Phase::WaitingForCapacity;
+            if is_open && self.admission.is_uncounted(slot as u32) {
+                let id = self.name_of(slot);
+                self.admission.count_open(now, id, kernel.peer_of(id));
+            }
+        }
+    }
+
+    /// No new connection comes to `listener` any more: accepts those that wait there, whatever else
+    /// begins or has begun, and closes it. Told again it means that some may have come
+    /// nevertheless.
+    pub(crate) fn end_listener(&mut self, now: Timestamp, listener: ListenerId, ops: &mut Vec<Op>) {
+        self.listeners.end(listener);
+        self.use_capacity(now, ops);
+    }
+
+    /// Stops accepting, goes on echoing, and at `deadline` ends what is still open.
+    pub(crate) fn drain(&mut self, now: Timestamp, deadline: Timestamp, ops: &mut Vec<Op>) {
+        if matches!(self.drain, Drain::No | Drain::Released) {
+            self.drain = Drain::Waiting { deadline };
+        }
+        self.use_capacity(now, ops);
+    }
+
+    /// Whether a drain has been asked for and nothing is left: no connection, no accept with the
+    /// kernel.
+    #[must_use]
+    pub(crate) fn is_drained(&self) -> bool {
+        self.drain.is_drain()
+            && self.resources.stats.connections == 0
+            && self.waiting_for_capacity.is_empty()
+            && self.listeners.are_quiescent()
+    }
+
+    /// Stops accepting, receiving and sending, so that every connection becomes quiescent and can
+    /// be handed to the next process. What does not become quiescent until `deadline` is ended.
+    pub(crate) fn hand_over(&mut self, now: Timestamp, deadline: Timestamp, ops: &mut Vec<Op>) {
+        if self.drain == Drain::No {
+            self.drain = Drain::Quiescing { deadline, swept: 0, quiescent: 0 };
+            self.resources.quiescing = true;
+        }
+        self.use_capacity(now, ops);
+    }
+
+    /// Whether a handover has been asked for and the kernel has nothing any more: time for
+    /// [`Server::release`]. Costs each slot one look in all, since what is quiescent stays so.
+    pub(crate) fn is_quiescent(&mut self) -> bool {
+        let Some(quiescent) = self.drain.quiescent_below(self.slots.len()) else { return false };
+        while self.slots.get(*quiescent).is_some_and(Connection::is_quiescent) {
+            *quiescent += 1;
+        }
+        *quiescent == self.slots.len() && self.listeners.are_quiescent()
+    }
+
+    /// Gives every connection away: the caller takes its socket and its unsent bytes from the
+    /// driver. To be called once all are quiescent.
+    ///
+    /// If they cannot be handed over they come back to this server, as to a new one:
+    /// [`Self::reserve_slot`] and [`Self::import`] for each, then [`Self::drain`]. Limits,
+    /// timeouts, policy and counters are what they were, and nothing is accepted.
+    pub(crate) fn release(&mut self, now: Timestamp) -> Vec<(ConnectionId, TransferState)> {
+        assert!(self.is_quiescent(), "the kernel still has a connection");
+        let mut ops: Vec<Op> = Vec::new();
+        while let Some(id) = self.waiting_for_capacity.pop_front() {
+            self.open(now, id, &mut ops);
+        }
+        let mut released = Vec::new();
+        for slot in 0..self.slots.len() {
+            let id = self.name_of(slot);
+            self.with(now, id, &mut ops, |connection, context| {
+                released.extend(connection.export(context).map(|transfer| (id, transfer)));
+            });
+        }
+        assert!(ops.is_empty(), "what is quiescent asks for nothing: {ops:?}");
+        self.drain = Drain::Released;
+        self.resources.quiescing = false;
+        self.imported = 0;
+        released
+    }
+
+    /// A free slot for a connection of the process before us, or for one that could not be handed
+    /// over. To be called before the server starts, or after [`Self::release`]; [`Self::import`]
+    /// must follow.
+    pub(crate) fn reserve_slot(&mut self) -> ConnectionId {
+        self.imported += 1;
+        self.take_slot()
+    }
+
+    /// A connection of the process before us is here, or one that could not be handed over is back:
+    /// the driver has its socket and its unsent bytes. It stays whatever the limits say.
+    pub(crate) fn import(
+        &mut self,
+        now: Timestamp,
+        id: ConnectionId,
+        peer: PeerAddr,
+        transfer: TransferState,
+        ops: &mut Vec<Op>,
+    ) {
+        assert_eq!(self.connection(id).phase(), Phase::Free, "{id:?} is taken");
+        self.admission.count_open(now, id, peer);
+        self.resources.count_taken_over(transfer.listener);
+        self.resources.stats.connections += 1;
+        self.probing.begin_silence(now, id.slot(), self.keepalive());
+        self.with(now, id, ops, |connection, context| connection.import(context, transfer));
+        self.use_capacity(now, ops);
+    }
+
+    /// Counts a connection of the process before us that ends here: there is no memory for the
+    /// bytes that are still to be sent on it.
+    pub(crate) fn note_lost_in_handover(&mut self) {
+        self.resources.stats.count_connection_error(ConnectionError::Unexpected(ENOMEM));
+    }
+}
+
+/// What must be true between two events. For tests and simulation.
+impl Server {
+    /// Panics if the counts do not add up. It visits every slot.
+    pub(crate) fn check_invariants(&self) {
+        let (mut lent, mut blocks, mut connections) = (0, 0, 0);
+        let (mut stalled, mut backlogs) = (0, 0);
+        for connection in &self.slots {
+            let (buffers, memory) = connection.check_invariants(&self.resources);
+            lent += buffers;
+            blocks += u64::from(memory);
+            stalled += u64::from(connection.is_stalled());
+            backlogs += u64::from(connection.has_backlog());
+            connections += u64::from(connection.phase().is_connection());
+        }
+        let stats = self.stats();
+        let block_size = u64::from(self.resources.block_size());
+        assert_eq!(lent, self.resources.pool.lent_total(), "a lent buffer has no owner");
+        assert_eq!(blocks * block_size, stats.spilled_bytes, "a block of memory has no owner");
+        assert_eq!(stalled, stats.stalled);
+        assert_eq!(connections, stats.connections);
+        let Traffic { bytes_in, bytes_out, chunks_out, .. } = stats.traffic;
+        assert_eq!(connections + stats.waiting_for_capacity, stats.traffic.connections());
+        let left = bytes_out + stats.bytes_dropped + stats.bytes_handed_over;
+        assert!(bytes_in + stats.bytes_taken_over >= left);
+        assert_eq!(backlogs, self.resources.stalled_since.len() as u64);
+        assert!(chunks_out >= stats.residence.count());
+    }
+}
+
+#[cfg(test)]
+impl Server {
+    /// A turn without events.
+    pub(crate) fn tick(&mut self, now: Timestamp, ops: &mut Vec<Op>) {
+        self.on_time(now, ops);
+        self.listeners.end_turn();
+    }
+}

@@ -1,0 +1,160 @@
+//! Accepting: how many accepts are armed, and what becomes of a listener that ends.
+
+use alloc::vec::Vec;
+
+use super::*;
+use crate::fullness::Fullness;
+use crate::limits;
+use crate::reason::{AcceptError, ReceiveEnd};
+use crate::stream::resources::tests::small;
+
+fn server(listeners: u16, places: u32) -> Server {
+    Server::new(small(listeners, places))
+}
+
+fn accepts(ops: &mut Vec<Op>) -> Vec<u16> {
+    let listener = |op| if let Op::Accept { listener, .. } = op { Some(listener.0) } else { None };
+    ops.drain(..).filter_map(listener).collect()
+}
+
+/// Goal: nobody is parked as long as clients come one by one. Method: two listeners and one
+/// place, turn by turn.
+#[test]
+fn listeners_do_not_race_for_the_last_place() {
+    let mut server = server(2, 1);
+    let (now, mut ops) = (Timestamp(1), Vec::new());
+    server.start(now, &mut ops);
+    server.tick(now, &mut ops);
+    assert_eq!(accepts(&mut ops), [0]);
+    assert_eq!(server.wake(), Wake::Now, "the other one is armed soon");
+    server.tick(now, &mut ops);
+    assert_eq!(accepts(&mut ops), [1]);
+    assert_ne!(server.wake(), Wake::Now);
+}
+
+/// Two workers that share the places.
+fn pair(shares: [u32; 2]) -> [Server; 2] {
+    let fullness = Arc::new(Fullness::new(2));
+    shares.map(|share| {
+        let fullness = Arc::clone(&fullness);
+        let mut server = Server::new(Parameters { fullness, ..small(1, share) });
+        server.start(Timestamp(1), &mut Vec::new());
+        server
+    })
+}
+
+/// Lets one more client in, and says how often all places were taken so far.
+fn accept(server: &mut Server) -> u64 {
+    let connection = server.listeners.armed(ListenerId(0)).expect("an accept is armed");
+    let accepted = Event::Accepted { connection, peer: PeerAddr::Unknown };
+    server.handle(Timestamp(1), accepted, &mut Vec::new());
+    server.stats().full
+}
+
+/// Goal: "all places were taken" is said when it is so, and not of a worker that has none while
+/// another has, nor of one without any share.
+#[test]
+fn places_are_taken_when_no_worker_has_one() {
+    let mut workers = pair([2, 1]);
+    assert_eq!(accept(&mut workers[1]), 0, "the other one has two places");
+    assert_eq!(accept(&mut workers[0]), 0);
+    assert_eq!(accept(&mut workers[0]), 1, "now they are all taken");
+
+    let mut workers = pair([1, 0]);
+    assert_eq!(workers.each_ref().map(|worker| worker.stats().full), [0, 0], "nobody has come");
+    assert_eq!(accept(&mut workers[0]), 1);
+    // No longer, and then once more.
+    for places in [2, 1] {
+        let parameters = small(1, places);
+        workers[0].reconfigure(Timestamp(2), parameters.runtime_limits);
+        workers[0].tick(Timestamp(2), &mut Vec::new());
+    }
+    assert_eq!(workers[0].stats().full, 2);
+
+    let mut workers = pair([1, 0]);
+    let deadline = Timestamp(100);
+    workers[1].drain(Timestamp(2), deadline, &mut Vec::new());
+    assert_eq!(accept(&mut workers[0]), 0, "one that drains has not taken a place");
+}
+
+#[test]
+fn with_room_all_are_armed_at_once() {
+    let mut server = server(3, 3);
+    let mut ops = Vec::new();
+    server.start(Timestamp(1), &mut ops);
+    assert_eq!(accepts(&mut ops), [0, 1, 2]);
+}
+
+/// Goal: an accept that finds its peer gone is armed again at once, but not for ever.
+#[test]
+fn accepts_that_bring_nobody_again_and_again_back_off() {
+    let mut server = server(1, 4);
+    let (now, mut ops) = (Timestamp(1), Vec::new());
+    server.start(now, &mut ops);
+    let mut tries = 0;
+    while let Some(Op::Accept { connection, .. }) = ops.pop() {
+        tries += 1;
+        let error = AcceptError::Aborted;
+        server.handle(now, Event::AcceptFailed { connection, error }, &mut ops);
+        server.tick(now, &mut ops);
+    }
+    assert_eq!(tries, limits::ACCEPT_ABORTS_MAX);
+    assert_eq!(server.wake(), Wake::At(now.plus(limits::ACCEPT_BACKOFF_MS)));
+}
+
+/// What the listener is asked for, one operation at a time.
+fn only(ops: &mut Vec<Op>) -> Op {
+    let op = ops.pop().expect("an operation");
+    assert!(ops.is_empty(), "{op:?} and {ops:?}");
+    op
+}
+
+/// Goal: a listener that ends is emptied, whatever begins meanwhile, and then closed; the drain
+/// is not over before that. Told again it is looked at again.
+#[test]
+fn a_listener_that_ends_is_emptied_and_closed() {
+    let mut server = server(1, 1);
+    let (now, mut ops) = (Timestamp(1), Vec::new());
+    server.start(now, &mut ops);
+    let Op::Accept { listener, connection } = only(&mut ops) else { panic!("an accept") };
+    server.end_listener(now, listener, &mut ops);
+    assert_eq!(only(&mut ops), Op::CancelAccept { connection });
+    server.drain(now, now.plus(1_000), &mut ops);
+    let error = AcceptError::Canceled;
+    server.handle(now, Event::AcceptFailed { connection, error }, &mut ops);
+    let Op::AcceptWaiting { connection, .. } = only(&mut ops) else { panic!("it is emptied") };
+    server.handle(now, Event::Accepted { connection, peer: PeerAddr::Unknown }, &mut ops);
+    // It has the only place: the next one waits in the backlog until it is free.
+    assert!(ops.iter().all(|op| matches!(op, Op::Receive { .. })), "{ops:?}");
+    ops.clear();
+    let reason = ReceiveEnd::EndOfStream;
+    server.handle(now, Event::ReceiveEnded { connection, reason }, &mut ops);
+    let Some(Op::AcceptWaiting { connection, .. }) = ops.pop() else { panic!("{ops:?}") };
+    assert!(!server.is_drained(), "somebody may wait");
+    ops.clear();
+    let error = AcceptError::Empty;
+    server.handle(now, Event::AcceptFailed { connection, error }, &mut ops);
+    assert_eq!(only(&mut ops), Op::CloseListener { listener });
+    assert!(server.is_drained());
+    server.end_listener(now, listener, &mut ops);
+    assert!(matches!(only(&mut ops), Op::AcceptWaiting { .. }));
+    assert!(!server.is_drained());
+}
+
+/// Goal: another worker may close a listener before this one hears that it ends; that is no
+/// reason to spin, and none to wait when it hears of it.
+#[test]
+fn a_listener_that_another_worker_has_closed_is_left_alone() {
+    let mut server = server(1, 1);
+    let (now, mut ops) = (Timestamp(1), Vec::new());
+    server.start(now, &mut ops);
+    let Op::Accept { listener, connection } = only(&mut ops) else { panic!("an accept") };
+    let error = AcceptError::Empty;
+    server.handle(now, Event::AcceptFailed { connection, error }, &mut ops);
+    assert_eq!(ops, []);
+    server.end_listener(now, listener, &mut ops);
+    let Op::AcceptWaiting { connection, .. } = only(&mut ops) else { panic!("it is emptied") };
+    server.handle(now, Event::AcceptFailed { connection, error }, &mut ops);
+    assert_eq!(only(&mut ops), Op::CloseListener { listener });
+    assert_eq!(server.stats().unexpected_errors, 0);
+}

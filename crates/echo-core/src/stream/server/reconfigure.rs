@@ -1,0 +1,133 @@
+//! What a change of limits and timeouts means for connections that are open, and for those to come.
+
+use super::*;
+use crate::limits;
+use crate::op::Shutdown;
+use crate::reason::AcceptError;
+use crate::stream::resources::tests::small;
+
+const HOUR: u64 = 3_600_000;
+
+fn runtime_limits(connections_max: usize, idle_timeout: Option<u64>) -> RuntimeLimits {
+    RuntimeLimits { idle_timeout, ..RuntimeLimits::unlimited(connections_max as u32) }
+}
+
+/// A server with so many connections, all accepted at `now`.
+fn crowd(now: Timestamp, connections: usize, runtime_limits: RuntimeLimits) -> (Server, Vec<Op>) {
+    let parameters = small(1, runtime_limits.connections_max);
+    let mut server =
+        Server::new(Parameters { linger_timeout: 16_000, runtime_limits, ..parameters });
+    let mut ops = Vec::new();
+    server.start(now, &mut ops);
+    for _ in 0..connections {
+        accept(&mut server, now, &mut ops);
+    }
+    (server, ops)
+}
+
+fn accept(server: &mut Server, now: Timestamp, ops: &mut Vec<Op>) {
+    let armed = ops.iter().rev().find_map(|op| {
+        if let Op::Accept { connection, .. } = op { Some(*connection) } else { None }
+    });
+    let connection = armed.expect("an accept is armed");
+    ops.clear();
+    server.handle(now, Event::Accepted { connection, peer: PeerAddr::Unknown }, ops);
+}
+
+fn is_accept(op: &Op) -> bool {
+    matches!(op, Op::Accept { .. })
+}
+
+/// How many connections each turn at `now` ended, until the server has nothing more to do.
+fn ends(server: &mut Server, now: Timestamp) -> Vec<usize> {
+    let mut counts = Vec::new();
+    while server.wake().is_due(now) {
+        let mut ops = Vec::new();
+        server.tick(now, &mut ops);
+        let is_fin = |op: &&Op| matches!(op, Op::Shutdown { how: Shutdown::Write, .. });
+        counts.push(ops.iter().filter(is_fin).count());
+    }
+    server.check_invariants();
+    counts
+}
+
+/// Goal: a shorter timeout reaches a crowd that has been silent for longer than it, and no single
+/// turn does much of that work.
+#[test]
+fn a_shorter_timeout_ends_a_crowd_in_short_turns() {
+    const CONNECTIONS: usize = 2 * limits::SWEEP_SLOTS_MAX + 1;
+    let (mut server, _) = crowd(Timestamp(0), CONNECTIONS, runtime_limits(CONNECTIONS, Some(HOUR)));
+    let now = Timestamp(50_000);
+    ends(&mut server, now);
+    server.reconfigure(now, runtime_limits(CONNECTIONS, Some(40_000)));
+    assert_eq!(ends(&mut server, now), [limits::SWEEP_SLOTS_MAX, limits::SWEEP_SLOTS_MAX, 1]);
+}
+
+/// Goal: whoever has time left by the new timeout keeps it to its end and no longer, however coarse
+/// or fine the wheel was before. Method: every pair of timeouts, also the one that was off.
+#[test]
+fn a_new_timeout_is_kept_to_a_fraction_of_it() {
+    let timeouts = [Some(200), Some(3_000), Some(50_000), Some(HOUR), None];
+    for before in timeouts {
+        for after in timeouts.into_iter().flatten() {
+            let (mut server, _) = crowd(Timestamp(0), 3, runtime_limits(5, before));
+            let moment = Timestamp(100);
+            ends(&mut server, moment);
+            server.reconfigure(moment, runtime_limits(5, Some(after)));
+            let mut ended_at = None;
+            while ended_at.is_none() {
+                let next = match server.wake() {
+                    Wake::Now => moment,
+                    Wake::At(next) => next.max(moment),
+                    Wake::Never => panic!("no timer is set"),
+                };
+                let count: usize = ends(&mut server, next).iter().sum();
+                ended_at = (count == 3).then_some(next.0);
+            }
+            let late = ended_at.expect("it ended").checked_sub(after);
+            let late = late.unwrap_or_else(|| panic!("{before:?} to {after}: too early"));
+            // A tick, and what is lost of the moments of 16 ms in which progress is counted.
+            let tolerance = (after / 16).clamp(10, 1_000) + 32;
+            assert!(late <= tolerance, "{before:?} to {after}: {late} ms late");
+        }
+    }
+}
+
+/// Goal: a timeout that is switched off ends nobody, although timers for it are set.
+#[test]
+fn a_timeout_switched_off_ends_nobody() {
+    let (mut server, _) = crowd(Timestamp(0), 3, runtime_limits(5, Some(1_000)));
+    server.reconfigure(Timestamp(999), runtime_limits(5, None));
+    // The second time after what looks like a pause of the process.
+    for moment in [HOUR, HOUR + limits::PAUSE_GRACE_MS] {
+        assert_eq!(ends(&mut server, Timestamp(moment)).iter().sum::<usize>(), 0);
+    }
+    assert_eq!(server.wake(), Wake::Never);
+}
+
+/// Goal: fewer places end nobody, but nobody is let in until there is room by the new number.
+#[test]
+fn fewer_places_end_nobody_and_more_let_in_at_once() {
+    let now = Timestamp(0);
+    let (mut server, mut ops) = crowd(now, 3, runtime_limits(4, None));
+    assert!(ops.iter().any(is_accept), "there is a fourth place");
+    server.reconfigure(now, runtime_limits(2, None));
+    ops.clear();
+    server.tick(now, &mut ops);
+    let Some(&Op::CancelAccept { connection }) = ops.first() else {
+        panic!("the accept is called back: {ops:?}")
+    };
+    assert_eq!(server.stats().connections, 3);
+    let error = AcceptError::Canceled;
+    ops.clear();
+    server.handle(now, Event::AcceptFailed { connection, error }, &mut ops);
+    assert!(!ops.iter().any(is_accept), "three are more than two: {ops:?}");
+    server.reconfigure(now, runtime_limits(1_000, None));
+    server.tick(now, &mut ops);
+    for _ in 3..1_000 {
+        accept(&mut server, now, &mut ops);
+    }
+    assert_eq!(server.stats().connections, 1_000);
+    assert!(!ops.iter().any(is_accept), "all places are taken again: {ops:?}");
+    server.check_invariants();
+}

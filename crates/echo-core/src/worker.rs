@@ -1,0 +1,204 @@
+//! The loop body of a worker.
+//!
+//! One [`Worker::step`]:
+//!
+//! 1. The commands of the daemon are obeyed.
+//! 2. The kernel is entered, and waits until something happens or the next deadline.
+//! 3. The events are handled, each by itself; then what is due by time.
+//! 4. The operations that follow are submitted. They reach the kernel with the next step.
+//!
+//! The daemon's thread and the simulator both drive this very code. Threads, wake-ups and whatever
+//! shows figures to others are the daemon's affair.
+
+use alloc::vec::Vec;
+
+use crate::command::Command;
+use crate::id::{ConnectionId, Timestamp};
+use crate::kernel::{Cause, Kernel, Wake};
+use crate::op::{Event, Op, TransferState};
+use crate::parameters::Parameters;
+use crate::peer::PeerAddr;
+use crate::stats::{Stats, Traffic};
+use crate::stream::server::Server;
+
+/// How a worker stands after a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// It goes on. `idle` says that the step brought no events.
+    Running {
+        /// See there.
+        idle: bool,
+    },
+    /// The drain that a [`Command::Drain`] asked for is over.
+    Drained,
+    /// Every connection is quiescent, as a [`Command::HandOver`] asked.
+    Quiescent,
+}
+
+/// The core of one worker.
+pub struct Worker {
+    server: Server,
+    /// Empty between two steps; it stays for its memory.
+    events: Vec<Event>,
+    /// The same.
+    ops: Vec<Op>,
+}
+
+impl Worker {
+    /// A worker that has not begun.
+    #[must_use]
+    pub fn new(parameters: Parameters) -> Self {
+        Self { server: Server::new(parameters), events: Vec::new(), ops: Vec::new() }
+    }
+
+    /// What has been counted, and how things stand now.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.server.stats()
+    }
+
+    /// What the connections of each listener did, in the order of their [`ListenerId`].
+    #[must_use]
+    pub fn listener_traffic(&self) -> &[Traffic] {
+        self.server.listener_traffic()
+    }
+
+    /// When the events of the last turn were fetched from the kernel, in microseconds since an
+    /// arbitrary start.
+    #[must_use]
+    pub fn clock_us(&self) -> u64 {
+        self.server.clock_us()
+    }
+
+    /// Arms the listeners, and does not wait: when it returns, the kernel accepts.
+    ///
+    /// # Errors
+    /// When the kernel itself fails.
+    pub fn start<K: Kernel>(&mut self, kernel: &mut K) -> Result<(), K::Error> {
+        self.server.start(kernel.now(), &mut self.ops);
+        kernel.trace(Cause::Start, &self.ops);
+        kernel.submit(&mut self.ops);
+        self.turn(kernel, Wake::Now)?;
+        Ok(())
+    }
+
+    /// One turn of the loop.
+    ///
+    /// # Errors
+    /// When the kernel itself fails; the connections are lost then.
+    pub fn step<K: Kernel>(
+        &mut self,
+        kernel: &mut K,
+        commands: impl IntoIterator<Item = Command>,
+    ) -> Result<Status, K::Error> {
+        for command in commands {
+            self.obey(kernel.now(), &command);
+            kernel.trace(Cause::Command(&command), &self.ops);
+            kernel.submit(&mut self.ops);
+            // By a new policy open connections may count.
+            self.server.recount(kernel.now(), kernel);
+        }
+        let mut idle = true;
+        // A command may have been the last that was missing.
+        if !self.is_over() {
+            let wake = self.server.wake();
+            idle = self.turn(kernel, wake)?;
+        }
+        if self.server.is_drained() {
+            // The last closes are still queued: hand them over, so that every peer sees its FIN
+            // before we are gone.
+            kernel.turn(Wake::Now, &mut self.events)?;
+            return Ok(Status::Drained);
+        }
+        Ok(if self.server.is_quiescent() { Status::Quiescent } else { Status::Running { idle } })
+    }
+
+    fn is_over(&mut self) -> bool {
+        self.server.is_drained() || self.server.is_quiescent()
+    }
+
+    /// Enters the kernel, waits until `wake`, and handles what has happened. Returns whether
+    /// nothing has.
+    fn turn<K: Kernel>(&mut self, kernel: &mut K, wake: Wake) -> Result<bool, K::Error> {
+        let Self { server, events, ops } = self;
+        kernel.turn(wake, events)?;
+        let clock_us = kernel.now_us();
+        let now = Timestamp(clock_us / 1_000);
+        server.begin_turn(clock_us, kernel.overflows());
+        let idle = events.is_empty();
+        for event in events.drain(..) {
+            let before = ops.len();
+            server.handle(now, event, ops);
+            kernel.trace(Cause::Event(&event), &ops[before..]);
+        }
+        if server.wake().is_due(now) {
+            let before = ops.len();
+            server.on_time(now, ops);
+            kernel.trace(Cause::Time, &ops[before..]);
+        }
+        let before = ops.len();
+        server.end_turn(now, ops);
+        kernel.trace(Cause::TurnEnd, &ops[before..]);
+        kernel.submit(ops);
+        server.recount(now, kernel);
+        Ok(idle)
+    }
+
+    fn obey(&mut self, now: Timestamp, command: &Command) {
+        let Self { server, ops, .. } = self;
+        match command {
+            Command::EndListeners(listeners) => {
+                for &listener in &**listeners {
+                    server.end_listener(now, listener, ops);
+                }
+            }
+            &Command::Drain { deadline } => server.drain(now, deadline, ops),
+            &Command::HandOver { deadline } => server.hand_over(now, deadline, ops),
+            Command::Reconfigure(runtime_limits) => {
+                server.reconfigure(now, (**runtime_limits).clone())
+            }
+        }
+    }
+
+    /// A free slot for a connection of the process before us, or for one that could not be handed
+    /// over. To be called before the worker starts, or after [`Self::release`]; [`Self::import`]
+    /// must follow.
+    pub fn reserve_slot(&mut self) -> ConnectionId {
+        self.server.reserve_slot()
+    }
+
+    /// A connection of the process before us is here, or one that could not be handed over is back:
+    /// the driver has its socket and its unsent bytes. It stays whatever the limits say.
+    pub fn import<K: Kernel>(
+        &mut self,
+        kernel: &mut K,
+        id: ConnectionId,
+        peer: PeerAddr,
+        transfer: TransferState,
+    ) {
+        self.server.import(kernel.now(), id, peer, transfer, &mut self.ops);
+        kernel.trace(Cause::Import, &self.ops);
+        kernel.submit(&mut self.ops);
+    }
+
+    /// Counts a connection of the process before us that ends here: there is no memory for the
+    /// bytes that are still to be sent on it.
+    pub fn note_lost_in_handover(&mut self) {
+        self.server.note_lost_in_handover();
+    }
+
+    /// Gives every connection away: the caller takes its socket and its unsent bytes from the
+    /// driver. To be called after [`Status::Quiescent`].
+    ///
+    /// If they cannot be handed over they come back to this worker, as to a new one:
+    /// [`Self::reserve_slot`] and [`Self::import`] for each, then [`Command::Drain`]. Limits,
+    /// timeouts, policy and counters are what they were, and nothing is accepted.
+    pub fn release(&mut self, now: Timestamp) -> Vec<(ConnectionId, TransferState)> {
+        self.server.release(now)
+    }
+
+    /// Panics if the state contradicts itself. For tests and simulation: it visits every slot.
+    pub fn check_invariants(&self) {
+        self.server.check_invariants();
+    }
+}
