@@ -1,12 +1,12 @@
-//! What monitoring asks for: a snapshot as JSON on the status socket, metrics and health over HTTP,
-//! and the one word that HAProxy's agent-check wants.
+//! Monitoring: a snapshot as JSON on the status socket, metrics and health over HTTP, and the line
+//! for HAProxy's agent-check.
 //!
-//! One thread of its own serves all of it; the thread exists only if there is a socket for it. It
-//! shares nothing with an echo but the boards of [`crate::metrics`]. Whatever a client does
-//! (garbage, silence, a thousand connections), it costs the others at most the time of this thread.
-//! Nothing can be changed here: every answer is a reading.
+//! One separate thread serves all of it. The thread exists only if there is a socket for it. It
+//! shares only the boards of [`crate::metrics`] with the workers. Whatever a client does (invalid
+//! requests, silence, a thousand connections) costs at most the time of this thread. All answers
+//! are read-only.
 //!
-//! The other end is here too: [`client`] is the command `echo-uring status`.
+//! The client is here too: [`client`] is the command `echo-uring status`.
 
 pub mod client;
 mod exposition;
@@ -24,31 +24,31 @@ use socket2::Socket;
 pub use serve::CLIENTS_MAX;
 pub use snapshot::{Snapshot, State};
 
-/// What is served at a socket.
+/// The service on a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Service {
-    /// One snapshot as JSON to everybody who connects.
+    /// One snapshot as JSON for each client.
     Status,
     /// HTTP: `/metrics`, `/healthz`, `/ready`.
     Metrics,
-    /// One line for HAProxy's agent-check to everybody who connects.
+    /// One line for HAProxy's agent-check for each client.
     AgentCheck,
 }
 
-/// A listening stream socket and what is served there.
+/// A listening stream socket and its service.
 #[derive(Debug)]
 pub struct AdminListener {
-    /// What is served.
+    /// The service.
     pub service: Service,
     /// The socket; it is made non-blocking.
     pub socket: Socket,
 }
 
-/// Starts the thread that serves at `listeners` until the process ends. `gather` makes a new
-/// snapshot; it may take its time when a worker hangs.
+/// Starts the thread that serves `listeners` until the process ends. `gather` makes a new snapshot;
+/// it may take some time if a worker is stalled.
 ///
 /// # Errors
-/// When the system gives no thread, or a socket cannot be made non-blocking.
+/// When the thread cannot be started, or a socket cannot be made non-blocking.
 pub fn start(
     listeners: Vec<AdminListener>,
     gather: impl Fn() -> Snapshot + Send + 'static,

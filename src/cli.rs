@@ -1,7 +1,7 @@
-//! The command line: arguments become one [`Command`].
+//! The command line: parses the arguments into one [`Command`].
 //!
-//! Only the spelling of options is known here (and clap, here alone). What an address or a file
-//! means is decided by `config`, so this file must never open, bind or look up anything.
+//! This file knows only the syntax of options, and is the only one that knows clap. `config`
+//! decides what an address or a file means, so this file must never open, bind or resolve anything.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -14,28 +14,28 @@ use log::LevelFilter;
 
 use echo_ring::output;
 
-/// `EX_USAGE` of sysexits.h: the command was used wrongly.
+/// `EX_USAGE` of sysexits.h: command line usage error.
 const EXIT_USAGE: u8 = 64;
 
-/// What the user asked for.
+/// The command to run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Run the service.
     Serve(Options),
-    /// Check the configuration and print what it comes to.
+    /// Validate the configuration and print the result.
     Check(Options),
-    /// Have the daemon reload its configuration, and check that.
+    /// Make the daemon reload its configuration, and validate it.
     Reload(Options),
-    /// Ask a running daemon how it is.
+    /// Query the status of a running daemon.
     Status(StatusOptions),
-    /// Look at machine, configuration and sandbox, and say what is wrong.
+    /// Examine machine, configuration and sandbox, and report problems.
     Doctor(DoctorOptions),
 }
 
-/// What the doctor is to look at, and how it is to tell.
+/// What the doctor examines, and how it reports.
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
 pub struct DoctorOptions {
-    /// The configuration to look at.
+    /// The configuration to examine.
     #[command(flatten)]
     pub options: Options,
 
@@ -43,45 +43,45 @@ pub struct DoctorOptions {
     #[arg(long)]
     pub json: bool,
 
-    /// Look at the instance echo-uring@NAME
+    /// Examine the instance echo-uring@NAME
     #[arg(long, value_name = "NAME", value_parser = instance, conflicts_with = "listen")]
     pub instance: Option<String>,
 }
 
-/// What the service is run with; it may stand before or after the command.
+/// Options of the service; they may precede or follow the command.
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
-    /// Read the configuration from FILE; without this, /etc/echo-uring.toml if there is one
+    /// Read the configuration from FILE [default: /etc/echo-uring.toml if it exists]
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
 
-    #[allow(rustdoc::broken_intra_doc_links, reason = "clap shows this text as it stands")]
+    #[allow(rustdoc::broken_intra_doc_links, reason = "clap shows this text unchanged")]
     /// Listen on ADDRESS instead of the configured listeners: 127.0.0.1:7777, [::1]:7777 or
     /// unix:/path; repeatable
     #[arg(long, value_name = "ADDRESS")]
     pub listen: Vec<String>,
 
-    /// Write log lines of LEVEL and more severe ones instead of the configured level
+    /// Log messages of severity LEVEL and more severe, regardless of the configured level
     #[arg(long, value_name = "LEVEL", value_parser = level_parser())]
     pub log_level: Option<LevelFilter>,
 }
 
-/// Where to ask, and how the answer is shown.
+/// The socket to query, and how the answer is shown.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct StatusOptions {
-    /// Print the answer as JSON, as it comes
+    /// Print the answer unchanged as JSON
     #[arg(long)]
     pub json: bool,
 
-    /// Ask again every second until interrupted
+    /// Repeat every second until interrupted
     #[arg(long)]
     pub watch: bool,
 
-    /// Ask at the Unix socket PATH
+    /// Query the Unix socket PATH
     #[arg(long, value_name = "PATH", default_value = "/run/echo-uring/status.sock")]
     pub socket: PathBuf,
 
-    /// Ask the instance echo-uring@NAME
+    /// Query the instance echo-uring@NAME
     #[arg(long, value_name = "NAME", value_parser = instance, conflicts_with = "socket")]
     pub instance: Option<String>,
 }
@@ -89,7 +89,7 @@ pub struct StatusOptions {
 /// The name becomes part of a path.
 fn instance(name: &str) -> Result<String, &'static str> {
     let possible = !name.is_empty() && !name.contains('/') && !name.starts_with('.');
-    possible.then(|| name.to_owned()).ok_or("it is what stands between @ and .service")
+    possible.then(|| name.to_owned()).ok_or("use the part of the unit name between @ and .service")
 }
 
 #[derive(Parser)]
@@ -107,20 +107,20 @@ struct Arguments {
     verb: Option<Verb>,
 }
 
-/// A command with the options that may follow it. One that is not run like the service takes none
-/// of [`Options`], but those of its own.
+/// A command with the options that may follow it. Commands that do not run the service have their
+/// own options instead of [`Options`].
 #[derive(Subcommand)]
 enum Verb {
     /// Run the service (the default)
     Serve(Options),
-    /// Check the configuration, print it with all defaults as TOML, and exit
+    /// Validate the configuration, print it with all defaults as TOML, and exit
     Check(Options),
-    /// Have the service reload its configuration; for ExecReload= of its unit
+    /// Make the service reload its configuration (for ExecReload= of its unit)
     Reload(Options),
-    /// Show what a running daemon does: connections, traffic, trouble, per listener and worker
+    /// Show connections, traffic and errors of a running daemon, per listener and worker
     Status(StatusOptions),
-    /// Look at kernel, limits, sockets, sandbox and configuration; exit with 1 if there is a
-    /// problem
+    /// Examine kernel, limits, sockets, sandbox and configuration; the exit status is 1 if there is
+    /// a problem
     Doctor(DoctorOptions),
 }
 
@@ -129,8 +129,8 @@ fn level_parser() -> impl TypedValueParser<Value = LevelFilter> {
         .map(|word| word.parse().expect("invariant: the words above are those of the log facade"))
 }
 
-/// Reads the arguments of this process. Prints help, version or the one line that says what is
-/// wrong; then `Err` holds the exit status: 0 for help and version, 64 for wrong usage.
+/// Parses the arguments of this process. If it prints help, the version or a one-line error, `Err`
+/// holds the exit status: 0 for help and version, 64 for a usage error.
 pub fn parse() -> Result<Command, ExitCode> {
     parse_from(std::env::args_os()).map_err(|refusal| ExitCode::from(refusal.print()))
 }
@@ -138,9 +138,9 @@ pub fn parse() -> Result<Command, ExitCode> {
 /// Why there is no command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// The exit status: 0 if text was asked for, 64 if the usage was wrong.
+    /// The exit status: 0 if text was requested, 64 for a usage error.
     pub status: u8,
-    /// What to print, to standard output with status 0, else to standard error.
+    /// The text to print: to standard output with status 0, else to standard error.
     pub text: String,
 }
 
@@ -161,7 +161,7 @@ impl Refusal {
     }
 }
 
-/// Reads `arguments`, the first of which is the program's own name.
+/// Parses `arguments`, the first of which is the program's own name.
 pub fn parse_from<I, T>(arguments: I) -> Result<Command, Refusal>
 where
     I: IntoIterator<Item = T>,
@@ -184,20 +184,20 @@ where
     parsed.map_err(|error| refusal(&error))
 }
 
-/// An option of the service stands before a command that has no use for it.
+/// The error for an option of the service before a command that does not accept it.
 fn misplaced() -> clap::Error {
-    let problem = "options of the service do not go with this command";
+    let problem = "this command does not accept options of the service";
     Arguments::command().error(ErrorKind::ArgumentConflict, problem)
 }
 
-/// The command line as data: what completions and manual pages are made from.
+/// The command line as data, for the tests of completions and manual pages.
 pub fn command() -> clap::Command {
     Arguments::command()
 }
 
 impl Options {
-    /// These options, which stood before the command, with those that stood `after` it. As on one
-    /// side, only --listen may be given twice.
+    /// Merges these options, which preceded the command, with those that came `after` it. Only
+    /// --listen may be given more than once.
     fn joined(self, after: Self) -> Result<Self, clap::Error> {
         let mut listen = self.listen;
         listen.extend(after.listen);
@@ -222,8 +222,8 @@ fn refusal(error: &clap::Error) -> Refusal {
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
         return Refusal { status: 0, text };
     }
-    // Like every other failure at start, wrong usage is one line: what clap says before it explains
-    // the usage.
+    // Like every other failure at start, a usage error is one line: clap's message without its
+    // explanation of the usage.
     let words: Vec<&str> = text
         .lines()
         .map(str::trim)

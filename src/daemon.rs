@@ -1,8 +1,8 @@
 //! The daemon: start-up order, signals, readiness, reload, watchdog, drain, exit.
 //!
-//! The main thread never touches an echo. It starts the workers and then sleeps in poll(2) until a
-//! signal, a worker or the clock wants something; so it may block on the service manager or the log
-//! without anybody noticing.
+//! The main thread is not involved in any echo. It starts the workers and then sleeps in poll(2)
+//! until a signal, a worker or a timer needs attention. It may therefore block on the service
+//! manager or the log without delaying an echo.
 
 mod admission_policy;
 mod job;
@@ -38,24 +38,24 @@ pub use request::reload;
 
 /// `EX_SOFTWARE` of sysexits.h: a worker panicked.
 const EXIT_SOFTWARE: u8 = 70;
-/// `EX_OSERR` of sysexits.h: the system refused something that should work.
+/// `EX_OSERR` of sysexits.h: the system refused a resource.
 const EXIT_SYSTEM: u8 = 71;
-/// `EX_CONFIG` of sysexits.h: the configuration is wrong, or this kernel cannot run us.
+/// `EX_CONFIG` of sysexits.h: the configuration is invalid, or this kernel cannot run the daemon.
 const EXIT_CONFIG: u8 = 78;
 
-/// How long the end waits for the last log lines.
+/// How long the daemon waits for the last log messages when it ends.
 const LOG_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Why the service could not start, or ended before its time.
+/// Why the service could not start, or failed.
 #[derive(Debug)]
 enum Failure {
     /// A listening socket.
     Listen(ListenError),
     /// The kernel.
     Uring(Unusable),
-    /// Something the system refused: what, and the reason.
+    /// The system refused an operation: which, and the reason.
     System(&'static str, io::Error),
-    /// A worker's ring broke: which worker, and how.
+    /// The ring of a worker failed: which worker, and the error.
     Ring(usize, String),
     /// A worker panicked: which.
     Panic(usize),
@@ -65,7 +65,7 @@ impl Failure {
     fn exit_status(&self) -> u8 {
         match self {
             Self::Listen(error) => error.exit_status(),
-            // What may pass by itself is worth another try, see RestartPreventExitStatus=.
+            // A temporary failure is worth a restart, see RestartPreventExitStatus=.
             Self::Uring(unusable) if !unusable.may_pass() => EXIT_CONFIG,
             Self::Uring(_) | Self::System(..) | Self::Ring(..) => EXIT_SYSTEM,
             Self::Panic(_) => EXIT_SOFTWARE,
@@ -91,14 +91,14 @@ impl fmt::Display for Failure {
             Self::Ring(worker, error) => write!(formatter, "worker {worker}: {error}"),
             Self::Panic(worker) => write!(
                 formatter,
-                "worker {worker} panicked: this is a defect; please report the lines \
-                 before this one"
+                "worker {worker} panicked: this is a defect; please report it with the \
+                 preceding messages"
             ),
         }
     }
 }
 
-/// Validates the configuration and prints what it comes to.
+/// Validates the configuration and prints the result.
 #[must_use]
 pub fn check(options: &Options) -> ExitCode {
     match load(options) {
@@ -125,13 +125,13 @@ pub fn check(options: &Options) -> ExitCode {
 /// Serves until a signal ends it.
 #[must_use]
 pub fn serve(options: &Options) -> ExitCode {
-    // The sockets come before everything else: they are known by their numbers alone, which must
-    // not be those of descriptors that are made below. And taking them changes the environment,
-    // which only one thread may do.
+    // Inherited sockets come first. They are identified by their numbers, which descriptors opened
+    // below must not use. Taking them also changes the environment, which only one thread may do.
     let inherited = crate::listen::inherit();
     let notifier = Notifier::from_env();
-    // Signals are blocked before the first thread starts, so that every thread inherits it and they
-    // wait for us; and before the configuration is read, so that a reload is not asked in vain.
+    // Signals are blocked before the first thread starts, so that every thread inherits the mask
+    // and signals stay pending. They are blocked before the configuration is read, so that no
+    // reload request is lost.
     let signals = match service::block_signals() {
         Ok(signals) => signals,
         Err(error) => {
@@ -184,18 +184,18 @@ pub fn serve(options: &Options) -> ExitCode {
 fn with_warning_of_ignored_listen(mut opened: Opened, options: &Options) -> Opened {
     let inherited = opened.listeners.iter().any(|listener| listener.origin == Origin::Inherited);
     if inherited && !options.listen.is_empty() {
-        let warning = "--listen is ignored: the service manager has passed sockets";
+        let warning = "--listen is ignored, because the service manager has passed sockets";
         opened.warnings.push(warning.to_owned());
     }
     opened
 }
 
-/// Says on standard error what there is no log for, or not yet.
+/// Prints an error to standard error when there is no log yet.
 fn complain(what: &dyn fmt::Display) {
     logging::complain(&format!("echo-uring: {what}"));
 }
 
-/// A failure is told even to those who want no log.
+/// Reports a failure, even if logging is off.
 fn say(failure: &Failure, level: LevelFilter) {
     if level == LevelFilter::Off {
         complain(failure);
@@ -213,19 +213,19 @@ fn overrides(options: &Options) -> Overrides {
     Overrides { listen: options.listen.clone(), log_level: options.log_level }
 }
 
-/// What a run begins with.
+/// The configuration at the start.
 struct Loaded {
     config: Config,
-    /// Why this is not what the file says, if it is not.
+    /// Why this differs from the file, if it does.
     trouble: Option<String>,
 }
 
-/// The configuration of the file. If that is invalid, and the process before us has left
-/// connections in `bundles`, the last one that was valid: to refuse to start would end them all.
+/// The configuration of the file. If it is invalid and the previous process has left connections in
+/// `bundles`, the last valid configuration, because a failed start would end all of them.
 fn load_or_keep(options: &Options, bundles: &[OwnedFd]) -> Result<Loaded, ConfigError> {
     let error = match load(options) {
         Ok(config) => return Ok(Loaded { config, trouble: None }),
-        // The command line is the unit's; what it means cannot be taken from anywhere else.
+        // The command line comes from the unit. No other source has its meaning.
         Err(error @ ConfigError::CommandLine { .. }) => return Err(error),
         Err(error @ (ConfigError::Read { .. } | ConfigError::Content { .. })) => error,
     };

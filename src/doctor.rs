@@ -1,9 +1,10 @@
-//! The doctor: what the machine, the configuration and the sandbox are like, and what to do about
-//! it. Where the units of the service are installed it is they that are looked at; what they do not
-//! tell is as this process sees it.
+//! The doctor: examines the machine, the configuration and the sandbox, and names a remedy for each
+//! problem. If the units of the service are installed, the doctor examines the units. What the
+//! units do not show is reported as this process sees it.
 //!
-//! It looks and tries, and changes nothing that lasts. A finding says what is so; one that is not
-//! well says the cure. It must never need the daemon to run, nor any right that the daemon has not.
+//! The doctor makes no permanent changes. Each finding has a text; a finding that is not ok also
+//! has a remedy. The doctor must never need a running daemon, nor any privilege that the daemon
+//! lacks.
 
 mod addresses;
 mod confinement;
@@ -24,7 +25,7 @@ use echo_ring::output;
 use finding::{Finding, Level, Topic};
 use service::Service;
 
-/// Looks at everything and prints what it found. The exit status is 1 if there is a problem.
+/// Examines everything and prints the findings. The exit status is 1 if there is a problem.
 #[must_use]
 pub fn examine(doctor: &DoctorOptions) -> ExitCode {
     let findings = findings(doctor);
@@ -63,17 +64,17 @@ fn findings(doctor: &DoctorOptions) -> Vec<Finding> {
     findings
 }
 
-/// The units, unless it is a daemon that somebody starts by hand that is asked about.
+/// The installed units. With --listen the question is about a daemon started by hand instead.
 fn look(doctor: &DoctorOptions) -> Result<Service, Finding> {
     if !doctor.options.listen.is_empty() {
-        let what = "with --listen it is not the units that are looked at";
+        let what = "with --listen the units are not examined";
         return Err(Finding::ok(Topic::Systemd, what));
     }
     service::look(doctor.instance.as_deref())
 }
 
-/// The configuration, or the defaults where there is no valid one, so that the rest can be looked
-/// at all the same. Without an option it is the file that the service reads.
+/// The configuration, or the defaults if there is no valid one, so that the rest can still be
+/// examined. Without an option it is the file that the service reads.
 fn configuration(
     doctor: &DoctorOptions,
     service: Option<&Service>,
@@ -101,7 +102,7 @@ fn configuration(
                 None => Finding::ok(Topic::Config, what),
                 Some(denied) => {
                     let what = format!("{what}, but {denied}");
-                    Finding::from_error(Topic::Config, &what, "let the service read it")
+                    Finding::from_error(Topic::Config, &what, "give the service read access")
                 }
             });
             config

@@ -1,9 +1,9 @@
-//! Listening sockets: inherited from a service manager or bound from the configuration, then given
-//! their options.
+//! Listening sockets: inherited from a service manager or bound from the configuration. Sets their
+//! options.
 //!
-//! An inherited socket is told apart by asking it, never by its position (listenfd is known here
-//! alone). Every option that TCP connections inherit from their listener is set on the listener,
-//! once, so that accepting costs nothing more. This file must never accept, and it keeps no socket.
+//! The kind of an inherited socket is queried, never derived from its position. Only this module
+//! knows listenfd. Options that TCP connections inherit from their listener are set on the listener
+//! once, so accepting has no additional cost. This file must never accept, and it keeps no socket.
 
 mod bound;
 mod handshakes;
@@ -20,45 +20,45 @@ use nix::errno::Errno;
 use socket2::{SockAddr, SockRef, TcpKeepalive};
 
 pub use bound::SocketFile;
-pub use handshakes::{TIMEOUT as HANDSHAKE_TIMEOUT, hold_back, is_any_half_open, let_come};
+pub use handshakes::{TIMEOUT as HANDSHAKE_TIMEOUT, admit_new, is_any_half_open, refuse_new};
 
 use crate::config::{Address, Kind, ListenerConfig, Tcp};
 
-/// The longest silence and interval that the kernel takes (`MAX_TCP_KEEPIDLE`), and the most probes
-/// (`MAX_TCP_KEEPCNT`): with them it never probes by itself. When a peer is to be asked whether it
-/// is still there is decided by the core, see `uring::driver::peer`.
+/// The maximum keepalive time and interval of the kernel (`MAX_TCP_KEEPIDLE`) and the maximum
+/// number of probes (`MAX_TCP_KEEPCNT`), with which the kernel never probes by itself. The core
+/// decides when to send a keepalive probe, see `uring::driver::peer`.
 const KEEPALIVE_NEVER: Duration = Duration::from_secs(32_767);
 /// See [`KEEPALIVE_NEVER`].
 const KEEPALIVE_PROBES: u32 = 127;
 
-/// The name, in `LISTEN_FDNAMES`, of what a process leaves to the next one: sockets that carry
-/// connections. They are no listeners.
+/// The name in `LISTEN_FDNAMES` of sockets that a process leaves to the next one. They carry
+/// connections and are not listeners.
 pub const BUNDLE: &str = "bundle";
 
-/// What [`open`] found or made.
+/// The result of [`open`].
 #[derive(Debug)]
 pub struct Opened {
     /// At least one.
     pub listeners: Vec<Listener>,
-    /// What a process before us left in the service manager's store for us, see [`BUNDLE`].
+    /// Descriptors that the previous process left in the service manager's store, see [`BUNDLE`].
     pub bundles: Vec<OwnedFd>,
-    /// One line each, for the log once it is open.
+    /// One line each, to be logged when logging has started.
     pub warnings: Vec<String>,
 }
 
 /// A listening stream socket, blocking and close-on-exec, with all its options set.
 #[derive(Debug)]
 pub struct Listener {
-    /// From the configuration or from `LISTEN_FDNAMES`; "inherited" if that says nothing.
+    /// From the configuration or from `LISTEN_FDNAMES`; "inherited" if that has no name.
     pub name: String,
     /// As printed: `127.0.0.1:7777`, `[::1]:7`, `unix:/path`, or `unix:@name` for an abstract
     /// address.
     pub address: String,
-    /// What is served there: by the configuration, or by the name of an inherited socket.
+    /// What is served there, from the configuration or from the name of an inherited socket.
     pub kind: Kind,
-    /// Who made the socket.
+    /// Where the socket comes from.
     pub origin: Origin,
-    /// What its connections are.
+    /// The kind of its connections.
     pub family: Family,
     /// The socket itself.
     pub socket: OwnedFd,
@@ -66,68 +66,68 @@ pub struct Listener {
     pub file: Option<SocketFile>,
 }
 
-/// Who made a listening socket.
+/// Where a listening socket comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// The service manager, which holds it beyond our end.
+    /// From the service manager, which keeps it open after the daemon ends.
     Inherited,
-    /// We did, from the configuration.
+    /// Bound by this process, from the configuration.
     Bound,
 }
 
-/// What a listener's connections are.
+/// The kind of a listener's connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
     /// TCP over IPv4 or IPv6: connections inherit every option of the listener.
     Tcp,
-    /// Unix streams: connections inherit no option (seen on Linux 6.18), so the driver sets theirs.
+    /// Unix streams: connections inherit no option (seen on Linux 6.18), so the driver sets them.
     Unix,
 }
 
-/// Why there are no listening sockets. `Display` is one line that ends with the cure.
+/// Why listening failed. `Display` is one line that ends with the remedy.
 #[derive(Debug)]
 pub enum ListenError {
-    /// The service manager's variables make no sense.
+    /// A variable of the service manager is invalid.
     Environment {
         /// Which variable.
         variable: &'static str,
-        /// What it holds.
+        /// Its value.
         value: String,
     },
-    /// An inherited file descriptor is no listening stream socket.
+    /// An inherited file descriptor is not a listening stream socket.
     Inherited {
         /// Its number.
         fd: RawFd,
-        /// What it is, and the cure.
+        /// What it is, and the remedy.
         problem: String,
     },
-    /// An address cannot be had.
+    /// An address cannot be bound.
     Bind {
         /// Which address.
         address: Address,
-        /// What the system said.
+        /// The error of the system.
         cause: io::Error,
     },
-    /// The path of a Unix socket is taken by something else than a socket that is listened at.
+    /// The path of a Unix socket is used by something other than a listening socket.
     Occupied {
         /// Which path.
         path: PathBuf,
-        /// By what, and the cure.
+        /// By what, and the remedy.
         problem: String,
     },
-    /// The system refused what it should never refuse.
+    /// The system refused an operation that should always succeed.
     System {
         /// The socket's address as printed.
         address: String,
-        /// What was asked of the system.
+        /// The operation.
         act: &'static str,
-        /// What it said.
+        /// The error of the system.
         cause: io::Error,
     },
 }
 
 impl ListenError {
-    /// The exit status by sysexits: 69 (unavailable), or 71 when the system itself failed.
+    /// The exit status (sysexits): 69 (unavailable), or 71 if the system itself failed.
     #[must_use]
     pub fn exit_status(&self) -> u8 {
         match self {
@@ -139,14 +139,14 @@ impl ListenError {
         }
     }
 
-    /// Whether somebody else has the address.
+    /// Whether another program uses the address.
     #[must_use]
     pub fn is_in_use(&self) -> bool {
         matches!(self, Self::Bind { cause, .. } if errno(cause) == Errno::EADDRINUSE)
     }
 
-    /// Whether the host lacks the address or its whole family: the one excuse of a built-in
-    /// listener.
+    /// Whether the host lacks the address or the whole address family. Only built-in listeners are
+    /// skipped in this case.
     pub fn is_absence(&self) -> bool {
         let Self::Bind { cause, .. } = self else { return false };
         matches!(errno(cause), Errno::EAFNOSUPPORT | Errno::EADDRNOTAVAIL)
@@ -158,18 +158,19 @@ impl fmt::Display for ListenError {
         match self {
             Self::Environment { variable, value } => write!(
                 formatter,
-                "{variable}={value:?} is no number of sockets from 0 to {}; see sd_listen_fds(3)",
+                "{variable}={value:?} is not a number of sockets from 0 to {}; see \
+                 sd_listen_fds(3)",
                 inherited::COUNT_MAX
             ),
             Self::Inherited { fd, problem } => write!(formatter, "inherited fd {fd} is {problem}"),
             Self::Bind { address, cause } => {
-                write!(formatter, "{address}: {cause}; {}", bind_cure(address, cause))
+                write!(formatter, "{address}: {cause}; {}", bind_remedy(address, cause))
             }
             Self::Occupied { path, problem } => {
                 write!(formatter, "unix:{}: {problem}", path.display())
             }
             Self::System { address, act, cause } => {
-                write!(formatter, "{address}: cannot {act}: {cause}; see the log of the kernel")
+                write!(formatter, "{address}: cannot {act}: {cause}; see the kernel log")
             }
         }
     }
@@ -181,22 +182,23 @@ fn errno(error: &io::Error) -> Errno {
     Errno::from_raw(error.raw_os_error().unwrap_or(0))
 }
 
-fn bind_cure(address: &Address, cause: &io::Error) -> String {
+fn bind_remedy(address: &Address, cause: &io::Error) -> String {
     let inet = match address {
         Address::Inet(inet) => *inet,
         Address::Zoned(_, zone) if errno(cause) == Errno::ENODEV => {
-            return format!("there is no interface {zone}; use one that \"ip link\" shows");
+            return format!("there is no interface {zone}; use one listed by \"ip link\"");
         }
         Address::Zoned(inet, _) => SocketAddr::from(*inet),
         Address::Unix(_) if errno(cause) == Errno::EADDRINUSE => {
             return "stop the program that listens there or use another path".to_owned();
         }
-        Address::Unix(_) => return "use a directory that exists and may be written to".to_owned(),
+        Address::Unix(_) => return "use a directory that exists and is writable".to_owned(),
     };
     let port = inet.port();
     match errno(cause) {
         Errno::EADDRINUSE => format!(
-            "see who holds it with \"ss -ltnp sport = :{port}\", or use another with --listen"
+            "find the program that uses it with \"ss -ltnp sport = :{port}\", or use another port \
+             with --listen"
         ),
         Errno::EACCES | Errno::EPERM => format!(
             "for ports below 1024 use socket activation (systemctl start echo-uring.socket) or set \
@@ -205,28 +207,28 @@ fn bind_cure(address: &Address, cause: &io::Error) -> String {
         Errno::EINVAL if needs_zone(&inet) => {
             format!("name its interface, as in \"[{}%eth0]:{port}\"", inet.ip())
         }
-        Errno::EADDRNOTAVAIL => "use an address that \"ip address\" shows".to_owned(),
-        Errno::EAFNOSUPPORT => "use an address of a family that this kernel has".to_owned(),
+        Errno::EADDRNOTAVAIL => "use an address listed by \"ip address\"".to_owned(),
+        Errno::EAFNOSUPPORT => "use an address family that this kernel supports".to_owned(),
         _ => "use another address with --listen".to_owned(),
     }
 }
 
-/// Whether an address means nothing without an interface.
+/// Whether an address is incomplete without an interface.
 fn needs_zone(address: &SocketAddr) -> bool {
     matches!(address, SocketAddr::V6(inet)
         if inet.ip().is_unicast_link_local() && inet.scope_id() == 0)
 }
 
-/// Whether a service manager has passed sockets to this very process.
+/// Whether a service manager has passed sockets to this process.
 #[must_use]
 pub fn is_anything_inherited() -> bool {
     std::env::var("LISTEN_PID").is_ok_and(|pid| pid == std::process::id().to_string())
 }
 
-/// Whether `address` could be bound now: it is, for a moment, without ever listening.
+/// Tests whether `address` can be bound, by binding it for a moment without listening.
 ///
 /// # Errors
-/// When it cannot, and why.
+/// Why it cannot be bound.
 pub fn rehearse(address: SocketAddr) -> Result<(), ListenError> {
     bound::bind_inet_socket(address).map(drop)
 }
@@ -239,10 +241,10 @@ pub fn rehearse_in_zone(address: SocketAddrV6, zone: &str) -> Result<(), ListenE
     rehearse(bound::in_zone(address, zone)?.into())
 }
 
-/// What a service manager passed.
+/// The sockets that a service manager passed.
 #[derive(Debug, Default)]
 pub struct Inherited {
-    /// The listening sockets, perhaps none.
+    /// The listening sockets, possibly none.
     listeners: Vec<Listener>,
     /// See [`Opened::bundles`].
     pub bundles: Vec<OwnedFd>,
@@ -252,13 +254,13 @@ pub struct Inherited {
 
 /// Takes the sockets that a service manager passed.
 ///
-/// Must be called before this process makes a descriptor of its own: they are known by their
-/// numbers alone, and one that `LISTEN_FDS` speaks of but nobody passed has the number that the
-/// kernel gives out next. Also before any thread is started, since the `LISTEN_*` variables are
-/// removed from the environment.
+/// Must be called before this process opens any descriptor: the sockets are identified by number
+/// only, and if `LISTEN_FDS` counts a descriptor that was not passed, the kernel would assign its
+/// number next. Must also be called before any thread is started, since it removes the `LISTEN_*`
+/// variables from the environment.
 ///
 /// # Errors
-/// When what was passed is not what an echo needs.
+/// When a descriptor cannot be used as a listener.
 pub fn inherit() -> Result<Inherited, ListenError> {
     inherited::sockets()
 }
@@ -272,18 +274,18 @@ pub fn open(configured: &[ListenerConfig], tcp: &Tcp) -> Result<Opened, ListenEr
     open_beside(inherit()?, configured, tcp)
 }
 
-/// Binds those of `configured` that are wanted beside the `inherited` ones, and gives all of them
-/// their options.
+/// Binds the `configured` listeners that are needed besides the `inherited` ones, and sets the
+/// options of all.
 ///
 /// # Errors
-/// When an address cannot be had, or the system refuses an option.
+/// When an address cannot be bound, or the system refuses an option.
 pub fn open_beside(
     inherited: Inherited,
     configured: &[ListenerConfig],
     tcp: &Tcp,
 ) -> Result<Opened, ListenError> {
     let Inherited { mut listeners, bundles, mut warnings } = inherited;
-    // Sockets to look at the daemon are no reason not to serve.
+    // Inherited admin sockets alone do not replace the configured echo listeners.
     if listeners.iter().all(|listener| listener.kind != Kind::Echo) {
         let inherited = !listeners.is_empty();
         let wanted = configured.iter().filter(|it| it.kind == Kind::Echo || !inherited);
@@ -295,7 +297,7 @@ pub fn open_beside(
     Ok(Opened { listeners, bundles, warnings })
 }
 
-/// An address as log lines show it.
+/// An address as shown in log messages.
 fn printed(address: &SockAddr) -> String {
     if let Some(inet) = address.as_socket() {
         return inet.to_string();
@@ -309,8 +311,7 @@ fn printed(address: &SockAddr) -> String {
     }
 }
 
-/// `text` with its control characters escaped: whoever made an inherited socket may have named it
-/// as they liked.
+/// `text` with its control characters escaped: an inherited socket may have an arbitrary name.
 fn on_one_line(text: &str) -> String {
     let visible = |character: char| {
         if character.is_control() {
@@ -333,25 +334,25 @@ fn prepare(listener: &Listener, tcp: &Tcp, warnings: &mut Vec<String>) -> Result
     if listener.family == Family::Unix {
         return Ok(());
     }
-    // A stop that did not come to its end may have left the socket closed to newcomers.
-    let_come(listener.socket.as_fd());
+    // An interrupted stop may have left the socket with a filter that drops new connections.
+    admit_new(listener.socket.as_fd());
     warnings.extend(capped_buffers(&socket, tcp, &listener.address));
     tune(listener.socket.as_fd(), tcp).map_err(fault("set its TCP options"))
 }
 
-/// Gives a TCP listener the options that may change while it is used; connections that it accepts
-/// from then on inherit them.
+/// Sets the options of a TCP listener that can change at run time. Connections accepted from then
+/// on inherit them.
 pub fn tune(socket: BorrowedFd<'_>, tcp: &Tcp) -> io::Result<()> {
     let socket = SockRef::from(&socket);
     socket.set_tcp_nodelay(tcp.nodelay)?;
-    // Also where `tcp.keepalive` is off, since a reload may switch it on.
+    // Also if `tcp.keepalive` is off, since a reload may enable it.
     let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_NEVER).with_interval(KEEPALIVE_NEVER);
     socket.set_tcp_keepalive(&keepalive.with_retries(KEEPALIVE_PROBES))?;
     socket.set_tcp_user_timeout(tcp.user_timeout)
 }
 
 fn set_buffers(socket: &SockRef<'_>, tcp: &Tcp) -> io::Result<()> {
-    // Both bounds lie below 1 GiB, see `config`.
+    // Both limits are below 1 GiB, see `config`.
     if let Some(bytes) = tcp.receive_buffer {
         socket.set_recv_buffer_size(bytes as usize)?;
     }
@@ -361,8 +362,8 @@ fn set_buffers(socket: &SockRef<'_>, tcp: &Tcp) -> io::Result<()> {
     Ok(())
 }
 
-/// The kernel caps buffers in silence; the operator should hear of it. It reports twice what was
-/// set (socket(7)).
+/// Warnings for buffer sizes that the kernel limits without an error. The kernel reports twice the
+/// size that was set (socket(7)).
 fn capped_buffers(socket: &SockRef<'_>, tcp: &Tcp, address: &str) -> Vec<String> {
     let sizes = [
         ("receive-buffer", "rmem_max", tcp.receive_buffer, socket.recv_buffer_size()),
@@ -372,7 +373,7 @@ fn capped_buffers(socket: &SockRef<'_>, tcp: &Tcp, address: &str) -> Vec<String>
         let (wanted, set) = (wanted? as usize, set.ok()? / 2);
         (set < wanted).then(|| {
             format!(
-                "{address}: tcp.{key} is {set} bytes, not {wanted}: the kernel's cap; \
+                "{address}: the kernel limits tcp.{key} to {set} bytes instead of {wanted}; \
                  raise the sysctl net.core.{sysctl}"
             )
         })

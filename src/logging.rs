@@ -1,11 +1,12 @@
-//! From the `log` facade to the journal, syslog or standard error, without ever holding up a
+//! Logging: from the `log` facade to the journal, syslog or standard error, without blocking a
 //! caller.
 //!
-//! Callers put a finished line into a bounded queue or, if it is full, count it as dropped. One
-//! thread owns the sink and alone waits for it: journald may stall, and with it any write to its
-//! sockets or to a standard error that leads there. The syslog crate is known here alone.
-//! Payload bytes never come here; what does come is escaped, since part of it may have been chosen
-//! by others.
+//! - Callers put a formatted line into a bounded queue. If the queue is full, the line is counted
+//!   as dropped.
+//! - One thread owns the sink, and only this thread waits for it: journald may stall, and with it
+//!   any write to its sockets or to a standard error that is connected to it.
+//! - Only this module knows the syslog crate.
+//! - Payload bytes never get here. Text is escaped, since parts of it may come from outside.
 
 pub mod events;
 mod sink;
@@ -23,22 +24,22 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 pub use sink::complain;
 use sink::{Peer, Sink, stderr_is_journal};
 
-/// Lines that may wait for the sink. A burst at start or stop is a few dozen; a flood is not worth
-/// more memory.
+/// The maximum number of queued lines. A burst at start or stop is a few dozen; a flood does not
+/// justify more memory.
 const QUEUE_LINES_MAX: usize = 1024;
-/// A longer line (bytes) is cut: it must fit into one datagram.
+/// The maximum length of a line in bytes; longer lines are cut to fit into one datagram.
 const LINE_LENGTH_MAX: usize = 2048;
 const SYSLOG_PATH: &str = "/dev/log";
 const JOURNAL_PATH: &str = "/run/systemd/journal/socket";
-/// How often a full queue is looked at by [`Handle::finish`].
+/// How often [`Handle::finish`] retries if the queue is full.
 const FINISH_RETRY_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Where log lines go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// The journal if standard error leads there, else standard error.
+    /// The journal if standard error is connected to it, else standard error.
     Auto,
-    /// The socket `/dev/log`; standard error while that cannot be reached.
+    /// The socket `/dev/log`; standard error while that is unavailable.
     Syslog,
     /// Standard error.
     Stderr,
@@ -60,16 +61,16 @@ impl std::fmt::Display for StartError {
                 formatter,
                 "cannot start the log thread: {error}; raise TasksMax= or the limit on processes"
             ),
-            Self::Twice => formatter.write_str("logging is started twice: this is a defect"),
+            Self::Twice => formatter.write_str("logging was started twice: this is a defect"),
         }
     }
 }
 
 impl std::error::Error for StartError {}
 
-/// Starts the log thread and makes it the sink of the `log` facade for lines of `level` and more
-/// severe. From here on errors go through the facade; what was said before must have gone to
-/// standard error.
+/// Starts the log thread and makes it the sink of the `log` facade for messages of severity `level`
+/// and more severe. From here on errors go through the facade; earlier ones must go to standard
+/// error.
 pub fn start(target: Target, level: LevelFilter) -> Result<Handle, StartError> {
     let (queue, handle) = queue(level, sink(target)).map_err(StartError::Thread)?;
     log::set_boxed_logger(Box::new(queue)).map_err(|_| StartError::Twice)?;
@@ -86,7 +87,7 @@ fn sink(target: Target) -> Sink {
     }
 }
 
-/// The way to the log thread for those who change its course or end the process.
+/// The handle of the log thread, to reconfigure it and to flush it at the end of the process.
 #[derive(Clone, Debug)]
 pub struct Handle {
     orders: SyncSender<Order>,
@@ -94,16 +95,16 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// From now on only lines of `level` and more severe are written, and those that are logged
-    /// after this call go to `target`. Says whether the target could be changed: not while the
-    /// queue is full.
+    /// Changes the minimum severity to `level`, and the target for messages logged after this call.
+    /// Returns whether the target could be changed: not while the queue is full.
     pub fn change(&self, target: Target, level: LevelFilter) -> bool {
         self.level.store(level as usize, Ordering::Relaxed);
         log::set_max_level(level);
         self.orders.try_send(Order::Target(target)).is_ok()
     }
 
-    /// Waits until every line logged so far is written, at most `timeout`. Says whether it is.
+    /// Waits until every message logged so far is written, at most `timeout`. Returns whether it
+    /// is.
     pub fn finish(&self, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
         let (done, written) = channel();
@@ -127,19 +128,19 @@ enum Order {
     Flush(Sender<()>),
 }
 
-/// What is to be written.
+/// One log message.
 #[derive(Debug)]
 struct Line {
     level: Level,
     text: String,
-    /// What the journal is told besides, `NAME=value` and a line end for each.
+    /// Additional fields for the journal: `NAME=value` and a line end for each.
     fields: String,
 }
 
 impl Line {
     fn of(record: &Record<'_>) -> Self {
         let mut fields = Fields(String::new());
-        record.key_values().visit(&mut fields).expect("invariant: a String takes every field");
+        record.key_values().visit(&mut fields).expect("invariant: writing to a String never fails");
         Self {
             level: record.level(),
             text: printable(&record.args().to_string()),
@@ -157,7 +158,7 @@ struct Fields(String);
 impl<'kvs> VisitSource<'kvs> for Fields {
     fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), kv::Error> {
         let name = match key.as_str() {
-            // Of all names in the journal this one is not ours.
+            // The only field name that the journal defines.
             "message_id" => "MESSAGE_ID".to_owned(),
             own => format!("ECHO_URING_{}", own.to_ascii_uppercase()),
         };
@@ -165,7 +166,7 @@ impl<'kvs> VisitSource<'kvs> for Fields {
     }
 }
 
-/// The producers' end.
+/// The sending side.
 struct Queue {
     level: Arc<AtomicUsize>,
     orders: SyncSender<Order>,
@@ -186,7 +187,7 @@ impl Log for Queue {
         }
     }
 
-    /// A caller of the facade must not wait; [`Handle::finish`] is for those who may.
+    /// A caller of the facade must not wait. [`Handle::finish`] waits.
     fn flush(&self) {}
 }
 
@@ -214,7 +215,7 @@ impl Writer {
                 Order::Target(target) => self.sink = sink(target),
                 Order::Flush(done) => {
                     self.report_dropped();
-                    // Whoever asked may have stopped waiting.
+                    // The caller may have stopped waiting.
                     let _ = done.send(());
                 }
             }
@@ -243,8 +244,8 @@ impl Writer {
     }
 }
 
-/// `text` on one line, without characters that move the cursor or hide others, cut to a datagram's
-/// length.
+/// `text` on one line, with control characters and bidirectional controls escaped, cut to the
+/// length of a datagram.
 fn printable(text: &str) -> String {
     let mut line = String::with_capacity(text.len());
     for character in text.chars() {
@@ -255,7 +256,8 @@ fn printable(text: &str) -> String {
         let steers =
             matches!(character as u32, 0x200e | 0x200f | 0x2028..=0x202e | 0x2066..=0x2069);
         if character.is_control() || steers {
-            write!(line, "{}", character.escape_default()).expect("invariant: a String takes it");
+            write!(line, "{}", character.escape_default())
+                .expect("invariant: writing to a String never fails");
         } else {
             line.push(character);
         }
@@ -290,8 +292,8 @@ mod tests {
         assert_eq!(nothing.kind(), io::ErrorKind::WouldBlock);
     }
 
-    /// Goal: the journal gets its own names, and nobody's text makes a field. Method: what arrives,
-    /// byte for byte.
+    /// Goal: the journal gets its field names, and text cannot inject a field. Method: compare the
+    /// datagram byte by byte.
     #[test]
     fn lines_reach_the_journal_with_their_fields() {
         let daemon = Daemon::new("journal");
@@ -324,11 +326,10 @@ mod tests {
         // The sink waits a second for each line; a caller that waited for it would show that.
         assert!(slowest < Duration::from_secs(1), "a caller waited {slowest:?}");
         let begin = Instant::now();
-        assert!(!handle.finish(Duration::from_millis(200)), "nobody reads, so nothing is flushed");
+        assert!(!handle.finish(Duration::from_millis(200)), "without a reader nothing is flushed");
         assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
 
-        // Now somebody reads again: what arrived and what is reported as dropped make up all that
-        // was said.
+        // With a reader again: the lines that arrive and those reported as dropped are all lines.
         let (mut arrived, mut dropped) = (0, 0);
         while arrived + dropped < total {
             let line = daemon.next();

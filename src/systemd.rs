@@ -1,10 +1,10 @@
-//! What the daemon tells systemd: ready, status, watchdog, stopping (sd_notify(3)).
+//! Notifications to systemd: ready, status, watchdog, stopping (sd_notify(3)).
 //!
-//! Messages are spelled by the sd-notify crate (here alone) but sent from here, by `channel`. The
-//! crate makes a new socket for each message, which fails when no descriptor is free; it sends
-//! without a time limit; and it gives up on EINTR. A service manager that is slow, deaf or gone
-//! must never hold up or end the daemon, and a watchdog ping must not depend on a free descriptor.
-//! Without `NOTIFY_SOCKET` every call is a silent no-op.
+//! The sd-notify crate (used here only) formats the messages; `channel` sends them. The crate
+//! itself opens a new socket for each message, which fails when no descriptor is free; it sends
+//! without a time limit; and it gives up on EINTR. A slow, unresponsive or missing service manager
+//! must never delay or end the daemon, and a watchdog ping must not depend on a free descriptor.
+//! Without `NOTIFY_SOCKET` every call does nothing.
 
 pub mod account;
 pub mod bus;
@@ -21,15 +21,15 @@ use sd_notify::NotifyState;
 
 use self::channel::{Channel, Kind};
 
-/// How long descriptors for the store may wait for room in the service manager's queue.
+/// How long descriptors for the store may wait while the service manager's queue is full.
 const STORE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the end of the process waits for the last messages to be taken.
+/// How long the process waits at its end for the last messages to be received.
 const FINISH_TIMEOUT: Duration = Duration::from_millis(500);
-/// Bytes of a STATUS= at most. systemd reads 4,096 bytes of a message and ignores all of a longer
-/// one (`NOTIFY_BUFFER_MAX`), READY=1 included; an operator reads one line.
+/// The maximum length of STATUS= in bytes. systemd ignores messages of more than 4,096 bytes
+/// (`NOTIFY_BUFFER_MAX`) completely, including READY=1.
 pub const STATUS_BYTES_MAX: usize = 1024;
 
-/// The way to the service manager, if there is one.
+/// The connection to the service manager, if there is one.
 #[derive(Debug)]
 pub struct Notifier {
     channel: Option<Channel>,
@@ -49,8 +49,8 @@ impl Notifier {
         Self { channel: address.map(Channel::new), watchdog_interval }
     }
 
-    /// How often [`Self::watchdog`] is to be called: half the time after which systemd kills the
-    /// service. `None` if no watchdog is asked of this process.
+    /// How often [`Self::watchdog`] must be called: half the time after which systemd kills the
+    /// service. `None` if there is no watchdog for this process.
     #[must_use]
     pub fn watchdog_interval(&self) -> Option<Duration> {
         self.watchdog_interval
@@ -61,19 +61,19 @@ impl Notifier {
         self.tell(Kind::State, &[NotifyState::Ready, NotifyState::Status(&one_line(status))]);
     }
 
-    /// A reload begins; [`Self::ready`] ends it, however it goes.
+    /// A reload begins; [`Self::ready`] ends it, whether it succeeds or not.
     pub fn reloading(&self) {
-        // systemd tells by the time which of several reloads is meant.
+        // The time tells systemd which of several reloads this is.
         let time = NotifyState::monotonic_usec_now().unwrap_or(NotifyState::MonotonicUsec(0));
         self.tell(Kind::State, &[NotifyState::Reloading, time]);
     }
 
-    /// What `systemctl status` shows.
+    /// Sets the text that `systemctl status` shows.
     pub fn status(&self, status: &str) {
         self.tell(Kind::Status, &[NotifyState::Status(&one_line(status))]);
     }
 
-    /// Every worker has turned its loop since the last call.
+    /// Every worker has completed an iteration since the last call.
     pub fn watchdog(&self) {
         self.tell(Kind::Ping, &[NotifyState::Watchdog]);
     }
@@ -83,8 +83,9 @@ impl Notifier {
         self.tell(Kind::State, &[NotifyState::Stopping, NotifyState::Status(&one_line(status))]);
     }
 
-    /// Starting or stopping will take up to `time` from now. Spelled here, for the crate knows 32
-    /// bits of it, 71 minutes, and systemd 64: a lead and a drain of an hour each are more.
+    /// Starting or stopping will take up to `time` from now. Formatted here, because the crate has
+    /// 32 bits for it, which is 71 minutes, and systemd 64: a lead and a drain of an hour each need
+    /// more.
     pub fn extend_timeout(&self, time: Duration) {
         let field = format!("EXTEND_TIMEOUT_USEC={}", time.as_micros());
         self.tell(Kind::State, &[NotifyState::Custom(&field)]);
@@ -96,36 +97,36 @@ impl Notifier {
         self.tell(Kind::State, &[NotifyState::Errno(errno), NotifyState::Status(&status)]);
     }
 
-    /// Whether there is a service manager to tell things.
+    /// Whether there is a service manager.
     #[must_use]
     pub fn has_manager(&self) -> bool {
         self.channel.is_some()
     }
 
-    /// Asks the service manager to keep copies of `descriptors` for the next process, under `name`.
-    /// It answers nothing; see [`Self::synchronize`].
+    /// Asks the service manager to store copies of `descriptors` for the next process, under
+    /// `name`. There is no answer; see [`Self::synchronize`].
     ///
     /// # Errors
-    /// When they cannot be sent, or there is no room for them within ten seconds.
+    /// When they cannot be sent, or its queue stays full for ten seconds.
     pub fn store(&self, name: &str, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
-        // Without the last line it would watch them, find that the other end of each is closed, and
-        // drop them at once.
+        // With FDPOLL=1, the default, it would poll them, find that the other end of each is
+        // closed, and drop them at once.
         let states =
             [NotifyState::FdStore, NotifyState::FdName(name), NotifyState::Custom("FDPOLL=0")];
         let channel = self.channel.as_ref().ok_or(ErrorKind::NotConnected)?;
         channel.send_now(&spell(&states), descriptors, channel.until(STORE_TIMEOUT))
     }
 
-    /// Asks the service manager to forget what it keeps under `name`.
+    /// Asks the service manager to remove the descriptors that it stores under `name`.
     pub fn forget(&self, name: &str) {
         self.tell(Kind::State, &[NotifyState::FdStoreRemove, NotifyState::FdName(name)]);
     }
 
-    /// Waits until the service manager has dealt with everything it was told so far.
+    /// Waits until the service manager has processed all messages sent so far.
     ///
     /// # Errors
-    /// When it has not within `timeout`, or within what is left of it by [`Self::limit_waits`]. At
-    /// once if it is known to be deaf.
+    /// When it has not within `timeout`, or before the moment set by [`Self::limit_waits`]. At once
+    /// if it is known to be unresponsive.
     pub fn synchronize(&self, timeout: Duration) -> io::Result<()> {
         let channel = self.channel.as_ref().ok_or(ErrorKind::NotConnected)?;
         let until = channel.until(timeout);
@@ -133,34 +134,35 @@ impl Notifier {
         let barrier = spell(&[NotifyState::Custom("BARRIER=1")]);
         channel.send_now(&barrier, &[theirs.as_fd()], until)?;
         drop(theirs);
-        // It closes its copy when it comes to this message, and ours was the other one.
+        // It closes its copy when it processes this message, and ours is closed already.
         channel.wait_for_hang_up(ours.as_fd(), until)
     }
 
-    /// All waits for the service manager end at `moment`: a stop has one budget of time for them.
+    /// All waits for the service manager end at `moment`: a stop has one time limit for all of
+    /// them.
     pub fn limit_waits(&self, moment: Instant) {
         if let Some(channel) = &self.channel {
             channel.limit_waits(moment);
         }
     }
 
-    /// The descriptor that becomes writable when messages that wait can be sent.
+    /// The descriptor that becomes writable when queued messages can be sent.
     #[must_use]
     pub fn waiting(&self) -> Option<BorrowedFd<'_>> {
         self.channel.as_ref().and_then(Channel::waiting)
     }
 
-    /// Sends what waits, as far as there is room. Costs nothing if nothing waits.
+    /// Sends queued messages, as far as possible without blocking. Costs nothing if there are none.
     pub fn flush(&self) {
         if let Some(channel) = &self.channel {
             channel.flush();
         }
     }
 
-    /// The end of the process: gives the last messages a moment to be taken.
+    /// Waits a moment at the end of the process for the last messages to be received.
     pub fn finish(&self) {
         if let Some(channel) = &self.channel {
-            // Whoever could be told why this failed has not listened.
+            // A failure cannot be reported to a service manager that does not read.
             let _ = channel.flush_until(channel.until(FINISH_TIMEOUT));
         }
     }
@@ -176,15 +178,15 @@ fn spell(states: &[NotifyState<'_>]) -> String {
     states.iter().map(|state| format!("{state}\n")).collect()
 }
 
-/// One line of at most [`STATUS_BYTES_MAX`] bytes. A newline would begin a new field of the
-/// message, and other control characters are nothing for a terminal, so they are escaped.
+/// One line of at most [`STATUS_BYTES_MAX`] bytes. Control characters are escaped, because a
+/// newline would start a new field of the message, and others could disturb a terminal.
 fn one_line(text: &str) -> String {
     const ELLIPSIS: &str = "…";
-    // Where the line is cut if it turns out to be too long.
+    // Where the line is cut if it is too long.
     let (mut line, mut cut) = (String::new(), 0);
     for character in text.chars() {
         if character.is_control() {
-            // It cannot fail: it is written to memory.
+            // Writing to memory cannot fail.
             let _ = write!(line, "{}", character.escape_default());
         } else {
             line.push(character);
@@ -214,7 +216,7 @@ mod tests {
         (socket, Notifier::new(Some(format!("@{name}").into()), None))
     }
 
-    /// A process cannot safely change its own environment, so the test starts itself once more.
+    /// A process cannot safely change its own environment, so the test starts itself again.
     #[test]
     fn the_environment_says_where_and_how_often() {
         const EXPECTED: &str = "ECHO_URING_TEST_EXPECTED";
@@ -281,7 +283,7 @@ mod tests {
         assert_eq!(next(&socket), "ERRNO=98\nSTATUS=address in use\n");
     }
 
-    /// What is stored is not watched, and the end of a barrier is the end of its descriptor.
+    /// Stored descriptors are not polled, and a barrier ends when its descriptor is closed.
     #[test]
     fn descriptors_travel_and_a_barrier_is_waited_for() {
         let (socket, notifier) = manager("store");
@@ -340,7 +342,7 @@ mod tests {
         Notifier::new(None, None).ready("x");
     }
 
-    /// Fills the service manager's queue, as others do who never let it come to reading.
+    /// Fills the service manager's queue.
     fn fill(name: &str) -> UnixDatagram {
         let name = format!("echo-uring-test-{name}-{}", std::process::id());
         let filler = UnixDatagram::unbound().unwrap();
@@ -350,7 +352,8 @@ mod tests {
         filler
     }
 
-    /// All that a service manager finds which has not read for a while, fillers left out.
+    /// All messages in the queue of a service manager that has not read for a while, except
+    /// fillers.
     fn read_all(socket: &UnixDatagram) -> Vec<String> {
         socket.set_nonblocking(true).unwrap();
         let mut messages = Vec::new();
@@ -362,10 +365,10 @@ mod tests {
         messages
     }
 
-    /// Goal: whatever there is to tell, nobody waits for a service manager that does not read; and
-    /// when it reads again it hears what still matters, in order.
+    /// Goal: no message waits for a service manager that does not read. When it reads again, it
+    /// gets the messages that are still relevant, in order.
     #[test]
-    fn a_stuck_manager_holds_up_nobody_and_hears_all_that_matters_later() {
+    fn an_unresponsive_manager_blocks_nothing_and_gets_relevant_messages_later() {
         let (socket, notifier) = manager("stuck");
         let _filler = fill("stuck");
         let begin = Instant::now();
@@ -392,12 +395,12 @@ mod tests {
         assert_eq!(heard, expected);
     }
 
-    /// Goal: a wait that ran out is the last one for a while, and all waits of a stop together take
-    /// no longer than it allows.
+    /// Goal: after a wait that timed out there is no further wait for a while, and all waits of a
+    /// stop together stay within its time limit.
     #[test]
-    fn a_deaf_manager_is_waited_for_once() {
-        let (_socket, notifier) = manager("deaf");
-        let _filler = fill("deaf");
+    fn an_unresponsive_manager_is_waited_for_once() {
+        let (_socket, notifier) = manager("unresponsive");
+        let _filler = fill("unresponsive");
         let begin = Instant::now();
         let timeout = Duration::from_millis(200);
         assert!(notifier.synchronize(timeout).is_err());

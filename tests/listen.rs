@@ -113,7 +113,7 @@ fn the_operator_hears_of_a_capped_buffer() {
     let tcp = Tcp { send_buffer: Some(1 << 30), ..Config::default().tcp };
     let Opened { warnings, .. } = listen::open(&[wanted("127.0.0.1:0")], &tcp).unwrap();
     assert_eq!(warnings.len(), 1, "{warnings:?}");
-    assert!(warnings[0].contains("tcp.send-buffer is "), "{warnings:?}");
+    assert!(warnings[0].contains("tcp.send-buffer to "), "{warnings:?}");
     assert!(warnings[0].ends_with("raise the sysctl net.core.wmem_max"), "{warnings:?}");
 }
 
@@ -182,28 +182,28 @@ fn every_ipv6_address_takes_ipv4_too() {
 }
 
 #[test]
-fn an_address_in_use_is_named_with_the_cure() {
+fn an_address_in_use_is_named_with_the_remedy() {
     let other = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = other.local_addr().unwrap();
     let (status, error) = refused(&address.to_string());
     assert_eq!(status, 69);
     assert!(error.starts_with(&format!("{address}: Address already in use")), "{error}");
-    assert!(
-        error
-            .contains(&format!("; see who holds it with \"ss -ltnp sport = :{}\"", address.port()))
-    );
+    assert!(error.contains(&format!(
+        "; find the program that uses it with \"ss -ltnp sport = :{}\"",
+        address.port()
+    )));
 }
 
 #[test]
-fn an_address_of_another_host_is_named_with_the_cure() {
+fn an_address_of_another_host_is_named_with_the_remedy() {
     let (status, error) = refused("192.0.2.1:0");
     assert_eq!(status, 69);
     assert!(error.starts_with("192.0.2.1:0: Cannot assign requested address"), "{error}");
-    assert!(error.ends_with("; use an address that \"ip address\" shows"), "{error}");
+    assert!(error.ends_with("; use an address listed by \"ip address\""), "{error}");
 }
 
 #[test]
-fn a_privileged_port_is_named_with_the_cure() {
+fn a_privileged_port_is_named_with_the_remedy() {
     let cause = std::io::Error::from_raw_os_error(nix::libc::EACCES);
     let address: Address = "127.0.0.1:7".parse().unwrap();
     let error = ListenError::Bind { address, cause }.to_string();
@@ -225,7 +225,7 @@ fn a_built_in_listener_may_be_missing_but_not_all_of_them() {
     assert_eq!(opened.listeners.len(), 1);
     assert_eq!(opened.warnings.len(), 1);
     assert!(
-        opened.warnings[0].starts_with("listener local-ipv6 is left out: 192.0.2.1:0: Cannot"),
+        opened.warnings[0].starts_with("listener local-ipv6 is skipped: 192.0.2.1:0: Cannot"),
         "{:?}",
         opened.warnings
     );
@@ -267,7 +267,7 @@ fn a_unix_socket_replaces_a_stale_file_and_nothing_else() {
     fs::write(&path, "precious").unwrap();
     let (status, error) = refused(&address);
     assert_eq!(status, 69);
-    assert!(error.contains(": is taken by a file that is no socket; remove it"), "{error}");
+    assert!(error.contains(": exists and is not a socket; remove it"), "{error}");
     assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
     fs::remove_file(&path).unwrap();
 }
@@ -284,11 +284,11 @@ fn a_unix_socket_of_a_successor_is_left_alone() {
 }
 
 #[test]
-fn a_missing_directory_is_named_with_the_cure() {
+fn a_missing_directory_is_named_with_the_remedy() {
     let (status, error) = refused("unix:/nonexistent/echo.sock");
     assert_eq!(status, 69);
     assert!(error.starts_with("unix:/nonexistent/echo.sock: No such file"), "{error}");
-    assert!(error.ends_with("; use a directory that exists and may be written to"), "{error}");
+    assert!(error.ends_with("; use a directory that exists and is writable"), "{error}");
 }
 
 // Inherited sockets.
@@ -409,7 +409,7 @@ fn a_senseless_count_is_refused() {
         assert_eq!(
             found,
             format!(
-                "69 LISTEN_FDS={shown:?} is no number of sockets from 0 to 1024; \
+                "69 LISTEN_FDS={shown:?} is not a number of sockets from 0 to 1024; \
                  see sd_listen_fds(3)\n"
             )
         );
@@ -432,7 +432,7 @@ fn whatever_does_not_listen_is_refused_by_number() {
     writer.write_all(b"x").unwrap();
     let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
     let sequenced =
-        format!("69 inherited fd 4 is a socket that is no IPv4, IPv6 or Unix stream{streams}");
+        format!("69 inherited fd 4 is a socket other than an IPv4, IPv6 or Unix stream{streams}");
     for (socket, expected) in [
         (Some(OwnedFd::from(udp)), datagram.to_owned()),
         (Some(unbound(Domain::UNIX, Type::DGRAM)), datagram.to_owned()),

@@ -1,6 +1,6 @@
-//! The command `echo-uring status`: asks the daemon for a snapshot and shows it.
+//! The command `echo-uring status`: queries the daemon for a snapshot and shows it.
 //!
-//! It knows the daemon only as a path that answers JSON.
+//! It knows only the path of a socket that returns JSON.
 
 use std::io::{self, IsTerminal, Read};
 use std::os::fd::AsFd;
@@ -18,24 +18,24 @@ use super::snapshot::Snapshot;
 use super::table;
 use echo_ring::output;
 
-/// `EX_UNAVAILABLE` of sysexits.h: nobody answers.
+/// `EX_UNAVAILABLE` of sysexits.h: no answer.
 const EXIT_UNAVAILABLE: u8 = 69;
 /// `EX_OSERR` of sysexits.h.
 const EXIT_SYSTEM: u8 = 71;
 
-/// How long the daemon may take; it answers within half a second even if a worker hangs.
+/// How long the daemon may take; it answers within half a second even if a worker is stalled.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// More than a thousand workers fill.
+/// The maximum length of an answer, more than that of a thousand workers.
 const ANSWER_MAX: u64 = 16 << 20;
-/// How often `--watch` looks.
+/// How often `--watch` queries.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Who is asked.
+/// The daemon to query.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Daemon {
-    /// Whoever answers at this path.
+    /// The daemon with the status socket at this path.
     At(PathBuf),
-    /// The instance of this name, where `echo-uring-status@.socket` has it.
+    /// The instance of this name, at the path in `echo-uring-status@.socket`.
     Instance(String),
 }
 
@@ -47,7 +47,7 @@ impl Daemon {
         }
     }
 
-    /// What the names of its units end with.
+    /// The instance suffix of its unit names.
     fn suffix(&self) -> String {
         match self {
             Self::At(_) => String::new(),
@@ -56,53 +56,53 @@ impl Daemon {
     }
 }
 
-/// How the snapshot is to be shown.
+/// The format of the output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
-    /// For people.
+    /// A table.
     Table,
-    /// As it comes.
+    /// The JSON of the daemon, unchanged.
     Json,
 }
 
-/// How often it is to be shown.
+/// How often the snapshot is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Times {
-    /// Now.
+    /// Once.
     Once,
-    /// Every second, until a signal, the key `q` or the end of the reader.
+    /// Every second, until a signal, the key `q` or a closed output.
     Watch,
 }
 
 /// Why there is nothing to show.
 #[derive(Debug)]
 enum Failure {
-    /// Nobody answers, or something else does.
+    /// There is no answer, or not from the daemon.
     Daemon(io::Error),
-    /// The answer is no snapshot.
+    /// The answer is not a snapshot.
     Answer(serde_json::Error),
-    /// The terminal or the signals.
+    /// An error of the terminal or of signals.
     System(io::Error),
-    /// The state cannot be printed.
+    /// The output cannot be written.
     Output(io::Error),
 }
 
 impl Failure {
-    /// One line about what is wrong with `daemon`, and what to do about it.
+    /// One line with the error and the remedy.
     fn text(&self, daemon: &Daemon) -> String {
         let (path, suffix) = (daemon.socket(), daemon.suffix());
         let what = match self {
             Self::Daemon(error) if error.kind() == io::ErrorKind::PermissionDenied => format!(
-                "the daemon does not answer: {error}; ask as root, or as a member of the group \
-                 that SocketGroup= of echo-uring-status{suffix}.socket names"
+                "the daemon does not answer: {error}; run this as root, or as a member of the \
+                 group in SocketGroup= of echo-uring-status{suffix}.socket"
             ),
             Self::Daemon(error) => format!(
-                "the daemon does not answer: {error}; see whether it runs with \"systemctl status \
-                 echo-uring{suffix}.service echo-uring-status{suffix}.socket\", or name its \
+                "the daemon does not answer: {error}; check that it is running with \"systemctl \
+                 status echo-uring{suffix}.service echo-uring-status{suffix}.socket\", or give its \
                  socket with --socket"
             ),
             Self::Answer(error) => {
-                format!("the answer is no status: {error}; name its socket with --socket")
+                format!("the answer is not a status: {error}; give the status socket with --socket")
             }
             Self::System(error) => format!("cannot watch: {error}"),
             Self::Output(error) => return output::unwritten(error),
@@ -141,13 +141,13 @@ fn once(socket: &Path, form: Form) -> Result<(), Failure> {
     output::print(&shown).map_err(Failure::Output)
 }
 
-/// What the daemon at this path says of itself; nothing if nobody answers, or something else does.
+/// The snapshot of the daemon at this path; nothing if there is no valid answer.
 #[must_use]
 pub fn snapshot(path: &Path) -> Option<Snapshot> {
     ask(path).ok().map(|(_, snapshot)| snapshot)
 }
 
-/// One answer, as it came and as it is meant.
+/// Queries the daemon; returns the answer as text and parsed.
 fn ask(path: &Path) -> Result<(String, Snapshot), Failure> {
     let read = || {
         let socket = UnixStream::connect(path)?;
@@ -183,7 +183,7 @@ fn watch(socket: &Path, form: Form) -> Result<(), Failure> {
         };
         match written {
             Ok(()) => {}
-            // A reader that went away ends it, as a signal does.
+            // A closed output ends it, as a signal does.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
             Err(error) => return Err(Failure::Output(error)),
         }
@@ -203,15 +203,15 @@ fn watch(socket: &Path, form: Form) -> Result<(), Failure> {
     }
 }
 
-/// What a sleep ends with.
+/// Why a sleep ended.
 enum Event {
-    /// Its time is over.
+    /// The time is over.
     Time,
-    /// The terminal has another size.
+    /// The size of the terminal has changed.
     Resized,
     /// A key was pressed.
     Key,
-    /// A signal wants the end.
+    /// A signal to end the command.
     End,
 }
 

@@ -1,7 +1,7 @@
-//! A snapshot as Prometheus metrics, in its text format.
+//! A snapshot as Prometheus metrics, in the text format.
 //!
-//! The only labels are the listener, its protocol and the reason, all of them few: a peer never
-//! gets a series of its own.
+//! The only labels are listener, protocol and reason. Their values are few: there is never a series
+//! for each peer.
 
 use std::collections::BTreeMap;
 
@@ -12,10 +12,10 @@ use prometheus::{Encoder, TextEncoder};
 
 use super::snapshot::{ListenerFigures, Ring, Snapshot, State, Traffic};
 
-/// Upper bounds of the residence time's buckets, as powers of two of a microsecond: 4 µs to 17 s.
+/// Upper bounds of the residence time buckets, in microseconds as powers of two: 4 µs to 17 s.
 const BUCKETS: [u32; 20] = [2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 20, 22, 24];
 
-/// The text that `/metrics` answers with.
+/// The body of `/metrics`.
 pub(super) fn text(snapshot: &Snapshot) -> Vec<u8> {
     let mut families = of_process(snapshot);
     families.extend(of_listeners(&snapshot.listeners));
@@ -24,7 +24,9 @@ pub(super) fn text(snapshot: &Snapshot) -> Vec<u8> {
     families.retain(|family| !family.get_metric().is_empty());
     let mut text = Vec::new();
     let encoded = TextEncoder::new().encode(&families, &mut text);
-    encoded.expect("invariant: every family has a name and a metric, and memory takes all");
+    encoded.expect(
+        "invariant: every family has a name and a metric, and writing to memory never fails",
+    );
     text
 }
 
@@ -36,16 +38,20 @@ fn of_process(snapshot: &Snapshot) -> Vec<MetricFamily> {
     let failures = total.accept_failures.iter();
     let failures = failures.map(|(reason, count)| counter(&[("reason", reason)], *count));
     let mut families = vec![
-        family("build_info", "The version that runs; always 1.", MetricType::GAUGE, build),
-        one_gauge("ready", "1 when serving, 0 before and from the start of a drain.", ready),
+        family("build_info", "The version of the daemon; always 1.", MetricType::GAUGE, build),
+        one_gauge(
+            "ready",
+            "1 while serving, 0 before that and from the start of a stop or a handover.",
+            ready,
+        ),
         one_gauge("uptime_seconds", "Time since the start.", snapshot.uptime_seconds),
         one_gauge(
             "configuration_valid",
-            "1 if the file was valid when last read, 0 while an earlier configuration is in force.",
+            "0 while the file is invalid and an earlier configuration is in force, else 1.",
             f64::from(u8::from(snapshot.configuration_error.is_none())),
         ),
-        one_gauge("workers", "Threads that echo.", snapshot.workers.len() as f64),
-        one_gauge("workers_turning", "Workers that turned their loop when asked.", turning as f64),
+        one_gauge("workers", "Worker threads.", snapshot.workers.len() as f64),
+        one_gauge("workers_turning", "Workers that are not stalled.", turning as f64),
         one_gauge(
             "stalled_connections",
             "Connections whose peers do not read.",
@@ -53,12 +59,12 @@ fn of_process(snapshot: &Snapshot) -> Vec<MetricFamily> {
         ),
         one_gauge(
             "waiting_connections",
-            "Connections accepted without a place.",
+            "Connections accepted and waiting for capacity.",
             total.connections_waiting as f64,
         ),
         one_gauge(
             "stalled_bytes",
-            "Memory held for what peers do not read.",
+            "Memory held for peers that do not read.",
             total.stalled_bytes as f64,
         ),
         one_gauge("buffers", "Receive buffers.", total.buffers.total as f64),
@@ -84,25 +90,29 @@ fn of_ring(ring: &Ring) -> Vec<MetricFamily> {
         ),
         one_counter(
             "short_sends_total",
-            "Sends that the socket did not take whole.",
+            "Sends that the socket accepted only in part.",
             ring.short_sends,
         ),
         one_counter(
             "completion_overflows_total",
-            "Turns that found the completion queue overflowed.",
+            "Event loop iterations with an overflowed completion queue.",
             ring.completion_overflows,
         ),
         one_counter(
             "memory_retries_total",
-            "Operations that met a kernel short of memory.",
+            "Operations retried because the kernel was out of memory.",
             ring.memory_retries,
         ),
         one_counter(
             "spills_refused_total",
-            "Times that limits.stalled-memory had no room for what a peer did not read.",
+            "Times that limits.stalled-memory was exhausted when bytes had to be spilled.",
             ring.spills_refused,
         ),
-        one_counter("full_total", "Times that all places were taken.", ring.full),
+        one_counter(
+            "full_total",
+            "Times that the capacity (limits.max-connections) was exhausted.",
+            ring.full,
+        ),
     ]
 }
 
@@ -150,7 +160,7 @@ fn residence(snapshot: &Snapshot) -> MetricFamily {
     let buckets = BUCKETS.map(|exponent| {
         let bound = 1_u64 << exponent;
         let mut bucket = Bucket::default();
-        // Whole microseconds are rounded down, so what is less than the bound is up to the last.
+        // Microseconds are rounded down, so times below the bound are at most one less.
         bucket.set_upper_bound(bound as f64 / 1e6);
         bucket.set_cumulative_count(counted.count_up_to(bound - 1));
         bucket
@@ -161,7 +171,7 @@ fn residence(snapshot: &Snapshot) -> MetricFamily {
     histogram.set_sample_sum(counted.sum() as f64 / 1e6);
     let mut metric = Metric::default();
     metric.set_histogram(histogram);
-    let help = "From the receipt of a chunk to the end of its echo, of one in 16.";
+    let help = "Time from the receipt of a chunk to the completion of its echo, for one in 16.";
     family("residence_seconds", help, MetricType::HISTOGRAM, vec![metric])
 }
 

@@ -1,17 +1,17 @@
-//! Just enough HTTP/1.1 for a scraper, a health check and a person with curl: one request, one
-//! answer, and the connection is closed.
+//! A minimal HTTP/1.1 server for scrapers, health checks and curl: one request, one response, then
+//! the connection is closed.
 //!
-//! Whatever the answer to a HEAD is, a refusal included, it has no body (RFC 9110, section 9.3.2).
-//! The target of a request is a path, or an address with a path (RFC 9112, section 3.2.2).
+//! The response to HEAD never has a body, even if it is an error (RFC 9110, section 9.3.2). The
+//! target of a request is a path, or a URI with a path (RFC 9112, section 3.2.2).
 
 use std::fmt::Write as _;
 
-/// The longest head of a request, in bytes.
+/// The maximum length of a request head, in bytes.
 pub(super) const HEAD_MAX: usize = 8 << 10;
-/// More headers than any scraper sends.
+/// The maximum number of headers, more than any scraper sends.
 const HEADERS_MAX: usize = 64;
 
-/// What is asked for.
+/// The requested page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Page {
     /// `/metrics`
@@ -22,7 +22,7 @@ pub(super) enum Page {
     Ready,
 }
 
-/// A request whose head is complete.
+/// A request with a complete head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Request {
     pub(super) page: Page,
@@ -30,14 +30,14 @@ pub(super) struct Request {
     pub(super) head_only: bool,
 }
 
-/// What the bytes so far come to.
+/// The result of parsing the bytes received so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Parsed {
-    /// The head goes on.
+    /// The head is incomplete.
     Partial,
-    /// To be answered.
+    /// A valid request.
     Request(Request),
-    /// To be refused.
+    /// A request that is refused.
     Refused(Refused),
 }
 
@@ -71,7 +71,7 @@ impl Refusal {
     }
 }
 
-/// Reads the head of a request.
+/// Parses the head of a request.
 pub(super) fn parse(bytes: &[u8]) -> Parsed {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut request = httparse::Request::new(&mut headers);
@@ -90,7 +90,7 @@ pub(super) fn parse(bytes: &[u8]) -> Parsed {
 
 /// Whether a request, complete or not, is a HEAD.
 pub(super) fn is_head(bytes: &[u8]) -> bool {
-    // A parser passes over empty lines in front (RFC 9112, section 2.2).
+    // A parser skips empty lines before the request (RFC 9112, section 2.2).
     let first = bytes.iter().position(|byte| !b"\r\n".contains(byte));
     bytes[first.unwrap_or(bytes.len())..].starts_with(b"HEAD ")
 }
@@ -109,8 +109,8 @@ fn judge(request: &httparse::Request<'_, '_>) -> Result<Page, Refusal> {
     }
 }
 
-/// What of a target is path and query: all of it, unless it names a server as well
-/// (`http://host:9100/metrics`), as a proxy does. We have but one site, whatever its name is.
+/// The path and query of a target. A proxy may send a full URI (`http://host:9100/metrics`); there
+/// is only one site, whatever its name is.
 fn origin_form(target: &str) -> &str {
     let Some((scheme, rest)) = target.split_once("://") else { return target };
     if !["http", "https"].iter().any(|known| scheme.eq_ignore_ascii_case(known)) {
@@ -119,15 +119,15 @@ fn origin_form(target: &str) -> &str {
     rest.find(['/', '?']).map_or("/", |authority_end| &rest[authority_end..])
 }
 
-/// The media type of the metrics, in the version that every Prometheus reads.
+/// The media type of the metrics, in the version that every Prometheus supports.
 pub(super) const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
 const PLAIN: &str = "text/plain; charset=utf-8";
 
-/// An answer with a body of this media type.
+/// A response with a body of this media type.
 pub(super) fn answer(status: &str, media_type: &str, body: &[u8], head_only: bool) -> Vec<u8> {
     let mut head = format!("HTTP/1.1 {status}\r\n");
     let mut field = |name: &str, value: &str| {
-        write!(head, "{name}: {value}\r\n").expect("invariant: a string takes everything");
+        write!(head, "{name}: {value}\r\n").expect("invariant: writing to a String never fails");
     };
     field("Content-Type", media_type);
     field("Content-Length", &body.len().to_string());
@@ -144,7 +144,7 @@ pub(super) fn answer(status: &str, media_type: &str, body: &[u8], head_only: boo
     bytes
 }
 
-/// A verdict: 200 if `fault` is none, else 503 and the fault.
+/// A health response: 200 if `fault` is none, else 503 with the fault.
 pub(super) fn verdict(fault: Option<&str>, head_only: bool) -> Vec<u8> {
     let (status, text) = match fault {
         None => ("200 OK", "ok"),
@@ -153,12 +153,12 @@ pub(super) fn verdict(fault: Option<&str>, head_only: bool) -> Vec<u8> {
     answer(status, PLAIN, format!("{text}\n").as_bytes(), head_only)
 }
 
-/// The answer to a request that is refused.
+/// The response to a request that is refused.
 pub(super) fn refuse(refused: Refused) -> Vec<u8> {
     let Refused { why, head_only } = refused;
     let status = why.status();
     let text = match why {
-        Refusal::NotFound => format!("{status}: ask for /metrics, /healthz or /ready\n"),
+        Refusal::NotFound => format!("{status}: the paths are /metrics, /healthz and /ready\n"),
         _ => format!("{status}\n"),
     };
     answer(status, PLAIN, text.as_bytes(), head_only)

@@ -1,29 +1,30 @@
-//! The terminal of `status --watch`: another screen without cursor and echo for as long as a
-//! [`Screen`] lives, pictures cut to its size, and all as it was before in the end.
+//! The terminal of `status --watch`. While a [`Screen`] exists, the terminal uses the alternate
+//! screen, without cursor and echo, and text is cut to its size. Dropping it restores the terminal.
 //!
-//! It must never know what is in a picture.
+//! It must never know the content of the text.
 
 use std::io::{self, Write};
 
 use rustix::termios::{LocalModes, OptionalActions, Termios};
 use rustix::termios::{tcgetattr, tcgetwinsize, tcsetattr};
 
-/// The key that ends it, as in pagers and other tables.
+/// The key that ends the command, as in pagers.
 const END: u8 = b'q';
 
-/// The terminal that standard output leads to.
+/// The terminal on standard output.
 pub(super) struct Screen {
-    /// How keys were treated before, if they come from a terminal.
+    /// The previous mode of standard input, if it is a terminal.
     keys: Option<Termios>,
 }
 
 impl Screen {
-    /// Takes the terminal. Signals must not end the process from now on, or nobody gives it back.
+    /// Switches the terminal. From now on signals must not end the process, or it would not be
+    /// restored.
     pub(super) fn new() -> Self {
         let keys = tcgetattr(io::stdin()).ok();
         if let Some(before) = &keys {
             let mut quiet = before.clone();
-            // Each key comes at once and is not shown; those that make signals still make them.
+            // Each key is available at once and is not shown. Keys for signals still work.
             quiet.local_modes -= LocalModes::ICANON | LocalModes::ECHO;
             let _ = tcsetattr(io::stdin(), OptionalActions::Now, &quiet);
         }
@@ -31,7 +32,7 @@ impl Screen {
         Self { keys }
     }
 
-    /// Replaces what is shown.
+    /// Shows `text`.
     pub(super) fn draw(&self, text: &str) -> io::Result<()> {
         let mut out = io::stdout().lock();
         let size = tcgetwinsize(&out).ok().filter(|size| size.ws_row > 0 && size.ws_col > 0);
@@ -39,28 +40,27 @@ impl Screen {
             Some(size) => fit(text, usize::from(size.ws_row), usize::from(size.ws_col)),
             None => text.lines().map(str::to_owned).collect(),
         };
-        // Each line is written over the old one, so that nothing flickers. No end of line after the
-        // last: on the lowest row that would scroll.
+        // Each line overwrites the old one, so that nothing flickers. There is no line end after
+        // the last line, because on the lowest row it would scroll.
         let picture = lines.join("\x1b[K\n");
         write!(out, "\x1b[H{picture}\x1b[K\x1b[J").and_then(|()| out.flush())
     }
 
-    /// Whether keys come from a terminal too, so that there is something to listen to.
+    /// Whether standard input is a terminal, so that there are keys.
     pub(super) fn has_keys(&self) -> bool {
         self.keys.is_some()
     }
 }
 
-/// Takes the keys that have come; true if the one that ends it is among them, or none will come any
-/// more.
+/// Reads the pressed keys; true if the end key is among them, or standard input is closed.
 pub(super) fn is_ended_by_key() -> bool {
     let mut keys = [0; 64];
-    // Not by the standard library, which would keep for later what does not fit.
+    // The standard library would buffer more than was read here.
     rustix::io::read(io::stdin(), &mut keys)
         .map_or(true, |count| count == 0 || keys[..count].contains(&END))
 }
 
-/// As much of `text` as a terminal of this size shows; its last row says if there is more.
+/// The part of `text` that fits a terminal of this size. The last row shows if there is more.
 fn fit(text: &str, rows: usize, columns: usize) -> Vec<String> {
     let count = text.lines().count();
     let shown = if count > rows { rows - 1 } else { count };
@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_picture_has_the_size_of_its_terminal() {
+    fn text_is_cut_to_the_size_of_the_terminal() {
         let text = "12345\n\nabcde\nvwxyz\n";
         assert_eq!(fit(text, 4, 80), ["12345", "", "abcde", "vwxyz"]);
         assert_eq!(fit(text, 4, 3), ["123", "", "abc", "vwx"]);

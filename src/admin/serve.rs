@@ -1,10 +1,10 @@
-//! The thread that answers: poll(2), short answers, and a deadline for every client.
+//! The admin thread: poll(2), short responses, and a deadline for every client.
 //!
 //! - Each listener serves [`CLIENTS_MAX`] clients at a time. One more replaces the oldest, so slow
-//!   clients harm only themselves.
+//!   clients do not affect others.
 //! - No client stays longer than the timeouts below.
 //!
-//! So the memory and the descriptors of this thread are bounded whatever clients do.
+//! The memory and the descriptors of this thread are therefore bounded, whatever clients do.
 
 use std::io::{self, Read, Write};
 use std::mem::MaybeUninit;
@@ -23,16 +23,16 @@ use super::{AdminListener, Service, exposition};
 
 /// Connections that one listener serves at the same time.
 pub const CLIENTS_MAX: usize = 32;
-/// How long a request may take to come, and an answer to be taken.
+/// How long a client may take to send a request, and to read the response.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a client that has its answer may take to close.
+/// How long a client may take to close after it has the response.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
-/// The shortest time between two snapshots: each costs every worker a turn.
+/// The minimum time between two snapshots: each costs every worker an iteration.
 const INTERVAL: Duration = Duration::from_millis(1);
-/// Pause after an accept that failed for want of files or memory.
+/// Pause after an accept that failed for lack of files or memory.
 const BACKOFF: Duration = Duration::from_millis(100);
 
-/// What all clients of one round get.
+/// The snapshot for all clients of one round.
 struct View<G> {
     gather: G,
     gathered: Option<Instant>,
@@ -65,22 +65,22 @@ struct Client {
     stage: Stage,
 }
 
-/// How far a client has come.
+/// The stage of a client.
 enum Stage {
     /// It has just connected.
     New(Service),
-    /// Its request comes in.
+    /// Its request is being received.
     Asking(Vec<u8>),
-    /// Its answer goes out; so much of it has gone.
+    /// Its response is being sent; the number of bytes sent so far.
     Answered(Arc<[u8]>, usize),
-    /// We have sent FIN and wait for that of the client: closing with unread bytes could destroy
-    /// the answer.
+    /// We have sent FIN and wait for the client's: closing with unread bytes could destroy the
+    /// response.
     Leaving,
-    /// Nothing is left to be done.
+    /// Finished.
     Gone,
 }
 
-/// Serves for ever.
+/// Serves until the process ends.
 pub(super) fn serve(listeners: Vec<AdminListener>, gather: impl Fn() -> Snapshot) {
     let mut view = View { gather, gathered: None, current: None };
     let mut clients: Vec<Client> = Vec::new();
@@ -91,7 +91,7 @@ pub(super) fn serve(listeners: Vec<AdminListener>, gather: impl Fn() -> Snapshot
                 thread::sleep(BACKOFF);
             }
         }
-        // A client gets nothing that was gathered before it connected.
+        // A client never gets a snapshot from before it connected.
         view.current = None;
         let now = Instant::now();
         for client in &mut clients {
@@ -101,8 +101,8 @@ pub(super) fn serve(listeners: Vec<AdminListener>, gather: impl Fn() -> Snapshot
     }
 }
 
-/// Waits until a client connects or moves, or a deadline passes. Says which listeners are
-/// readable.
+/// Waits until a client connects or makes progress, or a deadline passes. Returns which listeners
+/// are readable.
 fn wait(listeners: &[AdminListener], clients: &[Client]) -> Vec<bool> {
     let new =
         listeners.iter().map(|listener| PollFd::new(listener.socket.as_fd(), PollFlags::POLLIN));
@@ -116,20 +116,19 @@ fn wait(listeners: &[AdminListener], clients: &[Client]) -> Vec<bool> {
     let mut sources: Vec<PollFd<'_>> = new.chain(moving).collect();
     let deadline = clients.iter().map(|client| client.deadline).min();
     let timeout = deadline.map_or(PollTimeout::NONE, |deadline| {
-        // One millisecond more, or the wait would end just before its moment and be repeated.
+        // One millisecond more, or the wait would end just before the deadline and be repeated.
         let left = deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
         PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
     });
     if poll(&mut sources, timeout).is_err() {
-        // A signal, or no memory: look again in a moment.
+        // A signal, or no memory: retry in a moment.
         thread::sleep(Duration::from_millis(1));
         return vec![false; listeners.len()];
     }
     sources[..listeners.len()].iter().map(|source| source.any().unwrap_or(false)).collect()
 }
 
-/// Accepts the clients that wait at a listener, in portions. False if the system is short of
-/// something.
+/// Accepts waiting clients of a listener, in portions. False if the system lacks files or memory.
 fn accept_clients(index: usize, listener: &AdminListener, clients: &mut Vec<Client>) -> bool {
     for _ in 0..CLIENTS_MAX {
         let socket = match listener.socket.accept() {
@@ -147,7 +146,7 @@ fn accept_clients(index: usize, listener: &AdminListener, clients: &mut Vec<Clie
         if let Some(oldest) = oldest
             && theirs.by_ref().count() >= CLIENTS_MAX
         {
-            // They are in the order in which they connected.
+            // Clients are in the order in which they connected.
             clients.remove(oldest);
         }
         let stage = Stage::New(listener.service);
@@ -157,19 +156,19 @@ fn accept_clients(index: usize, listener: &AdminListener, clients: &mut Vec<Clie
     true
 }
 
-/// What HAProxy is to think of this server.
+/// The line for HAProxy's agent-check.
 fn agent_line(snapshot: &Snapshot) -> Vec<u8> {
-    let line = match (snapshot.state, snapshot.hanging_worker()) {
+    let line = match (snapshot.state, snapshot.stalled_worker()) {
         (State::Leaving | State::Draining, _) => "drain\n".to_owned(),
         (State::Starting, _) => "down#starting\n".to_owned(),
-        (State::Ready, Some(worker)) => format!("down#worker {worker} does not turn\n"),
+        (State::Ready, Some(worker)) => format!("down#worker {worker} is stalled\n"),
         (State::Ready, None) => "up ready\n".to_owned(),
     };
     line.into_bytes()
 }
 
 impl Client {
-    /// Does as much as can be done without waiting.
+    /// Makes as much progress as possible without waiting.
     fn go_on<G: Fn() -> Snapshot>(&mut self, now: Instant, view: &mut View<G>) {
         if let Stage::New(service) = self.stage {
             let (snapshot, json) = view.look();
@@ -214,7 +213,7 @@ impl Client {
     }
 }
 
-/// Reads on, and says what the request comes to. An error is the end of the connection.
+/// Reads more of the request and parses it. An error ends the connection.
 fn ask(mut socket: &Socket, input: &mut Vec<u8>) -> Result<Parsed, ()> {
     let mut portion = [0; 2048];
     while input.len() < http::HEAD_MAX {
@@ -222,7 +221,7 @@ fn ask(mut socket: &Socket, input: &mut Vec<u8>) -> Result<Parsed, ()> {
             Ok(0) => return Err(()),
             Ok(length) => {
                 input.extend_from_slice(&portion[..length]);
-                // Only when bytes have come is there anything new to be said.
+                // The result can change only when bytes have arrived.
                 let parsed = http::parse(input);
                 if parsed != Parsed::Partial {
                     return Ok(parsed);
@@ -244,8 +243,8 @@ fn page<G: Fn() -> Snapshot>(request: Request, view: &mut View<G>) -> Vec<u8> {
             http::answer("200 OK", http::EXPOSITION, &exposition::text(snapshot), head_only)
         }
         Page::Health => {
-            let hanging = snapshot.hanging_worker();
-            let fault = hanging.map(|worker| format!("worker {worker} does not turn"));
+            let stalled = snapshot.stalled_worker();
+            let fault = stalled.map(|worker| format!("worker {worker} is stalled"));
             http::verdict(fault.as_deref(), head_only)
         }
         Page::Ready => {
@@ -255,7 +254,7 @@ fn page<G: Fn() -> Snapshot>(request: Request, view: &mut View<G>) -> Vec<u8> {
     }
 }
 
-/// Writes on; true when everything has gone. An error is the end of the connection.
+/// Writes more of the response; true when all is written. An error ends the connection.
 fn write(mut socket: &Socket, bytes: &[u8], sent: &mut usize) -> Result<bool, ()> {
     while *sent < bytes.len() {
         match socket.write(&bytes[*sent..]) {
@@ -268,7 +267,7 @@ fn write(mut socket: &Socket, bytes: &[u8], sent: &mut usize) -> Result<bool, ()
     Ok(true)
 }
 
-/// Throws away what still comes, in portions, and says whether that was the end.
+/// Discards received bytes, in portions; returns whether the client has closed.
 fn has_left(socket: &Socket) -> bool {
     let mut portion = [MaybeUninit::uninit(); 2048];
     match socket.recv(&mut portion) {

@@ -1,8 +1,8 @@
-//! What a snapshot holds: the schema of the JSON that the status socket speaks.
+//! The content of a snapshot: the schema of the JSON on the status socket.
 //!
-//! Names and units are those of the metrics. Fields are only ever added, so a reader that knows
-//! this version understands a later one; and each that was added since 0.1.0 has a default, so it
-//! understands an earlier one as well: `status` may be newer than the daemon that it asks.
+//! Names and units are those of the metrics. Fields are added but never removed, so a reader of
+//! this version understands later ones. Each field added since 0.1.0 has a default, so it
+//! understands earlier ones as well: `status` may be newer than the daemon that it queries.
 
 use std::collections::BTreeMap;
 
@@ -12,10 +12,10 @@ use echo_core::histogram::Histogram;
 use echo_core::reason::{CloseReason, RefuseReason};
 use echo_core::stats::{self, Stats};
 
-/// Which fields a snapshot has at least: counted up when some are added. 0.1.0 has no number.
+/// The version of the fields: incremented when fields are added. 0.1.0 has no number.
 pub const SCHEMA: u32 = 2;
 
-/// Where the daemon is in its life.
+/// The state of the daemon.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
@@ -24,14 +24,14 @@ pub enum State {
     Starting,
     /// Serving.
     Ready,
-    /// Asked to stop, and still accepting: `timeouts.drain-lead`.
+    /// Not ready, but still accepting (`timeouts.drain-lead`), or handing over.
     Leaving,
     /// Not accepting any more.
     Draining,
 }
 
 impl State {
-    /// As it is spelled everywhere.
+    /// Its name in JSON and in messages.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -51,12 +51,12 @@ pub struct Snapshot {
     pub schema: u32,
     /// Of the daemon.
     pub version: String,
-    /// Where it is in its life.
+    /// Its state.
     pub state: State,
-    /// Why the configuration in force is not what the file says, if it is not.
+    /// Why the configuration in force differs from the file, if it does.
     #[serde(default)]
     pub configuration_error: Option<String>,
-    /// Since its start.
+    /// Seconds since the start.
     pub uptime_seconds: f64,
     /// The sums over all workers.
     pub total: Figures,
@@ -71,15 +71,14 @@ fn first_schema() -> u32 {
 }
 
 impl Snapshot {
-    /// The first worker that did not turn its loop when it was asked to.
+    /// The first worker that completed no iteration when it was queried.
     #[must_use]
-    pub fn hanging_worker(&self) -> Option<usize> {
+    pub fn stalled_worker(&self) -> Option<usize> {
         self.workers.iter().position(|worker| !worker.turning)
     }
 }
 
-/// Connections and what they did. It has no member of its own in the JSON: these are members of
-/// whatever it belongs to.
+/// Connections and their traffic. In the JSON these are members of the object that contains them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Traffic {
     /// Open now.
@@ -95,35 +94,35 @@ pub struct Traffic {
     pub bytes_received: u64,
     /// Payload.
     pub bytes_sent: u64,
-    /// Chunks as they came.
+    /// Chunks received.
     pub messages_received: u64,
-    /// Echoes that were complete.
+    /// Echoes completed.
     pub messages_sent: u64,
 }
 
-/// What was counted by a worker, or by all.
+/// The counters of one worker, or of all.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Figures {
-    /// What all its connections did.
+    /// The traffic of all connections.
     #[serde(flatten)]
     pub traffic: Traffic,
-    /// Open now, and stalled: their peers do not read.
+    /// Open now and stalled: their peers do not read.
     pub connections_stalled: u64,
-    /// Accepted now, but without a place yet.
+    /// Accepted and waiting for capacity now.
     pub connections_waiting: u64,
     /// Payload that could not be echoed.
     pub bytes_dropped: u64,
-    /// Memory held now for what peers do not read.
+    /// Memory held now for peers that do not read.
     pub stalled_bytes: u64,
     /// Receive buffers of the pool.
     pub buffers: Buffers,
-    /// What the ring and the kernel made of it.
+    /// Events of the ring.
     pub ring: Ring,
     /// Accepts that failed so far, by reason.
     pub accept_failures: BTreeMap<String, u64>,
-    /// From a chunk's receipt to the end of its echo.
+    /// Time from the receipt of a chunk to the completion of its echo.
     pub residence_seconds: Residence,
-    /// All of the same, for those in this process.
+    /// The complete histogram, within this process.
     #[serde(skip)]
     pub histogram: Histogram,
 }
@@ -131,71 +130,72 @@ pub struct Figures {
 /// The pool now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Buffers {
-    /// With an echo.
+    /// In use.
     pub lent: u64,
     /// All.
     pub total: u64,
 }
 
-/// Rarities of the ring, each counted so far.
+/// Counters of rare events of the ring.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ring {
-    /// Receives that found no buffer (ENOBUFS) and waited in line.
+    /// Receives that found no buffer (ENOBUFS) and were queued.
     pub buffer_waits: u64,
-    /// Sends that the socket did not take whole.
+    /// Sends that the socket accepted only in part.
     pub short_sends: u64,
-    /// Turns that found the completion queue overflowed.
+    /// Iterations with an overflowed completion queue.
     pub completion_overflows: u64,
-    /// Receives and sends that met a kernel short of memory.
+    /// Receives and sends retried because the kernel was out of memory.
     pub memory_retries: u64,
-    /// Times that no memory was granted for what a peer did not read.
+    /// Times that no memory was granted to spill bytes.
     #[serde(default)]
     pub spills_refused: u64,
-    /// Times that all places were taken.
+    /// Times that the capacity was exhausted.
     pub full: u64,
 }
 
-/// Percentiles, at most an eighth too large, of a clock read once a turn in whole microseconds.
+/// Percentiles in seconds, at most an eighth too large. The clock is read once an iteration, in
+/// whole microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Residence {
-    /// Echoes measured: of each worker the first, and every 16th after it.
+    /// The number of measured echoes: the first of each worker, and every 16th after it.
     pub count: u64,
-    /// All of them together.
+    /// The sum of all times.
     pub sum: f64,
     /// The median.
     pub p50: f64,
-    /// 90 of 100 took no longer.
+    /// The 90th percentile.
     pub p90: f64,
-    /// 99 of 100 took no longer.
+    /// The 99th percentile.
     pub p99: f64,
-    /// 999 of 1000 took no longer.
+    /// The 99.9th percentile.
     pub p999: f64,
-    /// The longest.
+    /// The maximum.
     pub max: f64,
 }
 
-/// What was counted of the connections of one listener.
+/// The counters of one listener.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ListenerFigures {
     /// Its name.
     pub name: String,
-    /// Where it listens.
+    /// Its address.
     pub address: String,
     /// `tcp` or `unix`.
     pub protocol: String,
-    /// What its connections did.
+    /// The traffic of its connections.
     #[serde(flatten)]
     pub traffic: Traffic,
 }
 
-/// What was counted by one worker.
+/// The counters of one worker.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct WorkerFigures {
-    /// How often it has turned its loop.
+    /// The number of iterations of its event loop.
     pub turns: u64,
-    /// Whether it turned when it was asked to.
+    /// Whether it completed an iteration when it was queried.
     pub turning: bool,
-    /// What it counted.
+    /// Its counters.
     #[serde(flatten)]
     pub figures: Figures,
 }
@@ -216,7 +216,7 @@ impl Traffic {
 }
 
 impl Figures {
-    /// What `stats` say, of a pool of so many buffers.
+    /// The figures from `stats`, with a pool of this many buffers.
     #[must_use]
     pub fn new(stats: &Stats, buffers: u64) -> Self {
         let failures = [
@@ -265,7 +265,7 @@ impl Residence {
 }
 
 impl ListenerFigures {
-    /// Of the listener of this name, address and protocol.
+    /// The figures of the listener with this name, address and protocol.
     #[must_use]
     pub fn new((name, address, protocol): (&str, &str, &str), traffic: &stats::Traffic) -> Self {
         Self {

@@ -1,5 +1,4 @@
-//! A snapshot for people: one line that sums it up, then a table of listeners, one of workers, and
-//! what went wrong.
+//! A snapshot as text: a summary line, a table of listeners, a table of workers, and errors.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -7,7 +6,7 @@ use std::time::Duration;
 
 use super::snapshot::{Figures, Snapshot};
 
-/// The text, with rates since `before` if there was an earlier look.
+/// The text, with rates since the snapshot `before`, if there is one.
 pub(super) fn text(snapshot: &Snapshot, before: Option<&Snapshot>) -> String {
     let mut text = heading(snapshot);
     text += "\n";
@@ -17,22 +16,22 @@ pub(super) fn text(snapshot: &Snapshot, before: Option<&Snapshot>) -> String {
     let residence = snapshot.total.residence_seconds;
     if residence.count > 0 {
         let shares = [
-            ("half", residence.p50),
-            ("90 %", residence.p90),
-            ("99 %", residence.p99),
-            ("99.9 %", residence.p999),
-            ("all", residence.max),
+            ("p50", residence.p50),
+            ("p90", residence.p90),
+            ("p99", residence.p99),
+            ("p99.9", residence.p999),
+            ("max", residence.max),
         ];
-        let shares = shares.map(|(share, time)| format!("{share} up to {}", duration(time)));
+        let shares = shares.map(|(share, time)| format!("{share} {}", duration(time)));
         writeln!(text, "\nresidence time: {}", shares.join(", ")).expect(WRITES);
     }
-    for (what, counts) in rarities(&snapshot.total) {
+    for (what, counts) in rare_events(&snapshot.total) {
         writeln!(text, "{what}: {counts}").expect(WRITES);
     }
     text
 }
 
-const WRITES: &str = "invariant: a string takes everything";
+const WRITES: &str = "invariant: writing to a String never fails";
 
 fn heading(snapshot: &Snapshot) -> String {
     let uptime = humane(Duration::from_secs_f64(snapshot.uptime_seconds.max(0.0)));
@@ -51,8 +50,8 @@ fn heading(snapshot: &Snapshot) -> String {
     if let Some(error) = &snapshot.configuration_error {
         writeln!(text, "{error}").expect(WRITES);
     }
-    if let Some(worker) = snapshot.hanging_worker() {
-        writeln!(text, "worker {worker} does not turn its loop").expect(WRITES);
+    if let Some(worker) = snapshot.stalled_worker() {
+        writeln!(text, "worker {worker} is stalled").expect(WRITES);
     }
     text
 }
@@ -115,26 +114,26 @@ fn workers(snapshot: &Snapshot, before: Option<&Snapshot>) -> Vec<Row> {
     rows
 }
 
-/// Events a second between the two looks.
+/// Events per second between the two snapshots.
 fn rate(now: &Snapshot, before: Option<&Snapshot>, count: u64, earlier: Option<u64>) -> String {
     let (Some(before), Some(earlier)) = (before, earlier) else { return "-".to_owned() };
     let seconds = now.uptime_seconds - before.uptime_seconds;
-    // A daemon that was restarted in between has counted less.
+    // The counters of a daemon that was restarted in between are lower.
     if seconds <= 0.0 || count < earlier {
         return "-".to_owned();
     }
     format!("{:.0}", (count - earlier) as f64 / seconds)
 }
 
-/// What is worth a line only if it has happened.
-fn rarities(total: &Figures) -> Vec<(&'static str, String)> {
+/// Counters that are shown only if they are not zero.
+fn rare_events(total: &Figures) -> Vec<(&'static str, String)> {
     let ring = BTreeMap::from([
         ("buffer waits".to_owned(), total.ring.buffer_waits),
         ("short sends".to_owned(), total.ring.short_sends),
         ("completion overflows".to_owned(), total.ring.completion_overflows),
         ("memory retries".to_owned(), total.ring.memory_retries),
         ("spills refused".to_owned(), total.ring.spills_refused),
-        ("all places taken".to_owned(), total.ring.full),
+        ("capacity exhausted".to_owned(), total.ring.full),
     ]);
     let lines = [
         ("closed", counts(&total.traffic.closed)),
@@ -150,7 +149,7 @@ fn counts(counts: &BTreeMap<String, u64>) -> String {
     some.map(|(name, count)| format!("{count} {name}")).collect::<Vec<_>>().join(", ")
 }
 
-/// Columns as wide as their widest cell; names to the left, numbers to the right.
+/// Formats columns as wide as their widest cell, names left-aligned and numbers right-aligned.
 fn table(rows: &[Row]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
@@ -238,19 +237,19 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said() {
+    fn errors_are_shown() {
         let mut snapshot = snapshot(0, 0.0);
         snapshot.workers[0].turning = false;
         snapshot.total.traffic.closed.insert("reset".to_owned(), 7);
         let text = text(&snapshot, None);
-        for part in ["ready for 0 s", "worker 0 does not turn", "closed: 7 reset\n"] {
+        for part in ["ready for 0 s", "worker 0 is stalled", "closed: 7 reset\n"] {
             assert!(text.contains(part), "{part:?} is missing:\n{text}");
         }
         assert!(!text.contains("accepts failed") && !text.contains("residence"), "{text}");
     }
 
     #[test]
-    fn times_are_told_in_their_unit() {
+    fn times_have_units() {
         assert_eq!([5e-6, 3.14e-3, 2.0].map(duration), ["5 us", "3.1 ms", "2.0 s"]);
         let humane = |seconds| super::humane(Duration::from_secs(seconds));
         assert_eq!([59, 3_600, 90_000].map(humane), ["59 s", "1 h", "1 d 1 h"]);

@@ -1,14 +1,14 @@
-//! The policy of admission that a configuration comes to.
+//! The admission policy of a configuration.
 
 use std::net::IpAddr;
 
 use crate::config::{Config, Network};
 use echo_core::admission::{AccessList, AdmissionPolicy, IpSet, SourceLimits};
 
-/// Sources that are remembered for their bucket at least, however few connections are admitted.
+/// The minimum number of sources whose buckets are kept, however small the capacity is.
 const KEPT_MIN: u32 = 1024;
 
-/// Which connections `config` admits.
+/// The admission policy of `config`.
 pub(super) fn admission_policy(config: &Config) -> AdmissionPolicy {
     let limits = &config.limits;
     AdmissionPolicy {

@@ -1,10 +1,10 @@
-//! The question that decides over a stop: is it half of a restart, and do the listening sockets end
-//! with us?
+//! The query that a stop depends on: is it part of a restart, and do the listening sockets stop
+//! too?
 //!
-//! Units with our `ExecStop=` announce the first before the signal ([`super::restart`]). In
-//! other units, and for the second, systemd is asked over the system bus ([`bus`]), by a thread of
-//! its own, so that a bus or a systemd that is slow, deaf or hung holds up nothing: until there is
-//! an answer, or nobody waits for it any more, the daemon serves as before.
+//! Units with our `ExecStop=` announce the former before the signal ([`super::restart`]). In other
+//! units, and for the latter, systemd is queried over the system bus ([`bus`]). A separate thread
+//! does so, so that a slow or unresponsive bus or systemd delays nothing: until there is an answer,
+//! or the query times out, the daemon serves as before.
 
 use std::io;
 use std::path::PathBuf;
@@ -18,34 +18,34 @@ use nix::sys::eventfd::EventFd;
 use super::report;
 use crate::systemd::bus::{self, Unit};
 
-/// What an answer of the last moment may take to get here.
+/// Additional time for an answer that comes just before the timeout.
 const LAST_MOMENT: Duration = Duration::from_millis(100);
 
-/// A question that is under way.
-pub(super) struct Question {
+/// A query in progress.
+pub(super) struct Query {
     answer: Receiver<io::Result<Unit>>,
-    /// When no answer is waited for any more.
+    /// When the wait for an answer ends.
     pub(super) until: Instant,
 }
 
-impl Question {
-    /// Asks, and rings `bell` when there is an answer.
+impl Query {
+    /// Starts the query, and signals `bell` when there is an answer.
     ///
     /// # Errors
-    /// When there can be no thread that asks.
+    /// When the thread cannot be started.
     pub(super) fn ask(bell: &Arc<EventFd>, timeout: Duration) -> io::Result<Self> {
         let (sender, answer) = channel();
         let bell = Arc::clone(bell);
-        thread::Builder::new().name("question".into()).spawn(move || {
+        thread::Builder::new().name("query".into()).spawn(move || {
             let answer = ask_now(timeout);
-            // Nobody may be waiting for it any more.
+            // The wait may have ended.
             let _ = sender.send(answer);
             let _ = bell.write(1);
         })?;
         Ok(Self { answer, until: Instant::now() + timeout + LAST_MOMENT })
     }
 
-    /// The answer, if it is there or if it is too late for one.
+    /// The answer, or an error after the timeout; nothing while the query is in progress.
     pub(super) fn answer(&self, now: Instant) -> Option<io::Result<Unit>> {
         match self.answer.try_recv() {
             Ok(answer) => Some(answer),
@@ -57,19 +57,19 @@ impl Question {
     }
 }
 
-/// Asks, and waits for the answer.
+/// Sends the query and waits for the answer.
 pub(super) fn ask_now(timeout: Duration) -> io::Result<Unit> {
     bus::ask(&bus_path(), std::process::id(), timeout)
 }
 
-/// Whether the signal that came is half of a restart, with a store for what is to be kept. If that
-/// cannot be found out it is not: a drain is right for any end, a hand-over only for this one.
+/// Whether the signal is part of a restart, and there is a store for the connections. If this is
+/// unknown the result is false: a drain is correct for any end, a handover only for a restart.
 pub(super) fn is_restart(answer: &io::Result<Unit>, connections: u64) -> bool {
     match answer {
         Ok(unit) => {
             let restart = matches!(unit.job.as_deref(), Some("restart" | "try-restart"));
             if restart && unit.store_max == 0 {
-                log::warn!("FileDescriptorStoreMax= is 0: this restart keeps no connection");
+                log::warn!("FileDescriptorStoreMax= is 0: this restart keeps no connections");
             }
             restart && unit.store_max > 0
         }
@@ -77,8 +77,8 @@ pub(super) fn is_restart(answer: &io::Result<Unit>, connections: u64) -> bool {
             let level = if connections > 0 { log::Level::Warn } else { log::Level::Debug };
             log::log!(
                 level,
-                "neither ExecStop= of the unit nor the system bus ({error}) tells a stop from a \
-                 restart: draining; should it be a restart, it ends {}",
+                "cannot tell a stop from a restart: ExecStop= of the unit sent no signal, and the \
+                 system bus gave no answer ({error}); draining, so a restart will close {}",
                 report::count(connections, "connection")
             );
             false
@@ -86,7 +86,7 @@ pub(super) fn is_restart(answer: &io::Result<Unit>, connections: u64) -> bool {
     }
 }
 
-/// `DBUS_SYSTEM_BUS_ADDRESS`, as the specification has it, if it is a path.
+/// The path in `DBUS_SYSTEM_BUS_ADDRESS` (D-Bus specification), or the standard one.
 fn bus_path() -> PathBuf {
     let address = std::env::var("DBUS_SYSTEM_BUS_ADDRESS").unwrap_or_default();
     let path = address.strip_prefix("unix:path=").filter(|path| !path.contains([',', ';', '%']));

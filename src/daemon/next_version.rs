@@ -1,9 +1,9 @@
-//! The program that will follow this process at a restart: which states it can read.
+//! The program that will replace this process at a restart: which state versions it can read.
 //!
-//! An upgrade replaces the file of the program while the old process still runs, so a process that
-//! is asked to hand over finds the next program where it was itself started from. A downgrade is
-//! the same the other way round: then the state is written as the older program reads it, and no
-//! connection is lost. What cannot be seen from here is another path in `ExecStart=`.
+//! An upgrade replaces the program file while the old process still runs. At a handover the process
+//! therefore finds the next program at the path from which it was started. A downgrade works in the
+//! same way: the state is written in a version that the older program reads, and no connection is
+//! lost. A different path in `ExecStart=` cannot be detected.
 
 use std::fs::{self, File};
 use std::io;
@@ -12,33 +12,33 @@ use std::path::PathBuf;
 
 use crate::handover::format::Version;
 
-/// The file that this process runs, also when its name belongs to another one by now.
+/// The program file of this process, even if its path now names another file.
 const OWN: &str = "/proc/self/exe";
-/// What the kernel puts behind the name of a file that was replaced or removed (proc(5)).
+/// The suffix that the kernel appends to the path of a replaced or removed file (proc(5)).
 const REPLACED: &str = " (deleted)";
 
-/// The version of a state that the next process reads.
+/// The state version that the next process reads.
 pub(super) fn version() -> Version {
     match look() {
         Ok(None) => Version::PRESENT,
         Ok(Some((path, version))) => {
             if version < Version::PRESENT {
                 log::warn!(
-                    "{} is of an older version now: it takes over the connections, but not the \
-                     configuration, so it will not start if the file is invalid",
+                    "{} was replaced by an older version, which takes over connections but not the \
+                     configuration: it will not start if the file is invalid",
                     path.display()
                 );
             }
             version
         }
         Err(error) => {
-            log::debug!("cannot look at the program that comes next ({error}): the same as this");
+            log::debug!("cannot read the next program ({error}): assuming the same version");
             Version::PRESENT
         }
     }
 }
 
-/// The program that has taken the place of this one, and what it reads; none if it is the same.
+/// The program that has replaced this one, and the version it reads; none if it is the same.
 fn look() -> io::Result<Option<(PathBuf, Version)>> {
     let link = fs::read_link(OWN)?;
     let name = link.to_string_lossy();

@@ -1,8 +1,8 @@
-//! What the operator hears of the counters: the status line, and a warning when something is wrong.
+//! Reports for the operator: the status line, and rate-limited warnings derived from counters.
 //!
-//! The event loops log nothing. What goes wrong is counted there, and the main thread looks at the
-//! counters once a second; so peers cannot flood the log whatever they do: a class of event is told
-//! at most once in [`QUIET`], with its count.
+//! The event loops log nothing. They count errors, and the main thread reads the counters once a
+//! second. Each class of event is logged at most once in [`QUIET`], with its count, so peers cannot
+//! flood the log.
 
 use std::time::{Duration, Instant};
 
@@ -11,10 +11,10 @@ use nix::errno::Errno;
 use echo_core::reason::RefuseReason;
 use echo_core::stats::Stats;
 
-/// The shortest time between two lines of the same class.
+/// The minimum time between two messages of the same class.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// What `systemctl status` shows; `echoes` are those of a second.
+/// The text that `systemctl status` shows; `echoes` is the rate per second.
 pub(super) fn status(stats: &Stats, echoes: u64, workers: usize) -> String {
     let stalled = match stats.stalled {
         0 => String::new(),
@@ -29,22 +29,22 @@ pub(super) fn status(stats: &Stats, echoes: u64, workers: usize) -> String {
     )
 }
 
-/// What `systemctl status` shows before the drain, while balancers learn of it.
+/// The text that `systemctl status` shows during the drain lead.
 pub(super) fn leaving(stats: &Stats) -> String {
     format!("leaving, still accepting, {}", count(stats.connections, "connection"))
 }
 
-/// What `systemctl status` shows during the drain.
+/// The text that `systemctl status` shows during the drain.
 pub(super) fn draining(stats: &Stats) -> String {
     format!("draining, {} left", count(stats.connections, "connection"))
 }
 
-/// What `systemctl status` shows while connections are handed over.
+/// The text that `systemctl status` shows during a handover.
 pub(super) fn handing_over(stats: &Stats) -> String {
     format!("handing over, {}", count(stats.connections, "connection"))
 }
 
-/// What the last line adds if connections came from another process or went to one.
+/// The end of the last message if connections were handed over from or to another process.
 pub(super) fn handover_counts(stats: &Stats) -> String {
     let Stats { traffic, bytes_taken_over, bytes_handed_over, .. } = stats;
     let taken_over = traffic.taken_over;
@@ -63,29 +63,29 @@ pub(super) fn count(number: u64, noun: &str) -> String {
     format!("{number} {noun}{plural}")
 }
 
-/// One kind of trouble: its counter, and the line that tells of `count` more of it.
+/// One class of warnings: its counter, and the text for `count` more events.
 struct Class {
     reason: &'static str,
     counter: fn(&Stats) -> u64,
-    line: fn(count: u64, stats: &Stats, places: Places) -> String,
+    line: fn(count: u64, stats: &Stats, capacity: Capacity) -> String,
 }
 
-/// How many connections there may be.
+/// The limits on the number of connections.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Places {
-    /// By the limit on open files.
+pub(super) struct Capacity {
+    /// From the limit on open files.
     pub(super) by_files: u32,
-    /// By `limits.max-connections`.
+    /// From `limits.max-connections`.
     pub(super) configured: u32,
 }
 
-impl Places {
-    /// How to have more of them.
-    fn cure(self) -> String {
+impl Capacity {
+    /// How to raise the capacity.
+    fn remedy(self) -> String {
         let Self { by_files, configured } = self;
         if by_files < configured {
             format!(
-                "raise LimitNOFILE= (ulimit -n), which allows for {by_files} of \
+                "raise LimitNOFILE= (ulimit -n), which permits only {by_files} of \
                  limits.max-connections = {configured}"
             )
         } else {
@@ -111,7 +111,7 @@ const CLASSES: [Class; 10] = [
         counter: |stats| stats.accept_system_files,
         line: |count, _, _| {
             format!(
-                "accept failed {count} times: the system has no free file (ENFILE); \
+                "accept failed {count} times: the system file table is full (ENFILE); \
                  connections wait in the backlog; \
                  raise sysctl fs.file-max"
             )
@@ -121,7 +121,7 @@ const CLASSES: [Class; 10] = [
         reason: "memory",
         counter: |stats| stats.accept_memory + stats.memory_retries,
         line: |count, _, _| {
-            format!("the kernel was short of memory {count} times; what failed is tried again")
+            format!("the kernel ran out of memory {count} times; the operations are retried")
         },
     },
     Class {
@@ -139,29 +139,29 @@ const CLASSES: [Class; 10] = [
         counter: |stats| stats.unexpected_errors - stats.accept_unexpected,
         line: |count, stats, _| {
             let error = error(stats.unexpected_errno);
-            format!("{count} connections died of errors nobody expects, the last of {error}")
+            format!("{count} connections failed with unexpected errors, the last with {error}")
         },
     },
     Class {
         reason: "stalled-memory",
         counter: |stats| stats.spills_refused,
-        line: |count, stats, _| {
+        line: |number, stats, _| {
             format!(
-                "no memory for bytes of peers that do not read ({count} times; {} connections are \
-                 behind): nothing is lost, but echoes cost more; raise limits.stalled-memory",
-                stats.stalled
+                "no memory left for peers that do not read ({number} times; {} stalled): nothing \
+                 is lost, but their echoes cost more; raise limits.stalled-memory",
+                count(stats.stalled, "connection")
             )
         },
     },
     Class {
         reason: "full",
         counter: |stats| stats.full,
-        line: |number, stats, places| {
+        line: |number, stats, capacity| {
             format!(
-                "all places were taken {} ({} now); further connections wait in the backlog; {}",
+                "capacity exhausted {} ({} now); further connections wait in the backlog; {}",
                 count(number, "time"),
                 count(stats.connections, "connection"),
-                places.cure()
+                capacity.remedy()
             )
         },
     },
@@ -175,7 +175,7 @@ const CLASSES: [Class; 10] = [
         counter: |stats| stats.traffic.refused[RefuseReason::SourceFull as usize],
         line: |number, _, _| {
             format!(
-                "{} refused: their source had limits.max-connections-per-source already",
+                "{} refused: their source had reached limits.max-connections-per-source",
                 count(number, "connection")
             )
         },
@@ -185,14 +185,14 @@ const CLASSES: [Class; 10] = [
         counter: |stats| stats.traffic.refused[RefuseReason::SourceRate as usize],
         line: |number, _, _| {
             format!(
-                "{} refused: their source connected faster than limits.accepts-per-source",
+                "{} refused: their source exceeded limits.accepts-per-source",
                 count(number, "connection")
             )
         },
     },
 ];
 
-/// An error by its name, and what it points to.
+/// An error by name, with a hint at its cause.
 fn error(errno: i32) -> String {
     let known = Errno::from_raw(errno);
     let hint = match known {
@@ -202,37 +202,37 @@ fn error(errno: i32) -> String {
     format!("{known:?} (errno {errno}, {}){hint}", known.desc())
 }
 
-/// A line that is due.
+/// A message to log.
 #[derive(Debug)]
 pub(super) struct Line {
-    /// What it is about, as one word.
+    /// The class, as one word.
     pub(super) reason: &'static str,
-    /// How often that happened since the last line about it.
+    /// The number of events since the last message of this class.
     pub(super) count: u64,
-    /// What the operator reads.
+    /// The text.
     pub(super) text: String,
 }
 
-/// Remembers what has been told, and when.
+/// Keeps the counts that were logged, and when.
 pub(super) struct Reporter {
     told: [(u64, Option<Instant>); CLASSES.len()],
 }
 
 impl Reporter {
-    /// Nothing has been told.
+    /// Nothing has been logged yet.
     pub(super) fn new() -> Self {
         Self { told: [(0, None); CLASSES.len()] }
     }
 
-    /// The lines that are due.
-    pub(super) fn lines(&mut self, now: Instant, stats: &Stats, places: Places) -> Vec<Line> {
+    /// The messages to log now.
+    pub(super) fn lines(&mut self, now: Instant, stats: &Stats, capacity: Capacity) -> Vec<Line> {
         let mut lines = Vec::new();
         for (class, (told, last)) in CLASSES.iter().zip(&mut self.told) {
             let counted = (class.counter)(stats);
             let quiet = last.is_none_or(|last| now.duration_since(last) >= QUIET);
             if counted > *told && quiet {
                 let count = counted - *told;
-                let text = (class.line)(count, stats, places);
+                let text = (class.line)(count, stats, capacity);
                 lines.push(Line { reason: class.reason, count, text });
                 *told = counted;
                 *last = Some(now);
@@ -258,7 +258,7 @@ fn bytes(count: u64) -> String {
 fn scaled(number: u64) -> (f64, &'static str) {
     const PREFIXES: [&str; 7] = ["", "k", "M", "G", "T", "P", "E"];
     let (mut value, mut prefix) = (number as f64, 0);
-    // What would be rounded to 1000.0 is 1.0 of the next prefix.
+    // A value that would be rounded to 1000.0 becomes 1.0 of the next prefix.
     while value >= 999.95 && prefix + 1 < PREFIXES.len() {
         value /= 1_000.0;
         prefix += 1;
@@ -266,7 +266,7 @@ fn scaled(number: u64) -> (f64, &'static str) {
     if number < 1_000 { (value, "") } else { (value, PREFIXES[prefix]) }
 }
 
-/// Echoes of a second, from one look to the next.
+/// The echo rate between two samples.
 pub(super) struct Rate {
     echoes: u64,
     at: Instant,
@@ -278,7 +278,7 @@ impl Rate {
         Self { echoes: 0, at: now }
     }
 
-    /// The rate since the last look.
+    /// The rate since the last sample.
     pub(super) fn look(&mut self, now: Instant, stats: &Stats) -> u64 {
         let seconds = now.duration_since(self.at).as_secs_f64();
         let echoes = stats.traffic.chunks_out - self.echoes;
@@ -291,24 +291,25 @@ impl Rate {
 mod tests {
     use super::*;
 
-    const PLACES: Places = Places { by_files: 1_000, configured: 500 };
+    const CAPACITY: Capacity = Capacity { by_files: 1_000, configured: 500 };
 
-    /// Goal: the limit that is reached is the one that is named.
+    /// Goal: the message names the limit that was reached.
     #[test]
-    fn who_wants_more_places_hears_which_limit_to_raise() {
+    fn the_warning_names_the_limit_to_raise() {
         let stats = Stats { full: 1, connections: 500, ..Stats::default() };
-        let line = |places| Reporter::new().lines(Instant::now(), &stats, places).remove(0).text;
-        let by_config = line(PLACES);
-        assert!(by_config.contains("taken 1 time (500 connections now)"), "{by_config}");
+        let line =
+            |capacity| Reporter::new().lines(Instant::now(), &stats, capacity).remove(0).text;
+        let by_config = line(CAPACITY);
+        assert!(by_config.contains("exhausted 1 time (500 connections now)"), "{by_config}");
         assert!(by_config.ends_with("; raise limits.max-connections"), "{by_config}");
-        let by_files = line(Places { by_files: 500, configured: 100_000 });
+        let by_files = line(Capacity { by_files: 500, configured: 100_000 });
         for word in ["; raise LimitNOFILE=", "500 of", "limits.max-connections = 100000"] {
             assert!(by_files.contains(word), "{word:?} is missing: {by_files}");
         }
     }
 
     #[test]
-    fn a_status_reads_like_a_sentence() {
+    fn the_status_is_one_line() {
         let mut stats = Stats { connections: 1, ..Stats::default() };
         assert_eq!(status(&stats, 0, 1), "1 connection, 0 echoes/s, 0 B echoed, 1 worker");
         stats.connections = 142;
@@ -330,8 +331,8 @@ mod tests {
     fn an_error_is_named() {
         let stats = Stats { accept_unexpected: 3, unexpected_errors: 3, ..Stats::default() };
         let stats = Stats { unexpected_errno: 1, ..stats };
-        let places = Places { by_files: 9, configured: 9 };
-        let lines = Reporter::new().lines(Instant::now(), &stats, places);
+        let capacity = Capacity { by_files: 9, configured: 9 };
+        let lines = Reporter::new().lines(Instant::now(), &stats, capacity);
         assert_eq!((lines.len(), lines[0].reason), (1, "accept"));
         let text = &lines[0].text;
         assert!(text.contains("accept failed 3 times, last with EPERM (errno 1, "), "{text}");
@@ -359,11 +360,11 @@ mod tests {
         let mut lines = 0;
         for second in 0..100 {
             stats.accept_process_files += 1_000_000;
-            lines += reporter.lines(start + Duration::from_secs(second), &stats, PLACES).len();
+            lines += reporter.lines(start + Duration::from_secs(second), &stats, CAPACITY).len();
         }
         assert_eq!(lines, 10);
         stats.accept_system_files = 5;
-        let other = reporter.lines(start + Duration::from_secs(99), &stats, PLACES);
+        let other = reporter.lines(start + Duration::from_secs(99), &stats, CAPACITY);
         assert_eq!(other.len(), 1);
         assert_eq!((other[0].reason, other[0].count), ("system-files", 5));
         let text = &other[0].text;

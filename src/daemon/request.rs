@@ -1,8 +1,8 @@
-//! `echo-uring reload`, which the service unit runs for `systemctl reload`: tells the daemon to
-//! reload, and says by its exit status whether the configuration is valid.
+//! `echo-uring reload`, which the service unit runs for `systemctl reload`: makes the daemon
+//! reload, and its exit status shows whether the configuration is valid.
 //!
-//! The daemon is told in any case, so that it reports a file that it cannot use where the operator
-//! looks: in its status and in the log. It knows nothing of the daemon but its process id.
+//! The daemon is signalled in any case, so that it reports an invalid file in its status and in the
+//! log. This command knows only the process id of the daemon.
 
 use std::fs;
 use std::path::Path;
@@ -19,22 +19,22 @@ use crate::config;
 use crate::systemd::account::Account;
 use echo_ring::output;
 
-/// `EX_USAGE` of sysexits.h: the command was used wrongly.
+/// `EX_USAGE` of sysexits.h: command line usage error.
 const EXIT_USAGE: u8 = 64;
-/// How long the daemon may take to hear the signal.
+/// How long the daemon may take to receive the signal.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// How often it is looked at meanwhile.
+/// How often this is checked.
 const LOOK_INTERVAL: Duration = Duration::from_millis(1);
 
-/// Signals the process that `MAINPID` names, waits until it has heard, and checks the configuration
-/// that `options` lead to.
+/// Signals the process that `MAINPID` names, waits until it has received the signal, and validates
+/// the configuration that `options` select.
 #[must_use]
 pub fn reload(options: &Options) -> ExitCode {
     let named = std::env::var("MAINPID").ok().and_then(|pid| pid.parse().ok());
     let Some(pid) = named.filter(|pid| *pid > 1) else {
         output::complain(
-            "echo-uring: reload: MAINPID names no process; use systemctl reload echo-uring, or \
-             kill -HUP",
+            "echo-uring: reload: MAINPID is not set to a process id; use systemctl reload \
+             echo-uring, or kill -HUP",
         );
         return ExitCode::from(EXIT_USAGE);
     };
@@ -43,7 +43,7 @@ pub fn reload(options: &Options) -> ExitCode {
         return ExitCode::from(EXIT_SYSTEM);
     }
     let checked = load(options);
-    wait_until_heard(pid);
+    wait_until_received(pid);
     match checked {
         Ok(_) => ExitCode::SUCCESS,
         Err(error) => {
@@ -53,11 +53,11 @@ pub fn reload(options: &Options) -> ExitCode {
     }
 }
 
-/// Root may read every file; the service may not. Says what stands in the way of the service whose
-/// configuration this is, if that is known by the file's place.
+/// Root can read every file, the service cannot. Returns why the service cannot read its
+/// configuration, if the path of the file tells which service it belongs to.
 pub(super) fn unreadable_to_the_service(file: Option<&Path>) -> Option<String> {
     let file = file.unwrap_or(Path::new(config::DEFAULT_PATH));
-    // Nobody else can try, and where there is no file the defaults hold.
+    // Only root can test this, and without a file the defaults apply.
     if !Uid::effective().is_root() || !file.exists() {
         return None;
     }
@@ -66,7 +66,7 @@ pub(super) fn unreadable_to_the_service(file: Option<&Path>) -> Option<String> {
     Some(format!("{}: {denied}", file.display()))
 }
 
-/// The unit that reads a file of this name, as the packaged units have it.
+/// The packaged unit that reads a file of this name.
 fn service_of(file: &Path) -> Option<String> {
     if file == Path::new(config::DEFAULT_PATH) {
         return Some("echo-uring.service".to_owned());
@@ -75,17 +75,17 @@ fn service_of(file: &Path) -> Option<String> {
     (!name.contains('/')).then(|| format!("echo-uring@{name}.service"))
 }
 
-/// Waits until the signal is no longer pending. The daemon tells systemd that it reloads before it
-/// takes the signal, and systemd must have heard that before we end, or it would take our end for
-/// that of the reload.
-fn wait_until_heard(pid: i32) {
+/// Waits until the signal is no longer pending. The daemon notifies systemd of the reload before it
+/// takes the signal. systemd must have that notification before this command ends, or it would
+/// mistake the end of the command for the end of the reload.
+fn wait_until_received(pid: i32) {
     let begin = Instant::now();
     while begin.elapsed() < TIMEOUT && is_pending(pid) == Some(true) {
         thread::sleep(LOOK_INTERVAL);
     }
 }
 
-/// Whether SIGHUP waits for the process; nothing if that cannot be seen.
+/// Whether SIGHUP is pending for the process; nothing if that is not visible.
 fn is_pending(pid: i32) -> Option<bool> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let mask = status.lines().find_map(|line| line.strip_prefix("ShdPnd:"))?;

@@ -1,9 +1,9 @@
-//! A restart that keeps every connection: what this process leaves to the next, and what it finds
-//! of the one before.
+//! A restart that keeps every connection: the export to the next process, and the import from the
+//! previous one.
 //!
-//! systemd says neither at the stop that a start will follow, nor at the start that one went
-//! before. So the first is told by `ExecStop=` of the unit, which runs before the signal, or else
-//! asked for ([`super::job`]), and the second is found in the store.
+//! systemd does not tell a stopping process that a start will follow, nor a starting process that
+//! there was a previous one. `ExecStop=` of the unit, which runs before the signal, announces the
+//! former; otherwise systemd is queried ([`super::job`]). The latter follows from the store.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -19,21 +19,21 @@ use crate::listen::BUNDLE;
 use crate::logging::events;
 use crate::systemd::Notifier;
 
-/// How long the service manager may take to put away, or to forget, what it is given.
+/// How long the service manager may take to store or remove file descriptors.
 const STORE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What the unit's `ExecStop=` said of the SIGTERM that it comes before.
+/// What `ExecStop=` of the unit announced about the SIGTERM that follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ending {
     Restart,
     Stop,
 }
 
-/// Signals by which `ExecStop=` says it. Both are ignored by a process that does not know of them,
-/// such as a daemon of version 0.1.0 that meets the unit of a later one during an upgrade.
+/// Signals by which `ExecStop=` announces it. A process that does not know them ignores both, such
+/// as a daemon of version 0.1.0 under the unit of a later version during an upgrade.
 pub(super) const ANNOUNCEMENTS: [Signal; 2] = [Signal::SIGURG, Signal::SIGWINCH];
 
-/// What was announced since the last look; nothing if it is contradictory.
+/// The announcement since the last call; nothing if there are contradictory ones.
 pub(super) fn announced(announcements: &SignalFd) -> Option<Ending> {
     let mut found = None;
     while let Ok(Some(signal)) = announcements.read_signal() {
@@ -46,8 +46,8 @@ pub(super) fn announced(announcements: &SignalFd) -> Option<Ending> {
     found
 }
 
-/// Puts `transfers` into the service manager's store, with the last valid configuration as TOML, in
-/// a state of `version`. They stay open here until the process ends.
+/// Puts `transfers` into the service manager's store, in a state of `version`, together with the
+/// last valid configuration as TOML. The connections stay open here until the process ends.
 pub(super) fn store(
     transfers: &[(usize, Vec<ConnectionTransfer>)],
     listeners: &[String],
@@ -60,12 +60,12 @@ pub(super) fn store(
     let borrowed: Vec<BorrowedFd<'_>> = bundles.iter().map(AsFd::as_fd).collect();
     let stored = notifier.store(BUNDLE, &borrowed);
     stored.and_then(|()| notifier.synchronize(STORE_TIMEOUT)).inspect_err(|_| {
-        // Some of it may have arrived.
+        // Some of the descriptors may have been stored.
         notifier.forget(BUNDLE);
     })
 }
 
-/// The connections that the process before us left, shared out among `workers`.
+/// The connections that the previous process left, divided among `workers`.
 pub(super) fn import(
     bundles: Vec<OwnedFd>,
     listeners: &[String],
@@ -76,8 +76,8 @@ pub(super) fn import(
     if bundles.is_empty() {
         return shares;
     }
-    // The store is emptied before anything is read: whatever is wrong with it, no process stumbles
-    // over it twice.
+    // The store is emptied before anything is read, so that an unreadable state cannot affect a
+    // second process.
     notifier.forget(BUNDLE);
     if let Err(error) = notifier.synchronize(STORE_TIMEOUT) {
         log::warn!("the service manager does not answer: {error}");
@@ -86,12 +86,12 @@ pub(super) fn import(
         handover::unpack(bundles).import(listeners);
     if let Some(first) = foreign.first() {
         log::warn!(
-            "closed {} of the process before: no connections, the first is {first}",
+            "closed {} from the previous process: not connections, the first is {first}",
             report::count(foreign.len() as u64, "descriptor")
         );
     }
     if ended > 0 {
-        log::debug!("{} ended during the hand-over", report::count(ended as u64, "connection"));
+        log::debug!("{} ended during the handover", report::count(ended as u64, "connection"));
     }
     let count = report::count(transfers.len() as u64, "connection");
     match complaint {
@@ -99,12 +99,12 @@ pub(super) fn import(
             let unsent: usize = transfers.iter().map(|connection| connection.unsent.len()).sum();
             log::info!(
                 message_id = events::TAKEN_OVER, connections = transfers.len(), bytes = unsent;
-                "took over {count} of the process before, {unsent} bytes to be sent"
+                "took over {count} from the previous process, {unsent} bytes to be sent"
             );
         }
         Some(complaint) => log::warn!(
-            "the process before left a state that cannot be used: {complaint}; \
-             {count} of it will be ended in order"
+            "the state of the previous process cannot be used: {complaint}; \
+             {count} will be closed in order"
         ),
     }
     for (index, connection) in transfers.into_iter().enumerate() {

@@ -1,4 +1,4 @@
-//! One run of the service, from the first worker's start to the last one's end.
+//! One run of the service, from the start of the first worker to the end of the last.
 
 mod handing_over;
 mod reload;
@@ -18,7 +18,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use self::stopping::{Settling, Stop};
 use super::Failure;
-use super::report::{self, Places, Rate, Reporter};
+use super::report::{self, Capacity, Rate, Reporter};
 use super::restart;
 use super::terminal::Terminal;
 use super::view::{Label, Life, View};
@@ -39,32 +39,32 @@ use echo_core::limits;
 use echo_core::stats::Stats;
 use echo_ring::{self, ListeningSocket, Owner, PreparedRing, SpillMemory};
 
-/// How often the counters are looked at: for the status line, and for warnings.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// What the last connections of a drain have to end.
+/// How often the counters are read, for the status line and for warnings.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+/// The time that the last connections of a drain have to end.
 const LINGER: Duration = Duration::from_millis(limits::LINGER_MS);
-/// What the end takes beyond the drain itself, for the service manager's stop timeout.
+/// The time for the end besides the drain itself, for the service manager's stop timeout.
 const STOP_MARGIN: Duration = Duration::from_secs(5);
 
-/// Where signals are read.
+/// The descriptors that signals are read from.
 pub(super) struct Signals {
     /// SIGTERM and SIGINT.
     ending: SignalFd,
     /// SIGHUP.
     reload: SignalFd,
-    /// What is said before SIGTERM; read when that has come.
+    /// The announcements before SIGTERM, which are read after it.
     announcements: SignalFd,
 }
 
-/// Where a configuration comes from, and where log lines go.
+/// The source of the configuration, and the log.
 pub(super) struct Source<'a> {
     pub(super) options: &'a Options,
     pub(super) log: &'a logging::Handle,
-    /// Why the start took another configuration than that of the file, if it did.
+    /// Why the configuration at the start differs from the file, if it does.
     pub(super) trouble: Option<String>,
 }
 
-/// Makes SIGTERM, SIGINT and SIGHUP readable instead of deadly, and announcements heard.
+/// Blocks SIGTERM, SIGINT, SIGHUP and the announcements, and makes them readable.
 pub(super) fn block_signals() -> io::Result<Signals> {
     let readable = |signals: &[Signal]| {
         let signals: SigSet = signals.iter().copied().collect();
@@ -76,7 +76,7 @@ pub(super) fn block_signals() -> io::Result<Signals> {
     Ok(Signals { ending, reload: readable(&[Signal::SIGHUP])?, announcements })
 }
 
-/// Serves until a signal, and drains.
+/// Serves until a signal, then drains or hands over.
 pub(super) fn run(
     config: &Config,
     opened: Opened,
@@ -90,7 +90,7 @@ pub(super) fn run(
     let Opened { listeners, bundles, warnings } = opened;
     let sorted = Sorted::new(listeners, &config.tcp);
     let room = room(&sorted, workers)?;
-    let places = room.min(config.limits.max_connections);
+    let capacity = room.min(config.limits.max_connections);
     let Sorted { sockets, labels, admin_listeners, names, files } = sorted;
     let addresses = labels.iter().map(|label| label.address.clone()).collect();
     let plan = Plan {
@@ -100,7 +100,7 @@ pub(super) fn run(
         names: labels.iter().map(|label| label.name.clone()).collect(),
         addresses,
         workers,
-        places,
+        capacity,
         room,
         origin: Instant::now(),
         limiter: Arc::default(),
@@ -112,23 +112,23 @@ pub(super) fn run(
     let service = Service::start(&plan, signals, notifier, source, rings, transfers)?;
     service.show(admin_listeners, labels)?;
     let ended = service.serve();
-    // The files of our own Unix sockets go when nobody accepts any more.
+    // The files of our own Unix sockets are removed when no worker accepts any more.
     drop(files);
     ended
 }
 
-/// The listeners, each where it belongs.
+/// The listeners, sorted by purpose.
 #[derive(Default)]
 struct Sorted {
-    /// For the workers.
+    /// Echo listeners, for the workers.
     sockets: Vec<ListeningSocket>,
-    /// What those are called.
+    /// Their names and addresses.
     labels: Vec<Label>,
-    /// For those who want to see.
+    /// Listeners for status, metrics and agent-check.
     admin_listeners: Vec<AdminListener>,
-    /// All, for the log.
+    /// The names of all, for the log.
     names: Vec<String>,
-    /// All that were made here.
+    /// The socket files that this process created.
     files: Vec<SocketFile>,
 }
 
@@ -164,7 +164,7 @@ impl Sorted {
         sorted
     }
 
-    /// How many there are, for the arithmetic of open files.
+    /// The number of sockets, to calculate the number of open files.
     fn count(&self) -> capacity::Sockets {
         capacity::Sockets { echo: self.sockets.len(), admin: self.admin_listeners.len() }
     }
@@ -186,21 +186,21 @@ fn announce(plan: &Plan<'_>, names: &[String], warnings: &[String]) {
         log::info!("listening on {name}");
     }
     workers::warn_if_few(plan);
-    warn_of_places(plan.config, plan.places);
+    warn_of_capacity(plan.config, plan.capacity);
 }
 
-/// Says so if there are fewer places than are configured.
-fn warn_of_places(config: &Config, places: u32) {
+/// Warns if the limit on open files reduces the configured capacity.
+fn warn_of_capacity(config: &Config, capacity: u32) {
     let wanted = config.limits.max_connections;
-    if places < wanted {
+    if capacity < wanted {
         log::warn!(
-            "limits.max-connections is {wanted}, but with the limit on open files only {places} \
-             fit; raise LimitNOFILE= (ulimit -n)"
+            "limits.max-connections is {wanted}, but the limit on open files permits only \
+             {capacity}; raise LimitNOFILE= (ulimit -n)"
         );
     }
 }
 
-/// Raises the soft limit on open files to the hard one, and says how many connections fit.
+/// Raises the soft limit on open files to the hard limit; returns how many connections it permits.
 fn room(sorted: &Sorted, workers: usize) -> Result<u32, Failure> {
     let system = |what| move |errno| Failure::System(what, io::Error::from(errno));
     let (soft, hard) =
@@ -212,53 +212,53 @@ fn room(sorted: &Sorted, workers: usize) -> Result<u32, Failure> {
     Ok(capacity::room(hard, workers, sorted.count()))
 }
 
-/// Where the service is in its life.
+/// The stage of the service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     Starting,
     Ready,
-    /// Asked to stop: whether this is half of a restart has been asked, and all goes on.
+    /// SIGTERM received: a query whether it is part of a restart is in progress; serving continues.
     Asking,
     HandingOver,
-    /// Asked to stop: load balancers are told, and accepting goes on until then.
+    /// The lead before a drain: not ready, so that load balancers take notice, but still accepting.
     Leaving {
         until: Instant,
     },
-    /// About to drain or to hand over, as soon as nobody is on the way in any more.
+    /// About to drain or to hand over, when handshakes in progress are completed.
     Settling(Settling),
     Draining,
 }
 
 struct Service<'a> {
     plan: &'a Plan<'a>,
-    /// What is in force: the plan's as reloads have changed it.
+    /// The configuration in force: that of the plan, as changed by reloads.
     config: Config,
-    /// What the file said when it was last valid: what the next process starts with, also in the
-    /// keys for which a restart is needed.
+    /// The content of the file when it was last valid. The next process starts with it, including
+    /// the keys that need a restart.
     last_valid: Config,
     source: &'a Source<'a>,
     notifier: &'a Notifier,
     signals: Signals,
-    /// Where somebody started it by hand.
+    /// The terminal, if the daemon was started by hand.
     terminal: Option<Terminal>,
     bell: Arc<EventFd>,
     news: Receiver<(usize, News)>,
     workers: Vec<Worker>,
     ready: usize,
-    /// One for each worker, until connections have been handed over.
+    /// One channel for each worker, until connections have been handed over.
     returns: Vec<Return>,
-    /// The connections of the workers that are quiescent.
+    /// The connections of quiescent workers.
     transfers: Vec<(usize, Vec<ConnectionTransfer>)>,
-    /// Which states the next process reads, once it was looked at.
+    /// The state version that the next process reads, once it is known.
     next_version: Version,
-    /// The last counters of the workers that have ended.
+    /// The last counters of workers that have ended.
     done: Vec<Stats>,
     stage: Stage,
     stop: Stop,
-    /// The same for those who look from outside.
+    /// The same for the admin thread.
     life: Life,
     status: String,
-    /// Echoes of a second, when last looked at.
+    /// The echo rate per second at the last sample.
     echoes: u64,
     reporter: Reporter,
     rate: Rate,
@@ -297,7 +297,7 @@ impl<'a> Service<'a> {
             source,
             notifier,
             signals,
-            // Under a service manager a SIGHUP is a reload, and the sandbox lets no one ask.
+            // Under a service manager SIGHUP means a reload, and the sandbox prevents the check.
             terminal: if notifier.has_manager() { None } else { Terminal::of_this_process() },
             bell,
             news,
@@ -318,7 +318,7 @@ impl<'a> Service<'a> {
         })
     }
 
-    /// Lets others look in, if there is a socket to look in at.
+    /// Starts the admin thread, if there is a socket for it.
     fn show(&self, admin_listeners: Vec<AdminListener>, labels: Vec<Label>) -> Result<(), Failure> {
         if admin_listeners.is_empty() {
             return Ok(());
@@ -329,24 +329,24 @@ impl<'a> Service<'a> {
     }
 
     fn serve(mut self) -> Result<(), Failure> {
-        let mut look = Instant::now() + LOOK_INTERVAL;
+        let mut look = Instant::now() + REPORT_INTERVAL;
         loop {
             self.sleep_until(self.next_moment(look))?;
             self.notifier.flush();
-            self.hear_news()?;
+            self.handle_news()?;
             if self.done.len() == self.workers.len() {
-                self.let_come_again();
-                self.say_goodbye();
+                self.reopen_kept_listeners();
+                self.log_final_counters();
                 return Ok(());
             }
-            if self.hear_signal()? == Order::EndAtOnce {
+            if self.handle_signal()? == Order::EndAtOnce {
                 return Ok(());
             }
-            self.hear_hangup()?;
+            self.handle_sighup()?;
             let now = Instant::now();
             self.advance_stop(now);
             if now >= look {
-                look = now + LOOK_INTERVAL;
+                look = now + REPORT_INTERVAL;
                 self.look(now);
             }
             if let Some(watchdog) = &mut self.watchdog
@@ -372,14 +372,14 @@ impl<'a> Service<'a> {
     }
 
     fn sleep_until(&self, moment: Instant) -> Result<(), Failure> {
-        // One millisecond more, or the wait would end just before its moment and be repeated.
+        // One millisecond more, or the wait would end just before the moment and be repeated.
         let left = moment.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
         let mut sources = vec![
             PollFd::new(self.signals.ending.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.bell.as_fd(), PollFlags::POLLIN),
         ];
-        // A reload that is asked for before we are ready waits until then.
+        // A reload requested before the daemon is ready stays pending until then.
         if self.stage != Stage::Starting {
             sources.push(PollFd::new(self.signals.reload.as_fd(), PollFlags::POLLIN));
         }
@@ -390,8 +390,8 @@ impl<'a> Service<'a> {
         }
     }
 
-    fn hear_news(&mut self) -> Result<(), Failure> {
-        // It does not block: nothing to read means nothing new.
+    fn handle_news(&mut self) -> Result<(), Failure> {
+        // This does not block; it fails if there is nothing to read.
         let _ = self.bell.read();
         while let Ok((worker, news)) = self.news.try_recv() {
             match news {
@@ -421,9 +421,9 @@ impl<'a> Service<'a> {
 
     fn look(&mut self, now: Instant) {
         let stats = workers::total(&self.workers);
-        let places =
-            Places { by_files: self.plan.room, configured: self.config.limits.max_connections };
-        for line in self.reporter.lines(now, &stats, places) {
+        let capacity =
+            Capacity { by_files: self.plan.room, configured: self.config.limits.max_connections };
+        for line in self.reporter.lines(now, &stats, capacity) {
             log::warn!(
                 message_id = events::TROUBLE, reason = line.reason, count = line.count;
                 "{}", line.text
@@ -449,7 +449,7 @@ impl<'a> Service<'a> {
         }
     }
 
-    fn say_goodbye(&self) {
+    fn log_final_counters(&self) {
         let stats = metrics::total(&self.done);
         log::debug!("{stats:?}");
         let traffic = &stats.traffic;
@@ -479,17 +479,17 @@ impl<'a> Service<'a> {
     }
 }
 
-/// Every worker has its ring: none is made from here on.
+/// Every worker has its ring: no further one is needed.
 fn seal() {
     match echo_ring::seal_process() {
         Ok(()) => log::debug!(
-            "sealed: the rings refuse OPENAT, SOCKET and registrations, the process another ring"
+            "sealed: the rings refuse OPENAT, SOCKET and registrations; no further ring can be made"
         ),
-        Err(unsealed) => log::warn!("{unsealed}: an intruder could make a ring without limits"),
+        Err(unsealed) => log::warn!("{unsealed}: an intruder could create an unrestricted ring"),
     }
 }
 
-/// What a signal means for the loop.
+/// How the main loop continues after a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Order {
     GoOn,

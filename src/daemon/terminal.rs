@@ -1,7 +1,7 @@
-//! The terminal that the daemon was started on, if somebody did so by hand.
+//! The terminal that the daemon was started on, if it was started by hand.
 //!
-//! SIGHUP has two meanings: "read your configuration again", and, much older, "your terminal has
-//! gone". Who closes the window in which a daemon runs means it to end, not to go on unseen.
+//! SIGHUP has two meanings: reload the configuration and, much older, the terminal was closed. A
+//! user who closes the window of a running daemon expects it to end, not to continue unseen.
 
 use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, OwnedFd};
@@ -15,7 +15,7 @@ use nix::sys::signalfd::siginfo;
 pub(super) struct Terminal(OwnedFd);
 
 impl Terminal {
-    /// The one of this process; nothing if all streams lead elsewhere, as with nohup(1).
+    /// The terminal of this process; nothing if all streams are redirected, as with nohup(1).
     pub(super) fn of_this_process() -> Option<Self> {
         let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
         let stream = [
@@ -27,8 +27,9 @@ impl Terminal {
         stream.try_clone_to_owned().ok().map(Self)
     }
 
-    /// Whether this SIGHUP tells of its end. The kernel sends one when the terminal hangs up or the
-    /// shell dies; one that a shell passes on is known by the state of the terminal.
+    /// Whether this SIGHUP means that the terminal was closed. The kernel sends one when the
+    /// terminal hangs up or the shell dies. If a shell passes one on, the state of the terminal
+    /// shows it.
     pub(super) fn has_gone(&self, hangup: &siginfo) -> bool {
         hangup.ssi_code == SI_KERNEL || self.is_closed()
     }

@@ -1,8 +1,7 @@
-//! What the daemon shows of itself to those who ask: the boards of all workers, made into a
-//! [`Snapshot`].
+//! The status of the daemon: combines the boards of all workers into a [`Snapshot`].
 //!
-//! It is called by the thread of [`crate::admin`] and may wait there for a worker; the event loops
-//! and the main thread never notice.
+//! The thread of [`crate::admin`] calls it and may wait for a worker there. This does not affect
+//! the event loops or the main thread.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,10 +12,10 @@ use crate::admin::snapshot::{self, Figures, ListenerFigures, WorkerFigures};
 use crate::admin::{Snapshot, State};
 use crate::metrics::Shown;
 
-/// How long a worker may take to turn when it is asked to.
+/// How long a worker may take to complete an iteration when it is woken.
 const TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Where the daemon is in its life, for whoever asks.
+/// The state of the daemon, shared with the admin thread.
 #[derive(Clone, Default)]
 pub(super) struct Life {
     state: Arc<AtomicU8>,
@@ -26,12 +25,13 @@ pub(super) struct Life {
 impl Life {
     const STATES: [State; 4] = [State::Starting, State::Ready, State::Leaving, State::Draining];
 
-    /// Starting, with a configuration that is not what the file says, if there is a reason.
+    /// The state at the start; `trouble` says why the configuration differs from the file, if it
+    /// does.
     pub(super) fn new(trouble: Option<String>) -> Self {
         Self { trouble: Arc::new(Mutex::new(trouble)), ..Self::default() }
     }
 
-    /// From now on.
+    /// Changes the state.
     pub(super) fn set(&self, state: State) {
         self.state.store(state as u8, Ordering::Release);
     }
@@ -40,18 +40,18 @@ impl Life {
         Self::STATES[usize::from(self.state.load(Ordering::Acquire))]
     }
 
-    /// Why the configuration in force is not what the file says, if it is not.
+    /// Why the configuration in force differs from the file, if it does.
     pub(super) fn trouble(&self) -> Option<String> {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// From now on.
+    /// Changes the reason.
     pub(super) fn set_trouble(&self, trouble: Option<String>) {
         *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
     }
 }
 
-/// What never changes of a listener.
+/// The constant properties of a listener.
 pub(super) struct Label {
     pub(super) name: String,
     pub(super) address: String,
@@ -59,7 +59,7 @@ pub(super) struct Label {
     pub(super) protocol: &'static str,
 }
 
-/// Everything a snapshot is made of.
+/// The sources of a snapshot.
 pub(super) struct View {
     life: Life,
     labels: Vec<Label>,
@@ -69,13 +69,13 @@ pub(super) struct View {
 }
 
 impl View {
-    /// Of these workers. The labels are in the order of their listeners.
+    /// The view of these workers. The labels are in the order of their listeners.
     pub(super) fn new(plan: &Plan<'_>, life: Life, labels: Vec<Label>, workers: &[Worker]) -> Self {
         let buffers = workers::buffers_of_worker(plan);
         Self { life, labels, workers: workers.to_vec(), origin: plan.origin, buffers }
     }
 
-    /// The counters up to now. Every worker is woken, so one that hangs is found out.
+    /// The current counters. Every worker is woken, so a stalled one is detected.
     pub(super) fn snapshot(&self) -> Snapshot {
         let turned = self.turn_all();
         let mut total = Shown::default();
@@ -86,7 +86,7 @@ impl View {
             workers.push(WorkerFigures { turns: worker.shared.turns(), turning, figures });
             total.add(&shown);
         }
-        // Before the first worker has shown anything no listener has a figure.
+        // Before the first worker has published counters there are none for listeners.
         total.listeners.resize_with(self.labels.len(), Default::default);
         let figures = |(label, stats): (&Label, _)| {
             ListenerFigures::new((&label.name, &label.address, label.protocol), stats)
@@ -103,9 +103,9 @@ impl View {
         }
     }
 
-    /// Makes every worker turn and show its counters, and says of each whether it has done so: even
-    /// one with nothing new to show, for that is how one that hangs is found out. A worker that has
-    /// ended shows its last figures.
+    /// Makes every worker complete an iteration and publish its counters; returns for each whether
+    /// it did. Workers without new counters are woken too, to detect stalled ones. A worker that
+    /// has ended shows its last counters.
     fn turn_all(&self) -> Vec<bool> {
         let before = self.workers.iter().map(|worker| worker.shared.turns()).collect::<Vec<_>>();
         for worker in &self.workers {

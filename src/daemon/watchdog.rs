@@ -1,4 +1,4 @@
-//! What the service manager's watchdog is told: that every worker has turned its loop.
+//! Watchdog pings for the service manager, sent only if every worker has completed an iteration.
 
 use std::time::{Duration, Instant};
 
@@ -6,49 +6,49 @@ use super::workers::Worker;
 use crate::logging::events;
 use crate::systemd::Notifier;
 
-/// Tells the service manager that all is well, but only if every worker has turned its loop since
-/// the last time it was told. Workers that sleep are woken for it, right after each ping, so that
-/// they have the whole interval to answer. A worker that has ended owes no turn.
+/// Sends a watchdog ping only if every worker has completed an iteration of its event loop since
+/// the previous ping. Sleeping workers are woken right after each ping, so that they have the whole
+/// interval for it. Workers that have ended are ignored.
 pub(super) struct Watchdog {
     interval: Duration,
-    /// When to look next.
+    /// When to check next.
     pub(super) next: Instant,
     turns: Vec<u64>,
-    /// Set while a worker does not turn, so that it is reported once.
-    worried: bool,
+    /// True exactly while a worker is stalled, so that this is logged once.
+    has_warned: bool,
 }
 
 impl Watchdog {
-    /// To be asked each `interval`.
+    /// A watchdog that pings each `interval`.
     pub(super) fn new(interval: Duration, workers: &[Worker]) -> Self {
-        // Every worker's first turn counts: they have an interval for it like for any other.
+        // The first iteration counts like any other, so workers have one interval for it.
         Self {
             interval,
             next: Instant::now() + interval,
             turns: vec![0; workers.len()],
-            worried: false,
+            has_warned: false,
         }
     }
 
-    /// Looks at the workers, and tells the service manager if all is well.
+    /// Checks the workers, and sends a ping if none is stalled.
     pub(super) fn check(&mut self, now: Instant, workers: &[Worker], notifier: &Notifier) {
         self.next = now + self.interval;
         let turns: Vec<u64> = workers.iter().map(|worker| worker.shared.turns()).collect();
-        let is_stuck = |&index: &usize| {
+        let is_stalled = |&index: &usize| {
             turns[index] == self.turns[index] && !workers[index].shared.has_ended()
         };
-        match (0..workers.len()).find(is_stuck) {
+        match (0..workers.len()).find(is_stalled) {
             None => {
                 notifier.watchdog();
-                self.worried = false;
+                self.has_warned = false;
                 self.turns = turns;
             }
-            Some(worker) if !self.worried => {
-                self.worried = true;
+            Some(worker) if !self.has_warned => {
+                self.has_warned = true;
                 log::error!(
                     message_id = events::HANGING, worker;
-                    "worker {worker} has not turned its loop for {} s: \
-                     the watchdog is not told that all is well",
+                    "worker {worker} is stalled: no iteration of its event loop for {} s; \
+                     no watchdog ping is sent",
                     self.interval.as_secs_f64()
                 );
             }

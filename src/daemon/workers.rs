@@ -1,4 +1,4 @@
-//! The workers: one thread, one ring, one core each; what they share and how they are told things.
+//! The workers: one thread, one ring and one core each; what they share, and how they get orders.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -33,32 +33,32 @@ use echo_ring::{
     Unusable, prepare_rings,
 };
 
-/// Bytes of a small buffer: they hold what is usually said at a time (a TLS record), and of a
-/// buffer that is filled with less the rest is never touched.
+/// Bytes of a small buffer: it holds a typical message (a TLS record), and the unused part of a
+/// buffer is never touched.
 const SMALL_BUFFER_SIZE: u32 = 16 << 10;
-/// The large buffers of a worker. 256 KiB is where bulk stops getting cheaper. Their number is how
-/// many connections may be in the middle of bulk at the same moment; the others get small ones for
-/// once. They are a stack, so those beyond what the traffic needs are never touched.
+/// The large buffers of a worker. Beyond 256 KiB bulk transfers do not get cheaper. Their number is
+/// how many connections may transfer bulk at the same moment; others get small buffers meanwhile.
+/// They are a stack, so buffers that the traffic does not need are never touched.
 const LARGE_BUFFERS: BufferClass = BufferClass { count: 32, size: 256 << 10 };
 
-/// What a worker tells the main thread.
+/// A message from a worker to the main thread.
 #[derive(Debug)]
 pub(super) enum News {
     /// Its listeners are armed.
     Ready,
     /// It could not start.
     Unusable(Unusable),
-    /// Its connections are quiescent: here they are.
+    /// Its connections are quiescent and exported.
     Quiescent(Vec<ConnectionTransfer>),
-    /// Its drain is over, or its connections are handed over; the last counters.
+    /// Its drain is over, or its connections are handed over; contains the last counters.
     Done(Box<Stats>),
-    /// Its ring broke.
+    /// Its ring failed.
     Broken(String),
     /// It panicked.
     Panicked,
 }
 
-/// Where workers put their news: a queue, and a descriptor that becomes readable.
+/// The way from workers to the main thread: a queue, and a descriptor that becomes readable.
 #[derive(Clone)]
 pub(super) struct Desk {
     pub(super) news: Sender<(usize, News)>,
@@ -67,13 +67,13 @@ pub(super) struct Desk {
 
 impl Desk {
     fn put(&self, worker: usize, news: News) {
-        // It fails only when the main thread has gone, and then nobody is left to be told.
+        // It fails only after the main thread has ended.
         let _ = self.news.send((worker, news));
         let _ = self.bell.write(1);
     }
 }
 
-/// One worker, as others see it.
+/// The handle of a worker for other threads.
 #[derive(Clone)]
 pub(super) struct Worker {
     pub(super) shared: Arc<Shared>,
@@ -81,9 +81,9 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// Makes it turn its loop.
+    /// Makes it run an iteration of its event loop.
     pub(super) fn wake(&self) {
-        // It can only fail by overflow, after 2^64 - 2 calls that nobody answered.
+        // It can only fail by overflow, after 2^64 - 2 calls without a read.
         let _ = self.wake.write(1);
     }
 
@@ -93,19 +93,19 @@ impl Worker {
         self.wake();
     }
 
-    /// Tells it to quiesce its connections until `deadline`, and to give them away.
+    /// Orders it to quiesce its connections until `deadline`, and to export them.
     pub(super) fn hand_over(&self, deadline: Timestamp) {
         self.post(Command::HandOver { deadline });
     }
 
-    /// Tells it to stop accepting, and to end what is still open at `deadline`.
+    /// Orders it to stop accepting, and to end connections that are still open at `deadline`.
     pub(super) fn drain(&self, deadline: Timestamp) {
         self.post(Command::Drain { deadline });
     }
 }
 
-/// Where a worker's connections come back if they cannot be handed over; an order to drain must lie
-/// in its mailbox by then. Dropped when they have been handed over: then the worker ends.
+/// Returns connections to a worker if they cannot be handed over; an order to drain must be in its
+/// mailbox by then. Dropped when they have been handed over: then the worker ends.
 pub(super) type Return = Sender<Vec<ConnectionTransfer>>;
 
 /// What all workers have in common.
@@ -113,20 +113,21 @@ pub(super) struct Plan<'a> {
     pub(super) config: &'a Config,
     pub(super) features: Features,
     pub(super) listeners: Arc<[ListeningSocket]>,
-    /// What those are called.
+    /// The names of the listeners.
     pub(super) names: Vec<String>,
-    /// Where those listen, as printed.
+    /// The addresses of the listeners, as printed.
     pub(super) addresses: Vec<String>,
     pub(super) workers: usize,
-    pub(super) places: u32,
-    /// How many connections the limit on open files allows for.
+    /// How many connections all workers together serve.
+    pub(super) capacity: u32,
+    /// How many connections the limit on open files permits.
     pub(super) room: u32,
     pub(super) origin: Instant,
-    /// Where all of them count connections by source.
+    /// Counts connections by source, for all workers.
     pub(super) limiter: Arc<SourceLimiter>,
-    /// Where all of them keep what their peers did not take.
+    /// The memory for spilled bytes of all workers.
     pub(super) memory: Arc<SpillMemory>,
-    /// Where all of them note whether they have places left.
+    /// Which workers have no capacity left.
     pub(super) fullness: Arc<Fullness>,
 }
 
@@ -146,7 +147,7 @@ impl Plan<'_> {
             limiter: Arc::clone(&self.limiter) as Arc<dyn Limiter>,
             budget: Arc::clone(&self.memory) as Arc<dyn Budget>,
             fullness: Arc::clone(&self.fullness),
-            runtime_limits: runtime_limits(self.config, self.places, self.workers, worker),
+            runtime_limits: runtime_limits(self.config, self.capacity, self.workers, worker),
         }
     }
 }
@@ -157,17 +158,17 @@ fn buffers(config: &Config) -> BufferPlan {
     BufferPlan { small, large: LARGE_BUFFERS }
 }
 
-/// What `config` comes to for worker number `index` of `count`, if all of them together have
-/// `places` connections.
+/// The runtime limits of `config` for worker number `index` of `count`, if all workers together
+/// have this `capacity`.
 pub(super) fn runtime_limits(
     config: &Config,
-    places: u32,
+    capacity: u32,
     count: usize,
     index: usize,
 ) -> RuntimeLimits {
     let milliseconds = |duration: Duration| duration.as_millis() as u64;
     RuntimeLimits {
-        connections_max: share(u64::from(places), count, index) as u32,
+        connections_max: share(u64::from(capacity), count, index) as u32,
         idle_timeout: config.timeouts.idle.map(milliseconds),
         stall_timeout: config.timeouts.stall.map(milliseconds),
         lifetime: config.timeouts.lifetime.map(milliseconds),
@@ -177,14 +178,14 @@ pub(super) fn runtime_limits(
     }
 }
 
-/// What worker number `index` of `count` gets of `total`; the shares add up to it.
+/// The share of worker number `index` of `count` in `total`; the shares add up to `total`.
 fn share(total: u64, count: usize, index: usize) -> u64 {
     let (count, index) = (count as u64, index as u64);
     total / count + u64::from(index < total % count)
 }
 
-/// Makes the rings of all workers. Where there is not enough locked memory for them an automatic
-/// number of workers is as many as fit; a number that was configured is meant.
+/// Makes the rings of all workers. If there is not enough locked memory, an automatic number of
+/// workers is reduced; a configured number is an error.
 pub(super) fn prepare(config: &Config) -> Result<Vec<PreparedRing>, Unusable> {
     let wanted = capacity::workers(config);
     let least = match config.server.workers {
@@ -194,14 +195,14 @@ pub(super) fn prepare(config: &Config) -> Result<Vec<PreparedRing>, Unusable> {
     prepare_rings(least..=wanted, buffers(config).small)
 }
 
-/// Says so if fewer workers fit into the locked memory than there are CPUs.
+/// Warns if the limit on locked memory permits fewer workers than there are CPUs.
 pub(super) fn warn_if_few(plan: &Plan<'_>) {
     let wanted = capacity::workers(plan.config);
     if plan.workers < wanted {
         log::warn!(
-            "of {wanted} workers, one for each CPU, only {} fit: their rings need {} KiB of locked \
-             memory, and RLIMIT_MEMLOCK leaves this user less; set LimitMEMLOCK=infinity in the \
-             unit (ulimit -l unlimited)",
+            "only {} of {wanted} workers (one for each CPU) can start: their rings need {} KiB of \
+             locked memory, and RLIMIT_MEMLOCK leaves this user less; set LimitMEMLOCK=infinity in \
+             the unit (ulimit -l unlimited)",
             plan.workers,
             capacity::locked_bytes(plan.config, wanted).div_ceil(1024),
         );
@@ -245,7 +246,7 @@ pub(super) fn start(
     Ok((Worker { shared, wake }, returns))
 }
 
-/// What a worker's thread has besides its ring and its core.
+/// The connections of a worker thread to the main thread.
 struct Post<'a> {
     shared: &'a Shared,
     desk: &'a Desk,
@@ -253,8 +254,8 @@ struct Post<'a> {
     returned: Receiver<Vec<ConnectionTransfer>>,
 }
 
-/// The parameters go into the one core of this worker: whatever a reload changes is changed
-/// there, and there is nothing else to go back to.
+/// The parameters are moved into the only core of this worker. A reload changes them there, and no
+/// other copy exists.
 fn work(
     mut driver: Driver,
     parameters: Parameters,
@@ -269,7 +270,7 @@ fn work(
         let released = release(&mut driver, &mut core);
         let released_at = driver.now();
         post.desk.put(post.index, News::Quiescent(released));
-        // Nothing comes back once they have been handed over.
+        // Nothing is returned once they have been handed over.
         if let Ok(returned) = post.returned.recv() {
             let elapsed = driver.now().0 - released_at.0;
             let returned =
@@ -284,7 +285,7 @@ fn work(
     }
 }
 
-/// Lets a worker that has not started yet, or has given its own away, go on with these connections.
+/// Imports connections into a worker that has not started yet, or has exported its own.
 fn import(driver: &mut Driver, core: &mut Core, transfers: Vec<ConnectionTransfer>) {
     for ConnectionTransfer { socket, transfer, unsent } in transfers {
         if !driver.take_memory_for(&unsent) {
@@ -297,7 +298,7 @@ fn import(driver: &mut Driver, core: &mut Core, transfers: Vec<ConnectionTransfe
     }
 }
 
-/// Takes every connection from a worker whose connections are quiescent.
+/// Exports every connection of a quiescent worker.
 fn release(driver: &mut Driver, core: &mut Core) -> Vec<ConnectionTransfer> {
     let released = core.release(driver.now());
     let transfers = released.into_iter().map(|(connection, transfer)| {
@@ -307,7 +308,7 @@ fn release(driver: &mut Driver, core: &mut Core) -> Vec<ConnectionTransfer> {
     transfers.collect()
 }
 
-/// Tells of a panic where panics unwind; the release profile aborts the process instead.
+/// Reports a panic if panics unwind; the release profile aborts the process instead.
 struct PanicGuard<'a> {
     desk: &'a Desk,
     index: usize,
@@ -321,14 +322,14 @@ impl Drop for PanicGuard<'_> {
     }
 }
 
-/// How long a look at the counters waits for a worker in the middle of a long turn; then its last
-/// figures have to do.
+/// How long a query of the counters waits for a worker in a long iteration; after that its last
+/// published counters are used.
 const LOOK_TIMEOUT: Duration = Duration::from_millis(50);
 
-/// How often somebody who waits for workers looks whether they are done.
+/// How often a wait for workers checks whether they are done.
 const LOOK: Duration = Duration::from_micros(200);
 
-/// Waits until every worker is done, no longer than `timeout`, and says of each whether it is.
+/// Waits until every worker is done, at most `timeout`; returns for each whether it is.
 pub(super) fn wait_for(
     workers: &[Worker],
     timeout: Duration,
@@ -345,15 +346,15 @@ pub(super) fn wait_for(
     }
 }
 
-/// The sum of what the workers have counted up to now. It wakes only those who have more to show
-/// than their boards do, so an idle worker sleeps on.
+/// The sum of the current counters of all workers. It wakes only workers whose boards are out of
+/// date, so an idle worker is not woken.
 pub(super) fn total(workers: &[Worker]) -> Stats {
     for worker in workers {
         if worker.shared.board.ask() {
             worker.wake();
         }
     }
-    // Who has ended shows its last figures and answers nobody.
+    // A worker that has ended shows its last counters and does not answer.
     wait_for(workers, LOOK_TIMEOUT, |_, worker| {
         worker.shared.board.has_answered() || worker.shared.has_ended()
     });
@@ -397,7 +398,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_worker_that_does_not_turn_is_not_waited_for_for_ever() {
+    fn the_wait_for_a_stalled_worker_ends() {
         let worker = || Worker { shared: Arc::default(), wake: Arc::new(EventFd::new().unwrap()) };
         let workers = [worker(), worker()];
         let timeout = Duration::from_millis(20);

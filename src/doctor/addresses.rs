@@ -1,4 +1,4 @@
-//! Where the socket units of the service listen, and whether anybody can connect there.
+//! The addresses of the service's socket units, and whether clients can connect to them.
 
 use std::net::SocketAddr;
 
@@ -20,12 +20,12 @@ pub(super) fn findings(service: &Service) -> Vec<Finding> {
     findings
 }
 
-/// The TCP addresses among those that a unit listens on; `None` for those of another kind.
+/// The addresses that a unit listens on; `None` for each that is not TCP.
 fn addresses(unit: &Unit) -> impl Iterator<Item = Option<SocketAddr>> {
     unit.values("Listen").map(|listen| listen.split(' ').next().unwrap_or_default().parse().ok())
 }
 
-/// Whether this machine has the address: any port of it can be bound.
+/// Whether this machine has the address: whether any port of it can be bound.
 fn is_local(address: SocketAddr) -> bool {
     let any_port = SocketAddr::new(address.ip(), 0);
     match listen::rehearse(any_port) {
@@ -34,7 +34,7 @@ fn is_local(address: SocketAddr) -> bool {
     }
 }
 
-/// A unit that does not listen. One that is switched off is worth no word unless it is the echo's.
+/// A finding for a unit that does not listen. An inactive unit is reported only if it is for echo.
 fn state(unit: &Unit) -> Option<Finding> {
     let name = unit.name();
     let result = unit.value("Result");
@@ -43,11 +43,13 @@ fn state(unit: &Unit) -> Option<Finding> {
             let (why, remedy) = match result {
                 "resources" => (
                     "an address could not be bound",
-                    format!("see journalctl -u {name}, and ss -tlnp for who has the port"),
+                    format!(
+                        "see journalctl -u {name}, and ss -tlnp for the program that uses the port"
+                    ),
                 ),
                 "trigger-limit-hit" | "service-start-limit-hit" => (
-                    "the service did not start however often clients asked for it",
-                    "mend the service, then start it again".to_owned(),
+                    "connections activated the service repeatedly, but it failed to start",
+                    "repair the service, then start it again".to_owned(),
                 ),
                 _ => ("see its journal", format!("journalctl -u {name}")),
             };
@@ -57,7 +59,7 @@ fn state(unit: &Unit) -> Option<Finding> {
         "active" | "activating" | "deactivating" => None,
         state if is_of_echo(unit) => Some(Finding::note(
             Topic::Sockets,
-            format!("{name} is {state}: nobody listens"),
+            format!("{name} is {state} and does not listen"),
             &format!("systemctl start {name}"),
         )),
         _ => None,
@@ -80,20 +82,25 @@ fn address(unit: &Unit, inet: Option<SocketAddr>, shown: &str, whole: bool) -> O
     Some(Finding::problem(
         Topic::Sockets,
         format!("{inet} ({name}) is in use by another program"),
-        "end the program that listens there, see ss -tlnp, or choose another port",
+        "stop the program that listens there (see ss -tlnp), or choose another port",
     ))
 }
 
-/// Nobody can connect to an address that the machine has not. `FreeBind=` lets it be listened on
-/// all the same, for one that comes later or goes to another machine; and for a slip of the pen.
+/// Clients cannot connect to an address that the machine does not have. `FreeBind=` permits
+/// listening on it all the same, for an address that is added later or moves between machines. It
+/// also hides typing errors.
 fn absent(name: &str, address: SocketAddr, whole: bool) -> Finding {
     if address.ip().is_loopback() {
-        let what = format!("{address} ({name}): this machine has no such address, as IPv6 is off");
-        return Finding::note(Topic::Sockets, what, "none needed; nobody misses it");
+        let what = format!(
+            "{address} ({name}): this machine does not have this address, because IPv6 is disabled"
+        );
+        return Finding::note(Topic::Sockets, what, "none needed");
     }
-    let what =
-        format!("{address} ({name}) is no address of this machine: nobody can connect to it");
-    let remedy = format!("correct it: systemctl edit {name}; or wait for it, if it comes later");
+    let what = format!(
+        "{address} ({name}) is not an address of this machine: clients cannot connect to it"
+    );
+    let remedy =
+        format!("correct it with systemctl edit {name}, unless the address is added later");
     match whole {
         true => Finding::problem(Topic::Sockets, what, &remedy),
         false => Finding::note(Topic::Sockets, what, &remedy),

@@ -1,14 +1,14 @@
-//! The sandbox that the unit of the service describes: what it must let through, and where it is
-//! weaker than the one that is shipped.
+//! The sandbox configured in the unit of the service: whether it permits the required system calls,
+//! and where it is weaker than the shipped one.
 
 use super::finding::{Finding, Topic};
 use super::service::Service;
 use crate::systemd::units::Unit;
 
-/// Without these there is no ring.
+/// The system calls that a ring requires.
 const CALLS: [&str; 3] = ["io_uring_setup", "io_uring_enter", "io_uring_register"];
 
-/// What the shipped unit says, where it makes the most of a difference.
+/// The most important settings of the shipped unit.
 const SHIPPED: [(&str, &str); 8] = [
     ("NoNewPrivileges", "yes"),
     ("CapabilityBoundingSet", ""),
@@ -27,15 +27,15 @@ pub(super) fn findings(service: &Service) -> Vec<Finding> {
     findings
 }
 
-/// Calls of io_uring that `SystemCallFilter=` refuses, by a list of what may be called or, behind a
-/// tilde, of what may not.
+/// System calls of io_uring that `SystemCallFilter=` refuses. The list permits calls or, after a
+/// tilde, denies them.
 fn refused_calls(unit: &Unit) -> Option<Finding> {
     let filter = unit.value("SystemCallFilter");
     let (list, denies) = match filter.strip_prefix('~') {
         Some(list) => (list, true),
         None => (filter, false),
     };
-    // An entry may be followed by the error it gives: "io_uring_setup:ENOSYS".
+    // An entry may name the error it returns: "io_uring_setup:ENOSYS".
     let listed =
         |call: &str| list.split_whitespace().any(|entry| entry.split(':').next() == Some(call));
     let refused: Vec<&str> = CALLS.into_iter().filter(|call| listed(call) == denies).collect();
@@ -46,7 +46,7 @@ fn refused_calls(unit: &Unit) -> Option<Finding> {
         Topic::Sandbox,
         format!("SystemCallFilter= of {} refuses {}", unit.name(), refused.join(", ")),
         &format!(
-            "allow them: systemctl edit {}, [Service], SystemCallFilter={}",
+            "permit them: systemctl edit {}, [Service], SystemCallFilter={}",
             unit.name(),
             CALLS.join(" ")
         ),
@@ -73,11 +73,11 @@ fn strength(service: &Service) -> Finding {
     Finding::note(
         Topic::Sandbox,
         format!("the sandbox of {name} is weaker than shipped: {}", weaker.join(" ")),
-        &format!("see which drop-in says so: systemctl cat {name}"),
+        &format!("find the drop-in that changes it: systemctl cat {name}"),
     )
 }
 
-/// A set of capabilities may be very long.
+/// The first word of a value, because a set of capabilities may be very long.
 fn shortened(value: &str) -> String {
     let mut words = value.split_whitespace();
     let first = words.next().unwrap_or_default();

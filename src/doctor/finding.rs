@@ -2,13 +2,13 @@
 
 use std::fmt::Write;
 
-/// Which members the JSON has at least: counted up when some are added. 0.1.0 has no number.
+/// The version of the JSON members: incremented when members are added. 0.1.0 has no number.
 const SCHEMA: u32 = 2;
 
-/// How well it is.
+/// The severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Level {
-    /// As it should be.
+    /// All is well.
     Ok,
     /// Worth knowing; the service runs.
     Note,
@@ -16,7 +16,7 @@ pub(super) enum Level {
     Problem,
 }
 
-/// What it is about.
+/// The subject of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Topic {
     Kernel,
@@ -28,34 +28,35 @@ pub(super) enum Topic {
     Systemd,
 }
 
-/// What was found.
+/// One result of the doctor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Finding {
     pub(super) topic: Topic,
     pub(super) level: Level,
-    /// What is so, in one line.
+    /// The result, in one line.
     pub(super) what: String,
-    /// What to do about it, in one line; `None` if nothing needs to be done.
-    pub(super) cure: Option<String>,
+    /// What to do about it, in one line; `None` if nothing needs to be done. The JSON member is
+    /// `cure`, as in 0.1.0.
+    pub(super) remedy: Option<String>,
 }
 
 impl Finding {
     pub(super) fn ok(topic: Topic, what: impl Into<String>) -> Self {
-        Self { topic, level: Level::Ok, what: what.into(), cure: None }
+        Self { topic, level: Level::Ok, what: what.into(), remedy: None }
     }
 
-    pub(super) fn note(topic: Topic, what: impl Into<String>, cure: &str) -> Self {
-        Self { topic, level: Level::Note, what: what.into(), cure: Some(cure.to_owned()) }
+    pub(super) fn note(topic: Topic, what: impl Into<String>, remedy: &str) -> Self {
+        Self { topic, level: Level::Note, what: what.into(), remedy: Some(remedy.to_owned()) }
     }
 
-    pub(super) fn problem(topic: Topic, what: impl Into<String>, cure: &str) -> Self {
-        Self { topic, level: Level::Problem, what: what.into(), cure: Some(cure.to_owned()) }
+    pub(super) fn problem(topic: Topic, what: impl Into<String>, remedy: &str) -> Self {
+        Self { topic, level: Level::Problem, what: what.into(), remedy: Some(remedy.to_owned()) }
     }
 
-    /// A problem that an error of the daemon describes: `what; cure`.
+    /// A problem from an error message of the daemon, which has the form `what; remedy`.
     pub(super) fn from_error(topic: Topic, error: &str, otherwise: &str) -> Self {
-        let (what, cure) = error.rsplit_once("; ").unwrap_or((error, otherwise));
-        Self::problem(topic, what, cure)
+        let (what, remedy) = error.rsplit_once("; ").unwrap_or((error, otherwise));
+        Self::problem(topic, what, remedy)
     }
 }
 
@@ -87,13 +88,13 @@ fn problems(findings: &[Finding]) -> usize {
     findings.iter().filter(|finding| finding.level == Level::Problem).count()
 }
 
-/// Topic, level and text in columns; a cure stands below what it cures.
+/// Topic, level and text in columns, with the remedy below its finding.
 pub(super) fn table(findings: &[Finding]) -> String {
     let mut text = String::new();
-    for Finding { topic, level, what, cure } in findings {
+    for Finding { topic, level, what, remedy } in findings {
         line(&mut text, &format!("{:<9} {:<8} {what}", topic.word(), level.word()));
-        if let Some(cure) = cure {
-            line(&mut text, &format!("{:<19}cure: {cure}", ""));
+        if let Some(remedy) = remedy {
+            line(&mut text, &format!("{:<19}remedy: {remedy}", ""));
         }
     }
     line(
@@ -108,16 +109,16 @@ pub(super) fn table(findings: &[Finding]) -> String {
 }
 
 fn line(text: &mut String, line: &str) {
-    writeln!(text, "{line}").expect("invariant: a String takes everything");
+    writeln!(text, "{line}").expect("invariant: writing to a String never fails");
 }
 
-/// One object, as echo-uring(8) describes it.
+/// One JSON object, as described in echo-uring(8).
 pub(super) fn json(findings: &[Finding]) -> String {
     let list: Vec<_> = findings
         .iter()
-        .map(|Finding { topic, level, what, cure }| {
+        .map(|Finding { topic, level, what, remedy }| {
             serde_json::json!({
-                "topic": topic.word(), "level": level.word(), "what": what, "cure": cure,
+                "topic": topic.word(), "level": level.word(), "what": what, "cure": remedy,
             })
         })
         .collect();
@@ -135,22 +136,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_of_the_daemon_is_split_into_what_and_cure() {
+    fn an_error_of_the_daemon_is_split_into_what_and_remedy() {
         let error = "a.toml:3: limits.x is 0; use 1 or more";
         let finding = Finding::from_error(Topic::Config, error, "-");
         assert_eq!(finding.what, "a.toml:3: limits.x is 0");
-        assert_eq!(finding.cure.as_deref(), Some("use 1 or more"));
+        assert_eq!(finding.remedy.as_deref(), Some("use 1 or more"));
         let finding = Finding::from_error(Topic::Config, "no more", "repair it");
-        assert_eq!((&*finding.what, finding.cure.as_deref()), ("no more", Some("repair it")));
+        assert_eq!((&*finding.what, finding.remedy.as_deref()), ("no more", Some("repair it")));
     }
 
     #[test]
-    fn a_table_has_a_line_for_each_and_the_cure_below() {
+    fn a_table_has_a_line_for_each_and_the_remedy_below() {
         let list = [Finding::ok(Topic::Kernel, "Linux"), Finding::problem(Topic::Limits, "x", "y")];
         let lines = [
             "kernel    ok       Linux",
             "limits    problem  x",
-            "                   cure: y",
+            "                   remedy: y",
             "1 problem",
             "",
         ];

@@ -1,5 +1,5 @@
-//! What the process may have: files above all, since each connection is one; and locked memory for
-//! the rings. Of an installed service it is the limits of its unit, as far as systemd gives them.
+//! Resource limits: open files, since each connection is one, and locked memory for the rings. For
+//! an installed service these are the limits of its unit, as far as systemd can set them.
 
 use std::fs;
 
@@ -22,20 +22,20 @@ pub(super) fn findings(config: &Config, service: Option<&Service>, findings: &mu
     findings.push(locked_memory(config, &limits));
 }
 
-/// Limits as they will count, or do.
+/// The limits that apply now, or will apply after the start.
 struct Limits {
-    /// Whose they are.
+    /// The process or unit that they belong to.
     whose: String,
     files: Limit,
     locked: Limit,
 }
 
-/// One of them.
+/// One limit.
 #[derive(Clone, Copy)]
 struct Limit {
-    /// `None` if there is none.
+    /// `None` means unlimited.
     value: Option<u64>,
-    /// Whether systemd could not give what the unit asks for.
+    /// Whether systemd cannot set the value of the unit.
     cut: bool,
 }
 
@@ -52,7 +52,7 @@ impl Limits {
         }
     }
 
-    /// Those of its process or, while it has none, those that systemd will give it.
+    /// The limits of its process or, without a process, those that systemd will set.
     fn of_service(service: &Service) -> Self {
         let unit = &service.unit;
         let (wanted_files, wanted_locked) = (unit.limit("LimitNOFILE"), unit.limit("LimitMEMLOCK"));
@@ -70,7 +70,7 @@ impl Limits {
 }
 
 impl Limit {
-    /// What becomes of a limit that the unit wants, where `bound` is all there is.
+    /// The effective limit if the unit requests `wanted` and `bound` is the maximum.
     fn between(wanted: Option<u64>, bound: Option<u64>) -> Self {
         let infinite = |limit: Option<u64>| limit.unwrap_or(u64::MAX);
         let value = if infinite(bound) < infinite(wanted) { bound } else { wanted };
@@ -80,8 +80,8 @@ impl Limit {
     fn remedy(self, key: &str, wanted: &str) -> String {
         match self.cut {
             true => format!(
-                "{key}= of the unit asks for more, but systemd has no CAP_SYS_RESOURCE to give it; \
-                 raise the limit of the container that it runs in"
+                "{key}= of the unit is higher, but systemd lacks CAP_SYS_RESOURCE to set it; \
+                 raise the limit of the container"
             ),
             false => format!("set {key}={wanted} in the unit"),
         }
@@ -123,8 +123,8 @@ fn sockets_configured(config: &Config) -> Sockets {
     Sockets { echo, admin: config.listeners.len() - echo }
 }
 
-/// Too few files are a note and no problem: the daemon serves as many connections as fit, and says
-/// so.
+/// Too few files are a note and not a problem: the daemon serves as many connections as the limit
+/// permits, and logs a warning.
 fn files(config: &Config, limits: &Limits, sockets: Sockets) -> Finding {
     let workers = capacity::workers(config);
     let wanted = config.limits.max_connections;
@@ -135,7 +135,7 @@ fn files(config: &Config, limits: &Limits, sockets: Sockets) -> Finding {
         return Finding::note(
             Topic::Limits,
             format!(
-                "open files: at most {limit} for {whose}, enough for {room} connections but not \
+                "open files: {limit} for {whose}, enough for {room} connections but not \
                  for limits.max-connections = {wanted}"
             ),
             &format!(
@@ -146,25 +146,23 @@ fn files(config: &Config, limits: &Limits, sockets: Sockets) -> Finding {
     }
     Finding::ok(
         Topic::Limits,
-        format!(
-            "open files: at most {limit} for {whose}, enough for limits.max-connections = {wanted}"
-        ),
+        format!("open files: {limit} for {whose}, enough for limits.max-connections = {wanted}"),
     )
 }
 
-/// With an automatic number of workers too little is a note, as the daemon starts as many as fit; a
-/// number that is configured does not start.
+/// With an automatic number of workers too little memory is a note, because the daemon starts as
+/// many as the limit permits. With a configured number the daemon does not start.
 fn locked_memory(config: &Config, limits: &Limits) -> Finding {
     let workers = capacity::workers(config);
     let needed = capacity::locked_bytes(config, workers);
     let need = format!("the rings of {workers} workers need {} KiB", needed.div_ceil(1024));
     let Some(limit) = limits.locked.value else {
-        let what = format!("locked memory: as much as {} likes; {need}", limits.whose);
+        let what = format!("locked memory: unlimited for {}; {need}", limits.whose);
         return Finding::ok(Topic::Limits, what);
     };
     let what = format!("locked memory: at most {} KiB for {}; {need}", limit / 1024, limits.whose);
     if echo_ring::charges_locked_memory() == Some(false) {
-        return Finding::ok(Topic::Limits, format!("{what}, but this kernel does not count them"));
+        return Finding::ok(Topic::Limits, format!("{what}, but this kernel does not charge them"));
     }
     if needed <= limit {
         return Finding::ok(Topic::Limits, what);
@@ -185,7 +183,7 @@ fn locked_memory(config: &Config, limits: &Limits) -> Finding {
 }
 
 fn bound(limit: Option<u64>) -> String {
-    limit.map_or("unlimited".to_owned(), |limit| limit.to_string())
+    limit.map_or("unlimited".to_owned(), |limit| format!("at most {limit}"))
 }
 
 #[cfg(test)]

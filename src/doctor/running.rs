@@ -1,19 +1,20 @@
-//! What the running daemon says of its configuration, if it can be asked: the file may be invalid,
-//! or valid again and not reloaded, while it runs on an earlier one.
+//! The configuration state of the running daemon, if its status socket can be queried. The daemon
+//! may run on an earlier configuration because the file is invalid, or was corrected but not
+//! reloaded.
 
 use std::path::Path;
 
 use super::finding::{Finding, Topic};
 use crate::admin::client;
 
-/// Where the status socket of the packaged service is.
+/// The status socket of the packaged service.
 const SOCKET: &str = "/run/echo-uring/status.sock";
 
 pub(super) fn findings(findings: &mut Vec<Finding>) {
     findings.extend(of_daemon_at(Path::new(SOCKET)));
 }
 
-/// Nobody to ask is no finding: the doctor needs no daemon.
+/// If no daemon answers there is no finding: the doctor needs no daemon.
 fn of_daemon_at(socket: &Path) -> Option<Finding> {
     let error = client::snapshot(socket)?.configuration_error?;
     Some(Finding::problem(
@@ -32,7 +33,7 @@ mod tests {
     use super::*;
     use crate::admin::Snapshot;
 
-    /// What is found at a socket where somebody answers with `answer`.
+    /// The finding for a socket whose server answers with `answer`.
     fn found(answer: &str) -> Option<Finding> {
         let name = format!("echo-uring-doctor-{}-{}", std::process::id(), answer.len());
         let path = std::env::temp_dir().join(name);
@@ -47,7 +48,7 @@ mod tests {
 
     #[test]
     fn a_daemon_on_an_earlier_configuration_is_a_problem() {
-        let error = Some("invalid configuration: a.toml:3:1: no key; mend it".to_owned());
+        let error = Some("invalid configuration: a.toml:3:1: no key; correct it".to_owned());
         let bad = Snapshot { configuration_error: error, ..Snapshot::default() };
         let finding = found(&serde_json::to_string(&bad).unwrap()).unwrap();
         assert_eq!((finding.topic, finding.level), (Topic::Config, Level::Problem));

@@ -1,5 +1,5 @@
-//! The sandbox as the process itself sees it: who it is, what it may, where it can write. The same
-//! of a daemon that runs, as far as /proc shows it.
+//! The sandbox as this process sees it: its user, privileges and writable directories. The same for
+//! a running daemon, as far as /proc shows it.
 
 use std::fs;
 
@@ -7,7 +7,7 @@ use nix::unistd::{AccessFlags, access};
 
 use super::finding::{Finding, Topic};
 
-/// Where a process without a sandbox can usually write one way or another.
+/// Directories that are usually writable without a sandbox.
 const PLACES: [&str; 12] = [
     "/",
     "/etc",
@@ -29,7 +29,7 @@ pub(super) fn findings(findings: &mut Vec<Finding>) {
         Some(status) => judge(&status, findings),
         None => findings.push(Finding::note(
             Topic::Sandbox,
-            "/proc is not readable, so nothing is known of the sandbox",
+            "/proc is not readable, so the sandbox cannot be examined",
             "mount /proc",
         )),
     }
@@ -51,7 +51,7 @@ fn systemd() -> Vec<Finding> {
     )]
 }
 
-/// What /proc/PID/status says of interest.
+/// The relevant fields of /proc/PID/status.
 struct Status {
     user: String,
     capabilities: String,
@@ -106,7 +106,7 @@ fn judge(status: &Status, findings: &mut Vec<Finding>) {
         findings.push(Finding::note(
             Topic::Sandbox,
             format!("this command is not sandboxed: {what}"),
-            "none needed for a command; run the service under systemd, with the shipped unit",
+            "none needed for a command; run the service under systemd with the shipped unit",
         ));
     }
     let writable: Vec<&str> =
@@ -114,14 +114,14 @@ fn judge(status: &Status, findings: &mut Vec<Finding>) {
     findings.push(Finding::ok(
         Topic::Sandbox,
         match writable.is_empty() {
-            true => "nothing is writable of the usual places".to_owned(),
+            true => "none of the usual directories is writable".to_owned(),
             false => format!("writable: {}", writable.join(" ")),
         },
     ));
     findings.push(Finding::ok(Topic::Sandbox, namespaces()));
 }
 
-/// The namespaces that differ from those of process 1, where that can be seen; and the network.
+/// The namespaces that differ from those of process 1, if that is visible, and the network.
 fn namespaces() -> String {
     let name = |process: &str, kind: &str| fs::read_link(format!("/proc/{process}/ns/{kind}"));
     let mut own = Vec::new();
@@ -136,8 +136,8 @@ fn namespaces() -> String {
     }
     let own = match (comparable, own.is_empty()) {
         (false, _) => "cannot be compared with those of process 1".to_owned(),
-        (true, true) => "those of process 1".to_owned(),
-        (true, false) => format!("of its own: {}", own.join(" ")),
+        (true, true) => "the same as those of process 1".to_owned(),
+        (true, false) => format!("separate: {}", own.join(" ")),
     };
     format!("namespaces: {own}; network interfaces: {}", interfaces())
 }
@@ -148,7 +148,7 @@ fn interfaces() -> String {
     names.map(|(name, _)| name.trim()).collect::<Vec<_>>().join(" ")
 }
 
-/// Daemons that run here, if we may look.
+/// Running daemons, if they are visible.
 fn running_daemons() -> Vec<Finding> {
     let mut findings = Vec::new();
     let Ok(entries) = fs::read_dir("/proc") else { return findings };
@@ -159,12 +159,12 @@ fn running_daemons() -> Vec<Finding> {
             continue;
         }
         let Some(status) = Status::read(&name) else { continue };
-        let what = format!("the daemon that runs as process {name}: {}", status.line());
+        let what = format!("the running daemon (process {name}): {}", status.line());
         findings.push(if status.is_sandboxed() {
             Finding::ok(Topic::Sandbox, what)
         } else {
-            let cure = "run it under systemd, with the shipped unit";
-            Finding::note(Topic::Sandbox, what, cure)
+            let remedy = "run it under systemd with the shipped unit";
+            Finding::note(Topic::Sandbox, what, remedy)
         });
     }
     findings

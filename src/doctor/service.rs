@@ -1,4 +1,4 @@
-//! The installed units: whether the service runs, and if not, how it ended and what it said.
+//! The installed units: whether the service runs, and if not, how it ended and its last error.
 
 use std::path::Path;
 
@@ -9,14 +9,14 @@ use crate::systemd::units::{self, Unit, Unseen};
 /// The service and its sockets, as systemd sees them.
 pub(super) struct Service {
     pub(super) unit: Unit,
-    /// Those that start it or are given to it.
+    /// The socket units that activate the service or belong to it.
     pub(super) sockets: Vec<Unit>,
-    /// Whom it runs as; none if that is root.
+    /// The user of the service; none if that is root.
     pub(super) account: Option<Account>,
 }
 
-/// The units of the service, or of the instance of this name; else a finding that says why there is
-/// nothing to look at.
+/// The units of the service, or of the instance with this name. The error is a finding that states
+/// why they cannot be examined.
 pub(super) fn look(instance: Option<&str>) -> Result<Service, Finding> {
     let base = instance.map_or("echo-uring".to_owned(), |name| format!("echo-uring@{name}"));
     let (service, socket) = (format!("{base}.service"), format!("{base}.socket"));
@@ -42,12 +42,11 @@ pub(super) fn look(instance: Option<&str>) -> Result<Service, Finding> {
 fn nothing_seen(unseen: &Unseen) -> Finding {
     match unseen {
         Unseen::NoSystemd => {
-            Finding::ok(Topic::Systemd, "systemd does not run here: there are no units to look at")
+            Finding::ok(Topic::Systemd, "systemd is not running: there are no units to examine")
         }
-        Unseen::Unreachable(reason) => Finding::ok(
-            Topic::Systemd,
-            format!("the units cannot be looked at from here: {reason}"),
-        ),
+        Unseen::Unreachable(reason) => {
+            Finding::ok(Topic::Systemd, format!("the units cannot be examined: {reason}"))
+        }
     }
 }
 
@@ -64,7 +63,7 @@ fn not_loaded(unit: &Unit, instance: Option<&str>) -> Finding {
         ),
         "masked" => Finding::problem(
             Topic::Systemd,
-            format!("{name} is masked: nothing can start it"),
+            format!("{name} is masked and cannot be started"),
             &format!("systemctl unmask {name}"),
         ),
         state => Finding::problem(
@@ -76,15 +75,15 @@ fn not_loaded(unit: &Unit, instance: Option<&str>) -> Finding {
 }
 
 impl Service {
-    /// How it is: state, last result and what it said of it; what waits for a reload; whether a
-    /// restart keeps connections.
+    /// The findings for the service: state, last result and last error; whether unit files were
+    /// changed and not reloaded; whether a restart keeps connections.
     pub(super) fn findings(&self) -> Vec<Finding> {
         let mut findings = vec![self.state()];
         let name = self.unit.name();
         if [&self.unit].into_iter().chain(&self.sockets).any(|unit| unit.is("NeedDaemonReload")) {
             findings.push(Finding::note(
                 Topic::Systemd,
-                "unit files were changed since systemd has read them",
+                "unit files were changed after systemd read them",
                 "systemctl daemon-reload",
             ));
         }
@@ -92,8 +91,8 @@ impl Service {
         if restarts > 0 {
             findings.push(Finding::note(
                 Topic::Systemd,
-                format!("{name}: systemd has restarted it {restarts} times by itself"),
-                &format!("see why: journalctl -u {name}"),
+                format!("systemd has restarted {name} automatically {restarts} times"),
+                &format!("see journalctl -u {name} for the reason"),
             ));
         }
         findings.push(self.restart());
@@ -118,12 +117,12 @@ impl Service {
                 Finding::ok(Topic::Systemd, format!("{name} is {states}{process}: {said}"))
             }
             "failed" => self.failed(&states),
-            // Between two tries.
+            // Between two attempts.
             "activating" if unit.value("Result") != "success" => self.failed(&states),
             "activating" => Finding::note(
                 Topic::Systemd,
                 format!("{name} is {states}"),
-                "ask again in a moment",
+                "run the doctor again in a moment",
             ),
             _ if self.listens() => Finding::ok(
                 Topic::Systemd,
@@ -131,13 +130,13 @@ impl Service {
             ),
             _ => Finding::note(
                 Topic::Systemd,
-                format!("{name} is {states}, and so is its socket"),
+                format!("{name} is {states}, and its socket is not active"),
                 &format!("systemctl start {name}"),
             ),
         }
     }
 
-    /// It ended with a failure: which, and what the daemon said last.
+    /// The service has failed: how, and the last error of the daemon.
     fn failed(&self, states: &str) -> Finding {
         let (unit, name) = (&self.unit, self.unit.name());
         let how = match (unit.value("ExecMainCode"), unit.value("ExecMainStatus")) {
@@ -147,7 +146,7 @@ impl Service {
         };
         let what = format!("{name} is {states}, last result {}, {how}", unit.value("Result"));
         let again = format!("systemctl restart {name}");
-        // A daemon that was killed has not said why.
+        // The status text of a daemon that was killed does not state the reason.
         let has_exited = unit.value("ExecMainCode") == "1";
         let (reason, remedy) = match unit.value("StatusText") {
             "" => (None, None),
@@ -163,14 +162,14 @@ impl Service {
         Finding::problem(Topic::Systemd, what, &format!("{remedy}; then: {again}"))
     }
 
-    /// Whether a socket is open whose first connection starts the service.
+    /// Whether a socket is open that activates the service.
     fn listens(&self) -> bool {
         let active = |unit: &Unit| unit.value("ActiveState") == "active";
         self.sockets.iter().any(|unit| active(unit) && is_of_echo(unit))
     }
 
-    /// Whether a restart hands connections over, which takes a store for them and a bus to ask what
-    /// a SIGTERM means.
+    /// Whether a restart hands connections over. This needs a file descriptor store, and a system
+    /// bus to find out whether a SIGTERM is for a stop or for a restart.
     fn restart(&self) -> Finding {
         let name = self.unit.name();
         let lacking = |what: String, remedy: &str| {
@@ -179,7 +178,7 @@ impl Service {
         };
         if matches!(self.unit.value("FileDescriptorStoreMax"), "" | "0") {
             let remedy = "set FileDescriptorStoreMax= as the shipped unit does";
-            return lacking("systemd stores no descriptors for it".to_owned(), remedy);
+            return lacking("systemd stores no file descriptors for it".to_owned(), remedy);
         }
         if !Path::new("/run/dbus/system_bus_socket").exists() {
             return lacking("there is no system bus".to_owned(), "install the package dbus");
@@ -187,11 +186,11 @@ impl Service {
         match &self.account {
             Some(account) if !is_in_passwd(&account.name) => lacking(
                 format!(
-                    "the system bus admits no user {}, who is not in /etc/passwd",
+                    "the system bus rejects user {}, which is not in /etc/passwd",
                     account.name
                 ),
                 &format!(
-                    "make that user: adduser --system --group --no-create-home {}",
+                    "create that user: adduser --system --group --no-create-home {}",
                     account.name
                 ),
             ),
@@ -200,12 +199,12 @@ impl Service {
     }
 }
 
-/// Whether connections to this socket unit are echoed to, by the name of its descriptors.
+/// Whether this socket unit is for echo, by the name of its descriptors.
 pub(super) fn is_of_echo(socket: &Unit) -> bool {
     !matches!(socket.value("FileDescriptorName"), "status" | "metrics" | "agent-check")
 }
 
-/// dbus-daemon looks there and asks no one else.
+/// Whether a user is in /etc/passwd. dbus-daemon looks nowhere else.
 fn is_in_passwd(name: &str) -> bool {
     let text = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
     text.lines().any(|line| line.split(':').next() == Some(name))

@@ -1,4 +1,4 @@
-//! Where connections come from: inherited sockets, or those of the configuration, tried out.
+//! The listening sockets: inherited ones, or the configured addresses, which are tested by binding.
 
 use socket2::SockRef;
 
@@ -6,7 +6,7 @@ use super::finding::{Finding, Topic};
 use crate::config::{Address, Config};
 use crate::listen::{self, Family, Listener};
 
-/// The backlog that the shipped socket unit, and the daemon itself, ask for.
+/// The listen backlog that the shipped socket unit and the daemon itself request.
 const BACKLOG: u32 = 4096;
 
 pub(super) fn findings(config: &Config, findings: &mut Vec<Finding>) {
@@ -19,8 +19,8 @@ pub(super) fn findings(config: &Config, findings: &mut Vec<Finding>) {
                 }));
             }
             Err(error) => {
-                let cure = "see systemd.socket(5)";
-                findings.push(Finding::from_error(Topic::Sockets, &error.to_string(), cure));
+                let remedy = "see systemd.socket(5)";
+                findings.push(Finding::from_error(Topic::Sockets, &error.to_string(), remedy));
             }
         }
         return;
@@ -30,7 +30,7 @@ pub(super) fn findings(config: &Config, findings: &mut Vec<Finding>) {
     }
 }
 
-/// What the kernel makes of the backlog that is asked for, where that can be read.
+/// The kernel's upper bound for the listen backlog, if it can be read.
 pub(super) fn longest_backlog(findings: &mut Vec<Finding>) {
     let text = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap_or_default();
     let Ok(longest) = text.trim().parse::<u32>() else { return };
@@ -38,7 +38,7 @@ pub(super) fn longest_backlog(findings: &mut Vec<Finding>) {
         Finding::note(
             Topic::Sockets,
             format!(
-                "a backlog is {longest} connections at most, fewer than the {BACKLOG} asked for"
+                "the listen backlog is limited to {longest} connections; {BACKLOG} are requested"
             ),
             &format!("set the sysctl net.core.somaxconn to {BACKLOG}"),
         )
@@ -63,26 +63,26 @@ fn inherited(listener: &Listener) -> Finding {
     Finding::ok(Topic::Sockets, what)
 }
 
-/// Whether an address of the configuration can be bound now. A Unix path is not tried: that would
-/// make a file.
+/// Whether a configured address can be bound now. A Unix path is not tested, because that would
+/// create a file.
 fn configured(address: &Address) -> Finding {
     let tried = match address {
         Address::Inet(inet) => listen::rehearse(*inet),
         Address::Zoned(inet, zone) => listen::rehearse_in_zone(*inet, zone),
         Address::Unix(_) => {
-            return Finding::ok(Topic::Sockets, format!("{address} (configured, not tried)"));
+            return Finding::ok(Topic::Sockets, format!("{address} (configured, not tested)"));
         }
     };
     match tried {
         Ok(()) => Finding::ok(Topic::Sockets, format!("{address} (configured) can be bound")),
         Err(error) if error.is_in_use() => Finding::note(
             Topic::Sockets,
-            format!("{address} (configured) is in use, perhaps by a daemon that runs"),
-            "none needed if it is ours: see \"ss -tlnp\"",
+            format!("{address} (configured) is in use, perhaps by a running daemon"),
+            "none needed if that is the echo service; see \"ss -tlnp\"",
         ),
         Err(error) => {
-            let cure = "let systemd pass the sockets";
-            Finding::from_error(Topic::Sockets, &error.to_string(), cure)
+            let remedy = "let systemd pass the sockets";
+            Finding::from_error(Topic::Sockets, &error.to_string(), remedy)
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Sockets that are bound here, from the configuration.
+//! Sockets bound from the configuration.
 
 use std::fs;
 use std::io;
@@ -15,12 +15,12 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use super::{Family, ListenError, Listener, Origin, errno, printed};
 use crate::config::{Address, Kind, ListenerConfig};
 
-/// Connections that may wait to be accepted; `net.core.somaxconn` caps it, 4096 is its usual value.
+/// The listen backlog; `net.core.somaxconn` is its upper bound, usually 4096.
 const BACKLOG: i32 = 4096;
 
-/// How long addresses may be in use, all in all, before that is an error. The kernel closes the
-/// sockets of a killed program that has a ring only after the program is gone: 4 ms to 80 ms later
-/// with 5,000 connections (Linux 6.18). By then a supervisor may have started the next one.
+/// How long addresses may be in use, in total, before this is an error. If a program with a ring is
+/// killed, the kernel closes its sockets only after the program has ended: 4 ms to 80 ms later with
+/// 5,000 connections (Linux 6.18). By then a supervisor may have started the next process.
 const IN_USE_TIMEOUT: Duration = Duration::from_secs(1);
 const IN_USE_RETRY: Duration = Duration::from_millis(50);
 
@@ -40,7 +40,7 @@ pub(super) fn sockets<'a>(
         match bound {
             Ok(listener) => listeners.push(listener),
             Err(error) if *builtin_default && error.is_absence() => {
-                warnings.push(format!("listener {name} is left out: {error}"));
+                warnings.push(format!("listener {name} is skipped: {error}"));
                 skipped = Some(error);
             }
             Err(error) => return Err(error),
@@ -52,7 +52,7 @@ pub(super) fn sockets<'a>(
     }
 }
 
-/// Tries again until `deadline` while the address is in use.
+/// Retries until `deadline` while the address is in use.
 fn until_free<T>(
     deadline: Instant,
     bind: impl Fn() -> Result<T, ListenError>,
@@ -73,8 +73,8 @@ fn bind_inet(name: &str, kind: Kind, address: SocketAddr) -> Result<Listener, Li
     socket
         .listen(BACKLOG)
         .map_err(|cause| ListenError::Bind { address: Address::Inet(address), cause })?;
-    // Asked, since port 0 lets the kernel choose.
-    let address = printed(&socket.local_addr().map_err(fault("ask for its address"))?);
+    // Queried, since with port 0 the kernel chooses the port.
+    let address = printed(&socket.local_addr().map_err(fault("query its address"))?);
     let (name, socket) = (name.to_owned(), socket.into());
     let (origin, family) = (Origin::Bound, Family::Tcp);
     Ok(Listener { name, address, kind, origin, family, socket, file: None })
@@ -88,12 +88,12 @@ pub(super) fn in_zone(address: SocketAddrV6, zone: &str) -> Result<SocketAddrV6,
     Ok(SocketAddrV6::new(*address.ip(), address.port(), address.flowinfo(), scope))
 }
 
-/// A socket that has the address and does not listen yet.
+/// A socket that is bound to the address and does not listen yet.
 pub(super) fn bind_inet_socket(address: SocketAddr) -> Result<Socket, ListenError> {
     let wanted = Address::Inet(address);
     let socket = new_socket(Domain::for_address(address), Some(Protocol::TCP), &wanted)?;
     let fault = |act| move |cause| ListenError::System { address: address.to_string(), act, cause };
-    // Connections of an earlier life that linger in TIME_WAIT must not keep us from starting.
+    // Connections of an earlier process in TIME_WAIT must not prevent the start.
     socket.set_reuse_address(true).map_err(fault("set SO_REUSEADDR"))?;
     if address.is_ipv6() {
         socket.set_only_v6(false).map_err(fault("clear IPV6_V6ONLY"))?;
@@ -102,8 +102,8 @@ pub(super) fn bind_inet_socket(address: SocketAddr) -> Result<Socket, ListenErro
     Ok(socket)
 }
 
-/// The file gets mode 0666 less the umask: like a loopback port, it is for everyone who can reach
-/// it. Those that look at the daemon are for its user and group: 0660.
+/// The file of an echo socket gets mode 0666 less the umask: like a loopback port, it is open to
+/// everyone who can reach it. Admin sockets are for user and group: 0660.
 fn bind_unix(name: &str, kind: Kind, path: &Path) -> Result<Listener, ListenError> {
     let wanted = Address::Unix(path.to_owned());
     let refused = |cause| ListenError::Bind { address: wanted.clone(), cause };
@@ -118,7 +118,7 @@ fn bind_unix(name: &str, kind: Kind, path: &Path) -> Result<Listener, ListenErro
     }
     let file = SocketFile::new(path).map_err(refused)?;
     if kind != Kind::Echo {
-        // Nobody can connect before listen(2).
+        // No client can connect before listen(2).
         let mode = fs::Permissions::from_mode(0o660);
         fs::set_permissions(path, mode).map_err(refused)?;
     }
@@ -141,22 +141,22 @@ fn new_socket(
 ) -> Result<Socket, ListenError> {
     Socket::new(domain, Type::STREAM, protocol).map_err(|cause| match errno(&cause) {
         Errno::EAFNOSUPPORT => ListenError::Bind { address: wanted.clone(), cause },
-        _ => ListenError::System { address: wanted.to_string(), act: "make a socket", cause },
+        _ => ListenError::System { address: wanted.to_string(), act: "create a socket", cause },
     })
 }
 
-/// Removes the socket file that a killed process left at `path`; whatever else is there stays and
-/// is an error: "in use" if a program listens there.
+/// Removes the socket file that a killed process left at `path`. Anything else at that path is kept
+/// and is an error: "in use" if a program listens there.
 fn remove_stale(path: &Path, address: &SockAddr) -> Result<(), ListenError> {
     let occupied = |problem: String| ListenError::Occupied { path: path.to_owned(), problem };
     let unclear =
         |cause: io::Error| occupied(format!("{cause}; remove the file or use another path"));
     if !fs::symlink_metadata(path).map_err(unclear)?.file_type().is_socket() {
-        let problem = "is taken by a file that is no socket; remove it or use another path";
+        let problem = "exists and is not a socket; remove it or use another path";
         return Err(occupied(problem.to_owned()));
     }
     let probe = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(unclear)?;
-    // A live listener with a full backlog would block a blocking connect.
+    // A listener with a full backlog would block a blocking connect.
     probe.set_nonblocking(true).map_err(unclear)?;
     match probe.connect(address) {
         Err(cause) if errno(&cause) == Errno::ECONNREFUSED => {
@@ -172,8 +172,8 @@ fn remove_stale(path: &Path, address: &SockAddr) -> Result<(), ListenError> {
     }
 }
 
-/// The file of a Unix socket. Dropping it removes the file, if the path still leads to the same
-/// one.
+/// The file of a Unix socket. Dropping this removes the file, if the path still names the same
+/// file.
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
@@ -189,7 +189,7 @@ impl SocketFile {
 impl Drop for SocketFile {
     fn drop(&mut self) {
         if identity(&self.path).is_ok_and(|found| found == self.identity) {
-            // Nobody is left to be told; a stale file is removed at the next start.
+            // A failure is ignored; the next start removes a stale file.
             let _ = fs::remove_file(&self.path);
         }
     }

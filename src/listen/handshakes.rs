@@ -1,27 +1,28 @@
-//! The end of a listening socket without a reset connection.
+//! Closing a listening socket without resetting connections.
 //!
-//! Closing a listening socket resets all that wait in its backlog, and with them the handshakes
-//! that are under way. So, in this order:
+//! Closing a listening socket resets all connections in its backlog, and the handshakes in
+//! progress. Therefore the steps are:
 //!
-//! 1. Nobody new comes ([`turn_away`](echo_ring::ListeningSocket::turn_away), [`hold_back`]).
-//! 2. Handshakes that were under way are finished by their clients: until [`is_any_half_open`] says
-//!    that none is left, or for [`TIMEOUT`], whichever comes first.
-//! 3. The backlog is emptied: accept(2) until it finds nobody (EAGAIN; EINVAL on a Unix listener
+//! 1. Refuse new connections ([`turn_away`](echo_ring::ListeningSocket::turn_away),
+//!    [`refuse_new`]).
+//! 2. Clients complete the handshakes in progress: wait until [`is_any_half_open`] reports none, or
+//!    for [`TIMEOUT`], whichever comes first.
+//! 3. Empty the backlog: accept(2) until there is no connection (EAGAIN; EINVAL on a Unix listener
 //!    that is shut down).
-//! 4. The socket is closed, or stays for whoever holds it: SYNs find nobody listening, and clients
-//!    hear that the connection is refused.
+//! 4. Close the socket, or leave it to its other owner. SYNs then find no listener, and clients get
+//!    "connection refused".
 //!
-//! There are two ways to the first step, and each has its place:
+//! There are two methods for the first step:
 //!
-//! | | turned away | held back |
+//! | | turn away | filter |
 //! |---|---|---|
-//! | TCP | bound to an interface that does not exist | a filter drops SYNs: sent again 1 s later |
+//! | TCP | bind to an interface that does not exist | a filter drops SYNs: sent again 1 s later |
 //! | Unix | shut down for reading: connect(2) is refused | |
-//! | can be undone | no | yes |
-//! | needs | nothing, unless it was bound to an interface | CAP_NET_ADMIN (Linux 6.18.44) |
-//! | is for | a socket that ends with us | a socket that somebody else may go on with |
+//! | reversible | no | yes |
+//! | requires | nothing, unless it was bound to an interface | CAP_NET_ADMIN (Linux 6.18.44) |
+//! | used for | a socket that ends with the daemon | a socket that its owner may continue to use |
 //!
-//! Listening with a backlog of 0 does not do: the kernel goes on taking one connection more than
+//! Listening with a backlog of 0 does not work: the kernel still accepts one connection more than
 //! that. Closing one of several sockets with `SO_REUSEPORT` moves handshakes only with
 //! `net.ipv4.tcp_migrate_req` set, and needs another socket to move them to.
 
@@ -32,9 +33,10 @@ use std::time::Duration;
 use nix::sys::socket::AddressFamily;
 use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
 
-/// How long handshakes may take to be finished. Less than the second after which a SYN is sent
-/// again (RFC 6298), so that who was held back is refused at the first try after that, and not held
-/// back twice. More than a round trip, except by a satellite and a lost packet.
+/// How long handshakes may take to complete. Less than the second after which a SYN is sent again
+/// (RFC 6298), so that a client whose SYN was dropped is refused at its first retransmission and
+/// its SYN is not dropped twice. More than a round trip, except over a satellite with a lost
+/// packet.
 pub const TIMEOUT: Duration = Duration::from_millis(900);
 
 /// Drops segments with SYN and without ACK: the first ones of new connections. The filter sees a
@@ -44,34 +46,34 @@ const WITHOUT_FIRST_SEGMENTS: [SockFilter; 5] = [
     SockFilter::new(0x30, 0, 0, 13),
     // BPF_ALU | BPF_AND | BPF_K: SYN and ACK
     SockFilter::new(0x54, 0, 0, 0x12),
-    // BPF_JMP | BPF_JEQ | BPF_K: SYN alone goes on with the next line, all else skips it
+    // BPF_JMP | BPF_JEQ | BPF_K: SYN without ACK continues with the next line, all else skips it
     SockFilter::new(0x15, 0, 1, 0x02),
     // BPF_RET | BPF_K
     SockFilter::new(0x06, 0, 0, 0),
     SockFilter::new(0x06, 0, 0, u32::MAX),
 ];
 
-/// Holds newcomers back from the TCP listener `listener`, until [`let_come`] is called or it is
+/// Refuses new connections to the TCP listener `listener`, until [`admit_new`] is called or it is
 /// closed: their SYNs are dropped, and sent again a second later at the earliest.
 ///
 /// # Errors
-/// EPERM without CAP_NET_ADMIN, where the kernel demands that for a filter on a TCP socket.
-pub fn hold_back(listener: BorrowedFd<'_>) -> io::Result<()> {
+/// EPERM without CAP_NET_ADMIN, if the kernel requires it for a filter on a TCP socket.
+pub fn refuse_new(listener: BorrowedFd<'_>) -> io::Result<()> {
     SockRef::from(&listener).attach_filter(&WITHOUT_FIRST_SEGMENTS)
 }
 
-/// Undoes [`hold_back`] on a TCP listener that somebody else goes on with. Does nothing if nobody
-/// is held back.
-pub fn let_come(listener: BorrowedFd<'_>) {
+/// Reverts [`refuse_new`] on a TCP listener that its owner continues to use. Does nothing if there
+/// is no filter.
+pub fn admit_new(listener: BorrowedFd<'_>) {
     // ENOENT: there is no filter.
     let _ = SockRef::from(&listener).detach_filter();
 }
 
-/// Whether a handshake with the TCP listener `listener` has been begun and not been finished. Asked
-/// over sock_diag(7): a walk through the kernel's table of connections.
+/// Whether a handshake with the TCP listener `listener` is in progress. Queried over sock_diag(7),
+/// which searches the kernel's table of connections.
 ///
 /// # Errors
-/// When that may not be asked here (a sandbox that allows no netlink sockets), or fails.
+/// When the query is not permitted (a sandbox without netlink sockets) or fails.
 pub fn is_any_half_open(listener: BorrowedFd<'_>) -> io::Result<bool> {
     let address = SockRef::from(&listener).local_addr()?;
     let address = address.as_socket().ok_or(io::ErrorKind::Unsupported)?;
@@ -82,7 +84,7 @@ pub fn is_any_half_open(listener: BorrowedFd<'_>) -> io::Result<bool> {
     socket.send(&question(family as u8, address.port()))?;
     let mut answer = [0; 8192];
     let length = (&socket).read(&mut answer)?;
-    // The kind of the first message (netlink(7)); what follows it says no more.
+    // The kind of the first message (netlink(7)); the rest is not needed.
     match answer.get(4..6).filter(|_| length >= 16) {
         Some(kind) => match u16::from_ne_bytes([kind[0], kind[1]]) {
             NLMSG_DONE => Ok(false),
@@ -99,8 +101,8 @@ const NLMSG_DONE: u16 = 3;
 /// The kernel answers at once.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// A `struct nlmsghdr` and a `struct inet_diag_req_v2`: all sockets in SYN_RECV with this port of
-/// ours.
+/// A `struct nlmsghdr` and a `struct inet_diag_req_v2`: all sockets in SYN_RECV with this local
+/// port.
 fn question(family: u8, port: u16) -> [u8; 72] {
     const REQUEST_AND_DUMP: u16 = 0x301;
     const TCP: u8 = 6;
@@ -129,15 +131,15 @@ mod tests {
         [(Ipv4Addr::LOCALHOST, 0).into(), (Ipv6Addr::LOCALHOST, 0).into()]
     }
 
-    /// Goal: who is in the backlog stays there, who comes later is not taken and not refused, and
-    /// comes in when the filter has gone.
+    /// Goal: connections in the backlog stay there. Later SYNs are neither accepted nor refused
+    /// until the filter is removed.
     #[test]
-    fn new_handshakes_are_held_back_and_old_connections_are_not_touched() {
+    fn new_handshakes_are_dropped_and_old_connections_are_not_affected() {
         for address in addresses() {
             let listener = TcpListener::bind(address).unwrap();
             let address = listener.local_addr().unwrap();
             let mut early = TcpStream::connect(address).unwrap();
-            hold_back(listener.as_fd()).unwrap();
+            refuse_new(listener.as_fd()).unwrap();
             let soon = Duration::from_millis(300);
             let late = TcpStream::connect_timeout(&address, soon).unwrap_err();
             assert_eq!(late.kind(), ErrorKind::TimedOut, "{address}");
@@ -146,16 +148,16 @@ mod tests {
             let mut word = [0; 4];
             accepted.read_exact(&mut word).unwrap();
             assert_eq!(&word, b"word");
-            let_come(listener.as_fd());
+            admit_new(listener.as_fd());
             TcpStream::connect_timeout(&address, soon).unwrap();
-            let_come(listener.as_fd());
+            admit_new(listener.as_fd());
         }
     }
 
-    /// Goal: a handshake is seen from its first segment to its last one. Method: a filter that
-    /// drops the last ones keeps it open.
+    /// Goal: a handshake is reported from its first segment to its last. Method: a filter that
+    /// drops the last segment keeps it in progress.
     #[test]
-    fn handshakes_under_way_are_seen() {
+    fn handshakes_in_progress_are_reported() {
         for address in addresses() {
             let listener = TcpListener::bind(address).unwrap();
             let address = listener.local_addr().unwrap();
@@ -166,7 +168,7 @@ mod tests {
             SockRef::from(&listener).attach_filter(&only_first).unwrap();
             let stream = TcpStream::connect(address).unwrap();
             assert!(mine(), "{address}");
-            let_come(listener.as_fd());
+            admit_new(listener.as_fd());
             // The next segment of the client ends it.
             (&stream).write_all(b"x").unwrap();
             let began = Instant::now();

@@ -1,4 +1,5 @@
-//! Sockets that a service manager passed (sd_listen_fds(3)): whose they are, and what they are.
+//! Sockets that a service manager passed (sd_listen_fds(3)): which process they are for, and their
+//! kind.
 
 use std::env;
 use std::fs;
@@ -12,14 +13,14 @@ use crate::config::Kind;
 
 use super::{BUNDLE, Family, Inherited, ListenError, Listener, Origin, printed};
 
-/// Sockets that may be inherited: a thousand addresses are a mistake.
+/// The maximum number of inherited sockets: a thousand addresses are a mistake.
 pub(super) const COUNT_MAX: usize = 1024;
 
-/// Characters of a variable that are shown, more than any number has.
+/// The maximum number of characters of a variable that are shown, more than any number has.
 const VALUE_LENGTH_MAX: usize = 40;
 
-/// The sockets meant for this very process. `LISTEN_PID` must name it (sd_listen_fds(3)); listenfd
-/// alone would also take what was left behind by a parent that did not clean its environment.
+/// The sockets passed to this process. `LISTEN_PID` must name it (sd_listen_fds(3)); listenfd alone
+/// would also take sockets meant for a parent that did not clean its environment.
 pub(super) fn sockets() -> Result<Inherited, ListenError> {
     let mut found = Inherited::default();
     let own = std::process::id().to_string();
@@ -28,7 +29,7 @@ pub(super) fn sockets() -> Result<Inherited, ListenError> {
         _ => return Ok(found),
     };
     if !count.parse().is_ok_and(|count: usize| count <= COUNT_MAX) {
-        // A message is no place for a value of any length.
+        // The value is cut, because the message has to stay short.
         let value = count.chars().take(VALUE_LENGTH_MAX).collect();
         return Err(ListenError::Environment { variable: "LISTEN_FDS", value });
     }
@@ -38,7 +39,7 @@ pub(super) fn sockets() -> Result<Inherited, ListenError> {
     let named = names.len() == passed.len();
     let is_bundle = |index: &usize| named && names[*index] == BUNDLE;
     for index in (0..passed.len()).filter(is_bundle) {
-        // systemd would pass a descriptor that it was given; only one of ours bears this name.
+        // systemd passes any descriptor that was stored; only one of ours has this name.
         match passed.take_custom(
             index,
             AddressFamily::Unix as i32,
@@ -47,13 +48,15 @@ pub(super) fn sockets() -> Result<Inherited, ListenError> {
         ) {
             Ok(bundle) => found.bundles.extend(bundle),
             Err(error) => {
-                found.warnings.push(format!("what is left of the process before us: {error}"));
+                found
+                    .warnings
+                    .push(format!("cannot use the state of the previous process: {error}"));
             }
         }
     }
     for index in (0..passed.len()).filter(|index| !is_bundle(index)) {
         let (socket, family) = take(&mut passed, index)?;
-        // systemd writes "unknown" where the sender gave no name.
+        // systemd writes "unknown" if there is no name.
         let name = Some(names[if named { index } else { 0 }])
             .filter(|name| named && !name.is_empty() && *name != "unknown");
         found.listeners.push(examine(socket, family, name.unwrap_or("inherited"))?);
@@ -63,7 +66,7 @@ pub(super) fn sockets() -> Result<Inherited, ListenError> {
 
 /// The passed fd at `index` as a stream socket.
 fn take(passed: &mut ListenFd, index: usize) -> Result<(OwnedFd, Family), ListenError> {
-    // Each of these asks the socket for its type and family and leaves it in place if it is of
+    // Each of these queries the type and family of the socket, and leaves it in place if it is of
     // another kind.
     if let Ok(Some(listener)) = passed.take_unix_listener(index) {
         return Ok((listener.into(), Family::Unix));
@@ -79,7 +82,7 @@ fn take(passed: &mut ListenFd, index: usize) -> Result<(OwnedFd, Family), Listen
         return Err(refuse(&socket, datagram));
     }
     let fd = passed.take_raw_fd(index).ok().flatten();
-    let fd = fd.expect("invariant: nobody took this fd before");
+    let fd = fd.expect("invariant: this fd was not taken before");
     Err(ListenError::Inherited { fd, problem: foreign(fd) })
 }
 
@@ -87,43 +90,42 @@ fn refuse(socket: &impl AsRawFd, problem: &str) -> ListenError {
     ListenError::Inherited { fd: socket.as_raw_fd(), problem: problem.to_owned() }
 }
 
-/// What a file descriptor is that is neither a stream nor a datagram socket, and the cure.
+/// Describes a file descriptor that is neither a stream nor a datagram socket, with the remedy.
 fn foreign(fd: RawFd) -> String {
-    let cure = "pass listening stream sockets only, as ListenStream= does";
+    let remedy = "pass listening stream sockets only, as ListenStream= does";
     let kind = match fs::read_link(format!("/proc/self/fd/{fd}")) {
         Err(_) => "not open".to_owned(),
         Ok(target) => match target.to_string_lossy() {
             name if name.starts_with("socket:") => {
-                "a socket that is no IPv4, IPv6 or Unix stream".to_owned()
+                "a socket other than an IPv4, IPv6 or Unix stream".to_owned()
             }
             name if name.starts_with("pipe:") => "a pipe".to_owned(),
             name => format!("the file {name:?}"),
         },
     };
-    format!("{kind}; {cure}")
+    format!("{kind}; {remedy}")
 }
 
-/// Asks a stream socket whether it listens, and where.
+/// Queries whether a stream socket listens, and its address.
 fn examine(socket: OwnedFd, family: Family, name: &str) -> Result<Listener, ListenError> {
     let asked = SockRef::from(&socket);
     let fault = |act| {
         let address = format!("inherited fd {}", socket.as_raw_fd());
         move |cause| ListenError::System { address, act, cause }
     };
-    if !asked.is_listener().map_err(fault("ask whether it listens"))? {
+    if !asked.is_listener().map_err(fault("query whether it listens"))? {
         let problem = "a stream socket that does not listen; use Accept=no in the socket unit";
         return Err(refuse(&socket, problem));
     }
-    let protocol = asked.protocol().map_err(fault("ask for its protocol"))?;
+    let protocol = asked.protocol().map_err(fault("query its protocol"))?;
     if family == Family::Tcp && protocol != Some(Protocol::TCP) {
-        let problem =
-            "a stream socket, but not of TCP; leave SocketProtocol= out of the socket unit";
+        let problem = "a stream socket, but not TCP; remove SocketProtocol= from the socket unit";
         return Err(refuse(&socket, problem));
     }
-    // The driver waits in the ring; a non-blocking socket would make io_uring answer EAGAIN at
+    // The driver waits in the ring. With a non-blocking socket io_uring would return EAGAIN at
     // once.
     asked.set_nonblocking(false).map_err(fault("make it blocking"))?;
-    let address = asked.local_addr().map_err(fault("ask for its address"))?;
+    let address = asked.local_addr().map_err(fault("query its address"))?;
     let address = printed(&address);
     let name = name.to_owned();
     let kind = Kind::of_name(&name);

@@ -1,11 +1,11 @@
-//! Where log lines end: the socket of the journal or of syslog, or standard error.
+//! The destination of log messages: the socket of the journal or of syslog, or standard error.
 //!
-//! Only the log thread comes here. It may wait for a socket, but for a limited time: a stalled
-//! journal costs lines, not the thread.
+//! Only the log thread uses this module. It may wait for a socket for a limited time: a stalled
+//! journal costs messages, but does not block the thread.
 //!
-//! The journal's own protocol is a datagram of `NAME=value` lines (systemd's "Native Journal
-//! Protocol"). Values here have no line ends and are short, so neither of its two other forms, the
-//! length-prefixed value and the sealed memfd, is needed.
+//! The journal's protocol is a datagram of `NAME=value` lines (systemd's "Native Journal
+//! Protocol"). Values here have no line ends and are short, so its two other forms, the
+//! length-prefixed value and the sealed memfd, are not needed.
 
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -18,18 +18,18 @@ use syslog::{Facility, Formatter3164, Logger, LoggerBackend};
 
 use super::Line;
 
-/// The name that administrators filter by.
+/// The syslog identifier.
 const IDENTIFIER: &str = "echo-uring";
-/// How long one line may wait for a stalled socket.
+/// How long one message may wait for a stalled socket.
 const TIMEOUT: Duration = Duration::from_secs(1);
-/// How soon a socket that refused us is tried again; until then lines go to standard error.
+/// How soon a failed connection is retried; until then messages go to standard error.
 const RECONNECT_INTERVAL: Duration = Duration::from_secs(1);
 
 pub(super) enum Sink {
-    /// Lines begin with `<N>` if the journal reads them, else with the level's name.
+    /// Lines begin with `<N>` if the journal reads them, else with the name of the level.
     Stderr { journal: bool },
-    /// `connection` is absent while the socket cannot be reached; `retry_at` says when it is next
-    /// tried.
+    /// `connection` is absent while the socket is unavailable; `retry_at` is the time of the next
+    /// attempt.
     Socket {
         peer: Peer,
         path: PathBuf,
@@ -39,7 +39,7 @@ pub(super) enum Sink {
     },
 }
 
-/// Who reads at a socket.
+/// The reader of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Peer {
     Journal,
@@ -63,7 +63,8 @@ impl Sink {
                 (*peer, path, connection, retry_at, *journal)
             }
         };
-        // The second time for a socket that was replaced, as by a restart of the syslog daemon.
+        // The second attempt is for a socket that was replaced, as by a restart of the syslog
+        // daemon.
         for _ in 0..2 {
             if connection.is_none() && Instant::now() >= *retry_at {
                 *retry_at = Instant::now() + RECONNECT_INTERVAL;
@@ -71,7 +72,7 @@ impl Sink {
             }
             let Some(open) = connection else { break };
             match open.send(line) {
-                // A stalled journal reads standard error no sooner, so the line is lost.
+                // A stalled journal does not read standard error either, so the message is lost.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
                 Err(_) => *connection = None,
                 Ok(()) => return Ok(()),
@@ -94,7 +95,7 @@ impl Connection {
         }
     }
 
-    /// A send with a timeout is not restarted after a signal or a freeze (signal(7)).
+    /// The kernel does not restart a send with a timeout after a signal or a freeze (signal(7)).
     fn send(&mut self, line: &Line) -> io::Result<()> {
         loop {
             match self.try_send(line) {
@@ -152,7 +153,7 @@ fn journal_entry(line: &Line) -> String {
     )
 }
 
-/// In one write(2): lines of several threads or processes must not mix.
+/// Uses one write(2), so that lines of several threads or processes do not mix.
 fn write_stderr(journal: bool, line: &Line) -> io::Result<()> {
     io::stderr().write_all(stderr_line(journal, line).as_bytes())
 }
@@ -164,7 +165,7 @@ fn stderr_line(journal: bool, Line { level, text, .. }: &Line) -> String {
     format!("{} {text}\n", level.as_str().to_ascii_lowercase())
 }
 
-/// What a line for the journal begins with, as sd-daemon(3) wants it.
+/// The prefix of a line for the journal (sd-daemon(3)).
 fn prefix(level: Level) -> String {
     format!("<{}>", priority(level))
 }
@@ -179,8 +180,8 @@ fn priority(level: Level) -> u8 {
     }
 }
 
-/// Writes an error to standard error, where there is no log or not yet one. The journal is told
-/// that it is an error. If the write fails there is nobody to be told.
+/// Writes an error to standard error when there is no log yet. The prefix tells the journal that it
+/// is an error. A failed write is ignored.
 pub fn complain(text: &str) {
     let severity = if stderr_is_journal() { prefix(Level::Error) } else { String::new() };
     let _ = io::stderr().write_all(format!("{severity}{text}\n").as_bytes());
@@ -191,9 +192,9 @@ pub(super) fn stderr_is_journal() -> bool {
     stream.is_ok_and(|stream| leads_to(io::stderr().as_fd(), &stream))
 }
 
-/// `JOURNAL_STREAM` holds device and inode of the standard error that systemd connected to the
-/// journal (systemd.exec(5)). A shell that redirects standard error leaves the variable behind,
-/// hence the comparison.
+/// `JOURNAL_STREAM` contains device and inode of the standard error that systemd connected to the
+/// journal (systemd.exec(5)). They are compared because a shell that redirects standard error does
+/// not unset the variable.
 fn leads_to(file: BorrowedFd<'_>, stream: &str) -> bool {
     nix::sys::stat::fstat(file)
         .is_ok_and(|file| stream == format!("{}:{}", file.st_dev, file.st_ino))
@@ -233,7 +234,7 @@ pub(super) mod tests {
             format!("{priority}>{}", &rest["Nov 22 18:00:00".len()..])
         }
 
-        /// What came, to the last byte.
+        /// The datagram, byte by byte.
         pub(in crate::logging) fn whole(&self) -> String {
             let mut buffer = [0; 4096];
             let length = self.socket.recv(&mut buffer).unwrap();
@@ -276,14 +277,14 @@ pub(super) mod tests {
         }
     }
 
-    /// Goal: a journal that reads nothing costs a line a second at most, and never the thread.
+    /// Goal: a stalled journal costs at most one message a second, and never blocks the thread.
     #[test]
     fn a_stalled_journal_is_not_waited_for_for_ever() {
         let journal = Daemon::new("stalled");
         let mut sink = Sink::socket(Peer::Journal, journal.path.clone(), false);
         let begin = Instant::now();
         let mut written = 0;
-        while sink.write(&line(Level::Info, "is anybody there?")).is_ok() {
+        while sink.write(&line(Level::Info, "are you there?")).is_ok() {
             written += 1;
             assert!(written < 100_000, "this socket is never full");
         }
@@ -291,12 +292,12 @@ pub(super) mod tests {
         assert!(matches!(sink, Sink::Socket { connection: Some(_), .. }));
     }
 
-    /// Goal: whoever connects to a journal that is stalled already treats it no differently.
+    /// Goal: a journal that is stalled at connect time is handled in the same way.
     #[test]
     fn a_journal_that_was_stalled_before_is_not_taken_for_a_broken_one() {
         let journal = Daemon::new("stalled-before");
         let mut first = Sink::socket(Peer::Journal, journal.path.clone(), false);
-        while first.write(&line(Level::Info, "is anybody there?")).is_ok() {}
+        while first.write(&line(Level::Info, "are you there?")).is_ok() {}
         let mut second = Sink::socket(Peer::Journal, journal.path.clone(), false);
         let outcome = second.write(&line(Level::Info, "and now?"));
         assert_eq!(outcome.unwrap_err().kind(), io::ErrorKind::WouldBlock);

@@ -1,7 +1,7 @@
-//! The user and the groups that a service runs with, and whether they can read a file.
+//! The user and the groups of a service, and whether they can read a file.
 //!
-//! The kernel is asked rather than the mode bits read, so access lists and directories count, too:
-//! for a moment the calling thread opens the file with the rights of the other user (setfsuid(2)).
+//! The test opens the file instead of reading its mode bits, so ACLs and directories count too: for
+//! a moment the calling thread has the file access rights of the other user (setfsuid(2)).
 
 use std::fmt;
 use std::fs::{self, File};
@@ -12,29 +12,29 @@ use nix::unistd::{Gid, Group, Uid, User, getgroups, setfsgid, setfsuid, setgroup
 
 use super::units::{self, Unit};
 
-/// A user like one that exists only while its service runs: it owns nothing and is in no group.
+/// A user like a dynamic one, which owns no files and is in no group.
 const NOBODY: u32 = 65_534;
 
-/// Whom a service runs as.
+/// The user and the groups of a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Account {
-    /// The name of the user, or that of the service if it has none yet.
+    /// The name of the user, or that of the service if there is no user yet.
     pub name: String,
     user: Uid,
     groups: Vec<Gid>,
 }
 
-/// That a file cannot be read, and what stands in the way. `Display` is one line that ends with the
-/// cure.
+/// A file that the service cannot read, and the reason. `Display` is one line that ends with the
+/// remedy.
 #[derive(Debug)]
 pub struct Denied {
-    /// The file, or the directory above it that may not be searched.
+    /// The file, or the directory above it that cannot be searched.
     pub place: PathBuf,
-    /// What is to be given: `o+r` or `o+x`.
+    /// The missing permission: `o+r` or `o+x`.
     pub mode: &'static str,
-    /// Who is to be let in.
+    /// The user that needs it.
     pub user: String,
-    /// What the system said.
+    /// The error of the system.
     pub cause: io::Error,
 }
 
@@ -43,14 +43,14 @@ impl fmt::Display for Denied {
         let Self { place, mode, user, cause } = self;
         write!(
             formatter,
-            "user {user}, whom the service runs as, cannot read it: {cause}; chmod {mode} {}",
+            "user {user} of the service cannot read it: {cause}; chmod {mode} {}",
             place.display()
         )
     }
 }
 
 impl Account {
-    /// That of `service`; none if it runs as root.
+    /// The account of `service`; none if it runs as root.
     #[must_use]
     pub fn of(service: &Unit) -> Option<Self> {
         let name = service.value("User");
@@ -62,8 +62,8 @@ impl Account {
         Some(Self::named(name, groups.collect()))
     }
 
-    /// That of the service in this unit, as far as it can be known: by systemd, or else the user of
-    /// the unit's name, which the package makes.
+    /// The account of the service in this unit, if it is known: from systemd, or else the user with
+    /// the unit's name, which the package creates.
     #[must_use]
     pub fn of_name(unit: &str) -> Option<Self> {
         if let Ok(units) = units::show(&[unit])
@@ -80,7 +80,7 @@ impl Account {
         let number = name.parse().ok().map(|number| (Uid::from_raw(number), None));
         let known = known.map(|user| (user.uid, Some(user.gid)));
         let (user, group) = known.or(number).unwrap_or((Uid::from_raw(NOBODY), None));
-        // The first one is that of the process itself.
+        // The first group is that of the process itself.
         if groups.is_empty() {
             groups.push(group.unwrap_or(Gid::from_raw(NOBODY)));
         }
@@ -93,17 +93,17 @@ impl Account {
         self.groups.contains(&Gid::from_raw(group))
     }
 
-    /// Tries to read `file` with its rights. Only root can try; whoever else asks is told nothing,
-    /// and a process with threads must not ask.
+    /// Tries to read `file` with the rights of this account. Only root can do so; for other users
+    /// the result is always `Ok`. A process with threads must not call this.
     ///
     /// # Errors
-    /// When it may not read it.
+    /// When the account has no read access.
     pub fn try_reading(&self, file: &Path) -> Result<(), Denied> {
         let Some(disguise) = Disguise::as_(self) else { return Ok(()) };
         let outcome = File::open(file).map(drop);
         let denied = outcome.err().filter(|cause| cause.kind() == io::ErrorKind::PermissionDenied);
         let denied = denied.map(|cause| {
-            // The topmost directory that may not be searched, if it is one of them.
+            // The topmost directory that cannot be searched, if a directory is the reason.
             let ancestors: Vec<&Path> = file.ancestors().skip(1).collect();
             let closed = ancestors.into_iter().rev().find(|directory| is_closed(directory));
             let (place, mode) = closed.map_or((file, "o+r"), |directory| (directory, "o+x"));
@@ -114,7 +114,7 @@ impl Account {
     }
 }
 
-/// Whether what is in a directory cannot be reached.
+/// Whether the entries of a directory cannot be accessed.
 fn is_closed(directory: &Path) -> bool {
     let inside = fs::symlink_metadata(directory.join("."));
     inside.is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
@@ -125,7 +125,7 @@ fn group(name: &str) -> Option<Gid> {
     known.or_else(|| name.parse().ok().map(Gid::from_raw))
 }
 
-/// The rights of another user for as long as this lives, as far as files are concerned.
+/// File access rights of another user, while this value exists.
 struct Disguise {
     user: Uid,
     group: Gid,
@@ -133,14 +133,15 @@ struct Disguise {
 }
 
 impl Disguise {
-    /// None where this process may not take it on.
+    /// None if this process lacks the privilege.
     fn as_(account: &Account) -> Option<Self> {
         if !Uid::effective().is_root() {
             return None;
         }
         let own = getgroups().ok()?;
         setgroups(&account.groups).ok()?;
-        // Each returns what was before, also if it changes nothing; so it is asked twice.
+        // Each call returns the previous id, also if it changes nothing. A second call therefore
+        // shows whether the first had an effect.
         let group = setfsgid(account.groups[0]);
         let user = setfsuid(account.user);
         let disguise = Self { user, group, groups: own };
@@ -152,7 +153,7 @@ impl Drop for Disguise {
     fn drop(&mut self) {
         setfsuid(self.user);
         setfsgid(self.group);
-        // It could be set, so it can be set back.
+        // The groups could be set, so they can be restored.
         let _ = setgroups(&self.groups);
     }
 }
@@ -163,8 +164,8 @@ mod tests {
 
     use super::*;
 
-    /// Goal: what stands in the way is named, be it the file or a directory above it; and whoever
-    /// asks has its own rights again afterwards.
+    /// Goal: the obstacle is named, whether it is the file or a directory above it. Afterwards the
+    /// process has its own rights again.
     #[test]
     fn what_keeps_another_user_out_is_named() {
         if !Uid::effective().is_root() {

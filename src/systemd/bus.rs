@@ -1,9 +1,9 @@
-//! The one question that sd_notify cannot ask: is this the end, or a restart?
+//! A query that sd_notify does not support: is this a stop or a restart?
 //!
-//! systemd sends the same SIGTERM for both, and only the job that it works on tells them apart.
-//! That is asked over the system bus: some calls of the D-Bus protocol (its specification), spelled
-//! out here rather than with a crate that brings many others. Nothing is trusted: a message is read
-//! whole, up to a limit, before it is looked at, and all of it within one deadline.
+//! systemd sends the same SIGTERM for both, and only its current job distinguishes them. The job is
+//! queried over the system bus, with a few calls of the D-Bus protocol (D-Bus specification). They
+//! are implemented here because a crate would add many dependencies. Nothing is trusted: a message
+//! is read completely, up to a limit, before it is parsed, and the whole query has one deadline.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
@@ -16,37 +16,37 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 
-/// Where the system bus is, by the specification.
+/// The standard address of the system bus.
 pub const SYSTEM_BUS: &str = "/run/dbus/system_bus_socket";
 
-/// The longest answer that is read; those that we wait for have some hundred bytes.
+/// The maximum length of an answer; the expected ones have some hundred bytes.
 const MESSAGE_MAX: usize = 64 << 10;
-/// Messages for somebody else, such as signals, that are passed over before we give up.
-const STRANGERS_MAX: u32 = 64;
+/// The maximum number of other messages, such as signals, that are skipped.
+const SKIPPED_MAX: u32 = 64;
 
-/// How often a bus that has no room for another client is tried.
+/// How often the connection to a bus with a full backlog is retried.
 const CONNECT_RETRY: Duration = Duration::from_millis(10);
-/// Units that may trigger ours, at most; there are as many as socket units.
+/// The maximum number of units that trigger ours, which are its socket units.
 const TRIGGERS_MAX: usize = 64;
 
 const MANAGER: &str = "/org/freedesktop/systemd1";
 
-/// What systemd says of the unit of this process.
+/// The state of the unit of this process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unit {
-    /// The type of the job that it works on: `restart`, `stop`, …; none if there is none.
+    /// The type of its job: `restart`, `stop`, …; none if there is none.
     pub job: Option<String>,
-    /// How many descriptors it stores for the unit at most (`FileDescriptorStoreMax=`).
+    /// The maximum number of stored file descriptors (`FileDescriptorStoreMax=`).
     pub store_max: u32,
-    /// The names (`FileDescriptorName=`) of the listening sockets that it is about to close: their
-    /// socket units are to be stopped, or restarted, when this unit has stopped.
+    /// The names (`FileDescriptorName=`) of the listening sockets that systemd is about to close:
+    /// their socket units will be stopped or restarted when this unit has stopped.
     pub ending_sockets: Vec<String>,
 }
 
-/// Asks systemd, over the bus at `bus`, about the unit of the process `pid`.
+/// Queries systemd over the bus at `bus` for the unit of the process `pid`.
 ///
 /// # Errors
-/// When there is no bus, no systemd on it, or no answer within `timeout`.
+/// When there is no bus, systemd is not on it, or there is no answer within `timeout`.
 pub fn ask(bus: &Path, pid: u32, timeout: Duration) -> io::Result<Unit> {
     let mut bus = Bus::connect(bus, Instant::now() + timeout)?;
     let unit = bus.manager("GetUnitByPID", Arguments::Number(pid))?;
@@ -54,7 +54,7 @@ pub fn ask(bus: &Path, pid: u32, timeout: Duration) -> io::Result<Unit> {
     let service = "org.freedesktop.systemd1.Service";
     let store_max = bus.property(&unit, service, "FileDescriptorStoreMax")?;
     let store_max = store_max.variant("u", Body::number)?;
-    // No answer to this is no reason to doubt the rest, nor to bring it too late.
+    // This part is optional: a missing answer must not invalidate or delay the rest.
     let now = Instant::now();
     bus.deadline = now + bus.deadline.saturating_duration_since(now) / 2;
     let ending_sockets = bus.ending_sockets(&unit).unwrap_or_default();
@@ -70,7 +70,7 @@ struct Call<'a> {
     arguments: Arguments<'a>,
 }
 
-/// The arguments that our calls have.
+/// The arguments of our calls.
 #[derive(Clone, Copy)]
 enum Arguments<'a> {
     None,
@@ -89,13 +89,13 @@ struct Bus {
 impl Bus {
     fn connect(path: &Path, deadline: Instant) -> io::Result<Self> {
         let mut bus = Self { stream: reach(path, deadline)?, deadline, serial: 0 };
-        // Who we are is told by the socket; so our own idea of it, which a user namespace may
-        // change, is left out.
+        // The socket carries the credentials. Our own user id is omitted, because a user namespace
+        // may change it.
         bus.write(b"\0AUTH EXTERNAL\r\nDATA\r\nBEGIN\r\n")?;
         for expected in ["DATA", "OK "] {
             let line = bus.line()?;
             if !line.starts_with(expected.as_bytes()) {
-                return Err(refused("the bus does not let us in"));
+                return Err(refused("the bus rejects this user"));
             }
         }
         let destination = "org.freedesktop.DBus";
@@ -109,7 +109,7 @@ impl Bus {
         Ok(bus)
     }
 
-    /// Asks systemd for the unit that `arguments` mean.
+    /// Queries systemd for the unit that `arguments` identify.
     fn manager(&mut self, member: &str, arguments: Arguments<'_>) -> io::Result<String> {
         let call = Call {
             destination: "org.freedesktop.systemd1",
@@ -161,29 +161,29 @@ impl Bus {
         })
     }
 
-    /// Calls, and waits for the answer.
+    /// Sends a call and waits for the answer.
     fn ask(&mut self, call: &Call<'_>) -> io::Result<Body> {
         self.serial += 1;
         self.write(&spell(call, self.serial))?;
-        for _ in 0..STRANGERS_MAX {
+        for _ in 0..SKIPPED_MAX {
             let message = self.message()?;
             let Some((kind, reply_serial, body)) = understand(message) else {
-                return Err(refused("the bus speaks nonsense"));
+                return Err(refused("invalid message on the bus"));
             };
             match kind {
                 _ if reply_serial != Some(self.serial) => {}
                 METHOD_RETURN => return Ok(body),
-                _ => return Err(refused("systemd refuses to answer")),
+                _ => return Err(refused("systemd returned an error")),
             }
         }
-        Err(refused("the bus does not come to the point"))
+        Err(refused("too many unrelated messages on the bus"))
     }
 
     fn message(&mut self) -> io::Result<Vec<u8>> {
         let mut message = vec![0; HEAD];
         self.fill(&mut message)?;
         let length = length_of(&message).filter(|length| *length <= MESSAGE_MAX);
-        let length = length.ok_or_else(|| refused("the bus speaks nonsense"))?;
+        let length = length.ok_or_else(|| refused("invalid message on the bus"))?;
         message.resize(length, 0);
         self.fill(&mut message[HEAD..])?;
         Ok(message)
@@ -193,7 +193,7 @@ impl Bus {
         let mut line = Vec::new();
         while !line.ends_with(b"\r\n") {
             if line.len() > 256 {
-                return Err(refused("the bus speaks nonsense"));
+                return Err(refused("invalid message on the bus"));
             }
             let mut byte = [0];
             self.fill(&mut byte)?;
@@ -226,8 +226,8 @@ impl Bus {
     }
 }
 
-/// Connects to the bus. A Unix socket whose backlog is full makes connect(2) wait, whatever the
-/// timeouts of the socket, or fail if it may not; so it is tried again until `deadline`.
+/// Connects to the bus. If the backlog of a Unix socket is full, connect(2) waits regardless of the
+/// timeouts of the socket, or fails if it is non-blocking. This therefore retries until `deadline`.
 fn reach(path: &Path, deadline: Instant) -> io::Result<UnixStream> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let stream = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
@@ -242,8 +242,7 @@ fn reach(path: &Path, deadline: Instant) -> io::Result<UnixStream> {
             Err(errno) => return Err(errno.into()),
         }
     }
-    // Not by the standard library, which does it by ioctl(2): the unit's list of system calls does
-    // not have that.
+    // The standard library would use ioctl(2), which is not in the unit's list of system calls.
     fcntl(&stream, FcntlArg::F_SETFL(OFlag::empty()))?;
     Ok(UnixStream::from(stream))
 }
@@ -252,12 +251,12 @@ fn refused(why: &'static str) -> io::Error {
     io::Error::other(why)
 }
 
-/// Bytes of a message that tell its length.
+/// The first bytes of a message, which contain its length.
 const HEAD: usize = 16;
 const METHOD_CALL: u8 = 1;
 const METHOD_RETURN: u8 = 2;
 
-/// The bytes of a call, in the little-endian form.
+/// Encodes a call, little-endian.
 fn spell(call: &Call<'_>, serial: u32) -> Vec<u8> {
     let mut body = Vec::new();
     let signature = match call.arguments {
@@ -312,7 +311,7 @@ fn pad(bytes: &mut Vec<u8>, boundary: usize) {
     bytes.resize(bytes.len().next_multiple_of(boundary), 0);
 }
 
-/// The length of the message that begins like this.
+/// The length of the message with this head.
 fn length_of(head: &[u8]) -> Option<usize> {
     let mut reader = Body { bytes: head.to_vec(), at: 4, big: is_big(head)? };
     let body = reader.number().ok()? as usize;
@@ -329,7 +328,7 @@ fn is_big(message: &[u8]) -> Option<bool> {
     }
 }
 
-/// What kind of message it is, what it answers, and its body.
+/// The kind of a message, the serial number that it answers, and its body.
 fn understand(message: Vec<u8>) -> Option<(u8, Option<u32>, Body)> {
     let (big, kind) = (is_big(&message)?, *message.get(1)?);
     let mut reader = Body { bytes: message, at: 12, big };
@@ -352,7 +351,7 @@ fn understand(message: Vec<u8>) -> Option<(u8, Option<u32>, Body)> {
     Some((kind, reply_serial, reader))
 }
 
-/// A message, and how far it has been read.
+/// A message and a read position.
 struct Body {
     bytes: Vec<u8>,
     at: usize,
@@ -402,29 +401,29 @@ impl Body {
         self.text(usize::from(length))
     }
 
-    /// Text of this length, and the zero behind it.
+    /// Reads text of this length and the terminating zero.
     fn text(&mut self, length: usize) -> io::Result<String> {
         let text = self.take(length)?.to_vec();
         self.take(1)?;
-        String::from_utf8(text).map_err(|_| refused("the bus speaks nonsense"))
+        String::from_utf8(text).map_err(|_| refused("invalid message on the bus"))
     }
 
     fn take(&mut self, length: usize) -> io::Result<&[u8]> {
         let end = self.at.checked_add(length).filter(|end| *end <= self.bytes.len());
-        let end = end.ok_or_else(|| refused("an answer of the bus is cut short"))?;
+        let end = end.ok_or_else(|| refused("an answer on the bus is truncated"))?;
         let taken = &self.bytes[self.at..end];
         self.at = end;
         Ok(taken)
     }
 
-    /// The value in a variant, which must be of this type.
+    /// Reads the value of a variant, which must have this type.
     fn variant<T>(
         mut self,
         signature: &str,
         read: impl FnOnce(&mut Self) -> io::Result<T>,
     ) -> io::Result<T> {
         if self.signature()? != signature {
-            return Err(refused("a property is of another type than expected"));
+            return Err(refused("a property has an unexpected type"));
         }
         read(&mut self)
     }

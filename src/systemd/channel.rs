@@ -1,11 +1,12 @@
-//! The socket to the service manager, and what waits for room in it.
+//! The socket to the service manager, and the queue of messages for it.
 //!
-//! One datagram socket, made at the start, that never blocks. What it does not take waits in a
-//! queue, in order, and is sent when there is room: whoever runs the loop calls [`Channel::flush`]
-//! when [`Channel::waiting`] becomes writable, and now and then. Only what needs an answer is
-//! waited for ([`Channel::send_now`], [`Channel::wait_for_hang_up`]), until a moment that
-//! [`Channel::until`] bounds: at once if a wait ran out a short while ago, since a deaf service
-//! manager is not waited for again, and never beyond [`Channel::limit_waits`].
+//! - There is one non-blocking datagram socket, made at the start.
+//! - Messages that it does not accept are queued in order. The main loop calls [`Channel::flush`]
+//!   when [`Channel::waiting`] becomes writable, and from time to time.
+//! - Only messages that need an answer are waited for ([`Channel::send_now`],
+//!   [`Channel::wait_for_hang_up`]), until a moment from [`Channel::until`]. That is now if a
+//!   recent wait timed out, because an unresponsive service manager is not waited for again, and
+//!   never later than [`Channel::limit_waits`].
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
@@ -23,21 +24,22 @@ use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socket,
 };
 
-/// After a wait that ran out nothing is waited for, for so long: the service manager is deaf.
-const DEAF_FOR: Duration = Duration::from_secs(60);
-/// A queue that has been full for so long is worth a line in the log.
-const BLOCKED_IS_NEWS: Duration = Duration::from_secs(10);
-/// Messages that wait at most; of more the oldest is forgotten.
+/// How long after a wait that timed out there are no further waits: the service manager is
+/// unresponsive.
+const UNRESPONSIVE_FOR: Duration = Duration::from_secs(60);
+/// A queue that has been full for this long is logged.
+const BLOCKED_IS_LOGGED: Duration = Duration::from_secs(10);
+/// The maximum number of queued messages; beyond it the oldest is dropped.
 const WAITING_MAX: usize = 32;
 
-/// A message, by what may replace it.
+/// The kind of a message, which determines whether a later one replaces it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// A change of state: it must arrive, in order.
+    /// A change of state: must arrive, in order.
     State,
-    /// The status alone: the next one says more.
+    /// The status text: a later one replaces it.
     Status,
-    /// A watchdog ping: one is as good as two.
+    /// A watchdog ping: a later one replaces it.
     Ping,
 }
 
@@ -47,22 +49,22 @@ pub(super) struct Channel {
     address: OsString,
     /// Set once it could be made.
     socket: OnceCell<UnixDatagram>,
-    /// True exactly when the socket is connected to what was at the address then.
+    /// True exactly when the socket was connected and the connection was not found lost since.
     connected: Cell<bool>,
-    /// What could not be sent yet, oldest first.
+    /// Queued messages, oldest first.
     waiting: RefCell<VecDeque<(Kind, String)>>,
-    /// Since when the service manager's queue has been full, if it was when last tried.
+    /// Since when the service manager's queue has been full, if it was at the last attempt.
     blocked_since: Cell<Option<Instant>>,
-    /// Set by a failed message, so that a lasting failure is reported once.
+    /// Set by a failed message, so that a permanent failure is logged once.
     pub(super) failing: Cell<bool>,
-    /// Until when nothing is waited for, because a wait ran out.
-    deaf_until: Cell<Option<Instant>>,
+    /// Until when there are no waits, because one timed out.
+    unresponsive_until: Cell<Option<Instant>>,
     /// When all waits end.
     waits_end: Cell<Option<Instant>>,
 }
 
 impl Channel {
-    /// To `address`, as `NOTIFY_SOCKET` spells it.
+    /// A channel to `address`, in the syntax of `NOTIFY_SOCKET`.
     pub(super) fn new(address: OsString) -> Self {
         let channel = Self {
             address,
@@ -71,21 +73,21 @@ impl Channel {
             waiting: RefCell::default(),
             blocked_since: Cell::new(None),
             failing: Cell::new(false),
-            deaf_until: Cell::new(None),
+            unresponsive_until: Cell::new(None),
             waits_end: Cell::new(None),
         };
-        // What fails now fails again with the first message, and is reported then.
+        // If this fails, it fails again with the first message and is logged then.
         let _ = channel.connected_socket();
         channel
     }
 
-    /// Where it leads to.
+    /// The address.
     #[cfg(test)]
     pub(super) fn address(&self) -> &OsStr {
         &self.address
     }
 
-    /// Sends `message` when those before it have gone. Never waits.
+    /// Queues `message` and sends as much of the queue as possible. Never waits.
     pub(super) fn send(&self, kind: Kind, message: String) {
         {
             let mut waiting = self.waiting.borrow_mut();
@@ -100,7 +102,8 @@ impl Channel {
         self.flush();
     }
 
-    /// Sends what waits and then `message`, with `descriptors`, waiting for room `until` then.
+    /// Sends the queue and then `message` with `descriptors`; waits until it is sent, or `until`
+    /// then.
     pub(super) fn send_now(
         &self,
         message: &str,
@@ -116,15 +119,15 @@ impl Channel {
         }
     }
 
-    /// Waits until nobody else holds the other end of `pipe`.
+    /// Waits until all copies of the other end of `pipe` are closed.
     pub(super) fn wait_for_hang_up(&self, pipe: BorrowedFd<'_>, until: Instant) -> io::Result<()> {
         self.wait(pipe, PollFlags::empty(), until)
     }
 
-    /// The end of a wait that may take as long as `timeout` and begins now.
+    /// The end of a wait of at most `timeout` that begins now.
     pub(super) fn until(&self, timeout: Duration) -> Instant {
         let now = Instant::now();
-        if self.deaf_until.get().is_some_and(|until| now < until) {
+        if self.unresponsive_until.get().is_some_and(|until| now < until) {
             return now;
         }
         let end = now + timeout;
@@ -135,13 +138,13 @@ impl Channel {
         self.waits_end.set(Some(moment));
     }
 
-    /// The descriptor that becomes writable when messages that wait can be sent.
+    /// The descriptor that becomes writable when queued messages can be sent.
     pub(super) fn waiting(&self) -> Option<BorrowedFd<'_>> {
         let waits = self.blocked_since.get().is_some() && !self.waiting.borrow().is_empty();
         self.socket.get().filter(|_| waits).map(AsFd::as_fd)
     }
 
-    /// Sends what waits, as far as there is room.
+    /// Sends queued messages, as far as possible without blocking.
     pub(super) fn flush(&self) {
         let mut waiting = self.waiting.borrow_mut();
         while let Some((_, message)) = waiting.front() {
@@ -149,14 +152,14 @@ impl Channel {
                 Ok(()) => self.failing.set(false),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     let since = self.blocked_since.get();
-                    if since.is_some_and(|since| since.elapsed() >= BLOCKED_IS_NEWS) {
+                    if since.is_some_and(|since| since.elapsed() >= BLOCKED_IS_LOGGED) {
                         self.report(&io::Error::new(error.kind(), "it does not read its messages"));
                     }
                     return;
                 }
                 Err(error) => {
                     self.report(&error);
-                    // A state is told when somebody listens there again.
+                    // State changes are sent when the service manager listens again.
                     waiting.retain(|(kind, _)| *kind == Kind::State);
                     return;
                 }
@@ -188,12 +191,12 @@ impl Channel {
         until: Instant,
     ) -> io::Result<()> {
         loop {
-            // poll(2) counts in milliseconds, and what is left of one is dropped.
+            // poll(2) counts in whole milliseconds and the remainder would be lost.
             let left = until.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
             let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
             match poll(&mut [PollFd::new(descriptor, events)], timeout) {
                 Ok(0) => {
-                    self.deaf_until.set(Some(Instant::now() + DEAF_FOR));
+                    self.unresponsive_until.set(Some(Instant::now() + UNRESPONSIVE_FOR));
                     return Err(ErrorKind::TimedOut.into());
                 }
                 Ok(_) => return Ok(()),
@@ -203,8 +206,8 @@ impl Channel {
         }
     }
 
-    /// The service manager may have made its socket anew since the last message: then it is
-    /// connected to again.
+    /// Sends a message without waiting. If the service manager has replaced its socket since the
+    /// last message, connects again.
     fn try_to_send(&self, message: &str, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
         let attempt =
             || self.connected_socket().and_then(|socket| transmit(socket, message, descriptors));
@@ -217,8 +220,8 @@ impl Channel {
         let blocked = outcome.as_ref().is_err_and(|error| error.kind() == ErrorKind::WouldBlock);
         let since = self.blocked_since.get();
         if since.is_some() && !blocked {
-            // It reads.
-            self.deaf_until.set(None);
+            // The service manager reads.
+            self.unresponsive_until.set(None);
         }
         self.blocked_since.set(blocked.then(|| since.unwrap_or_else(Instant::now)));
         outcome
@@ -228,8 +231,8 @@ impl Channel {
         let socket = match self.socket.get() {
             Some(socket) => socket,
             None => {
-                // The standard library makes a socket non-blocking by ioctl(2), which the unit's
-                // list of system calls does not have.
+                // The standard library would make the socket non-blocking with ioctl(2), which is
+                // not in the unit's list of system calls.
                 let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
                 let socket = socket(AddressFamily::Unix, SockType::Datagram, flags, None)?;
                 self.socket.get_or_init(|| UnixDatagram::from(socket))
@@ -245,12 +248,12 @@ impl Channel {
     fn report(&self, error: &io::Error) {
         if !self.failing.replace(true) {
             let address = self.address.to_string_lossy();
-            log::warn!("cannot tell the service manager at {address}: {error}");
+            log::warn!("cannot notify the service manager at {address}: {error}");
         }
     }
 }
 
-/// Whether the other end has gone.
+/// Whether the other end was closed.
 fn is_lost(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -261,7 +264,7 @@ fn is_lost(error: &io::Error) -> bool {
     )
 }
 
-/// The address that `NOTIFY_SOCKET` spells.
+/// Parses the value of `NOTIFY_SOCKET`.
 pub(super) fn parse(address: &OsStr) -> io::Result<SocketAddr> {
     match address.as_bytes() {
         [b'@', name @ ..] => SocketAddr::from_abstract_name(name),
@@ -287,7 +290,7 @@ fn transmit(
             Ok(_) => return Ok(()),
             Err(error) => match error.raw_os_error().map(Errno::from_raw) {
                 Some(Errno::EINTR) => {}
-                // Short of room or of memory: both pass.
+                // The queue is full or memory is short: both are temporary.
                 Some(Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM) => {
                     return Err(ErrorKind::WouldBlock.into());
                 }

@@ -1,14 +1,14 @@
-//! Units, as `systemctl show` tells of them. It only ever reads.
+//! The properties of units, from `systemctl show`. Read-only.
 //!
-//! systemctl is run rather than the bus spoken to: it finds the way to systemd with and without a
-//! bus, and its output is made for programs (systemctl(1), "show").
+//! This runs systemctl instead of using the bus: systemctl reaches systemd with and without a bus,
+//! and its output is meant for programs (systemctl(1), "show").
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use nix::unistd::{AccessFlags, access};
 
-/// What is asked of each unit.
+/// The properties that are queried.
 const PROPERTIES: &str = "Id,LoadState,LoadError,ActiveState,SubState,Result,StatusText,\
     ExecMainCode,ExecMainStatus,MainPID,NRestarts,UnitFileState,NeedDaemonReload,ExecStart,User,\
     Group,SupplementaryGroups,DynamicUser,LimitNOFILE,LimitMEMLOCK,FileDescriptorStoreMax,\
@@ -16,34 +16,34 @@ const PROPERTIES: &str = "Id,LoadState,LoadError,ActiveState,SubState,Result,Sta
     PrivateUsers,ProtectSystem,ProtectProc,MemoryDenyWriteExecute,TriggeredBy,Listen,FreeBind,\
     FileDescriptorName";
 
-/// Where systemctl is looked for if the environment names no place.
+/// The search path for systemctl if the environment has none.
 const PATH: &str = "/usr/bin:/bin:/usr/sbin:/sbin";
 
-/// A unit, as systemd sees it.
+/// The properties of a unit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unit {
     properties: Vec<(String, String)>,
 }
 
-/// Why nothing is known of any unit.
+/// Why units cannot be queried.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Unseen {
-    /// systemd does not run here.
+    /// systemd is not running.
     NoSystemd,
-    /// systemd runs, but cannot be asked from here; what stood in the way.
+    /// systemd is running but cannot be queried; the reason.
     Unreachable(String),
 }
 
-/// Asks systemd about the units of these names. One that does not exist is answered for as well;
-/// its `LoadState` says so.
+/// Queries the units with these names. A unit that does not exist is returned as well, with a
+/// corresponding `LoadState`.
 ///
 /// # Errors
-/// When systemd does not run here or cannot be asked.
+/// When systemd is not running or cannot be queried.
 pub fn show(names: &[&str]) -> Result<Vec<Unit>, Unseen> {
     let is_booted = Path::new("/run/systemd/system").is_dir();
     let Some(systemctl) = systemctl() else {
         return Err(match is_booted {
-            true => Unseen::Unreachable("systemctl cannot be run here".to_owned()),
+            true => Unseen::Unreachable("systemctl cannot be executed".to_owned()),
             false => Unseen::NoSystemd,
         });
     };
@@ -66,8 +66,8 @@ pub fn show(names: &[&str]) -> Result<Vec<Unit>, Unseen> {
     }
 }
 
-/// The first systemctl that can be executed. In the sandbox of the service none can: looking spares
-/// it the system calls of a child process, which it may not make.
+/// The first systemctl that can be executed. In the sandbox of the service there is none. This
+/// check avoids the system calls of a child process, which the sandbox forbids.
 fn systemctl() -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_else(|| PATH.into());
     std::env::split_paths(&path)
@@ -86,7 +86,7 @@ fn parsed(text: &str) -> Vec<Unit> {
 }
 
 impl Unit {
-    /// Its name.
+    /// The name of the unit.
     #[must_use]
     pub fn name(&self) -> &str {
         self.value("Id")
@@ -117,7 +117,7 @@ impl Unit {
         self.value("LoadState") == "loaded"
     }
 
-    /// Its process, while it has one.
+    /// Its main process, if there is one.
     #[must_use]
     pub fn process(&self) -> Option<u32> {
         self.value("MainPID").parse().ok().filter(|pid| *pid != 0)

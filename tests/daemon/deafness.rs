@@ -185,6 +185,6 @@ fn a_manager_that_has_gone_costs_nothing() {
     daemon.manager.end();
     assert!(UnixStream::connect(daemon.manager.path()).is_err());
     assert!(daemon.place().answers(time_limit(5.0)));
-    daemon.lines.wait_for("cannot tell the service manager", time_limit(5.0));
+    daemon.lines.wait_for("cannot notify the service manager", time_limit(5.0));
     daemon.stop();
 }

@@ -1,4 +1,4 @@
-//! `echo-uring doctor`: findings, cures, exit codes, and the same as JSON.
+//! `echo-uring doctor`: findings, remedies, exit codes, and the same as JSON.
 
 use std::fs;
 use std::net::TcpListener;
@@ -31,13 +31,17 @@ fn judged(output: &Output) -> (i32, Value) {
     (output.status.code().unwrap(), json)
 }
 
-/// The findings of one topic that have this level, as `what | cure`.
+/// The findings of one topic that have this level, as `what | remedy`.
 fn findings(json: &Value, topic: &str, level: &str) -> Vec<String> {
     let all = json["findings"].as_array().unwrap().iter();
     all.filter(|it| it["topic"] == topic && it["level"] == level)
         .map(|it| {
             let cure = it["cure"].as_str().unwrap_or("");
-            assert_eq!(cure.is_empty(), level == "ok", "what is not well has a cure: {it}");
+            assert_eq!(
+                cure.is_empty(),
+                level == "ok",
+                "a finding that is not ok has a remedy: {it}"
+            );
             format!("{} | {cure}", it["what"].as_str().unwrap())
         })
         .collect()
@@ -82,7 +86,7 @@ fn people_get_a_table() {
 
 /// Goal: as severe as the daemon itself takes it, which warns and serves as many as fit.
 #[test]
-fn too_few_files_are_noted_with_a_cure() {
+fn too_few_files_are_noted_with_a_remedy() {
     let mut command = Command::new("/bin/sh");
     command.args(["-c", "ulimit -n 100; exec \"$0\" doctor --json --listen 127.0.0.1:0"]);
     let (code, json) = judged(&command.arg(program()).output().unwrap());
@@ -93,13 +97,12 @@ fn too_few_files_are_noted_with_a_cure() {
     }
 }
 
-/// Goal: doctor and daemon reckon alike: the daemon warns of as many places as the doctor
-/// foretells.
+/// Goal: doctor and daemon calculate alike: the daemon warns of the same capacity as the doctor.
 #[test]
 fn the_doctor_foretells_how_many_connections_fit() {
     let launch = Launch::with_config("[server]\nworkers = 3\n");
     let daemon = Launch { open_files: Some(300), ..launch }.start();
-    let warning = daemon.lines.wait_for("only ", time_limit(5.0));
+    let warning = daemon.lines.wait_for("permits only ", time_limit(5.0));
     let mut command = Command::new("/bin/sh");
     command.args([
         "-c",
@@ -111,7 +114,7 @@ fn the_doctor_foretells_how_many_connections_fit() {
     let note = findings(&json, "limits", "note").join("\n");
     let (_, rest) = note.split_once("enough for ").unwrap();
     let room: u32 = rest.split(' ').next().unwrap().parse().unwrap();
-    assert!(warning.contains(&format!("only {room} fit")), "{warning}\n{note}");
+    assert!(warning.contains(&format!("permits only {room};")), "{warning}\n{note}");
     daemon.stop();
 }
 
@@ -164,7 +167,7 @@ fn a_running_daemon_is_described() {
     let daemon = Launch::with_config("").start();
     let output = run_to_end(&["doctor"], None);
     let text = String::from_utf8(output.stdout).unwrap();
-    let wanted = format!("the daemon that runs as process {}: user ", daemon.process.0);
+    let wanted = format!("the running daemon (process {}): user ", daemon.process.0);
     assert!(text.contains(&wanted), "no {wanted:?} in\n{text}");
     let line = text.lines().find(|line| line.contains(&wanted)).unwrap();
     assert!(line.contains("new privileges no, seccomp filters "), "{line}");

@@ -103,7 +103,7 @@ fn a_hanging_worker_starves_the_watchdog() {
         last.is_some_and(|(at, _)| at.elapsed() > 2 * interval)
     };
     wait_until("the watchdog to starve", time_limit(30.0), starved);
-    daemon.lines.wait_for("has not turned its loop", time_limit(10.0));
+    daemon.lines.wait_for("is stalled: no iteration", time_limit(10.0));
     daemon.signal(Signal::SIGKILL);
     let status = daemon.wait(time_limit(30.0));
     assert!(!status.success());

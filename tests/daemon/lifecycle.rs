@@ -74,7 +74,7 @@ fn log_lines_tell_start_listeners_ready_and_end() {
     assert!(texts[0].contains(", receive multishot") || texts[0].contains(", receive once"));
     assert_eq!(texts[1], format!("info listening on {address} (test, inherited)"));
     assert_eq!(texts[2], "info ready");
-    assert!(texts[3].starts_with("info draining: 0 connections, at most 10s"), "{texts:#?}");
+    assert!(texts[3].starts_with("info draining: 0 connections, for at most 10s"), "{texts:#?}");
     assert!(texts[4].starts_with("info stopped: accepted=0 "), "{texts:#?}");
     assert_eq!(texts.len(), 5, "{texts:#?}");
 }
@@ -143,7 +143,7 @@ fn the_watchdog_is_fed_while_the_last_worker_drains() {
     assert!(ping(&last, b"still here"));
     drop(last);
     let remains = daemon.finish(Losses::None);
-    let alarm = remains.lines.iter().find(|line| line.contains("has not turned"));
+    let alarm = remains.lines.iter().find(|line| line.contains("is stalled"));
     assert_eq!(alarm, None, "nobody hangs");
 }
 

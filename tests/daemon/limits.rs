@@ -132,7 +132,7 @@ fn fewer_places_than_workers() {
     let _quiet = in_company();
     let config = |places| format!("[server]\nworkers = 3\n[limits]\nmax-connections = {places}\n");
     let daemon = Launch::with_config(&config(2)).start();
-    let none = "all places were taken";
+    let none = "capacity exhausted";
     let one = Client::knock(&daemon, 0);
     wait_until("an answer", time_limit(5.0), || one.answered());
     // The counters are looked at once a second.
@@ -141,7 +141,7 @@ fn fewer_places_than_workers() {
     let clients: Vec<Client> = (0..3).map(|number| Client::knock(&daemon, number)).collect();
     assert_eq!(settled(&clients), 1);
     let line = daemon.lines.wait_for(none, time_limit(5.0));
-    assert!(line.contains("taken 1 time (2 connections now)"), "{line}");
+    assert!(line.contains("exhausted 1 time (2 connections now)"), "{line}");
     assert!(line.ends_with("; raise limits.max-connections"), "{line}");
     fs::write(daemon.config_path(), config(4)).unwrap();
     daemon.signal(Signal::SIGHUP);
@@ -158,7 +158,7 @@ fn few_files(workers: u32) {
     // Some are kept back for the moment: a notification, a look at the log.
     let range = left.saturating_sub(32)..=left;
     let remains = fill_and_empty(daemon, 200, range, false);
-    let told = remains.lines.iter().find(|line| line.contains("all places were taken")).unwrap();
+    let told = remains.lines.iter().find(|line| line.contains("capacity exhausted")).unwrap();
     assert!(told.contains("; raise LimitNOFILE="), "the limit that it met is not named: {told}");
 }
 

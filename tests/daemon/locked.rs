@@ -87,7 +87,7 @@ fn an_automatic_number_is_as_many_as_fit() {
     let daemon = with_workers("\"auto\"", WORKER * 3 / 2).start();
     let warning = daemon.lines.wait_for("LimitMEMLOCK=infinity", crate::machine::time_limit(5.0));
     let need = format!("need {} KiB", WORKER * cpus as u64 / 1024);
-    for word in ["warn", "only 1 fit", "RLIMIT_MEMLOCK", &need] {
+    for word in ["warn", "only 1 of", "RLIMIT_MEMLOCK", &need] {
         assert!(warning.contains(word), "{word:?} is missing: {warning}");
     }
     let status = daemon.manager.values("STATUS").pop().unwrap().1;

@@ -71,11 +71,14 @@ fn new_values_take_effect_and_the_others_are_named() {
     expect_end(&silent);
     let changed = daemon.lines.wait_for("info reloaded: ", time_limit(5.0));
     assert_eq!(changed, "info reloaded: limits.max-connections = 5000, timeouts.idle = \"300ms\"");
-    let rest = "warn a restart is needed for the changes of server.workers, tcp.receive-buffer";
+    let rest =
+        "warn a restart is needed to apply the changes of server.workers, tcp.receive-buffer";
     daemon.lines.wait_for(rest, time_limit(5.0));
     drop(silent);
     reload(&daemon);
-    daemon.lines.wait_for("info reloaded: nothing changed that takes effect now", time_limit(5.0));
+    daemon
+        .lines
+        .wait_for("info reloaded: no change takes effect without a restart", time_limit(5.0));
     let times = || daemon.lines.all().iter().filter(|line| *line == rest).count();
     wait_until("the warning to come again", time_limit(5.0), || times() == 2);
     daemon.stop();

@@ -35,7 +35,7 @@ fn its_rings_and_the_process_refuse_what_an_echo_does_not_need() {
     let config = "[server]\nworkers = 2\n[log]\nlevel = \"debug\"\n";
     let daemon = Launch::with_config(config).start();
     let line = daemon.lines.wait_for("sealed: ", Duration::from_secs(5));
-    for word in ["OPENAT", "SOCKET", "registrations", "another ring"] {
+    for word in ["OPENAT", "SOCKET", "registrations", "further ring"] {
         assert!(line.contains(word), "{line}");
     }
     let peer = daemon.place().connect();

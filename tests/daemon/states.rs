@@ -225,9 +225,9 @@ fn what_is_no_connection_is_not_imported() {
     let config = PATIENT.to_owned();
     let daemon =
         Launch { bus: bus.address(), stored, listening, config, ..Launch::default() }.start();
-    let line = daemon.lines.wait_for("no connections, the first is", time_limit(5.0));
+    let line = daemon.lines.wait_for("not connections, the first is", time_limit(5.0));
     // The one that was never connected is taken for one whose peer has gone.
-    let told = format!("warn closed {} descriptors of the process before: ", count - 1);
+    let told = format!("warn closed {} descriptors from the previous process: ", count - 1);
     assert!(line.starts_with(&told), "{line}");
     daemon.lines.wait_for("took over 4 connections", time_limit(5.0));
     let alive = peers.iter().filter(|peer| ping(peer, b"still here")).count();

@@ -78,7 +78,7 @@ impl Machine {
         self.with("echo-uring.socket", SOCKET, changed);
     }
 
-    /// The exit status of the doctor there, and its findings as `topic level what | cure`.
+    /// The exit status of the doctor there, and its findings as `topic level what | remedy`.
     fn doctor(&self, arguments: &[&str]) -> (i32, String) {
         let mut command = Command::new(program());
         command.args(["doctor", "--json"]).args(arguments).env_clear().stdin(Stdio::null());
@@ -112,7 +112,7 @@ fn a_service_that_runs_as_shipped_is_well() {
     assert!(!text.contains("7777"), "{text}");
 }
 
-/// Goal: no word of "ok" where the service could not start: what it said last, and its cure.
+/// Goal: no word of "ok" where the service could not start: what it said last, and the remedy.
 #[test]
 fn a_service_without_io_uring_is_a_problem() {
     let machine = Machine::new();
@@ -144,12 +144,16 @@ fn an_address_of_no_interface_is_found_though_it_is_listened_on() {
     let (code, text) = machine.doctor(&[]);
     // It may be that of another machine's turn.
     assert_eq!(code, 0, "{text}");
-    assert_found(&text, "sockets note 192.0.2.1:7 (echo-uring.socket) is no address of", &["edit"]);
+    assert_found(
+        &text,
+        "sockets note 192.0.2.1:7 (echo-uring.socket) is not an address of",
+        &["edit"],
+    );
     machine.socket(&addresses[1..]);
     let (code, text) = machine.doctor(&[]);
     // But nobody can connect anywhere.
     assert_eq!(code, 1, "{text}");
-    assert_found(&text, "sockets problem 192.0.2.1:7 ", &["nobody can connect"]);
+    assert_found(&text, "sockets problem 192.0.2.1:7 ", &["clients cannot connect"]);
 }
 
 #[test]
@@ -169,7 +173,7 @@ fn sockets_that_are_closed_are_told_with_the_reason() {
     let (code, text) = machine.doctor(&[]);
     assert_eq!(code, 0, "{text}");
     assert_found(&text, "systemd note echo-uring.service is inactive (dead)", &["start"]);
-    assert_found(&text, "sockets note echo-uring.socket is inactive: nobody listens", &["start"]);
+    assert_found(&text, "sockets note echo-uring.socket is inactive and does not", &["start"]);
     machine.socket(&[("Listen", "127.0.0.1:7 (Stream)")]);
     let (_, text) = machine.doctor(&[]);
     assert_found(&text, "systemd ok echo-uring.service is inactive (dead)", &["first connection"]);
@@ -229,8 +233,8 @@ fn a_file_that_the_service_cannot_read_is_not_well() {
     fs::set_permissions(&config, fs::Permissions::from_mode(0o600)).unwrap();
     let (code, text) = machine.doctor(&[]);
     assert_eq!(code, 1, "{text}");
-    let cure = format!("| chmod o+r {config}");
-    assert_found(&text, "config problem", &["cannot read it: Permission denied", &cure]);
+    let remedy = format!("| chmod o+r {config}");
+    assert_found(&text, "config problem", &["cannot read it: Permission denied", &remedy]);
     fs::set_permissions(&config, fs::Permissions::from_mode(0o644)).unwrap();
     assert_eq!(machine.doctor(&[]).0, 0);
 }
@@ -242,6 +246,6 @@ fn without_systemd_it_says_so() {
     command.arg("doctor").env_clear().env("PATH", scratch.path("")).stdin(Stdio::null());
     let output = command.output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
-    let words = ["systemd does not run here", "the units cannot be looked at from here"];
+    let words = ["systemd is not running", "the units cannot be examined"];
     assert!(words.iter().any(|word| text.contains(word)), "{text}");
 }

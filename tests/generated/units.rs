@@ -1,23 +1,23 @@
-//! Template units, made from the units of the first service: whatever is changed there holds for
-//! every instance.
+//! Template units, made from the units of the main service: a change there applies to every
+//! instance.
 
 use crate::{hold, read};
 
 const NOTE: &str = "\
-# Made from @SOURCE@; a change belongs there. This writes the file anew:
+# Generated from @SOURCE@; edit that file. To generate this one again:
 # ECHO_WRITE=1 cargo test --test generated
 #
 ";
 
 const SERVICE: &str = "\
-# One more echo service beside the first: echo-uring@NAME has a configuration of its own,
-# /etc/echo-uring/NAME.toml, and the socket unit echo-uring@NAME.socket.
+# A named instance of the echo service: echo-uring@NAME has its own configuration,
+# /etc/echo-uring/NAME.toml, and its own socket unit, echo-uring@NAME.socket.
 
 ";
 
 const SOCKET: &str = "\
-# The sockets of echo-uring@NAME.service. As shipped it is one Unix socket, for there is no port
-# that every name could have; a drop-in gives the instance its addresses:
+# The sockets of echo-uring@NAME.service. By default this is one Unix socket, because no default
+# port would suit every instance. A drop-in sets the addresses of the instance:
 #
 #   systemctl edit echo-uring@NAME.socket
 #
@@ -28,14 +28,14 @@ const SOCKET: &str = "\
 ";
 
 const STATUS: &str = "\
-# Where `echo-uring status --instance NAME` asks. Nobody needs to enable it: echo-uring@NAME.service
-# wants it.
+# The socket that `echo-uring status --instance NAME` queries. It need not be enabled, because
+# echo-uring@NAME.service wants it.
 
 ";
 
 const METRICS: &str = "\
-# Metrics of echo-uring@NAME.service over HTTP. As shipped they are at a Unix socket, for there is no
-# port that every name could have; a drop-in gives them one:
+# Metrics of echo-uring@NAME.service over HTTP. By default they are served at a Unix socket, because
+# no default port would suit every instance. A drop-in sets a port:
 #
 #   systemctl edit echo-uring-metrics@NAME.socket
 #
@@ -50,17 +50,17 @@ const METRICS: &str = "\
 
 ";
 
-/// What the sockets of the service are, and that of its status besides.
+/// The sockets of the service, and its status socket.
 const REQUIRES: &str = "\
 After=echo-uring@%i.socket
-# Where its status is asked for; a socket that is wanted by name needs no enabling.
+# Its status socket. A unit that is wanted by name need not be enabled.
 Wants=echo-uring-status@%i.socket
 ";
 
-/// Where metrics are as long as no drop-in says otherwise.
+/// Where metrics are served without a drop-in.
 const METRICS_LISTEN: &str = "\
 ListenStream=/run/echo-uring/%i/metrics.sock
-# Root and one group; a drop-in may say SocketGroup=.
+# Access for root and one group; a drop-in may set SocketGroup=.
 SocketMode=0660
 RemoveOnStop=yes
 ";
@@ -68,18 +68,18 @@ RemoveOnStop=yes
 /// The user that exists only while the instance runs.
 const USER: &str = "
 DynamicUser=yes
-# Without a name of its own it would share the user of the first service.
+# With the default name it would share the user of the main service.
 User=echo-uring-%i
 ";
 
-/// What an instance listens on as long as no drop-in says otherwise.
+/// What an instance listens on without a drop-in.
 const LISTEN: &str = "\
 ListenStream=/run/echo-uring/%i/echo.sock
-# The file of the Unix socket goes with the unit.
+# The socket file is removed when the unit stops.
 RemoveOnStop=yes
 ";
 
-/// Where the text of the setting, not of a comment, begins to speak of one instance.
+/// A line of a unit for one instance; comments are not changed.
 fn instance(line: &str) -> String {
     if line.starts_with('#') {
         return line.to_owned();
@@ -101,13 +101,13 @@ fn instance(line: &str) -> String {
     line
 }
 
-/// Whatever stands before `from` and from `to` on.
+/// The text before `from`, and the text from `to` on.
 fn without<'a>(text: &'a str, from: &str, to: &str) -> (&'a str, &'a str) {
     let (before, rest) = text.split_once(from).unwrap();
     (before, &rest[rest.find(to).unwrap()..])
 }
 
-/// The template that `source` becomes, under `opening`.
+/// The template made from `source`, headed by `opening`.
 fn template(source: &str, opening: &str) -> String {
     let text = read(source);
     let body = &text[text.find("[Unit]").unwrap()..];
@@ -130,7 +130,7 @@ fn the_template_service_is_the_service_with_a_name() {
 #[test]
 fn the_template_socket_is_the_socket_with_an_address_of_its_own() {
     let text = template("packaging/echo-uring.socket", SOCKET);
-    let (before, after) = without(&text, "# Loopback only.", "# Without it a machine");
+    let (before, after) = without(&text, "# Loopback only.", "# Without it this unit");
     let text = format!("{before}{LISTEN}{after}");
     assert_eq!(text.matches("\nListenStream=").count(), 1, "{text}");
     hold("packaging/echo-uring@.socket", &text);
@@ -154,7 +154,7 @@ fn the_template_of_the_status_socket_is_wanted_by_its_instance() {
 #[test]
 fn the_template_of_the_metrics_socket_is_at_a_path() {
     let text = template("packaging/admin/echo-uring-metrics.socket", METRICS);
-    let (before, after) = without(&text, "# Loopback only", "# The name tells");
+    let (before, after) = without(&text, "# Loopback only", "# The name selects");
     let text = format!("{before}{METRICS_LISTEN}{after}");
     assert_eq!(text.matches("\nListenStream=").count(), 1, "{text}");
     assert!(text.ends_with("\nWantedBy=echo-uring@%i.service\n"), "{text}");

@@ -58,7 +58,7 @@ LAST_MOMENT = 4
 
 STATUS = re.compile(r"\d+ connections?, .+ echoes/s, .+ echoed, \d+ workers?")
 # What the daemon says before the watchdog ends it.
-HUNG = "has not turned its loop"
+HUNG = "is stalled: no iteration"
 
 
 def installs_and_runs(machine, packages):
@@ -118,7 +118,7 @@ def logs_to_the_journal(machine, _packages):
     ready = [e for e in machine.journal() if e["MESSAGE"] == "ready"][-1]
     expect(int(ready["ECHO_URING_WORKERS"]) > 0, f"the line of readiness has no field: {ready}")
     explained = machine.run(f"journalctl --no-pager --catalog -u {SERVICE} -g ^ready$").stdout
-    expect("workers accepts on every listener" in explained, f"no catalogue entry: {explained}")
+    expect("workers accept connections on every listener" in explained, f"no catalogue entry: {explained}")
     for address in ("127.0.0.1:7", "[::1]:7"):
         wanted = re.compile(re.escape(f"listening on {address} (") + r"(echo, )?inherited\)")
         expect(

@@ -20,7 +20,7 @@ def sources_are_judged(machine, _packages):
     echoes(machine, ("::1",))
     held = machine.traffic("hold", "--address", "::1", "--connections", 3)
     expect(held["served"] == 1, f"a source that may have one connection: {held}")
-    for words in ("refused by [access]", "had limits.max-connections-per-source already"):
+    for words in ("refused by [access]", "had reached limits.max-connections-per-source"):
         eventually(
             lambda words=words: any(words in text for text in machine.messages()),
             15,

@@ -57,7 +57,7 @@ def tells_its_status(machine, _packages):
     stranger = "setpriv --reuid=nobody --regid=nogroup --clear-groups echo-uring status"
     refused = machine.run(stranger, check=False)
     expect(refused.returncode == 69, f"nobody got {refused.returncode}: {refused.stdout}")
-    expect("SocketGroup=" in refused.stdout, f"no cure is named: {refused.stdout}")
+    expect("SocketGroup=" in refused.stdout, f"no remedy is named: {refused.stdout}")
 
     example = "/usr/share/doc/echo-uring/examples/status-group.conf"
     text = machine.run(f"cat {example}").stdout
@@ -72,7 +72,7 @@ def tells_its_status(machine, _packages):
     machine.run(f"systemctl stop echo-uring.socket {SERVICE}")
     stopped = machine.run("echo-uring status", check=False)
     expect(stopped.returncode == 69, f"of a stopped daemon: {stopped.stdout}")
-    expect("systemctl status" in stopped.stdout, f"no cure is named: {stopped.stdout}")
+    expect("systemctl status" in stopped.stdout, f"no remedy is named: {stopped.stdout}")
     expect(not is_active(machine, SERVICE), "asking for the status started the daemon")
     machine.run(f"systemctl start {SERVICE}")
     return f"{len(seen['workers'])} workers"

@@ -15,7 +15,7 @@ from machine import eventually, expect
 
 # The daemon's threads, the first by its name before it has another. What systemd runs for a
 # reload, and the doctor in the sandbox, have the first name, too.
-THREADS = ("echo-uring", "worker-*", "log", "admin", "question")
+THREADS = ("echo-uring", "worker-*", "log", "admin", "query")
 # The proof of the seal are calls that must be refused; and where io_uring is refused by a drop-in,
 # all three are tried to find out by whom.
 REFUSED_ON_PURPOSE = {"io_uring_setup", "io_uring_enter", "io_uring_register"}

@@ -14,7 +14,7 @@ CALLS = "io_uring_setup io_uring_enter io_uring_register"
 
 
 def doctor(machine, options=""):
-    """Its exit status, and its findings, each a line: topic, level, what and cure."""
+    """Its exit status, and its findings, each a line: topic, level, what and remedy."""
     process = machine.run(f"echo-uring doctor --json {options}", check=False)
     findings = json.loads(process.stdout)["findings"]
     lines = [f"{it['topic']} {it['level']} {it['what']} | {it['cure']}" for it in findings]
@@ -68,7 +68,7 @@ def doctor_finds_a_slip_in_an_address(machine, _packages):
     start_all(machine)
     code, lines = doctor(machine)
     expect(code == 0, f"the other addresses are there: {lines}")
-    slip = found(lines, f"sockets note 192.0.2.77:7 ({SOCKET}) is no address of this machine")
+    slip = found(lines, f"sockets note 192.0.2.77:7 ({SOCKET}) is not an address of this machine")
     remove_drop_in(machine, SOCKET, "slip")
     machine.run(f"systemctl stop {SOCKET} {SERVICE}")
     start_all(machine)

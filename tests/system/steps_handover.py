@@ -87,7 +87,7 @@ def upgrade_keeps_everybody(machine, packages):
 
 def restart_needs_no_bus(machine, _packages):
     """Without a message bus a restart keeps everybody; without ExecStop= it warns instead."""
-    words = "should it be a restart, it ends"
+    words = "so a restart will close"
     with no_message_bus(machine):
         for _ in range(3):
             survives(machine, lambda: machine.run(f"systemctl restart {SERVICE}"), FEW)
@@ -106,7 +106,7 @@ def restart_needs_no_bus(machine, _packages):
 def store_that_is_off_is_told(machine, _packages):
     """A restart with FileDescriptorStoreMax=0 drains, and warns."""
     drop_in(machine, SERVICE, "store", "[Service]\nFileDescriptorStoreMax=0")
-    words = "this restart keeps no connection"
+    words = "this restart keeps no connections"
     drains(machine, f"systemctl restart {SERVICE}", FEW)
     remove_drop_in(machine, SERVICE, "store")
     expect(len(told(machine, words)) == 1, f"the journal has no: {words}")

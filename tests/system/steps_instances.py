@@ -131,8 +131,8 @@ def instances_tell_of_themselves(machine, _packages):
     machine.run(f"systemctl stop {EDGE}.socket {EDGE}.service")
     stopped = machine.run("echo-uring status --instance edge", check=False)
     expect(stopped.returncode == 69, f"of a stopped instance: {stopped.stdout}")
-    cure = "systemctl status echo-uring@edge.service echo-uring-status@edge.socket"
-    expect(cure in stopped.stdout, f"no cure is named: {stopped.stdout}")
+    remedy = "systemctl status echo-uring@edge.service echo-uring-status@edge.socket"
+    expect(remedy in stopped.stdout, f"no remedy is named: {stopped.stdout}")
     expect(not is_active(machine, f"{EDGE}.service"), "asking for the status started the instance")
 
     expect(not is_active(machine, LAB_METRICS), f"{LAB_METRICS} is on by default")

@@ -264,8 +264,8 @@ def bad_files_are_left_to_the_old(machine, packages):
         crowd = gather(machine, READERS, address)
         pid, good_pid = machine.show(unit, "MainPID"), machine.show(good, "MainPID")
         said = install(machine, packages.newer)
-        left, cure = f"{name} was not restarted", f"systemctl restart {name}"
-        for words in (left, f"{config}:{line}:", cure):
+        left, remedy = f"{name} was not restarted", f"systemctl restart {name}"
+        for words in (left, f"{config}:{line}:", remedy):
             expect(words in said, f"apt does not show {words!r}:\n{said}")
         expect(machine.show(unit, "MainPID") == pid, f"{unit} was restarted with a bad file")
         expect(is_active(machine, unit), f"{unit} is not active")

@@ -1,4 +1,4 @@
-//! The command line: arguments become a [`Command`]. The only place that knows clap.
+//! The command line: parses the arguments into a [`Command`]. Only this file knows clap.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use crate::values::{
     SEED_MAX, count, duration, duration_or_zero, interval, percent, rate, seed, share,
 };
 
-/// What the user asked for.
+/// The command to run.
 pub(crate) enum Command {
     /// Put load on a server.
     Load(Box<Plan>),
@@ -24,16 +24,16 @@ pub(crate) enum Command {
     Diff(DiffPlan),
 }
 
-/// What connections do.
+/// The traffic pattern of connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Mode {
     /// Keep `--depth` messages in flight on each connection
     PingPong,
-    /// The same with long messages: bulk
+    /// Bulk transfer: as ping-pong, with long messages
     Stream,
-    /// Connect, one echo, close, again
+    /// Connect, one echo, close, repeat
     Churn,
-    /// Hold the connections open and ping one now and then
+    /// Hold the connections open, with occasional messages
     Idle,
 }
 
@@ -49,7 +49,7 @@ impl Mode {
     }
 }
 
-/// A run, with every choice made.
+/// The complete parameters of a run.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) target: Target,
@@ -62,11 +62,11 @@ pub(crate) struct Plan {
     pub(crate) duration: Duration,
     pub(crate) warmup: Duration,
     pub(crate) interval: Duration,
-    /// How long a connect or an echo may take.
+    /// The maximum time for a connect or an echo.
     pub(crate) timeout: Duration,
     pub(crate) sources: Vec<IpAddr>,
     pub(crate) verify: bool,
-    /// Which share of the messages and of the time may be missing.
+    /// The share of the messages and of the time that may be missing.
     pub(crate) tolerance: f64,
     /// Whether connections that the server leaves open are an error.
     pub(crate) require_close: bool,
@@ -74,14 +74,14 @@ pub(crate) struct Plan {
     pub(crate) output: Output,
 }
 
-/// Where results go.
+/// Output options.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Output {
     /// Print the result as one JSON object instead of a table
     #[arg(long)]
     pub(crate) json: bool,
 
-    /// Print a line of JSON for each interval, the result as the last
+    /// Print one line of JSON for each interval, and the result as the last
     #[arg(long)]
     pub(crate) json_stream: bool,
 
@@ -93,7 +93,7 @@ pub(crate) struct Output {
     #[arg(long, value_name = "FILE.svg", value_hint = ValueHint::FilePath)]
     pub(crate) plot: Option<PathBuf>,
 
-    /// Show no progress, even on a terminal
+    /// Do not show progress on a terminal
     #[arg(long)]
     pub(crate) no_progress: bool,
 }
@@ -101,15 +101,15 @@ pub(crate) struct Output {
 /// Two results to compare.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct DiffPlan {
-    /// The result to compare with (from --json)
+    /// The result to compare with (from --json or --json-stream)
     #[arg(value_name = "A.json", value_hint = ValueHint::FilePath)]
     pub(crate) before: PathBuf,
 
-    /// The result to judge
+    /// The result to examine
     #[arg(value_name = "B.json", value_hint = ValueHint::FilePath)]
     pub(crate) after: PathBuf,
 
-    /// How much worse a figure may be
+    /// Maximum change for the worse
     #[arg(long, value_name = "PERCENT", default_value = "5%", value_parser = percent)]
     pub(crate) threshold: f64,
 }
@@ -119,8 +119,8 @@ pub(crate) struct DiffPlan {
     name = "echo-load",
     version,
     about = "Load generator that checks every byte, for any plain echo server",
-    after_help = "Exit status: 0 fine; 1 wrong or lost echoes; 2 wrong usage; 3 could not \
-                  connect;\n4 incomplete, or with diff worse; 5 output failed. See echo-load(1).",
+    after_help = "Exit status: 0 success; 1 wrong or lost echoes; 2 usage error; 3 could not \
+                  connect;\n4 incomplete, or worse (diff); 5 output failed. See echo-load(1).",
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
     disable_help_subcommand = true
@@ -144,59 +144,59 @@ struct Load {
     #[arg(value_name = "TARGET", required = true)]
     target: Option<String>,
 
-    /// What connections do
+    /// Traffic pattern of the connections
     #[arg(long, value_enum, default_value_t = Mode::PingPong)]
     mode: Mode,
 
-    /// Connections in all
+    /// Total number of connections
     #[arg(short, long, value_name = "N", default_value = "1",
         value_parser = count::<16_777_216>)]
     connections: u32,
 
-    /// Bytes of a message: 64, 4KiB, 64..4KiB (evenly) or 64:90,16KiB:10 (weights)
+    /// Message size: 64, 4KiB, 64..4KiB (uniform) or 64:90,16KiB:10 (weighted)
     /// [default: 64; 64KiB for streams]
     #[arg(short, long, value_name = "SIZE")]
     size: Option<Sizes>,
 
-    /// Messages in flight per connection, at most [default: 1; 8 for streams]
+    /// Maximum number of messages in flight per connection [default: 1; 8 for streams]
     #[arg(long, value_name = "N", value_parser = count::<65_536>)]
     depth: Option<u32>,
 
-    /// Open loop: send N messages per second in all, on schedule, however slow the answers
-    /// [default: as fast as they come; 10 for idle connections]
+    /// Open loop: send N messages per second in total, on a fixed schedule
+    /// [default: closed loop; 10 for idle connections]
     #[arg(long, value_name = "N", value_parser = rate)]
     rate: Option<f64>,
 
-    /// How long to measure
+    /// Duration of the measurement
     #[arg(short, long, value_name = "TIME", default_value = "10s", value_parser = duration)]
     duration: Duration,
 
-    /// How long to run before measuring
+    /// Duration of the load before the measurement
     #[arg(long, value_name = "TIME", default_value = "0s", value_parser = duration_or_zero)]
     warmup: Duration,
 
-    /// Threads, each with a ring and its share of the connections
+    /// Number of threads, each with a ring and its share of the connections
     #[arg(long, value_name = "N", default_value = "1", value_parser = count::<1024>)]
     threads: u32,
 
-    /// Connect from ADDRESS; repeatable: connections take turns (each has some 28,000 ports)
+    /// Connect from ADDRESS; repeatable: used in turn (each address has some 28,000 ports)
     #[arg(long, value_name = "ADDRESS")]
     source: Vec<IpAddr>,
 
-    /// Do not compare the echoes with what was sent, only count bytes
+    /// Count the bytes of the echoes without comparing them
     #[arg(long)]
     no_verify: bool,
 
-    /// How long a connect or an echo may take
+    /// Maximum time for a connect or an echo
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration)]
     timeout: Duration,
 
-    /// Which share may be missing: of the messages those that were due and never sent, of the
-    /// time what a connection waits for its first echo
+    /// Tolerated share of scheduled messages that were never sent, and of the time that a
+    /// connection waits for its first echo
     #[arg(long, value_name = "PERCENT", default_value = "1%", value_parser = share)]
     tolerance: f64,
 
-    /// Make it an error if the server leaves connections open at the end
+    /// Treat connections that the server leaves open at the end as an error
     #[arg(long)]
     require_close: bool,
 
@@ -204,7 +204,7 @@ struct Load {
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = interval)]
     interval: Duration,
 
-    /// What bytes and sizes are made from, to repeat a run [default: random]
+    /// Seed for bytes and sizes, to repeat a run [default: random]
     #[arg(long, value_name = "N", value_parser = seed)]
     seed: Option<u64>,
 
@@ -212,8 +212,8 @@ struct Load {
     output: Output,
 }
 
-/// Reads the arguments of this process. Prints help, version or what is wrong with the usage; then
-/// `Err` holds the exit status.
+/// Parses the arguments of this process. If it prints help, the version or a usage error, `Err`
+/// holds the exit status.
 pub(crate) fn parse() -> Result<Command, Status> {
     let parsed = Arguments::try_parse().and_then(|Arguments { verb, load }| match verb {
         Some(Verb::Diff(plan)) => Ok(Command::Diff(plan)),
@@ -237,7 +237,7 @@ pub(crate) fn parse() -> Result<Command, Status> {
     })
 }
 
-/// The command line as data: what completions and manual pages are made from.
+/// The command line as data, for the tests of completions and manual pages.
 pub(crate) fn command() -> clap::Command {
     Arguments::command()
 }
@@ -250,19 +250,23 @@ fn plan(load: Load) -> Result<Plan, String> {
     let sizes = load.size.map_or_else(|| default_size.parse(), Ok)?;
     if load.threads > load.connections {
         return Err(format!(
-            "--threads {} is more than --connections {}: each thread has one at least",
+            "--threads {} exceeds --connections {}: each thread needs at least one connection",
             load.threads, load.connections
         ));
     }
     if mode == Mode::Churn && load.depth.is_some_and(|depth| depth > 1) {
-        return Err("--mode churn has one message on each connection: --depth is 1".to_owned());
+        return Err(
+            "--mode churn sends one message on each connection: --depth must be 1".to_owned()
+        );
     }
     if let Some(source) = load.source.first() {
         if target.is_unix() {
-            return Err(format!("--source {source} does not go with a Unix socket"));
+            return Err(format!("--source {source} cannot be used with a Unix socket"));
         }
         if let Some(other) = load.source.iter().find(|it| it.is_ipv4() != source.is_ipv4()) {
-            return Err(format!("--source {source} and --source {other} are of two families"));
+            return Err(format!(
+                "--source {source} and --source {other} are of different address families"
+            ));
         }
     }
     if let (Some(hdr), Some(plot)) = (&load.output.hdr, &load.output.plot)
@@ -291,7 +295,7 @@ fn plan(load: Load) -> Result<Plan, String> {
     })
 }
 
-/// Whether both paths lead to the same place, existing or not.
+/// Whether both paths name the same file, which need not exist.
 fn is_same_file(one: &Path, other: &Path) -> bool {
     let place = |path: &Path| {
         path.canonicalize().or_else(|_| {
@@ -306,8 +310,8 @@ fn is_same_file(one: &Path, other: &Path) -> bool {
     }
 }
 
-/// A number that differs from run to run: the standard library's hash keys are random. It has as
-/// many bits as a JSON number holds.
+/// A seed that differs from run to run, from the random hash keys of the standard library. It has
+/// as many bits as a JSON number can represent.
 fn random_seed() -> u64 {
     use std::hash::{BuildHasher, Hasher};
     std::hash::RandomState::new().build_hasher().finish() & SEED_MAX

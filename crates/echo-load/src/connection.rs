@@ -1,75 +1,75 @@
-//! What a worker knows of one connection: how far its stream has been sent and echoed, and which
-//! messages are under way.
+//! The state of one connection in a worker: how much of its stream has been sent and echoed, and
+//! which messages are in flight.
 
 use std::collections::VecDeque;
 
 use echo_core::op::ConnectionId;
 
-/// Where a connection is in its life.
+/// The state of a connection.
 #[derive(Debug, Default)]
 pub(crate) enum State {
-    /// There is none: not yet, not again, or no more.
+    /// There is no connection.
     #[default]
     Closed,
     Connecting,
     Open,
-    /// We have ended our stream (FIN) and wait for the rest of the echo and its end.
+    /// Half-closed: we have sent FIN and wait for the rest of the echo and its end.
     Finishing,
-    /// Something came that should not; what follows is collected for the diagnosis.
+    /// A wrong byte was received; the following bytes are collected for the diagnosis.
     Suspect(Box<Suspicion>),
-    /// Closed as far as we are concerned; the kernel has yet to let go.
+    /// Closed by us; the kernel has not completed the close yet.
     Closing,
 }
 
-/// What is collected of a stream that went wrong.
+/// The collected bytes of a wrong stream.
 #[derive(Debug)]
 pub(crate) struct Suspicion {
-    /// What came, from the first wrong byte on.
+    /// The bytes received from the first wrong byte on.
     pub(crate) tail: Vec<u8>,
     /// When it began, in nanoseconds of the run.
     pub(crate) since: u64,
 }
 
-/// A message under way. Times are nanoseconds of the run. When it was due the schedule tells.
+/// A message in flight. Times are nanoseconds of the run. Its scheduled time is in the schedule.
 #[derive(Debug)]
 pub(crate) struct Message {
-    /// Where it ends in the stream; in a churn it has no end before it is sent.
+    /// The offset of its end in the stream; in churn mode it is unknown before the message is sent.
     pub(crate) end: u64,
-    /// When it was handed to the kernel (churn: when the connect began).
+    /// When it was submitted to the kernel (churn: when the connect began).
     pub(crate) started: u64,
 }
 
-/// One connection, or the place where one follows another.
+/// One slot, which holds one connection after another.
 #[derive(Debug, Default)]
 pub(crate) struct Connection {
     pub(crate) id: Option<ConnectionId>,
     pub(crate) state: State,
-    /// Its number in the run, which its stream is made from.
+    /// Its number in the run, from which its stream is computed.
     pub(crate) number: u64,
     /// When the connect began, in nanoseconds of the run.
     pub(crate) began: u64,
-    /// Bytes handed to the kernel.
+    /// Bytes submitted to the kernel.
     pub(crate) sent: u64,
-    /// Bytes that came back and were right.
+    /// Bytes received that were correct.
     pub(crate) received: u64,
     /// Oldest first.
     pub(crate) in_flight: VecDeque<Message>,
     /// Its turn among the connections of its thread, in an open loop.
     pub(crate) rank: u64,
-    /// Messages started in all, to find each one's moment on the schedule.
+    /// The total number of messages started, to find the scheduled time of each.
     pub(crate) started: u64,
-    /// True exactly when it is among those that connect again after a failure.
+    /// True exactly while it waits to reconnect after a failure.
     pub(crate) is_resting: bool,
-    /// Echoes completed in the measured time, and the nanoseconds that they took in all.
+    /// Echoes completed in the measured time, and their total latency in nanoseconds.
     pub(crate) echoes: u64,
     pub(crate) echo_time: u64,
-    /// When the first message ended after the measured time was over: one that was never sent
-    /// waited at least until then.
+    /// When the first message ended after the measured time: messages that were never sent waited
+    /// at least until then.
     pub(crate) freed: Option<u64>,
 }
 
 impl Connection {
-    /// Forgets the last tenant of the place.
+    /// Resets the slot for a new connection.
     pub(crate) fn begin(&mut self, number: u64, now: u64) {
         self.state = State::Connecting;
         self.number = number;
@@ -83,12 +83,12 @@ impl Connection {
         self.id.expect("invariant: a connection that is not closed has its id")
     }
 
-    /// How many messages were started before the oldest one under way.
+    /// How many messages were started before the oldest one in flight.
     pub(crate) fn completed(&self) -> u64 {
         self.started - self.in_flight.len() as u64
     }
 
-    /// Bytes that have yet to come back.
+    /// Bytes that have not been echoed yet.
     pub(crate) fn missing(&self) -> u64 {
         self.sent - self.received
     }

@@ -1,35 +1,34 @@
-//! What is wrong with an echo: from the first wrong byte on, the rest of the stream is collected
-//! and read as pieces of the streams that were sent.
+//! Classifies a wrong echo. From the first wrong byte on, the rest of the stream is collected and
+//! matched against all streams that were sent.
 //!
-//! It knows bytes and offsets only. A byte that equals its neighbour can hide where a piece really
-//! began, as in every comparison of texts; then the fault is reported where it first shows.
+//! It knows bytes and offsets only. If a byte equals its neighbour, the start of a piece is
+//! ambiguous; the fault is then reported at the first byte that differs.
 
 use std::fmt;
 
 use crate::pattern::{CONNECTIONS, Pattern, Place};
 use crate::table::counted;
 
-/// What can go wrong with a connection.
+/// The kind of a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
-    /// Bytes that belong nowhere.
+    /// Bytes that were never sent.
     Corrupted,
-    /// Bytes never came, later ones did (or the end).
+    /// Bytes are missing, but later bytes or the end of the stream arrived.
     Lost,
-    /// Bytes came later than their successors.
+    /// Bytes arrived after later ones.
     Reordered,
-    /// Bytes came twice.
+    /// Bytes arrived twice.
     Duplicated,
     /// Bytes of another connection.
     CrossTalk,
     /// The server ended the stream before we did.
     ClosedEarly,
-    /// The server ended the stream after we did, in good order, but before it had echoed
-    /// everything.
+    /// The server ended the stream in order after we did, but before it had echoed everything.
     Truncated,
     /// The connection was reset.
     Reset,
-    /// Bytes had not come when the timeout was over.
+    /// Bytes were not echoed within the timeout.
     Unanswered,
 }
 
@@ -62,17 +61,17 @@ impl Kind {
     }
 }
 
-/// One thing that went wrong.
+/// One fault.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Fault {
     pub(crate) kind: Kind,
     /// The number of the connection.
     pub(crate) connection: u64,
-    /// Where in its stream.
+    /// The offset in its stream.
     pub(crate) offset: u64,
-    /// How many bytes it concerns.
+    /// The number of bytes affected.
     pub(crate) length: u64,
-    /// Where the bytes that came belong, if they belong elsewhere.
+    /// The origin of the received bytes, if they belong elsewhere.
     pub(crate) source: Option<Place>,
 }
 
@@ -84,11 +83,11 @@ impl fmt::Display for Fault {
         match (self.kind, self.source) {
             (Kind::Corrupted, _) => write!(formatter, "{length} corrupted"),
             (Kind::Lost, _) => write!(formatter, "{length} lost"),
-            (Kind::Reordered, _) => write!(formatter, "{length} came after later ones"),
+            (Kind::Reordered, _) => write!(formatter, "{length} arrived after later ones"),
             (Kind::Duplicated, Some(from)) => {
-                write!(formatter, "{length} came twice, first at offset {}", from.offset)
+                write!(formatter, "{length} arrived twice, first at offset {}", from.offset)
             }
-            (Kind::Duplicated, None) => write!(formatter, "{length} came twice"),
+            (Kind::Duplicated, None) => write!(formatter, "{length} arrived twice"),
             (Kind::CrossTalk, Some(from)) => write!(
                 formatter,
                 "{length} of connection {}, offset {}",
@@ -107,28 +106,28 @@ impl fmt::Display for Fault {
     }
 }
 
-/// What is known about a connection whose echo went wrong.
+/// The data about a connection with a wrong echo.
 pub(crate) struct Case<'a> {
     pub(crate) pattern: Pattern,
     pub(crate) connection: u64,
-    /// How many connections there have been in the run.
+    /// The number of connections in the run so far.
     pub(crate) connections: u64,
-    /// Bytes sent in all.
+    /// The total number of bytes sent.
     pub(crate) sent: u64,
-    /// Where the first wrong byte was expected.
+    /// The offset of the first wrong byte.
     pub(crate) offset: u64,
-    /// What came from there on.
+    /// The bytes received from there on.
     pub(crate) tail: &'a [u8],
 }
 
-/// A run of bytes that belongs together.
+/// A contiguous part of one stream.
 struct Piece {
     source: Option<Place>,
     length: u64,
 }
 
 impl Case<'_> {
-    /// The name for the first thing that is wrong.
+    /// Classifies the first fault.
     pub(crate) fn diagnose(&self) -> Fault {
         let pieces = self.pieces();
         let own = self.connection % CONNECTIONS;
@@ -155,7 +154,8 @@ impl Case<'_> {
         Fault { kind, connection: self.connection, offset: self.offset, length, source }
     }
 
-    /// The bytes from `self.offset` to `resumed` are missing: did they come later?
+    /// The bytes from `self.offset` to `resumed` are missing: whether they are lost or arrived
+    /// later.
     fn lost_or_late(&self, pieces: &[Piece], resumed: u64) -> Kind {
         let own = self.connection % CONNECTIONS;
         let missing = self.offset..resumed;
@@ -166,8 +166,8 @@ impl Case<'_> {
         if pieces.iter().any(late) { Kind::Reordered } else { Kind::Lost }
     }
 
-    /// If what came is the very end of what was sent, too short to hold a word that names it: the
-    /// number of bytes before it that are missing.
+    /// If the received bytes are the end of the stream, too short to contain a whole word that
+    /// identifies them: the number of missing bytes before them.
     fn missing_before_the_end(&self) -> Option<u64> {
         let start = self.sent.checked_sub(self.tail.len() as u64)?;
         let fits = self.pattern.matches(self.connection, start, self.tail);
@@ -191,7 +191,7 @@ impl Case<'_> {
         pieces
     }
 
-    /// Where the first of `bytes` belongs, as the first whole word after it tells.
+    /// The origin of the first of `bytes`, from the first whole word after it.
     fn source(&self, bytes: &[u8]) -> Option<Place> {
         (0..8).find_map(|before| {
             let word = bytes.get(before..before + 8)?;
@@ -202,8 +202,9 @@ impl Case<'_> {
                 true => place.offset < self.sent,
                 false => place.connection < self.connections,
             };
-            // What comes before the word must agree with it, and what comes after it, where any
-            // offset would make sense; or it is chance.
+            // The bytes before the word must match too. For another connection, where any offset is
+            // possible, the bytes after it must match as well; otherwise the match is a
+            // coincidence.
             let near = &bytes[..bytes.len().min(before + if is_own { 8 } else { 16 })];
             (sensible && self.pattern.matches(place.connection, offset, near))
                 .then_some(Place { connection: place.connection, offset })
@@ -217,7 +218,7 @@ mod tests {
 
     const OFFSET: usize = 1003;
 
-    /// A stream of 4,000 bytes of connection 5, garbled by `garble`, and the diagnosis.
+    /// The diagnosis for a stream of 4,000 bytes of connection 5, corrupted by `garble`.
     fn fault(garble: impl Fn(&mut Vec<u8>)) -> Fault {
         let pattern = Pattern::new(99);
         let mut stream = vec![0; 4000];

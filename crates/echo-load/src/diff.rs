@@ -1,4 +1,4 @@
-//! Two results compared: what got worse, and by more than is allowed.
+//! Compares two results: which figures got worse by more than the threshold.
 
 use std::path::Path;
 
@@ -11,9 +11,9 @@ use crate::status::Status;
 
 /// A figure that is compared.
 struct Figure {
-    /// What it is called in the table, with its unit.
+    /// Its name in the table, with its unit.
     name: &'static str,
-    /// Where it is in a result.
+    /// Its location in a result.
     pointer: &'static str,
     /// When it is worse.
     worse: Worse,
@@ -25,9 +25,10 @@ enum Worse {
     Less,
     /// If it is more, by more than the threshold.
     More,
-    /// If its share of the scheduled messages is more, by more points than the threshold.
+    /// If its share of the scheduled messages is more, by more percentage points than the
+    /// threshold.
     Share,
-    /// If it is more: no percentage excuses errors.
+    /// If it is more, by any amount.
     AnyMore,
 }
 
@@ -54,7 +55,7 @@ const fn figure(name: &'static str, pointer: &'static str, worse: Worse) -> Figu
     Figure { name, pointer, worse }
 }
 
-/// Settings without which two runs are not the same load.
+/// Settings that must be equal for two runs to be the same load.
 const SETTINGS: [&str; 6] =
     ["connections", "size_bytes", "depth", "rate_per_second", "threads", "verify"];
 
@@ -65,7 +66,7 @@ pub(crate) fn run(plan: &DiffPlan) -> Status {
         let kinds = [&before, &after].map(kind);
         match kinds[0] == kinds[1] {
             true => Ok((before, after)),
-            false => Err(format!("the runs are of two kinds: {} and {}", kinds[0], kinds[1])),
+            false => Err(format!("the runs cannot be compared: {} and {}", kinds[0], kinds[1])),
         }
     });
     let (before, after) = match results {
@@ -92,7 +93,7 @@ pub(crate) fn run(plan: &DiffPlan) -> Status {
     }
 }
 
-/// What kind of run a result is of: those of two kinds have nothing to be compared in.
+/// The kind of a run. Runs of different kinds cannot be compared.
 fn kind(result: &Value) -> String {
     let settings = &result["settings"];
     let mode = settings["mode"].as_str().unwrap_or("no mode");
@@ -126,8 +127,7 @@ fn compare(before: &Value, after: &Value, threshold: f64) -> (String, bool) {
     (text, is_worse)
 }
 
-/// The result that a file holds, whether it came from `--json` or `--json-stream`, and however it
-/// is laid out.
+/// Reads the result from a file, in the format of `--json` or `--json-stream`, with any layout.
 fn read(path: &Path) -> Result<Value, String> {
     let named = |fault: &dyn std::fmt::Display| format!("{}: {fault}", path.display());
     let text = std::fs::read_to_string(path).map_err(|error| named(&error))?;
@@ -136,7 +136,7 @@ fn read(path: &Path) -> Result<Value, String> {
     let result = values.into_iter().rfind(|value| value["kind"] == "result");
     let result = result.filter(|result| result["schema"] == SCHEMA);
     let result =
-        result.ok_or_else(|| named(&format!("there is no result of the form {SCHEMA} in it")))?;
+        result.ok_or_else(|| named(&format!("it contains no result with schema {SCHEMA}")))?;
     let figures = FIGURES.iter().filter(|figure| result.pointer(figure.pointer).is_some());
     if figures.count() == 0 || !result["messages"].is_number() {
         return Err(named(&"the result has no figures"));
@@ -147,7 +147,7 @@ fn read(path: &Path) -> Result<Value, String> {
     Ok(result)
 }
 
-/// By how many per cent `after` is more than `before`.
+/// The change from `before` to `after` in percent.
 fn change_percent(before: f64, after: f64) -> f64 {
     if before == after {
         0.0

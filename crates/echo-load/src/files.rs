@@ -1,11 +1,11 @@
-//! Files of results: one of an earlier run stays as it is until there is something to put in its
-//! place, and is then replaced as a whole.
+//! Result files. The file of an earlier run is kept until there is new content, and is then
+//! replaced atomically.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-/// A file that is to be written.
+/// A file to be written.
 pub(crate) struct Replacement {
     path: PathBuf,
     /// None before the first write.
@@ -20,17 +20,17 @@ impl Replacement {
         let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         let replacement = Self { path, file: None };
         if !replacement.is_special() {
-            // Better now than after the run.
+            // Fail now and not after the run.
             let (_, temporary) = replacement.open_beside()?;
             fs::remove_file(temporary)?;
         }
         Ok(replacement)
     }
 
-    /// Adds `bytes`. With the first of them the file takes its place.
+    /// Appends `bytes`. The first call replaces the existing file.
     ///
     /// # Errors
-    /// When it cannot be written or take its place.
+    /// When the file cannot be written or replaced.
     pub(crate) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         if let Some(file) = &mut self.file {
             return file.write_all(bytes);
@@ -44,14 +44,14 @@ impl Replacement {
         let (mut file, temporary) = self.open_beside()?;
         let written = file.write_all(bytes).and_then(|()| fs::rename(&temporary, &self.path));
         if written.is_err() {
-            // If it cannot be removed there is nothing else to be done about it.
+            // A failure to remove it is ignored.
             let _ = fs::remove_file(&temporary);
         }
         self.file = Some(file);
         written
     }
 
-    /// A device or a pipe is written to as it is.
+    /// Whether it is a device or a pipe, which is written directly.
     fn is_special(&self) -> bool {
         fs::metadata(&self.path).is_ok_and(|found| !found.is_file() && !found.is_dir())
     }
@@ -60,7 +60,7 @@ impl Replacement {
     fn open_beside(&self) -> io::Result<(File, PathBuf)> {
         let found = fs::metadata(&self.path).ok();
         if found.is_some() {
-            // A file that may not be written to is not to be replaced either.
+            // A file without write permission must not be replaced either.
             OpenOptions::new().append(true).open(&self.path)?;
         }
         let mut name = self.path.file_name().ok_or(io::ErrorKind::IsADirectory)?.to_owned();
@@ -91,7 +91,7 @@ mod tests {
         replacement.write(b"er").unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "newer");
         assert_eq!(fs::read_dir(&place).unwrap().count(), 1);
-        assert!(Replacement::new(&place).is_err(), "a directory is no file");
+        assert!(Replacement::new(&place).is_err(), "a directory is not a file");
         fs::remove_dir_all(&place).unwrap();
     }
 }

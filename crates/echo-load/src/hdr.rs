@@ -1,6 +1,5 @@
-//! The HdrHistogram log: a histogram for each interval, in the format that the HdrHistogram tools
-//! read. Values are nanoseconds; the maximum in clear text is in milliseconds, as those tools
-//! expect.
+//! The HdrHistogram log: one histogram for each interval, in the format of the HdrHistogram tools.
+//! Values are nanoseconds. The maximum in plain text is in milliseconds, as those tools expect.
 
 use std::io;
 use std::path::Path;
@@ -12,14 +11,14 @@ use hdrhistogram::serialization::interval_log::{IntervalLogWriterBuilder, Tag};
 use crate::files::Replacement;
 use crate::measure::Measured;
 
-/// Divides values for the clear text: nanoseconds to milliseconds.
+/// The divisor for values in plain text: nanoseconds to milliseconds.
 const MILLISECOND: f64 = 1e6;
 
-/// The log under way. Lines are complete in the file as soon as they are written.
+/// The log file. Each line is complete in the file as soon as it is written.
 pub(crate) struct Log {
     file: Replacement,
     started: SystemTime,
-    /// Whether what stands above the histograms is written.
+    /// True exactly when the header has been written.
     has_head: bool,
     serializer: V2DeflateSerializer,
 }
@@ -33,12 +32,12 @@ impl Log {
         Ok(Self { file, started, has_head: false, serializer: V2DeflateSerializer::new() })
     }
 
-    /// All times count from `started`.
+    /// Sets the start; all times count from it.
     pub(crate) fn begin(&mut self, started: SystemTime) {
         self.started = started;
     }
 
-    /// What stands above the histograms.
+    /// The header of the file.
     fn head(&mut self) -> io::Result<Vec<u8>> {
         let mut text = Vec::new();
         IntervalLogWriterBuilder::new()
@@ -54,8 +53,8 @@ impl Log {
         Ok(text)
     }
 
-    /// Adds an interval that began `from` after the start: with a schedule two histograms, told
-    /// apart by their tags.
+    /// Appends an interval that began `from` after the start. In an open loop these are two
+    /// histograms with different tags.
     pub(crate) fn write(&mut self, from: Duration, measured: &Measured) -> io::Result<()> {
         let mut text = Vec::new();
         let mut writer = IntervalLogWriterBuilder::new()
@@ -73,7 +72,7 @@ impl Log {
             }
         }
         let mut lines = if self.has_head { Vec::new() } else { self.head()? };
-        // The builder states the divisor, which the file's head has stated already.
+        // The builder writes the divisor again, which is in the header already.
         for line in text.split_inclusive(|&byte| byte == b'\n').filter(|line| line[0] != b'#') {
             lines.extend_from_slice(line);
         }

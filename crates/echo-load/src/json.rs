@@ -1,5 +1,5 @@
-//! The result for programs. The manual page describes every member; [`SCHEMA`] changes when one
-//! changes its meaning.
+//! The result as JSON. The manual page describes every member. [`SCHEMA`] changes when the meaning
+//! of a member changes.
 
 use hdrhistogram::Histogram;
 use serde_json::{Map, Value, json};
@@ -10,7 +10,7 @@ use crate::measure::{Measured, quantile};
 use crate::result::{Ended, Point, Result};
 use crate::table::PERCENTILES;
 
-/// The name and version of the form.
+/// The name and version of the schema.
 pub(crate) const SCHEMA: &str = "echo-load/1";
 
 /// The object for a run.
@@ -114,7 +114,7 @@ fn latencies(measured: &Measured) -> Value {
     })
 }
 
-/// Where nothing was measured there is no value.
+/// If nothing was measured, the values are null.
 fn latency(histogram: &Histogram<u64>) -> Value {
     let known = |microseconds: f64| (!histogram.is_empty()).then_some(microseconds);
     let mut object = json!({

@@ -1,4 +1,4 @@
-//! What the machine gives: descriptors, memory, time.
+//! Resources of the machine: file descriptors and CPU time.
 
 use std::time::Duration;
 
@@ -6,20 +6,20 @@ use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit};
 
 use crate::arguments::Plan;
 
-/// Descriptors beside those of connections: the standard ones, files of results, signals, and the
-/// ring and the eventfd of each thread.
+/// Descriptors besides those of connections: the standard ones, result files, signals, and the ring
+/// and the eventfd of each thread.
 const FILES_OWN: u64 = 16;
 const FILES_THREAD: u64 = 2;
 
-/// Raises the limit on open files as far as it may be. Every connection is an open file.
+/// Raises the soft limit on open files to the hard limit. Every connection is an open file.
 ///
 /// # Errors
-/// When that is not enough for the plan.
+/// When the limit is too low for the plan.
 pub(crate) fn prepare(plan: &Plan) -> Result<(), String> {
     let needed = FILES_OWN + FILES_THREAD * u64::from(plan.threads) + u64::from(plan.connections);
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return Ok(()) };
     if soft < hard {
-        // If it fails, the soft limit is what counts.
+        // If this fails, the soft limit applies.
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
     let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(soft, |(soft, _)| soft);

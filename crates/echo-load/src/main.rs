@@ -1,12 +1,15 @@
-//! echo-load: puts load on a plain echo server and checks every byte that comes back.
+//! echo-load: a load generator for plain echo servers that checks every byte of the echo.
 //!
-//! Reading order: `arguments`, with `target` and `values` (what is asked for), `status` (all exit
-//! statuses), `run` (the main thread: phases, reports), `orders` (what main thread and workers tell
-//! each other), `worker` (one thread, one ring, the account of messages), `connection`, `schedule`
-//! and `size` (what a worker goes by), `pattern` and `diagnosis` (what is sent, and what is wrong
-//! with an echo), `measure` and `result` (what it comes to); then the forms of a result: `table`,
-//! `json`, `progress`, `hdr`, `plot`, `diff`; and the outside world: `machine`, `reach`, `signals`,
-//! `files`, `writer`.
+//! Reading order:
+//!
+//! - `arguments`, with `target` and `values`: the command line; `status`: all exit statuses.
+//! - `run`: the main thread, its phases and reports; `orders`: messages between it and the workers.
+//! - `worker`: one thread with one ring, and the accounting of messages; `connection`, `schedule`
+//!   and `size`: its state.
+//! - `pattern` and `diagnosis`: the bytes that are sent, and the classification of faults.
+//! - `measure` and `result`: the measurements; `table`, `json`, `progress`, `hdr`, `plot`, `diff`:
+//!   their output formats.
+//! - `machine`, `reach`, `signals`, `files`, `writer`: the interface to the system.
 
 mod arguments;
 mod connection;

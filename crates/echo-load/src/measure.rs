@@ -1,34 +1,33 @@
-//! What is measured: how messages ended, and latency histograms, of a thread for an interval, of
-//! all threads for the run.
+//! Measurements: the outcome of messages and latency histograms, for one thread and interval or for
+//! all threads and the run.
 //!
-//! Every message that belongs to a run is counted once, when its end is known, and so is the time
-//! that it took or waited. A message belongs to the run if it waited for its echo at any time
-//! between the run's beginning and its end.
+//! Every message of a run is counted once, when its outcome is known, together with its latency or
+//! waiting time. A message belongs to the run if it waited for its echo at any time between the
+//! beginning and the end of the run.
 
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-/// The longest latency that is told apart: an hour, in nanoseconds.
+/// The maximum latency that is recorded exactly: an hour, in nanoseconds.
 const LATENCY_MAX: u64 = 3_600_000_000_000;
-/// Decimal digits that are right.
+/// The number of significant decimal digits.
 const DIGITS: u8 = 3;
 
-/// What became of the messages of a stretch of time. For a whole run
+/// The outcome of the messages of a period. For a whole run
 /// `scheduled = answered + late + unanswered + unsent`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
-    /// Messages that became due; in a closed loop: that were started. Those that waited already
-    /// when the measured time began are among them.
+    /// Messages whose scheduled time came; in a closed loop, messages that were started. Messages
+    /// that were already waiting when the measured time began are included.
     pub(crate) scheduled: u64,
-    /// Those whose echo was complete (and, with verification, right) before the measured time was
-    /// over.
+    /// Messages whose echo was complete (and, with verification, correct) within the measured time.
     pub(crate) answered: u64,
-    /// Those whose echo was complete afterwards, within the timeout.
+    /// Messages whose echo was complete afterwards, within the timeout.
     pub(crate) late: u64,
-    /// Those that were sent and whose echo never was complete.
+    /// Messages that were sent, but whose echo was never complete.
     pub(crate) unanswered: u64,
-    /// Those that were due and never sent.
+    /// Messages whose scheduled time came, but which were never sent.
     pub(crate) unsent: u64,
 }
 
@@ -42,7 +41,7 @@ impl Counts {
     }
 }
 
-/// How a message ended.
+/// The outcome of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
     Answered,
@@ -51,17 +50,17 @@ pub(crate) enum Fate {
     Unsent,
 }
 
-/// How long a message took or waited, in nanoseconds.
+/// The latency or waiting time of a message, in nanoseconds.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Wait {
-    /// From the moment on the schedule; None in a closed loop.
+    /// From its scheduled time; None in a closed loop.
     pub(crate) scheduled: Option<u64>,
-    /// From sending (churn: from connecting); None if it was never sent.
+    /// From the send (churn: from the connect); None if it was never sent.
     pub(crate) sent: Option<u64>,
 }
 
 impl Wait {
-    /// At least `least`: what never came did not come within the timeout.
+    /// Raises the times to at least `least`, for messages that failed before the timeout.
     pub(crate) fn at_least(self, least: u64) -> Self {
         Self {
             scheduled: self.scheduled.map(|wait| wait.max(least)),
@@ -70,27 +69,27 @@ impl Wait {
     }
 }
 
-/// What happened in a stretch of time.
+/// The measurements of a period.
 #[derive(Clone)]
 pub(crate) struct Measured {
-    /// How long it was.
+    /// Its duration.
     pub(crate) elapsed: Duration,
-    /// What became of messages.
+    /// The outcome of messages.
     pub(crate) counts: Counts,
     /// Bytes of echoes received.
     pub(crate) bytes: u64,
     /// Connections made.
     pub(crate) connected: u64,
-    /// Nanoseconds from sending (churn: from connecting) to the last byte of the echo.
+    /// Nanoseconds from the send (churn: from the connect) to the last byte of the echo.
     pub(crate) uncorrected: Histogram<u64>,
-    /// Nanoseconds from the moment on the schedule; None in a closed loop.
+    /// Nanoseconds from the scheduled time; None in a closed loop.
     pub(crate) corrected: Option<Histogram<u64>>,
-    /// Nanoseconds from the moment on the schedule to the kernel, of messages that nothing but this
-    /// client held up; None in a closed loop.
+    /// Nanoseconds from the scheduled time to the submission to the kernel, for messages that only
+    /// this client delayed; None in a closed loop.
     pub(crate) lateness: Option<Histogram<u64>>,
-    /// Messages that waited for their echo when it was over.
+    /// Messages that waited for their echo at its end.
     pub(crate) outstanding: u64,
-    /// How long the first of them had waited, in nanoseconds.
+    /// How long the oldest of them had waited, in nanoseconds.
     pub(crate) longest_wait: u64,
 }
 
@@ -140,7 +139,7 @@ impl Measured {
         }
     }
 
-    /// Hands out what was measured, and begins anew.
+    /// Returns the measurements and resets them.
     pub(crate) fn take(&mut self, elapsed: Duration) -> Self {
         let taken = Self { elapsed, ..self.clone() };
         self.counts = Counts::default();
@@ -152,7 +151,7 @@ impl Measured {
         taken
     }
 
-    /// Adds what another thread measured in the same time.
+    /// Adds the measurements of another thread for the same period.
     pub(crate) fn add_parallel(&mut self, other: &Self) {
         self.elapsed = self.elapsed.max(other.elapsed);
         self.outstanding += other.outstanding;
@@ -160,14 +159,14 @@ impl Measured {
         self.add_counts(other);
     }
 
-    /// Adds what was measured afterwards.
+    /// Adds the measurements of the following period.
     pub(crate) fn add_later(&mut self, other: &Self) {
         self.elapsed += other.elapsed;
         (self.outstanding, self.longest_wait) = (other.outstanding, other.longest_wait);
         self.add_counts(other);
     }
 
-    /// Adds what became of messages after the measured time was over: it is no part of that.
+    /// Adds the outcome of messages after the measured time, without extending it.
     pub(crate) fn add_end(&mut self, other: &Self) {
         self.counts.add(&other.counts);
         self.add_histograms(other);
@@ -191,7 +190,7 @@ impl Measured {
         }
     }
 
-    /// The latencies that answer how the service felt: corrected, if there was a schedule.
+    /// The latencies as a user experiences them: corrected in an open loop, else uncorrected.
     pub(crate) fn felt(&self) -> &Histogram<u64> {
         self.corrected.as_ref().unwrap_or(&self.uncorrected)
     }

@@ -1,29 +1,29 @@
-//! What the main thread and the workers tell each other.
+//! Messages between the main thread and the workers.
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use crate::diagnosis::{Fault, Kind};
 use crate::measure::Measured;
 
-/// Faults that are kept in full; the rest is counted.
+/// The number of faults kept with details; further ones are only counted.
 const FAULTS_KEPT: usize = 100;
 
-/// What workers are to do. A worker goes through all phases in this order, but for `Abort`, which
-/// may follow any.
+/// The phase of the run. A worker goes through all phases in this order, except `Abort`, which may
+/// follow any.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub(crate) enum Phase {
-    /// Wait: other threads have yet to get what they need of the machine.
+    /// Wait until all threads have their resources.
     Prepare,
     /// Connect.
     Connect,
-    /// Send and receive; what is measured is not told.
+    /// Send and receive without reporting measurements.
     WarmUp,
     /// Send and receive.
     Run,
-    /// Start nothing more; half-close, wait for the rest of the echoes and for the end.
+    /// Start no more messages; half-close, and wait for the remaining echoes and for the end.
     Finish,
-    /// Give up what is not finished.
+    /// Abandon what is not finished.
     Abort,
 }
 
@@ -37,15 +37,15 @@ impl Phase {
     }
 }
 
-/// What the main thread tells all workers. After each change it wakes them.
+/// Orders from the main thread to all workers, which it wakes after each change.
 #[derive(Debug, Default)]
 pub(crate) struct Orders {
     phase: AtomicU8,
     /// When the load began, in nanoseconds since the origin of the run.
     start: AtomicU64,
-    /// Counts the requests for what was measured.
+    /// Counts the requests for measurements.
     pub(crate) ticks: AtomicU64,
-    /// Counts the requests to look for messages whose time is over.
+    /// Counts the requests to look for messages that have timed out.
     pub(crate) sweeps: AtomicU64,
     /// Connections made so far, by all workers.
     pub(crate) connected: AtomicU64,
@@ -61,7 +61,7 @@ impl Orders {
         self.phase.store(phase as u8, Ordering::Release);
     }
 
-    /// Begins the load at `start`: with the warm-up, or at once with what is measured.
+    /// Begins the load at `start`, with the warm-up or with the measured time.
     pub(crate) fn begin(&self, phase: Phase, start: u64) {
         self.start.store(start, Ordering::Release);
         self.set_phase(phase);
@@ -77,49 +77,49 @@ impl Orders {
     }
 }
 
-/// What a worker tells the main thread.
+/// A message from a worker to the main thread.
 pub(crate) enum News {
     /// It has its ring and its memory.
     Prepared,
-    /// All its connections stand.
+    /// All its connections are established.
     Ready,
     /// It could not connect, and why.
     Refused(String),
-    /// Its ring does not work, and why.
+    /// Its ring failed, and why.
     Broken(String),
-    /// What it measured since it was last asked.
+    /// Its measurements since the last request.
     Measured(Box<Measured>),
-    /// It has ended: what became of the rest of its messages, and what else it came to.
+    /// It has ended: the outcome of its remaining messages, and its other results.
     Finished(Box<Measured>, Outcome),
 }
 
-/// A connection whose echoes took longest.
+/// The connection with the highest mean latency.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Slowest {
     /// Its number.
     pub(crate) connection: u64,
     /// Its echoes in the measured time.
     pub(crate) echoes: u64,
-    /// Nanoseconds that they took on average; of one that waits, what it has waited counts.
+    /// Their mean latency in nanoseconds, including the waiting time of a message without echo.
     pub(crate) mean: f64,
 }
 
-/// What a worker, and in the end the run, came to besides its measurements.
+/// The results of a worker, and finally of the run, besides measurements.
 #[derive(Default)]
 pub(crate) struct Outcome {
-    /// The first ones, in full.
+    /// The first faults, with details.
     pub(crate) faults: Vec<Fault>,
-    /// All, by kind.
+    /// The number of all faults, by kind.
     pub(crate) fault_counts: [u64; Kind::ALL.len()],
-    /// Connects that failed while the run was on (churn).
+    /// Connects that failed during the run (churn).
     pub(crate) connect_failures: u64,
-    /// Why the first of them did.
+    /// The error of the first of them.
     pub(crate) connect_error: Option<String>,
-    /// Connections that the server did not close after our FIN, though it echoed everything.
+    /// Connections that the server echoed completely but did not close after our FIN.
     pub(crate) left_open: u64,
-    /// Connections that had something to send, and got no echo in the measured time.
+    /// Connections that had messages to send, but got no echo in the measured time.
     pub(crate) without_echo: u64,
-    /// The connection whose echoes took longest; None in a churn.
+    /// The connection with the highest mean latency; None in churn mode.
     pub(crate) slowest: Option<Slowest>,
 }
 
@@ -131,14 +131,14 @@ impl Outcome {
         }
     }
 
-    /// Notes a connection, if it is slower than others.
+    /// Records a connection if it is slower than all others.
     pub(crate) fn note_slow(&mut self, candidate: Slowest) {
         if self.slowest.as_ref().is_none_or(|slowest| candidate.mean > slowest.mean) {
             self.slowest = Some(candidate);
         }
     }
 
-    /// Adds what another worker came to.
+    /// Adds the results of another worker.
     pub(crate) fn add(&mut self, other: Self) {
         for (mine, theirs) in self.fault_counts.iter_mut().zip(other.fault_counts) {
             *mine += theirs;

@@ -1,20 +1,22 @@
-//! The streams that are sent: each byte is a function of run, connection and offset, so that what
-//! comes back can be checked without being remembered, and told where it came from.
+//! The streams that are sent. Each byte is a function of run, connection and offset, so that an
+//! echo can be checked without storing what was sent, and the origin of a byte can be computed.
 //!
-//! A stream is made of 8-byte words. Word `i` of connection `c` is
-//! `mix((c << 40 | i) * STEP) ^ seed`, little-endian. As `STEP` is odd and `mix` loses nothing,
-//! this can be undone: any eight aligned bytes name their connection and offset. And as the product
-//! for word `i + 1` is one addition away from that for word `i`, writing and checking is fit for
-//! vector instructions.
+//! A stream consists of 8-byte words, little-endian. Word `i` of connection `c` is
+//! `mix((c << 40 | i) * STEP) ^ seed`.
+//!
+//! - `STEP` is odd and `mix` is invertible, so any eight aligned bytes identify their connection
+//!   and offset.
+//! - The product for word `i + 1` is that for word `i` plus a constant, so writing and checking can
+//!   use vector instructions.
 
-/// The golden ratio in 64 bits: odd, and it spreads neighbours far apart.
+/// The golden ratio in 64 bits: odd, and neighbouring words differ strongly.
 const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
-/// What undoes a multiplication by [`STEP`].
+/// The multiplicative inverse of [`STEP`].
 const STEP_INVERSE: u64 = inverse(STEP);
 const WORD: usize = size_of::<u64>();
-/// Bits for the index of a word: a stream has up to 8 TiB.
+/// The number of bits for the index of a word: a stream has up to 8 TiB.
 const INDEX_BITS: u32 = 40;
-/// Connections are told apart modulo this number.
+/// Connections are identified modulo this number.
 pub(crate) const CONNECTIONS: u64 = 1 << (64 - INDEX_BITS);
 
 /// The multiplicative inverse of an odd number modulo 2^64, by Newton's iteration.
@@ -28,7 +30,7 @@ const fn inverse(odd: u64) -> u64 {
     guess
 }
 
-/// Where a byte belongs.
+/// The origin of a byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
     /// The number of the connection, modulo [`CONNECTIONS`].
@@ -48,18 +50,19 @@ impl Pattern {
         Self { seed }
     }
 
-    /// The word before it is mixed; the next is one [`STEP`] further.
+    /// The word before mixing; the next word is one [`STEP`] further.
     fn raw(connection: u64, index: u64) -> u64 {
         ((connection % CONNECTIONS) << INDEX_BITS | index).wrapping_mul(STEP)
     }
 
-    /// The word. The number of the connection is in the upper 24 bits of `raw` alone; mixed, it is
-    /// in every byte, so that no byte can come from another connection unnoticed (but by chance).
+    /// The word after mixing. The number of the connection is only in the upper 24 bits of `raw`.
+    /// Mixing spreads it over every byte, so that a byte of another connection is detected (except
+    /// by coincidence).
     fn word(self, raw: u64) -> u64 {
         raw ^ raw >> 24 ^ raw >> 40 ^ self.seed
     }
 
-    /// What [`Pattern::word`] was made from: each round gets 24 more bits right, from above.
+    /// The inverse of [`Pattern::word`]: each round restores 24 more bits, from the top.
     fn unmixed(self, word: u64) -> u64 {
         let mixed = word ^ self.seed;
         (0..3).fold(mixed, |raw, _| mixed ^ raw >> 24 ^ raw >> 40)
@@ -107,7 +110,7 @@ impl Pattern {
         difference == 0 && *tail == self.word(raw).to_le_bytes()[..tail.len()]
     }
 
-    /// How many bytes from the start of `bytes` are as they should be.
+    /// How many bytes from the start of `bytes` are correct.
     pub(crate) fn matching(self, connection: u64, offset: u64, bytes: &[u8]) -> usize {
         let right = |&(index, byte): &(usize, &u8)| {
             *byte == self.byte(Place { connection, offset: offset + index as u64 })
@@ -120,8 +123,8 @@ impl Pattern {
         word.to_le_bytes()[place.offset as usize % WORD]
     }
 
-    /// Where eight bytes that are a whole word belong. Any eight bytes belong somewhere; whether
-    /// that place makes sense is for the caller to judge.
+    /// The origin of eight bytes that are a whole word. Any eight bytes have one; the caller must
+    /// check whether it is plausible.
     pub(crate) fn locate(self, word: [u8; WORD]) -> Place {
         let position = self.unmixed(u64::from_le_bytes(word)).wrapping_mul(STEP_INVERSE);
         Place {

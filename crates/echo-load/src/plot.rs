@@ -1,5 +1,5 @@
-//! The result as a picture: latency by percentile above, throughput over time below. The only
-//! place that knows the plotting crate.
+//! The result as a chart: latency by percentile at the top, throughput over time below. Only this
+//! file knows the plotting crate.
 
 use std::error::Error;
 
@@ -18,13 +18,13 @@ const WIDTH: u32 = 960;
 const HEIGHT: u32 = 720;
 const BLUE: RGBColor = RGBColor(0x1f, 0x77, 0xb4);
 const ORANGE: RGBColor = RGBColor(0xd6, 0x62, 0x0e);
-/// The axis of percentiles counts nines: 1 is 90 %, 2 is 99 %. So many are shown.
+/// The percentile axis counts nines: 1 is 90 %, 2 is 99 %. This is its maximum.
 const NINES_MAX: f64 = 5.0;
 const STEPS: u32 = 500;
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
-/// The picture of a result, as SVG.
+/// The chart of a result, as SVG.
 pub(crate) fn draw(plan: &Plan, load: &Load) -> Result<String, Box<dyn Error>> {
     let mut picture = String::new();
     {
@@ -74,7 +74,7 @@ fn latency(area: &Area, plan: &Plan, load: &Load) -> Result<(), Box<dyn Error>> 
     Ok(())
 }
 
-/// Latency in microseconds over nines, as far as there are messages enough to tell.
+/// Latency in microseconds over nines, as far as the number of messages permits.
 fn curve(histogram: &Histogram<u64>) -> Vec<(f64, f64)> {
     if histogram.is_empty() {
         return Vec::new();

@@ -1,4 +1,4 @@
-//! What a user sees meanwhile: one line on standard error, on a terminal only.
+//! The progress display: one line on standard error, on a terminal only.
 
 use std::io::{self, IsTerminal};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use crate::arguments::Plan;
 use crate::result::Point;
 use crate::table::{bytes_per_second, count, counted, time};
 
-/// The line, if somebody can see it.
+/// The progress line, if standard error is a terminal.
 pub(crate) struct Progress {
     bar: Option<ProgressBar>,
     connections: u32,
@@ -28,14 +28,14 @@ impl Progress {
         Self { bar, connections: plan.connections }
     }
 
-    /// The load begins, and is not measured yet.
+    /// The warm-up begins.
     pub(crate) fn warming_up(&self, warmup: Duration) {
         if let Some(bar) = &self.bar {
             bar.set_message(format!("warming up for {}", time(warmup)));
         }
     }
 
-    /// What is measured begins.
+    /// The measured time begins.
     pub(crate) fn begin(&self) {
         if let Some(bar) = &self.bar {
             bar.reset_elapsed();
@@ -65,7 +65,7 @@ impl Progress {
         }
     }
 
-    /// Takes the line away: the result follows.
+    /// Removes the line before the result.
     pub(crate) fn clear(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
@@ -73,7 +73,7 @@ impl Progress {
     }
 }
 
-/// An interval in what 80 columns leave beside time and bar.
+/// An interval, in the space that 80 columns leave beside time and bar.
 fn line(point: &Point, faults: u64) -> String {
     let rate = count(point.messages_per_second);
     let mut line = match (point.p50_ns, point.p99_ns) {
@@ -84,8 +84,8 @@ fn line(point: &Point, faults: u64) -> String {
         _ => {
             let wait = time(Duration::from_nanos(point.longest_wait_ns));
             match point.outstanding {
-                0 => format!("{rate}/s, nothing is due"),
-                waiting => format!("no echo: {waiting} wait, the first for {wait}"),
+                0 => format!("{rate}/s, no message scheduled"),
+                waiting => format!("no echo: {waiting} waiting, oldest {wait}"),
             }
         }
     };
@@ -133,6 +133,6 @@ mod tests {
             outstanding: 8,
             longest_wait_ns: 1_500_000_000,
         };
-        assert_eq!(line(&point, 1), "no echo: 8 wait, the first for 1.50 s, 1 error");
+        assert_eq!(line(&point, 1), "no echo: 8 waiting, oldest 1.50 s, 1 error");
     }
 }

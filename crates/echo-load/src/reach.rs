@@ -1,6 +1,6 @@
-//! Which address the load goes to. A name may have several, and not all of them need answer:
-//! `localhost` is `::1` first on most machines. So where there is a choice, each is connected to
-//! once, in their order, and the first that answers is used.
+//! Selects the address of the target. A name may have several, and not all may answer: `localhost`
+//! is `::1` first on most machines. If there are several, they are tried once each, in order, and
+//! the first that answers is used.
 
 use std::io;
 use std::net::SocketAddr;
@@ -19,7 +19,7 @@ use crate::signals::Signals;
 use crate::status::Status;
 use crate::target::{Address, Unresolved};
 
-/// How a target is named in errors.
+/// The name of a target in errors.
 pub(crate) fn named(target: &str, address: Option<&str>) -> String {
     match address {
         Some(address) if !target.ends_with(address) => format!("{target} ({address})"),
@@ -32,15 +32,15 @@ fn unconnected(plan: &Plan, why: &str) -> Failure {
     Failure::Fatal(Status::Unconnected, text)
 }
 
-/// All addresses of the target. Asking for them may take long, so a thread of its own does it.
+/// All addresses of the target. A separate thread resolves them, because that may take long.
 ///
 /// # Errors
-/// When there are none, or the user does not want to wait.
+/// When there are none, or the user interrupts.
 pub(crate) fn resolve(plan: &Plan, signals: &mut Signals) -> Result<Vec<Address>, Failure> {
     let (tell, answer) = mpsc::channel();
     let (target, sources) = (plan.target.clone(), plan.sources.clone());
     let ask = move || {
-        // Nobody listens if the user did not want to wait.
+        // It fails if the user has interrupted.
         let _ = tell.send(target.resolve(&sources));
     };
     thread::Builder::new().spawn(ask).map_err(|error| {
@@ -63,7 +63,7 @@ pub(crate) fn resolve(plan: &Plan, signals: &mut Signals) -> Result<Vec<Address>
 /// The address to use.
 ///
 /// # Errors
-/// When none of several answers, or the user does not want to wait.
+/// When none of several answers, or the user interrupts.
 pub(crate) fn choose(
     plan: &Plan,
     mut addresses: Vec<Address>,
@@ -82,7 +82,7 @@ pub(crate) fn choose(
     Err(unconnected(plan, &failures.join("; ")))
 }
 
-/// Whether somebody accepts connections at an address.
+/// Whether a server accepts connections at an address.
 fn answers(
     plan: &Plan,
     address: &Address,
@@ -115,7 +115,7 @@ fn answers(
             PollFd::new(socket.as_fd(), PollFlags::POLLOUT),
             PollFd::new(signals.as_fd(), PollFlags::POLLIN),
         ];
-        // An error means that it was too short; the clock decides.
+        // An error only shortens the wait; the clock decides.
         let _ = poll(&mut files, timeout);
         if files[0].any() == Some(true) {
             return Ok(match socket.take_error() {

@@ -1,4 +1,4 @@
-//! What a run came to: the one result under all outputs, and the judgement of it.
+//! The result of a run, on which all output formats are based, and its problems.
 
 use std::time::{Duration, SystemTime};
 
@@ -8,13 +8,13 @@ use crate::orders::Outcome;
 use crate::status::Status;
 use crate::table::counted;
 
-/// Everything about a run that has ended.
+/// The complete result of a run.
 pub(crate) struct Result {
-    /// The address that was used, if it came to that.
+    /// The address that was used, if any.
     pub(crate) address: Option<String>,
     /// When the measured time began.
     pub(crate) started_at: SystemTime,
-    /// After the warm-up, until the last report; and what became of messages afterwards.
+    /// From the warm-up until the last report, and the outcome of messages afterwards.
     pub(crate) total: Measured,
     /// The reports, in order.
     pub(crate) intervals: Vec<Point>,
@@ -29,13 +29,13 @@ pub(crate) struct Result {
 /// Why a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ended {
-    /// Its time was over.
+    /// After its full duration.
     OnTime,
     /// By a signal.
     Interrupted,
     /// All connections were lost.
     Lost,
-    /// Nobody reads its reports any more, or they cannot be written.
+    /// Its output was closed or cannot be written.
     Unread,
 }
 
@@ -50,10 +50,10 @@ impl Ended {
         }
     }
 
-    /// What is said of it in the table.
+    /// The text for it in the table.
     pub(crate) fn text(self) -> &'static str {
         match self {
-            Self::OnTime => "its time was over",
+            Self::OnTime => "complete",
             Self::Interrupted => "interrupted",
             Self::Lost => "all connections were lost",
             Self::Unread => "its output was closed",
@@ -63,7 +63,7 @@ impl Ended {
 
 /// A report, without its histograms.
 pub(crate) struct Point {
-    /// Since the beginning of the measured time, at the end of the interval.
+    /// The end of the interval, since the beginning of the measured time.
     pub(crate) at: Duration,
     pub(crate) messages_per_second: f64,
     pub(crate) bytes_per_second: f64,
@@ -72,7 +72,7 @@ pub(crate) struct Point {
     pub(crate) p99_ns: Option<u64>,
     /// Messages that waited for their echo at its end.
     pub(crate) outstanding: u64,
-    /// How long the first of them had waited.
+    /// How long the oldest of them had waited.
     pub(crate) longest_wait_ns: u64,
 }
 
@@ -90,7 +90,7 @@ impl Point {
     }
 }
 
-/// Something for which the result is not fine.
+/// A reason why the result is not a success.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Problem {
     pub(crate) status: Status,
@@ -111,7 +111,7 @@ impl Result {
         }
     }
 
-    /// What is not fine, in the order of the exit statuses.
+    /// The problems, in the order of the exit statuses.
     pub(crate) fn problems(&self, plan: &Plan) -> Vec<Problem> {
         let (outcome, counts) = (&self.outcome, &self.total.counts);
         let mut problems = Vec::new();
@@ -121,7 +121,7 @@ impl Result {
         }
         if let Some(error) = &outcome.connect_error {
             let failed = counted(outcome.connect_failures, "connect");
-            note(Status::Unconnected, format!("{failed} failed, the first for: {error}"));
+            note(Status::Unconnected, format!("{failed} failed, the first with: {error}"));
         }
         if self.ended == Ended::Lost {
             let elapsed = self.total.elapsed.as_secs_f64();
@@ -135,7 +135,7 @@ impl Result {
             let text = format!("{} not answered", counted(counts.unanswered, "message"));
             note(Status::Incomplete, text);
         }
-        // In a closed loop it is connects that failed.
+        // In a closed loop only failed connects leave messages unsent.
         let has_rate = plan.rate_per_second.is_some();
         if has_rate && counts.unsent as f64 > counts.scheduled as f64 * plan.tolerance {
             let share = counts.unsent as f64 / counts.scheduled as f64 * 100.0;

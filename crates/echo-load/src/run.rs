@@ -1,7 +1,7 @@
-//! The main thread: starts the workers, takes them through the phases, asks what they measured, and
-//! tells the result.
+//! The main thread: starts the workers, controls their phases, collects their measurements, and
+//! reports the result.
 //!
-//! It never waits for anything without looking at the signals, at least every [`LOOK`].
+//! Every wait checks for signals, at least every [`LOOK`].
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -29,14 +29,14 @@ use crate::worker::{Task, Worker};
 use crate::writer::Writer;
 use crate::{hdr, json, plot, table};
 
-/// How often the main thread looks up from waiting.
+/// The maximum time between two checks for signals.
 pub(crate) const LOOK: Duration = Duration::from_millis(50);
 
 /// Why there is no result.
 pub(crate) enum Failure {
     /// The user ended the run before it began.
     Interrupted,
-    /// Something failed: the exit status, and what is said.
+    /// An error: the exit status and the text.
     Fatal(Status, String),
 }
 
@@ -69,23 +69,23 @@ struct Run {
     news: Option<Receiver<News>>,
     signals: Signals,
     origin: Instant,
-    /// When messages were last looked through for those that have waited too long.
+    /// When messages were last checked for timeouts.
     swept: Instant,
     progress: Progress,
     writer: Writer,
     hdr: Option<hdr::Log>,
     plot: Option<Replacement>,
-    /// What could not be written, and why.
+    /// Errors of output files.
     unwritten: Vec<String>,
-    /// As far as it is known.
+    /// The result so far.
     result: Result,
-    /// What became of messages after the measured time.
+    /// The outcome of messages after the measured time.
     end: Measured,
     workers_left: usize,
 }
 
 impl Run {
-    /// Finds out, before anything is connected or overwritten, what cannot be had.
+    /// Checks for missing resources before anything is connected or overwritten.
     fn new(plan: Plan) -> Attempt<Self> {
         let fatal_output = |why| Failure::Fatal(Status::Output, why);
         output::check().map_err(|error| fatal_output(format!("standard output: {error}")))?;
@@ -145,7 +145,7 @@ impl Run {
         Ok(address)
     }
 
-    /// Starts the workers, and waits until each has what it needs.
+    /// Starts the workers, and waits until each has its resources.
     fn employ(&mut self, address: &Address) -> Attempt<()> {
         let (tell, news) = mpsc::channel();
         self.news = Some(news);
@@ -168,7 +168,7 @@ impl Run {
                     .map_err(|unusable| unusable.to_string())
                     .and_then(|worker| worker.work().map_err(|error| error.to_string()));
                 if let Err(fault) = done {
-                    // If the main thread no longer listens, the run has failed already.
+                    // It fails only if the run has failed already.
                     let _ = broken.send(News::Broken(fault));
                 }
             };
@@ -190,7 +190,7 @@ impl Run {
         Ok(())
     }
 
-    /// Waits until all connections stand.
+    /// Waits until all connections are established.
     fn connect(&mut self) -> Attempt<()> {
         self.orders.set_phase(Phase::Connect);
         self.wake();
@@ -211,7 +211,9 @@ impl Run {
             } else if since.elapsed() > self.plan.timeout {
                 let seconds = self.plan.timeout.as_secs_f64();
                 let stand = table::counted(connected, "connection");
-                return Err(self.unconnected(&format!("no answer for {seconds} s, {stand} made")));
+                return Err(
+                    self.unconnected(&format!("no answer for {seconds} s, {stand} established"))
+                );
             }
         }
         self.result.connections_made = self.orders.connected.load(Ordering::Relaxed);
@@ -223,7 +225,7 @@ impl Run {
         Failure::Fatal(Status::Unconnected, format!("cannot connect to {place}: {why}"))
     }
 
-    /// The run proper, from the first message to the end of the last connection.
+    /// The run itself, from the first message to the end of the last connection.
     fn measure(&mut self) -> Attempt<()> {
         let mut begin = self.origin.elapsed();
         let mut ended = None;
@@ -248,7 +250,7 @@ impl Run {
         let mut next = begin;
         self.progress.begin();
         loop {
-            // Reports that could not be made in time are left out.
+            // Reports that could not be made in time are skipped.
             let late = self.origin.elapsed().saturating_sub(next);
             let missed = late.as_nanos() / self.plan.interval.as_nanos();
             let step = self.plan.interval.as_nanos() * (missed + 1);
@@ -258,7 +260,7 @@ impl Run {
             }
             let is_last = ended.is_some() || next >= end;
             if is_last {
-                // The end of the last interval is that of the run, for every worker.
+                // The end of the last interval is the end of the run, for every worker.
                 self.orders.set_phase(Phase::Finish);
             }
             let measured = self.collect()?;
@@ -272,7 +274,7 @@ impl Run {
         self.finish()
     }
 
-    /// Adds an interval, and shows it to those who watch.
+    /// Adds an interval and reports it.
     fn report(&mut self, measured: &Measured) {
         let from = self.result.total.elapsed;
         self.result.total.add_later(measured);
@@ -286,7 +288,7 @@ impl Run {
         self.result.intervals.push(point);
     }
 
-    /// Writes to the --hdr file. If that fails, the run goes on without it.
+    /// Writes to the --hdr file. If that fails, the run continues without it.
     fn log(&mut self, from: Duration, measured: &Measured) {
         let Some(log) = &mut self.hdr else { return };
         if let Err(error) = log.write(from, measured) {
@@ -295,7 +297,7 @@ impl Run {
         }
     }
 
-    /// Waits for a moment, or for a reason not to go on.
+    /// Waits until a moment, or for a reason to end the run early.
     fn pause_until(&mut self, moment: Duration) -> Attempt<Option<Ended>> {
         loop {
             let left = moment.saturating_sub(self.origin.elapsed());
@@ -306,7 +308,7 @@ impl Run {
             let timeout = PollTimeout::try_from(left.min(self.look()) + Duration::from_millis(1));
             let timeout = timeout.expect("invariant: a look is shorter than the longest wait");
             let mut files = [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
-            // An error means that it was too short; the clock decides.
+            // An error only shortens the wait; the clock decides.
             let _ = poll(&mut files, timeout);
             if self.signals.is_interrupted() {
                 return Ok(Some(Ended::Interrupted));
@@ -317,17 +319,17 @@ impl Run {
             if self.writer.has_failed() {
                 return Ok(Some(Ended::Unread));
             }
-            // Nothing but bad news comes unasked.
+            // Only errors arrive without a request.
             self.hear(Duration::ZERO)?;
         }
     }
 
-    /// How often to look up: a message that times out is to be seen soon afterwards.
+    /// How often to check: a timeout should be detected soon.
     fn look(&self) -> Duration {
         LOOK.min(self.plan.timeout / 8).max(Duration::from_millis(1))
     }
 
-    /// Has the workers look for messages that have waited for too long, from time to time.
+    /// Makes the workers check for timeouts from time to time.
     fn sweep(&mut self) {
         let pause = (self.plan.timeout / 16).min(Duration::from_millis(250));
         if self.swept.elapsed() >= pause {
@@ -337,7 +339,7 @@ impl Run {
         }
     }
 
-    /// Asks all workers what they measured.
+    /// Collects the measurements of all workers.
     fn collect(&mut self) -> Attempt<Measured> {
         self.orders.ticks.fetch_add(1, Ordering::Release);
         self.wake();
@@ -348,13 +350,13 @@ impl Run {
                 sum.add_parallel(&measured);
                 heard += 1;
             }
-            // The first signal ends the run at its next look, the second at once.
+            // The first signal ends the run at the next check, the second at once.
             self.signals.is_interrupted();
         }
         Ok(sum)
     }
 
-    /// Lets the workers end their connections, and takes what they came to.
+    /// Makes the workers end their connections, and collects their results.
     fn finish(&mut self) -> Attempt<()> {
         self.progress.finishing();
         let since = Instant::now();
@@ -396,7 +398,7 @@ impl Run {
         Ok(())
     }
 
-    /// The next news, if there are any soon.
+    /// The next message of a worker, if one arrives within `timeout`.
     fn hear(&mut self, timeout: Duration) -> Attempt<Option<News>> {
         let Some(news) = &self.news else { return Ok(None) };
         match news.recv_timeout(timeout) {
@@ -417,12 +419,12 @@ impl Run {
 
     fn wake(&self) {
         for wake in &self.wakes {
-            // It fails only if it is full of wakes that nobody has read: then one comes anyway.
+            // It fails only if wake-ups are pending, and then another is not needed.
             let _ = wake.write(1);
         }
     }
 
-    /// Shows the result in all forms that were asked for; returns the exit status.
+    /// Writes the result in all requested formats; returns the exit status.
     fn conclude(mut self) -> Status {
         let output = &self.plan.output;
         if output.json || output.json_stream {
@@ -444,7 +446,7 @@ impl Run {
             self.signals.is_interrupted();
         };
         match written {
-            // Whoever reads no further has what he wants.
+            // A reader that closes the output early is not an error.
             Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
                 self.unwritten.push(format!("cannot write to standard output: {error}"));
             }

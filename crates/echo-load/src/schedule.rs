@@ -1,9 +1,9 @@
-//! The open loop: messages become due at fixed moments, whatever the server does.
+//! The open loop: messages are scheduled at fixed times, whatever the server does.
 //!
-//! Message `k` of the run is due `k` periods after the start. Threads take turns, and within a
-//! thread its connections do; so the moment of each message, and how many are due at a moment, can
-//! be computed. Nothing is remembered or counted up a message at a time, however far the answers
-//! fall behind and however high the rate is.
+//! The scheduled time of message `k` of the run is `k` periods after the start. Threads alternate,
+//! and so do the connections within a thread. The scheduled time of each message, and the number of
+//! messages scheduled until a given time, can therefore be computed. There is no state or work for
+//! each scheduled message, however far the echoes fall behind and however high the rate is.
 
 use crate::arguments::{Mode, Plan};
 
@@ -19,14 +19,14 @@ pub(crate) struct Schedule {
     thread: u64,
     threads: u64,
     connections: u64,
-    /// From one connection to the next to be served.
+    /// The distance from one connection to the next in turn.
     stride: u64,
-    /// Messages of this thread that have become due.
+    /// Messages of this thread whose scheduled time has come.
     due: u64,
 }
 
 impl Schedule {
-    /// If the plan has a rate: the schedule of `thread`, which has `connections` of its own.
+    /// The schedule of `thread`, which has `connections`, if the plan has a rate.
     pub(crate) fn new(plan: &Plan, thread: u32, connections: u64) -> Option<Self> {
         let period = NANOSECONDS / plan.rate_per_second?;
         Some(Self {
@@ -40,17 +40,17 @@ impl Schedule {
         })
     }
 
-    /// Begins at `start`, in nanoseconds of the run.
+    /// Starts the schedule at `start`, in nanoseconds of the run.
     pub(crate) fn begin(&mut self, start: u64) {
         self.start = start;
     }
 
-    /// Which connection takes the turn `rank`.
+    /// The connection with the turn `rank`.
     pub(crate) fn connection(&self, rank: u64) -> usize {
         (rank * self.stride % self.connections) as usize
     }
 
-    /// The moment of message `count` (from 0) of the connection with the turn `rank`.
+    /// The scheduled time of message `count` (from 0) of the connection with the turn `rank`.
     pub(crate) fn moment(&self, rank: u64, count: u64) -> u64 {
         self.moment_of(count * self.connections + rank)
     }
@@ -60,8 +60,8 @@ impl Schedule {
         self.period * self.threads as f64 * self.connections as f64
     }
 
-    /// Lets everything become due that is so at `now`. Returns the turns of those connections that
-    /// have something due since the last time, each once: the first of them and their number.
+    /// Advances the schedule to `now`. Returns the turns of the connections with newly scheduled
+    /// messages, each once: the first of them and their number.
     pub(crate) fn advance(&mut self, now: u64) -> (u64, u64) {
         let before = self.due;
         if self.next_moment() <= now {
@@ -77,18 +77,18 @@ impl Schedule {
         ((self.due - fresh) % self.connections, fresh)
     }
 
-    /// How many messages of this thread have become due.
+    /// How many messages of this thread have been scheduled until now.
     pub(crate) fn due(&self) -> u64 {
         self.due
     }
 
-    /// How many messages of the connection with the turn `rank` have become due.
+    /// How many messages of the connection with the turn `rank` have been scheduled until now.
     pub(crate) fn due_of(&self, rank: u64) -> u64 {
         let behind = self.connections - 1 - rank;
         (self.due + behind) / self.connections
     }
 
-    /// When the next message becomes due.
+    /// The scheduled time of the next message.
     pub(crate) fn next_moment(&self) -> u64 {
         self.moment_of(self.due)
     }
@@ -99,7 +99,7 @@ impl Schedule {
     }
 }
 
-/// A step that visits all of `count` places, neighbours far apart.
+/// A stride that visits all of `count` connections, with neighbours far apart.
 fn far_stride(count: u64) -> u64 {
     let golden = (count as f64 * 0.618) as u64;
     (golden.max(1)..).find(|&stride| gcd(stride, count) == 1).unwrap_or(1)

@@ -1,4 +1,4 @@
-//! The signals that end a run: the first lets it end with its result, the second ends the process.
+//! The signals that end a run: the first ends it with its result, the second ends the process.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -7,17 +7,17 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::status::Status;
 
-/// SIGINT and SIGTERM, from the time on at which this was made.
+/// SIGINT and SIGTERM, blocked and readable.
 pub(crate) struct Signals {
     fd: SignalFd,
     interrupted: bool,
 }
 
 impl Signals {
-    /// To be made before any thread is: all inherit that the signals are blocked.
+    /// Must be called before any thread is started, so that all threads inherit the signal mask.
     ///
     /// # Errors
-    /// When the kernel gives no signalfd(2).
+    /// When there can be no signalfd(2).
     pub(crate) fn new() -> Result<Self, String> {
         let mut mask = SigSet::empty();
         mask.add(Signal::SIGINT);
@@ -29,7 +29,7 @@ impl Signals {
         Ok(Self { fd, interrupted: false })
     }
 
-    /// Whether the user asked us to end. The second time ends the process at once.
+    /// Whether a signal has arrived. The second signal ends the process at once.
     pub(crate) fn is_interrupted(&mut self) -> bool {
         while let Ok(Some(_)) = self.fd.read_signal() {
             if std::mem::replace(&mut self.interrupted, true) {

@@ -1,29 +1,29 @@
-//! How long messages are: always the same, evenly out of a range, or by weights.
+//! Message sizes: fixed, uniformly distributed over a range, or weighted.
 
 use std::str::FromStr;
 
 use bytesize::ByteSize;
 
-/// The longest message: it must fit into memory once for each connection.
+/// The maximum message size: one message for each connection must fit into memory.
 const BYTES_MAX: u64 = 64 << 20;
 
 /// The lengths of messages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Sizes {
-    /// As it was written.
+    /// As given on the command line.
     text: String,
-    /// Ranges of bytes, both ends included, and how many of all have come up to each: the last has
-    /// the sum of all weights.
+    /// Ranges of bytes, both ends included, each with the sum of the weights up to and including
+    /// it.
     ranges: Vec<(usize, usize, u64)>,
 }
 
 impl Sizes {
-    /// The longest.
+    /// The maximum size.
     pub(crate) fn bytes_max(&self) -> usize {
         self.ranges.iter().map(|range| range.1).max().expect("invariant: there is one")
     }
 
-    /// One length, drawn with 64 random bits.
+    /// One size, selected by 64 random bits.
     pub(crate) fn draw(&self, random: u64) -> usize {
         let [(low, high, _)] = self.ranges[..] else { return self.draw_weighted(random) };
         low + (random % (high - low + 1) as u64) as usize
@@ -37,12 +37,12 @@ impl Sizes {
         low + ((random & 0xffff_ffff) % (high - low + 1) as u64) as usize
     }
 
-    /// The only length there is, if so.
+    /// The size, if it is fixed.
     pub(crate) fn fixed(&self) -> Option<usize> {
         matches!(self.ranges[..], [(low, high, _)] if low == high).then(|| self.ranges[0].0)
     }
 
-    /// As the user wrote it.
+    /// As given on the command line.
     pub(crate) fn text(&self) -> &str {
         &self.text
     }
@@ -60,7 +60,8 @@ impl FromStr for Sizes {
                 None => (part, 1),
                 Some((range, weight)) => {
                     let weight = weight.trim().trim_end_matches('%').parse::<u32>();
-                    let wrong = format!("{part:?}: the weight is no number of at least 1");
+                    let wrong =
+                        format!("{part:?}: the weight must be a whole number of at least 1");
                     (range, weight.ok().filter(|&it| it > 0).ok_or(wrong)?)
                 }
             };
@@ -82,14 +83,14 @@ fn bytes(text: &str) -> Result<usize, String> {
     let size = text
         .trim()
         .parse::<ByteSize>()
-        .map_err(|_| format!("{text:?} is no size; write 64, 4KiB, 64..4KiB or 64:90,16KiB:10"))?;
+        .map_err(|_| format!("{text:?} is not a size; use 64, 4KiB, 64..4KiB or 64:90,16KiB:10"))?;
     match size.as_u64() {
         bytes @ 1..=BYTES_MAX => Ok(bytes as usize),
-        _ => Err(format!("{text:?}: a message has 1 byte to 64MiB")),
+        _ => Err(format!("{text:?} is out of range; use 1 byte to 64MiB")),
     }
 }
 
-/// A stream of random numbers, good enough to draw lengths with (xorshift64*).
+/// A random number generator for message sizes (xorshift64*).
 #[derive(Clone, Debug)]
 pub(crate) struct Random(u64);
 

@@ -1,20 +1,20 @@
-//! The exit statuses, all of them. Where several apply the lowest is told.
+//! All exit statuses. If several apply, the lowest is returned.
 
 use std::process::ExitCode;
 
-/// How the program ends.
+/// The exit status of the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub(crate) enum Status {
-    /// All echoes were right and nothing is missing; nothing got worse.
+    /// All echoes were correct and complete; nothing got worse.
     Fine = 0,
-    /// Something came back wrong, or was lost.
+    /// An echo was wrong or lost.
     Faults = 1,
-    /// Wrong usage (clap's own number), or the machine lacks what the run needs.
+    /// Usage error (clap's own number), or the machine lacks a resource that the run needs.
     Usage = 2,
     /// A connection could not be made.
     Unconnected = 3,
-    /// Nothing was wrong, but something is missing; or a verdict is against the result.
+    /// Nothing was wrong, but the result is incomplete, or worse than the one it is compared with.
     Incomplete = 4,
     /// The result could not be written.
     Output = 5,

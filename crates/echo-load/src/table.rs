@@ -1,4 +1,4 @@
-//! The result for people: a table, with units.
+//! The result as a table with units.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -23,14 +23,14 @@ pub(crate) const PERCENTILES: [(f64, &str); 6] = [
     (99.99, "p99_99"),
 ];
 
-/// Faults that are written out.
+/// The maximum number of faults shown.
 const FAULTS_SHOWN: usize = 10;
 
 /// The whole table.
 pub(crate) fn table(plan: &Plan, result: &Result) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: &str| {
-        writeln!(text, "{name:<12} {value}").expect("invariant: a string takes everything");
+        writeln!(text, "{name:<12} {value}").expect("invariant: writing to a String never fails");
     };
     let total = &result.total;
     line("target", &named(&plan.target.text, result.address.as_deref()));
@@ -75,7 +75,7 @@ pub(crate) fn table(plan: &Plan, result: &Result) -> String {
     text
 }
 
-/// What became of all messages.
+/// The outcome of all messages.
 fn balance(result: &Result) -> String {
     let Counts { scheduled, answered, late, unanswered, unsent } = result.total.counts;
     format!(
@@ -117,7 +117,7 @@ fn latencies(result: &Result) -> String {
     let mut row = |name: &str, value: &dyn Fn(&Histogram<u64>) -> f64| {
         text += &format!("{name:<12}");
         for (_, histogram) in &columns {
-            // Where nothing was measured there is no value.
+            // If nothing was measured there is no value.
             let known = !histogram.is_empty();
             let value = if known { nanoseconds(value(histogram)) } else { "–".to_owned() };
             text += &format!(" {value:>12}");
@@ -134,7 +134,7 @@ fn latencies(result: &Result) -> String {
     text + &dominance(&result.total)
 }
 
-/// Says so where the corrected latencies tell more of this client than of the server.
+/// A note if the corrected latencies describe this client more than the server.
 fn dominance(total: &Measured) -> String {
     let (Some(corrected), Some(lateness)) = (&total.corrected, &total.lateness) else {
         return String::new();
@@ -148,7 +148,7 @@ fn dominance(total: &Measured) -> String {
         return String::new();
     }
     let names = names.join(" and ");
-    format!("{:<12} this client's own lateness is more than half of corrected {names}\n", "note")
+    format!("{:<12} the lateness of this client is more than half of corrected {names}\n", "note")
 }
 
 fn faults(plan: &Plan, result: &Result) -> String {
@@ -178,7 +178,7 @@ fn faults(plan: &Plan, result: &Result) -> String {
     }
     if outcome.left_open > 0 {
         let left = counted(outcome.left_open, "connection");
-        text += &format!("{:<12} {left}, by the server after our FIN\n", "left open");
+        text += &format!("{:<12} {left}, not closed by the server after our FIN\n", "left open");
     }
     text
 }
@@ -193,7 +193,7 @@ fn nanoseconds(nanoseconds: f64) -> String {
     time(Duration::from_nanos(nanoseconds as u64))
 }
 
-/// A number for people: three digits that matter, more if they stand before the point.
+/// A number with three significant digits, or more before the decimal point.
 pub(crate) fn count(number: f64) -> String {
     match number {
         0.0 => "0".to_owned(),
@@ -207,7 +207,7 @@ pub(crate) fn bytes_per_second(rate: f64) -> String {
     format!("{}/s", ByteSize(rate as u64))
 }
 
-/// A time for people.
+/// A time with a unit.
 pub(crate) fn time(time: Duration) -> String {
     match time.as_nanos() as f64 {
         nanoseconds @ 1e9.. => format!("{:.2} s", nanoseconds / 1e9),
@@ -221,8 +221,8 @@ mod tests {
     use super::*;
     use crate::measure::{Fate, Wait};
 
-    /// A hundred messages that were corrected to 100 µs each: the client held up `late` of them for
-    /// 60 µs, and the others for 40 µs.
+    /// A hundred messages with a corrected latency of 100 µs each: the client delayed `late` of
+    /// them by 60 µs, and the others by 40 µs.
     fn measured(late: usize) -> Measured {
         let mut measured = Measured::new(true);
         for index in 0..100 {
@@ -233,9 +233,9 @@ mod tests {
         measured
     }
 
-    /// Goal: the table says which percentiles are the client's own, and of no others.
+    /// Goal: the note names exactly the percentiles that the client dominates.
     #[test]
-    fn a_client_that_is_late_itself_is_told() {
+    fn a_late_client_is_noted() {
         assert_eq!(dominance(&measured(0)), "");
         assert!(dominance(&measured(10)).ends_with("more than half of corrected p99\n"));
         assert!(dominance(&measured(90)).ends_with("more than half of corrected p50 and p99\n"));

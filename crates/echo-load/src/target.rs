@@ -1,4 +1,4 @@
-//! Where the load goes: how it is written, and what it comes to.
+//! The target of the load: its syntax and its addresses.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6, ToSocketAddrs};
@@ -6,10 +6,10 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6, ToSocketAddrs};
 use nix::net::if_::if_nametoindex;
 use socket2::SockAddr;
 
-/// Where the load goes, as it was written and taken apart.
+/// The target, as text and parsed.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Target {
-    /// As it was written.
+    /// As given on the command line.
     pub(crate) text: String,
     place: Place,
 }
@@ -27,9 +27,9 @@ enum Place {
 /// Why there is no address to connect to.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Unresolved {
-    /// The name is not known, or not now.
+    /// The name cannot be resolved.
     Name(String),
-    /// It has no address of the family that `--source` has.
+    /// It has no address in the family of `--source`.
     Family(String),
 }
 
@@ -38,23 +38,23 @@ pub(crate) enum Unresolved {
 pub(crate) struct Address(pub(crate) SockAddr);
 
 impl Target {
-    /// `tcp://HOST:PORT`, `HOST:PORT`, `unix:PATH` or `unix:@NAME` (abstract). An IPv6 address
-    /// stands in brackets, with its zone if it needs one: `[fe80::1%eth0]:7`.
+    /// Parses `tcp://HOST:PORT`, `HOST:PORT`, `unix:PATH` or `unix:@NAME` (abstract). An IPv6
+    /// address is in brackets, with its zone if it needs one: `[fe80::1%eth0]:7`.
     ///
     /// # Errors
-    /// What is wrong, and how it is written.
+    /// A text with the error and the syntax.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let wrong = |why: &str| {
-            format!("TARGET {text:?}: {why}; write HOST:PORT, tcp://HOST:PORT or unix:PATH")
+            format!("TARGET {text:?}: {why}; use HOST:PORT, tcp://HOST:PORT or unix:PATH")
         };
         let place = if let Some(path) = without_prefix(text, "unix:") {
             unix(path).map_err(|why| wrong(&why))?
         } else if without_prefix(text, "udp:").is_some() {
-            return Err(wrong("UDP is not there yet"));
+            return Err(wrong("UDP is not supported yet"));
         } else {
             let rest = without_prefix(text, "tcp://").unwrap_or(text);
             if rest.contains("//") {
-                return Err(wrong("the scheme is not known"));
+                return Err(wrong("the scheme is unknown"));
             }
             tcp(rest.strip_suffix('/').unwrap_or(rest)).map_err(wrong)?
         };
@@ -66,11 +66,11 @@ impl Target {
         matches!(self.place, Place::Unix(_))
     }
 
-    /// All its addresses, in the order in which they are to be tried; where there are `sources`,
-    /// those of their family.
+    /// All its addresses, in the order in which they are tried; with `sources`, only those of the
+    /// same family.
     ///
     /// # Errors
-    /// When the name is not known, or has no address that goes with the sources.
+    /// When the name cannot be resolved, or has no address in the family of the sources.
     pub(crate) fn resolve(&self, sources: &[IpAddr]) -> Result<Vec<Address>, Unresolved> {
         let (host, port) = match &self.place {
             Place::Unix(address) => return Ok(vec![Address(address.clone())]),
@@ -112,17 +112,17 @@ impl fmt::Display for Address {
     }
 }
 
-/// An address on one interface, which `zone` names or numbers.
+/// An address on the interface with the name or number `zone`.
 fn in_zone(address: &str, zone: &str, port: u16) -> Result<SocketAddr, Unresolved> {
-    let address = address
-        .parse::<Ipv6Addr>()
-        .map_err(|_| Unresolved::Name(format!("{address} is no IPv6 address, and has a zone")))?;
+    let address = address.parse::<Ipv6Addr>().map_err(|_| {
+        Unresolved::Name(format!("{address} has a zone but is not an IPv6 address"))
+    })?;
     let scope = zone.parse().or_else(|_| if_nametoindex(zone));
     let scope = scope.map_err(|_| Unresolved::Name(format!("there is no interface {zone}")))?;
     Ok(SocketAddrV6::new(address, port, 0, scope).into())
 }
 
-/// The rest of `text` after `prefix`, whose letters may be of either case.
+/// The rest of `text` after `prefix`, ignoring case.
 fn without_prefix<'a>(text: &'a str, prefix: &str) -> Option<&'a str> {
     let start = text.get(..prefix.len())?;
     start.eq_ignore_ascii_case(prefix).then(|| &text[prefix.len()..])
@@ -140,10 +140,10 @@ fn unix(path: &str) -> Result<Place, String> {
 fn tcp(text: &str) -> Result<Place, &'static str> {
     let (host, port) = text.rsplit_once(':').ok_or("the port is missing")?;
     let port = port.parse::<u16>().ok().filter(|port| *port != 0);
-    let port = port.ok_or("the port is no number from 1 to 65535")?;
+    let port = port.ok_or("the port must be a number from 1 to 65535")?;
     let host = match host.strip_prefix('[') {
         Some(host) => host.strip_suffix(']').ok_or("a bracket is missing")?,
-        None if host.contains(':') => return Err("an IPv6 address stands in brackets"),
+        None if host.contains(':') => return Err("an IPv6 address must be in brackets"),
         None => host,
     };
     if host.is_empty() {

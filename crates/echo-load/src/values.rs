@@ -1,14 +1,14 @@
-//! How numbers, times and shares are written on the command line.
+//! The syntax of numbers, times and percentages on the command line.
 
 use std::time::Duration;
 
-/// The shortest time between two reports. To ask all threads takes some ten microseconds and
+/// The minimum time between two reports. A report takes some ten microseconds in all threads and
 /// copies their histograms.
 const INTERVAL_MIN: Duration = Duration::from_millis(1);
-/// A seed that a JSON number holds: 53 bits.
+/// The maximum seed that a JSON number can represent: 53 bits.
 pub(crate) const SEED_MAX: u64 = (1 << 53) - 1;
 
-/// A decimal number with or without a suffix of thousands: `20000`, `0.5`, `20k`, `1.5M`, `1e6`.
+/// A decimal number with or without a suffix: `20000`, `0.5`, `20k`, `1.5M`, `1e6`.
 fn decimal(text: &str) -> Option<f64> {
     let (digits, factor) = match text.char_indices().last()? {
         (end, 'k' | 'K') => (&text[..end], 1e3),
@@ -23,7 +23,7 @@ fn decimal(text: &str) -> Option<f64> {
 
 /// A whole number from 1 to `MAX`: `1000` or `20k`.
 pub(crate) fn count<const MAX: u32>(text: &str) -> Result<u32, String> {
-    let number = decimal(text).ok_or("write a number, such as 1000 or 20k")?;
+    let number = decimal(text).ok_or("use a number such as 1000 or 20k")?;
     if number.fract() != 0.0 || !(1.0..=f64::from(MAX)).contains(&number) {
         return Err(format!("it must be a whole number from 1 to {MAX}"));
     }
@@ -32,7 +32,7 @@ pub(crate) fn count<const MAX: u32>(text: &str) -> Result<u32, String> {
 
 /// Messages per second.
 pub(crate) fn rate(text: &str) -> Result<f64, String> {
-    let rate = decimal(text).ok_or("write messages per second, such as 1000 or 20k")?;
+    let rate = decimal(text).ok_or("use messages per second, such as 1000 or 20k")?;
     if (0.001..=1e9).contains(&rate) {
         Ok(rate)
     } else {
@@ -43,25 +43,27 @@ pub(crate) fn rate(text: &str) -> Result<f64, String> {
 /// A share, as a fraction of 1.
 pub(crate) fn share(text: &str) -> Result<f64, String> {
     let number = percent(text)?;
-    if number <= 100.0 { Ok(number / 100.0) } else { Err("it is 100% at most".to_owned()) }
+    if number <= 100.0 { Ok(number / 100.0) } else { Err("it must be at most 100%".to_owned()) }
 }
 
-/// A percentage, in per cent.
+/// A percentage.
 pub(crate) fn percent(text: &str) -> Result<f64, String> {
     let number = decimal(text.strip_suffix('%').unwrap_or(text));
-    number.filter(|it| it.is_finite()).ok_or_else(|| "write a percentage, such as 5%".to_owned())
+    number.filter(|it| it.is_finite()).ok_or_else(|| "use a percentage such as 5%".to_owned())
 }
 
-/// A seed that survives JSON.
+/// A seed that JSON can represent.
 pub(crate) fn seed(text: &str) -> Result<u64, String> {
     let seed = text.parse::<u64>().ok().filter(|it| *it <= SEED_MAX);
-    seed.ok_or_else(|| format!("write a whole number up to {SEED_MAX} (53 bits, as JSON has them)"))
+    seed.ok_or_else(|| {
+        format!("use a whole number up to {SEED_MAX} (53 bits, the precision of JSON)")
+    })
 }
 
-/// A time that is not nothing.
+/// A time longer than zero.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     match duration_or_zero(text)? {
-        Duration::ZERO => Err("it must be longer than nothing".to_owned()),
+        Duration::ZERO => Err("it must be longer than zero".to_owned()),
         duration => Ok(duration),
     }
 }
@@ -69,7 +71,7 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
 /// The time between two reports.
 pub(crate) fn interval(text: &str) -> Result<Duration, String> {
     match duration(text)? {
-        duration if duration < INTERVAL_MIN => Err("it must be 1ms at least".to_owned()),
+        duration if duration < INTERVAL_MIN => Err("it must be at least 1ms".to_owned()),
         duration => Ok(duration),
     }
 }
@@ -86,9 +88,9 @@ pub(crate) fn duration_or_zero(text: &str) -> Result<Duration, String> {
         "h" => 3600.0,
         _ => return humantime::parse_duration(text).map_err(|error| error.to_string()),
     };
-    let number: f64 = number.parse().map_err(|_| "write a time, such as 500ms, 1.5s or 1m30s")?;
+    let number: f64 = number.parse().map_err(|_| "use a time such as 500ms, 1.5s or 1m30s")?;
     let nanoseconds = (number * seconds * 1e9).round();
-    // A century: beyond it moments cannot be added any more.
+    // A century: longer times would overflow when they are added.
     if nanoseconds > 3.2e18 {
         return Err("it must be less than a century".to_owned());
     }

@@ -1,10 +1,10 @@
-//! The loop of one thread: its ring, its connections, what it measures.
+//! The event loop of one thread: its ring, its connections and its measurements.
 //!
-//! It is told when to run and when to finish through [`Orders`], and tells its [`News`]. Time is
-//! read once a turn, so a latency includes whatever this thread did in the meantime: it may be told
-//! too long, never too short.
+//! It gets [`Orders`] from the main thread and sends [`News`]. The clock is read once an iteration,
+//! so a latency includes the time that this thread spent in the meantime: it may be reported too
+//! long, never too short.
 //!
-//! Every message is resolved once, whatever happens: see `account`.
+//! Every message is resolved exactly once, whatever happens: see `account`.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -32,34 +32,34 @@ mod account;
 mod echoes;
 mod ends;
 
-/// Connects under way at once, per thread: no more than what a server's backlog takes.
+/// The maximum number of connects in progress per thread, limited because of the server's backlog.
 const CONNECTING_MAX: usize = 128;
-/// Buffers to receive into, at most.
+/// The maximum number of receive buffers.
 const BUFFERS_MAX: usize = 128;
-/// One send takes up messages until it has so many bytes.
+/// One send collects messages up to this many bytes.
 const SEND_BYTES_MAX: usize = 1 << 20;
-/// How long the rest of a wrong stream is collected, in nanoseconds, and how much of it.
+/// How long the rest of a wrong stream is collected, in nanoseconds, and its maximum length.
 const SUSPICION: u64 = 500_000_000;
 const TAIL_BYTES_MAX: usize = 1 << 20;
-/// How often suspects are looked at.
+/// How often connections with a wrong echo are checked.
 const SUSPECTS_LOOK: Duration = Duration::from_millis(50);
-/// In a closed loop, how long a place rests after a connect that failed, in nanoseconds: servers
-/// that are down refuse some 100,000 connects a second.
+/// In a closed loop, the delay before a reconnect after a failed connect, in nanoseconds: a server
+/// that is down refuses some 100,000 connects a second.
 const RETRY: u64 = 10_000_000;
-/// How long a thread that has just sent something sleeps at most, in nanoseconds, though more is
-/// due, while echoes are under way: where the server keeps up, one of them wakes it sooner. A timer
-/// wakes a process some 50 µs late anyway, and a thread that is woken for each message and again
-/// for its echo sleeps twice as often as the server. (64 bytes on 64 connections, 50,000/s: CPU of
-/// the client as a multiple of the server's with 0, 50, 100, 250 µs: 2.6, 1.5, 1.15, 0.96; median
-/// latency 58, 69, 67, 62 µs; median lateness 20, 16, 17, 16 µs. Linux 6.18.)
+/// The maximum time, in nanoseconds, that a thread waits after a send while echoes are outstanding,
+/// even if further messages are scheduled. If the server keeps up, an echo wakes the thread sooner.
+/// A timer wakes a process some 50 µs late anyway, and a thread that is woken for each message and
+/// again for its echo sleeps twice as often as the server. (64 bytes on 64 connections, 50,000/s:
+/// CPU of the client as a multiple of the server's with 0, 50, 100, 250 µs: 2.6, 1.5, 1.15, 0.96;
+/// median latency 58, 69, 67, 62 µs; median lateness 20, 16, 17, 16 µs. Linux 6.18.)
 const REST: u64 = 250_000;
-/// Places that are looked at in one turn of a sweep: some 100 µs.
+/// The number of slots that a sweep checks in one iteration: some 100 µs.
 const SWEEP_MAX: usize = 16_384;
 
-/// What a worker is given.
+/// The parameters of a worker.
 pub(crate) struct Task {
     pub(crate) plan: Arc<Plan>,
-    /// Where to connect to.
+    /// The address to connect to.
     pub(crate) address: SockAddr,
     /// Its number.
     pub(crate) thread: u32,
@@ -67,7 +67,7 @@ pub(crate) struct Task {
     pub(crate) wake: Arc<EventFd>,
     pub(crate) orders: Arc<Orders>,
     pub(crate) news: Sender<News>,
-    /// When the time of the run began.
+    /// The origin of the times of the run.
     pub(crate) origin: Instant,
 }
 
@@ -82,46 +82,46 @@ pub(crate) struct Worker {
     schedule: Option<Schedule>,
     phase: Phase,
     orders: Arc<Orders>,
-    /// Whether there are orders to be read.
+    /// Whether there are orders to read.
     woken: bool,
     news: Sender<News>,
     origin: Instant,
-    /// Nanoseconds since the origin, as of this turn.
+    /// Nanoseconds since the origin, in this iteration.
     now: u64,
     ticks: u64,
     sweeps: u64,
-    /// The next place that the sweep looks at; behind the last one there is no sweep.
+    /// The next slot of the sweep; beyond the last slot there is no sweep.
     sweep: usize,
-    /// Since when the message waits that has waited longest, as the sweep has seen so far.
+    /// Since when the oldest message waits, of the slots that the sweep has checked so far.
     sweep_oldest: Option<u64>,
     measured: Measured,
     measured_since: u64,
     /// When the measured time began and ended.
     window: (u64, u64),
-    /// Messages started in all.
+    /// The total number of messages started.
     started: u64,
-    /// Messages whose end is known.
+    /// The number of messages with a known outcome.
     resolved: u64,
-    /// Messages that had become due (or were started) when they were last told.
+    /// Messages that were scheduled (or started) until the last report.
     told: u64,
-    /// When this thread last sent something that was due.
+    /// When this thread last sent a scheduled message.
     sent_at: u64,
-    /// When the messages were due that this turn hands to the kernel and nothing held up.
+    /// The scheduled times of messages that this iteration submits and only this client delayed.
     prompt: Vec<u64>,
-    /// Places that connect again, and when, in this order.
+    /// Slots that reconnect, and when, in this order.
     retries: VecDeque<(u64, usize)>,
     outcome: Outcome,
-    /// Connections begun in all, which gives each its number.
+    /// The total number of connects, from which each gets its number.
     begun: u64,
-    /// Places that are not closed, and those of them that are connecting.
+    /// Slots that are not closed, and those of them that are connecting.
     open: usize,
     connecting: usize,
-    /// Places that are suspect.
+    /// Slots with a wrong echo.
     suspects: Vec<usize>,
 }
 
 impl Worker {
-    /// To be made on its own thread.
+    /// Must be called on the thread of the worker.
     pub(crate) fn new(task: Task) -> Result<Self, Unusable> {
         let Task { plan, address: target, thread, wake, orders, news, origin } = task;
         let share =
@@ -182,11 +182,11 @@ impl Worker {
             while let Some(event) = self.client.next_event() {
                 self.handle(event);
             }
-            self.start_what_is_due();
+            self.start_scheduled();
             self.connect_again();
             self.look_at_suspects();
             self.sweep_some();
-            // Last, so that what is told of this turn is all of it.
+            // Last, so that a report includes the whole iteration.
             if mem::take(&mut self.woken) {
                 self.obey();
             }
@@ -205,7 +205,7 @@ impl Worker {
         self.origin.elapsed().as_nanos() as u64
     }
 
-    /// How long nothing needs to be done.
+    /// The time until the next work.
     fn wait_timeout(&mut self) -> Option<Duration> {
         if self.sweep < self.connections.len() {
             return Some(Duration::ZERO);
@@ -213,7 +213,7 @@ impl Worker {
         let due = match &self.schedule {
             Some(schedule) if self.phase.sends() => {
                 let now = self.clock();
-                // What this turn has queued goes to the kernel now.
+                // Operations queued in this iteration are submitted to the kernel now.
                 for due in self.prompt.drain(..) {
                     self.measured.record_lateness(now.saturating_sub(due));
                 }
@@ -235,7 +235,7 @@ impl Worker {
                 self.received(connection, buffer, length, armed);
             }
             Event::Sent { connection, .. } | Event::SendFailed { connection, .. } => {
-                // What a failed send means, the end of the receive tells.
+                // After a failed send the receive ends too, with the reason.
                 self.go_on(connection.slot() as usize);
             }
             Event::ReceiveEnded { connection, reason } => self.receive_ended(connection, reason),
@@ -273,7 +273,7 @@ impl Worker {
         self.phase = phase;
         match phase {
             Phase::Connect => self.ramp_up(),
-            // Without a warm-up it is gone through all the same.
+            // This phase is entered even without a warm-up.
             Phase::WarmUp => self.begin_load(),
             Phase::Run => self.begin_window(),
             Phase::Finish => {
@@ -297,9 +297,9 @@ impl Worker {
         }
     }
 
-    /// In an open loop: starts what the schedule asks for. A connection that lags behind is looked
-    /// at once, however much it has to send.
-    fn start_what_is_due(&mut self) {
+    /// In an open loop: starts scheduled messages. A connection that lags behind is visited once,
+    /// however many messages it has to send.
+    fn start_scheduled(&mut self) {
         if !self.phase.sends() {
             return;
         }
@@ -322,16 +322,16 @@ impl Worker {
     }
 
     fn tell(&self, news: News) {
-        // The main thread hears everything unless it has given up, and then it does not matter.
+        // It fails only if the main thread has given up, and then it does not matter.
         let _ = self.news.send(news);
     }
 }
 
-/// The buffers to receive into: a message fits into one where that is sensible. The kernel takes
-/// one after another, so their number is kept small, that they stay in the cache: since Linux 6.13
-/// a turn brings some 20 completions at a time, and where it brings more than there are buffers,
-/// the receives that went empty wait. (64 bytes on 1,000 connections: 0.992 times the
-/// CPU of 1,024 buffers, median of six paired runs, Linux 6.18.)
+/// The number and size of receive buffers: one message fits into a buffer if that is reasonable.
+/// The kernel cycles through all buffers, so their number is small to keep them in the cache. Since
+/// Linux 6.13 an iteration brings some 20 completions at a time. If it brings more than there are
+/// buffers, the receives without a buffer wait. (64 bytes on 1,000 connections: 0.992 times the CPU
+/// of 1,024 buffers, median of six paired runs, Linux 6.18.)
 fn pool(plan: &Plan, share: u32) -> (u16, u32) {
     let burst = plan.sizes.bytes_max().saturating_mul(plan.depth.min(16) as usize);
     let bytes = burst.next_power_of_two().clamp(256, 64 << 10);

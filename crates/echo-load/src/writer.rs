@@ -1,5 +1,5 @@
-//! Standard output on a thread of its own, so that a reader that is slow or stopped holds up
-//! neither the load nor the signals.
+//! Standard output in a separate thread, so that a slow or stopped reader delays neither the load
+//! nor the handling of signals.
 
 use std::io;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use echo_ring::output;
 
-/// Lines on their way to standard output.
+/// A queue of lines for standard output.
 pub(crate) struct Writer {
     lines: Option<Sender<String>>,
     ended: Receiver<io::Result<()>>,
@@ -19,7 +19,7 @@ pub(crate) struct Writer {
 
 impl Writer {
     /// # Errors
-    /// When there can be no further thread.
+    /// When the thread cannot be started.
     pub(crate) fn start() -> io::Result<Self> {
         let (lines, queue) = mpsc::channel::<String>();
         let (tell, ended) = mpsc::channel();
@@ -30,7 +30,7 @@ impl Writer {
                 let written = output::write(&line);
                 if written.is_err() {
                     mark.store(true, Ordering::Relaxed);
-                    // Nobody listens only if the process is about to end.
+                    // It fails only if the process is about to end.
                     let _ = tell.send(written);
                     return;
                 }
@@ -41,20 +41,20 @@ impl Writer {
         Ok(Self { lines: Some(lines), ended, failed })
     }
 
-    /// Writes `line` when its turn comes.
+    /// Queues `line`.
     pub(crate) fn print(&self, line: &str) {
         if let Some(lines) = &self.lines {
-            // Where a line could not be written, the ones after it are not missed.
+            // It fails only after a line could not be written.
             let _ = lines.send(format!("{line}\n"));
         }
     }
 
-    /// Whether there is no use in further lines.
+    /// Whether writing has failed.
     pub(crate) fn has_failed(&self) -> bool {
         self.failed.load(Ordering::Relaxed)
     }
 
-    /// Waits for `timeout` until everything is written. None: not yet.
+    /// Waits up to `timeout` until everything is written. None if it is not yet.
     pub(crate) fn finish(&mut self, timeout: Duration) -> Option<io::Result<()>> {
         self.lines = None;
         match self.ended.recv_timeout(timeout) {

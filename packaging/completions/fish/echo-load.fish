@@ -24,31 +24,31 @@ function __fish_echo_load_using_subcommand
     contains -- $cmd[1] $argv
 end
 
-complete -c echo-load -n "__fish_echo_load_needs_command" -l mode -d 'What connections do' -r -f -a "ping-pong\t'Keep `--depth` messages in flight on each connection'
-stream\t'The same with long messages: bulk'
-churn\t'Connect, one echo, close, again'
-idle\t'Hold the connections open and ping one now and then'"
-complete -c echo-load -n "__fish_echo_load_needs_command" -s c -l connections -d 'Connections in all' -r -f
-complete -c echo-load -n "__fish_echo_load_needs_command" -s s -l size -d 'Bytes of a message: 64, 4KiB, 64..4KiB (evenly) or 64:90,16KiB:10 (weights) [default: 64; 64KiB for streams]' -r -f
-complete -c echo-load -n "__fish_echo_load_needs_command" -l depth -d 'Messages in flight per connection, at most [default: 1; 8 for streams]' -r -f
-complete -c echo-load -n "__fish_echo_load_needs_command" -l rate -d 'Open loop: send N messages per second in all, on schedule, however slow the answers [default: as fast as they come; 10 for idle connections]' -r -f
-complete -c echo-load -n "__fish_echo_load_needs_command" -s d -l duration -d 'How long to measure' -r -f
-complete -c echo-load -n "__fish_echo_load_needs_command" -l warmup -d 'How long to run before measuring' -r -f
-complete -c echo-load -n "__fish_echo_load_needs_command" -l threads -d 'Threads, each with a ring and its share of the connections' -r -f
-complete -c echo-load -n "__fish_echo_load_needs_command" -l source -d 'Connect from ADDRESS; repeatable: connections take turns (each has some 28,000 ports)' -r -f
-complete -c echo-load -n "__fish_echo_load_needs_command" -l timeout -d 'How long a connect or an echo may take' -r -f
-complete -c echo-load -n "__fish_echo_load_needs_command" -l tolerance -d 'Which share may be missing: of the messages those that were due and never sent, of the time what a connection waits for its first echo' -r -f
+complete -c echo-load -n "__fish_echo_load_needs_command" -l mode -d 'Traffic pattern of the connections' -r -f -a "ping-pong\t'Keep `--depth` messages in flight on each connection'
+stream\t'Bulk transfer: as ping-pong, with long messages'
+churn\t'Connect, one echo, close, repeat'
+idle\t'Hold the connections open, with occasional messages'"
+complete -c echo-load -n "__fish_echo_load_needs_command" -s c -l connections -d 'Total number of connections' -r -f
+complete -c echo-load -n "__fish_echo_load_needs_command" -s s -l size -d 'Message size: 64, 4KiB, 64..4KiB (uniform) or 64:90,16KiB:10 (weighted) [default: 64; 64KiB for streams]' -r -f
+complete -c echo-load -n "__fish_echo_load_needs_command" -l depth -d 'Maximum number of messages in flight per connection [default: 1; 8 for streams]' -r -f
+complete -c echo-load -n "__fish_echo_load_needs_command" -l rate -d 'Open loop: send N messages per second in total, on a fixed schedule [default: closed loop; 10 for idle connections]' -r -f
+complete -c echo-load -n "__fish_echo_load_needs_command" -s d -l duration -d 'Duration of the measurement' -r -f
+complete -c echo-load -n "__fish_echo_load_needs_command" -l warmup -d 'Duration of the load before the measurement' -r -f
+complete -c echo-load -n "__fish_echo_load_needs_command" -l threads -d 'Number of threads, each with a ring and its share of the connections' -r -f
+complete -c echo-load -n "__fish_echo_load_needs_command" -l source -d 'Connect from ADDRESS; repeatable: used in turn (each address has some 28,000 ports)' -r -f
+complete -c echo-load -n "__fish_echo_load_needs_command" -l timeout -d 'Maximum time for a connect or an echo' -r -f
+complete -c echo-load -n "__fish_echo_load_needs_command" -l tolerance -d 'Tolerated share of scheduled messages that were never sent, and of the time that a connection waits for its first echo' -r -f
 complete -c echo-load -n "__fish_echo_load_needs_command" -l interval -d 'Time between reports' -r -f
-complete -c echo-load -n "__fish_echo_load_needs_command" -l seed -d 'What bytes and sizes are made from, to repeat a run [default: random]' -r -f
+complete -c echo-load -n "__fish_echo_load_needs_command" -l seed -d 'Seed for bytes and sizes, to repeat a run [default: random]' -r -f
 complete -c echo-load -n "__fish_echo_load_needs_command" -l hdr -d 'Write a histogram of latencies for each interval to FILE (HdrHistogram log, nanoseconds)' -r -F
 complete -c echo-load -n "__fish_echo_load_needs_command" -l plot -d 'Draw latency by percentile and throughput over time to FILE' -r -F
-complete -c echo-load -n "__fish_echo_load_needs_command" -l no-verify -d 'Do not compare the echoes with what was sent, only count bytes'
-complete -c echo-load -n "__fish_echo_load_needs_command" -l require-close -d 'Make it an error if the server leaves connections open at the end'
+complete -c echo-load -n "__fish_echo_load_needs_command" -l no-verify -d 'Count the bytes of the echoes without comparing them'
+complete -c echo-load -n "__fish_echo_load_needs_command" -l require-close -d 'Treat connections that the server leaves open at the end as an error'
 complete -c echo-load -n "__fish_echo_load_needs_command" -l json -d 'Print the result as one JSON object instead of a table'
-complete -c echo-load -n "__fish_echo_load_needs_command" -l json-stream -d 'Print a line of JSON for each interval, the result as the last'
-complete -c echo-load -n "__fish_echo_load_needs_command" -l no-progress -d 'Show no progress, even on a terminal'
+complete -c echo-load -n "__fish_echo_load_needs_command" -l json-stream -d 'Print one line of JSON for each interval, and the result as the last'
+complete -c echo-load -n "__fish_echo_load_needs_command" -l no-progress -d 'Do not show progress on a terminal'
 complete -c echo-load -n "__fish_echo_load_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c echo-load -n "__fish_echo_load_needs_command" -s V -l version -d 'Print version'
 complete -c echo-load -n "__fish_echo_load_needs_command" -a "diff" -d 'Compare two results; the exit status is 4 if the second is worse'
-complete -c echo-load -n "__fish_echo_load_using_subcommand diff" -l threshold -d 'How much worse a figure may be' -r -f
+complete -c echo-load -n "__fish_echo_load_using_subcommand diff" -l threshold -d 'Maximum change for the worse' -r -f
 complete -c echo-load -n "__fish_echo_load_using_subcommand diff" -s h -l help -d 'Print help'

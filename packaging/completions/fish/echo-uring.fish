@@ -24,9 +24,9 @@ function __fish_echo_uring_using_subcommand
     contains -- $cmd[1] $argv
 end
 
-complete -c echo-uring -n "__fish_echo_uring_needs_command" -l config -d 'Read the configuration from FILE; without this, /etc/echo-uring.toml if there is one' -r -F
+complete -c echo-uring -n "__fish_echo_uring_needs_command" -l config -d 'Read the configuration from FILE [default: /etc/echo-uring.toml if it exists]' -r -F
 complete -c echo-uring -n "__fish_echo_uring_needs_command" -l listen -d 'Listen on ADDRESS instead of the configured listeners: 127.0.0.1:7777, [::1]:7777 or unix:/path; repeatable' -r -f
-complete -c echo-uring -n "__fish_echo_uring_needs_command" -l log-level -d 'Write log lines of LEVEL and more severe ones instead of the configured level' -r -f -a "error\t''
+complete -c echo-uring -n "__fish_echo_uring_needs_command" -l log-level -d 'Log messages of severity LEVEL and more severe, regardless of the configured level' -r -f -a "error\t''
 warn\t''
 info\t''
 debug\t''
@@ -35,50 +35,50 @@ off\t''"
 complete -c echo-uring -n "__fish_echo_uring_needs_command" -s h -l help -d 'Print help'
 complete -c echo-uring -n "__fish_echo_uring_needs_command" -s V -l version -d 'Print version'
 complete -c echo-uring -n "__fish_echo_uring_needs_command" -f -a "serve" -d 'Run the service (the default)'
-complete -c echo-uring -n "__fish_echo_uring_needs_command" -f -a "check" -d 'Check the configuration, print it with all defaults as TOML, and exit'
-complete -c echo-uring -n "__fish_echo_uring_needs_command" -f -a "reload" -d 'Have the service reload its configuration; for ExecReload= of its unit'
-complete -c echo-uring -n "__fish_echo_uring_needs_command" -f -a "status" -d 'Show what a running daemon does: connections, traffic, trouble, per listener and worker'
-complete -c echo-uring -n "__fish_echo_uring_needs_command" -f -a "doctor" -d 'Look at kernel, limits, sockets, sandbox and configuration; exit with 1 if there is a problem'
-complete -c echo-uring -n "__fish_echo_uring_using_subcommand serve" -l config -d 'Read the configuration from FILE; without this, /etc/echo-uring.toml if there is one' -r -F
+complete -c echo-uring -n "__fish_echo_uring_needs_command" -f -a "check" -d 'Validate the configuration, print it with all defaults as TOML, and exit'
+complete -c echo-uring -n "__fish_echo_uring_needs_command" -f -a "reload" -d 'Make the service reload its configuration (for ExecReload= of its unit)'
+complete -c echo-uring -n "__fish_echo_uring_needs_command" -f -a "status" -d 'Show connections, traffic and errors of a running daemon, per listener and worker'
+complete -c echo-uring -n "__fish_echo_uring_needs_command" -f -a "doctor" -d 'Examine kernel, limits, sockets, sandbox and configuration; the exit status is 1 if there is a problem'
+complete -c echo-uring -n "__fish_echo_uring_using_subcommand serve" -l config -d 'Read the configuration from FILE [default: /etc/echo-uring.toml if it exists]' -r -F
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand serve" -l listen -d 'Listen on ADDRESS instead of the configured listeners: 127.0.0.1:7777, [::1]:7777 or unix:/path; repeatable' -r -f
-complete -c echo-uring -n "__fish_echo_uring_using_subcommand serve" -l log-level -d 'Write log lines of LEVEL and more severe ones instead of the configured level' -r -f -a "error\t''
+complete -c echo-uring -n "__fish_echo_uring_using_subcommand serve" -l log-level -d 'Log messages of severity LEVEL and more severe, regardless of the configured level' -r -f -a "error\t''
 warn\t''
 info\t''
 debug\t''
 trace\t''
 off\t''"
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand serve" -s h -l help -d 'Print help'
-complete -c echo-uring -n "__fish_echo_uring_using_subcommand check" -l config -d 'Read the configuration from FILE; without this, /etc/echo-uring.toml if there is one' -r -F
+complete -c echo-uring -n "__fish_echo_uring_using_subcommand check" -l config -d 'Read the configuration from FILE [default: /etc/echo-uring.toml if it exists]' -r -F
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand check" -l listen -d 'Listen on ADDRESS instead of the configured listeners: 127.0.0.1:7777, [::1]:7777 or unix:/path; repeatable' -r -f
-complete -c echo-uring -n "__fish_echo_uring_using_subcommand check" -l log-level -d 'Write log lines of LEVEL and more severe ones instead of the configured level' -r -f -a "error\t''
+complete -c echo-uring -n "__fish_echo_uring_using_subcommand check" -l log-level -d 'Log messages of severity LEVEL and more severe, regardless of the configured level' -r -f -a "error\t''
 warn\t''
 info\t''
 debug\t''
 trace\t''
 off\t''"
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand check" -s h -l help -d 'Print help'
-complete -c echo-uring -n "__fish_echo_uring_using_subcommand reload" -l config -d 'Read the configuration from FILE; without this, /etc/echo-uring.toml if there is one' -r -F
+complete -c echo-uring -n "__fish_echo_uring_using_subcommand reload" -l config -d 'Read the configuration from FILE [default: /etc/echo-uring.toml if it exists]' -r -F
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand reload" -l listen -d 'Listen on ADDRESS instead of the configured listeners: 127.0.0.1:7777, [::1]:7777 or unix:/path; repeatable' -r -f
-complete -c echo-uring -n "__fish_echo_uring_using_subcommand reload" -l log-level -d 'Write log lines of LEVEL and more severe ones instead of the configured level' -r -f -a "error\t''
+complete -c echo-uring -n "__fish_echo_uring_using_subcommand reload" -l log-level -d 'Log messages of severity LEVEL and more severe, regardless of the configured level' -r -f -a "error\t''
 warn\t''
 info\t''
 debug\t''
 trace\t''
 off\t''"
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand reload" -s h -l help -d 'Print help'
-complete -c echo-uring -n "__fish_echo_uring_using_subcommand status" -l socket -d 'Ask at the Unix socket PATH' -r -F
-complete -c echo-uring -n "__fish_echo_uring_using_subcommand status" -l instance -d 'Ask the instance echo-uring@NAME' -r -f
-complete -c echo-uring -n "__fish_echo_uring_using_subcommand status" -l json -d 'Print the answer as JSON, as it comes'
-complete -c echo-uring -n "__fish_echo_uring_using_subcommand status" -l watch -d 'Ask again every second until interrupted'
+complete -c echo-uring -n "__fish_echo_uring_using_subcommand status" -l socket -d 'Query the Unix socket PATH' -r -F
+complete -c echo-uring -n "__fish_echo_uring_using_subcommand status" -l instance -d 'Query the instance echo-uring@NAME' -r -f
+complete -c echo-uring -n "__fish_echo_uring_using_subcommand status" -l json -d 'Print the answer unchanged as JSON'
+complete -c echo-uring -n "__fish_echo_uring_using_subcommand status" -l watch -d 'Repeat every second until interrupted'
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand status" -s h -l help -d 'Print help'
-complete -c echo-uring -n "__fish_echo_uring_using_subcommand doctor" -l config -d 'Read the configuration from FILE; without this, /etc/echo-uring.toml if there is one' -r -F
+complete -c echo-uring -n "__fish_echo_uring_using_subcommand doctor" -l config -d 'Read the configuration from FILE [default: /etc/echo-uring.toml if it exists]' -r -F
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand doctor" -l listen -d 'Listen on ADDRESS instead of the configured listeners: 127.0.0.1:7777, [::1]:7777 or unix:/path; repeatable' -r -f
-complete -c echo-uring -n "__fish_echo_uring_using_subcommand doctor" -l log-level -d 'Write log lines of LEVEL and more severe ones instead of the configured level' -r -f -a "error\t''
+complete -c echo-uring -n "__fish_echo_uring_using_subcommand doctor" -l log-level -d 'Log messages of severity LEVEL and more severe, regardless of the configured level' -r -f -a "error\t''
 warn\t''
 info\t''
 debug\t''
 trace\t''
 off\t''"
-complete -c echo-uring -n "__fish_echo_uring_using_subcommand doctor" -l instance -d 'Look at the instance echo-uring@NAME' -r -f
+complete -c echo-uring -n "__fish_echo_uring_using_subcommand doctor" -l instance -d 'Examine the instance echo-uring@NAME' -r -f
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand doctor" -l json -d 'Print the findings as one JSON object'
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand doctor" -s h -l help -d 'Print help'

@@ -1,4 +1,4 @@
-//! The end of a run that is half of a restart: connections become quiescent and go into the store.
+//! The end of a run that is part of a restart: connections are quiesced and put into the store.
 
 use std::time::Duration;
 
@@ -11,9 +11,9 @@ use echo_core::limits;
 use echo_core::op::Timestamp;
 
 impl Service<'_> {
-    /// A restart has begun: every connection is to become quiescent.
+    /// Starts a restart: quiesces every connection.
     pub(super) fn quiesce(&mut self) {
-        // While echoes go on: it takes the time to read a file of some megabytes.
+        // Before connections are quiesced, because it reads a file of some megabytes.
         self.next_version = next_version::version();
         self.stage = Stage::HandingOver;
         self.life.set(State::Leaving);
@@ -53,10 +53,10 @@ impl Service<'_> {
             }
             Err(error) => {
                 log::warn!("connections cannot be handed over: {error}; draining instead");
-                // The order to drain is there before they are, so nobody is accepted in between.
+                // The order to drain precedes the connections, so none is accepted in between.
                 self.drain();
                 for (worker, transfers) in std::mem::take(&mut self.transfers) {
-                    // It fails only when the worker has died, and that is told in another way.
+                    // It fails only if the worker has died, which is reported in another way.
                     let _ = self.returns[worker].send(transfers);
                 }
             }

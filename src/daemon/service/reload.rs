@@ -1,5 +1,5 @@
-//! A reload: SIGHUP, the file read again, what can change at run time put in force. SIGHUP from a
-//! terminal that is closed is the other thing that it means: the end.
+//! A reload: SIGHUP, read the file again, apply what can change at run time. SIGHUP from a closed
+//! terminal means the end instead.
 
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use echo_core::command::Command;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::{Failure, Service, Stage, warn_of_places};
+use super::{Failure, Service, Stage, warn_of_capacity};
 use crate::config::{self, Config, Effect};
 use crate::daemon::terminal::Terminal;
 use crate::daemon::workers::{self, Worker};
@@ -16,29 +16,29 @@ use crate::listen;
 use crate::logging::events;
 use echo_ring::Transport;
 
-/// How long a reload waits for workers in the middle of a long turn. A worker that takes longer
-/// will still follow; one that hangs is the watchdog's affair.
+/// How long a reload waits for workers in a long iteration. A worker that takes longer applies the
+/// changes later; the watchdog handles a stalled one.
 const WORKERS_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Service<'_> {
-    /// Reloads if SIGHUP has come, or ends if that is what it means. While the workers start nobody
-    /// asks, so the signal waits.
-    pub(super) fn hear_hangup(&mut self) -> Result<(), Failure> {
+    /// Reloads after SIGHUP, or ends if the terminal was closed. While workers start, the signal
+    /// stays pending.
+    pub(super) fn handle_sighup(&mut self) -> Result<(), Failure> {
         let mut source = [PollFd::new(self.signals.reload.as_fd(), PollFlags::POLLIN)];
         if self.stage == Stage::Starting || poll(&mut source, PollTimeout::ZERO) != Ok(1) {
             return Ok(());
         }
         if self.stage == Stage::Ready {
-            // Told before the signal is taken: `request` relies on this order.
+            // The notification precedes the read of the signal: `request` relies on this order.
             self.notifier.reloading();
         }
         let signal = self.signals.reload.read_signal();
         let signal = signal.map_err(|errno| Failure::System("read a signal", errno.into()))?;
         let closed = |terminal: &Terminal| signal.is_some_and(|it| terminal.has_gone(&it));
         if self.stage != Stage::Ready {
-            log::info!("reload ignored: the service is about to end");
+            log::info!("reload ignored: the service is stopping");
         } else if self.terminal.as_ref().is_some_and(closed) {
-            log::info!("the terminal is closed: ending as after SIGTERM");
+            log::info!("the terminal is closed: stopping as after SIGTERM");
             self.leave();
         } else {
             self.reload();
@@ -46,7 +46,7 @@ impl Service<'_> {
         Ok(())
     }
 
-    /// Whatever comes of it, the service manager hears READY=1 at the end.
+    /// Whether it succeeds or not, the service manager gets READY=1 at the end.
     fn reload(&mut self) {
         let trouble = match load(self.source.options) {
             Ok(wanted) => {
@@ -65,7 +65,7 @@ impl Service<'_> {
         self.notifier.ready(&self.status);
     }
 
-    /// The status with what is to be mended in the configuration.
+    /// The status, preceded by the error in the configuration.
     pub(super) fn with_trouble(&self, status: String) -> String {
         match self.life.trouble() {
             Some(trouble) => format!("{trouble}; {status}"),
@@ -94,14 +94,14 @@ impl Service<'_> {
         } else {
             log::info!(
                 message_id = events::RELOADED;
-                "reloaded: nothing changed that takes effect now"
+                "reloaded: no change takes effect without a restart"
             );
         }
         if !at_restart.is_empty() {
             let keys = at_restart.join(", ");
             log::warn!(
                 message_id = events::RESTART_NEEDED, keys;
-                "a restart is needed for the changes of {keys}"
+                "a restart is needed to apply the changes of {keys}"
             );
         }
     }
@@ -111,25 +111,26 @@ impl Service<'_> {
         if config.log != former.log
             && !self.source.log.change(target(config.log.target), config.log.level)
         {
-            log::warn!("log.target is unchanged: the log is stalled; reload again");
+            log::warn!("log.target was not changed because the log is stalled; reload again");
         }
         if config.tcp != former.tcp {
             for listener in plan.listeners.iter().filter(|it| it.transport == Transport::Tcp) {
                 if let Err(error) = listen::tune(listener.socket.as_fd(), &config.tcp) {
-                    log::warn!("new connections keep the old options of [tcp]: {error}");
+                    log::warn!("new connections keep the old values of [tcp]: {error}");
                 }
             }
         }
-        let places = plan.room.min(config.limits.max_connections);
+        let capacity = plan.room.min(config.limits.max_connections);
         if config.limits.max_connections != former.limits.max_connections {
-            warn_of_places(config, places);
+            warn_of_capacity(config, capacity);
         }
         plan.memory.set_limit(config.limits.stalled_memory);
         for (index, worker) in self.workers.iter().enumerate() {
-            let runtime_limits = workers::runtime_limits(config, places, self.workers.len(), index);
+            let runtime_limits =
+                workers::runtime_limits(config, capacity, self.workers.len(), index);
             worker.post(Command::Reconfigure(Box::new(runtime_limits)));
         }
-        // So that the new limits hold when the service manager hears that we are ready.
+        // So that the new limits are in force when the service manager gets READY=1.
         let is_told = |_, worker: &Worker| !worker.shared.has_commands();
         workers::wait_for(&self.workers, WORKERS_TIMEOUT, is_told);
     }

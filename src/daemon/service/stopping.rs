@@ -1,15 +1,15 @@
-//! A stop, from the signal to the drain or the hand-over.
+//! A stop, from the signal to the drain or the handover.
 //!
-//! 1. *Asking*: a SIGTERM may be half of a restart. Our units announce which it is; else only
-//!    systemd can say it ([`job`]), and the daemon serves as before meanwhile. Without a service
-//!    manager there is nothing to ask.
-//! 2. *Leaving*, if it is a stop and `timeouts.drain-lead` is set: load balancers learn of it, and
-//!    accepting goes on.
-//! 3. *Settling*: nobody new comes to the listening sockets that end with us, and the handshakes
-//!    that are under way are finished (`listen::handshakes`). It takes a few milliseconds, unless
-//!    there are any.
-//! 4. The workers get their orders: to take in who waits at those sockets and close them, and to
-//!    drain, or to quiesce. Only then is the service manager told.
+//! 1. *Asking*: a SIGTERM may be part of a restart. Our units announce which it is; otherwise only
+//!    systemd knows ([`job`]), and the daemon serves as before while it queries systemd. Without a
+//!    service manager this step is skipped.
+//! 2. *Leaving*, if it is a stop and `timeouts.drain-lead` is set: the daemon is no longer ready,
+//!    so that load balancers take notice, but still accepts.
+//! 3. *Settling*: the listening sockets that end with the daemon refuse new connections, and
+//!    handshakes in progress are completed (`listen::handshakes`). This takes a few milliseconds,
+//!    unless there are such handshakes.
+//! 4. The workers are ordered to accept the connections that wait at those sockets and close the
+//!    sockets, and to drain or to quiesce. Only then is the service manager notified.
 //!
 //! A second signal skips what is left of 1 to 3; during 4 it ends the process. The time for the
 //! drain begins with the signal, or with the end of the lead; and all waits for the service manager
@@ -25,7 +25,7 @@ use nix::sys::signal::Signal;
 
 use super::{Failure, LINGER, Order, STOP_MARGIN, Service, Stage};
 use crate::admin::State;
-use crate::daemon::job::{self, Question};
+use crate::daemon::job::{self, Query};
 use crate::daemon::restart::{self, Ending};
 use crate::daemon::{report, workers};
 use crate::listen::{self, HANDSHAKE_TIMEOUT};
@@ -39,60 +39,60 @@ use echo_ring::{ListeningSocket, Owner, Transport};
 /// `timeouts.drain`, of which it is a part.
 const ASK_TIMEOUT_MAX: Duration = Duration::from_secs(5);
 const ASK_TIMEOUT_MIN: Duration = Duration::from_secs(1);
-/// How long after the signal the service manager is waited for, all in all. With the default drain
-/// and the time for its last connections this is less than the unit's `TimeoutStopSec=30s`, so that
-/// one that answers nothing costs no connection its drain.
+/// How long after the signal all waits for the service manager end. With the default drain and the
+/// time for its last connections this is less than the unit's `TimeoutStopSec=30s`. An unresponsive
+/// service manager therefore costs no connection its drain.
 const MANAGER_TIMEOUT: Duration = Duration::from_secs(12);
-/// How long the last question to systemd may take.
-const LAST_QUESTION_TIMEOUT: Duration = Duration::from_millis(200);
-/// How often unfinished handshakes are looked for…
+/// How long the last query to systemd may take.
+const LAST_QUERY_TIMEOUT: Duration = Duration::from_millis(200);
+/// How often handshakes in progress are queried…
 const HANDSHAKES_LOOK: Duration = Duration::from_millis(5);
-/// …but no more than this fraction of the time: with many connections a look takes longer.
+/// …but for at most this fraction of the time: with many connections a query takes longer.
 const HANDSHAKES_LOAD_DIVISOR: u32 = 4;
-/// In so many looks in a row there must be none: one may miss a SYN that another processor was at
-/// work on when newcomers began to be held back.
+/// This many consecutive queries must find none: a single one may miss a SYN that another CPU was
+/// processing when new connections began to be refused.
 const HANDSHAKES_LOOKS: u32 = 2;
 
-/// What a settled listener is followed by.
+/// What follows after settling.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Goal {
     Drain,
     HandOver,
 }
 
-/// Newcomers are held back, and handshakes that were under way are waited for.
+/// New connections are refused, and handshakes in progress are being completed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Settling {
     goal: Goal,
     until: Instant,
-    /// When to look again.
+    /// When to query again.
     pub(super) next: Instant,
-    /// Looks in a row that found none.
+    /// Consecutive queries that found none.
     clean: u32,
 }
 
-/// What a stop has come to.
+/// The state of a stop.
 #[derive(Default)]
 pub(super) struct Stop {
-    /// Since when the time for the drain runs.
+    /// When the time for the drain started.
     drain_since: Option<Instant>,
-    /// What has been asked of systemd and not been answered.
-    question: Option<Question>,
-    /// The names of listening sockets that systemd closes when we are gone.
+    /// The query to systemd in progress.
+    query: Option<Query>,
+    /// The names of listening sockets that systemd closes after the daemon ends.
     ending_names: Vec<String>,
-    /// Whether the service manager has been told that we stop.
+    /// True exactly when the service manager has been notified of the stop.
     pub(super) is_told: bool,
 }
 
 impl Stop {
-    /// Until when an answer is waited for.
+    /// When the wait for an answer ends.
     pub(super) fn answer_until(&self) -> Option<Instant> {
-        self.question.as_ref().map(|question| question.until)
+        self.query.as_ref().map(|query| query.until)
     }
 }
 
 impl Service<'_> {
-    pub(super) fn hear_signal(&mut self) -> Result<Order, Failure> {
+    pub(super) fn handle_signal(&mut self) -> Result<Order, Failure> {
         let signal = self.signals.ending.read_signal();
         let signal = signal.map_err(|errno| Failure::System("read a signal", errno.into()))?;
         let Some(signal) = signal else { return Ok(Order::GoOn) };
@@ -107,7 +107,7 @@ impl Service<'_> {
                 self.stop.drain_since = Some(Instant::now());
                 self.settle(Goal::Drain);
             }
-            // An interrupt comes from a terminal, not from a service manager.
+            // SIGINT comes from a terminal, not from a service manager.
             Stage::Ready
                 if self.notifier.has_manager() && signal.ssi_signo == Signal::SIGTERM as u32 =>
             {
@@ -128,12 +128,11 @@ impl Service<'_> {
         Ok(Order::GoOn)
     }
 
-    /// To be called now and then: what the time or an answer brings.
+    /// Handles answers and deadlines; to be called in each iteration of the main loop.
     pub(super) fn advance_stop(&mut self, now: Instant) {
-        if let Some(answer) = self.stop.question.as_ref().and_then(|question| question.answer(now))
-        {
-            self.stop.question = None;
-            self.hear_answer(&answer);
+        if let Some(answer) = self.stop.query.as_ref().and_then(|query| query.answer(now)) {
+            self.stop.query = None;
+            self.handle_answer(&answer);
         }
         match self.stage {
             Stage::Leaving { until } if now >= until => {
@@ -157,19 +156,19 @@ impl Service<'_> {
         self.begin_stop();
         let timeout = self.config.timeouts.drain / 2;
         let timeout = timeout.clamp(ASK_TIMEOUT_MIN, ASK_TIMEOUT_MAX);
-        match Question::ask(&self.bell, timeout) {
-            Ok(question) => {
-                self.stop.question = Some(question);
+        match Query::ask(&self.bell, timeout) {
+            Ok(query) => {
+                self.stop.query = Some(query);
                 self.stage = Stage::Asking;
             }
             Err(error) => {
-                log::warn!("cannot ask whether this is a restart: {error}: draining");
+                log::warn!("cannot query whether this is a restart: {error}; draining");
                 self.leave();
             }
         }
     }
 
-    fn hear_answer(&mut self, answer: &io::Result<Unit>) {
+    fn handle_answer(&mut self, answer: &io::Result<Unit>) {
         if let Ok(unit) = answer {
             self.stop.ending_names.clone_from(&unit.ending_sockets);
         }
@@ -191,7 +190,7 @@ impl Service<'_> {
         }
     }
 
-    /// A stop: goes on accepting for the lead time, while load balancers learn of it.
+    /// Starts a stop: keeps accepting for the lead time, so that load balancers take notice.
     pub(super) fn leave(&mut self) {
         self.begin_stop();
         let lead = self.config.timeouts.drain_lead;
@@ -204,8 +203,7 @@ impl Service<'_> {
         self.tell_of_stop();
         self.notifier.extend_timeout(lead + self.drain_time() + STOP_MARGIN);
         log::info!(
-            "leaving: not ready any more, but accepting for another {}s; \
-             a second signal begins the drain",
+            "leaving: no longer ready, still accepting for {}s; a second signal starts the drain",
             lead.as_secs_f64()
         );
     }
@@ -214,7 +212,7 @@ impl Service<'_> {
         if goal == Goal::Drain {
             self.life.set(State::Draining);
         }
-        self.close_to_newcomers(goal);
+        self.refuse_new_connections(goal);
         let now = Instant::now();
         let (until, next) = (now + HANDSHAKE_TIMEOUT, now);
         self.stage = Stage::Settling(Settling { goal, until, next, clean: 0 });
@@ -228,7 +226,7 @@ impl Service<'_> {
         let began = Instant::now();
         let (clean, pause) = match self.is_any_half_open() {
             Some(open) => (if open { 0 } else { clean + 1 }, HANDSHAKES_LOOK),
-            // It cannot be known: all of the time is given.
+            // Unknown: wait for the full time.
             None => (0, HANDSHAKE_TIMEOUT),
         };
         let now = Instant::now();
@@ -239,12 +237,12 @@ impl Service<'_> {
         self.stage = Stage::Settling(Settling { next: next.min(until), clean, ..settling });
     }
 
-    /// Whether a handshake with a listener that ends is under way, if that can be known.
+    /// Whether a handshake with an ending listener is in progress, if that is known.
     fn is_any_half_open(&self) -> Option<bool> {
         for (_, listener) in self.ending() {
             match (listener.owner, listener.transport) {
                 (_, Transport::Unix) => {}
-                // It may be of another network namespace than ours, into which we cannot look.
+                // It may belong to another network namespace, which cannot be queried.
                 (Owner::Another, Transport::Tcp) => return None,
                 (Owner::Us, Transport::Tcp) => {
                     if listen::is_any_half_open(listener.socket.as_fd()).ok()? {
@@ -263,14 +261,14 @@ impl Service<'_> {
         }
     }
 
-    /// How long a drain takes at most, with the time that its last connections have to end.
+    /// The maximum duration of a drain, including the time that its last connections have to end.
     fn drain_time(&self) -> Duration {
         self.config.timeouts.drain + LINGER
     }
 
     pub(super) fn drain(&mut self) {
         let now = Instant::now();
-        // A hand-over that failed has taken of the time in its own way.
+        // The time of a failed handover does not count.
         let since = match (self.stage, self.stop.drain_since) {
             (Stage::Settling(_), Some(since)) => since,
             _ => now,
@@ -289,14 +287,15 @@ impl Service<'_> {
         self.notifier.extend_timeout(self.drain_time() + STOP_MARGIN);
         log::info!(
             message_id = events::DRAINING, connections = stats.connections;
-            "draining: {}, at most {}s and {}s for the last ones to end",
+            "draining: {}, for at most {}s, then {}s for the last ones to end",
             report::count(stats.connections, "connection"),
             timeout.as_secs_f64(),
             LINGER.as_secs_f64()
         );
     }
 
-    /// Tells the service manager the status, and that we stop if it does not know yet.
+    /// Sends the status to the service manager, and the notification of the stop if it is the
+    /// first.
     pub(super) fn tell_of_stop(&mut self) {
         if std::mem::replace(&mut self.stop.is_told, true) {
             self.notifier.status(&self.status);
@@ -305,14 +304,14 @@ impl Service<'_> {
         }
     }
 
-    /// The listeners that end with us: our own, and those that systemd is about to close.
+    /// The listeners that end with the daemon: its own, and those that systemd is about to close.
     fn ending(&self) -> impl Iterator<Item = (ListenerId, &ListeningSocket)> {
         let all = (0..).map(ListenerId).zip(self.plan.listeners.iter());
         all.filter(|(_, listener)| listener.ending.load(Ordering::Relaxed))
     }
 
-    /// Lets nobody new come to the listeners that end with us.
-    fn close_to_newcomers(&self, goal: Goal) {
+    /// Makes the listeners that end with the daemon refuse new connections.
+    fn refuse_new_connections(&self, goal: Goal) {
         for (listener, name) in self.plan.listeners.iter().zip(&self.plan.names) {
             let ends = listener.owner == Owner::Us || self.stop.ending_names.contains(name);
             if !ends || listener.ending.swap(true, Ordering::Release) {
@@ -320,31 +319,32 @@ impl Service<'_> {
             }
             let socket = listener.socket.as_fd();
             let closed = match (listener.transport, listener.owner, goal) {
-                // There is nothing but ending it, which is not ours to do.
+                // The only way would be to close it, which would end the socket of systemd.
                 (Transport::Unix, Owner::Another, _) => continue,
                 (Transport::Unix, Owner::Us, _) => listener.turn_away(),
-                (Transport::Tcp, Owner::Another, _) => listen::hold_back(socket),
-                // The next process may be there when they come again.
+                (Transport::Tcp, Owner::Another, _) => listen::refuse_new(socket),
+                // Clients retransmit their SYN, and the next process may accept them then.
                 (Transport::Tcp, Owner::Us, Goal::HandOver) => {
-                    listen::hold_back(socket).or_else(|_| listener.turn_away())
+                    listen::refuse_new(socket).or_else(|_| listener.turn_away())
                 }
                 (Transport::Tcp, Owner::Us, Goal::Drain) => {
-                    listener.turn_away().or_else(|_| listen::hold_back(socket))
+                    listener.turn_away().or_else(|_| listen::refuse_new(socket))
                 }
             };
             if let Err(error) = closed {
                 log::warn!(
-                    "{name}: whoever connects in the last moment may be reset: the kernel does \
-                     not let newcomers be held back: {error}"
+                    "{name}: clients that connect in the last moment may be reset: the kernel \
+                     does not permit refusing new connections before the socket closes: {error}"
                 );
             }
         }
     }
 
-    /// Tells the workers to take in who waits at the listeners that end with us. Once more each
-    /// time that it is called: to those that are not ours some may have come since.
+    /// Orders the workers to accept the connections that wait at listeners that end with the
+    /// daemon. Each call repeats this, because more may have come to inherited listeners in the
+    /// meantime.
     pub(super) fn end_listeners(&self) {
-        self.close_to_newcomers(Goal::Drain);
+        self.refuse_new_connections(Goal::Drain);
         let ending: Arc<[ListenerId]> = self.ending().map(|(listener, _)| listener).collect();
         if ending.is_empty() {
             return;
@@ -354,8 +354,8 @@ impl Service<'_> {
         }
     }
 
-    /// Every second of a drain: whether the socket units are to stop as well may turn out after our
-    /// own job has begun (`systemctl stop` names one unit after the other).
+    /// Runs every second of a drain. The socket units may be stopped after the job of the service
+    /// has begun (`systemctl stop` handles one unit after the other).
     pub(super) fn look_after_listeners(&mut self) {
         if !self.stop.ending_names.is_empty() {
             self.end_listeners();
@@ -365,26 +365,26 @@ impl Service<'_> {
 
     fn ask_about_sockets(&mut self) {
         let inherited = self.plan.listeners.iter().any(|it| it.owner == Owner::Another);
-        if inherited && self.notifier.has_manager() && self.stop.question.is_none() {
-            // What cannot be asked now is asked a second later.
-            self.stop.question = Question::ask(&self.bell, ASK_TIMEOUT_MAX).ok();
+        if inherited && self.notifier.has_manager() && self.stop.query.is_none() {
+            // A query that fails is repeated a second later.
+            self.stop.query = Query::ask(&self.bell, ASK_TIMEOUT_MAX).ok();
         }
     }
 
-    /// The last act: if systemd has changed its mind about a socket that it was to close, newcomers
-    /// may come to it again.
-    pub(super) fn let_come_again(&self) {
+    /// The last step: if systemd no longer intends to close a socket, it accepts new connections
+    /// again.
+    pub(super) fn reopen_kept_listeners(&self) {
         let is_theirs = |listener: &ListeningSocket| {
             listener.owner == Owner::Another && listener.transport == Transport::Tcp
         };
         if !self.ending().any(|(_, listener)| is_theirs(listener)) {
             return;
         }
-        let Ok(unit) = job::ask_now(LAST_QUESTION_TIMEOUT) else { return };
+        let Ok(unit) = job::ask_now(LAST_QUERY_TIMEOUT) else { return };
         for (index, listener) in self.ending() {
             let name = &self.plan.names[usize::from(index.0)];
             if is_theirs(listener) && !unit.ending_sockets.contains(name) {
-                listen::let_come(listener.socket.as_fd());
+                listen::admit_new(listener.socket.as_fd());
             }
         }
     }

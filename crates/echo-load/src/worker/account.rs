@@ -1,33 +1,33 @@
-//! The account of messages: each that was started or became due is resolved once.
+//! The accounting of messages: each message that was started or scheduled is resolved exactly once.
 //!
-//! 1. A message becomes known when it is started (closed loop; churn: with its connect), or when
-//!    the schedule says that it is due.
-//! 2. It is resolved when its echo is complete, when its connection fails, when it has waited for
-//!    the timeout, or at the end of the run.
-//! 3. What is known and not resolved is outstanding. So at the end `known == resolved`, and
-//!    `scheduled = answered + late + unanswered + unsent`.
+//! 1. A message becomes known when it is started (closed loop; churn: with its connect), or at its
+//!    scheduled time.
+//! 2. It is resolved when its echo is complete, when its connection fails, when it times out, or at
+//!    the end of the run.
+//! 3. Messages that are known and not resolved are outstanding. At the end therefore
+//!    `known == resolved`, and `scheduled = answered + late + unanswered + unsent`.
 //!
-//! The time of a message that failed counts as the timeout at least: that it failed soon must not
-//! make the server look quick.
+//! The latency of a failed message counts as at least the timeout: an early failure must not make
+//! the server look fast.
 
 use std::time::Duration;
 
 use super::{Fate, Kind, Measured, Mode, SWEEP_MAX, State, Wait, Worker};
 use crate::orders::Slowest;
 
-/// Into how many steps the waits of what was never sent are divided at most, over all connections
-/// of a thread: some 10 ms.
+/// The maximum number of steps into which the waiting times of unsent messages are divided, over
+/// all connections of a thread: some 10 ms of work.
 const UNSENT_STEPS: u64 = 1 << 20;
-/// Steps of a single connection, at least.
+/// The minimum number of steps of a single connection.
 const UNSENT_STEPS_MIN: u64 = 64;
 
 impl Worker {
-    /// Messages that were started or have become due.
+    /// Messages that were started or scheduled.
     fn known(&self) -> u64 {
         self.schedule.as_ref().map_or(self.started, |schedule| schedule.due())
     }
 
-    /// What was measured since this was last asked.
+    /// The measurements since the last report.
     pub(super) fn take_measured(&mut self) -> Measured {
         let known = self.known();
         self.measured.counts.scheduled = known - self.told;
@@ -42,20 +42,20 @@ impl Worker {
         self.measured.take(elapsed)
     }
 
-    /// From here on it is measured. What waits already belongs to it.
+    /// Begins the measured time. Messages that are already waiting belong to it.
     pub(super) fn begin_window(&mut self) {
         drop(self.measured.take(Duration::ZERO));
         self.told = self.resolved;
         for connection in &mut self.connections {
             (connection.echoes, connection.echo_time) = (0, 0);
         }
-        // However late we hear of it: what was due since the load began is measured, too.
+        // Even if this order arrives late, all messages since the load began are measured.
         let whole = self.schedule.is_some() && self.plan.warmup.is_zero();
         self.measured_since = if whole { self.orders.start() } else { self.now };
         self.window = (self.measured_since, self.now);
     }
 
-    /// The measured time is over: how were its connections served?
+    /// Ends the measured time, and evaluates how connections were served.
     pub(super) fn end_window(&mut self) {
         self.window.1 = self.now;
         self.prompt.clear();
@@ -63,14 +63,14 @@ impl Worker {
             return;
         }
         let (begin, end) = self.window;
-        let forgiven = (end - begin) as f64 * self.plan.tolerance;
+        let tolerated = (end - begin) as f64 * self.plan.tolerance;
         for index in 0..self.connections.len() {
             let waits = self.waits_since(index).map(|since| end.saturating_sub(since));
             let connection = &self.connections[index];
             let echoes = connection.echoes;
             let is_lost = !matches!(connection.state, State::Open);
-            let in_window = waits.map_or(0, |wait| wait.min(end - begin));
-            let starves = in_window as f64 > forgiven;
+            let waited = waits.map_or(0, |wait| wait.min(end - begin));
+            let starves = waited as f64 > tolerated;
             if echoes == 0 && (starves || is_lost) {
                 self.outcome.without_echo += 1;
             }
@@ -83,7 +83,7 @@ impl Worker {
         }
     }
 
-    /// Since when the oldest outstanding message of a connection has been due or under way.
+    /// Since when the oldest outstanding message of a connection has been scheduled or in flight.
     fn waits_since(&self, index: usize) -> Option<u64> {
         let connection = &self.connections[index];
         let Some(schedule) = &self.schedule else {
@@ -93,8 +93,8 @@ impl Worker {
         waits.then(|| schedule.moment(connection.rank, connection.completed()))
     }
 
-    /// Since when the message waits that has waited longest. With many connections it is as of the
-    /// last sweep.
+    /// Since when the oldest outstanding message waits. With many connections this is from the last
+    /// sweep.
     fn oldest(&self) -> Option<u64> {
         if self.connections.len() > SWEEP_MAX {
             return self.sweep_oldest;
@@ -102,7 +102,7 @@ impl Worker {
         (0..self.connections.len()).filter_map(|index| self.waits_since(index)).min()
     }
 
-    /// How long a message of a connection has taken until now; it is the oldest one under way.
+    /// The waiting time until now of the oldest message in flight on a connection.
     fn wait_of(&self, index: usize, started: u64) -> Wait {
         let connection = &self.connections[index];
         let due = self.schedule.as_ref();
@@ -113,7 +113,7 @@ impl Worker {
         }
     }
 
-    /// The echo of the oldest message under way is complete.
+    /// The echo of the oldest message in flight is complete.
     pub(super) fn answered(&mut self, index: usize) {
         let Some(message) = self.connections[index].in_flight.front() else { return };
         let wait = self.wait_of(index, message.started);
@@ -133,21 +133,21 @@ impl Worker {
         self.measured.record(fate, wait);
     }
 
-    /// Whatever is under way on a connection will not be answered any more: it counts as `least`
-    /// nanoseconds at least.
+    /// Resolves all messages in flight on a connection as failed; each counts as at least `least`
+    /// nanoseconds.
     pub(super) fn fail_messages(&mut self, index: usize, least: u64) {
         while let Some(message) = self.connections[index].in_flight.front() {
             let wait = self.wait_of(index, message.started).at_least(least);
             let connection = &mut self.connections[index];
             connection.in_flight.pop_front();
-            // Of a churn, a message is under way before it is sent.
+            // In churn mode a message is in flight before it is sent.
             let fate = if connection.sent > 0 { Fate::Unanswered } else { Fate::Unsent };
             self.resolved += 1;
             self.measured.record(fate, wait);
         }
     }
 
-    /// Looks at the next places of the sweep: which have waited for longer than the timeout?
+    /// Checks the next slots of the sweep for messages that have timed out.
     pub(super) fn sweep_some(&mut self) {
         let end = self.connections.len().min(self.sweep + SWEEP_MAX);
         let timeout = self.timeout();
@@ -163,16 +163,16 @@ impl Worker {
             match connection.state {
                 State::Open | State::Finishing => self.lose(index, Kind::Unanswered),
                 State::Connecting => self.give_up_connecting(index),
-                // Suspects have a time of their own.
+                // Connections with a wrong echo have their own timeout.
                 State::Suspect(_) | State::Closed | State::Closing => {}
             }
         }
         self.sweep = end;
     }
 
-    /// What has not come by now does not come.
+    /// Resolves all remaining messages at the end of the run.
     pub(super) fn give_up_the_rest(&mut self) {
-        // If the user did not let us wait, the server is not to blame.
+        // If the user interrupted the wait, this is not a fault of the server.
         let was_in_time = self.now.saturating_sub(self.window.1) < self.timeout();
         for index in 0..self.connections.len() {
             let connection = &self.connections[index];
@@ -193,9 +193,9 @@ impl Worker {
         assert_eq!(self.known(), self.resolved, "a message was counted twice or not at all");
     }
 
-    /// Counts what was due on a connection and never sent. It waited from its moment on, at least
-    /// until a message before it ended. The moments are evenly spaced, so where there are very
-    /// many, neighbours are taken together.
+    /// Counts messages that were scheduled on a connection and never sent. Each waited from its
+    /// scheduled time, at least until an earlier message ended. The scheduled times are evenly
+    /// spaced, so if there are very many, neighbours are grouped.
     fn count_unsent(&mut self, index: usize) {
         let Some(schedule) = &self.schedule else { return };
         let connection = &self.connections[index];
@@ -217,7 +217,7 @@ impl Worker {
         self.resolved += count;
     }
 
-    /// How long an echo may take, in nanoseconds.
+    /// The timeout in nanoseconds.
     pub(super) fn timeout(&self) -> u64 {
         self.plan.timeout.as_nanos() as u64
     }

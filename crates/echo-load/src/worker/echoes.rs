@@ -1,4 +1,4 @@
-//! Messages out, echoes in.
+//! Sends messages and receives echoes.
 
 use super::{
     Client, Connection, ConnectionId, Message, Mode, Pattern, SEND_BYTES_MAX, State,
@@ -7,23 +7,23 @@ use super::{
 use crate::connection::Suspicion;
 
 impl Worker {
-    /// Starts messages that have just become due. Where one is started, nothing held it up but
-    /// this client.
+    /// Starts messages whose scheduled time has just come. If one is started, only this client has
+    /// delayed it.
     pub(super) fn start_promptly(&mut self, index: usize) {
         let before = self.connections[index].started;
         self.start_messages(index);
         self.note_prompt(index, before);
     }
 
-    /// The same of a churn, where a message begins with its connect.
+    /// The same in churn mode, where a message begins with its connect.
     pub(super) fn connect_promptly(&mut self, index: usize) {
         let before = self.connections[index].started;
         self.connect(index);
         self.note_prompt(index, before);
     }
 
-    /// How late the messages are that were started, after so many before, the end of the turn will
-    /// show.
+    /// Records the scheduled times of the messages started since `before`; their lateness is
+    /// measured at the end of the iteration.
     fn note_prompt(&mut self, index: usize, before: u64) {
         let Some(schedule) = &self.schedule else { return };
         let connection = &self.connections[index];
@@ -31,7 +31,7 @@ impl Worker {
         self.prompt.extend(started.map(|count| schedule.moment(connection.rank, count)));
     }
 
-    /// Starts as many messages as depth, schedule and the last send allow.
+    /// Starts as many messages as depth, schedule and the previous send permit.
     pub(super) fn start_messages(&mut self, index: usize) {
         let connection = &mut self.connections[index];
         if !self.phase.sends() || !matches!(connection.state, State::Open) {
@@ -65,7 +65,7 @@ impl Worker {
         send(&mut self.client, connection, pattern, length);
     }
 
-    /// Sends the one message of a connection of a churn, which began with the connect.
+    /// Sends the message of a connection in churn mode, which began with the connect.
     pub(super) fn send_the_one(&mut self, index: usize) {
         let connection = &mut self.connections[index];
         let length = self.plan.sizes.draw(self.random.next());
@@ -76,19 +76,19 @@ impl Worker {
         send(&mut self.client, connection, pattern, length);
     }
 
-    /// The last send is over: does what had to wait for it.
+    /// The previous send is complete: continues with the work that had to wait for it.
     pub(super) fn go_on(&mut self, index: usize) {
         if !self.phase.sends() {
             self.finish(index);
         } else if self.plan.mode != Mode::Churn {
             self.start_messages(index);
         } else if self.connections[index].in_flight.is_empty() {
-            // The one message of a churn is echoed: that was all.
+            // In churn mode the connection ends after its only echo.
             self.finish(index);
         }
     }
 
-    /// Bytes came: are they the right ones?
+    /// Checks received bytes.
     pub(super) fn received(&mut self, id: ConnectionId, buffer: u16, length: u32, armed: bool) {
         let index = id.slot() as usize;
         let connection = &mut self.connections[index];
@@ -113,7 +113,7 @@ impl Worker {
                     let suspicion = Suspicion { tail, since: self.now };
                     connection.state = State::Suspect(Box::new(suspicion));
                     self.suspects.push(index);
-                    // The peer is to send what it still has and then end.
+                    // The peer sends its remaining bytes and then ends the stream.
                     self.client.finish(id);
                 }
             }
@@ -134,7 +134,7 @@ impl Worker {
         }
     }
 
-    /// Counts the messages whose echo is complete, and lets others follow.
+    /// Counts the messages whose echo is complete, and starts further ones.
     fn complete_messages(&mut self, index: usize) {
         let mut completed = false;
         loop {

@@ -1,4 +1,4 @@
-//! How connections begin and end, and what is said of those that end badly.
+//! How connections begin and end, and the reports of faults.
 
 use std::io;
 use std::net::SocketAddr;
@@ -13,7 +13,7 @@ use super::{
 use crate::diagnosis::Case;
 
 impl Worker {
-    /// Begins to make the connections that the run starts with.
+    /// Starts the connects for the run.
     pub(super) fn ramp_up(&mut self) {
         if self.plan.mode == Mode::Churn {
             self.tell(News::Ready);
@@ -57,10 +57,10 @@ impl Worker {
         self.orders.connected.fetch_add(1, Ordering::Relaxed);
         self.client.receive(id);
         if self.plan.mode == Mode::Churn {
-            // Also when the run is over: the message has been under way since the connect.
+            // Also after the end of the run: the message has been in flight since the connect.
             self.send_the_one(index);
         } else if self.phase == Phase::Connect {
-            // Places are connected in order: the next is as far on as connects have begun.
+            // Slots are connected in order, so the number of connects is the next slot.
             if (self.begun as usize) < self.connections.len() {
                 self.connect(self.begun as usize);
             } else if self.connecting == 0 {
@@ -72,14 +72,14 @@ impl Worker {
     }
 
     pub(super) fn connect_failed(&mut self, index: usize, error: &io::Error) {
-        let cure = match error.raw_os_error().map(Errno::from_raw) {
+        let remedy = match error.raw_os_error().map(Errno::from_raw) {
             Some(Errno::EADDRNOTAVAIL) => {
-                "; the address is not ours or its ports are used up: see --source"
+                "; the source address is not local or its ports are exhausted: see --source"
             }
             Some(Errno::EMFILE) => "; raise the limit on open files (ulimit -n)",
             _ => "",
         };
-        self.not_connected(index, format!("{error}{cure}"));
+        self.not_connected(index, format!("{error}{remedy}"));
     }
 
     /// A connect has taken longer than the timeout.
@@ -93,8 +93,8 @@ impl Worker {
         }
     }
 
-    /// There is no connection in a place, and `why`. In a churn it tries again, as long as the run
-    /// goes on.
+    /// Handles a failed connect of a slot with the reason `why`. In churn mode it is retried until
+    /// the end of the run.
     fn not_connected(&mut self, index: usize, why: String) {
         self.connections[index].state = State::Closed;
         if self.phase == Phase::Connect {
@@ -105,12 +105,12 @@ impl Worker {
         self.outcome.connect_error.get_or_insert(why);
         self.fail_messages(index, self.timeout());
         self.connections[index].is_resting = true;
-        // An open loop goes by its schedule, but not within this turn: it might fail for ever.
+        // An open loop follows its schedule, but not within this iteration: it might fail forever.
         let rest = if self.schedule.is_some() { 0 } else { RETRY };
         self.retries.push_back((self.now + rest, index));
     }
 
-    /// Connects in those places whose rest after a failure is over.
+    /// Reconnects the slots whose delay after a failure is over.
     pub(super) fn connect_again(&mut self) {
         for _ in 0..self.retries.len() {
             match self.retries.front() {
@@ -124,7 +124,7 @@ impl Worker {
         }
     }
 
-    /// Ends our stream if all of it is sent; the server is to echo the rest and end, too.
+    /// Half-closes a connection if everything is sent. The server should echo the rest and close.
     pub(super) fn finish(&mut self, index: usize) {
         let connection = &mut self.connections[index];
         if matches!(connection.state, State::Open) && !self.client.is_sending(connection.id()) {
@@ -157,7 +157,7 @@ impl Worker {
         self.close(index);
     }
 
-    /// Gives a connection up for a fault of its server.
+    /// Abandons a connection because of a fault of the server.
     pub(super) fn lose(&mut self, index: usize, kind: Kind) {
         self.report_missing(index, kind);
         self.close(index);
@@ -175,7 +175,7 @@ impl Worker {
         });
     }
 
-    /// Names what is wrong with a suspect.
+    /// Diagnoses a wrong echo.
     pub(super) fn conclude(&mut self, index: usize) {
         self.suspects.retain(|&suspect| suspect != index);
         let connection = &self.connections[index];
@@ -191,7 +191,7 @@ impl Worker {
             };
             case.diagnose()
         } else {
-            // Unread, more bytes than were sent can be nothing else.
+            // Without verification, more bytes than were sent count as duplicated.
             Fault {
                 kind: Kind::Duplicated,
                 connection: connection.number,
@@ -204,7 +204,7 @@ impl Worker {
         self.outcome.report(fault);
     }
 
-    /// Suspects whose stream does not end are judged by what came until now.
+    /// Diagnoses wrong echoes whose stream does not end, with the bytes received so far.
     pub(super) fn look_at_suspects(&mut self) {
         let mut position = 0;
         while let Some(&index) = self.suspects.get(position) {
@@ -221,7 +221,8 @@ impl Worker {
     fn close(&mut self, index: usize) {
         self.fail_messages(index, self.timeout());
         let connection = &mut self.connections[index];
-        // In a churn the next connection follows; elsewhere one that is lost stays lost.
+        // In churn mode the next connection follows; in other modes a lost connection is not
+        // replaced.
         if !matches!(connection.state, State::Finishing) && self.plan.mode != Mode::Churn {
             self.orders.live.fetch_sub(1, Ordering::Relaxed);
         }
@@ -232,14 +233,14 @@ impl Worker {
         }
     }
 
-    /// The place is free.
+    /// The slot is free.
     pub(super) fn closed(&mut self, index: usize) {
         self.open -= 1;
         self.connections[index].state = State::Closed;
         self.follow(index);
     }
 
-    /// In a churn: begins the next connection of a place, if it is time.
+    /// In churn mode: starts the next connection of a slot, if it is scheduled.
     fn follow(&mut self, index: usize) {
         let connection = &self.connections[index];
         let is_free = matches!(connection.state, State::Closed) && !connection.is_resting;

@@ -98,7 +98,7 @@ fn runs_of_another_kind_are_refused() {
     ] {
         let run = compare("", change);
         assert_eq!((run.code, run.stdout.as_str()), (Some(2), ""), "{run:#?}");
-        assert!(run.stderr.contains("of two kinds: ping-pong, closed loop and"), "{run:#?}");
+        assert!(run.stderr.contains("cannot be compared: ping-pong, closed loop and"), "{run:#?}");
     }
 }
 
