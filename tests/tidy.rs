@@ -162,11 +162,10 @@ fn graph(sources: &[Source]) -> BTreeMap<(String, String), BTreeSet<String>> {
             named.extend(siblings.map(|(_, path)| format!("stream::{path}")));
         }
         let targets = named.iter().map(|path| {
-            let parts: Vec<&str> = path.split("::").filter(|part| !part.is_empty()).collect();
-            if parts[0] == "stream" && parts.len() > 1 {
-                format!("stream::{}", parts[1])
-            } else {
-                parts[0].to_owned()
+            let mut parts = path.split("::");
+            match (parts.next().unwrap(), parts.next()) {
+                ("stream", Some(inner)) if !inner.is_empty() => format!("stream::{inner}"),
+                (module, _) => module.to_owned(),
             }
         });
         let targets = targets.filter(|target| *target != node).collect::<Vec<_>>();

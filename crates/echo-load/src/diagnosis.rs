@@ -7,7 +7,7 @@
 use std::fmt;
 
 use crate::pattern::{CONNECTIONS, Pattern, Place};
-use crate::table::counted;
+use crate::units::counted;
 
 /// The kind of a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

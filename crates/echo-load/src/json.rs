@@ -8,7 +8,7 @@ use crate::arguments::Plan;
 use crate::diagnosis::{Fault, Kind};
 use crate::measure::{Measured, quantile};
 use crate::result::{Ended, Point, Result};
-use crate::table::PERCENTILES;
+use crate::units::PERCENTILES;
 
 /// The name and version of the schema.
 pub(crate) const SCHEMA: &str = "echo-load/1";

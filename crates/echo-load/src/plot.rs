@@ -12,7 +12,7 @@ use plotters::prelude::{
 
 use crate::arguments::Plan;
 use crate::result::Result as Load;
-use crate::table::count;
+use crate::units::count;
 
 const WIDTH: u32 = 960;
 const HEIGHT: u32 = 720;

@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::arguments::Plan;
 use crate::result::Point;
-use crate::table::{bytes_per_second, count, counted, time};
+use crate::units::{bytes_per_second, count, counted, time};
 
 /// The progress line, if standard error is a terminal.
 pub(crate) struct Progress {

@@ -14,7 +14,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, Socket, Type};
 
 use crate::arguments::Plan;
-use crate::run::{Failure, LOOK};
+use crate::failure::{Failure, LOOK};
 use crate::signals::Signals;
 use crate::status::Status;
 use crate::target::{Address, Unresolved};

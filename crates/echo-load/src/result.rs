@@ -6,7 +6,7 @@ use crate::arguments::Plan;
 use crate::measure::{Measured, quantile};
 use crate::orders::Outcome;
 use crate::status::Status;
-use crate::table::counted;
+use crate::units::counted;
 
 /// The complete result of a run.
 pub(crate) struct Result {

@@ -15,6 +15,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::arguments::Plan;
+use crate::failure::{Failure, LOOK};
 use crate::files::Replacement;
 use crate::machine;
 use crate::measure::Measured;
@@ -27,24 +28,7 @@ use crate::status::Status;
 use crate::target::Address;
 use crate::worker::{Task, Worker};
 use crate::writer::Writer;
-use crate::{hdr, json, plot, table};
-
-/// The maximum time between two checks for signals.
-pub(crate) const LOOK: Duration = Duration::from_millis(50);
-
-/// Why there is no result.
-pub(crate) enum Failure {
-    /// The user ended the run before it began.
-    Interrupted,
-    /// An error: the exit status and the text.
-    Fatal(Status, String),
-}
-
-impl Failure {
-    fn usage(why: impl std::fmt::Display) -> Self {
-        Self::Fatal(Status::Usage, why.to_string())
-    }
-}
+use crate::{hdr, json, plot, table, units};
 
 type Attempt<T> = std::result::Result<T, Failure>;
 
@@ -210,7 +194,7 @@ impl Run {
                 (connected, since) = (now_connected, Instant::now());
             } else if since.elapsed() > self.plan.timeout {
                 let seconds = self.plan.timeout.as_secs_f64();
-                let stand = table::counted(connected, "connection");
+                let stand = units::counted(connected, "connection");
                 return Err(
                     self.unconnected(&format!("no answer for {seconds} s, {stand} established"))
                 );

@@ -64,6 +64,9 @@ impl Drop for Mapping {
     }
 }
 
+/// The buffer group of the small buffers.
+pub(super) const SMALL_GROUP: u16 = 0;
+
 /// Buffers of one size, and which of them are lent to the core.
 struct Buffers {
     payload: Mapping,

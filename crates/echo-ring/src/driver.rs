@@ -24,13 +24,14 @@ use socket2::SockRef;
 use self::receive::{Rdhup, Receiving};
 use self::relay::Scratch;
 use self::send::{OnWritable, Room, SkipSuccessSend};
-use super::buffers::{BufferRing, BufferStack};
+use super::buffers::{BufferRing, BufferStack, SMALL_GROUP};
 use super::listening::ListeningSocket;
 use super::peer;
 use super::prepared::PreparedRing;
 use super::ring::{COMPLETIONS, Ring};
 use super::spill::{SpillMemory, SpillQueue};
 use super::token::Token;
+use super::transport::Transport;
 use super::unusable::Unusable;
 use echo_core::kernel::{Kernel, Wake};
 use echo_core::op::{
@@ -42,22 +43,7 @@ use echo_core::op::{
 /// may hold. With 64 KiB, messages of 16 KiB cost 1 % more for being armed again and again.
 const MULTISHOT_BYTES_MAX: u32 = 256 << 10;
 
-/// What a stream socket runs over, as far as the kernel treats it differently.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Transport {
-    /// TCP: connections inherit the options of their listener.
-    Tcp,
-    /// A Unix stream. Connections inherit no option (seen on Linux 6.18). And a multishot receive
-    /// that is armed when bytes and the end of the stream already wait tells the bytes, but never
-    /// the end (seen on Linux 6.18.44, in the family of liburing's issue 1549), so the end is
-    /// watched for by itself.
-    Unix,
-}
-
 const OPEN: &str = "invariant: the core names open connections only";
-
-/// The buffer group of the small buffers.
-pub(super) const SMALL_GROUP: u16 = 0;
 
 /// How a driver is set up.
 pub struct Settings {

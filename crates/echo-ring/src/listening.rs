@@ -11,8 +11,8 @@ use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::SetStruct;
 use socket2::SockRef;
 
-use super::driver::Transport;
 use super::errno;
+use super::transport::Transport;
 use echo_core::op::AcceptError;
 
 /// The process that made a listening socket, and so may end it.

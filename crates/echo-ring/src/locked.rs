@@ -7,7 +7,6 @@
 //! the user. It is given back by a worker of the kernel some time after a ring is gone, so a
 //! process that is started right after another one has ended may have to wait for it.
 
-use std::fmt;
 use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -18,7 +17,7 @@ use nix::unistd::{SysconfVar, sysconf};
 use rustix::thread::set_thread_res_uid;
 
 use super::ring;
-use super::unusable::Unusable;
+use super::unusable::{Shortage, Unusable};
 
 /// How long locked memory is waited for that a process which has ended has yet to give back, as an
 /// address in use is waited for (`listen`).
@@ -90,12 +89,6 @@ fn status(field: &str) -> Option<String> {
     value.map(|value| value.trim().to_owned())
 }
 
-/// The number of the user who is charged, the real one.
-fn user() -> String {
-    let users = status("Uid").unwrap_or_default();
-    users.split_whitespace().next().unwrap_or("unknown").to_owned()
-}
-
 /// Whether the kernel charges this process nothing.
 fn is_exempt() -> bool {
     let effective = status("CapEff");
@@ -113,64 +106,6 @@ fn raise_limit() {
     {
         // What it cannot raise it reports when it is missing.
         let _ = setrlimit(Resource::RLIMIT_MEMLOCK, hard, hard);
-    }
-}
-
-/// Rings that need more locked memory than there is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shortage {
-    /// How many rings are wanted.
-    pub rings: usize,
-    /// Bytes for each.
-    pub each: u64,
-    /// Bytes that all processes of the user may have together.
-    pub limit: u64,
-}
-
-impl Shortage {
-    /// Bytes for all of them.
-    #[must_use]
-    pub fn needed(&self) -> u64 {
-        self.each * self.rings as u64
-    }
-
-    /// How many rings fit if no other process of the user has any.
-    #[must_use]
-    pub fn fitting(&self) -> u64 {
-        self.limit / self.each
-    }
-
-    /// Whether the limit itself is high enough, so that others of the user hold the rest.
-    #[must_use]
-    pub fn may_pass(&self) -> bool {
-        self.needed() <= self.limit
-    }
-}
-
-impl fmt::Display for Shortage {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { rings, limit, .. } = self;
-        let (plural, verb) = if *rings == 1 { ("", "needs") } else { ("s", "need") };
-        write!(
-            formatter,
-            "too little locked memory (ENOMEM): {rings} ring{plural} {verb} {}, and \
-             RLIMIT_MEMLOCK is {} for all processes of user {} together, enough for {}; \
-             set LimitMEMLOCK=infinity in the unit (ulimit -l unlimited), or start fewer workers \
-             or threads",
-            KibiBytes(self.needed()),
-            KibiBytes(*limit),
-            user(),
-            self.fitting(),
-        )
-    }
-}
-
-/// Bytes as `ulimit -l` counts them.
-struct KibiBytes(u64);
-
-impl fmt::Display for KibiBytes {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{} KiB", self.0.div_ceil(1024))
     }
 }
 

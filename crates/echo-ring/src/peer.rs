@@ -5,8 +5,8 @@ use std::os::fd::BorrowedFd;
 
 use socket2::SockRef;
 
-use super::driver::Transport;
 use super::errno;
+use super::transport::Transport;
 use echo_core::op::{AcceptError, PeerAddr};
 
 /// The peer of `connection`, by getpeername(2); a Unix peer has none.

@@ -6,8 +6,7 @@
 
 use std::ops::RangeInclusive;
 
-use super::buffers::BufferRing;
-use super::driver::SMALL_GROUP;
+use super::buffers::{BufferRing, SMALL_GROUP};
 use super::locked::{self, Maker};
 use super::ring::{self, Ring};
 use super::unusable::Unusable;

@@ -11,7 +11,64 @@ use std::io;
 
 use nix::errno::Errno;
 
-use super::locked::Shortage;
+/// Rings that need more locked memory than there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shortage {
+    /// How many rings are wanted.
+    pub rings: usize,
+    /// Bytes for each.
+    pub each: u64,
+    /// Bytes that all processes of the user may have together.
+    pub limit: u64,
+}
+
+impl Shortage {
+    /// Bytes for all of them.
+    #[must_use]
+    pub fn needed(&self) -> u64 {
+        self.each * self.rings as u64
+    }
+
+    /// How many rings fit if no other process of the user has any.
+    #[must_use]
+    pub fn fitting(&self) -> u64 {
+        self.limit / self.each
+    }
+
+    /// Whether the limit itself is high enough, so that others of the user hold the rest.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        self.needed() <= self.limit
+    }
+}
+
+impl fmt::Display for Shortage {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { rings, limit, .. } = self;
+        let (plural, verb) = if *rings == 1 { ("", "needs") } else { ("s", "need") };
+        write!(
+            formatter,
+            "too little locked memory (ENOMEM): {rings} ring{plural} {verb} {}, and \
+             RLIMIT_MEMLOCK is {} for all processes of user {} together, enough for {}; \
+             set LimitMEMLOCK=infinity in the unit (ulimit -l unlimited), or start fewer workers \
+             or threads",
+            KibiBytes(self.needed()),
+            KibiBytes(*limit),
+            // The user that is charged is the real one.
+            nix::unistd::getuid(),
+            self.fitting(),
+        )
+    }
+}
+
+/// Bytes as `ulimit -l` counts them.
+struct KibiBytes(u64);
+
+impl fmt::Display for KibiBytes {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} KiB", self.0.div_ceil(1024))
+    }
+}
 
 /// One of the three system calls of io_uring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
