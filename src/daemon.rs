@@ -26,7 +26,7 @@ use std::time::Duration;
 use log::LevelFilter;
 
 use crate::cli::Options;
-use crate::config::{self, Config, ConfigError, LogTarget, Overrides};
+use crate::config::{self, Config, ConfigError, Invalid, LogTarget, Overrides};
 use crate::handover;
 use crate::listen::{ListenError, Opened, Origin};
 use crate::logging::{self, Target, events};
@@ -98,16 +98,21 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Validates the configuration and prints what it comes to.
+/// Validates the configuration and prints what it comes to. What is wrong or odd goes to standard
+/// error, all of it.
 #[must_use]
 pub fn check(options: &Options) -> ExitCode {
-    match load(options) {
-        Ok(config) => {
+    match config::examine(options.config.as_deref(), &overrides(options)) {
+        Ok(examined) => {
+            let further = request::too_few_files(&examined, options.config.as_deref());
+            for warning in examined.warnings.iter().chain(&further) {
+                output::complain(&format!("echo-uring: warning: {warning}"));
+            }
             if let Some(problem) = request::unreadable_to_the_service(options.config.as_deref()) {
                 output::complain(&format!("echo-uring: {problem}"));
                 return ExitCode::from(EXIT_CONFIG);
             }
-            match output::print(&config.to_toml()) {
+            match output::print(&examined.config.to_toml()) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => {
                     output::complain(&format!("echo-uring: {}", output::unwritten(&error)));
@@ -115,10 +120,17 @@ pub fn check(options: &Options) -> ExitCode {
                 }
             }
         }
-        Err(error) => {
-            output::complain(&format!("echo-uring: {error}"));
-            ExitCode::from(error.exit_status())
+        Err(invalid) => {
+            complain_of(&invalid);
+            ExitCode::from(invalid.exit_status())
         }
+    }
+}
+
+/// Says all that is wrong, a line each.
+fn complain_of(invalid: &Invalid) {
+    for line in invalid.lines() {
+        output::complain(&format!("echo-uring: {line}"));
     }
 }
 
@@ -205,7 +217,7 @@ fn say(failure: &Failure, level: LevelFilter) {
     }
 }
 
-fn load(options: &Options) -> Result<Config, ConfigError> {
+fn load(options: &Options) -> Result<Config, Invalid> {
     config::load(options.config.as_deref(), &overrides(options))
 }
 
@@ -222,12 +234,14 @@ struct Loaded {
 
 /// The configuration of the file. If that is invalid, and the process before us has left
 /// connections in `bundles`, the last one that was valid: to refuse to start would end them all.
-fn load_or_keep(options: &Options, bundles: &[OwnedFd]) -> Result<Loaded, ConfigError> {
+fn load_or_keep(options: &Options, bundles: &[OwnedFd]) -> Result<Loaded, Invalid> {
     let error = match load(options) {
         Ok(config) => return Ok(Loaded { config, trouble: None }),
         // The command line is the unit's; what it means cannot be taken from anywhere else.
-        Err(error @ ConfigError::CommandLine { .. }) => return Err(error),
-        Err(error @ (ConfigError::Read { .. } | ConfigError::Content { .. })) => error,
+        Err(error) if matches!(error.errors[..], [ConfigError::CommandLine { .. }]) => {
+            return Err(error);
+        }
+        Err(error) => error,
     };
     let Some(kept) = handover::configuration(bundles) else { return Err(error) };
     let name = Path::new("(kept configuration)");

@@ -94,6 +94,11 @@ pub enum ListenError {
         /// What it holds.
         value: String,
     },
+    /// A configured listener has no address, and no socket of its name was inherited.
+    Unnamed {
+        /// The name.
+        name: String,
+    },
     /// An inherited file descriptor is no listening stream socket.
     Inherited {
         /// Its number.
@@ -127,10 +132,12 @@ pub enum ListenError {
 }
 
 impl ListenError {
-    /// The exit status by sysexits: 69 (unavailable), or 71 when the system itself failed.
+    /// The exit status by sysexits: 69 (unavailable), 78 (configuration) for a name without a
+    /// socket, or 71 when the system itself failed.
     #[must_use]
     pub fn exit_status(&self) -> u8 {
         match self {
+            Self::Unnamed { .. } => 78,
             Self::Environment { .. }
             | Self::Inherited { .. }
             | Self::Bind { .. }
@@ -160,6 +167,11 @@ impl fmt::Display for ListenError {
                 formatter,
                 "{variable}={value:?} is no number of sockets from 0 to {}; see sd_listen_fds(3)",
                 inherited::COUNT_MAX
+            ),
+            Self::Unnamed { name } => write!(
+                formatter,
+                "listener {name} has no address, and no socket of this name was passed; add an \
+                 address, or FileDescriptorName={name} to a socket unit of this service"
             ),
             Self::Inherited { fd, problem } => write!(formatter, "inherited fd {fd} is {problem}"),
             Self::Bind { address, cause } => {
@@ -273,16 +285,23 @@ pub fn open(configured: &[ListenerConfig], tcp: &Tcp) -> Result<Opened, ListenEr
 }
 
 /// Binds those of `configured` that are wanted beside the `inherited` ones, and gives all of them
-/// their options.
+/// their options. One without an address says what is served at the inherited sockets of its name.
 ///
 /// # Errors
-/// When an address cannot be had, or the system refuses an option.
+/// When an address cannot be had, a name has no socket, or the system refuses an option.
 pub fn open_beside(
     inherited: Inherited,
     configured: &[ListenerConfig],
     tcp: &Tcp,
 ) -> Result<Opened, ListenError> {
     let Inherited { mut listeners, bundles, mut warnings } = inherited;
+    for ListenerConfig { name, kind, .. } in configured.iter().filter(|it| it.address.is_none()) {
+        let mut named = listeners.iter_mut().filter(|listener| listener.name == *name).peekable();
+        if named.peek().is_none() {
+            return Err(ListenError::Unnamed { name: name.clone() });
+        }
+        named.for_each(|listener| listener.kind = *kind);
+    }
     // Sockets to look at the daemon are no reason not to serve.
     if listeners.iter().all(|listener| listener.kind != Kind::Echo) {
         let inherited = !listeners.is_empty();

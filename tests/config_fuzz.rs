@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use echo_uring::config::{self, Overrides};
 use grammar::Grammar;
-use judge::judge;
+use judge::{judge, judge_pair};
 
 const SHIPPED: &str = include_str!("../config/echo-uring.toml");
 
@@ -68,6 +68,20 @@ fn every_file_is_valid_or_refused_in_one_clear_line() {
     }
     println!("{valid} files were valid, {refused} refused");
     assert!(valid > 1_000 && refused > 10_000, "{valid} valid, {refused} refused");
+}
+
+/// Goal: a drop-in changes what it says and nothing else, and neither file hides an error of the
+/// other. Method: two files of the grammar, whole ones as a rule.
+#[test]
+fn every_pair_of_files_is_what_the_later_one_makes_of_it() {
+    let grammar = Grammar::new();
+    for seed in 0..6_000 {
+        let files = [2 * seed, 2 * seed + 1].map(|seed| generated(&grammar, seed));
+        let culprit = Culprit(seed, &files[0]);
+        let second = Culprit(seed, &files[1]);
+        judge_pair(&files[0], &files[1]);
+        drop((culprit, second));
+    }
 }
 
 /// Goal: damage to a real file, bit by bit, in every place.
