@@ -51,7 +51,8 @@ pub struct DoctorOptions {
 /// What the service is run with; it may stand before or after the command.
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
-    /// Read the configuration from FILE; without this, /etc/echo-uring.toml if there is one
+    /// Read the configuration from FILE and FILE.d/*.toml; without this, from
+    /// /etc/echo-uring.toml if there is one
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
 

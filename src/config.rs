@@ -39,7 +39,7 @@ use file::{Places, Role, Source};
 pub use keys::{Access, Effect, Key, Limits, Log, SECTIONS, Section, Server, Tcp, Timeouts};
 pub use network::Network;
 pub use value::Type;
-use value::{Value, address, name};
+use value::Value;
 
 /// Where the configuration is looked for when none is named. It may be absent.
 pub const DEFAULT_PATH: &str = "/etc/echo-uring.toml";
@@ -312,10 +312,10 @@ impl Config {
 
 impl ListenerConfig {
     fn to_toml(&self, header: &str) -> String {
-        let called = name().spelled(&Value::Name(self.name.clone()));
+        let called = Type::Name.spelled(&Value::Name(self.name.clone()));
         let mut text = format!("{header}\nname = {called}\n");
         if let Some(place) = &self.address {
-            let place = address().spelled(&Value::Address(place.clone()));
+            let place = Type::Address.spelled(&Value::Address(place.clone()));
             text += &format!("address = {place}\n");
         }
         text + &format!("kind = \"{}\"\n", self.kind.name())

@@ -14,10 +14,10 @@
 
 use std::time::Duration;
 
+use Type::{Address, Flag, Name, Networks, Number, Or, PowerOfTwo, Size, Time, Word};
 use log::LevelFilter;
 
-use super::value::{Field, Type, Value};
-use super::value::{address, duration, flag, name, networks, number, power_of_two, size, word};
+use super::value::{Field, KINDS, LOG_LEVELS, LOG_TARGETS, Type, Value};
 use super::{Config, LogTarget, Network, Workers};
 
 const MICROSECOND: Duration = Duration::from_micros(1);
@@ -25,7 +25,6 @@ const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
-const DAY: Duration = Duration::from_secs(24 * 3600);
 /// As humantime counts it: 365.25 days.
 const YEAR: Duration = Duration::from_secs(31_557_600);
 const TEN_MS: Duration = Duration::from_millis(10);
@@ -166,21 +165,21 @@ section! {
     /// `[server]`: the shape of the process.
     Server in server is "server", "", "";
 
-    "workers", workers: Workers = Workers::Auto, number(1, 1024).or("auto"), AtRestart,
+    "workers", workers: Workers = Workers::Auto, Or(&Number(1, 1024), "auto"), AtRestart,
     "How many worker threads serve connections, each with an io_uring of its own. \"auto\" is one \
      for each CPU that the process may run on (CPUAffinity= is honoured). More workers than CPUs \
      gain nothing.",
     "\"auto\" starts fewer where the limit on locked memory has no room for so many, see section \
      LIMITS of echo-uring(8).";
 
-    "buffers", buffers: u16 = 256, power_of_two(8, 32_768), AtRestart,
+    "buffers", buffers: u16 = 256, PowerOfTwo(8, 32_768), AtRestart,
     "How many pooled buffers of 16 KiB each worker has. They are lent for moments only and are \
      not tied to connections, and memory is taken only as far as they are filled. With too few, \
      busy connections wait for each other.",
     "None of them is lost by that. The number need not follow the number of connections.";
 
     "busy-poll", busy_poll: Option<Duration> = None,
-    duration(MICROSECOND, TEN_MS, Duration::from_nanos(1)).or("off"), AtRestart,
+    Or(&Time(MICROSECOND, TEN_MS, Duration::from_nanos(1)), "off"), AtRestart,
     "How long a worker that has nothing to do looks for work before it sleeps. \"200us\" nearly \
      halves the round trip on a quiet line; the price is a CPU that is busy for so long after \
      each message. Only for machines with a CPU to spare for each worker.",
@@ -202,7 +201,7 @@ const LISTENER: Section = Section {
         Key {
             name: "name",
             path: "listener.name",
-            holds: name(),
+            holds: Name,
             effect: Effect::AtRestart,
             text: "What log lines call it: 1 to 64 letters, digits, \"-\", \"_\" or \".\", and no \
                    other listener's name.",
@@ -212,7 +211,7 @@ const LISTENER: Section = Section {
         Key {
             name: "address",
             path: "listener.address",
-            holds: address(),
+            holds: Address,
             effect: Effect::AtRestart,
             text: "\"IPv4:PORT\", \"[IPv6]:PORT\" (\"[::]:PORT\" takes IPv4 as well) or \
                    \"unix:/absolute/path\". Anyone who can reach it can make the host send back \
@@ -228,7 +227,7 @@ const LISTENER: Section = Section {
         Key {
             name: "kind",
             path: "listener.kind",
-            holds: word(&super::value::KINDS),
+            holds: Word(&KINDS),
             effect: Effect::AtRestart,
             text: "What is served there: \"echo\"; \"status\", a snapshot as JSON for \
                    \"echo-uring status\"; \"metrics\", Prometheus metrics, /healthz and /ready \
@@ -259,10 +258,10 @@ section! {
      cannot be left in the backlog, where it would stand in the way of others. It is counted, and \
      told in the log at most once in ten seconds.";
 
-    "allow", allow: Vec<Network> = Vec::new(), networks(), AtReload,
+    "allow", allow: Vec<Network> = Vec::new(), Networks, AtReload,
     "If this list is not empty, peers in none of its networks are refused.", "";
 
-    "deny", deny: Vec<Network> = Vec::new(), networks(), AtReload,
+    "deny", deny: Vec<Network> = Vec::new(), Networks, AtReload,
     "Peers in one of these networks are refused, whatever \"allow\" says.", "";
 }
 
@@ -270,14 +269,14 @@ section! {
     /// `[limits]`: what the daemon may use up, and one source of it. `None` is "off".
     Limits in limits is "limits", "", "";
 
-    "max-connections", max_connections: u32 = 100_000, number(1, CONNECTIONS_MAX), AtReload,
+    "max-connections", max_connections: u32 = 100_000, Number(1, CONNECTIONS_MAX), AtReload,
     "How many connections may be open at once. Those beyond wait in the kernel's backlog until \
      one ends; nobody is accepted and then dropped. Each needs a file descriptor: raise \
      LimitNOFILE= along with it.",
     "At that limit, too, connections wait. Each worker has a share of them; of fewer than there \
      are workers, some have none and leave all connections to the others.";
 
-    "stalled-memory", stalled_memory: u64 = 64 << 20, size(64 * KIB, TIB), AtReload,
+    "stalled-memory", stalled_memory: u64 = 64 << 20, Size(64 * KIB, TIB), AtReload,
     "How much memory all peers together that stopped reading may keep occupied with their unread \
      echo, in the whole process. At the limit nobody is cut off: what a slow peer does not read \
      then stays in the socket it came from, which costs a little more for each echo.",
@@ -285,7 +284,7 @@ section! {
      more for each echo, and is counted and logged.";
 
     "max-connections-per-source", max_connections_per_source: Option<u32> = None,
-    number(1, CONNECTIONS_MAX).or("off"), AtReload,
+    Or(&Number(1, CONNECTIONS_MAX), "off"), AtReload,
     "How many connections one source may have open at once. More are closed at once. With it, or \
      with accepts-per-source, each accept costs a system call more.",
     "They are counted over all workers and listeners. Those beyond are accepted and closed, so a \
@@ -294,7 +293,7 @@ section! {
      address of the peer; any network in [access] costs it as well. A source that is counted \
      takes about 100 bytes of memory.";
 
-    "accepts-per-source", accepts_per_source: Option<u32> = None, number(1, 1_000_000).or("off"),
+    "accepts-per-source", accepts_per_source: Option<u32> = None, Or(&Number(1, 1_000_000), "off"),
     AtReload,
     "How many connections one source may make in a second; after a pause of a second, as many in \
      one burst. More are closed at once.",
@@ -303,15 +302,15 @@ section! {
      the one remembered longest is forgotten first, and may make its burst again. After a restart \
      every bucket is full.";
 
-    "source-prefix-ipv4", source_prefix_ipv4: u8 = 32, number(8, 32), AtReload,
+    "source-prefix-ipv4", source_prefix_ipv4: u8 = 32, Number(8, 32), AtReload,
     "How many leading bits of an IPv4 address make it one source. With 24, neighbours share.",
     "The addresses of a /24 network then share the limits.";
 
-    "source-prefix-ipv6", source_prefix_ipv6: u8 = 64, number(16, 128), AtReload,
+    "source-prefix-ipv6", source_prefix_ipv6: u8 = 64, Number(16, 128), AtReload,
     "The same for IPv6. A single customer usually has a network of 64 bits or fewer.",
     "Hosts choose the last 64 bits themselves, so more than 64 is of little use.";
 
-    "max-bytes", max_bytes: Option<u64> = None, size(1, TIB).or("off"), AtReload,
+    "max-bytes", max_bytes: Option<u64> = None, Or(&Size(1, TIB), "off"), AtReload,
     "How many bytes one connection may send. It gets these back, and then the end of the stream; \
      what it sends beyond is not echoed.",
     "What is sent beyond is received, dropped and counted. Bytes that were received before the \
@@ -322,13 +321,13 @@ section! {
     /// `[timeouts]`: `None` is "off". All are whole milliseconds, which is what the core counts in.
     Timeouts in timeouts is "timeouts", "", "";
 
-    "idle", idle: Option<Duration> = Some(HOUR), duration(TEN_MS, YEAR, MILLISECOND).or("off"),
+    "idle", idle: Option<Duration> = Some(HOUR), Or(&Time(TEN_MS, YEAR, MILLISECOND), "off"),
     AtReload,
     "A connection on which nothing was received or sent for so long is closed. \"off\" lets dead \
      peers hold their connections for as long as tcp.keepalive allows, and silent ones for ever.",
     "";
 
-    "stall", stall: Option<Duration> = Some(MINUTE), duration(TEN_MS, YEAR, MILLISECOND).or("off"),
+    "stall", stall: Option<Duration> = Some(MINUTE), Or(&Time(TEN_MS, YEAR, MILLISECOND), "off"),
     AtReload,
     "A peer that takes not one byte of its echo for so long is reset. Its unread bytes are lost. \
      \"off\" lets peers that never read hold limits.stalled-memory for ever. tcp.user-timeout, if \
@@ -336,13 +335,13 @@ section! {
     "So change both together. Lost bytes are counted as dropped. While peers that never read hold \
      the memory, others that are slow have to do without.";
 
-    "lifetime", lifetime: Option<Duration> = None, duration(TEN_MS, YEAR, MILLISECOND).or("off"),
+    "lifetime", lifetime: Option<Duration> = None, Or(&Time(TEN_MS, YEAR, MILLISECOND), "off"),
     AtReload,
     "A connection that is so old is ended, busy or not. It gets its last echo, and then the end \
      of the stream.",
     "A peer that does not read its echo has timeouts.stall for it, as ever.";
 
-    "drain", drain: Duration = Duration::from_secs(10), duration(Duration::ZERO, HOUR, MILLISECOND),
+    "drain", drain: Duration = Duration::from_secs(10), Time(Duration::ZERO, HOUR, MILLISECOND),
     AtReload,
     "How long a stop waits for peers to finish. After it every connection gets its last echo and \
      the end of the stream, and five seconds to end as well. systemd is asked for as much time, \
@@ -350,7 +349,7 @@ section! {
     "The time begins with the signal, or with the end of timeouts.drain-lead.";
 
     "drain-lead", drain_lead: Duration = Duration::ZERO,
-    duration(Duration::ZERO, HOUR, MILLISECOND), AtReload,
+    Time(Duration::ZERO, HOUR, MILLISECOND), AtReload,
     "How long a stop goes on accepting before the drain begins, while /ready says 503 and the \
      agent-check says \"drain\": so balancers turn away before anybody is refused. A restart that \
      keeps all connections takes no lead.",
@@ -364,13 +363,13 @@ section! {
     "These are set on the listening sockets, inherited or bound, and hold for every connection \
      that comes afterwards. Unix sockets know the buffers only.";
 
-    "nodelay", nodelay: bool = true, flag(), AtReload,
+    "nodelay", nodelay: bool = true, Flag, AtReload,
     "Send small echoes at once (TCP_NODELAY). With false they may wait for the peer's \
      acknowledgement, up to 40 ms or more, to save packets.", "";
 
     // The kernel's ceiling is 32767 s.
     "keepalive", keepalive: Option<Duration> = Some(Duration::from_secs(120)),
-    duration(SECOND, Duration::from_secs(9 * 3600), SECOND).or("off"), AtReload,
+    Or(&Time(SECOND, Duration::from_secs(9 * 3600), SECOND), "off"), AtReload,
     "After so long a silence the peer is asked whether it is still there. Four probes a quarter \
      of this apart (a second at least) without an answer end the connection, so after twice this \
      silence. No more than 8,000 peers are asked in a second. \"off\" leaves vanished peers to \
@@ -384,20 +383,21 @@ section! {
 
     // The kernel counts milliseconds in 31 bits.
     "user-timeout", user_timeout: Option<Duration> = Some(MINUTE),
-    duration(SECOND, Duration::from_secs(24 * DAY.as_secs()), MILLISECOND).or("off"), AtReload,
+    Or(&Time(SECOND, Duration::from_secs(24 * 24 * 3600), MILLISECOND), "off"), AtReload,
     "Sent bytes that the peer does not acknowledge for so long end the connection \
      (TCP_USER_TIMEOUT). This also counts while a peer takes nothing of its echo. \"off\" leaves \
      it to the kernel's retries, about 15 minutes.",
     "It does not cut the probing of tcp.keepalive short, so it may be shorter than that silence.";
 
-    "receive-buffer", receive_buffer: Option<u32> = None, size(2 * KIB, GIB).or("auto"),
+    "receive-buffer", receive_buffer: Option<u32> = None, Or(&Size(2 * KIB, GIB), "auto"),
     AtSocketRestart,
     "Kernel buffer of each connection for bytes not yet received by us (SO_RCVBUF). A size ends \
      the kernel's own tuning and is capped by the sysctl net.core.rmem_max; large ones speed up \
      long fat paths, at that memory each.",
     "A warning tells of the cap.";
 
-    "send-buffer", send_buffer: Option<u32> = None, size(2 * KIB, GIB).or("auto"), AtSocketRestart,
+    "send-buffer", send_buffer: Option<u32> = None, Or(&Size(2 * KIB, GIB), "auto"),
+    AtSocketRestart,
     "The same for bytes not yet acknowledged by the peer (SO_SNDBUF); capped by \
      net.core.wmem_max.",
     "";
@@ -407,12 +407,12 @@ section! {
     /// `[log]`
     Log in log is "log", "", "";
 
-    "target", target: LogTarget = LogTarget::Auto, word(&super::value::LOG_TARGETS), AtReload,
+    "target", target: LogTarget = LogTarget::Auto, Word(&LOG_TARGETS), AtReload,
     "Where log lines go: \"syslog\" (the socket /dev/log), \"stderr\", or \"auto\": the journal, \
      with its fields, if standard error leads there, else stderr.",
     "While /dev/log cannot be reached, \"syslog\" is standard error.";
 
-    "level", level: LevelFilter = LevelFilter::Info, word(&super::value::LOG_LEVELS), AtReload,
+    "level", level: LevelFilter = LevelFilter::Info, Word(&LOG_LEVELS), AtReload,
     "Lines of this level and more severe ones are written. Nothing is written for a connection at \
      \"info\"; \"debug\" and \"trace\" may write several lines for each. With \"off\" only the \
      reason of a failure is told.", "";

@@ -8,7 +8,7 @@ use log::LevelFilter;
 use toml::Spanned;
 use toml::de::{DeArray, DeValue};
 
-use super::quantity::{self, Fault};
+use super::quantity::{Fault, duration, size};
 use super::{Address, Kind, LogTarget, Network, Workers, echoed};
 
 /// Long enough for any word, short enough for a log line.
@@ -32,28 +32,27 @@ const fn words<T, const N: usize>(pairs: &[(&'static str, T); N]) -> [&'static s
 
 /// What a key may hold.
 #[derive(Clone, Copy, Debug)]
-pub struct Type {
-    form: Form,
-    /// The word for none: "off", or "auto".
-    word: Option<&'static str>,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Form {
+pub enum Type {
     /// A whole number, from the one to the other.
     Number(u64, u64),
     /// Such a number that is a power of two.
     PowerOfTwo(u64, u64),
     /// From the one to the other, and a multiple of the third.
-    Duration(Duration, Duration, Duration),
+    Time(Duration, Duration, Duration),
     /// Bytes, from the one to the other.
     Size(u64, u64),
+    /// True or false.
     Flag,
     /// One of these.
     Word(&'static [&'static str]),
+    /// A list of networks.
     Networks,
+    /// The name of a listener.
     Name,
+    /// The address of a listener.
     Address,
+    /// One of these types, or this word for none: "off", or "auto".
+    Or(&'static Type, &'static str),
 }
 
 /// What a key holds.
@@ -71,85 +70,47 @@ pub(super) enum Value {
     Address(Address),
 }
 
-const fn plain(form: Form) -> Type {
-    Type { form, word: None }
-}
-pub(super) const fn number(least: u64, most: u64) -> Type {
-    plain(Form::Number(least, most))
-}
-pub(super) const fn power_of_two(least: u64, most: u64) -> Type {
-    plain(Form::PowerOfTwo(least, most))
-}
-pub(super) const fn duration(least: Duration, most: Duration, unit: Duration) -> Type {
-    plain(Form::Duration(least, most, unit))
-}
-pub(super) const fn size(least: u64, most: u64) -> Type {
-    plain(Form::Size(least, most))
-}
-pub(super) const fn flag() -> Type {
-    plain(Form::Flag)
-}
-pub(super) const fn word(words: &'static [&'static str]) -> Type {
-    plain(Form::Word(words))
-}
-pub(super) const fn networks() -> Type {
-    plain(Form::Networks)
-}
-pub(super) const fn name() -> Type {
-    plain(Form::Name)
-}
-pub(super) const fn address() -> Type {
-    plain(Form::Address)
-}
-
 impl Type {
-    /// The same, or `word`.
-    pub(super) const fn or(self, word: &'static str) -> Self {
-        Self { word: Some(word), ..self }
-    }
-
     /// What may be written, as in `use …`.
     #[must_use]
     pub fn allowed(self) -> String {
-        let spelled = |duration| humantime::format_duration(duration);
-        let main = match self.form {
-            Form::Number(least, most) | Form::PowerOfTwo(least, most) => {
+        let time = |duration| humantime::format_duration(duration);
+        match self {
+            Self::Number(least, most) | Self::PowerOfTwo(least, most) => {
                 format!("a number from {least} to {most}")
             }
-            Form::Duration(least, most, _) => {
-                format!("a duration from \"{}\" to \"{}\"", spelled(least), spelled(most))
+            Self::Time(least, most, _) => {
+                format!("a duration from \"{}\" to \"{}\"", time(least), time(most))
             }
-            Form::Size(least, most) => {
+            Self::Size(least, most) => {
                 format!("a size from \"{}\" to \"{}\"", exact_size(least), exact_size(most))
             }
-            Form::Flag => "true or false".to_owned(),
-            Form::Word(words) => {
+            Self::Flag => "true or false".to_owned(),
+            Self::Word(words) => {
                 words.iter().map(|word| format!("\"{word}\"")).collect::<Vec<_>>().join(", ")
             }
-            Form::Networks => "one such as [\"10.0.0.0/8\", \"::1\"]".to_owned(),
-            Form::Name => {
-                format!("1 to {NAME_LENGTH_MAX} of the characters A-Z a-z 0-9 - _ .")
-            }
-            Form::Address => "one such as \"127.0.0.1:7777\"".to_owned(),
-        };
-        self.word.map_or(main.clone(), |word| format!("{main} or \"{word}\""))
+            Self::Networks => "one such as [\"10.0.0.0/8\", \"::1\"]".to_owned(),
+            Self::Name => format!("1 to {NAME_LENGTH_MAX} of the characters A-Z a-z 0-9 - _ ."),
+            Self::Address => "one such as \"127.0.0.1:7777\"".to_owned(),
+            Self::Or(main, word) => format!("{} or \"{word}\"", main.allowed()),
+        }
     }
 
     /// The same as a sentence of a manual; empty where the text of the key says it.
     #[must_use]
     pub fn sentence(self) -> String {
         let allowed = self.allowed();
-        match self.form {
-            Form::Number(..) | Form::Size(..) => format!("A{}.", &allowed[1..]),
-            Form::PowerOfTwo(..) => format!("A{}, which is a power of two.", &allowed[1..]),
-            Form::Duration(_, _, unit) => {
-                let whole = if unit.as_secs() > 0 { ", in whole seconds" } else { "" };
-                format!("A{}{whole}.", &allowed[1..])
+        let main = if let Self::Or(main, _) = self { *main } else { self };
+        match main {
+            Self::Flag => format!("Either {allowed}."),
+            Self::Word(_) => format!("One of {allowed}."),
+            Self::Networks => format!("A list, {allowed}.").replace(", one", ""),
+            Self::PowerOfTwo(..) => format!("A{}, which is a power of two.", &allowed[1..]),
+            Self::Time(_, _, unit) if unit.as_secs() > 0 => {
+                format!("A{}, in whole seconds.", &allowed[1..])
             }
-            Form::Flag => format!("Either {allowed}."),
-            Form::Word(_) => format!("One of {allowed}."),
-            Form::Networks => format!("A list, {allowed}.").replace(", one", ""),
-            Form::Name | Form::Address => String::new(),
+            Self::Number(..) | Self::Time(..) | Self::Size(..) => format!("A{}.", &allowed[1..]),
+            Self::Name | Self::Address | Self::Or(..) => String::new(),
         }
     }
 
@@ -158,20 +119,30 @@ impl Type {
     /// # Errors
     /// What is wrong, each with its place in the file.
     pub(super) fn read(self, value: &Spanned<DeValue<'_>>) -> Result<Value, Vec<(usize, String)>> {
-        if let (Form::Networks, DeValue::Array(entries)) = (self.form, value.get_ref()) {
+        if let (Self::Networks, DeValue::Array(entries)) = (self, value.get_ref()) {
             return network_list(entries);
         }
-        self.single(value.get_ref()).map_err(|problem| vec![(value.span().start, problem)])
+        let refuse =
+            |what: &str| Err(format!("{} {what}; use {}", shown(value.get_ref()), self.allowed()));
+        let read = self.single(value.get_ref(), &refuse);
+        read.map_err(|problem| vec![(value.span().start, problem)])
     }
 
-    fn single(self, value: &DeValue<'_>) -> Result<Value, String> {
+    /// The same of a value that is no list. `refuse` makes of what is wrong an error with its cure.
+    fn single(
+        self,
+        value: &DeValue<'_>,
+        refuse: &dyn Fn(&str) -> Result<Value, String>,
+    ) -> Result<Value, String> {
         let text = value.as_str();
-        if self.word.is_some() && text == self.word {
-            return Ok(Value::None);
-        }
-        let refuse = |what: &str| Err(format!("{} {what}; use {}", shown(value), self.allowed()));
-        match self.form {
-            Form::Number(least, most) | Form::PowerOfTwo(least, most) => {
+        let quantity = |fault, what| match fault {
+            Fault::Shape => refuse(what),
+            Fault::Meaning(problem) => Err(format!("{} {problem}", shown(value))),
+        };
+        match self {
+            Self::Or(_, word) if text == Some(word) => Ok(Value::None),
+            Self::Or(main, _) => main.single(value, refuse),
+            Self::Number(least, most) | Self::PowerOfTwo(least, most) => {
                 let Some(number) = value.as_integer() else {
                     return refuse("is not a whole number");
                 };
@@ -183,34 +154,29 @@ impl Type {
                     None => refuse("is out of range"),
                 }
             }
-            Form::Duration(least, most, unit) => {
-                match text.map_or(Err(Fault::Shape), quantity::duration) {
-                    Ok(time) if (least..=most).contains(&time) => whole(time, unit),
-                    Ok(_) => refuse("is out of range"),
-                    Err(Fault::Shape) => refuse("is not a duration"),
-                    Err(Fault::Meaning(problem)) => Err(format!("{} {problem}", shown(value))),
-                }
-            }
-            Form::Size(least, most) => match text.map_or(Err(Fault::Shape), quantity::size) {
+            Self::Time(least, most, unit) => match text.map_or(Err(Fault::Shape), duration) {
+                Ok(time) if (least..=most).contains(&time) => whole(time, unit),
+                Ok(_) => refuse("is out of range"),
+                Err(fault) => quantity(fault, "is not a duration"),
+            },
+            Self::Size(least, most) => match text.map_or(Err(Fault::Shape), size) {
                 Ok(bytes) if (least..=most).contains(&bytes) => Ok(Value::Number(bytes)),
                 Ok(_) => refuse("is out of range"),
-                Err(Fault::Shape) => refuse("is not a size"),
-                Err(Fault::Meaning(problem)) => Err(format!("{} {problem}", shown(value))),
+                Err(fault) => quantity(fault, "is not a size"),
             },
-            Form::Flag => match value.as_bool() {
-                Some(flag) => Ok(Value::Flag(flag)),
-                None => refuse("is neither true nor false"),
-            },
-            Form::Word(words) => match words.iter().find(|word| text == Some(**word)) {
+            Self::Flag => value
+                .as_bool()
+                .map_or_else(|| refuse("is neither true nor false"), |it| Ok(Value::Flag(it))),
+            Self::Word(words) => match words.iter().find(|word| text == Some(**word)) {
                 Some(word) => Ok(Value::Word(word)),
                 None => refuse("is not known"),
             },
-            Form::Networks => refuse("is not a list"),
-            Form::Name => match text.filter(|text| is_name(text)) {
+            Self::Networks => refuse("is not a list"),
+            Self::Name => match text.filter(|text| is_name(text)) {
                 Some(text) => Ok(Value::Name(text.to_owned())),
                 None => refuse("is not a name"),
             },
-            Form::Address => match text {
+            Self::Address => match text {
                 Some(text) => text.parse().map(Value::Address),
                 None => refuse("is not text"),
             },
@@ -218,7 +184,7 @@ impl Type {
     }
 
     fn power_of_two(self, number: u64) -> Result<Value, String> {
-        if matches!(self.form, Form::Number(..)) || number.is_power_of_two() {
+        if matches!(self, Self::Number(..)) || number.is_power_of_two() {
             return Ok(Value::Number(number));
         }
         let above = number.next_power_of_two();
@@ -227,9 +193,11 @@ impl Type {
 
     /// How a file spells `value`.
     pub(super) fn spelled(self, value: &Value) -> String {
-        match (value, self.form) {
-            (Value::None, _) => quoted(self.word.expect("invariant: only such a type has none")),
-            (Value::Number(bytes), Form::Size(..)) => quoted(&exact_size(*bytes)),
+        match (value, self) {
+            (Value::None, Self::Or(_, word)) => quoted(word),
+            (Value::None, _) => unreachable!("{self:?} has no word for none"),
+            (_, Self::Or(main, _)) => main.spelled(value),
+            (Value::Number(bytes), Self::Size(..)) => quoted(&exact_size(*bytes)),
             (Value::Number(number), _) => number.to_string(),
             (Value::Duration(time), _) => quoted(&humantime::format_duration(*time).to_string()),
             (Value::Flag(flag), _) => flag.to_string(),
