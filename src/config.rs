@@ -19,6 +19,7 @@ mod echoed;
 mod error;
 mod file;
 mod guess;
+mod json;
 mod keys;
 mod network;
 mod quantity;
@@ -36,10 +37,10 @@ pub use address::Address;
 pub use change::{Change, changes, in_force, spelled};
 pub use error::{ConfigError, Invalid};
 use file::{Places, Role, Source};
+pub use json::judgement;
 pub use keys::{Access, Effect, Key, Limits, Log, SECTIONS, Section, Server, Tcp, Timeouts};
 pub use network::Network;
 pub use value::Type;
-use value::Value;
 
 /// Where the configuration is looked for when none is named. It may be absent.
 pub const DEFAULT_PATH: &str = "/etc/echo-uring.toml";
@@ -293,32 +294,38 @@ impl Config {
     /// The same meaning as a file, every key written out.
     #[must_use]
     pub fn to_toml(&self) -> String {
-        let mut paragraphs = Vec::new();
-        for section in &SECTIONS {
-            let header = section.header();
-            if section.is_list() {
-                paragraphs.extend(self.listeners.iter().map(|it| it.to_toml(&header)));
-            } else {
-                let keys = section
-                    .keys
-                    .iter()
-                    .filter_map(|key| Some(format!("{} = {}\n", key.name, key.spelled(self)?)));
-                paragraphs.push(format!("{header}\n{}", keys.collect::<String>()));
-            }
-        }
-        paragraphs.join("\n")
+        let paragraph = |(section, table): (&Section, Vec<Spelled>)| {
+            let lines = table.into_iter().map(|(key, value)| format!("{key} = {value}\n"));
+            format!("{}\n{}", section.header(), lines.collect::<String>())
+        };
+        self.tables().map(paragraph).collect::<Vec<_>>().join("\n")
+    }
+
+    /// Each table of such a file.
+    fn tables(&self) -> impl Iterator<Item = (&'static Section, Vec<Spelled>)> {
+        SECTIONS.iter().flat_map(|section| {
+            let tables = match section.is_list() {
+                true => self.listeners.iter().map(ListenerConfig::spelled).collect(),
+                false => {
+                    let keys = section.keys.iter();
+                    vec![keys.filter_map(|key| Some((key.name, key.spelled(self)?))).collect()]
+                }
+            };
+            tables.into_iter().map(move |table| (section, table))
+        })
     }
 }
 
+/// A key and its value, which is spelled in a way that TOML and JSON have in common.
+type Spelled = (&'static str, String);
+
 impl ListenerConfig {
-    fn to_toml(&self, header: &str) -> String {
-        let called = Type::Name.spelled(&Value::Name(self.name.clone()));
-        let mut text = format!("{header}\nname = {called}\n");
-        if let Some(place) = &self.address {
-            let place = Type::Address.spelled(&Value::Address(place.clone()));
-            text += &format!("address = {place}\n");
-        }
-        text + &format!("kind = \"{}\"\n", self.kind.name())
+    fn spelled(&self) -> Vec<Spelled> {
+        let mut table = vec![("name", value::quoted(&self.name))];
+        let address = self.address.as_ref().map(|address| value::quoted(&address.to_string()));
+        table.extend(address.map(|address| ("address", address)));
+        table.push(("kind", value::quoted(self.kind.name())));
+        table
     }
 }
 

@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use log::LevelFilter;
 
-use crate::cli::Options;
+use crate::cli::{CheckOptions, Options};
 use crate::config::{self, Config, ConfigError, Invalid, LogTarget, Overrides};
 use crate::handover;
 use crate::listen::{ListenError, Opened, Origin};
@@ -99,32 +99,39 @@ impl fmt::Display for Failure {
 }
 
 /// Validates the configuration and prints what it comes to. What is wrong or odd goes to standard
-/// error, all of it.
+/// error, all of it; or all goes to standard output, as JSON.
 #[must_use]
-pub fn check(options: &Options) -> ExitCode {
-    match config::examine(options.config.as_deref(), &overrides(options)) {
+pub fn check(check: &CheckOptions) -> ExitCode {
+    let CheckOptions { options, json } = check;
+    let path = options.config.as_deref();
+    let mut outcome = config::examine(path, &overrides(options));
+    let mut status = 0;
+    match &mut outcome {
         Ok(examined) => {
-            let further = request::too_few_files(&examined, options.config.as_deref());
-            for warning in examined.warnings.iter().chain(&further) {
+            examined.warnings.extend(request::too_few_files(examined, path));
+            for warning in examined.warnings.iter().filter(|_| !json) {
                 output::complain(&format!("echo-uring: warning: {warning}"));
             }
-            if let Some(problem) = request::unreadable_to_the_service(options.config.as_deref()) {
+            if let Some(problem) = request::unreadable_to_the_service(path) {
                 output::complain(&format!("echo-uring: {problem}"));
                 return ExitCode::from(EXIT_CONFIG);
             }
-            match output::print(&examined.config.to_toml()) {
-                Ok(()) => ExitCode::SUCCESS,
-                Err(error) => {
-                    output::complain(&format!("echo-uring: {}", output::unwritten(&error)));
-                    ExitCode::from(output::EXIT_OUTPUT)
-                }
-            }
         }
-        Err(invalid) => {
-            complain_of(&invalid);
-            ExitCode::from(invalid.exit_status())
-        }
+        Err(invalid) => status = invalid.exit_status(),
     }
+    let printed = match &outcome {
+        _ if *json => output::print(&(config::judgement(&outcome) + "\n")),
+        Ok(examined) => output::print(&examined.config.to_toml()),
+        Err(invalid) => {
+            complain_of(invalid);
+            Ok(())
+        }
+    };
+    if let Err(error) = printed {
+        output::complain(&format!("echo-uring: {}", output::unwritten(&error)));
+        status = output::EXIT_OUTPUT;
+    }
+    ExitCode::from(status)
 }
 
 /// Says all that is wrong, a line each.

@@ -260,8 +260,19 @@ pub(super) fn shown(value: &DeValue<'_>) -> String {
     }
 }
 
-fn quoted(text: &str) -> String {
-    toml::Value::String(text.to_owned()).to_string()
+/// A string of TOML that is one of JSON as well.
+pub(super) fn quoted(text: &str) -> String {
+    let mut quoted = "\"".to_owned();
+    for character in text.chars() {
+        match character {
+            '"' | '\\' => quoted.extend(['\\', character]),
+            _ if character.is_control() => {
+                quoted += &format!("\\u{:04x}", u32::from(character));
+            }
+            _ => quoted.push(character),
+        }
+    }
+    quoted + "\""
 }
 
 /// In the largest unit that needs no fraction: a rounded size would not read back as itself.

@@ -9,6 +9,7 @@ use std::process::Command;
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
+use serde_json::{Value, json};
 
 use crate::daemon::{Daemon, Launch, run_to_end};
 use crate::machine::{Scratch, in_company, time_limit, wait_until};
@@ -141,6 +142,49 @@ fn a_listener_without_an_address_is_an_inherited_socket() {
     refusal.assert(78, &[words[0], "FileDescriptorName=lam"]);
     let refusal = Launch { config: unnamed("lan", ""), ..Launch::default() }.fail();
     refusal.assert(78, &["listener lan has no address, and no socket of this name was passed"]);
+}
+
+/// Goal: programs get the same: every key with its value, warnings, and errors with their places.
+#[test]
+fn check_tells_programs_in_json() {
+    let scratch = Scratch::new();
+    let path = scratch.path("echo-uring.toml");
+    let check = |config: &str| -> (Option<i32>, Value) {
+        fs::write(&path, config).unwrap();
+        let arguments = ["check", "--json", "--config", path.to_str().unwrap()];
+        let output = run_to_end(&arguments, None);
+        assert!(output.stderr.is_empty(), "{output:?}");
+        (output.status.code(), serde_json::from_slice(&output.stdout).unwrap())
+    };
+    let text = "[server]\nbuffers = 64\n[timeouts]\nstall = \"2m\"\n[access]\ndeny = [\"::1\"]\n\
+                [[listener]]\nname = \"a\"\naddress = 'unix:/run/\"\\ä'\n\
+                [[listener]]\nname = \"b\"\n";
+    let (code, json) = check(text);
+    assert_eq!((code, &json["valid"], &json["errors"]), (Some(0), &json!(true), &json!([])));
+    assert!(json["warnings"][0].as_str().unwrap().contains(":4:1: timeouts.stall: "), "{json}");
+    let configuration = json["configuration"].as_object().unwrap();
+    let sections: Vec<&str> = configuration.keys().map(String::as_str).collect();
+    assert_eq!(sections, ["access", "limits", "listener", "log", "server", "tcp", "timeouts"]);
+    let server = json!({ "workers": "auto", "buffers": 64, "busy-poll": "off" });
+    assert_eq!(configuration["server"], server);
+    assert_eq!(configuration["access"], json!({ "allow": [], "deny": ["::1"] }));
+    assert_eq!(configuration["tcp"]["nodelay"], json!(true));
+    let listeners = json!([
+        { "name": "a", "address": "unix:/run/\"\\ä", "kind": "echo" },
+        { "name": "b", "kind": "echo" },
+    ]);
+    assert_eq!(configuration["listener"], listeners);
+
+    let (code, json) = check("[log]\nlevel = \"\\n\"\n[limit]\n");
+    assert_eq!(
+        (code, &json["valid"], &json["configuration"]),
+        (Some(78), &json!(false), &json!(null))
+    );
+    let problem = "unknown section; did you mean [limits]?";
+    let second = json!({
+        "file": path.to_str(), "line": 3, "column": 2, "key": "limit", "problem": problem
+    });
+    assert_eq!((json["errors"].as_array().unwrap().len(), &json["errors"][1]), (2, &second));
 }
 
 /// Goal: `check` reads what the daemon reads, tells all that is wrong and all that is odd, and an

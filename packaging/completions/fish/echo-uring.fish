@@ -56,6 +56,7 @@ info\t''
 debug\t''
 trace\t''
 off\t''"
+complete -c echo-uring -n "__fish_echo_uring_using_subcommand check" -l json -d 'Print errors, warnings and the configuration as one JSON object'
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand check" -s h -l help -d 'Print help'
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand reload" -l config -d 'Read the configuration from FILE and FILE.d/*.toml; without this, from /etc/echo-uring.toml if there is one' -r -F
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand reload" -l listen -d 'Listen on ADDRESS instead of the configured listeners: 127.0.0.1:7777, [::1]:7777 or unix:/path; repeatable' -r -f
