@@ -158,6 +158,12 @@ pub struct Examined {
 }
 
 impl Examined {
+    /// The files that were read, in their order.
+    #[must_use]
+    pub fn files(&self) -> Vec<String> {
+        self.sources.iter().map(|source| echoed::path(&source.file)).collect()
+    }
+
     /// A warning about the value of `key`, as in `limits.max-connections`.
     #[must_use]
     pub fn warning(&self, key: &str, problem: &str) -> String {

@@ -89,9 +89,10 @@ fn configuration(
     let shown = path.unwrap_or(Path::new(config::DEFAULT_PATH));
     match config::examine(path, &overrides) {
         Ok(examined) => {
-            let what = match (path, shown.exists()) {
-                (None, false) => format!("no {}: the defaults apply", shown.display()),
-                _ => format!("{} is valid", shown.display()),
+            let what = match &examined.files()[..] {
+                [] => format!("no {}: the defaults apply", shown.display()),
+                [file] => format!("{file} is valid"),
+                files => format!("{} are valid", files.join(", ")),
             };
             let denied = service.and_then(|service| {
                 let account = service.account.as_ref()?;

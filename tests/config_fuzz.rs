@@ -202,6 +202,21 @@ const CASES: &[(&str, &str, &[&str])] = &[
         &["FILE:3:11: listener.address: \"unix:/run/a\\nb\" "],
     ),
     (
+        "key-of-another-section",
+        "[timeouts]\nmax-connections = 5\n",
+        &["FILE:2:1: timeouts.max-connections: ", "; did you mean max-connections in [limits]?"],
+    ),
+    (
+        "section-of-another-name",
+        "[listeners]\nname = \"a\"\n",
+        &["FILE:1:2: listeners: ", "; did you mean [[listener]]?"],
+    ),
+    (
+        "errors-before-and-behind-broken-lines",
+        "[log]\nlevel = 1\nthis is prose\nlevel = \"info\"\nand more\n",
+        &["FILE:2:9: log.level: ", " (and 2 more: see echo-uring check)"],
+    ),
+    (
         "number-of-many-digits",
         "[limits]\nmax-connections = 99999999999999999999\n",
         &["out of range"],
