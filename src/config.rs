@@ -36,7 +36,7 @@ use log::LevelFilter;
 pub use address::Address;
 pub use change::{Change, changes, in_force, spelled};
 pub use error::{ConfigError, Invalid};
-use file::{Places, Role, Source};
+use file::{Merge, Place, Places, Role, Source};
 pub use json::judgement;
 pub use keys::{Access, Effect, Key, Limits, Log, SECTIONS, Section, Server, Tcp, Timeouts};
 pub use network::Network;
@@ -155,6 +155,8 @@ pub struct Examined {
     pub warnings: Vec<String>,
     sources: Vec<Source>,
     places: Places,
+    /// Where the listeners of the files stand.
+    listeners: Vec<Place>,
 }
 
 impl Examined {
@@ -162,6 +164,15 @@ impl Examined {
     #[must_use]
     pub fn files(&self) -> Vec<String> {
         self.sources.iter().map(|source| echoed::path(&source.file)).collect()
+    }
+
+    /// Whether each listener without an address is one of `names`, those of inherited sockets.
+    ///
+    /// # Errors
+    /// Each that is not.
+    pub fn require_sockets(&self, names: &[String]) -> Result<(), Invalid> {
+        let listeners = self.config.listeners.iter().zip(&self.listeners);
+        file::unnamed(listeners, names, &self.sources)
     }
 
     /// A warning about the value of `key`, as in `limits.max-connections`.
@@ -189,9 +200,9 @@ pub fn load(path: Option<&Path>, overrides: &Overrides) -> Result<Config, Invali
 /// As above.
 pub fn examine(path: Option<&Path>, overrides: &Overrides) -> Result<Examined, Invalid> {
     let sources = sources::read_all(path)?;
-    let (mut config, places) = file::merge(&sources)?;
+    let Merge { mut config, places, listeners } = file::merge(&sources)?;
     config.overlay(overrides)?;
-    let mut examined = Examined { config, warnings: Vec::new(), sources, places };
+    let mut examined = Examined { config, warnings: Vec::new(), sources, places, listeners };
     let warnings = warning::warnings(&examined.config);
     let told = warnings.iter().map(|(key, problem)| examined.warning(key, problem)).collect();
     examined.warnings = told;
@@ -284,7 +295,7 @@ impl Config {
             bytes: bytes.to_vec(),
             role,
         });
-        file::merge(&sources.collect::<Vec<_>>()).map(|(config, _)| config)
+        file::merge(&sources.collect::<Vec<_>>()).map(|merged| merged.config)
     }
 
     fn overlay(&mut self, overrides: &Overrides) -> Result<(), ConfigError> {

@@ -28,7 +28,7 @@ use log::LevelFilter;
 use crate::cli::{CheckOptions, Options};
 use crate::config::{self, Config, ConfigError, Invalid, LogTarget, Overrides};
 use crate::handover;
-use crate::listen::{ListenError, Opened, Origin};
+use crate::listen::{Inherited, ListenError, Opened, Origin};
 use crate::logging::{self, Target, events};
 use crate::systemd::Notifier;
 use echo_ring::Unusable;
@@ -159,7 +159,8 @@ pub fn serve(options: &Options) -> ExitCode {
         }
     };
     let bundles = inherited.as_ref().map_or(&[][..], |inherited| &inherited.bundles);
-    let Loaded { config, trouble } = match load_or_keep(options, bundles) {
+    let names = inherited.as_ref().map_or(Vec::new(), Inherited::names);
+    let Loaded { config, trouble } = match load_or_keep(options, bundles, &names) {
         Ok(loaded) => loaded,
         Err(error) => {
             complain(&error);
@@ -184,7 +185,7 @@ pub fn serve(options: &Options) -> ExitCode {
             if let Some(trouble) = &trouble {
                 log::error!(message_id = events::CONFIGURATION_KEPT; "{trouble}");
             }
-            let source = service::Source { options, log: &log, trouble };
+            let source = service::Source { options, names: &names, log: &log, trouble };
             service::run(&config, opened, signals, &notifier, &source)
         });
     let status = match ended {
@@ -224,8 +225,11 @@ fn say(failure: &Failure, level: LevelFilter) {
     }
 }
 
-fn load(options: &Options) -> Result<Config, Invalid> {
-    config::load(options.config.as_deref(), &overrides(options))
+/// The configuration of the files; `names` are those of the inherited sockets.
+fn load(options: &Options, names: &[String]) -> Result<Config, Invalid> {
+    let examined = config::examine(options.config.as_deref(), &overrides(options))?;
+    examined.require_sockets(names)?;
+    Ok(examined.config)
 }
 
 fn overrides(options: &Options) -> Overrides {
@@ -241,8 +245,12 @@ struct Loaded {
 
 /// The configuration of the file. If that is invalid, and the process before us has left
 /// connections in `bundles`, the last one that was valid: to refuse to start would end them all.
-fn load_or_keep(options: &Options, bundles: &[OwnedFd]) -> Result<Loaded, Invalid> {
-    let error = match load(options) {
+fn load_or_keep(
+    options: &Options,
+    bundles: &[OwnedFd],
+    names: &[String],
+) -> Result<Loaded, Invalid> {
+    let error = match load(options, names) {
         Ok(config) => return Ok(Loaded { config, trouble: None }),
         // The command line is the unit's; what it means cannot be taken from anywhere else.
         Err(error) if matches!(error.errors[..], [ConfigError::CommandLine { .. }]) => {

@@ -262,6 +262,14 @@ pub struct Inherited {
     warnings: Vec<String>,
 }
 
+impl Inherited {
+    /// The names of the listening sockets.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        self.listeners.iter().map(|listener| listener.name.clone()).collect()
+    }
+}
+
 /// Takes the sockets that a service manager passed.
 ///
 /// Must be called before this process makes a descriptor of its own: they are known by their

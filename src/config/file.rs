@@ -106,10 +106,19 @@ fn position(text: &[u8], place: usize) -> (usize, usize) {
 pub(super) type Places = BTreeMap<&'static str, Place>;
 
 /// What the files come to.
+#[derive(Debug)]
+pub(super) struct Merge {
+    pub(super) config: Config,
+    pub(super) places: Places,
+    /// Where each of its listeners stands.
+    pub(super) listeners: Vec<Place>,
+}
+
+/// What the files come to.
 ///
 /// # Errors
 /// All that is wrong with them.
-pub(super) fn merge(sources: &[Source]) -> Result<(Config, Places), Invalid> {
+pub(super) fn merge(sources: &[Source]) -> Result<Merge, Invalid> {
     let mut merged = Merged {
         config: Config::default(),
         places: Places::new(),
@@ -127,8 +136,30 @@ pub(super) fn merge(sources: &[Source]) -> Result<(Config, Places), Invalid> {
     if merged.faults.count > 0 {
         return Err(merged.faults.into_invalid(sources));
     }
-    merged.config.listeners = merged.listeners.into_iter().map(|entry| entry.config).collect();
-    Ok((merged.config, merged.places))
+    let Merged { mut config, places, listeners, .. } = merged;
+    let listeners = listeners.into_iter().map(|Entry { config, place }| (config, place));
+    let (found, listeners) = listeners.unzip();
+    config.listeners = found;
+    Ok(Merge { config, places, listeners })
+}
+
+/// An error of each listener, those at `listeners`, that has no address and is not one of `names`.
+pub(super) fn unnamed<'a>(
+    listeners: impl Iterator<Item = (&'a ListenerConfig, &'a Place)>,
+    names: &[String],
+    sources: &[Source],
+) -> Result<(), Invalid> {
+    let mut faults = Faults::default();
+    for (ListenerConfig { name, .. }, place) in
+        listeners.filter(|(it, _)| it.address.is_none() && !names.contains(&it.name))
+    {
+        let problem = format!(
+            "no socket of the name \"{name}\" was passed; add an address, or \
+             FileDescriptorName={name} to a socket unit of this service"
+        );
+        faults.note(*place, LISTENER.to_owned(), problem);
+    }
+    if faults.count > 0 { Err(faults.into_invalid(sources)) } else { Ok(()) }
 }
 
 /// A listener, and where its address stands, or its section if it has none.
@@ -370,11 +401,12 @@ impl Reader<'_> {
         Some(Entry { config, place })
     }
 
-    /// Replaces the listener of the same name, or adds one.
+    /// Replaces the listener of the same name, or adds one; of too many, no more than show that.
     fn put(&mut self, entry: Entry) {
         let listeners = &mut self.merged.listeners;
-        match listeners.iter_mut().find(|other| other.config.name == entry.config.name) {
-            Some(other) => *other = entry,
+        match listeners.iter().position(|other| other.config.name == entry.config.name) {
+            Some(index) => listeners[index] = entry,
+            None if listeners.len() > LISTENERS_MAX => {}
             None => listeners.push(entry),
         }
     }

@@ -27,8 +27,9 @@ fn meant(name: &str, own: Option<&Section>) -> Option<String> {
     if name.chars().count() > LENGTH_MAX {
         return None;
     }
-    let name: Vec<u8> = name.to_ascii_lowercase().replace('_', "-").into_bytes();
-    // The nearest, of several the one that is nearest by: a number that is the less the better.
+    let name = name.to_ascii_lowercase().into_bytes();
+    // The best so far, with its rank: the lowest wins. Of two that are equally near, the key of the
+    // same section is the better one.
     let mut best: Option<(usize, String)> = None;
     let mut consider = |known: &str, foreign: usize, said: &dyn Fn() -> String| {
         let allowed = (known.len() / 3).max(1);
@@ -53,8 +54,8 @@ fn meant(name: &str, own: Option<&Section>) -> Option<String> {
     best.map(|(_, said)| said)
 }
 
-/// How many letters to add, to drop, to change or to swap with the next one lie between two words,
-/// if no more than `allowed` (optimal string alignment).
+/// How many letters have to be added, dropped, changed or swapped with the next one to make the one
+/// word the other, if that is no more than `allowed` (optimal string alignment distance).
 fn distance(one: &[u8], two: &[u8], allowed: usize) -> Option<usize> {
     if one.len().abs_diff(two.len()) > allowed {
         return None;

@@ -14,7 +14,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, Uid};
 
-use super::{EXIT_SYSTEM, complain_of, load};
+use super::{EXIT_SYSTEM, complain_of, overrides};
 use crate::capacity::{self, Sockets};
 use crate::cli::Options;
 use crate::config::{self, Config, Examined, Kind};
@@ -45,7 +45,7 @@ pub fn reload(options: &Options) -> ExitCode {
         output::complain(&format!("echo-uring: reload: cannot signal process {pid}: {errno}"));
         return ExitCode::from(EXIT_SYSTEM);
     }
-    let checked = load(options);
+    let checked = config::load(options.config.as_deref(), &overrides(options));
     wait_until_heard(pid);
     match checked {
         Ok(_) => ExitCode::SUCCESS,

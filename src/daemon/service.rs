@@ -62,6 +62,8 @@ pub(super) struct Signals {
 /// Where a configuration comes from, and where log lines go.
 pub(super) struct Source<'a> {
     pub(super) options: &'a Options,
+    /// The names of the inherited sockets.
+    pub(super) names: &'a [String],
     pub(super) log: &'a logging::Handle,
     /// Why the start took another configuration than that of the file, if it did.
     pub(super) trouble: Option<String>,

@@ -102,9 +102,9 @@ fn all_errors_of_a_file_are_told() {
 /// misread, so it is not judged.
 #[test]
 fn broken_lines_are_told_with_what_stands_before_them() {
-    let text = "[server]\nworkers = 0\nthis is prose\nbuffers = 1\nand more\n";
+    let text = "[server]\nworkers = 0\nthis is prose\n[log]\nlevel = 1\nand more\n";
     let lines = refusals(text);
-    assert_begin(&lines, &["FILE:2:11: server.workers: 0 ", "FILE:3:6: server: ", "FILE:5:5: "]);
+    assert_begin(&lines, &["FILE:2:11: server.workers: 0 ", "FILE:3:6: server: ", "FILE:6:5: "]);
 }
 
 /// Goal: no file makes more lines than anybody reads, and none is lost without a word.
@@ -125,6 +125,7 @@ fn what_was_meant_is_guessed() {
         ("[limits]\nmax-conections = 1", "unknown key; did you mean max-connections?"),
         ("[limits]\nmax_connections = 1", "unknown key; did you mean max-connections?"),
         ("[limits]\nMax-Bytse = 1", "unknown key; did you mean max-bytes?"),
+        ("[timeouts]\nIDLE = 1", "unknown key; did you mean idle?"),
         ("[timeouts]\nmax-connections = 1", "did you mean max-connections in [limits]?"),
         ("[timeouts]\nkeep-alive = 1", "did you mean keepalive in [tcp]?"),
         ("[server]\nadress = 1", "did you mean address in [[listener]]?"),
@@ -252,6 +253,22 @@ fn listeners_of_drop_ins_are_added_or_replace_those_of_their_name() {
     fs::remove_file(place.drop_in("4.toml")).unwrap();
     let lines = place.try_load().unwrap_err();
     assert_begin(&lines, &["main.toml.d/3.toml:1:12: listener: none of kind \"echo\"; add one"]);
+}
+
+/// Goal: many files have no more listeners than one may have, and are soon judged.
+#[test]
+fn listeners_of_all_files_together_are_limited() {
+    let place = Place::new("many", "");
+    for file in 0..100 {
+        let listener = |number: u32| {
+            format!("[[listener]]\nname = 'n{file}.{number}'\naddress = 'unix:/{file}.{number}'\n")
+        };
+        place.write(&format!("{file}.toml"), &(0..200).map(listener).collect::<String>());
+    }
+    let begin = std::time::Instant::now();
+    let lines = place.try_load().unwrap_err();
+    assert_begin(&lines, &["main.toml.d/99.toml:1:1: listener: 257 listeners; list 1 to 256, "]);
+    assert!(begin.elapsed().as_secs() < 10, "{:?}", begin.elapsed());
 }
 
 /// Goal: only regular files are read, and nothing is waited for. Method: whatever else there is, as

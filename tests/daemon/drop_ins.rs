@@ -11,6 +11,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use serde_json::{Value, json};
 
+use crate::bus::{Answer, Bus};
 use crate::daemon::{Daemon, Launch, run_to_end};
 use crate::machine::{Scratch, in_company, time_limit, wait_until};
 use crate::place::{Listening, Place, ping, readable};
@@ -137,11 +138,39 @@ fn a_listener_without_an_address_is_an_inherited_socket() {
     assert!(daemon.lines.all().contains(&line), "{}", daemon.transcript());
     daemon.stop();
 
-    let refusal = launch(config + &unnamed("lam", "")).fail();
-    let words = ["listener lam has no address, and no socket of this name was passed; add"];
-    refusal.assert(78, &[words[0], "FileDescriptorName=lam"]);
+    let words = "echo-uring.toml:10:1: listener: no socket of the name \"lam\" was passed; add an \
+                 address, or FileDescriptorName=lam to a socket unit of this service";
+    launch(config + &unnamed("lam", "")).fail().assert(78, &[words]);
     let refusal = Launch { config: unnamed("lan", ""), ..Launch::default() }.fail();
-    refusal.assert(78, &["listener lan has no address, and no socket of this name was passed"]);
+    refusal.assert(78, &[":1:1: listener: no socket of the name \"lan\" was passed; add"]);
+}
+
+/// Goal: a name without a socket is told at the reload, not only by a start that fails; and a
+/// restart on such a file keeps the connections.
+#[test]
+fn a_name_without_a_socket_ends_no_connection() {
+    let _quiet = in_company();
+    let scratch = Scratch::new();
+    let bus = Bus::start(&scratch.path("bus"), Answer::Job("restart"));
+    let daemon = Launch { bus: bus.address(), ..Launch::with_config("") }.start();
+    let peer = daemon.place().connect();
+    assert!(ping(&peer, b"here"));
+    let config = "[[listener]]\nname = \"test\"\n[[listener]]\nname = \"lam\"\n";
+    fs::write(daemon.config_path(), config).unwrap();
+    let words = "echo-uring.toml:3:1: listener: no socket of the name \"lam\" was passed; ";
+    let status = reload(&daemon);
+    assert!(status.starts_with("reload failed: ") && status.contains(words), "{status}");
+    let (stored, listening, _) = daemon.export();
+    let config = config.to_owned();
+    let launch = Launch { bus: bus.address(), stored, listening, config, ..Launch::default() };
+    let daemon = launch.start();
+    let line = daemon.lines.wait_for("error invalid configuration: ", time_limit(5.0));
+    assert!(line.contains(words) && line.ends_with("; the last valid one is in force"), "{line}");
+    assert!(ping(&peer, b"still here"));
+    fs::write(daemon.config_path(), "[[listener]]\nname = \"test\"\n").unwrap();
+    assert!(!reload(&daemon).contains("failed"));
+    drop(peer);
+    daemon.stop();
 }
 
 /// Goal: programs get the same: every key with its value, warnings, and errors with their places.

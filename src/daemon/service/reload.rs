@@ -48,7 +48,7 @@ impl Service<'_> {
 
     /// Whatever comes of it, the service manager hears READY=1 at the end.
     fn reload(&mut self) {
-        let trouble = match load(self.source.options) {
+        let trouble = match load(self.source.options, self.source.names) {
             Ok(wanted) => {
                 self.apply(wanted);
                 None
