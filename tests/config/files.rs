@@ -102,9 +102,9 @@ fn all_errors_of_a_file_are_told() {
 /// misread, so it is not judged.
 #[test]
 fn broken_lines_are_told_with_what_stands_before_them() {
-    let text = "[server]\nworkers = 0\nthis is prose\n[log]\nlevel = 1\nand more\n";
+    let text = "[server]\nworkers = 0\n[log\nlevel = 'info'\nand more\n";
     let lines = refusals(text);
-    assert_begin(&lines, &["FILE:2:11: server.workers: 0 ", "FILE:3:6: server: ", "FILE:6:5: "]);
+    assert_begin(&lines, &["FILE:2:11: server.workers: 0 ", "FILE:3:5: ", "FILE:5:5: "]);
 }
 
 /// Goal: no file makes more lines than anybody reads, and none is lost without a word.
