@@ -36,7 +36,7 @@ use log::LevelFilter;
 pub use address::Address;
 pub use change::{Change, changes, in_force, spelled};
 pub use error::{ConfigError, Invalid};
-use file::{Merge, Place, Places, Role, Source};
+use file::{Place, Places, Role, Source};
 pub use json::judgement;
 pub use keys::{Access, Effect, Key, Limits, Log, SECTIONS, Section, Server, Tcp, Timeouts};
 pub use network::Network;
@@ -199,10 +199,8 @@ pub fn load(path: Option<&Path>, overrides: &Overrides) -> Result<Config, Invali
 /// # Errors
 /// As above.
 pub fn examine(path: Option<&Path>, overrides: &Overrides) -> Result<Examined, Invalid> {
-    let sources = sources::read_all(path)?;
-    let Merge { mut config, places, listeners } = file::merge(&sources)?;
-    config.overlay(overrides)?;
-    let mut examined = Examined { config, warnings: Vec::new(), sources, places, listeners };
+    let mut examined = file::merge(sources::read_all(path)?)?;
+    examined.config.overlay(overrides)?;
     let warnings = warning::warnings(&examined.config);
     let told = warnings.iter().map(|(key, problem)| examined.warning(key, problem)).collect();
     examined.warnings = told;
@@ -295,7 +293,7 @@ impl Config {
             bytes: bytes.to_vec(),
             role,
         });
-        file::merge(&sources.collect::<Vec<_>>()).map(|merged| merged.config)
+        file::merge(sources.collect()).map(|examined| examined.config)
     }
 
     fn overlay(&mut self, overrides: &Overrides) -> Result<(), ConfigError> {

@@ -16,7 +16,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::keys::{SECTIONS, Section};
 use super::value::{Field, Value, shown};
-use super::{Config, ConfigError, Invalid, Kind, ListenerConfig, builtin_listeners};
+use super::{Config, ConfigError, Examined, Invalid, Kind, ListenerConfig, builtin_listeners};
 use super::{conflict, echoed, guess};
 
 const LISTENERS_MAX: usize = 256;
@@ -105,20 +105,11 @@ fn position(text: &[u8], place: usize) -> (usize, usize) {
 /// Where each key was set last, if a file has it.
 pub(super) type Places = BTreeMap<&'static str, Place>;
 
-/// What the files come to.
-#[derive(Debug)]
-pub(super) struct Merge {
-    pub(super) config: Config,
-    pub(super) places: Places,
-    /// Where each of its listeners stands.
-    pub(super) listeners: Vec<Place>,
-}
-
-/// What the files come to.
+/// What the files come to, without warnings.
 ///
 /// # Errors
 /// All that is wrong with them.
-pub(super) fn merge(sources: &[Source]) -> Result<Merge, Invalid> {
+pub(super) fn merge(sources: Vec<Source>) -> Result<Examined, Invalid> {
     let mut merged = Merged {
         config: Config::default(),
         places: Places::new(),
@@ -134,13 +125,13 @@ pub(super) fn merge(sources: &[Source]) -> Result<Merge, Invalid> {
     }
     merged.judge_listeners();
     if merged.faults.count > 0 {
-        return Err(merged.faults.into_invalid(sources));
+        return Err(merged.faults.into_invalid(&sources));
     }
     let Merged { mut config, places, listeners, .. } = merged;
     let listeners = listeners.into_iter().map(|Entry { config, place }| (config, place));
     let (found, listeners) = listeners.unzip();
     config.listeners = found;
-    Ok(Merge { config, places, listeners })
+    Ok(Examined { config, warnings: Vec::new(), sources, places, listeners })
 }
 
 /// An error of each listener, those at `listeners`, that has no address and is not one of `names`.
