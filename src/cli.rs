@@ -23,13 +23,25 @@ pub enum Command {
     /// Run the service.
     Serve(Options),
     /// Validate the configuration and print the result.
-    Check(Options),
+    Check(CheckOptions),
     /// Make the daemon reload its configuration, and validate it.
     Reload(Options),
     /// Query the status of a running daemon.
     Status(StatusOptions),
     /// Examine machine, configuration and sandbox, and report problems.
     Doctor(DoctorOptions),
+}
+
+/// What is validated, and how the result is printed.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
+pub struct CheckOptions {
+    /// The configuration to validate.
+    #[command(flatten)]
+    pub options: Options,
+
+    /// Print errors, warnings and the configuration as one JSON object
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// What the doctor examines, and how it reports.
@@ -51,7 +63,8 @@ pub struct DoctorOptions {
 /// Options of the service; they may precede or follow the command.
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
-    /// Read the configuration from FILE [default: /etc/echo-uring.toml if it exists]
+    /// Read the configuration from FILE and FILE.d/*.toml [default: /etc/echo-uring.toml if it
+    /// exists]
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
 
@@ -114,7 +127,7 @@ enum Verb {
     /// Run the service (the default)
     Serve(Options),
     /// Validate the configuration, print it with all defaults as TOML, and exit
-    Check(Options),
+    Check(CheckOptions),
     /// Make the service reload its configuration (for ExecReload= of its unit)
     Reload(Options),
     /// Show connections, traffic and errors of a running daemon, per listener and worker
@@ -171,7 +184,10 @@ where
         let before = arguments.options;
         Ok(match arguments.verb.unwrap_or_else(|| Verb::Serve(Options::default())) {
             Verb::Serve(after) => Command::Serve(before.joined(after)?),
-            Verb::Check(after) => Command::Check(before.joined(after)?),
+            Verb::Check(check) => {
+                let options = before.joined(check.options)?;
+                Command::Check(CheckOptions { options, ..check })
+            }
             Verb::Reload(after) => Command::Reload(before.joined(after)?),
             Verb::Status(_) if before != Options::default() => return Err(misplaced()),
             Verb::Status(options) => Command::Status(options),
@@ -247,7 +263,7 @@ mod tests {
     fn serving_is_the_default_command() {
         assert_eq!(parsed(&[]), Ok(Command::Serve(Options::default())));
         assert_eq!(parsed(&["serve"]), Ok(Command::Serve(Options::default())));
-        assert_eq!(parsed(&["check"]), Ok(Command::Check(Options::default())));
+        assert_eq!(parsed(&["check"]), Ok(Command::Check(CheckOptions::default())));
     }
 
     #[test]
@@ -259,7 +275,9 @@ mod tests {
         };
         let given = "--config /x --listen 127.0.0.1:0 --listen unix:/y --log-level off";
         let given: Vec<&str> = given.split(' ').collect();
-        assert_eq!(parsed(&[&given[..], &["check"]].concat()), Ok(Command::Check(options.clone())));
+        let check = CheckOptions { options: options.clone(), json: true };
+        let words = ["check", "--json"];
+        assert_eq!(parsed(&[&given[..], &words].concat()), Ok(Command::Check(check)));
         assert_eq!(parsed(&[&["serve"], &given[..]].concat()), Ok(Command::Serve(options.clone())));
         let (before, after) = given.split_at(4);
         assert_eq!(parsed(&[before, &["serve"], after].concat()), Ok(Command::Serve(options)));

@@ -25,10 +25,10 @@ use std::time::Duration;
 
 use log::LevelFilter;
 
-use crate::cli::Options;
-use crate::config::{self, Config, ConfigError, LogTarget, Overrides};
+use crate::cli::{CheckOptions, Options};
+use crate::config::{self, Config, ConfigError, Invalid, LogTarget, Overrides};
 use crate::handover;
-use crate::listen::{ListenError, Opened, Origin};
+use crate::listen::{Inherited, ListenError, Opened, Origin};
 use crate::logging::{self, Target, events};
 use crate::systemd::Notifier;
 use echo_ring::Unusable;
@@ -98,27 +98,46 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Validates the configuration and prints the result.
+/// Validates the configuration and prints the result. Errors and warnings go to standard error, all
+/// of them; or all goes to standard output, as JSON.
 #[must_use]
-pub fn check(options: &Options) -> ExitCode {
-    match load(options) {
-        Ok(config) => {
-            if let Some(problem) = request::unreadable_to_the_service(options.config.as_deref()) {
+pub fn check(check: &CheckOptions) -> ExitCode {
+    let CheckOptions { options, json } = check;
+    let path = options.config.as_deref();
+    let mut outcome = config::examine(path, &overrides(options));
+    let mut status = 0;
+    match &mut outcome {
+        Ok(examined) => {
+            examined.warnings.extend(request::too_few_files(examined, path));
+            for warning in examined.warnings.iter().filter(|_| !json) {
+                output::complain(&format!("echo-uring: warning: {warning}"));
+            }
+            if let Some(problem) = request::unreadable_to_the_service(path) {
                 output::complain(&format!("echo-uring: {problem}"));
                 return ExitCode::from(EXIT_CONFIG);
             }
-            match output::print(&config.to_toml()) {
-                Ok(()) => ExitCode::SUCCESS,
-                Err(error) => {
-                    output::complain(&format!("echo-uring: {}", output::unwritten(&error)));
-                    ExitCode::from(output::EXIT_OUTPUT)
-                }
-            }
         }
-        Err(error) => {
-            output::complain(&format!("echo-uring: {error}"));
-            ExitCode::from(error.exit_status())
+        Err(invalid) => status = invalid.exit_status(),
+    }
+    let printed = match &outcome {
+        _ if *json => output::print(&(config::judgement(&outcome) + "\n")),
+        Ok(examined) => output::print(&examined.config.to_toml()),
+        Err(invalid) => {
+            complain_of(invalid);
+            Ok(())
         }
+    };
+    if let Err(error) = printed {
+        output::complain(&format!("echo-uring: {}", output::unwritten(&error)));
+        status = output::EXIT_OUTPUT;
+    }
+    ExitCode::from(status)
+}
+
+/// Says all that is wrong, a line each.
+fn complain_of(invalid: &Invalid) {
+    for line in invalid.lines() {
+        output::complain(&format!("echo-uring: {line}"));
     }
 }
 
@@ -140,7 +159,8 @@ pub fn serve(options: &Options) -> ExitCode {
         }
     };
     let bundles = inherited.as_ref().map_or(&[][..], |inherited| &inherited.bundles);
-    let Loaded { config, trouble } = match load_or_keep(options, bundles) {
+    let names = inherited.as_ref().map_or(Vec::new(), Inherited::names);
+    let Loaded { config, trouble } = match load_or_keep(options, bundles, &names) {
         Ok(loaded) => loaded,
         Err(error) => {
             complain(&error);
@@ -165,7 +185,7 @@ pub fn serve(options: &Options) -> ExitCode {
             if let Some(trouble) = &trouble {
                 log::error!(message_id = events::CONFIGURATION_KEPT; "{trouble}");
             }
-            let source = service::Source { options, log: &log, trouble };
+            let source = service::Source { options, names: &names, log: &log, trouble };
             service::run(&config, opened, signals, &notifier, &source)
         });
     let status = match ended {
@@ -205,8 +225,11 @@ fn say(failure: &Failure, level: LevelFilter) {
     }
 }
 
-fn load(options: &Options) -> Result<Config, ConfigError> {
-    config::load(options.config.as_deref(), &overrides(options))
+/// The configuration of the files; `names` are those of the inherited sockets.
+fn load(options: &Options, names: &[String]) -> Result<Config, Invalid> {
+    let examined = config::examine(options.config.as_deref(), &overrides(options))?;
+    examined.require_sockets(names)?;
+    Ok(examined.config)
 }
 
 fn overrides(options: &Options) -> Overrides {
@@ -222,12 +245,18 @@ struct Loaded {
 
 /// The configuration of the file. If it is invalid and the previous process has left connections in
 /// `bundles`, the last valid configuration, because a failed start would end all of them.
-fn load_or_keep(options: &Options, bundles: &[OwnedFd]) -> Result<Loaded, ConfigError> {
-    let error = match load(options) {
+fn load_or_keep(
+    options: &Options,
+    bundles: &[OwnedFd],
+    names: &[String],
+) -> Result<Loaded, Invalid> {
+    let error = match load(options, names) {
         Ok(config) => return Ok(Loaded { config, trouble: None }),
         // The command line comes from the unit. No other source has its meaning.
-        Err(error @ ConfigError::CommandLine { .. }) => return Err(error),
-        Err(error @ (ConfigError::Read { .. } | ConfigError::Content { .. })) => error,
+        Err(error) if matches!(error.errors[..], [ConfigError::CommandLine { .. }]) => {
+            return Err(error);
+        }
+        Err(error) => error,
     };
     let Some(kept) = handover::configuration(bundles) else { return Err(error) };
     let name = Path::new("(kept configuration)");

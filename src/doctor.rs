@@ -88,15 +88,20 @@ fn configuration(
     let path = config.clone().or_else(of_service);
     let path = path.as_deref();
     let shown = path.unwrap_or(Path::new(config::DEFAULT_PATH));
-    match config::load(path, &overrides) {
-        Ok(config) => {
-            let what = match (path, shown.exists()) {
-                (None, false) => format!("no {}: the defaults apply", shown.display()),
-                _ => format!("{} is valid", shown.display()),
+    match config::examine(path, &overrides) {
+        Ok(examined) => {
+            let what = match &examined.files()[..] {
+                [] => format!("no {}: the defaults apply", shown.display()),
+                [file] => format!("{file} is valid"),
+                files => format!("{} are valid", files.join(", ")),
             };
             let denied = service.and_then(|service| {
                 let account = service.account.as_ref()?;
-                account.try_reading(shown).err()
+                let files = config::files(path);
+                files.iter().find_map(|file| {
+                    let denied = account.try_reading(file).err()?;
+                    Some(format!("{}: {denied}", file.display()))
+                })
             });
             findings.push(match denied {
                 None => Finding::ok(Topic::Config, what),
@@ -105,11 +110,16 @@ fn configuration(
                     Finding::from_error(Topic::Config, &what, "give the service read access")
                 }
             });
-            config
+            findings.extend(examined.warnings.iter().map(|warning| {
+                let (what, cure) = warning.split_once("; ").unwrap_or((warning, "correct it"));
+                Finding::note(Topic::Config, what.to_owned(), cure)
+            }));
+            examined.config
         }
-        Err(error) => {
-            let text = error.to_string();
-            findings.push(Finding::from_error(Topic::Config, &text, "correct it"));
+        Err(invalid) => {
+            let lines = invalid.lines();
+            let found = lines.iter().map(|it| Finding::from_error(Topic::Config, it, "correct it"));
+            findings.extend(found);
             Config::default()
         }
     }

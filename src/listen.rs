@@ -94,6 +94,11 @@ pub enum ListenError {
         /// Its value.
         value: String,
     },
+    /// A configured listener has no address, and no socket of its name was inherited.
+    Unnamed {
+        /// The name.
+        name: String,
+    },
     /// An inherited file descriptor is not a listening stream socket.
     Inherited {
         /// Its number.
@@ -127,10 +132,12 @@ pub enum ListenError {
 }
 
 impl ListenError {
-    /// The exit status (sysexits): 69 (unavailable), or 71 if the system itself failed.
+    /// The exit status (sysexits): 69 (unavailable), 78 (configuration) for a name without a socket,
+    /// or 71 if the system itself failed.
     #[must_use]
     pub fn exit_status(&self) -> u8 {
         match self {
+            Self::Unnamed { .. } => 78,
             Self::Environment { .. }
             | Self::Inherited { .. }
             | Self::Bind { .. }
@@ -161,6 +168,11 @@ impl fmt::Display for ListenError {
                 "{variable}={value:?} is not a number of sockets from 0 to {}; see \
                  sd_listen_fds(3)",
                 inherited::COUNT_MAX
+            ),
+            Self::Unnamed { name } => write!(
+                formatter,
+                "listener {name} has no address, and no socket of this name was passed; add an \
+                 address, or FileDescriptorName={name} to a socket unit of this service"
             ),
             Self::Inherited { fd, problem } => write!(formatter, "inherited fd {fd} is {problem}"),
             Self::Bind { address, cause } => {
@@ -252,6 +264,14 @@ pub struct Inherited {
     warnings: Vec<String>,
 }
 
+impl Inherited {
+    /// The names of the listening sockets.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        self.listeners.iter().map(|listener| listener.name.clone()).collect()
+    }
+}
+
 /// Takes the sockets that a service manager passed.
 ///
 /// Must be called before this process opens any descriptor: the sockets are identified by number
@@ -275,16 +295,23 @@ pub fn open(configured: &[ListenerConfig], tcp: &Tcp) -> Result<Opened, ListenEr
 }
 
 /// Binds the `configured` listeners that are needed besides the `inherited` ones, and sets the
-/// options of all.
+/// options of all. One without an address says what is served at the inherited sockets of its name.
 ///
 /// # Errors
-/// When an address cannot be bound, or the system refuses an option.
+/// When an address cannot be bound, a name has no socket, or the system refuses an option.
 pub fn open_beside(
     inherited: Inherited,
     configured: &[ListenerConfig],
     tcp: &Tcp,
 ) -> Result<Opened, ListenError> {
     let Inherited { mut listeners, bundles, mut warnings } = inherited;
+    for ListenerConfig { name, kind, .. } in configured.iter().filter(|it| it.address.is_none()) {
+        let mut named = listeners.iter_mut().filter(|listener| listener.name == *name).peekable();
+        if named.peek().is_none() {
+            return Err(ListenError::Unnamed { name: name.clone() });
+        }
+        named.for_each(|listener| listener.kind = *kind);
+    }
     // Inherited admin sockets alone do not replace the configured echo listeners.
     if listeners.iter().all(|listener| listener.kind != Kind::Echo) {
         let inherited = !listeners.is_empty();

@@ -27,7 +27,7 @@ use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 const REPORT: &str = "ECHO_URING_TEST_REPORT";
 
 fn wanted(address: &str) -> ListenerConfig {
-    let address = address.parse().unwrap();
+    let address = Some(address.parse().unwrap());
     ListenerConfig { name: "test".to_owned(), address, kind: Kind::Echo, builtin_default: false }
 }
 

@@ -83,7 +83,10 @@ const CRATES: &[(&str, &[&str])] = &[
     ),
     (
         "nix",
-        &["main", "daemon", "doctor", "worker", "listen", "logging", "metrics", "admin", "systemd"],
+        &[
+            "main", "config", "daemon", "doctor", "worker", "listen", "logging", "metrics",
+            "admin", "systemd",
+        ],
     ),
     ("socket2", &["daemon", "doctor", "listen", "admin"]),
 ];

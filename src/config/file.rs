@@ -1,50 +1,409 @@
-//! The file: which sections and keys there are, and which check each value gets.
+//! The text of files, read one after the other onto one configuration.
 //!
-//! Sections and keys are read in the order in which an unknown one is told of those that there are.
+//! 1. Each file is read into a tree of TOML values, each with its place.
+//! 2. What the table of keys knows is checked and put into the configuration. A later file
+//!    overwrites the keys that it has, and replaces listeners by name.
+//! 3. What is wrong is noted, and reading goes on: all faults are told, in the order of the files.
+//! 4. What only shows in the whole, such as two listeners at one address, is looked at last.
+//!
+//! TOML that is broken may be misread from there on, so only what stands before it is judged.
 
-use std::path::Path;
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 
+use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::section::{self, Faults, Section};
-use super::value::{
-    DAY, GIB, HOUR, KIB, LOG_LEVELS, LOG_TARGETS, SECOND, YEAR, auto_or_size, boolean, buffers,
-    integer, name, off_or, off_or_integer, off_or_size, off_or_time, shown, size, time,
-    whole_milliseconds, whole_seconds, word, workers,
-};
-use super::{
-    Access, Address, Config, ConfigError, Kind, Limits, ListenerConfig, Log, Network, Server, Tcp,
-    Timeouts, builtin_listeners, conflict, echoed,
-};
+use super::keys::{SECTIONS, Section};
+use super::value::{Field, Value, shown};
+use super::{Config, ConfigError, Examined, Invalid, Kind, ListenerConfig, builtin_listeners};
+use super::{conflict, echoed, guess};
 
 const LISTENERS_MAX: usize = 256;
-/// More than a machine holds.
-const CONNECTIONS_MAX: i64 = 4_194_304;
 
-/// The meaning of `bytes`, the content of `file`.
-pub(super) fn check(bytes: &[u8], file: &Path) -> Result<Config, ConfigError> {
-    let text = std::str::from_utf8(bytes).map_err(|error| {
-        let problem = "not UTF-8 text; save the file as UTF-8".to_owned();
-        section::error(bytes, file, error.valid_up_to(), String::new(), problem)
-    })?;
-    let document = DeTable::parse(text).map_err(|error| unreadable(&error, text, file))?;
+/// A file that has been read.
+#[derive(Debug)]
+pub(super) struct Source {
+    pub(super) file: PathBuf,
+    pub(super) bytes: Vec<u8>,
+    pub(super) role: Role,
+}
+
+/// What a file is to the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    /// The file that is named. Its listeners are all there are.
+    Main,
+    /// A later one. Its listeners are added, or replace those of the same name.
+    DropIn,
+}
+
+/// A place in the files: which of them, and the byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Place {
+    source: usize,
+    byte: usize,
+}
+
+impl Place {
+    /// `FILE:LINE:COLUMN`.
+    pub(super) fn shown(self, sources: &[Source]) -> String {
+        let Source { file, bytes, .. } = &sources[self.source];
+        let (line, column) = position(bytes, self.byte);
+        format!("{}:{line}:{column}", echoed::path(file))
+    }
+}
+
+struct Fault {
+    place: Place,
+    key: String,
+    problem: String,
+}
+
+/// What is wrong: the first [`Invalid::ERRORS_MAX`] faults, and how many there are.
+#[derive(Default)]
+struct Faults {
+    first: Vec<Fault>,
+    count: usize,
+}
+
+impl Faults {
+    fn note(&mut self, place: Place, key: String, problem: String) {
+        self.count += 1;
+        self.first.push(Fault { place, key, problem });
+        if self.first.len() > 2 * Invalid::ERRORS_MAX {
+            self.shorten();
+        }
+    }
+
+    fn shorten(&mut self) {
+        self.first.sort_by_key(|fault| fault.place);
+        self.first.truncate(Invalid::ERRORS_MAX);
+    }
+
+    fn into_invalid(mut self, sources: &[Source]) -> Invalid {
+        self.shorten();
+        let errors = self.first.into_iter().map(|Fault { place, key, problem }| {
+            let Source { file, bytes, .. } = &sources[place.source];
+            let (line, column) = position(bytes, place.byte);
+            ConfigError::Content { file: file.clone(), line, column, key, problem }
+        });
+        Invalid { errors: errors.collect(), count: self.count }
+    }
+}
+
+/// The line that the byte at `place` stands in, and the character in it, both counted from 1.
+fn position(text: &[u8], place: usize) -> (usize, usize) {
+    let before = &text[..place.min(text.len())];
+    let line = before.iter().filter(|byte| **byte == b'\n').count();
+    let start = before.iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1);
+    // In UTF-8 every character has one byte that is no continuation.
+    let column = before[start..].iter().filter(|byte| **byte & 0xc0 != 0x80).count();
+    (1 + line, 1 + column)
+}
+
+/// Where each key was set last, if a file has it.
+pub(super) type Places = BTreeMap<&'static str, Place>;
+
+/// What the files come to, without warnings.
+///
+/// # Errors
+/// All that is wrong with them.
+pub(super) fn merge(sources: Vec<Source>) -> Result<Examined, Invalid> {
+    let mut merged = Merged {
+        config: Config::default(),
+        places: Places::new(),
+        listeners: Vec::new(),
+        faults: Faults::default(),
+    };
+    let builtin = builtin_listeners().into_iter();
+    // Before the first byte of any file.
+    let nowhere = Place { source: 0, byte: 0 };
+    merged.listeners.extend(builtin.map(|config| Entry { config, place: nowhere }));
+    for (source, Source { bytes, role, .. }) in sources.iter().enumerate() {
+        Reader { source, role: *role, end: usize::MAX, merged: &mut merged }.text(bytes);
+    }
+    merged.judge_listeners();
+    if merged.faults.count > 0 {
+        return Err(merged.faults.into_invalid(&sources));
+    }
+    let Merged { mut config, places, listeners, .. } = merged;
+    let listeners = listeners.into_iter().map(|Entry { config, place }| (config, place));
+    let (found, listeners) = listeners.unzip();
+    config.listeners = found;
+    Ok(Examined { config, warnings: Vec::new(), sources, places, listeners })
+}
+
+/// An error of each listener, those at `listeners`, that has no address and is not one of `names`.
+pub(super) fn unnamed<'a>(
+    listeners: impl Iterator<Item = (&'a ListenerConfig, &'a Place)>,
+    names: &[String],
+    sources: &[Source],
+) -> Result<(), Invalid> {
     let mut faults = Faults::default();
-    let mut root = Section::new("", 0, document.into_inner(), &mut faults);
-    let config = read(&mut root);
-    root.end();
-    faults.settle(config, text, file)
+    for (ListenerConfig { name, .. }, place) in
+        listeners.filter(|(it, _)| it.address.is_none() && !names.contains(&it.name))
+    {
+        let problem = format!(
+            "no socket of the name \"{name}\" was passed; add an address, or \
+             FileDescriptorName={name} to a socket unit of this service"
+        );
+        faults.note(*place, LISTENER.to_owned(), problem);
+    }
+    if faults.count > 0 { Err(faults.into_invalid(sources)) } else { Ok(()) }
 }
 
-/// What the TOML reader refused.
-fn unreadable(error: &toml::de::Error, text: &str, file: &Path) -> ConfigError {
-    let place = error.span().map_or(0, |span| span.start);
-    let key = echoed::bare(header_before(text, place));
-    let problem = format!("{}; see echo-uring.toml(5)", echoed::bare(error.message().trim()));
-    section::error(text.as_bytes(), file, place, key, problem)
+/// A listener, and where its address stands, or its section if it has none.
+struct Entry {
+    config: ListenerConfig,
+    place: Place,
 }
 
-/// The name of the section that `place` lies in: the last header before it.
+struct Merged {
+    config: Config,
+    places: Places,
+    listeners: Vec<Entry>,
+    faults: Faults,
+}
+
+impl Merged {
+    /// What holds for all listeners together. Of a list with faults nobody knows what was meant.
+    fn judge_listeners(&mut self) {
+        let Some(&place) = self.places.get(LISTENER) else { return };
+        self.places.remove(LISTENER);
+        let mut earlier: Vec<&ListenerConfig> = Vec::new();
+        let mut in_order: Vec<&Entry> = self.listeners.iter().collect();
+        in_order.sort_by_key(|entry| entry.place);
+        for Entry { config, place } in in_order {
+            let address = config.address.as_ref();
+            let problem = address.and_then(|address| conflict(&earlier, address));
+            if let Some(problem) = problem {
+                self.faults.note(*place, "listener.address".to_owned(), problem);
+            }
+            earlier.push(config);
+        }
+        let problem = if self.faults.count > 0 {
+            return;
+        } else if self.listeners.len() > LISTENERS_MAX {
+            too_many(self.listeners.len())
+        } else if self.listeners.iter().all(|entry| entry.config.kind != Kind::Echo) {
+            "none of kind \"echo\"; add one such as address = \"[::1]:7777\"".to_owned()
+        } else {
+            return;
+        };
+        self.faults.note(place, LISTENER.to_owned(), problem);
+    }
+}
+
+const LISTENER: &str = "listener";
+
+fn too_many(count: usize) -> String {
+    format!("{count} listeners; list 1 to {LISTENERS_MAX}, or none for the built-in two")
+}
+
+/// One file that is being read.
+struct Reader<'m> {
+    source: usize,
+    role: Role,
+    /// Where its TOML breaks.
+    end: usize,
+    merged: &'m mut Merged,
+}
+
+type Table<'t> = DeTable<'t>;
+type Spot<'t> = Spanned<DeValue<'t>>;
+
+impl Reader<'_> {
+    fn place(&self, byte: usize) -> Place {
+        Place { source: self.source, byte }
+    }
+
+    /// Notes what is wrong with a key of `section`, or with the section itself.
+    fn note(&mut self, byte: usize, section: &str, key: &str, problem: String) {
+        if byte < self.end {
+            let dot = if section.is_empty() || key.is_empty() { "" } else { "." };
+            let key = format!("{section}{dot}{}", echoed::bare(key));
+            self.merged.faults.note(self.place(byte), key, problem);
+        }
+    }
+
+    fn text(&mut self, bytes: &[u8]) {
+        let text = match std::str::from_utf8(bytes) {
+            Ok(text) => text,
+            Err(error) => {
+                let problem = "not UTF-8 text; save the file as UTF-8".to_owned();
+                return self.note(error.valid_up_to(), "", "", problem);
+            }
+        };
+        let (table, errors) = DeTable::parse_recoverable(text);
+        self.broken(text, errors);
+        for (name, value) in table.into_inner() {
+            let byte = name.span().start;
+            match SECTIONS.iter().find(|section| section.name == name.get_ref()) {
+                None => self.note(byte, "", name.get_ref(), guess::unknown(name.get_ref(), None)),
+                Some(section) if section.is_list() => self.listeners(section, value),
+                Some(section) => self.section(section, value),
+            }
+        }
+    }
+
+    /// Notes where TOML is broken, once in a line: what follows there is mostly a consequence.
+    fn broken(&mut self, text: &str, errors: Vec<toml::de::Error>) {
+        let byte_of = |error: &toml::de::Error| error.span().map_or(0, |span| span.start);
+        let mut errors: Vec<_> = errors.iter().map(|error| (byte_of(error), error)).collect();
+        errors.sort_by_key(|(byte, _)| *byte);
+        let mut last = None;
+        for (byte, error) in &errors {
+            let same_line = |last| text.get(last..*byte).is_some_and(|it| !it.contains('\n'));
+            if !last.is_some_and(same_line) {
+                let problem =
+                    format!("{}; see echo-uring.toml(5)", echoed::bare(error.message().trim()));
+                // To look for it takes time, and of so many errors the last ones are not told.
+                let few = self.merged.faults.count < Invalid::ERRORS_MAX;
+                let header = if few { header_before(text, *byte) } else { "" };
+                self.note(*byte, "", header, problem);
+            }
+            last = Some(*byte);
+        }
+        self.end = errors.first().map_or(usize::MAX, |(byte, _)| *byte);
+    }
+
+    fn section(&mut self, section: &Section, value: Spot<'_>) {
+        let byte = value.span().start;
+        let table = match value.into_inner() {
+            DeValue::Table(table) => table,
+            other => {
+                let (other, header) = (shown(&other), section.header());
+                let problem = format!(
+                    "{other} is not a section; use {header}, once, with its keys on the lines below"
+                );
+                return self.note(byte, section.name, "", problem);
+            }
+        };
+        for (name, value) in table {
+            let Some(key) = section.keys.iter().find(|key| key.name == name.get_ref()) else {
+                self.unknown(section, name.get_ref(), name.span().start);
+                continue;
+            };
+            match (key.holds.read(&value), &key.cell) {
+                (Ok(value), Some(cell)) => {
+                    (cell.set)(&mut self.merged.config, value);
+                    let place = self.place(name.span().start);
+                    self.merged.places.insert(key.path, place);
+                }
+                (Ok(_), None) => unreachable!("a key of a listener in {}", section.name),
+                (Err(problems), _) => self.wrong(section, key.name, problems),
+            }
+        }
+    }
+
+    fn unknown(&mut self, section: &Section, name: &str, byte: usize) {
+        self.note(byte, section.name, name, guess::unknown(name, Some(section)));
+    }
+
+    fn wrong(&mut self, section: &Section, key: &str, problems: Vec<(usize, String)>) {
+        for (byte, problem) in problems {
+            self.note(byte, section.name, key, problem);
+        }
+    }
+
+    fn listeners(&mut self, section: &Section, list: Spot<'_>) {
+        let byte = list.span().start;
+        let not_sections = |other: &DeValue<'_>| match other {
+            DeValue::Table(_) => "[listener] is one section; use [[listener]], with two brackets, \
+                                  for each listener"
+                .to_owned(),
+            other => format!(
+                "{} is not a list of sections; use [[listener]] for each, with its keys below",
+                shown(other)
+            ),
+        };
+        let entries = match list.into_inner() {
+            DeValue::Array(entries) => entries,
+            other => return self.note(byte, LISTENER, "", not_sections(&other)),
+        };
+        if entries.is_empty() && self.role == Role::Main || entries.len() > LISTENERS_MAX {
+            return self.note(byte, LISTENER, "", too_many(entries.len()));
+        }
+        if entries.is_empty() || self.role == Role::Main {
+            self.merged.listeners.clear();
+        }
+        let place = self.place(byte);
+        self.merged.places.insert(LISTENER, place);
+        let mut names = Vec::new();
+        for entry in entries {
+            match (entry.span().start, entry.into_inner()) {
+                (byte, DeValue::Table(table)) => {
+                    let found = self.listener(section, byte, table, &mut names);
+                    found.into_iter().for_each(|entry| self.put(entry));
+                }
+                (byte, other) => self.note(byte, LISTENER, "", not_sections(&other)),
+            }
+        }
+    }
+
+    /// One listener, unless something is wrong with it. `names` are those of this file.
+    fn listener(
+        &mut self,
+        section: &Section,
+        byte: usize,
+        table: Table<'_>,
+        names: &mut Vec<String>,
+    ) -> Option<Entry> {
+        let before = self.merged.faults.count;
+        let (mut name, mut address, mut kind) = (None, None, None);
+        let mut place = self.place(byte);
+        for (key, value) in table {
+            let Some(known) = section.keys.iter().find(|it| it.name == key.get_ref()) else {
+                self.unknown(section, key.get_ref(), key.span().start);
+                continue;
+            };
+            match known.holds.read(&value) {
+                Ok(Value::Name(text)) if names.contains(&text) => {
+                    let problem = format!(
+                        "{} is the name of two listeners; rename one",
+                        echoed::quoted(&text)
+                    );
+                    self.note(value.span().start, section.name, known.name, problem);
+                }
+                Ok(Value::Name(text)) => name = Some(text),
+                Ok(Value::Address(found)) => {
+                    address = Some(found);
+                    place = self.place(value.span().start);
+                }
+                Ok(value) => kind = Some(Kind::of(value)),
+                Err(problems) => self.wrong(section, known.name, problems),
+            }
+        }
+        // What is missing may be what a fault is about.
+        if self.merged.faults.count > before {
+            return None;
+        }
+        let Some(name) = name else {
+            let problem = "missing; add one such as name = \"lan\"".to_owned();
+            self.note(byte, section.name, "name", problem);
+            return None;
+        };
+        names.push(name.clone());
+        let usual = || if address.is_some() { Kind::Echo } else { Kind::of_name(&name) };
+        let kind = kind.unwrap_or_else(usual);
+        let mut config = ListenerConfig { name, address, kind, builtin_default: true };
+        config.builtin_default = builtin_listeners().contains(&config);
+        Some(Entry { config, place })
+    }
+
+    /// Replaces the listener of the same name, or adds one; of too many, no more than show that.
+    fn put(&mut self, entry: Entry) {
+        let listeners = &mut self.merged.listeners;
+        match listeners.iter().position(|other| other.config.name == entry.config.name) {
+            Some(index) => listeners[index] = entry,
+            None if listeners.len() > LISTENERS_MAX => {}
+            None => listeners.push(entry),
+        }
+    }
+}
+
+/// The name of the section that the byte at `place` lies in: the last header before it.
 fn header_before(text: &str, place: usize) -> &str {
     let before = text.get(..place).unwrap_or("");
     let header = before.lines().rev().find_map(|line| {
@@ -52,198 +411,4 @@ fn header_before(text: &str, place: usize) -> &str {
         (!rest.contains('=')).then(|| name.trim_start_matches('[').trim())
     });
     header.unwrap_or("")
-}
-
-fn read(root: &mut Section<'_, '_>) -> Config {
-    let default = Config::default();
-    Config {
-        server: root.section("server", |it| server(it, default.server)),
-        listeners: listeners(root, default.listeners),
-        access: root.section("access", |it| Access {
-            allow: networks(it, "allow"),
-            deny: networks(it, "deny"),
-        }),
-        limits: root.section("limits", |it| limits(it, &default.limits)),
-        timeouts: root.section("timeouts", |it| timeouts(it, &default.timeouts)),
-        tcp: root.section("tcp", |it| tcp(it, &default.tcp)),
-        log: root.section("log", |it| Log {
-            target: it.value("target", default.log.target, |value| word(value, &LOG_TARGETS)),
-            level: it.value("level", default.log.level, |value| word(value, &LOG_LEVELS)),
-        }),
-    }
-}
-
-fn server(section: &mut Section<'_, '_>, default: Server) -> Server {
-    let spin = Duration::from_micros(1)..=Duration::from_millis(10);
-    Server {
-        workers: section.value("workers", default.workers, workers),
-        buffers: section.value("buffers", default.buffers, buffers),
-        busy_poll: section.value("busy-poll", default.busy_poll, |value| off_or_time(value, spin)),
-    }
-}
-
-fn limits(section: &mut Section<'_, '_>, default: &Limits) -> Limits {
-    let connections = 1..=CONNECTIONS_MAX;
-    Limits {
-        max_connections: section.value("max-connections", default.max_connections, |value| {
-            integer(value, connections.clone(), "")
-        }),
-        stalled_memory: section.value("stalled-memory", default.stalled_memory, |value| {
-            size(value, 64 * KIB..=1024 * GIB, "")
-        }),
-        max_connections_per_source: section.value(
-            "max-connections-per-source",
-            default.max_connections_per_source,
-            |value| off_or_integer(value, connections.clone()),
-        ),
-        accepts_per_source: section.value(
-            "accepts-per-source",
-            default.accepts_per_source,
-            |value| off_or_integer(value, 1..=1_000_000),
-        ),
-        max_bytes: section
-            .value("max-bytes", default.max_bytes, |value| off_or_size(value, 1..=1024 * GIB)),
-        source_prefix_ipv4: section.value(
-            "source-prefix-ipv4",
-            default.source_prefix_ipv4,
-            |value| integer(value, 8..=32, ""),
-        ),
-        source_prefix_ipv6: section.value(
-            "source-prefix-ipv6",
-            default.source_prefix_ipv6,
-            |value| integer(value, 16..=128, ""),
-        ),
-    }
-}
-
-/// All are whole milliseconds: the core counts in these.
-fn timeouts(section: &mut Section<'_, '_>, default: &Timeouts) -> Timeouts {
-    let range = Duration::from_millis(10)..=YEAR;
-    let limit =
-        |value: &DeValue<'_>| off_or(whole_milliseconds, off_or_time(value, range.clone())?);
-    let stop = |value: &DeValue<'_>| whole_milliseconds(time(value, Duration::ZERO..=HOUR, "")?);
-    Timeouts {
-        idle: section.value("idle", default.idle, limit),
-        stall: section.value("stall", default.stall, limit),
-        lifetime: section.value("lifetime", default.lifetime, limit),
-        drain: section.value("drain", default.drain, stop),
-        drain_lead: section.value("drain-lead", default.drain_lead, stop),
-    }
-}
-
-fn tcp(section: &mut Section<'_, '_>, default: &Tcp) -> Tcp {
-    Tcp {
-        nodelay: section.value("nodelay", default.nodelay, boolean),
-        keepalive: section.value("keepalive", default.keepalive, |value| {
-            off_or(whole_seconds, off_or_time(value, SECOND..=9 * HOUR)?)
-        }),
-        user_timeout: section.value("user-timeout", default.user_timeout, |value| {
-            off_or(whole_milliseconds, off_or_time(value, SECOND..=24 * DAY)?)
-        }),
-        receive_buffer: section.value("receive-buffer", default.receive_buffer, auto_or_size),
-        send_buffer: section.value("send-buffer", default.send_buffer, auto_or_size),
-    }
-}
-
-/// A list of networks. A wrong entry is named with its own line.
-fn networks(section: &mut Section<'_, '_>, key: &'static str) -> Vec<Network> {
-    let Some(list) = section.take(key) else { return Vec::new() };
-    let place = list.span().start;
-    let DeValue::Array(entries) = list.get_ref() else {
-        let list = shown(list.get_ref());
-        let problem = format!("{list} is not a list; use one such as [\"10.0.0.0/8\", \"::1\"]");
-        section.note(key, place, problem);
-        return Vec::new();
-    };
-    let mut networks = Vec::with_capacity(entries.len());
-    for entry in entries {
-        let problem = match entry.get_ref().as_str().map(str::parse) {
-            Some(Ok(network)) => {
-                networks.push(network);
-                continue;
-            }
-            Some(Err(problem)) => problem,
-            None => {
-                let entry = shown(entry.get_ref());
-                format!("{entry} is not text; use one such as \"10.0.0.0/8\"")
-            }
-        };
-        section.note(key, entry.span().start, problem);
-    }
-    networks
-}
-
-fn listeners(root: &mut Section<'_, '_>, default: Vec<ListenerConfig>) -> Vec<ListenerConfig> {
-    const KEY: &str = "listener";
-    let Some(list) = root.take(KEY) else { return default };
-    let place = list.span().start;
-    let not_sections = |other: &DeValue<'_>| {
-        let other = shown(other);
-        format!("{other} is not a list of sections; use [[listener]] for each, with its keys below")
-    };
-    let entries = match list.into_inner() {
-        DeValue::Array(entries) => entries,
-        other => {
-            root.note(KEY, place, not_sections(&other));
-            return default;
-        }
-    };
-    if entries.is_empty() || entries.len() > LISTENERS_MAX {
-        let problem = format!(
-            "{} listeners; list 1 to {LISTENERS_MAX}, or none for the built-in two",
-            entries.len()
-        );
-        root.note(KEY, place, problem);
-        return default;
-    }
-    let before = root.faults().count();
-    let mut listeners = Vec::new();
-    for entry in entries {
-        match (entry.span().start, entry.into_inner()) {
-            (place, DeValue::Table(table)) => {
-                let mut section = Section::new(KEY, place, table, root.faults());
-                let found = listener(&mut section, &listeners);
-                section.end();
-                listeners.extend(found);
-            }
-            (place, other) => root.note(KEY, place, not_sections(&other)),
-        }
-    }
-    // Of a list with faults nobody knows what was meant.
-    let whole = root.faults().count() == before;
-    if whole && !listeners.iter().any(|listener| listener.kind == Kind::Echo) {
-        let problem = "none of kind \"echo\"; add one such as address = \"[::1]:7777\"";
-        root.note(KEY, place, problem.to_owned());
-    }
-    listeners
-}
-
-/// One listener beside the `others`, unless something is wrong with it.
-fn listener(section: &mut Section<'_, '_>, others: &[ListenerConfig]) -> Option<ListenerConfig> {
-    let name = section.required("name", "lan", |value| name_beside(value, others));
-    let address = section.required("address", "[::1]:7777", |value| address_beside(value, others));
-    let kind = section.value("kind", Kind::Echo, |value| word(value, &Kind::ALL));
-    let mut listener =
-        ListenerConfig { name: name?, address: address?, kind, builtin_default: false };
-    let is_builtin = |other: &ListenerConfig| {
-        (&other.name, &other.address, other.kind) == (&listener.name, &listener.address, kind)
-    };
-    listener.builtin_default = builtin_listeners().iter().any(is_builtin);
-    Some(listener)
-}
-
-fn name_beside(value: &DeValue<'_>, others: &[ListenerConfig]) -> Result<String, String> {
-    let name = name(value)?;
-    if others.iter().any(|other| other.name == name) {
-        return Err(format!("{} is the name of two listeners; rename one", shown(value)));
-    }
-    Ok(name)
-}
-
-fn address_beside(value: &DeValue<'_>, others: &[ListenerConfig]) -> Result<Address, String> {
-    let Some(text) = value.as_str() else {
-        return Err(format!("{} is not text; use one such as \"127.0.0.1:7777\"", shown(value)));
-    };
-    let address: Address = text.parse()?;
-    conflict(others, &address).map_or(Ok(address), Err)
 }

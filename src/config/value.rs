@@ -1,41 +1,251 @@
-//! How single values are spelled: what a key may hold, what is said when it does not, and how it is
-//! written back.
+//! What keys may hold: which values, how they are spelled, and what is said of a wrong one.
 //!
-//! Every check returns the value or a phrase of the form `WHAT IS WRONG; CURE`. Nothing here knows
-//! a key or a file.
+//! Every refusal is a phrase of the form `WHAT IS WRONG; CURE`. Nothing here knows a key or a file.
 
-use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use log::LevelFilter;
-use toml::Value;
-use toml::de::DeValue;
+use toml::Spanned;
+use toml::de::{DeArray, DeValue};
 
-use super::quantity::{self, Fault};
-use super::{LogTarget, Workers, echoed};
-
-pub(super) const SECOND: Duration = Duration::from_secs(1);
-pub(super) const HOUR: Duration = Duration::from_secs(3600);
-pub(super) const DAY: Duration = Duration::from_secs(24 * 3600);
-/// As humantime counts it: 365.25 days.
-pub(super) const YEAR: Duration = Duration::from_secs(31_557_600);
-pub(super) const KIB: u64 = 1 << 10;
-pub(super) const GIB: u64 = 1 << 30;
+use super::quantity::{Fault, duration, size};
+use super::{Address, Kind, LogTarget, Network, Workers, echoed};
 
 /// Long enough for any word, short enough for a log line.
 const NAME_LENGTH_MAX: usize = 64;
 
-pub(super) const LOG_TARGETS: [(&str, LogTarget); 3] =
+const TARGETS: [(&str, LogTarget); 3] =
     [("auto", LogTarget::Auto), ("syslog", LogTarget::Syslog), ("stderr", LogTarget::Stderr)];
+pub(super) const LOG_TARGETS: [&str; 3] = words(&TARGETS);
+pub(super) const LOG_LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
+pub(super) const KINDS: [&str; 4] = words(&Kind::ALL);
 
-pub(super) const LOG_LEVELS: [(&str, LevelFilter); 6] = [
-    ("error", LevelFilter::Error),
-    ("warn", LevelFilter::Warn),
-    ("info", LevelFilter::Info),
-    ("debug", LevelFilter::Debug),
-    ("trace", LevelFilter::Trace),
-    ("off", LevelFilter::Off),
-];
+const fn words<T, const N: usize>(pairs: &[(&'static str, T); N]) -> [&'static str; N] {
+    let mut words = [""; N];
+    let mut index = 0;
+    while index < N {
+        words[index] = pairs[index].0;
+        index += 1;
+    }
+    words
+}
+
+/// What a key may hold.
+#[derive(Clone, Copy, Debug)]
+pub enum Type {
+    /// A whole number, from the one to the other.
+    Number(u64, u64),
+    /// Such a number that is a power of two.
+    PowerOfTwo(u64, u64),
+    /// From the one to the other, and a multiple of the third.
+    Time(Duration, Duration, Duration),
+    /// Bytes, from the one to the other.
+    Size(u64, u64),
+    /// True or false.
+    Flag,
+    /// One of these.
+    Word(&'static [&'static str]),
+    /// A list of networks.
+    Networks,
+    /// The name of a listener.
+    Name,
+    /// The address of a listener.
+    Address,
+    /// One of these types, or this word for none: "off", or "auto".
+    Or(&'static Type, &'static str),
+}
+
+/// What a key holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Value {
+    /// What the word of the type stands for.
+    None,
+    /// A number, or bytes.
+    Number(u64),
+    Duration(Duration),
+    Flag(bool),
+    Word(&'static str),
+    Networks(Vec<Network>),
+    Name(String),
+    Address(Address),
+}
+
+impl Type {
+    /// What may be written, as in `use …`.
+    #[must_use]
+    pub fn allowed(self) -> String {
+        let time = |duration| humantime::format_duration(duration);
+        match self {
+            Self::Number(least, most) | Self::PowerOfTwo(least, most) => {
+                format!("a number from {least} to {most}")
+            }
+            Self::Time(least, most, _) => {
+                format!("a duration from \"{}\" to \"{}\"", time(least), time(most))
+            }
+            Self::Size(least, most) => {
+                format!("a size from \"{}\" to \"{}\"", exact_size(least), exact_size(most))
+            }
+            Self::Flag => "true or false".to_owned(),
+            Self::Word(words) => {
+                words.iter().map(|word| format!("\"{word}\"")).collect::<Vec<_>>().join(", ")
+            }
+            Self::Networks => "one such as [\"10.0.0.0/8\", \"::1\"]".to_owned(),
+            Self::Name => format!("1 to {NAME_LENGTH_MAX} of the characters A-Z a-z 0-9 - _ ."),
+            Self::Address => "one such as \"127.0.0.1:7777\"".to_owned(),
+            Self::Or(main, word) => format!("{} or \"{word}\"", main.allowed()),
+        }
+    }
+
+    /// The same as a sentence of a manual; empty where the text of the key says it.
+    #[must_use]
+    pub fn sentence(self) -> String {
+        let allowed = self.allowed();
+        let main = if let Self::Or(main, _) = self { *main } else { self };
+        match main {
+            Self::Flag => format!("Either {allowed}."),
+            Self::Word(_) => format!("One of {allowed}."),
+            Self::Networks => format!("A list, {allowed}.").replace(", one", ""),
+            Self::PowerOfTwo(..) => format!("A{}, which is a power of two.", &allowed[1..]),
+            Self::Time(_, _, unit) if unit.as_secs() > 0 => {
+                format!("A{}, in whole seconds.", &allowed[1..])
+            }
+            Self::Number(..) | Self::Time(..) | Self::Size(..) => format!("A{}.", &allowed[1..]),
+            Self::Name | Self::Address | Self::Or(..) => String::new(),
+        }
+    }
+
+    /// The value that stands in a file.
+    ///
+    /// # Errors
+    /// What is wrong, each with its place in the file.
+    pub(super) fn read(self, value: &Spanned<DeValue<'_>>) -> Result<Value, Vec<(usize, String)>> {
+        if let (Self::Networks, DeValue::Array(entries)) = (self, value.get_ref()) {
+            return network_list(entries);
+        }
+        let refuse =
+            |what: &str| Err(format!("{} {what}; use {}", shown(value.get_ref()), self.allowed()));
+        let read = self.single(value.get_ref(), &refuse);
+        read.map_err(|problem| vec![(value.span().start, problem)])
+    }
+
+    /// The same of a value that is no list. `refuse` makes of what is wrong an error with its cure.
+    fn single(
+        self,
+        value: &DeValue<'_>,
+        refuse: &dyn Fn(&str) -> Result<Value, String>,
+    ) -> Result<Value, String> {
+        let text = value.as_str();
+        let quantity = |fault, what| match fault {
+            Fault::Shape => refuse(what),
+            Fault::Meaning(problem) => Err(format!("{} {problem}", shown(value))),
+        };
+        match self {
+            Self::Or(_, word) if text == Some(word) => Ok(Value::None),
+            Self::Or(main, _) => main.single(value, refuse),
+            Self::Number(least, most) | Self::PowerOfTwo(least, most) => {
+                let Some(number) = value.as_integer() else {
+                    return refuse("is not a whole number");
+                };
+                // Of any length: what does not fit is out of every range.
+                let number = i64::from_str_radix(number.as_str(), number.radix()).ok();
+                let number = number.and_then(|number| u64::try_from(number).ok());
+                match number.filter(|number| (least..=most).contains(number)) {
+                    Some(number) => self.power_of_two(number),
+                    None => refuse("is out of range"),
+                }
+            }
+            Self::Time(least, most, unit) => match text.map_or(Err(Fault::Shape), duration) {
+                Ok(time) if (least..=most).contains(&time) => whole(time, unit),
+                Ok(_) => refuse("is out of range"),
+                Err(fault) => quantity(fault, "is not a duration"),
+            },
+            Self::Size(least, most) => match text.map_or(Err(Fault::Shape), size) {
+                Ok(bytes) if (least..=most).contains(&bytes) => Ok(Value::Number(bytes)),
+                Ok(_) => refuse("is out of range"),
+                Err(fault) => quantity(fault, "is not a size"),
+            },
+            Self::Flag => value
+                .as_bool()
+                .map_or_else(|| refuse("is neither true nor false"), |it| Ok(Value::Flag(it))),
+            Self::Word(words) => match words.iter().find(|word| text == Some(**word)) {
+                Some(word) => Ok(Value::Word(word)),
+                None => refuse("is not known"),
+            },
+            Self::Networks => refuse("is not a list"),
+            Self::Name => match text.filter(|text| is_name(text)) {
+                Some(text) => Ok(Value::Name(text.to_owned())),
+                None => refuse("is not a name"),
+            },
+            Self::Address => match text {
+                Some(text) => text.parse().map(Value::Address),
+                None => refuse("is not text"),
+            },
+        }
+    }
+
+    fn power_of_two(self, number: u64) -> Result<Value, String> {
+        if matches!(self, Self::Number(..)) || number.is_power_of_two() {
+            return Ok(Value::Number(number));
+        }
+        let above = number.next_power_of_two();
+        Err(format!("{number} is not a power of two; use {} or {above}", above / 2))
+    }
+
+    /// How a file spells `value`.
+    pub(super) fn spelled(self, value: &Value) -> String {
+        match (value, self) {
+            (Value::None, Self::Or(_, word)) => quoted(word),
+            (Value::None, _) => unreachable!("{self:?} has no word for none"),
+            (_, Self::Or(main, _)) => main.spelled(value),
+            (Value::Number(bytes), Self::Size(..)) => quoted(&exact_size(*bytes)),
+            (Value::Number(number), _) => number.to_string(),
+            (Value::Duration(time), _) => quoted(&humantime::format_duration(*time).to_string()),
+            (Value::Flag(flag), _) => flag.to_string(),
+            (Value::Word(word), _) => quoted(word),
+            (Value::Networks(list), _) => {
+                let entries: Vec<_> = list.iter().map(|it| quoted(&it.to_string())).collect();
+                format!("[{}]", entries.join(", "))
+            }
+            (Value::Name(name), _) => quoted(name),
+            (Value::Address(address), _) => quoted(&address.to_string()),
+        }
+    }
+}
+
+/// The kernel counts some times in seconds and some in milliseconds; rounding behind the operator's
+/// back would be a lie.
+fn whole(time: Duration, unit: Duration) -> Result<Value, String> {
+    if time.as_nanos().is_multiple_of(unit.as_nanos()) {
+        return Ok(Value::Duration(time));
+    }
+    let problem = match unit.as_secs() {
+        0 => "has a fraction of a millisecond; use whole milliseconds",
+        _ => "has a fraction; use whole seconds",
+    };
+    Err(format!("\"{}\" {problem}", humantime::format_duration(time)))
+}
+
+/// A wrong entry is named with its own place.
+fn network_list(entries: &DeArray<'_>) -> Result<Value, Vec<(usize, String)>> {
+    let (mut networks, mut problems) = (Vec::with_capacity(entries.len()), Vec::new());
+    for entry in entries {
+        match entry.get_ref().as_str().map(str::parse) {
+            Some(Ok(network)) => networks.push(network),
+            Some(Err(problem)) => problems.push((entry.span().start, problem)),
+            None => {
+                let entry_shown = shown(entry.get_ref());
+                let problem = format!("{entry_shown} is not text; use one such as \"10.0.0.0/8\"");
+                problems.push((entry.span().start, problem));
+            }
+        }
+    }
+    if problems.is_empty() { Ok(Value::Networks(networks)) } else { Err(problems) }
+}
+
+fn is_name(text: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    (1..=NAME_LENGTH_MAX).contains(&text.len()) && text.bytes().all(allowed)
+}
 
 /// A value as a message shows it: on one line, and short.
 pub(super) fn shown(value: &DeValue<'_>) -> String {
@@ -50,197 +260,106 @@ pub(super) fn shown(value: &DeValue<'_>) -> String {
     }
 }
 
-pub(super) fn workers(value: &DeValue<'_>) -> Result<Workers, String> {
-    if value.as_str() == Some("auto") {
-        return Ok(Workers::Auto);
-    }
-    integer(value, 1..=1024, " or \"auto\"").map(Workers::Count)
-}
-
-pub(super) fn buffers(value: &DeValue<'_>) -> Result<u16, String> {
-    let count: u16 = integer(value, 8..=32_768, "")?;
-    if count.is_power_of_two() {
-        return Ok(count);
-    }
-    let (above, below) = (count.next_power_of_two(), count.next_power_of_two() / 2);
-    Err(format!("{count} is not a power of two; use {below} or {above}"))
-}
-
-/// An integer within `range`, whose bounds must fit into `T`; `others` names what else the key
-/// takes.
-pub(super) fn integer<T: TryFrom<i64>>(
-    value: &DeValue<'_>,
-    range: RangeInclusive<i64>,
-    others: &str,
-) -> Result<T, String> {
-    let cure = format!("use a number from {} to {}{others}", range.start(), range.end());
-    let Some(number) = value.as_integer() else {
-        return Err(format!("{} is not a whole number; {cure}", shown(value)));
-    };
-    // Of any length: what does not fit is out of every range.
-    let number = i64::from_str_radix(number.as_str(), number.radix()).ok();
-    let fitting = number.filter(|number| range.contains(number));
-    let converted = fitting.and_then(|number| T::try_from(number).ok());
-    converted.ok_or_else(|| format!("{} is out of range; {cure}", shown(value)))
-}
-
-pub(super) fn off_or_integer(
-    value: &DeValue<'_>,
-    range: RangeInclusive<i64>,
-) -> Result<Option<u32>, String> {
-    if value.as_str() == Some("off") {
-        return Ok(None);
-    }
-    integer(value, range, " or \"off\"").map(Some)
-}
-
-pub(super) fn boolean(value: &DeValue<'_>) -> Result<bool, String> {
-    let refuse = || format!("{} is neither true nor false; use true or false", shown(value));
-    value.as_bool().ok_or_else(refuse)
-}
-
-pub(super) fn word<T: Copy>(value: &DeValue<'_>, words: &[(&str, T)]) -> Result<T, String> {
-    let found = value.as_str().and_then(|text| words.iter().find(|(word, _)| *word == text));
-    found.map(|(_, meaning)| *meaning).ok_or_else(|| {
-        let known: Vec<_> = words.iter().map(|(word, _)| format!("{word:?}")).collect();
-        format!("{} is not known; use {}", shown(value), known.join(", "))
-    })
-}
-
-pub(super) fn time(
-    value: &DeValue<'_>,
-    range: RangeInclusive<Duration>,
-    others: &str,
-) -> Result<Duration, String> {
-    let cure = format!(
-        "use a duration from \"{}\" to \"{}\"{others}",
-        humantime::format_duration(*range.start()),
-        humantime::format_duration(*range.end())
-    );
-    within(value, quantity::duration, &range, "duration", &cure)
-}
-
-pub(super) fn off_or_time(
-    value: &DeValue<'_>,
-    range: RangeInclusive<Duration>,
-) -> Result<Option<Duration>, String> {
-    if value.as_str() == Some("off") {
-        return Ok(None);
-    }
-    time(value, range, " or \"off\"").map(Some)
-}
-
-/// A duration that may be "off" and has to pass `check` if it is not.
-pub(super) fn off_or(
-    check: impl FnOnce(Duration) -> Result<Duration, String>,
-    time: Option<Duration>,
-) -> Result<Option<Duration>, String> {
-    time.map(check).transpose()
-}
-
-/// The kernel counts keep-alive times in seconds; rounding behind the operator's back would be a
-/// lie.
-pub(super) fn whole_seconds(time: Duration) -> Result<Duration, String> {
-    whole(time, SECOND, "has a fraction; use whole seconds")
-}
-
-/// The same for what is counted in milliseconds.
-pub(super) fn whole_milliseconds(time: Duration) -> Result<Duration, String> {
-    const CURE: &str = "has a fraction of a millisecond; use whole milliseconds";
-    whole(time, Duration::from_millis(1), CURE)
-}
-
-fn whole(time: Duration, unit: Duration, problem: &str) -> Result<Duration, String> {
-    if time.as_nanos().is_multiple_of(unit.as_nanos()) {
-        return Ok(time);
-    }
-    Err(format!("\"{}\" {problem}", humantime::format_duration(time)))
-}
-
-pub(super) fn size(
-    value: &DeValue<'_>,
-    range: RangeInclusive<u64>,
-    others: &str,
-) -> Result<u64, String> {
-    let (low, high) = (exact_size(*range.start()), exact_size(*range.end()));
-    let cure = format!("use a size from \"{low}\" to \"{high}\"{others}");
-    within(value, quantity::size, &range, "size", &cure)
-}
-
-/// What `value` is read as, or what is wrong with it.
-fn within<T: PartialOrd>(
-    value: &DeValue<'_>,
-    read: impl FnOnce(&str) -> Result<T, Fault>,
-    range: &RangeInclusive<T>,
-    what: &str,
-    cure: &str,
-) -> Result<T, String> {
-    let shown = shown(value);
-    match value.as_str().map_or(Err(Fault::Shape), read) {
-        Ok(quantity) if range.contains(&quantity) => Ok(quantity),
-        Ok(_) => Err(format!("{shown} is out of range; {cure}")),
-        Err(Fault::Shape) => Err(format!("{shown} is not a {what}; {cure}")),
-        Err(Fault::Meaning(problem)) => Err(format!("{shown} {problem}")),
-    }
-}
-
-pub(super) fn off_or_size(
-    value: &DeValue<'_>,
-    range: RangeInclusive<u64>,
-) -> Result<Option<u64>, String> {
-    if value.as_str() == Some("off") {
-        return Ok(None);
-    }
-    size(value, range, " or \"off\"").map(Some)
-}
-
-pub(super) fn auto_or_size(value: &DeValue<'_>) -> Result<Option<u32>, String> {
-    if value.as_str() == Some("auto") {
-        return Ok(None);
-    }
-    let bytes = size(value, 2 * KIB..=GIB, " or \"auto\"")?;
-    Ok(Some(u32::try_from(bytes).expect("invariant: the range ends below 4 GiB")))
-}
-
-pub(super) fn name(value: &DeValue<'_>) -> Result<String, String> {
-    let plain = |text: &&str| {
-        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-        (1..=NAME_LENGTH_MAX).contains(&text.len()) && text.bytes().all(allowed)
-    };
-    let found = value.as_str().filter(plain).map(ToOwned::to_owned);
-    found.ok_or_else(|| {
-        format!(
-            "{} is not a name; use 1 to {NAME_LENGTH_MAX} of the characters A-Z a-z 0-9 - _ .",
-            shown(value)
-        )
-    })
-}
-
+/// A string of TOML that is one of JSON as well.
 pub(super) fn quoted(text: &str) -> String {
-    Value::String(text.to_owned()).to_string()
-}
-
-pub(super) fn number_or_off(number: Option<u32>) -> String {
-    number.map_or(quoted("off"), |number| number.to_string())
-}
-
-pub(super) fn time_or_off(time: Option<Duration>) -> String {
-    quoted(&time.map_or("off".to_owned(), |time| humantime::format_duration(time).to_string()))
-}
-
-pub(super) fn size_or_auto(bytes: Option<u32>) -> String {
-    quoted(&bytes.map_or("auto".to_owned(), |bytes| exact_size(u64::from(bytes))))
-}
-
-pub(super) fn size_or_off(bytes: Option<u64>) -> String {
-    quoted(&bytes.map_or("off".to_owned(), exact_size))
+    let mut quoted = "\"".to_owned();
+    for character in text.chars() {
+        match character {
+            '"' | '\\' => quoted.extend(['\\', character]),
+            _ if character.is_control() => {
+                quoted += &format!("\\u{:04x}", u32::from(character));
+            }
+            _ => quoted.push(character),
+        }
+    }
+    quoted + "\""
 }
 
 /// In the largest unit that needs no fraction: a rounded size would not read back as itself.
-pub(super) fn exact_size(bytes: u64) -> String {
+fn exact_size(bytes: u64) -> String {
     let units = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
     match units.iter().find(|(shift, _)| bytes > 0 && bytes.trailing_zeros() >= *shift) {
         Some((shift, unit)) => format!("{}{unit}", bytes >> shift),
         None => format!("{bytes}B"),
     }
+}
+
+/// A field of `Config`, as a value and back.
+pub(super) trait Field: Sized {
+    /// The value of the field.
+    fn value(&self) -> Value;
+    /// The field of a value. Panics if it is none of the type that the table has for this field.
+    fn of(value: Value) -> Self;
+}
+
+/// A field that is one form of value: how it becomes that, and how it is made of it.
+macro_rules! field {
+    ($($type:ty: $it:ident => $value:expr, $pattern:pat => $field:expr;)*) => {
+        $(impl Field for $type {
+            fn value(&self) -> Value {
+                let $it = self;
+                $value
+            }
+
+            fn of(value: Value) -> Self {
+                match value {
+                    $pattern => $field,
+                    other => unreachable!("{other:?} is of another type than its field"),
+                }
+            }
+        })*
+    };
+}
+
+const FITS: &str = "invariant: the range of a key fits its field";
+
+field! {
+    u8: it => Value::Number((*it).into()), Value::Number(number) => number.try_into().expect(FITS);
+    u16: it => Value::Number((*it).into()), Value::Number(number) => number.try_into().expect(FITS);
+    u32: it => Value::Number((*it).into()), Value::Number(number) => number.try_into().expect(FITS);
+    u64: it => Value::Number(*it), Value::Number(number) => number;
+    bool: it => Value::Flag(*it), Value::Flag(flag) => flag;
+    Duration: it => Value::Duration(*it), Value::Duration(time) => time;
+    Vec<Network>: it => Value::Networks(it.clone()), Value::Networks(list) => list;
+    LogTarget: it => Value::Word(word_of(&TARGETS, *it)),
+        Value::Word(word) => meaning(&TARGETS, word);
+    Kind: it => Value::Word(it.name()), Value::Word(word) => meaning(&Kind::ALL, word);
+    LevelFilter: it => Value::Word(LOG_LEVELS
+        .into_iter()
+        .find(|word| word.eq_ignore_ascii_case(it.as_str()))
+        .expect("invariant: every level has a word")),
+        Value::Word(word) => word.parse().expect("invariant: every word is a level");
+}
+
+impl<T: Field> Field for Option<T> {
+    fn value(&self) -> Value {
+        self.as_ref().map_or(Value::None, Field::value)
+    }
+
+    fn of(value: Value) -> Self {
+        if value == Value::None { None } else { Some(T::of(value)) }
+    }
+}
+
+impl Field for Workers {
+    fn value(&self) -> Value {
+        match self {
+            Self::Auto => Value::None,
+            Self::Count(count) => count.value(),
+        }
+    }
+
+    fn of(value: Value) -> Self {
+        Option::of(value).map_or(Self::Auto, Self::Count)
+    }
+}
+
+fn word_of<T: Copy + PartialEq>(words: &[(&'static str, T)], meant: T) -> &'static str {
+    let found = words.iter().find(|(_, meaning)| *meaning == meant);
+    found.expect("invariant: every meaning has a word").0
+}
+
+fn meaning<T: Copy>(words: &[(&'static str, T)], word: &str) -> T {
+    let found = words.iter().find(|(known, _)| *known == word);
+    found.expect("invariant: the type of the key has these words alone").1
 }

@@ -10,13 +10,16 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, Uid};
 
-use super::{EXIT_SYSTEM, load};
+use super::{EXIT_SYSTEM, complain_of, overrides};
+use crate::capacity::{self, Sockets};
 use crate::cli::Options;
-use crate::config;
+use crate::config::{self, Config, Examined, Kind};
 use crate::systemd::account::Account;
+use crate::systemd::units;
 use echo_ring::output;
 
 /// `EX_USAGE` of sysexits.h: command line usage error.
@@ -42,32 +45,60 @@ pub fn reload(options: &Options) -> ExitCode {
         output::complain(&format!("echo-uring: reload: cannot signal process {pid}: {errno}"));
         return ExitCode::from(EXIT_SYSTEM);
     }
-    let checked = load(options);
+    let checked = config::load(options.config.as_deref(), &overrides(options));
     wait_until_received(pid);
     match checked {
         Ok(_) => ExitCode::SUCCESS,
-        Err(error) => {
-            output::complain(&format!("echo-uring: {error}"));
-            ExitCode::from(error.exit_status())
+        Err(invalid) => {
+            complain_of(&invalid);
+            ExitCode::from(invalid.exit_status())
         }
     }
 }
 
 /// Root can read every file, the service cannot. Returns why the service cannot read its
 /// configuration, if the path of the file tells which service it belongs to.
-pub(super) fn unreadable_to_the_service(file: Option<&Path>) -> Option<String> {
-    let file = file.unwrap_or(Path::new(config::DEFAULT_PATH));
-    // Only root can test this, and without a file the defaults apply.
-    if !Uid::effective().is_root() || !file.exists() {
+pub(super) fn unreadable_to_the_service(path: Option<&Path>) -> Option<String> {
+    // Only root can test this.
+    if !Uid::effective().is_root() {
         return None;
     }
-    let account = Account::of_name(&service_of(file)?)?;
-    let denied = account.try_reading(file).err()?;
-    Some(format!("{}: {denied}", file.display()))
+    let account = Account::of_name(&service_of(path)?)?;
+    config::files(path).iter().find_map(|file| {
+        let denied = account.try_reading(file).err()?;
+        Some(format!("{}: {denied}", file.display()))
+    })
+}
+
+/// A warning if fewer connections fit below the limit on open files than are asked for: that of the
+/// service whose configuration this is, or else of this process. Of the default nothing is said, as
+/// nobody asked for so many.
+pub(super) fn too_few_files(examined: &Examined, path: Option<&Path>) -> Option<String> {
+    let config = &examined.config;
+    let wanted = config.limits.max_connections;
+    if wanted == Config::default().limits.max_connections {
+        return None;
+    }
+    let service = service_of(path).and_then(|name| units::show(&[&name]).ok()?.into_iter().next());
+    let (limit, whose) = match service.filter(units::Unit::is_loaded) {
+        Some(unit) => (unit.limit("LimitNOFILE").unwrap_or(u64::MAX), unit.name().to_owned()),
+        None => (getrlimit(Resource::RLIMIT_NOFILE).ok()?.1, "this process".to_owned()),
+    };
+    let echo = config.listeners.iter().filter(|listener| listener.kind == Kind::Echo).count();
+    let sockets = Sockets { echo, admin: config.listeners.len() - echo };
+    let room = capacity::room(limit, capacity::workers(config), sockets);
+    (room < wanted).then(|| {
+        let problem = format!(
+            "{wanted} do not fit: the limit on open files of {whose} is {limit}, enough for {room} \
+             connections; raise LimitNOFILE= (ulimit -n) or lower this"
+        );
+        examined.warning("limits.max-connections", &problem)
+    })
 }
 
 /// The packaged unit that reads a file of this name.
-fn service_of(file: &Path) -> Option<String> {
+fn service_of(path: Option<&Path>) -> Option<String> {
+    let file = path.unwrap_or(Path::new(config::DEFAULT_PATH));
     if file == Path::new(config::DEFAULT_PATH) {
         return Some("echo-uring.service".to_owned());
     }

@@ -59,6 +59,8 @@ pub(super) struct Signals {
 /// The source of the configuration, and the log.
 pub(super) struct Source<'a> {
     pub(super) options: &'a Options,
+    /// The names of the inherited sockets.
+    pub(super) names: &'a [String],
     pub(super) log: &'a logging::Handle,
     /// Why the configuration at the start differs from the file, if it does.
     pub(super) trouble: Option<String>,

@@ -11,7 +11,9 @@ const BACKLOG: u32 = 4096;
 
 pub(super) fn findings(config: &Config, findings: &mut Vec<Finding>) {
     if listen::is_anything_inherited() {
-        match listen::open(&[], &config.tcp) {
+        let named: Vec<_> =
+            config.listeners.iter().filter(|it| it.address.is_none()).cloned().collect();
+        match listen::open(&named, &config.tcp) {
             Ok(opened) => {
                 findings.extend(opened.listeners.iter().map(inherited));
                 findings.extend(opened.warnings.iter().map(|warning| {
@@ -26,7 +28,14 @@ pub(super) fn findings(config: &Config, findings: &mut Vec<Finding>) {
         return;
     }
     for listener in &config.listeners {
-        findings.push(configured(&listener.address));
+        findings.push(match &listener.address {
+            Some(address) => configured(address),
+            None => Finding::note(
+                Topic::Sockets,
+                format!("listener {} has no address, so only systemd can pass it", listener.name),
+                "start the service by systemd, or give the listener an address",
+            ),
+        });
     }
 }
 

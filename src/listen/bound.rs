@@ -32,6 +32,8 @@ pub(super) fn sockets<'a>(
     let mut skipped = None;
     let deadline = Instant::now() + IN_USE_TIMEOUT;
     for ListenerConfig { name, address, kind, builtin_default } in configured {
+        // Those without are for inherited sockets.
+        let Some(address) = address else { continue };
         let bound = until_free(deadline, || match address {
             Address::Inet(inet) => bind_inet(name, *kind, *inet),
             Address::Zoned(inet, zone) => bind_inet(name, *kind, in_zone(*inet, zone)?.into()),

@@ -256,8 +256,12 @@ impl Grammar {
             }
         }
         if listed && choose(4) > 0 {
-            let port = choose(3);
-            *text += &format!("name = \"n{}\"\naddress = \"[::1]:{port}\"\n", choose(3));
+            let (port, name) = (choose(4), choose(3));
+            *text += &format!("name = \"n{name}\"\n");
+            // Without one it is for inherited sockets.
+            if port > 0 {
+                *text += &format!("address = \"[::1]:{port}\"\n");
+            }
         }
         for _ in 0..choose(4) {
             let keys = if choose(8) > 0 { keys } else { &self.sections[choose(7)].1 };

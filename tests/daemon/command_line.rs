@@ -25,7 +25,7 @@ fn assert_refused(config: &str, line: usize, words: &[&str]) {
 #[test]
 fn an_unknown_key_is_refused() {
     let config = "[server]\nworkers = 1\n\n[limits]\nmax-connection = 5\n";
-    assert_refused(config, 5, &["limits.max-connection: ", "; use "]);
+    assert_refused(config, 5, &["limits.max-connection: ", "; did you mean max-connections?"]);
 }
 
 #[test]

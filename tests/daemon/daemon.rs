@@ -46,6 +46,10 @@ pub(crate) struct Launch {
     pub(crate) bus: String,
     /// The text of its configuration file.
     pub(crate) config: String,
+    /// Drop-ins beside that file: their names and texts.
+    pub(crate) drop_ins: Vec<(&'static str, String)>,
+    /// The names of the listening sockets, where not all are called `test`.
+    pub(crate) names: Vec<&'static str>,
     /// Further arguments.
     pub(crate) arguments: Vec<String>,
     /// The value for `WATCHDOG_USEC`.
@@ -101,6 +105,11 @@ impl Launch {
         let scratch = Scratch::new();
         let config_path = scratch.path("echo-uring.toml");
         fs::write(&config_path, &self.config).unwrap();
+        for (name, text) in &self.drop_ins {
+            let directory = scratch.path("echo-uring.toml.d");
+            fs::create_dir_all(&directory).unwrap();
+            fs::write(directory.join(name), text).unwrap();
+        }
         let manager = Manager::start(&scratch.path("notify"));
         if let Some(span) = self.deaf_for {
             manager.fall_deaf();
@@ -157,7 +166,8 @@ impl Launch {
             write!(script, "export WATCHDOG_USEC={micros} WATCHDOG_PID=$$; ").unwrap();
         }
         if sockets > 0 {
-            let mut names = vec!["test"; self.listening.len()];
+            let mut names = self.names.clone();
+            names.resize(self.listening.len(), "test");
             names.extend(self.windows.iter().map(|(name, _)| *name));
             names.resize(sockets - stored, "test");
             names.resize(sockets, "bundle");
@@ -253,6 +263,11 @@ impl Daemon {
     /// A second handle of the first inherited socket.
     pub(crate) fn place_socket(&self) -> OwnedFd {
         self.listening[0].hand_over()
+    }
+
+    /// The directory of its drop-ins, which may not exist.
+    pub(crate) fn drop_ins(&self) -> PathBuf {
+        self.scratch.path("echo-uring.toml.d")
     }
 
     /// Its configuration file, to be rewritten before a reload.

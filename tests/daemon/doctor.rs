@@ -118,6 +118,26 @@ fn the_doctor_foretells_how_many_connections_fit() {
     daemon.stop();
 }
 
+/// Goal: the files that count are named, and what is odd in them is a note.
+#[test]
+fn drop_ins_are_read_and_oddities_are_noted() {
+    let scratch = Scratch::new();
+    let (path, directory) = (scratch.path("echo-uring.toml"), scratch.path("echo-uring.toml.d"));
+    fs::write(&path, MODEST).unwrap();
+    fs::create_dir(&directory).unwrap();
+    let drop_in = directory.join("odd.toml");
+    fs::write(&drop_in, "[timeouts]\nstall = \"1h\"\n").unwrap();
+    let config = path.to_str().unwrap();
+    let arguments = ["doctor", "--json", "--listen", "127.0.0.1:0", "--config", config];
+    let (code, json) = judged(&run_to_end(&arguments, None));
+    assert_eq!(code, 0, "{json:#}");
+    let valid = format!("{}, {} are valid | ", path.display(), drop_in.display());
+    assert_eq!(one(&json, "config", "ok"), valid);
+    let note = one(&json, "config", "note");
+    assert!(note.starts_with(&format!("{}:2:1: timeouts.stall: ", drop_in.display())), "{note}");
+    assert!(note.ends_with(" | raise that as well"), "{note}");
+}
+
 #[test]
 fn a_bad_configuration_is_a_problem_and_the_rest_is_looked_at() {
     let (code, json) = examined("[limits]\nmax-connections = 0\n", &["--listen", "127.0.0.1:0"]);

@@ -17,6 +17,7 @@ mod command_line;
 mod daemon;
 mod deafness;
 mod doctor;
+mod drop_ins;
 mod ending;
 mod faults;
 mod flow;

@@ -84,6 +84,20 @@ fn new_values_take_effect_and_the_others_are_named() {
     daemon.stop();
 }
 
+/// Goal: a socket that was given a buffer size keeps it beyond a restart of the service, so that is
+/// not what is asked for.
+#[test]
+fn what_only_a_new_socket_can_have_is_told_as_such() {
+    let _quiet = in_company();
+    let daemon = Launch::with_config("[tcp]\nsend-buffer = \"64KiB\"\n").start();
+    fs::write(daemon.config_path(), "").unwrap();
+    reload(&daemon);
+    let words = "warn a restart is needed, of the socket unit as well, for the changes of \
+                 tcp.send-buffer";
+    daemon.lines.wait_for(words, time_limit(5.0));
+    daemon.stop();
+}
+
 /// Goal: fewer places end nobody, and when there are more again who waited is served.
 #[test]
 fn places_follow_the_file() {

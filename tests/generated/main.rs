@@ -1,6 +1,7 @@
 //! Goal: what the package says twice is said once, here in the source, and made from that:
-//! completions from the command lines, template units from the units. Manual pages are prose and
-//! written by hand; of them it is proved that they know every command and option, and no other.
+//! completions from the command lines, template units from the units, the shipped configuration and
+//! the keys of its manual from the table of keys. Other manual pages are prose and written by hand;
+//! of them it is proved that they know every command and option, and no other.
 //!
 //! A file that is not what would be made today fails its test. This writes them anew:
 //!
@@ -14,6 +15,7 @@
 #[path = "../../crates/echo-load/src/arguments.rs"]
 mod arguments;
 mod completions;
+mod configuration;
 mod manual;
 #[allow(dead_code, reason = "as above: the command line names its type")]
 #[path = "../../crates/echo-load/src/size.rs"]

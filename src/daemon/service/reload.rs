@@ -48,7 +48,7 @@ impl Service<'_> {
 
     /// Whether it succeeds or not, the service manager gets READY=1 at the end.
     fn reload(&mut self) {
-        let trouble = match load(self.source.options) {
+        let trouble = match load(self.source.options, self.source.names) {
             Ok(wanted) => {
                 self.apply(wanted);
                 None
@@ -82,14 +82,18 @@ impl Service<'_> {
                 None => key.to_owned(),
             })
             .collect();
-        let at_restart: Vec<&str> = keys(Effect::AtRestart).collect();
-        self.last_valid = wanted.clone();
-        let present = config::in_force(&self.config, wanted);
+        let waiting = [
+            (Effect::AtRestart, "a restart is needed"),
+            (Effect::AtSocketRestart, "a restart is needed, of the socket unit as well,"),
+        ];
+        let waiting = waiting.map(|(effect, what)| (keys(effect).collect::<Vec<_>>(), what));
+        let present = config::in_force(&self.config, &wanted);
+        self.last_valid = wanted;
         let former = std::mem::replace(&mut self.config, present);
         if !at_once.is_empty() {
             self.put_in_force(&former);
             log::info!(message_id = events::RELOADED; "reloaded: {}", at_once.join(", "));
-        } else if at_restart.is_empty() {
+        } else if changes.is_empty() {
             log::info!(message_id = events::RELOADED; "reloaded: nothing changed");
         } else {
             log::info!(
@@ -97,11 +101,11 @@ impl Service<'_> {
                 "reloaded: no change takes effect without a restart"
             );
         }
-        if !at_restart.is_empty() {
-            let keys = at_restart.join(", ");
+        for (keys, what) in waiting.into_iter().filter(|(keys, _)| !keys.is_empty()) {
+            let keys = keys.join(", ");
             log::warn!(
                 message_id = events::RESTART_NEEDED, keys;
-                "a restart is needed to apply the changes of {keys}"
+                "{what} to apply the changes of {keys}"
             );
         }
     }

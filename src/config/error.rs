@@ -1,0 +1,148 @@
+//! Why there is no configuration, in lines for the operator.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+use super::echoed;
+
+/// Why there is no configuration. `Display` is one line, about the first thing that is wrong; how
+/// many there are is told as well.
+#[derive(Debug)]
+pub struct Invalid {
+    /// What is wrong, in the order of the files, at most [`Invalid::ERRORS_MAX`]; at least one.
+    pub errors: Vec<ConfigError>,
+    /// How many there are, which may be more.
+    pub count: usize,
+}
+
+impl Invalid {
+    /// A file may be wrong in a hundred thousand lines; nobody reads that many.
+    pub const ERRORS_MAX: usize = 100;
+
+    /// The exit status by sysexits, see [`ConfigError::exit_status`].
+    #[must_use]
+    pub fn exit_status(&self) -> u8 {
+        self.first().exit_status()
+    }
+
+    /// All that is wrong: one line each, and one that counts those that are not told.
+    #[must_use]
+    pub fn lines(&self) -> Vec<String> {
+        let mut lines: Vec<String> = self.errors.iter().map(ToString::to_string).collect();
+        let left = self.count - self.errors.len();
+        if left > 0 {
+            lines.push(format!("{left} more errors; correct those above first"));
+        }
+        lines
+    }
+
+    fn first(&self) -> &ConfigError {
+        self.errors.first().expect("invariant: what is invalid has an error")
+    }
+}
+
+impl fmt::Display for Invalid {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.first().fmt(formatter)?;
+        match self.count - 1 {
+            0 => Ok(()),
+            more => write!(formatter, " (and {more} more: see echo-uring check)"),
+        }
+    }
+}
+
+impl std::error::Error for Invalid {}
+
+impl From<Vec<ConfigError>> for Invalid {
+    fn from(mut errors: Vec<ConfigError>) -> Self {
+        let count = errors.len();
+        errors.truncate(Self::ERRORS_MAX);
+        Self { errors, count }
+    }
+}
+
+impl From<ConfigError> for Invalid {
+    fn from(error: ConfigError) -> Self {
+        vec![error].into()
+    }
+}
+
+/// One thing that is wrong. `Display` is one line that ends with the cure, of at most 1 KiB
+/// and without control characters.
+#[derive(Debug)]
+pub enum ConfigError {
+    /// A file, or the directory of drop-ins, cannot be read.
+    Read {
+        /// Which one.
+        file: PathBuf,
+        /// What the system said.
+        cause: io::Error,
+    },
+    /// The file is invalid.
+    Content {
+        /// Which file.
+        file: PathBuf,
+        /// Counted from 1; 0 when the whole file is meant.
+        line: usize,
+        /// The character in that line, counted from 1.
+        column: usize,
+        /// `section.key`, or empty when the text is no TOML at all.
+        key: String,
+        /// What is wrong, and the cure.
+        problem: String,
+    },
+    /// An option of the command line is invalid.
+    CommandLine {
+        /// The option, with its dashes.
+        option: &'static str,
+        /// What is wrong, and the cure.
+        problem: String,
+    },
+}
+
+impl ConfigError {
+    /// The exit status by sysexits: 64 (usage) for the command line, 78 (configuration) for the
+    /// file.
+    #[must_use]
+    pub fn exit_status(&self) -> u8 {
+        match self {
+            Self::CommandLine { .. } => 64,
+            Self::Read { .. } | Self::Content { .. } => 78,
+        }
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Read { file, cause } => {
+                let file = echoed::path(file);
+                write!(formatter, "{file}: cannot be read: {cause}; ")?;
+                match cause.kind() {
+                    io::ErrorKind::NotFound => formatter
+                        .write_str("write it (it may be empty), or name another with --config"),
+                    io::ErrorKind::PermissionDenied => write!(
+                        formatter,
+                        "let the user that reads it do so: chmod o+r {file}, and chmod o+x for \
+                         each directory above it"
+                    ),
+                    _ => formatter.write_str("put a readable regular file in its place"),
+                }
+            }
+            Self::Content { file, line, column, key, problem } => {
+                write!(formatter, "{}:", echoed::path(file))?;
+                if *line > 0 {
+                    write!(formatter, "{line}:{column}:")?;
+                }
+                if !key.is_empty() {
+                    write!(formatter, " {key}:")?;
+                }
+                write!(formatter, " {problem}")
+            }
+            Self::CommandLine { option, problem } => write!(formatter, "{option}: {problem}"),
+        }
+    }
+}
+
+impl std::error::Error for ConfigError {}

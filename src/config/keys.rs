@@ -1,0 +1,419 @@
+//! The one table of the configuration: each key with its section, type, range, default, effect and
+//! text.
+//!
+//! 1. `section!` makes of each entry the field of [`Config`], its default, and a [`Key`].
+//! 2. A file is read by [`SECTIONS`]: which keys there are, and what each may hold.
+//! 3. What `check` prints, what a reload reports, the shipped file and the key sections of the
+//!    manual are written by it (the latter two by `tests/generated`).
+//!
+//! So a new key is one entry here, and use of it elsewhere.
+//!
+//! A text is plain English that begins with what the key is for. Its first part stands in the
+//! shipped file and in the manual, the second part in the manual alone. Range, default and effect
+//! are added to it, so a text does not repeat them.
+
+use std::time::Duration;
+
+use Type::{Address, Flag, Name, Networks, Number, Or, PowerOfTwo, Size, Time, Word};
+use log::LevelFilter;
+
+use super::value::{Field, KINDS, LOG_LEVELS, LOG_TARGETS, Type, Value};
+use super::{Config, LogTarget, Network, Workers};
+
+const MICROSECOND: Duration = Duration::from_micros(1);
+const MILLISECOND: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+/// As humantime counts it: 365.25 days.
+const YEAR: Duration = Duration::from_secs(31_557_600);
+const TEN_MS: Duration = Duration::from_millis(10);
+const KIB: u64 = 1 << 10;
+const GIB: u64 = 1 << 30;
+const TIB: u64 = 1 << 40;
+/// More than a machine holds.
+const CONNECTIONS_MAX: u64 = 4_194_304;
+
+/// When a new value of a key takes effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// With a reload.
+    AtReload,
+    /// With the next start.
+    AtRestart,
+    /// With the next start, but "auto" only when the listening socket is made anew: a socket that
+    /// was once given a size never goes back to the kernel's own tuning.
+    AtSocketRestart,
+}
+
+/// A section of the file.
+#[derive(Debug)]
+pub struct Section {
+    /// As in `limits`.
+    pub name: &'static str,
+    /// What it is for; may be empty.
+    pub text: &'static str,
+    /// What the manual adds.
+    pub more: &'static str,
+    /// Its keys, in the order of the file.
+    pub keys: &'static [Key],
+}
+
+impl Section {
+    /// How it begins in a file: `[limits]`, `[[listener]]`.
+    #[must_use]
+    pub fn header(&self) -> String {
+        if self.is_list() { format!("[[{}]]", self.name) } else { format!("[{}]", self.name) }
+    }
+
+    /// Whether there may be several of it.
+    #[must_use]
+    pub fn is_list(&self) -> bool {
+        self.name == LISTENER.name
+    }
+}
+
+/// A key of the file.
+#[derive(Debug)]
+pub struct Key {
+    /// As in `max-connections`.
+    pub name: &'static str,
+    /// As in `limits.max-connections`.
+    pub path: &'static str,
+    /// What it may hold.
+    pub holds: Type,
+    /// When a new value takes effect.
+    pub effect: Effect,
+    /// What it is for.
+    pub text: &'static str,
+    /// What the manual adds; may be empty.
+    pub more: &'static str,
+    /// Its field of [`Config`]; none for a key of a listener, of which there are several.
+    pub(super) cell: Option<Cell>,
+}
+
+/// Where a value is kept.
+#[derive(Debug)]
+pub(super) struct Cell {
+    pub(super) value: fn(&Config) -> Value,
+    /// Panics if the value is not of the key's type.
+    pub(super) set: fn(&mut Config, Value),
+}
+
+impl Key {
+    /// How the file spells its value in `config`; none for a key of a listener.
+    pub(super) fn spelled(&self, config: &Config) -> Option<String> {
+        self.cell.as_ref().map(|cell| self.holds.spelled(&(cell.value)(config)))
+    }
+}
+
+/// All sections, in the order of the file.
+pub static SECTIONS: [Section; 7] = [
+    Server::SECTION,
+    LISTENER,
+    Access::SECTION,
+    Limits::SECTION,
+    Timeouts::SECTION,
+    Tcp::SECTION,
+    Log::SECTION,
+];
+
+/// A struct of [`Config`], its default, and its [`Section`].
+macro_rules! section {
+    (
+        $(#[$attribute:meta])*
+        $struct:ident in $place:ident is $section:literal, $about:literal, $above:literal;
+        $($key:literal, $field:ident: $type:ty = $default:expr, $holds:expr, $effect:ident,
+            $text:literal, $more:literal;)*
+    ) => {
+        $(#[$attribute])*
+        #[allow(rustdoc::broken_intra_doc_links, reason = "the texts name sections in brackets")]
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub struct $struct {
+            $(#[doc = $text] pub $field: $type,)*
+        }
+
+        impl Default for $struct {
+            fn default() -> Self {
+                Self { $($field: $default),* }
+            }
+        }
+
+        impl $struct {
+            const SECTION: Section = Section {
+                name: $section,
+                text: $about,
+                more: $above,
+                keys: &[$(Key {
+                    name: $key,
+                    path: concat!($section, ".", $key),
+                    holds: $holds,
+                    effect: Effect::$effect,
+                    text: $text,
+                    more: $more,
+                    cell: Some(Cell {
+                        value: |config| config.$place.$field.value(),
+                        set: |config, value| config.$place.$field = Field::of(value),
+                    }),
+                }),*],
+            };
+        }
+    };
+}
+
+section! {
+    /// `[server]`: the shape of the process.
+    Server in server is "server", "", "";
+
+    "workers", workers: Workers = Workers::Auto, Or(&Number(1, 1024), "auto"), AtRestart,
+    "How many worker threads serve connections, each with an io_uring of its own. \"auto\" is one \
+     for each CPU that the process may run on (CPUAffinity= is honoured). More workers than CPUs \
+     gain nothing.",
+    "\"auto\" starts fewer where the limit on locked memory has no room for so many, see section \
+     LIMITS of echo-uring(8).";
+
+    "buffers", buffers: u16 = 256, PowerOfTwo(8, 32_768), AtRestart,
+    "How many pooled buffers of 16 KiB each worker has. They are lent for moments only and are \
+     not tied to connections, and memory is taken only as far as they are filled. With too few, \
+     busy connections wait for each other.",
+    "None of them is lost by that. The number need not follow the number of connections.";
+
+    "busy-poll", busy_poll: Option<Duration> = None,
+    Or(&Time(MICROSECOND, TEN_MS, Duration::from_nanos(1)), "off"), AtRestart,
+    "How long a worker that has nothing to do looks for work before it sleeps. \"200us\" nearly \
+     halves the round trip on a quiet line; the price is a CPU that is busy for so long after \
+     each message. Only for machines with a CPU to spare for each worker.",
+    "A worker that does not sleep need not be woken, which is most of the round trip.";
+}
+
+/// `[[listener]]`
+const LISTENER: Section = Section {
+    name: "listener",
+    text: "Where to listen. Addresses are used only when no sockets are inherited: under systemd, \
+           echo-uring.socket decides, not this list. The built-in two, local-ipv4 and local-ipv6, \
+           are left out with a warning on a host without that kind of address; any other listener \
+           must be bound. Takes effect with a restart.",
+    more: "There may be 256 such sections. Without any in the file itself there are the built-in \
+           two, on 127.0.0.1 port 7777 and ::1 port 7777. In a drop-in, a section replaces the \
+           listener of the same name as a whole, or adds one; a line \"listener = []\" takes away \
+           all of earlier files.",
+    keys: &[
+        Key {
+            name: "name",
+            path: "listener.name",
+            holds: Name,
+            effect: Effect::AtRestart,
+            text: "What log lines call it: 1 to 64 letters, digits, \"-\", \"_\" or \".\", and no \
+                   other listener's name.",
+            more: "Required.",
+            cell: None,
+        },
+        Key {
+            name: "address",
+            path: "listener.address",
+            holds: Address,
+            effect: Effect::AtRestart,
+            text: "\"IPv4:PORT\", \"[IPv6]:PORT\" (\"[::]:PORT\" takes IPv4 as well) or \
+                   \"unix:/absolute/path\". Anyone who can reach it can make the host send back \
+                   what they send; keep it on loopback unless that is wanted. Without an address \
+                   the section is for the sockets that systemd passes under this name \
+                   (FileDescriptorName= of the socket unit); if there is none, the start fails.",
+            more: "A link-local address names its interface: \"[fe80::1%eth0]:PORT\". Host names \
+                   are not looked up. Beside \"[::]:PORT\" there must be no \"0.0.0.0:PORT\". \
+                   Port 0 lets the kernel choose. A path has at most 107 bytes and no control \
+                   characters.",
+            cell: None,
+        },
+        Key {
+            name: "kind",
+            path: "listener.kind",
+            holds: Word(&KINDS),
+            effect: Effect::AtRestart,
+            text: "What is served there: \"echo\"; \"status\", a snapshot as JSON for \
+                   \"echo-uring status\"; \"metrics\", Prometheus metrics, /healthz and /ready \
+                   over HTTP; or \"agent-check\", a line for HAProxy. Whoever reaches the latter \
+                   three sees traffic figures, so keep them on loopback or on a Unix socket. At \
+                   least one listener must be an echo.",
+            more: "See section MONITORING of echo-uring(8). The file of a Unix socket of another \
+                   kind than \"echo\" has mode 0660. An inherited socket that no section names is \
+                   of the kind that its name spells, and an echo otherwise; this is the default \
+                   of a section without an address as well.",
+            cell: None,
+        },
+    ],
+};
+
+section! {
+    /// `[access]`: who may connect. Unix peers always may.
+    Access in access is "access",
+    "Who may connect: networks such as \"10.0.0.0/8\", \"2001:db8::/32\" or \"192.0.2.1\". If \
+     \"allow\" names any, peers in none of them are refused; peers in one of \"deny\" are refused \
+     in any case. Who is refused is closed at once. Unix sockets are not concerned. \
+     IPAddressDeny= in echo-uring.socket does the same in the kernel, before a connection exists: \
+     see echo-uring.toml(5).",
+    "An entry is a network or a single address; host names are not looked up, and bits beyond the \
+     prefix or leading zeros (\"010.0.0.0/8\") are errors. An IPv4 peer of a listener for both \
+     families is an IPv4 peer: \"::ffff:10.0.0.0/104\" means the same as \"10.0.0.0/8\", and \
+     \"::/0\" means IPv6 alone. Who is refused takes no place, no buffer and no receive; it \
+     cannot be left in the backlog, where it would stand in the way of others. It is counted, and \
+     told in the log at most once in ten seconds.";
+
+    "allow", allow: Vec<Network> = Vec::new(), Networks, AtReload,
+    "If this list is not empty, peers in none of its networks are refused.", "";
+
+    "deny", deny: Vec<Network> = Vec::new(), Networks, AtReload,
+    "Peers in one of these networks are refused, whatever \"allow\" says.", "";
+}
+
+section! {
+    /// `[limits]`: what the daemon may use up, and one source of it. `None` is "off".
+    Limits in limits is "limits", "", "";
+
+    "max-connections", max_connections: u32 = 100_000, Number(1, CONNECTIONS_MAX), AtReload,
+    "How many connections may be open at once. Those beyond wait in the kernel's backlog until \
+     one ends; nobody is accepted and then dropped. Each needs a file descriptor: raise \
+     LimitNOFILE= along with it.",
+    "At that limit, too, connections wait. Each worker has a share of them; of fewer than there \
+     are workers, some have none and leave all connections to the others.";
+
+    "stalled-memory", stalled_memory: u64 = 64 << 20, Size(64 * KIB, TIB), AtReload,
+    "How much memory all peers together that stopped reading may keep occupied with their unread \
+     echo, in the whole process. At the limit nobody is cut off: what a slow peer does not read \
+     then stays in the socket it came from, which costs a little more for each echo.",
+    "It is counted in pages of 4 KiB. No byte is lost at the limit; the price is a system call \
+     more for each echo, and is counted and logged.";
+
+    "max-connections-per-source", max_connections_per_source: Option<u32> = None,
+    Or(&Number(1, CONNECTIONS_MAX), "off"), AtReload,
+    "How many connections one source may have open at once. More are closed at once. With it, or \
+     with accepts-per-source, each accept costs a system call more.",
+    "They are counted over all workers and listeners. Those beyond are accepted and closed, so a \
+     source at its cap never keeps another one out. Connections that are open when a reload first \
+     sets it count as well, and none of them is ended. The system call asks the kernel for the \
+     address of the peer; any network in [access] costs it as well. A source that is counted \
+     takes about 100 bytes of memory.";
+
+    "accepts-per-source", accepts_per_source: Option<u32> = None, Or(&Number(1, 1_000_000), "off"),
+    AtReload,
+    "How many connections one source may make in a second; after a pause of a second, as many in \
+     one burst. More are closed at once.",
+    "It is a bucket of tokens. Sources without connections are remembered until their bucket is \
+     full, as many as limits.max-connections (at least 1024); if there are more within a second, \
+     the one remembered longest is forgotten first, and may make its burst again. After a restart \
+     every bucket is full.";
+
+    "source-prefix-ipv4", source_prefix_ipv4: u8 = 32, Number(8, 32), AtReload,
+    "How many leading bits of an IPv4 address make it one source. With 24, neighbours share.",
+    "The addresses of a /24 network then share the limits.";
+
+    "source-prefix-ipv6", source_prefix_ipv6: u8 = 64, Number(16, 128), AtReload,
+    "The same for IPv6. A single customer usually has a network of 64 bits or fewer.",
+    "Hosts choose the last 64 bits themselves, so more than 64 is of little use.";
+
+    "max-bytes", max_bytes: Option<u64> = None, Or(&Size(1, TIB), "off"), AtReload,
+    "How many bytes one connection may send. It gets these back, and then the end of the stream; \
+     what it sends beyond is not echoed.",
+    "What is sent beyond is received, dropped and counted. Bytes that were received before the \
+     limit was set do not count.";
+}
+
+section! {
+    /// `[timeouts]`: `None` is "off". All are whole milliseconds, which is what the core counts in.
+    Timeouts in timeouts is "timeouts", "", "";
+
+    "idle", idle: Option<Duration> = Some(HOUR), Or(&Time(TEN_MS, YEAR, MILLISECOND), "off"),
+    AtReload,
+    "A connection on which nothing was received or sent for so long is closed. \"off\" lets dead \
+     peers hold their connections for as long as tcp.keepalive allows, and silent ones for ever.",
+    "";
+
+    "stall", stall: Option<Duration> = Some(MINUTE), Or(&Time(TEN_MS, YEAR, MILLISECOND), "off"),
+    AtReload,
+    "A peer that takes not one byte of its echo for so long is reset. Its unread bytes are lost. \
+     \"off\" lets peers that never read hold limits.stalled-memory for ever. tcp.user-timeout, if \
+     shorter, wins.",
+    "So change both together. Lost bytes are counted as dropped. While peers that never read hold \
+     the memory, others that are slow have to do without.";
+
+    "lifetime", lifetime: Option<Duration> = None, Or(&Time(TEN_MS, YEAR, MILLISECOND), "off"),
+    AtReload,
+    "A connection that is so old is ended, busy or not. It gets its last echo, and then the end \
+     of the stream.",
+    "A peer that does not read its echo has timeouts.stall for it, as ever.";
+
+    "drain", drain: Duration = Duration::from_secs(10), Time(Duration::ZERO, HOUR, MILLISECOND),
+    AtReload,
+    "How long a stop waits for peers to finish. After it every connection gets its last echo and \
+     the end of the stream, and five seconds to end as well. systemd is asked for as much time, \
+     so TimeoutStopSec= of the service need not follow.",
+    "The time begins with the signal, or with the end of timeouts.drain-lead.";
+
+    "drain-lead", drain_lead: Duration = Duration::ZERO,
+    Time(Duration::ZERO, HOUR, MILLISECOND), AtReload,
+    "How long a stop goes on accepting before the drain begins, while /ready says 503 and the \
+     agent-check says \"drain\": so balancers turn away before anybody is refused. A restart that \
+     keeps all connections takes no lead.",
+    "A second signal begins the drain at once. While a restart hands its connections to the next \
+     process, the same is said, commonly for some milliseconds. systemd is asked to wait as long.";
+}
+
+section! {
+    /// `[tcp]`: socket options. `None` is "off" for times and "auto" for buffers.
+    Tcp in tcp is "tcp", "",
+    "These are set on the listening sockets, inherited or bound, and hold for every connection \
+     that comes afterwards. Unix sockets know the buffers only.";
+
+    "nodelay", nodelay: bool = true, Flag, AtReload,
+    "Send small echoes at once (TCP_NODELAY). With false they may wait for the peer's \
+     acknowledgement, up to 40 ms or more, to save packets.", "";
+
+    // The kernel's ceiling is 32767 s.
+    "keepalive", keepalive: Option<Duration> = Some(Duration::from_secs(120)),
+    Or(&Time(SECOND, Duration::from_secs(9 * 3600), SECOND), "off"), AtReload,
+    "After so long a silence the peer is asked whether it is still there. Four probes a quarter \
+     of this apart (a second at least) without an answer end the connection, so after twice this \
+     silence. No more than 8,000 peers are asked in a second. \"off\" leaves vanished peers to \
+     timeouts.idle.",
+    "A peer that is gone is found up to 3 % of the time and a second later. When many peers are \
+     silent they are asked one after the other, over all workers, since a network drops what \
+     comes in one burst: in a crowd of a million each of the four probes may be two minutes \
+     later. It is the daemon that decides when to ask, by timers of its own; the kernel only \
+     sends the probe, so ss(8) shows a keep-alive timer of nine hours. A reload counts for all \
+     connections.";
+
+    // The kernel counts milliseconds in 31 bits.
+    "user-timeout", user_timeout: Option<Duration> = Some(MINUTE),
+    Or(&Time(SECOND, Duration::from_secs(24 * 24 * 3600), MILLISECOND), "off"), AtReload,
+    "Sent bytes that the peer does not acknowledge for so long end the connection \
+     (TCP_USER_TIMEOUT). This also counts while a peer takes nothing of its echo. \"off\" leaves \
+     it to the kernel's retries, about 15 minutes.",
+    "It does not cut the probing of tcp.keepalive short, so it may be shorter than that silence.";
+
+    "receive-buffer", receive_buffer: Option<u32> = None, Or(&Size(2 * KIB, GIB), "auto"),
+    AtSocketRestart,
+    "Kernel buffer of each connection for bytes not yet received by us (SO_RCVBUF). A size ends \
+     the kernel's own tuning and is capped by the sysctl net.core.rmem_max; large ones speed up \
+     long fat paths, at that memory each.",
+    "A warning tells of the cap.";
+
+    "send-buffer", send_buffer: Option<u32> = None, Or(&Size(2 * KIB, GIB), "auto"),
+    AtSocketRestart,
+    "The same for bytes not yet acknowledged by the peer (SO_SNDBUF); capped by \
+     net.core.wmem_max.",
+    "";
+}
+
+section! {
+    /// `[log]`
+    Log in log is "log", "", "";
+
+    "target", target: LogTarget = LogTarget::Auto, Word(&LOG_TARGETS), AtReload,
+    "Where log lines go: \"syslog\" (the socket /dev/log), \"stderr\", or \"auto\": the journal, \
+     with its fields, if standard error leads there, else stderr.",
+    "While /dev/log cannot be reached, \"syslog\" is standard error.";
+
+    "level", level: LevelFilter = LevelFilter::Info, Word(&LOG_LEVELS), AtReload,
+    "Lines of this level and more severe ones are written. Nothing is written for a connection at \
+     \"info\"; \"debug\" and \"trace\" may write several lines for each. With \"off\" only the \
+     reason of a failure is told.", "";
+}

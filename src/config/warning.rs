@@ -1,0 +1,90 @@
+//! What is legal and cannot work as it is written.
+
+use std::net::IpAddr;
+
+use super::{Config, Network};
+
+/// A warning: the key that it is about, as in `access.allow`; and what is wrong, with the cure.
+pub(super) type Warning = (&'static str, String);
+
+/// What is odd about `config`.
+pub(super) fn warnings(config: &Config) -> Vec<Warning> {
+    let mut warnings = Vec::new();
+    let denied = Ranges::of(&config.access.deny);
+    let allow = &config.access.allow;
+    let everybody = [(Family::V4, 0, u32::MAX.into()), (Family::V6, 0, u128::MAX)];
+    let is_let_in = match allow[..] {
+        [] => everybody.iter().any(|range| !denied.cover(*range)),
+        _ => allow.iter().any(|network| !denied.cover(range(network))),
+    };
+    if !is_let_in {
+        let problem = "nobody can connect over TCP: all are denied; take networks off this list";
+        warnings.push(("access.deny", problem.to_owned()));
+    } else {
+        let both = allow.iter().filter(|network| denied.cover(range(network)));
+        warnings.extend(both.map(|network| {
+            let problem = format!(
+                "\"{network}\" is denied as well, and access.deny wins; \
+                 take it off one of the lists"
+            );
+            ("access.allow", problem)
+        }));
+    }
+    if let (Some(stall), Some(user_timeout)) = (config.timeouts.stall, config.tcp.user_timeout)
+        && stall > user_timeout
+    {
+        let [stall, user_timeout] = [stall, user_timeout].map(humantime::format_duration);
+        let problem = format!(
+            "\"{stall}\" is never reached: tcp.user-timeout ends such a connection after \
+             \"{user_timeout}\"; raise that as well"
+        );
+        warnings.push(("timeouts.stall", problem));
+    }
+    warnings
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Family {
+    V4,
+    V6,
+}
+
+/// The first and the last address, as numbers.
+type Range = (Family, u128, u128);
+
+fn range(network: &Network) -> Range {
+    let number = |address: IpAddr| match address {
+        IpAddr::V4(address) => (Family::V4, u128::from(u32::from(address))),
+        IpAddr::V6(address) => (Family::V6, u128::from(address)),
+    };
+    let (first, last) = network.range();
+    let (family, first) = number(first);
+    (family, first, number(last).1)
+}
+
+/// Ranges in order, none of which meets the next.
+struct Ranges(Vec<Range>);
+
+impl Ranges {
+    fn of(networks: &[Network]) -> Self {
+        let mut ranges: Vec<Range> = networks.iter().map(range).collect();
+        ranges.sort_unstable();
+        let mut merged: Vec<Range> = Vec::new();
+        for (family, first, last) in ranges {
+            match merged.last_mut() {
+                Some((same, _, end)) if *same == family && first <= end.saturating_add(1) => {
+                    *end = last.max(*end);
+                }
+                _ => merged.push((family, first, last)),
+            }
+        }
+        Self(merged)
+    }
+
+    /// Whether the whole of `range` is in them.
+    fn cover(&self, (family, first, last): Range) -> bool {
+        let after = self.0.partition_point(|(kin, begin, _)| (*kin, *begin) <= (family, first));
+        let before = after.checked_sub(1).map(|index| self.0[index]);
+        before.is_some_and(|(kin, _, end)| kin == family && last <= end)
+    }
+}
