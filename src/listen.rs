@@ -26,7 +26,7 @@ use crate::config::{Address, Kind, ListenerConfig, Tcp};
 
 /// The longest silence and interval that the kernel takes (`MAX_TCP_KEEPIDLE`), and the most probes
 /// (`MAX_TCP_KEEPCNT`): with them it never probes by itself. When a peer is to be asked whether it
-/// is still there is decided by the core, see `uring::driver::peer`.
+/// is still there is decided by the core, see `echo_ring::driver::peer`.
 const KEEPALIVE_NEVER: Duration = Duration::from_secs(32_767);
 /// See [`KEEPALIVE_NEVER`].
 const KEEPALIVE_PROBES: u32 = 127;

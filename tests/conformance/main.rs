@@ -3,7 +3,7 @@
 //! `world` is what a script needs of its surroundings, `real` the implementor with sockets, `bench`
 //! the script's tools. Each script drives the seam as the core does and states which answers are
 //! allowed; it runs on the fake, on loopback TCP and on Unix stream sockets, and on both again with
-//! a driver that has been so busy that its connections alternate (`uring::driver::alternation`).
+//! a driver that has been so busy that its connections alternate (`echo_ring::driver::alternation`).
 //! Where these may differ by right, the script names the set.
 
 // The simulator uses more of its kernel than the scripts do.
