@@ -133,10 +133,10 @@ class Packages:
         self.client = pathlib.Path(client).resolve() if client else beside
         for package, name in ((self.current, "echo-uring"), (self.client, "echo-load")):
             if not package.is_file():
-                raise Unready(f"there is no package {package}")
+                raise Unready(f"there is no package {package} (--deb, --client-deb)")
             found = output_of("dpkg-deb", "--field", str(package), "Package")
             if found != name:
-                raise Unready(f"{package} is a package of {found}, not of {name}")
+                raise Unready(f"{package} is {found}, not {name} (--deb, --client-deb)")
         version = output_of("dpkg-deb", "--field", str(self.current), "Version")
         self.newer_version = f"{version}+newer"
         self.newer = work_directory / "newer.deb"
