@@ -3,8 +3,8 @@
 //! Text is read into a tree of TOML values, each with its place in its file, and from there, once,
 //! into `Config` (checked meaning), by the one table of keys. Nothing validates later, and nothing
 //! here panics, whatever a file says: a reload would take the running daemon down. Every error is
-//! one line of at most 1 KiB that names file, line, column and key and ends with the cure; what it
-//! echoes of the file is escaped, and cut at 80 characters:
+//! one line of at most 1 KiB that names file, line, column and key and ends with the remedy; what
+//! it echoes of the file is escaped, and cut at 80 characters:
 //!
 //! ```text
 //! /etc/echo-uring.toml:12:9: timeouts.drain: "61m" is out of range; use a duration from …

@@ -111,8 +111,8 @@ fn configuration(
                 }
             });
             findings.extend(examined.warnings.iter().map(|warning| {
-                let (what, cure) = warning.split_once("; ").unwrap_or((warning, "correct it"));
-                Finding::note(Topic::Config, what.to_owned(), cure)
+                let (what, remedy) = warning.split_once("; ").unwrap_or((warning, "correct it"));
+                Finding::note(Topic::Config, what.to_owned(), remedy)
             }));
             examined.config
         }

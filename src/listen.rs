@@ -26,7 +26,7 @@ use crate::config::{Address, Kind, ListenerConfig, Tcp};
 
 /// The maximum keepalive time and interval of the kernel (`MAX_TCP_KEEPIDLE`) and the maximum
 /// number of probes (`MAX_TCP_KEEPCNT`), with which the kernel never probes by itself. The core
-/// decides when to send a keepalive probe, see `uring::driver::peer`.
+/// decides when to send a keepalive probe, see `echo_ring::driver::keepalive`.
 const KEEPALIVE_NEVER: Duration = Duration::from_secs(32_767);
 /// See [`KEEPALIVE_NEVER`].
 const KEEPALIVE_PROBES: u32 = 127;
@@ -132,8 +132,8 @@ pub enum ListenError {
 }
 
 impl ListenError {
-    /// The exit status (sysexits): 69 (unavailable), 78 (configuration) for a name without a socket,
-    /// or 71 if the system itself failed.
+    /// The exit status (sysexits): 78 (configuration) for a name without a socket, 71 (system
+    /// error) or 69 (unavailable).
     #[must_use]
     pub fn exit_status(&self) -> u8 {
         match self {

@@ -72,7 +72,7 @@ impl fmt::Display for Address {
 }
 
 impl FromStr for Address {
-    /// What is wrong, and the cure.
+    /// What is wrong, and the remedy.
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {

@@ -68,7 +68,7 @@ impl From<ConfigError> for Invalid {
     }
 }
 
-/// One thing that is wrong. `Display` is one line that ends with the cure, of at most 1 KiB
+/// One thing that is wrong. `Display` is one line that ends with the remedy, of at most 1 KiB
 /// and without control characters.
 #[derive(Debug)]
 pub enum ConfigError {
@@ -89,14 +89,14 @@ pub enum ConfigError {
         column: usize,
         /// `section.key`, or empty when the text is no TOML at all.
         key: String,
-        /// What is wrong, and the cure.
+        /// What is wrong, and the remedy.
         problem: String,
     },
     /// An option of the command line is invalid.
     CommandLine {
         /// The option, with its dashes.
         option: &'static str,
-        /// What is wrong, and the cure.
+        /// What is wrong, and the remedy.
         problem: String,
     },
 }

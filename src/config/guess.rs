@@ -6,7 +6,7 @@ use super::keys::{SECTIONS, Section};
 const LENGTH_MAX: usize = 40;
 
 /// What is wrong with `name`, which is no key of `section`, or neither key nor section of the file
-/// itself; and the cure.
+/// itself; and the remedy.
 pub(super) fn unknown(name: &str, section: Option<&Section>) -> String {
     let what = if section.is_some() { "unknown key" } else { "unknown section" };
     match meant(name, section) {

@@ -37,7 +37,7 @@ impl fmt::Display for Network {
 }
 
 impl FromStr for Network {
-    /// What is wrong, and the cure.
+    /// What is wrong, and the remedy.
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
@@ -135,7 +135,7 @@ mod tests {
 
     #[test]
     fn what_is_no_network_is_refused_with_the_cure() {
-        for (text, cure) in [
+        for (text, remedy) in [
             (
                 "10.0.0.5/8",
                 "\"10.0.0.5/8\" has bits beyond its prefix; use \"10.0.0.0/8\" or \"10.0.0.5\"",
@@ -159,7 +159,7 @@ mod tests {
             ("::/064", "has a number with a leading zero; use \"::/64\""),
             ("::ffff:010.0.0.1", "has a number with a leading zero; use \"::ffff:10.0.0.1"),
         ] {
-            assert!(printed(text).contains(cure), "{text}: {}", printed(text));
+            assert!(printed(text).contains(remedy), "{text}: {}", printed(text));
         }
     }
 

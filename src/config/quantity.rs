@@ -112,7 +112,7 @@ pub(super) fn duration(text: &str) -> Result<Duration, Fault> {
     let terms = terms(text)?;
     let mut nanoseconds = 0_u128;
     for term in &terms {
-        let fault = |what: &str, cure: String| Fault::Meaning(format!("{what}; use {cure}"));
+        let fault = |what: &str, remedy: String| Fault::Meaning(format!("{what}; use {remedy}"));
         if term.unit.is_empty() && terms.len() == 1 {
             return Err(fault("has no unit", with_unit(&terms, "", "s")));
         }
@@ -121,8 +121,8 @@ pub(super) fn duration(text: &str) -> Result<Duration, Fault> {
         }
         if term.unit == "M" {
             let (minutes, months) = (with_unit(&terms, "M", "m"), with_unit(&terms, "M", "month"));
-            let cure = format!("{minutes} for minutes or {months} for months");
-            return Err(fault("has a unit with two meanings", cure));
+            let remedy = format!("{minutes} for minutes or {months} for months");
+            return Err(fault("has a unit with two meanings", remedy));
         }
         let unit = TIMES.iter().find(|(names, _)| names.contains(&term.unit));
         let (_, factor) = unit.ok_or(Fault::Shape)?;
@@ -143,7 +143,7 @@ pub(super) fn duration(text: &str) -> Result<Duration, Fault> {
 pub(super) fn size(text: &str) -> Result<u64, Fault> {
     let terms = terms(text)?;
     let [term] = &terms[..] else { return Err(Fault::Shape) };
-    let fault = |what: &str, cure: String| Err(Fault::Meaning(format!("{what}; use {cure}")));
+    let fault = |what: &str, remedy: String| Err(Fault::Meaning(format!("{what}; use {remedy}")));
     let unit = term.unit.to_ascii_lowercase();
     if unit.is_empty() {
         let (bytes, kibibytes) = (with_unit(&terms, "", "B"), with_unit(&terms, "", "KiB"));
@@ -153,8 +153,8 @@ pub(super) fn size(text: &str) -> Result<u64, Fault> {
         let letter = unit.to_ascii_uppercase();
         let binary = with_unit(&terms, term.unit, &format!("{letter}iB"));
         let decimal = with_unit(&terms, term.unit, &format!("{letter}B"));
-        let cure = format!("{binary} (steps of 1024) or {decimal} (steps of 1000)");
-        return fault("has a unit with two meanings", cure);
+        let remedy = format!("{binary} (steps of 1024) or {decimal} (steps of 1000)");
+        return fault("has a unit with two meanings", remedy);
     }
     let unit = SIZES.iter().find(|(names, _)| names.contains(&&*unit));
     let (_, factor) = unit.ok_or(Fault::Shape)?;
@@ -162,8 +162,8 @@ pub(super) fn size(text: &str) -> Result<u64, Fault> {
     let scaled = digits * u128::from(*factor);
     let bytes = scaled / scale;
     if scaled % scale != 0 {
-        let cure = format!("\"{bytes}B\" or \"{}B\"", bytes + 1);
-        return fault("is no whole number of bytes", cure);
+        let remedy = format!("\"{bytes}B\" or \"{}B\"", bytes + 1);
+        return fault("is no whole number of bytes", remedy);
     }
     Ok(u64::try_from(bytes).unwrap_or(u64::MAX))
 }

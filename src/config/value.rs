@@ -128,7 +128,8 @@ impl Type {
         read.map_err(|problem| vec![(value.span().start, problem)])
     }
 
-    /// The same of a value that is no list. `refuse` makes of what is wrong an error with its cure.
+    /// The same of a value that is no list. `refuse` makes of what is wrong an error with its
+    /// remedy.
     fn single(
         self,
         value: &DeValue<'_>,

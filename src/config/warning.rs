@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::{Config, Network};
 
-/// A warning: the key that it is about, as in `access.allow`; and what is wrong, with the cure.
+/// A warning: the key that it is about, as in `access.allow`; and what is wrong, with the remedy.
 pub(super) type Warning = (&'static str, String);
 
 /// What is odd about `config`.

@@ -70,9 +70,9 @@ pub(super) fn unreadable_to_the_service(path: Option<&Path>) -> Option<String> {
     })
 }
 
-/// A warning if fewer connections fit below the limit on open files than are asked for: that of the
-/// service whose configuration this is, or else of this process. Of the default nothing is said, as
-/// nobody asked for so many.
+/// A warning if the limit on open files allows fewer connections than are configured. The limit is
+/// that of the service whose configuration this is, or else of this process. The default value of
+/// `limits.max-connections` causes no warning.
 pub(super) fn too_few_files(examined: &Examined, path: Option<&Path>) -> Option<String> {
     let config = &examined.config;
     let wanted = config.limits.max_connections;

@@ -35,8 +35,7 @@ pub(super) struct Finding {
     pub(super) level: Level,
     /// The result, in one line.
     pub(super) what: String,
-    /// What to do about it, in one line; `None` if nothing needs to be done. The JSON member is
-    /// `cure`, as in 0.1.0.
+    /// What to do about it, in one line; `None` if nothing needs to be done.
     pub(super) remedy: Option<String>,
 }
 
@@ -118,7 +117,7 @@ pub(super) fn json(findings: &[Finding]) -> String {
         .iter()
         .map(|Finding { topic, level, what, remedy }| {
             serde_json::json!({
-                "topic": topic.word(), "level": level.word(), "what": what, "cure": remedy,
+                "topic": topic.word(), "level": level.word(), "what": what, "remedy": remedy,
             })
         })
         .collect();

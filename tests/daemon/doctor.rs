@@ -36,13 +36,13 @@ fn findings(json: &Value, topic: &str, level: &str) -> Vec<String> {
     let all = json["findings"].as_array().unwrap().iter();
     all.filter(|it| it["topic"] == topic && it["level"] == level)
         .map(|it| {
-            let cure = it["cure"].as_str().unwrap_or("");
+            let remedy = it["remedy"].as_str().unwrap_or("");
             assert_eq!(
-                cure.is_empty(),
+                remedy.is_empty(),
                 level == "ok",
                 "a finding that is not ok has a remedy: {it}"
             );
-            format!("{} | {cure}", it["what"].as_str().unwrap())
+            format!("{} | {remedy}", it["what"].as_str().unwrap())
         })
         .collect()
 }

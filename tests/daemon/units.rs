@@ -87,7 +87,7 @@ impl Machine {
             .unwrap_or_else(|error| panic!("{error} in {output:?}"));
         let lines = json["findings"].as_array().unwrap().iter().map(|it| {
             let word = |name: &str| it[name].as_str().unwrap_or_default().to_owned();
-            format!("{} {} {} | {}\n", word("topic"), word("level"), word("what"), word("cure"))
+            format!("{} {} {} | {}\n", word("topic"), word("level"), word("what"), word("remedy"))
         });
         (output.status.code().unwrap(), lines.collect())
     }

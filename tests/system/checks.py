@@ -34,6 +34,12 @@ def place(machine, package):
     return "/var/tmp/package.deb"
 
 
+def place_client(machine, packages):
+    """The same for the package of echo-load, beside the daemon's."""
+    shutil.copyfile(packages.client, machine.root / "var/tmp/client.deb")
+    return "/var/tmp/client.deb"
+
+
 def echoes(machine, addresses=LOOPBACK, length=1, port=7):
     """Demands an exact echo from each address."""
     for address in addresses:

@@ -1,4 +1,4 @@
-"""What the package brings for people and shells: manual pages and completions, looked at on the
+"""What the packages bring for people and shells: manual pages and completions, looked at on the
 host. This file must know nothing about the machines.
 """
 
@@ -47,10 +47,11 @@ def said_by(*command, **environment):
     return status + process.stdout
 
 
-def complaints(package):
-    """What is wrong with the pages and completions of this package; empty if nothing is."""
+def complaints(*packages):
+    """What is wrong with the pages and completions of these packages; empty if nothing is."""
     with tempfile.TemporaryDirectory(prefix="echo-uring-documents-") as tree:
-        subprocess.run(["dpkg-deb", "--extract", str(package), tree], check=True)
+        for package in packages:
+            subprocess.run(["dpkg-deb", "--extract", str(package), tree], check=True)
         found = said_by("bash", "--norc", "-c", BASH, "bash", tree)
         found += said_by("zsh", "-f", "-c", ZSH, "zsh", tree)
         found += said_by("fish", "--no-config", "-c", FISH, tree, HOME=tree)

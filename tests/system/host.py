@@ -1,4 +1,4 @@
-"""What the host has to provide: tools, a mirror, the package.
+"""What the host has to provide: tools, a mirror, the packages.
 
 This file must know nothing about the machines.
 """
@@ -120,15 +120,23 @@ def check_signatures():
 
 
 class Packages:
-    """The package under test, one of the same content with a higher version, and that of the first
-    version, if a step needs it (`baseline`)."""
+    """The packages under test, that of the daemon (`current`) and that of the client; one of the
+    daemon's content with a higher version; and that of the first version, which held both programs,
+    if a step needs it (`baseline`)."""
 
     baseline = None
 
-    def __init__(self, current, work_directory):
+    def __init__(self, current, client, work_directory):
         self.current = pathlib.Path(current).resolve()
-        if not self.current.is_file():
-            raise Unready(f"there is no package {self.current}")
+        # build-deb leaves them side by side.
+        beside = self.current.with_name(self.current.name.replace("echo-uring_", "echo-load_", 1))
+        self.client = pathlib.Path(client).resolve() if client else beside
+        for package, name in ((self.current, "echo-uring"), (self.client, "echo-load")):
+            if not package.is_file():
+                raise Unready(f"there is no package {package} (--deb, --client-deb)")
+            found = output_of("dpkg-deb", "--field", str(package), "Package")
+            if found != name:
+                raise Unready(f"{package} is {found}, not {name} (--deb, --client-deb)")
         version = output_of("dpkg-deb", "--field", str(self.current), "Version")
         self.newer_version = f"{version}+newer"
         self.newer = work_directory / "newer.deb"
@@ -143,7 +151,7 @@ class Packages:
 
 
 def build_package(tree=REPOSITORY, environment=None):
-    """Builds the package of a source tree and returns its path."""
+    """Builds the packages of a source tree and returns the path of the daemon's."""
     process = subprocess.run(
         [str(tree / "packaging/build-deb")],
         stdin=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""What the package promises under a real systemd, one function a promise, in the order of a life.
+"""What the packages promise under a real systemd, one function a promise, in the order of a life.
 
 Each function takes the machine and the packages, raises `Failure` with a sentence when the promise
 is not kept, and returns a short remark for the table. A later step may build on what an earlier one
@@ -12,6 +12,7 @@ import time
 
 import steps_balancer
 import steps_calls
+import steps_client
 import steps_doctor
 import steps_mishaps
 import steps_package
@@ -32,6 +33,7 @@ from checks import (
     is_active,
     last_account,
     place,
+    place_client,
     remove_drop_in,
     start_all,
     stop_all,
@@ -62,14 +64,16 @@ HUNG = "is stalled: no iteration"
 
 
 def installs_and_runs(machine, packages):
-    """apt installs the package offline, and the daemon runs at once, without another command."""
-    machine.run(f"apt-get install --yes {place(machine, packages.current)}")
+    """apt installs both packages offline, and the daemon runs at once, without another command."""
+    files = f"{place(machine, packages.current)} {place_client(machine, packages)}"
+    machine.run(f"apt-get install --yes {files}")
     for unit in (SERVICE, SOCKET):
         expect(is_active(machine, unit), f"{unit} is not active after the installation")
         expect(machine.show(unit, "UnitFileState") == "enabled", f"{unit} is not enabled")
     for page in ("man8/echo-uring.8.gz", "man5/echo-uring.toml.5.gz"):
         machine.run(f"test -s /usr/share/man/{page}")
     machine.run("dpkg --verify echo-uring && test -s /var/lib/dpkg/info/echo-uring.md5sums")
+    steps_client.client_works(machine, packages)
     return machine.run("systemctl --version").stdout.split("(")[1].split(")")[0]
 
 
@@ -447,6 +451,7 @@ def purge_leaves_nothing(machine, _packages):
 
 STEPS = [
     *steps_package.FIRST,
+    *steps_client.FIRST,
     *steps_calls.FIRST,
     ("install starts it", installs_and_runs),
     ("units well-formed", units_are_well_formed),
@@ -481,6 +486,10 @@ STEPS = [
     ("remove", remove_stops_it),
     ("instances removed", removal_ends_instances),
     ("purge", purge_leaves_nothing),
+    *steps_client.LAST,
     *steps_package.LAST,
     *steps_upgrade.STEPS,
+    *steps_client.UPGRADES,
 ]
+# They upgrade from 0.1.0, whose package takes its time to build.
+NEED_BASELINE = steps_upgrade.NEED_BASELINE | steps_client.NEED_BASELINE

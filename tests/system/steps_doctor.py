@@ -17,7 +17,7 @@ def doctor(machine, options=""):
     """Its exit status, and its findings, each a line: topic, level, what and remedy."""
     process = machine.run(f"echo-uring doctor --json {options}", check=False)
     findings = json.loads(process.stdout)["findings"]
-    lines = [f"{it['topic']} {it['level']} {it['what']} | {it['cure']}" for it in findings]
+    lines = [f"{it['topic']} {it['level']} {it['what']} | {it['remedy']}" for it in findings]
     return process.returncode, lines
 
 

@@ -1,6 +1,6 @@
-"""What apt and dpkg do with the package in circumstances that are not the usual ones: without
-systemd, without leave to start anything, with the port taken, over what an administrator has
-changed; see `steps.py`.
+"""What apt and dpkg do with the daemon's package in circumstances that are not the usual ones:
+without systemd, without leave to start anything, with the port taken, over what an administrator
+has changed; see `steps.py`.
 
 It knows apt, dpkg and systemctl, and what the scripts of the package say.
 """

@@ -1,6 +1,6 @@
 """What `systemctl reload` promises, one function a promise; see `steps.py`.
 
-The load is that of echo-load, which is in the package and compares every byte.
+The load is that of echo-load, whose package is installed with the daemon's: it compares every byte.
 """
 
 import json

@@ -59,8 +59,9 @@ def removal_leaves_nothing_of_both(machine, _packages):
     expect(not files, f"purge left files:\n{files}")
 
 
-NEEDS_BASELINE = "upgrade from 0.1.0"
+FROM_THE_FIRST = "upgrade from 0.1.0"
+NEED_BASELINE = {FROM_THE_FIRST}
 STEPS = [
-    (NEEDS_BASELINE, upgrade_from_the_first_version),
+    (FROM_THE_FIRST, upgrade_from_the_first_version),
     ("purge after upgrade", removal_leaves_nothing_of_both),
 ]

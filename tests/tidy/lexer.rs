@@ -129,7 +129,7 @@ impl Code {
         word.chars().zip(at..).all(|(it, place)| self.text.get(place) == Some(&it))
     }
 
-    /// The path that begins at `at`, such as `echo::op`.
+    /// The path that begins at `at`, such as `echo_core::op`.
     fn name_at(&self, at: usize) -> String {
         let rest = &self.text[at.min(self.text.len())..];
         rest.iter().take_while(|it| is_name(**it) || **it == ':').collect()

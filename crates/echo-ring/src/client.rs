@@ -295,7 +295,7 @@ impl Client {
     /// `timeout` (`None`: for ever).
     ///
     /// # Errors
-    /// When io_uring_enter(2) fails in a way that no retry cures.
+    /// When io_uring_enter(2) fails in a way that no retry remedies.
     pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         self.feed_the_hungry();
         let timeout = if self.hungry.is_empty() { timeout } else { Some(Duration::ZERO) };

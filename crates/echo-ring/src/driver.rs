@@ -63,7 +63,7 @@ pub struct Settings {
     pub origin: Instant,
 }
 
-/// The ring is broken: io_uring_enter(2) failed in a way that no retry cures.
+/// The ring is broken: io_uring_enter(2) failed in a way that no retry remedies.
 #[derive(Debug)]
 pub struct DriverError(io::Error);
 
