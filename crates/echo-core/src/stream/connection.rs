@@ -298,7 +298,9 @@ impl Connection {
             // That nothing moved while it waited was not the peer's doing.
             self.progress = Stamp::at(context.now);
             if self.wants_bytes(context.resources) {
-                self.inbound.arm(context, self.phase);
+                // Deferred, it might find the buffer gone.
+                let defers = false;
+                self.inbound.arm(context, self.phase, defers);
             }
         }
     }
@@ -316,7 +318,8 @@ impl Connection {
 
     /// Submits a receive that was deferred. False if it is not wanted any more.
     pub(crate) fn submit_deferred(&mut self, context: &mut Context) -> bool {
-        self.inbound.submit_deferred(context)
+        let wanted = self.wants_bytes(context.resources);
+        self.inbound.submit_deferred(context, wanted)
     }
 
     /// Gives a large buffer back with which it waits for bulk.
@@ -525,7 +528,8 @@ impl Connection {
         let end_of_life =
             end_of_life.map(|life| Timestamp((now.0 + life).saturating_sub(self.age_ms(now))));
         let timeout = self.timeout().and_then(|timeout| match timeout {
-            Timeout::Idle => limits.idle_timeout,
+            // In a handover it is not received from, and so is not idle. The next process decides.
+            Timeout::Idle => limits.idle_timeout.filter(|_| !resources.quiescing),
             Timeout::Stall => limits.stall_timeout,
             Timeout::Linger => Some(parameters.linger_timeout),
         });

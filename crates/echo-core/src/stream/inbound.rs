@@ -288,7 +288,8 @@ impl Inbound {
         match self.receive {
             Receive::Off if wanted => {
                 if resources.waiting.is_empty() || self.relays(phase, resources) {
-                    self.arm(context, phase);
+                    let defers = resources.receive_policy.is_deferring();
+                    self.arm(context, phase, defers);
                 } else {
                     self.stand_in_line(context);
                 }
@@ -315,13 +316,13 @@ impl Inbound {
         }
     }
 
-    /// Arms the next receive, or relays.
-    pub(crate) fn arm(&mut self, context: &mut Context, phase: Phase) {
+    /// Arms the next receive, or relays. Into a small buffer, the receive may be deferred.
+    pub(crate) fn arm(&mut self, context: &mut Context, phase: Phase, defers: bool) {
         if self.relays(phase, context.resources) {
             return self.relay(context, phase);
         }
         match (self.class(), self.estimate.expectation()) {
-            (SizeClass::Small, _) => self.arm_small(context),
+            (SizeClass::Small, _) => self.arm_small(context, defers),
             (SizeClass::Large, Expectation::Data) => {
                 if context.resources.pool.reserve_large() {
                     self.receive_large(context, ReceiveMode::Now);
@@ -330,7 +331,7 @@ impl Inbound {
                     context.resources.stats.starved += 1;
                     context.resources.large_shortage += 1;
                     self.estimate.use_small_once();
-                    self.arm_small(context);
+                    self.arm_small(context, defers);
                 }
             }
             (SizeClass::Large, Expectation::Silence) => {
@@ -344,8 +345,8 @@ impl Inbound {
         }
     }
 
-    fn arm_small(&mut self, context: &mut Context) {
-        if context.resources.receive_policy.is_deferring() {
+    fn arm_small(&mut self, context: &mut Context, defers: bool) {
+        if defers {
             self.receive = Receive::Deferred;
             return context.resources.receive_policy.defer(context.id);
         }
@@ -371,15 +372,19 @@ impl Inbound {
         context.ops.push(Op::AwaitReadable { connection: context.id });
     }
 
-    /// Submits a deferred receive. False if it is not wanted any more.
-    pub(crate) fn submit_deferred(&mut self, context: &mut Context) -> bool {
-        let deferred = self.receive == Receive::Deferred;
-        if deferred {
-            self.receive = Receive::Armed(Armed::Once);
-            let (class, mode) = (SizeClass::Small, ReceiveMode::Now);
-            context.ops.push(Op::Receive { connection: context.id, class, mode });
+    /// Submits a deferred receive if bytes are still `wanted`. Returns whether it did.
+    pub(crate) fn submit_deferred(&mut self, context: &mut Context, wanted: bool) -> bool {
+        if self.receive != Receive::Deferred {
+            return false;
         }
-        deferred
+        if !wanted {
+            self.receive = Receive::Off;
+            return false;
+        }
+        self.receive = Receive::Armed(Armed::Once);
+        let (class, mode) = (SizeClass::Small, ReceiveMode::Now);
+        context.ops.push(Op::Receive { connection: context.id, class, mode });
+        true
     }
 
     /// A receive that had a large buffer is over.
