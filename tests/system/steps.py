@@ -263,7 +263,7 @@ def stop_loses_nothing(machine, _packages):
     started = time.monotonic()
     stop = machine.start(machine.inside(f"systemctl stop {SERVICE}"))
     eventually(
-        lambda: machine.show(SERVICE, "ActiveState") == "deactivating",
+        lambda: machine.show(SERVICE, "StatusText").startswith("draining"),
         3,
         "the service does not drain",
     )
