@@ -142,8 +142,12 @@ def both_are_whole(machine, packages):
 
 
 def upgrade_keeps_the_client(machine, packages):
-    """0.1.0 upgraded as everybody does it: the client comes along, as it is recommended."""
+    """0.1.0 upgraded as everybody does it: the client comes along, as it is recommended. Where apt
+    may install nothing new it leaves 0.1.0 as it is."""
     fill_repository(machine, packages)
+    first_version(machine, packages)
+    machine.run(f"apt-get {ONLY} {RECOMMENDS} --yes upgrade")
+    expect(owner(machine, CLIENT) == "echo-uring", "apt-get upgrade took the client away")
     for verb in ("upgrade --with-new-pkgs", "install echo-uring", "dist-upgrade"):
         first_version(machine, packages)
         is_silent(machine.run(f"apt-get {ONLY} {RECOMMENDS} --yes {verb}").stdout)
