@@ -10,9 +10,10 @@ use core::fmt;
 /// takes a block.
 ///
 /// A block that is refused harms no connection: it keeps its bytes in the pooled buffers that
-/// hold them, and receives nothing until they are sent (see `connection/backlog.rs`).
+/// hold them, and receives nothing until they are sent (see `stream/outbound.rs`).
 ///
-/// The daemon's has memory behind it (`uring`), the simulator's is a number that refuses at random.
+/// The daemon's has memory behind it (`echo_ring::spill`), the simulator's is a number that refuses
+/// at random.
 pub trait Budget: fmt::Debug + Send + Sync {
     /// Bytes of a block, at least 1.
     fn block_size(&self) -> u32;

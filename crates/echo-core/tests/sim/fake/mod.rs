@@ -3,7 +3,7 @@
 //!
 //! Implements the one seam, `Kernel`, with virtual time. Deterministic: every accident is drawn
 //! from [`Choice`]. It holds real bytes in real buffers and panics when an operation breaks the
-//! contract of `echo::op` in a way that a kernel can see; `audit` sees the rest. It must never know
+//! contract of `echo_core::op` in a way that a kernel can see; `audit` sees the rest. It must never know
 //! how the core decides.
 
 pub(crate) mod budget;
