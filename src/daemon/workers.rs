@@ -41,6 +41,9 @@ const SMALL_BUFFER_SIZE: u32 = 16 << 10;
 /// They are a stack, so buffers that the traffic does not need are never touched.
 const LARGE_BUFFERS: BufferClass = BufferClass { count: 32, size: 256 << 10 };
 
+/// Bytes of bulk that a turn receives and sends.
+const BULK_QUANTUM: u32 = 512 << 10;
+
 /// A message from a worker to the main thread.
 #[derive(Debug)]
 pub(super) enum News {
@@ -155,7 +158,7 @@ impl Plan<'_> {
 /// The pooled buffers of each worker.
 fn buffers(config: &Config) -> BufferPlan {
     let small = BufferClass { count: config.server.buffers, size: SMALL_BUFFER_SIZE };
-    BufferPlan { small, large: LARGE_BUFFERS }
+    BufferPlan { small, large: LARGE_BUFFERS, bulk_quantum: BULK_QUANTUM }
 }
 
 /// The runtime limits of `config` for worker number `index` of `count`, if all workers together
@@ -364,7 +367,7 @@ pub(super) fn total(workers: &[Worker]) -> Stats {
 
 /// The pooled buffers of one worker.
 pub(super) fn buffers_of_worker(plan: &Plan<'_>) -> u64 {
-    let BufferPlan { small, large } = plan.buffers();
+    let BufferPlan { small, large, .. } = plan.buffers();
     u64::from(small.count) + u64::from(large.count)
 }
 

@@ -27,15 +27,19 @@ pub struct BufferPlan {
     pub small: BufferClass,
     /// The large ones, no smaller than those. There may be none.
     pub large: BufferClass,
+    /// How many bytes large buffers may receive and send in a turn, about: further bulk waits for
+    /// one of the next turns, so that small messages need not wait for it. One buffer always may.
+    pub bulk_quantum: u32,
 }
 
 impl BufferPlan {
-    /// So many buffers of each class, of these sizes in bytes.
+    /// So many buffers of each class, of these sizes in bytes. A turn carries two large ones.
     #[must_use]
     pub const fn new(counts: [u16; 2], sizes: [u32; 2]) -> Self {
         Self {
             small: BufferClass { count: counts[0], size: sizes[0] },
             large: BufferClass { count: counts[1], size: sizes[1] },
+            bulk_quantum: 2 * sizes[1],
         }
     }
 
@@ -103,13 +107,17 @@ impl Class {
 pub struct Pool {
     small: Class,
     large: Class,
+    bulk_quantum: u32,
+    /// Bytes that large buffers are expected to receive, or hold and are to send.
+    bulk: u32,
 }
 
 impl Pool {
     /// All of them free.
     #[must_use]
     pub fn new(plan: BufferPlan) -> Self {
-        Self { small: Class::new(plan.small), large: Class::new(plan.large) }
+        let BufferPlan { small, large, bulk_quantum } = plan;
+        Self { small: Class::new(small), large: Class::new(large), bulk_quantum, bulk: 0 }
     }
 
     /// The size of a small buffer in bytes.
@@ -130,19 +138,31 @@ impl Pool {
         self.small.count() - self.small.lent
     }
 
-    /// Reserves a free large buffer for a receive that is given it right away. False if there is
-    /// none.
+    /// Whether a large buffer is free that may receive `expected` bytes in this turn.
     #[must_use]
-    pub fn reserve_large(&mut self) -> bool {
+    pub fn can_reserve_large(&self, expected: u32) -> bool {
         let free = self.large.lent + self.large.reserved < self.large.count();
-        self.large.reserved += u32::from(free);
-        free
+        free && (self.bulk == 0 || self.bulk + expected <= self.bulk_quantum)
     }
 
-    /// A receive with a large buffer is over. If it brought bytes, the buffer is lent next.
-    pub fn end_reservation(&mut self) {
+    /// Reserves a free large buffer for a receive that is given it right away, and is expected to
+    /// bring so many bytes. False if there is none, or too much is received and sent already.
+    #[must_use]
+    pub fn reserve_large(&mut self, expected: u32) -> bool {
+        let reserved = self.can_reserve_large(expected);
+        if reserved {
+            self.large.reserved += 1;
+            self.bulk += expected;
+        }
+        reserved
+    }
+
+    /// A receive with a large buffer is over, which was expected to bring so many bytes. If it
+    /// brought any, the buffer is lent next.
+    pub fn end_reservation(&mut self, expected: u32) {
         let left = self.large.reserved.checked_sub(1);
         self.large.reserved = left.expect("invariant: a receive had a large buffer");
+        self.bulk -= expected;
     }
 
     /// Whether more buffers are lent than a thin trickle of messages needs, so that each is better
@@ -175,20 +195,30 @@ impl Pool {
         assert!(entry.ownership == Ownership::Free, "{buffer:?} was lent twice");
         *entry = Entry { ownership: Ownership::Lent, length, sent: 0, next: None, filled_us };
         class.lent += 1;
+        if buffer.class == SizeClass::Large {
+            self.bulk += length;
+        }
     }
 
     /// Forgets all but the first `length` bytes of a lent buffer.
     pub fn shorten(&mut self, buffer: BufferId, length: u32) {
         let entry = self.lent_entry(buffer);
         assert!(length > 0 && length <= entry.length, "{buffer:?} holds less");
-        entry.length = length;
+        let cut = core::mem::replace(&mut entry.length, length) - length;
+        if buffer.class == SizeClass::Large && entry.ownership == Ownership::Lent {
+            self.bulk -= cut;
+        }
     }
 
     /// Notes that the owner of a lent buffer waits for its peer to read.
     pub fn hold(&mut self, buffer: BufferId) {
         let entry = self.lent_entry(buffer);
         if core::mem::replace(&mut entry.ownership, Ownership::Held) == Ownership::Lent {
+            let length = entry.length;
             self.class_mut(buffer.class).held += 1;
+            if buffer.class == SizeClass::Large {
+                self.bulk -= length;
+            }
         }
     }
 
@@ -220,6 +250,10 @@ impl Pool {
         assert!(entry.next.is_none(), "{buffer:?} is still in a queue");
         let was_held = entry.ownership == Ownership::Held;
         entry.ownership = Ownership::Free;
+        let length = entry.length;
+        if buffer.class == SizeClass::Large && !was_held {
+            self.bulk -= length;
+        }
         let class = self.class_mut(buffer.class);
         class.lent -= 1;
         class.held -= u32::from(was_held);

@@ -235,6 +235,7 @@ impl Connection {
             | Receive::Armed(_)
             | Receive::Stopping(_)
             | Receive::Revoked
+            | Receive::BulkWaiting
             | Receive::Starved
             | Receive::Retrying => unreachable!("bytes were relayed unasked: {was:?}"),
         }
@@ -303,6 +304,18 @@ impl Connection {
                 self.inbound.arm(context, self.phase, defers);
             }
         }
+    }
+
+    /// Bytes that its next receive into a large buffer is expected to bring.
+    pub(crate) fn bulk_bytes(&self, resources: &Resources) -> u32 {
+        self.inbound.bulk_bytes(resources)
+    }
+
+    /// It is the next in the queue for a share of a turn's bulk. Returns whether the one after it
+    /// may be next.
+    pub(crate) fn serve_bulk(&mut self, context: &mut Context) -> bool {
+        let wanted = self.wants_bytes(context.resources);
+        self.inbound.serve_bulk(context, wanted)
     }
 
     /// The kernel may have memory again.

@@ -9,13 +9,16 @@ use crate::op::Expectation;
 ///
 /// One byte, as there is one for each connection: the lowest two bits are the number of receives
 /// that filled a small buffer less those that did not, from 0 to
-/// [`limits::BULKY_RECEIVES_TO_GROW`].
+/// [`limits::BULKY_RECEIVES_TO_GROW`]; the upper four say how many small buffers the last receive
+/// would have filled, as a power of two.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Estimate(u8);
 
 const BULKY: u8 = 0b0011;
 const LARGE: u8 = 0b0100;
 const SILENCE: u8 = 0b1000;
+const SIZE_SHIFT: u32 = 4;
+const SIZE_MAX: u32 = 15;
 
 const _: () = assert!(limits::BULKY_RECEIVES_TO_GROW <= BULKY);
 
@@ -58,6 +61,8 @@ impl Estimate {
         largest: SizeClass,
     ) {
         self.expect(rest);
+        let size = length.div_ceil(small_size).next_power_of_two().trailing_zeros().min(SIZE_MAX);
+        self.0 = self.0 & (BULKY | LARGE | SILENCE) | (size as u8) << SIZE_SHIFT;
         let full = length == small_size && rest == Expectation::Data;
         let bulky = if length > small_size || full {
             ((self.0 & BULKY) + 1).min(limits::BULKY_RECEIVES_TO_GROW)
@@ -66,21 +71,21 @@ impl Estimate {
         };
         self.0 = self.0 & !BULKY | bulky;
         if bulky == 0 {
-            self.use_small_once();
+            self.0 &= !LARGE;
         } else if bulky == limits::BULKY_RECEIVES_TO_GROW && largest == SizeClass::Large {
             self.0 |= LARGE;
         }
     }
 
-    /// There is no large buffer: the next receive gets a small one. The one after it gets a large
-    /// one again if this one is filled.
-    pub(crate) fn use_small_once(&mut self) {
-        self.0 &= !LARGE;
+    /// How many bytes the next receive into a large buffer will probably bring: as many as the
+    /// last receive.
+    pub(crate) fn bytes(self, small_size: u32) -> u32 {
+        small_size.saturating_mul(1 << (self.0 >> SIZE_SHIFT))
     }
 
-    /// Forgets what was learned of the size.
-    pub(crate) fn forget_size(&mut self) {
-        self.0 &= SILENCE;
+    /// Forgets that there is bulk: the next receives get small buffers.
+    pub(crate) fn forget_bulk(&mut self) {
+        self.0 &= !(BULKY | LARGE);
     }
 }
 
@@ -121,16 +126,15 @@ mod tests {
     }
 
     #[test]
-    fn without_a_large_buffer_a_small_one_serves_once() {
+    fn the_size_is_that_of_the_last_receive() {
         let mut estimate = Estimate::new(Data);
-        let note = |estimate: &mut Estimate| estimate.note(8, Data, 8, SizeClass::Large);
-        note(&mut estimate);
-        note(&mut estimate);
-        estimate.use_small_once();
-        assert_eq!(estimate.class(), SizeClass::Small);
-        note(&mut estimate);
-        assert_eq!(estimate.class(), SizeClass::Large);
-        estimate.forget_size();
+        for (length, bytes) in [(1, 8), (8, 8), (9, 16), (64, 64), (65, 128), (3, 8)] {
+            estimate.note(length, Data, 8, SizeClass::Large);
+            assert_eq!(estimate.bytes(8), bytes, "{length}");
+        }
+        estimate.note(64, Data, 8, SizeClass::Large);
+        estimate.forget_bulk();
+        assert_eq!((estimate.class(), estimate.bytes(8)), (SizeClass::Small, 64));
         estimate.note(8, Data, 8, SizeClass::Small);
         estimate.note(8, Data, 8, SizeClass::Small);
         assert_eq!(estimate.class(), SizeClass::Small, "large ones may not be used");

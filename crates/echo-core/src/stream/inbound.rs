@@ -55,6 +55,8 @@ pub(crate) enum Receive {
     Discarding(When),
     /// As `Discarding`, and canceled.
     DiscardStopping,
+    /// Not armed: the turn has enough bulk. Waits in the queue for a share of one of the next.
+    BulkWaiting,
     /// Not armed: there was no small buffer. Waits in the queue for one.
     Starved,
     /// Not armed: the kernel was short of memory. Will be tried again.
@@ -108,7 +110,11 @@ impl Inbound {
             | Receive::RelayStopping
             | Receive::Discarding(_)
             | Receive::DiscardStopping => true,
-            Receive::Off | Receive::Deferred | Receive::Starved | Receive::Retrying => false,
+            Receive::Off
+            | Receive::Deferred
+            | Receive::BulkWaiting
+            | Receive::Starved
+            | Receive::Retrying => false,
         }
     }
 
@@ -128,7 +134,7 @@ impl Inbound {
     /// peer's doing.
     #[must_use]
     pub(crate) fn is_short(&self) -> bool {
-        matches!(self.receive, Receive::Starved | Receive::Retrying)
+        matches!(self.receive, Receive::BulkWaiting | Receive::Starved | Receive::Retrying)
     }
 
     /// Whether the next bytes are to be relayed, or discarded, rather than received.
@@ -277,7 +283,7 @@ impl Inbound {
 
     /// A peer did not read fast enough.
     pub(crate) fn on_stall(&mut self) {
-        self.estimate.forget_size();
+        self.estimate.forget_bulk();
         self.probation = limits::PROBATION_RELAYS;
     }
 
@@ -294,7 +300,7 @@ impl Inbound {
                     self.stand_in_line(context);
                 }
             }
-            Receive::Deferred if !wanted => self.receive = Receive::Off,
+            Receive::Deferred | Receive::BulkWaiting if !wanted => self.receive = Receive::Off,
             Receive::Armed(Armed::Multishot)
                 if !wanted
                     || self.class() == SizeClass::Large
@@ -311,6 +317,7 @@ impl Inbound {
             | Receive::RelayStopping
             | Receive::Discarding(_)
             | Receive::DiscardStopping
+            | Receive::BulkWaiting
             | Receive::Starved
             | Receive::Retrying => {}
         }
@@ -324,18 +331,14 @@ impl Inbound {
         match (self.class(), self.estimate.expectation()) {
             (SizeClass::Small, _) => self.arm_small(context, defers),
             (SizeClass::Large, Expectation::Data) => {
-                if context.resources.pool.reserve_large() {
-                    self.receive_large(context, ReceiveMode::Now);
-                } else {
-                    // Others use the large ones now. A small one serves this time.
-                    context.resources.stats.starved += 1;
-                    context.resources.large_shortage += 1;
-                    self.estimate.use_small_once();
-                    self.arm_small(context, defers);
+                if !context.resources.bulk_waiting.is_empty() || !self.receive_bulk(context) {
+                    self.receive = Receive::BulkWaiting;
+                    context.resources.bulk_waiting.push_back(context.id);
                 }
             }
             (SizeClass::Large, Expectation::Silence) => {
-                if context.resources.pool.reserve_large() {
+                let expected = self.bulk_bytes(context.resources);
+                if context.resources.pool.reserve_large(expected) {
                     context.resources.idle_large.push_back(context.id);
                     self.receive_large(context, ReceiveMode::WhenReadable);
                 } else {
@@ -343,6 +346,40 @@ impl Inbound {
                 }
             }
         }
+    }
+
+    /// Bytes that the next receive into a large buffer is expected to bring.
+    pub(crate) fn bulk_bytes(&self, resources: &Resources) -> u32 {
+        self.estimate.bytes(resources.pool.small_size())
+    }
+
+    /// Receives bulk that is there, if this turn has a share for it. Returns whether it does.
+    fn receive_bulk(&mut self, context: &mut Context) -> bool {
+        let expected = self.bulk_bytes(context.resources);
+        let reserved = context.resources.pool.reserve_large(expected);
+        if reserved {
+            self.receive_large(context, ReceiveMode::Now);
+        }
+        reserved
+    }
+
+    /// Whether it waits for its share of a turn's bulk.
+    #[must_use]
+    pub(crate) fn waits_for_bulk(&self) -> bool {
+        self.receive == Receive::BulkWaiting
+    }
+
+    /// It has waited for its share of a turn's bulk, and is the next. Returns whether it has got
+    /// it, or does not want it any more.
+    pub(crate) fn serve_bulk(&mut self, context: &mut Context, wanted: bool) -> bool {
+        if self.receive != Receive::BulkWaiting {
+            return true;
+        }
+        if !wanted {
+            self.receive = Receive::Off;
+            return true;
+        }
+        self.receive_bulk(context)
     }
 
     fn arm_small(&mut self, context: &mut Context, defers: bool) {
@@ -389,7 +426,8 @@ impl Inbound {
 
     /// A receive that had a large buffer is over.
     fn end_large(&mut self, context: &mut Context) {
-        context.resources.pool.end_reservation();
+        let expected = self.bulk_bytes(context.resources);
+        context.resources.pool.end_reservation(expected);
         context.resources.idle_large.retain(|&idle| idle != context.id);
     }
 
@@ -416,6 +454,7 @@ impl Inbound {
             | Receive::RelayStopping
             | Receive::Discarding(_)
             | Receive::DiscardStopping
+            | Receive::BulkWaiting
             | Receive::Starved
             | Receive::Retrying => {}
         }
@@ -495,6 +534,7 @@ impl Inbound {
             | Receive::Revoked
             | Receive::RelayStopping
             | Receive::DiscardStopping
+            | Receive::BulkWaiting
             | Receive::Starved
             | Receive::Retrying => return false,
         };

@@ -35,8 +35,9 @@ pub(crate) struct Resources {
     /// Connections whose receive waits for bulk with a large buffer in hand, longest first; no more
     /// than there are large buffers.
     pub(crate) idle_large: VecDeque<ConnectionId>,
-    /// How many receives found no large buffer in the present turn.
-    pub(crate) large_shortage: u32,
+    /// Connections that wait for their share of a turn's bulk, first come first served. One that
+    /// ended since is skipped.
+    pub(crate) bulk_waiting: VecDeque<ConnectionId>,
     /// What the connection of each slot has received, if there is a byte limit; else it is empty.
     pub(crate) received: Vec<u64>,
     /// What the connections of each listener did.
@@ -67,7 +68,7 @@ impl Resources {
             stats: Stats::default(),
             quiescing: false,
             idle_large: VecDeque::new(),
-            large_shortage: 0,
+            bulk_waiting: VecDeque::new(),
             received: Vec::new(),
             listeners: vec![Traffic::default(); usize::from(parameters.listeners)],
             clock_us: 0,

@@ -125,7 +125,7 @@ impl Server {
     /// A turn is over: all its events have been handled.
     pub(crate) fn end_turn(&mut self, now: Timestamp, ops: &mut Vec<Op>) {
         self.listeners.end_turn();
-        self.revoke_large(now, ops);
+        self.serve_bulk(now, ops);
         let connections = self.resources.stats.connections;
         let slots = &self.slots;
         let policy = &mut self.resources.receive_policy;
@@ -163,15 +163,34 @@ impl Server {
         self.resources.receive_policy.note_submitted(due);
     }
 
-    /// For each receive that found no large buffer takes one back from a receive that waits for
-    /// bulk, for the next time.
-    fn revoke_large(&mut self, now: Timestamp, ops: &mut Vec<Op>) {
-        while self.resources.large_shortage > 0 {
-            self.resources.large_shortage -= 1;
-            if let Some(id) = self.resources.idle_large.pop_front() {
-                self.with_if_alive(now, id, ops, Connection::revoke);
+    /// Gives connections that wait for it their share of this turn's bulk. If some are left, takes
+    /// a large buffer back from a receive that waits for bulk, for the next time.
+    fn serve_bulk(&mut self, now: Timestamp, ops: &mut Vec<Op>) {
+        while let Some(&id) = self.resources.bulk_waiting.front() {
+            let connection = &mut self.slots[id.slot() as usize];
+            let alive = connection.generation() == id.generation();
+            let listener = connection.listener();
+            let resources = &mut self.resources;
+            let context = &mut Context { id, listener, now, resources, ops };
+            if alive && !connection.serve_bulk(context) {
+                break;
             }
+            self.resources.bulk_waiting.pop_front();
         }
+        if !self.resources.bulk_waiting.is_empty()
+            && let Some(id) = self.resources.idle_large.pop_front()
+        {
+            self.with_if_alive(now, id, ops, Connection::revoke);
+        }
+    }
+
+    /// Whether the next turn has a share of bulk for the connection that has waited longest.
+    fn can_serve_bulk(&self) -> bool {
+        self.resources.bulk_waiting.front().is_some_and(|id| {
+            let connection = &self.slots[id.slot() as usize];
+            let expected = connection.bulk_bytes(&self.resources);
+            self.resources.pool.can_reserve_large(expected)
+        })
     }
 
     /// When [`Server::on_time`] is to be called at the latest.
@@ -179,7 +198,7 @@ impl Server {
     pub(crate) fn wake(&self) -> Wake {
         let unfinished = self.retimed.is_some() || self.admission.is_recounting();
         let receives = self.resources.receive_policy.must_not_wait();
-        if unfinished || receives || self.can_serve_waiting() {
+        if unfinished || receives || self.can_serve_waiting() || self.can_serve_bulk() {
             return Wake::Now;
         }
         let timers = self.pause.end().or_else(|| self.wheel.deadline());
