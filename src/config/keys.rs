@@ -14,11 +14,12 @@
 
 use std::time::Duration;
 
-use Type::{Address, Flag, Name, Networks, Number, Or, PowerOfTwo, Size, Time, Word};
+use Type::{Address, Flag, Name, Networks, Number, Or, Ports, PowerOfTwo, Size, Time, Word};
 use log::LevelFilter;
 
 use super::value::{Field, KINDS, LOG_LEVELS, LOG_TARGETS, Type, Value};
 use super::{Config, LogTarget, Network, Workers};
+use echo_core::datagram::REFLECT_SOURCE_PORTS;
 
 const MICROSECOND: Duration = Duration::from_micros(1);
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -108,12 +109,13 @@ impl Key {
 }
 
 /// All sections, in the order of the file.
-pub static SECTIONS: [Section; 7] = [
+pub static SECTIONS: [Section; 8] = [
     Server::SECTION,
     LISTENER,
     Access::SECTION,
     Limits::SECTION,
     Timeouts::SECTION,
+    Datagram::SECTION,
     Tcp::SECTION,
     Log::SECTION,
 ];
@@ -213,8 +215,8 @@ const LISTENER: Section = Section {
             path: "listener.address",
             holds: Address,
             effect: Effect::AtRestart,
-            text: "\"IPv4:PORT\", \"[IPv6]:PORT\" (\"[::]:PORT\" takes IPv4 as well) or \
-                   \"unix:/absolute/path\". Anyone who can reach it can make the host send back \
+            text: "\"IPv4:PORT\", \"[IPv6]:PORT\" (\"[::]:PORT\" takes IPv4 as well), the same after \
+                   \"udp:\" for datagrams, or \"unix:/absolute/path\". Anyone who can reach it can make the host send back \
                    what they send; keep it on loopback unless that is wanted. Without an address \
                    the section is for the sockets that systemd passes under this name \
                    (FileDescriptorName= of the socket unit); if there is none, the start fails.",
@@ -355,6 +357,37 @@ section! {
      keeps all connections takes no lead.",
     "A second signal begins the drain at once. While a restart hands its connections to the next \
      process, the same is said, commonly for some milliseconds. systemd is asked to wait as long.";
+}
+
+section! {
+    /// `[datagram]`: what holds for UDP. `None` is "off".
+    Datagram in datagram is "datagram",
+    "UDP. The source of a datagram may be forged, so what is answered is limited: access lists \
+     apply, and the prefixes of [limits] make the sources. Every datagram that is not answered is \
+     counted by reason.",
+    "Not answered either, and not configurable: datagrams to a broadcast or multicast address; \
+     those whose source is no host, or the address and port that they were sent to; those from one \
+     of the listening ports. A reply is never larger than what it answers.";
+
+    "datagrams-per-source", datagrams_per_source: Option<u64> = Some(10_000),
+    Or(&Number(128, 1_000_000_000), "off"), AtReload,
+    "How many datagrams of one source are answered in a second; after a pause of a second, as many \
+     in one burst. More are dropped. The loopback addresses of this machine are not limited.",
+    "It is a bucket of tokens, shared by all workers. No probe sends that many, while two services \
+     that were made to answer each other would exchange more in a local network, where the first \
+     datagram that is dropped ends it. Raise it for load tests from another machine.";
+
+    "bytes-per-source", bytes_per_source: Option<u64> = Some(16 << 20),
+    Or(&Size(64 * KIB, TIB), "off"), AtReload,
+    "The same in bytes of payload.", "";
+
+    "reflect-source-ports", reflect_source_ports: Vec<u16> = REFLECT_SOURCE_PORTS.into(), Ports,
+    AtReload,
+    "Datagrams from these ports are not answered: services there answer by themselves, so a forged \
+     datagram would start an exchange without end. The default is echo, daytime, qotd, chargen, \
+     time, domain, tftp, sunrpc, ntp, netbios-ns, snmp, ldap, isakmp, router, ssdp, mdns and \
+     memcache.",
+    "";
 }
 
 section! {

@@ -5,7 +5,7 @@ mod reload;
 mod stopping;
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
@@ -18,10 +18,11 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use self::stopping::{Settling, Stop};
 use super::Failure;
+use super::datagrams::{Assigned, DatagramListener, Owned};
 use super::report::{self, Capacity, Rate, Reporter};
 use super::restart;
 use super::terminal::Terminal;
-use super::view::{Label, Life, View};
+use super::view::{Label, Labels, Life, View};
 use super::watchdog::Watchdog;
 use super::workers::{self, Desk, News, Plan, Return, Worker};
 use crate::admin::{self, AdminListener, State};
@@ -87,13 +88,19 @@ pub(super) fn run(
     source: &Source<'_>,
 ) -> Result<(), Failure> {
     let features = echo_ring::probe().map_err(Failure::Uring)?;
-    let rings = workers::prepare(config).map_err(Failure::Uring)?;
+    let Opened { listeners, bundles, mut warnings } = opened;
+    let with_datagrams = listeners.iter().any(|listener| listener.family == Family::Udp);
+    let rings = workers::prepare(config, with_datagrams).map_err(Failure::Uring)?;
     let workers = rings.len();
-    let Opened { listeners, bundles, warnings } = opened;
-    let sorted = Sorted::new(listeners, &config.tcp);
-    let room = room(&sorted, workers)?;
+    let mut sorted = Sorted::new(listeners, &config.tcp);
+    let assigned = Assigned::new(&mut sorted.datagrams, workers)
+        .map_err(|error| Failure::System("prepare a UDP socket", error))?;
+    let room = room(&sorted, &assigned, workers)?;
     let capacity = room.min(config.limits.max_connections);
-    let Sorted { sockets, labels, admin_listeners, names, files } = sorted;
+    let Sorted { sockets, labels, datagrams, admin_listeners, names, files } = sorted;
+    let Assigned { owned, watched, ports, warnings: more } = assigned;
+    warnings.extend(more);
+    let datagrams: Vec<Label> = datagrams.into_iter().map(|listener| listener.label).collect();
     let addresses = labels.iter().map(|label| label.address.clone()).collect();
     let plan = Plan {
         config,
@@ -101,6 +108,9 @@ pub(super) fn run(
         listeners: sockets.into(),
         names: labels.iter().map(|label| label.name.clone()).collect(),
         addresses,
+        datagram_listeners: datagrams.len() as u16,
+        datagram_ports: ports,
+        datagram_limiter: Arc::default(),
         workers,
         capacity,
         room,
@@ -111,8 +121,10 @@ pub(super) fn run(
     };
     announce(&plan, &names, &warnings);
     let transfers = restart::import(bundles, &plan.addresses, workers, notifier);
-    let service = Service::start(&plan, signals, notifier, source, rings, transfers)?;
-    service.show(admin_listeners, labels)?;
+    let workers = rings.into_iter().zip(owned).zip(transfers);
+    let workers = workers.map(|((ring, owned), transfers)| (ring, owned, transfers)).collect();
+    let service = Service::start(&plan, signals, notifier, source, workers)?;
+    service.show(admin_listeners, Labels { streams: labels, datagrams, watched })?;
     let ended = service.serve();
     // The files of our own Unix sockets are removed when no worker accepts any more.
     drop(files);
@@ -126,6 +138,8 @@ struct Sorted {
     sockets: Vec<ListeningSocket>,
     /// Their names and addresses.
     labels: Vec<Label>,
+    /// Listeners for datagrams, for the workers.
+    datagrams: Vec<DatagramListener>,
     /// Listeners for status, metrics and agent-check.
     admin_listeners: Vec<AdminListener>,
     /// The names of all, for the log.
@@ -145,6 +159,7 @@ impl Sorted {
                 Kind::Metrics => Some(admin::Service::Metrics),
                 Kind::AgentCheck => Some(admin::Service::AgentCheck),
             };
+            let made = origin;
             let (origin, owner) = match origin {
                 Origin::Inherited => (", inherited", Owner::Another),
                 Origin::Bound => ("", Owner::Us),
@@ -159,16 +174,37 @@ impl Sorted {
             let protocol = match family {
                 Family::Tcp => "tcp",
                 Family::Unix => "unix",
+                Family::Udp => "udp",
             };
-            sorted.labels.push(Label { name, address, protocol });
+            let label = Label { name, address, protocol };
+            if family == Family::Udp {
+                sorted.add_datagrams(label, made, socket);
+                continue;
+            }
+            sorted.labels.push(label);
             sorted.sockets.push(workers::listening_socket(socket, owner, family, tcp));
         }
         sorted
     }
 
+    /// Several sockets of one address and name are one listener.
+    fn add_datagrams(&mut self, label: Label, origin: Origin, socket: OwnedFd) {
+        let same = |it: &&mut DatagramListener| {
+            (&it.label.name, &it.label.address) == (&label.name, &label.address)
+        };
+        match self.datagrams.iter_mut().find(same) {
+            Some(listener) => listener.sockets.push(socket),
+            None => {
+                let sockets = vec![socket];
+                self.datagrams.push(DatagramListener { label, origin, sockets });
+            }
+        }
+    }
+
     /// The number of sockets, to calculate the number of open files.
-    fn count(&self) -> capacity::Sockets {
-        capacity::Sockets { echo: self.sockets.len(), admin: self.admin_listeners.len() }
+    fn count(&self, assigned: &Assigned) -> capacity::Sockets {
+        let echo = self.sockets.len() + assigned.watched.len();
+        capacity::Sockets { echo, admin: self.admin_listeners.len() }
     }
 }
 
@@ -203,7 +239,7 @@ fn warn_of_capacity(config: &Config, capacity: u32) {
 }
 
 /// Raises the soft limit on open files to the hard limit; returns how many connections it permits.
-fn room(sorted: &Sorted, workers: usize) -> Result<u32, Failure> {
+fn room(sorted: &Sorted, assigned: &Assigned, workers: usize) -> Result<u32, Failure> {
     let system = |what| move |errno| Failure::System(what, io::Error::from(errno));
     let (soft, hard) =
         getrlimit(Resource::RLIMIT_NOFILE).map_err(system("read the limit on open files"))?;
@@ -211,7 +247,7 @@ fn room(sorted: &Sorted, workers: usize) -> Result<u32, Failure> {
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
             .map_err(system("raise the limit on open files"))?;
     }
-    Ok(capacity::room(hard, workers, sorted.count()))
+    Ok(capacity::room(hard, workers, sorted.count(assigned)))
 }
 
 /// The stage of the service.
@@ -273,19 +309,19 @@ impl<'a> Service<'a> {
         signals: Signals,
         notifier: &'a Notifier,
         source: &'a Source<'a>,
-        rings: Vec<PreparedRing>,
-        transfers: Vec<Vec<ConnectionTransfer>>,
+        workers: Vec<(PreparedRing, Owned, Vec<ConnectionTransfer>)>,
     ) -> Result<Self, Failure> {
         let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(|errno| Failure::System("make an eventfd", errno.into()))?;
         let bell = Arc::new(bell);
         let (sender, news) = channel();
         let desk = Desk { news: sender, bell: Arc::clone(&bell) };
-        let (workers, returns): (Vec<_>, Vec<_>) = rings
+        let (workers, returns): (Vec<_>, Vec<_>) = workers
             .into_iter()
-            .zip(transfers)
             .enumerate()
-            .map(|(index, (ring, transfers))| workers::start(plan, index, &desk, ring, transfers))
+            .map(|(index, (ring, owned, transfers))| {
+                workers::start(plan, index, &desk, ring, owned, transfers)
+            })
             .collect::<io::Result<Vec<_>>>()
             .map_err(|error| Failure::System("start a worker", error))?
             .into_iter()
@@ -321,7 +357,7 @@ impl<'a> Service<'a> {
     }
 
     /// Starts the admin thread, if there is a socket for it.
-    fn show(&self, admin_listeners: Vec<AdminListener>, labels: Vec<Label>) -> Result<(), Failure> {
+    fn show(&self, admin_listeners: Vec<AdminListener>, labels: Labels) -> Result<(), Failure> {
         if admin_listeners.is_empty() {
             return Ok(());
         }

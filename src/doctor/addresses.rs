@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use super::finding::{Finding, Topic};
 use super::service::{Service, is_of_echo};
+use crate::config::Protocol;
 use crate::listen;
 use crate::systemd::units::Unit;
 
@@ -28,7 +29,7 @@ fn addresses(unit: &Unit) -> impl Iterator<Item = Option<SocketAddr>> {
 /// Whether this machine has the address: whether any port of it can be bound.
 fn is_local(address: SocketAddr) -> bool {
     let any_port = SocketAddr::new(address.ip(), 0);
-    match listen::rehearse(any_port) {
+    match listen::rehearse(Protocol::Tcp, any_port) {
         Err(error) => !error.is_absence(),
         Ok(()) => true,
     }
@@ -78,7 +79,7 @@ fn address(unit: &Unit, inet: Option<SocketAddr>, shown: &str, whole: bool) -> O
     if is_open {
         return Some(Finding::ok(Topic::Sockets, format!("{inet} ({name}) is open")));
     }
-    listen::rehearse(inet).err().filter(listen::ListenError::is_in_use)?;
+    listen::rehearse(Protocol::Tcp, inet).err().filter(listen::ListenError::is_in_use)?;
     Some(Finding::problem(
         Topic::Sockets,
         format!("{inet} ({name}) is in use by another program"),

@@ -154,7 +154,7 @@ fn files(config: &Config, limits: &Limits, sockets: Sockets) -> Finding {
 /// many as the limit permits. With a configured number the daemon does not start.
 fn locked_memory(config: &Config, limits: &Limits) -> Finding {
     let workers = capacity::workers(config);
-    let needed = capacity::locked_bytes(config, workers);
+    let needed = capacity::locked_bytes(config, workers, serves_datagrams(config));
     let need = format!("the rings of {workers} workers need {} KiB", needed.div_ceil(1024));
     let Some(limit) = limits.locked.value else {
         let what = format!("locked memory: unlimited for {}; {need}", limits.whose);
@@ -167,7 +167,7 @@ fn locked_memory(config: &Config, limits: &Limits) -> Finding {
     if needed <= limit {
         return Finding::ok(Topic::Limits, what);
     }
-    let fitting = limit / capacity::locked_bytes(config, 1);
+    let fitting = limit / capacity::locked_bytes(config, 1, serves_datagrams(config));
     let remedy = limits.locked.remedy("LimitMEMLOCK", "infinity");
     match config.server.workers {
         Workers::Auto if fitting > 0 => {
@@ -184,6 +184,12 @@ fn locked_memory(config: &Config, limits: &Limits) -> Finding {
 
 fn bound(limit: Option<u64>) -> String {
     limit.map_or("unlimited".to_owned(), |limit| format!("at most {limit}"))
+}
+
+/// Whether a listener of the configuration is for datagrams.
+fn serves_datagrams(config: &Config) -> bool {
+    let mut addresses = config.listeners.iter().filter_map(|listener| listener.address.as_ref());
+    addresses.any(crate::config::Address::is_udp)
 }
 
 #[cfg(test)]

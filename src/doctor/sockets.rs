@@ -76,8 +76,8 @@ fn inherited(listener: &Listener) -> Finding {
 /// create a file.
 fn configured(address: &Address) -> Finding {
     let tried = match address {
-        Address::Inet(inet) => listen::rehearse(*inet),
-        Address::Zoned(inet, zone) => listen::rehearse_in_zone(*inet, zone),
+        Address::Inet(protocol, inet) => listen::rehearse(*protocol, *inet),
+        Address::Zoned(protocol, inet, zone) => listen::rehearse_in_zone(*protocol, *inet, zone),
         Address::Unix(_) => {
             return Finding::ok(Topic::Sockets, format!("{address} (configured, not tested)"));
         }

@@ -108,6 +108,13 @@ impl Buffers {
         unsafe { std::slice::from_raw_parts(start, length as usize) }
     }
 
+    fn bytes_mut(&mut self, index: u16, length: u32) -> &mut [u8] {
+        let start = self.lent_bytes(index, length).cast_mut();
+        // SAFETY: as in `bytes`; the kernel reads from a lent buffer only for a send of it, and the
+        // borrow keeps that from being submitted.
+        unsafe { std::slice::from_raw_parts_mut(start, length as usize) }
+    }
+
     fn part(&self, index: u16, offset: u32, length: u32) -> &[u8] {
         let end = offset.checked_add(length).expect("invariant: a buffer is shorter than 4 GiB");
         &self.bytes(index, end)[offset as usize..]
@@ -215,6 +222,11 @@ impl BufferRing {
     /// If the buffer is not lent or shorter than that.
     pub(super) fn bytes(&self, index: u16, length: u32) -> &[u8] {
         self.buffers.bytes(index, length)
+    }
+
+    /// The same, to be changed.
+    pub(super) fn bytes_mut(&mut self, index: u16, length: u32) -> &mut [u8] {
+        self.buffers.bytes_mut(index, length)
     }
 
     /// `length` bytes of a lent buffer, from `offset` on.

@@ -27,7 +27,7 @@ pub fn probe() -> Result<Features, Unusable> {
     let mut operations = io_uring::Probe::new();
     let probed = ring.submitter().register_probe(&mut operations);
     probed.map_err(|error| Unusable::from_call(Call::Register, error))?;
-    for (code, name) in restrict::OPERATIONS {
+    for (code, name) in restrict::OPERATIONS.into_iter().chain(restrict::DATAGRAM_OPERATIONS) {
         if !operations.is_supported(code) {
             return Err(Unusable::NoOperation(name));
         }
@@ -68,9 +68,9 @@ pub fn survey() -> Result<Survey, Unusable> {
     let mut flags = ring::flags(COMPLETIONS);
     flags.setup_r_disabled();
     let mut restricted = small_ring(&flags)?;
-    let taken = restrict::restrict(&restricted);
+    let taken = restrict::restrict(&restricted, false);
     taken.map_err(|error| Unusable::from_call(Call::Register, error))?;
-    restrict::prove(&mut restricted)?;
+    restrict::prove(&mut restricted, false)?;
     Ok(Survey {
         features,
         idle_waits: ring::books_waits_as_idle(&restricted),

@@ -130,8 +130,7 @@ impl Service<'_> {
         }
         plan.memory.set_limit(config.limits.stalled_memory);
         for (index, worker) in self.workers.iter().enumerate() {
-            let runtime_limits =
-                workers::runtime_limits(config, capacity, self.workers.len(), index);
+            let runtime_limits = workers::runtime_limits(plan, config, capacity, index);
             worker.post(Command::Reconfigure(Box::new(runtime_limits)));
         }
         // So that the new limits are in force when the service manager gets READY=1.

@@ -274,11 +274,15 @@ impl Responder {
                 Some(*left == 0)
             }
         };
+        // What is closed must not be sent from any more.
+        let replying = self.is_replying();
         for (index, socket) in (0..).zip(&mut self.sockets) {
             let busy = core::mem::take(&mut socket.busy);
             let ends = last_turn.is_some_and(|last| last || !busy || socket.parameters.outlives_us);
             let id = SocketId(index);
             match socket.receive {
+                Receive::Wanted if ends && replying => {}
+                Receive::Retrying(_) if last_turn.is_some() && replying => {}
                 Receive::Wanted if ends => {
                     socket.receive = Receive::Closed;
                     ops.push(Op::Close { socket: id });
