@@ -56,6 +56,14 @@ impl Amount {
         Self { datagrams: self.datagrams - other.datagrams, bytes: self.bytes - other.bytes }
     }
 
+    /// What has to be added to `other` for it to cover this.
+    fn lacking(self, other: Self) -> Self {
+        Self {
+            datagrams: self.datagrams.saturating_sub(other.datagrams),
+            bytes: self.bytes.saturating_sub(other.bytes),
+        }
+    }
+
     fn plus(self, other: Self) -> Self {
         Self { datagrams: self.datagrams + other.datagrams, bytes: self.bytes + other.bytes }
     }
@@ -351,12 +359,11 @@ impl Leases {
                 }
             }
         }
-        // What is left counts, so that no token of it is lost.
-        let missing = Amount {
-            datagrams: amount.datagrams.saturating_sub(left.datagrams),
-            bytes: amount.bytes.saturating_sub(left.bytes),
-        };
-        let taken = limiter.take(now_us, key, rates, rates.lease(doublings), missing);
+        // What is left counts, so that no token of it is lost, and none is taken that would be
+        // hoarded: a source that uses up one kind need not use the other.
+        let missing = amount.lacking(left);
+        let wanted = rates.lease(doublings).lacking(left);
+        let taken = limiter.take(now_us, key, rates, wanted, missing);
         // A flood, too, visits a bucket so often a second at most.
         let refused_until_us =
             if taken.is_err() { now_us + SECOND_US / LEASES_PER_SECOND } else { 0 };
@@ -520,6 +527,24 @@ mod tests {
             }
         }
         assert!(limiter.0.lock().unwrap().sources() <= 101);
+    }
+
+    /// Goal: a worker holds a lease and no more, also of the kind of token that a source hardly
+    /// uses; otherwise it could send bytes of a minute in one second. Method: a minute of small
+    /// datagrams, then a second of long ones.
+    #[test]
+    fn what_is_not_used_is_not_hoarded() {
+        let limiter = table(16);
+        let rates = Rates { datagrams: Some(1_000), bytes: Some(1_000_000) };
+        let mut leases = Leases::new();
+        for now_ms in 0..60_000 {
+            leases.charge(now_ms * 1_000, key(1), &rates, &limiter, ONE).unwrap();
+        }
+        let long = Amount { datagrams: 1, bytes: 10_000 };
+        let answered = (60_000..61_000)
+            .filter(|now_ms| leases.charge(now_ms * 1_000, key(1), &rates, &limiter, long).is_ok());
+        let bytes = answered.count() as u64 * long.bytes;
+        assert!(bytes <= 2_000_000 + 1_000_000 / LEASES_PER_SECOND, "{bytes} bytes in a second");
     }
 
     #[test]
