@@ -15,3 +15,4 @@ mod planted;
 mod rules;
 mod saboteur;
 mod swarm;
+mod two_workers;

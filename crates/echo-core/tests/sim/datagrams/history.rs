@@ -283,7 +283,21 @@ impl History {
         Self::new(scenario, choice, saboteur)
     }
 
-    pub(crate) fn new(scenario: Scenario, mut choice: Choice, saboteur: Saboteur) -> Self {
+    pub(crate) fn new(scenario: Scenario, choice: Choice, saboteur: Saboteur) -> Self {
+        let is_strict = scenario.sources_max > 2;
+        let allowances = Rc::new(RefCell::new(Allowances::new(1, is_strict)));
+        let limiter = Arc::new(FakeRateLimiter::new(scenario.sources_max));
+        Self::of_worker(scenario, choice, saboteur, limiter, allowances)
+    }
+
+    /// That of one of several workers, which share what one source may have.
+    pub(crate) fn of_worker(
+        scenario: Scenario,
+        mut choice: Choice,
+        saboteur: Saboteur,
+        limiter: Arc<FakeRateLimiter>,
+        allowances: Rc<RefCell<Allowances>>,
+    ) -> Self {
         let budget = Arc::new(FakeBudget::new(16, 1_000, 0, 1));
         let (streams, mut audited, peers) = streams(&mut choice, scenario.peers, budget);
         audited.kernel.pass_time(scenario.clock - audited.kernel.clock());
@@ -294,11 +308,8 @@ impl History {
         faults.unanswered = if saboteur.is(Bug::WaitForNothing) { 300 } else { 0 };
         let Scenario { buffers, queue_max, listeners, .. } = scenario;
         let datagrams = DatagramKernel::new(&held_elsewhere, buffers, queue_max, faults, choice);
-        let is_strict = scenario.sources_max > 2;
-        let allowances = Rc::new(RefCell::new(Allowances::new(1, is_strict)));
         let rules = scenario.rules.clone();
         let audit = Audit::new(&scenario.sockets, listeners, buffers, rules, allowances);
-        let limiter = Arc::new(FakeRateLimiter::new(scenario.sources_max));
         let worker = worker(&scenario, &streams, &limiter, &saboteur);
         let kernel = Mixed::new(audited, datagrams, audit, saboteur);
         Self {
@@ -331,7 +342,7 @@ impl History {
         self.finish();
     }
 
-    fn start(&mut self) {
+    pub(crate) fn start(&mut self) {
         let Ok(()) = self.worker.start(&mut self.kernel);
         self.worker.check_invariants();
     }
@@ -373,7 +384,7 @@ impl History {
         }
     }
 
-    fn turn(&mut self) {
+    pub(crate) fn turn(&mut self) {
         self.turns += 1;
         let acted = self.scenario.clients.act(&mut self.kernel.datagrams);
         let fake = &mut self.kernel.streams.kernel;
@@ -436,7 +447,7 @@ impl History {
         self.start();
     }
 
-    fn heal(&mut self) {
+    pub(crate) fn heal(&mut self) {
         self.kernel.note("healed");
         let unanswered = self.kernel.datagrams.faults.unanswered;
         self.kernel.datagrams.faults = DatagramFaults { unanswered, ..Default::default() };
@@ -448,7 +459,7 @@ impl History {
     }
 
     /// Runs until nothing waits in a socket and no reply is under way.
-    fn come_to_rest(&mut self) {
+    pub(crate) fn come_to_rest(&mut self) {
         if self.scenario.drains_busy {
             return;
         }
@@ -476,7 +487,7 @@ impl History {
     }
 
     /// Drains, and looks at what is left.
-    fn finish(&mut self) {
+    pub(crate) fn finish(&mut self) {
         self.kernel.datagrams.forgotten = 0;
         let is_exact = !self.kernel.audit.is_draining() && self.handover.is_none();
         let last = self.turns + HEALED_TURNS_MAX;
