@@ -9,6 +9,7 @@
 mod audit;
 mod clients;
 mod coverage;
+mod exhaustive;
 mod history;
 mod mixed;
 mod planted;

@@ -25,40 +25,37 @@ pub(crate) struct Clients {
     pub(crate) bursts: u16,
     /// The longest payload of a datagram.
     pub(crate) length_max: u32,
-    /// Packets that may still be sent.
+    /// Packets that are sent whatever is drawn: before which turn, counted from 1, and where to.
+    pub(crate) planned: Vec<(usize, SocketId, Datagram)>,
+    /// Packets that may still be drawn.
     pub(crate) left: u64,
     /// Packets so far.
     pub(crate) sent: u64,
 }
 
 impl Clients {
-    /// Sends what the clients send before a turn. Returns whether it was anything.
-    pub(crate) fn act(&mut self, kernel: &mut DatagramKernel) -> bool {
+    /// Sends what the clients send before this turn. Returns whether it was anything.
+    pub(crate) fn act(&mut self, turn: usize, kernel: &mut DatagramKernel) -> bool {
         let mut acted = false;
+        let (now, later) = self.planned.drain(..).partition(|(when, ..)| *when == turn);
+        self.planned = later;
+        let now: Vec<_> = now;
+        for (_, socket, datagram) in now {
+            send(&mut self.sent, socket, datagram, kernel);
+            acted = true;
+        }
         for index in 0..self.sockets.len() {
             if self.left == 0 || !kernel.choice.strikes(self.often) {
                 continue;
             }
             for _ in 0..=kernel.choice.below(self.most) {
                 let datagram = self.draw(index, &mut kernel.choice);
-                self.send(SocketId(index as u16), datagram, kernel);
+                self.left -= 1;
+                send(&mut self.sent, SocketId(index as u16), datagram, kernel);
                 acted = true;
             }
         }
         acted
-    }
-
-    /// Sends one packet.
-    pub(crate) fn send(
-        &mut self,
-        socket: SocketId,
-        datagram: Datagram,
-        kernel: &mut DatagramKernel,
-    ) {
-        self.sent += 1;
-        self.left = self.left.saturating_sub(1);
-        let payload = vec![self.sent as u8; datagram.length as usize];
-        kernel.arrive(socket, Packet { serial: self.sent, datagram, payload });
     }
 
     fn draw(&self, index: usize, choice: &mut Choice) -> Datagram {
@@ -89,6 +86,13 @@ impl Clients {
         }
         datagram
     }
+}
+
+/// Sends the next packet after `sent`.
+fn send(sent: &mut u64, socket: SocketId, datagram: Datagram, kernel: &mut DatagramKernel) {
+    *sent += 1;
+    let payload = vec![*sent as u8; datagram.length as usize];
+    kernel.arrive(socket, Packet { serial: *sent, datagram, payload });
 }
 
 fn ipv6(host: u8) -> [u8; 16] {

@@ -137,6 +137,7 @@ impl Scenario {
             odd: [0, 100, 500][choice.below(3)],
             bursts: [0, 100, 600][choice.below(3)],
             length_max: [1, 100, 3_000][choice.below(3)],
+            planned: Vec::new(),
             left: u64::MAX,
             sent: 0,
         };
@@ -386,7 +387,7 @@ impl History {
 
     pub(crate) fn turn(&mut self) {
         self.turns += 1;
-        let acted = self.scenario.clients.act(&mut self.kernel.datagrams);
+        let acted = self.scenario.clients.act(self.turns, &mut self.kernel.datagrams);
         let fake = &mut self.kernel.streams.kernel;
         let acted = self.peers.act(fake) || acted;
         let soon = match self.scenario.clients.left {
