@@ -53,7 +53,7 @@ impl Rules {
             // 0/8, and everything from 224.0.0.0 on.
             PeerAddr::Ipv4(address) => {
                 let number = u32::from_be_bytes(address);
-                number < 0x0100_0000 || number >= 0xe000_0000
+                !(0x0100_0000..0xe000_0000).contains(&number)
             }
             PeerAddr::Ipv6(address) => address == [0; 16] || is_group(source.address),
         };

@@ -101,6 +101,8 @@ pub(crate) struct DatagramKernel {
     pub(crate) overflowed: u64,
     /// Packets that were in a queue when its socket was closed for good.
     pub(crate) forgotten: u64,
+    /// The longest datagram that can be sent.
+    pub(crate) length_max: usize,
     /// Turns that told the success of a reply late.
     pub(crate) told_late: u64,
     queue_max: usize,
@@ -138,6 +140,7 @@ impl DatagramKernel {
             sent: VecDeque::new(),
             overflowed: 0,
             forgotten: 0,
+            length_max: usize::MAX,
             told_late: 0,
             queue_max,
             sockets: held_elsewhere.iter().map(|_| None).collect(),
@@ -185,6 +188,14 @@ impl DatagramKernel {
     /// How many packets wait in all sockets that are open.
     pub(crate) fn waiting(&self) -> usize {
         self.sockets.iter().flatten().map(|socket| socket.queue.len()).sum()
+    }
+
+    /// Takes what waits in a socket, which another process holds as well.
+    pub(crate) fn take_waiting(&mut self, socket: SocketId) -> Vec<Vec<u8>> {
+        let index = usize::from(socket.0);
+        let open = self.sockets[index].as_mut().map(|socket| &mut socket.queue);
+        let queue = open.unwrap_or(&mut self.kept[index]);
+        queue.drain(..).map(|packet| packet.payload).collect()
     }
 
     /// How many buffers are free, and how many there are.
@@ -412,7 +423,9 @@ impl DatagramKernel {
 
     fn reply(&mut self, buffer: BufferId) {
         let (socket, packet) = self.replying(buffer);
-        let refused = packet.datagram.segment > 0 && self.choice.strikes(self.faults.burst_refused);
+        let too_long = pieces(&packet).iter().any(|piece| piece.len() > self.length_max);
+        let refused = too_long
+            || packet.datagram.segment > 0 && self.choice.strikes(self.faults.burst_refused);
         let error = match refused {
             true => Some(ReplyError::Unsendable),
             false => self.choice.strikes(self.faults.reply_error).then(|| self.draw_error()),
