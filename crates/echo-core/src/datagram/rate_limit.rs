@@ -56,6 +56,14 @@ impl Amount {
         Self { datagrams: self.datagrams - other.datagrams, bytes: self.bytes - other.bytes }
     }
 
+    /// What has to be added to `other` for it to cover this.
+    fn lacking(self, other: Self) -> Self {
+        Self {
+            datagrams: self.datagrams.saturating_sub(other.datagrams),
+            bytes: self.bytes.saturating_sub(other.bytes),
+        }
+    }
+
     fn plus(self, other: Self) -> Self {
         Self { datagrams: self.datagrams + other.datagrams, bytes: self.bytes + other.bytes }
     }
@@ -299,8 +307,8 @@ struct Lease {
     left: Amount,
     taken_us: u64,
     doublings: u8,
-    /// The bucket held too little; it is not visited again before this moment.
-    refused_until_us: u64,
+    /// The bucket held too little of something; it is not visited again before this moment.
+    refused: Option<(u64, DropReason)>,
 }
 
 /// The leases of one worker.
@@ -338,12 +346,10 @@ impl Leases {
             } else if lease.left.covers(amount) {
                 lease.left = lease.left.minus(amount);
                 return Ok(());
-            } else if now_us < lease.refused_until_us {
-                return Err(if lease.left.datagrams < amount.datagrams {
-                    DropReason::SourceDatagrams
-                } else {
-                    DropReason::SourceBytes
-                });
+            } else if let Some((until_us, reason)) = lease.refused
+                && now_us < until_us
+            {
+                return Err(reason);
             } else {
                 left = lease.left;
                 if now_us.saturating_sub(lease.taken_us) < RENEWAL_US {
@@ -351,17 +357,16 @@ impl Leases {
                 }
             }
         }
-        // What is left counts, so that no token of it is lost.
-        let missing = Amount {
-            datagrams: amount.datagrams.saturating_sub(left.datagrams),
-            bytes: amount.bytes.saturating_sub(left.bytes),
-        };
-        let taken = limiter.take(now_us, key, rates, rates.lease(doublings), missing);
+        // What is left counts, so that no token of it is lost, and none is taken that would be
+        // hoarded: a source that uses up one kind need not use the other.
+        let missing = amount.lacking(left);
+        let wanted = rates.lease(doublings).lacking(left);
+        let taken = limiter.take(now_us, key, rates, wanted, missing);
         // A flood, too, visits a bucket so often a second at most.
-        let refused_until_us =
-            if taken.is_err() { now_us + SECOND_US / LEASES_PER_SECOND } else { 0 };
+        let until_us = now_us + SECOND_US / LEASES_PER_SECOND;
+        let refused = taken.err().map(|reason| (until_us, reason));
         let verdict = taken.map(|taken| left = left.plus(taken).minus(amount));
-        *place = Some(Lease { key, left, taken_us: now_us, doublings, refused_until_us });
+        *place = Some(Lease { key, left, taken_us: now_us, doublings, refused });
         verdict
     }
 
@@ -475,6 +480,24 @@ mod tests {
         assert_eq!(leases.charge(300_000, key(2), &rates, &limiter, amount), Ok(()));
     }
 
+    /// Goal: what is refused without a visit to the bucket counts under the limit that refused it.
+    /// Method: a lease whose datagrams are used up, of a source that has only a limit of bytes.
+    #[test]
+    fn a_refusal_is_remembered_with_its_reason() {
+        let limiter = table(16);
+        let rates = Rates { datagrams: None, bytes: Some(640) };
+        let mut leases = Leases::new();
+        let short = Amount { datagrams: 1, bytes: 1 };
+        for _ in 0..FIRST.datagrams {
+            assert_eq!(leases.charge(0, key(1), &rates, &limiter, short), Ok(()));
+        }
+        let long = Amount { datagrams: 1, bytes: 1_000 };
+        for _ in 0..3 {
+            let refused = leases.charge(0, key(1), &rates, &limiter, long);
+            assert_eq!(refused, Err(DropReason::SourceBytes));
+        }
+    }
+
     /// Goal: a busy source visits its bucket some 64 times a second, a quiet one at most once for
     /// each datagram.
     #[test]
@@ -520,6 +543,24 @@ mod tests {
             }
         }
         assert!(limiter.0.lock().unwrap().sources() <= 101);
+    }
+
+    /// Goal: a worker holds a lease and no more, also of the kind of token that a source hardly
+    /// uses; otherwise it could send bytes of a minute in one second. Method: a minute of small
+    /// datagrams, then a second of long ones.
+    #[test]
+    fn what_is_not_used_is_not_hoarded() {
+        let limiter = table(16);
+        let rates = Rates { datagrams: Some(1_000), bytes: Some(1_000_000) };
+        let mut leases = Leases::new();
+        for now_ms in 0..60_000 {
+            leases.charge(now_ms * 1_000, key(1), &rates, &limiter, ONE).unwrap();
+        }
+        let long = Amount { datagrams: 1, bytes: 10_000 };
+        let answered = (60_000..61_000)
+            .filter(|now_ms| leases.charge(now_ms * 1_000, key(1), &rates, &limiter, long).is_ok());
+        let bytes = answered.count() as u64 * long.bytes;
+        assert!(bytes <= 2_000_000 + 1_000_000 / LEASES_PER_SECOND, "{bytes} bytes in a second");
     }
 
     #[test]

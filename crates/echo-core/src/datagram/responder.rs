@@ -161,12 +161,10 @@ impl Responder {
             }
             Event::ReceiveEnded { socket, reason } => {
                 let socket = &mut self.sockets[usize::from(socket.0)];
+                // Datagrams may wait in the socket, unless it was canceled since none came.
+                socket.busy |= socket.receive == Receive::Armed;
                 socket.receive = match reason {
-                    ReceiveEnd::NoBuffer => {
-                        socket.busy = true;
-                        Receive::Wanted
-                    }
-                    ReceiveEnd::Stopped => Receive::Wanted,
+                    ReceiveEnd::NoBuffer | ReceiveEnd::Stopped => Receive::Wanted,
                     ReceiveEnd::Memory | ReceiveEnd::Unexpected(_) => {
                         Receive::Retrying(Timestamp(clock_us / 1_000).plus(RETRY_MS))
                     }
@@ -316,6 +314,56 @@ impl Responder {
             let told = traffic.datagrams_out + traffic.dropped_total();
             assert!(told <= traffic.datagrams_in, "more is told of than came");
             assert!(traffic.bytes_out <= traffic.bytes_in, "more goes out than came in");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::datagram::Unmetered;
+    use crate::peer::PeerAddr;
+
+    const SOCKET: SocketId = SocketId(0);
+
+    /// One socket of our own, which is received from.
+    fn serving() -> Responder {
+        let own = Endpoint { address: PeerAddr::Unknown, port: 7 };
+        let socket = SocketParameters { own, listener: 0, outlives_us: false };
+        let parameters = DatagramParameters {
+            sockets: vec![socket],
+            listeners: 1,
+            buffers: 2,
+            limiter: Arc::new(Unmetered),
+        };
+        let mut responder = Responder::new(parameters, RuntimeLimits::unlimited(1));
+        assert_eq!(end_turn(&mut responder), [Op::Receive { socket: SOCKET }]);
+        responder
+    }
+
+    fn end_turn(responder: &mut Responder) -> Vec<Op> {
+        let mut ops = Vec::new();
+        responder.end_turn(Timestamp(0), &mut ops);
+        responder.check_invariants();
+        ops
+    }
+
+    /// Goal: a drain answers what waits in a socket, whatever ended the receive just then. Only a
+    /// receive that went on and brought nothing says that nothing waits.
+    #[test]
+    fn a_drain_looks_again_behind_an_end() {
+        for reason in [ReceiveEnd::Stopped, ReceiveEnd::NoBuffer] {
+            let mut responder = serving();
+            let mut ops = Vec::new();
+            responder.drain();
+            responder.handle(0, Event::ReceiveEnded { socket: SOCKET, reason }, &mut ops);
+            assert_eq!(ops, []);
+            assert_eq!(end_turn(&mut responder), [Op::Receive { socket: SOCKET }]);
+            assert_eq!(end_turn(&mut responder), [Op::CancelReceive { socket: SOCKET }]);
+            let canceled = Event::ReceiveEnded { socket: SOCKET, reason: ReceiveEnd::Stopped };
+            responder.handle(0, canceled, &mut ops);
+            assert_eq!(end_turn(&mut responder), [Op::Close { socket: SOCKET }]);
+            assert!(responder.is_over());
         }
     }
 }
