@@ -5,7 +5,7 @@ use hdrhistogram::Histogram;
 use serde_json::{Map, Value, json};
 
 use crate::arguments::Plan;
-use crate::diagnosis::{Fault, Kind};
+use crate::fault::{Detail, Fault, Kind};
 use crate::measure::{Measured, quantile};
 use crate::result::{Ended, Point, Result};
 use crate::units::PERCENTILES;
@@ -131,13 +131,14 @@ fn latency(histogram: &Histogram<u64>) -> Value {
 }
 
 fn fault(fault: &Fault) -> Value {
+    let Detail::Bytes { offset, length, source } = &fault.detail;
     json!({
         "kind": fault.kind.word(),
         "connection": fault.connection,
-        "offset_bytes": fault.offset,
-        "length_bytes": fault.length,
-        "source_connection": fault.source.map(|place| place.connection),
-        "source_offset_bytes": fault.source.map(|place| place.offset),
+        "offset_bytes": offset,
+        "length_bytes": length,
+        "source_connection": source.map(|place| place.connection),
+        "source_offset_bytes": source.map(|place| place.offset),
         "text": fault.to_string(),
     })
 }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
-use crate::diagnosis::{Fault, Kind};
+use crate::fault::{Fault, Kind};
 use crate::measure::Measured;
 
 /// The number of faults kept with details; further ones are only counted.

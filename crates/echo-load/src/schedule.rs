@@ -45,6 +45,11 @@ impl Schedule {
         self.start = start;
     }
 
+    /// The number of connections of this thread.
+    pub(crate) fn connections(&self) -> u64 {
+        self.connections
+    }
+
     /// The connection with the turn `rank`.
     pub(crate) fn connection(&self, rank: u64) -> usize {
         (rank * self.stride % self.connections) as usize

@@ -7,7 +7,7 @@ use bytesize::ByteSize;
 use hdrhistogram::Histogram;
 
 use crate::arguments::{Mode, Plan};
-use crate::diagnosis::Kind;
+use crate::fault::Kind;
 use crate::measure::{Counts, Measured, per_second, quantile};
 use crate::reach::named;
 use crate::result::{Ended, Result};
