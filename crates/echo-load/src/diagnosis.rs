@@ -141,8 +141,16 @@ mod tests {
         case.diagnose()
     }
 
+    /// Offset, length and source.
+    fn bytes(fault: &Fault) -> (u64, u64, Option<Place>) {
+        match fault.detail {
+            Detail::Bytes { offset, length, source } => (offset, length, source),
+            Detail::Datagram { .. } => panic!("no fault of a stream: {fault}"),
+        }
+    }
+
     fn assert_fault(fault: &Fault, kind: Kind, offset: usize, length: u64) {
-        let Detail::Bytes { offset: at, length: told, .. } = fault.detail;
+        let (at, told, _) = bytes(fault);
         assert_eq!((fault.kind, at, told), (kind, offset as u64, length), "{fault}");
     }
 
@@ -169,7 +177,7 @@ mod tests {
             drop(it.splice(OFFSET..OFFSET, chunk));
         });
         assert_fault(&told, Kind::Duplicated, OFFSET, 100);
-        let Detail::Bytes { source, .. } = told.detail;
+        let (_, _, source) = bytes(&told);
         assert_eq!(source.map(|it| it.offset), Some(OFFSET as u64 - 100));
     }
 
@@ -186,7 +194,7 @@ mod tests {
     fn bytes_of_another_connection() {
         let told = fault(|it| Pattern::new(99).fill(8, 640, &mut it[OFFSET..OFFSET + 64]));
         assert_fault(&told, Kind::CrossTalk, OFFSET, 64);
-        let Detail::Bytes { source, .. } = told.detail;
+        let (_, _, source) = bytes(&told);
         assert_eq!(source, Some(Place { connection: 8, offset: 640 }));
     }
 

@@ -1,6 +1,7 @@
 //! Faults: what an echo can do wrong, and how one is reported.
 
 use std::fmt;
+use std::net::SocketAddr;
 
 use crate::pattern::Place;
 use crate::units::counted;
@@ -26,10 +27,12 @@ pub(crate) enum Kind {
     Reset,
     /// Bytes were not echoed within the timeout.
     Unanswered,
+    /// A datagram did not come from the address of the server.
+    WrongSource,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Corrupted,
         Self::Lost,
         Self::Reordered,
@@ -39,6 +42,7 @@ impl Kind {
         Self::Truncated,
         Self::Reset,
         Self::Unanswered,
+        Self::WrongSource,
     ];
 
     /// The word for it, in tables and in JSON.
@@ -53,6 +57,7 @@ impl Kind {
             Self::Truncated => "truncated",
             Self::Reset => "reset",
             Self::Unanswered => "unanswered",
+            Self::WrongSource => "wrong_source",
         }
     }
 }
@@ -78,13 +83,58 @@ pub(crate) enum Detail {
         /// The origin of the received bytes, if they belong elsewhere.
         source: Option<Place>,
     },
+    /// A datagram.
+    Datagram {
+        /// Its number in its flow, if it is known.
+        sequence: Option<u64>,
+        /// The offset of the first wrong byte.
+        offset: usize,
+        /// The number of bytes received.
+        length: usize,
+        /// The number of bytes sent, if that is known.
+        sent: Option<usize>,
+        origin: Origin,
+    },
+}
+
+/// Where a datagram came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// From the server, an echo on the flow that it was received on.
+    Own,
+    /// The echo of another flow.
+    Flow(u64),
+    /// The echo of another run.
+    AnotherRun,
+    /// From another address.
+    Address(SocketAddr),
 }
 
 impl fmt::Display for Fault {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Detail::Bytes { offset, length, source } = &self.detail;
-        write!(formatter, "connection {}, offset {offset}: ", self.connection)?;
-        bytes(formatter, self.kind, *length, *source)
+        match self.detail {
+            Detail::Bytes { offset, length, source } => {
+                write!(formatter, "connection {}, offset {offset}: ", self.connection)?;
+                bytes(formatter, self.kind, length, source)
+            }
+            Detail::Datagram { sequence, offset, length, sent, origin } => {
+                write!(formatter, "flow {}, ", self.connection)?;
+                match sequence {
+                    Some(sequence) => write!(formatter, "datagram {sequence}: ")?,
+                    None => formatter.write_str("unknown datagram: ")?,
+                }
+                let sent = sent.map_or(String::new(), |sent| format!(" of {sent}"));
+                let length = format!("{length}{sent} bytes");
+                match (self.kind, origin) {
+                    (_, Origin::Flow(flow)) => write!(formatter, "{length} of flow {flow}"),
+                    (_, Origin::AnotherRun) => write!(formatter, "{length} of another run"),
+                    (_, Origin::Address(address)) => write!(formatter, "{length} from {address}"),
+                    (Kind::Truncated, _) => write!(formatter, "truncated, {length} received"),
+                    (Kind::Duplicated, _) => write!(formatter, "{length} received again"),
+                    _ => write!(formatter, "{length} received, wrong from offset {offset} on"),
+                }
+            }
+        }
     }
 }
 
@@ -116,5 +166,6 @@ fn bytes(
         }
         (Kind::Reset, _) => write!(formatter, "reset, {length} not echoed"),
         (Kind::Unanswered, _) => write!(formatter, "{length} not echoed in time"),
+        (Kind::WrongSource, _) => unreachable!("a connection has one source"),
     }
 }

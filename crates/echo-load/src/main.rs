@@ -13,11 +13,13 @@
 
 mod arguments;
 mod connection;
+mod datagram;
 mod diagnosis;
 mod diff;
 mod failure;
 mod fault;
 mod files;
+mod flow;
 mod hdr;
 mod json;
 mod machine;
@@ -35,6 +37,7 @@ mod size;
 mod status;
 mod table;
 mod target;
+mod udp;
 mod units;
 mod values;
 mod worker;

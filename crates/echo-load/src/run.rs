@@ -387,7 +387,7 @@ impl Run {
             Ok(News::Finished(end, outcome)) => {
                 self.workers_left -= 1;
                 self.end.add_end(&end);
-                self.result.outcome.add(outcome);
+                self.result.outcome.add(*outcome);
                 Ok(None)
             }
             Ok(news) => Ok(Some(news)),

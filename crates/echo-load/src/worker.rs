@@ -11,7 +11,9 @@ use socket2::SockAddr;
 
 use crate::arguments::Plan;
 use crate::orders::{News, Orders};
+use crate::target::Transport;
 
+mod datagrams;
 mod ledger;
 mod streams;
 
@@ -43,6 +45,14 @@ impl Task {
 /// # Errors
 /// When the machine does not provide what the worker needs, and why.
 pub(crate) fn work(task: Task) -> Result<(), String> {
-    let worker = streams::Worker::new(task).map_err(|unusable| unusable.to_string())?;
-    worker.work().map_err(|error| error.to_string())
+    match task.plan.target.transport() {
+        Transport::Tcp | Transport::Unix => {
+            let worker = streams::Worker::new(task).map_err(|unusable| unusable.to_string())?;
+            worker.work().map_err(|error| error.to_string())
+        }
+        Transport::Udp => {
+            let worker = datagrams::Worker::new(task).map_err(|error| error.to_string())?;
+            worker.work().map_err(|error| error.to_string())
+        }
+    }
 }

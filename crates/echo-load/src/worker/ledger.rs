@@ -246,6 +246,6 @@ impl Ledger {
         assert_eq!(self.known(), self.resolved, "a message was counted twice or not at all");
         let measured = self.measured.take(Duration::ZERO);
         let outcome = mem::take(&mut self.outcome);
-        self.tell(News::Finished(Box::new(measured), outcome));
+        self.tell(News::Finished(Box::new(measured), Box::new(outcome)));
     }
 }
