@@ -180,7 +180,7 @@ impl Flow {
     /// was settled a short time ago.
     fn find_short(&self, format: &Format, bytes: &[u8]) -> Option<u64> {
         let matches = |sequence: u64| format.matches(self.number, sequence, bytes);
-        let in_flight = |is_whole: bool| {
+        let fitting = |is_whole: bool| {
             let fits = |it: &&Message| (it.length == bytes.len()) == is_whole;
             let mut candidates = self.in_flight.iter().filter(fits).map(|it| it.sequence);
             candidates.find(|sequence| matches(*sequence))
@@ -189,8 +189,8 @@ impl Flow {
             let recent = self.started.saturating_sub(SETTLED_EXAMINED)..self.started;
             recent.rev().find(|sequence| matches(*sequence))
         };
-        in_flight(true)
-            .or_else(|| in_flight(false))
+        fitting(true)
+            .or_else(|| fitting(false))
             .or_else(|| self.lost.iter().map(|it| it.0).find(|sequence| matches(*sequence)))
             .or_else(settled)
     }

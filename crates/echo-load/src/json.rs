@@ -85,6 +85,7 @@ fn datagrams(result: &Result) -> Value {
         "send_failures": outcome.send_failures,
         "send_error": outcome.send_error,
         "split_bursts": outcome.split_bursts,
+        "silence_seconds": outcome.silence.unwrap_or(0) as f64 / 1e9,
         "client_drops": outcome.client_drops,
     })
 }

@@ -121,6 +121,9 @@ pub(crate) struct Outcome {
     pub(crate) send_error: Option<String>,
     /// Bursts that the kernel did not take as one, and that were sent datagram by datagram.
     pub(crate) split_bursts: u64,
+    /// Over UDP, how long there was no echo at the end of the measured time, in nanoseconds, if the
+    /// messages that were outstanding then were lost; else zero. None over streams.
+    pub(crate) silence: Option<u64>,
     /// Datagrams that arrived, but for which the sockets of this client had no room.
     pub(crate) client_drops: u64,
     /// Connections that the server echoed completely but did not close after our FIN.
@@ -159,6 +162,8 @@ impl Outcome {
         self.send_error = self.send_error.take().or(other.send_error);
         self.split_bursts += other.split_bursts;
         self.client_drops += other.client_drops;
+        // One thread that has echoes is enough.
+        self.silence = [self.silence, other.silence].into_iter().flatten().min();
         self.left_open += other.left_open;
         self.without_echo += other.without_echo;
         if let Some(slowest) = other.slowest {

@@ -118,8 +118,15 @@ impl Result {
         (sent > 0).then(|| impaired as f64 / sent as f64)
     }
 
+    /// If the server fell silent over UDP for longer than tolerated: how long.
+    fn silence(&self, plan: &Plan) -> Option<String> {
+        let silence = self.outcome.silence.unwrap_or(0) as f64 / 1e9;
+        (silence > self.total.elapsed.as_secs_f64() * plan.tolerance)
+            .then(|| format!("no echo in the last {silence:.3} s of the measured time"))
+    }
+
     /// If more datagrams than tolerated were lost, late or reordered: how many.
-    pub(crate) fn excess(&self, plan: &Plan) -> Option<String> {
+    fn excess(&self, plan: &Plan) -> Option<String> {
         let share = self.impaired().filter(|share| *share > plan.tolerance)?;
         let datagrams = &self.total.datagrams;
         Some(format!(
@@ -131,6 +138,11 @@ impl Result {
         ))
     }
 
+    /// The losses over UDP that are more than tolerated.
+    pub(crate) fn losses(&self, plan: &Plan) -> Vec<String> {
+        self.excess(plan).into_iter().chain(self.silence(plan)).collect()
+    }
+
     /// The problems, in the order of the exit statuses.
     pub(crate) fn problems(&self, plan: &Plan) -> Vec<Problem> {
         let (outcome, counts) = (&self.outcome, &self.total.counts);
@@ -139,7 +151,7 @@ impl Result {
         if outcome.faults_total() > 0 {
             note(Status::Faults, counted(outcome.faults_total(), "error"));
         }
-        if let Some(text) = self.excess(plan) {
+        for text in self.losses(plan) {
             note(Status::Faults, text);
         }
         if let Some(error) = &outcome.connect_error {

@@ -68,8 +68,8 @@ pub(crate) fn table(plan: &Plan, result: &Result) -> String {
     text.push_str(&latencies(result));
     text.push('\n');
     text.push_str(&faults(plan, result));
-    if let Some(excess) = result.excess(plan) {
-        text += &format!("{:<12} {excess}\n", "impaired");
+    for loss in result.losses(plan) {
+        text += &format!("{:<12} {loss}\n", "impaired");
     }
     for problem in result.problems(plan).iter().filter(|it| it.status == Status::Incomplete) {
         text += &format!("{:<12} {}\n", "incomplete", problem.text);

@@ -67,6 +67,10 @@ pub(super) struct Worker {
     in_flight: u64,
     /// When the last datagram that belongs to the run arrived, or was given up.
     last_at: u64,
+    /// When the last correct echo arrived.
+    last_echo_at: u64,
+    /// Since when the server was silent when the measured time ended.
+    silent_since: u64,
     /// Flows that send again after a failure, and when, in this order.
     retries: VecDeque<(u64, usize)>,
 }
@@ -104,6 +108,8 @@ impl Worker {
             woken: false,
             in_flight: 0,
             last_at: 0,
+            last_echo_at: 0,
+            silent_since: 0,
             retries: VecDeque::new(),
         })
     }
@@ -188,8 +194,7 @@ impl Worker {
             match order {
                 Order::Enter(phase) => self.enter(phase),
                 Order::Report => {
-                    let oldest =
-                        (0..self.flows.len()).filter_map(|index| self.waits_since(index)).min();
+                    let oldest = self.oldest();
                     self.ledger.report(oldest);
                 }
                 Order::Sweep => self.sweep(),

@@ -129,18 +129,21 @@ impl Server {
 }
 
 /// Starts a server that echoes at once, but does nothing from when to when `stall` says, counted
-/// from the first datagram. It ends with the test process.
+/// from the first datagram of the load, which comes from another port than the one before the run.
+/// It ends with the test process.
 pub(crate) fn stalling_datagram_server(stall: Range<Duration>) -> String {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     let target = format!("udp://{}", socket.local_addr().unwrap());
     thread::spawn(move || {
         let mut buffer = vec![0; 1 << 16];
-        let mut begin = None;
+        let (mut first, mut begin) = (None, None);
         loop {
             let (length, peer) = socket.recv_from(&mut buffer).unwrap();
-            let now = begin.get_or_insert_with(Instant::now).elapsed();
-            if stall.contains(&now) {
-                thread::sleep(stall.end - now);
+            if *first.get_or_insert(peer) != peer {
+                let now = begin.get_or_insert_with(Instant::now).elapsed();
+                if stall.contains(&now) {
+                    thread::sleep(stall.end - now);
+                }
             }
             drop(socket.send_to(&buffer[..length], peer));
         }

@@ -1,11 +1,11 @@
-//! The accounting of messages over UDP: each that was started or scheduled is resolved exactly once,
-//! when its echo arrives, when it is refused, when it times out, or at the end of the run. See also
-//! `ledger`.
+//! The accounting of messages over UDP: each that was started or scheduled is resolved exactly
+//! once, when its echo arrives, when it is refused, when it times out, or at the end of the run.
+//! See also `ledger`.
 //!
 //! The latency of a failed message counts as at least the timeout: a wrong echo must not make the
 //! server look fast.
 
-use super::{Fate, Wait, Worker};
+use super::{Fate, Wait, Worker, udp};
 use crate::flow::Message;
 use crate::orders::Slowest;
 
@@ -25,6 +25,7 @@ impl Worker {
         self.ledger.end_window();
         self.last_at = self.ledger.now;
         let (begin, end) = self.ledger.window;
+        self.silent_since = self.oldest().unwrap_or(end).max(self.last_echo_at).max(begin);
         let tolerated = (end - begin) as f64 * self.ledger.plan.tolerance;
         for index in 0..self.flows.len() {
             let waits = self.waits_since(index).map(|since| end.saturating_sub(since));
@@ -40,6 +41,11 @@ impl Worker {
                 self.ledger.outcome.note_slow(slowest);
             }
         }
+    }
+
+    /// Since when the oldest outstanding message waits.
+    pub(super) fn oldest(&self) -> Option<u64> {
+        (0..self.flows.len()).filter_map(|index| self.waits_since(index)).min()
     }
 
     /// Since when the oldest outstanding message of a flow has been scheduled or in flight.
@@ -70,6 +76,7 @@ impl Worker {
         let time = self.ledger.now.saturating_sub(message.started);
         let fate = if self.ledger.phase.sends() { Fate::Answered } else { Fate::Late };
         self.in_flight -= 1;
+        self.last_echo_at = self.ledger.now;
         let flow = &mut self.flows[index];
         if let Some(last) = flow.last_time.replace(time) {
             self.ledger.measured.datagrams.jitter.record(last.abs_diff(time));
@@ -115,17 +122,22 @@ impl Worker {
     /// Resolves all remaining messages at the end of the run.
     pub(super) fn give_up_the_rest(&mut self) {
         // If the user interrupted the wait, this is not a fault of the server.
-        let was_in_time =
-            self.ledger.now.saturating_sub(self.ledger.window.1) < self.ledger.timeout();
+        let waited = self.ledger.now.saturating_sub(self.ledger.window.1);
+        let was_interrupted = self.in_flight > 0 && waited < self.ledger.timeout();
         self.ledger.outcome.split_bursts = self.exchange.split_bursts;
+        self.ledger.outcome.client_drops = udp::drops(&self.sockets);
         for index in 0..self.flows.len() {
             while let Some(message) = self.flows[index].expire(u64::MAX) {
-                self.ledger.measured.datagrams.expired += u64::from(!was_in_time);
+                self.ledger.measured.datagrams.expired += u64::from(!was_interrupted);
                 self.failed(index, message, 0);
             }
             let flow = &self.flows[index];
             let until = flow.freed.unwrap_or(self.ledger.now);
             self.ledger.resolve_unsent(flow.rank, flow.started, until);
         }
+        let end = self.ledger.window.1;
+        let is_silent = !was_interrupted && self.last_echo_at <= end;
+        let silence = if is_silent { end.saturating_sub(self.silent_since) } else { 0 };
+        self.ledger.outcome.silence = Some(silence);
     }
 }

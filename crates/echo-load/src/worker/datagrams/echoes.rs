@@ -178,8 +178,8 @@ impl Worker {
         }
     }
 
-    /// Reports a wrong datagram of `length` bytes, from `source` if that is not the server. If it is
-    /// the echo of a message, that has failed.
+    /// Reports a wrong datagram of `length` bytes, from `source` if that is not the server. If it
+    /// is the echo of a message, that has failed.
     fn blame(&mut self, index: usize, verdict: Verdict, length: usize, source: Option<SocketAddr>) {
         let (mut kind, mut origin, mut offset) = (Kind::Corrupted, Origin::Own, 0);
         let (mut sequence, mut message) = (None, None);
