@@ -85,6 +85,11 @@ impl Flow {
         self.in_flight.front().copied()
     }
 
+    /// The number of datagrams in flight that were sent at `moment` or later.
+    pub(crate) fn in_flight_since(&self, moment: u64) -> usize {
+        self.in_flight.iter().rev().take_while(|message| message.started >= moment).count()
+    }
+
     /// The next datagram was sent.
     pub(crate) fn sent(&mut self, now: u64, length: usize) {
         self.in_flight.push_back(Message { sequence: self.started, started: now, length });

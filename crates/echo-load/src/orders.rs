@@ -121,8 +121,8 @@ pub(crate) struct Outcome {
     pub(crate) send_error: Option<String>,
     /// Bursts that the kernel did not take as one, and that were sent datagram by datagram.
     pub(crate) split_bursts: u64,
-    /// Over UDP, how long there was no echo at the end of the measured time, in nanoseconds, if the
-    /// messages that were outstanding then were lost; else zero. None over streams.
+    /// Over UDP, how long the server had been silent at the end of the measured time, in
+    /// nanoseconds; zero if it was not. None over streams.
     pub(crate) silence: Option<u64>,
     /// Datagrams that arrived, but for which the sockets of this client had no room.
     pub(crate) client_drops: u64,

@@ -122,7 +122,7 @@ impl Result {
     fn silence(&self, plan: &Plan) -> Option<String> {
         let silence = self.outcome.silence.unwrap_or(0) as f64 / 1e9;
         (silence > self.total.elapsed.as_secs_f64() * plan.tolerance)
-            .then(|| format!("no echo in the last {silence:.3} s of the measured time"))
+            .then(|| format!("the server fell silent: no echo in the last {silence:.3} s"))
     }
 
     /// If more datagrams than tolerated were lost, late or reordered: how many.

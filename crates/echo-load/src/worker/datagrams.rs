@@ -69,8 +69,11 @@ pub(super) struct Worker {
     last_at: u64,
     /// When the last correct echo arrived.
     last_echo_at: u64,
-    /// Since when the server was silent when the measured time ended.
-    silent_since: u64,
+    /// When the newest message with an echo was sent.
+    newest_echoed: u64,
+    /// How long the server had been silent when the measured time ended, in nanoseconds; zero if it
+    /// was not.
+    silence: u64,
     /// Flows that send again after a failure, and when, in this order.
     retries: VecDeque<(u64, usize)>,
 }
@@ -109,7 +112,8 @@ impl Worker {
             in_flight: 0,
             last_at: 0,
             last_echo_at: 0,
-            silent_since: 0,
+            newest_echoed: 0,
+            silence: 0,
             retries: VecDeque::new(),
         })
     }

@@ -108,7 +108,9 @@ fn open_loop(server: Server, depth: u32, given_up: GivenUp) {
         if is_fine && run.code != Some(0) {
             faults.push(format!("{name}: {:?}: {}", run.code, result["problems"]));
         }
-        if name == "for ever" && run.code != Some(1) {
+        // Of one lost datagram it is not known that the server is silent: the rate was missed.
+        let code = if matches!(given_up, GivenUp::WithTheFirst) { 4 } else { 1 };
+        if name == "for ever" && run.code != Some(code) {
             faults.push(format!("{name}: {:?}", run.code));
         }
         // What waited behind the one message under way was never sent.

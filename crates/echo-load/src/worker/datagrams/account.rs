@@ -6,7 +6,7 @@
 //! server look fast.
 
 use super::{Fate, Wait, Worker, udp};
-use crate::flow::Message;
+use crate::flow::{Flow, Message};
 use crate::orders::Slowest;
 
 impl Worker {
@@ -25,7 +25,7 @@ impl Worker {
         self.ledger.end_window();
         self.last_at = self.ledger.now;
         let (begin, end) = self.ledger.window;
-        self.silent_since = self.oldest().unwrap_or(end).max(self.last_echo_at).max(begin);
+        self.silence = self.silence();
         let tolerated = (end - begin) as f64 * self.ledger.plan.tolerance;
         for index in 0..self.flows.len() {
             let waits = self.waits_since(index).map(|since| end.saturating_sub(since));
@@ -41,6 +41,22 @@ impl Worker {
                 self.ledger.outcome.note_slow(slowest);
             }
         }
+    }
+
+    /// How long the server has been silent, in nanoseconds; zero if it has not.
+    ///
+    /// In a closed loop all messages in flight may be lost, one after another, and then nothing
+    /// more is sent. A message that was lost alone is older than one that was echoed. If most are
+    /// younger than all that were echoed, the server has stopped. Of a single message this is known
+    /// only after the timeout.
+    fn silence(&self) -> u64 {
+        let since = self.oldest().unwrap_or(self.ledger.now);
+        let since = since.max(self.last_echo_at).max(self.ledger.window.0);
+        let silence = self.ledger.now.saturating_sub(since);
+        let young = |flow: &Flow| flow.in_flight_since(self.newest_echoed) as u64;
+        let young: u64 = self.flows.iter().map(young).sum();
+        let is_silent = 2 * young > self.in_flight && young > 1 || silence > self.ledger.timeout();
+        if is_silent { silence } else { 0 }
     }
 
     /// Since when the oldest outstanding message waits.
@@ -77,6 +93,7 @@ impl Worker {
         let fate = if self.ledger.phase.sends() { Fate::Answered } else { Fate::Late };
         self.in_flight -= 1;
         self.last_echo_at = self.ledger.now;
+        self.newest_echoed = self.newest_echoed.max(message.started);
         let flow = &mut self.flows[index];
         if let Some(last) = flow.last_time.replace(time) {
             self.ledger.measured.datagrams.jitter.record(last.abs_diff(time));
@@ -135,9 +152,8 @@ impl Worker {
             let until = flow.freed.unwrap_or(self.ledger.now);
             self.ledger.resolve_unsent(flow.rank, flow.started, until);
         }
-        let end = self.ledger.window.1;
-        let is_silent = !was_interrupted && self.last_echo_at <= end;
-        let silence = if is_silent { end.saturating_sub(self.silent_since) } else { 0 };
-        self.ledger.outcome.silence = Some(silence);
+        // If an echo arrived after the measured time, the server was only slow.
+        let is_silent = !was_interrupted && self.last_echo_at <= self.ledger.window.1;
+        self.ledger.outcome.silence = Some(if is_silent { self.silence } else { 0 });
     }
 }
