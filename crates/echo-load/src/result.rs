@@ -129,13 +129,18 @@ impl Result {
     fn excess(&self, plan: &Plan) -> Option<String> {
         let share = self.impaired().filter(|share| *share > plan.tolerance)?;
         let datagrams = &self.total.datagrams;
-        Some(format!(
+        let mut text = format!(
             "{:.3} % of the datagrams were lost ({}), late ({}) or reordered ({})",
             share * 100.0,
             datagrams.lost(),
             datagrams.late,
             datagrams.reordered
-        ))
+        );
+        if self.outcome.client_drops > 0 {
+            let drops = self.outcome.client_drops;
+            text += &format!("; for {drops} of the echoes this client had no room");
+        }
+        Some(text)
     }
 
     /// The losses over UDP that are more than tolerated.

@@ -1,10 +1,17 @@
 //! UDP servers: a right one, and ones that do one thing wrong.
 
 use std::collections::HashMap;
+use std::io::{IoSlice, IoSliceMut};
 use std::net::{SocketAddr, UdpSocket};
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::thread;
 use std::time::{Duration, Instant};
+
+use nix::sys::socket::{
+    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, setsockopt,
+    sockopt::UdpGroSegment,
+};
 
 /// What a server does wrong, with the datagrams of each flow whose number, counted from 1, is a
 /// multiple of `every`.
@@ -126,6 +133,40 @@ impl Server {
             drop(socket.send_to(&held, peer));
         }
     }
+}
+
+/// Starts a server that receives and echoes whole bursts (GRO and GSO). It ends with the test
+/// process.
+pub(crate) fn burst_server() -> String {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    setsockopt(&socket, UdpGroSegment, &true).unwrap();
+    let target = format!("udp://{}", socket.local_addr().unwrap());
+    thread::spawn(move || {
+        let mut buffer = vec![0; 1 << 16];
+        loop {
+            let mut control = nix::cmsg_space!(i32);
+            let mut slices = [IoSliceMut::new(&mut buffer)];
+            let flags = MsgFlags::empty();
+            let received = recvmsg::<SockaddrStorage>(
+                socket.as_raw_fd(),
+                &mut slices,
+                Some(&mut control),
+                flags,
+            );
+            let received = received.unwrap();
+            let segment = received.cmsgs().unwrap().find_map(|control| match control {
+                ControlMessageOwned::UdpGroSegments(bytes) => u16::try_from(bytes).ok(),
+                _ => None,
+            });
+            let (length, peer) = (received.bytes, received.address);
+            let segment = segment.as_ref().map(ControlMessage::UdpGsoSegments);
+            let burst = [IoSlice::new(&buffer[..length])];
+            let controls = segment.as_slice();
+            let sent = sendmsg(socket.as_raw_fd(), &burst, controls, flags, peer.as_ref());
+            assert_eq!(sent, Ok(length));
+        }
+    });
+    target
 }
 
 /// Starts a server that echoes at once, but does nothing from when to when `stall` says, counted

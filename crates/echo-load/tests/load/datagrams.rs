@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::datagram_servers::{Wrong, datagram_server, datagram_server_on};
+use crate::datagram_servers::{Wrong, burst_server, datagram_server, datagram_server_on};
 use crate::program::{Run, number, run};
 
 /// Some thousand datagrams on two flows: enough for each fault below.
@@ -85,6 +85,20 @@ fn a_right_server_is_right() {
         assert_counts(&result, &[]);
         assert_eq!(result["settings"]["transport"], "udp");
         assert!(result["datagrams"]["impaired_percent"] == 0.0, "{options}: {result:#}");
+    }
+}
+
+#[test]
+fn bursts_of_echoes_are_taken_apart() {
+    let target = burst_server();
+    for options in [
+        "-c 2 --size 1200 --burst 32",
+        "--size 1 --burst 128",
+        "--size 7 --burst 3 --depth 8",
+        "--size 65507",
+    ] {
+        let run = run(&format!("{target} {options} -d 200ms --tolerance 0 --json"));
+        assert_counts(&run.right(), &[]);
     }
 }
 
