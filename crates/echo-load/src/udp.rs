@@ -2,7 +2,11 @@
 //! call. It knows nothing of what datagrams contain.
 //!
 //! The sockets are not connected, because a connected one would hide datagrams from other
-//! addresses than that of the server.
+//! addresses than that of the server. A connected one, with another on the same port for the rest,
+//! would spare the kernel a route lookup for each send, but that is little: 64 bytes on 64, on
+//! 1,000 and on 64 flows with 16 in flight cost 0.94, 0.96 and 0.95 of the CPU, median of five
+//! paired runs. Edge-triggered events, with receives until a socket is empty, cost 1.04, 1.01 and
+//! 1.02. Linux 6.18.
 
 use std::collections::HashSet;
 use std::fs;

@@ -277,6 +277,15 @@ fn jitter_is_the_difference_between_consecutive_echoes() {
 }
 
 #[test]
+fn the_address_that_echoes_is_used() {
+    // localhost is ::1 first, where nothing listens.
+    let target = datagram_server(Wrong::Nothing);
+    let named = target.replace("127.0.0.1", "localhost");
+    let result = run(&format!("{named} -d 100ms --json")).right();
+    assert_eq!(format!("udp://{}", result["address"].as_str().unwrap()), target);
+}
+
+#[test]
 fn a_port_at_which_nothing_listens_is_status_3() {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     let closed = socket.local_addr().unwrap();
