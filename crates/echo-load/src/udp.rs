@@ -253,6 +253,12 @@ impl Exchange {
         &mut self.sending[start..]
     }
 
+    /// The lengths of what was added.
+    pub(crate) fn lengths(&self) -> impl Iterator<Item = usize> {
+        let starts = [0].into_iter().chain(self.ends.iter().copied());
+        starts.zip(&self.ends).map(|(start, end)| end - start)
+    }
+
     /// Sends what was added, and returns how many datagrams were sent.
     ///
     /// # Errors

@@ -43,8 +43,6 @@ const RETRY: u64 = 10_000_000;
 /// How long the sockets stay open after the last echo, in nanoseconds, so that a second echo of a
 /// datagram is seen.
 const LINGER: u64 = 50_000_000;
-/// The maximum number of datagrams that are sent by one system call.
-const LENGTHS: usize = 128;
 /// How often datagrams are checked for the timeout at the end.
 const FINISH_LOOK: Duration = Duration::from_millis(10);
 

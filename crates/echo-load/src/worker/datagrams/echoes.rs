@@ -49,23 +49,18 @@ impl Worker {
         let Self { ledger, exchange, flows, .. } = self;
         let flow = &mut flows[index];
         exchange.begin();
-        let mut lengths = [0; super::LENGTHS];
-        let mut count = 0;
-        while count < wanted as usize && exchange.has_room() {
+        let mut sequence = flow.started;
+        while sequence < flow.started + wanted && exchange.has_room() {
             let length = match ledger.plan.sizes.fixed() {
                 Some(length) => length,
                 None => ledger.plan.sizes.draw(self.random.next()),
             };
-            let sequence = flow.started + count as u64;
             self.format.fill(flow.number, sequence, exchange.add(length));
-            lengths[count] = length;
-            count += 1;
+            sequence += 1;
         }
         match exchange.send(&self.sockets[index]) {
             Ok(sent) => {
-                for length in &lengths[..sent] {
-                    flow.sent(ledger.now, *length);
-                }
+                exchange.lengths().take(sent).for_each(|length| flow.sent(ledger.now, length));
                 ledger.started += sent as u64;
                 self.in_flight += sent as u64;
                 sent > 0
