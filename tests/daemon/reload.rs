@@ -92,7 +92,7 @@ fn what_only_a_new_socket_can_have_is_told_as_such() {
     let daemon = Launch::with_config("[tcp]\nsend-buffer = \"64KiB\"\n").start();
     fs::write(daemon.config_path(), "").unwrap();
     reload(&daemon);
-    let words = "warn a restart is needed, of the socket unit as well, for the changes of \
+    let words = "warn a restart is needed, of the socket unit as well, to apply the changes of \
                  tcp.send-buffer";
     daemon.lines.wait_for(words, time_limit(5.0));
     daemon.stop();

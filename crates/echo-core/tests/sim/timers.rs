@@ -5,10 +5,13 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use echo_core::admission::Unlimited;
+use echo_core::command::Command;
 use echo_core::fullness::Fullness;
 use echo_core::kernel::{Kernel, Wake};
-use echo_core::limits::SWEEP_SLOTS_MAX;
-use echo_core::op::{BufferPlan, ConnectionId, Event, ListenerId, Op, PeerAddr};
+use echo_core::limits::{ACCEPT_BACKOFF_MS, LINGER_MS, MEMORY_RETRY_MS, SWEEP_SLOTS_MAX};
+use echo_core::op::{
+    BufferPlan, ConnectionId, Event, ListenerId, Op, PeerAddr, Shutdown, Timestamp,
+};
 use echo_core::parameters::{Deferral, Parameters, RuntimeLimits};
 use echo_core::worker::Worker;
 
@@ -48,6 +51,8 @@ struct Watched {
     fake: FakeKernel,
     /// Whether the core has ended a connection.
     ended: bool,
+    /// What it has asked for, and when.
+    ops: Vec<(u64, Op)>,
     /// The next turn brings the end of a wait alone.
     brings_nothing: bool,
 }
@@ -64,6 +69,8 @@ impl Kernel for Watched {
     }
 
     fn submit(&mut self, ops: &mut Vec<Op>) {
+        let now = self.fake.clock();
+        self.ops.extend(ops.iter().map(|&op| (now, op)));
         self.ended |= ops.iter().any(|op| matches!(op, Op::Shutdown { .. } | Op::Abort { .. }));
         self.fake.submit(ops);
     }
@@ -90,7 +97,7 @@ impl World {
             multishot: true,
             deferral: Deferral::default(),
             sweep_slots_max: SWEEP_SLOTS_MAX,
-            linger_timeout: 5_000,
+            linger_timeout: LINGER_MS,
             limiter: Arc::new(Unlimited),
             fullness: Arc::new(Fullness::new(1)),
             budget: budget.clone(),
@@ -105,7 +112,7 @@ impl World {
         let settings = Settings { listeners: 1, buffers, files_max: 100, faults };
         let mut fake = FakeKernel::new(settings, budget, Choice::from_seed(1));
         fake.pass_time(clock - fake.clock());
-        let kernel = Watched { fake, ended: false, brings_nothing: false };
+        let kernel = Watched { fake, ended: false, ops: Vec::new(), brings_nothing: false };
         let mut world = Self { worker, kernel };
         let Ok(()) = world.worker.start(&mut world.kernel);
         world
@@ -134,6 +141,21 @@ impl World {
             assert!(!self.turn_until(now), "no connection is ended yet");
         }
         assert_eq!(self.kernel.fake.clock(), now);
+    }
+
+    /// When it first asked for something of this kind from now on; turns until then, for ten
+    /// seconds at most.
+    fn moment_of(&mut self, kind: impl Fn(&Op) -> bool) -> u64 {
+        self.kernel.ops.clear();
+        let end = self.kernel.fake.clock() + 10_000;
+        loop {
+            self.turn_until(end);
+            let found = self.kernel.ops.iter().find(|(_, op)| kind(op));
+            if let Some(&(moment, _)) = found {
+                return moment;
+            }
+            assert!(self.kernel.fake.clock() < end, "it was not asked for in ten seconds");
+        }
     }
 
     /// A peer in the state that the timeout is for.
@@ -227,4 +249,71 @@ fn what_came_during_a_pause_is_served_before_timers_end_a_connection() {
     let finished = |peer: PeerId| world.kernel.fake.peers[peer.0].server_finished;
     assert!(finished(silent) && !finished(talker), "the silent one is ended, the other is not");
     assert_eq!(world.kernel.fake.peers[talker.0].outbound(), 5);
+}
+
+/// Goal: what is tried again after a failure is tried again in time, each time: an accept without a
+/// free descriptor, a receive and a send without memory.
+#[test]
+fn failures_are_tried_again_in_time() {
+    type Fails = (&'static str, u64, fn(&mut Settings), fn(&Op) -> bool);
+    let failures: [Fails; 3] = [
+        ("accept", ACCEPT_BACKOFF_MS, |it| it.files_max = 1, |op| matches!(op, Op::Accept { .. })),
+        (
+            "receive",
+            MEMORY_RETRY_MS,
+            |it| it.faults.receive_memory = 1000,
+            |op| matches!(op, Op::Receive { .. }),
+        ),
+        (
+            "send",
+            MEMORY_RETRY_MS,
+            |it| it.faults.send_memory = 1000,
+            |op| matches!(op, Op::Send { .. } | Op::SendHeld { .. } | Op::SendSpilled { .. }),
+        ),
+    ];
+    for (what, backoff, fail, is_it) in failures {
+        for clock in CLOCKS {
+            let mut world = World::new(Kind::Idle, DAY, clock);
+            let peer = world.peer(Kind::Idle);
+            fail(&mut world.kernel.fake.settings);
+            world.kernel.fake.peer_write(peer, 1);
+            let wire = Wire { receive_space: 100, send_space: 10 };
+            world.kernel.fake.connect(ListenerId(0), wire, PeerAddr::Local);
+            // Bytes that are not sent at once are spilled, and sent from there, before any wait.
+            world.moment_of(is_it);
+            let mut before = world.moment_of(is_it);
+            for _ in 0..5 {
+                let moment = world.moment_of(is_it);
+                let waited = moment - before;
+                let range = backoff..=backoff + 20;
+                assert!(range.contains(&waited), "{what}, clock at {clock}: {waited} ms");
+                before = moment;
+            }
+        }
+    }
+}
+
+/// Goal: a drain ends connections at its deadline, and those whose peer does not follow after the
+/// time for that. Method: a peer that stays.
+#[test]
+fn a_drain_and_its_end_are_in_time() {
+    for clock in CLOCKS {
+        for timeout in [0, 40, 3_000] {
+            let mut world = World::new(Kind::Idle, DAY, clock);
+            world.peer(Kind::Idle);
+            let deadline = world.kernel.fake.clock() + timeout;
+            world.kernel.ops.clear();
+            let drain = Command::Drain { deadline: Timestamp(deadline) };
+            let Ok(_) = world.worker.step(&mut world.kernel, [drain]);
+            let is_fin = |op: &Op| matches!(op, Op::Shutdown { how: Shutdown::Write, .. });
+            let fin = world.kernel.ops.iter().find(|(_, op)| is_fin(op)).map(|(moment, _)| *moment);
+            let fin = fin.unwrap_or_else(|| world.moment_of(is_fin));
+            let late = fin.checked_sub(deadline).expect("the drain ended it too early");
+            assert!(late <= 20, "clock at {clock}: FIN {late} ms late");
+            let end = world.moment_of(|op| matches!(op, Op::Close { .. } | Op::Abort { .. }));
+            let lingered = end - fin;
+            let range = LINGER_MS - 20..=LINGER_MS + tolerance(LINGER_MS);
+            assert!(range.contains(&lingered), "clock at {clock}: it lingered for {lingered} ms");
+        }
+    }
 }
