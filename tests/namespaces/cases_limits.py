@@ -26,7 +26,10 @@ def silence(world, first, second):
         ]
 
     eventually(quiet, lambda: f"no silence: {first.listeners_now()} {second.listeners_now()}")
-    return len(world.tap.seen())
+    passed = len(world.tap.seen())
+    sent = first.figure("datagrams_sent") + second.figure("datagrams_sent")
+    expect(passed == sent + 1, f"{passed} datagrams passed, but {sent} and the forged one were sent")
+    return passed
 
 
 def loop(world, ports, config="", forged_by=0):
@@ -94,6 +97,8 @@ def loop_by_bytes(world):
     expect(
         sorted(map(str, dropped)) == ["{'source-bytes': 1}", "{}"], f"dropped {dropped}"
     )
+    # 65,536 bytes of each side at once, of 6 bytes each.
+    expect(passed > 20_000, f"{passed} datagrams passed")
     return f"{passed} datagrams of 6 bytes, then silence"
 
 

@@ -182,6 +182,8 @@ class Tap:
         self.socket = namespace.socket(
             socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETH_P_ALL)
         )
+        # SO_RCVBUFFORCE: it is looked at when all is over.
+        self.socket.setsockopt(socket.SOL_SOCKET, 33, 256 << 20)
         self.socket.bind((interface, ETH_P_ALL))
         self.socket.setblocking(False)
         self.ports = []
