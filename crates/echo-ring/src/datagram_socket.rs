@@ -59,6 +59,9 @@ impl DatagramSocket {
             }
             SocketAddr::V6(address) if address.ip().is_unspecified() => {
                 setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?;
+                // An address that is ours by a local route alone (AnyIP) would be refused as the
+                // source of a reply with EINVAL (ip6_datagram_send_ctl). Of IPv4 it is not.
+                SockRef::from(&socket).set_freebind_v6(true)?;
                 SPACE_IPV6
             }
             SocketAddr::V4(_) | SocketAddr::V6(_) => SPACE_GRO,
