@@ -261,6 +261,15 @@ pub fn rehearse_in_zone(
     rehearse(protocol, bound::in_zone(protocol, address, zone)?.into())
 }
 
+/// The receive buffer that a UDP socket gets which the daemon binds, in bytes as SO_RCVBUF reports
+/// them. It depends on the sysctl net.core.rmem_max.
+///
+/// # Errors
+/// When the system refuses a socket.
+pub fn granted_receive_buffer() -> io::Result<usize> {
+    bound::granted_receive_buffer()
+}
+
 /// Binds `count` more sockets to the address of a UDP socket that was bound here (SO_REUSEPORT):
 /// the kernel then spreads flows over all of them.
 ///
