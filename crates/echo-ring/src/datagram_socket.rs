@@ -49,6 +49,8 @@ impl DatagramSocket {
         let address = SockRef::from(&socket).local_addr()?;
         let address =
             address.as_socket().ok_or_else(|| io::Error::from_raw_os_error(libc::EAFNOSUPPORT))?;
+        // A receive from a non-blocking socket does not wait, not even in a ring.
+        SockRef::from(&socket).set_nonblocking(false)?;
         setsockopt(&socket, sockopt::UdpGroSegment, &true)?;
         let control = match address {
             SocketAddr::V4(address) if address.ip().is_unspecified() => {

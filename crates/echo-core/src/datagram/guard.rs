@@ -55,7 +55,7 @@ pub(super) fn judge(
     if truncated {
         return Err(DropReason::Truncated);
     }
-    if destination != local || !is_unicast(destination) {
+    if destination != local || !is_unicast(destination) || !is_unicast(own.address) {
         return Err(DropReason::Destination);
     }
     if source.port == 0 || source.address == PeerAddr::Unknown || !is_unicast(source.address) {
@@ -139,6 +139,9 @@ mod tests {
         let group = PeerAddr::Ipv6(group);
         let datagram = sent(PeerAddr::Ipv6([0x20; 16]), 4000, group, group);
         assert_eq!(verdict(&datagram, ANY), Err(DropReason::Destination));
+        let bound = Endpoint { address: group, port: 7777 };
+        let unreported = sent(CLIENT, 4000, PeerAddr::Unknown, PeerAddr::Unknown);
+        assert_eq!(verdict(&unreported, bound), Err(DropReason::Destination));
     }
 
     #[test]

@@ -340,8 +340,9 @@ fn end_of_receive(errno: i32) -> ReceiveEnd {
     match errno {
         libc::ENOBUFS => ReceiveEnd::NoBuffer,
         // 0: the kernel had a buffer for nothing.
-        0 | libc::ECANCELED | libc::EINTR | libc::EAGAIN => ReceiveEnd::Stopped,
+        0 | libc::ECANCELED | libc::EINTR => ReceiveEnd::Stopped,
         libc::ENOMEM => ReceiveEnd::Memory,
+        // EAGAIN is one: another process that holds the socket has made it non-blocking.
         errno => ReceiveEnd::Unexpected(errno),
     }
 }
