@@ -115,8 +115,8 @@ pub enum Op {
         /// The buffer; no reply of it may be under way.
         buffer: BufferId,
     },
-    /// Close the socket, which is not received from any more and has no reply under way. If another process holds it as well,
-    /// what has come meanwhile waits there.
+    /// Close the socket, which is not received from any more and has no reply under way. If another
+    /// process holds it as well, what has come meanwhile waits there.
     Close {
         /// Which.
         socket: SocketId,
