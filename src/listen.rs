@@ -213,8 +213,8 @@ fn bind_remedy(address: &Address, cause: &io::Error) -> String {
     let kind = if address.is_udp() { 'u' } else { 't' };
     match errno(cause) {
         Errno::EADDRINUSE => format!(
-            "find the program that uses it with \"ss -l{kind}np sport = :{port}\", or use another port \
-             with --listen"
+            "find the program that uses it with \"ss -l{kind}np sport = :{port}\", or use another \
+             port with --listen"
         ),
         Errno::EACCES | Errno::EPERM => format!(
             "for ports below 1024 use socket activation (systemctl start echo-uring.socket) or set \

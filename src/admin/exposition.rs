@@ -183,7 +183,7 @@ fn of_datagrams(listeners: &[DatagramListenerFigures]) -> Vec<MetricFamily> {
         dropped,
         count(
             "datagrams_kernel_dropped_total",
-            "Datagrams that the kernel dropped at a full receive buffer, since the socket was made.",
+            "Datagrams that the kernel dropped at a full receive buffer, since the socket exists.",
             |it| it.kernel_dropped,
         ),
     ]

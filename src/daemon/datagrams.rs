@@ -74,8 +74,9 @@ impl Continued {
 ///
 /// The kernel counts them for each socket, modulo 2^32, from the moment that the socket was made,
 /// and forgets the number with the socket. Here the number is continued: it is read once a second
-/// at at least, so it never wraps unnoticed (2^32 datagrams a second exceed any link), and the last one
-/// stays after the end of a socket. What is dropped between that reading and the end is missing.
+/// at least, so it never wraps unnoticed (2^32 datagrams a second exceed any link), and the last
+/// one stays after the end of a socket. What is dropped between that reading and the end is
+/// missing.
 #[derive(Debug, Default)]
 pub(super) struct KernelDrops(Mutex<Vec<Watched>>);
 
@@ -89,8 +90,8 @@ impl KernelDrops {
         drop(self.look());
     }
 
-    /// For each of so many listeners, since its sockets were made. Inherited sockets may be older
-    /// than this process: what was dropped while no daemon ran is included.
+    /// For each listener (their number is `listeners`), since its sockets were made. Inherited
+    /// sockets may be older than this process: what was dropped while no daemon ran is included.
     pub(super) fn by_listener(&self, listeners: usize) -> Vec<u64> {
         let mut sums = vec![0; listeners];
         for watched in self.look().iter() {
@@ -124,7 +125,7 @@ pub(super) struct Assigned {
 }
 
 impl Assigned {
-    /// Gives every socket an owner among so many workers, and own addresses as many sockets.
+    /// Gives every socket an owner among this number of workers, and own addresses as many sockets.
     ///
     /// # Errors
     /// When the system refuses a socket or an option.

@@ -447,6 +447,13 @@ pub(super) fn listening_socket(
 mod tests {
     use super::*;
 
+    /// Goal: the configuration, which knows nothing of the core, has the core's default.
+    #[test]
+    fn the_ports_that_are_not_answered_are_those_of_the_core() {
+        let ports = Config::default().datagram.reflect_source_ports;
+        assert_eq!(GuardPolicy::new(ports), GuardPolicy::default());
+    }
+
     #[test]
     fn the_wait_for_a_stalled_worker_ends() {
         let worker = || Worker { shared: Arc::default(), wake: Arc::new(EventFd::new().unwrap()) };

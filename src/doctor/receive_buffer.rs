@@ -18,8 +18,8 @@ const ENOUGH: u64 = 2 << 20;
 /// The default of the kernel, where /proc does not show it.
 const DEFAULT: u64 = 212_992;
 
-/// The finding for a socket or a unit with a buffer of so many bytes, as SO_RCVBUF reports them:
-/// twice the number that was set (socket(7)).
+/// The finding for a socket or a unit with a buffer of `bytes`, as SO_RCVBUF reports them: twice
+/// the number that was set (socket(7)).
 pub(super) fn finding(whose: &str, bytes: u64, remedy: &str) -> Finding {
     let what = format!(
         "{whose}: a receive buffer of {} KiB holds {} small or {} large datagrams",

@@ -151,7 +151,7 @@ pub(super) fn granted_receive_buffer() -> io::Result<usize> {
 }
 
 fn raise_receive_buffer(socket: &Socket) {
-    // What it comes to is reported by the doctor.
+    // The doctor reports the result.
     let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
 }
 

@@ -146,7 +146,8 @@ pub(in crate::daemon) const CLASSES: [Class<Datagrams>; 12] = [
         counter: |seen| seen.dropped(DropReason::Unroutable),
         line: |number, _| {
             format!(
-                "{} dropped: there is no route to the source, which may be forged; see \"ip route\"",
+                "{} dropped: there is no route to the source, which may be forged; see \
+                 \"ip route\"",
                 replies(number)
             )
         },
