@@ -21,7 +21,8 @@ pub(super) fn look(service: &Service, config: &Config) -> Listening {
     for unit in of_echo().filter(|unit| has_datagrams(unit)) {
         with_datagrams = true;
         let wanted = unit.value("ReceiveBuffer").parse().unwrap_or(0);
-        findings.push(receive_buffer::of_unit(unit.name(), wanted));
+        let has_streams = listens(unit).any(|listen| listen.protocol == Protocol::Tcp);
+        findings.push(receive_buffer::of_unit(unit.name(), wanted, has_streams));
     }
     Listening { findings, with_datagrams }
 }

@@ -35,12 +35,18 @@ pub(super) fn finding(whose: &str, bytes: u64, remedy: &str) -> Finding {
 }
 
 /// What a socket gets from `ReceiveBuffer=` of its unit, of which 0 means that it is not set.
-/// systemd is not bound by the sysctl net.core.rmem_max.
-pub(super) fn of_unit(name: &str, wanted: u64) -> Finding {
+/// systemd is not bound by the sysctl net.core.rmem_max. In a unit that `has_streams` as well the
+/// directive would end the kernel's own tuning for every connection.
+pub(super) fn of_unit(name: &str, wanted: u64, has_streams: bool) -> Finding {
     let bytes = if wanted == 0 { default() } else { 2 * wanted };
-    let remedy = format!(
-        "set ReceiveBuffer=4M in [Socket]: systemctl edit {name}; then restart the socket unit"
-    );
+    let remedy = match has_streams {
+        false => format!(
+            "set ReceiveBuffer=4M in [Socket]: systemctl edit {name}; then restart the socket unit"
+        ),
+        true => "for load, give the UDP sockets a unit of their own with ReceiveBuffer=4M, as \
+                 /usr/share/doc/echo-uring/examples/echo-uring-udp.socket does"
+            .to_owned(),
+    };
     finding(&format!("UDP sockets of {name}"), bytes, &remedy)
 }
 
@@ -67,10 +73,12 @@ mod tests {
         assert_eq!(default.level, Level::Note);
         let what = "x: a receive buffer of 208 KiB holds 256 small or 3 large datagrams; ";
         assert!(default.what.starts_with(what), "{default:?}");
-        let set = of_unit("echo-uring.socket", 4 << 20);
+        let set = of_unit("echo-uring.socket", 4 << 20, false);
         assert_eq!(set.level, Level::Ok);
         assert!(set.what.contains("holds 10082 small or 126 large"), "{set:?}");
-        let small = of_unit("echo-uring.socket", 1 << 18);
-        assert!(small.remedy.unwrap().contains("ReceiveBuffer=4M"), "{}", small.what);
+        let small = of_unit("echo-uring.socket", 1 << 18, false);
+        assert!(small.remedy.unwrap().starts_with("set ReceiveBuffer=4M"), "{}", small.what);
+        let mixed = of_unit("echo-uring.socket", 0, true);
+        assert!(mixed.remedy.unwrap().contains("echo-uring-udp.socket"), "{}", mixed.what);
     }
 }

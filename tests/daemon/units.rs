@@ -191,9 +191,14 @@ fn datagram_sockets_are_judged_by_their_receive_buffer() {
     let (code, text) = machine.doctor(&[]);
     assert_eq!(code, 0, "{text}");
     assert_found(&text, "sockets ok udp:127.0.0.1:7 (echo-uring.socket) is open", &[]);
-    let words = ["| set ReceiveBuffer=4M in [Socket]: systemctl edit echo-uring.socket"];
+    // In this unit ReceiveBuffer= would also concern every connection.
+    let words = ["a unit of their own with ReceiveBuffer=4M", "echo-uring-udp.socket"];
     assert_found(&text, "sockets note UDP sockets of echo-uring.socket: a receive", &words);
     assert_found(&text, "io_uring ok operations: ", &["RECVMSG, SENDMSG"]);
+    machine.socket(&listen[1..]);
+    let (_, text) = machine.doctor(&[]);
+    let words = ["| set ReceiveBuffer=4M in [Socket]: systemctl edit echo-uring.socket"];
+    assert_found(&text, "sockets note UDP sockets of echo-uring.socket: a receive", &words);
     machine.socket(&[&listen[..], &[("ReceiveBuffer", "4194304")]].concat());
     let (_, text) = machine.doctor(&[]);
     let words = ["8192 KiB holds 10082 small or 126 large datagrams"];

@@ -69,7 +69,7 @@ pub(in crate::daemon) const CLASSES: [Class<Datagrams>; 12] = [
         line: |number, _| {
             format!(
                 "the kernel dropped {}, because a receive buffer was full; raise ReceiveBuffer= of \
-                 the socket unit (the sysctl net.core.rmem_max, without one)",
+                 the socket unit for UDP (without one: the sysctl net.core.rmem_max)",
                 datagrams(number)
             )
         },
@@ -129,7 +129,7 @@ pub(in crate::daemon) const CLASSES: [Class<Datagrams>; 12] = [
         line: |number, _| {
             format!(
                 "{} dropped: the send buffer was full, because the link is down or slower than \
-                 the requests; raise SendBuffer= of the socket unit for short bursts",
+                 the requests; for short bursts raise SendBuffer= of the socket unit for UDP",
                 replies(number)
             )
         },
