@@ -213,8 +213,8 @@ fn bind_remedy(address: &Address, cause: &io::Error) -> String {
     let kind = if address.is_udp() { 'u' } else { 't' };
     match errno(cause) {
         Errno::EADDRINUSE => format!(
-            "find the program that uses it with \"ss -l{kind}np sport = :{port}\", or use another port \
-             with --listen"
+            "find the program that uses it with \"ss -l{kind}np sport = :{port}\", or use another \
+             port with --listen"
         ),
         Errno::EACCES | Errno::EPERM => format!(
             "for ports below 1024 use socket activation (systemctl start echo-uring.socket) or set \
@@ -259,6 +259,15 @@ pub fn rehearse_in_zone(
     zone: &str,
 ) -> Result<(), ListenError> {
     rehearse(protocol, bound::in_zone(protocol, address, zone)?.into())
+}
+
+/// The receive buffer that a UDP socket gets which the daemon binds, in bytes as SO_RCVBUF reports
+/// them. It depends on the sysctl net.core.rmem_max.
+///
+/// # Errors
+/// When the system refuses a socket.
+pub fn granted_receive_buffer() -> io::Result<usize> {
+    bound::granted_receive_buffer()
 }
 
 /// Binds `count` more sockets to the address of a UDP socket that was bound here (SO_REUSEPORT):

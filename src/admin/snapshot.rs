@@ -209,7 +209,8 @@ pub struct DatagramListenerFigures {
     pub bytes_sent: u64,
     /// Datagrams dropped, by reason.
     pub dropped: BTreeMap<String, u64>,
-    /// Datagrams that the kernel dropped because a receive buffer was full.
+    /// Datagrams that the kernel dropped because a receive buffer was full, since the sockets were
+    /// made: inherited ones may be older than the daemon.
     pub kernel_dropped: u64,
 }
 

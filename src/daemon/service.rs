@@ -18,8 +18,8 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use self::stopping::{Settling, Stop};
 use super::Failure;
-use super::datagrams::{Assigned, DatagramListener, Owned};
-use super::report::{self, Capacity, Rate, Reporter};
+use super::datagrams::{Assigned, DatagramListener, KernelDrops, Owned};
+use super::report::{self, Capacity, Connections, Datagrams, Rate, Reporter};
 use super::restart;
 use super::terminal::Terminal;
 use super::view::{Label, Labels, Life, View};
@@ -33,8 +33,9 @@ use crate::handover::ConnectionTransfer;
 use crate::handover::format::Version;
 use crate::listen::{Family, Listener, Opened, Origin, SocketFile};
 use crate::logging::{self, events};
-use crate::metrics;
+use crate::metrics::{self, Shown};
 use crate::systemd::Notifier;
+use echo_core::datagram::DatagramTraffic;
 use echo_core::fullness::Fullness;
 use echo_core::limits;
 use echo_core::stats::Stats;
@@ -111,6 +112,7 @@ pub(super) fn run(
         datagram_listeners: datagrams.len() as u16,
         datagram_ports: ports,
         datagram_limiter: Arc::default(),
+        kernel_drops: Arc::new(KernelDrops::new(watched)),
         workers,
         capacity,
         room,
@@ -124,7 +126,7 @@ pub(super) fn run(
     let workers = rings.into_iter().zip(owned).zip(transfers);
     let workers = workers.map(|((ring, owned), transfers)| (ring, owned, transfers)).collect();
     let service = Service::start(&plan, signals, notifier, source, workers)?;
-    service.show(admin_listeners, Labels { streams: labels, datagrams, watched })?;
+    service.show(admin_listeners, Labels { streams: labels, datagrams })?;
     let ended = service.serve();
     // The files of our own Unix sockets are removed when no worker accepts any more.
     drop(files);
@@ -298,8 +300,12 @@ struct Service<'a> {
     status: String,
     /// The echo rate per second at the last sample.
     echoes: u64,
-    reporter: Reporter,
+    /// What the datagram sockets did at the last sample; none if there are no such listeners.
+    datagrams: Option<Datagrams>,
+    reporter: Reporter<Connections>,
+    datagram_reporter: Reporter<Datagrams>,
     rate: Rate,
+    datagram_rate: Rate,
     watchdog: Option<Watchdog>,
 }
 
@@ -350,8 +356,11 @@ impl<'a> Service<'a> {
             life: Life::new(source.trouble.clone()),
             status: String::new(),
             echoes: 0,
-            reporter: Reporter::new(),
+            datagrams: (plan.datagram_listeners > 0).then(Datagrams::default),
+            reporter: Reporter::new(&report::CLASSES),
+            datagram_reporter: Reporter::new(&report::DATAGRAM_CLASSES),
             rate: Rate::new(Instant::now()),
+            datagram_rate: Rate::new(Instant::now()),
             watchdog,
         })
     }
@@ -450,30 +459,34 @@ impl<'a> Service<'a> {
             seal();
             self.stage = Stage::Ready;
             self.life.set(State::Ready);
-            let stats = workers::total(&self.workers);
-            self.status = self.with_trouble(report::status(&stats, 0, self.workers.len()));
+            self.status = self.with_trouble(self.serving(&workers::total(&self.workers)));
             self.notifier.ready(&self.status);
             log::info!(message_id = events::READY, workers = self.ready; "ready");
         }
     }
 
     fn look(&mut self, now: Instant) {
-        let stats = workers::total(&self.workers);
+        let Shown { stats, datagram_listeners, .. } = workers::shown(&self.workers);
+        self.echoes = self.rate.look(now, stats.traffic.chunks_out);
+        self.look_at_datagrams(now, &datagram_listeners);
         let capacity =
             Capacity { by_files: self.plan.room, configured: self.config.limits.max_connections };
-        for line in self.reporter.lines(now, &stats, capacity) {
+        let seen = Connections { stats, capacity };
+        let mut lines = self.reporter.lines(now, &seen);
+        if let Some(datagrams) = &self.datagrams {
+            lines.extend(self.datagram_reporter.lines(now, datagrams));
+        }
+        for line in lines {
             log::warn!(
                 message_id = events::TROUBLE, reason = line.reason, count = line.count;
                 "{}", line.text
             );
         }
-        self.echoes = self.rate.look(now, &stats);
+        let stats = seen.stats;
         let status = match self.stage {
             Stage::Starting => return,
             Stage::HandingOver => report::handing_over(&stats),
-            Stage::Ready | Stage::Asking => {
-                self.with_trouble(report::status(&stats, self.echoes, self.workers.len()))
-            }
+            Stage::Ready | Stage::Asking => self.with_trouble(self.serving(&stats)),
             Stage::Leaving { .. } => report::leaving(&stats),
             Stage::Settling(_) => return,
             Stage::Draining => {
@@ -487,11 +500,28 @@ impl<'a> Service<'a> {
         }
     }
 
-    fn log_final_counters(&self) {
+    /// The status while serving, with the rates of the last sample.
+    fn serving(&self, stats: &Stats) -> String {
+        report::status(stats, self.echoes, self.datagrams.as_ref(), self.workers.len())
+    }
+
+    fn look_at_datagrams(&mut self, now: Instant, listeners: &[DatagramTraffic]) {
+        let Some(datagrams) = &mut self.datagrams else { return };
+        let mut traffic = DatagramTraffic::default();
+        listeners.iter().for_each(|listener| traffic.add(listener));
+        let rate = self.datagram_rate.look(now, traffic.datagrams_out);
+        let kernel_drops = self.plan.kernel_drops.since_start();
+        *datagrams = Datagrams { traffic, kernel_drops, rate };
+    }
+
+    fn log_final_counters(&mut self) {
         let stats = metrics::total(&self.done);
+        let listeners = workers::published(&self.workers).datagram_listeners;
+        self.look_at_datagrams(Instant::now(), &listeners);
         log::debug!("{stats:?}");
         let traffic = &stats.traffic;
         let buffers = workers::buffers_total(self.plan);
+        let datagrams = self.datagrams.clone().unwrap_or_default();
         log::info!(
             message_id = events::STOPPED,
             accepted = traffic.accepted,
@@ -502,9 +532,13 @@ impl<'a> Service<'a> {
             bytes_dropped = stats.bytes_dropped,
             taken_over = traffic.taken_over,
             bytes_taken_over = stats.bytes_taken_over,
-            bytes_handed_over = stats.bytes_handed_over;
+            bytes_handed_over = stats.bytes_handed_over,
+            datagrams_in = datagrams.traffic.datagrams_in,
+            datagrams_out = datagrams.traffic.datagrams_out,
+            datagrams_dropped = datagrams.traffic.dropped_total(),
+            kernel_dropped = datagrams.kernel_drops;
             "stopped: accepted={} refused={} closed={} bytes-in={} bytes-out={} bytes-dropped={} \
-             buffers-home={} buffers-total={buffers}{}",
+             buffers-home={} buffers-total={buffers}{}{}",
             traffic.accepted,
             traffic.refused_total(),
             traffic.closed_total(),
@@ -513,6 +547,7 @@ impl<'a> Service<'a> {
             stats.bytes_dropped,
             buffers - stats.buffers_lent,
             report::handover_counts(&stats),
+            self.datagrams.as_ref().map_or(String::new(), Datagrams::final_counts),
         );
     }
 }

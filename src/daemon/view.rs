@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use echo_core::datagram::DatagramTraffic;
 
-use super::datagrams::Watched;
+use super::datagrams::KernelDrops;
 use super::workers::{self, Plan, Worker};
 use crate::admin::snapshot::{
     self, DatagramListenerFigures, Figures, ListenerFigures, WorkerFigures,
@@ -60,7 +60,7 @@ impl Life {
 pub(super) struct Label {
     pub(super) name: String,
     pub(super) address: String,
-    /// `tcp` or `unix`.
+    /// `tcp`, `unix` or `udp`.
     pub(super) protocol: &'static str,
 }
 
@@ -68,14 +68,13 @@ pub(super) struct Label {
 pub(super) struct Labels {
     pub(super) streams: Vec<Label>,
     pub(super) datagrams: Vec<Label>,
-    /// The sockets of the latter.
-    pub(super) watched: Vec<Watched>,
 }
 
 /// The sources of a snapshot.
 pub(super) struct View {
     life: Life,
     labels: Labels,
+    kernel_drops: Arc<KernelDrops>,
     workers: Vec<Worker>,
     origin: Instant,
     buffers: u64,
@@ -85,7 +84,8 @@ impl View {
     /// The view of these workers. The labels are in the order of their listeners.
     pub(super) fn new(plan: &Plan<'_>, life: Life, labels: Labels, workers: &[Worker]) -> Self {
         let buffers = workers::buffers_of_worker(plan);
-        Self { life, labels, workers: workers.to_vec(), origin: plan.origin, buffers }
+        let kernel_drops = Arc::clone(&plan.kernel_drops);
+        Self { life, labels, kernel_drops, workers: workers.to_vec(), origin: plan.origin, buffers }
     }
 
     /// The current counters. Every worker is woken, so a stalled one is detected.
@@ -120,16 +120,12 @@ impl View {
 
     /// The figures of the listeners for datagrams.
     fn datagrams(&self, traffic: &[DatagramTraffic]) -> Vec<DatagramListenerFigures> {
-        let drops = |listener: usize| -> u64 {
-            let sockets = self.labels.watched.iter().filter(|it| it.listener == listener);
-            let drops = sockets.filter_map(|it| it.socket.upgrade()?.kernel_drops().ok());
-            drops.map(u64::from).sum()
-        };
-        let figures = |(index, (label, traffic)): (usize, (&Label, _))| {
+        let drops = self.kernel_drops.by_listener(self.labels.datagrams.len());
+        let figures = |((label, traffic), drops): ((&Label, _), _)| {
             let names = (&*label.name, &*label.address);
-            DatagramListenerFigures::new(names, traffic, drops(index))
+            DatagramListenerFigures::new(names, traffic, drops)
         };
-        self.labels.datagrams.iter().zip(traffic).enumerate().map(figures).collect()
+        self.labels.datagrams.iter().zip(traffic).zip(drops).map(figures).collect()
     }
 
     /// Makes every worker complete an iteration and publish its counters; returns for each whether

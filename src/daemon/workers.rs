@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::admission_policy::admission_policy;
-use super::datagrams::Owned;
+use super::datagrams::{KernelDrops, Owned};
 use crate::capacity;
 use crate::config::{Config, Tcp, Workers};
 use crate::handover::ConnectionTransfer;
 use crate::listen::Family;
-use crate::metrics;
+use crate::metrics::Shown;
 use crate::rate_limiter::DatagramLimiter;
 use crate::source_limiter::SourceLimiter;
 use crate::worker::{self, Outcome, Shared};
@@ -126,6 +126,8 @@ pub(super) struct Plan<'a> {
     pub(super) datagram_ports: Vec<u16>,
     /// Limits the datagrams of each source, for all workers.
     pub(super) datagram_limiter: Arc<DatagramLimiter>,
+    /// The datagrams that the kernel has dropped.
+    pub(super) kernel_drops: Arc<KernelDrops>,
     pub(super) workers: usize,
     /// How many connections all workers together serve.
     pub(super) capacity: u32,
@@ -382,7 +384,7 @@ pub(super) fn wait_for(
 
 /// The sum of the current counters of all workers. It wakes only workers whose boards are out of
 /// date, so an idle worker is not woken.
-pub(super) fn total(workers: &[Worker]) -> Stats {
+pub(super) fn shown(workers: &[Worker]) -> Shown {
     for worker in workers {
         if worker.shared.board.ask() {
             worker.wake();
@@ -392,8 +394,21 @@ pub(super) fn total(workers: &[Worker]) -> Stats {
     wait_for(workers, LOOK_TIMEOUT, |_, worker| {
         worker.shared.board.has_answered() || worker.shared.has_ended()
     });
-    let shown = workers.iter().map(|worker| worker.shared.board.read().stats);
-    metrics::total(&shown.collect::<Vec<_>>())
+    published(workers)
+}
+
+/// The same, of connections alone.
+pub(super) fn total(workers: &[Worker]) -> Stats {
+    shown(workers).stats
+}
+
+/// The sum of the counters that the workers have published: the final ones, if all have ended.
+pub(super) fn published(workers: &[Worker]) -> Shown {
+    let mut sum = Shown::default();
+    for worker in workers {
+        sum.add(&worker.shared.board.read());
+    }
+    sum
 }
 
 /// The pooled buffers of one worker.
@@ -431,6 +446,13 @@ pub(super) fn listening_socket(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Goal: the configuration, which knows nothing of the core, has the core's default.
+    #[test]
+    fn the_ports_that_are_not_answered_are_those_of_the_core() {
+        let ports = Config::default().datagram.reflect_source_ports;
+        assert_eq!(GuardPolicy::new(ports), GuardPolicy::default());
+    }
 
     #[test]
     fn the_wait_for_a_stalled_worker_ends() {

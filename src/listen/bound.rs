@@ -142,8 +142,16 @@ pub(super) fn bind_inet_socket(
 /// some.
 const RECEIVE_BUFFER: usize = 4 << 20;
 
+/// See [`super::granted_receive_buffer`].
+pub(super) fn granted_receive_buffer() -> io::Result<usize> {
+    let unix = || Socket::new(Domain::UNIX, Type::DGRAM, None);
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).or_else(|_| unix())?;
+    raise_receive_buffer(&socket);
+    socket.recv_buffer_size()
+}
+
 fn raise_receive_buffer(socket: &Socket) {
-    // What it comes to is reported by the doctor.
+    // The doctor reports the result.
     let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
 }
 

@@ -92,7 +92,7 @@ fn refuse(socket: &impl AsRawFd, problem: &str) -> ListenError {
 
 /// Describes a file descriptor that is neither a stream nor a datagram socket, with the remedy.
 fn foreign(fd: RawFd) -> String {
-    let remedy = "pass listening stream sockets only, as ListenStream= does";
+    let remedy = "pass listening stream sockets and UDP sockets only";
     let kind = match fs::read_link(format!("/proc/self/fd/{fd}")) {
         Err(_) => "not open".to_owned(),
         Ok(target) => match target.to_string_lossy() {

@@ -10,6 +10,7 @@
 
 mod access;
 mod admin;
+mod admin_datagrams;
 mod allowances;
 mod bundle;
 mod bus;

@@ -66,6 +66,8 @@ impl Drop for Mapping {
 
 /// The buffer group of the small buffers.
 pub(super) const SMALL_GROUP: u16 = 0;
+/// The buffer group of the pool for datagrams.
+pub(super) const DATAGRAM_GROUP: u16 = 1;
 
 /// Buffers of one size, and which of them are lent to the core.
 struct Buffers {

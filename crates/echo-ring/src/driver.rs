@@ -22,8 +22,6 @@ use io_uring::{cqueue, types};
 use nix::sys::eventfd::EventFd;
 use socket2::SockRef;
 
-pub use self::datagrams::DATAGRAM_BUFFERS;
-pub(super) use self::datagrams::DATAGRAM_GROUP;
 use self::datagrams::Datagrams;
 use self::receive::{Rdhup, Receiving};
 use self::relay::Scratch;

@@ -7,10 +7,10 @@
 //! that is not ours is a panic.
 //!
 //! Reading order: [`driver`] (operations and events), `ring` (set-up, submission, waiting), `token`
-//! (`user_data`), `buffers` (the pool), `spill` (spilled bytes and their memory), `datagram_socket` and
-//! `control` (what comes with a datagram), `errno` (what
-//! each error means), `peer` (where connections come from), `prepared` (rings that have no thread
-//! yet), `locked` (the memory that rings are charged for), [`mod@features`] (what this kernel can
+//! (`user_data`), `buffers` (the pools), `spill` (spilled bytes and their memory),
+//! `datagram_socket` and `control` (what comes with a datagram), `errno` (what each error means),
+//! `peer` (where connections come from), `prepared` (rings that have no thread yet), `locked` (the
+//! memory that rings are charged for), [`mod@features`] (what this kernel can
 //! do), `unusable` (why it cannot), `restrict` and `seal` (what rings and process may not do),
 //! `stdout` (what Rust's start-up code hides). [`client`] is the other end: what echo-load drives.
 
@@ -35,8 +35,8 @@ mod token;
 mod transport;
 mod unusable;
 
-pub use datagram_socket::DatagramSocket;
-pub use driver::{DATAGRAM_BUFFERS, Driver, DriverError, Settings};
+pub use datagram_socket::{DATAGRAM_BUFFERS, DatagramSocket};
+pub use driver::{Driver, DriverError, Settings};
 pub use features::{Features, Survey, probe, survey};
 pub use listening::{ListeningSocket, Owner};
 pub use locked::{charges_locked_memory, locked_memory_limit};

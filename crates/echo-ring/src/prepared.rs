@@ -6,8 +6,8 @@
 
 use std::ops::RangeInclusive;
 
-use super::buffers::{BufferRing, SMALL_GROUP};
-use super::driver::{DATAGRAM_BUFFERS, DATAGRAM_GROUP};
+use super::buffers::{BufferRing, DATAGRAM_GROUP, SMALL_GROUP};
+use super::datagram_socket::DATAGRAM_BUFFERS;
 use super::locked::{self, Maker};
 use super::ring::{self, Ring};
 use super::unusable::Unusable;

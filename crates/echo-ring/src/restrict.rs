@@ -50,14 +50,17 @@ const FLAGS: squeue::Flags = squeue::Flags::BUFFER_SELECT.union(squeue::Flags::S
 /// `IORING_REGISTER_ENABLE_RINGS` of include/uapi/linux/io_uring.h.
 const REGISTER_ENABLE_RINGS: u8 = 12;
 
+/// The operations of a ring that serves datagrams as well, or streams alone.
+pub(super) fn operations(with_datagrams: bool) -> impl Iterator<Item = (u8, &'static str)> {
+    OPERATIONS.into_iter().chain(DATAGRAM_OPERATIONS.into_iter().filter(move |_| with_datagrams))
+}
+
 /// Restricts a ring that was created disabled, and enables it. What is to be registered with it
 /// (the buffer ring) must have been: from here on the calling thread owns it, and it takes nothing
 /// but [`OPERATIONS`] with [`FLAGS`], and [`DATAGRAM_OPERATIONS`] if it serves datagrams.
 pub(super) fn restrict(ring: &IoUring, with_datagrams: bool) -> io::Result<()> {
-    let more = DATAGRAM_OPERATIONS.into_iter().filter(|_| with_datagrams);
-    let operations = OPERATIONS.into_iter().chain(more);
-    let operations = operations.map(|(code, _)| Restriction::sqe_op(code));
-    let mut list: Vec<Restriction> = operations.collect();
+    let mut list: Vec<Restriction> =
+        operations(with_datagrams).map(|(code, _)| Restriction::sqe_op(code)).collect();
     list.push(Restriction::sqe_flags_allowed(FLAGS.bits()));
     // No registration is needed any more. This one is refused by a ring that is enabled already, so
     // it opens nothing; a list without any might leave all of them open.

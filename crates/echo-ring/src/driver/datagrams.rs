@@ -18,24 +18,13 @@ use io_uring::{cqueue, opcode, squeue, types};
 
 use super::Driver;
 use super::send::TRIES;
-use crate::buffers::BufferRing;
+use crate::buffers::{BufferRing, DATAGRAM_GROUP};
 use crate::control;
-use crate::datagram_socket::{self, DatagramSocket, Layout};
+use crate::datagram_socket::{self, DATAGRAM_BUFFERS, DatagramSocket, Layout};
 use crate::errno;
 use crate::token::Token;
 use echo_core::datagram::Datagram;
 use echo_core::datagram::op::{BufferId, Event, Op, ReceiveEnd, SocketId};
-use echo_core::op::BufferClass;
-
-/// The buffer group of the pool for datagrams.
-pub(crate) const DATAGRAM_GROUP: u16 = 1;
-
-/// The pool of each worker that has a socket for datagrams. 32 buffers serve every load within 5 %
-/// of the best number, whatever the size of the datagrams; more are slower, as they leave the
-/// cache. Only what is used of a buffer takes memory. On Linux 6.1, where a multishot receive has
-/// no bound of its own, the pool is what ends it.
-pub const DATAGRAM_BUFFERS: BufferClass =
-    BufferClass { count: 32, size: datagram_socket::BUFFER_SIZE };
 
 /// `MSG_TRUNC` and `MSG_CTRUNC` as the header of a received datagram has them.
 const TRUNCATED: u32 = (libc::MSG_TRUNC | libc::MSG_CTRUNC) as u32;
