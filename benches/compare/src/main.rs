@@ -9,12 +9,14 @@ mod address;
 mod churn;
 mod comparison;
 mod cpu;
+mod datagrams;
 mod latency;
 mod pattern;
 mod plot;
 mod report;
 mod servers;
 mod steady;
+mod veth;
 mod works;
 
 use std::path::PathBuf;
