@@ -1,7 +1,7 @@
 //! Datagrams: each one goes back to where it came from, or is dropped and counted by reason.
 //!
 //! A sibling of `stream`, which knows nothing of it. There is no connection and no timer: a
-//! datagram is judged ([`guard`]), its source is charged for it ([`rate_limit`]), and it is
+//! datagram is judged (`guard`), its source is charged for it (`rate_limit`), and it is
 //! answered from the very buffer that it came in, with the addresses and control messages that it
 //! came with. The core sees addresses and lengths, never a payload.
 //!

@@ -90,7 +90,8 @@ impl Worker {
         self.datagrams.as_ref().map_or(&[], |datagrams| datagrams.responder.traffic())
     }
 
-    /// What the connections of each listener did, in the order of their [`ListenerId`].
+    /// What the connections of each listener did, in the order of their
+    /// [`ListenerId`](crate::op::ListenerId).
     #[must_use]
     pub fn listener_traffic(&self) -> &[Traffic] {
         self.server.listener_traffic()

@@ -66,7 +66,7 @@ pub struct Settings {
     pub memory: Arc<SpillMemory>,
     /// How long to look for work before sleeping.
     pub busy_poll: Option<Duration>,
-    /// The moment that is [`Timestamp`] 0.
+    /// The moment that is [`echo_core::op::Timestamp`] 0.
     pub origin: Instant,
 }
 
