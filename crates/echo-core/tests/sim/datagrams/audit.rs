@@ -81,6 +81,8 @@ pub(crate) struct Audit {
     owed: BTreeMap<u64, u64>,
     /// The last packet of each socket: what waits in a socket keeps its order.
     last: BTreeMap<SocketId, u64>,
+    /// Packets that the kernel has taken out of a socket.
+    pub(crate) packets: u64,
     /// Whether a socket was closed after a failure of the kernel: what waited there is lost.
     pub(crate) closed_in_pause: bool,
 }
@@ -102,6 +104,7 @@ impl Audit {
             drain: None,
             owed: BTreeMap::new(),
             last: BTreeMap::new(),
+            packets: 0,
             closed_in_pause: false,
         }
     }
@@ -350,6 +353,7 @@ impl Audit {
 
     /// The kernel has taken this packet out of a socket, which it is in so many pieces.
     pub(crate) fn arrived(&mut self, socket: SocketId, serial: u64, datagram: &Datagram) {
+        self.packets += 1;
         self.owed.insert(serial, pieces(datagram));
         let last = self.last.insert(socket, serial);
         assert!(last.is_none_or(|last| last < serial), "fake: {socket:?} is out of order");

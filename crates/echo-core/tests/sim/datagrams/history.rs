@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 
 use echo_core::admission::SourceKey;
 use echo_core::command::Command;
+use echo_core::datagram::op::SocketId;
 use echo_core::datagram::{
     Amount, BucketTable, DatagramParameters, DatagramTraffic, DropReason, Endpoint,
     REFLECT_SOURCE_PORTS, RateLimiter, Rates, SocketParameters,
@@ -489,7 +490,7 @@ impl History {
 
     /// Drains, and looks at what is left.
     pub(crate) fn finish(&mut self) {
-        self.kernel.datagrams.forgotten = 0;
+        let forgotten = self.kernel.datagrams.forgotten;
         let is_exact = !self.kernel.audit.is_draining() && self.handover.is_none();
         let last = self.turns + HEALED_TURNS_MAX;
         while !self.drained {
@@ -504,10 +505,21 @@ impl History {
         assert_eq!(self.kernel.datagrams.open_sockets(), 0, "rest: a socket is open");
         let (free, total) = self.kernel.datagrams.free_and_total();
         assert_eq!(free, total, "rest: a buffer is missing");
-        let forgotten = self.kernel.datagrams.forgotten;
+        let forgotten = self.kernel.datagrams.forgotten - forgotten;
         // With a buffer or two a drain may take more turns than it lasts.
         let is_exact = is_exact && !self.kernel.audit.closed_in_pause && self.scenario.buffers >= 4;
         assert!(!is_exact || forgotten == 0, "promise: {forgotten} datagrams are left behind");
+        self.check_packets();
+    }
+
+    /// Every packet was received, or waits for the next process, or was in a socket that nobody
+    /// has any more.
+    fn check_packets(&mut self) {
+        let fake = &mut self.kernel.datagrams;
+        let sockets = 0..self.scenario.sockets.len() as u16;
+        let waiting: usize = sockets.map(|socket| fake.take_waiting(SocketId(socket)).len()).sum();
+        let known = self.kernel.audit.packets + fake.forgotten + waiting as u64;
+        assert_eq!(fake.arrived, known, "rest: a packet is lost");
     }
 }
 

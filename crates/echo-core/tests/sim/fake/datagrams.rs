@@ -97,6 +97,8 @@ pub(crate) struct DatagramKernel {
     pub(crate) faults: DatagramFaults,
     /// What has been sent, oldest first, for whoever looks.
     pub(crate) sent: VecDeque<Answer>,
+    /// Packets that found room in a queue.
+    pub(crate) arrived: u64,
     /// Packets that found a queue full.
     pub(crate) overflowed: u64,
     /// Packets that were in a queue when its socket was closed for good.
@@ -138,6 +140,7 @@ impl DatagramKernel {
             choice,
             faults,
             sent: VecDeque::new(),
+            arrived: 0,
             overflowed: 0,
             forgotten: 0,
             length_max: usize::MAX,
@@ -182,6 +185,7 @@ impl DatagramKernel {
             return false;
         }
         queue.push_back(packet);
+        self.arrived += 1;
         true
     }
 
