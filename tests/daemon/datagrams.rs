@@ -176,7 +176,7 @@ fn the_reply_leaves_from_the_address_that_was_asked() {
 }
 
 /// Goal: 0 out of order, 0 lost, 0 doubled in each of four flows, with 32 datagrams under way in
-/// each. `ECHO_DATAGRAMS` sets how many there are in all; 1,000,000 by night.
+/// each. `ECHO_DATAGRAMS` sets how many there are in all: a million by night.
 #[test]
 fn the_order_of_a_flow_is_kept() {
     let _quiet = alone();

@@ -199,6 +199,34 @@ def sources_have_bytes(world):
     expect(set(dropped) == {"source-bytes"}, f"dropped {dropped}")
 
 
+def limits_are_not_saved_up(world):
+    """A source that is held to its bytes for seconds saves up no datagrams meanwhile, and the other
+    way round."""
+    world.pair()
+    world.client.run("ip address add 10.7.0.3/24 dev v1")
+    config = '[server]\nworkers = 1\n[datagram]\ndatagrams-per-source = 1000\n'
+    daemon = world.daemon(["udp:0.0.0.0:7"], config + 'bytes-per-source = "64KiB"\n')
+    large, small = bytes(1000), b""
+    for source, first, then in (("10.7.0.2", large, small), ("10.7.0.3", small, large)):
+        client = world.client.udp((source, 0), ("10.7.0.1", 7))
+        end = time.monotonic() + 3
+        while time.monotonic() < end:
+            for _ in range(1 if first else 10):
+                client.send(first)
+            time.sleep(0.01)
+        before = eventually(daemon.balanced, "replies are under way")
+        began = time.monotonic()
+        # As many as a socket holds, until five times a second's worth was sent.
+        for _ in range(50):
+            for _ in range(100 if first else 10):
+                client.send(then)
+            eventually(daemon.balanced, "replies are under way")
+        answered = wait_for(daemon, before, 5000 if first else 500)
+        worth = 1000 if first else 65.6
+        most = worth * (1 + time.monotonic() - began) + worth / 32 + 1
+        expect(answered <= most, f"{answered} answered after a pause, at most {most:.0f}")
+
+
 def access_lists(world):
     """A denied network gets no byte, and is counted."""
     world.pair()
@@ -230,5 +258,6 @@ CASES = [
     ("sources have limits", sources_have_limits),
     ("prefixes make sources", prefixes_make_sources),
     ("sources have bytes", sources_have_bytes),
+    ("limits are not saved up", limits_are_not_saved_up),
     ("access lists", access_lists),
 ]
