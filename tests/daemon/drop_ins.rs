@@ -193,7 +193,10 @@ fn check_tells_programs_in_json() {
     assert!(json["warnings"][0].as_str().unwrap().contains(":4:1: timeouts.stall: "), "{json}");
     let configuration = json["configuration"].as_object().unwrap();
     let sections: Vec<&str> = configuration.keys().map(String::as_str).collect();
-    assert_eq!(sections, ["access", "limits", "listener", "log", "server", "tcp", "timeouts"]);
+    assert_eq!(
+        sections,
+        ["access", "datagram", "limits", "listener", "log", "server", "tcp", "timeouts"]
+    );
     let server = json!({ "workers": "auto", "buffers": 64, "busy-poll": "off" });
     assert_eq!(configuration["server"], server);
     assert_eq!(configuration["access"], json!({ "allow": [], "deny": ["::1"] }));

@@ -1,5 +1,5 @@
-//! What tests of datagrams are made of: sockets that the daemon inherits, clients that compare every
-//! byte, and the figures of its listeners.
+//! What tests of datagrams are made of: sockets that the daemon inherits, clients that compare
+//! every byte, and the figures of its listeners.
 //!
 //! Nothing here waits for a fixed time: that a datagram was dropped is read from the figures.
 

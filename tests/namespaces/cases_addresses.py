@@ -18,7 +18,9 @@ def reply_address_ipv4(world):
         "ip address add 192.0.2.80/32 dev lo\n"
         "ip route add local 198.51.100.0/24 dev lo\n"
     )
-    world.client.run("ip route add 192.0.2.80 via 10.7.0.1; ip route add 198.51.100.0/24 via 10.7.0.1")
+    world.client.run(
+        "ip route add 192.0.2.80 via 10.7.0.1; ip route add 198.51.100.0/24 via 10.7.0.1"
+    )
     world.daemon(["udp:0.0.0.0:7", "udp:[::]:7777"])
     for port in (7, 7777):
         client = world.client.udp(("10.7.0.2", 0))
@@ -65,12 +67,14 @@ def two_links_with_one_scope(world):
 
 
 def direct_server_return(world):
-    """Asked at a virtual address over one link, it answers from there over another, by its routes."""
+    """Asked at a virtual address over one link, it answers from there over another link."""
     world.pair()
     world.second_link()
     # The balancer's part: the virtual address is reached over the first link alone, and the
     # client, which has an address of the second link, is reached over that alone.
-    world.server.run("ip address add 192.0.2.80/32 dev lo; ip -6 address add 2001:db8::80/128 dev lo")
+    world.server.run(
+        "ip address add 192.0.2.80/32 dev lo; ip -6 address add 2001:db8::80/128 dev lo"
+    )
     world.client.run(
         "ip route add 192.0.2.80 via 10.7.0.1; ip -6 route add 2001:db8::80 via fd00:7::1"
     )

@@ -28,7 +28,7 @@ def silence(world, first, second):
     eventually(quiet, lambda: f"no silence: {first.listeners_now()} {second.listeners_now()}")
     passed = len(world.tap.seen())
     sent = first.figure("datagrams_sent") + second.figure("datagrams_sent")
-    expect(passed == sent + 1, f"{passed} datagrams passed, but {sent} and the forged one were sent")
+    expect(passed == sent + 1, f"{passed} passed, but {sent} and the forged one were sent")
     return passed
 
 

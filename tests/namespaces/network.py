@@ -114,8 +114,8 @@ class Namespace:
 
 
 def link(one, two, name, number):
-    """A pair of interfaces: NAME0 in `one` with 10.NUMBER.0.1 and fd00:NUMBER::1, NAME1 in `two` with
-    the same but the last figure 2. Addresses are usable at once."""
+    """A pair of interfaces: NAME0 in `one` with 10.NUMBER.0.1 and fd00:NUMBER::1, NAME1 in `two`
+    with the same but the last figure 2. Addresses are usable at once."""
     # `ip` takes a path in the place of a name.
     target = f"/proc/{os.getpid()}/fd/{two.handle}"
     one.run(f"ip link add {name}0 type veth peer name {name}1 netns {target}")
