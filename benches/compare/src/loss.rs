@@ -38,8 +38,8 @@ const LENGTH: usize = 64;
 /// Bytes of the number that a datagram begins with.
 const NUMBER: usize = 8;
 
-/// After the last datagram so long may pass before the rest counts as lost.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// After the last datagram this time may pass before the rest counts as lost.
+const TIME_LIMIT: Duration = Duration::from_secs(1);
 
 /// The client sends what is due, looks for what has come, and then sleeps.
 const NAP: Duration = Duration::from_micros(200);
@@ -132,7 +132,7 @@ fn saturation(server: &Server, pattern: &Pattern) -> Result<u64, String> {
 /// Sends at that rate, to one flow after the other, and counts what comes back.
 fn run(address: &Address, pattern: &Pattern, rate: u64, length: Duration) -> Result<Count, String> {
     let open = || -> io::Result<Socket> {
-        let socket = address.connect(Ipv4Addr::LOCALHOST, PATIENCE)?;
+        let socket = address.connect(Ipv4Addr::LOCALHOST, TIME_LIMIT)?;
         socket.set_nonblocking(true)?;
         socket.set_recv_buffer_size(4 << 20)?;
         Ok(socket)
@@ -143,7 +143,7 @@ fn run(address: &Address, pattern: &Pattern, rate: u64, length: Duration) -> Res
     let began = Instant::now();
     let mut count = Count { sent: 0, received: 0, pause: Duration::ZERO };
     let (mut looked, mut last) = (began, began);
-    while count.received < total && last.elapsed() < PATIENCE {
+    while count.received < total && last.elapsed() < TIME_LIMIT {
         let now = Instant::now();
         count.pause = count.pause.max(now - looked);
         looked = now;
