@@ -89,7 +89,7 @@ fn bind_inet(
             Family::Tcp
         }
         Protocol::Udp => {
-            raise_receive_buffer(&socket);
+            raise_buffers(&socket);
             Family::Udp
         }
     };
@@ -141,18 +141,22 @@ pub(super) fn bind_inet_socket(
 /// default of 208 KiB holds 256 small datagrams or 3 large ones, so a pause of milliseconds loses
 /// some.
 const RECEIVE_BUFFER: usize = 4 << 20;
+/// The same for replies, as far as net.core.wmem_max permits. All clients of a socket share it: a
+/// reply that waits for the link-layer address of its receiver occupies it for up to three seconds.
+const SEND_BUFFER: usize = 4 << 20;
 
 /// See [`super::granted_receive_buffer`].
 pub(super) fn granted_receive_buffer() -> io::Result<usize> {
     let unix = || Socket::new(Domain::UNIX, Type::DGRAM, None);
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).or_else(|_| unix())?;
-    raise_receive_buffer(&socket);
+    raise_buffers(&socket);
     socket.recv_buffer_size()
 }
 
-fn raise_receive_buffer(socket: &Socket) {
+fn raise_buffers(socket: &Socket) {
     // The doctor reports the result.
     let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
+    let _ = socket.set_send_buffer_size(SEND_BUFFER);
 }
 
 /// See [`super::siblings`].
@@ -172,7 +176,7 @@ pub(super) fn siblings(socket: &OwnedFd, count: usize) -> io::Result<Vec<OwnedFd
             sibling.set_only_v6(false)?;
         }
         sibling.bind(&address)?;
-        raise_receive_buffer(&sibling);
+        raise_buffers(&sibling);
         Ok(sibling.into())
     };
     (0..count).map(|_| one()).collect()
