@@ -133,6 +133,7 @@ impl Assigned {
         let mut assigned = Self::default();
         assigned.owned.resize_with(workers, Owned::default);
         let mut next = 0;
+        let mut fewest: Option<(usize, String)> = None;
         for (index, listener) in listeners.iter_mut().enumerate() {
             let count = listener.sockets.len();
             match (listener.origin, listener.sockets.first()) {
@@ -140,8 +141,10 @@ impl Assigned {
                     let more = listen::siblings(first, workers - count.min(workers))?;
                     listener.sockets.extend(more);
                 }
-                (Origin::Inherited, _) if count < workers => {
-                    assigned.warnings.push(too_few(listener, workers));
+                (Origin::Inherited, _)
+                    if fewest.as_ref().is_none_or(|(least, _)| count < *least) =>
+                {
+                    fewest = Some((count, too_few(listener, workers)));
                 }
                 _ => {}
             }
@@ -159,10 +162,14 @@ impl Assigned {
                 owned.sockets.push(socket);
             }
         }
+        let is_any_without = assigned.owned.iter().any(|owned| owned.sockets.is_empty());
+        let warning = fewest.filter(|_| is_any_without);
+        assigned.warnings.extend(warning.map(|(_, warning)| warning));
         Ok(assigned)
     }
 }
 
+/// Some workers serve no datagrams; this listener has the fewest sockets.
 fn too_few(listener: &DatagramListener, workers: usize) -> String {
     format!(
         "{} ({}) has {}, so only as many of the {workers} workers serve it; for more, repeat \
