@@ -45,10 +45,12 @@ pub fn room(files_max: u64, workers: usize, sockets: Sockets) -> u32 {
     u32::try_from(room).unwrap_or(u32::MAX)
 }
 
-/// Bytes of locked memory that the kernel charges for the rings of `workers`.
+/// Bytes of locked memory that the kernel charges for the rings of `workers`, which may have to
+/// serve datagrams.
 #[must_use]
-pub fn locked_bytes(config: &Config, workers: usize) -> u64 {
-    echo_ring::locked_bytes_of_worker(config.server.buffers) * workers as u64
+pub fn locked_bytes(config: &Config, workers: usize, with_datagrams: bool) -> u64 {
+    let each = echo_ring::locked_bytes_of_worker(config.server.buffers, with_datagrams);
+    each * workers as u64
 }
 
 #[cfg(test)]

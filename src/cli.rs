@@ -69,8 +69,8 @@ pub struct Options {
     pub config: Option<PathBuf>,
 
     #[allow(rustdoc::broken_intra_doc_links, reason = "clap shows this text unchanged")]
-    /// Listen on ADDRESS instead of the configured listeners: 127.0.0.1:7777, [::1]:7777 or
-    /// unix:/path; repeatable
+    /// Listen on ADDRESS instead of the configured listeners: 127.0.0.1:7777, [::1]:7777,
+    /// udp:127.0.0.1:7777 or unix:/path; repeatable
     #[arg(long, value_name = "ADDRESS")]
     pub listen: Vec<String>,
 
@@ -109,7 +109,7 @@ fn instance(name: &str) -> Result<String, &'static str> {
 #[command(
     name = "echo-uring",
     version,
-    about = "TCP echo service (RFC 862) on io_uring",
+    about = "TCP and UDP echo service (RFC 862) on io_uring",
     after_help = "See echo-uring(8) and echo-uring.toml(5).",
     disable_help_subcommand = true
 )]

@@ -33,12 +33,14 @@ use std::path::{Path, PathBuf};
 
 use log::LevelFilter;
 
-pub use address::Address;
+pub use address::{Address, Protocol};
 pub use change::{Change, changes, in_force, spelled};
 pub use error::{ConfigError, Invalid};
 use file::{Place, Places, Role, Source};
 pub use json::judgement;
-pub use keys::{Access, Effect, Key, Limits, Log, SECTIONS, Section, Server, Tcp, Timeouts};
+pub use keys::{
+    Access, Datagram, Effect, Key, Limits, Log, SECTIONS, Section, Server, Tcp, Timeouts,
+};
 pub use network::Network;
 pub use value::Type;
 
@@ -59,6 +61,8 @@ pub struct Config {
     pub limits: Limits,
     /// `[timeouts]`
     pub timeouts: Timeouts,
+    /// `[datagram]`
+    pub datagram: Datagram,
     /// `[tcp]`
     pub tcp: Tcp,
     /// `[log]`
@@ -254,6 +258,7 @@ impl Default for Config {
             access: Access::default(),
             limits: Limits::default(),
             timeouts: Timeouts::default(),
+            datagram: Datagram::default(),
             tcp: Tcp::default(),
             log: Log::default(),
         }
@@ -263,7 +268,7 @@ impl Default for Config {
 fn builtin_listeners() -> Vec<ListenerConfig> {
     let builtin = |name: &str, address: SocketAddr| ListenerConfig {
         name: name.to_owned(),
-        address: Some(Address::Inet(address)),
+        address: Some(Address::Inet(Protocol::Tcp, address)),
         kind: Kind::Echo,
         builtin_default: true,
     };

@@ -5,6 +5,7 @@
 //! manager or the log without delaying an echo.
 
 mod admission_policy;
+mod datagrams;
 mod job;
 mod next_version;
 mod report;

@@ -11,6 +11,7 @@ mod confinement;
 mod finding;
 mod kernel;
 mod limits;
+mod receive_buffer;
 mod running;
 mod sandbox;
 mod service;
@@ -47,21 +48,30 @@ fn findings(doctor: &DoctorOptions) -> Vec<Finding> {
         Err(finding) => (None, vec![finding]),
     };
     let service = service.as_ref();
-    let mut findings = kernel::findings(service.and_then(|service| service.account.as_ref()));
-    let config = configuration(doctor, service, &mut findings);
+    let mut configured = Vec::new();
+    let config = configuration(doctor, service, &mut configured);
+    let Listening { findings: listening, with_datagrams } = match service {
+        Some(service) => addresses::look(service, &config),
+        None => sockets::look(&config),
+    };
+    let account = service.and_then(|service| service.account.as_ref());
+    let mut findings = kernel::findings(account, with_datagrams);
+    findings.extend(configured);
     findings.extend(units);
     running::findings(&mut findings);
-    limits::findings(&config, service, &mut findings);
+    limits::findings(&config, service, with_datagrams, &mut findings);
     sockets::longest_backlog(&mut findings);
-    match service {
-        Some(service) => {
-            findings.extend(addresses::findings(service));
-            findings.extend(confinement::findings(service));
-        }
-        None => sockets::findings(&config, &mut findings),
-    }
+    findings.extend(listening);
+    findings.extend(service.map(confinement::findings).unwrap_or_default());
     sandbox::findings(&mut findings);
     findings
+}
+
+/// The addresses that the service has, or would have.
+struct Listening {
+    findings: Vec<Finding>,
+    /// Whether one of them is for datagrams.
+    with_datagrams: bool,
 }
 
 /// The installed units. With --listen the question is about a daemon started by hand instead.

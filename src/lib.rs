@@ -24,6 +24,7 @@ pub mod handover;
 pub mod listen;
 pub mod logging;
 pub mod metrics;
+pub mod rate_limiter;
 pub mod source_limiter;
 pub mod systemd;
 pub mod worker;

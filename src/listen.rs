@@ -22,7 +22,7 @@ use socket2::{SockAddr, SockRef, TcpKeepalive};
 pub use bound::SocketFile;
 pub use handshakes::{TIMEOUT as HANDSHAKE_TIMEOUT, admit_new, is_any_half_open, refuse_new};
 
-use crate::config::{Address, Kind, ListenerConfig, Tcp};
+use crate::config::{Address, Kind, ListenerConfig, Protocol, Tcp};
 
 /// The maximum keepalive time and interval of the kernel (`MAX_TCP_KEEPIDLE`) and the maximum
 /// number of probes (`MAX_TCP_KEEPCNT`), with which the kernel never probes by itself. The core
@@ -46,12 +46,13 @@ pub struct Opened {
     pub warnings: Vec<String>,
 }
 
-/// A listening stream socket, blocking and close-on-exec, with all its options set.
+/// A listening stream socket or a bound datagram socket, blocking and close-on-exec, with all its
+/// options set.
 #[derive(Debug)]
 pub struct Listener {
     /// From the configuration or from `LISTEN_FDNAMES`; "inherited" if that has no name.
     pub name: String,
-    /// As printed: `127.0.0.1:7777`, `[::1]:7`, `unix:/path`, or `unix:@name` for an abstract
+    /// As printed: `127.0.0.1:7777`, `udp:[::1]:7`, `unix:/path`, or `unix:@name` for an abstract
     /// address.
     pub address: String,
     /// What is served there, from the configuration or from the name of an inherited socket.
@@ -82,6 +83,8 @@ pub enum Family {
     Tcp,
     /// Unix streams: connections inherit no option (seen on Linux 6.18), so the driver sets them.
     Unix,
+    /// UDP: there are no connections.
+    Udp,
 }
 
 /// Why listening failed. `Display` is one line that ends with the remedy.
@@ -196,21 +199,22 @@ fn errno(error: &io::Error) -> Errno {
 
 fn bind_remedy(address: &Address, cause: &io::Error) -> String {
     let inet = match address {
-        Address::Inet(inet) => *inet,
-        Address::Zoned(_, zone) if errno(cause) == Errno::ENODEV => {
+        Address::Inet(_, inet) => *inet,
+        Address::Zoned(.., zone) if errno(cause) == Errno::ENODEV => {
             return format!("there is no interface {zone}; use one listed by \"ip link\"");
         }
-        Address::Zoned(inet, _) => SocketAddr::from(*inet),
+        Address::Zoned(_, inet, _) => SocketAddr::from(*inet),
         Address::Unix(_) if errno(cause) == Errno::EADDRINUSE => {
             return "stop the program that listens there or use another path".to_owned();
         }
         Address::Unix(_) => return "use a directory that exists and is writable".to_owned(),
     };
     let port = inet.port();
+    let kind = if address.is_udp() { 'u' } else { 't' };
     match errno(cause) {
         Errno::EADDRINUSE => format!(
-            "find the program that uses it with \"ss -ltnp sport = :{port}\", or use another port \
-             with --listen"
+            "find the program that uses it with \"ss -l{kind}np sport = :{port}\", or use another \
+             port with --listen"
         ),
         Errno::EACCES | Errno::EPERM => format!(
             "for ports below 1024 use socket activation (systemctl start echo-uring.socket) or set \
@@ -241,16 +245,38 @@ pub fn is_anything_inherited() -> bool {
 ///
 /// # Errors
 /// Why it cannot be bound.
-pub fn rehearse(address: SocketAddr) -> Result<(), ListenError> {
-    bound::bind_inet_socket(address).map(drop)
+pub fn rehearse(protocol: Protocol, address: SocketAddr) -> Result<(), ListenError> {
+    bound::bind_inet_socket(protocol, address).map(drop)
 }
 
 /// The same on the interface that `zone` names.
 ///
 /// # Errors
 /// As above, and when there is no such interface.
-pub fn rehearse_in_zone(address: SocketAddrV6, zone: &str) -> Result<(), ListenError> {
-    rehearse(bound::in_zone(address, zone)?.into())
+pub fn rehearse_in_zone(
+    protocol: Protocol,
+    address: SocketAddrV6,
+    zone: &str,
+) -> Result<(), ListenError> {
+    rehearse(protocol, bound::in_zone(protocol, address, zone)?.into())
+}
+
+/// The receive buffer that a UDP socket gets which the daemon binds, in bytes as SO_RCVBUF reports
+/// them. It depends on the sysctl net.core.rmem_max.
+///
+/// # Errors
+/// When the system refuses a socket.
+pub fn granted_receive_buffer() -> io::Result<usize> {
+    bound::granted_receive_buffer()
+}
+
+/// Binds `count` more sockets to the address of a UDP socket that was bound here (SO_REUSEPORT):
+/// the kernel then spreads flows over all of them.
+///
+/// # Errors
+/// When the system refuses it.
+pub fn siblings(socket: &OwnedFd, count: usize) -> io::Result<Vec<OwnedFd>> {
+    bound::siblings(socket, count)
 }
 
 /// The sockets that a service manager passed.
@@ -324,6 +350,14 @@ pub fn open_beside(
     Ok(Opened { listeners, bundles, warnings })
 }
 
+/// An address of this protocol as shown in log messages.
+fn printed_for(protocol: Protocol, address: &SockAddr) -> String {
+    match protocol {
+        Protocol::Tcp => printed(address),
+        Protocol::Udp => format!("udp:{}", printed(address)),
+    }
+}
+
 /// An address as shown in log messages.
 fn printed(address: &SockAddr) -> String {
     if let Some(inet) = address.as_socket() {
@@ -352,6 +386,9 @@ fn on_one_line(text: &str) -> String {
 
 fn prepare(listener: &Listener, tcp: &Tcp, warnings: &mut Vec<String>) -> Result<(), ListenError> {
     let socket = SockRef::from(&listener.socket);
+    if listener.family == Family::Udp {
+        return Ok(());
+    }
     let fault = |act| {
         let address = listener.address.clone();
         move |cause| ListenError::System { address, act, cause }

@@ -8,7 +8,9 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use echo_core::datagram::DatagramTraffic;
 use echo_core::stats::{Stats, Traffic};
+use echo_core::worker::Worker;
 
 /// How far a busy worker lets its board lag behind, in microseconds.
 pub const AGE_MAX_US: u64 = 10_000;
@@ -30,6 +32,31 @@ pub struct Shown {
     pub stats: Stats,
     /// What the connections of each listener did.
     pub listeners: Vec<Traffic>,
+    /// What the datagram sockets of each listener did.
+    pub datagram_listeners: Vec<DatagramTraffic>,
+}
+
+/// The counters of a worker, as it has them.
+#[derive(Clone, Debug)]
+pub struct Counted<'a> {
+    /// See [`Shown::stats`].
+    pub stats: Stats,
+    /// See [`Shown::listeners`].
+    pub listeners: &'a [Traffic],
+    /// See [`Shown::datagram_listeners`].
+    pub datagram_listeners: &'a [DatagramTraffic],
+}
+
+impl<'a> Counted<'a> {
+    /// Those of `worker`.
+    #[must_use]
+    pub fn of(worker: &'a Worker) -> Self {
+        Self {
+            stats: worker.stats(),
+            listeners: worker.listener_traffic(),
+            datagram_listeners: worker.datagram_traffic(),
+        }
+    }
 }
 
 impl Shown {
@@ -42,6 +69,11 @@ impl Shown {
         for (mine, theirs) in self.listeners.iter_mut().zip(&other.listeners) {
             mine.add(theirs);
         }
+        let count = self.datagram_listeners.len().max(other.datagram_listeners.len());
+        self.datagram_listeners.resize_with(count, DatagramTraffic::default);
+        for (mine, theirs) in self.datagram_listeners.iter_mut().zip(&other.datagram_listeners) {
+            mine.add(theirs);
+        }
     }
 }
 
@@ -51,7 +83,7 @@ impl Board {
     /// brought no events. If somebody reads at this very moment, a later turn shows them.
     pub fn publish<'a>(
         &self,
-        counted: impl FnOnce() -> (Stats, &'a [Traffic]),
+        counted: impl FnOnce() -> Counted<'a>,
         clock_us: u64,
         published_us: &mut u64,
         idle: bool,
@@ -66,23 +98,25 @@ impl Board {
 
     /// To be called instead of [`Self::publish`] at the end of a worker's last turn. It waits for
     /// who reads at this very moment, for there is no later turn; a reader only copies.
-    pub fn publish_last(&self, stats: Stats, listeners: &[Traffic]) {
+    pub fn publish_last(&self, counted: Counted<'_>) {
         let shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        self.write(shown, stats, listeners);
+        self.write(shown, counted);
     }
 
     /// Shows these figures unless somebody reads at this very moment.
-    fn show(&self, (stats, listeners): (Stats, &[Traffic])) -> bool {
+    fn show(&self, counted: Counted<'_>) -> bool {
         let Ok(shown) = self.shown.try_lock() else { return false };
-        self.write(shown, stats, listeners);
+        self.write(shown, counted);
         true
     }
 
-    fn write(&self, mut shown: MutexGuard<'_, Shown>, stats: Stats, listeners: &[Traffic]) {
-        shown.stats = stats;
+    fn write(&self, mut shown: MutexGuard<'_, Shown>, counted: Counted<'_>) {
+        shown.stats = counted.stats;
         // Nothing is allocated but the first time.
         shown.listeners.clear();
-        shown.listeners.extend_from_slice(listeners);
+        shown.listeners.extend_from_slice(counted.listeners);
+        shown.datagram_listeners.clear();
+        shown.datagram_listeners.extend_from_slice(counted.datagram_listeners);
         self.wanted.store(false, Ordering::Relaxed);
         self.stale.store(false, Ordering::Release);
     }
@@ -128,7 +162,8 @@ mod tests {
         let traffic = Traffic { accepted, ..Traffic::default() };
         let listeners = [traffic.clone()];
         let stats = Stats { traffic, ..Stats::default() };
-        board.publish(|| (stats, &listeners), now, published, idle);
+        let counted = || Counted { stats, listeners: &listeners, datagram_listeners: &[] };
+        board.publish(counted, now, published, idle);
     }
 
     #[test]
@@ -169,7 +204,8 @@ mod tests {
         std::thread::scope(|scope| {
             let traffic = Traffic { accepted: 3, ..Traffic::default() };
             let last = Stats { traffic, ..Stats::default() };
-            let ending = scope.spawn(|| board.publish_last(last, &[]));
+            let counted = Counted { stats: last, listeners: &[], datagram_listeners: &[] };
+            let ending = scope.spawn(|| board.publish_last(counted));
             std::thread::sleep(std::time::Duration::from_millis(20));
             assert!(!ending.is_finished(), "it did not wait for the reader");
             drop(reader);

@@ -8,10 +8,9 @@ use std::sync::{Mutex, PoisonError, TryLockError};
 
 use echo_core::command::Command;
 use echo_core::kernel::Kernel;
-use echo_core::stats::{Stats, Traffic};
 use echo_core::worker::{Status, Worker};
 
-use crate::metrics::Board;
+use crate::metrics::{Board, Counted};
 
 /// What the daemon and one worker tell each other.
 #[derive(Debug, Default)]
@@ -98,7 +97,7 @@ pub fn run<K: Kernel>(
 ) -> Result<Outcome, K::Error> {
     worker.start(kernel)?;
     // From here on a board has room for every counter.
-    shared.board.publish(|| counted(worker), 0, &mut 0, true);
+    shared.board.publish(|| Counted::of(worker), 0, &mut 0, true);
     shared.ready.store(true, Ordering::Release);
     on_ready();
     serve(kernel, worker, shared)
@@ -133,17 +132,13 @@ fn serve<K: Kernel>(
         match status {
             Status::Running { idle } => {
                 let clock_us = worker.clock_us();
-                shared.board.publish(|| counted(worker), clock_us, &mut published_us, idle);
+                shared.board.publish(|| Counted::of(worker), clock_us, &mut published_us, idle);
             }
             Status::Drained => break Outcome::Drained,
             Status::Quiescent => break Outcome::Quiescent,
         }
     };
-    shared.board.publish_last(worker.stats(), worker.listener_traffic());
+    shared.board.publish_last(Counted::of(worker));
     shared.ended.store(true, Ordering::Release);
     Ok(outcome)
-}
-
-fn counted(worker: &Worker) -> (Stats, &[Traffic]) {
-    (worker.stats(), worker.listener_traffic())
 }

@@ -114,6 +114,7 @@ impl Service {
         };
         let memory = SpillMemory::new(64 << 20);
         let mut driver = Driver::new(Settings {
+            datagram_sockets: Vec::new(),
             listeners: Arc::from([listener]),
             wake: Arc::clone(&self.wake),
             buffers: BUFFERS,

@@ -75,7 +75,7 @@ fn the_shipped_file_an_empty_file_and_the_defaults_are_one() {
     assert_eq!(parsed(SHIPPED), Ok(Config::default()));
     assert_eq!(parsed(""), Ok(Config::default()));
     assert_eq!(
-        parsed("[server]\n[access]\n[limits]\n[timeouts]\n[tcp]\n[log]\n"),
+        parsed("[server]\n[access]\n[limits]\n[timeouts]\n[datagram]\n[tcp]\n[log]\n"),
         Ok(Config::default())
     );
 }
@@ -251,6 +251,30 @@ fn each_error_names_line_key_and_cure() {
         ),
         ("timeouts.stall", long, &[("'soon'", "\"soon\" is not a duration")]),
         (
+            "datagram.datagrams-per-source",
+            "use a number from 128 to 1000000000 or \"off\"",
+            &[("127", "127 is out of range"), ("'7'", "\"7\" is not a whole number")],
+        ),
+        (
+            "datagram.bytes-per-source",
+            "use a size from \"64KiB\" to \"1TiB\" or \"off\"",
+            &[("'63KiB'", "\"63KiB\" is out of range")],
+        ),
+        (
+            "datagram.reflect-source-ports",
+            "use a number from 1 to 65535",
+            &[
+                ("[0]", "0 is out of range"),
+                ("[65536]", "65536 is out of range"),
+                ("['7']", "\"7\" is not a whole number"),
+            ],
+        ),
+        (
+            "datagram.reflect-source-ports",
+            "use one such as [7, 53]",
+            &[("7", "7 is not a list"), ("'7'", "\"7\" is not a list")],
+        ),
+        (
             "timeouts.drain",
             "use a duration from \"0s\" to \"1h\"",
             &[("'off'", "\"off\" is not a duration"), ("'61m'", "\"61m\" is out of range")],
@@ -313,7 +337,7 @@ fn unknown_sections_and_keys_are_refused_with_those_that_there_are() {
         (
             "[something]\n",
             "1:2: something: unknown section; use [server], [[listener]], [access], [limits], \
-             [timeouts], [tcp], [log]",
+             [timeouts], [datagram], [tcp], [log]",
         ),
         (
             "[[listener]]\nname = 'a'\nport = 7\n",
@@ -483,7 +507,7 @@ fn the_command_line_wins_over_the_file() {
 #[test]
 fn every_key_of_the_shipped_file_is_in_the_manual() {
     let keys = shipped_keys();
-    assert_eq!(keys.len(), 27, "a key was added or lost: {keys:?}");
+    assert_eq!(keys.len(), 30, "a key was added or lost: {keys:?}");
     let table: toml::Table = SHIPPED.parse().unwrap();
     for (section, key) in keys {
         let heading = match &table[&section] {
@@ -528,6 +552,9 @@ fn a_change_of_any_key_is_noticed_and_put_off_or_in_force() {
         ("timeouts.lifetime", "'7s'"),
         ("timeouts.drain", "'7s'"),
         ("timeouts.drain-lead", "'7s'"),
+        ("datagram.datagrams-per-source", "700"),
+        ("datagram.bytes-per-source", "'7MiB'"),
+        ("datagram.reflect-source-ports", "[7]"),
         ("tcp.nodelay", "false"),
         ("tcp.keepalive", "'7s'"),
         ("tcp.user-timeout", "'7s'"),

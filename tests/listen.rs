@@ -302,7 +302,8 @@ fn is_child() -> bool {
             assert_eq!(warnings, [] as [String; 0]);
             let lines = listeners.iter().map(|listener| {
                 let socket = SockRef::from(&listener.socket);
-                assert!(socket.out_of_band_inline().unwrap());
+                let is_stream = listener.family != Family::Udp;
+                assert_eq!(is_stream, socket.out_of_band_inline().unwrap_or(false));
                 assert!(!socket.nonblocking().unwrap());
                 let flags = nix::fcntl::fcntl(&listener.socket, nix::fcntl::FcntlArg::F_GETFD);
                 assert_eq!(flags, Ok(nix::libc::FD_CLOEXEC));
@@ -358,6 +359,21 @@ fn sockets_of_every_kind_are_inherited() {
         path.display()
     );
     assert_eq!(found, expected);
+}
+
+#[test]
+fn a_udp_socket_is_inherited() {
+    if is_child() {
+        return;
+    }
+    let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = udp.local_addr().unwrap();
+    let found = child(
+        "a_udp_socket_is_inherited",
+        "export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=echo; exec 3<&0",
+        vec![udp.into()],
+    );
+    assert_eq!(found, format!("Inherited udp:{address} (echo)\n"));
 }
 
 #[test]
@@ -421,9 +437,12 @@ fn whatever_does_not_listen_is_refused_by_number() {
     if is_child() {
         return;
     }
-    let streams = "; pass listening stream sockets only, as ListenStream= does\n";
-    let datagram = "69 inherited fd 4 is a datagram socket; \
-                    use ListenStream= in the socket unit, not ListenDatagram=\n";
+    let streams = "; pass listening stream sockets and UDP sockets only\n";
+    let datagram = "69 inherited fd 4 is a Unix datagram socket; \
+                    use ListenStream= in the socket unit, or a UDP address\n";
+    let of_status = "69 inherited fd 4 is a UDP socket of the name of a service that needs \
+                      connections; use ListenStream= in its socket unit, or another \
+                      FileDescriptorName=\n";
     let silent = "69 inherited fd 4 is a stream socket that does not listen; \
                   use Accept=no in the socket unit\n";
     let unbound = |domain, kind| OwnedFd::from(Socket::new(domain, kind, None).unwrap());
@@ -434,7 +453,7 @@ fn whatever_does_not_listen_is_refused_by_number() {
     let sequenced =
         format!("69 inherited fd 4 is a socket other than an IPv4, IPv6 or Unix stream{streams}");
     for (socket, expected) in [
-        (Some(OwnedFd::from(udp)), datagram.to_owned()),
+        (Some(OwnedFd::from(udp)), of_status.to_owned()),
         (Some(unbound(Domain::UNIX, Type::DGRAM)), datagram.to_owned()),
         (Some(unbound(Domain::UNIX, Type::SEQPACKET)), sequenced),
         (Some(unbound(Domain::IPV4, Type::STREAM)), silent.to_owned()),
@@ -445,7 +464,7 @@ fn whatever_does_not_listen_is_refused_by_number() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let found = child(
             "whatever_does_not_listen_is_refused_by_number",
-            "export LISTEN_PID=$$ LISTEN_FDS=2; exec 3<&0 4<&1",
+            "export LISTEN_PID=$$ LISTEN_FDS=2 LISTEN_FDNAMES=echo:status; exec 3<&0 4<&1",
             [Some(listener.into()), socket].into_iter().flatten().collect(),
         );
         assert_eq!(found, expected);

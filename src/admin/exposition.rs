@@ -10,7 +10,7 @@ use prometheus::proto::{
 };
 use prometheus::{Encoder, TextEncoder};
 
-use super::snapshot::{ListenerFigures, Ring, Snapshot, State, Traffic};
+use super::snapshot::{DatagramListenerFigures, ListenerFigures, Ring, Snapshot, State, Traffic};
 
 /// Upper bounds of the residence time buckets, in microseconds as powers of two: 4 µs to 17 s.
 const BUCKETS: [u32; 20] = [2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 20, 22, 24];
@@ -19,7 +19,9 @@ const BUCKETS: [u32; 20] = [2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 
 pub(super) fn text(snapshot: &Snapshot) -> Vec<u8> {
     let mut families = of_process(snapshot);
     families.extend(of_listeners(&snapshot.listeners));
+    families.extend(of_datagrams(&snapshot.datagram_listeners));
     families.push(residence(snapshot));
+    families.iter_mut().for_each(merge);
     // A family without a metric (no listener yet) is an error to the encoder.
     families.retain(|family| !family.get_metric().is_empty());
     let mut text = Vec::new();
@@ -151,6 +153,64 @@ fn of_listeners(listeners: &[ListenerFigures]) -> Vec<MetricFamily> {
     ]
 }
 
+/// None of these exists if there is no listener for datagrams.
+fn of_datagrams(listeners: &[DatagramListenerFigures]) -> Vec<MetricFamily> {
+    fn labels(it: &DatagramListenerFigures) -> [(&'static str, &str); 2] {
+        [("listener", &it.name), ("protocol", "udp")]
+    }
+    let count = |name, help, value: fn(&DatagramListenerFigures) -> u64| {
+        let each = listeners.iter().map(|it| counter(&labels(it), value(it)));
+        family(name, help, MetricType::COUNTER, each.collect())
+    };
+    let dropped = listeners.iter().flat_map(|it| {
+        let [name, protocol] = labels(it);
+        let counts = it.dropped.iter();
+        counts.map(move |(reason, count)| counter(&[name, protocol, ("reason", reason)], *count))
+    });
+    let dropped = family(
+        "datagrams_dropped_total",
+        "Datagrams received and not answered, by reason.",
+        MetricType::COUNTER,
+        dropped.collect(),
+    );
+    vec![
+        count("datagrams_received_total", "Datagrams received.", |it| it.datagrams_received),
+        count("datagrams_sent_total", "Datagrams sent back.", |it| it.datagrams_sent),
+        count("datagram_bytes_received_total", "Payload of datagrams received.", |it| {
+            it.bytes_received
+        }),
+        count("datagram_bytes_sent_total", "Payload of datagrams sent back.", |it| it.bytes_sent),
+        dropped,
+        count(
+            "datagrams_kernel_dropped_total",
+            "Datagrams that the kernel dropped at a full receive buffer, since the socket exists.",
+            |it| it.kernel_dropped,
+        ),
+    ]
+}
+
+/// Makes one metric of those with the same labels: several listeners may have one name, as those of
+/// a socket unit with several addresses do. Prometheus rejects a series that comes twice.
+fn merge(family: &mut MetricFamily) {
+    let kind = family.get_field_type();
+    let mut merged: Vec<Metric> = Vec::new();
+    for metric in family.take_metric() {
+        let same = merged.iter_mut().find(|known| known.get_label() == metric.get_label());
+        match (same, kind) {
+            (Some(known), MetricType::COUNTER) => {
+                let sum = known.get_counter().get_value() + metric.get_counter().get_value();
+                known.set_counter(counter_of(sum));
+            }
+            (Some(known), MetricType::GAUGE) => {
+                let sum = known.get_gauge().get_value() + metric.get_gauge().get_value();
+                known.set_gauge(gauge_of(sum));
+            }
+            (None | Some(_), _) => merged.push(metric),
+        }
+    }
+    family.set_metric(merged);
+}
+
 fn labels(listener: &ListenerFigures) -> [(&'static str, &str); 2] {
     [("listener", &listener.name), ("protocol", &listener.protocol)]
 }
@@ -193,19 +253,27 @@ fn family(name: &str, help: &str, kind: MetricType, metrics: Vec<Metric>) -> Met
 }
 
 fn gauge(labels: &[(&str, &str)], value: f64) -> Metric {
-    let mut gauge = Gauge::default();
-    gauge.set_value(value);
     let mut metric = labelled(labels);
-    metric.set_gauge(gauge);
+    metric.set_gauge(gauge_of(value));
     metric
 }
 
+fn gauge_of(value: f64) -> Gauge {
+    let mut gauge = Gauge::default();
+    gauge.set_value(value);
+    gauge
+}
+
 fn counter(labels: &[(&str, &str)], value: u64) -> Metric {
-    let mut counter = Counter::default();
-    counter.set_value(value as f64);
     let mut metric = labelled(labels);
-    metric.set_counter(counter);
+    metric.set_counter(counter_of(value as f64));
     metric
+}
+
+fn counter_of(value: f64) -> Counter {
+    let mut counter = Counter::default();
+    counter.set_value(value);
+    counter
 }
 
 fn labelled(labels: &[(&str, &str)]) -> Metric {
@@ -218,4 +286,70 @@ fn labelled(labels: &[(&str, &str)]) -> Metric {
     let mut metric = Metric::default();
     metric.set_label(labels.iter().map(pair).collect());
     metric
+}
+
+#[cfg(test)]
+mod tests {
+    use echo_core::datagram::DatagramTraffic;
+
+    use super::*;
+
+    fn page(snapshot: &Snapshot) -> String {
+        String::from_utf8(text(snapshot)).unwrap()
+    }
+
+    /// Goal: listeners of one name, as those of a socket unit with two addresses, are one series.
+    #[test]
+    fn a_series_comes_once() {
+        let listener = |address: &str, bytes_sent| ListenerFigures {
+            name: "echo".to_owned(),
+            address: address.to_owned(),
+            protocol: "tcp".to_owned(),
+            traffic: Traffic { bytes_sent, connections: 1, ..Traffic::default() },
+        };
+        let listeners = vec![listener("127.0.0.1:7", 3), listener("[::1]:7", 4)];
+        let page = page(&Snapshot { listeners, ..Snapshot::default() });
+        for series in [
+            "echo_uring_sent_bytes_total{listener=\"echo\",protocol=\"tcp\"} 7",
+            "echo_uring_connections{listener=\"echo\",protocol=\"tcp\"} 2",
+        ] {
+            assert_eq!(page.lines().filter(|line| *line == series).count(), 1, "{page}");
+        }
+        let mut series: Vec<&str> =
+            page.lines().filter_map(|line| line.rsplit_once(' ').map(|it| it.0)).collect();
+        series.retain(|line| !line.starts_with('#'));
+        let count = series.len();
+        series.sort_unstable();
+        series.dedup();
+        assert_eq!(series.len(), count, "{page}");
+    }
+
+    #[test]
+    fn datagrams_have_their_own_metrics() {
+        assert!(!page(&Snapshot::default()).contains("datagram"));
+        let mut traffic = DatagramTraffic {
+            datagrams_in: 9,
+            bytes_in: 900,
+            datagrams_out: 7,
+            bytes_out: 700,
+            ..DatagramTraffic::default()
+        };
+        traffic.dropped[4] = 2;
+        let listener = DatagramListenerFigures::new(("echo", "udp:0.0.0.0:7"), &traffic, 5);
+        let datagram_listeners = vec![listener];
+        let page = page(&Snapshot { datagram_listeners, ..Snapshot::default() });
+        let labels = "listener=\"echo\",protocol=\"udp\"";
+        for (name, more, count) in [
+            ("datagrams_received_total", "", 9),
+            ("datagrams_sent_total", "", 7),
+            ("datagram_bytes_received_total", "", 900),
+            ("datagram_bytes_sent_total", "", 700),
+            ("datagrams_dropped_total", ",reason=\"source-port\"", 2),
+            ("datagrams_dropped_total", ",reason=\"send-buffer\"", 0),
+            ("datagrams_kernel_dropped_total", "", 5),
+        ] {
+            let line = format!("echo_uring_{name}{{{labels}{more}}} {count}\n");
+            assert!(page.contains(&line), "{line:?} is missing:\n{page}");
+        }
+    }
 }

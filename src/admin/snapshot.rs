@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use echo_core::datagram::{DatagramTraffic, DropReason};
 use echo_core::histogram::Histogram;
 use echo_core::reason::{CloseReason, RefuseReason};
 use echo_core::stats::{self, Stats};
@@ -62,6 +63,9 @@ pub struct Snapshot {
     pub total: Figures,
     /// Each echo listener, over all workers.
     pub listeners: Vec<ListenerFigures>,
+    /// Each listener for datagrams, over all workers.
+    #[serde(default)]
+    pub datagram_listeners: Vec<DatagramListenerFigures>,
     /// Each worker, over all listeners.
     pub workers: Vec<WorkerFigures>,
 }
@@ -186,6 +190,45 @@ pub struct ListenerFigures {
     /// The traffic of its connections.
     #[serde(flatten)]
     pub traffic: Traffic,
+}
+
+/// The counters of one listener for datagrams.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct DatagramListenerFigures {
+    /// Its name.
+    pub name: String,
+    /// Its address.
+    pub address: String,
+    /// Datagrams received.
+    pub datagrams_received: u64,
+    /// Datagrams sent back.
+    pub datagrams_sent: u64,
+    /// Bytes of payload received.
+    pub bytes_received: u64,
+    /// Bytes of payload sent back.
+    pub bytes_sent: u64,
+    /// Datagrams dropped, by reason.
+    pub dropped: BTreeMap<String, u64>,
+    /// Datagrams that the kernel dropped because a receive buffer was full, since the sockets were
+    /// made: inherited ones may be older than the daemon.
+    pub kernel_dropped: u64,
+}
+
+impl DatagramListenerFigures {
+    /// The figures of the listener with this name and address.
+    #[must_use]
+    pub fn new((name, address): (&str, &str), traffic: &DatagramTraffic, drops: u64) -> Self {
+        Self {
+            name: name.to_owned(),
+            address: address.to_owned(),
+            datagrams_received: traffic.datagrams_in,
+            datagrams_sent: traffic.datagrams_out,
+            bytes_received: traffic.bytes_in,
+            bytes_sent: traffic.bytes_out,
+            dropped: by_reason(DropReason::ALL.map(DropReason::name), &traffic.dropped),
+            kernel_dropped: drops,
+        }
+    }
 }
 
 /// The counters of one worker.

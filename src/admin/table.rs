@@ -1,16 +1,20 @@
-//! A snapshot as text: a summary line, a table of listeners, a table of workers, and errors.
+//! A snapshot as text: a summary line, tables of listeners and of workers, and errors.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use super::snapshot::{Figures, Snapshot};
+use super::snapshot::Snapshot;
 
 /// The text, with rates since the snapshot `before`, if there is one.
 pub(super) fn text(snapshot: &Snapshot, before: Option<&Snapshot>) -> String {
     let mut text = heading(snapshot);
     text += "\n";
     text += &table(&listeners(snapshot, before));
+    if !snapshot.datagram_listeners.is_empty() {
+        text += "\n";
+        text += &table(&datagram_listeners(snapshot, before));
+    }
     text += "\n";
     text += &table(&workers(snapshot, before));
     let residence = snapshot.total.residence_seconds;
@@ -25,7 +29,7 @@ pub(super) fn text(snapshot: &Snapshot, before: Option<&Snapshot>) -> String {
         let shares = shares.map(|(share, time)| format!("{share} {}", duration(time)));
         writeln!(text, "\nresidence time: {}", shares.join(", ")).expect(WRITES);
     }
-    for (what, counts) in rare_events(&snapshot.total) {
+    for (what, counts) in rare_events(snapshot) {
         writeln!(text, "{what}: {counts}").expect(WRITES);
     }
     text
@@ -87,6 +91,27 @@ fn listeners(snapshot: &Snapshot, before: Option<&Snapshot>) -> Vec<Row> {
     rows
 }
 
+fn datagram_listeners(snapshot: &Snapshot, before: Option<&Snapshot>) -> Vec<Row> {
+    let head =
+        ["LISTENER", "ADDRESS", "RECEIVED", "SENT", "DROPPED", "BY KERNEL", "BYTES", "SENT/S"];
+    let mut rows = vec![row(head)];
+    for (index, it) in snapshot.datagram_listeners.iter().enumerate() {
+        let earlier = before.and_then(|before| before.datagram_listeners.get(index));
+        let earlier = earlier.map(|earlier| earlier.datagrams_sent);
+        rows.push(vec![
+            it.name.clone(),
+            it.address.clone(),
+            it.datagrams_received.to_string(),
+            it.datagrams_sent.to_string(),
+            it.dropped.values().sum::<u64>().to_string(),
+            it.kernel_dropped.to_string(),
+            it.bytes_sent.to_string(),
+            rate(snapshot, before, it.datagrams_sent, earlier),
+        ]);
+    }
+    rows
+}
+
 fn workers(snapshot: &Snapshot, before: Option<&Snapshot>) -> Vec<Row> {
     let head = [
         "WORKER", "OPEN", "STALLED", "BUFFERS", "WAITS", "SHORT", "ECHOES", "TURNS", "P50", "P99",
@@ -126,7 +151,12 @@ fn rate(now: &Snapshot, before: Option<&Snapshot>, count: u64, earlier: Option<u
 }
 
 /// Counters that are shown only if they are not zero.
-fn rare_events(total: &Figures) -> Vec<(&'static str, String)> {
+fn rare_events(snapshot: &Snapshot) -> Vec<(&'static str, String)> {
+    let total = &snapshot.total;
+    let mut dropped: BTreeMap<String, u64> = BTreeMap::new();
+    for (reason, count) in snapshot.datagram_listeners.iter().flat_map(|it| &it.dropped) {
+        *dropped.entry(reason.clone()).or_default() += count;
+    }
     let ring = BTreeMap::from([
         ("buffer waits".to_owned(), total.ring.buffer_waits),
         ("short sends".to_owned(), total.ring.short_sends),
@@ -139,6 +169,7 @@ fn rare_events(total: &Figures) -> Vec<(&'static str, String)> {
         ("closed", counts(&total.traffic.closed)),
         ("refused", counts(&total.traffic.refused)),
         ("accepts failed", counts(&total.accept_failures)),
+        ("datagrams dropped", counts(&dropped)),
         ("ring", counts(&ring)),
     ];
     lines.into_iter().filter(|(_, text)| !text.is_empty()).collect()
@@ -201,7 +232,9 @@ fn humane(time: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::snapshot::{ListenerFigures, State, Traffic, WorkerFigures};
+    use crate::admin::snapshot::{
+        DatagramListenerFigures, Figures, ListenerFigures, State, Traffic, WorkerFigures,
+    };
 
     fn snapshot(messages_sent: u64, uptime_seconds: f64) -> Snapshot {
         let name = "local".to_owned();
@@ -234,6 +267,34 @@ mod tests {
         assert_eq!((last(&watched, "local"), last(&watched, "0")), ("150".into(), "150".into()));
         let restarted = super::text(&first, Some(&second));
         assert_eq!(last(&restarted, "local"), "-");
+    }
+
+    #[test]
+    fn datagrams_have_a_table_if_there_is_a_listener() {
+        let mut snapshot = snapshot(0, 1.0);
+        assert!(!text(&snapshot, None).contains("RECEIVED"));
+        let dropped = BTreeMap::from([("source-port".to_owned(), 3), ("memory".to_owned(), 0)]);
+        snapshot.datagram_listeners = vec![DatagramListenerFigures {
+            name: "echo".to_owned(),
+            address: "udp:127.0.0.1:7".to_owned(),
+            datagrams_received: 45,
+            datagrams_sent: 42,
+            bytes_sent: 4_200,
+            dropped,
+            kernel_dropped: 17,
+            ..DatagramListenerFigures::default()
+        }];
+        let shown = text(&snapshot, None);
+        let line = shown.lines().find(|line| line.starts_with("echo ")).unwrap();
+        let cells: Vec<&str> = line.split_whitespace().collect();
+        assert_eq!(cells, ["echo", "udp:127.0.0.1:7", "45", "42", "3", "17", "4200", "-"]);
+        assert!(shown.contains("\ndatagrams dropped: 3 source-port\n"), "{shown}");
+        let mut later = snapshot.clone();
+        later.uptime_seconds = 3.0;
+        later.datagram_listeners[0].datagrams_sent = 62;
+        let watched = text(&later, Some(&snapshot));
+        let line = watched.lines().find(|line| line.starts_with("echo ")).unwrap();
+        assert!(line.ends_with(" 10"), "{watched}");
     }
 
     #[test]

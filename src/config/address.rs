@@ -14,15 +14,28 @@ const UNIX_PATH_LENGTH_MAX: usize = 107;
 /// `IFNAMSIZ` is 16, one of them for the closing NUL.
 const INTERFACE_LENGTH_MAX: usize = 15;
 
-/// Where a listener listens: `127.0.0.1:7777`, `[::1]:7777`, `[fe80::1%eth0]:7777` or `unix:/path`.
+/// What runs over IP at an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// Streams.
+    Tcp,
+    /// Datagrams.
+    Udp,
+}
+
+/// How the address of a UDP socket begins.
+const UDP: &str = "udp:";
+
+/// Where a listener listens: `127.0.0.1:7777`, `[::1]:7777`, `[fe80::1%eth0]:7777`, the same after
+/// `udp:`, or `unix:/path`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
-    /// TCP over IPv4 or IPv6. Port 0 lets the kernel choose.
-    Inet(SocketAddr),
-    /// TCP over IPv6 on one interface, as link-local addresses need it: the address without its
-    /// zone, and the zone, which is the name of the interface (RFC 4007, section 11.2). Which
-    /// number it has is asked when it is bound.
-    Zoned(SocketAddrV6, String),
+    /// IPv4 or IPv6. Port 0 lets the kernel choose.
+    Inet(Protocol, SocketAddr),
+    /// IPv6 on one interface, as link-local addresses need it: the address without its zone, and
+    /// the zone, which is the name of the interface (RFC 4007, section 11.2). Which number it has
+    /// is asked when it is bound.
+    Zoned(Protocol, SocketAddrV6, String),
     /// A Unix stream socket: an absolute path of at most 107 bytes, without control
     /// characters.
     Unix(PathBuf),
@@ -35,10 +48,13 @@ impl Address {
             (Self::Unix(one), Self::Unix(two)) => return one == two,
             (Self::Unix(_), _) | (_, Self::Unix(_)) => return false,
             // The same address on two interfaces is two.
-            (Self::Zoned(_, one), Self::Zoned(_, two)) if one != two => return false,
+            (Self::Zoned(.., one), Self::Zoned(.., two)) if one != two => return false,
             (one, two) => (one.without_zone(), two.without_zone()),
         };
-        let (Some(one), Some(two)) = (one, two) else { return false };
+        let (Some((first, one)), Some((second, two))) = (one, two) else { return false };
+        if first != second {
+            return false;
+        }
         // `[::]` is dual stack here, so it takes every IPv4 address too; `0.0.0.0` takes those
         // only.
         let takes = |wide: &SocketAddr, narrow: &SocketAddr| {
@@ -49,21 +65,30 @@ impl Address {
             && (one == two || takes(&one, &two) || takes(&two, &one))
     }
 
-    /// The address alone; None of a Unix socket.
-    fn without_zone(&self) -> Option<SocketAddr> {
+    /// Protocol and address alone; None of a Unix socket.
+    fn without_zone(&self) -> Option<(Protocol, SocketAddr)> {
         match self {
-            Self::Inet(address) => Some(*address),
-            Self::Zoned(address, _) => Some((*address).into()),
+            Self::Inet(protocol, address) => Some((*protocol, *address)),
+            Self::Zoned(protocol, address, _) => Some((*protocol, (*address).into())),
             Self::Unix(_) => None,
         }
+    }
+
+    /// Whether datagrams come there, and no connections.
+    #[must_use]
+    pub fn is_udp(&self) -> bool {
+        matches!(self, Self::Inet(Protocol::Udp, _) | Self::Zoned(Protocol::Udp, ..))
     }
 }
 
 impl fmt::Display for Address {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_udp() {
+            formatter.write_str(UDP)?;
+        }
         match self {
-            Self::Inet(address) => address.fmt(formatter),
-            Self::Zoned(address, zone) => {
+            Self::Inet(_, address) => address.fmt(formatter),
+            Self::Zoned(_, address, zone) => {
                 write!(formatter, "[{}%{zone}]:{}", address.ip(), address.port())
             }
             Self::Unix(path) => write!(formatter, "unix:{}", path.display()),
@@ -78,11 +103,16 @@ impl FromStr for Address {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let quoted = echoed::quoted(text);
         let Some(path) = text.strip_prefix("unix:") else {
-            let inet = text.parse().map(Self::Inet).ok().or_else(|| zoned(text));
-            return inet.ok_or_else(|| {
+            let (protocol, bare) = match text.strip_prefix(UDP) {
+                Some(bare) => (Protocol::Udp, bare),
+                None => (Protocol::Tcp, text),
+            };
+            let inet = bare.parse().map(|inet| Self::Inet(protocol, inet)).ok();
+            return inet.or_else(|| zoned(protocol, bare)).ok_or_else(|| {
                 format!(
                     "{quoted} is not an address; use one such as \"127.0.0.1:7777\", \
-                     \"[::1]:7777\" or \"unix:/run/echo.sock\" (numbers, not host names)"
+                     \"[::1]:7777\", \"udp:127.0.0.1:7777\" or \"unix:/run/echo.sock\" (numbers, \
+                     not host names)"
                 )
             });
         };
@@ -106,7 +136,7 @@ impl FromStr for Address {
 }
 
 /// `[fe80::1%eth0]:7777`.
-fn zoned(text: &str) -> Option<Address> {
+fn zoned(protocol: Protocol, text: &str) -> Option<Address> {
     let (address, rest) = text.split_once('%')?;
     let (zone, port) = rest.split_once(']')?;
     // As the kernel names interfaces (dev_valid_name).
@@ -115,7 +145,8 @@ fn zoned(text: &str) -> Option<Address> {
     if zone.is_empty() || zone.len() > INTERFACE_LENGTH_MAX || zone.contains(wrong) {
         return None;
     }
-    format!("{address}]{port}").parse().ok().map(|inet| Address::Zoned(inet, zone.to_owned()))
+    let inet = format!("{address}]{port}").parse().ok()?;
+    Some(Address::Zoned(protocol, inet, zone.to_owned()))
 }
 
 #[cfg(test)]
@@ -130,11 +161,24 @@ mod tests {
     fn a_zone_is_kept_as_it_is_written() {
         let text = "[fe80::1%eth0]:7777";
         assert_eq!(address(text).to_string(), text);
-        assert!(matches!(address(text), Address::Zoned(inet, zone)
+        assert!(matches!(address(text), Address::Zoned(Protocol::Tcp, inet, zone)
             if inet.port() == 7777 && zone == "eth0"));
         for wrong in ["[fe80::1%]:7", "[fe80::1%a b]:7", "[fe80::1%a/b]:7", "1.2.3.4%eth0:7"] {
             assert!(wrong.parse::<Address>().is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn tcp_and_udp_may_have_the_same_port() {
+        for text in ["udp:127.0.0.1:7777", "udp:[::]:7", "udp:[fe80::1%eth0]:7"] {
+            let udp = address(text);
+            assert!(udp.is_udp());
+            assert_eq!(udp.to_string(), text);
+            let tcp = address(&text[4..]);
+            assert!(!tcp.is_udp() && !udp.overlaps(&tcp) && udp.overlaps(&udp.clone()));
+        }
+        assert!(address("udp:[::]:7").overlaps(&address("udp:127.0.0.1:7")));
+        assert!("udp:unix:/a".parse::<Address>().is_err());
     }
 
     #[test]

@@ -14,7 +14,7 @@
 
 use std::time::Duration;
 
-use Type::{Address, Flag, Name, Networks, Number, Or, PowerOfTwo, Size, Time, Word};
+use Type::{Address, Flag, Name, Networks, Number, Or, Ports, PowerOfTwo, Size, Time, Word};
 use log::LevelFilter;
 
 use super::value::{Field, KINDS, LOG_LEVELS, LOG_TARGETS, Type, Value};
@@ -33,6 +33,10 @@ const GIB: u64 = 1 << 30;
 const TIB: u64 = 1 << 40;
 /// More than a machine holds.
 const CONNECTIONS_MAX: u64 = 4_194_304;
+
+/// The default of `datagram.reflect-source-ports`: that of the core, which says why.
+const REFLECT_SOURCE_PORTS: [u16; 17] =
+    [7, 13, 17, 19, 37, 53, 69, 111, 123, 137, 161, 389, 500, 520, 1900, 5353, 11211];
 
 /// When a new value of a key takes effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,12 +112,13 @@ impl Key {
 }
 
 /// All sections, in the order of the file.
-pub static SECTIONS: [Section; 7] = [
+pub static SECTIONS: [Section; 8] = [
     Server::SECTION,
     LISTENER,
     Access::SECTION,
     Limits::SECTION,
     Timeouts::SECTION,
+    Datagram::SECTION,
     Tcp::SECTION,
     Log::SECTION,
 ];
@@ -213,13 +218,15 @@ const LISTENER: Section = Section {
             path: "listener.address",
             holds: Address,
             effect: Effect::AtRestart,
-            text: "\"IPv4:PORT\", \"[IPv6]:PORT\" (\"[::]:PORT\" takes IPv4 as well) or \
-                   \"unix:/absolute/path\". Anyone who can reach it can make the host send back \
-                   what they send; keep it on loopback unless that is wanted. Without an address \
-                   the section is for the sockets that systemd passes under this name \
-                   (FileDescriptorName= of the socket unit); if there is none, the start fails.",
+            text: "\"IPv4:PORT\", \"[IPv6]:PORT\" (\"[::]:PORT\" takes IPv4 as well), the same \
+                   after \"udp:\" for UDP, or \"unix:/absolute/path\". Anyone who can reach it can \
+                   make the host send back what they send; keep it on loopback unless that is \
+                   wanted. Without an address the section is for the sockets that systemd passes \
+                   under this name (FileDescriptorName= of the socket unit); if there is none, the \
+                   start fails.",
             more: "A link-local address names its interface: \"[fe80::1%eth0]:PORT\". Host names \
-                   are not looked up. Beside \"[::]:PORT\" there must be no \"0.0.0.0:PORT\". \
+                   are not looked up. Beside \"[::]:PORT\" there must be no \"0.0.0.0:PORT\", but \
+                   TCP and UDP may have the same port. A listener with \"udp:\" is an echo. \
                    Port 0 lets the kernel choose. A path has at most 107 bytes and no control \
                    characters.",
             cell: None,
@@ -248,7 +255,8 @@ section! {
     Access in access is "access",
     "Who may connect: networks such as \"10.0.0.0/8\", \"2001:db8::/32\" or \"192.0.2.1\". If \
      \"allow\" names any, peers in none of them are refused; peers in one of \"deny\" are refused \
-     in any case. Who is refused is closed at once. Unix sockets are not concerned. \
+     in any case. Who is refused is closed at once, and datagrams of such peers are not answered. \
+     Unix sockets are not concerned. \
      IPAddressDeny= in echo-uring.socket does the same in the kernel, before a connection exists: \
      see echo-uring.toml(5).",
     "An entry is a network or a single address; host names are not looked up, and bits beyond the \
@@ -355,6 +363,45 @@ section! {
      keeps all connections takes no lead.",
     "A second signal begins the drain at once. While a restart hands its connections to the next \
      process, the same is said, commonly for some milliseconds. systemd is asked to wait as long.";
+}
+
+section! {
+    /// `[datagram]`: what holds for UDP. `None` is "off".
+    Datagram in datagram is "datagram",
+    "What holds for UDP. The source of a datagram may be forged, and two services that answer \
+     everything may be made to answer each other. Therefore datagrams are answered only within \
+     these limits, and according to [access]. Those that are not answered are dropped and counted \
+     by reason.",
+    "Regardless of these keys, datagrams are not answered that were sent to a broadcast or \
+     multicast address; whose source is no single host, or the address and port that they were \
+     sent to; or that come from a port on which this daemon listens for UDP. A reply is as large \
+     as the datagram that it answers, and never larger.";
+
+    "datagrams-per-source", datagrams_per_source: Option<u64> = Some(10_000),
+    Or(&Number(128, 1_000_000_000), "off"), AtReload,
+    "How many datagrams of one source are answered in a second; after a pause of a second, as many \
+     in one burst. More are dropped. A source is a network of limits.source-prefix-ipv4 or \
+     limits.source-prefix-ipv6 bits. The loopback addresses of this machine are not limited.",
+    "It is a bucket of tokens, shared by all workers. The default is more than any probe sends, \
+     and less than two services that answer each other exchange in a local network: the first \
+     datagram that is dropped ends such an exchange. Raise it for load tests from another \
+     machine. A burst that the kernel has merged counts as the datagrams that it consists of, and \
+     is answered as a whole or not at all.";
+
+    "bytes-per-source", bytes_per_source: Option<u64> = Some(16 << 20),
+    Or(&Size(64 * KIB, TIB), "off"), AtReload,
+    "The same in bytes of payload.",
+    "It bounds what a forger can direct at the victim whose address the datagrams carry.";
+
+    "reflect-source-ports", reflect_source_ports: Vec<u16> = REFLECT_SOURCE_PORTS.into(), Ports,
+    AtReload,
+    "Datagrams from these ports are not answered: services there answer unasked, so a forged \
+     datagram would start an exchange without end. The default is echo, daytime, qotd, chargen, \
+     time, domain, tftp, sunrpc, ntp, netbios-ns, snmp, ldap, isakmp, router, ssdp, mdns and \
+     memcache.",
+    "A list replaces the default. An exchange with a service on another port is not prevented. It \
+     is bounded by the limits above, but continues below them over a path with a long round trip, \
+     until a datagram is lost. Add the port of such a service here.";
 }
 
 section! {

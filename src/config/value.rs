@@ -47,6 +47,8 @@ pub enum Type {
     Word(&'static [&'static str]),
     /// A list of networks.
     Networks,
+    /// A list of ports.
+    Ports,
     /// The name of a listener.
     Name,
     /// The address of a listener.
@@ -66,6 +68,7 @@ pub(super) enum Value {
     Flag(bool),
     Word(&'static str),
     Networks(Vec<Network>),
+    Ports(Vec<u16>),
     Name(String),
     Address(Address),
 }
@@ -90,6 +93,7 @@ impl Type {
                 words.iter().map(|word| format!("\"{word}\"")).collect::<Vec<_>>().join(", ")
             }
             Self::Networks => "one such as [\"10.0.0.0/8\", \"::1\"]".to_owned(),
+            Self::Ports => "one such as [7, 53]".to_owned(),
             Self::Name => format!("1 to {NAME_LENGTH_MAX} of the characters A-Z a-z 0-9 - _ ."),
             Self::Address => "one such as \"127.0.0.1:7777\"".to_owned(),
             Self::Or(main, word) => format!("{} or \"{word}\"", main.allowed()),
@@ -105,6 +109,7 @@ impl Type {
             Self::Flag => format!("Either {allowed}."),
             Self::Word(_) => format!("One of {allowed}."),
             Self::Networks => format!("A list, {allowed}.").replace(", one", ""),
+            Self::Ports => "A list of numbers from 1 to 65535.".to_owned(),
             Self::PowerOfTwo(..) => format!("A{}, which is a power of two.", &allowed[1..]),
             Self::Time(_, _, unit) if unit.as_secs() > 0 => {
                 format!("A{}, in whole seconds.", &allowed[1..])
@@ -121,6 +126,9 @@ impl Type {
     pub(super) fn read(self, value: &Spanned<DeValue<'_>>) -> Result<Value, Vec<(usize, String)>> {
         if let (Self::Networks, DeValue::Array(entries)) = (self, value.get_ref()) {
             return network_list(entries);
+        }
+        if let (Self::Ports, DeValue::Array(entries)) = (self, value.get_ref()) {
+            return port_list(entries);
         }
         let refuse =
             |what: &str| Err(format!("{} {what}; use {}", shown(value.get_ref()), self.allowed()));
@@ -172,7 +180,7 @@ impl Type {
                 Some(word) => Ok(Value::Word(word)),
                 None => refuse("is not known"),
             },
-            Self::Networks => refuse("is not a list"),
+            Self::Networks | Self::Ports => refuse("is not a list"),
             Self::Name => match text.filter(|text| is_name(text)) {
                 Some(text) => Ok(Value::Name(text.to_owned())),
                 None => refuse("is not a name"),
@@ -205,6 +213,10 @@ impl Type {
             (Value::Word(word), _) => quoted(word),
             (Value::Networks(list), _) => {
                 let entries: Vec<_> = list.iter().map(|it| quoted(&it.to_string())).collect();
+                format!("[{}]", entries.join(", "))
+            }
+            (Value::Ports(list), _) => {
+                let entries: Vec<_> = list.iter().map(u16::to_string).collect();
                 format!("[{}]", entries.join(", "))
             }
             (Value::Name(name), _) => quoted(name),
@@ -241,6 +253,19 @@ fn network_list(entries: &DeArray<'_>) -> Result<Value, Vec<(usize, String)>> {
         }
     }
     if problems.is_empty() { Ok(Value::Networks(networks)) } else { Err(problems) }
+}
+
+/// The same of ports.
+fn port_list(entries: &DeArray<'_>) -> Result<Value, Vec<(usize, String)>> {
+    let (mut ports, mut problems) = (Vec::with_capacity(entries.len()), Vec::new());
+    let port = Type::Number(1, u16::MAX.into());
+    for entry in entries {
+        match port.read(entry) {
+            Ok(value) => ports.push(u16::of(value)),
+            Err(problem) => problems.extend(problem),
+        }
+    }
+    if problems.is_empty() { Ok(Value::Ports(ports)) } else { Err(problems) }
 }
 
 fn is_name(text: &str) -> bool {
@@ -322,6 +347,7 @@ field! {
     bool: it => Value::Flag(*it), Value::Flag(flag) => flag;
     Duration: it => Value::Duration(*it), Value::Duration(time) => time;
     Vec<Network>: it => Value::Networks(it.clone()), Value::Networks(list) => list;
+    Vec<u16>: it => Value::Ports(it.clone()), Value::Ports(list) => list;
     LogTarget: it => Value::Word(word_of(&TARGETS, *it)),
         Value::Word(word) => meaning(&TARGETS, word);
     Kind: it => Value::Word(it.name()), Value::Word(word) => meaning(&Kind::ALL, word);

@@ -18,7 +18,8 @@ pub(super) fn warnings(config: &Config) -> Vec<Warning> {
         _ => allow.iter().any(|network| !denied.cover(range(network))),
     };
     if !is_let_in {
-        let problem = "nobody can connect over TCP: all are denied; take networks off this list";
+        let problem = "nobody can connect over TCP or is answered over UDP: all are denied; take \
+                       networks off this list";
         warnings.push(("access.deny", problem.to_owned()));
     } else {
         let both = allow.iter().filter(|network| denied.cover(range(network)));
@@ -40,7 +41,20 @@ pub(super) fn warnings(config: &Config) -> Vec<Warning> {
         );
         warnings.push(("timeouts.stall", problem));
     }
+    warnings.extend(unbounded_datagrams(config));
     warnings
+}
+
+/// Without a limit nothing ends an exchange with another service that answers everything, whatever
+/// the list of ports has.
+fn unbounded_datagrams(config: &Config) -> Option<Warning> {
+    let datagram = &config.datagram;
+    if datagram.datagrams_per_source.is_some() || datagram.bytes_per_source.is_some() {
+        return None;
+    }
+    let problem = "\"off\", as datagram.bytes-per-source is: a forged datagram can start an \
+                   exchange without end between this and another UDP service; set one of the two";
+    Some(("datagram.datagrams-per-source", problem.to_owned()))
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

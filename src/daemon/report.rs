@@ -4,6 +4,8 @@
 //! second. Each class of event is logged at most once in [`QUIET`], with its count, so peers cannot
 //! flood the log.
 
+mod datagrams;
+
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -11,17 +13,26 @@ use nix::errno::Errno;
 use echo_core::reason::RefuseReason;
 use echo_core::stats::Stats;
 
+pub(super) use datagrams::{CLASSES as DATAGRAM_CLASSES, Datagrams};
+
 /// The minimum time between two messages of the same class.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// The text that `systemctl status` shows; `echoes` is the rate per second.
-pub(super) fn status(stats: &Stats, echoes: u64, workers: usize) -> String {
+/// The text that `systemctl status` shows; `echoes` is the rate per second. `datagrams` is there if
+/// there is a listener for them.
+pub(super) fn status(
+    stats: &Stats,
+    echoes: u64,
+    datagrams: Option<&Datagrams>,
+    workers: usize,
+) -> String {
     let stalled = match stats.stalled {
         0 => String::new(),
         count => format!(" ({count} stalled)"),
     };
+    let datagrams = datagrams.map_or(String::new(), |it| format!(", {}", it.status()));
     format!(
-        "{}{stalled}, {} echoes/s, {} echoed, {}",
+        "{}{stalled}, {} echoes/s, {} echoed{datagrams}, {}",
         count(stats.connections, "connection"),
         short(echoes),
         bytes(stats.traffic.bytes_out),
@@ -64,10 +75,19 @@ pub(super) fn count(number: u64, noun: &str) -> String {
 }
 
 /// One class of warnings: its counter, and the text for `count` more events.
-struct Class {
+pub(super) struct Class<S> {
     reason: &'static str,
-    counter: fn(&Stats) -> u64,
-    line: fn(count: u64, stats: &Stats, capacity: Capacity) -> String,
+    counter: fn(&S) -> u64,
+    line: fn(count: u64, seen: &S) -> String,
+}
+
+/// What the classes about connections are derived from.
+#[derive(Debug)]
+pub(super) struct Connections {
+    /// The counters of all workers.
+    pub(super) stats: Stats,
+    /// The limits in force.
+    pub(super) capacity: Capacity,
 }
 
 /// The limits on the number of connections.
@@ -94,11 +114,11 @@ impl Capacity {
     }
 }
 
-const CLASSES: [Class; 10] = [
+pub(super) const CLASSES: [Class<Connections>; 10] = [
     Class {
         reason: "process-files",
-        counter: |stats| stats.accept_process_files,
-        line: |count, _, _| {
+        counter: |Connections { stats, .. }| stats.accept_process_files,
+        line: |count, _| {
             format!(
                 "accept failed {count} times: no file descriptor is free (EMFILE); \
                  connections wait in the backlog; \
@@ -108,8 +128,8 @@ const CLASSES: [Class; 10] = [
     },
     Class {
         reason: "system-files",
-        counter: |stats| stats.accept_system_files,
-        line: |count, _, _| {
+        counter: |Connections { stats, .. }| stats.accept_system_files,
+        line: |count, _| {
             format!(
                 "accept failed {count} times: the system file table is full (ENFILE); \
                  connections wait in the backlog; \
@@ -119,15 +139,15 @@ const CLASSES: [Class; 10] = [
     },
     Class {
         reason: "memory",
-        counter: |stats| stats.accept_memory + stats.memory_retries,
-        line: |count, _, _| {
+        counter: |Connections { stats, .. }| stats.accept_memory + stats.memory_retries,
+        line: |count, _| {
             format!("the kernel ran out of memory {count} times; the operations are retried")
         },
     },
     Class {
         reason: "accept",
-        counter: |stats| stats.accept_unexpected,
-        line: |count, stats, _| {
+        counter: |Connections { stats, .. }| stats.accept_unexpected,
+        line: |count, Connections { stats, .. }| {
             format!(
                 "accept failed {count} times, last with {}; connections wait in the backlog",
                 error(stats.unexpected_errno)
@@ -136,16 +156,16 @@ const CLASSES: [Class; 10] = [
     },
     Class {
         reason: "unexpected",
-        counter: |stats| stats.unexpected_errors - stats.accept_unexpected,
-        line: |count, stats, _| {
+        counter: |Connections { stats, .. }| stats.unexpected_errors - stats.accept_unexpected,
+        line: |count, Connections { stats, .. }| {
             let error = error(stats.unexpected_errno);
             format!("{count} connections failed with unexpected errors, the last with {error}")
         },
     },
     Class {
         reason: "stalled-memory",
-        counter: |stats| stats.spills_refused,
-        line: |number, stats, _| {
+        counter: |Connections { stats, .. }| stats.spills_refused,
+        line: |number, Connections { stats, .. }| {
             format!(
                 "no memory left for peers that do not read ({number} times; {} stalled): nothing \
                  is lost, but their echoes cost more; raise limits.stalled-memory",
@@ -155,8 +175,8 @@ const CLASSES: [Class; 10] = [
     },
     Class {
         reason: "full",
-        counter: |stats| stats.full,
-        line: |number, stats, capacity| {
+        counter: |Connections { stats, .. }| stats.full,
+        line: |number, Connections { stats, capacity }| {
             format!(
                 "capacity exhausted {} ({} now); further connections wait in the backlog; {}",
                 count(number, "time"),
@@ -167,13 +187,15 @@ const CLASSES: [Class; 10] = [
     },
     Class {
         reason: "denied",
-        counter: |stats| stats.traffic.refused[RefuseReason::Denied as usize],
-        line: |number, _, _| format!("{} refused by [access]", count(number, "connection")),
+        counter: |Connections { stats, .. }| stats.traffic.refused[RefuseReason::Denied as usize],
+        line: |number, _| format!("{} refused by [access]", count(number, "connection")),
     },
     Class {
         reason: "source-full",
-        counter: |stats| stats.traffic.refused[RefuseReason::SourceFull as usize],
-        line: |number, _, _| {
+        counter: |Connections { stats, .. }| {
+            stats.traffic.refused[RefuseReason::SourceFull as usize]
+        },
+        line: |number, _| {
             format!(
                 "{} refused: their source had reached limits.max-connections-per-source",
                 count(number, "connection")
@@ -182,8 +204,10 @@ const CLASSES: [Class; 10] = [
     },
     Class {
         reason: "source-rate",
-        counter: |stats| stats.traffic.refused[RefuseReason::SourceRate as usize],
-        line: |number, _, _| {
+        counter: |Connections { stats, .. }| {
+            stats.traffic.refused[RefuseReason::SourceRate as usize]
+        },
+        line: |number, _| {
             format!(
                 "{} refused: their source exceeded limits.accepts-per-source",
                 count(number, "connection")
@@ -214,25 +238,26 @@ pub(super) struct Line {
 }
 
 /// Keeps the counts that were logged, and when.
-pub(super) struct Reporter {
-    told: [(u64, Option<Instant>); CLASSES.len()],
+pub(super) struct Reporter<S: 'static> {
+    classes: &'static [Class<S>],
+    told: Vec<(u64, Option<Instant>)>,
 }
 
-impl Reporter {
+impl<S> Reporter<S> {
     /// Nothing has been logged yet.
-    pub(super) fn new() -> Self {
-        Self { told: [(0, None); CLASSES.len()] }
+    pub(super) fn new(classes: &'static [Class<S>]) -> Self {
+        Self { classes, told: vec![(0, None); classes.len()] }
     }
 
     /// The messages to log now.
-    pub(super) fn lines(&mut self, now: Instant, stats: &Stats, capacity: Capacity) -> Vec<Line> {
+    pub(super) fn lines(&mut self, now: Instant, seen: &S) -> Vec<Line> {
         let mut lines = Vec::new();
-        for (class, (told, last)) in CLASSES.iter().zip(&mut self.told) {
-            let counted = (class.counter)(stats);
+        for (class, (told, last)) in self.classes.iter().zip(&mut self.told) {
+            let counted = (class.counter)(seen);
             let quiet = last.is_none_or(|last| now.duration_since(last) >= QUIET);
             if counted > *told && quiet {
                 let count = counted - *told;
-                let text = (class.line)(count, stats, capacity);
+                let text = (class.line)(count, seen);
                 lines.push(Line { reason: class.reason, count, text });
                 *told = counted;
                 *last = Some(now);
@@ -266,24 +291,24 @@ fn scaled(number: u64) -> (f64, &'static str) {
     if number < 1_000 { (value, "") } else { (value, PREFIXES[prefix]) }
 }
 
-/// The echo rate between two samples.
+/// The rate of a counter between two samples, in events per second.
 pub(super) struct Rate {
-    echoes: u64,
+    counted: u64,
     at: Instant,
 }
 
 impl Rate {
-    /// Nothing echoed yet.
+    /// Nothing counted yet.
     pub(super) fn new(now: Instant) -> Self {
-        Self { echoes: 0, at: now }
+        Self { counted: 0, at: now }
     }
 
-    /// The rate since the last sample.
-    pub(super) fn look(&mut self, now: Instant, stats: &Stats) -> u64 {
+    /// The rate since the last sample, if the counter is now `counted`.
+    pub(super) fn look(&mut self, now: Instant, counted: u64) -> u64 {
         let seconds = now.duration_since(self.at).as_secs_f64();
-        let echoes = stats.traffic.chunks_out - self.echoes;
-        *self = Self { echoes: stats.traffic.chunks_out, at: now };
-        if seconds > 0.0 { (echoes as f64 / seconds).round() as u64 } else { 0 }
+        let more = counted - self.counted;
+        *self = Self { counted, at: now };
+        if seconds > 0.0 { (more as f64 / seconds).round() as u64 } else { 0 }
     }
 }
 
@@ -293,12 +318,17 @@ mod tests {
 
     const CAPACITY: Capacity = Capacity { by_files: 1_000, configured: 500 };
 
+    fn lines(now: Instant, seen: Connections) -> Vec<Line> {
+        Reporter::new(&CLASSES).lines(now, &seen)
+    }
+
     /// Goal: the message names the limit that was reached.
     #[test]
     fn the_warning_names_the_limit_to_raise() {
-        let stats = Stats { full: 1, connections: 500, ..Stats::default() };
-        let line =
-            |capacity| Reporter::new().lines(Instant::now(), &stats, capacity).remove(0).text;
+        let line = |capacity| {
+            let stats = Stats { full: 1, connections: 500, ..Stats::default() };
+            lines(Instant::now(), Connections { stats, capacity }).remove(0).text
+        };
         let by_config = line(CAPACITY);
         assert!(by_config.contains("exhausted 1 time (500 connections now)"), "{by_config}");
         assert!(by_config.ends_with("; raise limits.max-connections"), "{by_config}");
@@ -311,13 +341,18 @@ mod tests {
     #[test]
     fn the_status_is_one_line() {
         let mut stats = Stats { connections: 1, ..Stats::default() };
-        assert_eq!(status(&stats, 0, 1), "1 connection, 0 echoes/s, 0 B echoed, 1 worker");
+        assert_eq!(status(&stats, 0, None, 1), "1 connection, 0 echoes/s, 0 B echoed, 1 worker");
         stats.connections = 142;
         stats.stalled = 3;
         stats.traffic.bytes_out = 9_812_345_678;
         assert_eq!(
-            status(&stats, 1_234_567, 2),
+            status(&stats, 1_234_567, None, 2),
             "142 connections (3 stalled), 1.2 M echoes/s, 9.8 GB echoed, 2 workers"
+        );
+        assert_eq!(
+            status(&stats, 0, Some(&Datagrams::default()), 2),
+            "142 connections (3 stalled), 0 echoes/s, 9.8 GB echoed, 0 datagrams/s, \
+             0 B in datagrams, 2 workers"
         );
         assert_eq!(draining(&stats), "draining, 142 connections left");
         assert_eq!(bytes(u64::MAX), "18.4 EB");
@@ -332,7 +367,7 @@ mod tests {
         let stats = Stats { accept_unexpected: 3, unexpected_errors: 3, ..Stats::default() };
         let stats = Stats { unexpected_errno: 1, ..stats };
         let capacity = Capacity { by_files: 9, configured: 9 };
-        let lines = Reporter::new().lines(Instant::now(), &stats, capacity);
+        let lines = lines(Instant::now(), Connections { stats, capacity });
         assert_eq!((lines.len(), lines[0].reason), (1, "accept"));
         let text = &lines[0].text;
         assert!(text.contains("accept failed 3 times, last with EPERM (errno 1, "), "{text}");
@@ -343,28 +378,25 @@ mod tests {
     fn a_rate_is_that_of_the_last_second() {
         let start = Instant::now();
         let mut rate = Rate::new(start);
-        let mut stats = Stats::default();
-        stats.traffic.chunks_out = 500;
-        assert_eq!(rate.look(start + Duration::from_secs(1), &stats), 500);
-        assert_eq!(rate.look(start + Duration::from_secs(2), &stats), 0);
-        stats.traffic.chunks_out += 300;
-        assert_eq!(rate.look(start + Duration::from_secs(4), &stats), 150);
-        assert_eq!(rate.look(start + Duration::from_secs(4), &stats), 0, "no time, no rate");
+        assert_eq!(rate.look(start + Duration::from_secs(1), 500), 500);
+        assert_eq!(rate.look(start + Duration::from_secs(2), 500), 0);
+        assert_eq!(rate.look(start + Duration::from_secs(4), 800), 150);
+        assert_eq!(rate.look(start + Duration::from_secs(4), 800), 0, "no time, no rate");
     }
 
     #[test]
     fn a_flood_of_one_class_is_one_line_in_ten_seconds_and_hides_no_other() {
-        let mut reporter = Reporter::new();
+        let mut reporter = Reporter::new(&CLASSES);
         let start = Instant::now();
-        let mut stats = Stats::default();
+        let mut seen = Connections { stats: Stats::default(), capacity: CAPACITY };
         let mut lines = 0;
         for second in 0..100 {
-            stats.accept_process_files += 1_000_000;
-            lines += reporter.lines(start + Duration::from_secs(second), &stats, CAPACITY).len();
+            seen.stats.accept_process_files += 1_000_000;
+            lines += reporter.lines(start + Duration::from_secs(second), &seen).len();
         }
         assert_eq!(lines, 10);
-        stats.accept_system_files = 5;
-        let other = reporter.lines(start + Duration::from_secs(99), &stats, CAPACITY);
+        seen.stats.accept_system_files = 5;
+        let other = reporter.lines(start + Duration::from_secs(99), &seen);
         assert_eq!(other.len(), 1);
         assert_eq!((other[0].reason, other[0].count), ("system-files", 5));
         let text = &other[0].text;

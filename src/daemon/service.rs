@@ -5,7 +5,7 @@ mod reload;
 mod stopping;
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
@@ -18,10 +18,11 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use self::stopping::{Settling, Stop};
 use super::Failure;
-use super::report::{self, Capacity, Rate, Reporter};
+use super::datagrams::{Assigned, DatagramListener, KernelDrops, Owned};
+use super::report::{self, Capacity, Connections, Datagrams, Rate, Reporter};
 use super::restart;
 use super::terminal::Terminal;
-use super::view::{Label, Life, View};
+use super::view::{Label, Labels, Life, View};
 use super::watchdog::Watchdog;
 use super::workers::{self, Desk, News, Plan, Return, Worker};
 use crate::admin::{self, AdminListener, State};
@@ -32,8 +33,9 @@ use crate::handover::ConnectionTransfer;
 use crate::handover::format::Version;
 use crate::listen::{Family, Listener, Opened, Origin, SocketFile};
 use crate::logging::{self, events};
-use crate::metrics;
+use crate::metrics::{self, Shown};
 use crate::systemd::Notifier;
+use echo_core::datagram::DatagramTraffic;
 use echo_core::fullness::Fullness;
 use echo_core::limits;
 use echo_core::stats::Stats;
@@ -87,13 +89,19 @@ pub(super) fn run(
     source: &Source<'_>,
 ) -> Result<(), Failure> {
     let features = echo_ring::probe().map_err(Failure::Uring)?;
-    let rings = workers::prepare(config).map_err(Failure::Uring)?;
+    let Opened { listeners, bundles, mut warnings } = opened;
+    let with_datagrams = listeners.iter().any(|listener| listener.family == Family::Udp);
+    let rings = workers::prepare(config, with_datagrams).map_err(Failure::Uring)?;
     let workers = rings.len();
-    let Opened { listeners, bundles, warnings } = opened;
-    let sorted = Sorted::new(listeners, &config.tcp);
-    let room = room(&sorted, workers)?;
+    let mut sorted = Sorted::new(listeners, &config.tcp);
+    let assigned = Assigned::new(&mut sorted.datagrams, workers)
+        .map_err(|error| Failure::System("prepare a UDP socket", error))?;
+    let room = room(&sorted, &assigned, workers)?;
     let capacity = room.min(config.limits.max_connections);
-    let Sorted { sockets, labels, admin_listeners, names, files } = sorted;
+    let Sorted { sockets, labels, datagrams, admin_listeners, names, files } = sorted;
+    let Assigned { owned, watched, ports, warnings: more } = assigned;
+    warnings.extend(more);
+    let datagrams: Vec<Label> = datagrams.into_iter().map(|listener| listener.label).collect();
     let addresses = labels.iter().map(|label| label.address.clone()).collect();
     let plan = Plan {
         config,
@@ -101,6 +109,10 @@ pub(super) fn run(
         listeners: sockets.into(),
         names: labels.iter().map(|label| label.name.clone()).collect(),
         addresses,
+        datagram_listeners: datagrams.len() as u16,
+        datagram_ports: ports,
+        datagram_limiter: Arc::default(),
+        kernel_drops: Arc::new(KernelDrops::new(watched)),
         workers,
         capacity,
         room,
@@ -111,8 +123,10 @@ pub(super) fn run(
     };
     announce(&plan, &names, &warnings);
     let transfers = restart::import(bundles, &plan.addresses, workers, notifier);
-    let service = Service::start(&plan, signals, notifier, source, rings, transfers)?;
-    service.show(admin_listeners, labels)?;
+    let workers = rings.into_iter().zip(owned).zip(transfers);
+    let workers = workers.map(|((ring, owned), transfers)| (ring, owned, transfers)).collect();
+    let service = Service::start(&plan, signals, notifier, source, workers)?;
+    service.show(admin_listeners, Labels { streams: labels, datagrams })?;
     let ended = service.serve();
     // The files of our own Unix sockets are removed when no worker accepts any more.
     drop(files);
@@ -126,6 +140,8 @@ struct Sorted {
     sockets: Vec<ListeningSocket>,
     /// Their names and addresses.
     labels: Vec<Label>,
+    /// Listeners for datagrams, for the workers.
+    datagrams: Vec<DatagramListener>,
     /// Listeners for status, metrics and agent-check.
     admin_listeners: Vec<AdminListener>,
     /// The names of all, for the log.
@@ -145,6 +161,7 @@ impl Sorted {
                 Kind::Metrics => Some(admin::Service::Metrics),
                 Kind::AgentCheck => Some(admin::Service::AgentCheck),
             };
+            let made = origin;
             let (origin, owner) = match origin {
                 Origin::Inherited => (", inherited", Owner::Another),
                 Origin::Bound => ("", Owner::Us),
@@ -159,16 +176,37 @@ impl Sorted {
             let protocol = match family {
                 Family::Tcp => "tcp",
                 Family::Unix => "unix",
+                Family::Udp => "udp",
             };
-            sorted.labels.push(Label { name, address, protocol });
+            let label = Label { name, address, protocol };
+            if family == Family::Udp {
+                sorted.add_datagrams(label, made, socket);
+                continue;
+            }
+            sorted.labels.push(label);
             sorted.sockets.push(workers::listening_socket(socket, owner, family, tcp));
         }
         sorted
     }
 
+    /// Several sockets of one address and name are one listener.
+    fn add_datagrams(&mut self, label: Label, origin: Origin, socket: OwnedFd) {
+        let same = |it: &&mut DatagramListener| {
+            (&it.label.name, &it.label.address) == (&label.name, &label.address)
+        };
+        match self.datagrams.iter_mut().find(same) {
+            Some(listener) => listener.sockets.push(socket),
+            None => {
+                let sockets = vec![socket];
+                self.datagrams.push(DatagramListener { label, origin, sockets });
+            }
+        }
+    }
+
     /// The number of sockets, to calculate the number of open files.
-    fn count(&self) -> capacity::Sockets {
-        capacity::Sockets { echo: self.sockets.len(), admin: self.admin_listeners.len() }
+    fn count(&self, assigned: &Assigned) -> capacity::Sockets {
+        let echo = self.sockets.len() + assigned.watched.len();
+        capacity::Sockets { echo, admin: self.admin_listeners.len() }
     }
 }
 
@@ -203,7 +241,7 @@ fn warn_of_capacity(config: &Config, capacity: u32) {
 }
 
 /// Raises the soft limit on open files to the hard limit; returns how many connections it permits.
-fn room(sorted: &Sorted, workers: usize) -> Result<u32, Failure> {
+fn room(sorted: &Sorted, assigned: &Assigned, workers: usize) -> Result<u32, Failure> {
     let system = |what| move |errno| Failure::System(what, io::Error::from(errno));
     let (soft, hard) =
         getrlimit(Resource::RLIMIT_NOFILE).map_err(system("read the limit on open files"))?;
@@ -211,7 +249,7 @@ fn room(sorted: &Sorted, workers: usize) -> Result<u32, Failure> {
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
             .map_err(system("raise the limit on open files"))?;
     }
-    Ok(capacity::room(hard, workers, sorted.count()))
+    Ok(capacity::room(hard, workers, sorted.count(assigned)))
 }
 
 /// The stage of the service.
@@ -262,8 +300,12 @@ struct Service<'a> {
     status: String,
     /// The echo rate per second at the last sample.
     echoes: u64,
-    reporter: Reporter,
+    /// What the datagram sockets did at the last sample; none if there are no such listeners.
+    datagrams: Option<Datagrams>,
+    reporter: Reporter<Connections>,
+    datagram_reporter: Reporter<Datagrams>,
     rate: Rate,
+    datagram_rate: Rate,
     watchdog: Option<Watchdog>,
 }
 
@@ -273,19 +315,19 @@ impl<'a> Service<'a> {
         signals: Signals,
         notifier: &'a Notifier,
         source: &'a Source<'a>,
-        rings: Vec<PreparedRing>,
-        transfers: Vec<Vec<ConnectionTransfer>>,
+        workers: Vec<(PreparedRing, Owned, Vec<ConnectionTransfer>)>,
     ) -> Result<Self, Failure> {
         let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(|errno| Failure::System("make an eventfd", errno.into()))?;
         let bell = Arc::new(bell);
         let (sender, news) = channel();
         let desk = Desk { news: sender, bell: Arc::clone(&bell) };
-        let (workers, returns): (Vec<_>, Vec<_>) = rings
+        let (workers, returns): (Vec<_>, Vec<_>) = workers
             .into_iter()
-            .zip(transfers)
             .enumerate()
-            .map(|(index, (ring, transfers))| workers::start(plan, index, &desk, ring, transfers))
+            .map(|(index, (ring, owned, transfers))| {
+                workers::start(plan, index, &desk, ring, owned, transfers)
+            })
             .collect::<io::Result<Vec<_>>>()
             .map_err(|error| Failure::System("start a worker", error))?
             .into_iter()
@@ -314,14 +356,17 @@ impl<'a> Service<'a> {
             life: Life::new(source.trouble.clone()),
             status: String::new(),
             echoes: 0,
-            reporter: Reporter::new(),
+            datagrams: (plan.datagram_listeners > 0).then(Datagrams::default),
+            reporter: Reporter::new(&report::CLASSES),
+            datagram_reporter: Reporter::new(&report::DATAGRAM_CLASSES),
             rate: Rate::new(Instant::now()),
+            datagram_rate: Rate::new(Instant::now()),
             watchdog,
         })
     }
 
     /// Starts the admin thread, if there is a socket for it.
-    fn show(&self, admin_listeners: Vec<AdminListener>, labels: Vec<Label>) -> Result<(), Failure> {
+    fn show(&self, admin_listeners: Vec<AdminListener>, labels: Labels) -> Result<(), Failure> {
         if admin_listeners.is_empty() {
             return Ok(());
         }
@@ -414,30 +459,34 @@ impl<'a> Service<'a> {
             seal();
             self.stage = Stage::Ready;
             self.life.set(State::Ready);
-            let stats = workers::total(&self.workers);
-            self.status = self.with_trouble(report::status(&stats, 0, self.workers.len()));
+            self.status = self.with_trouble(self.serving(&workers::total(&self.workers)));
             self.notifier.ready(&self.status);
             log::info!(message_id = events::READY, workers = self.ready; "ready");
         }
     }
 
     fn look(&mut self, now: Instant) {
-        let stats = workers::total(&self.workers);
+        let Shown { stats, datagram_listeners, .. } = workers::shown(&self.workers);
+        self.echoes = self.rate.look(now, stats.traffic.chunks_out);
+        self.look_at_datagrams(now, &datagram_listeners);
         let capacity =
             Capacity { by_files: self.plan.room, configured: self.config.limits.max_connections };
-        for line in self.reporter.lines(now, &stats, capacity) {
+        let seen = Connections { stats, capacity };
+        let mut lines = self.reporter.lines(now, &seen);
+        if let Some(datagrams) = &self.datagrams {
+            lines.extend(self.datagram_reporter.lines(now, datagrams));
+        }
+        for line in lines {
             log::warn!(
                 message_id = events::TROUBLE, reason = line.reason, count = line.count;
                 "{}", line.text
             );
         }
-        self.echoes = self.rate.look(now, &stats);
+        let stats = seen.stats;
         let status = match self.stage {
             Stage::Starting => return,
             Stage::HandingOver => report::handing_over(&stats),
-            Stage::Ready | Stage::Asking => {
-                self.with_trouble(report::status(&stats, self.echoes, self.workers.len()))
-            }
+            Stage::Ready | Stage::Asking => self.with_trouble(self.serving(&stats)),
             Stage::Leaving { .. } => report::leaving(&stats),
             Stage::Settling(_) => return,
             Stage::Draining => {
@@ -451,11 +500,28 @@ impl<'a> Service<'a> {
         }
     }
 
-    fn log_final_counters(&self) {
+    /// The status while serving, with the rates of the last sample.
+    fn serving(&self, stats: &Stats) -> String {
+        report::status(stats, self.echoes, self.datagrams.as_ref(), self.workers.len())
+    }
+
+    fn look_at_datagrams(&mut self, now: Instant, listeners: &[DatagramTraffic]) {
+        let Some(datagrams) = &mut self.datagrams else { return };
+        let mut traffic = DatagramTraffic::default();
+        listeners.iter().for_each(|listener| traffic.add(listener));
+        let rate = self.datagram_rate.look(now, traffic.datagrams_out);
+        let kernel_drops = self.plan.kernel_drops.since_start();
+        *datagrams = Datagrams { traffic, kernel_drops, rate };
+    }
+
+    fn log_final_counters(&mut self) {
         let stats = metrics::total(&self.done);
+        let listeners = workers::published(&self.workers).datagram_listeners;
+        self.look_at_datagrams(Instant::now(), &listeners);
         log::debug!("{stats:?}");
         let traffic = &stats.traffic;
         let buffers = workers::buffers_total(self.plan);
+        let datagrams = self.datagrams.clone().unwrap_or_default();
         log::info!(
             message_id = events::STOPPED,
             accepted = traffic.accepted,
@@ -466,9 +532,13 @@ impl<'a> Service<'a> {
             bytes_dropped = stats.bytes_dropped,
             taken_over = traffic.taken_over,
             bytes_taken_over = stats.bytes_taken_over,
-            bytes_handed_over = stats.bytes_handed_over;
+            bytes_handed_over = stats.bytes_handed_over,
+            datagrams_in = datagrams.traffic.datagrams_in,
+            datagrams_out = datagrams.traffic.datagrams_out,
+            datagrams_dropped = datagrams.traffic.dropped_total(),
+            kernel_dropped = datagrams.kernel_drops;
             "stopped: accepted={} refused={} closed={} bytes-in={} bytes-out={} bytes-dropped={} \
-             buffers-home={} buffers-total={buffers}{}",
+             buffers-home={} buffers-total={buffers}{}{}",
             traffic.accepted,
             traffic.refused_total(),
             traffic.closed_total(),
@@ -477,6 +547,7 @@ impl<'a> Service<'a> {
             stats.bytes_dropped,
             buffers - stats.buffers_lent,
             report::handover_counts(&stats),
+            self.datagrams.as_ref().map_or(String::new(), Datagrams::final_counts),
         );
     }
 }

@@ -7,8 +7,13 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use echo_core::datagram::DatagramTraffic;
+
+use super::datagrams::KernelDrops;
 use super::workers::{self, Plan, Worker};
-use crate::admin::snapshot::{self, Figures, ListenerFigures, WorkerFigures};
+use crate::admin::snapshot::{
+    self, DatagramListenerFigures, Figures, ListenerFigures, WorkerFigures,
+};
 use crate::admin::{Snapshot, State};
 use crate::metrics::Shown;
 
@@ -55,14 +60,21 @@ impl Life {
 pub(super) struct Label {
     pub(super) name: String,
     pub(super) address: String,
-    /// `tcp` or `unix`.
+    /// `tcp`, `unix` or `udp`.
     pub(super) protocol: &'static str,
+}
+
+/// The listeners, each kind in its order.
+pub(super) struct Labels {
+    pub(super) streams: Vec<Label>,
+    pub(super) datagrams: Vec<Label>,
 }
 
 /// The sources of a snapshot.
 pub(super) struct View {
     life: Life,
-    labels: Vec<Label>,
+    labels: Labels,
+    kernel_drops: Arc<KernelDrops>,
     workers: Vec<Worker>,
     origin: Instant,
     buffers: u64,
@@ -70,9 +82,10 @@ pub(super) struct View {
 
 impl View {
     /// The view of these workers. The labels are in the order of their listeners.
-    pub(super) fn new(plan: &Plan<'_>, life: Life, labels: Vec<Label>, workers: &[Worker]) -> Self {
+    pub(super) fn new(plan: &Plan<'_>, life: Life, labels: Labels, workers: &[Worker]) -> Self {
         let buffers = workers::buffers_of_worker(plan);
-        Self { life, labels, workers: workers.to_vec(), origin: plan.origin, buffers }
+        let kernel_drops = Arc::clone(&plan.kernel_drops);
+        Self { life, labels, kernel_drops, workers: workers.to_vec(), origin: plan.origin, buffers }
     }
 
     /// The current counters. Every worker is woken, so a stalled one is detected.
@@ -87,7 +100,8 @@ impl View {
             total.add(&shown);
         }
         // Before the first worker has published counters there are none for listeners.
-        total.listeners.resize_with(self.labels.len(), Default::default);
+        total.listeners.resize_with(self.labels.streams.len(), Default::default);
+        total.datagram_listeners.resize_with(self.labels.datagrams.len(), Default::default);
         let figures = |(label, stats): (&Label, _)| {
             ListenerFigures::new((&label.name, &label.address, label.protocol), stats)
         };
@@ -98,9 +112,20 @@ impl View {
             configuration_error: self.life.trouble(),
             uptime_seconds: self.origin.elapsed().as_secs_f64(),
             total: Figures::new(&total.stats, self.buffers * self.workers.len() as u64),
-            listeners: self.labels.iter().zip(&total.listeners).map(figures).collect(),
+            listeners: self.labels.streams.iter().zip(&total.listeners).map(figures).collect(),
+            datagram_listeners: self.datagrams(&total.datagram_listeners),
             workers,
         }
+    }
+
+    /// The figures of the listeners for datagrams.
+    fn datagrams(&self, traffic: &[DatagramTraffic]) -> Vec<DatagramListenerFigures> {
+        let drops = self.kernel_drops.by_listener(self.labels.datagrams.len());
+        let figures = |((label, traffic), drops): ((&Label, _), _)| {
+            let names = (&*label.name, &*label.address);
+            DatagramListenerFigures::new(names, traffic, drops)
+        };
+        self.labels.datagrams.iter().zip(traffic).zip(drops).map(figures).collect()
     }
 
     /// Makes every worker complete an iteration and publish its counters; returns for each whether

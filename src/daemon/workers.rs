@@ -11,15 +11,18 @@ use std::time::{Duration, Instant};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::admission_policy::admission_policy;
+use super::datagrams::{KernelDrops, Owned};
 use crate::capacity;
 use crate::config::{Config, Tcp, Workers};
 use crate::handover::ConnectionTransfer;
 use crate::listen::Family;
-use crate::metrics;
+use crate::metrics::Shown;
+use crate::rate_limiter::DatagramLimiter;
 use crate::source_limiter::SourceLimiter;
 use crate::worker::{self, Outcome, Shared};
 use echo_core::admission::Limiter;
 use echo_core::command::Command;
+use echo_core::datagram::{DatagramParameters, GuardPolicy, RateLimiter, Rates};
 use echo_core::fullness::Fullness;
 use echo_core::kernel::Kernel;
 use echo_core::limits;
@@ -29,8 +32,8 @@ use echo_core::parameters::{Deferral, Keepalive, Parameters, RuntimeLimits};
 use echo_core::stats::Stats;
 use echo_core::worker::Worker as Core;
 use echo_ring::{
-    Driver, Features, ListeningSocket, Owner, PreparedRing, Settings, SpillMemory, Transport,
-    Unusable, prepare_rings,
+    DATAGRAM_BUFFERS, Driver, Features, ListeningSocket, Owner, PreparedRing, Settings,
+    SpillMemory, Transport, Unusable, prepare_rings,
 };
 
 /// Bytes of a small buffer: it holds a typical message (a TLS record), and the unused part of a
@@ -120,6 +123,14 @@ pub(super) struct Plan<'a> {
     pub(super) names: Vec<String>,
     /// The addresses of the listeners, as printed.
     pub(super) addresses: Vec<String>,
+    /// The number of listeners for datagrams.
+    pub(super) datagram_listeners: u16,
+    /// The ports of those: no datagram from one of them is answered.
+    pub(super) datagram_ports: Vec<u16>,
+    /// Limits the datagrams of each source, for all workers.
+    pub(super) datagram_limiter: Arc<DatagramLimiter>,
+    /// The datagrams that the kernel has dropped.
+    pub(super) kernel_drops: Arc<KernelDrops>,
     pub(super) workers: usize,
     /// How many connections all workers together serve.
     pub(super) capacity: u32,
@@ -150,7 +161,16 @@ impl Plan<'_> {
             limiter: Arc::clone(&self.limiter) as Arc<dyn Limiter>,
             budget: Arc::clone(&self.memory) as Arc<dyn Budget>,
             fullness: Arc::clone(&self.fullness),
-            runtime_limits: runtime_limits(self.config, self.capacity, self.workers, worker),
+            runtime_limits: runtime_limits(self, self.config, self.capacity, worker),
+        }
+    }
+
+    fn datagram_parameters(&self, owned: &Owned) -> DatagramParameters {
+        DatagramParameters {
+            sockets: owned.parameters.clone(),
+            listeners: self.datagram_listeners,
+            buffers: DATAGRAM_BUFFERS.count,
+            limiter: Arc::clone(&self.datagram_limiter) as Arc<dyn RateLimiter>,
         }
     }
 }
@@ -161,14 +181,16 @@ fn buffers(config: &Config) -> BufferPlan {
     BufferPlan { small, large: LARGE_BUFFERS, bulk_quantum: BULK_QUANTUM }
 }
 
-/// The runtime limits of `config` for worker number `index` of `count`, if all workers together
-/// have this `capacity`.
+/// The runtime limits of `config` for worker number `index` of those of `plan`, if all workers
+/// together have this `capacity`.
 pub(super) fn runtime_limits(
+    plan: &Plan<'_>,
     config: &Config,
     capacity: u32,
-    count: usize,
     index: usize,
 ) -> RuntimeLimits {
+    let count = plan.workers;
+    let reflect = config.datagram.reflect_source_ports.iter().chain(&plan.datagram_ports);
     let milliseconds = |duration: Duration| duration.as_millis() as u64;
     RuntimeLimits {
         connections_max: share(u64::from(capacity), count, index) as u32,
@@ -178,6 +200,11 @@ pub(super) fn runtime_limits(
         bytes_max: config.limits.max_bytes,
         keepalive: config.tcp.keepalive.map(|it| Keepalive::new(milliseconds(it), count)),
         admission: Arc::new(admission_policy(config)),
+        datagram_guard: GuardPolicy::new(reflect.copied()),
+        datagram_rates: Rates {
+            datagrams: config.datagram.datagrams_per_source,
+            bytes: config.datagram.bytes_per_source,
+        },
     }
 }
 
@@ -189,13 +216,16 @@ fn share(total: u64, count: usize, index: usize) -> u64 {
 
 /// Makes the rings of all workers. If there is not enough locked memory, an automatic number of
 /// workers is reduced; a configured number is an error.
-pub(super) fn prepare(config: &Config) -> Result<Vec<PreparedRing>, Unusable> {
+pub(super) fn prepare(
+    config: &Config,
+    with_datagrams: bool,
+) -> Result<Vec<PreparedRing>, Unusable> {
     let wanted = capacity::workers(config);
     let least = match config.server.workers {
         Workers::Auto => 1,
         Workers::Count(_) => wanted,
     };
-    prepare_rings(least..=wanted, buffers(config).small)
+    prepare_rings(least..=wanted, buffers(config).small, with_datagrams)
 }
 
 /// Warns if the limit on locked memory permits fewer workers than there are CPUs.
@@ -207,7 +237,7 @@ pub(super) fn warn_if_few(plan: &Plan<'_>) {
              locked memory, and RLIMIT_MEMLOCK leaves this user less; set LimitMEMLOCK=infinity in \
              the unit (ulimit -l unlimited)",
             plan.workers,
-            capacity::locked_bytes(plan.config, wanted).div_ceil(1024),
+            capacity::locked_bytes(plan.config, wanted, plan.datagram_listeners > 0).div_ceil(1024),
         );
     }
 }
@@ -218,14 +248,21 @@ pub(super) fn start(
     index: usize,
     desk: &Desk,
     ring: PreparedRing,
+    owned: Owned,
     transfers: Vec<ConnectionTransfer>,
 ) -> io::Result<(Worker, Return)> {
     let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
     let shared = Arc::new(Shared::default());
     let parameters = plan.parameters(index);
     let connections_max = parameters.runtime_limits.connections_max;
+    let core = Core::new(parameters);
+    let core = match owned.sockets.is_empty() {
+        true => core,
+        false => core.with_datagrams(plan.datagram_parameters(&owned)),
+    };
     let settings = Settings {
         listeners: Arc::clone(&plan.listeners),
+        datagram_sockets: owned.sockets,
         wake: Arc::clone(&wake),
         buffers: plan.buffers(),
         connections_max,
@@ -240,7 +277,7 @@ pub(super) fn start(
         let guard = PanicGuard { desk: &desk, index };
         let post = Post { shared: &thread_shared, desk: &desk, index, returned };
         let news = match Driver::with_ring(ring, settings) {
-            Ok(driver) => work(driver, parameters, transfers, &post),
+            Ok(driver) => work(driver, core, transfers, &post),
             Err(unusable) => News::Unusable(unusable),
         };
         drop(guard);
@@ -257,15 +294,14 @@ struct Post<'a> {
     returned: Receiver<Vec<ConnectionTransfer>>,
 }
 
-/// The parameters are moved into the only core of this worker. A reload changes them there, and no
-/// other copy exists.
+/// `core` is the only one of this worker. A reload changes its parameters there, and no other copy
+/// exists.
 fn work(
     mut driver: Driver,
-    parameters: Parameters,
+    mut core: Core,
     transfers: Vec<ConnectionTransfer>,
     post: &Post<'_>,
 ) -> News {
-    let mut core = Core::new(parameters);
     import(&mut driver, &mut core, transfers);
     let ready = || post.desk.put(post.index, News::Ready);
     let mut outcome = worker::run(&mut driver, &mut core, post.shared, ready);
@@ -351,7 +387,7 @@ pub(super) fn wait_for(
 
 /// The sum of the current counters of all workers. It wakes only workers whose boards are out of
 /// date, so an idle worker is not woken.
-pub(super) fn total(workers: &[Worker]) -> Stats {
+pub(super) fn shown(workers: &[Worker]) -> Shown {
     for worker in workers {
         if worker.shared.board.ask() {
             worker.wake();
@@ -361,8 +397,21 @@ pub(super) fn total(workers: &[Worker]) -> Stats {
     wait_for(workers, LOOK_TIMEOUT, |_, worker| {
         worker.shared.board.has_answered() || worker.shared.has_ended()
     });
-    let shown = workers.iter().map(|worker| worker.shared.board.read().stats);
-    metrics::total(&shown.collect::<Vec<_>>())
+    published(workers)
+}
+
+/// The same, of connections alone.
+pub(super) fn total(workers: &[Worker]) -> Stats {
+    shown(workers).stats
+}
+
+/// The sum of the counters that the workers have published: the final ones, if all have ended.
+pub(super) fn published(workers: &[Worker]) -> Shown {
+    let mut sum = Shown::default();
+    for worker in workers {
+        sum.add(&worker.shared.board.read());
+    }
+    sum
 }
 
 /// The pooled buffers of one worker.
@@ -390,6 +439,7 @@ pub(super) fn listening_socket(
         transport: match family {
             Family::Tcp => Transport::Tcp,
             Family::Unix => Transport::Unix,
+            Family::Udp => unreachable!("a datagram socket does not listen"),
         },
         receive_buffer: tcp.receive_buffer,
         send_buffer: tcp.send_buffer,
@@ -399,6 +449,13 @@ pub(super) fn listening_socket(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Goal: the configuration, which knows nothing of the core, has the core's default.
+    #[test]
+    fn the_ports_that_are_not_answered_are_those_of_the_core() {
+        let ports = Config::default().datagram.reflect_source_ports;
+        assert_eq!(GuardPolicy::new(ports), GuardPolicy::default());
+    }
 
     #[test]
     fn the_wait_for_a_stalled_worker_ends() {

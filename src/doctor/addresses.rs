@@ -4,31 +4,61 @@ use std::net::SocketAddr;
 
 use super::finding::{Finding, Topic};
 use super::service::{Service, is_of_echo};
+use super::{Listening, receive_buffer, sockets};
+use crate::config::{Config, Protocol};
 use crate::listen;
 use crate::systemd::units::Unit;
 
-pub(super) fn findings(service: &Service) -> Vec<Finding> {
+pub(super) fn look(service: &Service, config: &Config) -> Listening {
     let mut findings: Vec<Finding> = service.sockets.iter().filter_map(state).collect();
-    let of_echo = service.sockets.iter().filter(|unit| is_of_echo(unit));
-    let reachable = of_echo.flat_map(addresses).any(|it| it.is_none_or(is_local));
+    let of_echo = || service.sockets.iter().filter(|unit| is_of_echo(unit));
+    let reachable = of_echo().flat_map(listens).any(|it| it.is_reachable());
     for unit in &service.sockets {
-        findings.extend(addresses(unit).zip(unit.values("Listen")).filter_map(|(inet, listen)| {
-            let whole = is_of_echo(unit) && !reachable;
-            address(unit, inet, listen.trim_end_matches(" (Stream)"), whole)
-        }));
+        let whole = is_of_echo(unit) && !reachable;
+        findings.extend(listens(unit).filter_map(|listen| address(unit, &listen, whole)));
     }
-    findings
+    let mut with_datagrams = of_echo().next().is_none() && sockets::serves_datagrams(config);
+    for unit in of_echo().filter(|unit| has_datagrams(unit)) {
+        with_datagrams = true;
+        let wanted = unit.value("ReceiveBuffer").parse().unwrap_or(0);
+        let has_streams = listens(unit).any(|listen| listen.protocol == Protocol::Tcp);
+        findings.push(receive_buffer::of_unit(unit.name(), wanted, has_streams));
+    }
+    Listening { findings, with_datagrams }
 }
 
-/// The addresses that a unit listens on; `None` for each that is not TCP.
-fn addresses(unit: &Unit) -> impl Iterator<Item = Option<SocketAddr>> {
-    unit.values("Listen").map(|listen| listen.split(' ').next().unwrap_or_default().parse().ok())
+/// An address that a unit listens on, as systemd shows it: `127.0.0.1:7 (Stream)`.
+struct Listen<'a> {
+    shown: &'a str,
+    protocol: Protocol,
+    /// None if it is a Unix socket.
+    inet: Option<SocketAddr>,
+}
+
+impl Listen<'_> {
+    fn is_reachable(&self) -> bool {
+        self.inet.is_none_or(|inet| is_local(self.protocol, inet))
+    }
+}
+
+fn listens(unit: &Unit) -> impl Iterator<Item = Listen<'_>> {
+    unit.values("Listen").map(|listen| {
+        let (shown, protocol) = match listen.strip_suffix(" (Datagram)") {
+            Some(shown) => (shown, Protocol::Udp),
+            None => (listen.trim_end_matches(" (Stream)"), Protocol::Tcp),
+        };
+        Listen { shown, protocol, inet: shown.parse().ok() }
+    })
+}
+
+fn has_datagrams(unit: &Unit) -> bool {
+    listens(unit).any(|listen| listen.protocol == Protocol::Udp)
 }
 
 /// Whether this machine has the address: whether any port of it can be bound.
-fn is_local(address: SocketAddr) -> bool {
+fn is_local(protocol: Protocol, address: SocketAddr) -> bool {
     let any_port = SocketAddr::new(address.ip(), 0);
-    match listen::rehearse(any_port) {
+    match listen::rehearse(protocol, any_port) {
         Err(error) => !error.is_absence(),
         Ok(()) => true,
     }
@@ -44,7 +74,8 @@ fn state(unit: &Unit) -> Option<Finding> {
                 "resources" => (
                     "an address could not be bound",
                     format!(
-                        "see journalctl -u {name}, and ss -tlnp for the program that uses the port"
+                        "see journalctl -u {name}, and ss -{} for the program that uses the port",
+                        if has_datagrams(unit) { "tulnp" } else { "tlnp" }
                     ),
                 ),
                 "trigger-limit-hit" | "service-start-limit-hit" => (
@@ -66,39 +97,49 @@ fn state(unit: &Unit) -> Option<Finding> {
     }
 }
 
-fn address(unit: &Unit, inet: Option<SocketAddr>, shown: &str, whole: bool) -> Option<Finding> {
+fn address(unit: &Unit, listen: &Listen<'_>, whole: bool) -> Option<Finding> {
     let name = unit.name();
     let is_open = unit.value("ActiveState") == "active";
+    let Listen { shown, protocol, inet } = *listen;
     let Some(inet) = inet else {
+        if protocol == Protocol::Udp {
+            return Some(Finding::problem(
+                Topic::Sockets,
+                format!("{shown} ({name}) is a Unix datagram socket, which is not supported"),
+                "use ListenStream= for it",
+            ));
+        }
         return is_open.then(|| Finding::ok(Topic::Sockets, format!("{shown} ({name})")));
     };
-    if !is_local(inet) {
-        return Some(absent(name, inet, whole));
+    let (kind, users) = match protocol {
+        Protocol::Tcp => ("", "ss -tlnp"),
+        Protocol::Udp => ("udp:", "ss -lunp"),
+    };
+    let shown = format!("{kind}{inet} ({name})");
+    if !is_local(protocol, inet) {
+        return Some(absent(name, inet, &shown, whole));
     }
     if is_open {
-        return Some(Finding::ok(Topic::Sockets, format!("{inet} ({name}) is open")));
+        return Some(Finding::ok(Topic::Sockets, format!("{shown} is open")));
     }
-    listen::rehearse(inet).err().filter(listen::ListenError::is_in_use)?;
+    listen::rehearse(protocol, inet).err().filter(listen::ListenError::is_in_use)?;
     Some(Finding::problem(
         Topic::Sockets,
-        format!("{inet} ({name}) is in use by another program"),
-        "stop the program that listens there (see ss -tlnp), or choose another port",
+        format!("{shown} is in use by another program"),
+        &format!("stop the program that listens there (see {users}), or choose another port"),
     ))
 }
 
 /// Clients cannot connect to an address that the machine does not have. `FreeBind=` permits
 /// listening on it all the same, for an address that is added later or moves between machines. It
 /// also hides typing errors.
-fn absent(name: &str, address: SocketAddr, whole: bool) -> Finding {
+fn absent(name: &str, address: SocketAddr, shown: &str, whole: bool) -> Finding {
     if address.ip().is_loopback() {
-        let what = format!(
-            "{address} ({name}): this machine does not have this address, because IPv6 is disabled"
-        );
+        let what =
+            format!("{shown}: this machine does not have this address, because IPv6 is disabled");
         return Finding::note(Topic::Sockets, what, "none needed");
     }
-    let what = format!(
-        "{address} ({name}) is not an address of this machine: clients cannot connect to it"
-    );
+    let what = format!("{shown} is not an address of this machine: clients cannot connect to it");
     let remedy =
         format!("correct it with systemctl edit {name}, unless the address is added later");
     match whole {

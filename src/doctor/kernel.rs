@@ -4,11 +4,12 @@ use super::finding::{Finding, Topic};
 use crate::systemd::account::Account;
 use echo_ring::{self, Survey};
 
-/// Findings for a service that runs as `account`, or for this process.
-pub(super) fn findings(account: Option<&Account>) -> Vec<Finding> {
+/// Findings for a service that runs as `account`, or for this process. The rings of a daemon that
+/// serves datagrams permit two more operations.
+pub(super) fn findings(account: Option<&Account>, with_datagrams: bool) -> Vec<Finding> {
     let mut findings = vec![release()];
     findings.extend(switches(account));
-    match echo_ring::survey() {
+    match echo_ring::survey(with_datagrams) {
         Err(unusable) => {
             let remedy = "run Linux 6.1 or later";
             findings.push(Finding::from_error(Topic::IoUring, &unusable.to_string(), remedy));

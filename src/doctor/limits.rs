@@ -13,13 +13,18 @@ use crate::config::{Config, Kind, Workers};
 /// `CAP_SYS_RESOURCE` of include/uapi/linux/capability.h: without it systemd cannot raise a limit.
 const CAP_SYS_RESOURCE: u32 = 24;
 
-pub(super) fn findings(config: &Config, service: Option<&Service>, findings: &mut Vec<Finding>) {
+pub(super) fn findings(
+    config: &Config,
+    service: Option<&Service>,
+    with_datagrams: bool,
+    findings: &mut Vec<Finding>,
+) {
     let (limits, sockets) = match service {
         Some(service) => (Limits::of_service(service), sockets_of(service)),
         None => (Limits::of_this_process(), sockets_configured(config)),
     };
     findings.push(files(config, &limits, sockets));
-    findings.push(locked_memory(config, &limits));
+    findings.push(locked_memory(config, &limits, with_datagrams));
 }
 
 /// The limits that apply now, or will apply after the start.
@@ -152,9 +157,9 @@ fn files(config: &Config, limits: &Limits, sockets: Sockets) -> Finding {
 
 /// With an automatic number of workers too little memory is a note, because the daemon starts as
 /// many as the limit permits. With a configured number the daemon does not start.
-fn locked_memory(config: &Config, limits: &Limits) -> Finding {
+fn locked_memory(config: &Config, limits: &Limits, with_datagrams: bool) -> Finding {
     let workers = capacity::workers(config);
-    let needed = capacity::locked_bytes(config, workers);
+    let needed = capacity::locked_bytes(config, workers, with_datagrams);
     let need = format!("the rings of {workers} workers need {} KiB", needed.div_ceil(1024));
     let Some(limit) = limits.locked.value else {
         let what = format!("locked memory: unlimited for {}; {need}", limits.whose);
@@ -167,7 +172,7 @@ fn locked_memory(config: &Config, limits: &Limits) -> Finding {
     if needed <= limit {
         return Finding::ok(Topic::Limits, what);
     }
-    let fitting = limit / capacity::locked_bytes(config, 1);
+    let fitting = limit / capacity::locked_bytes(config, 1, with_datagrams);
     let remedy = limits.locked.remedy("LimitMEMLOCK", "infinity");
     match config.server.workers {
         Workers::Auto if fitting > 0 => {

@@ -3,39 +3,54 @@
 use socket2::SockRef;
 
 use super::finding::{Finding, Topic};
-use crate::config::{Address, Config};
+use super::{Listening, receive_buffer};
+use crate::config::{Address, Config, ListenerConfig};
 use crate::listen::{self, Family, Listener};
 
 /// The listen backlog that the shipped socket unit and the daemon itself request.
 const BACKLOG: u32 = 4096;
 
-pub(super) fn findings(config: &Config, findings: &mut Vec<Finding>) {
+pub(super) fn look(config: &Config) -> Listening {
     if listen::is_anything_inherited() {
-        let named: Vec<_> =
-            config.listeners.iter().filter(|it| it.address.is_none()).cloned().collect();
-        match listen::open(&named, &config.tcp) {
-            Ok(opened) => {
-                findings.extend(opened.listeners.iter().map(inherited));
-                findings.extend(opened.warnings.iter().map(|warning| {
-                    Finding::from_error(Topic::Sockets, warning, "see echo-uring.toml(5)")
-                }));
-            }
-            Err(error) => {
-                let remedy = "see systemd.socket(5)";
-                findings.push(Finding::from_error(Topic::Sockets, &error.to_string(), remedy));
-            }
-        }
-        return;
+        return inherited_sockets(config);
     }
-    for listener in &config.listeners {
-        findings.push(match &listener.address {
-            Some(address) => configured(address),
-            None => Finding::note(
-                Topic::Sockets,
-                format!("listener {} has no address, so only systemd can pass it", listener.name),
-                "start the service by systemd, or give the listener an address",
-            ),
-        });
+    let configured_address = |listener: &ListenerConfig| match &listener.address {
+        Some(address) => configured(address),
+        None => Finding::note(
+            Topic::Sockets,
+            format!("listener {} has no address, so only systemd can pass it", listener.name),
+            "start the service by systemd, or give the listener an address",
+        ),
+    };
+    let mut findings: Vec<Finding> = config.listeners.iter().map(configured_address).collect();
+    let with_datagrams = serves_datagrams(config);
+    findings.extend(with_datagrams.then(receive_buffer::of_configured).flatten());
+    Listening { findings, with_datagrams }
+}
+
+/// Whether a listener of the configuration is for datagrams.
+pub(super) fn serves_datagrams(config: &Config) -> bool {
+    let mut addresses = config.listeners.iter().filter_map(|listener| listener.address.as_ref());
+    addresses.any(Address::is_udp)
+}
+
+fn inherited_sockets(config: &Config) -> Listening {
+    let named: Vec<_> =
+        config.listeners.iter().filter(|it| it.address.is_none()).cloned().collect();
+    match listen::open(&named, &config.tcp) {
+        Ok(opened) => {
+            let mut findings: Vec<Finding> = opened.listeners.iter().map(inherited).collect();
+            findings.extend(opened.warnings.iter().map(|warning| {
+                Finding::from_error(Topic::Sockets, warning, "see echo-uring.toml(5)")
+            }));
+            let with_datagrams = opened.listeners.iter().any(|it| it.family == Family::Udp);
+            Listening { findings, with_datagrams }
+        }
+        Err(error) => {
+            let remedy = "see systemd.socket(5)";
+            let finding = Finding::from_error(Topic::Sockets, &error.to_string(), remedy);
+            Listening { findings: vec![finding], with_datagrams: false }
+        }
     }
 }
 
@@ -59,6 +74,12 @@ pub(super) fn longest_backlog(findings: &mut Vec<Finding>) {
 fn inherited(listener: &Listener) -> Finding {
     let socket = SockRef::from(&listener.socket);
     let mut what = format!("{} ({}, inherited)", listener.address, listener.name);
+    if listener.family == Family::Udp
+        && let Ok(bytes) = socket.recv_buffer_size()
+    {
+        let remedy = "set ReceiveBuffer=4M in the socket unit";
+        return receive_buffer::finding(&what, bytes as u64, remedy);
+    }
     let mut tell = |name: &str, value: Option<String>| {
         if let Some(value) = value {
             what += &format!(", {name} {value}");
@@ -72,12 +93,17 @@ fn inherited(listener: &Listener) -> Finding {
     Finding::ok(Topic::Sockets, what)
 }
 
+/// The command that shows which program uses an address.
+fn users(address: &Address) -> &'static str {
+    if address.is_udp() { "ss -lunp" } else { "ss -tlnp" }
+}
+
 /// Whether a configured address can be bound now. A Unix path is not tested, because that would
 /// create a file.
 fn configured(address: &Address) -> Finding {
     let tried = match address {
-        Address::Inet(inet) => listen::rehearse(*inet),
-        Address::Zoned(inet, zone) => listen::rehearse_in_zone(*inet, zone),
+        Address::Inet(protocol, inet) => listen::rehearse(*protocol, *inet),
+        Address::Zoned(protocol, inet, zone) => listen::rehearse_in_zone(*protocol, *inet, zone),
         Address::Unix(_) => {
             return Finding::ok(Topic::Sockets, format!("{address} (configured, not tested)"));
         }
@@ -87,7 +113,7 @@ fn configured(address: &Address) -> Finding {
         Err(error) if error.is_in_use() => Finding::note(
             Topic::Sockets,
             format!("{address} (configured) is in use, perhaps by a running daemon"),
-            "none needed if that is the echo service; see \"ss -tlnp\"",
+            &format!("none needed if that is the echo service; see \"{}\"", users(address)),
         ),
         Err(error) => {
             let remedy = "let systemd pass the sockets";

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::net::{SocketAddr, SocketAddrV6};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -10,10 +11,10 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
-use super::{Family, ListenError, Listener, Origin, errno, printed};
-use crate::config::{Address, Kind, ListenerConfig};
+use super::{Family, ListenError, Listener, Origin, errno, printed_for};
+use crate::config::{Address, Kind, ListenerConfig, Protocol};
 
 /// The listen backlog; `net.core.somaxconn` is its upper bound, usually 4096.
 const BACKLOG: i32 = 4096;
@@ -35,8 +36,11 @@ pub(super) fn sockets<'a>(
         // Those without are for inherited sockets.
         let Some(address) = address else { continue };
         let bound = until_free(deadline, || match address {
-            Address::Inet(inet) => bind_inet(name, *kind, *inet),
-            Address::Zoned(inet, zone) => bind_inet(name, *kind, in_zone(*inet, zone)?.into()),
+            Address::Inet(protocol, inet) => bind_inet(name, *kind, *protocol, *inet),
+            Address::Zoned(protocol, inet, zone) => {
+                let inet = in_zone(*protocol, *inet, zone)?;
+                bind_inet(name, *kind, *protocol, inet.into())
+            }
             Address::Unix(path) => bind_unix(name, *kind, path),
         });
         match bound {
@@ -69,34 +73,63 @@ fn until_free<T>(
     }
 }
 
-fn bind_inet(name: &str, kind: Kind, address: SocketAddr) -> Result<Listener, ListenError> {
-    let socket = bind_inet_socket(address)?;
+fn bind_inet(
+    name: &str,
+    kind: Kind,
+    protocol: Protocol,
+    address: SocketAddr,
+) -> Result<Listener, ListenError> {
+    let socket = bind_inet_socket(protocol, address)?;
     let fault = |act| move |cause| ListenError::System { address: address.to_string(), act, cause };
-    socket
-        .listen(BACKLOG)
-        .map_err(|cause| ListenError::Bind { address: Address::Inet(address), cause })?;
+    let family = match protocol {
+        Protocol::Tcp => {
+            let refused =
+                |cause| ListenError::Bind { address: Address::Inet(protocol, address), cause };
+            socket.listen(BACKLOG).map_err(refused)?;
+            Family::Tcp
+        }
+        Protocol::Udp => {
+            raise_buffers(&socket);
+            Family::Udp
+        }
+    };
     // Queried, since with port 0 the kernel chooses the port.
-    let address = printed(&socket.local_addr().map_err(fault("query its address"))?);
+    let address = socket.local_addr().map_err(fault("query its address"))?;
+    let address = printed_for(protocol, &address);
     let (name, socket) = (name.to_owned(), socket.into());
-    let (origin, family) = (Origin::Bound, Family::Tcp);
+    let origin = Origin::Bound;
     Ok(Listener { name, address, kind, origin, family, socket, file: None })
 }
 
 /// The address on the interface that `zone` names.
-pub(super) fn in_zone(address: SocketAddrV6, zone: &str) -> Result<SocketAddrV6, ListenError> {
-    let wanted = || Address::Zoned(address, zone.to_owned());
+pub(super) fn in_zone(
+    protocol: Protocol,
+    address: SocketAddrV6,
+    zone: &str,
+) -> Result<SocketAddrV6, ListenError> {
+    let wanted = || Address::Zoned(protocol, address, zone.to_owned());
     let scope = if_nametoindex(zone)
         .map_err(|errno| ListenError::Bind { address: wanted(), cause: errno.into() })?;
     Ok(SocketAddrV6::new(*address.ip(), address.port(), address.flowinfo(), scope))
 }
 
 /// A socket that is bound to the address and does not listen yet.
-pub(super) fn bind_inet_socket(address: SocketAddr) -> Result<Socket, ListenError> {
-    let wanted = Address::Inet(address);
-    let socket = new_socket(Domain::for_address(address), Some(Protocol::TCP), &wanted)?;
+pub(super) fn bind_inet_socket(
+    protocol: Protocol,
+    address: SocketAddr,
+) -> Result<Socket, ListenError> {
+    let wanted = Address::Inet(protocol, address);
+    let (kind, number) = match protocol {
+        Protocol::Tcp => (Type::STREAM, socket2::Protocol::TCP),
+        Protocol::Udp => (Type::DGRAM, socket2::Protocol::UDP),
+    };
+    let socket = new_socket(Domain::for_address(address), kind, Some(number), &wanted)?;
     let fault = |act| move |cause| ListenError::System { address: address.to_string(), act, cause };
-    // Connections of an earlier process in TIME_WAIT must not prevent the start.
-    socket.set_reuse_address(true).map_err(fault("set SO_REUSEADDR"))?;
+    // Connections of an earlier process in TIME_WAIT must not prevent the start. On a UDP socket it
+    // would let another one take all datagrams.
+    if protocol == Protocol::Tcp {
+        socket.set_reuse_address(true).map_err(fault("set SO_REUSEADDR"))?;
+    }
     if address.is_ipv6() {
         socket.set_only_v6(false).map_err(fault("clear IPV6_V6ONLY"))?;
     }
@@ -104,12 +137,57 @@ pub(super) fn bind_inet_socket(address: SocketAddr) -> Result<Socket, ListenErro
     Ok(socket)
 }
 
+/// The receive buffer of a UDP socket, as far as the sysctl net.core.rmem_max permits. The kernel's
+/// default of 208 KiB holds 256 small datagrams or 3 large ones, so a pause of milliseconds loses
+/// some.
+const RECEIVE_BUFFER: usize = 4 << 20;
+/// The same for replies, as far as net.core.wmem_max permits. All clients of a socket share it: a
+/// reply that waits for the link-layer address of its receiver occupies it for up to three seconds.
+const SEND_BUFFER: usize = 4 << 20;
+
+/// See [`super::granted_receive_buffer`].
+pub(super) fn granted_receive_buffer() -> io::Result<usize> {
+    let unix = || Socket::new(Domain::UNIX, Type::DGRAM, None);
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).or_else(|_| unix())?;
+    raise_buffers(&socket);
+    socket.recv_buffer_size()
+}
+
+fn raise_buffers(socket: &Socket) {
+    // The doctor reports the result.
+    let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
+    let _ = socket.set_send_buffer_size(SEND_BUFFER);
+}
+
+/// See [`super::siblings`].
+pub(super) fn siblings(socket: &OwnedFd, count: usize) -> io::Result<Vec<OwnedFd>> {
+    if count == 0 {
+        return Ok(Vec::new());
+    }
+    // Not before the first one was bound: with the option, it would have been bound beside the
+    // socket of another process of the same user.
+    let first = SockRef::from(socket);
+    first.set_reuse_port(true)?;
+    let address = first.local_addr()?;
+    let one = || {
+        let sibling = Socket::new(address.domain(), Type::DGRAM, Some(socket2::Protocol::UDP))?;
+        sibling.set_reuse_port(true)?;
+        if address.is_ipv6() {
+            sibling.set_only_v6(false)?;
+        }
+        sibling.bind(&address)?;
+        raise_buffers(&sibling);
+        Ok(sibling.into())
+    };
+    (0..count).map(|_| one()).collect()
+}
+
 /// The file of an echo socket gets mode 0666 less the umask: like a loopback port, it is open to
 /// everyone who can reach it. Admin sockets are for user and group: 0660.
 fn bind_unix(name: &str, kind: Kind, path: &Path) -> Result<Listener, ListenError> {
     let wanted = Address::Unix(path.to_owned());
     let refused = |cause| ListenError::Bind { address: wanted.clone(), cause };
-    let socket = new_socket(Domain::UNIX, None, &wanted)?;
+    let socket = new_socket(Domain::UNIX, Type::STREAM, None, &wanted)?;
     let address = SockAddr::unix(path).map_err(refused)?;
     match socket.bind(&address) {
         Err(cause) if errno(&cause) == Errno::EADDRINUSE => {
@@ -138,10 +216,11 @@ fn bind_unix(name: &str, kind: Kind, path: &Path) -> Result<Listener, ListenErro
 
 fn new_socket(
     domain: Domain,
-    protocol: Option<Protocol>,
+    kind: Type,
+    protocol: Option<socket2::Protocol>,
     wanted: &Address,
 ) -> Result<Socket, ListenError> {
-    Socket::new(domain, Type::STREAM, protocol).map_err(|cause| match errno(&cause) {
+    Socket::new(domain, kind, protocol).map_err(|cause| match errno(&cause) {
         Errno::EAFNOSUPPORT => ListenError::Bind { address: wanted.clone(), cause },
         _ => ListenError::System { address: wanted.to_string(), act: "create a socket", cause },
     })

@@ -9,9 +9,9 @@ use listenfd::ListenFd;
 use nix::sys::socket::{AddressFamily, SockType};
 use socket2::{Protocol, SockRef};
 
-use crate::config::Kind;
+use crate::config::{self, Kind};
 
-use super::{BUNDLE, Family, Inherited, ListenError, Listener, Origin, printed};
+use super::{BUNDLE, Family, Inherited, ListenError, Listener, Origin, printed, printed_for};
 
 /// The maximum number of inherited sockets: a thousand addresses are a mistake.
 pub(super) const COUNT_MAX: usize = 1024;
@@ -64,7 +64,7 @@ pub(super) fn sockets() -> Result<Inherited, ListenError> {
     Ok(found)
 }
 
-/// The passed fd at `index` as a stream socket.
+/// The passed fd at `index` as a stream or UDP socket.
 fn take(passed: &mut ListenFd, index: usize) -> Result<(OwnedFd, Family), ListenError> {
     // Each of these queries the type and family of the socket, and leaves it in place if it is of
     // another kind.
@@ -74,10 +74,10 @@ fn take(passed: &mut ListenFd, index: usize) -> Result<(OwnedFd, Family), Listen
     if let Ok(Some(listener)) = passed.take_tcp_listener(index) {
         return Ok((listener.into(), Family::Tcp));
     }
-    let datagram = "a datagram socket; use ListenStream= in the socket unit, not ListenDatagram=";
     if let Ok(Some(socket)) = passed.take_udp_socket(index) {
-        return Err(refuse(&socket, datagram));
+        return Ok((socket.into(), Family::Udp));
     }
+    let datagram = "a Unix datagram socket; use ListenStream= in the socket unit, or a UDP address";
     if let Ok(Some(socket)) = passed.take_unix_datagram(index) {
         return Err(refuse(&socket, datagram));
     }
@@ -92,7 +92,7 @@ fn refuse(socket: &impl AsRawFd, problem: &str) -> ListenError {
 
 /// Describes a file descriptor that is neither a stream nor a datagram socket, with the remedy.
 fn foreign(fd: RawFd) -> String {
-    let remedy = "pass listening stream sockets only, as ListenStream= does";
+    let remedy = "pass listening stream sockets and UDP sockets only";
     let kind = match fs::read_link(format!("/proc/self/fd/{fd}")) {
         Err(_) => "not open".to_owned(),
         Ok(target) => match target.to_string_lossy() {
@@ -113,6 +113,9 @@ fn examine(socket: OwnedFd, family: Family, name: &str) -> Result<Listener, List
         let address = format!("inherited fd {}", socket.as_raw_fd());
         move |cause| ListenError::System { address, act, cause }
     };
+    if family == Family::Udp {
+        return examine_udp(socket, name);
+    }
     if !asked.is_listener().map_err(fault("query whether it listens"))? {
         let problem = "a stream socket that does not listen; use Accept=no in the socket unit";
         return Err(refuse(&socket, problem));
@@ -130,4 +133,27 @@ fn examine(socket: OwnedFd, family: Family, name: &str) -> Result<Listener, List
     let name = name.to_owned();
     let kind = Kind::of_name(&name);
     Ok(Listener { name, address, kind, origin: Origin::Inherited, family, socket, file: None })
+}
+
+/// Queries the address of a UDP socket, and whether it is one.
+fn examine_udp(socket: OwnedFd, name: &str) -> Result<Listener, ListenError> {
+    let asked = SockRef::from(&socket);
+    let fault = |act| {
+        let address = format!("inherited fd {}", socket.as_raw_fd());
+        move |cause| ListenError::System { address, act, cause }
+    };
+    if asked.protocol().map_err(fault("query its protocol"))? != Some(Protocol::UDP) {
+        let problem = "a datagram socket, but not UDP; remove SocketProtocol= from the socket unit";
+        return Err(refuse(&socket, problem));
+    }
+    let address = asked.local_addr().map_err(fault("query its address"))?;
+    let address = printed_for(config::Protocol::Udp, &address);
+    let kind = Kind::of_name(name);
+    if kind != Kind::Echo {
+        let problem = "a UDP socket of the name of a service that needs connections; use \
+                       ListenStream= in its socket unit, or another FileDescriptorName=";
+        return Err(refuse(&socket, problem));
+    }
+    let (name, origin, family) = (name.to_owned(), Origin::Inherited, Family::Udp);
+    Ok(Listener { name, address, kind, origin, family, socket, file: None })
 }

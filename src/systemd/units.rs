@@ -14,7 +14,7 @@ const PROPERTIES: &str = "Id,LoadState,LoadError,ActiveState,SubState,Result,Sta
     Group,SupplementaryGroups,DynamicUser,LimitNOFILE,LimitMEMLOCK,FileDescriptorStoreMax,\
     SystemCallFilter,RestrictAddressFamilies,NoNewPrivileges,CapabilityBoundingSet,PrivateNetwork,\
     PrivateUsers,ProtectSystem,ProtectProc,MemoryDenyWriteExecute,TriggeredBy,Listen,FreeBind,\
-    FileDescriptorName";
+    FileDescriptorName,ReceiveBuffer";
 
 /// The search path for systemctl if the environment has none.
 const PATH: &str = "/usr/bin:/bin:/usr/sbin:/sbin";

@@ -358,12 +358,22 @@ fn what_cannot_work_is_warned_of() {
         (
             "[access]\ndeny = ['::/1', '0.0.0.0/0', '8000::/1']\n",
             "",
-            &["main.toml:2:1: access.deny: nobody can connect over TCP: all are denied; "],
+            &[
+                "main.toml:2:1: access.deny: nobody can connect over TCP or is answered over UDP: all ",
+            ],
         ),
         (
             "[access]\nallow = ['::1']\ndeny = ['::/0']\n",
             "",
             &["main.toml:3:1: access.deny: nobody can connect"],
+        ),
+        ("[datagram]\nbytes-per-source = 'off'\n", "", &[]),
+        (
+            "[datagram]\ndatagrams-per-source = 'off'\n",
+            "[datagram]\nbytes-per-source = 'off'\n",
+            &[
+                "main.toml:2:1: datagram.datagrams-per-source: \"off\", as datagram.bytes-per-source",
+            ],
         ),
     ] {
         fs::write(place.main(), main).unwrap();

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use echo_core::admission::Unlimited;
+use echo_core::datagram::op as datagram;
 use echo_core::fullness::Fullness;
 use echo_core::kernel::{Kernel, Wake};
 use echo_core::limits::SWEEP_SLOTS_MAX;
@@ -48,6 +49,14 @@ impl<K: Kernel> Kernel for Brief<'_, K> {
     fn turn(&mut self, wake: Wake, events: &mut Vec<Event>) -> Result<(), K::Error> {
         let soon: Timestamp = self.0.now().plus(1);
         self.0.turn(wake.min(Wake::At(soon)), events)
+    }
+
+    fn take_datagrams(&mut self, events: &mut Vec<datagram::Event>) {
+        self.0.take_datagrams(events);
+    }
+
+    fn submit_datagrams(&mut self, ops: &mut Vec<datagram::Op>) {
+        self.0.submit_datagrams(ops);
     }
 }
 

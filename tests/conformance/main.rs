@@ -3,7 +3,7 @@
 //! `world` is what a script needs of its surroundings, `real` the implementor with sockets, `bench`
 //! the script's tools. Each script drives the seam as the core does and states which answers are
 //! allowed; it runs on the fake, on loopback TCP and on Unix stream sockets. Where these may differ
-//! by right, the script names the set.
+//! by right, the script names the set. `datagrams` has worlds and scripts of its own.
 
 // The simulator uses more of its kernel than the scripts do.
 #[allow(dead_code)]
@@ -12,6 +12,7 @@ mod fake;
 
 mod accept;
 mod bench;
+mod datagrams;
 mod end;
 mod handover;
 mod probe;
@@ -108,4 +109,42 @@ in_each_world! {
     turn::a_turn_can_be_woken,
     turn::a_near_deadline_holds_after_a_far_one,
     turn::the_core_echoes_and_drains,
+}
+
+/// The same for datagrams.
+macro_rules! in_each_datagram_world {
+    ($($script:ident),* $(,)?) => {
+        mod datagrams_on_the_fake {
+            use crate::datagrams::{scripts, world::Fake};
+            $(#[test] fn $script() { scripts::$script::<Fake>(); })*
+        }
+        mod datagrams_on_an_address {
+            use crate::datagrams::{scripts, world::Bound};
+            $(#[test] fn $script() { scripts::$script::<Bound>(); })*
+        }
+        mod datagrams_on_all_of_ipv4 {
+            use crate::datagrams::{scripts, world::Wildcard};
+            $(#[test] fn $script() { scripts::$script::<Wildcard>(); })*
+        }
+        mod datagrams_on_all_addresses {
+            use crate::datagrams::{scripts, world::DualStack};
+            $(#[test] fn $script() { scripts::$script::<DualStack>(); })*
+        }
+    };
+}
+
+in_each_datagram_world! {
+    a_datagram_comes_back_from_where_it_went,
+    an_empty_datagram_ends_the_receive,
+    the_longest_datagram_comes_back,
+    a_burst_comes_back_as_it_was,
+    a_burst_can_be_sent_in_pieces,
+    more_datagrams_than_buffers_wait_in_order,
+    several_are_answered_in_one_turn,
+    what_comes_after_a_cancel_waits,
+    a_cancel_loses_no_datagram,
+    a_closed_socket_is_another_process_s,
+    a_reply_that_is_too_long_fails_alone,
+    a_datagram_without_all_control_messages_says_so,
+    the_core_answers_and_drains,
 }

@@ -75,6 +75,7 @@ impl Real {
         wake: &Arc<EventFd>,
     ) -> Driver {
         let driver = Driver::new(Settings {
+            datagram_sockets: Vec::new(),
             listeners: Arc::clone(listeners),
             wake: Arc::clone(wake),
             buffers: setup.buffers,

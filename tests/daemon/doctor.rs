@@ -227,3 +227,16 @@ fn locked_memory_is_compared_with_what_the_rings_need() {
         assert!(one(&json, "limits", "note").contains("only 1 start"), "{json:#}");
     }
 }
+
+/// Goal: a daemon that would bind UDP addresses itself gets the receive buffer that the sysctl
+/// permits; an inherited socket has the one that it has.
+#[test]
+fn the_receive_buffer_of_a_datagram_socket_is_judged() {
+    let output = run_to_end(&["doctor", "--json", "--listen", "udp:127.0.0.1:0"], None);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("UDP sockets that the daemon binds: a receive buffer of "), "{text}");
+    assert!(text.contains("RECVMSG, SENDMSG; a restricted ring"), "{text}");
+    let streams = run_to_end(&["doctor", "--json", "--listen", "127.0.0.1:0"], None);
+    let streams = String::from_utf8(streams.stdout).unwrap();
+    assert!(!streams.contains("UDP") && !streams.contains("SENDMSG"), "{streams}");
+}

@@ -193,7 +193,10 @@ fn check_tells_programs_in_json() {
     assert!(json["warnings"][0].as_str().unwrap().contains(":4:1: timeouts.stall: "), "{json}");
     let configuration = json["configuration"].as_object().unwrap();
     let sections: Vec<&str> = configuration.keys().map(String::as_str).collect();
-    assert_eq!(sections, ["access", "limits", "listener", "log", "server", "tcp", "timeouts"]);
+    assert_eq!(
+        sections,
+        ["access", "datagram", "limits", "listener", "log", "server", "tcp", "timeouts"]
+    );
     let server = json!({ "workers": "auto", "buffers": 64, "busy-poll": "off" });
     assert_eq!(configuration["server"], server);
     assert_eq!(configuration["access"], json!({ "allow": [], "deny": ["::1"] }));
@@ -234,7 +237,9 @@ fn check_tells_everything() {
         (output.status.code(), text(output.stdout), text(output.stderr))
     };
     fs::create_dir(&directory).unwrap();
-    fs::write(&path, "[timeouts]\nstall = \"2m\"\n[access]\nallow = [\"::1\"]\n").unwrap();
+    let file = "[timeouts]\nstall = \"2m\"\n[access]\nallow = [\"::1\"]\n[datagram]\n\
+                datagrams-per-source = \"off\"\nbytes-per-source = \"off\"\n";
+    fs::write(&path, file).unwrap();
     let drop_in = directory.join("a.toml");
     fs::write(&drop_in, "[limits]\nmax-connections = 5000\n[access]\ndeny = [\"::/0\"]\n").unwrap();
     let (code, printed, warned) = check("ulimit -n 100;");
@@ -244,6 +249,7 @@ fn check_tells_everything() {
     let expected = [
         format!("echo-uring: warning: {drop_in}:4:1: access.deny: nobody can connect over TCP"),
         format!("echo-uring: warning: {path}:2:1: timeouts.stall: \"2m\" is never reached"),
+        format!("echo-uring: warning: {path}:6:1: datagram.datagrams-per-source: \"off\", as "),
         format!("echo-uring: warning: {drop_in}:2:1: limits.max-connections: 5000 do not fit: "),
     ];
     let lines: Vec<&str> = warned.lines().collect();

@@ -36,6 +36,25 @@ pub(crate) struct Counters {
     pub(crate) bytes_taken_over: u64,
     /// Bytes that were left to the next process.
     pub(crate) bytes_handed_over: u64,
+    /// Of datagrams, if there was a listener for them.
+    pub(crate) datagrams: Option<Datagrams>,
+}
+
+/// The account of datagrams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Datagrams {
+    /// Received.
+    pub(crate) received: u64,
+    /// Sent back.
+    pub(crate) sent: u64,
+    /// Received and not answered.
+    pub(crate) dropped: u64,
+    /// Payload received.
+    pub(crate) bytes_received: u64,
+    /// Payload sent back.
+    pub(crate) bytes_sent: u64,
+    /// Never received, because a receive buffer was full.
+    pub(crate) kernel_dropped: u64,
 }
 
 impl Counters {
@@ -64,6 +83,16 @@ impl Counters {
         if losses == Losses::None && self.bytes_dropped != 0 {
             return fault("bytes were dropped");
         }
+        if let Some(Datagrams { received, sent, dropped, bytes_received, bytes_sent, .. }) =
+            self.datagrams
+        {
+            if received != sent + dropped {
+                return fault("datagrams in are not datagrams out and datagrams dropped");
+            }
+            if bytes_sent > bytes_received || (dropped == 0 && bytes_sent != bytes_received) {
+                return fault("other bytes went back in datagrams than came");
+            }
+        }
         if self.buffers_home != self.buffers_total {
             return fault("buffers leaked");
         }
@@ -75,9 +104,10 @@ impl Counters {
 
     fn parse(line: &str) -> Option<Self> {
         let (_, account) = line.split_once("stopped: ")?;
-        let mut words = account.split(' ');
+        let mut words = account.split(' ').peekable();
         let mut next = |name: &str| -> Option<u64> {
-            words.next()?.strip_prefix(name)?.strip_prefix('=')?.parse().ok()
+            let is_it = |word: &&str| word.split('=').next() == Some(name);
+            words.next_if(is_it)?.split_once('=')?.1.parse().ok()
         };
         let counters = Self {
             accepted: next("accepted")?,
@@ -91,14 +121,32 @@ impl Counters {
             taken_over: 0,
             bytes_taken_over: 0,
             bytes_handed_over: 0,
+            datagrams: None,
         };
         // Only who took over or handed over something speaks of it.
-        let Some(taken_over) = next("taken-over") else { return Some(counters) };
-        let counters = Self {
-            taken_over,
-            bytes_taken_over: next("bytes-taken-over")?,
-            bytes_handed_over: next("bytes-handed-over")?,
-            ..counters
+        let counters = match next("taken-over") {
+            None => counters,
+            Some(taken_over) => Self {
+                taken_over,
+                bytes_taken_over: next("bytes-taken-over")?,
+                bytes_handed_over: next("bytes-handed-over")?,
+                ..counters
+            },
+        };
+        // And only who listened for datagrams, of those.
+        let counters = match next("datagrams-in") {
+            None => counters,
+            Some(received) => {
+                let datagrams = Datagrams {
+                    received,
+                    sent: next("datagrams-out")?,
+                    dropped: next("datagrams-dropped")?,
+                    bytes_received: next("datagram-bytes-in")?,
+                    bytes_sent: next("datagram-bytes-out")?,
+                    kernel_dropped: next("kernel-dropped")?,
+                };
+                Self { datagrams: Some(datagrams), ..counters }
+            }
         };
         words.next().is_none().then_some(counters)
     }
@@ -120,6 +168,22 @@ mod tests {
     fn a_good_end_passes() {
         let counters = Counters::judge(&["info ready", GOOD], Losses::Allowed).unwrap();
         assert_eq!(counters.bytes_in, 10);
+    }
+
+    #[test]
+    fn datagrams_balance_as_well() {
+        let account = " datagrams-in=5 datagrams-out=3 datagrams-dropped=2 datagram-bytes-in=50 \
+                       datagram-bytes-out=30 kernel-dropped=9";
+        let judge = |line: &str| Counters::judge(&[line], Losses::Allowed);
+        let counters = judge(&format!("{GOOD}{account}")).unwrap();
+        assert_eq!(counters.datagrams.unwrap().kernel_dropped, 9);
+        let handover = " taken-over=0 bytes-taken-over=0 bytes-handed-over=0";
+        assert!(judge(&format!("{GOOD}{handover}{account}")).unwrap().datagrams.is_some());
+        let unbalanced = account.replace("dropped=2", "dropped=1");
+        assert!(judge(&format!("{GOOD}{unbalanced}")).unwrap_err().starts_with("datagrams in"));
+        let amplified = account.replace("bytes-out=30", "bytes-out=51");
+        assert!(judge(&format!("{GOOD}{amplified}")).unwrap_err().starts_with("other bytes"));
+        assert!(judge(&format!("{GOOD} more=1")).unwrap_err().starts_with("no account"));
     }
 
     #[test]

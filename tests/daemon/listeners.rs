@@ -2,7 +2,7 @@
 //! what it refuses.
 
 use std::fs::File;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
@@ -181,11 +181,6 @@ fn refuse(stranger: impl Into<OwnedFd>, words: &[&str]) {
     let launch = Launch::with_config("");
     let refusal = Launch { strangers: vec![stranger.into()], ..launch }.fail();
     refusal.assert(69, words);
-}
-
-#[test]
-fn an_inherited_udp_socket_is_refused() {
-    refuse(UdpSocket::bind("127.0.0.1:0").unwrap(), &["4"]);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The black-box suite: the real daemon, judged from outside by what its peers, its service manager
 //! and the kernel see.
 //!
-//! `machine`, `tape`, `place`, `flow`, `bundle` are what tests are made of; `daemon`, `manager`,
+//! `machine`, `tape`, `place`, `flow`, `bundle`, `udp` are what tests are made of; `daemon`, `manager`,
 //! `lines`, `ending` start the daemon and judge its end; `oracle` is a server too simple to be wrong,
 //! which proves the `scripts`. Everything else is a subject with its tests. No root, no service manager,
 //! no fixed port and nothing from the network is needed.
@@ -10,11 +10,14 @@
 
 mod access;
 mod admin;
+mod admin_datagrams;
 mod allowances;
 mod bundle;
 mod bus;
 mod command_line;
 mod daemon;
+mod datagram_sockets;
+mod datagrams;
 mod deafness;
 mod doctor;
 mod drop_ins;
@@ -46,4 +49,5 @@ mod storms;
 mod tape;
 mod terminal;
 mod timeouts;
+mod udp;
 mod units;

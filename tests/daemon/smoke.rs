@@ -16,6 +16,7 @@ use crate::flow::{self, Ending, Flow, Plan};
 use crate::machine::{alone, time_limit};
 use crate::place::{expect_end, expect_tape, ping, send_tape};
 use crate::tape::Tape;
+use crate::udp::{Bound, Client, LONGEST, Server};
 
 const PEERS: u64 = 1000;
 
@@ -62,4 +63,57 @@ fn bulk_is_exact() {
     assert_eq!(flow::run(flows, time_limit(60.0)), 40 * 500_000);
     assert!(ping(&daemon.place().connect(), b"the last word"));
     daemon.stop();
+}
+
+/// Goal: on every kernel an empty datagram ends no more than one receive, a burst comes back as it
+/// was, a crowd of datagrams is answered in order, whether the kernel bounds a multishot receive
+/// (since 6.12) or the pool does, and keeps no connection waiting. Method: a daemon that is held
+/// until as much waits as a socket has room for.
+#[test]
+fn datagrams_come_back_whole_and_in_order() {
+    let _quiet = alone();
+    let sockets = [Bound::ipv4(), Bound::every_ipv4()];
+    let strangers = sockets.iter().map(Bound::hand_over).collect();
+    let launch = Launch::with_config("[server]\nworkers = 1\n");
+    let server = Server::launch(Launch { strangers, ..launch });
+    for bound in &sockets {
+        let client = Client::to(bound.address);
+        for length in [0, 0, 1, 1_472, 0, LONGEST[0], 0, 9] {
+            client.ping(length);
+        }
+        for (total, segment) in [(10_000, 1_000), (64 * 100, 100), (2_500, 1_200)] {
+            let bytes = Tape::new(3).bytes(0, total);
+            client.send_burst(&bytes, segment);
+            for sent in bytes.chunks(segment.into()) {
+                assert!(client.receive() == sent, "{total} bytes by {segment}");
+            }
+        }
+        client.accept_bursts();
+        let bytes = Tape::new(4).bytes(0, 5_001);
+        client.send_burst(&bytes, 1_000);
+        assert!(client.receive_burst() == (bytes, Some(1_000)), "it is a burst no more");
+    }
+    let clients = [0, 1].map(|index: usize| Client::to(sockets[index].address));
+    let peer = server.daemon.place().connect();
+    for _ in 0..3 {
+        server.hold();
+        for number in 0..200 {
+            // Every tenth is empty.
+            let length = if number % 10 == 9 { 0 } else { 20 };
+            clients.iter().for_each(|client| client.send(&vec![number; length]));
+        }
+        send_tape(&peer, Tape::new(5), 0, 1_000);
+        server.go_on();
+        expect_tape(&peer, Tape::new(5), 0, 1_000);
+        for client in &clients {
+            for number in 0..200 {
+                let length = if number % 10 == 9 { 0 } else { 20 };
+                assert_eq!(client.receive(), vec![number; length]);
+            }
+        }
+    }
+    clients.iter().for_each(|client| client.converse(1_000, 32, |_| 64));
+    drop(peer);
+    assert_eq!(server.figure("kernel_dropped"), 0);
+    server.stop();
 }

@@ -3,7 +3,7 @@
 //! one.
 
 use std::fs;
-use std::net::TcpListener;
+use std::net::{TcpListener, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
@@ -177,6 +177,59 @@ fn sockets_that_are_closed_are_told_with_the_reason() {
     machine.socket(&[("Listen", "127.0.0.1:7 (Stream)")]);
     let (_, text) = machine.doctor(&[]);
     assert_found(&text, "systemd ok echo-uring.service is inactive (dead)", &["first connection"]);
+}
+
+/// Goal: where a unit has UDP addresses, their receive buffer is judged and the rings permit two
+/// more operations; elsewhere neither is mentioned.
+#[test]
+fn datagram_sockets_are_judged_by_their_receive_buffer() {
+    let machine = Machine::new();
+    let (_, text) = machine.doctor(&[]);
+    assert!(!text.contains("receive buffer") && !text.contains("SENDMSG"), "{text}");
+    let listen = [("Listen", "127.0.0.1:7 (Stream)"), ("Listen", "127.0.0.1:7 (Datagram)")];
+    machine.socket(&[&listen[..], &[("ReceiveBuffer", "0")]].concat());
+    let (code, text) = machine.doctor(&[]);
+    assert_eq!(code, 0, "{text}");
+    assert_found(&text, "sockets ok udp:127.0.0.1:7 (echo-uring.socket) is open", &[]);
+    // In this unit ReceiveBuffer= would also concern every connection.
+    let words = ["a unit of their own with ReceiveBuffer=4M", "echo-uring-udp.socket"];
+    assert_found(&text, "sockets note UDP sockets of echo-uring.socket: a receive", &words);
+    assert_found(&text, "io_uring ok operations: ", &["RECVMSG, SENDMSG"]);
+    machine.socket(&listen[1..]);
+    let (_, text) = machine.doctor(&[]);
+    let words = ["| set ReceiveBuffer=4M in [Socket]: systemctl edit echo-uring.socket"];
+    assert_found(&text, "sockets note UDP sockets of echo-uring.socket: a receive", &words);
+    machine.socket(&[&listen[..], &[("ReceiveBuffer", "4194304")]].concat());
+    let (_, text) = machine.doctor(&[]);
+    let words = ["8192 KiB holds 10082 small or 126 large datagrams"];
+    assert_found(&text, "sockets ok UDP sockets of echo-uring.socket", &words);
+    machine.socket(&[("Listen", "/run/echo.sock (Datagram)")]);
+    let (code, text) = machine.doctor(&[]);
+    assert_eq!(code, 1, "{text}");
+    assert_found(&text, "sockets problem /run/echo.sock", &["use ListenStream= for it"]);
+}
+
+/// Goal: TCP and UDP have one port without a conflict, and the remedy shows the sockets of the
+/// protocol that is meant.
+#[test]
+fn a_datagram_socket_that_is_closed_is_told_with_the_reason() {
+    let machine = Machine::new();
+    let taken = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let listen = [format!("{address} (Stream)"), format!("{address} (Datagram)")];
+    let [stream, datagram] = &listen;
+    machine.socket(&[
+        ("ActiveState", "failed"),
+        ("Result", "resources"),
+        ("Listen", stream),
+        ("Listen", datagram),
+    ]);
+    let (code, text) = machine.doctor(&[]);
+    assert_eq!(code, 1, "{text}");
+    assert_found(&text, "sockets problem echo-uring.socket has failed", &["ss -tulnp"]);
+    let start = format!("sockets problem udp:{address} (echo-uring.socket) is in use");
+    assert_found(&text, &start, &["see ss -lunp"]);
+    assert!(!text.contains(&format!("problem {address}")), "{text}");
 }
 
 #[test]

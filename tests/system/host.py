@@ -35,6 +35,7 @@ TOOLS = {
     "git": "git",
     "promtool": "prometheus",
     "haproxy": "haproxy",
+    "nmap": "nmap",
     "man": "man-db",
     "mandoc": "mandoc",
     "zsh": "zsh",

@@ -13,6 +13,7 @@ import time
 import steps_balancer
 import steps_calls
 import steps_client
+import steps_datagrams
 import steps_doctor
 import steps_mishaps
 import steps_package
@@ -474,6 +475,7 @@ STEPS = [
     *steps_reload.STEPS,
     ("upgrade amid traffic", upgrade_refuses_nobody),
     *steps_handover.STEPS,
+    *steps_datagrams.STEPS,
     *steps_mishaps.STEPS,
     ("nothing unseen", nothing_went_wrong_unseen),
     ("instances", instances_stand_side_by_side),

@@ -97,6 +97,50 @@ def serves_an_instance(machine):
     machine.run("rm /etc/echo-uring/lab.toml && rmdir /etc/echo-uring")
 
 
+def echoes_datagrams(machine):
+    """A datagram to each loopback address comes back, from a port that nothing reflects."""
+    for address in LOOPBACK:
+        exchange = (
+            f"exec 3<>/dev/udp/{address}/7; echo hello >&3; timeout 5 head --bytes=6 <&3"
+        )
+        answer = machine.run(f"bash -c '{exchange}'").stdout
+        expect(answer == "hello\n", f"UDP at {address} answers {answer!r}")
+
+
+def serves_udp(machine):
+    """TCP and UDP on one port; the doctor judges the receive buffer, which is the default."""
+    echoes(machine)
+    echoes_datagrams(machine)
+    table = machine.run("echo-uring status").stdout
+    expect("udp:127.0.0.1:7" in table, f"the status shows no UDP: {table}")
+    found = machine.run("echo-uring doctor", check=False).stdout
+    expect("ReceiveBuffer=4M" in found, f"the doctor does not name ReceiveBuffer=: {found}")
+
+
+def serves_udp_with_a_buffer_of_its_own(machine):
+    """The unit with UDP sockets is installed without the end of a connection, and its buffer is
+    large enough for the doctor."""
+    name = "echo-uring-udp.socket"
+    for command in instructions(machine.run(f"cat {DIRECTORY}/{name}").stdout):
+        machine.run(command)
+    complaints = machine.run(f"systemd-analyze verify --man=no {name}").stdout.strip()
+    expect(not complaints, f"with {name}, systemd-analyze verify says: {complaints}")
+    echoes(machine)
+    echoes_datagrams(machine)
+    found = machine.run("echo-uring doctor", check=False).stdout
+    judged = f"UDP sockets of {name}: a receive buffer of 8192 KiB"
+    expect(judged in found, f"the doctor does not judge the buffer: {found}")
+    # It accompanies the TCP sockets.
+    stop_all(machine)
+    expect(machine.show(name, "ActiveState") == "inactive", f"{name} is not stopped with the others")
+    start_all(machine)
+    echoes_datagrams(machine)
+    stop_all(machine)
+    machine.run(f"systemctl disable {name} && rm /etc/systemd/system/{name}")
+    machine.run("systemctl daemon-reload")
+    start_all(machine)
+
+
 EXAMPLES = {
     "allow-list.conf": lists_who_may_come,
     "another-port.conf": serves_another_port,
@@ -106,9 +150,10 @@ EXAMPLES = {
     "open-to-network.conf": opens_to_a_network,
     "reuse-port.conf": has_several_sockets,
     "status-group.conf": shows_its_status_to_a_group,
+    "udp.conf": serves_udp,
 }
-# These are tested by steps_balancer.py.
-OTHERS = ("echo-uring-agent.socket", "haproxy.cfg")
+# The first two are tested by steps_balancer.py.
+OTHERS = ("echo-uring-agent.socket", "haproxy.cfg", "echo-uring-udp.socket")
 
 
 def examples_do_what_they_say(machine, _packages):
@@ -137,6 +182,7 @@ def examples_do_what_they_say(machine, _packages):
         machine.run(f"systemctl reset-failed {SOCKET} {SERVICE}")
         stop_all(machine)
         start_all(machine)
+    serves_udp_with_a_buffer_of_its_own(machine)
     echoes(machine)
     refuses(machine, NETWORK_ADDRESS)
-    return f"{len(EXAMPLES)} examples"
+    return f"{len(EXAMPLES) + 1} examples"

@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import json
 import random
+import selectors
 import signal
 import socket
 import sys
@@ -228,6 +229,106 @@ def command_busy(options):
     return asyncio.run(busy(options))
 
 
+def command_datagrams(options):
+    """Datagrams of every kind of length, one by one, the empty one among them: do they come back?"""
+    family = socket.AF_INET6 if ":" in options.address else socket.AF_INET
+    longest = 65_527 if family == socket.AF_INET6 else 65_507
+    outcome = {"refused": False, "exact": False, "error": None}
+    with socket.socket(family, socket.SOCK_DGRAM) as client:
+        client.settimeout(TIMEOUT_SECONDS)
+        client.connect((options.address, options.port))
+        try:
+            for length in (1, 0, 0, 100, 1_472, 0, 9_000, longest, 1):
+                payload = random.Random(length).randbytes(length)
+                client.send(payload)
+                answer = client.recv(65_536)
+                if answer != payload:
+                    outcome["error"] = f"{length} bytes came back as {len(answer)}"
+                    return outcome
+            outcome["exact"] = True
+        except ConnectionRefusedError:
+            outcome["refused"] = True
+        except OSError as error:
+            outcome["error"] = str(error)
+    return outcome
+
+
+class Flow:
+    """One flow of numbered datagrams, and what came back of it."""
+
+    def __init__(self, number):
+        address = ("127.0.0.1", "::1")[number % 2]
+        family = socket.AF_INET6 if number % 2 else socket.AF_INET
+        self.number = number
+        self.socket = socket.socket(family, socket.SOCK_DGRAM)
+        # SO_RCVBUFFORCE: what is lost is not lost here.
+        self.socket.setsockopt(socket.SOL_SOCKET, 33, 64 << 20)
+        self.socket.connect((address, PORT))
+        self.socket.setblocking(False)
+        self.sent, self.last = 0, -1
+        self.seen = set()
+        self.counts = {"wrong": 0, "doubled": 0, "reordered": 0}
+
+    def payload(self, number):
+        word = number.to_bytes(8, "big") + self.number.to_bytes(2, "big")
+        return word * (1 + number % 20)
+
+    def send(self):
+        self.socket.send(self.payload(self.sent))
+        self.sent += 1
+
+    def receive(self):
+        """Takes one that waits."""
+        answer = self.socket.recv(65_536)
+        number = int.from_bytes(answer[:8], "big")
+        if number >= self.sent or answer != self.payload(number):
+            self.counts["wrong"] += 1
+            return
+        self.counts["doubled"] += number in self.seen
+        self.counts["reordered"] += number < self.last
+        self.seen.add(number)
+        self.last = number
+
+
+def command_flows(options):
+    """Datagrams at a fixed rate until SIGTERM, answered or not; what became of each?"""
+    stop = []
+    signal.signal(signal.SIGTERM, lambda *_: stop.append(True))
+    poll = selectors.DefaultSelector()
+    flows = [Flow(number) for number in range(options.flows)]
+    for flow in flows:
+        poll.register(flow.socket, selectors.EVENT_READ, flow)
+    began = answered_at = time.monotonic()
+    sent, longest_pause, silent_since = 0, 0.0, None
+    print("ready", flush=True)
+    while True:
+        now = time.monotonic()
+        if stop:
+            silent_since = silent_since or now
+            if all(len(flow.seen) == flow.sent for flow in flows) or now > silent_since + 2:
+                break
+        else:
+            # What a busy machine kept from being sent in time is not made up for in one burst.
+            wanted = min(int((now - began) * options.rate), sent + 50)
+            while sent < wanted:
+                flows[sent % len(flows)].send()
+                sent += 1
+        for key, _ in poll.select(0.001):
+            key.data.receive()
+            longest_pause = max(longest_pause, time.monotonic() - answered_at)
+            answered_at = time.monotonic()
+            silent_since = None
+    answered = sum(len(flow.seen) for flow in flows)
+    faults = {fault: sum(flow.counts[fault] for flow in flows) for fault in flows[0].counts}
+    return {
+        "sent": sent,
+        "answered": answered,
+        "lost": sent - answered,
+        **faults,
+        "longest_pause": round(longest_pause, 3),
+    }
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(required=True)
@@ -251,6 +352,14 @@ def main():
     many.add_argument("--bytes", type=int, required=True)
     many.add_argument("--seconds", type=float, required=True)
     many.set_defaults(command=command_busy)
+    datagrams = commands.add_parser("datagrams")
+    datagrams.add_argument("--address", required=True)
+    datagrams.add_argument("--port", type=int, default=PORT)
+    datagrams.set_defaults(command=command_datagrams)
+    flows = commands.add_parser("flows")
+    flows.add_argument("--flows", type=int, default=8)
+    flows.add_argument("--rate", type=int, required=True)
+    flows.set_defaults(command=command_flows)
     options = parser.parse_args()
     print(json.dumps(options.command(options)), flush=True)
 

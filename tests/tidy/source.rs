@@ -41,9 +41,11 @@ impl Source {
     /// Its module in the graph of imports: see `graph`.
     pub(crate) fn node(&self) -> String {
         let below = self.path.split("src/").nth(1).unwrap().trim_end_matches(".rs");
-        match below.strip_prefix("stream/") {
-            Some(inner) => format!("stream::{}", inner.split('/').next().unwrap()),
-            None => self.module.clone(),
+        match below.split_once('/') {
+            Some((folder @ ("stream" | "datagram"), inner)) => {
+                format!("{folder}::{}", inner.split('/').next().unwrap())
+            }
+            _ => self.module.clone(),
         }
     }
 

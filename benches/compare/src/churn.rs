@@ -49,7 +49,7 @@ impl<'a> Churn<'a> {
             self.batch().map_err(|error| format!("connection {}: {error}", self.count))?;
             echoes += self.connections as u64;
         }
-        Ok(Yield { echoes, elapsed: began.elapsed(), latency: None })
+        Ok(Yield { echoes, elapsed: began.elapsed(), latency: None, lost: 0 })
     }
 
     fn batch(&mut self) -> io::Result<()> {

@@ -8,11 +8,13 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::utsname::uname;
 
 use crate::Arguments;
+use crate::address::Transport;
 use crate::cpu;
 use crate::pattern::Pattern;
 use crate::report::{self, Outcome, Record, Series, Slice};
 use crate::servers::{Entry, Server, Stage};
 use crate::steady::Waiting;
+use crate::veth::FarEnd;
 use crate::works::Work;
 
 /// Before each slice its connections are warmed up for one part in so many of it: windows grow, and
@@ -36,8 +38,15 @@ pub(crate) fn compare(arguments: &Arguments) -> Result<(), String> {
     let files_max = prepare(arguments.client_core).map_err(|e| format!("preparing: {e}"))?;
     let scratch = std::env::temp_dir().join(format!("echo-compare-{}", std::process::id()));
     fs::create_dir(&scratch).map_err(|error| format!("{}: {error}", scratch.display()))?;
+    let crosses = works.iter().any(|work| work.transport == Transport::UdpVeth);
+    let far_end = if crosses { FarEnd::new().map(Some)? } else { None };
     let plan = Plan {
-        stage: Stage { daemon: &arguments.daemon, scratch: &scratch, core: arguments.server_core },
+        stage: Stage {
+            daemon: &arguments.daemon,
+            scratch: &scratch,
+            core: arguments.server_core,
+            far_end: far_end.as_ref(),
+        },
         cast: cast(&Entry::select(servers)?)?,
         pattern: Pattern::new(),
         waiting: if arguments.spin { Waiting::Spin } else { Waiting::Sleep },
@@ -111,7 +120,7 @@ fn cast(entries: &[&'static Entry]) -> Result<Cast, String> {
 /// What stays the same for all works.
 struct Plan<'a> {
     stage: Stage<'a>,
-    /// The yardstick first.
+    /// The first that can do a work is its yardstick.
     cast: Cast,
     pattern: Pattern,
     waiting: Waiting,
@@ -125,11 +134,10 @@ struct Plan<'a> {
 impl Plan<'_> {
     fn run_all(&self, works: &[Work]) -> Result<Vec<Outcome>, String> {
         println!(
-            "kernel {}, {} rounds of {} ms slices, ratios against {}",
+            "kernel {}, {} rounds of {} ms slices, ratios against the first of each table",
             kernel_release(),
             self.rounds,
             self.duration.as_millis(),
-            self.cast[0].0
         );
         println!("{}", report::head());
         let mut outcomes = Vec::new();
@@ -154,8 +162,8 @@ impl Plan<'_> {
     fn run(&self, work: &Work) -> Result<Outcome, String> {
         let (able, unable): (Vec<_>, Vec<_>) =
             self.cast.iter().partition(|(_, entry)| entry.excuse(work).is_none());
-        if able.first().map(|(label, _)| label) != self.cast.first().map(|(label, _)| label) {
-            return Err(format!("{}: {} cannot be the yardstick", work.name, self.cast[0].0));
+        if able.is_empty() {
+            return Err(format!("{}: no server can do it", work.name));
         }
         let note = |(label, entry): &&(String, &Entry)| {
             format!("{label}: {}", entry.excuse(work).unwrap_or_default())
@@ -224,6 +232,7 @@ impl Plan<'_> {
             elapsed_seconds: work.elapsed.as_secs_f64(),
             server_cpu_seconds: after.saturating_sub(before).as_secs_f64(),
             latency: work.latency,
+            lost: work.lost,
         })
     }
 }

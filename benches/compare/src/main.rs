@@ -9,12 +9,15 @@ mod address;
 mod churn;
 mod comparison;
 mod cpu;
+mod datagrams;
 mod latency;
+mod loss;
 mod pattern;
 mod plot;
 mod report;
 mod servers;
 mod steady;
+mod veth;
 mod works;
 
 use std::path::PathBuf;
@@ -34,6 +37,8 @@ struct CommandLine {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Counts the datagrams that are lost at half of what a server can do.
+    Loss(loss::Arguments),
     /// Prints a table of results and draws plots of them, one for each work.
     Plot {
         /// What `--json` wrote. Of a work in several files the last one counts.
@@ -84,6 +89,7 @@ struct Arguments {
 fn main() -> ExitCode {
     let command_line = CommandLine::parse();
     let outcome = match &command_line.command {
+        Some(Command::Loss(arguments)) => loss::loss(arguments),
         Some(Command::Plot { files, directory }) => plot::plot(files, directory),
         None => comparison::compare(&command_line.comparison),
     };

@@ -57,6 +57,9 @@ pub(crate) struct Slice {
     pub(crate) server_cpu_seconds: f64,
     /// Where each connection had one message under way.
     pub(crate) latency: Option<Latency>,
+    /// Messages that did not come back and were sent again.
+    #[serde(default)]
+    pub(crate) lost: u64,
 }
 
 /// One server's slices under one work, in the order of the rounds.
@@ -108,6 +111,9 @@ pub(crate) struct Summary {
     pub(crate) throughput_ratio: Spread,
     /// Median of echoes per second.
     pub(crate) echoes_per_second: f64,
+    /// Messages of all slices that did not come back and were sent again.
+    #[serde(default)]
+    pub(crate) lost: u64,
     /// Medians of the slices' percentiles.
     pub(crate) latency: Option<Latency>,
     /// The p50 of a slice against the yardstick's in the same round.
@@ -206,6 +212,7 @@ impl Outcome {
                 cpu_ratio: paired(one, &series[0], Slice::cpu_per_echo),
                 throughput_ratio: paired(one, &series[0], Slice::throughput),
                 echoes_per_second: each(one, Slice::throughput),
+                lost: one.slices.iter().map(|slice| slice.lost).sum(),
                 latency: latency(one),
                 p50_ratio: latency(one).map(|_| paired(one, &series[0], Slice::p50)),
                 unfairness_ratio: latency(one).map(|_| paired(one, &series[0], Slice::unfairness)),
@@ -229,6 +236,9 @@ impl Outcome {
                 summary.throughput_ratio.text(),
             );
             text.push_str(&summary.latency.map_or(String::new(), |latency| latency.text()));
+            if summary.lost > 0 {
+                let _ = write!(text, "  {} lost", summary.lost);
+            }
             text.push('\n');
         }
         text
@@ -255,7 +265,13 @@ mod tests {
     use super::*;
 
     fn slice(cpu: f64, elapsed: f64) -> Slice {
-        Slice { echoes: 100, elapsed_seconds: elapsed, server_cpu_seconds: cpu, latency: None }
+        Slice {
+            echoes: 100,
+            elapsed_seconds: elapsed,
+            server_cpu_seconds: cpu,
+            latency: None,
+            lost: 0,
+        }
     }
 
     /// The machine is twice as slow in the second round, for both: the paired ratio must not

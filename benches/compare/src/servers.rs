@@ -17,6 +17,7 @@ use nix::unistd::Pid;
 
 use crate::address::{Address, Transport};
 use crate::cpu::{self, Crew};
+use crate::veth::{self, FarEnd};
 use crate::works::Work;
 
 /// How long a server may take to give its first echo.
@@ -53,6 +54,23 @@ service echo
 }
 ";
 
+/// The same for datagrams; it answers them by itself.
+const XINETD_UDP_CONFIGURATION: &str = "\
+service echo
+{
+    type = INTERNAL UNLISTED
+    id = echo-dgram
+    socket_type = dgram
+    protocol = udp
+    port = {port}
+    bind = {host}
+    user = root
+    wait = yes
+    instances = UNLIMITED
+    cps = 1000000 1
+}
+";
+
 /// Connections that a server with a process for each is asked to keep.
 const PROCESSES_MAX: usize = 64;
 
@@ -82,10 +100,23 @@ pub(crate) struct Entry {
     configuration: &'static str,
     /// Connections that it can be asked to keep.
     connections_max: usize,
-    /// Whether it takes `unix:PATH` for an address.
-    unix: bool,
+    /// What it serves over.
+    transports: &'static [Transport],
+    /// The longest message that it is asked to echo.
+    message_max: usize,
+    /// Messages of a connection that it can have under way.
+    in_flight_max: usize,
     crew: Crew,
 }
+
+/// Who serves connections over TCP alone.
+const TCP: &[Transport] = &[Transport::Tcp];
+/// Who serves connections.
+const STREAMS: &[Transport] = &[Transport::Tcp, Transport::Unix];
+/// Who serves datagrams.
+const UDP: &[Transport] = &[Transport::Udp, Transport::UdpVeth];
+/// Who serves both.
+const ALL: &[Transport] = &[Transport::Tcp, Transport::Unix, Transport::Udp, Transport::UdpVeth];
 
 const fn peer(
     name: &'static str,
@@ -98,33 +129,42 @@ const fn peer(
         arguments,
         configuration: "",
         connections_max: usize::MAX,
-        unix: false,
+        transports: TCP,
+        message_max: usize::MAX,
+        in_flight_max: usize::MAX,
         crew: Crew::Threads,
     }
 }
+
+/// A yardstick for UDP, made of these calls.
+const fn udp(name: &'static str, arguments: &'static [&'static str]) -> Entry {
+    Entry { transports: UDP, ..peer(name, "echo-udp", arguments) }
+}
+
+const DAEMON_ARGUMENTS: &[&str] = &["--config", "{configuration}", "--listen", "{prefix}{address}"];
 
 const LISTEN: &[&str] = &["--listen", "{address}"];
 
 /// All servers that can be compared.
 pub(crate) const CATALOGUE: &[Entry] = &[
-    Entry { unix: true, ..peer("epoll", "echo-epoll", LISTEN) },
+    Entry { transports: STREAMS, ..peer("epoll", "echo-epoll", LISTEN) },
     Entry {
-        unix: true,
+        transports: STREAMS,
         ..peer("epoll-256k", "echo-epoll", &["--listen", "{address}", "--buffer", "262144"])
     },
     Entry {
         program: Program::Daemon,
         configuration: DAEMON_CONFIGURATION,
-        unix: true,
-        ..peer("echo-uring", "", &["--config", "{configuration}", "--listen", "{address}"])
+        transports: ALL,
+        ..peer("echo-uring", "", DAEMON_ARGUMENTS)
     },
     Entry {
         program: Program::Daemon,
         configuration: SPINNING_CONFIGURATION,
-        unix: true,
-        ..peer("echo-uring-spin", "", &["--config", "{configuration}", "--listen", "{address}"])
+        transports: ALL,
+        ..peer("echo-uring-spin", "", DAEMON_ARGUMENTS)
     },
-    Entry { unix: true, ..peer("bare", "echo-bare", LISTEN) },
+    Entry { transports: STREAMS, ..peer("bare", "echo-bare", LISTEN) },
     peer("threads", "echo-threads", LISTEN),
     peer("tokio", "echo-tokio", LISTEN),
     peer("monoio", "echo-monoio", LISTEN),
@@ -148,11 +188,54 @@ pub(crate) const CATALOGUE: &[Entry] = &[
         crew: Crew::Children,
         ..peer("socat", "", &["TCP-LISTEN:{port},bind=127.0.0.1,fork,nodelay,backlog=4096", "PIPE"])
     },
+    udp("udp-sendto", &["--listen", "{address}", "--calls", "sendto"]),
+    udp("udp-mmsg", &["--listen", "{address}", "--calls", "mmsg"]),
+    udp("udp-mmsg-gso", &["--listen", "{address}", "--calls", "mmsg-gso"]),
+    udp("udp-sendto-any", &["--listen", "{wildcard}", "--calls", "sendto"]),
+    udp("udp-mmsg-any", &["--listen", "{wildcard}", "--calls", "mmsg"]),
+    udp("udp-mmsg-gso-any", &["--listen", "{wildcard}", "--calls", "mmsg-gso"]),
+    Entry {
+        program: Program::Daemon,
+        configuration: DAEMON_CONFIGURATION,
+        transports: UDP,
+        ..peer(
+            "echo-uring-any",
+            "",
+            &["--config", "{configuration}", "--listen", "{prefix}{wildcard}"],
+        )
+    },
+    Entry {
+        program: Program::Installed("xinetd"),
+        configuration: XINETD_UDP_CONFIGURATION,
+        // After each answer it throws away what has come meanwhile; its buffer has 8 KiB.
+        connections_max: 1,
+        message_max: 8_192,
+        in_flight_max: 1,
+        transports: UDP,
+        ..peer(
+            "udp-xinetd",
+            "",
+            &["-dontfork", "-f", "{configuration}", "-pidfile", "{scratch}/xinetd-udp.pid"],
+        )
+    },
+    Entry {
+        program: Program::Installed("socat"),
+        connections_max: PROCESSES_MAX,
+        // A process for each datagram. (With one for each flow, UDP-LISTEN, what others send while
+        // a flow is being accepted goes back to that flow.)
+        message_max: 8_192,
+        in_flight_max: 1,
+        transports: UDP,
+        crew: Crew::Children,
+        ..peer("udp-socat", "", &["UDP-RECVFROM:{port},bind={host},fork", "PIPE"])
+    },
 ];
 
 /// Names that stand for several servers.
 const SETS: &[(&str, &[&str])] = &[
     ("usual", &["epoll", "epoll-256k", "echo-uring"]),
+    ("udp", &["udp-sendto", "udp-mmsg", "udp-mmsg-gso", "echo-uring", "udp-xinetd", "udp-socat"]),
+    ("udp-any", &["udp-sendto-any", "udp-mmsg-any", "udp-mmsg-gso-any", "echo-uring-any"]),
     ("runtimes", &["tokio", "monoio", "compio", "glommio", "tokio-uring"]),
 ];
 
@@ -162,6 +245,8 @@ pub(crate) struct Server {
     pub(crate) label: String,
     /// Where it serves.
     pub(crate) address: Address,
+    /// Where the first client comes from.
+    source: Ipv4Addr,
     child: Child,
     crew: Crew,
     log: PathBuf,
@@ -175,6 +260,8 @@ pub(crate) struct Stage<'a> {
     pub(crate) scratch: &'a Path,
     /// The core that all servers share.
     pub(crate) core: usize,
+    /// The namespace at the other end of a pair of interfaces, once there is one.
+    pub(crate) far_end: Option<&'a FarEnd>,
 }
 
 impl Entry {
@@ -230,8 +317,15 @@ impl Entry {
 
     /// Why it cannot do a work, if so.
     pub(crate) fn excuse(&self, work: &Work) -> Option<String> {
-        if work.transport == Transport::Unix && !self.unix {
-            return Some("it has no Unix sockets".to_owned());
+        if !self.transports.contains(&work.transport) {
+            return Some(format!("it does not serve over {:?}", work.transport));
+        }
+        let (longest, most) = (self.message_max, self.in_flight_max);
+        if work.message_length() > longest {
+            return Some(format!("it is asked for messages of {longest} bytes at most"));
+        }
+        if work.in_flight() > most {
+            return Some(format!("it is asked for {most} messages at a time on a connection"));
         }
         let most = self.connections_max;
         (work.connections() > most).then(|| format!("it is asked for {most} connections at most"))
@@ -256,8 +350,13 @@ impl Entry {
             let address = Address::free(transport, &label, stage.scratch)?;
             let arguments = self.arguments(&label, &address, stage.scratch)?;
             let output = File::create(&log)?;
+            let mut command = match (transport, stage.far_end) {
+                (Transport::UdpVeth, Some(far_end)) => far_end.command(&program),
+                (Transport::UdpVeth, None) => return Err(io::ErrorKind::NetworkUnreachable.into()),
+                (Transport::Tcp | Transport::Unix | Transport::Udp, _) => Command::new(&program),
+            };
             let child = cpu::on_core(stage.core, || {
-                Command::new(&program)
+                command
                     .args(arguments)
                     .stdin(Stdio::null())
                     .stdout(output.try_clone()?)
@@ -265,7 +364,11 @@ impl Entry {
                     .spawn()
             })?;
             let (label, crew, log) = (label.clone(), self.crew, log.clone());
-            Ok(Server { label, address, child, crew, log })
+            let source = match transport {
+                Transport::UdpVeth => veth::CLIENT,
+                Transport::Tcp | Transport::Unix | Transport::Udp => Ipv4Addr::LOCALHOST,
+            };
+            Ok(Server { label, address, source, child, crew, log })
         };
         let mut server =
             start().map_err(|error| format!("{label}: starting {program:?}: {error}"))?;
@@ -276,7 +379,13 @@ impl Entry {
     fn arguments(&self, label: &str, address: &Address, scratch: &Path) -> io::Result<Vec<String>> {
         let configuration = scratch.join(format!("{label}.conf"));
         let fill = |text: &str| {
+            let prefix = if let Address::Udp(_) = address { "udp:" } else { "" };
+            let wildcard = format!("0.0.0.0:{}", address.port().unwrap_or_default());
+            let host = address.host().map_or_else(String::new, |host| host.to_string());
             text.replace("{address}", &address.to_string())
+                .replace("{prefix}", prefix)
+                .replace("{wildcard}", &wildcard)
+                .replace("{host}", &host)
                 .replace("{port}", &address.port().unwrap_or_default().to_string())
                 .replace("{configuration}", &configuration.display().to_string())
                 .replace("{scratch}", &scratch.display().to_string())
@@ -304,7 +413,7 @@ impl Server {
     fn await_first_echo(&mut self) -> Result<(), String> {
         let began = Instant::now();
         loop {
-            match first_echo(&self.address) {
+            match first_echo(&self.address, self.source) {
                 Ok(()) => return Ok(()),
                 Err(error) if began.elapsed() > START_MAX => {
                     return Err(self.complaint(&format!("no first echo: {error}")));
@@ -346,8 +455,11 @@ fn installed(name: &str) -> Option<PathBuf> {
         .find(|path| path.exists())
 }
 
-fn first_echo(address: &Address) -> io::Result<()> {
-    let mut stream = address.connect(Ipv4Addr::LOCALHOST, START_MAX)?;
+fn first_echo(address: &Address, source: Ipv4Addr) -> io::Result<()> {
+    // A datagram to nobody is not refused in every case.
+    let datagram = matches!(address, Address::Udp(_));
+    let silence_max = if datagram { Duration::from_millis(50) } else { START_MAX };
+    let mut stream = address.connect(source, silence_max)?;
     stream.write_all(b"!")?;
     let mut answer = [0];
     stream.read_exact(&mut answer)?;

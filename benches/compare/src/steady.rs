@@ -132,7 +132,7 @@ impl<'a> Steady<'a> {
         let echoes = (self.bytes_received() - before) / self.message_length;
         let elapsed = began.elapsed();
         let latency = self.stopwatch.as_mut().and_then(Stopwatch::reset);
-        Ok(Yield { echoes, elapsed, latency })
+        Ok(Yield { echoes, elapsed, latency, lost: 0 })
     }
 
     /// Events, or none after too long a silence.

@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use crate::address::{Address, Transport};
 use crate::churn::Churn;
+use crate::datagrams::{Datagrams, Load};
 use crate::latency::Latency;
 use crate::pattern::Pattern;
-use crate::steady::{Waiting, Steady};
+use crate::steady::{Steady, Waiting};
+use crate::veth;
 
 /// A kind of load.
 #[derive(Clone, Copy)]
@@ -29,6 +31,8 @@ enum Shape {
     Steady { connections: usize, message_length: usize, in_flight: usize },
     /// Connections that come, echo one message, and go; so many at a time.
     Churn { connections: usize, message_length: usize },
+    /// Flows of datagrams.
+    Datagrams(Load),
 }
 
 /// All works, in the order of the table.
@@ -52,11 +56,33 @@ pub(crate) const WORKS: &[Work] = &[
         transport: Transport::Unix,
         ..ping("unix-64", "Unix stream, ping-pong 64 B, 64 connections", 64, 1)
     },
+    udp("udp-1", "UDP, ping-pong 64 B, 1 flow", Load::new(1, 64, 1)),
+    udp("udp-64", "UDP, ping-pong 64 B, 64 flows", Load::new(64, 64, 1)),
+    udp("udp-1000", "UDP, ping-pong 64 B, 1,000 flows", Load::new(1_000, 64, 1)),
+    udp("udp-pipeline", "UDP, 64 B × 16 in flight, 64 flows", Load::new(64, 64, 16)),
+    udp(
+        "udp-burst",
+        "UDP, bursts of 32 × 1,200 B, 4 flows",
+        Load { bursts: true, ..Load::new(4, 1_200, 32) },
+    ),
+    Work {
+        transport: Transport::UdpVeth,
+        ..udp(
+            "udp-burst-veth",
+            "UDP over veth, bursts of 32 × 1,200 B, 4 of 256 flows at a time",
+            Load { bursts: true, active: 4, ..Load::new(256, 1_200, 32) },
+        )
+    },
+    udp("udp-64k", "UDP, 65,507 B, 4 flows", Load::new(4, 65_507, 1)),
 ];
 
 /// Names that stand for several works.
 const SETS: &[(&str, &[&str])] = &[
     ("usual", &["ping-1", "ping-64", "ping-1000", "pipeline", "bulk", "churn"]),
+    (
+        "udp",
+        &["udp-1", "udp-64", "udp-1000", "udp-pipeline", "udp-burst", "udp-burst-veth", "udp-64k"],
+    ),
     ("crowds", &["ping-8000", "ping-16000"]),
     ("others", &["middle", "unix-64"]),
 ];
@@ -76,6 +102,11 @@ const fn ping(name: &'static str, title: &'static str, connections: usize, stret
     Work { stretch, ..steady(name, title, connections, 64, 1) }
 }
 
+const fn udp(name: &'static str, title: &'static str, load: Load) -> Work {
+    let shape = Shape::Datagrams(load);
+    Work { name, title, transport: Transport::Udp, stretch: 1, shape }
+}
+
 /// What came of one slice.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Yield {
@@ -85,6 +116,8 @@ pub(crate) struct Yield {
     pub(crate) elapsed: Duration,
     /// Where each connection has one message under way.
     pub(crate) latency: Option<Latency>,
+    /// Messages that did not come back and were sent again.
+    pub(crate) lost: u64,
 }
 
 /// One work in progress on one server. Connections that stay are kept as long as this is.
@@ -93,6 +126,8 @@ pub(crate) enum Client<'a> {
     Steady(Steady<'a>),
     /// See [`Churn`].
     Churn(Churn<'a>),
+    /// See [`Datagrams`].
+    Datagrams(Datagrams<'a>),
 }
 
 impl Work {
@@ -115,6 +150,26 @@ impl Work {
     pub(crate) fn connections(&self) -> usize {
         match self.shape {
             Shape::Steady { connections, .. } | Shape::Churn { connections, .. } => connections,
+            Shape::Datagrams(load) => load.flows,
+        }
+    }
+
+    /// How long its messages are.
+    pub(crate) fn message_length(&self) -> usize {
+        match self.shape {
+            Shape::Steady { message_length, .. } | Shape::Churn { message_length, .. } => {
+                message_length
+            }
+            Shape::Datagrams(load) => load.message_length,
+        }
+    }
+
+    /// How many messages of a connection are under way at a time.
+    pub(crate) fn in_flight(&self) -> usize {
+        match self.shape {
+            Shape::Steady { in_flight, .. } => in_flight,
+            Shape::Churn { .. } => 1,
+            Shape::Datagrams(load) => load.in_flight,
         }
     }
 
@@ -132,6 +187,13 @@ impl Work {
             }
             Shape::Churn { connections, message_length } => {
                 Ok(Client::Churn(Churn::new(address, pattern, connections, message_length)))
+            }
+            Shape::Datagrams(load) => {
+                let first = match self.transport {
+                    Transport::UdpVeth => Some(veth::CLIENT),
+                    Transport::Tcp | Transport::Unix | Transport::Udp => None,
+                };
+                Datagrams::open(address, pattern, load, first, waiting).map(Client::Datagrams)
             }
         }
     }
@@ -154,6 +216,7 @@ impl Client<'_> {
         match self {
             Client::Steady(steady) => steady.slice(duration),
             Client::Churn(churn) => churn.slice(duration),
+            Client::Datagrams(datagrams) => datagrams.slice(duration),
         }
     }
 }

@@ -4,6 +4,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use crate::command::Command;
+use crate::datagram::op as datagram;
 use crate::id::{ConnectionId, Timestamp};
 use crate::op::{Event, Op};
 use crate::peer::PeerAddr;
@@ -92,4 +93,16 @@ pub trait Kernel {
     /// # Errors
     /// Only when the ring itself is broken; what befalls a connection is an event.
     fn turn(&mut self, wake: Wake, events: &mut Vec<Event>) -> Result<(), Self::Error>;
+
+    /// Moves what the last turn brought to datagram sockets to the end of `events`. By default
+    /// there are none.
+    fn take_datagrams(&mut self, _events: &mut Vec<datagram::Event>) {}
+
+    /// As [`Kernel::submit`], of what concerns datagram sockets. Called only with some.
+    fn submit_datagrams(&mut self, ops: &mut Vec<datagram::Op>) {
+        unreachable!("there is no datagram socket: {ops:?}")
+    }
+
+    /// As [`Kernel::trace`]: `ops` follow from `event`, or from the end of a turn.
+    fn trace_datagrams(&mut self, _event: Option<&datagram::Event>, _ops: &[datagram::Op]) {}
 }

@@ -5,7 +5,7 @@
 //! (`tests/sim`) can run tens of thousands of histories that a kernel shows once a year.
 //!
 //! Reading order: [`op`] (the words), [`kernel`] (the seam), [`worker`] (the loop), `stream`
-//! (connections), [`admission`], and the parts that they use.
+//! (connections), [`datagram`], [`admission`], and the parts that they use.
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -19,6 +19,7 @@ pub mod budget;
 pub mod buffer_offer;
 pub mod buffer_pool;
 pub mod command;
+pub mod datagram;
 pub mod fullness;
 pub mod histogram;
 pub mod id;

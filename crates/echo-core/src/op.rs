@@ -2,8 +2,8 @@
 //!
 //! Events are facts in the past tense, operations are imperatives. Neither knows a file descriptor,
 //! a pointer or a byte of payload: a connection is a [`ConnectionId`], a piece of payload is a
-//! [`BufferId`] and a length. [`Kernel`] is the one seam of the daemon: `echo_ring::Driver`
-//! implements it on a real ring, `tests/sim` on a fake that injects faults.
+//! [`BufferId`] and a length. [`Kernel`](crate::kernel::Kernel) is the one seam of the daemon:
+//! `echo_ring::Driver` implements it on a real ring, `tests/sim` on a fake that injects faults.
 //!
 //! One echo, as both sides see it:
 //!

@@ -5,6 +5,7 @@ use alloc::sync::Arc;
 use crate::admission::{AdmissionPolicy, Limiter};
 use crate::budget::Budget;
 use crate::buffer_pool::BufferPlan;
+use crate::datagram::{GuardPolicy, Rates};
 use crate::fullness::Fullness;
 use crate::limits;
 
@@ -93,6 +94,10 @@ pub struct RuntimeLimits {
     pub keepalive: Option<Keepalive>,
     /// Which connections are admitted. Open connections are not judged again.
     pub admission: Arc<AdmissionPolicy>,
+    /// From which ports datagrams are not answered.
+    pub datagram_guard: GuardPolicy,
+    /// How much one source may send in datagrams.
+    pub datagram_rates: Rates,
 }
 
 impl RuntimeLimits {
@@ -107,6 +112,8 @@ impl RuntimeLimits {
             bytes_max: None,
             keepalive: None,
             admission: Arc::default(),
+            datagram_guard: GuardPolicy::default(),
+            datagram_rates: Rates::default(),
         }
     }
 }

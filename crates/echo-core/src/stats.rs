@@ -1,5 +1,6 @@
 //! What the core counts. Plain numbers: publishing them is the worker's affair.
 
+use crate::datagram::DatagramTraffic;
 use crate::histogram::Histogram;
 use crate::reason::{AcceptError, CloseReason, ConnectionError, RefuseReason};
 
@@ -8,6 +9,8 @@ use crate::reason::{AcceptError, CloseReason, ConnectionError, RefuseReason};
 pub struct Stats {
     /// What the connections of all listeners did.
     pub traffic: Traffic,
+    /// What the datagram sockets of all listeners did.
+    pub datagrams: DatagramTraffic,
     /// Gauge: open connections.
     pub connections: u64,
     /// Gauge: connections accepted in a race for the last capacity, which wait for some as they
@@ -126,6 +129,7 @@ impl Stats {
     /// Adds what another worker counted.
     pub fn add(&mut self, other: &Self) {
         self.traffic.add(&other.traffic);
+        self.datagrams.add(&other.datagrams);
         self.connections += other.connections;
         self.waiting_for_capacity += other.waiting_for_capacity;
         self.bytes_dropped += other.bytes_dropped;

@@ -13,6 +13,7 @@
 use alloc::vec::Vec;
 
 use crate::command::Command;
+use crate::datagram::{self, DatagramParameters, DatagramTraffic, Responder};
 use crate::id::{ConnectionId, Timestamp};
 use crate::kernel::{Cause, Kernel, Wake};
 use crate::op::{Event, Op, TransferState};
@@ -42,22 +43,55 @@ pub struct Worker {
     events: Vec<Event>,
     /// The same.
     ops: Vec<Op>,
+    /// What serves datagrams, in a worker with sockets for them.
+    datagrams: Option<Datagrams>,
+}
+
+/// The datagram side of a worker.
+struct Datagrams {
+    responder: Responder,
+    /// Empty between two steps; it stays for its memory.
+    events: Vec<datagram::op::Event>,
+    /// The same.
+    ops: Vec<datagram::op::Op>,
 }
 
 impl Worker {
     /// A worker that has not begun.
     #[must_use]
     pub fn new(parameters: Parameters) -> Self {
-        Self { server: Server::new(parameters), events: Vec::new(), ops: Vec::new() }
+        let (events, ops) = (Vec::new(), Vec::new());
+        Self { server: Server::new(parameters), events, ops, datagrams: None }
+    }
+
+    /// The same worker, which also serves these datagram sockets.
+    #[must_use]
+    pub fn with_datagrams(mut self, parameters: DatagramParameters) -> Self {
+        let limits = self.server.runtime_limits().clone();
+        let responder = Responder::new(parameters, limits);
+        self.datagrams = Some(Datagrams { responder, events: Vec::new(), ops: Vec::new() });
+        self
     }
 
     /// What has been counted, and how things stand now.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        self.server.stats()
+        let mut stats = self.server.stats();
+        for traffic in self.datagram_traffic() {
+            stats.datagrams.add(traffic);
+        }
+        stats
     }
 
-    /// What the connections of each listener did, in the order of their [`ListenerId`].
+    /// What the datagram sockets of each listener did, in the order of
+    /// [`SocketParameters::listener`](crate::datagram::SocketParameters::listener).
+    #[must_use]
+    pub fn datagram_traffic(&self) -> &[DatagramTraffic] {
+        self.datagrams.as_ref().map_or(&[], |datagrams| datagrams.responder.traffic())
+    }
+
+    /// What the connections of each listener did, in the order of their
+    /// [`ListenerId`](crate::op::ListenerId).
     #[must_use]
     pub fn listener_traffic(&self) -> &[Traffic] {
         self.server.listener_traffic()
@@ -78,6 +112,9 @@ impl Worker {
         self.server.start(kernel.now(), &mut self.ops);
         kernel.trace(Cause::Start, &self.ops);
         kernel.submit(&mut self.ops);
+        if let Some(datagrams) = &mut self.datagrams {
+            datagrams.turn(kernel);
+        }
         self.turn(kernel, Wake::Now)?;
         Ok(())
     }
@@ -101,8 +138,12 @@ impl Worker {
         let mut idle = true;
         // A command may have been the last that was missing.
         if !self.is_over() {
-            let wake = self.server.wake();
+            let datagrams = self.datagrams.as_ref().map_or(Wake::Never, |it| it.responder.wake());
+            let wake = self.server.wake().min(datagrams);
             idle = self.turn(kernel, wake)?;
+        }
+        if !self.are_datagrams_over() {
+            return Ok(Status::Running { idle });
         }
         if self.server.is_drained() {
             // The last closes are still queued: hand them over, so that every peer sees its FIN
@@ -114,18 +155,23 @@ impl Worker {
     }
 
     fn is_over(&mut self) -> bool {
-        self.server.is_drained() || self.server.is_quiescent()
+        self.are_datagrams_over() && (self.server.is_drained() || self.server.is_quiescent())
+    }
+
+    /// Whether no datagram socket is open any more. Without a drain or a handover one always is.
+    fn are_datagrams_over(&self) -> bool {
+        self.datagrams.as_ref().is_none_or(|datagrams| datagrams.responder.is_over())
     }
 
     /// Enters the kernel, waits until `wake`, and handles what has happened. Returns whether
     /// nothing has.
     fn turn<K: Kernel>(&mut self, kernel: &mut K, wake: Wake) -> Result<bool, K::Error> {
-        let Self { server, events, ops } = self;
+        let Self { server, events, ops, datagrams } = self;
         kernel.turn(wake, events)?;
         let clock_us = kernel.now_us();
         let now = Timestamp(clock_us / 1_000);
         server.begin_turn(clock_us, kernel.overflows());
-        let idle = events.is_empty();
+        let mut idle = events.is_empty();
         for event in events.drain(..) {
             let before = ops.len();
             server.handle(now, event, ops);
@@ -141,6 +187,9 @@ impl Worker {
         kernel.trace(Cause::TurnEnd, &ops[before..]);
         kernel.submit(ops);
         server.recount(now, kernel);
+        if let Some(datagrams) = datagrams {
+            idle &= datagrams.turn(kernel);
+        }
         Ok(idle)
     }
 
@@ -156,6 +205,14 @@ impl Worker {
             &Command::HandOver { deadline } => server.hand_over(now, deadline, ops),
             Command::Reconfigure(runtime_limits) => {
                 server.reconfigure(now, (**runtime_limits).clone())
+            }
+        }
+        let Some(Datagrams { responder, .. }) = &mut self.datagrams else { return };
+        match command {
+            Command::EndListeners(_) => {}
+            Command::Drain { .. } | Command::HandOver { .. } => responder.drain(),
+            Command::Reconfigure(runtime_limits) => {
+                responder.reconfigure((**runtime_limits).clone());
             }
         }
     }
@@ -200,5 +257,31 @@ impl Worker {
     /// Panics if the state contradicts itself. For tests and simulation: it visits every slot.
     pub fn check_invariants(&self) {
         self.server.check_invariants();
+        if let Some(datagrams) = &self.datagrams {
+            datagrams.responder.check_invariants();
+        }
+    }
+}
+
+impl Datagrams {
+    /// Handles what the last turn brought. Returns whether it was nothing, and nothing is under
+    /// way.
+    fn turn<K: Kernel>(&mut self, kernel: &mut K) -> bool {
+        let Self { responder, events, ops } = self;
+        kernel.take_datagrams(events);
+        let idle = events.is_empty();
+        let clock_us = kernel.now_us();
+        for event in events.drain(..) {
+            let before = ops.len();
+            responder.handle(clock_us, event, ops);
+            kernel.trace_datagrams(Some(&event), &ops[before..]);
+        }
+        let before = ops.len();
+        responder.end_turn(Timestamp(clock_us / 1_000), ops);
+        kernel.trace_datagrams(None, &ops[before..]);
+        if !ops.is_empty() {
+            kernel.submit_datagrams(ops);
+        }
+        idle && !responder.is_replying()
     }
 }

@@ -11,7 +11,7 @@ use echo_ring::output::{complain, print};
 
 use crate::size::Sizes;
 use crate::status::Status;
-use crate::target::Target;
+use crate::target::{Target, Transport};
 use crate::values::{
     SEED_MAX, count, duration, duration_or_zero, interval, percent, rate, seed, share,
 };
@@ -58,6 +58,9 @@ pub(crate) struct Plan {
     pub(crate) threads: u32,
     pub(crate) sizes: Sizes,
     pub(crate) depth: u32,
+    /// The number of datagrams that are sent together; 1 over streams.
+    pub(crate) burst: u32,
+    pub(crate) dont_fragment: bool,
     pub(crate) rate_per_second: Option<f64>,
     pub(crate) duration: Duration,
     pub(crate) warmup: Duration,
@@ -66,12 +69,24 @@ pub(crate) struct Plan {
     pub(crate) timeout: Duration,
     pub(crate) sources: Vec<IpAddr>,
     pub(crate) verify: bool,
-    /// The share of the messages and of the time that may be missing.
+    /// The share of the messages and of the time that may be missing; over UDP, also the share of
+    /// datagrams that may be lost, late or reordered.
     pub(crate) tolerance: f64,
     /// Whether connections that the server leaves open are an error.
     pub(crate) require_close: bool,
     pub(crate) seed: u64,
     pub(crate) output: Output,
+}
+
+impl Plan {
+    pub(crate) fn is_udp(&self) -> bool {
+        self.target.transport() == Transport::Udp
+    }
+
+    /// The word for one of its connections.
+    pub(crate) fn noun(&self) -> &'static str {
+        if self.is_udp() { "flow" } else { "connection" }
+    }
 }
 
 /// Output options.
@@ -114,6 +129,13 @@ pub(crate) struct DiffPlan {
     pub(crate) threshold: f64,
 }
 
+/// The maximum number of datagrams of a burst: UDP_MAX_SEGMENTS of the kernel.
+const BURST_MAX: u32 = 128;
+/// The maximum size of a datagram over IPv4: 65,535 less the headers of IP and UDP.
+pub(crate) const DATAGRAM_MAX: usize = 65_507;
+/// The same over IPv6, whose length does not include its own header.
+const DATAGRAM_MAX_IPV6: usize = 65_527;
+
 #[derive(Parser)]
 #[command(
     name = "echo-load",
@@ -140,7 +162,7 @@ enum Verb {
 
 #[derive(Args)]
 struct Load {
-    /// The server: HOST:PORT, tcp://HOST:PORT or unix:PATH
+    /// The server: HOST:PORT, tcp://HOST:PORT, udp://HOST:PORT or unix:PATH
     #[arg(value_name = "TARGET", required = true)]
     target: Option<String>,
 
@@ -148,19 +170,29 @@ struct Load {
     #[arg(long, value_enum, default_value_t = Mode::PingPong)]
     mode: Mode,
 
-    /// Total number of connections
+    /// Total number of connections; over UDP, of flows, each with a source port of its own
     #[arg(short, long, value_name = "N", default_value = "1",
         value_parser = count::<16_777_216>)]
     connections: u32,
 
-    /// Message size: 64, 4KiB, 64..4KiB (uniform) or 64:90,16KiB:10 (weighted)
-    /// [default: 64; 64KiB for streams]
+    /// Message size: 64, 4KiB, 64..4KiB (uniform) or 64:90,16KiB:10 (weighted); over UDP from 0
+    /// to 65507 (IPv6: 65527) [default: 64; 64KiB for streams]
     #[arg(short, long, value_name = "SIZE")]
     size: Option<Sizes>,
 
-    /// Maximum number of messages in flight per connection [default: 1; 8 for streams]
+    /// Maximum number of messages in flight per connection [default: 1; 8 for streams;
+    /// N with --burst N]
     #[arg(long, value_name = "N", value_parser = count::<65_536>)]
     depth: Option<u32>,
+
+    /// UDP: send N datagrams of a flow by one system call, which the kernel or the network card
+    /// divides (GSO) [default: 1]
+    #[arg(long, value_name = "N", value_parser = count::<BURST_MAX>)]
+    burst: Option<u32>,
+
+    /// UDP: forbid fragmentation; a datagram that is larger than the path MTU is not sent
+    #[arg(long)]
+    dont_fragment: bool,
 
     /// Open loop: send N messages per second in total, on a fixed schedule
     /// [default: closed loop; 10 for idle connections]
@@ -187,12 +219,12 @@ struct Load {
     #[arg(long)]
     no_verify: bool,
 
-    /// Maximum time for a connect or an echo
+    /// Maximum time for a connect or an echo; a datagram without an echo by then is lost
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration)]
     timeout: Duration,
 
-    /// Tolerated share of scheduled messages that were never sent, and of the time that a
-    /// connection waits for its first echo
+    /// Tolerated share of scheduled messages that were never sent, of the time that a connection
+    /// waits for its first echo, and of datagrams that were lost, late or reordered
     #[arg(long, value_name = "PERCENT", default_value = "1%", value_parser = share)]
     tolerance: f64,
 
@@ -244,23 +276,49 @@ pub(crate) fn command() -> clap::Command {
 
 fn plan(load: Load) -> Result<Plan, String> {
     let mode = load.mode;
-    let target = Target::parse(&load.target.ok_or("TARGET is missing")?)?;
+    let target = Target::parse(load.target.as_deref().ok_or("TARGET is missing")?)?;
     let is_stream = mode == Mode::Stream;
     let default_size = if is_stream { "64KiB" } else { "64" };
-    let sizes = load.size.map_or_else(|| default_size.parse(), Ok)?;
+    let sizes = load.size.clone().map_or_else(|| default_size.parse(), Ok)?;
+    check(&load, &target)?;
+    match target.transport() {
+        Transport::Udp => check_datagrams(&load, &sizes)?,
+        Transport::Tcp | Transport::Unix => check_streams(&load, &sizes)?,
+    }
+    let burst = load.burst.unwrap_or(1);
+    Ok(Plan {
+        target,
+        mode,
+        connections: load.connections,
+        threads: load.threads,
+        sizes,
+        depth: load.depth.unwrap_or(if is_stream { 8 } else { burst }),
+        burst,
+        dont_fragment: load.dont_fragment,
+        rate_per_second: load.rate.or((mode == Mode::Idle).then_some(10.0)),
+        duration: load.duration,
+        warmup: load.warmup,
+        interval: load.interval,
+        timeout: load.timeout,
+        sources: load.source,
+        verify: !load.no_verify,
+        tolerance: load.tolerance,
+        require_close: load.require_close,
+        seed: load.seed.unwrap_or_else(random_seed),
+        output: load.output,
+    })
+}
+
+/// Refuses options that contradict each other over any transport.
+fn check(load: &Load, target: &Target) -> Result<(), String> {
     if load.threads > load.connections {
         return Err(format!(
             "--threads {} exceeds --connections {}: each thread needs at least one connection",
             load.threads, load.connections
         ));
     }
-    if mode == Mode::Churn && load.depth.is_some_and(|depth| depth > 1) {
-        return Err(
-            "--mode churn sends one message on each connection: --depth must be 1".to_owned()
-        );
-    }
     if let Some(source) = load.source.first() {
-        if target.is_unix() {
+        if target.transport() == Transport::Unix {
             return Err(format!("--source {source} cannot be used with a Unix socket"));
         }
         if let Some(other) = load.source.iter().find(|it| it.is_ipv4() != source.is_ipv4()) {
@@ -274,25 +332,74 @@ fn plan(load: Load) -> Result<Plan, String> {
     {
         return Err(format!("--hdr and --plot are the same file: {}", hdr.display()));
     }
-    Ok(Plan {
-        target,
-        mode,
-        connections: load.connections,
-        threads: load.threads,
-        sizes,
-        depth: load.depth.unwrap_or(if is_stream { 8 } else { 1 }),
-        rate_per_second: load.rate.or((mode == Mode::Idle).then_some(10.0)),
-        duration: load.duration,
-        warmup: load.warmup,
-        interval: load.interval,
-        timeout: load.timeout,
-        sources: load.source,
-        verify: !load.no_verify,
-        tolerance: load.tolerance,
-        require_close: load.require_close,
-        seed: load.seed.unwrap_or_else(random_seed),
-        output: load.output,
-    })
+    Ok(())
+}
+
+/// Refuses options that make no sense over TCP and Unix sockets.
+fn check_streams(load: &Load, sizes: &Sizes) -> Result<(), String> {
+    if load.mode == Mode::Churn && load.depth.is_some_and(|depth| depth > 1) {
+        return Err(
+            "--mode churn sends one message on each connection: --depth must be 1".to_owned()
+        );
+    }
+    if sizes.bytes_min() == 0 {
+        return Err("--size 0: a stream has no empty messages; use udp://HOST:PORT or a size of \
+                    at least 1"
+            .to_owned());
+    }
+    if load.burst.is_some() {
+        return Err("--burst sends datagrams: use udp://HOST:PORT, or --depth for messages that \
+                    are sent together"
+            .to_owned());
+    }
+    if load.dont_fragment {
+        return Err("--dont-fragment is for datagrams: use udp://HOST:PORT".to_owned());
+    }
+    Ok(())
+}
+
+/// Refuses options that make no sense over UDP.
+fn check_datagrams(load: &Load, sizes: &Sizes) -> Result<(), String> {
+    let refused = match load.mode {
+        Mode::Churn => Some("--mode churn: there are no connections over UDP; use -c for flows"),
+        Mode::Stream => {
+            Some("--mode stream: there are no streams over UDP; use --size and --depth")
+        }
+        Mode::PingPong | Mode::Idle if load.require_close => {
+            Some("--require-close: there are no connections over UDP; omit it")
+        }
+        Mode::PingPong | Mode::Idle => None,
+    };
+    if let Some(why) = refused {
+        return Err(why.to_owned());
+    }
+    let largest = sizes.bytes_max();
+    if largest > DATAGRAM_MAX_IPV6 {
+        return Err(format!(
+            "--size {largest}: a datagram has at most {DATAGRAM_MAX} bytes, or \
+             {DATAGRAM_MAX_IPV6} over IPv6"
+        ));
+    }
+    let Some(burst) = load.burst.filter(|burst| *burst > 1) else { return Ok(()) };
+    let Some(size) = sizes.fixed().filter(|size| *size > 0) else {
+        return Err(format!(
+            "--burst {burst} needs datagrams of one size: use --size with one number of at least 1"
+        ));
+    };
+    if size * burst as usize > DATAGRAM_MAX {
+        return Err(format!(
+            "--burst {burst}: {burst} datagrams of {size} bytes exceed the {DATAGRAM_MAX} bytes \
+             that can be sent together; use --burst {} or less",
+            DATAGRAM_MAX / size
+        ));
+    }
+    match load.depth {
+        Some(depth) if depth < burst => Err(format!(
+            "--depth {depth} is less than --burst {burst}: a burst would never be sent; use at \
+             least --depth {burst}, or none"
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// Whether both paths name the same file, which need not exist.

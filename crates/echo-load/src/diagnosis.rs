@@ -4,107 +4,8 @@
 //! It knows bytes and offsets only. If a byte equals its neighbour, the start of a piece is
 //! ambiguous; the fault is then reported at the first byte that differs.
 
-use std::fmt;
-
+use crate::fault::{Detail, Fault, Kind};
 use crate::pattern::{CONNECTIONS, Pattern, Place};
-use crate::units::counted;
-
-/// The kind of a fault.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Kind {
-    /// Bytes that were never sent.
-    Corrupted,
-    /// Bytes are missing, but later bytes or the end of the stream arrived.
-    Lost,
-    /// Bytes arrived after later ones.
-    Reordered,
-    /// Bytes arrived twice.
-    Duplicated,
-    /// Bytes of another connection.
-    CrossTalk,
-    /// The server ended the stream before we did.
-    ClosedEarly,
-    /// The server ended the stream in order after we did, but before it had echoed everything.
-    Truncated,
-    /// The connection was reset.
-    Reset,
-    /// Bytes were not echoed within the timeout.
-    Unanswered,
-}
-
-impl Kind {
-    pub(crate) const ALL: [Self; 9] = [
-        Self::Corrupted,
-        Self::Lost,
-        Self::Reordered,
-        Self::Duplicated,
-        Self::CrossTalk,
-        Self::ClosedEarly,
-        Self::Truncated,
-        Self::Reset,
-        Self::Unanswered,
-    ];
-
-    /// The word for it, in tables and in JSON.
-    pub(crate) fn word(self) -> &'static str {
-        match self {
-            Self::Corrupted => "corrupted",
-            Self::Lost => "lost",
-            Self::Reordered => "reordered",
-            Self::Duplicated => "duplicated",
-            Self::CrossTalk => "cross_talk",
-            Self::ClosedEarly => "closed_early",
-            Self::Truncated => "truncated",
-            Self::Reset => "reset",
-            Self::Unanswered => "unanswered",
-        }
-    }
-}
-
-/// One fault.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Fault {
-    pub(crate) kind: Kind,
-    /// The number of the connection.
-    pub(crate) connection: u64,
-    /// The offset in its stream.
-    pub(crate) offset: u64,
-    /// The number of bytes affected.
-    pub(crate) length: u64,
-    /// The origin of the received bytes, if they belong elsewhere.
-    pub(crate) source: Option<Place>,
-}
-
-impl fmt::Display for Fault {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { connection, offset, length, .. } = self;
-        let length = counted(*length, "byte");
-        write!(formatter, "connection {connection}, offset {offset}: ")?;
-        match (self.kind, self.source) {
-            (Kind::Corrupted, _) => write!(formatter, "{length} corrupted"),
-            (Kind::Lost, _) => write!(formatter, "{length} lost"),
-            (Kind::Reordered, _) => write!(formatter, "{length} arrived after later ones"),
-            (Kind::Duplicated, Some(from)) => {
-                write!(formatter, "{length} arrived twice, first at offset {}", from.offset)
-            }
-            (Kind::Duplicated, None) => write!(formatter, "{length} arrived twice"),
-            (Kind::CrossTalk, Some(from)) => write!(
-                formatter,
-                "{length} of connection {}, offset {}",
-                from.connection, from.offset
-            ),
-            (Kind::CrossTalk, None) => write!(formatter, "{length} of another connection"),
-            (Kind::ClosedEarly, _) => {
-                write!(formatter, "closed by the server, {length} not echoed")
-            }
-            (Kind::Truncated, _) => {
-                write!(formatter, "ended by the server in order, {length} not echoed")
-            }
-            (Kind::Reset, _) => write!(formatter, "reset, {length} not echoed"),
-            (Kind::Unanswered, _) => write!(formatter, "{length} not echoed in time"),
-        }
-    }
-}
 
 /// The data about a connection with a wrong echo.
 pub(crate) struct Case<'a> {
@@ -151,7 +52,11 @@ impl Case<'_> {
         let source = first
             .and_then(|piece| piece.source)
             .filter(|_| matches!(kind, Kind::Duplicated | Kind::CrossTalk));
-        Fault { kind, connection: self.connection, offset: self.offset, length, source }
+        Fault {
+            kind,
+            connection: self.connection,
+            detail: Detail::Bytes { offset: self.offset, length, source },
+        }
     }
 
     /// The bytes from `self.offset` to `resumed` are missing: whether they are lost or arrived
@@ -236,9 +141,17 @@ mod tests {
         case.diagnose()
     }
 
+    /// Offset, length and source.
+    fn bytes(fault: &Fault) -> (u64, u64, Option<Place>) {
+        match fault.detail {
+            Detail::Bytes { offset, length, source } => (offset, length, source),
+            Detail::Datagram { .. } => panic!("no fault of a stream: {fault}"),
+        }
+    }
+
     fn assert_fault(fault: &Fault, kind: Kind, offset: usize, length: u64) {
-        let told = (fault.kind, fault.offset, fault.length);
-        assert_eq!(told, (kind, offset as u64, length), "{fault}");
+        let (at, told, _) = bytes(fault);
+        assert_eq!((fault.kind, at, told), (kind, offset as u64, length), "{fault}");
     }
 
     #[test]
@@ -264,7 +177,8 @@ mod tests {
             drop(it.splice(OFFSET..OFFSET, chunk));
         });
         assert_fault(&told, Kind::Duplicated, OFFSET, 100);
-        assert_eq!(told.source.map(|it| it.offset), Some(OFFSET as u64 - 100));
+        let (_, _, source) = bytes(&told);
+        assert_eq!(source.map(|it| it.offset), Some(OFFSET as u64 - 100));
     }
 
     #[test]
@@ -280,7 +194,8 @@ mod tests {
     fn bytes_of_another_connection() {
         let told = fault(|it| Pattern::new(99).fill(8, 640, &mut it[OFFSET..OFFSET + 64]));
         assert_fault(&told, Kind::CrossTalk, OFFSET, 64);
-        assert_eq!(told.source, Some(Place { connection: 8, offset: 640 }));
+        let (_, _, source) = bytes(&told);
+        assert_eq!(source, Some(Place { connection: 8, offset: 640 }));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use hdrhistogram::Histogram;
 use serde_json::{Map, Value, json};
 
 use crate::arguments::Plan;
-use crate::diagnosis::{Fault, Kind};
+use crate::fault::{Detail, Fault, Kind, Origin};
 use crate::measure::{Measured, quantile};
 use crate::result::{Ended, Point, Result};
 use crate::units::PERCENTILES;
@@ -47,6 +47,7 @@ pub(crate) fn result(plan: &Plan, result: &Result) -> Value {
         "errors": outcome.faults_total(),
         "error_counts": counts,
         "error_details": outcome.faults.iter().map(fault).collect::<Vec<_>>(),
+        "datagrams": plan.is_udp().then(|| datagrams(result)),
         "connect_failures": outcome.connect_failures,
         "connect_error": outcome.connect_error,
         "connections_left_open": outcome.left_open,
@@ -57,6 +58,35 @@ pub(crate) fn result(plan: &Plan, result: &Result) -> Value {
             "mean_microseconds": slowest.mean / 1e3,
         })),
         "intervals": result.intervals.iter().map(point).collect::<Vec<_>>(),
+    })
+}
+
+/// What is known of datagrams alone.
+fn datagrams(result: &Result) -> Value {
+    let (datagrams, outcome) = (&result.total.datagrams, &result.outcome);
+    let jitter = datagrams.jitter.mean_and_max();
+    let fault = |kind: Kind| outcome.fault_counts[kind as usize];
+    json!({
+        "sent": result.total.counts.sent(),
+        "answered": result.total.counts.answered + result.total.counts.late,
+        "lost": datagrams.lost(),
+        "late": datagrams.late,
+        "reordered": datagrams.reordered,
+        "duplicated": fault(Kind::Duplicated),
+        "corrupted": fault(Kind::Corrupted),
+        "truncated": fault(Kind::Truncated),
+        "wrong_source": fault(Kind::WrongSource),
+        "cross_talk": fault(Kind::CrossTalk),
+        "impaired_percent": result.impaired().map(|share| share * 100.0),
+        "jitter_microseconds": {
+            "mean": jitter.map(|(mean, _)| mean / 1e3),
+            "max": jitter.map(|(_, max)| max as f64 / 1e3),
+        },
+        "send_failures": outcome.send_failures,
+        "send_error": outcome.send_error,
+        "split_bursts": outcome.split_bursts,
+        "silence_seconds": outcome.silence.unwrap_or(0) as f64 / 1e9,
+        "client_drops": outcome.client_drops,
     })
 }
 
@@ -77,11 +107,14 @@ pub(crate) fn interval(at: &Point, measured: &Measured, errors: u64) -> Value {
 fn settings(plan: &Plan) -> Value {
     json!({
         "target": plan.target.text,
+        "transport": plan.target.transport().word(),
         "mode": plan.mode.word(),
         "connections": plan.connections,
         "threads": plan.threads,
         "size_bytes": plan.sizes.text(),
         "depth": plan.depth,
+        "burst": plan.burst,
+        "dont_fragment": plan.dont_fragment,
         "rate_per_second": plan.rate_per_second,
         "duration_seconds": plan.duration.as_secs_f64(),
         "warmup_seconds": plan.warmup.as_secs_f64(),
@@ -131,13 +164,34 @@ fn latency(histogram: &Histogram<u64>) -> Value {
 }
 
 fn fault(fault: &Fault) -> Value {
-    json!({
+    let mut object = json!({
         "kind": fault.kind.word(),
         "connection": fault.connection,
-        "offset_bytes": fault.offset,
-        "length_bytes": fault.length,
-        "source_connection": fault.source.map(|place| place.connection),
-        "source_offset_bytes": fault.source.map(|place| place.offset),
+        "sequence": null,
+        "source_connection": null,
+        "source_offset_bytes": null,
+        "source_address": null,
         "text": fault.to_string(),
-    })
+    });
+    match fault.detail {
+        Detail::Bytes { offset, length, source } => {
+            object["offset_bytes"] = offset.into();
+            object["length_bytes"] = length.into();
+            object["source_connection"] = source.map(|place| place.connection).into();
+            object["source_offset_bytes"] = source.map(|place| place.offset).into();
+        }
+        Detail::Datagram { sequence, offset, length, origin, .. } => {
+            object["sequence"] = sequence.into();
+            object["offset_bytes"] = offset.into();
+            object["length_bytes"] = length.into();
+            match origin {
+                Origin::Flow(flow) => object["source_connection"] = flow.into(),
+                Origin::Address(address) => {
+                    object["source_address"] = address.to_string().into();
+                }
+                Origin::Own | Origin::AnotherRun => {}
+            }
+        }
+    }
+    object
 }

@@ -7,7 +7,7 @@ use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit};
 use crate::arguments::Plan;
 
 /// Descriptors besides those of connections: the standard ones, result files, signals, and the ring
-/// and the eventfd of each thread.
+/// (over UDP, the epoll instance) and the eventfd of each thread.
 const FILES_OWN: u64 = 16;
 const FILES_THREAD: u64 = 2;
 
@@ -25,9 +25,10 @@ pub(crate) fn prepare(plan: &Plan) -> Result<(), String> {
     let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(soft, |(soft, _)| soft);
     if limit < needed {
         return Err(format!(
-            "{} connections need {needed} open files, the limit is {limit}: raise it \
-             (ulimit -Hn, LimitNOFILE=, /proc/sys/fs/nr_open), or use fewer connections",
-            plan.connections
+            "{0} {1}s need {needed} open files, the limit is {limit}: raise it \
+             (ulimit -Hn, LimitNOFILE=, /proc/sys/fs/nr_open), or use fewer {1}s",
+            plan.connections,
+            plan.noun()
         ));
     }
     Ok(())

@@ -4,19 +4,22 @@
 //!
 //! - `arguments`, with `target` and `values`: the command line; `status`: all exit statuses.
 //! - `run`: the main thread, its phases and reports; `orders`: messages between it and the workers.
-//! - `worker`: one thread with one ring, and the accounting of messages; `connection`, `schedule`
-//!   and `size`: its state.
-//! - `pattern` and `diagnosis`: the bytes that are sent, and the classification of faults.
+//! - `worker`: one thread, and the accounting of messages; `connection`, `schedule` and `size`: its
+//!   state.
+//! - `pattern`, `diagnosis` and `fault`: the bytes that are sent, and the classification of faults.
 //! - `measure` and `result`: the measurements; `table`, `json`, `progress`, `hdr`, `plot`, `diff`:
 //!   their output formats.
 //! - `machine`, `reach`, `signals`, `files`, `writer`: the interface to the system.
 
 mod arguments;
 mod connection;
+mod datagram;
 mod diagnosis;
 mod diff;
 mod failure;
+mod fault;
 mod files;
+mod flow;
 mod hdr;
 mod json;
 mod machine;
@@ -34,6 +37,7 @@ mod size;
 mod status;
 mod table;
 mod target;
+mod udp;
 mod units;
 mod values;
 mod worker;

@@ -32,12 +32,68 @@ pub(crate) struct Counts {
 }
 
 impl Counts {
+    /// Messages that were sent.
+    pub(crate) fn sent(&self) -> u64 {
+        self.answered + self.late + self.unanswered
+    }
+
     fn add(&mut self, other: &Self) {
         self.scheduled += other.scheduled;
         self.answered += other.answered;
         self.late += other.late;
         self.unanswered += other.unanswered;
         self.unsent += other.unsent;
+    }
+}
+
+/// What happened to datagrams in a period. All are zero over streams.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Datagrams {
+    /// Datagrams that were not echoed within the timeout.
+    pub(crate) expired: u64,
+    /// Those of them that were echoed later.
+    pub(crate) late: u64,
+    /// Echoes that arrived after that of a later datagram of their flow.
+    pub(crate) reordered: u64,
+    pub(crate) jitter: Jitter,
+}
+
+impl Datagrams {
+    /// Datagrams that were not echoed at all.
+    pub(crate) fn lost(&self) -> u64 {
+        self.expired.saturating_sub(self.late)
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.expired += other.expired;
+        self.late += other.late;
+        self.reordered += other.reordered;
+        self.jitter.count += other.jitter.count;
+        self.jitter.sum += other.jitter.sum;
+        self.jitter.max = self.jitter.max.max(other.jitter.max);
+    }
+}
+
+/// Absolute differences between the round-trip times of consecutive echoes of a flow, in
+/// nanoseconds: |D| of RFC 3550, section 6.4.1. They are averaged, not smoothed, because the
+/// smoothed value of that section describes only the last echoes of a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Jitter {
+    count: u64,
+    sum: u64,
+    max: u64,
+}
+
+impl Jitter {
+    pub(crate) fn record(&mut self, difference: u64) {
+        self.count += 1;
+        self.sum += difference;
+        self.max = self.max.max(difference);
+    }
+
+    /// The mean and the maximum; None if no flow had two echoes.
+    pub(crate) fn mean_and_max(&self) -> Option<(f64, u64)> {
+        (self.count > 0).then(|| (self.sum as f64 / self.count as f64, self.max))
     }
 }
 
@@ -76,6 +132,7 @@ pub(crate) struct Measured {
     pub(crate) elapsed: Duration,
     /// The outcome of messages.
     pub(crate) counts: Counts,
+    pub(crate) datagrams: Datagrams,
     /// Bytes of echoes received.
     pub(crate) bytes: u64,
     /// Connections made.
@@ -98,6 +155,7 @@ impl Measured {
         Self {
             elapsed: Duration::ZERO,
             counts: Counts::default(),
+            datagrams: Datagrams::default(),
             bytes: 0,
             connected: 0,
             uncorrected: histogram(),
@@ -142,7 +200,7 @@ impl Measured {
     /// Returns the measurements and resets them.
     pub(crate) fn take(&mut self, elapsed: Duration) -> Self {
         let taken = Self { elapsed, ..self.clone() };
-        self.counts = Counts::default();
+        (self.counts, self.datagrams) = (Counts::default(), Datagrams::default());
         (self.bytes, self.connected) = (0, 0);
         self.uncorrected.reset();
         for histogram in [&mut self.corrected, &mut self.lateness].into_iter().flatten() {
@@ -169,11 +227,13 @@ impl Measured {
     /// Adds the outcome of messages after the measured time, without extending it.
     pub(crate) fn add_end(&mut self, other: &Self) {
         self.counts.add(&other.counts);
+        self.datagrams.add(&other.datagrams);
         self.add_histograms(other);
     }
 
     fn add_counts(&mut self, other: &Self) {
         self.counts.add(&other.counts);
+        self.datagrams.add(&other.datagrams);
         self.bytes += other.bytes;
         self.connected += other.connected;
         self.add_histograms(other);

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
-use crate::diagnosis::{Fault, Kind};
+use crate::fault::{Fault, Kind};
 use crate::measure::Measured;
 
 /// The number of faults kept with details; further ones are only counted.
@@ -90,7 +90,7 @@ pub(crate) enum News {
     /// Its measurements since the last request.
     Measured(Box<Measured>),
     /// It has ended: the outcome of its remaining messages, and its other results.
-    Finished(Box<Measured>, Outcome),
+    Finished(Box<Measured>, Box<Outcome>),
 }
 
 /// The connection with the highest mean latency.
@@ -115,6 +115,17 @@ pub(crate) struct Outcome {
     pub(crate) connect_failures: u64,
     /// The error of the first of them.
     pub(crate) connect_error: Option<String>,
+    /// Datagrams that the kernel refused to send.
+    pub(crate) send_failures: u64,
+    /// The error of the first of them.
+    pub(crate) send_error: Option<String>,
+    /// Bursts that the kernel did not take as one, and that were sent datagram by datagram.
+    pub(crate) split_bursts: u64,
+    /// Over UDP, how long the server had been silent at the end of the measured time, in
+    /// nanoseconds; zero if it was not. None over streams.
+    pub(crate) silence: Option<u64>,
+    /// Datagrams that arrived, but for which the sockets of this client had no room.
+    pub(crate) client_drops: u64,
     /// Connections that the server echoed completely but did not close after our FIN.
     pub(crate) left_open: u64,
     /// Connections that had messages to send, but got no echo in the measured time.
@@ -147,6 +158,12 @@ impl Outcome {
         self.faults.extend(other.faults.into_iter().take(room));
         self.connect_failures += other.connect_failures;
         self.connect_error = self.connect_error.take().or(other.connect_error);
+        self.send_failures += other.send_failures;
+        self.send_error = self.send_error.take().or(other.send_error);
+        self.split_bursts += other.split_bursts;
+        self.client_drops += other.client_drops;
+        // One thread that has echoes is enough.
+        self.silence = [self.silence, other.silence].into_iter().flatten().min();
         self.left_open += other.left_open;
         self.without_echo += other.without_echo;
         if let Some(slowest) = other.slowest {

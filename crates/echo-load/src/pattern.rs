@@ -18,6 +18,8 @@ const WORD: usize = size_of::<u64>();
 const INDEX_BITS: u32 = 40;
 /// Connections are identified modulo this number.
 pub(crate) const CONNECTIONS: u64 = 1 << (64 - INDEX_BITS);
+/// The end of a stream.
+pub(crate) const OFFSET_END: u64 = (WORD as u64) << INDEX_BITS;
 
 /// The multiplicative inverse of an odd number modulo 2^64, by Newton's iteration.
 const fn inverse(odd: u64) -> u64 {

@@ -1,10 +1,13 @@
 //! Selects the address of the target. A name may have several, and not all may answer: `localhost`
 //! is `::1` first on most machines. If there are several, they are tried once each, in order, and
 //! the first that answers is used.
+//!
+//! Over UDP there is no connect that could fail. One datagram is sent to each address, from a port
+//! of its own, and an address is refused if the kernel reports that nothing listens there.
 
 use std::io;
-use std::net::SocketAddr;
-use std::os::fd::AsFd;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -13,11 +16,14 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, Socket, Type};
 
-use crate::arguments::Plan;
+use crate::arguments::{DATAGRAM_MAX, Plan};
 use crate::failure::{Failure, LOOK};
 use crate::signals::Signals;
 use crate::status::Status;
-use crate::target::{Address, Unresolved};
+use crate::target::{Address, Transport, Unresolved};
+
+/// The maximum time to wait for the echo of a first datagram: it may be lost.
+const PROBE: Duration = Duration::from_millis(250);
 
 /// The name of a target in errors.
 pub(crate) fn named(target: &str, address: Option<&str>) -> String {
@@ -69,6 +75,9 @@ pub(crate) fn choose(
     mut addresses: Vec<Address>,
     signals: &mut Signals,
 ) -> Result<Address, Failure> {
+    if plan.target.transport() == Transport::Udp {
+        return choose_for_datagrams(plan, addresses, signals);
+    }
     if addresses.len() == 1 {
         return Ok(addresses.remove(0));
     }
@@ -80,6 +89,84 @@ pub(crate) fn choose(
         }
     }
     Err(unconnected(plan, &failures.join("; ")))
+}
+
+/// The address to use over UDP: the first that echoes a datagram, else the first that does not
+/// refuse it.
+fn choose_for_datagrams(
+    plan: &Plan,
+    addresses: Vec<Address>,
+    signals: &mut Signals,
+) -> Result<Address, Failure> {
+    let (mut silent, mut failures) = (None, Vec::new());
+    for address in addresses {
+        let Some(server) = address.0.as_socket() else { continue };
+        if server.is_ipv4() && plan.sizes.bytes_max() > DATAGRAM_MAX {
+            let text = format!(
+                "--size {}: over IPv4 a datagram has at most {DATAGRAM_MAX} bytes",
+                plan.sizes.bytes_max()
+            );
+            return Err(Failure::usage(text));
+        }
+        match echoes(plan, server, signals)? {
+            Ok(true) => return Ok(address),
+            Ok(false) => silent = silent.or(Some(address)),
+            Err(error) => failures.push(format!("{address}: {error}")),
+        }
+    }
+    silent.ok_or_else(|| unconnected(plan, &failures.join("; ")))
+}
+
+/// Whether a server echoes a datagram, or an error if that is refused.
+fn echoes(
+    plan: &Plan,
+    server: SocketAddr,
+    signals: &mut Signals,
+) -> Result<io::Result<bool>, Failure> {
+    let begin = || {
+        let any = match server {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let source = plan.sources.first().copied().unwrap_or(any);
+        let socket = UdpSocket::bind(SocketAddr::new(source, 0))?;
+        socket.set_nonblocking(true)?;
+        // Only a connected socket is told of a refusal.
+        socket.connect(server)?;
+        socket.send(&vec![b'x'; plan.sizes.bytes_min()])?;
+        Ok(socket)
+    };
+    let socket = match begin() {
+        Ok(socket) => socket,
+        Err(error) => return Ok(Err(error)),
+    };
+    let deadline = Instant::now() + plan.timeout.min(PROBE);
+    loop {
+        match socket.recv(&mut [0]) {
+            Ok(_) => return Ok(Ok(true)),
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Ok(Err(error)),
+            Err(_) => {}
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(Ok(false));
+        }
+        wait(socket.as_fd(), PollFlags::POLLIN, signals, left);
+        if signals.is_interrupted() {
+            return Err(Failure::Interrupted);
+        }
+    }
+}
+
+/// Waits until a socket is ready, a signal arrives, or at most `left`. Returns whether the socket
+/// is ready.
+fn wait(socket: BorrowedFd<'_>, ready: PollFlags, signals: &Signals, left: Duration) -> bool {
+    let timeout = left.min(LOOK) + Duration::from_millis(1);
+    let timeout = PollTimeout::try_from(timeout).expect("invariant: a look is short");
+    let mut files = [PollFd::new(socket, ready), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+    // An error only shortens the wait; the clock decides.
+    let _ = poll(&mut files, timeout);
+    files[0].any() == Some(true)
 }
 
 /// Whether a server accepts connections at an address.
@@ -109,15 +196,7 @@ fn answers(
         if left.is_zero() {
             return Ok(Err(io::ErrorKind::TimedOut.into()));
         }
-        let timeout = left.min(LOOK) + Duration::from_millis(1);
-        let timeout = PollTimeout::try_from(timeout).expect("invariant: a look is short");
-        let mut files = [
-            PollFd::new(socket.as_fd(), PollFlags::POLLOUT),
-            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
-        ];
-        // An error only shortens the wait; the clock decides.
-        let _ = poll(&mut files, timeout);
-        if files[0].any() == Some(true) {
+        if wait(socket.as_fd(), PollFlags::POLLOUT, signals, left) {
             return Ok(match socket.take_error() {
                 Ok(Some(error)) | Err(error) => Err(error),
                 Ok(None) => Ok(()),

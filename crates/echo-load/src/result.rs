@@ -111,6 +111,43 @@ impl Result {
         }
     }
 
+    /// The share of the datagrams sent that were lost, late or reordered. None if none were sent.
+    pub(crate) fn impaired(&self) -> Option<f64> {
+        let (datagrams, sent) = (&self.total.datagrams, self.total.counts.sent());
+        let impaired = datagrams.expired + datagrams.reordered;
+        (sent > 0).then(|| impaired as f64 / sent as f64)
+    }
+
+    /// If the server fell silent over UDP for longer than tolerated: how long.
+    fn silence(&self, plan: &Plan) -> Option<String> {
+        let silence = self.outcome.silence.unwrap_or(0) as f64 / 1e9;
+        (silence > self.total.elapsed.as_secs_f64() * plan.tolerance)
+            .then(|| format!("the server fell silent: no echo in the last {silence:.3} s"))
+    }
+
+    /// If more datagrams than tolerated were lost, late or reordered: how many.
+    fn excess(&self, plan: &Plan) -> Option<String> {
+        let share = self.impaired().filter(|share| *share > plan.tolerance)?;
+        let datagrams = &self.total.datagrams;
+        let mut text = format!(
+            "{:.3} % of the datagrams were lost ({}), late ({}) or reordered ({})",
+            share * 100.0,
+            datagrams.lost(),
+            datagrams.late,
+            datagrams.reordered
+        );
+        if self.outcome.client_drops > 0 {
+            let drops = self.outcome.client_drops;
+            text += &format!("; for {drops} of the echoes this client had no room");
+        }
+        Some(text)
+    }
+
+    /// The losses over UDP that are more than tolerated.
+    pub(crate) fn losses(&self, plan: &Plan) -> Vec<String> {
+        self.excess(plan).into_iter().chain(self.silence(plan)).collect()
+    }
+
     /// The problems, in the order of the exit statuses.
     pub(crate) fn problems(&self, plan: &Plan) -> Vec<Problem> {
         let (outcome, counts) = (&self.outcome, &self.total.counts);
@@ -118,6 +155,9 @@ impl Result {
         let mut note = |status, text| problems.push(Problem { status, text });
         if outcome.faults_total() > 0 {
             note(Status::Faults, counted(outcome.faults_total(), "error"));
+        }
+        for text in self.losses(plan) {
+            note(Status::Faults, text);
         }
         if let Some(error) = &outcome.connect_error {
             let failed = counted(outcome.connect_failures, "connect");
@@ -131,8 +171,10 @@ impl Result {
         if counts.answered == 0 {
             note(Status::Incomplete, "no message was answered in the measured time".to_owned());
         }
-        if counts.unanswered > 0 && outcome.faults_total() == 0 {
-            let text = format!("{} not answered", counted(counts.unanswered, "message"));
+        // Datagrams that expired are in `excess`.
+        let unanswered = counts.unanswered - self.total.datagrams.expired.min(counts.unanswered);
+        if unanswered > 0 && outcome.faults_total() == 0 {
+            let text = format!("{} not answered", counted(unanswered, "message"));
             note(Status::Incomplete, text);
         }
         // In a closed loop only failed connects leave messages unsent.
@@ -145,8 +187,12 @@ impl Result {
             );
             note(Status::Incomplete, text);
         }
+        if let Some(error) = &outcome.send_error {
+            let failed = counted(outcome.send_failures, "datagram");
+            note(Status::Incomplete, format!("{failed} not sent, the first with: {error}"));
+        }
         if outcome.without_echo > 0 {
-            let connections = counted(outcome.without_echo, "connection");
+            let connections = counted(outcome.without_echo, plan.noun());
             let text = format!("{connections} of {} got no echo", plan.connections);
             note(Status::Incomplete, text);
         }

@@ -26,7 +26,7 @@ use crate::result::{Ended, Point, Result};
 use crate::signals::Signals;
 use crate::status::Status;
 use crate::target::Address;
-use crate::worker::{Task, Worker};
+use crate::worker::{self, Task};
 use crate::writer::Writer;
 use crate::{hdr, json, plot, table, units};
 
@@ -148,10 +148,7 @@ impl Run {
             };
             let broken = tell.clone();
             let work = move || {
-                let done = Worker::new(task)
-                    .map_err(|unusable| unusable.to_string())
-                    .and_then(|worker| worker.work().map_err(|error| error.to_string()));
-                if let Err(fault) = done {
+                if let Err(fault) = worker::work(task) {
                     // It fails only if the run has failed already.
                     let _ = broken.send(News::Broken(fault));
                 }
@@ -390,7 +387,7 @@ impl Run {
             Ok(News::Finished(end, outcome)) => {
                 self.workers_left -= 1;
                 self.end.add_end(&end);
-                self.result.outcome.add(outcome);
+                self.result.outcome.add(*outcome);
                 Ok(None)
             }
             Ok(news) => Ok(Some(news)),

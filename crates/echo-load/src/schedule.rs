@@ -14,24 +14,27 @@ const NANOSECONDS: f64 = 1e9;
 pub(crate) struct Schedule {
     /// Nanoseconds of the run.
     start: u64,
-    /// Nanoseconds between two messages of the run.
+    /// The number of messages in a burst.
+    burst: u64,
+    /// Nanoseconds between two bursts of the run.
     period: f64,
     thread: u64,
     threads: u64,
     connections: u64,
     /// The distance from one connection to the next in turn.
     stride: u64,
-    /// Messages of this thread whose scheduled time has come.
+    /// Bursts of this thread whose scheduled time has come.
     due: u64,
 }
 
 impl Schedule {
     /// The schedule of `thread`, which has `connections`, if the plan has a rate.
     pub(crate) fn new(plan: &Plan, thread: u32, connections: u64) -> Option<Self> {
-        let period = NANOSECONDS / plan.rate_per_second?;
+        let burst = u64::from(plan.burst);
         Some(Self {
             start: 0,
-            period,
+            burst,
+            period: NANOSECONDS / plan.rate_per_second? * burst as f64,
             thread: thread.into(),
             threads: plan.threads.into(),
             connections,
@@ -45,6 +48,11 @@ impl Schedule {
         self.start = start;
     }
 
+    /// The number of connections of this thread.
+    pub(crate) fn connections(&self) -> u64 {
+        self.connections
+    }
+
     /// The connection with the turn `rank`.
     pub(crate) fn connection(&self, rank: u64) -> usize {
         (rank * self.stride % self.connections) as usize
@@ -52,12 +60,12 @@ impl Schedule {
 
     /// The scheduled time of message `count` (from 0) of the connection with the turn `rank`.
     pub(crate) fn moment(&self, rank: u64, count: u64) -> u64 {
-        self.moment_of(count * self.connections + rank)
+        self.moment_of(count / self.burst * self.connections + rank)
     }
 
-    /// Nanoseconds between two messages of one connection.
+    /// Nanoseconds between two messages of one connection, on average.
     pub(crate) fn step(&self) -> f64 {
-        self.period * self.threads as f64 * self.connections as f64
+        self.period * self.threads as f64 * self.connections as f64 / self.burst as f64
     }
 
     /// Advances the schedule to `now`. Returns the turns of the connections with newly scheduled
@@ -79,13 +87,13 @@ impl Schedule {
 
     /// How many messages of this thread have been scheduled until now.
     pub(crate) fn due(&self) -> u64 {
-        self.due
+        self.due * self.burst
     }
 
     /// How many messages of the connection with the turn `rank` have been scheduled until now.
     pub(crate) fn due_of(&self, rank: u64) -> u64 {
         let behind = self.connections - 1 - rank;
-        (self.due + behind) / self.connections
+        (self.due + behind) / self.connections * self.burst
     }
 
     /// The scheduled time of the next message.
@@ -93,8 +101,8 @@ impl Schedule {
         self.moment_of(self.due)
     }
 
-    fn moment_of(&self, message: u64) -> u64 {
-        let global = message * self.threads + self.thread;
+    fn moment_of(&self, burst: u64) -> u64 {
+        let global = burst * self.threads + self.thread;
         self.start + (global as f64 * self.period) as u64
     }
 }
@@ -114,7 +122,16 @@ mod tests {
     use super::*;
 
     fn schedule(thread: u64, period: f64) -> Schedule {
-        Schedule { start: 1000, period, thread, threads: 2, connections: 3, stride: 1, due: 0 }
+        Schedule {
+            start: 1000,
+            burst: 1,
+            period,
+            thread,
+            threads: 2,
+            connections: 3,
+            stride: 1,
+            due: 0,
+        }
     }
 
     #[test]
@@ -161,6 +178,16 @@ mod tests {
                 now += 1 + now % 97;
             }
         }
+    }
+
+    #[test]
+    fn a_burst_has_one_moment() {
+        let mut schedule = Schedule { burst: 4, ..schedule(1, 10.0) };
+        schedule.advance(1070);
+        assert_eq!((schedule.due(), schedule.step()), (16, 15.0));
+        assert_eq!([0, 1, 2].map(|rank| schedule.due_of(rank)), [8, 4, 4]);
+        let moments = [0, 3, 4, 7].map(|count| schedule.moment(0, count));
+        assert_eq!(moments, [1010, 1010, 1070, 1070]);
     }
 
     #[test]

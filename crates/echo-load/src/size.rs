@@ -23,6 +23,11 @@ impl Sizes {
         self.ranges.iter().map(|range| range.1).max().expect("invariant: there is one")
     }
 
+    /// The minimum size.
+    pub(crate) fn bytes_min(&self) -> usize {
+        self.ranges.iter().map(|range| range.0).min().expect("invariant: there is one")
+    }
+
     /// One size, selected by 64 random bits.
     pub(crate) fn draw(&self, random: u64) -> usize {
         let [(low, high, _)] = self.ranges[..] else { return self.draw_weighted(random) };
@@ -85,8 +90,8 @@ fn bytes(text: &str) -> Result<usize, String> {
         .parse::<ByteSize>()
         .map_err(|_| format!("{text:?} is not a size; use 64, 4KiB, 64..4KiB or 64:90,16KiB:10"))?;
     match size.as_u64() {
-        bytes @ 1..=BYTES_MAX => Ok(bytes as usize),
-        _ => Err(format!("{text:?} is out of range; use 1 byte to 64MiB")),
+        bytes @ 0..=BYTES_MAX => Ok(bytes as usize),
+        _ => Err(format!("{text:?} is out of range; use at most 64MiB")),
     }
 }
 
@@ -133,7 +138,7 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
-        for text in ["", "0", "x", "4..2", "64:0", "64:x", "65MiB", "64,"] {
+        for text in ["", "x", "4..2", "64:0", "64:x", "65MiB", "64,"] {
             assert!(text.parse::<Sizes>().is_err(), "{text}");
         }
     }

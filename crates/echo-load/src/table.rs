@@ -7,7 +7,7 @@ use bytesize::ByteSize;
 use hdrhistogram::Histogram;
 
 use crate::arguments::{Mode, Plan};
-use crate::diagnosis::Kind;
+use crate::fault::Kind;
 use crate::measure::{Counts, Measured, per_second, quantile};
 use crate::reach::named;
 use crate::result::{Ended, Result};
@@ -37,9 +37,16 @@ pub(crate) fn table(plan: &Plan, result: &Result) -> String {
     let rate = count(total.messages_per_second());
     line("messages", &format!("{}  ({rate} messages/s)", total.counts.answered));
     line("scheduled", &balance(result));
+    if plan.is_udp() {
+        line("datagrams", &datagrams(result));
+        if let Some((mean, max)) = total.datagrams.jitter.mean_and_max() {
+            let (mean, max) = (nanoseconds(mean), nanoseconds(max as f64));
+            line("jitter", &format!("{mean} on average, {max} at most"));
+        }
+    }
     let rate = bytes_per_second(total.bytes_per_second());
     line("echoed", &format!("{}  ({rate})", ByteSize(total.bytes)));
-    let mut connections = counted(result.connections_made, "connection");
+    let mut connections = counted(result.connections_made, plan.noun());
     if plan.mode == Mode::Churn {
         let rate = count(per_second(total.connected, total.elapsed));
         connections += &format!("  ({rate} connections/s)");
@@ -48,7 +55,8 @@ pub(crate) fn table(plan: &Plan, result: &Result) -> String {
     if let Some(slowest) = &result.outcome.slowest {
         let (messages, mean) = (counted(slowest.echoes, "message"), nanoseconds(slowest.mean));
         let number = slowest.connection;
-        line("slowest", &format!("connection {number}: {messages}, {mean} on average"));
+        let noun = plan.noun();
+        line("slowest", &format!("{noun} {number}: {messages}, {mean} on average"));
     }
     let share = result.cpu.as_secs_f64() / elapsed.max(f64::MIN_POSITIVE);
     let per_message = match total.counts.answered {
@@ -60,6 +68,9 @@ pub(crate) fn table(plan: &Plan, result: &Result) -> String {
     text.push_str(&latencies(result));
     text.push('\n');
     text.push_str(&faults(plan, result));
+    for loss in result.losses(plan) {
+        text += &format!("{:<12} {loss}\n", "impaired");
+    }
     for problem in result.problems(plan).iter().filter(|it| it.status == Status::Incomplete) {
         text += &format!("{:<12} {}\n", "incomplete", problem.text);
     }
@@ -75,11 +86,30 @@ fn balance(result: &Result) -> String {
     )
 }
 
+/// What happened to datagrams that is not an error by itself.
+fn datagrams(result: &Result) -> String {
+    let (sent, datagrams) = (result.total.counts.sent(), &result.total.datagrams);
+    let (lost, late, reordered) = (datagrams.lost(), datagrams.late, datagrams.reordered);
+    let mut text =
+        format!("{sent} sent: {lost} lost, {late} echoed after the timeout, {reordered} reordered");
+    if let Some(impaired) = result.impaired().filter(|share| *share > 0.0) {
+        text += &format!("  ({:.3} %)", impaired * 100.0);
+    }
+    let (split, drops) = (result.outcome.split_bursts, result.outcome.client_drops);
+    if split > 0 {
+        text += &format!("; {} sent one by one", counted(split, "burst"));
+    }
+    if drops > 0 {
+        text += &format!("; this client had no room for {}", counted(drops, "echo"));
+    }
+    text
+}
+
 fn load(plan: &Plan) -> String {
     let mut text = format!(
         "{}, {}, {}, messages of {}, depth {}",
         plan.mode.word(),
-        counted(plan.connections.into(), "connection"),
+        counted(plan.connections.into(), plan.noun()),
         counted(plan.threads.into(), "thread"),
         match plan.sizes.fixed() {
             Some(bytes) => counted(bytes as u64, "byte"),
@@ -87,6 +117,9 @@ fn load(plan: &Plan) -> String {
         },
         plan.depth
     );
+    if plan.burst > 1 {
+        text += &format!(", bursts of {}", plan.burst);
+    }
     match plan.rate_per_second {
         Some(rate) => text += &format!(", open loop at {rate} messages/s"),
         None => text += ", closed loop",

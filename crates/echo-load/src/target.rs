@@ -16,12 +16,32 @@ pub(crate) struct Target {
 
 #[derive(Clone, Debug, PartialEq)]
 enum Place {
-    /// A name or an address, and a port.
-    Tcp {
+    /// A name or an address, and a port; over TCP or UDP.
+    Internet {
+        is_udp: bool,
         host: String,
         port: u16,
     },
     Unix(SockAddr),
+}
+
+/// What messages are sent over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Transport {
+    Tcp,
+    Unix,
+    Udp,
+}
+
+impl Transport {
+    /// The word for it in JSON.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Unix => "unix",
+            Self::Udp => "udp",
+        }
+    }
 }
 
 /// Why there is no address to connect to.
@@ -38,32 +58,38 @@ pub(crate) enum Unresolved {
 pub(crate) struct Address(pub(crate) SockAddr);
 
 impl Target {
-    /// Parses `tcp://HOST:PORT`, `HOST:PORT`, `unix:PATH` or `unix:@NAME` (abstract). An IPv6
+    /// Parses `tcp://HOST:PORT`, `HOST:PORT`, `udp://HOST:PORT`, `unix:PATH` or `unix:@NAME` (abstract). An IPv6
     /// address is in brackets, with its zone if it needs one: `[fe80::1%eth0]:7`.
     ///
     /// # Errors
     /// A text with the error and the syntax.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let wrong = |why: &str| {
-            format!("TARGET {text:?}: {why}; use HOST:PORT, tcp://HOST:PORT or unix:PATH")
+            format!(
+                "TARGET {text:?}: {why}; use HOST:PORT, tcp://HOST:PORT, udp://HOST:PORT or \
+                 unix:PATH"
+            )
         };
         let place = if let Some(path) = without_prefix(text, "unix:") {
             unix(path).map_err(|why| wrong(&why))?
-        } else if without_prefix(text, "udp:").is_some() {
-            return Err(wrong("UDP is not supported yet"));
         } else {
-            let rest = without_prefix(text, "tcp://").unwrap_or(text);
+            let udp = without_prefix(text, "udp://");
+            let rest = udp.or_else(|| without_prefix(text, "tcp://")).unwrap_or(text);
             if rest.contains("//") {
                 return Err(wrong("the scheme is unknown"));
             }
-            tcp(rest.strip_suffix('/').unwrap_or(rest)).map_err(wrong)?
+            let (host, port) = internet(rest.strip_suffix('/').unwrap_or(rest)).map_err(wrong)?;
+            Place::Internet { is_udp: udp.is_some(), host, port }
         };
         Ok(Self { text: text.to_owned(), place })
     }
 
-    /// Whether it is a Unix socket.
-    pub(crate) fn is_unix(&self) -> bool {
-        matches!(self.place, Place::Unix(_))
+    pub(crate) fn transport(&self) -> Transport {
+        match self.place {
+            Place::Internet { is_udp: false, .. } => Transport::Tcp,
+            Place::Internet { is_udp: true, .. } => Transport::Udp,
+            Place::Unix(_) => Transport::Unix,
+        }
     }
 
     /// All its addresses, in the order in which they are tried; with `sources`, only those of the
@@ -74,7 +100,7 @@ impl Target {
     pub(crate) fn resolve(&self, sources: &[IpAddr]) -> Result<Vec<Address>, Unresolved> {
         let (host, port) = match &self.place {
             Place::Unix(address) => return Ok(vec![Address(address.clone())]),
-            Place::Tcp { host, port } => (host.as_str(), *port),
+            Place::Internet { host, port, .. } => (host.as_str(), *port),
         };
         let mut found = match host.split_once('%') {
             Some((address, zone)) => vec![in_zone(address, zone, port)?],
@@ -137,7 +163,7 @@ fn unix(path: &str) -> Result<Place, String> {
     SockAddr::unix(path).map(Place::Unix).map_err(|error| error.to_string())
 }
 
-fn tcp(text: &str) -> Result<Place, &'static str> {
+fn internet(text: &str) -> Result<(String, u16), &'static str> {
     let (host, port) = text.rsplit_once(':').ok_or("the port is missing")?;
     let port = port.parse::<u16>().ok().filter(|port| *port != 0);
     let port = port.ok_or("the port must be a number from 1 to 65535")?;
@@ -149,7 +175,7 @@ fn tcp(text: &str) -> Result<Place, &'static str> {
     if host.is_empty() {
         return Err("the host is missing");
     }
-    Ok(Place::Tcp { host: host.to_owned(), port })
+    Ok((host.to_owned(), port))
 }
 
 #[cfg(test)]
@@ -167,6 +193,8 @@ mod tests {
             ("tcp://127.0.0.1:7", "127.0.0.1:7"),
             ("TCP://127.0.0.1:7/", "127.0.0.1:7"),
             ("127.0.0.1:7", "127.0.0.1:7"),
+            ("udp://127.0.0.1:7", "127.0.0.1:7"),
+            ("Udp://[::1]:7/", "[::1]:7"),
             ("[::1]:7", "[::1]:7"),
             ("tcp://[fe80::1%1]:7", "[fe80::1%1]:7"),
             ("tcp://[fe80::1%lo]:7", "[fe80::1%1]:7"),
@@ -184,7 +212,8 @@ mod tests {
             "",
             "x",
             "http://x:7",
-            "udp://x:7",
+            "udp:x:7",
+            "udp://x",
             "tcp://x",
             "tcp://x:0",
             "tcp://x:70000",
@@ -195,6 +224,18 @@ mod tests {
             "unix:@",
         ] {
             assert!(Target::parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_scheme_selects_the_transport() {
+        for (text, transport) in [
+            ("x:7", Transport::Tcp),
+            ("tcp://x:7", Transport::Tcp),
+            ("udp://x:7", Transport::Udp),
+            ("unix:/x", Transport::Unix),
+        ] {
+            assert_eq!(Target::parse(text).unwrap().transport(), transport, "{text}");
         }
     }
 

@@ -66,6 +66,8 @@ impl Drop for Mapping {
 
 /// The buffer group of the small buffers.
 pub(super) const SMALL_GROUP: u16 = 0;
+/// The buffer group of the pool for datagrams.
+pub(super) const DATAGRAM_GROUP: u16 = 1;
 
 /// Buffers of one size, and which of them are lent to the core.
 struct Buffers {
@@ -106,6 +108,13 @@ impl Buffers {
         // initialised (zeroed, then written by the kernel), and the kernel does not write to a
         // buffer that is lent, which the borrow keeps lent.
         unsafe { std::slice::from_raw_parts(start, length as usize) }
+    }
+
+    fn bytes_mut(&mut self, index: u16, length: u32) -> &mut [u8] {
+        let start = self.lent_bytes(index, length).cast_mut();
+        // SAFETY: as in `bytes`; the kernel reads from a lent buffer only for a send of it, and the
+        // borrow keeps that from being submitted.
+        unsafe { std::slice::from_raw_parts_mut(start, length as usize) }
     }
 
     fn part(&self, index: u16, offset: u32, length: u32) -> &[u8] {
@@ -215,6 +224,11 @@ impl BufferRing {
     /// If the buffer is not lent or shorter than that.
     pub(super) fn bytes(&self, index: u16, length: u32) -> &[u8] {
         self.buffers.bytes(index, length)
+    }
+
+    /// The same, to be changed.
+    pub(super) fn bytes_mut(&mut self, index: u16, length: u32) -> &mut [u8] {
+        self.buffers.bytes_mut(index, length)
     }
 
     /// `length` bytes of a lent buffer, from `offset` on.

@@ -1,5 +1,6 @@
 //! Operations to submission entries, completions to events: [`Kernel`] on a real ring.
 
+mod datagrams;
 mod handover;
 mod keepalive;
 mod receive;
@@ -21,10 +22,12 @@ use io_uring::{cqueue, types};
 use nix::sys::eventfd::EventFd;
 use socket2::SockRef;
 
+use self::datagrams::Datagrams;
 use self::receive::{Rdhup, Receiving};
 use self::relay::Scratch;
 use self::send::{OnWritable, Room, SkipSuccessSend};
 use super::buffers::{BufferRing, BufferStack, SMALL_GROUP};
+use super::datagram_socket::DatagramSocket;
 use super::listening::ListeningSocket;
 use super::peer;
 use super::prepared::PreparedRing;
@@ -33,6 +36,7 @@ use super::spill::{SpillMemory, SpillQueue};
 use super::token::Token;
 use super::transport::Transport;
 use super::unusable::Unusable;
+use echo_core::datagram::op as datagram;
 use echo_core::kernel::{Kernel, Wake};
 use echo_core::op::{
     BufferPlan, ConnectionId, Event, ListenerId, Op, PeerAddr, Shutdown, SizeClass,
@@ -49,6 +53,9 @@ const OPEN: &str = "invariant: the core names open connections only";
 pub struct Settings {
     /// The listening sockets, in the order of their [`ListenerId`]. Shared by all workers.
     pub listeners: Arc<[ListeningSocket]>,
+    /// The datagram sockets of this worker, in the order of their
+    /// [`SocketId`](echo_core::datagram::op::SocketId).
+    pub datagram_sockets: Vec<Arc<DatagramSocket>>,
     /// Becomes readable when the worker is to turn its loop; the driver empties it.
     pub wake: Arc<EventFd>,
     /// The pooled buffers. Small ones: a power of two up to 32768.
@@ -59,7 +66,7 @@ pub struct Settings {
     pub memory: Arc<SpillMemory>,
     /// How long to look for work before sleeping.
     pub busy_poll: Option<Duration>,
-    /// The moment that is [`Timestamp`] 0.
+    /// The moment that is [`echo_core::op::Timestamp`] 0.
     pub origin: Instant,
 }
 
@@ -110,6 +117,8 @@ pub struct Driver {
     ring: ManuallyDrop<Ring>,
     small: ManuallyDrop<BufferRing>,
     large: ManuallyDrop<BufferStack>,
+    /// There exactly if there are datagram sockets.
+    datagrams: ManuallyDrop<Option<Box<Datagrams>>>,
     /// The spilled bytes of a slot: there exactly when it has some. No operation points into them.
     spills: HashMap<u32, SpillQueue>,
     memory: Arc<SpillMemory>,
@@ -156,24 +165,29 @@ impl Driver {
     /// # Errors
     /// When io_uring cannot be used, and why.
     pub fn new(settings: Settings) -> Result<Self, Unusable> {
-        let prepared = PreparedRing::one(settings.buffers.small)?;
+        let with_datagrams = !settings.datagram_sockets.is_empty();
+        let prepared = PreparedRing::one(settings.buffers.small, with_datagrams)?;
         Self::with_ring(prepared, settings)
     }
 
     /// A driver for the calling thread, on a ring that was made elsewhere with as many buffers as
-    /// `settings` says.
+    /// `settings` says, and with those for datagrams if it has sockets for them.
     ///
     /// # Errors
     /// When io_uring cannot be used, and why.
     pub fn with_ring(prepared: PreparedRing, settings: Settings) -> Result<Self, Unusable> {
-        let PreparedRing { mut ring, small } = prepared;
+        let PreparedRing { mut ring, small, datagrams } = prepared;
         let no_memory = |error| Unusable::Resources { call: "mmap(2)", error };
         let large = BufferStack::new(settings.buffers.large).map_err(no_memory)?;
-        ring.seal()?;
+        ring.seal(datagrams.is_some())?;
+        let sockets = settings.datagram_sockets;
+        assert!(sockets.is_empty() || datagrams.is_some(), "the ring has no buffers for datagrams");
+        let datagrams = datagrams.map(|pool| Box::new(Datagrams::new(sockets, pool)));
         Ok(Self {
             ring: ManuallyDrop::new(ring),
             small: ManuallyDrop::new(small),
             large: ManuallyDrop::new(large),
+            datagrams: ManuallyDrop::new(datagrams),
             answers: Vec::new(),
             skip_success_sends: Vec::new(),
             flushes_sends: false,
@@ -389,6 +403,8 @@ impl Driver {
                 let _ = self.wake.read();
             }
             Token::Alarm => self.ring.on_alarm(),
+            Token::ReceiveDatagrams(socket) => self.received_datagram(socket, result, flags),
+            Token::Reply(buffer) => self.reply_failed(buffer, result),
             Token::Unanswered => {}
             Token::Connect(connection) => unreachable!("{connection:?} connects"),
         }
@@ -453,10 +469,24 @@ impl Kernel for Driver {
         }
     }
 
+    fn take_datagrams(&mut self, events: &mut Vec<datagram::Event>) {
+        self.move_datagrams(events);
+    }
+
+    fn submit_datagrams(&mut self, ops: &mut Vec<datagram::Op>) {
+        for op in ops.drain(..) {
+            self.carry_out_datagram(op);
+        }
+    }
+
     fn turn(&mut self, wake: Wake, events: &mut Vec<Event>) -> Result<(), DriverError> {
         self.arm_wake();
-        let may_wait = self.answers.is_empty() && !self.flushes_sends && self.set_alarm(wake);
+        let told = self.answers.is_empty() && !self.has_datagram_news();
+        let may_wait = told && !self.flushes_sends && self.set_alarm(wake);
         self.small.fill_up();
+        if let Some(datagrams) = &mut *self.datagrams {
+            datagrams.fill_up();
+        }
         let waited = match self.busy_poll {
             Some(spin) if may_wait => self.ring.submit_and_spin(spin),
             _ if may_wait => self.ring.submit_and_wait(None),
@@ -473,6 +503,7 @@ impl Kernel for Driver {
             self.take(token, completion.result(), completion.flags(), events);
         }
         self.reaped = reaped;
+        self.answer_replies();
         match waited {
             Ok(()) => Ok(()),
             Err(error) => match error.raw_os_error() {
@@ -506,5 +537,7 @@ impl Drop for Driver {
         unsafe { ManuallyDrop::drop(&mut self.small) };
         // SAFETY: as for the small buffers.
         unsafe { ManuallyDrop::drop(&mut self.large) };
+        // SAFETY: as for the small buffers.
+        unsafe { ManuallyDrop::drop(&mut self.datagrams) };
     }
 }

@@ -1,6 +1,7 @@
 //! What each error of each operation means. The errors that we expect are named here; the rest is
 //! `Unexpected`.
 
+use echo_core::datagram::op::ReplyError;
 use echo_core::op::{AcceptError, ConnectionError, ReceiveEnd, SendError};
 
 /// An accept that failed, see accept(2).
@@ -67,6 +68,20 @@ pub(super) fn of_connection(errno: i32) -> ConnectionError {
         | libc::ENOPROTOOPT
         | libc::EACCES => ConnectionError::Unreachable,
         _ => ConnectionError::Unexpected(errno),
+    }
+}
+
+/// Why a reply to a datagram was not sent (udp(7), ip(7)).
+pub(super) fn of_reply(errno: i32) -> ReplyError {
+    match errno {
+        libc::EAGAIN => ReplyError::Full,
+        libc::EMSGSIZE | libc::EINVAL | libc::EIO => ReplyError::Unsendable,
+        libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ENETDOWN | libc::EADDRNOTAVAIL => {
+            ReplyError::Unroutable
+        }
+        libc::EPERM | libc::EACCES => ReplyError::Refused,
+        libc::ENOMEM | libc::ENOBUFS => ReplyError::Memory,
+        errno => ReplyError::Unexpected(errno),
     }
 }
 

@@ -27,7 +27,7 @@ pub fn probe() -> Result<Features, Unusable> {
     let mut operations = io_uring::Probe::new();
     let probed = ring.submitter().register_probe(&mut operations);
     probed.map_err(|error| Unusable::from_call(Call::Register, error))?;
-    for (code, name) in restrict::OPERATIONS {
+    for (code, name) in restrict::OPERATIONS.into_iter().chain(restrict::DATAGRAM_OPERATIONS) {
         if !operations.is_supported(code) {
             return Err(Unusable::NoOperation(name));
         }
@@ -59,23 +59,27 @@ pub struct Survey {
     pub operations: String,
 }
 
-/// As [`probe`], and tries what is only faster or safer.
+/// As [`probe`], and tries what is only faster or safer, on a ring as a daemon has it that serves
+/// datagrams as well, or streams alone.
 ///
 /// # Errors
 /// When io_uring cannot be used, or a restricted ring is not restricted.
-pub fn survey() -> Result<Survey, Unusable> {
+pub fn survey(with_datagrams: bool) -> Result<Survey, Unusable> {
     let features = probe()?;
     let mut flags = ring::flags(COMPLETIONS);
     flags.setup_r_disabled();
     let mut restricted = small_ring(&flags)?;
-    let taken = restrict::restrict(&restricted);
+    let taken = restrict::restrict(&restricted, with_datagrams);
     taken.map_err(|error| Unusable::from_call(Call::Register, error))?;
-    restrict::prove(&mut restricted)?;
+    restrict::prove(&mut restricted, with_datagrams)?;
     Ok(Survey {
         features,
         idle_waits: ring::books_waits_as_idle(&restricted),
         without_index_array: ring::flags(16).setup_no_sqarray().build(8).is_ok(),
-        operations: restrict::OPERATIONS.map(|(_, name)| name).join(", "),
+        operations: restrict::operations(with_datagrams)
+            .map(|(_, name)| name)
+            .collect::<Vec<_>>()
+            .join(", "),
     })
 }
 

@@ -7,14 +7,17 @@
 //! that is not ours is a panic.
 //!
 //! Reading order: [`driver`] (operations and events), `ring` (set-up, submission, waiting), `token`
-//! (`user_data`), `buffers` (the pool), `spill` (spilled bytes and their memory), `errno` (what
-//! each error means), `peer` (where connections come from), `prepared` (rings that have no thread
-//! yet), `locked` (the memory that rings are charged for), [`mod@features`] (what this kernel can
+//! (`user_data`), `buffers` (the pools), `spill` (spilled bytes and their memory),
+//! `datagram_socket` and `control` (what comes with a datagram), `errno` (what each error means),
+//! `peer` (where connections come from), `prepared` (rings that have no thread yet), `locked` (the
+//! memory that rings are charged for), [`mod@features`] (what this kernel can
 //! do), `unusable` (why it cannot), `restrict` and `seal` (what rings and process may not do),
 //! `stdout` (what Rust's start-up code hides). [`client`] is the other end: what echo-load drives.
 
 mod buffers;
 pub mod client;
+mod control;
+mod datagram_socket;
 pub mod driver;
 mod errno;
 pub mod features;
@@ -32,6 +35,7 @@ mod token;
 mod transport;
 mod unusable;
 
+pub use datagram_socket::{DATAGRAM_BUFFERS, DatagramSocket};
 pub use driver::{Driver, DriverError, Settings};
 pub use features::{Features, Survey, probe, survey};
 pub use listening::{ListeningSocket, Owner};

@@ -39,14 +39,20 @@ const CAP_IPC_LOCK: u32 = 14;
 /// Bytes that a ring of so many entries is charged for, with a provided-buffer ring of `buffers`
 /// (0 for none). Each part is whole pages.
 pub(super) fn charge(submissions: u32, completions: u32, buffers: u16) -> u64 {
+    in_pages(HEADER + COMPLETION * u64::from(completions))
+        + in_pages(SUBMISSION * u64::from(submissions))
+        + charge_of_buffers(buffers)
+}
+
+/// Bytes that a provided-buffer ring of so many buffers is charged for.
+pub(super) fn charge_of_buffers(buffers: u16) -> u64 {
+    in_pages(BUFFER * u64::from(buffers))
+}
+
+fn in_pages(bytes: u64) -> u64 {
     let page = sysconf(SysconfVar::PAGE_SIZE).ok().flatten();
     let page = page.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(4096);
-    let parts = [
-        HEADER + COMPLETION * u64::from(completions),
-        SUBMISSION * u64::from(submissions),
-        BUFFER * u64::from(buffers),
-    ];
-    parts.into_iter().map(|bytes| bytes.next_multiple_of(page)).sum()
+    bytes.next_multiple_of(page)
 }
 
 /// The limit in bytes, the hard one, that counts for rings of this process; `None` if none does.

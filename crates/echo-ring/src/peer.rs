@@ -29,7 +29,7 @@ pub(super) fn of(
     Ok(peer.as_socket().map_or(PeerAddr::Local, of_address))
 }
 
-fn of_address(address: SocketAddr) -> PeerAddr {
+pub(super) fn of_address(address: SocketAddr) -> PeerAddr {
     match address.ip().to_canonical() {
         IpAddr::V4(address) => PeerAddr::Ipv4(address.octets()),
         IpAddr::V6(address) => PeerAddr::Ipv6(address.octets()),

@@ -6,7 +6,8 @@
 
 use std::ops::RangeInclusive;
 
-use super::buffers::{BufferRing, SMALL_GROUP};
+use super::buffers::{BufferRing, DATAGRAM_GROUP, SMALL_GROUP};
+use super::datagram_socket::DATAGRAM_BUFFERS;
 use super::locked::{self, Maker};
 use super::ring::{self, Ring};
 use super::unusable::Unusable;
@@ -17,9 +18,12 @@ pub struct PreparedRing {
     // Dropped first: the kernel must let go before the memory goes.
     pub(super) ring: Ring,
     pub(super) small: BufferRing,
+    /// There exactly if the worker is to serve datagrams.
+    pub(super) datagrams: Option<BufferRing>,
 }
 
-/// Makes rings for as many workers as `counts` ends with, each with these small buffers. Where the
+/// Makes rings for as many workers as `counts` ends with, each with these small buffers, and with
+/// buffers for datagrams if there are sockets for them. Where the
 /// limit on locked memory (`RLIMIT_MEMLOCK`) has no room for all of them these are fewer, but never
 /// fewer than `counts` begins with, at least one.
 ///
@@ -28,12 +32,13 @@ pub struct PreparedRing {
 pub fn prepare_rings(
     counts: RangeInclusive<usize>,
     buffers: BufferClass,
+    with_datagrams: bool,
 ) -> Result<Vec<PreparedRing>, Unusable> {
     let (least, wanted) = counts.into_inner();
-    let mut maker = Maker::new(locked_bytes_of_worker(buffers.count));
+    let mut maker = Maker::new(locked_bytes_of_worker(buffers.count, with_datagrams));
     let mut rings = Vec::with_capacity(wanted);
     while rings.len() < wanted {
-        match maker.make(|| PreparedRing::new(buffers)) {
+        match maker.make(|| PreparedRing::new(buffers, with_datagrams)) {
             Ok(ring) => rings.push(ring),
             Err(Unusable::LockedMemory(_)) if rings.len() >= least.max(1) => break,
             Err(failure) => return Err(locked::of_rings(failure, wanted)),
@@ -42,23 +47,30 @@ pub fn prepare_rings(
     Ok(rings)
 }
 
-/// Bytes that the kernel charges to `RLIMIT_MEMLOCK` for a worker with so many small buffers.
+/// Bytes that the kernel charges to `RLIMIT_MEMLOCK` for a worker with so many small buffers, and
+/// perhaps some for datagrams.
 #[must_use]
-pub fn locked_bytes_of_worker(buffers: u16) -> u64 {
-    locked::charge(ring::SUBMISSIONS, ring::COMPLETIONS, buffers)
+pub fn locked_bytes_of_worker(buffers: u16, with_datagrams: bool) -> u64 {
+    let datagrams =
+        if with_datagrams { locked::charge_of_buffers(DATAGRAM_BUFFERS.count) } else { 0 };
+    locked::charge(ring::SUBMISSIONS, ring::COMPLETIONS, buffers) + datagrams
 }
 
 impl PreparedRing {
-    fn new(buffers: BufferClass) -> Result<Self, Unusable> {
+    fn new(buffers: BufferClass, with_datagrams: bool) -> Result<Self, Unusable> {
         let ring = Ring::disabled().map_err(Unusable::from_setup)?;
-        let small = BufferRing::register(ring.inner(), SMALL_GROUP, buffers)
-            .map_err(Unusable::from_buffers)?;
-        Ok(Self { ring, small })
+        let register = |group, class| {
+            BufferRing::register(ring.inner(), group, class).map_err(Unusable::from_buffers)
+        };
+        let small = register(SMALL_GROUP, buffers)?;
+        let datagrams =
+            with_datagrams.then(|| register(DATAGRAM_GROUP, DATAGRAM_BUFFERS)).transpose()?;
+        Ok(Self { ring, small, datagrams })
     }
 
     /// A single one.
-    pub(super) fn one(buffers: BufferClass) -> Result<Self, Unusable> {
-        let rings = prepare_rings(1..=1, buffers)?;
+    pub(super) fn one(buffers: BufferClass, with_datagrams: bool) -> Result<Self, Unusable> {
+        let rings = prepare_rings(1..=1, buffers, with_datagrams)?;
         Ok(rings.into_iter().next().expect("invariant: so many were asked for"))
     }
 }

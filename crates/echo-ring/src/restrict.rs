@@ -33,6 +33,15 @@ pub(super) const OPERATIONS: [(u8, &str); 7] = [
     (opcode::Close::CODE, "CLOSE"),
 ];
 
+/// The same, in addition, of a worker that serves datagrams. A message has control messages and an
+/// address: it may go anywhere, and might carry descriptors.
+pub(super) const DATAGRAM_OPERATIONS: [(u8, &str); 2] = [
+    // Takes datagrams from a socket, with where they came from,
+    (opcode::RecvMsg::CODE, "RECVMSG"),
+    // and sends them back there, from the address that was asked.
+    (opcode::SendMsg::CODE, "SENDMSG"),
+];
+
 /// The flags that its entries carry: receives choose a buffer from the pool, and nothing needs to
 /// hear that a close or a cancel succeeded. Without `IO_LINK`, `IO_DRAIN`, `FIXED_FILE`, `ASYNC`
 /// and `PERSONALITY` no entry can act for another user or in an order of its own.
@@ -41,12 +50,17 @@ const FLAGS: squeue::Flags = squeue::Flags::BUFFER_SELECT.union(squeue::Flags::S
 /// `IORING_REGISTER_ENABLE_RINGS` of include/uapi/linux/io_uring.h.
 const REGISTER_ENABLE_RINGS: u8 = 12;
 
+/// The operations of a ring that serves datagrams as well, or streams alone.
+pub(super) fn operations(with_datagrams: bool) -> impl Iterator<Item = (u8, &'static str)> {
+    OPERATIONS.into_iter().chain(DATAGRAM_OPERATIONS.into_iter().filter(move |_| with_datagrams))
+}
+
 /// Restricts a ring that was created disabled, and enables it. What is to be registered with it
 /// (the buffer ring) must have been: from here on the calling thread owns it, and it takes nothing
-/// but [`OPERATIONS`] with [`FLAGS`].
-pub(super) fn restrict(ring: &IoUring) -> io::Result<()> {
-    let operations = OPERATIONS.into_iter().map(|(code, _)| Restriction::sqe_op(code));
-    let mut list: Vec<Restriction> = operations.collect();
+/// but [`OPERATIONS`] with [`FLAGS`], and [`DATAGRAM_OPERATIONS`] if it serves datagrams.
+pub(super) fn restrict(ring: &IoUring, with_datagrams: bool) -> io::Result<()> {
+    let mut list: Vec<Restriction> =
+        operations(with_datagrams).map(|(code, _)| Restriction::sqe_op(code)).collect();
     list.push(Restriction::sqe_flags_allowed(FLAGS.bits()));
     // No registration is needed any more. This one is refused by a ring that is enabled already, so
     // it opens nothing; a list without any might leave all of them open.
@@ -55,22 +69,26 @@ pub(super) fn restrict(ring: &IoUring) -> io::Result<()> {
     ring.submitter().register_enable_rings()
 }
 
-/// Tries what must be impossible: to open a file, to make a socket, to register something.
+/// Tries what must be impossible: to open a file, to make a socket, to register something; and to
+/// send a message without datagrams.
 ///
 /// # Errors
 /// When the kernel lets one of them happen.
-pub(super) fn prove(ring: &mut IoUring) -> Result<(), Unusable> {
+pub(super) fn prove(ring: &mut IoUring, with_datagrams: bool) -> Result<(), Unusable> {
     let (opens, makes) = (0, 1);
     let here = types::Fd(libc::AT_FDCWD);
-    let forbidden = [
+    let mut forbidden = vec![
         opcode::OpenAt::new(here, c"/dev/null".as_ptr()).flags(libc::O_CLOEXEC).build(),
         opcode::Socket::new(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0).build(),
     ];
+    if !with_datagrams {
+        forbidden.push(opcode::SendMsg::new(types::Fd(-1), std::ptr::null()).build());
+    }
     let forbidden_count = forbidden.len();
-    for (entry, token) in forbidden.into_iter().zip([opens, makes]) {
+    for (entry, token) in forbidden.into_iter().zip(opens..) {
         // SAFETY: the only memory it points to is a literal, which lives for ever.
         unsafe { ring.submission().push(&entry.user_data(token)) }
-            .expect("invariant: two entries fit into an empty queue");
+            .expect("invariant: three entries fit into an empty queue");
     }
     while ring.completion().len() < forbidden_count {
         match ring.submit_and_wait(forbidden_count) {
@@ -85,7 +103,8 @@ pub(super) fn prove(ring: &mut IoUring) -> Result<(), Unusable> {
         if completion.result() != -libc::EACCES {
             return Err(Unusable::Unrestricted(match completion.user_data() {
                 token if token == opens => "OPENAT",
-                _ => "SOCKET",
+                token if token == makes => "SOCKET",
+                _ => "SENDMSG",
             }));
         }
     }
@@ -104,17 +123,17 @@ mod tests {
     #[test]
     fn a_restricted_ring_passes_the_proof() {
         let mut ring = ring::build(ring::flags(16).setup_r_disabled(), 8).unwrap();
-        restrict(&ring).unwrap();
-        prove(&mut ring).unwrap();
+        restrict(&ring, false).unwrap();
+        prove(&mut ring, false).unwrap();
         // Once is for ever.
-        assert!(restrict(&ring).is_err());
-        prove(&mut ring).unwrap();
+        assert!(restrict(&ring, false).is_err());
+        prove(&mut ring, false).unwrap();
     }
 
     #[test]
     fn an_open_ring_does_not() {
         let mut ring = ring::build(&ring::flags(16), 8).unwrap();
-        assert!(matches!(prove(&mut ring), Err(Unusable::Unrestricted("OPENAT" | "SOCKET"))));
+        assert!(matches!(prove(&mut ring, true), Err(Unusable::Unrestricted("OPENAT" | "SOCKET"))));
     }
 
     #[test]
@@ -124,7 +143,7 @@ mod tests {
             let mut list = [Restriction::sqe_op(code), Restriction::register_op(12)];
             ring.submitter().register_restrictions(&mut list).unwrap();
             ring.submitter().register_enable_rings().unwrap();
-            match prove(&mut ring) {
+            match prove(&mut ring, true) {
                 Err(Unusable::Unrestricted(found)) => assert_eq!(found, name),
                 other => panic!("{name} went unnoticed: {other:?}"),
             }
@@ -134,7 +153,7 @@ mod tests {
     #[test]
     fn a_flag_that_is_not_listed_is_refused() {
         let mut ring = ring::build(ring::flags(16).setup_r_disabled(), 8).unwrap();
-        restrict(&ring).unwrap();
+        restrict(&ring, false).unwrap();
         let entry = opcode::AsyncCancel::new(1).build().flags(squeue::Flags::ASYNC);
         // SAFETY: it points to no memory.
         unsafe { ring.submission().push(&entry) }.unwrap();

@@ -75,11 +75,12 @@ impl Ring {
     }
 
     /// Enables a disabled ring for the calling thread, which is the only one that may use it from
-    /// here on, and for the driver's operations alone; and sees that others are refused.
-    pub(super) fn seal(&mut self) -> Result<(), Unusable> {
-        let restricted = restrict::restrict(&self.inner);
+    /// here on, and for the driver's operations alone, perhaps with those for datagrams; and sees
+    /// that others are refused.
+    pub(super) fn seal(&mut self, with_datagrams: bool) -> Result<(), Unusable> {
+        let restricted = restrict::restrict(&self.inner, with_datagrams);
         restricted.map_err(|error| Unusable::from_call(Call::Register, error))?;
-        restrict::prove(&mut self.inner)
+        restrict::prove(&mut self.inner, with_datagrams)
     }
 
     /// The ring, to register things with.

@@ -6,6 +6,7 @@
 //! | kind    | generation     | slot           |
 //! ```
 
+use echo_core::datagram::op::{BufferId, SocketId};
 use echo_core::op::{ConnectionId, SizeClass};
 
 /// What was asked.
@@ -23,6 +24,10 @@ pub(super) enum Token {
     Send(ConnectionId),
     /// A send that answers only if it fails or is short.
     SkipSuccessSend(ConnectionId),
+    /// A multishot receive of a datagram socket.
+    ReceiveDatagrams(SocketId),
+    /// A reply out of a buffer for datagrams, which answers only if it fails.
+    Reply(BufferId),
     /// The eventfd of the worker became readable.
     Wake,
     /// A moment has come.
@@ -43,6 +48,8 @@ const READABLE: u64 = 9;
 const RDHUP: u64 = 10;
 const ALARM: u64 = 11;
 const SKIP_SUCCESS_SEND: u64 = 12;
+const RECEIVE_DATAGRAMS: u64 = 13;
+const REPLY: u64 = 14;
 
 impl Token {
     /// The value for the submission entry.
@@ -57,6 +64,8 @@ impl Token {
             Self::Send(id) => with_id(SEND, id),
             Self::SkipSuccessSend(id) => with_id(SKIP_SUCCESS_SEND, id),
             Self::Writable(id) => with_id(WRITABLE, id),
+            Self::ReceiveDatagrams(socket) => RECEIVE_DATAGRAMS << 56 | u64::from(socket.0),
+            Self::Reply(buffer) => REPLY << 56 | u64::from(buffer.0),
             Self::Wake => WAKE << 56,
             Self::Alarm => ALARM << 56,
             Self::Unanswered => UNANSWERED << 56,
@@ -84,6 +93,8 @@ impl Token {
             SEND => Self::Send(id),
             SKIP_SUCCESS_SEND => Self::SkipSuccessSend(id),
             WRITABLE => Self::Writable(id),
+            RECEIVE_DATAGRAMS => Self::ReceiveDatagrams(SocketId(user_data as u16)),
+            REPLY => Self::Reply(BufferId(user_data as u16)),
             WAKE => Self::Wake,
             ALARM => Self::Alarm,
             UNANSWERED => Self::Unanswered,
@@ -121,6 +132,8 @@ mod tests {
                 Token::Send(id),
                 Token::SkipSuccessSend(id),
                 Token::Writable(id),
+                Token::ReceiveDatagrams(SocketId(7)),
+                Token::Reply(BufferId(31)),
                 Token::Wake,
                 Token::Alarm,
                 Token::Unanswered,

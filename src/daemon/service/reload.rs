@@ -11,7 +11,7 @@ use super::{Failure, Service, Stage, warn_of_capacity};
 use crate::config::{self, Config, Effect};
 use crate::daemon::terminal::Terminal;
 use crate::daemon::workers::{self, Worker};
-use crate::daemon::{load, report, target};
+use crate::daemon::{load, target};
 use crate::listen;
 use crate::logging::events;
 use echo_ring::Transport;
@@ -60,8 +60,7 @@ impl Service<'_> {
             }
         };
         self.life.set_trouble(trouble);
-        let stats = workers::total(&self.workers);
-        self.status = self.with_trouble(report::status(&stats, self.echoes, self.workers.len()));
+        self.status = self.with_trouble(self.serving(&workers::total(&self.workers)));
         self.notifier.ready(&self.status);
     }
 
@@ -130,8 +129,7 @@ impl Service<'_> {
         }
         plan.memory.set_limit(config.limits.stalled_memory);
         for (index, worker) in self.workers.iter().enumerate() {
-            let runtime_limits =
-                workers::runtime_limits(config, capacity, self.workers.len(), index);
+            let runtime_limits = workers::runtime_limits(plan, config, capacity, index);
             worker.post(Command::Reconfigure(Box::new(runtime_limits)));
         }
         // So that the new limits are in force when the service manager gets READY=1.

@@ -255,6 +255,8 @@ impl Service<'_> {
     }
 
     fn finish_settling(&mut self, goal: Goal) {
+        // The workers are about to close their sockets.
+        self.plan.kernel_drops.update();
         match goal {
             Goal::Drain => self.drain(),
             Goal::HandOver => self.quiesce(),

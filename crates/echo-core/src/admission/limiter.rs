@@ -117,6 +117,14 @@ impl SourceKey {
         let mask = u128::MAX.checked_shl(128 - u32::from(length)).unwrap_or(0);
         Self { bits: (u128::from_be_bytes(address) & mask).to_be_bytes(), length }
     }
+
+    /// A number that differs for most sources that differ, though not for those who want it not to.
+    pub(crate) fn fold(self) -> u32 {
+        let bits = u128::from_be_bytes(self.bits);
+        let folded = (bits >> 64) as u64 ^ bits as u64 ^ u64::from(self.length);
+        // Fibonacci hashing: the upper bits depend on all of them.
+        (folded.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32
+    }
 }
 
 /// What is known of a source.

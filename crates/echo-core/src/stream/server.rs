@@ -609,6 +609,11 @@ impl Server {
 
 /// What the daemon asks for.
 impl Server {
+    /// The limits and timeouts in force.
+    pub(crate) fn runtime_limits(&self) -> &RuntimeLimits {
+        &self.resources.parameters.runtime_limits
+    }
+
     /// From now on `runtime_limits` is what counts, also for the connections that are open. None is
     /// ended because a limit sank below what is in use; those whose deadline has passed by the new
     /// timeouts are ended in the next turns, so many in each that none takes long.

@@ -125,6 +125,7 @@ impl Scenario {
         let limit = draw_budget_limit(choice);
         let budget = Arc::new(FakeBudget::new(block_size, limit, out_of_memory, seed));
         let limiter = Arc::new(FakeLimiter::new());
+        let connections_max = 1 + choice.below(6) as u32;
         let parameters = Parameters {
             listeners,
             buffers: BufferPlan::new(
@@ -142,13 +143,13 @@ impl Scenario {
             budget: budget.clone(),
             fullness: Arc::new(Fullness::new(1)),
             runtime_limits: RuntimeLimits {
-                connections_max: 1 + choice.below(6) as u32,
                 idle_timeout,
                 stall_timeout: timeouts[choice.below(4)],
                 lifetime: [None, None, None, Some(200), Some(6_000)][choice.below(5)],
                 bytes_max: [None, None, None, Some(1), Some(17), Some(100)][choice.below(6)],
                 keepalive: draw_keepalive(choice),
                 admission: Arc::new(draw_policy(choice)),
+                ..RuntimeLimits::unlimited(connections_max)
             },
         };
         let rate = parameters.runtime_limits.admission.source_limits.accepts_per_second;
@@ -210,13 +211,12 @@ fn draw_reconfigurations(
     let mut reconfigurations: Vec<(usize, RuntimeLimits, u64)> = (0..count)
         .map(|_| {
             let runtime_limits = RuntimeLimits {
-                connections_max: 1 + choice.below(6) as u32,
                 idle_timeout: timeouts[choice.below(idle_choices)],
                 stall_timeout: timeouts[choice.below(4)],
                 lifetime: [None, None, Some(200), Some(6_000)][choice.below(4)],
                 bytes_max: [None, None, Some(1), Some(17), Some(100)][choice.below(5)],
                 keepalive: draw_keepalive(choice),
-                admission: Arc::default(),
+                ..RuntimeLimits::unlimited(1 + choice.below(6) as u32)
             };
             (choice.below(150), runtime_limits, draw_budget_limit(choice))
         })

@@ -11,6 +11,7 @@ mod audit;
 mod audited;
 mod caught;
 mod coverage;
+mod datagrams;
 mod exhaustive;
 mod fake;
 mod history;

@@ -3,6 +3,7 @@
 
 use serde_json::Value;
 
+use crate::datagram_servers::{Wrong, datagram_server};
 use crate::program::{Run, Scratch, number, run};
 use crate::servers::Daemon;
 
@@ -156,4 +157,28 @@ fn what_is_no_result_is_status_2() {
         assert_eq!((run.code, run.stdout.as_str()), (Some(2), ""), "{run:#?}");
         assert!(run.stderr.contains(path), "{run:#?}");
     }
+}
+
+#[test]
+fn losses_over_udp_have_the_threshold_and_another_transport_is_another_load() {
+    let (daemon, scratch) = (Daemon::start(), Scratch::new());
+    let udp = datagram_server(Wrong::Nothing);
+    let file = |name: &str, result: &Value| {
+        scratch.file(name, &format!("{result}\n")).display().to_string()
+    };
+    let before = run(&format!("{udp} -d 200ms --json")).right();
+    let mut after = before.clone();
+    let scheduled = number(&after, "/scheduled_messages");
+    after["datagrams"]["lost"] = (scheduled * 0.1).into();
+    after["unanswered_messages"] = (scheduled * 0.1).into();
+    let (before, after) = (file("a.json", &before), file("b.json", &after));
+    let worse = run(&format!("diff {before} {after}"));
+    assert_eq!(worse.code, Some(4), "{worse:#?}");
+    assert_eq!(worse.stdout.matches("worse").count(), 1, "{worse:#?}");
+    let tolerated = run(&format!("diff {before} {after} --threshold 20%"));
+    assert_eq!(tolerated.code, Some(0), "{tolerated:#?}");
+    let tcp = file("c.json", &run(&format!("{} -d 200ms --json", daemon.tcp)).right());
+    let refused = run(&format!("diff {before} {tcp}"));
+    assert_eq!(refused.code, Some(2), "{refused:#?}");
+    assert!(refused.stderr.contains("UDP"), "{refused:#?}");
 }

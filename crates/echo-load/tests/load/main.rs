@@ -1,13 +1,15 @@
 //! echo-load judged from outside: against the real daemon everything must be right, and servers
 //! that are wrong on purpose must be found out, each for what it does.
 //!
-//! `program` runs echo-load, `servers` has the daemon and the wrong servers; the rest are tests,
-//! `client` those of the driver beneath.
+//! `program` runs echo-load, `servers` has the daemon and the wrong servers, `datagram_servers` those
+//! over UDP; the rest are tests, `client` those of the driver beneath.
 //! Nothing here measures speed. Run it with `cargo test -p echo-load`.
 
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
 mod client;
+mod datagram_servers;
+mod datagrams;
 mod diff;
 mod ends;
 mod faults;

@@ -7,6 +7,7 @@ use hdrhistogram::serialization::Deserializer;
 use hdrhistogram::serialization::interval_log::{IntervalLogIterator, LogEntry};
 use serde_json::Value;
 
+use crate::datagram_servers::{Wrong, datagram_server};
 use crate::program::{Scratch, number, run};
 use crate::servers::Daemon;
 
@@ -34,6 +35,25 @@ fn the_table_has_units_and_stderr_is_empty() {
     }
 }
 
+fn assert_named(names: &[String]) {
+    for name in names {
+        let named = MANUAL.contains(&format!(" {name}\n")) || MANUAL.contains(&format!(" {name} "));
+        assert!(named, "the manual does not know {name}");
+    }
+}
+
+#[test]
+fn the_manual_names_every_member_over_udp() {
+    let target = datagram_server(Wrong::AnotherPort { every: 7 });
+    let result = run(&format!("{target} -d 200ms --json")).json();
+    let mut names = Vec::new();
+    for part in ["/settings", "/datagrams", "/error_details", "/error_counts"] {
+        members(result.pointer(part).unwrap(), &mut names);
+    }
+    assert!(names.contains(&"source_address".to_owned()), "{names:?}");
+    assert_named(&names);
+}
+
 #[test]
 fn the_manual_names_every_member() {
     let daemon = Daemon::start();
@@ -48,20 +68,23 @@ fn the_manual_names_every_member() {
     let kinds: Vec<&str> = lines.iter().map(|line| line["kind"].as_str().unwrap()).collect();
     assert_eq!(kinds, ["interval", "interval", "result"]);
     assert!(names.len() > 40, "{names:?}");
-    for name in names {
-        let named = MANUAL.contains(&format!(" {name}\n")) || MANUAL.contains(&format!(" {name} "));
-        assert!(named, "the manual does not know {name}");
-    }
+    assert_named(&names);
     let sum: f64 = lines[..2].iter().map(|line| number(line, "/messages")).sum();
     assert_eq!(sum, number(&lines[2], "/messages"));
 }
 
 #[test]
 fn the_histogram_log_has_every_message() {
-    let (daemon, scratch) = (Daemon::start(), Scratch::new());
+    let daemon = Daemon::start();
+    assert_log_is_complete(&daemon.tcp);
+    assert_log_is_complete(&datagram_server(Wrong::Nothing));
+}
+
+fn assert_log_is_complete(target: &str) {
+    let scratch = Scratch::new();
     let path = scratch.path("latency.hlog");
     let options = "--rate 200 -d 600ms --tolerance 20% --interval 200ms --json --hdr";
-    let result = run(&format!("{} {options} {}", daemon.tcp, path.display())).right();
+    let result = run(&format!("{target} {options} {}", path.display())).right();
     let text = std::fs::read(&path).unwrap();
     let mut counts = [0, 0];
     for entry in IntervalLogIterator::new(&text) {

@@ -97,6 +97,8 @@ impl Client {
             | Token::Readable(_)
             | Token::Rdhup(_)
             | Token::SkipSuccessSend(_)
+            | Token::ReceiveDatagrams(_)
+            | Token::Reply(_)
             | Token::Writable(_)) => {
                 unreachable!("a client never asks for {other:?}")
             }

@@ -11,6 +11,7 @@ use echo_core::op::ReceiveMode;
 fn driver() -> Driver {
     let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).expect("an eventfd");
     Driver::new(Settings {
+        datagram_sockets: Vec::new(),
         listeners: Arc::from([]),
         wake: Arc::new(wake),
         memory: SpillMemory::new(1 << 20),

@@ -8,6 +8,7 @@
 
 pub(crate) mod budget;
 pub(crate) mod choice;
+pub(crate) mod datagrams;
 pub(crate) mod limiter;
 pub(crate) mod peer;
 mod pool;

@@ -7,16 +7,16 @@ use echo_core::op::ReceiveEnd;
 use nix::errno::Errno;
 
 use super::{
-    CONNECTING_MAX, Closing, ConnectionId, Fault, Kind, Message, Mode, News, Ordering, Phase,
-    RETRY, SUSPICION, State, Worker,
+    CONNECTING_MAX, Closing, ConnectionId, Detail, Fault, Kind, Message, Mode, News, Ordering,
+    Phase, RETRY, SUSPICION, State, Worker,
 };
 use crate::diagnosis::Case;
 
 impl Worker {
     /// Starts the connects for the run.
     pub(super) fn ramp_up(&mut self) {
-        if self.plan.mode == Mode::Churn {
-            self.tell(News::Ready);
+        if self.ledger.plan.mode == Mode::Churn {
+            self.ledger.tell(News::Ready);
             return;
         }
         for index in 0..self.connections.len().min(CONNECTING_MAX) {
@@ -25,19 +25,20 @@ impl Worker {
     }
 
     pub(super) fn connect(&mut self, index: usize) {
-        let number = self.begun * u64::from(self.plan.threads) + u64::from(self.thread);
+        let number =
+            self.begun * u64::from(self.ledger.plan.threads) + u64::from(self.ledger.thread);
         self.begun += 1;
-        let sources = &self.plan.sources;
+        let sources = &self.ledger.plan.sources;
         let source = match sources.len() {
             0 => None,
             count => Some(SocketAddr::new(sources[(number % count as u64) as usize], 0)),
         };
         let connection = &mut self.connections[index];
-        connection.begin(number, self.now);
-        if self.plan.mode == Mode::Churn {
+        connection.begin(number, self.ledger.now);
+        if self.ledger.plan.mode == Mode::Churn {
             connection.started += 1;
-            self.started += 1;
-            connection.in_flight.push_back(Message { end: u64::MAX, started: self.now });
+            self.ledger.started += 1;
+            connection.in_flight.push_back(Message { end: u64::MAX, started: self.ledger.now });
         }
         match self.client.connect(index as u32, source) {
             Ok(id) => {
@@ -53,18 +54,18 @@ impl Worker {
         let index = id.slot() as usize;
         self.connecting -= 1;
         self.connections[index].state = State::Open;
-        self.measured.connected += 1;
-        self.orders.connected.fetch_add(1, Ordering::Relaxed);
+        self.ledger.measured.connected += 1;
+        self.ledger.orders.connected.fetch_add(1, Ordering::Relaxed);
         self.client.receive(id);
-        if self.plan.mode == Mode::Churn {
+        if self.ledger.plan.mode == Mode::Churn {
             // Also after the end of the run: the message has been in flight since the connect.
             self.send_the_one(index);
-        } else if self.phase == Phase::Connect {
+        } else if self.ledger.phase == Phase::Connect {
             // Slots are connected in order, so the number of connects is the next slot.
             if (self.begun as usize) < self.connections.len() {
                 self.connect(self.begun as usize);
             } else if self.connecting == 0 {
-                self.tell(News::Ready);
+                self.ledger.tell(News::Ready);
             }
         } else {
             self.finish(index);
@@ -97,24 +98,24 @@ impl Worker {
     /// the end of the run.
     fn not_connected(&mut self, index: usize, why: String) {
         self.connections[index].state = State::Closed;
-        if self.phase == Phase::Connect {
-            self.tell(News::Refused(why));
+        if self.ledger.phase == Phase::Connect {
+            self.ledger.tell(News::Refused(why));
             return;
         }
-        self.outcome.connect_failures += 1;
-        self.outcome.connect_error.get_or_insert(why);
-        self.fail_messages(index, self.timeout());
+        self.ledger.outcome.connect_failures += 1;
+        self.ledger.outcome.connect_error.get_or_insert(why);
+        self.fail_messages(index, self.ledger.timeout());
         self.connections[index].is_resting = true;
         // An open loop follows its schedule, but not within this iteration: it might fail forever.
-        let rest = if self.schedule.is_some() { 0 } else { RETRY };
-        self.retries.push_back((self.now + rest, index));
+        let rest = if self.ledger.schedule.is_some() { 0 } else { RETRY };
+        self.retries.push_back((self.ledger.now + rest, index));
     }
 
     /// Reconnects the slots whose delay after a failure is over.
     pub(super) fn connect_again(&mut self) {
         for _ in 0..self.retries.len() {
             match self.retries.front() {
-                Some(&(moment, index)) if moment <= self.now => {
+                Some(&(moment, index)) if moment <= self.ledger.now => {
                     self.retries.pop_front();
                     self.connections[index].is_resting = false;
                     self.follow(index);
@@ -165,13 +166,14 @@ impl Worker {
 
     pub(super) fn report_missing(&mut self, index: usize, kind: Kind) {
         let connection = &self.connections[index];
-        self.orders.errors.fetch_add(1, Ordering::Relaxed);
-        self.outcome.report(Fault {
+        self.ledger.blame(Fault {
             kind,
             connection: connection.number,
-            offset: connection.received,
-            length: connection.missing(),
-            source: None,
+            detail: Detail::Bytes {
+                offset: connection.received,
+                length: connection.missing(),
+                source: None,
+            },
         });
     }
 
@@ -180,11 +182,11 @@ impl Worker {
         self.suspects.retain(|&suspect| suspect != index);
         let connection = &self.connections[index];
         let State::Suspect(suspicion) = &connection.state else { return };
-        let fault = if self.plan.verify {
+        let fault = if self.ledger.plan.verify {
             let case = Case {
                 pattern: self.pattern,
                 connection: connection.number,
-                connections: (self.begun + 1) * u64::from(self.plan.threads),
+                connections: (self.begun + 1) * u64::from(self.ledger.plan.threads),
                 sent: connection.sent,
                 offset: connection.received,
                 tail: &suspicion.tail,
@@ -195,13 +197,14 @@ impl Worker {
             Fault {
                 kind: Kind::Duplicated,
                 connection: connection.number,
-                offset: connection.received,
-                length: suspicion.tail.len() as u64,
-                source: None,
+                detail: Detail::Bytes {
+                    offset: connection.received,
+                    length: suspicion.tail.len() as u64,
+                    source: None,
+                },
             }
         };
-        self.orders.errors.fetch_add(1, Ordering::Relaxed);
-        self.outcome.report(fault);
+        self.ledger.blame(fault);
     }
 
     /// Diagnoses wrong echoes whose stream does not end, with the bytes received so far.
@@ -209,7 +212,7 @@ impl Worker {
         let mut position = 0;
         while let Some(&index) = self.suspects.get(position) {
             let state = &self.connections[index].state;
-            if matches!(state, State::Suspect(it) if self.now - it.since > SUSPICION) {
+            if matches!(state, State::Suspect(it) if self.ledger.now - it.since > SUSPICION) {
                 self.conclude(index);
                 self.close(index);
             } else {
@@ -219,12 +222,12 @@ impl Worker {
     }
 
     fn close(&mut self, index: usize) {
-        self.fail_messages(index, self.timeout());
+        self.fail_messages(index, self.ledger.timeout());
         let connection = &mut self.connections[index];
         // In churn mode the next connection follows; in other modes a lost connection is not
         // replaced.
-        if !matches!(connection.state, State::Finishing) && self.plan.mode != Mode::Churn {
-            self.orders.live.fetch_sub(1, Ordering::Relaxed);
+        if !matches!(connection.state, State::Finishing) && self.ledger.plan.mode != Mode::Churn {
+            self.ledger.orders.live.fetch_sub(1, Ordering::Relaxed);
         }
         connection.state = State::Closing;
         let id = connection.id();
@@ -244,10 +247,10 @@ impl Worker {
     fn follow(&mut self, index: usize) {
         let connection = &self.connections[index];
         let is_free = matches!(connection.state, State::Closed) && !connection.is_resting;
-        if !is_free || !self.phase.sends() || self.plan.mode != Mode::Churn {
+        if !is_free || !self.ledger.phase.sends() || self.ledger.plan.mode != Mode::Churn {
             return;
         }
-        let is_due = match &self.schedule {
+        let is_due = match &self.ledger.schedule {
             Some(schedule) => schedule.due_of(connection.rank) > connection.started,
             None => true,
         };

@@ -25,20 +25,20 @@ impl Worker {
     /// Records the scheduled times of the messages started since `before`; their lateness is
     /// measured at the end of the iteration.
     fn note_prompt(&mut self, index: usize, before: u64) {
-        let Some(schedule) = &self.schedule else { return };
+        let Some(schedule) = &self.ledger.schedule else { return };
         let connection = &self.connections[index];
         let started = before..connection.started;
-        self.prompt.extend(started.map(|count| schedule.moment(connection.rank, count)));
+        self.ledger.prompt.extend(started.map(|count| schedule.moment(connection.rank, count)));
     }
 
     /// Starts as many messages as depth, schedule and the previous send permit.
     pub(super) fn start_messages(&mut self, index: usize) {
         let connection = &mut self.connections[index];
-        if !self.phase.sends() || !matches!(connection.state, State::Open) {
+        if !self.ledger.phase.sends() || !matches!(connection.state, State::Open) {
             return;
         }
-        let room = self.plan.depth as usize - connection.in_flight.len();
-        let wanted = match &self.schedule {
+        let room = self.ledger.plan.depth as usize - connection.in_flight.len();
+        let wanted = match &self.ledger.schedule {
             Some(schedule) => {
                 room.min((schedule.due_of(connection.rank) - connection.started) as usize)
             }
@@ -52,35 +52,35 @@ impl Worker {
             if length >= SEND_BYTES_MAX {
                 break;
             }
-            length += match self.plan.sizes.fixed() {
+            length += match self.ledger.plan.sizes.fixed() {
                 Some(length) => length,
-                None => self.plan.sizes.draw(self.random.next()),
+                None => self.ledger.plan.sizes.draw(self.random.next()),
             };
             connection.started += 1;
-            self.started += 1;
+            self.ledger.started += 1;
             let end = connection.sent + length as u64;
-            connection.in_flight.push_back(Message { end, started: self.now });
+            connection.in_flight.push_back(Message { end, started: self.ledger.now });
         }
-        let pattern = self.plan.verify.then_some(self.pattern);
+        let pattern = self.ledger.plan.verify.then_some(self.pattern);
         send(&mut self.client, connection, pattern, length);
     }
 
     /// Sends the message of a connection in churn mode, which began with the connect.
     pub(super) fn send_the_one(&mut self, index: usize) {
         let connection = &mut self.connections[index];
-        let length = self.plan.sizes.draw(self.random.next());
+        let length = self.ledger.plan.sizes.draw(self.random.next());
         for message in &mut connection.in_flight {
             message.end = length as u64;
         }
-        let pattern = self.plan.verify.then_some(self.pattern);
+        let pattern = self.ledger.plan.verify.then_some(self.pattern);
         send(&mut self.client, connection, pattern, length);
     }
 
     /// The previous send is complete: continues with the work that had to wait for it.
     pub(super) fn go_on(&mut self, index: usize) {
-        if !self.phase.sends() {
+        if !self.ledger.phase.sends() {
             self.finish(index);
-        } else if self.plan.mode != Mode::Churn {
+        } else if self.ledger.plan.mode != Mode::Churn {
             self.start_messages(index);
         } else if self.connections[index].in_flight.is_empty() {
             // In churn mode the connection ends after its only echo.
@@ -93,24 +93,24 @@ impl Worker {
         let index = id.slot() as usize;
         let connection = &mut self.connections[index];
         let bytes = self.client.bytes(buffer, length);
-        self.measured.bytes += u64::from(length);
+        self.ledger.measured.bytes += u64::from(length);
         let mut right = false;
         match &mut connection.state {
             State::Open | State::Finishing => {
                 let (number, received) = (connection.number, connection.received);
                 right = u64::from(length) <= connection.missing()
-                    && (!self.plan.verify || self.pattern.matches(number, received, bytes));
+                    && (!self.ledger.plan.verify || self.pattern.matches(number, received, bytes));
                 if right {
                     connection.received += u64::from(length);
                 } else {
                     let missing = usize::try_from(connection.missing()).unwrap_or(usize::MAX);
-                    let good = match self.plan.verify {
+                    let good = match self.ledger.plan.verify {
                         true => self.pattern.matching(number, received, bytes).min(missing),
                         false => missing,
                     };
                     connection.received += good as u64;
                     let tail = bytes[good..].to_vec();
-                    let suspicion = Suspicion { tail, since: self.now };
+                    let suspicion = Suspicion { tail, since: self.ledger.now };
                     connection.state = State::Suspect(Box::new(suspicion));
                     self.suspects.push(index);
                     // The peer sends its remaining bytes and then ends the stream.
@@ -146,7 +146,7 @@ impl Worker {
             completed = true;
         }
         if completed {
-            match self.plan.mode {
+            match self.ledger.plan.mode {
                 Mode::Churn => self.finish(index),
                 Mode::PingPong | Mode::Stream | Mode::Idle => self.start_messages(index),
             }

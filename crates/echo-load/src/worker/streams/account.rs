@@ -1,69 +1,30 @@
-//! The accounting of messages: each message that was started or scheduled is resolved exactly once.
-//!
-//! 1. A message becomes known when it is started (closed loop; churn: with its connect), or at its
-//!    scheduled time.
-//! 2. It is resolved when its echo is complete, when its connection fails, when it times out, or at
-//!    the end of the run.
-//! 3. Messages that are known and not resolved are outstanding. At the end therefore
-//!    `known == resolved`, and `scheduled = answered + late + unanswered + unsent`.
+//! The accounting of messages: each message that was started or scheduled is resolved exactly once,
+//! when its echo is complete, when its connection fails, when it times out, or at the end of the
+//! run. In churn mode a message is started with its connect. See also `ledger`.
 //!
 //! The latency of a failed message counts as at least the timeout: an early failure must not make
 //! the server look fast.
 
-use std::time::Duration;
-
-use super::{Fate, Kind, Measured, Mode, SWEEP_MAX, State, Wait, Worker};
+use super::{Fate, Kind, Mode, SWEEP_MAX, State, Wait, Worker};
 use crate::orders::Slowest;
 
-/// The maximum number of steps into which the waiting times of unsent messages are divided, over
-/// all connections of a thread: some 10 ms of work.
-const UNSENT_STEPS: u64 = 1 << 20;
-/// The minimum number of steps of a single connection.
-const UNSENT_STEPS_MIN: u64 = 64;
-
 impl Worker {
-    /// Messages that were started or scheduled.
-    fn known(&self) -> u64 {
-        self.schedule.as_ref().map_or(self.started, |schedule| schedule.due())
-    }
-
-    /// The measurements since the last report.
-    pub(super) fn take_measured(&mut self) -> Measured {
-        let known = self.known();
-        self.measured.counts.scheduled = known - self.told;
-        self.told = known;
-        self.measured.outstanding = known - self.resolved;
-        self.measured.longest_wait = match self.oldest() {
-            Some(since) if known > self.resolved => self.now.saturating_sub(since),
-            _ => 0,
-        };
-        let elapsed = Duration::from_nanos(self.now.saturating_sub(self.measured_since));
-        self.measured_since = self.now;
-        self.measured.take(elapsed)
-    }
-
-    /// Begins the measured time. Messages that are already waiting belong to it.
+    /// Begins the measured time.
     pub(super) fn begin_window(&mut self) {
-        drop(self.measured.take(Duration::ZERO));
-        self.told = self.resolved;
+        self.ledger.begin_window();
         for connection in &mut self.connections {
             (connection.echoes, connection.echo_time) = (0, 0);
         }
-        // Even if this order arrives late, all messages since the load began are measured.
-        let whole = self.schedule.is_some() && self.plan.warmup.is_zero();
-        self.measured_since = if whole { self.orders.start() } else { self.now };
-        self.window = (self.measured_since, self.now);
     }
 
     /// Ends the measured time, and evaluates how connections were served.
     pub(super) fn end_window(&mut self) {
-        self.window.1 = self.now;
-        self.prompt.clear();
-        if self.plan.mode == Mode::Churn {
+        self.ledger.end_window();
+        if self.ledger.plan.mode == Mode::Churn {
             return;
         }
-        let (begin, end) = self.window;
-        let tolerated = (end - begin) as f64 * self.plan.tolerance;
+        let (begin, end) = self.ledger.window;
+        let tolerated = (end - begin) as f64 * self.ledger.plan.tolerance;
         for index in 0..self.connections.len() {
             let waits = self.waits_since(index).map(|since| end.saturating_sub(since));
             let connection = &self.connections[index];
@@ -72,13 +33,13 @@ impl Worker {
             let waited = waits.map_or(0, |wait| wait.min(end - begin));
             let starves = waited as f64 > tolerated;
             if echoes == 0 && (starves || is_lost) {
-                self.outcome.without_echo += 1;
+                self.ledger.outcome.without_echo += 1;
             }
             if echoes > 0 || waits.is_some() {
                 let time = connection.echo_time + waits.unwrap_or(0);
                 let mean = time as f64 / echoes.max(1) as f64;
                 let number = connection.number;
-                self.outcome.note_slow(Slowest { connection: number, echoes, mean });
+                self.ledger.outcome.note_slow(Slowest { connection: number, echoes, mean });
             }
         }
     }
@@ -86,7 +47,7 @@ impl Worker {
     /// Since when the oldest outstanding message of a connection has been scheduled or in flight.
     fn waits_since(&self, index: usize) -> Option<u64> {
         let connection = &self.connections[index];
-        let Some(schedule) = &self.schedule else {
+        let Some(schedule) = &self.ledger.schedule else {
             return connection.in_flight.front().map(|message| message.started);
         };
         let waits = schedule.due_of(connection.rank) > connection.completed();
@@ -95,7 +56,7 @@ impl Worker {
 
     /// Since when the oldest outstanding message waits. With many connections this is from the last
     /// sweep.
-    fn oldest(&self) -> Option<u64> {
+    pub(super) fn oldest(&self) -> Option<u64> {
         if self.connections.len() > SWEEP_MAX {
             return self.sweep_oldest;
         }
@@ -105,11 +66,11 @@ impl Worker {
     /// The waiting time until now of the oldest message in flight on a connection.
     fn wait_of(&self, index: usize, started: u64) -> Wait {
         let connection = &self.connections[index];
-        let due = self.schedule.as_ref();
+        let due = self.ledger.schedule.as_ref();
         let due = due.map(|it| it.moment(connection.rank, connection.completed()));
         Wait {
-            scheduled: due.map(|moment| self.now.saturating_sub(moment)),
-            sent: Some(self.now.saturating_sub(started)),
+            scheduled: due.map(|moment| self.ledger.now.saturating_sub(moment)),
+            sent: Some(self.ledger.now.saturating_sub(started)),
         }
     }
 
@@ -117,7 +78,7 @@ impl Worker {
     pub(super) fn answered(&mut self, index: usize) {
         let Some(message) = self.connections[index].in_flight.front() else { return };
         let wait = self.wait_of(index, message.started);
-        let fate = if self.phase.sends() { Fate::Answered } else { Fate::Late };
+        let fate = if self.ledger.phase.sends() { Fate::Answered } else { Fate::Late };
         let connection = &mut self.connections[index];
         connection.in_flight.pop_front();
         match fate {
@@ -126,11 +87,10 @@ impl Worker {
                 connection.echo_time += wait.scheduled.or(wait.sent).unwrap_or(0);
             }
             Fate::Late | Fate::Unanswered | Fate::Unsent => {
-                connection.freed.get_or_insert(self.now);
+                connection.freed.get_or_insert(self.ledger.now);
             }
         }
-        self.resolved += 1;
-        self.measured.record(fate, wait);
+        self.ledger.resolve(fate, wait);
     }
 
     /// Resolves all messages in flight on a connection as failed; each counts as at least `least`
@@ -142,22 +102,21 @@ impl Worker {
             connection.in_flight.pop_front();
             // In churn mode a message is in flight before it is sent.
             let fate = if connection.sent > 0 { Fate::Unanswered } else { Fate::Unsent };
-            self.resolved += 1;
-            self.measured.record(fate, wait);
+            self.ledger.resolve(fate, wait);
         }
     }
 
     /// Checks the next slots of the sweep for messages that have timed out.
     pub(super) fn sweep_some(&mut self) {
         let end = self.connections.len().min(self.sweep + SWEEP_MAX);
-        let timeout = self.timeout();
+        let timeout = self.ledger.timeout();
         for index in self.sweep..end {
             if let Some(since) = self.waits_since(index) {
                 self.sweep_oldest = Some(self.sweep_oldest.map_or(since, |it| it.min(since)));
             }
             let connection = &self.connections[index];
             let Some(message) = connection.in_flight.front() else { continue };
-            if self.now.saturating_sub(message.started) <= timeout {
+            if self.ledger.now.saturating_sub(message.started) <= timeout {
                 continue;
             }
             match connection.state {
@@ -173,7 +132,8 @@ impl Worker {
     /// Resolves all remaining messages at the end of the run.
     pub(super) fn give_up_the_rest(&mut self) {
         // If the user interrupted the wait, this is not a fault of the server.
-        let was_in_time = self.now.saturating_sub(self.window.1) < self.timeout();
+        let was_in_time =
+            self.ledger.now.saturating_sub(self.ledger.window.1) < self.ledger.timeout();
         for index in 0..self.connections.len() {
             let connection = &self.connections[index];
             match connection.state {
@@ -184,41 +144,13 @@ impl Worker {
                     }
                 }
                 State::Finishing if was_in_time => {}
-                State::Finishing => self.outcome.left_open += 1,
+                State::Finishing => self.ledger.outcome.left_open += 1,
                 State::Open | State::Closed | State::Connecting | State::Closing => {}
             }
             self.fail_messages(index, 0);
-            self.count_unsent(index);
+            let connection = &self.connections[index];
+            let until = connection.freed.unwrap_or(self.ledger.now);
+            self.ledger.resolve_unsent(connection.rank, connection.started, until);
         }
-        assert_eq!(self.known(), self.resolved, "a message was counted twice or not at all");
-    }
-
-    /// Counts messages that were scheduled on a connection and never sent. Each waited from its
-    /// scheduled time, at least until an earlier message ended. The scheduled times are evenly
-    /// spaced, so if there are very many, neighbours are grouped.
-    fn count_unsent(&mut self, index: usize) {
-        let Some(schedule) = &self.schedule else { return };
-        let connection = &self.connections[index];
-        let (first, end) = (connection.started, schedule.due_of(connection.rank));
-        let until = connection.freed.unwrap_or(self.now) as f64;
-        let longest = until - schedule.moment(connection.rank, first) as f64;
-        let step = schedule.step();
-        let count = end - first;
-        let steps = (UNSENT_STEPS / self.connections.len() as u64).max(UNSENT_STEPS_MIN);
-        let group = count.div_ceil(steps).max(1);
-        let mut at = 0;
-        while at < count {
-            let members = group.min(count - at);
-            let middle = at as f64 + (members - 1) as f64 / 2.0;
-            let wait = (longest - middle * step).max(0.0);
-            self.measured.record_unsent(wait as u64, members);
-            at += members;
-        }
-        self.resolved += count;
-    }
-
-    /// The timeout in nanoseconds.
-    pub(super) fn timeout(&self) -> u64 {
-        self.plan.timeout.as_nanos() as u64
     }
 }

@@ -1,0 +1,31 @@
+//! Datagrams: each one goes back to where it came from, or is dropped and counted by reason.
+//!
+//! A sibling of `stream`, which knows nothing of it. There is no connection and no timer: a
+//! datagram is judged (`guard`), its source is charged for it (`rate_limit`), and it is
+//! answered from the very buffer that it came in, with the addresses and control messages that it
+//! came with. The core sees addresses and lengths, never a payload.
+//!
+//! ```text
+//! Event::Received { socket, buffer, datagram, .. }
+//!     -> Op::Reply { buffer }                  or Op::Recycle { buffer }, counted by reason
+//! Event::Replied { buffer }
+//!     -> Op::Recycle { buffer }
+//! ```
+//!
+//! Why a datagram service needs a guard (RFC 862 has none): a datagram has no handshake, so its
+//! source may be forged. An echo then sends to whoever the forger names, as much as the forger
+//! sends; and two services that answer everything, once made to answer each other, never end (CERT
+//! CA-1996-01). Bytes out never exceed bytes in.
+
+mod guard;
+pub mod op;
+mod rate_limit;
+mod responder;
+mod traffic;
+
+pub use guard::{GuardPolicy, REFLECT_SOURCE_PORTS};
+pub use op::{Datagram, Endpoint};
+pub use rate_limit::{Amount, BucketTable, RateLimiter, Rates, Unmetered};
+pub(crate) use responder::Responder;
+pub use responder::{DatagramParameters, SocketParameters};
+pub use traffic::{DatagramTraffic, DropReason};

@@ -1,0 +1,187 @@
+//! Which datagrams are answered: judged by their addresses alone, before a byte goes out.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use super::op::{Datagram, Endpoint};
+use super::traffic::DropReason;
+use crate::admission::AccessList;
+use crate::peer::PeerAddr;
+
+/// Ports of services that answer a datagram from anybody by themselves (IANA's registry): echo,
+/// daytime, qotd, chargen, time, domain, tftp, sunrpc, ntp, netbios-ns, snmp, ldap (CLDAP), isakmp,
+/// router (RIP), ssdp, mdns, memcache. A datagram from such a port is most likely an answer, or
+/// forged to start an exchange that never ends. Not all ports below 1024: that of TWAMP (862) and
+/// privileged probes are clients as well.
+pub const REFLECT_SOURCE_PORTS: [u16; 17] =
+    [7, 13, 17, 19, 37, 53, 69, 111, 123, 137, 161, 389, 500, 520, 1900, 5353, 11211];
+
+/// From which ports nothing is answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuardPolicy {
+    /// In order, each once.
+    ports: Arc<[u16]>,
+}
+
+impl GuardPolicy {
+    /// Nothing is answered to these ports, which may be in any order. Our own listening ports
+    /// should be among them.
+    #[must_use]
+    pub fn new(ports: impl IntoIterator<Item = u16>) -> Self {
+        let mut ports: Vec<u16> = ports.into_iter().collect();
+        ports.sort_unstable();
+        ports.dedup();
+        Self { ports: ports.into() }
+    }
+}
+
+impl Default for GuardPolicy {
+    fn default() -> Self {
+        Self::new(REFLECT_SOURCE_PORTS)
+    }
+}
+
+/// Judges a datagram that came to a socket which is bound to `own`.
+///
+/// # Errors
+/// Why it is dropped.
+pub(super) fn judge(
+    datagram: &Datagram,
+    own: Endpoint,
+    policy: &GuardPolicy,
+    access: &AccessList,
+) -> Result<(), DropReason> {
+    let Datagram { source, destination, local, truncated, .. } = *datagram;
+    if truncated {
+        return Err(DropReason::Truncated);
+    }
+    if destination != local || !is_unicast(destination) || !is_unicast(own.address) {
+        return Err(DropReason::Destination);
+    }
+    if source.port == 0 || source.address == PeerAddr::Unknown || !is_unicast(source.address) {
+        return Err(DropReason::Source);
+    }
+    let asked = if own.address == PeerAddr::Unknown { local } else { own.address };
+    if source == (Endpoint { address: asked, port: own.port }) {
+        return Err(DropReason::Own);
+    }
+    if policy.ports.binary_search(&source.port).is_ok() {
+        return Err(DropReason::SourcePort);
+    }
+    if access.denies(source.address) {
+        return Err(DropReason::Denied);
+    }
+    Ok(())
+}
+
+/// Whether an address can be that of one host, as far as that shows. (The broadcast address of a
+/// network looks like any other: the kernel drops datagrams from it, and tells those to it by
+/// another local address.)
+fn is_unicast(address: PeerAddr) -> bool {
+    match address {
+        // Not reported, so it is bound to one; or none of IP.
+        PeerAddr::Unknown | PeerAddr::Local => true,
+        // 0.0.0.0/8 is "this network" (RFC 1122), 224.0.0.0/4 multicast, 240.0.0.0/4 reserved, with
+        // the limited broadcast address as its last.
+        PeerAddr::Ipv4([first, ..]) => first != 0 && first < 224,
+        PeerAddr::Ipv6(address) => address != [0; 16] && address[0] != 0xff,
+    }
+}
+
+/// Whether it is an address that a packet on a network never has (RFC 1122, RFC 4291).
+pub(super) fn is_loopback(address: PeerAddr) -> bool {
+    match address {
+        PeerAddr::Unknown | PeerAddr::Local => false,
+        PeerAddr::Ipv4([first, ..]) => first == 127,
+        PeerAddr::Ipv6(address) => u128::from_be_bytes(address) == 1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admission::IpSet;
+
+    const CLIENT: PeerAddr = PeerAddr::Ipv4([192, 0, 2, 1]);
+    const US: PeerAddr = PeerAddr::Ipv4([192, 0, 2, 7]);
+    const ANY: Endpoint = Endpoint { address: PeerAddr::Unknown, port: 7777 };
+
+    fn sent(source: PeerAddr, port: u16, destination: PeerAddr, local: PeerAddr) -> Datagram {
+        let source = Endpoint { address: source, port };
+        Datagram { source, destination, local, length: 1, segment: 0, truncated: false }
+    }
+
+    fn verdict(datagram: &Datagram, own: Endpoint) -> Result<(), DropReason> {
+        judge(datagram, own, &GuardPolicy::new([7, 53]), &AccessList::default())
+    }
+
+    #[test]
+    fn a_datagram_from_host_to_host_is_answered() {
+        assert_eq!(verdict(&sent(CLIENT, 862, US, US), ANY), Ok(()));
+        let bound = Endpoint { address: US, port: 7777 };
+        let unreported = sent(CLIENT, 40_000, PeerAddr::Unknown, PeerAddr::Unknown);
+        assert_eq!(verdict(&unreported, bound), Ok(()));
+    }
+
+    #[test]
+    fn nothing_is_answered_that_was_sent_to_many() {
+        let many = [
+            PeerAddr::Ipv4([192, 0, 2, 255]),
+            PeerAddr::Ipv4([255, 255, 255, 255]),
+            PeerAddr::Ipv4([239, 1, 1, 1]),
+        ];
+        for destination in many {
+            let datagram = sent(CLIENT, 4000, destination, US);
+            assert_eq!(verdict(&datagram, ANY), Err(DropReason::Destination), "{destination:?}");
+        }
+        let mut group = [0; 16];
+        group[0] = 0xff;
+        let group = PeerAddr::Ipv6(group);
+        let datagram = sent(PeerAddr::Ipv6([0x20; 16]), 4000, group, group);
+        assert_eq!(verdict(&datagram, ANY), Err(DropReason::Destination));
+        let bound = Endpoint { address: group, port: 7777 };
+        let unreported = sent(CLIENT, 4000, PeerAddr::Unknown, PeerAddr::Unknown);
+        assert_eq!(verdict(&unreported, bound), Err(DropReason::Destination));
+    }
+
+    #[test]
+    fn nothing_is_sent_to_a_source_that_is_no_host() {
+        let mut group = [0; 16];
+        group[0] = 0xff;
+        let no_hosts = [
+            PeerAddr::Unknown,
+            PeerAddr::Ipv4([0, 0, 0, 0]),
+            PeerAddr::Ipv4([224, 0, 0, 1]),
+            PeerAddr::Ipv4([240, 0, 0, 1]),
+            PeerAddr::Ipv4([255, 255, 255, 255]),
+            PeerAddr::Ipv6([0; 16]),
+            PeerAddr::Ipv6(group),
+        ];
+        for source in no_hosts {
+            let datagram = sent(source, 4000, US, US);
+            assert_eq!(verdict(&datagram, ANY), Err(DropReason::Source), "{source:?}");
+        }
+        assert_eq!(verdict(&sent(CLIENT, 0, US, US), ANY), Err(DropReason::Source));
+    }
+
+    #[test]
+    fn services_that_answer_by_themselves_are_not_answered() {
+        assert_eq!(verdict(&sent(CLIENT, 53, US, US), ANY), Err(DropReason::SourcePort));
+        assert_eq!(verdict(&sent(US, 7777, US, US), ANY), Err(DropReason::Own));
+        let bound = Endpoint { address: US, port: 7777 };
+        let unreported = sent(US, 7777, PeerAddr::Unknown, PeerAddr::Unknown);
+        assert_eq!(verdict(&unreported, bound), Err(DropReason::Own));
+        assert_eq!(verdict(&sent(US, 7778, US, US), ANY), Ok(()));
+    }
+
+    #[test]
+    fn access_lists_and_truncation() {
+        let deny = IpSet::new(alloc::vec![([192, 0, 2, 0], [192, 0, 2, 3])], Vec::new());
+        let access = AccessList { deny, ..AccessList::default() };
+        let policy = GuardPolicy::new([]);
+        let datagram = sent(CLIENT, 4000, US, US);
+        assert_eq!(judge(&datagram, ANY, &policy, &access), Err(DropReason::Denied));
+        let datagram = Datagram { truncated: true, ..datagram };
+        assert_eq!(judge(&datagram, ANY, &policy, &access), Err(DropReason::Truncated));
+    }
+}

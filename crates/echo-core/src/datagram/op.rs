@@ -1,0 +1,171 @@
+//! The vocabulary between the core and the kernel as far as datagrams go. Events are facts,
+//! operations imperatives, as in [`crate::op`].
+
+use crate::peer::PeerAddr;
+
+/// Names a datagram socket of one worker: its position, dense from 0, in the list that the driver
+/// was built with. A socket has one owner: two rings on one socket reorder the datagrams of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SocketId(pub u16);
+
+/// Names a buffer of the pool for datagrams: its position, dense from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BufferId(pub u16);
+
+/// An address with a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The address. [`PeerAddr::Unknown`] stands for none: an unbound sender, or a socket that is
+    /// bound to every address.
+    pub address: PeerAddr,
+    /// The port; 0 if there is none.
+    pub port: u16,
+}
+
+/// What the kernel tells of a datagram, or of a burst: datagrams of one flow that it merged
+/// (UDP_GRO), all of one length but the last, which may be shorter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Datagram {
+    /// Where it comes from.
+    pub source: Endpoint,
+    /// The destination in its header; unknown on a socket that is bound to one address.
+    pub destination: PeerAddr,
+    /// The address that a reply leaves from; unknown on a socket that is bound to one address. It
+    /// differs from the destination exactly if that is a broadcast or multicast address (ip(7)).
+    pub local: PeerAddr,
+    /// Bytes of payload in the buffer, of the whole burst.
+    pub length: u32,
+    /// Bytes of each datagram of a burst but the last; 0 if this is one datagram.
+    pub segment: u16,
+    /// Whether the buffer was too short for it or for what the kernel tells of it.
+    pub truncated: bool,
+}
+
+impl Datagram {
+    /// How many datagrams it is.
+    #[must_use]
+    pub fn count(&self) -> u32 {
+        match self.segment {
+            0 => 1,
+            segment => self.length.div_ceil(segment.into()).max(1),
+        }
+    }
+}
+
+/// Why a receive is no longer armed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReceiveEnd {
+    /// There was no buffer (ENOBUFS). Datagrams wait in the socket.
+    NoBuffer,
+    /// Canceled, or ended by the kernel for reasons of its own. Datagrams wait in the socket.
+    Stopped,
+    /// The kernel was short of memory (ENOMEM): worth another try a little later.
+    Memory,
+    /// An unexpected error, by its errno: worth another try a little later.
+    Unexpected(i32),
+}
+
+/// Why a reply was not sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReplyError {
+    /// The socket's send buffer is full (EAGAIN): the link is down, or slower than what comes.
+    Full,
+    /// The route takes no burst, or nothing of this size (EMSGSIZE, EINVAL, EIO).
+    Unsendable,
+    /// There is no route to the source, or none from the address that was asked (ENETUNREACH,
+    /// EHOSTUNREACH, ENETDOWN, EADDRNOTAVAIL).
+    Unroutable,
+    /// A packet filter refuses it (EPERM, EACCES).
+    Refused,
+    /// The kernel was short of memory (ENOMEM, ENOBUFS).
+    Memory,
+    /// An unexpected error, by its errno.
+    Unexpected(i32),
+}
+
+/// What the kernel is asked to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// Receive from the socket, whenever something comes, until an event says that it ended. At
+    /// most one receive of a socket at a time.
+    Receive {
+        /// Which.
+        socket: SocketId,
+    },
+    /// Stop receiving. Answered by [`Event::ReceiveEnded`], unless the receive has just ended.
+    CancelReceive {
+        /// Which.
+        socket: SocketId,
+    },
+    /// Send the payload of a lent buffer back, as one datagram or as the burst that it was, from
+    /// the address that was asked. Never waits. Answered once by [`Event::Replied`] or
+    /// [`Event::ReplyFailed`].
+    Reply {
+        /// The buffer.
+        buffer: BufferId,
+    },
+    /// The same, but each datagram of a burst by itself. Answered once by
+    /// [`Event::SegmentsReplied`].
+    ReplySegments {
+        /// The buffer.
+        buffer: BufferId,
+    },
+    /// Give a lent buffer back to the pool.
+    Recycle {
+        /// The buffer; no reply of it may be under way.
+        buffer: BufferId,
+    },
+    /// Close the socket, which is not received from any more and has no reply under way. If
+    /// another process holds it as well, what has come meanwhile waits there.
+    Close {
+        /// Which.
+        socket: SocketId,
+    },
+}
+
+/// What happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A datagram or a burst came. The buffer is lent to the core until [`Op::Recycle`].
+    Received {
+        /// To which socket.
+        socket: SocketId,
+        /// Where it is.
+        buffer: BufferId,
+        /// What is known of it.
+        datagram: Datagram,
+        /// Whether the receive is still armed. An empty datagram ends it (seen on Linux 6.1 to
+        /// 6.18).
+        armed: bool,
+    },
+    /// The receive ended without a datagram.
+    ReceiveEnded {
+        /// Of which socket.
+        socket: SocketId,
+        /// Why.
+        reason: ReceiveEnd,
+    },
+    /// Answer to [`Op::Reply`]: the kernel took all of it.
+    Replied {
+        /// The buffer.
+        buffer: BufferId,
+    },
+    /// Answer to [`Op::Reply`]: the kernel took nothing.
+    ReplyFailed {
+        /// The buffer.
+        buffer: BufferId,
+        /// Why.
+        error: ReplyError,
+    },
+    /// Answer to [`Op::ReplySegments`].
+    SegmentsReplied {
+        /// The buffer.
+        buffer: BufferId,
+        /// How many datagrams the kernel took.
+        datagrams: u32,
+        /// How many bytes these have.
+        bytes: u32,
+        /// Why not all of them, if so.
+        error: Option<ReplyError>,
+    },
+}

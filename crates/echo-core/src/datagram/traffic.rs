@@ -1,0 +1,167 @@
+//! What is counted of datagrams.
+
+use super::op::ReplyError;
+
+/// Why a datagram was not answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DropReason {
+    /// It did not fit into a buffer, or what the kernel tells of it did not.
+    Truncated,
+    /// It was sent to a broadcast or multicast address.
+    Destination,
+    /// Its source is none that can be answered: multicast, broadcast, unspecified or reserved
+    /// (240.0.0.0/4), port 0, or no address at all.
+    Source,
+    /// Its source is the very address and port that it was sent to.
+    Own,
+    /// It comes from a port of a service that answers by itself.
+    SourcePort,
+    /// The access lists do not admit its source.
+    Denied,
+    /// Its source has sent too many datagrams.
+    SourceDatagrams,
+    /// Its source has sent too many bytes.
+    SourceBytes,
+    /// The reply found the send buffer full.
+    SendBuffer,
+    /// The route to the source does not take a datagram of this size.
+    TooLarge,
+    /// There is no route to the source, or none from the address that was asked.
+    Unroutable,
+    /// A packet filter refused the reply.
+    Refused,
+    /// The kernel had no memory for the reply.
+    Memory,
+    /// The reply failed for an unexpected reason.
+    Unexpected,
+}
+
+impl DropReason {
+    /// All reasons, in the order of [`DatagramTraffic::dropped`].
+    pub const ALL: [Self; 14] = [
+        Self::Truncated,
+        Self::Destination,
+        Self::Source,
+        Self::Own,
+        Self::SourcePort,
+        Self::Denied,
+        Self::SourceDatagrams,
+        Self::SourceBytes,
+        Self::SendBuffer,
+        Self::TooLarge,
+        Self::Unroutable,
+        Self::Refused,
+        Self::Memory,
+        Self::Unexpected,
+    ];
+
+    /// The reason as one word, for logs and metrics.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Truncated => "truncated",
+            Self::Destination => "destination",
+            Self::Source => "source",
+            Self::Own => "own-address",
+            Self::SourcePort => "source-port",
+            Self::Denied => "denied",
+            Self::SourceDatagrams => "source-datagrams",
+            Self::SourceBytes => "source-bytes",
+            Self::SendBuffer => "send-buffer",
+            Self::TooLarge => "too-large",
+            Self::Unroutable => "unroutable",
+            Self::Refused => "refused",
+            Self::Memory => "memory",
+            Self::Unexpected => "unexpected",
+        }
+    }
+
+    fn of(error: ReplyError) -> Self {
+        match error {
+            ReplyError::Full => Self::SendBuffer,
+            ReplyError::Unsendable => Self::TooLarge,
+            ReplyError::Unroutable => Self::Unroutable,
+            ReplyError::Refused => Self::Refused,
+            ReplyError::Memory => Self::Memory,
+            ReplyError::Unexpected(_) => Self::Unexpected,
+        }
+    }
+}
+
+/// What the sockets of one listener did, or of several. A burst counts as the datagrams that it is
+/// made of. Without replies under way, what came in equals what went out and what was dropped.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DatagramTraffic {
+    /// Datagrams received.
+    pub datagrams_in: u64,
+    /// Bytes of payload received.
+    pub bytes_in: u64,
+    /// Datagrams sent back.
+    pub datagrams_out: u64,
+    /// Bytes of payload sent back.
+    pub bytes_out: u64,
+    /// Datagrams dropped, by [`DropReason`].
+    pub dropped: [u64; DropReason::ALL.len()],
+    /// Receives that failed and were tried again; no datagram is lost by that.
+    pub receive_failures: u64,
+    /// The errno of the last unexpected error, 0 if there was none.
+    pub unexpected_errno: i32,
+}
+
+impl DatagramTraffic {
+    /// Datagrams dropped for this reason.
+    #[must_use]
+    pub fn dropped_for(&self, reason: DropReason) -> u64 {
+        self.dropped[reason as usize]
+    }
+
+    /// Datagrams dropped, for whatever reason.
+    #[must_use]
+    pub fn dropped_total(&self) -> u64 {
+        self.dropped.iter().sum()
+    }
+
+    /// Adds what other sockets did.
+    pub fn add(&mut self, other: &Self) {
+        self.datagrams_in += other.datagrams_in;
+        self.bytes_in += other.bytes_in;
+        self.datagrams_out += other.datagrams_out;
+        self.bytes_out += other.bytes_out;
+        for (mine, theirs) in self.dropped.iter_mut().zip(other.dropped) {
+            *mine += theirs;
+        }
+        self.receive_failures += other.receive_failures;
+        if other.unexpected_errno != 0 {
+            self.unexpected_errno = other.unexpected_errno;
+        }
+    }
+
+    pub(super) fn count_failed(&mut self, error: ReplyError, datagrams: u32) {
+        self.count_dropped(DropReason::of(error), datagrams);
+        if let ReplyError::Unexpected(errno) = error {
+            self.unexpected_errno = errno;
+        }
+    }
+
+    pub(super) fn count_dropped(&mut self, reason: DropReason, datagrams: u32) {
+        self.dropped[reason as usize] += u64::from(datagrams);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_are_counted_in_the_order_of_their_list() {
+        let mut traffic = DatagramTraffic::default();
+        for (index, reason) in DropReason::ALL.into_iter().enumerate() {
+            assert_eq!(reason as usize, index);
+            traffic.count_dropped(reason, index as u32);
+            assert_eq!(traffic.dropped_for(reason), index as u64);
+        }
+        let mut twice = traffic.clone();
+        twice.add(&traffic);
+        assert_eq!(twice.dropped_total(), 2 * traffic.dropped_total());
+    }
+}

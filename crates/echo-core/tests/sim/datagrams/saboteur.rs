@@ -1,0 +1,271 @@
+//! Turns a correct core into one with a planted bug, by falsifying what it hears and says; the
+//! sibling of [`crate::saboteur`] for datagrams.
+
+use echo_core::datagram::op::{BufferId, Event, Op, ReceiveEnd, ReplyError};
+use echo_core::datagram::{Datagram, Rates};
+use echo_core::op::PeerAddr;
+
+use super::rules::Rules;
+use crate::fake::choice::Prng;
+
+/// The bugs that can be planted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Bug {
+    /// An empty datagram is taken for one that leaves the receive armed.
+    ForgetEmpty,
+    /// A receive is not armed again.
+    ForgetReceive,
+    /// A receive is armed twice.
+    TwoReceives,
+    /// A receive that failed is tried again at once.
+    HotRetry,
+    /// A receive that found no buffer is tried again after a pause.
+    PauseWithoutBuffer,
+    /// The end of a receive is overlooked.
+    OverlookEnd,
+    /// A receive is canceled although nothing ends.
+    CancelAtOnce,
+    /// A receive is not canceled in a drain.
+    ForgetCancel,
+    /// A socket is closed while it is received from.
+    CloseEarly,
+    /// A socket is never closed.
+    ForgetClose,
+    /// A buffer is never given back.
+    LeakBuffer,
+    /// A buffer is given back while its reply is under way.
+    RecycleEarly,
+    /// A buffer is given back twice.
+    RecycleTwice,
+    /// A datagram is answered twice.
+    ReplyTwice,
+    /// A datagram is neither answered nor dropped.
+    ForgetReply,
+    /// A reply is sent from the buffer before.
+    SwapBuffers,
+    /// A burst that is refused is not sent in pieces.
+    ForgetPieces,
+    /// The success of a reply is overlooked.
+    OverlookReply,
+    /// A datagram that was cut off is answered.
+    IgnoreTruncation,
+    /// A datagram to a broadcast address is answered.
+    IgnoreDestination,
+    /// A source that is no host is answered.
+    IgnoreSource,
+    /// The access lists are not obeyed.
+    IgnoreAccess,
+    /// The guarded ports are not obeyed.
+    IgnorePorts,
+    /// The rates are not obeyed.
+    IgnoreRates,
+    /// Every datagram is charged to another source.
+    MixSources,
+    /// A datagram is dropped for no reason.
+    DropSome,
+    /// A burst counts as one datagram.
+    CountBurstOnce,
+    /// The pieces of a burst that failed are not counted.
+    ForgetFailedPieces,
+    /// Every failure counts as a full send buffer.
+    MixErrors,
+    /// The kernel never answers a reply, and the core waits for it without rest.
+    WaitForNothing,
+}
+
+impl Bug {
+    pub(crate) const ALL: [Self; 30] = [
+        Self::ForgetEmpty,
+        Self::ForgetReceive,
+        Self::TwoReceives,
+        Self::HotRetry,
+        Self::PauseWithoutBuffer,
+        Self::OverlookEnd,
+        Self::CancelAtOnce,
+        Self::ForgetCancel,
+        Self::CloseEarly,
+        Self::ForgetClose,
+        Self::LeakBuffer,
+        Self::RecycleEarly,
+        Self::RecycleTwice,
+        Self::ReplyTwice,
+        Self::ForgetReply,
+        Self::SwapBuffers,
+        Self::ForgetPieces,
+        Self::OverlookReply,
+        Self::IgnoreTruncation,
+        Self::IgnoreDestination,
+        Self::IgnoreSource,
+        Self::IgnoreAccess,
+        Self::IgnorePorts,
+        Self::IgnoreRates,
+        Self::MixSources,
+        Self::DropSome,
+        Self::CountBurstOnce,
+        Self::ForgetFailedPieces,
+        Self::MixErrors,
+        Self::WaitForNothing,
+    ];
+}
+
+/// The planter. Without a bug it lets everything through.
+pub(crate) struct Saboteur {
+    bug: Option<Bug>,
+    prng: Prng,
+    /// The buffer that was answered from last.
+    last: Option<BufferId>,
+}
+
+impl Saboteur {
+    pub(crate) fn none() -> Self {
+        Self { bug: None, prng: Prng::new(0), last: None }
+    }
+
+    pub(crate) fn with(bug: Bug, seed: u64) -> Self {
+        Self { bug: Some(bug), prng: Prng::new(!seed), last: None }
+    }
+
+    pub(crate) fn is(&self, bug: Bug) -> bool {
+        self.bug == Some(bug)
+    }
+
+    fn strikes(&mut self) -> bool {
+        self.prng.below(4) == 0
+    }
+
+    /// What the core is told of the configuration.
+    pub(crate) fn rules(&self, rules: &Rules) -> Rules {
+        let rules = rules.clone();
+        match self.bug {
+            Some(Bug::IgnoreAccess) => Rules { denied: Vec::new(), allowed: Vec::new(), ..rules },
+            Some(Bug::IgnorePorts) => Rules { ports: Vec::new(), ..rules },
+            Some(Bug::IgnoreRates) => Rules { rates: Rates::default(), ..rules },
+            Some(_) | None => rules,
+        }
+    }
+
+    /// What the core is told instead of `event`; nothing, if it is to be overlooked.
+    pub(crate) fn event(&mut self, event: Event) -> Option<Event> {
+        let Some(bug) = self.bug else { return Some(event) };
+        Some(match event {
+            Event::Received { socket, buffer, datagram, armed } => Event::Received {
+                socket,
+                buffer,
+                datagram: self.datagram(bug, datagram),
+                armed: armed || bug == Bug::ForgetEmpty && datagram.length == 0,
+            },
+            Event::ReceiveEnded { socket, reason } => {
+                if bug == Bug::OverlookEnd && self.strikes() {
+                    return None;
+                }
+                Event::ReceiveEnded { socket, reason: falsified_end(bug, reason) }
+            }
+            Event::Replied { .. } if bug == Bug::OverlookReply && self.strikes() => return None,
+            Event::Replied { .. } => event,
+            Event::ReplyFailed { buffer, error } => match error {
+                ReplyError::Unsendable => event,
+                ReplyError::Full
+                | ReplyError::Unroutable
+                | ReplyError::Refused
+                | ReplyError::Memory
+                | ReplyError::Unexpected(_) => {
+                    let error = if bug == Bug::MixErrors { ReplyError::Full } else { error };
+                    Event::ReplyFailed { buffer, error }
+                }
+            },
+            Event::SegmentsReplied { buffer, datagrams, bytes, error } => {
+                let error = if bug == Bug::ForgetFailedPieces { None } else { error };
+                Event::SegmentsReplied { buffer, datagrams, bytes, error }
+            }
+        })
+    }
+
+    fn datagram(&mut self, bug: Bug, datagram: Datagram) -> Datagram {
+        let mut told = datagram;
+        match bug {
+            Bug::IgnoreTruncation => told.truncated = false,
+            Bug::IgnoreDestination => told.destination = told.local,
+            Bug::IgnoreSource if told.source.address == PeerAddr::Unknown => {
+                told.source.address = PeerAddr::Ipv4([10, 0, 0, 1]);
+            }
+            Bug::IgnoreSource if told.source.port == 0 => told.source.port = 40_000,
+            Bug::MixSources => {
+                if let PeerAddr::Ipv4([10, b, c, _]) = told.source.address {
+                    let other = 100 + self.prng.below(100) as u8;
+                    told.source.address = PeerAddr::Ipv4([10, b, c, other]);
+                }
+            }
+            Bug::DropSome if self.strikes() => told.truncated = true,
+            Bug::CountBurstOnce => told.segment = 0,
+            _ => {}
+        }
+        told
+    }
+
+    /// Replaces what the core says by what the kernel gets to hear.
+    pub(crate) fn ops(&mut self, ops: &mut Vec<Op>) {
+        let Some(bug) = self.bug else { return };
+        for op in std::mem::take(ops) {
+            self.say(bug, op, ops);
+        }
+    }
+
+    fn say(&mut self, bug: Bug, op: Op, ops: &mut Vec<Op>) {
+        match op {
+            Op::Receive { .. } if bug == Bug::ForgetReceive && self.strikes() => {}
+            Op::Receive { .. } if bug == Bug::TwoReceives && self.strikes() => {
+                ops.extend([op, op]);
+            }
+            Op::Receive { socket } if bug == Bug::CancelAtOnce && self.strikes() => {
+                ops.extend([op, Op::CancelReceive { socket }]);
+            }
+            Op::CancelReceive { .. } if bug == Bug::ForgetCancel => {}
+            Op::CancelReceive { socket } if bug == Bug::CloseEarly => {
+                ops.extend([op, Op::Close { socket }]);
+            }
+            Op::Close { .. } if bug == Bug::ForgetClose => {}
+            Op::Recycle { .. } if bug == Bug::LeakBuffer && self.strikes() => {}
+            Op::Recycle { .. } if bug == Bug::RecycleTwice && self.strikes() => {
+                ops.extend([op, op]);
+            }
+            Op::Reply { buffer } => self.say_reply(bug, buffer, ops),
+            Op::ReplySegments { buffer } if bug == Bug::ForgetPieces => {
+                ops.push(Op::Recycle { buffer });
+            }
+            Op::Receive { .. }
+            | Op::CancelReceive { .. }
+            | Op::Close { .. }
+            | Op::Recycle { .. }
+            | Op::ReplySegments { .. } => ops.push(op),
+        }
+    }
+
+    fn say_reply(&mut self, bug: Bug, buffer: BufferId, ops: &mut Vec<Op>) {
+        let reply = Op::Reply { buffer };
+        let last = self.last.replace(buffer);
+        match (bug, last) {
+            (Bug::ForgetReply, _) if self.strikes() => {}
+            (Bug::ReplyTwice, _) if self.strikes() => ops.extend([reply, reply]),
+            (Bug::RecycleEarly, _) if self.strikes() => {
+                ops.extend([reply, Op::Recycle { buffer }]);
+            }
+            (Bug::SwapBuffers, Some(buffer)) if self.strikes() => {
+                ops.push(Op::Reply { buffer });
+            }
+            _ => ops.push(reply),
+        }
+    }
+}
+
+fn falsified_end(bug: Bug, reason: ReceiveEnd) -> ReceiveEnd {
+    match reason {
+        ReceiveEnd::Memory | ReceiveEnd::Unexpected(_) if bug == Bug::HotRetry => {
+            ReceiveEnd::Stopped
+        }
+        ReceiveEnd::NoBuffer if bug == Bug::PauseWithoutBuffer => ReceiveEnd::Memory,
+        ReceiveEnd::NoBuffer
+        | ReceiveEnd::Stopped
+        | ReceiveEnd::Memory
+        | ReceiveEnd::Unexpected(_) => reason,
+    }
+}

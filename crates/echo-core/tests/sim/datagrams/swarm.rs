@@ -1,0 +1,98 @@
+//! Many seeds of datagram histories, each another world; see [`crate::swarm`] for the variables of
+//! the environment.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use super::coverage::Coverage;
+use super::history::History;
+use super::saboteur::Saboteur;
+use crate::caught::caught;
+use crate::swarm::{Failure, from_environment};
+
+const SEEDS: u64 = 20_000;
+
+/// So many seeds must meet everything that can be met.
+const SEEDS_THAT_MEET_ALL: u64 = 5_000;
+
+/// Runs the history of one seed to its end.
+pub(crate) fn run(seed: u64, saboteur: Saboteur, lines: usize) -> Result<History, Failure> {
+    let mut history = History::from_seed(seed, saboteur);
+    match caught(|| history.run()) {
+        Ok(()) => Ok(history),
+        Err(words) => {
+            let (story, turn) = (history.kernel.tail(lines), history.turns);
+            let story = format!("{story}{:?}\n{words}\nseed {seed}, turn {turn}", history.scenario);
+            Err(Failure { words, story })
+        }
+    }
+}
+
+/// What a search came to.
+#[derive(Default)]
+struct Findings {
+    failed: Option<u64>,
+    tried: u64,
+    coverage: Coverage,
+}
+
+/// Tries `seeds` on all processors until one fails.
+fn search(seeds: std::ops::Range<u64>) -> Findings {
+    let next = AtomicU64::new(seeds.start);
+    let findings = Mutex::new(Findings::default());
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                let mut mine = Findings::default();
+                while mine.failed.is_none() {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds.end {
+                        break;
+                    }
+                    mine.tried += 1;
+                    match run(seed, Saboteur::none(), 0) {
+                        Ok(history) => mine.coverage.add(&history),
+                        Err(_) => mine.failed = Some(seed),
+                    }
+                }
+                // One failure is enough for everybody.
+                next.fetch_max(mine.failed.map_or(0, |_| seeds.end), Ordering::Relaxed);
+                let mut all = findings.lock().expect("no panic holds it");
+                all.failed = all.failed.or(mine.failed);
+                all.tried += mine.tried;
+                all.coverage.merge(&mine.coverage);
+            });
+        }
+    });
+    findings.into_inner().expect("no panic holds it")
+}
+
+/// Goal: no seed finds a datagram lost, answered twice or answered although it must not be, a rate
+/// passed, a buffer leaked, a socket that is no longer received from, or a drain without end.
+#[test]
+fn datagram_swarm() {
+    let (first, count) = match from_environment("ECHO_SIM_SEED") {
+        Some(seed) => (seed, 1),
+        None => (
+            from_environment("ECHO_SIM_FIRST").unwrap_or(1),
+            from_environment("ECHO_SIM_SEEDS").unwrap_or(SEEDS),
+        ),
+    };
+    let began = Instant::now();
+    let Findings { failed, tried, coverage } = search(first..first + count);
+    if let Some(seed) = failed {
+        let lines = if count == 1 { 400 } else { 60 };
+        let failure = run(seed, Saboteur::none(), lines).err().expect("what failed fails again");
+        let replay =
+            format!("ECHO_SIM_SEED={seed} cargo test --test sim datagram_swarm -- --nocapture");
+        panic!("{}\nreplay: {replay}", failure.story);
+    }
+    let seconds = began.elapsed().as_secs_f64();
+    for (occasion, times) in coverage.lines() {
+        println!("{times:>9} {occasion}");
+        assert!(times > 0 || tried < SEEDS_THAT_MEET_ALL, "no seed has met {occasion}");
+    }
+    println!("{tried} seeds in {seconds:.1} s: {:.0} seeds/s", tried as f64 / seconds);
+}

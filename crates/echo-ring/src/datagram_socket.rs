@@ -1,0 +1,121 @@
+//! A datagram socket: what it tells of each datagram, and what the kernel lost of it.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use nix::sys::socket::{setsockopt, sockopt};
+use socket2::SockRef;
+
+use super::control::{SPACE_GRO, SPACE_IPV4, SPACE_IPV6};
+use super::peer;
+use echo_core::datagram::Endpoint;
+use echo_core::op::{BufferClass, PeerAddr};
+
+/// A UDP socket that is ready to be served. It has one owner, a worker.
+#[derive(Debug)]
+pub struct DatagramSocket {
+    socket: OwnedFd,
+    own: Endpoint,
+    pub(super) layout: Layout,
+}
+
+/// What stands before the payload in a buffer (`struct io_uring_recvmsg_out`, io_uring_enter(2)):
+/// a header, the sender and control messages, each in as much room as was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Layout {
+    /// Room for the address of the sender.
+    pub(super) name: usize,
+    /// Room for control messages.
+    pub(super) control: usize,
+}
+
+/// Bytes of the header.
+pub(super) const HEADER: usize = 16;
+/// The longest payload, that of IPv6: 65,535 less the header of UDP.
+const PAYLOAD_MAX: usize = 65_527;
+/// Bytes of a buffer: it holds whatever may come.
+const BUFFER_SIZE: u32 = (HEADER + size_of::<libc::sockaddr_in6>() + SPACE_IPV6 + PAYLOAD_MAX)
+    .next_multiple_of(512) as u32;
+
+/// The pool of each worker that has a socket for datagrams. 32 buffers serve every load within 5 %
+/// of the best number, whatever the size of the datagrams; more are slower, as they leave the
+/// cache. Only what is used of a buffer takes memory. On Linux 6.1, where a multishot receive has
+/// no bound of its own, the pool is what ends it.
+pub const DATAGRAM_BUFFERS: BufferClass = BufferClass { count: 32, size: BUFFER_SIZE };
+
+impl DatagramSocket {
+    /// Prepares a bound UDP socket: the kernel is to merge the datagrams of a burst (UDP_GRO), and
+    /// to tell of each one where it was sent to if that may be one of several addresses.
+    ///
+    /// # Errors
+    /// When it is none, or the kernel refuses an option.
+    pub fn new(socket: OwnedFd) -> io::Result<Self> {
+        let address = SockRef::from(&socket).local_addr()?;
+        let address =
+            address.as_socket().ok_or_else(|| io::Error::from_raw_os_error(libc::EAFNOSUPPORT))?;
+        // A receive from a non-blocking socket does not wait, not even in a ring.
+        SockRef::from(&socket).set_nonblocking(false)?;
+        setsockopt(&socket, sockopt::UdpGroSegment, &true)?;
+        let control = match address {
+            SocketAddr::V4(address) if address.ip().is_unspecified() => {
+                setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
+                SPACE_IPV4
+            }
+            SocketAddr::V6(address) if address.ip().is_unspecified() => {
+                setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?;
+                // An address that is ours by a local route alone (AnyIP) would be refused as the
+                // source of a reply with EINVAL (ip6_datagram_send_ctl). Of IPv4 it is not.
+                SockRef::from(&socket).set_freebind_v6(true)?;
+                SPACE_IPV6
+            }
+            SocketAddr::V4(_) | SocketAddr::V6(_) => SPACE_GRO,
+        };
+        let name = match address {
+            SocketAddr::V4(_) => size_of::<libc::sockaddr_in>(),
+            SocketAddr::V6(_) => size_of::<libc::sockaddr_in6>(),
+        };
+        let own = match address.ip().is_unspecified() {
+            true => PeerAddr::Unknown,
+            false => peer::of_address(address),
+        };
+        let own = Endpoint { address: own, port: address.port() };
+        Ok(Self { socket, own, layout: Layout { name, control } })
+    }
+
+    /// What it is bound to.
+    #[must_use]
+    pub fn own(&self) -> Endpoint {
+        self.own
+    }
+
+    /// How many datagrams the kernel has dropped because its receive buffer was full (SO_MEMINFO,
+    /// Linux 4.12); counted modulo 2^32 since the socket was made.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    pub fn kernel_drops(&self) -> io::Result<u32> {
+        /// `SK_MEMINFO_DROPS` of include/uapi/linux/sock_diag.h, and how many entries there are.
+        const DROPS: usize = 8;
+        let mut entries = [0_u32; DROPS + 1];
+        let mut length = size_of_val(&entries) as libc::socklen_t;
+        // SAFETY: the kernel writes at most `length` bytes to `entries`, which has as many, and the
+        // length that it wrote to `length`.
+        let told = unsafe {
+            libc::getsockopt(
+                self.socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_MEMINFO,
+                (&raw mut entries).cast(),
+                &raw mut length,
+            )
+        };
+        if told < 0 { Err(io::Error::last_os_error()) } else { Ok(entries[DROPS]) }
+    }
+}
+
+impl AsFd for DatagramSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}

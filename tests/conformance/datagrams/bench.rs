@@ -1,0 +1,142 @@
+//! A script's tools for datagrams: say operations, wait for events, compare what comes back.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use echo_core::datagram::Datagram;
+use echo_core::datagram::op::{BufferId, Event, Op, ReceiveEnd, SocketId};
+use echo_core::kernel::{Kernel, Wake};
+
+use super::world::World;
+
+/// How long anything may take before a script gives up.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long nothing must happen before a script believes that nothing will, in milliseconds.
+const SILENCE_MS: u64 = 15;
+
+pub(crate) const SOCKET: SocketId = SocketId(0);
+pub(crate) const RECEIVE: Op = Op::Receive { socket: SOCKET };
+pub(crate) const CANCEL: Op = Op::CancelReceive { socket: SOCKET };
+pub(crate) const CLOSE: Op = Op::Close { socket: SOCKET };
+
+pub(crate) fn ended(reason: ReceiveEnd) -> Event {
+    Event::ReceiveEnded { socket: SOCKET, reason }
+}
+
+/// A world with a script's memory of what came.
+pub(crate) struct Bench<W: World> {
+    pub(crate) world: W,
+    events: VecDeque<Event>,
+}
+
+impl<W: World> Bench<W> {
+    pub(crate) fn new() -> Self {
+        Self { world: W::new(), events: VecDeque::new() }
+    }
+
+    /// Says these operations in one breath.
+    pub(crate) fn say(&mut self, ops: impl IntoIterator<Item = Op>) {
+        let mut ops: Vec<Op> = ops.into_iter().collect();
+        self.world.kernel().submit_datagrams(&mut ops);
+        assert!(ops.is_empty(), "the kernel takes all");
+    }
+
+    /// One turn of at most so many milliseconds; what it brings is kept for `next`.
+    pub(crate) fn turn(&mut self, milliseconds: u64) {
+        let kernel = self.world.kernel();
+        let deadline = kernel.now().plus(milliseconds);
+        let (mut streams, mut events) = (Vec::new(), Vec::new());
+        kernel.turn(Wake::At(deadline), &mut streams).expect("the ring works");
+        assert_eq!(streams, [], "there are no streams");
+        kernel.take_datagrams(&mut events);
+        self.events.extend(events);
+    }
+
+    /// The next event.
+    pub(crate) fn next(&mut self) -> Event {
+        let began = Instant::now();
+        loop {
+            if let Some(event) = self.events.pop_front() {
+                return event;
+            }
+            assert!(began.elapsed() < TIMEOUT, "an event was expected and none came");
+            self.turn(20);
+        }
+    }
+
+    /// Nothing must happen for a while.
+    pub(crate) fn silence(&mut self) {
+        if self.events.is_empty() {
+            self.turn(SILENCE_MS);
+        }
+        assert_eq!(self.events.pop_front(), None, "nothing was expected");
+    }
+
+    /// The next event, which must be a datagram.
+    pub(crate) fn received(&mut self) -> (BufferId, Datagram, bool) {
+        match self.next() {
+            Event::Received { socket: SOCKET, buffer, datagram, armed } => {
+                (buffer, datagram, armed)
+            }
+            other => panic!("a datagram was expected, not {other:?}"),
+        }
+    }
+
+    /// So many datagrams, in bursts or one by one, and their buffers. A kernel may end the receive
+    /// with any of them.
+    pub(crate) fn received_in_all(&mut self, count: u32) -> Vec<(BufferId, Datagram)> {
+        let (mut received, mut left) = (Vec::new(), count);
+        while left > 0 {
+            let (buffer, datagram, armed) = self.received();
+            left -= datagram.count();
+            received.push((buffer, datagram));
+            if !armed {
+                self.say([RECEIVE]);
+            }
+        }
+        received
+    }
+
+    /// Sends back what is in these buffers, in one breath, and gives them back.
+    pub(crate) fn reply(&mut self, buffers: impl IntoIterator<Item = BufferId>) {
+        let buffers: Vec<BufferId> = buffers.into_iter().collect();
+        self.say(buffers.iter().map(|&buffer| Op::Reply { buffer }));
+        let mut left = buffers.clone();
+        while !left.is_empty() {
+            match self.next() {
+                Event::Replied { buffer } => {
+                    let index = left.iter().position(|other| *other == buffer);
+                    left.remove(index.expect("it was replied once"));
+                }
+                other => panic!("the answers to replies were expected, not {other:?}"),
+            }
+        }
+        self.say(buffers.into_iter().map(|buffer| Op::Recycle { buffer }));
+    }
+
+    /// Cancels the receive, which is armed, and waits for its end. Nothing has been sent.
+    pub(crate) fn cancel(&mut self) {
+        self.say([CANCEL]);
+        assert_eq!(self.next(), ended(ReceiveEnd::Stopped));
+    }
+
+    /// The client must have received this next.
+    pub(crate) fn comes_back(&mut self, client: usize, payload: &[u8]) {
+        let began = Instant::now();
+        loop {
+            if let Some(echo) = self.world.receive(client) {
+                assert!(echo == payload, "{} bytes came back wrong", payload.len());
+                return;
+            }
+            assert!(began.elapsed() < TIMEOUT, "{} bytes did not come back", payload.len());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// The client must have received nothing.
+    pub(crate) fn nothing_comes_back(&mut self, client: usize) {
+        std::thread::sleep(Duration::from_millis(SILENCE_MS));
+        assert_eq!(self.world.receive(client), None, "nothing was to come back");
+    }
+}
