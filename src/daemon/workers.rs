@@ -44,7 +44,8 @@ const SMALL_BUFFER_SIZE: u32 = 16 << 10;
 /// They are a stack, so buffers that the traffic does not need are never touched.
 const LARGE_BUFFERS: BufferClass = BufferClass { count: 32, size: 256 << 10 };
 
-/// Bytes of bulk that a turn receives and sends.
+/// Bytes of bulk that a turn receives and sends: what a small message may have to wait for. With
+/// twice as many, bulk gains nothing.
 const BULK_QUANTUM: u32 = 512 << 10;
 
 /// A message from a worker to the main thread.

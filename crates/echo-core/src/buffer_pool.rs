@@ -341,6 +341,31 @@ mod tests {
         BufferId { class: SizeClass::Small, index }
     }
 
+    /// Goal: a turn carries its quantum of bulk and no more, by what is expected and by what came;
+    /// one buffer always goes, and what a slow peer holds does not count.
+    #[test]
+    fn bulk_beyond_the_quantum_waits() {
+        let large = |index| BufferId { class: SizeClass::Large, index };
+        let mut pool = Pool::new(BufferPlan::new([4, 8], [16, 64]));
+        assert!(pool.reserve_large(64) && pool.reserve_large(32) && pool.reserve_large(32));
+        assert!(!pool.reserve_large(1), "128 bytes are expected");
+        for (index, expected) in [(0, 64), (1, 32)] {
+            pool.end_reservation(expected);
+            pool.lend(large(index), 50, 0);
+        }
+        assert!(!pool.can_reserve_large(1), "132 bytes came or are expected");
+        pool.end_reservation(32);
+        assert!(pool.can_reserve_large(28) && !pool.can_reserve_large(29));
+        pool.hold(large(0));
+        assert!(pool.can_reserve_large(78) && !pool.can_reserve_large(79));
+        pool.shorten(large(1), 20);
+        assert!(pool.can_reserve_large(108));
+        pool.release(large(0));
+        pool.release(large(1));
+        assert!(pool.reserve_large(1_000), "one always may");
+        assert!(!pool.reserve_large(1));
+    }
+
     #[test]
     fn a_queue_gives_back_what_went_in_in_order() {
         let mut pool = Pool::new(BufferPlan::new([4, 0], [16, 64]));

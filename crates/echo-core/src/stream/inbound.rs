@@ -363,12 +363,6 @@ impl Inbound {
         reserved
     }
 
-    /// Whether it waits for its share of a turn's bulk.
-    #[must_use]
-    pub(crate) fn waits_for_bulk(&self) -> bool {
-        self.receive == Receive::BulkWaiting
-    }
-
     /// It has waited for its share of a turn's bulk, and is the next. Returns whether it has got
     /// it, or does not want it any more.
     pub(crate) fn serve_bulk(&mut self, context: &mut Context, wanted: bool) -> bool {
