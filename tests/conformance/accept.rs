@@ -1,23 +1,47 @@
 //! Scripts about accepting.
 
 use echo_core::kernel::Kernel;
-use echo_core::op::{AcceptError, ConnectionId, Event, ListenerId, Op, ReceiveMode};
+use echo_core::op::{AcceptError, ConnectionId, Event, Expectation, ListenerId, Op, ReceiveMode};
 
-use crate::bench::{Bench, accepted, name, receive};
+use crate::bench::{Bench, accepted, accepted_from, name, receive};
 use crate::world::{End, ROOMY, Resets, World};
 
+/// Whether an accept is tried at once or waits for a connection first: the answers are the same.
+const BACKLOGS: [Expectation; 2] = [Expectation::Data, Expectation::Silence];
+
 fn accept(connection: ConnectionId) -> Op {
-    Op::Accept { listener: ListenerId(0), connection }
+    accept_by(connection, Expectation::Data)
+}
+
+fn accept_by(connection: ConnectionId, backlog: Expectation) -> Op {
+    Op::Accept { listener: ListenerId(0), connection, backlog }
 }
 
 pub(crate) fn an_accept_waits_for_a_peer<W: World>() {
+    for backlog in BACKLOGS {
+        let mut bench = Bench::<W>::new(ROOMY);
+        bench.say([accept_by(name(3), backlog)]);
+        bench.silence();
+        bench.world.connect();
+        assert_eq!(bench.next(), accepted(name(3)));
+        // One accept, one answer.
+        bench.world.connect();
+        bench.silence();
+    }
+}
+
+/// Goal: a wrong expectation costs nothing but time, and the next one is right.
+pub(crate) fn an_accept_tells_what_the_backlog_holds<W: World>() {
     let mut bench = Bench::<W>::new(ROOMY);
-    bench.say([accept(name(3))]);
-    bench.silence();
-    bench.world.connect();
-    assert_eq!(bench.next(), accepted(name(3)));
-    // One accept, one answer.
-    bench.world.connect();
+    let _peers = [bench.world.connect(), bench.world.connect(), bench.world.connect()];
+    for (slot, left) in (0..3).zip([2, 1, 0]) {
+        bench.say([accept_by(name(slot), Expectation::Silence)]);
+        assert_eq!(bench.next(), accepted(name(slot)));
+        let holds = left > 0 && W::tells_backlog();
+        let told = if holds { Expectation::Data } else { Expectation::Silence };
+        assert_eq!(bench.backlog, Some(told), "{left} wait");
+    }
+    bench.say([accept_by(name(3), Expectation::Data)]);
     bench.silence();
 }
 
@@ -53,15 +77,17 @@ pub(crate) fn no_free_file_leaves_the_peer_waiting<W: World>() {
 }
 
 pub(crate) fn a_canceled_accept_answers<W: World>() {
-    let mut bench = Bench::<W>::new(ROOMY);
-    bench.say([accept(name(0))]);
-    bench.silence();
-    bench.say([Op::CancelAccept { connection: name(0) }]);
-    let error = AcceptError::Canceled;
-    assert_eq!(bench.next(), Event::AcceptFailed { connection: name(0), error });
-    // Its name is free again.
-    let peer = bench.accept(name(0));
-    assert_eq!(bench.take(peer, name(0), 5)[0].1, 5);
+    for backlog in BACKLOGS {
+        let mut bench = Bench::<W>::new(ROOMY);
+        bench.say([accept_by(name(0), backlog)]);
+        bench.silence();
+        bench.say([Op::CancelAccept { connection: name(0) }]);
+        let error = AcceptError::Canceled;
+        assert_eq!(bench.next(), Event::AcceptFailed { connection: name(0), error });
+        // Its name is free again.
+        let peer = bench.accept(name(0));
+        assert_eq!(bench.take(peer, name(0), 5)[0].1, 5);
+    }
 }
 
 pub(crate) fn a_cancel_may_lose_the_race<W: World>() {
@@ -109,14 +135,16 @@ pub(crate) fn a_listener_that_ends_is_emptied<W: World>() {
 
 /// Goal: an accept that waits when another worker closes the listener is answered.
 pub(crate) fn an_armed_accept_hears_of_the_end<W: World>() {
-    let mut bench = Bench::<W>::new(ROOMY);
-    let connection = name(0);
-    bench.say([accept(connection)]);
-    bench.silence();
-    bench.world.end_listener();
-    bench.say([Op::CloseListener { listener: ListenerId(0) }]);
-    let error = AcceptError::Empty;
-    assert_eq!(bench.next(), Event::AcceptFailed { connection, error });
+    for backlog in BACKLOGS {
+        let mut bench = Bench::<W>::new(ROOMY);
+        let connection = name(0);
+        bench.say([accept_by(connection, backlog)]);
+        bench.silence();
+        bench.world.end_listener();
+        bench.say([Op::CloseListener { listener: ListenerId(0) }]);
+        let error = AcceptError::Empty;
+        assert_eq!(bench.next(), Event::AcceptFailed { connection, error });
+    }
 }
 
 /// Goal: a source is told from the moment at which it is asked for, also by an accept that was
@@ -133,7 +161,7 @@ pub(crate) fn a_source_is_told_when_asked_for<W: World>() {
         if slot > 1 {
             bench.say([accept(name(slot))]);
         }
-        assert_eq!(bench.next(), Event::Accepted { connection: name(slot), peer: W::SOURCE });
+        assert_eq!(bench.next(), accepted_from(name(slot), W::SOURCE));
         assert_eq!(bench.take(peer, name(slot), 5)[0].1, 5);
     }
     bench.say([Op::OmitPeers]);
@@ -154,7 +182,7 @@ pub(crate) fn a_source_that_is_gone_is_no_connection<W: World>() {
             assert_eq!(event, Event::AcceptFailed { connection: name(0), error });
         }
         (Resets::WithUnreadBytes, event) => {
-            assert_eq!(event, Event::Accepted { connection: name(0), peer: W::SOURCE });
+            assert_eq!(event, accepted_from(name(0), W::SOURCE));
             bench.say([Op::Close { connection: name(0) }]);
         }
     }

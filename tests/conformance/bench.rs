@@ -88,6 +88,8 @@ pub(crate) fn parameters(
 pub(crate) struct Bench<W: World> {
     pub(crate) world: W,
     events: VecDeque<Event>,
+    /// What the last connection told of the backlog.
+    pub(crate) backlog: Option<Expectation>,
 }
 
 /// The first tenant of slot `slot`.
@@ -97,7 +99,12 @@ pub(crate) fn name(slot: u32) -> ConnectionId {
 
 /// A connection whose source was not asked for.
 pub(crate) fn accepted(connection: ConnectionId) -> Event {
-    Event::Accepted { connection, peer: PeerAddr::Unknown }
+    accepted_from(connection, PeerAddr::Unknown)
+}
+
+/// A connection from `peer`, as [`Bench::next`] tells it.
+pub(crate) fn accepted_from(connection: ConnectionId, peer: PeerAddr) -> Event {
+    Event::Accepted { connection, peer, backlog: Expectation::Silence }
 }
 
 /// A receive with small buffers.
@@ -115,7 +122,7 @@ pub(crate) fn sent_spilled(event: Event, spilled: u32) -> u32 {
 
 impl<W: World> Bench<W> {
     pub(crate) fn new(setup: Setup) -> Self {
-        Self { world: W::new(setup), events: VecDeque::new() }
+        Self { world: W::new(setup), events: VecDeque::new(), backlog: None }
     }
 
     /// Says these operations in one breath.
@@ -132,12 +139,18 @@ impl<W: World> Bench<W> {
         assert!(ops.is_empty(), "the kernel takes all");
     }
 
-    /// The next event.
+    /// The next event. What a connection tells of the backlog is kept apart, since not every kernel
+    /// knows.
     pub(crate) fn next(&mut self) -> Event {
         let began = Instant::now();
         loop {
-            if let Some(event) = self.events.pop_front() {
-                return event;
+            match self.events.pop_front() {
+                Some(Event::Accepted { connection, peer, backlog }) => {
+                    self.backlog = Some(backlog);
+                    return accepted_from(connection, peer);
+                }
+                Some(event) => return event,
+                None => {}
             }
             assert!(began.elapsed() < TIMEOUT, "an event was expected and none came");
             self.turn(100);
@@ -188,7 +201,8 @@ impl<W: World> Bench<W> {
     /// A new peer whose connection gets this name.
     pub(crate) fn accept(&mut self, connection: ConnectionId) -> PeerId {
         let peer = self.world.connect();
-        self.say([Op::Accept { listener: ListenerId(0), connection }]);
+        let backlog = Expectation::Data;
+        self.say([Op::Accept { listener: ListenerId(0), connection, backlog }]);
         assert_eq!(self.next(), accepted(connection));
         peer
     }

@@ -40,6 +40,7 @@ macro_rules! in_each_world {
 
 in_each_world! {
     accept::an_accept_waits_for_a_peer,
+    accept::an_accept_tells_what_the_backlog_holds,
     accept::waiting_peers_are_accepted_in_order,
     accept::no_free_file_leaves_the_peer_waiting,
     accept::a_canceled_accept_answers,

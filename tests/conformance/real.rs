@@ -157,6 +157,14 @@ impl Peer {
     }
 }
 
+/// Whether the kernel is of this version or a later one.
+fn kernel_since(major: u32, minor: u32) -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("a release");
+    let mut numbers = release.split(['.', '-']).map(|part| part.trim().parse().unwrap_or(0));
+    let mut next = || numbers.next().unwrap_or(0_u32);
+    (next(), next()) >= (major, minor)
+}
+
 /// The kinds of socket differ in few places only.
 macro_rules! real_world {
     ($name:ident, $what:literal, $resets:expr, $domain:expr, $address:expr) => {
@@ -174,6 +182,10 @@ macro_rules! real_world {
                 Resets::Always => PeerAddr::Ipv4([127, 0, 0, 1]),
                 Resets::WithUnreadBytes => PeerAddr::Local,
             };
+
+            fn tells_backlog() -> bool {
+                matches!($resets, Resets::Always) && kernel_since(6, 10)
+            }
 
             fn modes() -> &'static [ReceiveMode] {
                 modes()

@@ -62,6 +62,8 @@ pub(crate) trait World {
     /// Where peers come from.
     const SOURCE: PeerAddr;
 
+    /// Whether a connection tells whether another one waits behind it.
+    fn tells_backlog() -> bool;
     /// The ways of receiving that this kernel has.
     fn modes() -> &'static [ReceiveMode];
     fn new(setup: Setup) -> Self;
@@ -114,6 +116,10 @@ impl World for Fake {
     // It gives out one after another, so that all are used.
     const FEW_BUFFERS_GO_ROUND: bool = false;
     const SOURCE: PeerAddr = PeerAddr::Ipv6([0x20; 16]);
+
+    fn tells_backlog() -> bool {
+        true
+    }
 
     fn modes() -> &'static [ReceiveMode] {
         &[ReceiveMode::WhenReadable, ReceiveMode::Multishot]

@@ -32,12 +32,13 @@ pub enum ReceiveMode {
     Multishot,
 }
 
-/// What a socket probably holds for the next receive.
+/// What a socket probably holds for the next receive, or the backlog of a listener for the next
+/// accept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expectation {
-    /// Bytes: it is worth a try at once.
+    /// Bytes, or a connection: it is worth a try at once.
     Data,
-    /// Nothing: a receive waits for readiness first, so that no attempt is wasted.
+    /// Nothing: the operation waits for readiness first, so that no attempt is wasted.
     Silence,
 }
 
@@ -80,6 +81,9 @@ pub enum Op {
         listener: ListenerId,
         /// What the new connection is to be called.
         connection: ConnectionId,
+        /// [`Expectation::Silence`] if the backlog is probably empty: the accept waits for a
+        /// connection first, where the kernel can do that (Linux 6.10).
+        backlog: Expectation,
     },
     /// From now on report the address of the peer with [`Event::Accepted`]. It costs a system call
     /// for each connection, so it is asked for only when it matters. Done at once; accepts that are
@@ -309,6 +313,8 @@ pub enum Event {
         connection: ConnectionId,
         /// Where it comes from, if that was asked for.
         peer: PeerAddr,
+        /// [`Expectation::Data`] if the backlog is known to hold another connection.
+        backlog: Expectation,
     },
     /// Answer to [`Op::Accept`]: there is no connection, and its name is free again.
     AcceptFailed {

@@ -39,7 +39,7 @@ use super::unusable::Unusable;
 use echo_core::datagram::op as datagram;
 use echo_core::kernel::{Kernel, Wake};
 use echo_core::op::{
-    BufferPlan, ConnectionId, Event, ListenerId, Op, PeerAddr, Shutdown, SizeClass,
+    BufferPlan, ConnectionId, Event, Expectation, ListenerId, Op, PeerAddr, Shutdown, SizeClass,
 };
 
 /// A multishot receive ends after so many bytes (in whole buffers), so that what one connection can
@@ -222,7 +222,9 @@ impl Driver {
 
     fn carry_out(&mut self, op: Op) {
         match op {
-            Op::Accept { listener, connection } => self.accept(listener, connection),
+            Op::Accept { listener, connection, backlog } => {
+                self.accept(listener, connection, backlog);
+            }
             Op::AcceptWaiting { listener, connection } => {
                 self.accept_waiting(listener, connection);
             }
@@ -287,18 +289,18 @@ impl Driver {
         }
     }
 
-    fn accept(&mut self, listener: ListenerId, connection: ConnectionId) {
+    fn accept(&mut self, listener: ListenerId, connection: ConnectionId, backlog: Expectation) {
         let index = usize::from(listener.0);
         let former = self.accepting[index].replace(connection);
         assert!(former.is_none(), "{listener:?} is accepting already");
-        self.ring.accept(self.listeners[index].socket.as_fd(), Token::Accept(connection));
+        self.ring.accept(self.listeners[index].socket.as_fd(), backlog, Token::Accept(connection));
     }
 
     fn accept_waiting(&mut self, listener: ListenerId, connection: ConnectionId) {
         let index = usize::from(listener.0);
         assert!(self.accepting[index].is_none(), "{listener:?} is accepting already");
         let event = match self.listeners[index].accept_waiting() {
-            Ok(fd) => self.let_in(index, connection, fd),
+            Ok(fd) => self.let_in(index, connection, fd, Expectation::Data),
             Err(error) => {
                 let errno = error.raw_os_error().unwrap_or(libc::EIO);
                 let error = self.listeners[index].accept_error(errno);
@@ -382,7 +384,7 @@ impl Driver {
     #[inline(always)]
     fn take(&mut self, token: Token, result: i32, flags: u32, events: &mut Vec<Event>) {
         match token {
-            Token::Accept(connection) => events.push(self.accepted(connection, result)),
+            Token::Accept(connection) => events.push(self.accepted(connection, result, flags)),
             Token::Receive(connection, SizeClass::Small) => {
                 self.received_small(connection, result, flags, events);
             }
@@ -410,7 +412,7 @@ impl Driver {
         }
     }
 
-    fn accepted(&mut self, connection: ConnectionId, result: i32) -> Event {
+    fn accepted(&mut self, connection: ConnectionId, result: i32, flags: u32) -> Event {
         let listener = self.accepting.iter().position(|&armed| armed == Some(connection));
         let listener = listener.expect("invariant: an accept is armed until it is answered");
         self.accepting[listener] = None;
@@ -421,11 +423,22 @@ impl Driver {
         // SAFETY: the kernel has just opened this descriptor for this accept; it has no other
         // owner.
         let fd = unsafe { OwnedFd::from_raw_fd(result) };
-        self.let_in(listener, connection, fd)
+        let backlog = match cqueue::sock_nonempty(flags) {
+            true => Expectation::Data,
+            false => Expectation::Silence,
+        };
+        self.let_in(listener, connection, fd, backlog)
     }
 
-    /// What to tell of a connection that the listener at this index has brought.
-    fn let_in(&mut self, listener: usize, connection: ConnectionId, fd: OwnedFd) -> Event {
+    /// What to tell of a connection that the listener at this index has brought, whose `backlog`
+    /// probably holds more or not.
+    fn let_in(
+        &mut self,
+        listener: usize,
+        connection: ConnectionId,
+        fd: OwnedFd,
+        backlog: Expectation,
+    ) -> Event {
         let listener = &self.listeners[listener];
         let peer = match self.reports_peers.then(|| peer::of(fd.as_fd(), listener.transport)) {
             None => PeerAddr::Unknown,
@@ -435,7 +448,7 @@ impl Driver {
         };
         listener.equip(fd.as_fd());
         self.install(connection, Socket::new(fd, listener.transport));
-        Event::Accepted { connection, peer }
+        Event::Accepted { connection, peer, backlog }
     }
 
     fn socket(&self, connection: ConnectionId) -> &Socket {

@@ -112,19 +112,35 @@ pub(super) fn multishot_receive(fd: types::Fd, group: u16, bytes_max: u32) -> sq
         .buf_group(group)
         .build()
         .flags(squeue::Flags::BUFFER_SELECT);
-    with_total_length(entry, bytes_max)
+    with_field(entry, OPTLEN, &bytes_max.to_ne_bytes())
 }
 
-/// Sets `sqe->optlen`, the total length of a multishot receive, which the crate has no name for:
-/// bytes 44 to 47 of the entry.
-fn with_total_length(mut entry: squeue::Entry, bytes: u32) -> squeue::Entry {
-    const OPTLEN: usize = 44;
+/// An accept that waits for a connection before its first attempt, which saves that attempt: it
+/// makes a socket and a file before it looks at the backlog (`do_accept` of Linux 6.18). Linux 6.10
+/// or later.
+pub(super) fn accept_when_readable(accept: opcode::Accept) -> squeue::Entry {
+    /// `IORING_ACCEPT_POLL_FIRST` of include/uapi/linux/io_uring.h.
+    const ACCEPT_POLL_FIRST: u16 = 1 << 2;
+    with_field(accept.build(), IOPRIO, &ACCEPT_POLL_FIRST.to_ne_bytes())
+}
+
+/// Where in an entry `sqe->ioprio` is.
+const IOPRIO: usize = 2;
+/// Where in an entry `sqe->optlen` is, the total length of a multishot receive.
+const OPTLEN: usize = 44;
+
+/// Sets a field of an entry, from byte `at` on, for which the crate has no name.
+fn with_field<const N: usize>(
+    mut entry: squeue::Entry,
+    at: usize,
+    value: &[u8; N],
+) -> squeue::Entry {
     const SIZE: usize = 64;
     const { assert!(size_of::<squeue::Entry>() == SIZE) };
     // SAFETY: `squeue::Entry` is a `repr(C)` wrapper of the kernel's 64-byte `struct io_uring_sqe`
     // (as asserted), all of whose bytes are initialised by the crate's zeroed constructor and which
     // holds integers only, so that every bit pattern is one. It is borrowed here alone.
     let raw = unsafe { &mut *(&raw mut entry).cast::<[u8; SIZE]>() };
-    raw[OPTLEN..OPTLEN + 4].copy_from_slice(&bytes.to_ne_bytes());
+    raw[at..at + N].copy_from_slice(value);
     entry
 }

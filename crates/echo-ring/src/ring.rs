@@ -8,9 +8,11 @@ use std::time::{Duration, Instant};
 
 use io_uring::{Builder, EnterFlags, IoUring, cqueue, opcode, squeue, types};
 
+use super::features;
 use super::restrict;
 use super::token::Token;
 use super::unusable::{Call, Unusable};
+use echo_core::op::Expectation;
 
 /// Entries of the submission queue. A fuller batch is handed over in pieces of this size.
 pub(super) const SUBMISSIONS: u32 = 1024;
@@ -112,12 +114,21 @@ impl Ring {
         let _ = self.hand_over_backlog();
     }
 
-    /// Accepts one connection.
-    pub(super) fn accept(&mut self, listener: BorrowedFd<'_>, token: Token) {
+    /// Accepts one connection. If the backlog is probably empty, the accept waits for a connection
+    /// first where the kernel can do that.
+    pub(super) fn accept(&mut self, listener: BorrowedFd<'_>, backlog: Expectation, token: Token) {
         let fd = types::Fd(listener.as_raw_fd());
         // The peer's address is not asked for.
-        let entry = opcode::Accept::new(fd, std::ptr::null_mut(), std::ptr::null_mut());
-        self.push_bare(entry.flags(libc::SOCK_CLOEXEC).build().user_data(token.pack()));
+        let accept = opcode::Accept::new(fd, std::ptr::null_mut(), std::ptr::null_mut());
+        let accept = accept.flags(libc::SOCK_CLOEXEC);
+        let entry = match backlog {
+            // The feature came with Linux 6.10, as this kind of accept did.
+            Expectation::Silence if self.inner.params().is_feature_recvsend_bundle() => {
+                features::accept_when_readable(accept)
+            }
+            Expectation::Silence | Expectation::Data => accept.build(),
+        };
+        self.push_bare(entry.user_data(token.pack()));
     }
 
     /// Waits until `fd` is readable.

@@ -11,7 +11,7 @@ use alloc::vec::Vec;
 use crate::id::{ConnectionId, ListenerId, Timestamp};
 use crate::kernel::Wake;
 use crate::limits;
-use crate::op::Op;
+use crate::op::{Expectation, Op};
 use crate::reason::AcceptError;
 
 /// Where the accept of a listener stands.
@@ -48,6 +48,9 @@ struct Listener {
     ends: bool,
     /// Accepts in a row that found their peer gone.
     aborts: u16,
+    /// What its backlog probably holds: by the last connection that it brought, and connections
+    /// after a start or a failure.
+    backlog: Expectation,
 }
 
 /// What the worker accepts.
@@ -78,7 +81,8 @@ impl Listeners {
     /// So many, none of which has an accept.
     #[must_use]
     pub(crate) fn new(count: u16) -> Self {
-        let off = Listener { accept: Accept::Off, ends: false, aborts: 0 };
+        let backlog = Expectation::Data;
+        let off = Listener { accept: Accept::Off, ends: false, aborts: 0, backlog };
         let all = vec![off; usize::from(count)];
         Self { all, armed_this_turn: 0, next: 0, stands_back: false }
     }
@@ -144,12 +148,13 @@ impl Listeners {
         }
     }
 
-    /// The accept of `listener` has brought a connection.
-    pub(crate) fn on_accepted(&mut self, listener: ListenerId) {
+    /// The accept of `listener` has brought a connection, and left its `backlog` like that.
+    pub(crate) fn on_accepted(&mut self, listener: ListenerId, backlog: Expectation) {
         self.armed_this_turn = self.armed_this_turn.saturating_sub(1);
         let listener = &mut self.all[usize::from(listener.0)];
         listener.accept = Accept::Off;
         listener.aborts = 0;
+        listener.backlog = backlog;
     }
 
     /// The accept of `listener` has failed.
@@ -162,6 +167,7 @@ impl Listeners {
     ) {
         self.armed_this_turn = self.armed_this_turn.saturating_sub(1);
         let listener = &mut self.all[usize::from(id.0)];
+        listener.backlog = Expectation::Data;
         listener.aborts = if error == AcceptError::Aborted { listener.aborts + 1 } else { 0 };
         listener.accept = match error {
             AcceptError::Canceled => Accept::Off,
@@ -223,7 +229,8 @@ impl Listeners {
                         ops.push(Op::AcceptWaiting { listener: id, connection });
                     } else {
                         listener.accept = Accept::Armed(connection);
-                        ops.push(Op::Accept { listener: id, connection });
+                        let backlog = listener.backlog;
+                        ops.push(Op::Accept { listener: id, connection, backlog });
                     }
                 }
                 Accept::Armed(connection) if ends || !wanted => {

@@ -283,8 +283,11 @@ pub(crate) mod tests {
     use crate::budget::Budget;
     use crate::buffer_pool::BufferPlan;
     use crate::fullness::Fullness;
+    use crate::id::ConnectionId;
     use crate::limits;
+    use crate::op::{Event, Expectation};
     use crate::parameters::{Deferral, Parameters, RuntimeLimits};
+    use crate::peer::PeerAddr;
 
     /// A small core without limits but its capacity: what the unit tests begin with.
     pub(crate) fn small(listeners: u16, connections_max: u32) -> Parameters {
@@ -300,6 +303,11 @@ pub(crate) mod tests {
             fullness: Arc::new(Fullness::new(1)),
             runtime_limits: RuntimeLimits::unlimited(connections_max),
         }
+    }
+
+    /// A connection from `peer`, behind which no other one waits.
+    pub(crate) fn accepted(connection: ConnectionId, peer: PeerAddr) -> Event {
+        Event::Accepted { connection, peer, backlog: Expectation::Silence }
     }
 
     /// So many blocks of one size, for the unit tests: none comes back.

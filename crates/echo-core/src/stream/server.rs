@@ -247,7 +247,9 @@ impl Server {
     fn handle_no_echo(&mut self, now: Timestamp, event: Event, ops: &mut Vec<Op>) {
         match event {
             Event::Received { .. } | Event::Sent { .. } => unreachable!("{event:?} is an echo's"),
-            Event::Accepted { connection, peer } => self.on_accepted(now, connection, peer, ops),
+            Event::Accepted { connection, peer, backlog } => {
+                self.on_accepted(now, connection, peer, backlog, ops);
+            }
             Event::AcceptFailed { connection, error } => {
                 let listener = self.accept_ended(connection);
                 self.resources.stats.count_accept_error(error);
@@ -491,9 +493,16 @@ impl Server {
     }
 
     /// Judges an accepted connection: it is opened, waits for capacity, or is closed at once.
-    fn on_accepted(&mut self, now: Timestamp, id: ConnectionId, peer: PeerAddr, ops: &mut Vec<Op>) {
+    fn on_accepted(
+        &mut self,
+        now: Timestamp,
+        id: ConnectionId,
+        peer: PeerAddr,
+        backlog: Expectation,
+        ops: &mut Vec<Op>,
+    ) {
         let listener = self.accept_ended(id);
-        self.listeners.on_accepted(listener);
+        self.listeners.on_accepted(listener, backlog);
         self.resources.count_accepted(listener);
         match self.admission.judge(now, id, peer) {
             Ok(()) if self.has_capacity() => self.open(now, id, ops),

@@ -256,7 +256,7 @@ impl Audit {
     pub(crate) fn event(&mut self, now: u64, event: &Event) {
         self.served = 0;
         match *event {
-            Event::Accepted { connection, peer } => {
+            Event::Accepted { connection, peer, .. } => {
                 let listener = self.end_accept(connection);
                 self.aborts[usize::from(listener.0)] = 0;
                 self.admission.accepted(now, connection, peer);
@@ -342,7 +342,7 @@ impl Audit {
     /// The core has asked for this.
     pub(crate) fn op(&mut self, now: u64, op: &Op) {
         match *op {
-            Op::Accept { listener, connection } => {
+            Op::Accept { listener, connection, .. } => {
                 let ends = self.draining || self.quiesce_deadline.is_some();
                 assert!(!ends, "promise: {connection:?} is accepted while draining");
                 self.accept(now, listener, connection);

@@ -189,13 +189,13 @@ impl Saboteur {
             {
                 return None;
             }
-            Event::Accepted { connection, peer } => {
+            Event::Accepted { connection, peer, backlog } => {
                 let former = std::mem::replace(&mut self.peer, peer);
                 if bug == Bug::ForgetSource && self.strikes() {
-                    told = Event::Accepted { connection, peer: PeerAddr::Local };
+                    told = Event::Accepted { connection, peer: PeerAddr::Local, backlog };
                 }
                 if bug == Bug::MixSources && self.strikes() {
-                    told = Event::Accepted { connection, peer: former };
+                    told = Event::Accepted { connection, peer: former, backlog };
                 }
             }
             Event::AcceptFailed { .. }

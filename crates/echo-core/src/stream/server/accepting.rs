@@ -6,7 +6,7 @@ use super::*;
 use crate::fullness::Fullness;
 use crate::limits;
 use crate::reason::{AcceptError, ReceiveEnd};
-use crate::stream::resources::tests::small;
+use crate::stream::resources::tests::{accepted, small};
 
 fn server(listeners: u16, capacity: u32) -> Server {
     Server::new(small(listeners, capacity))
@@ -32,6 +32,34 @@ fn listeners_do_not_race_for_the_last_place() {
     assert_ne!(server.wake(), Wake::Now);
 }
 
+/// Goal: an accept is tried at once exactly while the backlog may hold a connection: a try in vain
+/// costs as much as a connection's socket.
+#[test]
+fn an_accept_waits_for_a_connection_when_the_backlog_was_empty() {
+    let mut server = server(1, 9);
+    let (now, mut ops) = (Timestamp(1), Vec::new());
+    server.start(now, &mut ops);
+    let mut told = Vec::new();
+    let peer = PeerAddr::Unknown;
+    for answer in [Some(Expectation::Data), Some(Expectation::Silence), None] {
+        let accept = ops.iter().find_map(|op| match *op {
+            Op::Accept { connection, backlog, .. } => Some((connection, backlog)),
+            _ => None,
+        });
+        let (connection, expected) = accept.expect("an accept is armed");
+        told.push(expected);
+        ops.clear();
+        let event = match answer {
+            Some(backlog) => Event::Accepted { connection, peer, backlog },
+            None => Event::AcceptFailed { connection, error: AcceptError::Aborted },
+        };
+        server.handle(now, event, &mut ops);
+    }
+    let last = |op: &Op| matches!(op, Op::Accept { backlog: Expectation::Data, .. });
+    assert!(ops.iter().any(last), "{ops:?}");
+    assert_eq!(told, [Expectation::Data, Expectation::Data, Expectation::Silence]);
+}
+
 /// Two workers that share the capacity.
 fn pair(shares: [u32; 2]) -> [Server; 2] {
     let fullness = Arc::new(Fullness::new(2));
@@ -46,8 +74,7 @@ fn pair(shares: [u32; 2]) -> [Server; 2] {
 /// Accepts one more client, and says how often all capacity was taken so far.
 fn accept(server: &mut Server) -> u64 {
     let connection = server.listeners.armed(ListenerId(0)).expect("an accept is armed");
-    let accepted = Event::Accepted { connection, peer: PeerAddr::Unknown };
-    server.handle(Timestamp(1), accepted, &mut Vec::new());
+    server.handle(Timestamp(1), accepted(connection, PeerAddr::Unknown), &mut Vec::new());
     server.stats().full
 }
 
@@ -116,14 +143,14 @@ fn a_listener_that_ends_is_emptied_and_closed() {
     let mut server = server(1, 1);
     let (now, mut ops) = (Timestamp(1), Vec::new());
     server.start(now, &mut ops);
-    let Op::Accept { listener, connection } = only(&mut ops) else { panic!("an accept") };
+    let Op::Accept { listener, connection, .. } = only(&mut ops) else { panic!("an accept") };
     server.end_listener(now, listener, &mut ops);
     assert_eq!(only(&mut ops), Op::CancelAccept { connection });
     server.drain(now, now.plus(1_000), &mut ops);
     let error = AcceptError::Canceled;
     server.handle(now, Event::AcceptFailed { connection, error }, &mut ops);
     let Op::AcceptWaiting { connection, .. } = only(&mut ops) else { panic!("it is emptied") };
-    server.handle(now, Event::Accepted { connection, peer: PeerAddr::Unknown }, &mut ops);
+    server.handle(now, accepted(connection, PeerAddr::Unknown), &mut ops);
     // It has taken all capacity: the next one waits in the backlog until it is free.
     assert!(ops.iter().all(|op| matches!(op, Op::Receive { .. })), "{ops:?}");
     ops.clear();
@@ -148,7 +175,7 @@ fn a_listener_that_another_worker_has_closed_is_left_alone() {
     let mut server = server(1, 1);
     let (now, mut ops) = (Timestamp(1), Vec::new());
     server.start(now, &mut ops);
-    let Op::Accept { listener, connection } = only(&mut ops) else { panic!("an accept") };
+    let Op::Accept { listener, connection, .. } = only(&mut ops) else { panic!("an accept") };
     let error = AcceptError::Empty;
     server.handle(now, Event::AcceptFailed { connection, error }, &mut ops);
     assert_eq!(ops, []);

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use super::*;
 use crate::limits;
 use crate::op::Shutdown;
-use crate::stream::resources::tests::small;
+use crate::stream::resources::tests::{accepted, small};
 
 const CONNECTIONS: usize = 2 * limits::SWEEP_SLOTS_MAX + 1;
 const LINGER: u64 = 100;
@@ -22,7 +22,7 @@ fn draining(now: Timestamp) -> Server {
         };
         ops.clear();
         let peer = PeerAddr::Unknown;
-        server.handle(now, Event::Accepted { connection, peer }, &mut ops);
+        server.handle(now, accepted(connection, peer), &mut ops);
     }
     server.drain(now, now, &mut ops);
     server

@@ -7,7 +7,7 @@ use alloc::vec;
 
 use crate::id::SizeClass;
 use crate::reason::{CloseReason, ReceiveEnd};
-use crate::stream::resources::tests::small;
+use crate::stream::resources::tests::{accepted, small};
 
 const MINUTE: u64 = 60_000;
 const SILENCE: u64 = 2 * MINUTE;
@@ -53,7 +53,7 @@ impl World {
             });
             let connection = armed.expect("an accept is armed");
             ops.clear();
-            server.handle(now, Event::Accepted { connection, peer: PeerAddr::Unknown }, &mut ops);
+            server.handle(now, accepted(connection, PeerAddr::Unknown), &mut ops);
         }
         let heard = vec![now.0; peers.len()];
         let (probes, ends) = (Vec::new(), Vec::new());

@@ -4,7 +4,7 @@ use super::*;
 use crate::limits;
 use crate::op::Shutdown;
 use crate::reason::AcceptError;
-use crate::stream::resources::tests::small;
+use crate::stream::resources::tests::{accepted, small};
 
 const HOUR: u64 = 3_600_000;
 
@@ -31,7 +31,7 @@ fn accept(server: &mut Server, now: Timestamp, ops: &mut Vec<Op>) {
     });
     let connection = armed.expect("an accept is armed");
     ops.clear();
-    server.handle(now, Event::Accepted { connection, peer: PeerAddr::Unknown }, ops);
+    server.handle(now, accepted(connection, PeerAddr::Unknown), ops);
 }
 
 fn is_accept(op: &Op) -> bool {

@@ -21,8 +21,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use echo_core::op::{
-    BufferId, BufferPlan, ConnectionError, ConnectionId, Event, ListenerId, Op, ReceiveMode,
-    SendError, Shutdown, SizeClass, Timestamp,
+    BufferId, BufferPlan, ConnectionError, ConnectionId, Event, Expectation, ListenerId, Op,
+    ReceiveMode, SendError, Shutdown, SizeClass, Timestamp,
 };
 
 use budget::FakeBudget;
@@ -284,9 +284,11 @@ impl FakeKernel {
     fn perform(&mut self, op: Op) {
         self.trace.note(self.now, Note::Op(op));
         match op {
-            Op::Accept { listener, connection } => self.arm_accept(listener, connection),
+            Op::Accept { listener, connection, backlog } => {
+                self.arm_accept(listener, connection, backlog);
+            }
             Op::AcceptWaiting { listener, connection } => {
-                self.arm_accept(listener, connection);
+                self.arm_accept(listener, connection, Expectation::Data);
                 self.accept_waiting(listener, connection);
             }
             Op::CloseListener { listener } => self.close_listener(listener),
@@ -372,7 +374,7 @@ impl FakeKernel {
         }
     }
 
-    fn arm_accept(&mut self, listener: ListenerId, connection: ConnectionId) {
+    fn arm_accept(&mut self, listener: ListenerId, connection: ConnectionId, backlog: Expectation) {
         assert!(listener.0 < self.settings.listeners, "contract: {listener:?} does not exist");
         let slot = connection.slot();
         let taken = self.sockets.iter().any(|socket| socket.connection.slot() == slot)
@@ -380,7 +382,9 @@ impl FakeKernel {
         assert!(!taken, "contract: {connection:?} is accepted into a slot in use");
         let twice = self.accepts.iter().any(|accept| accept.listener == listener);
         assert!(!twice, "contract: {listener:?} has two accepts");
-        self.accepts.push(ArmedAccept { listener, connection, canceled: false, tried: false });
+        // An accept that waits first is not tried before a connection waits.
+        let tried = backlog == Expectation::Silence;
+        self.accepts.push(ArmedAccept { listener, connection, canceled: false, tried });
     }
 
     /// Blocks of memory that spilled bytes are in.

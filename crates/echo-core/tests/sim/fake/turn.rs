@@ -223,7 +223,8 @@ impl FakeKernel {
         self.accepts.swap_remove(index);
         let backlog = &mut self.backlogs[usize::from(listener.0)];
         let peer = backlog.pop_front().expect("somebody waits");
-        self.accept_peer(connection, peer);
+        let backlog = if backlog.is_empty() { Expectation::Silence } else { Expectation::Data };
+        self.accept_peer(connection, peer, backlog);
     }
 
     /// Answers, with the next turn, an accept that waits for nobody.
@@ -236,7 +237,7 @@ impl FakeKernel {
         } else if self.choice.strikes(self.settings.faults.accept_error) {
             self.any_accept_error()
         } else if let Some(peer) = self.backlogs[index].pop_front() {
-            return self.accept_peer(connection, peer);
+            return self.accept_peer(connection, peer, Expectation::Data);
         } else {
             AcceptError::Empty
         };
@@ -254,7 +255,7 @@ impl FakeKernel {
         ][self.choice.below(5)]
     }
 
-    fn accept_peer(&mut self, connection: ConnectionId, peer: PeerId) {
+    fn accept_peer(&mut self, connection: ConnectionId, peer: PeerId, backlog: Expectation) {
         // A peer that is gone may be noticed by the accept already, or only by the first receive or
         // send. Nobody can tell where it came from.
         let noticed = |choice: &mut Choice| choice.below(2) == 1;
@@ -281,7 +282,7 @@ impl FakeKernel {
             heard: self.now,
         });
         let peer = if self.reports_peers { self.peers[peer.0].source } else { PeerAddr::Unknown };
-        self.tell(connection, Event::Accepted { connection, peer });
+        self.tell(connection, Event::Accepted { connection, peer, backlog });
     }
 
     fn receive(&mut self, connection: ConnectionId) {
