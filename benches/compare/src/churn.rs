@@ -44,12 +44,18 @@ impl<'a> Churn<'a> {
     /// See [`crate::works::Client::slice`]. One echo is one connection from its birth to its end.
     pub(crate) fn slice(&mut self, duration: Duration) -> Result<Yield, String> {
         let began = Instant::now();
+        let echoes = self.run(|| began.elapsed() >= duration)?;
+        Ok(Yield::of(echoes, began.elapsed()))
+    }
+
+    /// Opens connections until it is `over`. Says how many.
+    pub(crate) fn run(&mut self, over: impl Fn() -> bool) -> Result<u64, String> {
         let mut echoes = 0;
-        while began.elapsed() < duration {
+        while !over() {
             self.batch().map_err(|error| format!("connection {}: {error}", self.count))?;
             echoes += self.connections as u64;
         }
-        Ok(Yield { echoes, elapsed: began.elapsed(), latency: None, lost: 0 })
+        Ok(echoes)
     }
 
     fn batch(&mut self) -> io::Result<()> {

@@ -233,6 +233,7 @@ impl Plan<'_> {
             server_cpu_seconds: after.saturating_sub(before).as_secs_f64(),
             latency: work.latency,
             lost: work.lost,
+            most_over_least: work.most_over_least,
         })
     }
 }

@@ -183,7 +183,7 @@ impl<'a> Datagrams<'a> {
         let elapsed = began.elapsed();
         let latency = self.stopwatch.as_mut().and_then(Stopwatch::reset);
         self.await_late(&mut events)?;
-        Ok(Yield { echoes: self.echoes, elapsed, latency, lost: self.lost })
+        Ok(Yield { latency, lost: self.lost, ..Yield::of(self.echoes, elapsed) })
     }
 
     /// What was sent again is given time to come twice: then it was late, and is not lost.

@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 pub(crate) struct Latency {
     /// Half of the echoes took longer, in seconds.
     pub(crate) p50_seconds: f64,
+    /// One echo of a hundred took longer, in seconds.
+    #[serde(default)]
+    pub(crate) p99_seconds: f64,
     /// One echo of a thousand took longer, in seconds.
     pub(crate) p99_9_seconds: f64,
 }
@@ -18,7 +21,9 @@ impl Latency {
     /// For tables in plain text.
     pub(crate) fn text(&self) -> String {
         let milliseconds = |seconds: f64| format!("{:.3} ms", seconds * 1e3);
-        format!("  {:>9} {:>9}", milliseconds(self.p50_seconds), milliseconds(self.p99_9_seconds))
+        let [p50, p99, p99_9] =
+            [self.p50_seconds, self.p99_seconds, self.p99_9_seconds].map(milliseconds);
+        format!("  {p50:>9} {p99:>9} {p99_9:>9}")
     }
 }
 
@@ -55,7 +60,8 @@ impl Stopwatch {
             let index = (self.laps.len() * per_mille / 1_000).min(self.laps.len().checked_sub(1)?);
             Some(f64::from(self.laps[index]) / 1e9)
         };
-        let latency = Some(Latency { p50_seconds: at(500)?, p99_9_seconds: at(999)? });
+        let latency =
+            Some(Latency { p50_seconds: at(500)?, p99_seconds: at(990)?, p99_9_seconds: at(999)? });
         self.laps.clear();
         latency
     }
@@ -65,13 +71,15 @@ impl Stopwatch {
 mod tests {
     use super::*;
 
-    /// Half above, half below; one of a thousand above.
+    /// Half above, half below; one of a hundred, one of a thousand above.
     #[test]
     fn percentiles_are_taken_of_all_laps() {
         let mut stopwatch = Stopwatch::new(1);
         stopwatch.laps = (0..2_000).rev().collect();
         let latency = stopwatch.reset().unwrap();
-        assert_eq!(latency, Latency { p50_seconds: 1_000e-9, p99_9_seconds: 1_998e-9 });
+        let expected =
+            Latency { p50_seconds: 1_000e-9, p99_seconds: 1_980e-9, p99_9_seconds: 1_998e-9 };
+        assert_eq!(latency, expected);
         assert_eq!(stopwatch.reset(), None, "what was taken is forgotten");
     }
 }

@@ -12,6 +12,7 @@ mod cpu;
 mod datagrams;
 mod latency;
 mod loss;
+mod mixed;
 mod pattern;
 mod plot;
 mod report;

@@ -60,6 +60,9 @@ pub(crate) struct Slice {
     /// Messages that did not come back and were sent again.
     #[serde(default)]
     pub(crate) lost: u64,
+    /// Bytes of the connection that got most over those of the one that got least.
+    #[serde(default)]
+    pub(crate) most_over_least: Option<f64>,
 }
 
 /// One server's slices under one work, in the order of the rounds.
@@ -114,6 +117,9 @@ pub(crate) struct Summary {
     /// Messages of all slices that did not come back and were sent again.
     #[serde(default)]
     pub(crate) lost: u64,
+    /// Median of the slices, of connections that stay.
+    #[serde(default)]
+    pub(crate) most_over_least: Option<f64>,
     /// Medians of the slices' percentiles.
     pub(crate) latency: Option<Latency>,
     /// The p50 of a slice against the yardstick's in the same round.
@@ -174,8 +180,15 @@ fn latency(series: &Series) -> Option<Latency> {
     let median = |figure: fn(&Latency) -> f64| Spread::of(seen.iter().map(figure).collect()).median;
     Some(Latency {
         p50_seconds: median(|latency| latency.p50_seconds),
+        p99_seconds: median(|latency| latency.p99_seconds),
         p99_9_seconds: median(|latency| latency.p99_9_seconds),
     })
+}
+
+/// The median of all slices, if each has one.
+fn most_over_least(series: &Series) -> Option<f64> {
+    let seen: Option<Vec<f64>> = series.slices.iter().map(|slice| slice.most_over_least).collect();
+    Some(Spread::of(seen?).median)
 }
 
 /// Between the two nearest values of a sorted sample, in proportion.
@@ -213,6 +226,7 @@ impl Outcome {
                 throughput_ratio: paired(one, &series[0], Slice::throughput),
                 echoes_per_second: each(one, Slice::throughput),
                 lost: one.slices.iter().map(|slice| slice.lost).sum(),
+                most_over_least: most_over_least(one),
                 latency: latency(one),
                 p50_ratio: latency(one).map(|_| paired(one, &series[0], Slice::p50)),
                 unfairness_ratio: latency(one).map(|_| paired(one, &series[0], Slice::unfairness)),
@@ -235,7 +249,11 @@ impl Outcome {
                 summary.echoes_per_second,
                 summary.throughput_ratio.text(),
             );
-            text.push_str(&summary.latency.map_or(String::new(), |latency| latency.text()));
+            let none = || format!("  {:>9} {:>9} {:>9}", "", "", "");
+            text.push_str(&summary.latency.map_or_else(none, |latency| latency.text()));
+            if let Some(ratio) = summary.most_over_least {
+                let _ = write!(text, "  {ratio:>8.2}");
+            }
             if summary.lost > 0 {
                 let _ = write!(text, "  {} lost", summary.lost);
             }
@@ -255,8 +273,16 @@ impl Spread {
 /// The head of the table.
 pub(crate) fn head() -> String {
     format!(
-        "  {:<16} {:>12} {:^21}   {:>12} {:^21}  {:>9} {:>9}",
-        "", "CPU/echo", "ratio (quartiles)", "echoes", "ratio (quartiles)", "p50", "p99.9"
+        "  {:<16} {:>12} {:^21}   {:>12} {:^21}  {:>9} {:>9} {:>9}  {:>8}",
+        "",
+        "CPU/echo",
+        "ratio (quartiles)",
+        "echoes",
+        "ratio (quartiles)",
+        "p50",
+        "p99",
+        "p99.9",
+        "max/min",
     )
 }
 
@@ -271,6 +297,7 @@ mod tests {
             server_cpu_seconds: cpu,
             latency: None,
             lost: 0,
+            most_over_least: None,
         }
     }
 

@@ -18,7 +18,7 @@ use crate::pattern::{Pattern, STRETCH_MAX, origin};
 use crate::works::Yield;
 
 /// Silence after which bytes count as lost.
-const SILENCE_MAX: Duration = Duration::from_secs(10);
+pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(10);
 
 /// Connections from one source address: fewer than there are ports, so that connect(2) finds a free
 /// one soon.
@@ -41,7 +41,8 @@ pub(crate) enum Waiting {
 
 /// Connections to one server, and the load on them.
 pub(crate) struct Steady<'a> {
-    epoll: Epoll,
+    /// Reports events, with the index of their connection.
+    pub(crate) epoll: Epoll,
     connections: Vec<Connection>,
     pattern: &'a Pattern,
     buffer: Vec<u8>,
@@ -50,6 +51,8 @@ pub(crate) struct Steady<'a> {
     waiting: Waiting,
     /// Takes the time of each echo where only one is under way.
     stopwatch: Option<Stopwatch>,
+    /// Connections of which not everything has come back yet.
+    busy: usize,
 }
 
 /// Offsets count from the start of the connection; `received <= sent <= allowed`, and `allowed`
@@ -60,6 +63,8 @@ struct Connection {
     allowed: u64,
     sent: u64,
     received: u64,
+    /// What had been received when the slice began.
+    received_before: u64,
     /// True exactly when the last write fell short and EPOLLOUT is asked for.
     blocked: bool,
 }
@@ -94,6 +99,7 @@ impl<'a> Steady<'a> {
                 in_flight: in_flight as u64,
                 waiting,
                 stopwatch: (in_flight == 1).then(|| Stopwatch::new(count)),
+                busy: 0,
             })
         };
         open().map_err(|error| format!("connecting: {error}"))
@@ -103,36 +109,63 @@ impl<'a> Steady<'a> {
     pub(crate) fn slice(&mut self, duration: Duration) -> Result<Yield, String> {
         let began = Instant::now();
         let deadline = began + duration;
-        let before = self.bytes_received();
+        self.begin()?;
+        let mut events = vec![EpollEvent::empty(); EVENTS_MAX];
+        while self.is_busy() {
+            let count = self.wait(&mut events).map_err(|error| format!("waiting: {error}"))?;
+            if count == 0 {
+                let busy = self.busy;
+                return Err(format!("{busy} connections wait for bytes that do not come back"));
+            }
+            self.serve(&events[..count], Instant::now() < deadline)?;
+        }
+        Ok(self.conclude(began.elapsed()))
+    }
+
+    /// Writes the first messages of a slice.
+    pub(crate) fn begin(&mut self) -> Result<(), String> {
+        self.busy = self.connections.len();
         for index in 0..self.connections.len() {
             if let Some(stopwatch) = &mut self.stopwatch {
                 stopwatch.start(index);
             }
-            self.connections[index].allowed += self.message_length * self.in_flight;
+            let connection = &mut self.connections[index];
+            connection.received_before = connection.received;
+            connection.allowed += self.message_length * self.in_flight;
             self.write(index)?;
         }
-        let mut events = vec![EpollEvent::empty(); EVENTS_MAX];
-        let mut busy = self.connections.len();
-        while busy > 0 {
-            let count = self.wait(&mut events).map_err(|error| format!("waiting: {error}"))?;
-            if count == 0 {
-                return Err(format!("{busy} connections wait for bytes that do not come back"));
-            }
-            let more = Instant::now() < deadline;
-            for event in &events[..count] {
-                let index = event.data() as usize;
-                let was_busy = self.connections[index].is_busy();
-                self.read(index, more)?;
-                self.write(index)?;
-                if was_busy && !self.connections[index].is_busy() {
-                    busy -= 1;
-                }
+        Ok(())
+    }
+
+    /// Receives and writes where these events say that it is possible; new messages only if there
+    /// are to be more.
+    pub(crate) fn serve(&mut self, events: &[EpollEvent], more: bool) -> Result<(), String> {
+        for event in events {
+            let index = event.data() as usize;
+            let was_busy = self.connections[index].is_busy();
+            self.read(index, more)?;
+            self.write(index)?;
+            if was_busy && !self.connections[index].is_busy() {
+                self.busy -= 1;
             }
         }
-        let echoes = (self.bytes_received() - before) / self.message_length;
-        let elapsed = began.elapsed();
+        Ok(())
+    }
+
+    /// Whether something has not come back yet.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.busy > 0
+    }
+
+    /// What came of a slice that took so long.
+    pub(crate) fn conclude(&mut self, elapsed: Duration) -> Yield {
+        let received = |connection: &Connection| connection.received - connection.received_before;
+        let echoes = self.connections.iter().map(received).sum::<u64>() / self.message_length;
+        let most = self.connections.iter().map(received).max().unwrap_or(0);
+        let least = self.connections.iter().map(received).min().unwrap_or(0);
         let latency = self.stopwatch.as_mut().and_then(Stopwatch::reset);
-        Ok(Yield { echoes, elapsed, latency, lost: 0 })
+        let most_over_least = Some(most as f64 / least.max(1) as f64);
+        Yield { latency, most_over_least, ..Yield::of(echoes, elapsed) }
     }
 
     /// Events, or none after too long a silence.
@@ -153,10 +186,6 @@ impl<'a> Steady<'a> {
                 }
             }
         }
-    }
-
-    fn bytes_received(&self) -> u64 {
-        self.connections.iter().map(|connection| connection.received).sum()
     }
 
     /// Receives once, checks, and allows as many new messages as came back whole, if there are to
@@ -220,7 +249,8 @@ impl<'a> Steady<'a> {
 
 impl Connection {
     fn new(stream: Socket, origin: u64) -> Self {
-        Self { stream, origin, allowed: 0, sent: 0, received: 0, blocked: false }
+        let (allowed, sent, received, received_before) = (0, 0, 0, 0);
+        Self { stream, origin, allowed, sent, received, received_before, blocked: false }
     }
 
     /// Not everything allowed has come back yet.

@@ -6,6 +6,7 @@ use crate::address::{Address, Transport};
 use crate::churn::Churn;
 use crate::datagrams::{Datagrams, Load};
 use crate::latency::Latency;
+use crate::mixed::{Mixed, Neighbour};
 use crate::pattern::Pattern;
 use crate::steady::{Steady, Waiting};
 use crate::veth;
@@ -31,6 +32,8 @@ enum Shape {
     Steady { connections: usize, message_length: usize, in_flight: usize },
     /// Connections that come, echo one message, and go; so many at a time.
     Churn { connections: usize, message_length: usize },
+    /// Quiet lines, each with one message of 64 bytes under way, beside a neighbour.
+    Mixed { quiet: usize, neighbour: Neighbour },
     /// Flows of datagrams.
     Datagrams(Load),
 }
@@ -52,6 +55,18 @@ pub(crate) const WORKS: &[Work] = &[
         stretch: 1,
         shape: Shape::Churn { connections: 16, message_length: 64 },
     },
+    beside_bulk("beside-4", "20 quiet lines beside 64 KiB × 8 in flight, 4 connections", 4),
+    beside_bulk("beside-40", "20 quiet lines beside 64 KiB × 8 in flight, 40 connections", 40),
+    beside(
+        "beside-churn",
+        "20 quiet lines beside connect, echo, close",
+        Neighbour::Churn { connections: 16 },
+    ),
+    beside(
+        "beside-stuck",
+        "20 quiet lines beside 1,000 connections that never read",
+        Neighbour::NeverReads { connections: 1_000 },
+    ),
     Work {
         transport: Transport::Unix,
         ..ping("unix-64", "Unix stream, ping-pong 64 B, 64 connections", 64, 1)
@@ -85,6 +100,7 @@ const SETS: &[(&str, &[&str])] = &[
     ),
     ("crowds", &["ping-8000", "ping-16000"]),
     ("others", &["middle", "unix-64"]),
+    ("beside", &["beside-4", "beside-40", "beside-churn", "beside-stuck"]),
 ];
 
 const fn steady(
@@ -100,6 +116,15 @@ const fn steady(
 
 const fn ping(name: &'static str, title: &'static str, connections: usize, stretch: u32) -> Work {
     Work { stretch, ..steady(name, title, connections, 64, 1) }
+}
+
+const fn beside(name: &'static str, title: &'static str, neighbour: Neighbour) -> Work {
+    let shape = Shape::Mixed { quiet: 20, neighbour };
+    Work { name, title, transport: Transport::Tcp, stretch: 2, shape }
+}
+
+const fn beside_bulk(name: &'static str, title: &'static str, connections: usize) -> Work {
+    beside(name, title, Neighbour::Bulk { connections, message_length: 64 * 1024, in_flight: 8 })
 }
 
 const fn udp(name: &'static str, title: &'static str, load: Load) -> Work {
@@ -118,6 +143,15 @@ pub(crate) struct Yield {
     pub(crate) latency: Option<Latency>,
     /// Messages that did not come back and were sent again.
     pub(crate) lost: u64,
+    /// Bytes of the connection that got most over those of the one that got least.
+    pub(crate) most_over_least: Option<f64>,
+}
+
+impl Yield {
+    /// So many messages in that time.
+    pub(crate) fn of(echoes: u64, elapsed: Duration) -> Self {
+        Self { echoes, elapsed, latency: None, lost: 0, most_over_least: None }
+    }
 }
 
 /// One work in progress on one server. Connections that stay are kept as long as this is.
@@ -126,6 +160,8 @@ pub(crate) enum Client<'a> {
     Steady(Steady<'a>),
     /// See [`Churn`].
     Churn(Churn<'a>),
+    /// See [`Mixed`].
+    Mixed(Box<Mixed<'a>>),
     /// See [`Datagrams`].
     Datagrams(Datagrams<'a>),
 }
@@ -150,6 +186,7 @@ impl Work {
     pub(crate) fn connections(&self) -> usize {
         match self.shape {
             Shape::Steady { connections, .. } | Shape::Churn { connections, .. } => connections,
+            Shape::Mixed { quiet, neighbour } => quiet + neighbour.connections(),
             Shape::Datagrams(load) => load.flows,
         }
     }
@@ -160,6 +197,7 @@ impl Work {
             Shape::Steady { message_length, .. } | Shape::Churn { message_length, .. } => {
                 message_length
             }
+            Shape::Mixed { neighbour, .. } => neighbour.message_length(),
             Shape::Datagrams(load) => load.message_length,
         }
     }
@@ -169,6 +207,7 @@ impl Work {
         match self.shape {
             Shape::Steady { in_flight, .. } => in_flight,
             Shape::Churn { .. } => 1,
+            Shape::Mixed { neighbour, .. } => neighbour.in_flight(),
             Shape::Datagrams(load) => load.in_flight,
         }
     }
@@ -187,6 +226,10 @@ impl Work {
             }
             Shape::Churn { connections, message_length } => {
                 Ok(Client::Churn(Churn::new(address, pattern, connections, message_length)))
+            }
+            Shape::Mixed { quiet, neighbour } => {
+                let mixed = Mixed::connect(address, pattern, quiet, neighbour)?;
+                Ok(Client::Mixed(Box::new(mixed)))
             }
             Shape::Datagrams(load) => {
                 let first = match self.transport {
@@ -216,6 +259,7 @@ impl Client<'_> {
         match self {
             Client::Steady(steady) => steady.slice(duration),
             Client::Churn(churn) => churn.slice(duration),
+            Client::Mixed(mixed) => mixed.slice(duration),
             Client::Datagrams(datagrams) => datagrams.slice(duration),
         }
     }

@@ -1,0 +1,195 @@
+//! Quiet lines beside a busy neighbour: how long does a small echo wait?
+//!
+//! The client serves the quiet lines first: before each event of a neighbour it looks for theirs, so
+//! that what they wait for is the server and not the client.
+
+use std::io::{self, Write};
+use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use socket2::Socket;
+
+use crate::address::Address;
+use crate::churn::Churn;
+use crate::pattern::{Pattern, origin};
+use crate::steady::{SILENCE_MAX, Steady, Waiting};
+use crate::works::Yield;
+
+/// Bytes of a message on a quiet line, of which each has one under way.
+const QUIET_LENGTH: usize = 64;
+
+/// Where connections that never read come from.
+const SILENT_SOURCE: Ipv4Addr = Ipv4Addr::new(127, 2, 0, 1);
+
+/// What else the server has to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Neighbour {
+    /// Connections that each keep so many messages under way.
+    Bulk { connections: usize, message_length: usize, in_flight: usize },
+    /// Connections that come, echo one message of 64 bytes, and go; so many at a time.
+    Churn { connections: usize },
+    /// Connections that write until nothing more is taken, and never read.
+    NeverReads { connections: usize },
+}
+
+impl Neighbour {
+    /// How many connections it keeps open at a time.
+    pub(crate) fn connections(self) -> usize {
+        match self {
+            Self::Bulk { connections, .. }
+            | Self::Churn { connections }
+            | Self::NeverReads { connections } => connections,
+        }
+    }
+
+    /// How long its messages are.
+    pub(crate) fn message_length(self) -> usize {
+        match self {
+            Self::Bulk { message_length, .. } => message_length,
+            Self::Churn { .. } | Self::NeverReads { .. } => QUIET_LENGTH,
+        }
+    }
+
+    /// How many messages of a connection are under way at a time.
+    pub(crate) fn in_flight(self) -> usize {
+        match self {
+            Self::Bulk { in_flight, .. } => in_flight,
+            Self::Churn { .. } | Self::NeverReads { .. } => 1,
+        }
+    }
+}
+
+/// Quiet lines to one server, and what goes on beside them.
+pub(crate) struct Mixed<'a> {
+    quiet: Steady<'a>,
+    beside: Beside<'a>,
+}
+
+enum Beside<'a> {
+    /// With an epoll of its own, and one that watches both.
+    Bulk(Box<Steady<'a>>, Epoll),
+    Churn(Churn<'a>),
+    NeverReads(#[expect(dead_code, reason = "they are held open")] Vec<Socket>),
+}
+
+impl<'a> Mixed<'a> {
+    /// Opens all connections.
+    pub(crate) fn connect(
+        address: &'a Address,
+        pattern: &'a Pattern,
+        quiet: usize,
+        neighbour: Neighbour,
+    ) -> Result<Self, String> {
+        let beside = match neighbour {
+            Neighbour::Bulk { connections, message_length, in_flight } => {
+                let waiting = Waiting::Sleep;
+                let bulk = Steady::connect(
+                    address,
+                    pattern,
+                    connections,
+                    message_length,
+                    in_flight,
+                    waiting,
+                )?;
+                let both = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC);
+                Beside::Bulk(Box::new(bulk), both.map_err(|error| format!("epoll: {error}"))?)
+            }
+            Neighbour::Churn { connections } => {
+                Beside::Churn(Churn::new(address, pattern, connections, QUIET_LENGTH))
+            }
+            Neighbour::NeverReads { connections } => {
+                let silent = (0..connections).map(|index| never_read(address, pattern, index));
+                let silent: io::Result<Vec<Socket>> = silent.collect();
+                Beside::NeverReads(
+                    silent.map_err(|error| format!("one that never reads: {error}"))?,
+                )
+            }
+        };
+        let quiet = Steady::connect(address, pattern, quiet, QUIET_LENGTH, 1, Waiting::Sleep)?;
+        if let Beside::Bulk(bulk, both) = &beside {
+            for epoll in [&quiet.epoll.0, &bulk.epoll.0] {
+                let added = both.add(epoll, EpollEvent::new(EpollFlags::EPOLLIN, 0));
+                added.map_err(|error| format!("epoll: {error}"))?;
+            }
+        }
+        Ok(Self { quiet, beside })
+    }
+
+    /// See [`crate::works::Client::slice`]. Beside bulk one echo is one message of bulk, beside
+    /// anything else one of a quiet line; the times are those of quiet lines.
+    pub(crate) fn slice(&mut self, duration: Duration) -> Result<Yield, String> {
+        let quiet = &mut self.quiet;
+        match &mut self.beside {
+            Beside::Bulk(bulk, both) => beside_bulk(quiet, bulk, both, duration),
+            Beside::Churn(churn) => beside_churn(quiet, churn, duration),
+            Beside::NeverReads(_) => quiet.slice(duration),
+        }
+    }
+}
+
+/// A connection that has written as much as is taken within a tenth of a second of silence.
+fn never_read(address: &Address, pattern: &Pattern, index: usize) -> io::Result<Socket> {
+    let mut socket = address.connect(SILENT_SOURCE, SILENCE_MAX)?;
+    socket.set_nonblocking(true)?;
+    let bytes = pattern.stretch(origin(index), 64 * 1024);
+    // Half a megabyte is more than the buffers of two sockets hold that nobody tunes, and not so
+    // much that a thousand of them do not fit into the kernel's memory for TCP.
+    for _ in 0..8 {
+        match socket.write(bytes) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(socket)
+}
+
+fn beside_bulk(
+    quiet: &mut Steady,
+    bulk: &mut Steady,
+    both: &Epoll,
+    duration: Duration,
+) -> Result<Yield, String> {
+    let began = Instant::now();
+    let deadline = began + duration;
+    quiet.begin()?;
+    bulk.begin()?;
+    let mut events = vec![EpollEvent::empty(); 64];
+    let waiting = |error| format!("waiting: {error}");
+    while quiet.is_busy() || bulk.is_busy() {
+        let more = Instant::now() < deadline;
+        let count = quiet.epoll.wait(&mut events, EpollTimeout::ZERO).map_err(waiting)?;
+        quiet.serve(&events[..count], more)?;
+        let one = &mut events[..1];
+        let count = bulk.epoll.wait(one, EpollTimeout::ZERO).map_err(waiting)?;
+        bulk.serve(&one[..count], more)?;
+        if count == 0 {
+            let silence = EpollTimeout::try_from(SILENCE_MAX).expect("ten seconds fit");
+            if both.wait(&mut events, silence).map_err(waiting)? == 0 {
+                return Err("bytes do not come back".to_owned());
+            }
+        }
+    }
+    let elapsed = began.elapsed();
+    let times = quiet.conclude(elapsed);
+    Ok(Yield { latency: times.latency, ..bulk.conclude(elapsed) })
+}
+
+/// The neighbour is another thread on the client's core.
+fn beside_churn(
+    quiet: &mut Steady,
+    churn: &mut Churn,
+    duration: Duration,
+) -> Result<Yield, String> {
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let neighbour = scope.spawn(|| churn.run(|| over.load(Ordering::Relaxed)));
+        let result = quiet.slice(duration);
+        over.store(true, Ordering::Relaxed);
+        neighbour.join().map_err(|_| "churn panicked".to_owned())??;
+        result
+    })
+}
