@@ -221,11 +221,11 @@ impl Connection {
         let was = self.inbound.end_relay(context.resources);
         if length > 0 {
             context.resources.count_received(self.listener, length);
-            self.progress = Stamp::at(context.now);
         }
         match was {
             Receive::Relaying(waited) => self.on_echoed(context, length, waited, next),
             Receive::RelayStopping => self.on_echoed(context, length, When::Now, next),
+            // Our FIN is sent: the linger timeout runs, whatever the peer still sends.
             Receive::Discarding(_) | Receive::DiscardStopping => {
                 context.resources.stats.bytes_dropped += u64::from(length);
                 self.inbound.expect(next);
@@ -245,6 +245,7 @@ impl Connection {
     fn on_echoed(&mut self, context: &mut Context, length: u32, waited: When, next: When) {
         let resources = &mut *context.resources;
         if length > 0 {
+            self.progress = Stamp::at(context.now);
             resources.count_sent(self.listener, length);
             resources.count_echo(self.listener, None);
             let left = resources.count_against_limit(context.id, length);
@@ -315,7 +316,13 @@ impl Connection {
     /// may be next.
     pub(crate) fn serve_bulk(&mut self, context: &mut Context) -> bool {
         let wanted = self.wants_bytes(context.resources);
-        self.inbound.serve_bulk(context, wanted)
+        let waited = self.receive() == Receive::BulkWaiting;
+        let served = self.inbound.serve_bulk(context, wanted);
+        if waited && self.receive() != Receive::BulkWaiting {
+            // Timeouts do not count the time that it waited for its share.
+            self.progress = Stamp::at(context.now);
+        }
+        served
     }
 
     /// The kernel may have memory again.

@@ -105,6 +105,7 @@ struct Bench {
     ops: Vec<Op>,
     closed: bool,
     buffers: u16,
+    now: Timestamp,
 }
 
 impl Bench {
@@ -125,6 +126,7 @@ impl Bench {
             ops: Vec::new(),
             closed: false,
             buffers: 0,
+            now: NOW,
         };
         bench.connection.reserve(ListenerId(0));
         bench.act(|connection, context| connection.open(context));
@@ -137,7 +139,7 @@ impl Bench {
         let mut context = Context {
             id: ConnectionId::new(0, 0),
             listener: ListenerId(0),
-            now: NOW,
+            now: self.now,
             resources: &mut self.resources,
             ops: &mut self.ops,
         };
@@ -346,4 +348,22 @@ fn spilled_bytes_stay_counted_until_the_close() {
     bench.apply("send reset");
     assert_eq!((bench.closed, bench.resources.stats.spilled_bytes), (true, 0));
     assert_eq!(bench.resources.stats.bytes_dropped, 3);
+}
+
+/// Goal: a peer that keeps sending after our FIN is given up in time, whether its bytes are received
+/// or discarded.
+#[test]
+fn bytes_after_our_fin_do_not_prolong_it() {
+    for (script, event) in [
+        (&["drain deadline"][..], "received, armed"),
+        (&["withheld", "drain deadline", "stopped"], "relayed more"),
+    ] {
+        let mut bench = Bench::new(script);
+        bench.now = NOW.plus(90);
+        bench.apply(event);
+        let deadline = bench.connection.deadline(&bench.resources, bench.now);
+        // By a stamp a time is a few milliseconds too short.
+        let late = NOW.plus(100 + 40);
+        assert!(deadline.is_some_and(|deadline| deadline < late), "{event}: {deadline:?}");
+    }
 }
