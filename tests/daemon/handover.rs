@@ -22,6 +22,7 @@ use crate::place::{
     Listening, come_from, expect_end, expect_tape, ping, readable, send_tape, stuff,
 };
 use crate::tape::Tape;
+use crate::udp::Bound;
 
 const CONFIG: &str = "[server]\nworkers = 2\n[timeouts]\ndrain = \"1m\"\n";
 /// With fewer places than any limit on open files allows: nothing to warn of at the start.
@@ -328,6 +329,29 @@ fn read_all(mut socket: &Socket) -> String {
     let mut text = String::new();
     std::io::Read::read_to_string(&mut socket, &mut text).unwrap();
     text
+}
+
+/// Goal: connections go on although the next process has no stream listener: the last one was taken
+/// out of the configuration, and UDP is left.
+#[test]
+fn connections_outlive_the_last_stream_listener() {
+    let _quiet = in_company();
+    let scratch = Scratch::new();
+    let bus = Bus::start(&scratch.path("bus"), Answer::Job("restart"));
+    let daemon = start(&bus);
+    let peer = daemon.place().connect();
+    assert!(ping(&peer, b"here"));
+    let (stored, _, _) = daemon.export();
+    let datagrams = Bound::ipv4();
+    let (strangers, config) = (vec![datagrams.hand_over()], CONFIG.to_owned());
+    let daemon =
+        Launch { bus: bus.address(), stored, strangers, config, ..Launch::default() }.start();
+    assert!(ping(&peer, b"still here"));
+    drop(peer);
+    bus.say(Answer::Job("stop"));
+    daemon.settle();
+    daemon.signal(Signal::SIGTERM);
+    daemon.finish(Losses::None);
 }
 
 /// What happens to the state on its way.

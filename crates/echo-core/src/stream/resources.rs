@@ -70,7 +70,9 @@ impl Resources {
             idle_large: VecDeque::new(),
             bulk_waiting: VecDeque::new(),
             received: Vec::new(),
-            listeners: vec![Traffic::default(); usize::from(parameters.listeners)],
+            // One at least: a connection of the previous process whose listener is gone is counted
+            // for the first one, and a worker may have datagram sockets alone.
+            listeners: vec![Traffic::default(); usize::from(parameters.listeners.max(1))],
             clock_us: 0,
             stalled_since: BTreeMap::new(),
             waiting: VecDeque::new(),

@@ -51,7 +51,8 @@ impl Driver {
                 self.socket_mut(connection).receiving = Receiving::Blocked;
                 self.await_room(connection, OnWritable::Relay { length_max });
             }
-            (When::Readable, _) | (When::Writable, None) => {
+            (When::Writable, None) => unreachable!("a discard never waits for room"),
+            (When::Readable, _) => {
                 if let Some(length_max) = length_max {
                     self.relay_limits.insert(connection.slot(), length_max);
                 }
@@ -160,14 +161,24 @@ fn echo(
 /// Takes as many bytes as `scratch` has room for out of the receive queue, in which they are. They
 /// may come in several pieces: a receive ends before urgent data (tcp(7)).
 fn take(socket: &SockRef<'_>, scratch: &mut [MaybeUninit<u8>]) -> Result<(), ReceiveEnd> {
+    /// Receives in a row that bring nothing though the bytes are there. Each lets a pending signal
+    /// be handled, so one would do.
+    const FRUITLESS_MAX: u32 = 64;
     let flags = libc::MSG_TRUNC | libc::MSG_DONTWAIT;
-    let mut taken = 0;
+    let (mut taken, mut fruitless) = (0, 0);
     while taken < scratch.len() {
         match socket.recv_with_flags(&mut scratch[taken..], flags) {
-            // A reset empties the queue; what it says is said once.
+            // recv(2) reports a reset once, and 0 afterwards.
             Ok(0) => return Err(ReceiveEnd::Failed(ConnectionError::Reset)),
-            Ok(length) => taken += length,
+            Ok(length) => (taken, fruitless) = (taken + length, 0),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // At urgent data a receive finds nothing while a signal is pending (SIGSTOP, the
+            // cgroup freezer; `tcp_recvmsg_locked` of Linux 6.18).
+            Err(error)
+                if error.kind() == io::ErrorKind::WouldBlock && fruitless < FRUITLESS_MAX =>
+            {
+                fruitless += 1;
+            }
             Err(error) => {
                 let errno = error.raw_os_error().unwrap_or(libc::EIO);
                 return Err(ReceiveEnd::Failed(errno::of_connection(errno)));
