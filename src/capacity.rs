@@ -1,13 +1,13 @@
-//! What a process needs of the limits it is given: one arithmetic for the daemon, which lives by
-//! it, and for the doctor, which foretells it.
+//! How many open files and how much locked memory a daemon needs: one calculation for the daemon
+//! and the doctor.
 //!
-//! It knows plain numbers: it reads no limit and raises none.
+//! It calculates only: it reads no limit and raises none.
 
 use crate::admin;
 use crate::config::{Config, Workers};
 
 /// Descriptors that are neither connections nor listed below: standard streams, log, notify and
-/// signal sockets, and some to spare.
+/// signal sockets, and a reserve.
 const FILES_SPARE: u64 = 32;
 /// Descriptors of one worker: its ring and its eventfd.
 const FILES_PER_WORKER: u64 = 2;
@@ -15,13 +15,13 @@ const FILES_PER_WORKER: u64 = 2;
 /// The sockets that a daemon listens on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sockets {
-    /// Those whose connections are echoed to.
+    /// Those that echo.
     pub echo: usize,
     /// Those that serve status and metrics.
     pub admin: usize,
 }
 
-/// How many workers `config` asks for on this machine.
+/// The number of workers of `config` on this machine.
 #[must_use]
 pub fn workers(config: &Config) -> usize {
     match config.server.workers {
@@ -31,7 +31,7 @@ pub fn workers(config: &Config) -> usize {
     }
 }
 
-/// Descriptors that `workers` need with these sockets, connections of echo apart.
+/// Descriptors that `workers` need with these sockets, without echo connections.
 #[must_use]
 pub fn files_besides_connections(workers: usize, sockets: Sockets) -> u64 {
     let admin = sockets.admin * (1 + admin::CLIENTS_MAX);
@@ -45,8 +45,8 @@ pub fn room(files_max: u64, workers: usize, sockets: Sockets) -> u32 {
     u32::try_from(room).unwrap_or(u32::MAX)
 }
 
-/// Bytes of locked memory that the kernel charges for the rings of `workers`, which may have to
-/// serve datagrams.
+/// Bytes of locked memory that the kernel charges for the rings of `workers`, with or without
+/// buffers for datagrams.
 #[must_use]
 pub fn locked_bytes(config: &Config, workers: usize, with_datagrams: bool) -> u64 {
     let each = echo_ring::locked_bytes_of_worker(config.server.buffers, with_datagrams);
@@ -63,7 +63,7 @@ mod tests {
         let besides = files_besides_connections(4, sockets);
         assert_eq!(besides, 32 + 4 * 2 + 2 + 33);
         assert_eq!(room(besides + 1000, 4, sockets), 1000);
-        assert_eq!(room(besides, 4, sockets), 1, "a daemon without a place would be none");
+        assert_eq!(room(besides, 4, sockets), 1, "at least one connection fits");
         assert_eq!(room(u64::MAX, 4, sockets), u32::MAX);
     }
 }

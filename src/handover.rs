@@ -1,11 +1,12 @@
-//! Connections on their way from one process to the next, over the service manager's store of
-//! descriptors.
+//! Handover: connections continue in the next process. They wait in the descriptor store of the
+//! service manager.
 //!
 //! [`pack`] turns quiescent connections into a few descriptors for the store, [`unpack`] reads
 //! them, and [`Import::import`] turns them back: `format` is the state as bytes, `store` the
-//! descriptors. What cannot be read is given back too, as connections that are to be ended in
-//! order: a state of an unknown version or a damaged one never keeps a service from starting.
-//! Decides nothing about when to hand over, and knows neither the service manager nor the ring.
+//! descriptors. If the state cannot be read, the connections are returned to be closed in order: a
+//! state that is damaged or of an unknown version does not prevent a start.
+//! This module does not decide when to hand over, and knows neither the service manager nor the
+//! ring.
 
 pub mod format;
 mod store;
@@ -18,35 +19,35 @@ use echo_core::op::{ListenerId, TransferPhase, TransferState};
 use format::{Head, State, Version};
 use store::Refused;
 
-/// One connection between two processes.
+/// One connection during a handover.
 #[derive(Debug)]
 pub struct ConnectionTransfer {
     /// Its socket.
     pub socket: OwnedFd,
-    /// Where it stood.
+    /// Its state.
     pub transfer: TransferState,
     /// The bytes that are still to be sent.
     pub unsent: Box<[u8]>,
 }
 
 impl ConnectionTransfer {
-    /// The same after so many milliseconds in which nobody served it.
+    /// The same after `milliseconds` in which no process served it.
     #[must_use]
     pub fn after(self, milliseconds: u64) -> Self {
         Self { transfer: self.transfer.after(milliseconds), ..self }
     }
 }
 
-/// What the process before us left.
+/// What the previous process handed over.
 #[derive(Debug)]
 pub struct Imported {
     /// The connections.
     pub transfers: Vec<ConnectionTransfer>,
-    /// Connections whose peer has gone in between; they are closed.
+    /// Connections that ended in the meantime; they are closed.
     pub ended: usize,
-    /// What else was among them, and is closed.
+    /// Descriptors that are not connections, by kind; they are closed.
     pub foreign: Vec<&'static str>,
-    /// Why they cannot be gone on with, if so: then they are only to be ended in order.
+    /// Why the state is unusable, if it is; the connections are then only closed in order.
     pub complaint: Option<String>,
 }
 
@@ -54,8 +55,8 @@ pub struct Imported {
 /// addresses, and the last valid configuration as TOML. They stay open.
 ///
 /// # Errors
-/// When the system does not let so many descriptors travel: ETOOMANYREFS beyond the limit on open
-/// files (what is under way counts against it, apart from what is open), EMFILE, ENOMEM, …
+/// When the system refuses to send this many descriptors: ETOOMANYREFS beyond the limit on open
+/// files (descriptors in flight count against it separately from open ones), EMFILE, ENOMEM, …
 pub fn pack<'a>(
     version: Version,
     listeners: &[String],
@@ -72,37 +73,40 @@ pub fn pack<'a>(
     store::pack(&descriptors)
 }
 
-/// The last valid configuration of the process before us, as TOML, if it left any in `bundles`
-/// along with connections. All that is in them stays there.
+/// The last valid configuration of the previous process, as TOML, if `bundles` hold one along with
+/// connections. The content of the bundles stays there.
 #[must_use]
 pub fn configuration(bundles: &[OwnedFd]) -> Option<String> {
     let State { head, records, .. } = store::unseal(store::peek(bundles)?).ok()?;
     (!records.is_empty() && !head.configuration.is_empty()).then_some(head.configuration)
 }
 
-/// What was in the store: read, and not yet imported.
+/// The content of the store, read and not yet imported.
 #[derive(Debug)]
 pub struct Import {
     sockets: Vec<OwnedFd>,
-    /// Where each of them stood, or why that cannot be known.
+    /// The state of each of them, or why it is unusable.
     state: Result<State, String>,
 }
 
-/// What was packed into `bundles`, in whatever order they come.
+/// Unpacks `bundles`, which may be in any order.
 #[must_use]
 pub fn unpack(bundles: Vec<OwnedFd>) -> Import {
     let store::Unpacked { descriptors, damage } = store::unpack(bundles);
     let mut descriptors = descriptors.into_iter();
     let state = match descriptors.next() {
         Some(state) => store::unseal(state).map_err(|unreadable| unreadable.to_string()),
-        None => Err("there is none".to_owned()),
+        None => Err("no state was stored".to_owned()),
     };
     let sockets: Vec<OwnedFd> = descriptors.collect();
     let state = match (damage, state) {
         (Some(damage), _) => Err(damage.to_owned()),
         (None, Ok(state)) if state.records.len() != sockets.len() => {
-            let (told, came) = (state.records.len(), sockets.len());
-            Err(format!("it tells of {told} connections, and {came} came"))
+            let listed = state.records.len();
+            Err(format!(
+                "it lists {listed} connections, but {sockets} sockets were stored",
+                sockets = sockets.len()
+            ))
         }
         (None, state) => state,
     };
@@ -110,9 +114,9 @@ pub fn unpack(bundles: Vec<OwnedFd>) -> Import {
 }
 
 impl Import {
-    /// The connections. Each is said to come from that of `listeners`, our own addresses, from
-    /// which it did; or from the first one, if there is no such listener any more. Whatever is no
-    /// connected stream socket is closed.
+    /// The connections. Each is attributed to the listener of `listeners` with the address that it
+    /// came from, or to the first if that address is gone. Anything but a connected stream socket is
+    /// closed.
     #[must_use]
     pub fn import(self, listeners: &[String]) -> Imported {
         let Self { sockets, state } = self;
@@ -141,7 +145,7 @@ fn resume(listeners: &[String], sockets: Vec<OwnedFd>, state: State) -> Vec<Conn
         .map(|theirs| listeners.iter().position(|address| address == theirs).unwrap_or(0))
         .map(|index| ListenerId(index as u16))
         .collect();
-    // Time went on while nobody was there.
+    // No process served them in the meantime.
     let elapsed = store::now_ms().saturating_sub(head.saved_at_ms);
     let transfers = sockets.into_iter().zip(records).map(|(socket, record)| {
         let theirs = usize::from(record.transfer.listener.0);
@@ -152,8 +156,8 @@ fn resume(listeners: &[String], sockets: Vec<OwnedFd>, state: State) -> Vec<Conn
     transfers.collect()
 }
 
-/// A FIN behind what the peer got so far, and time for its own: closing at once would reset whoever
-/// is still sending.
+/// A FIN after what the peer has received, then time for its FIN: an immediate close would reset a
+/// peer that is still sending.
 fn end(sockets: Vec<OwnedFd>) -> Vec<ConnectionTransfer> {
     let phase = TransferPhase::Flushing(CloseReason::Drained);
     let transfer = TransferState {

@@ -1,18 +1,20 @@
 //! echo-uring: an echo service (RFC 862) on io_uring, run by systemd.
 //!
-//! The map, in reading order. Arrows point down only (`tests/tidy.rs` holds them to it):
+//! The map, in reading order. Dependencies point down only (`tests/tidy.rs` checks it):
 //!
-//! - [`echo_core`]: the core. Events in, operations out; pure, so that every history can be
-//!   simulated. Start with [`echo_core::op`].
+//! - [`echo_core`]: the core. Events in, operations out; pure, so that histories can be simulated.
+//!   Start with [`echo_core::op`].
 //! - [`echo_ring`]: the driver that carries operations out on a real ring. The only unsafe code.
-//! - [`worker`]: the loop of one thread, which joins the two.
+//! - [`worker`]: the thread of a worker, which drives the core on a ring.
 //! - [`daemon`]: start-up order, workers, signals, watchdog, drain, exit.
 //! - [`admin`]: status, metrics and health of the running daemon, and the command that shows it.
-//! - [`doctor`]: looks at machine, configuration and sandbox, and says what is wrong.
-//! - [`capacity`]: what a daemon needs of files and memory, for those two.
-//! - [`echo_ring::output`]: what programs print, and what they do when they cannot.
-//! - [`cli`], [`config`], [`listen`], [`logging`], [`metrics`], [`systemd`]: the leaves, each with
-//!   one outside world to know.
+//! - [`doctor`]: findings about machine, configuration and sandbox, each with a remedy.
+//! - [`capacity`]: how many files and how much locked memory a daemon needs.
+//! - [`handover`]: connections between two processes.
+//! - [`source_limiter`], [`rate_limiter`]: limits for each source, shared by all workers.
+//! - [`echo_ring::output`]: printing, and the exit status if printing fails.
+//! - [`cli`], [`config`], [`listen`], [`logging`], [`metrics`], [`systemd`]: the leaves. Each knows
+//!   one interface to the outside.
 
 pub mod admin;
 pub mod capacity;

@@ -1,9 +1,9 @@
-//! What workers publish and others read: one board per worker, and the sums over all of them.
+//! The counters that workers publish for other threads: one board per worker, and sums over them.
 //!
-//! Counters change with every message and are looked at once a second. So a worker writes them to
-//! its board when somebody asked, when it has nothing else to do, or when the board is older than
-//! [`AGE_MAX_US`]; a board that lags behind says so, and whoever needs the very last figures asks
-//! and wakes the worker. A turn that publishes nothing costs two loads and a store.
+//! Counters change with every message and are read about once a second. A worker therefore writes
+//! its board only on request, when it is idle, or when the board is older than [`AGE_MAX_US`]. A
+//! board knows whether it is stale; a reader that needs exact counters requests them and wakes the
+//! worker. A turn that publishes nothing costs two loads and a store.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,16 +12,16 @@ use echo_core::datagram::DatagramTraffic;
 use echo_core::stats::{Stats, Traffic};
 use echo_core::worker::Worker;
 
-/// How far a busy worker lets its board lag behind, in microseconds.
+/// The maximum age of the board of a busy worker, in microseconds.
 pub const AGE_MAX_US: u64 = 10_000;
 
-/// Where one worker shows its counters. The worker never waits for a reader but in its last turn.
+/// The published counters of one worker. The worker waits for a reader only in its last turn.
 #[derive(Debug, Default)]
 pub struct Board {
     shown: Mutex<Shown>,
-    /// Somebody wants to see the last figures.
+    /// A reader has requested exact counters.
     wanted: AtomicBool,
-    /// There have been turns since what is shown.
+    /// There have been turns since the last publication.
     stale: AtomicBool,
 }
 
@@ -78,9 +78,10 @@ impl Shown {
 }
 
 impl Board {
-    /// To be called at the end of a turn whose events were fetched at `clock_us`. Shows the
-    /// counters if it is time to, and notes when in `published_us`; `idle` says that the turn
-    /// brought no events. If somebody reads at this very moment, a later turn shows them.
+    /// To be called at the end of a turn whose events were fetched at `clock_us`. Publishes the
+    /// counters if they were requested, if the turn was `idle` (it had no events) or if the board is
+    /// too old, and writes the time to `published_us`. If a reader holds the lock, a later turn
+    /// publishes them.
     pub fn publish<'a>(
         &self,
         counted: impl FnOnce() -> Counted<'a>,
@@ -96,14 +97,14 @@ impl Board {
         }
     }
 
-    /// To be called instead of [`Self::publish`] at the end of a worker's last turn. It waits for
-    /// who reads at this very moment, for there is no later turn; a reader only copies.
+    /// To be called instead of [`Self::publish`] at the end of a worker's last turn. It waits for a
+    /// reader that holds the lock, because there is no later turn; a reader only copies.
     pub fn publish_last(&self, counted: Counted<'_>) {
         let shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
         self.write(shown, counted);
     }
 
-    /// Shows these figures unless somebody reads at this very moment.
+    /// Publishes these counters unless a reader holds the lock.
     fn show(&self, counted: Counted<'_>) -> bool {
         let Ok(shown) = self.shown.try_lock() else { return false };
         self.write(shown, counted);
@@ -112,7 +113,7 @@ impl Board {
 
     fn write(&self, mut shown: MutexGuard<'_, Shown>, counted: Counted<'_>) {
         shown.stats = counted.stats;
-        // Nothing is allocated but the first time.
+        // Allocates at the first publication only.
         shown.listeners.clear();
         shown.listeners.extend_from_slice(counted.listeners);
         shown.datagram_listeners.clear();
@@ -121,14 +122,14 @@ impl Board {
         self.stale.store(false, Ordering::Release);
     }
 
-    /// What was shown last.
+    /// The counters as published last.
     #[must_use]
     pub fn read(&self) -> Shown {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Asks for the last figures; false if they are on the board already. When true the worker is
-    /// to be woken.
+    /// Requests exact counters. Returns false if the board has them already; otherwise the caller
+    /// must wake the worker.
     #[must_use]
     pub fn ask(&self) -> bool {
         let stale = self.stale.load(Ordering::Acquire);
@@ -138,7 +139,7 @@ impl Board {
         stale
     }
 
-    /// Whether there is no request that waits for an answer.
+    /// Whether no request is pending.
     #[must_use]
     pub fn has_answered(&self) -> bool {
         !self.wanted.load(Ordering::Acquire)
@@ -167,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_busy_worker_publishes_when_asked_or_now_and_then() {
+    fn a_busy_worker_publishes_on_request_or_periodically() {
         let board = Board::default();
         let mut published = 0;
         publish(&board, 1, 5, &mut published, false);
@@ -183,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn an_idle_turn_leaves_nothing_to_ask_for() {
+    fn an_idle_turn_leaves_nothing_to_request() {
         let board = Board::default();
         let mut published = 0;
         publish(&board, 1, 5, &mut published, false);
@@ -192,10 +193,10 @@ mod tests {
         assert!(!board.ask());
     }
 
-    /// Goal: who reads while a worker ends does not make the others see old figures for ever, nor
-    /// wait for an answer of somebody who is gone.
+    /// Goal: a reader that holds the lock while a worker ends does not leave old counters on the
+    /// board, nor a request that is never answered.
     #[test]
-    fn the_last_figures_are_shown_whoever_reads() {
+    fn the_last_counters_are_published_despite_a_reader() {
         let board = Board::default();
         publish(&board, 1, 0, &mut 0, true);
         publish(&board, 2, 1, &mut 0, false);
@@ -215,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_holds_up_nobody_and_gets_the_figures_later() {
+    fn a_reader_does_not_delay_the_worker() {
         let board = Board::default();
         let mut published = 0;
         let guard = board.shown.lock().unwrap();

@@ -10,7 +10,7 @@ use echo_core::admission::{Limiter, SourceKey, SourceLimits, SourceTable};
 use echo_core::op::Timestamp;
 use echo_core::reason::RefuseReason;
 
-/// Shards of the limiter. With 64 a worker finds a shard locked once in thousands of times.
+/// Shards of the limiter. With 64, one look-up in thousands finds its shard locked.
 const SHARDS: u32 = 64;
 
 /// See the head of this file.
@@ -31,7 +31,7 @@ impl Default for SourceLimiter {
 impl SourceLimiter {
     fn shard(&self, key: SourceKey) -> MutexGuard<'_, SourceTable> {
         let index = self.hashing.hash_one(key) as usize % self.shards.len();
-        // Poisoned where panics unwind, in tests: what was counted still counts.
+        // Only tests unwind and so poison a lock; the counts stay valid.
         self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -61,8 +61,8 @@ mod tests {
 
     use super::*;
 
-    /// Goal: a limit holds over all workers, and every connection is counted off. Method: threads
-    /// that all enter and leave for the same few sources, with an eye on how many are inside.
+    /// Goal: a limit holds over all workers, and every connection is subtracted at its end. Method:
+    /// threads enter and leave for the same few sources, and count how many are inside.
     #[test]
     fn a_limit_holds_over_all_threads() {
         const LIMIT: u32 = 3;
@@ -77,7 +77,7 @@ mod tests {
                     for round in 0..20_000_usize {
                         let source = (round + thread) % 4;
                         let peer = PeerAddr::Ipv4([10, 0, 0, source as u8]);
-                        let key = limits.key(peer).expect("it has an address");
+                        let key = limits.key(peer).expect("an IP peer has a source");
                         if limiter.enter(now, key, limits).is_ok() {
                             let count = inside[source].fetch_add(1, Ordering::SeqCst) + 1;
                             assert!(count <= LIMIT, "{count} inside");

@@ -1,5 +1,5 @@
-//! The thread of one worker: the loop of the core, the mailbox of its commands, and the board on
-//! which it shows its figures.
+//! The thread of one worker: it drives the core's loop, takes commands from a mailbox, and publishes
+//! its counters on a board.
 //!
 //! It knows the ring only through [`Kernel`].
 
@@ -12,22 +12,22 @@ use echo_core::worker::{Status, Worker};
 
 use crate::metrics::{Board, Counted};
 
-/// What the daemon and one worker tell each other.
+/// What the main thread and one worker share.
 #[derive(Debug, Default)]
 pub struct Shared {
     turns: AtomicU64,
     ready: AtomicBool,
     ended: AtomicBool,
-    /// Commands that the worker has not taken yet, oldest first.
+    /// The mailbox: commands that the worker has not taken yet, oldest first.
     commands: Mutex<Vec<Command>>,
-    /// Whether there are any: all that a turn without commands looks at.
+    /// Whether the mailbox holds any. A turn without commands reads this flag only.
     has_commands: AtomicBool,
     /// The worker's counters.
     pub board: Board,
 }
 
 impl Shared {
-    /// How often the worker has turned its loop.
+    /// How many turns of its loop the worker has completed.
     #[must_use]
     pub fn turns(&self) -> u64 {
         self.turns.load(Ordering::Relaxed)
@@ -39,28 +39,28 @@ impl Shared {
         self.ready.load(Ordering::Acquire)
     }
 
-    /// Whether the worker has drained, or waits for what becomes of a hand-over; it turns no more,
-    /// and its board shows its last figures.
+    /// Whether the loop has ended: the worker has drained, or waits for the outcome of a handover.
+    /// The board then has its last counters.
     #[must_use]
     pub fn has_ended(&self) -> bool {
         self.ended.load(Ordering::Acquire)
     }
 
-    /// Puts `command` behind those that wait. The worker takes them all at its next turn; wake it
-    /// after this call, not before, to be heard at once.
+    /// Adds `command` to the mailbox. The worker takes all commands at its next turn. For an effect
+    /// at once, wake the worker after this call, not before.
     pub fn post(&self, command: Command) {
         self.commands.lock().unwrap_or_else(PoisonError::into_inner).push(command);
         self.has_commands.store(true, Ordering::Release);
     }
 
-    /// Whether a command waits to be taken.
+    /// Whether the mailbox holds a command.
     #[must_use]
     pub fn has_commands(&self) -> bool {
         self.has_commands.load(Ordering::Acquire)
     }
 
-    /// The commands that wait. None while somebody is posting: the wake-up that follows brings the
-    /// worker back.
+    /// Takes all commands. None while another thread is posting: the wake-up that follows a post
+    /// starts another turn.
     fn take_commands(&self) -> Vec<Command> {
         if !self.has_commands.load(Ordering::Acquire) {
             return Vec::new();
@@ -78,17 +78,17 @@ impl Shared {
 /// Why a worker stopped serving.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The drain that a [`Command::Drain`] asked for is over.
+    /// The drain of a [`Command::Drain`] is over.
     Drained,
-    /// Every connection is quiescent, as a [`Command::HandOver`] asked.
+    /// Every connection is quiescent after a [`Command::HandOver`].
     Quiescent,
 }
 
-/// Serves until the drain or the handover that a [`Command`] asked for is over. `on_ready` is
-/// called when the listeners are armed.
+/// Serves until a drain or a handover is over, see [`Command`]. `on_ready` is called when the
+/// listeners are armed.
 ///
 /// # Errors
-/// When the kernel itself fails; the connections are lost then.
+/// When the ring fails; the connections are lost then.
 pub fn run<K: Kernel>(
     kernel: &mut K,
     worker: &mut Worker,
@@ -96,19 +96,19 @@ pub fn run<K: Kernel>(
     on_ready: impl FnOnce(),
 ) -> Result<Outcome, K::Error> {
     worker.start(kernel)?;
-    // From here on a board has room for every counter.
+    // The first publication allocates the lists of the board, later ones do not.
     shared.board.publish(|| Counted::of(worker), 0, &mut 0, true);
     shared.ready.store(true, Ordering::Release);
     on_ready();
     serve(kernel, worker, shared)
 }
 
-/// Serves on after [`Outcome::Quiescent`], when the connections could not be handed over and are
-/// back. The same worker goes on, so whatever it was told since its start still holds, and it
-/// accepts nothing: a [`Command::Drain`] must be in the mailbox.
+/// Continues after [`Outcome::Quiescent`], when the connections could not be handed over and are
+/// back. It is the same worker with the same limits, and it accepts nothing: a [`Command::Drain`]
+/// must be in the mailbox.
 ///
 /// # Errors
-/// When the kernel itself fails; the connections are lost then.
+/// When the ring fails; the connections are lost then.
 pub fn resume<K: Kernel>(
     kernel: &mut K,
     worker: &mut Worker,
@@ -123,11 +123,11 @@ fn serve<K: Kernel>(
     worker: &mut Worker,
     shared: &Shared,
 ) -> Result<Outcome, K::Error> {
-    // When the board was last brought up to date.
+    // When the board was last written.
     let mut published_us = 0;
     let outcome = loop {
         let status = worker.step(kernel, shared.take_commands())?;
-        // No other thread writes it, so this needs no locked instruction.
+        // This thread is the only writer, so no atomic read-modify-write is needed.
         shared.turns.store(shared.turns() + 1, Ordering::Relaxed);
         match status {
             Status::Running { idle } => {

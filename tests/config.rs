@@ -375,7 +375,11 @@ fn broken_listeners_are_refused_with_line_and_cure() {
     };
     let pair = |one, two| listener("a", one) + &listener("b", two);
     for (text, line, expected) in [
-        ("listener = []".to_owned(), 1, "listener: 0 listeners; list 1 to 256, or none for the"),
+        (
+            "listener = []".to_owned(),
+            1,
+            "listener: an empty list; list 1 to 256 listeners, or omit",
+        ),
         (
             "\n[[listener]]\naddress = '[::1]:1'".into(),
             2,

@@ -162,6 +162,7 @@ struct Entry {
 struct Merged {
     config: Config,
     places: Places,
+    /// One more than there may be, at most.
     listeners: Vec<Entry>,
     faults: Faults,
 }
@@ -185,7 +186,9 @@ impl Merged {
         let problem = if self.faults.count > 0 {
             return;
         } else if self.listeners.len() > LISTENERS_MAX {
-            too_many(self.listeners.len())
+            format!(
+                "more than {LISTENERS_MAX} listeners in all files; list {LISTENERS_MAX} at most"
+            )
         } else if self.listeners.iter().all(|entry| entry.config.kind != Kind::Echo) {
             "none of kind \"echo\"; add one such as address = \"[::1]:7777\"".to_owned()
         } else {
@@ -197,8 +200,15 @@ impl Merged {
 
 const LISTENER: &str = "listener";
 
-fn too_many(count: usize) -> String {
-    format!("{count} listeners; list 1 to {LISTENERS_MAX}, or none for the built-in two")
+/// What is wrong with a list of so many listeners: none, or too many.
+fn wrong_count(count: usize) -> String {
+    match count {
+        0 => format!(
+            "an empty list; list 1 to {LISTENERS_MAX} listeners, or omit [[listener]] for the \
+             built-in two"
+        ),
+        _ => format!("{count} listeners; list {LISTENERS_MAX} at most"),
+    }
 }
 
 /// One file that is being read.
@@ -323,7 +333,7 @@ impl Reader<'_> {
             other => return self.note(byte, LISTENER, "", not_sections(&other)),
         };
         if entries.is_empty() && self.role == Role::Main || entries.len() > LISTENERS_MAX {
-            return self.note(byte, LISTENER, "", too_many(entries.len()));
+            return self.note(byte, LISTENER, "", wrong_count(entries.len()));
         }
         if entries.is_empty() || self.role == Role::Main {
             self.merged.listeners.clear();

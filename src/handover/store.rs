@@ -1,15 +1,15 @@
-//! Descriptors on their way to the next process: packed into a socket that waits in the service
-//! manager's store, and unpacked again.
+//! The descriptors of a handover: packed into a socket that the service manager stores, and
+//! unpacked again.
 //!
-//! One entry of the store holds thousands of connections: they are sent into one end of a socket
-//! pair (unix(7), `SCM_RIGHTS`), and the other end is what is stored. With an entry a connection
+//! One entry of the store (a *bundle*) holds thousands of connections: they are sent into one end of
+//! a socket pair (unix(7), `SCM_RIGHTS`), and the other end is stored. With one entry per connection
 //! the manager would compare each with all others, and their names would not fit into the
-//! environment. The state goes first, as a sealed memfd, so that it cannot part from what it is
-//! about.
+//! environment. The state is the first descriptor, a sealed memfd, so that state and connections
+//! cannot be separated.
 //!
-//! A message carries at most 253 descriptors; it bears its number, since a socket whose buffer is
-//! full is followed by another one, and the store keeps no order. The only room that knows rustix,
-//! which makes what it received [`OwnedFd`]s without unsafe code of ours.
+//! A message carries at most 253 descriptors and its number: when the buffer of a socket is full,
+//! another bundle follows, and the store keeps no order. Only this module of `handover` uses rustix,
+//! which returns received descriptors as [`OwnedFd`]s without unsafe code of ours.
 
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Seek};
@@ -30,14 +30,14 @@ use echo_core::op::TransferState;
 
 /// Descriptors in one message: the kernel's limit (`SCM_MAX_FD`).
 const MESSAGE: usize = 253;
-/// Sockets of one hand-over; the unit allows for so many entries (`FileDescriptorStoreMax=`).
-/// Each holds some hundred thousand descriptors.
+/// Bundles of one handover; the unit permits this many entries (`FileDescriptorStoreMax=`). Each
+/// holds some hundred thousand descriptors.
 const BUNDLES_MAX: usize = 32;
 
-/// A state that nobody can change any more.
+/// Writes the state to a memfd and seals it.
 ///
 /// # Errors
-/// When there is no memory or no descriptor for it.
+/// When there is no memory or no descriptor left.
 pub(super) fn seal(
     version: Version,
     head: &Head,
@@ -57,7 +57,7 @@ pub(super) fn seal(
 /// Reads a sealed state.
 ///
 /// # Errors
-/// If it is none.
+/// If it is not a sealed state.
 pub(super) fn unseal(fd: OwnedFd) -> Result<State, Unreadable> {
     let seals = fcntl_get_seals(&fd).map_err(|_| Unreadable::Foreign)?;
     if !seals.contains(SealFlags::WRITE | SealFlags::SHRINK) {
@@ -69,17 +69,17 @@ pub(super) fn unseal(fd: OwnedFd) -> Result<State, Unreadable> {
     format::read(&mut io::BufReader::with_capacity(1 << 16, file), length)
 }
 
-/// Now, in milliseconds of the monotonic clock of this boot: the one that two processes share.
+/// The time in milliseconds of the monotonic clock of this boot, which both processes share.
 pub(super) fn now_ms() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     now.tv_sec.unsigned_abs() * 1000 + now.tv_nsec.unsigned_abs() / 1_000_000
 }
 
-/// Packs copies of `descriptors`, in this order, into as many sockets as it takes.
+/// Packs copies of `descriptors`, in this order, into as many bundles as needed.
 ///
 /// # Errors
-/// ETOOMANYREFS when more descriptors of this user are under way than the limit on open files
-/// allows, EMFILE when there is none left for the sockets, and others.
+/// ETOOMANYREFS when more descriptors of this user are in flight than the limit on open files
+/// permits, EMFILE when none is left for the sockets, and others.
 pub(super) fn pack(descriptors: &[BorrowedFd<'_>]) -> io::Result<Vec<OwnedFd>> {
     let messages = descriptors.chunks(MESSAGE);
     let count = messages.len() as u32;
@@ -127,16 +127,16 @@ fn label(number: u32, count: u32) -> [u8; 8] {
     label
 }
 
-/// What came out of the bundles.
+/// The content of the bundles.
 #[derive(Debug, Default)]
 pub(super) struct Unpacked {
-    /// In the order in which they were packed, as far as they came.
+    /// In the order in which they were packed; some may be missing.
     pub(super) descriptors: Vec<OwnedFd>,
-    /// Why some may be missing.
+    /// Why some may be missing, if so.
     pub(super) damage: Option<&'static str>,
 }
 
-/// Unpacks what [`pack`] packed. Takes what there is, whatever has happened to the rest.
+/// Unpacks what [`pack`] packed. Returns what is there even if some is missing.
 pub(super) fn unpack(bundles: Vec<OwnedFd>) -> Unpacked {
     let mut unpacked = Unpacked::default();
     let mut messages: Vec<([u8; 8], Vec<OwnedFd>)> = Vec::new();
@@ -175,7 +175,7 @@ struct Message {
     truncated: bool,
 }
 
-/// A copy of the first descriptor that was packed. Everything stays where it is.
+/// A copy of the first descriptor that was packed. The bundles are left unchanged.
 pub(super) fn peek(bundles: &[OwnedFd]) -> Option<OwnedFd> {
     let firsts = bundles.iter().filter_map(|bundle| next(bundle.as_fd(), RecvFlags::PEEK).ok()?);
     let mut firsts = firsts.filter(|message| message.label[..4] == [0; 4]);
@@ -210,14 +210,14 @@ fn next(bundle: BorrowedFd<'_>, how: RecvFlags) -> Result<Option<Message>, Errno
 /// Why a descriptor is not imported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refused {
-    /// It was a connection, and its peer has gone: nothing can be read or sent any more.
+    /// A connection that has ended: nothing can be received or sent any more.
     Ended,
-    /// It never was one; what it is instead.
+    /// Not a connection; what it is instead.
     Foreign(&'static str),
 }
 
-/// Whether this is a connected stream socket of a family that we serve. Anything else would never
-/// end (a pipe), or make the driver wait for what never comes (a listening socket).
+/// Whether this is a connected stream socket of a family that we serve. The driver could not handle
+/// anything else: a pipe would never end, a listening socket would never receive.
 pub(super) fn check_connection(fd: BorrowedFd<'_>) -> Result<(), Refused> {
     match sockopt::socket_type(fd) {
         Ok(SocketType::STREAM) => {}

@@ -117,7 +117,7 @@ pub struct Driver {
     ring: ManuallyDrop<Ring>,
     small: ManuallyDrop<BufferRing>,
     large: ManuallyDrop<BufferStack>,
-    /// There exactly if there are datagram sockets.
+    /// Present in every worker of a process with a UDP listener, also in workers without a socket.
     datagrams: ManuallyDrop<Option<Box<Datagrams>>>,
     /// The spilled bytes of a slot: there exactly when it has some. No operation points into them.
     spills: HashMap<u32, SpillQueue>,

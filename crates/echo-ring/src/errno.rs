@@ -40,10 +40,10 @@ pub(super) fn of_receive(errno: i32) -> ReceiveEnd {
     }
 }
 
-/// A send that failed, see send(2). EAGAIN is no failure and never comes here.
+/// A send that failed, see send(2). EAGAIN is no failure: callers handle it before.
 pub(super) fn of_send(errno: i32) -> SendError {
     match errno {
-        libc::ENOMEM | libc::ENOBUFS | libc::EINTR | libc::EAGAIN => SendError::Memory,
+        libc::ENOMEM | libc::ENOBUFS | libc::EINTR => SendError::Memory,
         libc::ECANCELED => SendError::Stopped,
         _ => SendError::Failed(of_connection(errno)),
     }

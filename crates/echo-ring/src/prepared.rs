@@ -18,7 +18,7 @@ pub struct PreparedRing {
     // Dropped first: the kernel must let go before the memory goes.
     pub(super) ring: Ring,
     pub(super) small: BufferRing,
-    /// There exactly if the worker is to serve datagrams.
+    /// Present in every worker of a process with a UDP listener.
     pub(super) datagrams: Option<BufferRing>,
 }
 
