@@ -115,8 +115,8 @@ pub fn unpack(bundles: Vec<OwnedFd>) -> Import {
 
 impl Import {
     /// The connections. Each is attributed to the listener of `listeners` with the address that it
-    /// came from, or to the first if that address is gone. Anything but a connected stream socket is
-    /// closed.
+    /// came from, or to the first if that address is gone. Anything but a connected stream socket
+    /// is closed.
     #[must_use]
     pub fn import(self, listeners: &[String]) -> Imported {
         let Self { sockets, state } = self;

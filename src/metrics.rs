@@ -79,8 +79,8 @@ impl Shown {
 
 impl Board {
     /// To be called at the end of a turn whose events were fetched at `clock_us`. Publishes the
-    /// counters if they were requested, if the turn was `idle` (it had no events) or if the board is
-    /// too old, and writes the time to `published_us`. If a reader holds the lock, a later turn
+    /// counters if they were requested, if the turn was `idle` (it had no events) or if the board
+    /// is too old, and writes the time to `published_us`. If a reader holds the lock, a later turn
     /// publishes them.
     pub fn publish<'a>(
         &self,

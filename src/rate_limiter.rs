@@ -64,7 +64,7 @@ mod tests {
 
     use super::*;
 
-    /// Goal: what all threads take together is what the bucket held, whoever came first.
+    /// Goal: all threads together take what the bucket held, in any order.
     #[test]
     fn threads_share_a_bucket() {
         let limiter = Arc::new(DatagramLimiter::default());

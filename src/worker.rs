@@ -1,5 +1,5 @@
-//! The thread of one worker: it drives the core's loop, takes commands from a mailbox, and publishes
-//! its counters on a board.
+//! The thread of one worker: it drives the core's loop, takes commands from a mailbox, and
+//! publishes its counters on a board.
 //!
 //! It knows the ring only through [`Kernel`].
 

@@ -1,15 +1,15 @@
 //! The descriptors of a handover: packed into a socket that the service manager stores, and
 //! unpacked again.
 //!
-//! One entry of the store (a *bundle*) holds thousands of connections: they are sent into one end of
-//! a socket pair (unix(7), `SCM_RIGHTS`), and the other end is stored. With one entry per connection
-//! the manager would compare each with all others, and their names would not fit into the
-//! environment. The state is the first descriptor, a sealed memfd, so that state and connections
-//! cannot be separated.
+//! One entry of the store (a *bundle*) holds thousands of connections: they are sent into one end
+//! of a socket pair (unix(7), `SCM_RIGHTS`), and the other end is stored. With one entry per
+//! connection the manager would compare each with all others, and their names would not fit into
+//! the environment. The state is the first descriptor, a sealed memfd, so that state and
+//! connections cannot be separated.
 //!
 //! A message carries at most 253 descriptors and its number: when the buffer of a socket is full,
-//! another bundle follows, and the store keeps no order. Only this module of `handover` uses rustix,
-//! which returns received descriptors as [`OwnedFd`]s without unsafe code of ours.
+//! another bundle follows, and the store keeps no order. Only this module of `handover` uses
+//! rustix, which returns received descriptors as [`OwnedFd`]s without unsafe code of ours.
 
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Seek};

@@ -36,8 +36,8 @@ use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 use super::buffers::BufferRing;
+use super::entry;
 use super::errno;
-use super::features;
 use super::locked::{self, Maker};
 use super::ring::{self, Ring};
 use super::token::Token;
@@ -191,12 +191,12 @@ impl Client {
         // `super::Transport::Unix`.
         let entry = if self.is_unix {
             opcode::Recv::new(fd, std::ptr::null_mut(), 0)
-                .ioprio(features::POLL_FIRST)
+                .ioprio(entry::POLL_FIRST)
                 .buf_group(GROUP)
                 .build()
                 .flags(squeue::Flags::BUFFER_SELECT)
         } else {
-            features::multishot_receive(fd, GROUP, UNBOUNDED)
+            entry::multishot_receive(fd, GROUP, UNBOUNDED)
         };
         self.in_flight += 1;
         let entry = entry.user_data(Token::Receive(connection, SizeClass::Small).pack());

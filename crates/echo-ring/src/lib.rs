@@ -19,6 +19,7 @@ pub mod client;
 mod control;
 mod datagram_socket;
 pub mod driver;
+mod entry;
 mod errno;
 pub mod features;
 mod listening;

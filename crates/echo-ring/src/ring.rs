@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use io_uring::{Builder, EnterFlags, IoUring, cqueue, opcode, squeue, types};
 
-use super::features;
+use super::entry;
 use super::restrict;
 use super::token::Token;
 use super::unusable::{Call, Unusable};
@@ -124,7 +124,7 @@ impl Ring {
         let entry = match backlog {
             // The feature came with Linux 6.10, as this kind of accept did.
             Expectation::Silence if self.inner.params().is_feature_recvsend_bundle() => {
-                features::accept_when_readable(accept)
+                entry::accept_when_readable(accept)
             }
             Expectation::Silence | Expectation::Data => accept.build(),
         };

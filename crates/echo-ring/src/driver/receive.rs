@@ -7,7 +7,7 @@ use io_uring::{cqueue, opcode, squeue};
 
 use super::{Driver, MULTISHOT_BYTES_MAX, OPEN, SMALL_GROUP, Socket, Transport};
 use crate::token::Token;
-use crate::{errno, features};
+use crate::{entry, errno};
 use echo_core::op::{
     BufferId, ConnectionId, Event, Expectation, ReceiveEnd, ReceiveMode, SizeClass,
 };
@@ -66,12 +66,12 @@ impl Driver {
         };
         let goes_on = mode == ReceiveMode::Multishot && socket.rdhup.allows_multishot();
         let entry = if goes_on {
-            features::multishot_receive(fd, SMALL_GROUP, MULTISHOT_BYTES_MAX)
+            entry::multishot_receive(fd, SMALL_GROUP, MULTISHOT_BYTES_MAX)
         } else {
             opcode::Recv::new(fd, std::ptr::null_mut(), 0)
                 .ioprio(match mode {
                     ReceiveMode::Now | ReceiveMode::Multishot => 0,
-                    ReceiveMode::WhenReadable => features::POLL_FIRST,
+                    ReceiveMode::WhenReadable => entry::POLL_FIRST,
                 })
                 .buf_group(SMALL_GROUP)
                 .build()
@@ -103,7 +103,7 @@ impl Driver {
         let receive = opcode::Recv::new(fd, start, length);
         let receive = match mode {
             ReceiveMode::Now => receive.flags(libc::MSG_DONTWAIT),
-            ReceiveMode::WhenReadable => receive.ioprio(features::POLL_FIRST),
+            ReceiveMode::WhenReadable => receive.ioprio(entry::POLL_FIRST),
             ReceiveMode::Multishot => unreachable!("a large buffer is filled once"),
         };
         self.socket_mut(connection).receiving = Receiving::Large;

@@ -350,8 +350,8 @@ fn spilled_bytes_stay_counted_until_the_close() {
     assert_eq!(bench.resources.stats.bytes_dropped, 3);
 }
 
-/// Goal: a peer that keeps sending after our FIN is given up in time, whether its bytes are received
-/// or discarded.
+/// Goal: a peer that keeps sending after our FIN is given up in time, whether its bytes are
+/// received or discarded.
 #[test]
 fn bytes_after_our_fin_do_not_prolong_it() {
     for (script, event) in [

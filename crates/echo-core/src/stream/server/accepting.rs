@@ -42,9 +42,9 @@ fn an_accept_waits_for_a_connection_when_the_backlog_was_empty() {
     let mut told = Vec::new();
     let peer = PeerAddr::Unknown;
     for answer in [Some(Expectation::Data), Some(Expectation::Silence), None] {
-        let accept = ops.iter().find_map(|op| match *op {
-            Op::Accept { connection, backlog, .. } => Some((connection, backlog)),
-            _ => None,
+        let accept = ops.iter().find_map(|&op| {
+            let Op::Accept { connection, backlog, .. } = op else { return None };
+            Some((connection, backlog))
         });
         let (connection, expected) = accept.expect("an accept is armed");
         told.push(expected);
