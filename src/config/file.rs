@@ -3,10 +3,10 @@
 //! 1. Each file is read into a tree of TOML values, each with its place.
 //! 2. What the table of keys knows is checked and put into the configuration. A later file
 //!    overwrites the keys that it has, and replaces listeners by name.
-//! 3. What is wrong is noted, and reading goes on: all faults are told, in the order of the files.
-//! 4. What only shows in the whole, such as two listeners at one address, is looked at last.
+//! 3. Errors are noted, and reading continues: all errors are reported, in the order of the files.
+//! 4. Errors of the whole, such as two listeners at one address, are looked for last.
 //!
-//! TOML that is broken may be misread from there on, so only what stands before it is judged.
+//! Broken TOML may be misread from the error on, so only what stands before it is checked.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -19,6 +19,8 @@ use super::value::{Field, Value, shown};
 use super::{Config, ConfigError, Examined, Invalid, Kind, ListenerConfig, builtin_listeners};
 use super::{conflict, echoed, guess};
 
+/// The name of the list of listeners; not a key of the table of keys.
+const LISTENER: &str = "listener";
 const LISTENERS_MAX: usize = 256;
 
 /// A file that has been read.
@@ -32,9 +34,10 @@ pub(super) struct Source {
 /// What a file is to the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
-    /// The file that is named. Its listeners are all there are.
+    /// The named file. If it has listeners, they replace the built-in ones.
     Main,
-    /// A later one. Its listeners are added, or replace those of the same name.
+    /// A later one. Its listeners are added, or replace those of the same name; an empty list
+    /// removes all earlier listeners.
     DropIn,
 }
 
@@ -105,10 +108,10 @@ fn position(text: &[u8], place: usize) -> (usize, usize) {
 /// Where each key was set last, if a file has it.
 pub(super) type Places = BTreeMap<&'static str, Place>;
 
-/// What the files come to, without warnings.
+/// The merged configuration, without warnings.
 ///
 /// # Errors
-/// All that is wrong with them.
+/// All errors of the files.
 pub(super) fn merge(sources: Vec<Source>) -> Result<Examined, Invalid> {
     let mut merged = Merged {
         config: Config::default(),
@@ -134,7 +137,7 @@ pub(super) fn merge(sources: Vec<Source>) -> Result<Examined, Invalid> {
     Ok(Examined { config, warnings: Vec::new(), sources, places, listeners })
 }
 
-/// An error of each listener, those at `listeners`, that has no address and is not one of `names`.
+/// An error for each of `listeners` that has neither an address nor a name among `names`.
 pub(super) fn unnamed<'a>(
     listeners: impl Iterator<Item = (&'a ListenerConfig, &'a Place)>,
     names: &[String],
@@ -168,7 +171,8 @@ struct Merged {
 }
 
 impl Merged {
-    /// What holds for all listeners together. Of a list with faults nobody knows what was meant.
+    /// Checks that concern all listeners together; their number is not checked if there are other
+    /// errors.
     fn judge_listeners(&mut self) {
         let Some(&place) = self.places.get(LISTENER) else { return };
         self.places.remove(LISTENER);
@@ -197,8 +201,6 @@ impl Merged {
         self.faults.note(place, LISTENER.to_owned(), problem);
     }
 }
-
-const LISTENER: &str = "listener";
 
 /// What is wrong with a list of so many listeners: none, or too many.
 fn wrong_count(count: usize) -> String {
@@ -257,7 +259,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Notes where TOML is broken, once in a line: what follows there is mostly a consequence.
+    /// Notes where TOML is broken, once per line: later errors of a line are mostly consequences.
     fn broken(&mut self, text: &str, errors: Vec<toml::de::Error>) {
         let byte_of = |error: &toml::de::Error| error.span().map_or(0, |span| span.start);
         let mut errors: Vec<_> = errors.iter().map(|error| (byte_of(error), error)).collect();
@@ -268,7 +270,7 @@ impl Reader<'_> {
             if !last.is_some_and(same_line) {
                 let problem =
                     format!("{}; see echo-uring.toml(5)", echoed::bare(error.message().trim()));
-                // To look for it takes time, and of so many errors the last ones are not told.
+                // Finding the header is a scan, and errors beyond `ERRORS_MAX` are not printed.
                 let few = self.merged.faults.count < Invalid::ERRORS_MAX;
                 let header = if few { header_before(text, *byte) } else { "" };
                 self.note(*byte, "", header, problem);
@@ -385,7 +387,7 @@ impl Reader<'_> {
                 Err(problems) => self.wrong(section, known.name, problems),
             }
         }
-        // What is missing may be what a fault is about.
+        // The missing name may be the one in error.
         if self.merged.faults.count > before {
             return None;
         }

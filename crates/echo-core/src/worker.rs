@@ -7,8 +7,8 @@
 //! 3. The events are handled, each by itself; then what is due by time.
 //! 4. The operations that follow are submitted. They reach the kernel with the next step.
 //!
-//! The daemon's thread and the simulator both drive this very code. Threads, wake-ups and whatever
-//! shows figures to others are the daemon's affair.
+//! The daemon's thread and the simulator both drive this code. Threads, wake-ups and publishing
+//! counters belong to the daemon.
 
 use alloc::vec::Vec;
 
@@ -25,14 +25,14 @@ use crate::stream::server::Server;
 /// How a worker stands after a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
-    /// It goes on. `idle` says that the step brought no events.
+    /// It continues.
     Running {
-        /// See there.
+        /// Whether the step brought no events.
         idle: bool,
     },
-    /// The drain that a [`Command::Drain`] asked for is over.
+    /// The drain of a [`Command::Drain`] is over.
     Drained,
-    /// Every connection is quiescent, as a [`Command::HandOver`] asked.
+    /// Every connection is quiescent after a [`Command::HandOver`].
     Quiescent,
 }
 
@@ -217,14 +217,14 @@ impl Worker {
         }
     }
 
-    /// A free slot for a connection of the process before us, or for one that could not be handed
+    /// A free slot for a connection of the previous process, or for one that could not be handed
     /// over. To be called before the worker starts, or after [`Self::release`]; [`Self::import`]
     /// must follow.
     pub fn reserve_slot(&mut self) -> ConnectionId {
         self.server.reserve_slot()
     }
 
-    /// A connection of the process before us is here, or one that could not be handed over is back:
+    /// A connection of the previous process is here, or one that could not be handed over is back:
     /// the driver has its socket and its unsent bytes. It stays whatever the limits say.
     pub fn import<K: Kernel>(
         &mut self,
@@ -238,7 +238,7 @@ impl Worker {
         kernel.submit(&mut self.ops);
     }
 
-    /// Counts a connection of the process before us that ends here: there is no memory for the
+    /// Counts a connection of the previous process that ends here: there is no memory for the
     /// bytes that are still to be sent on it.
     pub fn note_lost_in_handover(&mut self) {
         self.server.note_lost_in_handover();

@@ -1,5 +1,5 @@
-//! One thread of the load. Over streams and over UDP different things can go wrong, so each has a
-//! worker of its own: `streams` and `datagrams`. What both have in common is the `ledger`: orders
+//! One thread of the load. Streams and UDP fail in different ways, so each has its own worker type:
+//! `streams` and `datagrams`. What both have in common is the `ledger`: orders
 //! and news, phases, the schedule, and the measurements.
 
 use std::sync::Arc;
@@ -22,7 +22,7 @@ pub(crate) struct Task {
     pub(crate) plan: Arc<Plan>,
     /// The address of the server.
     pub(crate) address: SockAddr,
-    /// Its number.
+    /// The index of this thread, from 0.
     pub(crate) thread: u32,
     /// Becomes readable when there are orders.
     pub(crate) wake: Arc<EventFd>,

@@ -56,7 +56,7 @@ pub struct Settings {
     /// The datagram sockets of this worker, in the order of their
     /// [`SocketId`](echo_core::datagram::op::SocketId).
     pub datagram_sockets: Vec<Arc<DatagramSocket>>,
-    /// Becomes readable when the worker is to turn its loop; the driver empties it.
+    /// Becomes readable to start a turn of the worker; the driver empties it.
     pub wake: Arc<EventFd>,
     /// The pooled buffers. Small ones: a power of two up to 32768.
     pub buffers: BufferPlan,
@@ -86,7 +86,7 @@ struct Socket {
     receiving: Receiving,
     rdhup: Rdhup,
     room: Room,
-    /// Whether a send is under way that tells only of its failure.
+    /// True exactly while a skip-success send is in flight.
     skips_success: bool,
 }
 
@@ -113,7 +113,7 @@ impl Socket {
 
 /// One worker's ring, with the sockets and the memory its operations use.
 pub struct Driver {
-    // Dropped first: the kernel must let go before the memory goes. See also `Drop`.
+    // Dropped first: the kernel must release the memory before it is freed. See also `Drop`.
     ring: ManuallyDrop<Ring>,
     small: ManuallyDrop<BufferRing>,
     large: ManuallyDrop<BufferStack>,
@@ -130,9 +130,8 @@ pub struct Driver {
     scratch: Scratch,
     /// The socket of a slot: there exactly from accept or import to close or release.
     sockets: Vec<Option<Socket>>,
-    /// Polls of connections that are gone, by `user_data`: there exactly from their cancel to their
-    /// last completion.
-    /// The slots may have other tenants by then.
+    /// Polls of connections that are gone, by `user_data`: present exactly from their cancel to
+    /// their last completion. The slots may hold other connections by then.
     left_polls: HashSet<u64>,
     listeners: Arc<[ListeningSocket]>,
     /// The accept of each listener: there exactly while the kernel has it.
@@ -146,12 +145,12 @@ pub struct Driver {
     in_flight: u64,
     /// Turns that found the completion queue overflowed.
     overflows: u64,
-    /// Room for the completions of a turn, between the ring and [`Driver::take`].
+    /// Memory for the completions of a turn, between the ring and [`Driver::take`].
     reaped: Box<[MaybeUninit<cqueue::Entry>]>,
-    /// Events of operations that were done at once, to be told with the next turn.
+    /// Events of operations that were done at once, to be reported with the next turn.
     answers: Vec<Event>,
-    /// Sends whose success the kernel does not tell of, in order: there exactly from their
-    /// submission to the turn that answers them.
+    /// Skip-success sends, in order: present exactly from their submission to the turn that reports
+    /// them.
     skip_success_sends: Vec<SkipSuccessSend>,
     /// True exactly when the next turn is to answer them, and hence must not wait.
     flushes_sends: bool,
@@ -369,7 +368,7 @@ impl Driver {
             Wake::At(deadline) => deadline,
             Wake::Never => return true,
         };
-        // One millisecond more than the clock's reading tells, or it could go off just before.
+        // One millisecond later, because the clock is truncated to milliseconds.
         let moment = self.origin + Duration::from_millis(deadline.0.saturating_add(1));
         self.ring.has_alarm_by(moment)
             || deadline > self.now() && {
@@ -378,9 +377,9 @@ impl Driver {
             }
     }
 
-    /// Appends what a completion tells the core, if anything. An event is written where it stays:
-    /// handing it up and copying it, in one piece what was written in small ones, makes the
-    /// processor wait (95 instead of 104 ns of our own code an echo).
+    /// Appends the event of a completion, if it has one. Events are written in place. Returning
+    /// them by value reads with wide loads what narrow stores have just written, which stalls the
+    /// processor (104 instead of 95 ns of our own code per echo).
     #[inline(always)]
     fn take(&mut self, token: Token, result: i32, flags: u32, events: &mut Vec<Event>) {
         match token {
@@ -494,8 +493,8 @@ impl Kernel for Driver {
 
     fn turn(&mut self, wake: Wake, events: &mut Vec<Event>) -> Result<(), DriverError> {
         self.arm_wake();
-        let told = self.answers.is_empty() && !self.has_datagram_news();
-        let may_wait = told && !self.flushes_sends && self.set_alarm(wake);
+        let nothing_to_report = self.answers.is_empty() && !self.has_datagram_news();
+        let may_wait = nothing_to_report && !self.flushes_sends && self.set_alarm(wake);
         self.small.fill_up();
         if let Some(datagrams) = &mut *self.datagrams {
             datagrams.fill_up();

@@ -12,11 +12,11 @@ use crate::id::Timestamp;
 use crate::kernel::Wake;
 use crate::parameters::RuntimeLimits;
 
-/// After a failure a receive is tried again so many milliseconds later.
+/// Delay before a failed receive is armed again, in milliseconds.
 const RETRY_MS: u64 = 100;
 
-/// In a drain a socket is received from until a turn brings nothing from it, but for so many turns
-/// at most: others may go on sending.
+/// In a drain a socket is closed after a turn without datagrams, at the latest after this many
+/// turns: peers may keep sending.
 const DRAIN_TURNS_MAX: u32 = 64;
 
 /// How the datagram side of a worker is set up.
@@ -111,7 +111,7 @@ impl Responder {
         &self.listeners
     }
 
-    /// Whether replies are under way, so that the last figures have yet to come.
+    /// Whether replies are in flight, so that the counters are not final.
     pub(crate) fn is_replying(&self) -> bool {
         self.replies_count > 0
     }
@@ -138,7 +138,7 @@ impl Responder {
         let wake = |socket: &Socket| match socket.receive {
             Receive::Wanted => Wake::Now,
             Receive::Retrying(at) => Wake::At(at),
-            // A drain looks whether anything comes.
+            // A drain polls without waiting.
             Receive::Armed if self.drain.is_some() => Wake::Now,
             Receive::Armed | Receive::Stopping | Receive::Closed => Wake::Never,
         };
@@ -161,7 +161,7 @@ impl Responder {
             }
             Event::ReceiveEnded { socket, reason } => {
                 let socket = &mut self.sockets[usize::from(socket.0)];
-                // Datagrams may wait in the socket, unless it was canceled since none came.
+                // More datagrams may wait, unless we canceled the receive because none came.
                 socket.busy |= socket.receive == Receive::Armed;
                 socket.receive = match reason {
                     ReceiveEnd::NoBuffer | ReceiveEnd::Stopped => Receive::Wanted,
@@ -244,9 +244,10 @@ impl Responder {
     }
 
     fn end_reply(&mut self, buffer: BufferId) -> Reply {
-        self.replies_count -= 1;
         let reply = self.replies[usize::from(buffer.0)].take();
-        reply.expect("invariant: a reply is answered once")
+        let reply = reply.expect("invariant: a reply is answered once");
+        self.replies_count -= 1;
+        reply
     }
 
     fn on_reply_failed(&mut self, buffer: BufferId, error: ReplyError, ops: &mut Vec<Op>) {
@@ -278,14 +279,12 @@ impl Responder {
             let busy = core::mem::take(&mut socket.busy);
             let ends = last_turn.is_some_and(|last| last || !busy || socket.parameters.outlives_us);
             let id = SocketId(index);
+            let draining = last_turn.is_some();
+            let failed = matches!(socket.receive, Receive::Retrying(_));
             match socket.receive {
                 Receive::Wanted if ends && replying => {}
-                Receive::Retrying(_) if last_turn.is_some() && replying => {}
-                Receive::Wanted if ends => {
-                    socket.receive = Receive::Closed;
-                    ops.push(Op::Close { socket: id });
-                }
-                Receive::Retrying(_) if last_turn.is_some() => {
+                Receive::Retrying(_) if draining && replying => {}
+                Receive::Wanted | Receive::Retrying(_) if ends || draining && failed => {
                     socket.receive = Receive::Closed;
                     ops.push(Op::Close { socket: id });
                 }

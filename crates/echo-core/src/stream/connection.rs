@@ -1,12 +1,12 @@
-//! One connection: a state machine that never forgets a byte.
+//! One connection: a state machine.
 //!
 //! An event only changes what is known: the [`Phase`], and where receive ([`Inbound`]) and send
 //! ([`Outbound`]) stand. What to do next is then derived from it in one place,
-//! `Connection::advance`. So no path can forget to send, to arm or to close.
+//! `Connection::advance`. No event handler sends, arms or closes by itself.
 //!
 //! | phase | bytes come | end of stream | send done | peer dead | deadline |
 //! |---|---|---|---|---|---|
-//! | `Open` | queue | `HalfClosed` | next | `Closing` | idle, old `Flushing`, stalled `Closing` |
+//! | `Open` | queue | `HalfClosed` | next | `Closing` | idle, old: `Flushing`; stalled: `Closing` |
 //! | `HalfClosed` | impossible | impossible | next, or `Closing` | `Closing` | `Closing` |
 //! | `Flushing` | drop | `HalfClosed` | next, or FIN, `Lingering` | `Closing` | `Closing` |
 //! | `Lingering` | drop | `Closing` | impossible | `Closing` | `Closing` |
@@ -15,9 +15,10 @@
 //! An open connection that reaches its byte limit is `Flushing`, too.
 //!
 //! `Free`, `Accepting` and `WaitingForCapacity` have no bytes: the first two have no socket, the
-//! third has one that is not received from. *Join*: the last completion of a dying connection
-//! closes it; close(2) before would neither end an armed receive nor be seen by the peer (Linux:
-//! the request holds the file).
+//! third has one that is not received from.
+//!
+//! *Join*: a dying connection is closed by its last completion. An earlier close(2) would neither
+//! end an armed receive nor send FIN, because the request holds a reference to the file (Linux).
 
 use super::inbound::{Armed, Inbound, Receive};
 use super::outbound::{Outbound, Pending, Progress, Send};
@@ -32,7 +33,8 @@ use crate::reason::{CloseReason, ConnectionError, ReceiveEnd, SendError};
 #[cfg(test)]
 mod cells;
 
-/// What the loss of bytes for want of the system's memory is counted as, see errno(3).
+/// The errno under which a connection is counted that is lost because the system has no memory, see
+/// errno(3).
 pub(crate) const ENOMEM: i32 = 12;
 
 /// One slot. With its timer (12 bytes) and socket (8 bytes) it is a cache line.
@@ -90,13 +92,13 @@ impl Connection {
         self.listener
     }
 
-    /// Which tenant of the slot this is.
+    /// The generation of the connection that is now in the slot.
     #[must_use]
     pub(crate) fn generation(&self) -> u32 {
         self.generation
     }
 
-    /// Whether it waits for the answer of a receive that answers once.
+    /// Whether a one-shot receive into a small buffer is in flight.
     #[must_use]
     pub(crate) fn waits_for_one(&self) -> bool {
         self.receive() == Receive::Armed(Armed::Once)
@@ -297,7 +299,7 @@ impl Connection {
     /// A small buffer may be free: arms the receive if the connection still waits for one.
     pub(crate) fn serve(&mut self, context: &mut Context) {
         if self.inbound.leave_line() {
-            // That nothing moved while it waited was not the peer's doing.
+            // Timeouts do not count the time that the connection waited for our buffer.
             self.progress = Stamp::at(context.now);
             if self.wants_bytes(context.resources) {
                 // Deferred, it might find the buffer gone.
@@ -330,7 +332,7 @@ impl Connection {
         let receives = self.inbound.end_retry();
         let sends = self.outbound.end_retry();
         if receives || sends {
-            // That nothing moved while it waited was not the peer's doing.
+            // Timeouts do not count the time that the connection waited for the kernel's memory.
             self.progress = Stamp::at(context.now);
         }
         self.advance(context);
@@ -412,7 +414,7 @@ impl Connection {
         let needs_completion = self.needs_completion(context.resources);
         let pending = self.outbound.advance(context, needs_completion);
         if pending == Pending::Begun {
-            // The answer may come late, but this is when they move, if they do.
+            // Counted now, because the completion may be omitted or arrive late.
             self.progress = Stamp::at(context.now);
         }
         pending
@@ -430,7 +432,7 @@ impl Connection {
         }
     }
 
-    /// Whether anything is to happen when the bytes at hand are sent, besides the next send.
+    /// Whether anything but the connection's next send waits for this send to complete.
     fn needs_completion(&self, resources: &Resources) -> bool {
         self.phase != Phase::Open
             || resources.quiescing
@@ -451,7 +453,7 @@ impl Connection {
                     self.outbound.queued() < limits::QUEUE_CHUNKS_MAX
                         && !self.inbound.relays(self.phase, resources)
                 }
-                // One large buffer a connection: few of them stay in the cache, and go round.
+                // One large buffer per connection: few are used in turn, so they stay in the cache.
                 SizeClass::Large => false,
             },
             (Phase::Open, Send::Spilled { .. } | Send::Held { .. })
@@ -472,7 +474,8 @@ impl Connection {
         self.die(context, CloseReason::of(error));
     }
 
-    /// Gives up on the peer. What was queued is dropped; what the kernel has is made to come back.
+    /// Gives up on the peer. What was queued is dropped; shutdown(2) makes the operations in flight
+    /// complete.
     fn die(&mut self, context: &mut Context, reason: CloseReason) {
         if self.phase.is_closing() {
             return;
@@ -485,7 +488,7 @@ impl Connection {
         }
     }
 
-    /// Closes if the kernel has nothing of it any more.
+    /// Closes if the kernel holds no operation of it any more.
     fn join(&mut self, context: &mut Context, reason: CloseReason) {
         if !self.is_quiescent() {
             return;
@@ -510,7 +513,7 @@ impl Connection {
         self.vacate();
     }
 
-    /// The slot is free, for its next tenant.
+    /// The slot is free for the next connection.
     fn vacate(&mut self) {
         let generation = (self.generation + 1) & ConnectionId::GENERATION_MASK;
         *self = Self { generation, ..Self::free() };
@@ -553,7 +556,7 @@ impl Connection {
             Timeout::Stall => limits.stall_timeout,
             Timeout::Linger => Some(parameters.linger_timeout),
         });
-        // It might move if we or the kernel had memory for it.
+        // Timeouts do not count the time that it waits for our memory or the kernel's.
         let short = self.inbound.is_short() || self.outbound.is_short();
         let quiet = if short { 0 } else { self.progress.elapsed(now) };
         let silence_ends =
@@ -585,21 +588,21 @@ impl Connection {
             // Stalled or not: what was received is still echoed.
             (Phase::Open, _) if is_old => self.phase = Phase::Flushing(CloseReason::Lifetime),
             (_, Some(Timeout::Idle)) => self.phase = Phase::Flushing(CloseReason::Idle),
-            (_, Some(Timeout::Stall | Timeout::Linger)) => self.die(context, CloseReason::Stalled),
+            (_, Some(Timeout::Stall)) => self.die(context, CloseReason::Stalled),
+            (_, Some(Timeout::Linger)) => unreachable!("only `Lingering` lingers"),
         }
         self.advance(context);
     }
 }
 
-/// From one process to the next. A quiescent connection has nothing with the kernel: no receive, no
-/// send. All that is left of it is its socket, the bytes that are spilled, and a [`TransferState`].
-/// Chunks that were queued are still sent, since a try-send never waits; what the socket does not
-/// take of them is spilled as ever.
+/// Handover. The kernel holds no operation of a quiescent connection. All that is left of it is its
+/// socket, the bytes that are spilled, and a [`TransferState`]. Chunks that were queued are still
+/// sent, since a try-send never waits; what the socket does not take of them is spilled as always.
 impl Connection {
     /// A handover begins: receive no more, and take back a send that waits.
     pub(crate) fn quiesce(&mut self, context: &mut Context) {
         if self.inbound.give_up() {
-            // It would have moved if we or the kernel had had memory for it.
+            // Timeouts do not count the time that it waited for our memory or the kernel's.
             self.progress = Stamp::at(context.now);
         }
         self.advance(context);
@@ -613,7 +616,7 @@ impl Connection {
         }
     }
 
-    /// Whether the kernel has nothing of it.
+    /// Whether the kernel holds no operation of it.
     #[must_use]
     pub(crate) fn is_quiescent(&self) -> bool {
         !self.inbound.is_with_kernel() && !self.outbound.is_with_kernel()
@@ -644,7 +647,7 @@ impl Connection {
             Phase::Flushing(reason) => TransferPhase::Flushing(reason),
             Phase::Lingering(reason) => TransferPhase::Lingering(reason),
         };
-        assert!(self.is_quiescent(), "the kernel has something of {:?}", context.id);
+        assert!(self.is_quiescent(), "the kernel holds an operation of {:?}", context.id);
         let unsent = self.outbound.export(context);
         let listener = self.listener;
         context.resources.count_close(listener, CloseReason::HandedOver);
@@ -654,7 +657,7 @@ impl Connection {
         Some(TransferState { listener, phase, unsent, quiet_ms, age_ms, received })
     }
 
-    /// Goes on where the process before us stopped.
+    /// Continues where the previous process stopped.
     pub(crate) fn import(&mut self, context: &mut Context, transfer: TransferState) {
         assert_eq!(self.phase, Phase::Free, "an imported connection takes a slot of its own");
         let TransferState { listener, phase, unsent, quiet_ms, age_ms, received } = transfer;
@@ -704,7 +707,7 @@ impl Connection {
             Send::Idle | Send::Trying { .. } | Send::Held { .. } => 0,
         };
         if self.inbound.is_relay() {
-            assert_eq!(send, Send::Idle, "two of them send");
+            assert_eq!(send, Send::Idle, "a relay and a send at once");
         }
         let quiescing = resources.quiescing;
         match self.phase {

@@ -87,7 +87,7 @@ impl Resources {
         self.of(listener).accepted += 1;
     }
 
-    /// Counts a connection of the process before us.
+    /// Counts a connection of the previous process.
     pub(crate) fn count_taken_over(&mut self, listener: ListenerId) {
         self.of(listener).taken_over += 1;
     }

@@ -75,7 +75,7 @@ impl Driver {
         events.push(event);
     }
 
-    /// There may be room: relays at most so many bytes. Nothing if there is none after all.
+    /// The socket may be writable: relays at most `length_max` bytes. `None` if it is not.
     pub(super) fn relay_writable(
         &mut self,
         connection: ConnectionId,
@@ -202,7 +202,7 @@ fn forget(
     }
 }
 
-/// What it means that a look at the receive queue has found nothing.
+/// The event for a receive or peek that returned an error.
 fn nothing(error: &io::Error) -> Result<(usize, When), ReceiveEnd> {
     match error.raw_os_error().unwrap_or(libc::EIO) {
         libc::EAGAIN | libc::EINTR => Ok((0, When::Readable)),

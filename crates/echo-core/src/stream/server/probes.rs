@@ -2,6 +2,7 @@
 //! and the network never sees a burst that it would drop.
 
 use super::*;
+use crate::id::BufferId;
 use crate::limits;
 use alloc::vec;
 
