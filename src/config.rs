@@ -129,6 +129,33 @@ impl Kind {
     }
 }
 
+/// How many listening sockets an own TCP address has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ListeningSockets {
+    /// [`Self::PerWorker`] from [`Self::PER_WORKER_FROM`] workers on, otherwise [`Self::Shared`].
+    Auto,
+    /// One, from which all workers accept in turn.
+    Shared,
+    /// One for each worker.
+    PerWorker,
+}
+
+impl ListeningSockets {
+    /// From so many workers on "auto" makes a socket for each. One queue is served by all workers
+    /// in exact turns, which is what few connections want; but each accept takes its locks.
+    pub const PER_WORKER_FROM: usize = 16;
+
+    /// Whether each of so many workers gets a socket of its own.
+    #[must_use]
+    pub fn are_per_worker(self, workers: usize) -> bool {
+        match self {
+            Self::Auto => workers >= Self::PER_WORKER_FROM,
+            Self::Shared => false,
+            Self::PerWorker => true,
+        }
+    }
+}
+
 /// Where log lines go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogTarget {

@@ -4,6 +4,7 @@
 //! until a signal, a worker or a timer needs attention. It may therefore block on the service
 //! manager or the log without delaying an echo.
 
+mod accepting;
 mod admission_policy;
 mod datagrams;
 mod job;

@@ -279,6 +279,29 @@ pub fn siblings(socket: &OwnedFd, count: usize) -> io::Result<Vec<OwnedFd>> {
     bound::siblings(socket, count)
 }
 
+/// Binds `count` more listening sockets to the address of a TCP socket that was bound here
+/// (SO_REUSEPORT), with the same options: the kernel then spreads connections over all of them.
+///
+/// # Errors
+/// When the system refuses it.
+pub fn tcp_siblings(
+    socket: &OwnedFd,
+    printed: &str,
+    count: usize,
+    tcp: &Tcp,
+) -> Result<Vec<OwnedFd>, ListenError> {
+    let fault = |cause| ListenError::System {
+        address: printed.to_owned(),
+        act: "bind one more socket to it",
+        cause,
+    };
+    let siblings = bound::tcp_siblings(socket, count).map_err(fault)?;
+    for sibling in &siblings {
+        set_options(sibling, printed, tcp)?;
+    }
+    Ok(siblings)
+}
+
 /// The sockets that a service manager passed.
 #[derive(Debug, Default)]
 pub struct Inherited {
@@ -385,23 +408,37 @@ fn on_one_line(text: &str) -> String {
 }
 
 fn prepare(listener: &Listener, tcp: &Tcp, warnings: &mut Vec<String>) -> Result<(), ListenError> {
-    let socket = SockRef::from(&listener.socket);
-    if listener.family == Family::Udp {
-        return Ok(());
+    match listener.family {
+        Family::Udp => return Ok(()),
+        Family::Unix => {
+            return set_stream_options(&listener.socket, &listener.address, tcp);
+        }
+        Family::Tcp => {}
     }
-    let fault = |act| {
-        let address = listener.address.clone();
-        move |cause| ListenError::System { address, act, cause }
-    };
-    socket.set_out_of_band_inline(true).map_err(fault("set SO_OOBINLINE"))?;
-    set_buffers(&socket, tcp).map_err(fault("set SO_RCVBUF and SO_SNDBUF"))?;
-    if listener.family == Family::Unix {
-        return Ok(());
-    }
+    set_options(&listener.socket, &listener.address, tcp)?;
     // An interrupted stop may have left the socket with a filter that drops new connections.
     admit_new(listener.socket.as_fd());
-    warnings.extend(capped_buffers(&socket, tcp, &listener.address));
-    tune(listener.socket.as_fd(), tcp).map_err(fault("set its TCP options"))
+    warnings.extend(capped_buffers(&SockRef::from(&listener.socket), tcp, &listener.address));
+    Ok(())
+}
+
+/// Sets the options of a TCP listener, which its connections inherit.
+fn set_options(socket: &OwnedFd, address: &str, tcp: &Tcp) -> Result<(), ListenError> {
+    set_stream_options(socket, address, tcp)?;
+    let act = "set its TCP options";
+    tune(socket.as_fd(), tcp).map_err(|cause| ListenError::System {
+        address: address.to_owned(),
+        act,
+        cause,
+    })
+}
+
+/// Sets the options that TCP and Unix listeners have.
+fn set_stream_options(socket: &OwnedFd, address: &str, tcp: &Tcp) -> Result<(), ListenError> {
+    let fault = |act| move |cause| ListenError::System { address: address.to_owned(), act, cause };
+    let socket = SockRef::from(socket);
+    socket.set_out_of_band_inline(true).map_err(fault("set SO_OOBINLINE"))?;
+    set_buffers(&socket, tcp).map_err(fault("set SO_RCVBUF and SO_SNDBUF"))
 }
 
 /// Sets the options of a TCP listener that can change at run time. Connections accepted from then

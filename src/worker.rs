@@ -84,8 +84,13 @@ pub enum Outcome {
     Quiescent,
 }
 
+/// For how long a worker that was full is reported as such, at least, in microseconds: at the limit
+/// it may become full with every accept.
+const FULL_US_MIN: u64 = 1_000_000;
+
 /// Serves until a drain or a handover is over, see [`Command`]. `on_ready` is called when the
-/// listeners are armed.
+/// listeners are armed; `on_full`, if there is one, when the worker has no capacity left (true),
+/// and when it has some again (false), a second later at the earliest.
 ///
 /// # Errors
 /// When the ring fails; the connections are lost then.
@@ -94,13 +99,14 @@ pub fn run<K: Kernel>(
     worker: &mut Worker,
     shared: &Shared,
     on_ready: impl FnOnce(),
+    on_full: Option<&dyn Fn(bool)>,
 ) -> Result<Outcome, K::Error> {
     worker.start(kernel)?;
     // The first publication allocates the lists of the board, later ones do not.
     shared.board.publish(|| Counted::of(worker), 0, &mut 0, true);
     shared.ready.store(true, Ordering::Release);
     on_ready();
-    serve(kernel, worker, shared)
+    serve(kernel, worker, shared, on_full)
 }
 
 /// Continues after [`Outcome::Quiescent`], when the connections could not be handed over and are
@@ -115,14 +121,33 @@ pub fn resume<K: Kernel>(
     shared: &Shared,
 ) -> Result<Outcome, K::Error> {
     shared.ended.store(false, Ordering::Release);
-    serve(kernel, worker, shared)
+    serve(kernel, worker, shared, None)
 }
 
 fn serve<K: Kernel>(
     kernel: &mut K,
     worker: &mut Worker,
     shared: &Shared,
+    on_full: Option<&dyn Fn(bool)>,
 ) -> Result<Outcome, K::Error> {
+    // When the worker was reported to be full, if it was and has not been reported otherwise.
+    let mut full_since_us = None;
+    let mut report_fullness = |worker: &Worker| {
+        let Some(on_full) = on_full else { return };
+        match (full_since_us, worker.is_full()) {
+            (None, true) => {
+                full_since_us = Some(worker.clock_us());
+                on_full(true);
+            }
+            (Some(since), false) if worker.clock_us() - since >= FULL_US_MIN => {
+                full_since_us = None;
+                on_full(false);
+            }
+            (None, false) | (Some(_), _) => {}
+        }
+    };
+    // Without a share in the capacity it is full from the beginning.
+    report_fullness(worker);
     // When the board was last written.
     let mut published_us = 0;
     let outcome = loop {
@@ -132,6 +157,7 @@ fn serve<K: Kernel>(
         match status {
             Status::Running { idle } => {
                 let clock_us = worker.clock_us();
+                report_fullness(worker);
                 shared.board.publish(|| Counted::of(worker), clock_us, &mut published_us, idle);
             }
             Status::Drained => break Outcome::Drained,

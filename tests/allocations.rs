@@ -140,7 +140,7 @@ impl Service {
                 ..RuntimeLimits::unlimited(1_000)
             },
         });
-        worker::run(&mut driver, &mut core, &self.shared, on_ready).unwrap();
+        worker::run(&mut driver, &mut core, &self.shared, on_ready, None).unwrap();
         let stats = core.stats();
         COUNTED.set(false);
         stats

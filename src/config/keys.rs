@@ -17,8 +17,8 @@ use std::time::Duration;
 use Type::{Address, Flag, Name, Networks, Number, Or, Ports, PowerOfTwo, Size, Time, Word};
 use log::LevelFilter;
 
-use super::value::{Field, KINDS, LOG_LEVELS, LOG_TARGETS, Type, Value};
-use super::{Config, LogTarget, Network, Workers};
+use super::value::{Field, KINDS, LISTENING_SOCKETS, LOG_LEVELS, LOG_TARGETS, Type, Value};
+use super::{Config, ListeningSockets, LogTarget, Network, Workers};
 
 const MICROSECOND: Duration = Duration::from_micros(1);
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -189,6 +189,25 @@ section! {
      halves the round trip on a quiet line; the price is a CPU that is busy for so long after \
      each message. Only for machines with a CPU to spare for each worker.",
     "A worker that does not sleep need not be woken, which is most of the round trip.";
+
+    "listening-sockets", listening_sockets: ListeningSockets = ListeningSockets::Auto,
+    Word(&LISTENING_SOCKETS), AtRestart,
+    "How many listening sockets a TCP address has that the daemon binds. \"shared\" is one: all \
+     workers accept from it, in turn. \"per-worker\" is one for each worker (SO_REUSEPORT): \
+     workers that accept do not wait for each other. \"auto\" is \"per-worker\" with 16 workers or \
+     more.",
+    "With several sockets the kernel selects one for each connection by a hash of its addresses, \
+     so a few connections may be spread unevenly. A worker that has no capacity left shares its \
+     socket with the others. The sockets of systemd are as many as the socket unit says: repeat \
+     its line, with ReusePort=yes, as often as there are workers (reuse-port.conf).";
+
+    "pin-workers", pin_workers: bool = false, Flag, AtRestart,
+    "Whether each worker runs on a CPU of its own, in the order of the CPUs that the process may \
+     use. Where an address has a socket for each worker, a connection is then served on the CPU \
+     that receives its packets (SO_INCOMING_CPU).",
+    "It pays off where the packets of a connection stay on one CPU, which the queues of the \
+     network card decide, and if nothing else needs these CPUs. Linux 6.2 or later steers \
+     connections; earlier kernels use the hash.";
 }
 
 /// `[[listener]]`

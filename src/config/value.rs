@@ -9,7 +9,7 @@ use toml::Spanned;
 use toml::de::{DeArray, DeValue};
 
 use super::quantity::{Fault, duration, size};
-use super::{Address, Kind, LogTarget, Network, Workers, echoed};
+use super::{Address, Kind, ListeningSockets, LogTarget, Network, Workers, echoed};
 
 /// Long enough for any word, short enough for a log line.
 const NAME_LENGTH_MAX: usize = 64;
@@ -17,6 +17,12 @@ const NAME_LENGTH_MAX: usize = 64;
 const TARGETS: [(&str, LogTarget); 3] =
     [("auto", LogTarget::Auto), ("syslog", LogTarget::Syslog), ("stderr", LogTarget::Stderr)];
 pub(super) const LOG_TARGETS: [&str; 3] = words(&TARGETS);
+const SOCKETS: [(&str, ListeningSockets); 3] = [
+    ("auto", ListeningSockets::Auto),
+    ("shared", ListeningSockets::Shared),
+    ("per-worker", ListeningSockets::PerWorker),
+];
+pub(super) const LISTENING_SOCKETS: [&str; 3] = words(&SOCKETS);
 pub(super) const LOG_LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
 pub(super) const KINDS: [&str; 4] = words(&Kind::ALL);
 
@@ -350,6 +356,8 @@ field! {
     Vec<u16>: it => Value::Ports(it.clone()), Value::Ports(list) => list;
     LogTarget: it => Value::Word(word_of(&TARGETS, *it)),
         Value::Word(word) => meaning(&TARGETS, word);
+    ListeningSockets: it => Value::Word(word_of(&SOCKETS, *it)),
+        Value::Word(word) => meaning(&SOCKETS, word);
     Kind: it => Value::Word(it.name()), Value::Word(word) => meaning(&Kind::ALL, word);
     LevelFilter: it => Value::Word(LOG_LEVELS
         .into_iter()

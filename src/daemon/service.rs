@@ -18,6 +18,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use self::stopping::{Settling, Stop};
 use super::Failure;
+use super::accepting::{self, Division};
 use super::datagrams::{Assigned, DatagramListener, KernelDrops, Owned};
 use super::report::{self, Capacity, Connections, Datagrams, Rate, Reporter};
 use super::restart;
@@ -28,13 +29,14 @@ use super::workers::{self, Desk, News, Plan, Return, Worker};
 use crate::admin::{self, AdminListener, State};
 use crate::capacity;
 use crate::cli::Options;
-use crate::config::{Config, Kind, Tcp};
+use crate::config::{Config, Kind};
 use crate::handover::ConnectionTransfer;
 use crate::handover::format::Version;
-use crate::listen::{Family, Listener, Opened, Origin, SocketFile};
+use crate::listen::{self, Family, Listener, Opened, Origin, SocketFile};
 use crate::logging::{self, events};
 use crate::metrics::{self, Shown};
 use crate::systemd::Notifier;
+use echo_core::command::Command;
 use echo_core::datagram::DatagramTraffic;
 use echo_core::fullness::Fullness;
 use echo_core::limits;
@@ -93,7 +95,7 @@ pub(super) fn run(
     let with_datagrams = listeners.iter().any(|listener| listener.family == Family::Udp);
     let rings = workers::prepare(config, with_datagrams).map_err(Failure::Uring)?;
     let workers = rings.len();
-    let mut sorted = Sorted::new(listeners, &config.tcp);
+    let mut sorted = Sorted::new(listeners, config, workers)?;
     let assigned = Assigned::new(&mut sorted.datagrams, workers)
         .map_err(|error| Failure::System("prepare a UDP socket", error))?;
     let room = room(&sorted, &assigned, workers)?;
@@ -102,7 +104,10 @@ pub(super) fn run(
     let Assigned { owned, watched, ports, warnings: more } = assigned;
     warnings.extend(more);
     let datagrams: Vec<Label> = datagrams.into_iter().map(|listener| listener.label).collect();
-    let addresses = labels.iter().map(|label| label.address.clone()).collect();
+    let addresses: Vec<String> = labels.iter().map(|label| label.address.clone()).collect();
+    let division = Division::new(&addresses, workers);
+    let cpus = accepting::cpus(config, &mut warnings);
+    accepting::steer(&sockets, &division, cpus.as_deref());
     let plan = Plan {
         config,
         features,
@@ -114,6 +119,7 @@ pub(super) fn run(
         datagram_limiter: Arc::default(),
         kernel_drops: Arc::new(KernelDrops::new(watched)),
         workers,
+        cpus,
         capacity,
         room,
         origin: Instant::now(),
@@ -125,7 +131,7 @@ pub(super) fn run(
     let transfers = restart::import(bundles, &plan.addresses, workers, notifier);
     let workers = rings.into_iter().zip(owned).zip(transfers);
     let workers = workers.map(|((ring, owned), transfers)| (ring, owned, transfers)).collect();
-    let service = Service::start(&plan, signals, notifier, source, workers)?;
+    let service = Service::start(&plan, division, signals, notifier, source, workers)?;
     service.show(admin_listeners, Labels { streams: labels, datagrams })?;
     let ended = service.serve();
     // The files of our own Unix sockets are removed when no worker accepts any more.
@@ -151,8 +157,10 @@ struct Sorted {
 }
 
 impl Sorted {
-    fn new(listeners: Vec<Listener>, tcp: &Tcp) -> Self {
+    /// Binds more sockets to our own addresses if each worker is to have one.
+    fn new(listeners: Vec<Listener>, config: &Config, workers: usize) -> Result<Self, Failure> {
         let mut sorted = Self::default();
+        let tcp = &config.tcp;
         for listener in listeners {
             let Listener { name, address, kind, origin, family, socket, file } = listener;
             let service = match kind {
@@ -183,10 +191,20 @@ impl Sorted {
                 sorted.add_datagrams(label, made, socket);
                 continue;
             }
-            sorted.labels.push(label);
-            sorted.sockets.push(workers::listening_socket(socket, owner, family, tcp));
+            let mut sockets = vec![socket];
+            if owner == Owner::Us
+                && family == Family::Tcp
+                && config.server.listening_sockets.are_per_worker(workers)
+            {
+                let more = listen::tcp_siblings(&sockets[0], &label.address, workers - 1, tcp);
+                sockets.extend(more.map_err(Failure::Listen)?);
+            }
+            for socket in sockets {
+                sorted.labels.push(label.clone());
+                sorted.sockets.push(workers::listening_socket(socket, owner, family, tcp));
+            }
         }
-        sorted
+        Ok(sorted)
     }
 
     /// Several sockets of one address and name are one listener.
@@ -271,6 +289,8 @@ enum Stage {
 
 struct Service<'a> {
     plan: &'a Plan<'a>,
+    /// Which worker accepts from which socket.
+    division: Division,
     /// The configuration in force: that of the plan, as changed by reloads.
     config: Config,
     /// The content of the file when it was last valid. The next process starts with it, including
@@ -312,6 +332,7 @@ struct Service<'a> {
 impl<'a> Service<'a> {
     fn start(
         plan: &'a Plan<'a>,
+        division: Division,
         signals: Signals,
         notifier: &'a Notifier,
         source: &'a Source<'a>,
@@ -326,7 +347,7 @@ impl<'a> Service<'a> {
             .into_iter()
             .enumerate()
             .map(|(index, (ring, owned, transfers))| {
-                workers::start(plan, index, &desk, ring, owned, transfers)
+                workers::start(plan, &division, index, &desk, ring, owned, transfers)
             })
             .collect::<io::Result<Vec<_>>>()
             .map_err(|error| Failure::System("start a worker", error))?
@@ -336,6 +357,7 @@ impl<'a> Service<'a> {
             notifier.watchdog_interval().map(|interval| Watchdog::new(interval, &workers));
         Ok(Self {
             plan,
+            division,
             config: plan.config.clone(),
             last_valid: plan.config.clone(),
             source,
@@ -443,6 +465,8 @@ impl<'a> Service<'a> {
         while let Ok((worker, news)) = self.news.try_recv() {
             match news {
                 News::Ready => self.on_worker_ready(),
+                News::Unpinned(warning) => log::warn!("{warning}"),
+                News::Full(full) => self.on_worker_full(worker, full),
                 News::Quiescent(transfers) => self.on_worker_quiescent(worker, transfers),
                 News::Done(stats) => self.done.push(*stats),
                 News::Unusable(unusable) => return Err(Failure::Uring(unusable)),
@@ -462,6 +486,15 @@ impl<'a> Service<'a> {
             self.status = self.with_trouble(self.serving(&workers::total(&self.workers)));
             self.notifier.ready(&self.status);
             log::info!(message_id = events::READY, workers = self.ready; "ready");
+        }
+    }
+
+    /// The sockets of workers that are full are accepted from by the others.
+    fn on_worker_full(&mut self, worker: usize, full: bool) {
+        if self.division.note(worker, full) {
+            for (index, worker) in self.workers.iter().enumerate() {
+                worker.post(Command::AcceptFrom(self.division.of_worker(index)));
+            }
         }
     }
 

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use echo_core::datagram::DatagramTraffic;
+use echo_core::stats::Traffic;
 
 use super::datagrams::KernelDrops;
 use super::workers::{self, Plan, Worker};
@@ -57,6 +58,7 @@ impl Life {
 }
 
 /// The constant properties of a listener.
+#[derive(Clone)]
 pub(super) struct Label {
     pub(super) name: String,
     pub(super) address: String,
@@ -66,6 +68,7 @@ pub(super) struct Label {
 
 /// The listeners, each kind in its order.
 pub(super) struct Labels {
+    /// One for each socket; several sockets of one address are one listener.
     pub(super) streams: Vec<Label>,
     pub(super) datagrams: Vec<Label>,
 }
@@ -102,9 +105,6 @@ impl View {
         // Before the first worker has published counters there are none for listeners.
         total.listeners.resize_with(self.labels.streams.len(), Default::default);
         total.datagram_listeners.resize_with(self.labels.datagrams.len(), Default::default);
-        let figures = |(label, stats): (&Label, _)| {
-            ListenerFigures::new((&label.name, &label.address, label.protocol), stats)
-        };
         Snapshot {
             schema: snapshot::SCHEMA,
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -112,10 +112,28 @@ impl View {
             configuration_error: self.life.trouble(),
             uptime_seconds: self.origin.elapsed().as_secs_f64(),
             total: Figures::new(&total.stats, self.buffers * self.workers.len() as u64),
-            listeners: self.labels.streams.iter().zip(&total.listeners).map(figures).collect(),
+            listeners: self.streams(&total.listeners),
             datagram_listeners: self.datagrams(&total.datagram_listeners),
             workers,
         }
+    }
+
+    /// The figures of the listeners for streams.
+    fn streams(&self, traffic: &[Traffic]) -> Vec<ListenerFigures> {
+        let mut listeners: Vec<(&Label, Traffic)> = Vec::new();
+        for (label, traffic) in self.labels.streams.iter().zip(traffic) {
+            let same = |it: &&mut (&Label, Traffic)| {
+                (&it.0.name, &it.0.address) == (&label.name, &label.address)
+            };
+            match listeners.iter_mut().find(same) {
+                Some((_, sum)) => sum.add(traffic),
+                None => listeners.push((label, traffic.clone())),
+            }
+        }
+        let figures = |(label, traffic): &(&Label, Traffic)| {
+            ListenerFigures::new((&label.name, &label.address, label.protocol), traffic)
+        };
+        listeners.iter().map(figures).collect()
     }
 
     /// The figures of the listeners for datagrams.

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use super::accepting::Division;
 use super::admission_policy::admission_policy;
 use super::datagrams::{KernelDrops, Owned};
 use crate::capacity;
@@ -33,7 +34,7 @@ use echo_core::stats::Stats;
 use echo_core::worker::Worker as Core;
 use echo_ring::{
     DATAGRAM_BUFFERS, Driver, Features, ListeningSocket, Owner, PreparedRing, Settings,
-    SpillMemory, Transport, Unusable, prepare_rings,
+    SpillMemory, Transport, Unusable, affinity, prepare_rings,
 };
 
 /// Bytes of a small buffer: it holds a typical message (a TLS record), and the unused part of a
@@ -55,6 +56,10 @@ pub(super) enum News {
     Ready,
     /// It could not start.
     Unusable(Unusable),
+    /// It could not be pinned to its CPU; contains the warning.
+    Unpinned(String),
+    /// It has no capacity left, or has some again.
+    Full(bool),
     /// Its connections are quiescent and exported.
     Quiescent(Vec<ConnectionTransfer>),
     /// Its drain is over, or its connections are handed over; contains the last counters.
@@ -133,6 +138,8 @@ pub(super) struct Plan<'a> {
     /// The datagrams that the kernel has dropped.
     pub(super) kernel_drops: Arc<KernelDrops>,
     pub(super) workers: usize,
+    /// The CPUs that the workers run on, in turn, if they are pinned.
+    pub(super) cpus: Option<Vec<usize>>,
     /// How many connections all workers together serve.
     pub(super) capacity: u32,
     /// How many connections the limit on open files permits.
@@ -246,6 +253,7 @@ pub(super) fn warn_if_few(plan: &Plan<'_>) {
 /// Starts worker number `index`.
 pub(super) fn start(
     plan: &Plan<'_>,
+    division: &Division,
     index: usize,
     desk: &Desk,
     ring: PreparedRing,
@@ -256,7 +264,7 @@ pub(super) fn start(
     let shared = Arc::new(Shared::default());
     let parameters = plan.parameters(index);
     let connections_max = parameters.runtime_limits.connections_max;
-    let core = Core::new(parameters);
+    let core = Core::new(parameters).accepting_from(&division.of_worker(index));
     let core = match owned.sockets.is_empty() {
         true => core,
         false => core.with_datagrams(plan.datagram_parameters(&owned)),
@@ -274,9 +282,17 @@ pub(super) fn start(
     let (returns, returned) = channel();
     let thread_shared = Arc::clone(&shared);
     let desk = desk.clone();
+    let cpu = plan.cpus.as_ref().map(|cpus| cpus[index % cpus.len()]);
+    let is_divided = division.is_divided();
     thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
         let guard = PanicGuard { desk: &desk, index };
-        let post = Post { shared: &thread_shared, desk: &desk, index, returned };
+        if let Some(cpu) = cpu
+            && let Err(error) = affinity::pin_thread(cpu)
+        {
+            let warning = format!("worker {index} cannot be pinned to CPU {cpu}: {error}");
+            desk.put(index, News::Unpinned(warning));
+        }
+        let post = Post { shared: &thread_shared, desk: &desk, index, is_divided, returned };
         let news = match Driver::with_ring(ring, settings) {
             Ok(driver) => work(driver, core, transfers, &post),
             Err(unusable) => News::Unusable(unusable),
@@ -292,6 +308,8 @@ struct Post<'a> {
     shared: &'a Shared,
     desk: &'a Desk,
     index: usize,
+    /// Whether the main thread is to hear when the worker is full.
+    is_divided: bool,
     returned: Receiver<Vec<ConnectionTransfer>>,
 }
 
@@ -305,7 +323,9 @@ fn work(
 ) -> News {
     import(&mut driver, &mut core, transfers);
     let ready = || post.desk.put(post.index, News::Ready);
-    let mut outcome = worker::run(&mut driver, &mut core, post.shared, ready);
+    let on_full = |full| post.desk.put(post.index, News::Full(full));
+    let on_full: Option<&dyn Fn(bool)> = if post.is_divided { Some(&on_full) } else { None };
+    let mut outcome = worker::run(&mut driver, &mut core, post.shared, ready, on_full);
     if matches!(outcome, Ok(Outcome::Quiescent)) {
         let released = release(&mut driver, &mut core);
         let released_at = driver.now();

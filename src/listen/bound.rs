@@ -161,6 +161,24 @@ fn raise_buffers(socket: &Socket) {
 
 /// See [`super::siblings`].
 pub(super) fn siblings(socket: &OwnedFd, count: usize) -> io::Result<Vec<OwnedFd>> {
+    bind_beside(socket, count, Type::DGRAM, |sibling| {
+        raise_buffers(sibling);
+        Ok(())
+    })
+}
+
+/// See [`super::tcp_siblings`].
+pub(super) fn tcp_siblings(socket: &OwnedFd, count: usize) -> io::Result<Vec<OwnedFd>> {
+    bind_beside(socket, count, Type::STREAM, |sibling| sibling.listen(BACKLOG))
+}
+
+/// Binds `count` more sockets to the address of `socket`, and finishes each.
+fn bind_beside(
+    socket: &OwnedFd,
+    count: usize,
+    kind: Type,
+    finish: impl Fn(&Socket) -> io::Result<()>,
+) -> io::Result<Vec<OwnedFd>> {
     if count == 0 {
         return Ok(Vec::new());
     }
@@ -170,13 +188,17 @@ pub(super) fn siblings(socket: &OwnedFd, count: usize) -> io::Result<Vec<OwnedFd
     first.set_reuse_port(true)?;
     let address = first.local_addr()?;
     let one = || {
-        let sibling = Socket::new(address.domain(), Type::DGRAM, Some(socket2::Protocol::UDP))?;
+        let sibling = Socket::new(address.domain(), kind, None)?;
         sibling.set_reuse_port(true)?;
+        if kind == Type::STREAM {
+            // As the first one, for connections in TIME_WAIT.
+            sibling.set_reuse_address(true)?;
+        }
         if address.is_ipv6() {
             sibling.set_only_v6(false)?;
         }
         sibling.bind(&address)?;
-        raise_buffers(&sibling);
+        finish(&sibling)?;
         Ok(sibling.into())
     };
     (0..count).map(|_| one()).collect()

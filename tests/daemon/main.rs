@@ -19,6 +19,7 @@ mod daemon;
 mod datagram_sockets;
 mod datagrams;
 mod deafness;
+mod divided;
 mod doctor;
 mod drop_ins;
 mod ending;

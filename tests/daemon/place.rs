@@ -109,8 +109,25 @@ impl Listening {
         Some(listening)
     }
 
+    /// So many sockets on one free port of 127.0.0.1, as `ReusePort=yes` makes them.
+    pub(crate) fn several(count: usize) -> Vec<Self> {
+        let mut address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let several = (0..count).map(|_| {
+            let socket = Self::tcp_with(address, true).unwrap();
+            let Place::Tcp(chosen) = socket.place else { unreachable!("it was just made") };
+            address = chosen;
+            socket
+        });
+        several.collect()
+    }
+
     fn tcp(address: SocketAddr) -> Option<Self> {
+        Self::tcp_with(address, false)
+    }
+
+    fn tcp_with(address: SocketAddr, reuse_port: bool) -> Option<Self> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).ok()?;
+        socket.set_reuse_port(reuse_port).ok()?;
         if address.is_ipv6() {
             socket.set_only_v6(!address.ip().is_unspecified()).ok()?;
         }

@@ -77,17 +77,18 @@ fn a_stop_resets_nobody_who_got_through_to_its_own_sockets() {
             .map(Place::Tcp)
             .collect();
     places.push(Place::Unix(scratch.path("storm")));
-    let mut config =
-        "[server]\nworkers = 3\n[timeouts]\ndrain = \"2s\"\ndrain-lead = \"0s\"\n".to_owned();
+    let mut listeners = "[timeouts]\ndrain = \"2s\"\ndrain-lead = \"0s\"\n".to_owned();
     for (index, place) in places.iter().enumerate() {
         let address = match place {
             Place::Tcp(address) => address.to_string(),
             Place::Unix(path) => format!("unix:{}", path.display()),
         };
-        config += &format!("[[listener]]\nname = \"l{index}\"\naddress = \"{address}\"\n");
+        listeners += &format!("[[listener]]\nname = \"l{index}\"\naddress = \"{address}\"\n");
     }
-    for _ in 0..2 {
-        let daemon = Launch { config: config.clone(), ..Launch::default() }.start();
+    for sockets in ["shared", "per-worker"] {
+        let config =
+            format!("[server]\nworkers = 3\nlistening-sockets = \"{sockets}\"\n{listeners}");
+        let daemon = Launch { config, ..Launch::default() }.start();
         // Somebody who stays until the end of the drain.
         let last = places[0].connect();
         assert!(ping(&last, b"here"));

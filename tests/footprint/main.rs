@@ -35,6 +35,7 @@ mod tape;
 mod crowd;
 mod waits;
 mod wakes;
+mod workers;
 
 use std::thread;
 use std::time::{Duration, Instant};

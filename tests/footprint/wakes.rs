@@ -43,6 +43,11 @@ impl Wakes {
     }
 }
 
+/// Wake-ups of all threads of a process so far.
+pub(crate) fn switches_of_all_threads(process: Process) -> u64 {
+    switches(process).values().sum()
+}
+
 fn switches(process: Process) -> BTreeMap<String, u64> {
     let tasks = fs::read_dir(Path::new("/proc").join(process.0.to_string()).join("task"));
     let status = |task: fs::DirEntry| {

@@ -22,6 +22,9 @@ pub enum Command {
         /// The deadline.
         deadline: Timestamp,
     },
+    /// From now on, accept from these of the listeners, in the order of their ids. It does not
+    /// concern listeners that end: every worker empties them.
+    AcceptFrom(Arc<[bool]>),
     /// From now on, keep to these limits and timeouts.
     Reconfigure(Box<RuntimeLimits>),
 }

@@ -36,6 +36,11 @@ impl Part {
         Self { all, full: false }
     }
 
+    /// Whether the worker is full, as noted last.
+    pub(crate) fn is_full(&self) -> bool {
+        self.full
+    }
+
     /// Notes whether the worker is full. True if it became so, and was the last one.
     pub(crate) fn note(&mut self, full: bool) -> bool {
         // The count alone matters: nothing is published by it.

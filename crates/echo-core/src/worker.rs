@@ -73,6 +73,20 @@ impl Worker {
         self
     }
 
+    /// The same worker, which accepts from those listeners only for which `ours` is true, in the
+    /// order of their ids, until a [`Command::AcceptFrom`] says otherwise.
+    #[must_use]
+    pub fn accepting_from(mut self, ours: &[bool]) -> Self {
+        self.server.accept_from(ours);
+        self
+    }
+
+    /// Whether this worker serves as many connections as it may.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.server.is_full()
+    }
+
     /// What has been counted, and how things stand now.
     #[must_use]
     pub fn stats(&self) -> Stats {
@@ -201,6 +215,10 @@ impl Worker {
                     server.end_listener(now, listener, ops);
                 }
             }
+            Command::AcceptFrom(ours) => {
+                server.accept_from(ours);
+                server.use_capacity(now, ops);
+            }
             &Command::Drain { deadline } => server.drain(now, deadline, ops),
             &Command::HandOver { deadline } => server.hand_over(now, deadline, ops),
             Command::Reconfigure(runtime_limits) => {
@@ -209,7 +227,7 @@ impl Worker {
         }
         let Some(Datagrams { responder, .. }) = &mut self.datagrams else { return };
         match command {
-            Command::EndListeners(_) => {}
+            Command::EndListeners(_) | Command::AcceptFrom(_) => {}
             Command::Drain { .. } | Command::HandOver { .. } => responder.drain(),
             Command::Reconfigure(runtime_limits) => {
                 responder.reconfigure((**runtime_limits).clone());

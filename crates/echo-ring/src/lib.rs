@@ -12,8 +12,10 @@
 //! `peer` (where connections come from), `prepared` (rings that have no thread yet), `locked` (the
 //! memory that rings are charged for), [`mod@features`] (what this kernel can
 //! do), `unusable` (why it cannot), `restrict` and `seal` (what rings and process may not do),
-//! `stdout` (what Rust's start-up code hides). [`client`] is the other end: what echo-load drives.
+//! `stdout` (what Rust's start-up code hides), [`affinity`] (threads and connections on CPUs).
+//! [`client`] is the other end: what echo-load drives.
 
+pub mod affinity;
 mod buffers;
 pub mod client;
 mod control;

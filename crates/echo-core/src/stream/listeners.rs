@@ -4,6 +4,9 @@
 //! Accepts are one-shot on purpose: a one-shot accept goes to the end of the socket's wait queue
 //! each time, so workers that share a listener take turns exactly; a multishot stays at the head
 //! and takes every connection (Linux 6.18, measured).
+//!
+//! Where an address has as many sockets as there are workers (SO_REUSEPORT), each worker accepts
+//! from one of them and leaves the others alone; the daemon says from which.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -44,6 +47,8 @@ impl Accept {
 #[derive(Clone, Debug)]
 struct Listener {
     accept: Accept,
+    /// Whether this worker accepts from it before it ends.
+    ours: bool,
     /// Whether it ends.
     ends: bool,
     /// Accepts in a row that found their peer gone.
@@ -82,9 +87,17 @@ impl Listeners {
     #[must_use]
     pub(crate) fn new(count: u16) -> Self {
         let backlog = Expectation::Data;
-        let off = Listener { accept: Accept::Off, ends: false, aborts: 0, backlog };
+        let off = Listener { accept: Accept::Off, ours: true, ends: false, aborts: 0, backlog };
         let all = vec![off; usize::from(count)];
         Self { all, armed_this_turn: 0, next: 0, stands_back: false }
+    }
+
+    /// From now on connections are accepted from those for which `ours` is true, and from those
+    /// that end.
+    pub(crate) fn accept_from(&mut self, ours: &[bool]) {
+        for (listener, &ours) in self.all.iter_mut().zip(ours) {
+            listener.ours = ours;
+        }
     }
 
     /// When there is something to do at the latest.
@@ -211,7 +224,8 @@ impl Listeners {
             let id = ListenerId(index as u16);
             let listener = &mut self.all[index];
             let ends = listener.ends;
-            let wanted = capacity > 0 && (ends || accepting == Accepting::All);
+            let accepts = ends || accepting == Accepting::All && listener.ours;
+            let wanted = capacity > 0 && accepts;
             match listener.accept {
                 Accept::Off | Accept::BackingOff(_) if ends && accepting == Accepting::Nothing => {
                     listener.accept = Accept::Ended;
@@ -250,6 +264,16 @@ impl Listeners {
 
 #[cfg(test)]
 impl Listeners {
+    /// The name of the accept of `listener` that the kernel has.
+    pub(crate) fn with_kernel(&self, listener: ListenerId) -> Option<ConnectionId> {
+        match self.all[usize::from(listener.0)].accept {
+            Accept::Armed(connection)
+            | Accept::Canceling(connection)
+            | Accept::Emptying(connection) => Some(connection),
+            Accept::Off | Accept::BackingOff(_) | Accept::Ended => None,
+        }
+    }
+
     /// The name of the accept that is armed on `listener`.
     pub(crate) fn armed(&self, listener: ListenerId) -> Option<ConnectionId> {
         match self.all[usize::from(listener.0)].accept {

@@ -209,6 +209,17 @@ impl Server {
             .fold(self.listeners.wake(), Wake::min)
     }
 
+    /// From now on connections are accepted from those listeners for which `ours` is true, and from
+    /// those that end.
+    pub(crate) fn accept_from(&mut self, ours: &[bool]) {
+        self.listeners.accept_from(ours);
+    }
+
+    /// Whether all capacity of this worker was taken when it was last looked at.
+    pub(crate) fn is_full(&self) -> bool {
+        self.fullness.is_full()
+    }
+
     /// Begins to accept.
     pub(crate) fn start(&mut self, now: Timestamp, ops: &mut Vec<Op>) {
         self.admission.announce(ops);
@@ -441,7 +452,7 @@ impl Server {
 
     /// Opens connections that wait for capacity, in order, as far as there is some, and accepts no
     /// more than there is capacity left.
-    fn use_capacity(&mut self, now: Timestamp, ops: &mut Vec<Op>) {
+    pub(crate) fn use_capacity(&mut self, now: Timestamp, ops: &mut Vec<Op>) {
         while self.has_capacity()
             && let Some(id) = self.waiting_for_capacity.pop_front()
         {

@@ -325,6 +325,7 @@ impl Audit {
                 self.drain_deadline = Some(deadline.0);
             }
             Command::HandOver { deadline } => self.begin_hand_over(deadline.0),
+            Command::AcceptFrom(_) => {}
             Command::Reconfigure(runtime_limits) => self.reconfigure(runtime_limits),
         }
     }

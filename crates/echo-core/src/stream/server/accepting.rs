@@ -60,6 +60,31 @@ fn an_accept_waits_for_a_connection_when_the_backlog_was_empty() {
     assert_eq!(told, [Expectation::Data, Expectation::Data, Expectation::Silence]);
 }
 
+/// Goal: a worker accepts from the listeners that it was told, and from no other; it empties those
+/// that end, whosever they are.
+#[test]
+fn a_worker_accepts_from_its_own_listeners() {
+    let mut server = server(2, 9);
+    server.accept_from(&[true, false]);
+    let (now, mut ops) = (Timestamp(1), Vec::new());
+    server.start(now, &mut ops);
+    server.tick(now, &mut ops);
+    assert_eq!(accepts(&mut ops), [0]);
+    server.accept_from(&[false, true]);
+    server.use_capacity(now, &mut ops);
+    let connection = server.listeners.armed(ListenerId(1)).expect("the other one is armed");
+    assert!(matches!(ops[..], [Op::Accept { .. }, Op::CancelAccept { .. }]), "{ops:?}");
+    ops.clear();
+    server.handle(now, accepted(connection, PeerAddr::Unknown), &mut ops);
+    assert_eq!(accepts(&mut ops), [1]);
+    let Some(canceled) = server.listeners.with_kernel(ListenerId(0)) else { panic!("canceled") };
+    let error = AcceptError::Canceled;
+    server.handle(now, Event::AcceptFailed { connection: canceled, error }, &mut ops);
+    assert_eq!(accepts(&mut ops), [] as [u16; 0]);
+    server.end_listener(now, ListenerId(0), &mut ops);
+    assert!(matches!(ops[..], [Op::AcceptWaiting { listener: ListenerId(0), .. }]), "{ops:?}");
+}
+
 /// Two workers that share the capacity.
 fn pair(shares: [u32; 2]) -> [Server; 2] {
     let fullness = Arc::new(Fullness::new(2));

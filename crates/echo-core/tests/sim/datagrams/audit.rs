@@ -131,7 +131,7 @@ impl Audit {
             Command::Drain { .. } | Command::HandOver { .. } => {
                 self.drain.get_or_insert(0);
             }
-            Command::EndListeners(_) | Command::Reconfigure(_) => {}
+            Command::EndListeners(_) | Command::AcceptFrom(_) | Command::Reconfigure(_) => {}
         }
     }
 
