@@ -310,28 +310,14 @@ impl Binary {
 
     /// Whether bytes beyond those that are kept can have led here.
     fn is_possible(&self) -> bool {
-        let Some(remaining) = self.length().checked_sub(self.consumed()).filter(|rest| *rest > 0)
-        else {
-            return false;
-        };
-        let Tlv { header, consumed } = self.tlv;
-        let in_tlvs = self.tlvs_at().map_or(0, |start| self.consumed.saturating_sub(start));
-        let is_within = consumed <= in_tlvs && (in_tlvs > 0 || self.announced.is_none());
-        let needed = match consumed {
-            0 => 0,
-            1.. if consumed < TLV_HEADER_LEN => usize::from(TLV_HEADER_LEN - consumed),
-            _ => (self.tlv.length()).saturating_sub(consumed.into()).max(1),
-        };
-        let has_value = consumed >= TLV_HEADER_LEN;
-        let is_checksum = header[0] == TYPE_CRC32C && has_value;
-        let unread = header.iter().skip(consumed.into()).all(|byte| *byte == 0);
-        let checksum_fits = !is_checksum
-            || (self.tlv.value_len() == CRC32C_LEN
-                && self.announced.is_some_and(|value| {
-                    u64::from(value) >> (8 * u32::from(consumed - TLV_HEADER_LEN)) == 0
-                }));
-        let is_unfinished = !has_value || usize::from(consumed) < self.tlv.length();
-        is_within && is_unfinished && needed <= remaining && unread && checksum_fits
+        let remaining = self.length().saturating_sub(self.consumed());
+        // Bytes of TLVs so far.
+        let of_tlvs = self.tlvs_at().map_or(0, |start| self.consumed.saturating_sub(start));
+        let has_begun = of_tlvs > 0 || self.announced.is_none();
+        remaining > 0
+            && has_begun
+            && self.tlv.consumed <= of_tlvs
+            && self.tlv.is_possible(remaining, self.announced)
     }
 }
 
@@ -365,6 +351,23 @@ impl Tlv {
     /// Its length in bytes, header included. Its header must be complete.
     fn length(&self) -> usize {
         usize::from(TLV_HEADER_LEN) + usize::from(self.value_len())
+    }
+
+    /// Whether it can be what is being read, with `remaining` bytes of the header to come.
+    fn is_possible(&self, remaining: usize, announced: Option<u32>) -> bool {
+        let consumed = usize::from(self.consumed);
+        if self.consumed < TLV_HEADER_LEN {
+            let is_unread = self.header.iter().skip(consumed).all(|byte| *byte == 0);
+            let rest = usize::from(TLV_HEADER_LEN - self.consumed);
+            return is_unread && (consumed == 0 || rest <= remaining);
+        }
+        if consumed >= self.length() || self.length() - consumed > remaining {
+            return false;
+        }
+        // Of a checksum, no more than was received.
+        let bits = 8 * (self.consumed - TLV_HEADER_LEN);
+        self.header[0] != TYPE_CRC32C
+            || self.value_len() == CRC32C_LEN && announced.is_some_and(|value| value >> bits == 0)
     }
 
     fn is_complete(&self) -> bool {
