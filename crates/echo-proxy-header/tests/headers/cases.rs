@@ -1,7 +1,10 @@
 //! The table of cases (`cases.tsv`): every input has its verdict, however it is cut into pieces,
 //! and with the state handed to another process after every byte.
 
+use std::collections::BTreeSet;
+use std::fs;
 use std::net::SocketAddr;
+use std::path::Path;
 
 use echo_proxy_header::{Parser, Peer, Progress};
 
@@ -123,4 +126,24 @@ fn a_header_that_has_ended_is_not_handed_over() {
         let is_handed_over = Parser::from_bytes(&parser.to_bytes()).is_some();
         assert_eq!(is_handed_over, wanted == Verdict::Partial, "{name}");
     }
+}
+
+/// Every case is a seed for the fuzzer; `ECHO_WRITE=1` writes those that are missing.
+#[test]
+fn every_case_is_a_seed() {
+    let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/seeds/proxy_header");
+    let mut names = BTreeSet::new();
+    for Case { name, input, .. } in cases() {
+        let name = name.to_lowercase().replace(|it: char| !it.is_ascii_alphanumeric(), "-");
+        if std::env::var_os("ECHO_WRITE").is_some() {
+            fs::create_dir_all(&seeds).unwrap();
+            fs::write(seeds.join(&name), &input).unwrap();
+        }
+        assert_eq!(fs::read(seeds.join(&name)).ok(), Some(input), "{name}");
+        names.insert(name);
+    }
+    let found = fs::read_dir(&seeds).unwrap();
+    let found: BTreeSet<String> =
+        found.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    assert_eq!(found, names);
 }
