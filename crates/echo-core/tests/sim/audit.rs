@@ -506,9 +506,10 @@ impl Audit {
 
     /// The connections that are open for the core, and whose peer it knows.
     pub(crate) fn judged_connections(&self) -> Vec<ConnectionId> {
-        let open = self.tenants.iter().filter(
-            |(_, tenant)| matches!(tenant, Tenant::Open(open) if open.preface.is_none()),
-        );
+        let open = self
+            .tenants
+            .iter()
+            .filter(|(_, tenant)| matches!(tenant, Tenant::Open(open) if open.preface.is_none()));
         open.map(|(connection, _)| *connection).collect()
     }
 

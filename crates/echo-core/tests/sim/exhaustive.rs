@@ -186,9 +186,8 @@ fn worlds_with_headers() -> impl Iterator<Item = World> {
         Faults { short_receive: ON, stopped: ON, receive_memory: ON, late: ON, ..NO_FAULTS };
     let order = Faults { late: ON, cancel_loses: ON, ..NO_FAULTS };
     let client = Saying::Announces(PeerAddr::Ipv4([192, 0, 2, 1]));
-    let plan = |says| {
-        Plan::prompt(2, 3, Reading::Eager, Ending::Finish).on_wire(2).with_header(3, says)
-    };
+    let plan =
+        |says| Plan::prompt(2, 3, Reading::Eager, Ending::Finish).on_wire(2).with_header(3, says);
     let says = [client, Saying::Nothing, Saying::Nonsense];
     let whole = says.map(|says| World {
         name: "every number of pieces of a header",
@@ -199,7 +198,7 @@ fn worlds_with_headers() -> impl Iterator<Item = World> {
         plans: vec![plan(says)],
         ..QUIET
     });
-    let hand_overs = (0..6).map(move |turn| World {
+    let hand_overs = [1, 2, 5].into_iter().map(move |turn| World {
         name: "another process takes over in the middle of a header",
         faults: order,
         faults_max: 1,
@@ -209,7 +208,7 @@ fn worlds_with_headers() -> impl Iterator<Item = World> {
         plans: vec![plan(client)],
         ..QUIET
     });
-    let drains = (0..6).map(move |turn| World {
+    let drains = (0..3).map(move |turn| World {
         name: "a drain in the middle of a header",
         faults: order,
         faults_max: 1,
