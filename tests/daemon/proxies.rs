@@ -2,7 +2,7 @@
 //! counts. Who sends none, or may not send one, is refused.
 
 use std::io::Write;
-use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -12,6 +12,7 @@ use crate::bus::{Answer, Bus};
 use crate::daemon::{Daemon, Launch};
 use crate::machine::{Scratch, in_company, time_limit, wait_until};
 use crate::place::{Listening, Place, come_from, expect_end, ping, readable};
+use crate::udp::{Bound, Client, Server};
 
 const PROXIED: &str = "[[listener]]\nname = \"test\"\nproxy-protocol = \"require\"\n\
                        trusted-proxies = [\"127.0.0.1\", \"::1\"]\n";
@@ -241,6 +242,58 @@ fn the_next_process_knows_the_clients() {
     drop((open, half));
     bus.say(Answer::Job("stop"));
     daemon.stop();
+}
+
+/// The header of version 2 of a datagram, in front of `payload`.
+fn datagram(client: &str, payload: &[u8]) -> Vec<u8> {
+    let mut header = v2(client);
+    // Over UDP instead of TCP.
+    header[13] += 1;
+    [&header, payload].concat()
+}
+
+/// Goal: the payload goes back to the proxy without its header, the client that the header
+/// announces is the one that counts, and what is not from a proxy or has no header is dropped.
+/// Method: each of them, with a limit that a client soon exceeds; bursts are not merged.
+#[test]
+fn datagrams_have_headers_of_their_own() {
+    let _quiet = in_company();
+    let bound = Bound::ipv4();
+    let config = format!(
+        "{PROXIED}[access]\ndeny = [\"192.0.2.66\"]\n[datagram]\ndatagrams-per-source = 128\n"
+    );
+    let server = Server::start([&bound], &config);
+    let proxy = Client::to(bound.address);
+    for client in ["192.0.2.1:4000", "[2001:db8::1]:4000"] {
+        for payload in [&b"echo this"[..], b"", &[7; 1_000]] {
+            proxy.send(&datagram(client, payload));
+            assert_eq!(proxy.receive(), payload);
+        }
+    }
+    // Too many of one client, and then one of another.
+    (0..400).for_each(|_| proxy.send(&datagram("192.0.2.2:1", b"flood")));
+    wait_until("the flood", time_limit(5.0), || server.figure("datagrams_received") == 406);
+    assert!(server.dropped("source-datagrams") > 0, "{:?}", server.listeners());
+    (6..server.figure("datagrams_sent")).for_each(|_| assert_eq!(proxy.receive(), b"flood"));
+    // Two of one length, in one burst of the proxy.
+    let [one, two] = ["192.0.2.5:1", "192.0.2.6:1"].map(|client| datagram(client, b"burst"));
+    proxy.send_burst(&[&one[..], &two].concat(), one.len() as u16);
+    assert_eq!([proxy.receive(), proxy.receive()], [b"burst", b"burst"]);
+    proxy.send(&local());
+    assert_eq!(proxy.receive(), b"");
+    proxy.send(&datagram("192.0.2.66:1", b"denied"));
+    server.wait_for_dropped("denied", 1);
+    for wrong in [&b"no header"[..], &v1("192.0.2.1:1"), &datagram("192.0.2.9:1", b"")[..20]] {
+        proxy.send(wrong);
+    }
+    server.wait_for_dropped("invalid-header", 3);
+    let stranger = UdpSocket::bind("127.0.0.9:0").unwrap();
+    stranger.send_to(&datagram("192.0.2.7:1", b"who"), bound.address).unwrap();
+    server.wait_for_dropped("untrusted", 1);
+    proxy.expect_nothing();
+    server.daemon.lines.wait_for("of a proxy dropped: without a valid header", time_limit(10.0));
+    server.balance();
+    server.end();
 }
 
 /// Goal: a file that cannot work is refused with the remedy.
