@@ -129,6 +129,7 @@ impl Kernel for Traffic {
                 destination: PeerAddr::Unknown,
                 local: PeerAddr::Unknown,
                 length: 64,
+                header: datagram::Header::Absent,
                 segment: 0,
                 truncated: false,
             };
@@ -170,6 +171,8 @@ fn worker(limiter: Arc<dyn RateLimiter>, rates: Rates) -> Worker {
         deferral: Deferral::default(),
         sweep_slots_max: SWEEP_SLOTS_MAX,
         linger_timeout: 5_000,
+        preface_timeout: 3_000,
+        proxies: Arc::new([]),
         limiter: Arc::new(Unlimited),
         budget: Arc::new(Nothing),
         fullness: Arc::new(Fullness::new(1)),
@@ -179,6 +182,7 @@ fn worker(limiter: Arc<dyn RateLimiter>, rates: Rates) -> Worker {
         sockets: vec![SocketParameters { own, listener: 0, outlives_us: false }],
         listeners: 1,
         buffers: BATCH,
+        proxies: Arc::new([]),
         limiter,
     })
 }

@@ -22,7 +22,7 @@ use socket2::{SockAddr, SockRef, TcpKeepalive};
 pub use bound::SocketFile;
 pub use handshakes::{TIMEOUT as HANDSHAKE_TIMEOUT, admit_new, is_any_half_open, refuse_new};
 
-use crate::config::{Address, Kind, ListenerConfig, Protocol, Tcp};
+use crate::config::{Address, Kind, ListenerConfig, Network, Protocol, Tcp};
 
 /// The maximum keepalive time and interval of the kernel (`MAX_TCP_KEEPIDLE`) and the maximum
 /// number of probes (`MAX_TCP_KEEPCNT`), with which the kernel never probes by itself. The core
@@ -57,6 +57,8 @@ pub struct Listener {
     pub address: String,
     /// What is served there, from the configuration or from the name of an inherited socket.
     pub kind: Kind,
+    /// The proxies whose connections it takes; none if they have no header.
+    pub proxies: Option<Vec<Network>>,
     /// Where the socket comes from.
     pub origin: Origin,
     /// The kind of its connections.
@@ -354,12 +356,16 @@ pub fn open_beside(
     tcp: &Tcp,
 ) -> Result<Opened, ListenError> {
     let Inherited { mut listeners, bundles, mut warnings } = inherited;
-    for ListenerConfig { name, kind, .. } in configured.iter().filter(|it| it.address.is_none()) {
+    let unaddressed = configured.iter().filter(|it| it.address.is_none());
+    for ListenerConfig { name, kind, proxies, .. } in unaddressed {
         let mut named = listeners.iter_mut().filter(|listener| listener.name == *name).peekable();
         if named.peek().is_none() {
             return Err(ListenError::Unnamed { name: name.clone() });
         }
-        named.for_each(|listener| listener.kind = *kind);
+        for listener in named {
+            listener.kind = *kind;
+            listener.proxies.clone_from(proxies);
+        }
     }
     // Inherited admin sockets alone do not replace the configured echo listeners.
     if listeners.iter().all(|listener| listener.kind != Kind::Echo) {

@@ -19,6 +19,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use self::stopping::{Settling, Stop};
 use super::Failure;
 use super::accepting::{self, Division};
+use super::admission_policy::ip_set;
 use super::datagrams::{Assigned, DatagramListener, KernelDrops, Owned};
 use super::report::{self, Capacity, Connections, Datagrams, Rate, Reporter};
 use super::restart;
@@ -36,6 +37,7 @@ use crate::listen::{self, Family, Listener, Opened, Origin, SocketFile};
 use crate::logging::{self, events};
 use crate::metrics::{self, Shown};
 use crate::systemd::Notifier;
+use echo_core::admission::IpSet;
 use echo_core::command::Command;
 use echo_core::datagram::DatagramTraffic;
 use echo_core::fullness::Fullness;
@@ -100,9 +102,10 @@ pub(super) fn run(
         .map_err(|error| Failure::System("prepare a UDP socket", error))?;
     let room = room(&sorted, &assigned, workers)?;
     let capacity = room.min(config.limits.max_connections);
-    let Sorted { sockets, labels, datagrams, admin_listeners, names, files } = sorted;
+    let Sorted { sockets, labels, proxies, datagrams, admin_listeners, names, files } = sorted;
     let Assigned { owned, watched, ports, warnings: more } = assigned;
     warnings.extend(more);
+    let datagram_proxies = datagrams.iter().map(|it| it.proxies.clone()).collect();
     let datagrams: Vec<Label> = datagrams.into_iter().map(|listener| listener.label).collect();
     let addresses: Vec<String> = labels.iter().map(|label| label.address.clone()).collect();
     let division = Division::new(&addresses, workers);
@@ -112,10 +115,12 @@ pub(super) fn run(
         config,
         features,
         listeners: sockets.into(),
+        proxies: proxies.into(),
         names: labels.iter().map(|label| label.name.clone()).collect(),
         addresses,
         datagram_listeners: datagrams.len() as u16,
         datagram_ports: ports,
+        datagram_proxies,
         datagram_limiter: Arc::default(),
         kernel_drops: Arc::new(KernelDrops::new(watched)),
         workers,
@@ -146,6 +151,8 @@ struct Sorted {
     sockets: Vec<ListeningSocket>,
     /// Their names and addresses.
     labels: Vec<Label>,
+    /// The proxies that each of them trusts; none where connections have no header.
+    proxies: Vec<Option<IpSet>>,
     /// Listeners for datagrams, for the workers.
     datagrams: Vec<DatagramListener>,
     /// Listeners for status, metrics and agent-check.
@@ -162,7 +169,7 @@ impl Sorted {
         let mut sorted = Self::default();
         let tcp = &config.tcp;
         for listener in listeners {
-            let Listener { name, address, kind, origin, family, socket, file } = listener;
+            let Listener { name, address, kind, proxies, origin, family, socket, file } = listener;
             let service = match kind {
                 Kind::Echo => None,
                 Kind::Status => Some(admin::Service::Status),
@@ -187,8 +194,9 @@ impl Sorted {
                 Family::Udp => "udp",
             };
             let label = Label { name, address, protocol };
+            let proxies = proxies.as_deref().map(ip_set);
             if family == Family::Udp {
-                sorted.add_datagrams(label, made, socket);
+                sorted.add_datagrams(label, made, socket, proxies);
                 continue;
             }
             let mut sockets = vec![socket];
@@ -201,6 +209,7 @@ impl Sorted {
             }
             for socket in sockets {
                 sorted.labels.push(label.clone());
+                sorted.proxies.push(proxies.clone());
                 sorted.sockets.push(workers::listening_socket(socket, owner, family, tcp));
             }
         }
@@ -208,7 +217,13 @@ impl Sorted {
     }
 
     /// Several sockets of one address and name are one listener.
-    fn add_datagrams(&mut self, label: Label, origin: Origin, socket: OwnedFd) {
+    fn add_datagrams(
+        &mut self,
+        label: Label,
+        origin: Origin,
+        socket: OwnedFd,
+        proxies: Option<IpSet>,
+    ) {
         let same = |it: &&mut DatagramListener| {
             (&it.label.name, &it.label.address) == (&label.name, &label.address)
         };
@@ -216,7 +231,7 @@ impl Sorted {
             Some(listener) => listener.sockets.push(socket),
             None => {
                 let sockets = vec![socket];
-                self.datagrams.push(DatagramListener { label, origin, sockets });
+                self.datagrams.push(DatagramListener { label, origin, sockets, proxies });
             }
         }
     }

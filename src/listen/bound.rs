@@ -32,7 +32,7 @@ pub(super) fn sockets<'a>(
     let mut listeners = Vec::new();
     let mut skipped = None;
     let deadline = Instant::now() + IN_USE_TIMEOUT;
-    for ListenerConfig { name, address, kind, builtin_default } in configured {
+    for ListenerConfig { name, address, kind, proxies, builtin_default } in configured {
         // Those without are for inherited sockets.
         let Some(address) = address else { continue };
         let bound = until_free(deadline, || match address {
@@ -44,7 +44,7 @@ pub(super) fn sockets<'a>(
             Address::Unix(path) => bind_unix(name, *kind, path),
         });
         match bound {
-            Ok(listener) => listeners.push(listener),
+            Ok(listener) => listeners.push(Listener { proxies: proxies.clone(), ..listener }),
             Err(error) if *builtin_default && error.is_absence() => {
                 warnings.push(format!("listener {name} is skipped: {error}"));
                 skipped = Some(error);
@@ -98,7 +98,7 @@ fn bind_inet(
     let address = printed_for(protocol, &address);
     let (name, socket) = (name.to_owned(), socket.into());
     let origin = Origin::Bound;
-    Ok(Listener { name, address, kind, origin, family, socket, file: None })
+    Ok(Listener { name, address, kind, proxies: None, origin, family, socket, file: None })
 }
 
 /// The address on the interface that `zone` names.
@@ -229,6 +229,7 @@ fn bind_unix(name: &str, kind: Kind, path: &Path) -> Result<Listener, ListenErro
         name: name.to_owned(),
         address: wanted.to_string(),
         kind,
+        proxies: None,
         origin: Origin::Bound,
         family: Family::Unix,
         socket: socket.into(),

@@ -132,7 +132,8 @@ fn examine(socket: OwnedFd, family: Family, name: &str) -> Result<Listener, List
     let address = printed(&address);
     let name = name.to_owned();
     let kind = Kind::of_name(&name);
-    Ok(Listener { name, address, kind, origin: Origin::Inherited, family, socket, file: None })
+    let (proxies, origin) = (None, Origin::Inherited);
+    Ok(Listener { name, address, kind, proxies, origin, family, socket, file: None })
 }
 
 /// Queries the address of a UDP socket, and whether it is one.
@@ -155,5 +156,5 @@ fn examine_udp(socket: OwnedFd, name: &str) -> Result<Listener, ListenError> {
         return Err(refuse(&socket, problem));
     }
     let (name, origin, family) = (name.to_owned(), Origin::Inherited, Family::Udp);
-    Ok(Listener { name, address, kind, origin, family, socket, file: None })
+    Ok(Listener { name, address, kind, proxies: None, origin, family, socket, file: None })
 }

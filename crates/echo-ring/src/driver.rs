@@ -3,6 +3,7 @@
 mod datagrams;
 mod handover;
 mod keepalive;
+mod preface;
 mod receive;
 mod relay;
 mod send;
@@ -23,6 +24,8 @@ use nix::sys::eventfd::EventFd;
 use socket2::SockRef;
 
 use self::datagrams::Datagrams;
+pub use self::handover::ConnectionParts;
+use self::preface::Preface;
 use self::receive::{Rdhup, Receiving};
 use self::relay::Scratch;
 use self::send::{OnWritable, Room, SkipSuccessSend};
@@ -126,7 +129,10 @@ pub struct Driver {
     on_writable: HashMap<u32, OnWritable>,
     /// How many bytes a slot may relay: there exactly while it waits for bytes to relay.
     relay_limits: HashMap<u32, u32>,
-    /// Where relayed bytes are looked at.
+    /// The header of a slot: there exactly while it is being read, and from when it has announced
+    /// an address to the end of the connection.
+    prefaces: HashMap<u32, Preface>,
+    /// Where relayed bytes and headers are looked at.
     scratch: Scratch,
     /// The socket of a slot: there exactly from accept or import to close or release.
     sockets: Vec<Option<Socket>>,
@@ -194,6 +200,7 @@ impl Driver {
             memory: settings.memory,
             on_writable: HashMap::new(),
             relay_limits: HashMap::new(),
+            prefaces: HashMap::new(),
             scratch: Scratch::new().map_err(no_memory)?,
             sockets: Vec::with_capacity(settings.connections_max as usize),
             left_polls: HashSet::new(),
@@ -238,6 +245,9 @@ impl Driver {
             Op::Receive { connection, class: SizeClass::Large, mode } => {
                 self.receive_large(connection, mode);
             }
+            Op::ReadPreface { connection, length_max } => {
+                self.await_preface(connection, length_max);
+            }
             Op::AwaitReadable { connection } => self.await_readable(connection),
             Op::Relay { connection, when, length_max } => {
                 self.relay(connection, when, Some(length_max));
@@ -267,15 +277,7 @@ impl Driver {
                 SizeClass::Small => self.small.recycle(buffer.index),
                 SizeClass::Large => self.large.recycle(buffer.index),
             },
-            Op::Shutdown { connection, how } => {
-                let how = match how {
-                    Shutdown::Write => net::Shutdown::Write,
-                    Shutdown::Both => net::Shutdown::Both,
-                };
-                // It fails only if the connection is gone already, and then there is nothing left
-                // to shut down.
-                let _ = SockRef::from(&self.socket(connection).fd).shutdown(how);
-            }
+            Op::Shutdown { connection, how } => self.shutdown(connection, how),
             Op::Probe { connection, silent_s, again } => self.probe(connection, silent_s, again),
             Op::EndProbe { connection, again } => self.end_probe(connection, again),
             Op::Close { connection } => self.close(connection),
@@ -309,6 +311,16 @@ impl Driver {
         self.answers.push(event);
     }
 
+    fn shutdown(&self, connection: ConnectionId, how: Shutdown) {
+        let how = match how {
+            Shutdown::Write => net::Shutdown::Write,
+            Shutdown::Both => net::Shutdown::Both,
+        };
+        // It fails only if the connection is gone already, and then there is nothing left to shut
+        // down.
+        let _ = SockRef::from(&self.socket(connection).fd).shutdown(how);
+    }
+
     fn close(&mut self, connection: ConnectionId) {
         let awaited = self.on_writable.get(&connection.slot());
         assert!(awaited.is_none(), "{connection:?} is closed while it waits for room");
@@ -321,6 +333,7 @@ impl Driver {
     /// peer would never see the end.
     fn take_socket(&mut self, connection: ConnectionId) -> OwnedFd {
         let socket = self.sockets[connection.slot() as usize].take().expect(OPEN);
+        self.prefaces.remove(&connection.slot());
         let rdhup = match socket.rdhup {
             Rdhup::Watched => Some(true),
             Rdhup::Canceled => Some(false),
@@ -471,6 +484,9 @@ impl Kernel for Driver {
     }
 
     fn peer_of(&self, connection: ConnectionId) -> PeerAddr {
+        if let Some(Preface::Announced(address)) = self.prefaces.get(&connection.slot()) {
+            return peer::of_address(*address);
+        }
         let socket = self.socket(connection);
         peer::of(socket.fd.as_fd(), socket.transport()).unwrap_or(PeerAddr::Unknown)
     }

@@ -38,8 +38,8 @@ mod token;
 mod transport;
 mod unusable;
 
-pub use datagram_socket::{DATAGRAM_BUFFERS, DatagramSocket};
-pub use driver::{Driver, DriverError, Settings};
+pub use datagram_socket::{DATAGRAM_BUFFERS, DatagramHeaders, DatagramSocket};
+pub use driver::{ConnectionParts, Driver, DriverError, Settings};
 pub use features::{Features, Survey, probe, survey};
 pub use listening::{ListeningSocket, Owner};
 pub use locked::{charges_locked_memory, locked_memory_limit};

@@ -55,6 +55,10 @@ pub(crate) enum Receive {
     Discarding(When),
     /// As `Discarding`, and canceled.
     DiscardStopping,
+    /// With the kernel, which waits for the header.
+    ReadingPreface,
+    /// As `ReadingPreface`, and canceled.
+    PrefaceStopping,
     /// Not armed: the turn has enough bulk. Waits in the queue for a share of one of the next.
     BulkWaiting,
     /// Not armed: there was no small buffer. Waits in the queue for one.
@@ -68,9 +72,16 @@ pub(crate) enum Receive {
 pub(crate) struct Inbound {
     receive: Receive,
     estimate: Estimate,
-    /// Relays that are still to succeed before the connection is received from again.
+    /// Relays that are still to succeed before the connection is received from again; or
+    /// [`UNTRIED`].
     probation: u8,
 }
+
+/// The probation of a connection that has brought nothing but a header without an address. Its
+/// first bytes are relayed, so that no other receive has to look whether they are the first.
+const UNTRIED: u8 = u8::MAX;
+
+const _: () = assert!(limits::PROBATION_RELAYS < UNTRIED);
 
 impl Default for Inbound {
     fn default() -> Self {
@@ -85,6 +96,25 @@ impl Inbound {
         let probation = if unsent > 0 { limits::PROBATION_RELAYS } else { 0 };
         // Waiting for readiness misses nothing: it finds what is there already.
         Self { probation, estimate: Estimate::new(Expectation::Silence), ..Self::default() }
+    }
+
+    /// A header without an address is all that has come so far, and often all that comes.
+    pub(crate) fn begin_untried(&mut self) {
+        self.probation = UNTRIED;
+        self.estimate.expect(Expectation::Silence);
+    }
+
+    /// Whether nothing has come since [`Inbound::begin_untried`].
+    #[must_use]
+    pub(crate) fn is_untried(&self) -> bool {
+        self.probation == UNTRIED
+    }
+
+    /// What was asked of the header has been answered.
+    pub(crate) fn end_preface(&mut self) {
+        let reads = matches!(self.receive, Receive::ReadingPreface | Receive::PrefaceStopping);
+        assert!(reads, "a header without a look for it: {:?}", self.receive);
+        self.receive = Receive::Off;
     }
 
     /// Where the receive stands.
@@ -109,7 +139,9 @@ impl Inbound {
             | Receive::Relaying(_)
             | Receive::RelayStopping
             | Receive::Discarding(_)
-            | Receive::DiscardStopping => true,
+            | Receive::DiscardStopping
+            | Receive::ReadingPreface
+            | Receive::PrefaceStopping => true,
             Receive::Off
             | Receive::Deferred
             | Receive::BulkWaiting
@@ -147,9 +179,11 @@ impl Inbound {
             Phase::Free
             | Phase::Accepting
             | Phase::WaitingForCapacity
+            | Phase::Preface(_)
             | Phase::HalfClosed
             | Phase::Flushing(_)
-            | Phase::Closing(_) => false,
+            | Phase::Closing(_)
+            | Phase::Refusing(_) => false,
         }
     }
 
@@ -292,6 +326,11 @@ impl Inbound {
     pub(crate) fn advance(&mut self, context: &mut Context, phase: Phase, wanted: bool) {
         let resources = &*context.resources;
         match self.receive {
+            Receive::Off if wanted && matches!(phase, Phase::Preface(_)) => {
+                self.receive = Receive::ReadingPreface;
+                let (connection, length_max) = (context.id, limits::PREFACE_BYTES_MAX);
+                context.ops.push(Op::ReadPreface { connection, length_max });
+            }
             Receive::Off if wanted => {
                 if resources.waiting.is_empty() || self.relays(phase, resources) {
                     let defers = resources.receive_policy.is_deferring();
@@ -317,6 +356,8 @@ impl Inbound {
             | Receive::RelayStopping
             | Receive::Discarding(_)
             | Receive::DiscardStopping
+            | Receive::ReadingPreface
+            | Receive::PrefaceStopping
             | Receive::BulkWaiting
             | Receive::Starved
             | Receive::Retrying => {}
@@ -440,6 +481,10 @@ impl Inbound {
                 self.receive = Receive::Stopping(armed);
                 context.ops.push(Op::CancelReceive { connection: context.id });
             }
+            Receive::ReadingPreface => {
+                self.receive = Receive::PrefaceStopping;
+                context.ops.push(Op::CancelReceive { connection: context.id });
+            }
             Receive::Revoked => self.receive = Receive::Stopping(Armed::Large),
             Receive::Off
             | Receive::Deferred
@@ -448,6 +493,7 @@ impl Inbound {
             | Receive::RelayStopping
             | Receive::Discarding(_)
             | Receive::DiscardStopping
+            | Receive::PrefaceStopping
             | Receive::BulkWaiting
             | Receive::Starved
             | Receive::Retrying => {}
@@ -493,7 +539,8 @@ impl Inbound {
     ) {
         self.expect(next);
         if next != When::Writable {
-            self.probation = self.probation.saturating_sub(u8::from(length > 0));
+            let passed = if self.is_untried() { UNTRIED } else { 1 };
+            self.probation = self.probation.saturating_sub(if length > 0 { passed } else { 0 });
             return;
         }
         context.resources.stats.short_sends += 1;
@@ -528,6 +575,8 @@ impl Inbound {
             | Receive::Revoked
             | Receive::RelayStopping
             | Receive::DiscardStopping
+            | Receive::ReadingPreface
+            | Receive::PrefaceStopping
             | Receive::BulkWaiting
             | Receive::Starved
             | Receive::Retrying => return false,

@@ -1,8 +1,8 @@
 //! What a swarm has met. A simulator that never starves a connection proves nothing about starving.
 
 use echo_core::op::{
-    AcceptError, Event, Expectation, Op, ReceiveEnd, ReceiveMode, SendError, Shutdown, SizeClass,
-    TransferPhase, TransferState, When,
+    AcceptError, Event, Expectation, Op, PeerOrigin, PrefaceProgress, ReceiveEnd, ReceiveMode,
+    SendError, Shutdown, SizeClass, TransferPhase, TransferState, When,
 };
 use echo_core::reason::{CloseReason, RefuseReason};
 use echo_core::stats::Stats;
@@ -11,7 +11,7 @@ use crate::fake::trace::Note;
 use crate::history::History;
 
 /// What must be met, besides every way of closing.
-const OCCASIONS: [&str; 48] = [
+const OCCASIONS: [&str; 54] = [
     "a multishot receive",
     "a receive that is tried at once",
     "a receive that waits",
@@ -60,6 +60,12 @@ const OCCASIONS: [&str; 48] = [
     "an accept that waits for nobody",
     "an accept that found nobody",
     "a listener closed",
+    "a header asked for",
+    "a header in pieces",
+    "a header with an address",
+    "a header without an address",
+    "a header that is none",
+    "a connection imported in its header",
 ];
 
 /// How often each was met.
@@ -72,6 +78,7 @@ pub(crate) struct Coverage {
     drained_early: u64,
     reconfigured: u64,
     taken_back: u64,
+    health_checks: u64,
 }
 
 impl Default for Coverage {
@@ -85,6 +92,7 @@ impl Default for Coverage {
             drained_early: 0,
             reconfigured: 0,
             taken_back: 0,
+            health_checks: 0,
         }
     }
 }
@@ -108,6 +116,7 @@ impl Coverage {
         self.refused_memory += stats.spills_refused;
         self.reconfigured += history.reconfigured;
         self.taken_back += history.taken_back;
+        self.health_checks += stats.traffic.health_checks;
         self.drained_early +=
             u64::from(history.kernel.kernel.peers.iter().any(|peer| peer.named.is_none()));
     }
@@ -126,6 +135,7 @@ impl Coverage {
         self.refused_memory += other.refused_memory;
         self.reconfigured += other.reconfigured;
         self.taken_back += other.taken_back;
+        self.health_checks += other.health_checks;
         self.drained_early += other.drained_early;
     }
 
@@ -143,6 +153,7 @@ impl Coverage {
             ("a peer never accepted", self.drained_early),
             ("new limits and timeouts", self.reconfigured),
             ("a hand-over that failed", self.taken_back),
+            ("a health check", self.health_checks),
         ];
         let rest = rest.map(|(name, count)| (name.to_string(), count));
         occasions.chain(closes).chain(refusals).chain(rest).collect()
@@ -167,6 +178,7 @@ fn of_op(op: &Op) -> Option<&'static str> {
         Op::Receive { mode: ReceiveMode::Multishot, .. } => "a multishot receive",
         Op::Receive { mode: ReceiveMode::Now, .. } => "a receive that is tried at once",
         Op::Receive { mode: ReceiveMode::WhenReadable, .. } => "a receive that waits",
+        Op::ReadPreface { .. } => "a header asked for",
         Op::AwaitReadable { .. } => "a poll for bulk",
         Op::OfferBuffers { .. } => "an offer of buffers",
         Op::CancelReceive { .. } => "a receive canceled",
@@ -201,6 +213,9 @@ fn of_op(op: &Op) -> Option<&'static str> {
 
 fn of_import(transfer: &TransferState) -> Option<&'static str> {
     Some(match transfer {
+        TransferState { phase: TransferPhase::Preface(PrefaceProgress::Begun), .. } => {
+            "a connection imported in its header"
+        }
         TransferState { unsent: 1.., .. } => "an imported connection with spilled bytes",
         TransferState { phase: TransferPhase::Lingering(_), .. } => {
             "an imported connection after our FIN"
@@ -235,6 +250,10 @@ fn of_event(event: &Event) -> Option<&'static str> {
             }
             AcceptError::Unexpected(_) => "an accept with an unexpected error",
         },
+        Event::PrefacePartial { .. } => "a header in pieces",
+        Event::PrefaceComplete { origin: PeerOrigin::Announced, .. } => "a header with an address",
+        Event::PrefaceComplete { .. } => "a header without an address",
+        Event::PrefaceInvalid { .. } => "a header that is none",
         Event::Readable { .. } => "a poll that found bytes",
         Event::Accepted { .. }
         | Event::Received { .. }

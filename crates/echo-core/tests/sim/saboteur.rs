@@ -4,8 +4,8 @@
 //! `planted`.
 
 use echo_core::op::{
-    BufferId, ConnectionId, Event, Op, PeerAddr, ReceiveEnd, Shutdown, SizeClass, TransferPhase,
-    TransferState,
+    BufferId, ConnectionId, Event, Op, PeerAddr, PeerOrigin, ReceiveEnd, Shutdown, SizeClass,
+    TransferPhase, TransferState,
 };
 use echo_core::parameters::RuntimeLimits;
 
@@ -72,10 +72,18 @@ pub(crate) enum Bug {
     MixSources,
     /// A listener that ends is closed without a look at who waits.
     CloseUnlooked,
+    /// A header is not read.
+    ForgetHeader,
+    /// A header is taken for complete before it is.
+    EndHeaderEarly,
+    /// What a header announces is not looked at.
+    IgnoreAnnounced,
+    /// An invalid header is taken for one that announces nothing.
+    AdmitNonsense,
 }
 
 impl Bug {
-    pub(crate) const ALL: [Self; 29] = [
+    pub(crate) const ALL: [Self; 33] = [
         Self::DropByte,
         Self::SwapBuffers,
         Self::LeakBuffer,
@@ -105,6 +113,10 @@ impl Bug {
         Self::ForgetSource,
         Self::MixSources,
         Self::CloseUnlooked,
+        Self::ForgetHeader,
+        Self::EndHeaderEarly,
+        Self::IgnoreAnnounced,
+        Self::AdmitNonsense,
     ];
 }
 
@@ -198,7 +210,19 @@ impl Saboteur {
                     told = Event::Accepted { connection, peer: former, backlog };
                 }
             }
+            Event::PrefacePartial { connection, .. } if bug == Bug::EndHeaderEarly => {
+                told = unannounced(connection);
+            }
+            Event::PrefaceComplete { connection, .. } if bug == Bug::IgnoreAnnounced => {
+                told = unannounced(connection);
+            }
+            Event::PrefaceInvalid { connection } if bug == Bug::AdmitNonsense => {
+                told = unannounced(connection);
+            }
             Event::AcceptFailed { .. }
+            | Event::PrefacePartial { .. }
+            | Event::PrefaceComplete { .. }
+            | Event::PrefaceInvalid { .. }
             | Event::ReceiveEnded { .. }
             | Event::Relayed { .. }
             | Event::SentSpilled { .. }
@@ -275,6 +299,7 @@ impl Saboteur {
             | Op::ReportPeers
             | Op::OmitPeers
             | Op::OfferBuffers { .. }
+            | Op::ReadPreface { .. }
             | Op::AwaitReadable { .. }
             | Op::Receive { .. }
             | Op::CancelReceive { .. }
@@ -334,6 +359,11 @@ impl Saboteur {
     }
 }
 
+/// A complete header that announces nobody.
+fn unannounced(connection: ConnectionId) -> Event {
+    Event::PrefaceComplete { connection, peer: PeerAddr::Local, origin: PeerOrigin::Socket }
+}
+
 const FIRST: BufferId = BufferId { class: SizeClass::Small, index: 0 };
 
 /// Whether leaving `op` out is what this bug does.
@@ -342,6 +372,7 @@ fn forgets(bug: Bug, op: Op) -> bool {
         Op::Accept { .. } | Op::AcceptWaiting { .. } => bug == Bug::ForgetAccept,
         Op::CancelAccept { .. } | Op::CancelReceive { .. } => bug == Bug::ForgetCancel,
         Op::Receive { .. } => bug == Bug::ForgetReceive,
+        Op::ReadPreface { .. } => bug == Bug::ForgetHeader,
         Op::AwaitReadable { .. } => bug == Bug::ForgetPoll,
         Op::Relay { .. } | Op::Discard { .. } => bug == Bug::ForgetRelay,
         Op::SendHeld { .. } => bug == Bug::ForgetHeld,

@@ -33,7 +33,7 @@ impl Scratch {
         Mapping::new(LENGTH_MAX).map(Self)
     }
 
-    fn bytes(&mut self) -> &mut [MaybeUninit<u8>] {
+    pub(super) fn bytes(&mut self) -> &mut [MaybeUninit<u8>] {
         // SAFETY: the mapping is so long, and nothing else points into it.
         unsafe { std::slice::from_raw_parts_mut(self.0.start().as_ptr().cast(), LENGTH_MAX) }
     }
@@ -128,15 +128,12 @@ fn echo(
     socket: &SockRef<'_>,
     scratch: &mut [MaybeUninit<u8>],
 ) -> Result<(usize, When), ReceiveEnd> {
-    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
-    let seen = match socket.recv_with_flags(scratch, flags) {
-        Ok(0) => return Err(ReceiveEnd::EndOfStream),
-        Ok(seen) => seen,
+    let bytes = match peek(socket, scratch) {
+        Ok([]) => return Err(ReceiveEnd::EndOfStream),
+        Ok(bytes) => bytes,
         Err(error) => return nothing(&error),
     };
-    let start = scratch.as_ptr().cast();
-    // SAFETY: the kernel has just written so many bytes there.
-    let bytes = unsafe { std::slice::from_raw_parts(start, seen) };
+    let seen = bytes.len();
     let sent = match socket.send_with_flags(bytes, TRIES) {
         Ok(sent) => sent,
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
@@ -158,9 +155,24 @@ fn echo(
     Ok((sent, next))
 }
 
+/// Looks at what is in the receive queue, as far as `scratch` has room, and leaves it there.
+/// Nothing is the end of the stream.
+pub(super) fn peek<'a>(
+    socket: &SockRef<'_>,
+    scratch: &'a mut [MaybeUninit<u8>],
+) -> io::Result<&'a [u8]> {
+    let seen = socket.recv_with_flags(scratch, libc::MSG_PEEK | libc::MSG_DONTWAIT)?;
+    let start = scratch.as_ptr().cast();
+    // SAFETY: the kernel has just written so many bytes there.
+    Ok(unsafe { std::slice::from_raw_parts(start, seen) })
+}
+
 /// Takes as many bytes as `scratch` has room for out of the receive queue, in which they are. They
 /// may come in several pieces: a receive ends before urgent data (tcp(7)).
-fn take(socket: &SockRef<'_>, scratch: &mut [MaybeUninit<u8>]) -> Result<(), ReceiveEnd> {
+pub(super) fn take(
+    socket: &SockRef<'_>,
+    scratch: &mut [MaybeUninit<u8>],
+) -> Result<(), ReceiveEnd> {
     /// Receives in a row that bring nothing though the bytes are there. Each lets a pending signal
     /// be handled, so one would do.
     const FRUITLESS_MAX: u32 = 64;
@@ -203,7 +215,7 @@ fn forget(
 }
 
 /// The event for a receive or peek that returned an error.
-fn nothing(error: &io::Error) -> Result<(usize, When), ReceiveEnd> {
+pub(super) fn nothing(error: &io::Error) -> Result<(usize, When), ReceiveEnd> {
     match error.raw_os_error().unwrap_or(libc::EIO) {
         libc::EAGAIN | libc::EINTR => Ok((0, When::Readable)),
         libc::ENOBUFS => Err(ReceiveEnd::Memory),

@@ -131,13 +131,14 @@ impl Scenario {
         let sockets: Vec<_> = (0..count).map(|_| draw_socket(choice, listeners)).collect();
         let chaos_turns = 20 + choice.below(150);
         let peers = [0, 0, 3][choice.below(3)];
-        let clients = Clients {
+        let mut clients = Clients {
             sockets: sockets.iter().map(|socket| socket.own).collect(),
             often: [100, 400, 1000][choice.below(3)],
             most: [1, 4, 40][choice.below(3)],
             odd: [0, 100, 500][choice.below(3)],
             bursts: [0, 100, 600][choice.below(3)],
             length_max: [1, 100, 3_000][choice.below(3)],
+            headers: false,
             planned: Vec::new(),
             left: u64::MAX,
             sent: 0,
@@ -147,6 +148,13 @@ impl Scenario {
         let mut changes: Vec<_> =
             (0..count).map(|_| (choice.below(150), draw_rules(choice))).collect();
         changes.sort_by_key(|(turn, _)| std::cmp::Reverse(*turn));
+        if choice.below(3) == 0 {
+            clients.headers = true;
+            // They stay what they are when other rules come.
+            for rules in changes.iter_mut().map(|(_, rules)| rules).chain([&mut rules]) {
+                rules.trusted = Some(vec![[10, 0, 0, 1], [10, 0, 0, 3]]);
+            }
+        }
         if peers > 0 {
             // The model of the streams has no access lists.
             for rules in changes.iter_mut().map(|(_, rules)| rules).chain([&mut rules]) {
@@ -249,6 +257,8 @@ pub(crate) fn streams(
         deferral: Deferral { turns_per_period: 3, chunks_per_turn: 0 },
         sweep_slots_max: SWEEP_SLOTS_MAX,
         linger_timeout: 100,
+        preface_timeout: 1_000,
+        proxies: Arc::new([]),
         limiter: Arc::new(FakeLimiter::new()),
         budget: budget.clone(),
         fullness: Arc::new(Fullness::new(1)),
@@ -262,6 +272,7 @@ pub(crate) fn streams(
         idle_timeout: None,
         stall_timeout: None,
         linger_timeout: parameters.linger_timeout,
+        preface_timeout: 1_000,
         lifetime: None,
         bytes_max: None,
     };
@@ -269,7 +280,8 @@ pub(crate) fn streams(
     let settings = Settings { listeners, buffers: parameters.buffers, files_max: 100, faults };
     let seed = if peers > 0 { choice.below(1 << 30) as u64 } else { 0 };
     let mut fake = FakeKernel::new(settings, budget, Choice::from_seed(seed));
-    let crowd = Crowd { peers, listeners: 1, total_max: 60, wire_max: 30, rude: 300 };
+    let proxied = [false; 2];
+    let crowd = Crowd { peers, listeners: 1, total_max: 60, wire_max: 30, rude: 300, proxied };
     let now = fake.clock();
     let peers = Peers::draw(&mut fake.choice, crowd, now);
     let policy = (*parameters.runtime_limits.admission).clone();
@@ -537,6 +549,7 @@ fn worker(
         sockets: scenario.sockets.clone(),
         listeners: scenario.listeners,
         buffers: scenario.buffers,
+        proxies: vec![scenario.rules.proxies(); scenario.listeners.into()].into(),
         limiter: Arc::clone(limiter) as Arc<dyn RateLimiter>,
     })
 }
