@@ -109,6 +109,12 @@ impl Server {
         &self.resources.listeners
     }
 
+    /// Who was refused, and who was accepted last.
+    #[must_use]
+    pub(crate) fn admission(&self) -> &Admission {
+        &self.admission
+    }
+
     /// When the present turn began, or the last one.
     pub(crate) fn clock_us(&self) -> u64 {
         self.resources.clock_us
@@ -495,7 +501,7 @@ impl Server {
         let listener = self.accept_ended(id);
         self.listeners.on_accepted(listener);
         self.resources.count_accepted(listener);
-        match self.admission.judge(now, id, peer) {
+        match self.admission.judge(now, id, listener, peer) {
             Ok(()) if self.has_capacity() => self.open(now, id, ops),
             Ok(()) => {
                 self.connection(id).wait_for_capacity();

@@ -268,7 +268,7 @@ pub(crate) fn draw_policy(choice: &mut Choice) -> AdmissionPolicy {
         let ipv4 = vec![([10, 0, 0, 1], [10, 0, 0, 1])];
         access.deny = IpSet::new(ipv4, vec![([0; 16], [255; 16])]);
     }
-    AdmissionPolicy { access, source_limits }
+    AdmissionPolicy { access, source_limits, ..AdmissionPolicy::default() }
 }
 
 /// A policy that comes into force in the middle. The rate stays: how a bucket is converted to
@@ -633,6 +633,8 @@ impl History {
         let handed_over = stats.traffic.closed[CloseReason::HandedOver as usize];
         assert_eq!(stats.traffic.closed_total() - handed_over, audit.closed, "counters: closed");
         assert_eq!(stats.traffic.refused_total(), audit.admission.refused, "counters: refused");
+        let noted = self.worker.refused_sources().total();
+        assert_eq!(noted, self.worker.stats().traffic.refused_total(), "counters: refused sources");
         let table = self.scenario.limiter.table();
         table.check_invariants();
         let sources = audit.admission.sources();
