@@ -9,8 +9,11 @@
 //! The client is here too: [`client`] is the command `echo-uring status`.
 
 pub mod client;
+mod escape;
 mod exposition;
+mod family;
 mod http;
+pub mod process;
 mod screen;
 mod serve;
 pub mod snapshot;
@@ -42,6 +45,12 @@ pub struct AdminListener {
     pub service: Service,
     /// The socket; it is made non-blocking.
     pub socket: Socket,
+}
+
+/// `snapshot` as text for people.
+#[must_use]
+pub fn text(snapshot: &Snapshot) -> String {
+    table::text(snapshot, None)
 }
 
 /// Starts the thread that serves `listeners` until the process ends. `gather` makes a new snapshot;

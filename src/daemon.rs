@@ -4,9 +4,11 @@
 //! until a signal, a worker or a timer needs attention. It may therefore block on the service
 //! manager or the log without delaying an echo.
 
+mod accepts;
 mod admission_policy;
 mod datagrams;
 mod job;
+mod life;
 mod next_version;
 mod report;
 mod request;

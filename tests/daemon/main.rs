@@ -35,6 +35,7 @@ mod locked;
 mod logs;
 mod machine;
 mod manager;
+mod operator;
 mod oracle;
 mod overload;
 mod place;
