@@ -12,7 +12,9 @@ pub mod client;
 mod escape;
 mod exposition;
 mod family;
+mod html;
 mod http;
+mod page;
 pub mod process;
 mod screen;
 mod serve;
@@ -32,7 +34,7 @@ pub use snapshot::{Snapshot, State};
 pub enum Service {
     /// One snapshot as JSON for each client.
     Status,
-    /// HTTP: `/metrics`, `/healthz`, `/ready`.
+    /// HTTP: the page at `/`, `/metrics`, `/healthz`, `/ready`.
     Metrics,
     /// One line for HAProxy's agent-check for each client.
     AgentCheck,

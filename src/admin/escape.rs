@@ -1,7 +1,8 @@
-//! Foreign text on a terminal: names, addresses and messages that were not written
+//! Foreign text on a terminal and in HTML: names, addresses and messages that were not written
 //! here.
 //!
-//! The daemon escapes what it logs, but `status` shows the answer of any socket.
+//! The daemon escapes what it logs, but `status` shows the answer of any socket, and the page shows
+//! whatever the snapshot contains.
 
 use std::fmt::Write as _;
 
@@ -15,6 +16,22 @@ pub(super) fn terminal(text: &str) -> String {
             write!(shown, "{}", character.escape_default()).expect(WRITES);
         } else {
             shown.push(character);
+        }
+    }
+    shown
+}
+
+/// `text` for HTML, as content of an element or as a quoted value of an attribute.
+pub(super) fn html(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for character in terminal(text).chars() {
+        match character {
+            '&' => shown.push_str("&amp;"),
+            '<' => shown.push_str("&lt;"),
+            '>' => shown.push_str("&gt;"),
+            '"' => shown.push_str("&quot;"),
+            '\'' => shown.push_str("&#39;"),
+            other => shown.push(other),
         }
     }
     shown
@@ -37,5 +54,12 @@ mod tests {
             terminal("grün\u{1b}[31m\n\u{202e}\u{9b}"),
             "grün\\u{1b}[31m\\n\\u{202e}\\u{9b}"
         );
+    }
+
+    #[test]
+    fn nothing_is_markup() {
+        let text = html("<script>alert(\"x\" & 'y')</script>\u{1b}");
+        let escaped = "&lt;script&gt;alert(&quot;x&quot; &amp; &#39;y&#39;)&lt;/script&gt;\\u{1b}";
+        assert_eq!(text, escaped);
     }
 }

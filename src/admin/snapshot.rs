@@ -101,7 +101,8 @@ pub struct Reload {
     pub success_timestamp_seconds: f64,
 }
 
-/// The limits in force. A limit that is off is null.
+/// The limits in force. A limit that is off is null, and so is one of datagrams if there is no
+/// listener for them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// Connections: `limits.max-connections`, or less if the limit on open files is lower.

@@ -229,7 +229,7 @@ fn table(rows: &[Row]) -> String {
 }
 
 /// `820 us`, `3.1 ms`, `2.0 s`.
-fn duration(seconds: f64) -> String {
+pub(super) fn duration(seconds: f64) -> String {
     match seconds * 1e6 {
         micros if micros < 1_000.0 => format!("{micros:.0} us"),
         micros if micros < 1_000_000.0 => format!("{:.1} ms", micros / 1_000.0),
@@ -238,7 +238,7 @@ fn duration(seconds: f64) -> String {
 }
 
 /// Whole seconds, in at most two units.
-fn humane(time: Duration) -> String {
+pub(super) fn humane(time: Duration) -> String {
     let seconds = time.as_secs();
     let units = [("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)];
     let parts = units.iter().scan(seconds, |left, (unit, size)| {

@@ -92,15 +92,16 @@ impl Life {
 }
 
 /// The limits of `config`, if the limit on open files permits `capacity` connections of those that
-/// are configured.
-pub(super) fn limits(config: &Config, capacity: u32) -> Limits {
+/// are configured. Those on datagrams are none if there is no listener for them.
+pub(super) fn limits(config: &Config, capacity: u32, has_datagrams: bool) -> Limits {
+    let datagram = Some(&config.datagram).filter(|_| has_datagrams);
     Limits {
         connections: capacity.into(),
         stalled_bytes: config.limits.stalled_memory,
         connections_per_source: config.limits.max_connections_per_source.map(u64::from),
         accepts_per_source: config.limits.accepts_per_source.map(u64::from),
-        datagrams_per_source: config.datagram.datagrams_per_source,
-        datagram_bytes_per_source: config.datagram.bytes_per_source,
+        datagrams_per_source: datagram.and_then(|it| it.datagrams_per_source),
+        datagram_bytes_per_source: datagram.and_then(|it| it.bytes_per_source),
     }
 }
 
@@ -114,7 +115,7 @@ mod tests {
     fn a_pending_restart_is_in_the_status_until_it_is_taken_back() {
         let present = Config::default();
         let mut wanted = Config::default();
-        let limits = limits(&present, 9);
+        let limits = limits(&present, 9, false);
         let life = Life::new(None, limits);
         assert!(life.standing().reload.successful);
         wanted.server.workers = Workers::Count(3);

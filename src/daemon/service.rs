@@ -341,7 +341,7 @@ impl<'a> Service<'a> {
             .unzip();
         let watchdog =
             notifier.watchdog_interval().map(|interval| Watchdog::new(interval, &workers));
-        let limits = life::limits(plan.config, plan.capacity);
+        let limits = life::limits(plan.config, plan.capacity, plan.datagram_listeners > 0);
         let life = Life::new(source.trouble.clone(), limits);
         let view = View::new(plan, life.clone(), source.log.clone(), labels, &workers);
         Ok(Self {

@@ -113,6 +113,16 @@ fn http_is_answered_as_it_should_be() {
     ] {
         assert!(metrics.contains(part), "{part:?} is missing:\n{metrics}");
     }
+    for (path, part) in [
+        ("/", "Content-Security-Policy: default-src 'none'; style-src 'self'"),
+        ("/", "\r\nRefresh: 5\r\n"),
+        ("/?pause", "<title>echo-uring: ready</title>"),
+        ("/style.css", "Content-Type: text/css; charset=utf-8\r\n"),
+    ] {
+        let text = get(&daemon, path);
+        assert!(text.starts_with("HTTP/1.1 200 OK\r\n") && text.contains(part), "{path}: {text}");
+    }
+    assert!(!get(&daemon, "/?pause").contains("\r\nRefresh: "));
     assert!(get(&daemon, "/healthz").ends_with("\r\n\r\nok\n"));
     assert!(get(&daemon, "/ready").ends_with("\r\n\r\nok\n"));
     let long = format!("GET /metrics HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(9_000));

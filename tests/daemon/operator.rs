@@ -138,7 +138,9 @@ fn the_process_and_its_limits_are_metrics() {
         let value = metric(&daemon, name).unwrap_or_else(|| panic!("{name} is missing"));
         assert!(value >= least, "{name} {value}");
     }
-    assert_eq!(metric(&daemon, "echo_uring_max_connections_per_source"), None);
+    for absent in ["max_connections_per_source", "max_datagrams_per_source"] {
+        assert_eq!(metric(&daemon, &format!("echo_uring_{absent}")), None, "{absent}");
+    }
     daemon.stop();
 }
 

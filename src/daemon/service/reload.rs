@@ -82,7 +82,7 @@ impl Service<'_> {
         let present = config::in_force(&self.config, &wanted);
         self.last_valid = wanted;
         let former = std::mem::replace(&mut self.config, present);
-        let limits = life::limits(&self.config, self.capacity());
+        let limits = life::limits(&self.config, self.capacity(), self.datagrams.is_some());
         self.life.set_present(&self.config, &self.last_valid, limits);
         if !at_once.is_empty() {
             self.put_in_force(&former);
