@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::access::admit_from;
 use crate::admin::{get, start, status};
+use crate::bus::{Answer, Bus};
 use crate::daemon::{Daemon, Launch, run_to_end};
 use crate::ending::Losses;
 use crate::machine::{Scratch, in_company, time_limit, wait_until};
@@ -142,6 +143,37 @@ fn the_process_and_its_limits_are_metrics() {
         assert_eq!(metric(&daemon, &format!("echo_uring_{absent}")), None, "{absent}");
     }
     daemon.stop();
+}
+
+/// Goal: what came from the previous process is counted.
+#[test]
+fn a_handover_is_counted() {
+    let _quiet = in_company();
+    let scratch = Scratch::new();
+    let bus = Bus::start(&scratch.path("bus"), Answer::Job("restart"));
+    let config = "[server]\nworkers = 2\n";
+    let daemon = Launch { bus: bus.address(), ..Launch::with_config(config) }.start();
+    let peers: Vec<_> = (0..3).map(|_| daemon.place().connect()).collect();
+    assert!(peers.iter().all(|peer| ping(peer, b"before")));
+    let (stored, listening, _) = daemon.export();
+    let windows =
+        vec![("status", Listening::unix(&scratch.path("status"))), ("metrics", Listening::ipv4())];
+    let launch = Launch { bus: bus.address(), stored, listening, windows, ..Launch::default() };
+    let daemon = launch.start();
+    assert!(peers.iter().all(|peer| ping(peer, b"after")));
+    let total = &status(&daemon)["total"];
+    assert_eq!((&total["taken_over"], &total["accepted"]), (&3.into(), &0.into()), "{total}");
+    let page = get(&daemon, "/metrics");
+    let series = |line: &&str| line.starts_with("echo_uring_taken_over_connections_total{");
+    let lines: Vec<&str> = page.lines().filter(series).collect();
+    assert!(lines.len() == 1 && lines[0].ends_with(" 3"), "{lines:?}");
+    assert_eq!(metric(&daemon, "echo_uring_taken_over_bytes_total"), Some(0.0));
+    drop(peers);
+    wait_until("the end of the connections", time_limit(10.0), || {
+        status(&daemon)["total"]["connections"] == 0
+    });
+    daemon.signal(Signal::SIGTERM);
+    daemon.finish(Losses::None);
 }
 
 /// Goal: one line of a container has probes and a status.
