@@ -239,8 +239,9 @@ const LISTENER: Section = Section {
             text: "What is served there: \"echo\"; \"status\", a snapshot as JSON for \
                    \"echo-uring status\"; \"metrics\", Prometheus metrics, a page for \
                    people, /healthz and /ready over HTTP; or \"agent-check\", a line for HAProxy. \
-                   Whoever reaches the latter three sees traffic figures, so keep them on loopback \
-                   or on a Unix socket. At least one listener must be an echo.",
+                   Whoever reaches the latter three sees traffic figures, and of the first two \
+                   also refused addresses and warnings, so keep them on loopback or on a Unix \
+                   socket. At least one listener must be an echo.",
             more: "See section MONITORING of echo-uring(8). The file of a Unix socket of another \
                    kind than \"echo\" has mode 0660. An inherited socket that no section names is \
                    of the kind that its name spells, and an echo otherwise; this is the default \
