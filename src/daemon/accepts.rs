@@ -28,7 +28,7 @@ impl AcceptReporter {
             let (missed, new) = accepts.since(*seen);
             *seen = accepts.total();
             if missed > 0 {
-                log::debug!("{} more accepted", report::count(missed, "connection"));
+                log::debug!("{} not listed", report::count(missed, "connection"));
             }
             for accept in new {
                 log::debug!("{}", line(&accept, names));
