@@ -9,8 +9,13 @@
 //! The client is here too: [`client`] is the command `echo-uring status`.
 
 pub mod client;
+mod escape;
 mod exposition;
+mod family;
+mod html;
 mod http;
+mod page;
+pub mod process;
 mod screen;
 mod serve;
 pub mod snapshot;
@@ -29,7 +34,7 @@ pub use snapshot::{Snapshot, State};
 pub enum Service {
     /// One snapshot as JSON for each client.
     Status,
-    /// HTTP: `/metrics`, `/healthz`, `/ready`.
+    /// HTTP: the page at `/`, `/metrics`, `/healthz`, `/ready`.
     Metrics,
     /// One line for HAProxy's agent-check for each client.
     AgentCheck,
@@ -42,6 +47,12 @@ pub struct AdminListener {
     pub service: Service,
     /// The socket; it is made non-blocking.
     pub socket: Socket,
+}
+
+/// `snapshot` as text for people.
+#[must_use]
+pub fn text(snapshot: &Snapshot) -> String {
+    table::text(snapshot, None)
 }
 
 /// Starts the thread that serves `listeners` until the process ends. `gather` makes a new snapshot;

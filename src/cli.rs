@@ -74,6 +74,14 @@ pub struct Options {
     #[arg(long, value_name = "ADDRESS")]
     pub listen: Vec<String>,
 
+    /// Serve metrics and health over HTTP at ADDRESS as well: 127.0.0.1:17007 or unix:/path
+    #[arg(long, value_name = "ADDRESS")]
+    pub metrics: Option<String>,
+
+    /// Serve the status at the Unix socket PATH as well, for "echo-uring status --socket PATH"
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub status: Option<PathBuf>,
+
     /// Log messages of severity LEVEL and more severe, regardless of the configured level
     #[arg(long, value_name = "LEVEL", value_parser = level_parser())]
     pub log_level: Option<LevelFilter>,
@@ -220,6 +228,8 @@ impl Options {
         Ok(Self {
             config: either("--config <FILE>", self.config, after.config)?,
             listen,
+            metrics: either("--metrics <ADDRESS>", self.metrics, after.metrics)?,
+            status: either("--status <PATH>", self.status, after.status)?,
             log_level: either("--log-level <LEVEL>", self.log_level, after.log_level)?,
         })
     }
@@ -271,9 +281,12 @@ mod tests {
         let options = Options {
             config: Some("/x".into()),
             listen: vec!["127.0.0.1:0".into(), "unix:/y".into()],
+            metrics: Some("127.0.0.1:1".into()),
+            status: Some("/z".into()),
             log_level: Some(LevelFilter::Off),
         };
-        let given = "--config /x --listen 127.0.0.1:0 --listen unix:/y --log-level off";
+        let given = "--config /x --listen 127.0.0.1:0 --listen unix:/y --metrics 127.0.0.1:1 \
+                     --status /z --log-level off";
         let given: Vec<&str> = given.split(' ').collect();
         let check = CheckOptions { options: options.clone(), json: true };
         let words = ["check", "--json"];
@@ -308,6 +321,8 @@ mod tests {
                 "'--config <FILE>' cannot be used multi",
             ),
             (&["--log-level", "off", "serve", "--log-level", "off"], "multiple times"),
+            (&["--metrics", "[::1]:1", "serve", "--metrics", "[::1]:1"], "multiple times"),
+            (&["--status", "/a", "status"], "does not accept options of the service"),
         ] {
             let Refusal { status, text } = parsed(arguments).unwrap_err();
             assert_eq!(status, 64, "{arguments:?}");

@@ -175,6 +175,10 @@ pub enum LogTarget {
 pub struct Overrides {
     /// `--listen`, as typed; if there is any, all listeners of the file are replaced.
     pub listen: Vec<String>,
+    /// `--metrics`, as typed: a listener of this kind beside those of the file or of `--listen`.
+    pub metrics: Option<String>,
+    /// `--status`: the same, at this path.
+    pub status: Option<PathBuf>,
     /// `--log-level`
     pub log_level: Option<LevelFilter>,
 }
@@ -285,6 +289,27 @@ fn overridden_listeners(addresses: &[String]) -> Result<Vec<ListenerConfig>, Con
     Ok(listeners)
 }
 
+/// A listener of `kind` that `option` asks for at `address`, beside `others`. It has the name of
+/// its kind, and replaces a listener of that name.
+fn admin_listener(
+    option: &'static str,
+    kind: Kind,
+    address: &str,
+    others: &[&ListenerConfig],
+) -> Result<ListenerConfig, ConfigError> {
+    let refuse = |problem| ConfigError::CommandLine { option, problem };
+    let address: Address = address.parse().map_err(refuse)?;
+    if address.is_udp() {
+        let problem = format!("{address} is not served over UDP; use a TCP or Unix address");
+        return Err(refuse(problem));
+    }
+    if let Some(problem) = conflict(others, &address) {
+        return Err(refuse(problem));
+    }
+    let name = kind.name().to_owned();
+    Ok(ListenerConfig { name, address: Some(address), kind, proxies: None, builtin_default: false })
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -340,6 +365,20 @@ impl Config {
     fn overlay(&mut self, overrides: &Overrides) -> Result<(), ConfigError> {
         if !overrides.listen.is_empty() {
             self.listeners = overridden_listeners(&overrides.listen)?;
+        }
+        let status = overrides.status.as_ref().map(|path| format!("unix:{}", path.display()));
+        for (option, kind, address) in [
+            ("--metrics", Kind::Metrics, overrides.metrics.as_ref()),
+            ("--status", Kind::Status, status.as_ref()),
+        ] {
+            let Some(address) = address else { continue };
+            let is_same = |listener: &ListenerConfig| listener.name == kind.name();
+            let others = self.listeners.iter().filter(|it| !is_same(it)).collect::<Vec<_>>();
+            let listener = admin_listener(option, kind, address, &others)?;
+            match self.listeners.iter().position(is_same) {
+                Some(index) => self.listeners[index] = listener,
+                None => self.listeners.push(listener),
+            }
         }
         if let Some(level) = overrides.log_level {
             self.log.level = level;

@@ -5,9 +5,11 @@
 //! manager or the log without delaying an echo.
 
 mod accepting;
+mod accepts;
 mod admission_policy;
 mod datagrams;
 mod job;
+mod life;
 mod next_version;
 mod report;
 mod request;
@@ -205,9 +207,15 @@ pub fn serve(options: &Options) -> ExitCode {
 
 fn with_warning_of_ignored_listen(mut opened: Opened, options: &Options) -> Opened {
     let inherited = opened.listeners.iter().any(|listener| listener.origin == Origin::Inherited);
-    if inherited && !options.listen.is_empty() {
-        let warning = "--listen is ignored, because the service manager has passed sockets";
-        opened.warnings.push(warning.to_owned());
+    for (option, is_given) in [
+        ("--listen", !options.listen.is_empty()),
+        ("--metrics", options.metrics.is_some()),
+        ("--status", options.status.is_some()),
+    ] {
+        if inherited && is_given {
+            let warning = "is ignored, because the service manager has passed sockets";
+            opened.warnings.push(format!("{option} {warning}"));
+        }
     }
     opened
 }
@@ -234,8 +242,10 @@ fn load(options: &Options, names: &[String]) -> Result<Config, Invalid> {
     Ok(examined.config)
 }
 
+/// What the command line says over the file.
 fn overrides(options: &Options) -> Overrides {
-    Overrides { listen: options.listen.clone(), log_level: options.log_level }
+    let Options { config: _, listen, metrics, status, log_level } = options.clone();
+    Overrides { listen, metrics, status, log_level }
 }
 
 /// The configuration at the start.

@@ -90,12 +90,12 @@ fn configuration(
     service: Option<&Service>,
     findings: &mut Vec<Finding>,
 ) -> Config {
-    let Options { listen, log_level, config } = &doctor.options;
-    let overrides = Overrides { listen: listen.clone(), log_level: *log_level };
+    let Options { config, listen, metrics, status, log_level } = doctor.options.clone();
+    let overrides = Overrides { listen, metrics, status, log_level };
     let of_instance =
         || Some(PathBuf::from(format!("/etc/echo-uring/{}.toml", doctor.instance.as_ref()?)));
     let of_service = || service.map_or_else(of_instance, |service| service.unit.config());
-    let path = config.clone().or_else(of_service);
+    let path = config.or_else(of_service);
     let path = path.as_deref();
     let shown = path.unwrap_or(Path::new(config::DEFAULT_PATH));
     match config::examine(path, &overrides) {

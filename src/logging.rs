@@ -11,13 +11,14 @@
 pub mod events;
 mod sink;
 
+use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use log::kv::{self, Key, Value, VisitSource};
 use log::{Level, LevelFilter, Log, Metadata, Record};
@@ -29,6 +30,8 @@ use sink::{Peer, Sink, stderr_is_journal};
 const QUEUE_LINES_MAX: usize = 1024;
 /// The maximum length of a line in bytes; longer lines are cut to fit into one datagram.
 const LINE_LENGTH_MAX: usize = 2048;
+/// The number of warnings and errors that are kept for monitoring.
+const RECENT_MAX: usize = 16;
 const SYSLOG_PATH: &str = "/dev/log";
 const JOURNAL_PATH: &str = "/run/systemd/journal/socket";
 /// How often [`Handle::finish`] retries if the queue is full.
@@ -87,9 +90,41 @@ fn sink(target: Target) -> Sink {
     }
 }
 
+/// A message of level warn or more severe, kept for monitoring.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Warning {
+    /// When it was logged.
+    pub at: SystemTime,
+    /// Its level.
+    pub level: Level,
+    /// Its text, escaped as in the log.
+    pub text: String,
+}
+
+/// The last warnings, oldest first.
+#[derive(Clone, Debug, Default)]
+struct Recent(Arc<Mutex<VecDeque<Warning>>>);
+
+impl Recent {
+    /// Keeps a copy of `line` if it is a warning. Warnings are few: those that peers can cause are
+    /// rate-limited.
+    fn keep(&self, line: &Line) {
+        if line.level > Level::Warn {
+            return;
+        }
+        let warning = Warning { at: SystemTime::now(), level: line.level, text: line.text.clone() };
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() == RECENT_MAX {
+            kept.pop_front();
+        }
+        kept.push_back(warning);
+    }
+}
+
 /// The handle of the log thread, to reconfigure it and to flush it at the end of the process.
 #[derive(Clone, Debug)]
 pub struct Handle {
+    recent: Recent,
     orders: SyncSender<Order>,
     level: Arc<AtomicUsize>,
 }
@@ -101,6 +136,12 @@ impl Handle {
         self.level.store(level as usize, Ordering::Relaxed);
         log::set_max_level(level);
         self.orders.try_send(Order::Target(target)).is_ok()
+    }
+
+    /// The last messages of level warn and more severe, at most 16, oldest first.
+    #[must_use]
+    pub fn recent(&self) -> Vec<Warning> {
+        self.recent.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 
     /// Waits until every message logged so far is written, at most `timeout`. Returns whether it
@@ -168,6 +209,7 @@ impl<'kvs> VisitSource<'kvs> for Fields {
 
 /// The sending side.
 struct Queue {
+    recent: Recent,
     level: Arc<AtomicUsize>,
     orders: SyncSender<Order>,
     dropped: Arc<AtomicU64>,
@@ -182,7 +224,9 @@ impl Log for Queue {
         if !self.enabled(record.metadata()) {
             return;
         }
-        if self.orders.try_send(Order::Line(Line::of(record))).is_err() {
+        let line = Line::of(record);
+        self.recent.keep(&line);
+        if self.orders.try_send(Order::Line(line)).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -197,8 +241,10 @@ fn queue(level: LevelFilter, sink: Sink) -> io::Result<(Queue, Handle)> {
     let writer = Writer { sink, dropped: Arc::clone(&dropped) };
     thread::Builder::new().name("log".to_owned()).spawn(move || writer.run(&inbox))?;
     let level = Arc::new(AtomicUsize::new(level as usize));
-    let queue = Queue { level: Arc::clone(&level), orders: orders.clone(), dropped };
-    Ok((queue, Handle { orders, level }))
+    let recent = Recent::default();
+    let handle =
+        Handle { recent: recent.clone(), orders: orders.clone(), level: Arc::clone(&level) };
+    Ok((Queue { recent, level, orders, dropped }, handle))
 }
 
 /// The log thread.
@@ -342,6 +388,22 @@ mod tests {
         assert_eq!(arrived + dropped, total);
         assert!(dropped > 0);
         assert!(handle.finish(Duration::from_secs(5)));
+    }
+
+    /// Goal: monitoring shows the last warnings, and a flood does not make memory grow.
+    #[test]
+    fn the_last_warnings_are_kept() {
+        let (queue, handle) = queue(LevelFilter::Info, Sink::Stderr { journal: false }).unwrap();
+        for number in 0..=RECENT_MAX {
+            say(&queue, Level::Warn, &format!("warning\u{1b} {number}"));
+            say(&queue, Level::Info, "no warning");
+        }
+        say(&queue, Level::Error, "error");
+        let recent = handle.recent();
+        assert_eq!(recent.len(), RECENT_MAX);
+        assert_eq!(recent[0].text, "warning\\u{1b} 2");
+        let last = recent.last().unwrap();
+        assert_eq!((last.level, &*last.text), (Level::Error, "error"));
     }
 
     #[test]

@@ -8,6 +8,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use echo_core::admission::{AcceptLog, RefusedSources};
 use echo_core::datagram::DatagramTraffic;
 use echo_core::stats::{Stats, Traffic};
 use echo_core::worker::Worker;
@@ -18,11 +19,19 @@ pub const AGE_MAX_US: u64 = 10_000;
 /// The published counters of one worker. The worker waits for a reader only in its last turn.
 #[derive(Debug, Default)]
 pub struct Board {
-    shown: Mutex<Shown>,
+    published: Mutex<Published>,
     /// A reader has requested exact counters.
     wanted: AtomicBool,
     /// There have been turns since the last publication.
     stale: AtomicBool,
+}
+
+/// What is on a board.
+#[derive(Debug, Default)]
+struct Published {
+    shown: Shown,
+    /// The last accepts, if they are logged. There is no sum of them over several workers.
+    accepts: AcceptLog,
 }
 
 /// The counters of a worker at one moment, or the sums over several workers.
@@ -34,6 +43,8 @@ pub struct Shown {
     pub listeners: Vec<Traffic>,
     /// What the datagram sockets of each listener did.
     pub datagram_listeners: Vec<DatagramTraffic>,
+    /// The sources whose connections were refused.
+    pub refused_sources: RefusedSources,
 }
 
 /// The counters of a worker, as it has them.
@@ -45,6 +56,10 @@ pub struct Counted<'a> {
     pub listeners: &'a [Traffic],
     /// See [`Shown::datagram_listeners`].
     pub datagram_listeners: &'a [DatagramTraffic],
+    /// See [`Shown::refused_sources`].
+    pub refused_sources: &'a RefusedSources,
+    /// See [`Board::accepts`].
+    pub accepts: &'a AcceptLog,
 }
 
 impl<'a> Counted<'a> {
@@ -55,6 +70,8 @@ impl<'a> Counted<'a> {
             stats: worker.stats(),
             listeners: worker.listener_traffic(),
             datagram_listeners: worker.datagram_traffic(),
+            refused_sources: worker.refused_sources(),
+            accepts: worker.accept_log(),
         }
     }
 }
@@ -74,6 +91,7 @@ impl Shown {
         for (mine, theirs) in self.datagram_listeners.iter_mut().zip(&other.datagram_listeners) {
             mine.add(theirs);
         }
+        self.refused_sources.add(&other.refused_sources);
     }
 }
 
@@ -100,24 +118,29 @@ impl Board {
     /// To be called instead of [`Self::publish`] at the end of a worker's last turn. It waits for a
     /// reader that holds the lock, because there is no later turn; a reader only copies.
     pub fn publish_last(&self, counted: Counted<'_>) {
-        let shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        self.write(shown, counted);
+        let published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
+        self.write(published, counted);
     }
 
     /// Publishes these counters unless a reader holds the lock.
     fn show(&self, counted: Counted<'_>) -> bool {
-        let Ok(shown) = self.shown.try_lock() else { return false };
-        self.write(shown, counted);
+        let Ok(published) = self.published.try_lock() else { return false };
+        self.write(published, counted);
         true
     }
 
-    fn write(&self, mut shown: MutexGuard<'_, Shown>, counted: Counted<'_>) {
+    fn write(&self, mut published: MutexGuard<'_, Published>, counted: Counted<'_>) {
+        let Published { shown, accepts } = &mut *published;
         shown.stats = counted.stats;
         // Allocates at the first publication only.
         shown.listeners.clear();
         shown.listeners.extend_from_slice(counted.listeners);
         shown.datagram_listeners.clear();
         shown.datagram_listeners.extend_from_slice(counted.datagram_listeners);
+        shown.refused_sources.copy_from(counted.refused_sources);
+        if accepts.total() != counted.accepts.total() {
+            accepts.clone_from(counted.accepts);
+        }
         self.wanted.store(false, Ordering::Relaxed);
         self.stale.store(false, Ordering::Release);
     }
@@ -125,7 +148,13 @@ impl Board {
     /// The counters as published last.
     #[must_use]
     pub fn read(&self) -> Shown {
-        self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.published.lock().unwrap_or_else(PoisonError::into_inner).shown.clone()
+    }
+
+    /// The last accepts of the worker, if they are logged.
+    #[must_use]
+    pub fn accepts(&self) -> AcceptLog {
+        self.published.lock().unwrap_or_else(PoisonError::into_inner).accepts.clone()
     }
 
     /// Requests exact counters. Returns false if the board has them already; otherwise the caller
@@ -163,7 +192,14 @@ mod tests {
         let traffic = Traffic { accepted, ..Traffic::default() };
         let listeners = [traffic.clone()];
         let stats = Stats { traffic, ..Stats::default() };
-        let counted = || Counted { stats, listeners: &listeners, datagram_listeners: &[] };
+        let (refused, accepts) = (RefusedSources::default(), AcceptLog::default());
+        let counted = || Counted {
+            stats,
+            listeners: &listeners,
+            datagram_listeners: &[],
+            refused_sources: &refused,
+            accepts: &accepts,
+        };
         board.publish(counted, now, published, idle);
     }
 
@@ -201,12 +237,20 @@ mod tests {
         publish(&board, 1, 0, &mut 0, true);
         publish(&board, 2, 1, &mut 0, false);
         assert!(board.ask());
-        let reader = board.shown.lock().unwrap();
+        let reader = board.published.lock().unwrap();
         std::thread::scope(|scope| {
             let traffic = Traffic { accepted: 3, ..Traffic::default() };
             let last = Stats { traffic, ..Stats::default() };
-            let counted = Counted { stats: last, listeners: &[], datagram_listeners: &[] };
-            let ending = scope.spawn(|| board.publish_last(counted));
+            let ending = scope.spawn(|| {
+                let counted = Counted {
+                    stats: last,
+                    listeners: &[],
+                    datagram_listeners: &[],
+                    refused_sources: &RefusedSources::default(),
+                    accepts: &AcceptLog::default(),
+                };
+                board.publish_last(counted);
+            });
             std::thread::sleep(std::time::Duration::from_millis(20));
             assert!(!ending.is_finished(), "it did not wait for the reader");
             drop(reader);
@@ -219,7 +263,7 @@ mod tests {
     fn a_reader_does_not_delay_the_worker() {
         let board = Board::default();
         let mut published = 0;
-        let guard = board.shown.lock().unwrap();
+        let guard = board.published.lock().unwrap();
         publish(&board, 1, AGE_MAX_US, &mut published, true);
         drop(guard);
         assert_eq!(published, 0);

@@ -486,6 +486,7 @@ fn the_command_line_wins_over_the_file() {
     let overrides = Overrides {
         listen: vec!["127.0.0.1:0".into(), "unix:/x".into(), "[::1]:7777".into()],
         log_level: Some(LevelFilter::Debug),
+        ..Overrides::default()
     };
     let config = file.load(&overrides).unwrap();
     assert_eq!((config.log.level, config.log.target), (LevelFilter::Debug, LogTarget::Stderr));
@@ -501,7 +502,43 @@ fn the_command_line_wins_over_the_file() {
         (vec!["[::1]:7", "[::1]:7"], "--listen: [::1]:7 is listed twice; remove one"),
     ] {
         let listen = listen.into_iter().map(ToOwned::to_owned).collect();
-        let error = file.load(&Overrides { listen, log_level: None }).unwrap_err();
+        let error = file.load(&Overrides { listen, ..Overrides::default() }).unwrap_err();
+        assert_eq!(error.exit_status(), 64);
+        assert!(error.to_string().starts_with(expected), "{error}");
+    }
+}
+
+/// Goal: a container needs no file to have probes. `--metrics` and `--status` add a listener, or
+/// replace the one of that name, and leave the others alone.
+#[test]
+fn the_command_line_adds_metrics_and_status() {
+    let text = b"[[listener]]\nname = 'metrics'\nkind = 'metrics'\naddress = '127.0.0.1:1'\n\
+                 [[listener]]\nname = 'a'\naddress = '127.0.0.1:2'\n";
+    let file = Scratch::new("metrics", text);
+    let (metrics, status) = (Some("[::1]:3".to_owned()), Some("/run/s".into()));
+    let overrides = Overrides { metrics, status, ..Overrides::default() };
+    let shown = |config: &Config| -> Vec<String> {
+        let shown = config.listeners.iter().map(|it| {
+            let address = it.address.as_ref().unwrap();
+            format!("{} {} {address}", it.name, it.kind.name())
+        });
+        shown.collect()
+    };
+    let config = file.load(&overrides).unwrap();
+    let expected = ["metrics metrics [::1]:3", "a echo 127.0.0.1:2", "status status unix:/run/s"];
+    assert_eq!(shown(&config), expected);
+    let listen = vec!["127.0.0.1:4".to_owned()];
+    let config = file.load(&Overrides { listen, ..overrides }).unwrap();
+    let expected = ["command-line-1 echo 127.0.0.1:4", "metrics metrics [::1]:3"];
+    assert_eq!(shown(&config)[..2], expected);
+    for (metrics, status, expected) in [
+        (Some("here"), None, "--metrics: \"here\" is not an address; use one such as "),
+        (Some("udp:[::1]:3"), None, "--metrics: udp:[::1]:3 is not served over UDP; use a TCP "),
+        (Some("127.0.0.1:2"), None, "--metrics: 127.0.0.1:2 is listed twice; remove one"),
+        (None, Some("relative"), "--status: \"unix:relative\" names no socket; use an absolute "),
+    ] {
+        let (metrics, status) = (metrics.map(ToOwned::to_owned), status.map(Into::into));
+        let error = file.load(&Overrides { metrics, status, ..Overrides::default() }).unwrap_err();
         assert_eq!(error.exit_status(), 64);
         assert!(error.to_string().starts_with(expected), "{error}");
     }

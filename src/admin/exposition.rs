@@ -1,23 +1,32 @@
 //! A snapshot as Prometheus metrics, in the text format.
 //!
-//! The only labels are listener, protocol and reason. Their values are few: there is never a series
-//! for each peer.
+//! The only labels are listener, protocol, address and reason. Their values are few: there is never
+//! a series for each peer. The address is that of the listener, because several may have one name.
 
 use std::collections::BTreeMap;
 
-use prometheus::proto::{
-    Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType,
-};
+use prometheus::proto::{Bucket, Histogram, Metric, MetricFamily, MetricType};
 use prometheus::{Encoder, TextEncoder};
 
-use super::snapshot::{DatagramListenerFigures, ListenerFigures, Ring, Snapshot, State, Traffic};
+use super::family::{
+    counter, family, fractional_counter, gauge, merge, one_counter, one_gauge, standard_family,
+};
+use super::snapshot::{
+    DatagramListenerFigures, Figures, Limits, ListenerFigures, Process, Ring, Snapshot, State,
+    Traffic,
+};
 
 /// Upper bounds of the residence time buckets, in microseconds as powers of two: 4 µs to 17 s.
 const BUCKETS: [u32; 20] = [2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 20, 22, 24];
 
 /// The body of `/metrics`.
 pub(super) fn text(snapshot: &Snapshot) -> Vec<u8> {
-    let mut families = of_process(snapshot);
+    let mut families = of_daemon(snapshot);
+    families.extend(of_configuration(snapshot));
+    families.extend(of_limits(&snapshot.limits));
+    families.extend(of_figures(&snapshot.total));
+    families.extend(of_ring(&snapshot.total.ring));
+    families.extend(of_process(&snapshot.process));
     families.extend(of_listeners(&snapshot.listeners));
     families.extend(of_datagrams(&snapshot.datagram_listeners));
     families.push(residence(snapshot));
@@ -32,14 +41,11 @@ pub(super) fn text(snapshot: &Snapshot) -> Vec<u8> {
     text
 }
 
-fn of_process(snapshot: &Snapshot) -> Vec<MetricFamily> {
-    let total = &snapshot.total;
+fn of_daemon(snapshot: &Snapshot) -> Vec<MetricFamily> {
     let ready = f64::from(u8::from(snapshot.state == State::Ready));
     let turning = snapshot.workers.iter().filter(|worker| worker.turning).count();
     let build = vec![gauge(&[("version", &snapshot.version)], 1.0)];
-    let failures = total.accept_failures.iter();
-    let failures = failures.map(|(reason, count)| counter(&[("reason", reason)], *count));
-    let mut families = vec![
+    vec![
         family("build_info", "The version of the daemon; always 1.", MetricType::GAUGE, build),
         one_gauge(
             "ready",
@@ -47,13 +53,81 @@ fn of_process(snapshot: &Snapshot) -> Vec<MetricFamily> {
             ready,
         ),
         one_gauge("uptime_seconds", "Time since the start.", snapshot.uptime_seconds),
+        one_gauge("workers", "Worker threads.", snapshot.workers.len() as f64),
+        one_gauge("workers_turning", "Workers that are not stalled.", turning as f64),
+    ]
+}
+
+fn of_configuration(snapshot: &Snapshot) -> Vec<MetricFamily> {
+    let truth = |value: bool| f64::from(u8::from(value));
+    vec![
         one_gauge(
             "configuration_valid",
             "0 while the file is invalid and an earlier configuration is in force, else 1.",
-            f64::from(u8::from(snapshot.configuration_error.is_none())),
+            truth(snapshot.configuration_error.is_none()),
         ),
-        one_gauge("workers", "Worker threads.", snapshot.workers.len() as f64),
-        one_gauge("workers_turning", "Workers that are not stalled.", turning as f64),
+        one_gauge(
+            "configuration_last_reload_successful",
+            "1 if the file was valid when it was read last, at the start or at a reload, else 0.",
+            truth(snapshot.reload.successful),
+        ),
+        one_gauge(
+            "configuration_last_reload_success_timestamp_seconds",
+            "When a valid file was read last, in seconds since 1970; 0 if none was.",
+            snapshot.reload.success_timestamp_seconds,
+        ),
+        one_gauge(
+            "restart_needed",
+            "1 while changed keys wait for a restart of the service, else 0.",
+            truth(!snapshot.restart_needed.is_empty()),
+        ),
+    ]
+}
+
+/// A limit that is off has no metric.
+fn of_limits(limits: &Limits) -> Vec<MetricFamily> {
+    let limit = |name, help, value: Option<u64>| {
+        let metrics = value.map(|value| gauge(&[], value as f64)).into_iter().collect();
+        family(name, help, MetricType::GAUGE, metrics)
+    };
+    vec![
+        limit(
+            "max_connections",
+            "Connections that are served at the same time, at most.",
+            Some(limits.connections),
+        ),
+        limit(
+            "max_stalled_bytes",
+            "Memory for peers that do not read, at most.",
+            Some(limits.stalled_bytes),
+        ),
+        limit(
+            "max_connections_per_source",
+            "Connections of one source, at most.",
+            limits.connections_per_source,
+        ),
+        limit(
+            "max_accepts_per_source",
+            "Accepts of one source in a second, at most.",
+            limits.accepts_per_source,
+        ),
+        limit(
+            "max_datagrams_per_source",
+            "Datagrams of one source in a second, at most.",
+            limits.datagrams_per_source,
+        ),
+        limit(
+            "max_datagram_bytes_per_source",
+            "Payload in datagrams of one source in a second, at most.",
+            limits.datagram_bytes_per_source,
+        ),
+    ]
+}
+
+fn of_figures(total: &Figures) -> Vec<MetricFamily> {
+    let failures = total.accept_failures.iter();
+    let failures = failures.map(|(reason, count)| counter(&[("reason", reason)], *count));
+    vec![
         one_gauge(
             "stalled_connections",
             "Connections whose peers do not read.",
@@ -72,15 +146,74 @@ fn of_process(snapshot: &Snapshot) -> Vec<MetricFamily> {
         one_gauge("buffers", "Receive buffers.", total.buffers.total as f64),
         one_gauge("buffers_lent", "Receive buffers in use.", total.buffers.lent as f64),
         one_counter("dropped_bytes_total", "Bytes that could not be echoed.", total.bytes_dropped),
+        one_counter(
+            "taken_over_bytes_total",
+            "Payload that the previous process received and this one echoes.",
+            total.bytes_taken_over,
+        ),
+        one_counter(
+            "handed_over_bytes_total",
+            "Payload that was left to the next process.",
+            total.bytes_handed_over,
+        ),
         family(
             "accept_failures_total",
             "Accepts that failed, by reason.",
             MetricType::COUNTER,
             failures.collect(),
         ),
-    ];
-    families.extend(of_ring(&total.ring));
-    families
+    ]
+}
+
+/// The names and texts are those of the client libraries of Prometheus.
+fn of_process(process: &Process) -> Vec<MetricFamily> {
+    let one = |name, help, kind, value: f64| {
+        let metric = match kind {
+            MetricType::COUNTER => fractional_counter(value),
+            _ => gauge(&[], value),
+        };
+        standard_family(name, help, kind, vec![metric])
+    };
+    let gauge = MetricType::GAUGE;
+    vec![
+        one(
+            "process_cpu_seconds_total",
+            "Total user and system CPU time spent in seconds.",
+            MetricType::COUNTER,
+            process.cpu_seconds,
+        ),
+        one("process_open_fds", "Number of open file descriptors.", gauge, process.open_fds as f64),
+        one(
+            "process_max_fds",
+            "Maximum number of open file descriptors.",
+            gauge,
+            process.max_fds as f64,
+        ),
+        one(
+            "process_virtual_memory_bytes",
+            "Virtual memory size in bytes.",
+            gauge,
+            process.virtual_memory_bytes as f64,
+        ),
+        one(
+            "process_resident_memory_bytes",
+            "Resident memory size in bytes.",
+            gauge,
+            process.resident_memory_bytes as f64,
+        ),
+        one(
+            "process_threads",
+            "Number of OS threads in the process.",
+            gauge,
+            process.threads as f64,
+        ),
+        one(
+            "process_start_time_seconds",
+            "Start time of the process since unix epoch in seconds.",
+            gauge,
+            process.start_time_seconds,
+        ),
+    ]
 }
 
 fn of_ring(ring: &Ring) -> Vec<MetricFamily> {
@@ -125,10 +258,11 @@ fn of_listeners(listeners: &[ListenerFigures]) -> Vec<MetricFamily> {
     let open = listeners.iter().map(|it| gauge(&labels(it), it.traffic.connections as f64));
     let by_reason = |counts: fn(&Traffic) -> &BTreeMap<String, u64>| -> Vec<Metric> {
         let of_one = |it| {
-            let [name, protocol] = labels(it);
+            let [name, protocol, address] = labels(it);
             let counts = counts(&it.traffic).iter();
-            counts
-                .map(move |(reason, count)| counter(&[name, protocol, ("reason", reason)], *count))
+            counts.map(move |(reason, count)| {
+                counter(&[name, protocol, address, ("reason", reason)], *count)
+            })
         };
         listeners.iter().flat_map(of_one).collect()
     };
@@ -136,6 +270,11 @@ fn of_listeners(listeners: &[ListenerFigures]) -> Vec<MetricFamily> {
     vec![
         family("connections", "Open connections.", MetricType::GAUGE, open.collect()),
         count("accepted_connections_total", "Connections accepted.", each(|it| it.accepted)),
+        count(
+            "taken_over_connections_total",
+            "Connections taken over from the previous process.",
+            each(|it| it.taken_over),
+        ),
         count(
             "closed_connections_total",
             "Connections closed, by reason.",
@@ -165,17 +304,19 @@ fn of_listeners(listeners: &[ListenerFigures]) -> Vec<MetricFamily> {
 
 /// None of these exists if there is no listener for datagrams.
 fn of_datagrams(listeners: &[DatagramListenerFigures]) -> Vec<MetricFamily> {
-    fn labels(it: &DatagramListenerFigures) -> [(&'static str, &str); 2] {
-        [("listener", &it.name), ("protocol", "udp")]
+    fn labels(it: &DatagramListenerFigures) -> [(&'static str, &str); 3] {
+        [("listener", &it.name), ("protocol", "udp"), ("address", &it.address)]
     }
     let count = |name, help, value: fn(&DatagramListenerFigures) -> u64| {
         let each = listeners.iter().map(|it| counter(&labels(it), value(it)));
         family(name, help, MetricType::COUNTER, each.collect())
     };
     let dropped = listeners.iter().flat_map(|it| {
-        let [name, protocol] = labels(it);
+        let [name, protocol, address] = labels(it);
         let counts = it.dropped.iter();
-        counts.map(move |(reason, count)| counter(&[name, protocol, ("reason", reason)], *count))
+        counts.map(move |(reason, count)| {
+            counter(&[name, protocol, address, ("reason", reason)], *count)
+        })
     });
     let dropped = family(
         "datagrams_dropped_total",
@@ -199,30 +340,8 @@ fn of_datagrams(listeners: &[DatagramListenerFigures]) -> Vec<MetricFamily> {
     ]
 }
 
-/// Makes one metric of those with the same labels: several listeners may have one name, as those of
-/// a socket unit with several addresses do. Prometheus rejects a series that comes twice.
-fn merge(family: &mut MetricFamily) {
-    let kind = family.get_field_type();
-    let mut merged: Vec<Metric> = Vec::new();
-    for metric in family.take_metric() {
-        let same = merged.iter_mut().find(|known| known.get_label() == metric.get_label());
-        match (same, kind) {
-            (Some(known), MetricType::COUNTER) => {
-                let sum = known.get_counter().get_value() + metric.get_counter().get_value();
-                known.set_counter(counter_of(sum));
-            }
-            (Some(known), MetricType::GAUGE) => {
-                let sum = known.get_gauge().get_value() + metric.get_gauge().get_value();
-                known.set_gauge(gauge_of(sum));
-            }
-            (None | Some(_), _) => merged.push(metric),
-        }
-    }
-    family.set_metric(merged);
-}
-
-fn labels(listener: &ListenerFigures) -> [(&'static str, &str); 2] {
-    [("listener", &listener.name), ("protocol", &listener.protocol)]
+fn labels(listener: &ListenerFigures) -> [(&'static str, &str); 3] {
+    [("listener", &listener.name), ("protocol", &listener.protocol), ("address", &listener.address)]
 }
 
 fn residence(snapshot: &Snapshot) -> MetricFamily {
@@ -245,59 +364,6 @@ fn residence(snapshot: &Snapshot) -> MetricFamily {
     family("residence_seconds", help, MetricType::HISTOGRAM, vec![metric])
 }
 
-fn one_gauge(name: &str, help: &str, value: f64) -> MetricFamily {
-    family(name, help, MetricType::GAUGE, vec![gauge(&[], value)])
-}
-
-fn one_counter(name: &str, help: &str, value: u64) -> MetricFamily {
-    family(name, help, MetricType::COUNTER, vec![counter(&[], value)])
-}
-
-fn family(name: &str, help: &str, kind: MetricType, metrics: Vec<Metric>) -> MetricFamily {
-    let mut family = MetricFamily::default();
-    family.set_name(format!("echo_uring_{name}"));
-    family.set_help(help.to_owned());
-    family.set_field_type(kind);
-    family.set_metric(metrics);
-    family
-}
-
-fn gauge(labels: &[(&str, &str)], value: f64) -> Metric {
-    let mut metric = labelled(labels);
-    metric.set_gauge(gauge_of(value));
-    metric
-}
-
-fn gauge_of(value: f64) -> Gauge {
-    let mut gauge = Gauge::default();
-    gauge.set_value(value);
-    gauge
-}
-
-fn counter(labels: &[(&str, &str)], value: u64) -> Metric {
-    let mut metric = labelled(labels);
-    metric.set_counter(counter_of(value as f64));
-    metric
-}
-
-fn counter_of(value: f64) -> Counter {
-    let mut counter = Counter::default();
-    counter.set_value(value);
-    counter
-}
-
-fn labelled(labels: &[(&str, &str)]) -> Metric {
-    let pair = |(name, value): &(&str, &str)| {
-        let mut pair = LabelPair::default();
-        pair.set_name((*name).to_owned());
-        pair.set_value((*value).to_owned());
-        pair
-    };
-    let mut metric = Metric::default();
-    metric.set_label(labels.iter().map(pair).collect());
-    metric
-}
-
 #[cfg(test)]
 mod tests {
     use echo_core::datagram::DatagramTraffic;
@@ -308,7 +374,8 @@ mod tests {
         String::from_utf8(text(snapshot)).unwrap()
     }
 
-    /// Goal: listeners of one name, as those of a socket unit with two addresses, are one series.
+    /// Goal: the two addresses of a socket unit are two series, and several sockets of one address
+    /// are one.
     #[test]
     fn a_series_comes_once() {
         let listener = |address: &str, bytes_sent| ListenerFigures {
@@ -317,12 +384,15 @@ mod tests {
             protocol: "tcp".to_owned(),
             traffic: Traffic { bytes_sent, connections: 1, ..Traffic::default() },
         };
-        let listeners = vec![listener("127.0.0.1:7", 3), listener("[::1]:7", 4)];
+        let listeners =
+            vec![listener("127.0.0.1:7", 3), listener("[::1]:7", 4), listener("127.0.0.1:7", 5)];
         let page = page(&Snapshot { listeners, ..Snapshot::default() });
         for series in [
-            "echo_uring_sent_bytes_total{listener=\"echo\",protocol=\"tcp\"} 7",
-            "echo_uring_connections{listener=\"echo\",protocol=\"tcp\"} 2",
+            "sent_bytes_total{listener=\"echo\",protocol=\"tcp\",address=\"127.0.0.1:7\"} 8",
+            "sent_bytes_total{listener=\"echo\",protocol=\"tcp\",address=\"[::1]:7\"} 4",
+            "connections{listener=\"echo\",protocol=\"tcp\",address=\"127.0.0.1:7\"} 2",
         ] {
+            let series = format!("echo_uring_{series}");
             assert_eq!(page.lines().filter(|line| *line == series).count(), 1, "{page}");
         }
         let mut series: Vec<&str> =
@@ -348,7 +418,7 @@ mod tests {
         let listener = DatagramListenerFigures::new(("echo", "udp:0.0.0.0:7"), &traffic, 5);
         let datagram_listeners = vec![listener];
         let page = page(&Snapshot { datagram_listeners, ..Snapshot::default() });
-        let labels = "listener=\"echo\",protocol=\"udp\"";
+        let labels = "listener=\"echo\",protocol=\"udp\",address=\"udp:0.0.0.0:7\"";
         for (name, more, count) in [
             ("datagrams_received_total", "", 9),
             ("datagrams_sent_total", "", 7),
@@ -360,6 +430,39 @@ mod tests {
         ] {
             let line = format!("echo_uring_{name}{{{labels}{more}}} {count}\n");
             assert!(page.contains(&line), "{line:?} is missing:\n{page}");
+        }
+    }
+    /// Goal: a limit that is off, and a key that waits for a restart, can be told from zero.
+    #[test]
+    fn limits_and_reloads_are_gauges() {
+        let mut snapshot = Snapshot::default();
+        snapshot.limits.connections = 100;
+        snapshot.limits.accepts_per_source = Some(20);
+        snapshot.process.cpu_seconds = 1.25;
+        let text = page(&snapshot);
+        for line in [
+            "echo_uring_max_connections 100",
+            "echo_uring_max_accepts_per_source 20",
+            "echo_uring_restart_needed 0",
+            "echo_uring_configuration_last_reload_successful 0",
+            "echo_uring_taken_over_bytes_total 0",
+            "# TYPE process_cpu_seconds_total counter",
+            "process_cpu_seconds_total 1.25",
+            "process_open_fds 0",
+        ] {
+            assert!(text.lines().any(|it| it == line), "{line:?} is missing:\n{text}");
+        }
+        assert!(!text.contains("max_connections_per_source"), "{text}");
+        snapshot.restart_needed = vec!["server.workers".to_owned()];
+        snapshot.reload.successful = true;
+        snapshot.reload.success_timestamp_seconds = 1_700_000_000.5;
+        let text = page(&snapshot);
+        for line in [
+            "restart_needed 1",
+            "configuration_last_reload_successful 1",
+            "configuration_last_reload_success_timestamp_seconds 1700000000.5",
+        ] {
+            assert!(text.contains(&format!("\necho_uring_{line}\n")), "{line:?}:\n{text}");
         }
     }
 }

@@ -14,6 +14,13 @@ const HEADERS_MAX: usize = 64;
 /// The requested page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Page {
+    /// `/`, or `/?pause`: the page for people.
+    Home {
+        /// Whether the browser reloads it.
+        refreshing: bool,
+    },
+    /// `/style.css`
+    Style,
     /// `/metrics`
     Metrics,
     /// `/healthz`
@@ -97,7 +104,10 @@ pub(super) fn is_head(bytes: &[u8]) -> bool {
 
 fn judge(request: &httparse::Request<'_, '_>) -> Result<Page, Refusal> {
     let target = origin_form(request.path.unwrap_or_default());
-    let page = match target.split('?').next().unwrap_or_default() {
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let page = match path {
+        "/" => Page::Home { refreshing: query != "pause" },
+        "/style.css" => Page::Style,
         "/metrics" => Page::Metrics,
         "/healthz" => Page::Health,
         "/ready" => Page::Ready,
@@ -123,8 +133,37 @@ fn origin_form(target: &str) -> &str {
 pub(super) const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
 const PLAIN: &str = "text/plain; charset=utf-8";
 
+const HTML: &str = "text/html; charset=utf-8";
+const CSS: &str = "text/css; charset=utf-8";
+/// Nothing but the style sheet is loaded, and no script runs, whatever the page contains.
+const POLICY: &str = "default-src 'none'; style-src 'self'; img-src data:; base-uri 'none'; \
+                      form-action 'none'; frame-ancestors 'none'";
+
+/// The response with the page for people, which the browser loads again after `refresh` seconds.
+pub(super) fn page(html: &str, refresh: Option<u32>, head_only: bool) -> Vec<u8> {
+    let refresh = refresh.map(|seconds| seconds.to_string());
+    let mut fields = vec![("Content-Security-Policy", POLICY)];
+    fields.extend(refresh.iter().map(|seconds| ("Refresh", &**seconds)));
+    respond("200 OK", HTML, &fields, html.as_bytes(), head_only)
+}
+
+/// The response with the style sheet of that page.
+pub(super) fn style(css: &str, head_only: bool) -> Vec<u8> {
+    respond("200 OK", CSS, &[], css.as_bytes(), head_only)
+}
+
 /// A response with a body of this media type.
 pub(super) fn answer(status: &str, media_type: &str, body: &[u8], head_only: bool) -> Vec<u8> {
+    respond(status, media_type, &[], body, head_only)
+}
+
+fn respond(
+    status: &str,
+    media_type: &str,
+    fields: &[(&str, &str)],
+    body: &[u8],
+    head_only: bool,
+) -> Vec<u8> {
     let mut head = format!("HTTP/1.1 {status}\r\n");
     let mut field = |name: &str, value: &str| {
         write!(head, "{name}: {value}\r\n").expect("invariant: writing to a String never fails");
@@ -132,7 +171,9 @@ pub(super) fn answer(status: &str, media_type: &str, body: &[u8], head_only: boo
     field("Content-Type", media_type);
     field("Content-Length", &body.len().to_string());
     field("Cache-Control", "no-store");
+    field("X-Content-Type-Options", "nosniff");
     field("Connection", "close");
+    fields.iter().for_each(|(name, value)| field(name, value));
     if status.starts_with("405") {
         field("Allow", "GET, HEAD");
     }
@@ -158,7 +199,7 @@ pub(super) fn refuse(refused: Refused) -> Vec<u8> {
     let Refused { why, head_only } = refused;
     let status = why.status();
     let text = match why {
-        Refusal::NotFound => format!("{status}: the paths are /metrics, /healthz and /ready\n"),
+        Refusal::NotFound => format!("{status}: the paths are /, /metrics, /healthz and /ready\n"),
         _ => format!("{status}\n"),
     };
     answer(status, PLAIN, text.as_bytes(), head_only)
@@ -190,19 +231,23 @@ mod tests {
             ("GET /ready?verbose HTTP/1.1\r\n\r\nrest", request(Page::Ready, false)),
             ("GET /metr", Parsed::Partial),
             ("GET /metrics HTTP/1.1\r\nHost", Parsed::Partial),
-            ("GET / HTTP/1.1\r\n\r\n", refused(Refusal::NotFound)),
+            ("GET / HTTP/1.1\r\n\r\n", request(Page::Home { refreshing: true }, false)),
+            ("GET /?pause HTTP/1.1\r\n\r\n", request(Page::Home { refreshing: false }, false)),
+            ("GET /style.css HTTP/1.1\r\n\r\n", request(Page::Style, false)),
+            ("GET /index.html HTTP/1.1\r\n\r\n", refused(Refusal::NotFound)),
             ("POST /metrics HTTP/1.1\r\n\r\n", refused(Refusal::Method)),
             ("\0\u{1}nonsense\r\n\r\n", refused(Refusal::Bad)),
             ("GET /metrics HTTP/3.7\r\n\r\n", refused(Refusal::Bad)),
             ("GET http://host:9100/metrics HTTP/1.1\r\n\r\n", request(Page::Metrics, false)),
             ("GET HTTPS://[::1]/ready?a=/b HTTP/1.1\r\n\r\n", request(Page::Ready, false)),
             ("HEAD http://host/healthz HTTP/1.1\r\n\r\n", request(Page::Health, true)),
-            ("GET http://host HTTP/1.1\r\n\r\n", refused(Refusal::NotFound)),
+            ("GET http://host HTTP/1.1\r\n\r\n", request(Page::Home { refreshing: true }, false)),
             ("GET http://host?/metrics HTTP/1.1\r\n\r\n", refused(Refusal::NotFound)),
             ("GET ftp://host/metrics HTTP/1.1\r\n\r\n", refused(Refusal::NotFound)),
             ("GET /other?http://host/metrics HTTP/1.1\r\n\r\n", refused(Refusal::NotFound)),
-            ("HEAD / HTTP/1.1\r\n\r\n", refused_head(Refusal::NotFound)),
-            ("\r\nHEAD / HTTP/1.1\r\n\r\n", refused_head(Refusal::NotFound)),
+            ("HEAD /x HTTP/1.1\r\n\r\n", refused_head(Refusal::NotFound)),
+            ("\r\nHEAD /x HTTP/1.1\r\n\r\n", refused_head(Refusal::NotFound)),
+            ("HEAD / HTTP/1.1\r\n\r\n", request(Page::Home { refreshing: true }, true)),
             ("HEAD /metrics HTTP/3.7\r\n\r\n", refused_head(Refusal::Bad)),
             (&long.replace("GET", "HEAD"), refused_head(Refusal::TooLarge)),
             (&many.replace("GET", "HEAD"), refused_head(Refusal::TooLarge)),
@@ -212,6 +257,23 @@ mod tests {
         ] {
             assert_eq!(parse(text.as_bytes()), expected, "{text:.60}");
         }
+    }
+
+    /// Goal: the page can neither run a script nor load anything from elsewhere.
+    #[test]
+    fn the_page_comes_with_a_policy() {
+        let text = |refresh| String::from_utf8(page("<p>", refresh, false)).unwrap();
+        let reloaded = text(Some(5));
+        for field in [
+            "Content-Type: text/html; charset=utf-8\r\n",
+            "Content-Security-Policy: default-src 'none'; style-src 'self'; ",
+            "X-Content-Type-Options: nosniff\r\n",
+            "Refresh: 5\r\n",
+        ] {
+            assert!(reloaded.contains(field), "{field} is missing:\n{reloaded}");
+        }
+        assert!(!text(None).contains("Refresh"));
+        assert!(reloaded.ends_with("\r\n\r\n<p>"));
     }
 
     #[test]

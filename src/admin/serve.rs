@@ -12,14 +12,15 @@ use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::Socket;
 
 use super::http::{self, Page, Parsed, Refusal, Refused, Request};
+use super::process::seconds_since_1970;
 use super::snapshot::{Snapshot, State};
-use super::{AdminListener, Service, exposition};
+use super::{AdminListener, Service, exposition, page};
 
 /// Connections that one listener serves at the same time.
 pub const CLIENTS_MAX: usize = 32;
@@ -185,7 +186,7 @@ impl Client {
                     self.answer(http::refuse(Refused { why: Refusal::Timeout, head_only }), now);
                 }
                 Ok(Parsed::Partial) => return,
-                Ok(Parsed::Request(request)) => self.answer(page(request, view), now),
+                Ok(Parsed::Request(request)) => self.answer(response(request, view), now),
                 Ok(Parsed::Refused(refused)) => self.answer(http::refuse(refused), now),
                 Err(()) => self.stage = Stage::Gone,
             }
@@ -235,10 +236,16 @@ fn ask(mut socket: &Socket, input: &mut Vec<u8>) -> Result<Parsed, ()> {
     Ok(http::parse(input))
 }
 
-fn page<G: Fn() -> Snapshot>(request: Request, view: &mut View<G>) -> Vec<u8> {
+fn response<G: Fn() -> Snapshot>(request: Request, view: &mut View<G>) -> Vec<u8> {
     let (snapshot, _) = view.look();
     let head_only = request.head_only;
     match request.page {
+        Page::Home { refreshing } => {
+            let now = seconds_since_1970(SystemTime::now());
+            let refresh = refreshing.then_some(page::REFRESH_SECONDS);
+            http::page(&page::html(snapshot, now, refreshing), refresh, head_only)
+        }
+        Page::Style => http::style(page::STYLE, head_only),
         Page::Metrics => {
             http::answer("200 OK", http::EXPOSITION, &exposition::text(snapshot), head_only)
         }

@@ -8,12 +8,13 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use echo_core::admission::RefusedSources;
 use echo_core::datagram::{DatagramTraffic, DropReason};
 use echo_core::histogram::Histogram;
 use echo_core::reason::{CloseReason, RefuseReason};
 use echo_core::stats::{self, Stats};
 
-/// The version of the fields: incremented when fields are added. 0.1.0 has no number.
+/// The version of the fields: incremented by each release that adds some. 0.1.0 has no number.
 pub const SCHEMA: u32 = 2;
 
 /// The state of the daemon.
@@ -57,8 +58,20 @@ pub struct Snapshot {
     /// Why the configuration in force differs from the file, if it does.
     #[serde(default)]
     pub configuration_error: Option<String>,
+    /// The keys whose new values wait for a restart.
+    #[serde(default)]
+    pub restart_needed: Vec<String>,
+    /// The last time that the configuration was read.
+    #[serde(default)]
+    pub reload: Reload,
     /// Seconds since the start.
     pub uptime_seconds: f64,
+    /// The limits in force.
+    #[serde(default)]
+    pub limits: Limits,
+    /// The resources of the process.
+    #[serde(default)]
+    pub process: Process,
     /// The sums over all workers.
     pub total: Figures,
     /// Each echo listener, over all workers.
@@ -68,6 +81,100 @@ pub struct Snapshot {
     pub datagram_listeners: Vec<DatagramListenerFigures>,
     /// Each worker, over all listeners.
     pub workers: Vec<WorkerFigures>,
+    /// The sources whose connections were refused most often, at most [`SOURCES_SHOWN`].
+    #[serde(default)]
+    pub refused_sources: Vec<RefusedSource>,
+    /// The last messages of level warn and more severe, oldest first.
+    #[serde(default)]
+    pub warnings: Vec<Warning>,
+}
+
+/// The number of refused sources in a snapshot.
+pub const SOURCES_SHOWN: usize = 10;
+
+/// How the configuration was read, at the start and at each reload.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Reload {
+    /// Whether the file was valid the last time.
+    pub successful: bool,
+    /// When a valid file was read last, in seconds since 1970; 0 if this process has read none.
+    pub success_timestamp_seconds: f64,
+}
+
+/// The limits in force. A limit that is off is null, and so is one of datagrams if there is no
+/// listener for them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Connections: `limits.max-connections`, or less if the limit on open files is lower.
+    pub connections: u64,
+    /// Memory for peers that do not read, in bytes.
+    pub stalled_bytes: u64,
+    /// Connections of one source.
+    pub connections_per_source: Option<u64>,
+    /// Accepts of one source in a second.
+    pub accepts_per_source: Option<u64>,
+    /// Datagrams of one source in a second.
+    pub datagrams_per_source: Option<u64>,
+    /// Bytes of payload in datagrams of one source in a second.
+    pub datagram_bytes_per_source: Option<u64>,
+}
+
+/// The resources of the process. All are zero where /proc cannot be read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Process {
+    /// CPU time, user and system.
+    pub cpu_seconds: f64,
+    /// Open file descriptors.
+    pub open_fds: u64,
+    /// The limit on them.
+    pub max_fds: u64,
+    /// Address space.
+    pub virtual_memory_bytes: u64,
+    /// Memory in RAM.
+    pub resident_memory_bytes: u64,
+    /// Threads, without those of the kernel.
+    pub threads: u64,
+    /// The start, in seconds since 1970.
+    pub start_time_seconds: f64,
+}
+
+/// A source whose connections were refused.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedSource {
+    /// Its address, or its network with the length of the prefix.
+    pub source: String,
+    /// Refusals. There are more sources than counters, so this may be too high by `excess`.
+    pub count: u64,
+    /// See `count`.
+    pub excess: u64,
+    /// Why it was refused last.
+    pub reason: String,
+}
+
+impl RefusedSource {
+    /// The sources of `refused` that are shown.
+    #[must_use]
+    pub fn top(refused: &RefusedSources) -> Vec<Self> {
+        let top = refused.top(SOURCES_SHOWN).into_iter();
+        let shown = top.map(|it| Self {
+            source: it.source.to_string(),
+            count: it.count,
+            excess: it.excess,
+            reason: it.reason.name().to_owned(),
+        });
+        shown.collect()
+    }
+}
+
+/// A log message of level warn or more severe.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Warning {
+    /// When, in seconds since 1970.
+    pub timestamp_seconds: f64,
+    /// `warn` or `error`.
+    pub level: String,
+    /// The text, without control characters.
+    pub text: String,
 }
 
 fn first_schema() -> u32 {
@@ -89,6 +196,9 @@ pub struct Traffic {
     pub connections: u64,
     /// Accepted so far.
     pub accepted: u64,
+    /// Taken over from the previous process.
+    #[serde(default)]
+    pub taken_over: u64,
     /// Closed so far, by reason.
     pub closed: BTreeMap<String, u64>,
     /// Closed right after their accept or their header (PROXY protocol) so far, by reason.
@@ -122,6 +232,12 @@ pub struct Figures {
     pub connections_waiting: u64,
     /// Payload that could not be echoed.
     pub bytes_dropped: u64,
+    /// Payload that the previous process received and this one echoes.
+    #[serde(default)]
+    pub bytes_taken_over: u64,
+    /// Payload that was left to the next process.
+    #[serde(default)]
+    pub bytes_handed_over: u64,
     /// Memory held now for peers that do not read.
     pub stalled_bytes: u64,
     /// Receive buffers of the pool.
@@ -254,6 +370,7 @@ impl Traffic {
         Self {
             connections,
             accepted: traffic.accepted,
+            taken_over: traffic.taken_over,
             closed: by_reason(CloseReason::ALL.map(CloseReason::name), &traffic.closed),
             refused: by_reason(RefuseReason::ALL.map(RefuseReason::name), &traffic.refused),
             announced: traffic.announced,
@@ -282,6 +399,8 @@ impl Figures {
             connections_stalled: stats.stalled,
             connections_waiting: stats.waiting_for_capacity,
             bytes_dropped: stats.bytes_dropped,
+            bytes_taken_over: stats.bytes_taken_over,
+            bytes_handed_over: stats.bytes_handed_over,
             stalled_bytes: stats.spilled_bytes,
             buffers: Buffers { lent: stats.buffers_lent, total: buffers },
             ring: Ring {

@@ -1,10 +1,13 @@
 //! A snapshot as text: a summary line, tables of listeners and of workers, and errors.
+//!
+//! The snapshot may be the answer of any socket, so its texts are escaped.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use super::snapshot::Snapshot;
+use super::escape;
+use super::snapshot::{RefusedSource, Snapshot};
 
 /// The text, with rates since the snapshot `before`, if there is one.
 pub(super) fn text(snapshot: &Snapshot, before: Option<&Snapshot>) -> String {
@@ -30,7 +33,11 @@ pub(super) fn text(snapshot: &Snapshot, before: Option<&Snapshot>) -> String {
         writeln!(text, "\nresidence time: {}", shares.join(", ")).expect(WRITES);
     }
     for (what, counts) in rare_events(snapshot) {
-        writeln!(text, "{what}: {counts}").expect(WRITES);
+        writeln!(text, "{what}: {}", escape::terminal(&counts)).expect(WRITES);
+    }
+    if !snapshot.refused_sources.is_empty() {
+        text += "\n";
+        text += &table(&refused_sources(&snapshot.refused_sources));
     }
     text
 }
@@ -43,7 +50,7 @@ fn heading(snapshot: &Snapshot) -> String {
     let mut text = format!(
         "echo-uring {}: {} for {uptime}, {} connections ({} stalled, {} B held for them), \
          {} of {} buffers lent\n",
-        snapshot.version,
+        escape::terminal(&snapshot.version),
         snapshot.state.name(),
         total.traffic.connections,
         total.connections_stalled,
@@ -52,7 +59,11 @@ fn heading(snapshot: &Snapshot) -> String {
         total.buffers.total,
     );
     if let Some(error) = &snapshot.configuration_error {
-        writeln!(text, "{error}").expect(WRITES);
+        writeln!(text, "{}", escape::terminal(error)).expect(WRITES);
+    }
+    if !snapshot.restart_needed.is_empty() {
+        let keys = escape::terminal(&snapshot.restart_needed.join(", "));
+        writeln!(text, "restart needed: {keys}").expect(WRITES);
     }
     if let Some(worker) = snapshot.stalled_worker() {
         writeln!(text, "worker {worker} is stalled").expect(WRITES);
@@ -139,6 +150,18 @@ fn workers(snapshot: &Snapshot, before: Option<&Snapshot>) -> Vec<Row> {
     rows
 }
 
+fn refused_sources(sources: &[RefusedSource]) -> Vec<Row> {
+    let mut rows = vec![row(["REFUSED SOURCE", "LAST REASON", "COUNT"])];
+    rows.extend(sources.iter().map(|it| {
+        let count = match it.excess {
+            0 => it.count.to_string(),
+            excess => format!("{} to {}", it.count - excess.min(it.count), it.count),
+        };
+        vec![it.source.clone(), it.reason.clone(), count]
+    }));
+    rows
+}
+
 /// Events per second between the two snapshots.
 fn rate(now: &Snapshot, before: Option<&Snapshot>, count: u64, earlier: Option<u64>) -> String {
     let (Some(before), Some(earlier)) = (before, earlier) else { return "-".to_owned() };
@@ -187,15 +210,18 @@ fn counts(counts: &BTreeMap<String, u64>) -> String {
 
 /// Formats columns as wide as their widest cell, names left-aligned and numbers right-aligned.
 fn table(rows: &[Row]) -> String {
+    const NAMES: [&str; 4] = ["LISTENER", "ADDRESS", "REFUSED SOURCE", "LAST REASON"];
+    let escaped = |row: &Row| row.iter().map(|cell| escape::terminal(cell)).collect();
+    let rows: Vec<Row> = rows.iter().map(escaped).collect();
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column));
         cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
     };
     let widths: Vec<usize> = (0..columns).map(width).collect();
-    let is_name = |column: usize| rows[0][column] == "LISTENER" || rows[0][column] == "ADDRESS";
+    let is_name = |column: usize| NAMES.contains(&&*rows[0][column]);
     let mut text = String::new();
-    for row in rows {
+    for row in &rows {
         let cells = row.iter().enumerate().map(|(column, cell)| {
             let width = widths[column];
             if is_name(column) { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
@@ -208,7 +234,7 @@ fn table(rows: &[Row]) -> String {
 }
 
 /// `820 us`, `3.1 ms`, `2.0 s`.
-fn duration(seconds: f64) -> String {
+pub(super) fn duration(seconds: f64) -> String {
     match seconds * 1e6 {
         micros if micros < 1_000.0 => format!("{micros:.0} us"),
         micros if micros < 1_000_000.0 => format!("{:.1} ms", micros / 1_000.0),
@@ -217,7 +243,7 @@ fn duration(seconds: f64) -> String {
 }
 
 /// Whole seconds, in at most two units.
-fn humane(time: Duration) -> String {
+pub(super) fn humane(time: Duration) -> String {
     let seconds = time.as_secs();
     let units = [("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)];
     let parts = units.iter().scan(seconds, |left, (unit, size)| {
@@ -312,6 +338,48 @@ mod tests {
             assert!(text.contains(part), "{part:?} is missing:\n{text}");
         }
         assert!(!text.contains("accepts failed") && !text.contains("residence"), "{text}");
+    }
+
+    /// Goal: the table names who was refused, and what waits for a restart.
+    #[test]
+    fn refused_sources_and_pending_restarts_are_shown() {
+        let mut snapshot = snapshot(0, 0.0);
+        assert!(!text(&snapshot, None).contains("REFUSED SOURCE"));
+        let source = |source: &str, count, excess| RefusedSource {
+            source: source.to_owned(),
+            count,
+            excess,
+            reason: "denied".to_owned(),
+        };
+        snapshot.refused_sources = vec![source("192.0.2.7", 12, 0), source("2001:db8::/64", 9, 2)];
+        snapshot.restart_needed = vec!["server.workers".to_owned(), "tcp.send-buffer".to_owned()];
+        let text = text(&snapshot, None);
+        for line in [
+            "restart needed: server.workers, tcp.send-buffer",
+            "REFUSED SOURCE  LAST REASON   COUNT",
+            "192.0.2.7       denied           12",
+            "2001:db8::/64   denied       7 to 9",
+        ] {
+            assert!(text.lines().any(|it| it == line), "{line:?} is missing:\n{text}");
+        }
+    }
+
+    /// Goal: whatever answers at the socket cannot steer the terminal.
+    #[test]
+    fn foreign_text_is_escaped() {
+        let evil = || "\u{1b}[2J\n\u{202e}".to_owned();
+        let mut snapshot = snapshot(0, 0.0);
+        snapshot.version = evil();
+        snapshot.configuration_error = Some(evil());
+        snapshot.restart_needed = vec![evil()];
+        snapshot.listeners[0].name = evil();
+        snapshot.listeners[0].address = evil();
+        snapshot.total.traffic.closed.insert(evil(), 1);
+        let source = RefusedSource { source: evil(), reason: evil(), ..RefusedSource::default() };
+        snapshot.refused_sources = vec![source];
+        let text = text(&snapshot, None);
+        assert!(!text.contains(['\u{1b}', '\u{202e}']), "{text}");
+        assert_eq!(text.matches("\\u{1b}[2J\\n\\u{202e}").count(), 8, "{text}");
     }
 
     #[test]

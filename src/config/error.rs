@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::echoed;
 
@@ -116,12 +116,18 @@ impl ConfigError {
 impl fmt::Display for ConfigError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Read { file, cause } => {
-                let file = echoed::path(file);
+            Self::Read { file: path, cause } => {
+                let file = echoed::path(path);
                 write!(formatter, "{file}: cannot be read: {cause}; ")?;
                 match cause.kind() {
-                    io::ErrorKind::NotFound => formatter
-                        .write_str("write it (it may be empty), or name another with --config"),
+                    io::ErrorKind::NotFound => match instance_directory(path) {
+                        Some(directory) => write!(
+                            formatter,
+                            "make it, empty: \"mkdir -p {directory} && touch {file}\""
+                        ),
+                        None => formatter
+                            .write_str("write it (it may be empty), or name another with --config"),
+                    },
                     io::ErrorKind::PermissionDenied => write!(
                         formatter,
                         "let the user that reads it do so: chmod o+r {file}, and chmod o+x for \
@@ -146,3 +152,34 @@ impl fmt::Display for ConfigError {
 }
 
 impl std::error::Error for ConfigError {}
+
+/// The directory for the files of instances, if this is one of them and its name is that of an
+/// instance: it can be typed into a shell as it is.
+fn instance_directory(file: &Path) -> Option<&'static str> {
+    const DIRECTORY: &str = "/etc/echo-uring";
+    let name = file.strip_prefix(DIRECTORY).ok()?.to_str()?.strip_suffix(".toml")?;
+    let is_plain = |letter: char| letter.is_ascii_alphanumeric() || "-_.".contains(letter);
+    name.chars().all(is_plain).then_some(DIRECTORY)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: whoever starts an instance before its file exists is told the command.
+    #[test]
+    fn an_instance_without_its_file_names_the_command_that_makes_it() {
+        let text = |file: &str| {
+            let cause = io::ErrorKind::NotFound.into();
+            ConfigError::Read { file: file.into(), cause }.to_string()
+        };
+        let command = "; make it, empty: \"mkdir -p /etc/echo-uring && touch \
+                       /etc/echo-uring/lab.toml\"";
+        assert!(text("/etc/echo-uring/lab.toml").ends_with(command));
+        for other in
+            ["/etc/echo-uring.toml", "/etc/echo-uring/a/b.toml", "/etc/echo-uring/a b.toml"]
+        {
+            assert!(text(other).ends_with("or name another with --config"), "{}", text(other));
+        }
+    }
+}

@@ -258,10 +258,11 @@ const LISTENER: Section = Section {
             holds: Word(&KINDS),
             effect: Effect::AtRestart,
             text: "What is served there: \"echo\"; \"status\", a snapshot as JSON for \
-                   \"echo-uring status\"; \"metrics\", Prometheus metrics, /healthz and /ready \
-                   over HTTP; or \"agent-check\", a line for HAProxy. Whoever reaches the latter \
-                   three sees traffic figures, so keep them on loopback or on a Unix socket. At \
-                   least one listener must be an echo.",
+                   \"echo-uring status\"; \"metrics\", Prometheus metrics, a page for \
+                   people, /healthz and /ready over HTTP; or \"agent-check\", a line for HAProxy. \
+                   Whoever reaches the latter three sees traffic figures, and of the first two \
+                   also refused addresses and warnings, so keep them on loopback or on a Unix \
+                   socket. At least one listener must be an echo.",
             more: "See section MONITORING of echo-uring(8). The file of a Unix socket of another \
                    kind than \"echo\" has mode 0660. An inherited socket that no section names is \
                    of the kind that its name spells, and an echo otherwise; this is the default \
@@ -301,23 +302,23 @@ section! {
     /// `[access]`: who may connect. Unix peers always may.
     Access in access is "access",
     "Who may connect: networks such as \"10.0.0.0/8\", \"2001:db8::/32\" or \"192.0.2.1\". If \
-     \"allow\" names any, peers in none of them are refused; peers in one of \"deny\" are refused \
-     in any case. Who is refused is closed at once, and datagrams of such peers are not answered. \
-     Unix sockets are not concerned. \
-     IPAddressDeny= in echo-uring.socket does the same in the kernel, before a connection exists: \
-     see echo-uring.toml(5).",
+     access.allow names any, peers in none of them are refused; peers in one of access.deny are \
+     refused in any case. A refused connection is closed at once, and datagrams of such peers are \
+     not answered. Unix sockets are not concerned. \
+     IPAddressDeny= in echo-uring.socket does the same in the kernel, before a connection exists; \
+     section EXAMPLES of echo-uring.toml(5) shows it.",
     "An entry is a network or a single address; host names are not looked up, and bits beyond the \
      prefix or leading zeros (\"010.0.0.0/8\") are errors. An IPv4 peer of a listener for both \
      families is an IPv4 peer: \"::ffff:10.0.0.0/104\" means the same as \"10.0.0.0/8\", and \
-     \"::/0\" means IPv6 alone. Who is refused takes no place, no buffer and no receive; it \
-     cannot be left in the backlog, where it would stand in the way of others. It is counted, and \
-     told in the log at most once in ten seconds.";
+     \"::/0\" means IPv6 alone. A refused connection takes no capacity, no buffer and no receive. \
+     It cannot be left in the backlog, where it would delay others. It is counted, and \
+     logged at most once in ten seconds, with one of the sources.";
 
     "allow", allow: Vec<Network> = Vec::new(), Networks, AtReload,
     "If this list is not empty, peers in none of its networks are refused.", "";
 
     "deny", deny: Vec<Network> = Vec::new(), Networks, AtReload,
-    "Peers in one of these networks are refused, whatever \"allow\" says.", "";
+    "Peers in one of these networks are refused, whatever access.allow says.", "";
 }
 
 section! {
@@ -508,6 +509,8 @@ section! {
 
     "level", level: LevelFilter = LevelFilter::Info, Word(&LOG_LEVELS), AtReload,
     "Lines of this level and more severe ones are written. Nothing is written for a connection at \
-     \"info\"; \"debug\" and \"trace\" may write several lines for each. With \"off\" only the \
-     reason of a failure is told.", "";
+     \"info\"; \"debug\" writes one line for each, with the address of its peer, which costs a \
+     system call for each accept. With \"off\" only the \
+     reason of a failure is told.",
+    "A burst of more than 128 accepts in a second and worker has only a count of the others.";
 }

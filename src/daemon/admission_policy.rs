@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use log::LevelFilter;
+
 use crate::config::{Config, Network};
 use echo_core::admission::{AccessList, AdmissionPolicy, IpSet, SourceLimits};
 
@@ -23,6 +25,7 @@ pub(super) fn admission_policy(config: &Config) -> AdmissionPolicy {
             ipv6_prefix: limits.source_prefix_ipv6,
             kept_max: limits.max_connections.max(KEPT_MIN),
         },
+        logs_accepts: config.log.level >= LevelFilter::Debug,
     }
 }
 

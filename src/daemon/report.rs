@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
+use echo_core::admission::RefusedSources;
 use echo_core::limits;
 use echo_core::reason::RefuseReason;
 use echo_core::stats::Stats;
@@ -89,6 +90,18 @@ pub(super) struct Connections {
     pub(super) stats: Stats,
     /// The limits in force.
     pub(super) capacity: Capacity,
+    /// The sources whose connections were refused.
+    pub(super) refused_sources: RefusedSources,
+}
+
+impl Connections {
+    /// An example of those that were refused for this reason.
+    fn refused_last(&self, reason: RefuseReason) -> String {
+        match self.refused_sources.last(reason) {
+            Some(source) => format!("; the last from {source}"),
+            None => String::new(),
+        }
+    }
 }
 
 /// The limits on the number of connections.
@@ -177,7 +190,7 @@ pub(super) const CLASSES: [Class<Connections>; 13] = [
     Class {
         reason: "full",
         counter: |Connections { stats, .. }| stats.full,
-        line: |number, Connections { stats, capacity }| {
+        line: |number, Connections { stats, capacity, .. }| {
             format!(
                 "capacity exhausted {} ({} now); further connections wait in the backlog; {}",
                 count(number, "time"),
@@ -189,17 +202,21 @@ pub(super) const CLASSES: [Class<Connections>; 13] = [
     Class {
         reason: "denied",
         counter: |Connections { stats, .. }| stats.traffic.refused[RefuseReason::Denied as usize],
-        line: |number, _| format!("{} refused by [access]", count(number, "connection")),
+        line: |number, seen| {
+            let last = seen.refused_last(RefuseReason::Denied);
+            format!("{} refused by [access]{last}", count(number, "connection"))
+        },
     },
     Class {
         reason: "source-full",
         counter: |Connections { stats, .. }| {
             stats.traffic.refused[RefuseReason::SourceFull as usize]
         },
-        line: |number, _| {
+        line: |number, seen| {
             format!(
-                "{} refused: their source had reached limits.max-connections-per-source",
-                count(number, "connection")
+                "{} refused: their source had reached limits.max-connections-per-source{}",
+                count(number, "connection"),
+                seen.refused_last(RefuseReason::SourceFull)
             )
         },
     },
@@ -208,10 +225,11 @@ pub(super) const CLASSES: [Class<Connections>; 13] = [
         counter: |Connections { stats, .. }| {
             stats.traffic.refused[RefuseReason::SourceRate as usize]
         },
-        line: |number, _| {
+        line: |number, seen| {
             format!(
-                "{} refused: their source exceeded limits.accepts-per-source",
-                count(number, "connection")
+                "{} refused: their source exceeded limits.accepts-per-source{}",
+                count(number, "connection"),
+                seen.refused_last(RefuseReason::SourceRate)
             )
         },
     },
@@ -357,6 +375,10 @@ mod tests {
 
     const CAPACITY: Capacity = Capacity { by_files: 1_000, configured: 500 };
 
+    fn connections(stats: Stats, capacity: Capacity) -> Connections {
+        Connections { stats, capacity, refused_sources: RefusedSources::default() }
+    }
+
     fn lines(now: Instant, seen: Connections) -> Vec<Line> {
         Reporter::new(&CLASSES).lines(now, &seen)
     }
@@ -366,7 +388,7 @@ mod tests {
     fn the_warning_names_the_limit_to_raise() {
         let line = |capacity| {
             let stats = Stats { full: 1, connections: 500, ..Stats::default() };
-            lines(Instant::now(), Connections { stats, capacity }).remove(0).text
+            lines(Instant::now(), connections(stats, capacity)).remove(0).text
         };
         let by_config = line(CAPACITY);
         assert!(by_config.contains("exhausted 1 time (500 connections now)"), "{by_config}");
@@ -406,7 +428,7 @@ mod tests {
         let stats = Stats { accept_unexpected: 3, unexpected_errors: 3, ..Stats::default() };
         let stats = Stats { unexpected_errno: 1, ..stats };
         let capacity = Capacity { by_files: 9, configured: 9 };
-        let lines = lines(Instant::now(), Connections { stats, capacity });
+        let lines = lines(Instant::now(), connections(stats, capacity));
         assert_eq!((lines.len(), lines[0].reason), (1, "accept"));
         let text = &lines[0].text;
         assert!(text.contains("accept failed 3 times, last with EPERM (errno 1, "), "{text}");
@@ -427,7 +449,7 @@ mod tests {
     fn a_flood_of_one_class_is_one_line_in_ten_seconds_and_hides_no_other() {
         let mut reporter = Reporter::new(&CLASSES);
         let start = Instant::now();
-        let mut seen = Connections { stats: Stats::default(), capacity: CAPACITY };
+        let mut seen = connections(Stats::default(), CAPACITY);
         let mut lines = 0;
         for second in 0..100 {
             seen.stats.accept_process_files += 1_000_000;

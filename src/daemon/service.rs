@@ -19,12 +19,14 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use self::stopping::{Settling, Stop};
 use super::Failure;
 use super::accepting::{self, Division};
+use super::accepts::AcceptReporter;
 use super::admission_policy::ip_set;
 use super::datagrams::{Assigned, DatagramListener, KernelDrops, Owned};
+use super::life::{self, Life};
 use super::report::{self, Capacity, Connections, Datagrams, Rate, Reporter};
 use super::restart;
 use super::terminal::Terminal;
-use super::view::{Label, Labels, Life, View};
+use super::view::{Label, Labels, View};
 use super::watchdog::Watchdog;
 use super::workers::{self, Desk, News, Plan, Return, Worker};
 use crate::admin::{self, AdminListener, State};
@@ -136,8 +138,9 @@ pub(super) fn run(
     let transfers = restart::import(bundles, &plan.addresses, workers, notifier);
     let workers = rings.into_iter().zip(owned).zip(transfers);
     let workers = workers.map(|((ring, owned), transfers)| (ring, owned, transfers)).collect();
-    let service = Service::start(&plan, division, signals, notifier, source, workers)?;
-    service.show(admin_listeners, Labels { streams: labels, datagrams })?;
+    let labels = Labels { streams: labels, datagrams };
+    let service = Service::start(&plan, division, signals, notifier, source, workers, labels)?;
+    service.show(admin_listeners)?;
     let ended = service.serve();
     // The files of our own Unix sockets are removed when no worker accepts any more.
     drop(files);
@@ -332,6 +335,8 @@ struct Service<'a> {
     stop: Stop,
     /// The same for the admin thread.
     life: Life,
+    /// What the admin thread shows.
+    view: Arc<View>,
     status: String,
     /// The echo rate per second at the last sample.
     echoes: u64,
@@ -339,6 +344,7 @@ struct Service<'a> {
     datagrams: Option<Datagrams>,
     reporter: Reporter<Connections>,
     datagram_reporter: Reporter<Datagrams>,
+    accept_reporter: AcceptReporter,
     rate: Rate,
     datagram_rate: Rate,
     watchdog: Option<Watchdog>,
@@ -352,6 +358,7 @@ impl<'a> Service<'a> {
         notifier: &'a Notifier,
         source: &'a Source<'a>,
         workers: Vec<(PreparedRing, Owned, Vec<ConnectionTransfer>)>,
+        labels: Labels,
     ) -> Result<Self, Failure> {
         let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(|errno| Failure::System("make an eventfd", errno.into()))?;
@@ -370,6 +377,9 @@ impl<'a> Service<'a> {
             .unzip();
         let watchdog =
             notifier.watchdog_interval().map(|interval| Watchdog::new(interval, &workers));
+        let limits = life::limits(plan.config, plan.capacity, plan.datagram_listeners > 0);
+        let life = Life::new(source.trouble.clone(), limits);
+        let view = View::new(plan, life.clone(), source.log.clone(), labels, &workers);
         Ok(Self {
             plan,
             division,
@@ -390,12 +400,14 @@ impl<'a> Service<'a> {
             done: Vec::new(),
             stage: Stage::Starting,
             stop: Stop::default(),
-            life: Life::new(source.trouble.clone()),
+            life,
+            view: Arc::new(view),
             status: String::new(),
             echoes: 0,
             datagrams: (plan.datagram_listeners > 0).then(Datagrams::default),
             reporter: Reporter::new(&report::CLASSES),
             datagram_reporter: Reporter::new(&report::DATAGRAM_CLASSES),
+            accept_reporter: AcceptReporter::default(),
             rate: Rate::new(Instant::now()),
             datagram_rate: Rate::new(Instant::now()),
             watchdog,
@@ -403,11 +415,11 @@ impl<'a> Service<'a> {
     }
 
     /// Starts the admin thread, if there is a socket for it.
-    fn show(&self, admin_listeners: Vec<AdminListener>, labels: Labels) -> Result<(), Failure> {
+    fn show(&self, admin_listeners: Vec<AdminListener>) -> Result<(), Failure> {
         if admin_listeners.is_empty() {
             return Ok(());
         }
-        let view = View::new(self.plan, self.life.clone(), labels, &self.workers);
+        let view = Arc::clone(&self.view);
         let started = admin::start(admin_listeners, move || view.snapshot());
         started.map_err(|error| Failure::System("serve status and metrics", error))
     }
@@ -498,7 +510,7 @@ impl<'a> Service<'a> {
             seal();
             self.stage = Stage::Ready;
             self.life.set(State::Ready);
-            self.status = self.with_trouble(self.serving(&workers::total(&self.workers)));
+            self.status = self.life.with_standing(self.serving(&workers::total(&self.workers)));
             self.notifier.ready(&self.status);
             log::info!(message_id = events::READY, workers = self.ready; "ready");
         }
@@ -514,12 +526,14 @@ impl<'a> Service<'a> {
     }
 
     fn look(&mut self, now: Instant) {
-        let Shown { stats, datagram_listeners, .. } = workers::shown(&self.workers);
+        let Shown { stats, datagram_listeners, refused_sources, .. } =
+            workers::shown(&self.workers);
+        self.accept_reporter.log(&self.workers, &self.plan.names);
         self.echoes = self.rate.look(now, stats.traffic.chunks_out);
         self.look_at_datagrams(now, &datagram_listeners);
         let capacity =
             Capacity { by_files: self.plan.room, configured: self.config.limits.max_connections };
-        let seen = Connections { stats, capacity };
+        let seen = Connections { stats, capacity, refused_sources };
         let mut lines = self.reporter.lines(now, &seen);
         if let Some(datagrams) = &self.datagrams {
             lines.extend(self.datagram_reporter.lines(now, datagrams));
@@ -534,7 +548,7 @@ impl<'a> Service<'a> {
         let status = match self.stage {
             Stage::Starting => return,
             Stage::HandingOver => report::handing_over(&stats),
-            Stage::Ready | Stage::Asking => self.with_trouble(self.serving(&stats)),
+            Stage::Ready | Stage::Asking => self.life.with_standing(self.serving(&stats)),
             Stage::Leaving { .. } => report::leaving(&stats),
             Stage::Settling(_) => return,
             Stage::Draining => {
@@ -566,7 +580,10 @@ impl<'a> Service<'a> {
         let stats = metrics::total(&self.done);
         let listeners = workers::published(&self.workers).datagram_listeners;
         self.look_at_datagrams(Instant::now(), &listeners);
-        log::debug!("{stats:?}");
+        self.accept_reporter.log(&self.workers, &self.plan.names);
+        if log::log_enabled!(log::Level::Debug) {
+            admin::text(&self.view.snapshot()).lines().for_each(|line| log::debug!("{line}"));
+        }
         let traffic = &stats.traffic;
         let buffers = workers::buffers_total(self.plan);
         let datagrams = self.datagrams.clone().unwrap_or_default();

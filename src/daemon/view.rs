@@ -3,59 +3,26 @@
 //! The thread of [`crate::admin`] calls it and may wait for a worker there. This does not affect
 //! the event loops or the main thread.
 
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use echo_core::datagram::DatagramTraffic;
 use echo_core::stats::Traffic;
 
 use super::datagrams::KernelDrops;
+use super::life::{Life, Standing};
 use super::workers::{self, Plan, Worker};
+use crate::admin::Snapshot;
+use crate::admin::process::seconds_since_1970;
 use crate::admin::snapshot::{
-    self, DatagramListenerFigures, Figures, ListenerFigures, WorkerFigures,
+    self, DatagramListenerFigures, Figures, ListenerFigures, Process, RefusedSource, Warning,
+    WorkerFigures,
 };
-use crate::admin::{Snapshot, State};
+use crate::logging;
 use crate::metrics::Shown;
 
 /// How long a worker may take to complete an iteration when it is woken.
 const TIMEOUT: Duration = Duration::from_millis(500);
-
-/// The state of the daemon, shared with the admin thread.
-#[derive(Clone, Default)]
-pub(super) struct Life {
-    state: Arc<AtomicU8>,
-    trouble: Arc<Mutex<Option<String>>>,
-}
-
-impl Life {
-    const STATES: [State; 4] = [State::Starting, State::Ready, State::Leaving, State::Draining];
-
-    /// The state at the start; `trouble` says why the configuration differs from the file, if it
-    /// does.
-    pub(super) fn new(trouble: Option<String>) -> Self {
-        Self { trouble: Arc::new(Mutex::new(trouble)), ..Self::default() }
-    }
-
-    /// Changes the state.
-    pub(super) fn set(&self, state: State) {
-        self.state.store(state as u8, Ordering::Release);
-    }
-
-    fn get(&self) -> State {
-        Self::STATES[usize::from(self.state.load(Ordering::Acquire))]
-    }
-
-    /// Why the configuration in force differs from the file, if it does.
-    pub(super) fn trouble(&self) -> Option<String> {
-        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Changes the reason.
-    pub(super) fn set_trouble(&self, trouble: Option<String>) {
-        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
-    }
-}
 
 /// The constant properties of a listener.
 #[derive(Clone)]
@@ -76,6 +43,7 @@ pub(super) struct Labels {
 /// The sources of a snapshot.
 pub(super) struct View {
     life: Life,
+    log: logging::Handle,
     labels: Labels,
     kernel_drops: Arc<KernelDrops>,
     workers: Vec<Worker>,
@@ -85,10 +53,22 @@ pub(super) struct View {
 
 impl View {
     /// The view of these workers. The labels are in the order of their listeners.
-    pub(super) fn new(plan: &Plan<'_>, life: Life, labels: Labels, workers: &[Worker]) -> Self {
-        let buffers = workers::buffers_of_worker(plan);
-        let kernel_drops = Arc::clone(&plan.kernel_drops);
-        Self { life, labels, kernel_drops, workers: workers.to_vec(), origin: plan.origin, buffers }
+    pub(super) fn new(
+        plan: &Plan<'_>,
+        life: Life,
+        log: logging::Handle,
+        labels: Labels,
+        workers: &[Worker],
+    ) -> Self {
+        Self {
+            life,
+            log,
+            labels,
+            kernel_drops: Arc::clone(&plan.kernel_drops),
+            workers: workers.to_vec(),
+            origin: plan.origin,
+            buffers: workers::buffers_of_worker(plan),
+        }
     }
 
     /// The current counters. Every worker is woken, so a stalled one is detected.
@@ -105,16 +85,24 @@ impl View {
         // Before the first worker has published counters there are none for listeners.
         total.listeners.resize_with(self.labels.streams.len(), Default::default);
         total.datagram_listeners.resize_with(self.labels.datagrams.len(), Default::default);
+        let Standing { trouble, restart_needed, reload, limits } = self.life.standing();
+        let uptime = self.origin.elapsed();
         Snapshot {
             schema: snapshot::SCHEMA,
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            state: self.life.get(),
-            configuration_error: self.life.trouble(),
-            uptime_seconds: self.origin.elapsed().as_secs_f64(),
+            state: self.life.state(),
+            configuration_error: trouble,
+            restart_needed: restart_needed.into_iter().map(str::to_owned).collect(),
+            reload,
+            uptime_seconds: uptime.as_secs_f64(),
+            limits,
+            process: Process::current(uptime),
             total: Figures::new(&total.stats, self.buffers * self.workers.len() as u64),
             listeners: self.streams(&total.listeners),
             datagram_listeners: self.datagrams(&total.datagram_listeners),
             workers,
+            refused_sources: RefusedSource::top(&total.refused_sources),
+            warnings: self.log.recent().into_iter().map(warning).collect(),
         }
     }
 
@@ -160,5 +148,13 @@ impl View {
             let turned = shared.turns() != before[index] && shared.board.has_answered();
             turned || shared.has_ended()
         })
+    }
+}
+
+fn warning(warning: logging::Warning) -> Warning {
+    Warning {
+        timestamp_seconds: seconds_since_1970(warning.at),
+        level: warning.level.as_str().to_lowercase(),
+        text: warning.text,
     }
 }

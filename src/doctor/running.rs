@@ -15,13 +15,24 @@ pub(super) fn findings(findings: &mut Vec<Finding>) {
 }
 
 /// If no daemon answers there is no finding: the doctor needs no daemon.
-fn of_daemon_at(socket: &Path) -> Option<Finding> {
-    let error = client::snapshot(socket)?.configuration_error?;
-    Some(Finding::problem(
-        Topic::Config,
-        format!("the running daemon: {error}"),
-        "correct the file and run \"systemctl reload echo-uring\"",
-    ))
+fn of_daemon_at(socket: &Path) -> Vec<Finding> {
+    let Some(snapshot) = client::snapshot(socket) else { return Vec::new() };
+    let error = snapshot.configuration_error.map(|error| {
+        Finding::problem(
+            Topic::Config,
+            format!("the running daemon: {error}"),
+            "correct the file and run \"systemctl reload echo-uring\"",
+        )
+    });
+    let keys = snapshot.restart_needed.join(", ");
+    let restart = (!keys.is_empty()).then(|| {
+        Finding::note(
+            Topic::Config,
+            format!("the running daemon needs a restart to apply the changes of {keys}"),
+            "run \"systemctl restart echo-uring\", which keeps established connections",
+        )
+    });
+    error.into_iter().chain(restart).collect()
 }
 
 #[cfg(test)]
@@ -33,28 +44,39 @@ mod tests {
     use super::*;
     use crate::admin::Snapshot;
 
-    /// The finding for a socket whose server answers with `answer`.
-    fn found(answer: &str) -> Option<Finding> {
+    /// The findings for a socket whose server answers with `answer`.
+    fn found(answer: &str) -> Vec<Finding> {
         let name = format!("echo-uring-doctor-{}-{}", std::process::id(), answer.len());
         let path = std::env::temp_dir().join(name);
         let listener = UnixListener::bind(&path).unwrap();
-        let finding = std::thread::scope(|scope| {
+        let findings = std::thread::scope(|scope| {
             scope.spawn(|| listener.accept().unwrap().0.write_all(answer.as_bytes()).unwrap());
             of_daemon_at(&path)
         });
         std::fs::remove_file(&path).unwrap();
-        finding
+        findings
     }
 
     #[test]
     fn a_daemon_on_an_earlier_configuration_is_a_problem() {
         let error = Some("invalid configuration: a.toml:3:1: no key; correct it".to_owned());
         let bad = Snapshot { configuration_error: error, ..Snapshot::default() };
-        let finding = found(&serde_json::to_string(&bad).unwrap()).unwrap();
+        let findings = found(&serde_json::to_string(&bad).unwrap());
+        let [finding] = &findings[..] else { panic!("{findings:?}") };
         assert_eq!((finding.topic, finding.level), (Topic::Config, Level::Problem));
         assert!(finding.what.contains("a.toml:3:1"), "{finding:?}");
-        assert_eq!(found(&serde_json::to_string(&Snapshot::default()).unwrap()), None);
-        assert_eq!(found("what?"), None);
-        assert_eq!(of_daemon_at(Path::new("/nonexistent/status.sock")), None);
+        assert_eq!(found(&serde_json::to_string(&Snapshot::default()).unwrap()), []);
+        assert_eq!(found("what?"), []);
+        assert_eq!(of_daemon_at(Path::new("/nonexistent/status.sock")), []);
+    }
+
+    #[test]
+    fn a_restart_that_is_needed_is_a_note() {
+        let restart_needed = vec!["server.workers".to_owned(), "tcp.send-buffer".to_owned()];
+        let pending = Snapshot { restart_needed, ..Snapshot::default() };
+        let findings = found(&serde_json::to_string(&pending).unwrap());
+        let [finding] = &findings[..] else { panic!("{findings:?}") };
+        assert_eq!(finding.level, Level::Note);
+        assert!(finding.what.ends_with(" of server.workers, tcp.send-buffer"), "{finding:?}");
     }
 }

@@ -37,7 +37,7 @@ fn admitted(socket: Socket) -> Option<Socket> {
 }
 
 /// How many of `count` connections from one address are let in.
-fn admit_from(daemon: &Daemon, source: [u8; 2], count: usize) -> Vec<Socket> {
+pub(crate) fn admit_from(daemon: &Daemon, source: [u8; 2], count: usize) -> Vec<Socket> {
     (0..count).filter_map(|_| admitted(connect_from(daemon.place(), source))).collect()
 }
 

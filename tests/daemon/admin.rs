@@ -19,7 +19,7 @@ use crate::place::{Listening, Place, ping};
 const CLIENTS: usize = 32;
 
 /// A daemon with one of each kind of window, and where its Unix socket is.
-fn start(config: &str) -> (Daemon, Scratch) {
+pub(crate) fn start(config: &str) -> (Daemon, Scratch) {
     let scratch = Scratch::new();
     let windows = vec![
         ("status", Listening::unix(&scratch.path("status"))),
@@ -30,7 +30,7 @@ fn start(config: &str) -> (Daemon, Scratch) {
 }
 
 /// Everything that comes from a new connection to `place` after `request` was sent.
-fn answer(place: &Place, request: &[u8]) -> String {
+pub(crate) fn answer(place: &Place, request: &[u8]) -> String {
     let socket = place.connect();
     (&socket).write_all(request).unwrap();
     rest(&socket)
@@ -45,11 +45,11 @@ fn rest(mut socket: &Socket) -> String {
     }
 }
 
-fn status(daemon: &Daemon) -> Value {
+pub(crate) fn status(daemon: &Daemon) -> Value {
     serde_json::from_str(&answer(daemon.window("status"), b"")).unwrap()
 }
 
-fn get(daemon: &Daemon, path: &str) -> String {
+pub(crate) fn get(daemon: &Daemon, path: &str) -> String {
     let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n");
     answer(daemon.window("metrics"), request.as_bytes())
 }
@@ -103,14 +103,26 @@ fn http_is_answered_as_it_should_be() {
     assert!(daemon.place().answers(time_limit(10.0)));
     let metrics = get(&daemon, "/metrics");
     assert!(metrics.starts_with("HTTP/1.1 200 OK\r\n"), "{metrics}");
+    let address = status(&daemon)["listeners"][0]["address"].clone();
+    let labels = format!("listener=\"test\",protocol=\"tcp\",address={address}");
     for part in [
         "Content-Type: text/plain; version=0.0.4; charset=utf-8\r\n",
-        "echo_uring_sent_messages_total{listener=\"test\",protocol=\"tcp\"} 1\n",
+        &format!("echo_uring_sent_messages_total{{{labels}}} 1\n"),
         "echo_uring_residence_seconds_bucket{le=\"+Inf\"} 1\n",
         "echo_uring_ready 1\n",
     ] {
         assert!(metrics.contains(part), "{part:?} is missing:\n{metrics}");
     }
+    for (path, part) in [
+        ("/", "Content-Security-Policy: default-src 'none'; style-src 'self'"),
+        ("/", "\r\nRefresh: 5\r\n"),
+        ("/?pause", "<title>echo-uring: ready</title>"),
+        ("/style.css", "Content-Type: text/css; charset=utf-8\r\n"),
+    ] {
+        let text = get(&daemon, path);
+        assert!(text.starts_with("HTTP/1.1 200 OK\r\n") && text.contains(part), "{path}: {text}");
+    }
+    assert!(!get(&daemon, "/?pause").contains("\r\nRefresh: "));
     assert!(get(&daemon, "/healthz").ends_with("\r\n\r\nok\n"));
     assert!(get(&daemon, "/ready").ends_with("\r\n\r\nok\n"));
     let long = format!("GET /metrics HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(9_000));

@@ -85,7 +85,7 @@ fn datagrams_are_shown_the_same_everywhere() {
     assert_eq!(shown["address"], format!("udp:{server}"), "{shown}");
 
     let page = metrics(&daemon);
-    let labels = "listener=\"test\",protocol=\"udp\"";
+    let labels = format!("listener=\"test\",protocol=\"udp\",address=\"udp:{server}\"");
     for (name, more, count) in [
         ("datagrams_received_total", "", 7),
         ("datagrams_sent_total", "", 4),
@@ -143,9 +143,8 @@ fn drops_of_the_kernel_are_seen() {
     });
     let (_, dropped) = total(&listener(&daemon));
     assert!(dropped.as_u64().unwrap() > 0, "the receive buffer held all of them");
-    let series = format!(
-        "echo_uring_datagrams_kernel_dropped_total{{listener=\"test\",protocol=\"udp\"}} {dropped}\n"
-    );
+    let labels = format!("listener=\"test\",protocol=\"udp\",address=\"udp:{server}\"");
+    let series = format!("echo_uring_datagrams_kernel_dropped_total{{{labels}}} {dropped}\n");
     let page = metrics(&daemon);
     assert!(page.contains(&series), "{series} is missing:\n{page}");
     let line = daemon.lines.wait_for("the kernel dropped ", time_limit(10.0));

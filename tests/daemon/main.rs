@@ -36,6 +36,7 @@ mod locked;
 mod logs;
 mod machine;
 mod manager;
+mod operator;
 mod oracle;
 mod overload;
 mod place;

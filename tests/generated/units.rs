@@ -11,7 +11,8 @@ const NOTE: &str = "\
 
 const SERVICE: &str = "\
 # A named instance of the echo service: echo-uring@NAME has its own configuration,
-# /etc/echo-uring/NAME.toml, and its own socket unit, echo-uring@NAME.socket.
+# /etc/echo-uring/NAME.toml, and its own socket unit, echo-uring@NAME.socket. NAME has at most 20
+# letters, digits and hyphens, because the user of the service is called echo-uring-NAME.
 
 ";
 

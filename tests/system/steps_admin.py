@@ -95,6 +95,7 @@ def is_scraped(machine, _packages):
     for command in (
         ("check", "rules", PACKAGING / "prometheus/echo-uring.rules.yml"),
         ("test", "rules", PACKAGING / "prometheus/echo-uring.rules.test.yml"),
+        ("check", "config", "--syntax-only", PACKAGING / "prometheus/prometheus.yml"),
     ):
         tool = subprocess.run(["promtool", *command], capture_output=True, text=True, check=False)
         expect(tool.returncode == 0, f"promtool {command[0]} {command[1]}: {tool.stdout}")

@@ -7,6 +7,7 @@
 
 mod access_list;
 mod limiter;
+mod record;
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -14,8 +15,9 @@ use core::ops::Range;
 
 pub use access_list::{AccessList, IpSet};
 pub use limiter::{Limiter, SourceKey, SourceLimits, SourceTable, Unlimited};
+pub use record::{ACCEPTS_MAX, Accept, AcceptLog, RefusedSource, RefusedSources, SOURCES_MAX};
 
-use crate::id::{ConnectionId, Timestamp};
+use crate::id::{ConnectionId, ListenerId, Timestamp};
 use crate::op::Op;
 use crate::peer::PeerAddr;
 use crate::reason::RefuseReason;
@@ -27,13 +29,15 @@ pub struct AdmissionPolicy {
     pub access: AccessList,
     /// How many connections of each source, and how fast.
     pub source_limits: SourceLimits,
+    /// Whether each accept is noted in the [`AcceptLog`]. That costs a system call for each.
+    pub logs_accepts: bool,
 }
 
 impl AdmissionPolicy {
     /// Whether it matters where connections come from.
     #[must_use]
     pub fn needs_peers(&self) -> bool {
-        !self.access.is_open() || self.source_limits.count()
+        !self.access.is_open() || self.source_limits.count() || self.logs_accepts
     }
 }
 
@@ -51,6 +55,8 @@ pub(crate) struct Admission {
     /// Up to which slot connections have been counted that were accepted while none was; nothing
     /// if that is done.
     recounted: Option<usize>,
+    refused: RefusedSources,
+    accepts: AcceptLog,
 }
 
 impl Admission {
@@ -60,8 +66,26 @@ impl Admission {
         limiter: Arc<dyn Limiter>,
         always_reports: bool,
     ) -> Self {
-        let (counted, recounted) = (Vec::new(), None);
-        Self { policy, always_reports, reports: false, limiter, counted, recounted }
+        Self {
+            policy,
+            always_reports,
+            reports: false,
+            limiter,
+            counted: Vec::new(),
+            recounted: None,
+            refused: RefusedSources::default(),
+            accepts: AcceptLog::default(),
+        }
+    }
+
+    /// The sources that were refused.
+    pub(crate) fn refused_sources(&self) -> &RefusedSources {
+        &self.refused
+    }
+
+    /// The last accepts, if they are logged.
+    pub(crate) fn accept_log(&self) -> &AcceptLog {
+        &self.accepts
     }
 
     /// From now on this is the policy. If sources are counted by it and were not before, the
@@ -90,9 +114,38 @@ impl Admission {
         }
     }
 
-    /// Judges a connection by the address of its peer, and counts it if it is admitted. To be
-    /// called once for each.
+    /// Judges a connection by the address of its peer, and counts it if it is admitted. If it is
+    /// refused, its source is noted. To be called once for each.
     pub(crate) fn judge(
+        &mut self,
+        now: Timestamp,
+        id: ConnectionId,
+        listener: ListenerId,
+        peer: PeerAddr,
+    ) -> Result<(), RefuseReason> {
+        let verdict = self.admit(now, id, peer);
+        self.note(listener, peer, verdict.err());
+        verdict
+    }
+
+    /// Notes a connection that was admitted, or `refused` for this reason.
+    pub(crate) fn note(
+        &mut self,
+        listener: ListenerId,
+        peer: PeerAddr,
+        refused: Option<RefuseReason>,
+    ) {
+        if let Some(reason) = refused
+            && let Some(source) = self.policy.source_limits.key(peer)
+        {
+            self.refused.note(source, reason);
+        }
+        if self.policy.logs_accepts {
+            self.accepts.note(Accept { listener, peer, refused });
+        }
+    }
+
+    fn admit(
         &mut self,
         now: Timestamp,
         id: ConnectionId,

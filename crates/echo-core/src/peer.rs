@@ -1,5 +1,8 @@
 //! The address of a peer.
 
+use core::fmt;
+use core::net::{Ipv4Addr, Ipv6Addr};
+
 /// Where a connection comes from. IPv4 addresses are never in their mapped form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PeerAddr {
@@ -11,4 +14,16 @@ pub enum PeerAddr {
     Ipv4([u8; 4]),
     /// An IPv6 address.
     Ipv6([u8; 16]),
+}
+
+/// The address, or a description of a peer that has none.
+impl fmt::Display for PeerAddr {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Unknown => formatter.write_str("an unknown address"),
+            Self::Local => formatter.write_str("a Unix socket"),
+            Self::Ipv4(address) => Ipv4Addr::from(address).fmt(formatter),
+            Self::Ipv6(address) => Ipv6Addr::from(address).fmt(formatter),
+        }
+    }
 }

@@ -12,6 +12,7 @@
 
 use alloc::vec::Vec;
 
+use crate::admission::{AcceptLog, RefusedSources};
 use crate::command::Command;
 use crate::datagram::{self, DatagramParameters, DatagramTraffic, Responder};
 use crate::id::{ConnectionId, Timestamp};
@@ -109,6 +110,19 @@ impl Worker {
     #[must_use]
     pub fn listener_traffic(&self) -> &[Traffic] {
         self.server.listener_traffic()
+    }
+
+    /// The sources whose connections were refused.
+    #[must_use]
+    pub fn refused_sources(&self) -> &RefusedSources {
+        self.server.admission().refused_sources()
+    }
+
+    /// The last accepts, if
+    /// [`AdmissionPolicy::logs_accepts`](crate::admission::AdmissionPolicy::logs_accepts) says so.
+    #[must_use]
+    pub fn accept_log(&self) -> &AcceptLog {
+        self.server.admission().accept_log()
     }
 
     /// When the events of the last turn were fetched from the kernel, in microseconds since an

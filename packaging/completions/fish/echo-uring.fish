@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_echo_uring_global_optspecs
-    string join \n config= listen= log-level= h/help V/version
+    string join \n config= listen= metrics= status= log-level= h/help V/version
 end
 
 function __fish_echo_uring_needs_command
@@ -26,6 +26,8 @@ end
 
 complete -c echo-uring -n "__fish_echo_uring_needs_command" -l config -d 'Read the configuration from FILE and FILE.d/*.toml [default: /etc/echo-uring.toml if it exists]' -r -F
 complete -c echo-uring -n "__fish_echo_uring_needs_command" -l listen -d 'Listen on ADDRESS instead of the configured listeners: 127.0.0.1:7777, [::1]:7777, udp:127.0.0.1:7777 or unix:/path; repeatable' -r -f
+complete -c echo-uring -n "__fish_echo_uring_needs_command" -l metrics -d 'Serve metrics and health over HTTP at ADDRESS as well: 127.0.0.1:17007 or unix:/path' -r -f
+complete -c echo-uring -n "__fish_echo_uring_needs_command" -l status -d 'Serve the status at the Unix socket PATH as well, for "echo-uring status --socket PATH"' -r -F
 complete -c echo-uring -n "__fish_echo_uring_needs_command" -l log-level -d 'Log messages of severity LEVEL and more severe, regardless of the configured level' -r -f -a "error\t''
 warn\t''
 info\t''
@@ -41,6 +43,8 @@ complete -c echo-uring -n "__fish_echo_uring_needs_command" -f -a "status" -d 'S
 complete -c echo-uring -n "__fish_echo_uring_needs_command" -f -a "doctor" -d 'Examine kernel, limits, sockets, sandbox and configuration; the exit status is 1 if there is a problem'
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand serve" -l config -d 'Read the configuration from FILE and FILE.d/*.toml [default: /etc/echo-uring.toml if it exists]' -r -F
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand serve" -l listen -d 'Listen on ADDRESS instead of the configured listeners: 127.0.0.1:7777, [::1]:7777, udp:127.0.0.1:7777 or unix:/path; repeatable' -r -f
+complete -c echo-uring -n "__fish_echo_uring_using_subcommand serve" -l metrics -d 'Serve metrics and health over HTTP at ADDRESS as well: 127.0.0.1:17007 or unix:/path' -r -f
+complete -c echo-uring -n "__fish_echo_uring_using_subcommand serve" -l status -d 'Serve the status at the Unix socket PATH as well, for "echo-uring status --socket PATH"' -r -F
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand serve" -l log-level -d 'Log messages of severity LEVEL and more severe, regardless of the configured level' -r -f -a "error\t''
 warn\t''
 info\t''
@@ -50,6 +54,8 @@ off\t''"
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand serve" -s h -l help -d 'Print help'
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand check" -l config -d 'Read the configuration from FILE and FILE.d/*.toml [default: /etc/echo-uring.toml if it exists]' -r -F
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand check" -l listen -d 'Listen on ADDRESS instead of the configured listeners: 127.0.0.1:7777, [::1]:7777, udp:127.0.0.1:7777 or unix:/path; repeatable' -r -f
+complete -c echo-uring -n "__fish_echo_uring_using_subcommand check" -l metrics -d 'Serve metrics and health over HTTP at ADDRESS as well: 127.0.0.1:17007 or unix:/path' -r -f
+complete -c echo-uring -n "__fish_echo_uring_using_subcommand check" -l status -d 'Serve the status at the Unix socket PATH as well, for "echo-uring status --socket PATH"' -r -F
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand check" -l log-level -d 'Log messages of severity LEVEL and more severe, regardless of the configured level' -r -f -a "error\t''
 warn\t''
 info\t''
@@ -60,6 +66,8 @@ complete -c echo-uring -n "__fish_echo_uring_using_subcommand check" -l json -d 
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand check" -s h -l help -d 'Print help'
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand reload" -l config -d 'Read the configuration from FILE and FILE.d/*.toml [default: /etc/echo-uring.toml if it exists]' -r -F
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand reload" -l listen -d 'Listen on ADDRESS instead of the configured listeners: 127.0.0.1:7777, [::1]:7777, udp:127.0.0.1:7777 or unix:/path; repeatable' -r -f
+complete -c echo-uring -n "__fish_echo_uring_using_subcommand reload" -l metrics -d 'Serve metrics and health over HTTP at ADDRESS as well: 127.0.0.1:17007 or unix:/path' -r -f
+complete -c echo-uring -n "__fish_echo_uring_using_subcommand reload" -l status -d 'Serve the status at the Unix socket PATH as well, for "echo-uring status --socket PATH"' -r -F
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand reload" -l log-level -d 'Log messages of severity LEVEL and more severe, regardless of the configured level' -r -f -a "error\t''
 warn\t''
 info\t''
@@ -74,6 +82,8 @@ complete -c echo-uring -n "__fish_echo_uring_using_subcommand status" -l watch -
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand status" -s h -l help -d 'Print help'
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand doctor" -l config -d 'Read the configuration from FILE and FILE.d/*.toml [default: /etc/echo-uring.toml if it exists]' -r -F
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand doctor" -l listen -d 'Listen on ADDRESS instead of the configured listeners: 127.0.0.1:7777, [::1]:7777, udp:127.0.0.1:7777 or unix:/path; repeatable' -r -f
+complete -c echo-uring -n "__fish_echo_uring_using_subcommand doctor" -l metrics -d 'Serve metrics and health over HTTP at ADDRESS as well: 127.0.0.1:17007 or unix:/path' -r -f
+complete -c echo-uring -n "__fish_echo_uring_using_subcommand doctor" -l status -d 'Serve the status at the Unix socket PATH as well, for "echo-uring status --socket PATH"' -r -F
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand doctor" -l log-level -d 'Log messages of severity LEVEL and more severe, regardless of the configured level' -r -f -a "error\t''
 warn\t''
 info\t''

@@ -9,6 +9,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{Failure, Service, Stage, warn_of_capacity};
 use crate::config::{self, Config, Effect};
+use crate::daemon::life;
 use crate::daemon::terminal::Terminal;
 use crate::daemon::workers::{self, Worker};
 use crate::daemon::{load, target};
@@ -59,17 +60,9 @@ impl Service<'_> {
                 Some(trouble)
             }
         };
-        self.life.set_trouble(trouble);
-        self.status = self.with_trouble(self.serving(&workers::total(&self.workers)));
+        self.life.note_reload(trouble);
+        self.status = self.life.with_standing(self.serving(&workers::total(&self.workers)));
         self.notifier.ready(&self.status);
-    }
-
-    /// The status, preceded by the error in the configuration.
-    pub(super) fn with_trouble(&self, status: String) -> String {
-        match self.life.trouble() {
-            Some(trouble) => format!("{trouble}; {status}"),
-            None => status,
-        }
     }
 
     fn apply(&mut self, wanted: Config) {
@@ -89,6 +82,8 @@ impl Service<'_> {
         let present = config::in_force(&self.config, &wanted);
         self.last_valid = wanted;
         let former = std::mem::replace(&mut self.config, present);
+        let limits = life::limits(&self.config, self.capacity(), self.datagrams.is_some());
+        self.life.set_present(&self.config, &self.last_valid, limits);
         if !at_once.is_empty() {
             self.put_in_force(&former);
             log::info!(message_id = events::RELOADED; "reloaded: {}", at_once.join(", "));
@@ -109,6 +104,11 @@ impl Service<'_> {
         }
     }
 
+    /// How many connections all workers together serve.
+    fn capacity(&self) -> u32 {
+        self.plan.room.min(self.config.limits.max_connections)
+    }
+
     fn put_in_force(&self, former: &Config) {
         let (config, plan) = (&self.config, self.plan);
         if config.log != former.log
@@ -123,7 +123,7 @@ impl Service<'_> {
                 }
             }
         }
-        let capacity = plan.room.min(config.limits.max_connections);
+        let capacity = self.capacity();
         if config.limits.max_connections != former.limits.max_connections {
             warn_of_capacity(config, capacity);
         }

@@ -16,6 +16,7 @@
 
 use alloc::collections::{BTreeMap, VecDeque};
 use core::fmt;
+use core::net::{Ipv4Addr, Ipv6Addr};
 
 use crate::id::Timestamp;
 use crate::peer::PeerAddr;
@@ -124,6 +125,25 @@ impl SourceKey {
         let folded = (bits >> 64) as u64 ^ bits as u64 ^ u64::from(self.length);
         // Fibonacci hashing: the upper bits depend on all of them.
         (folded.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32
+    }
+}
+
+/// An address, or a network with the length of its prefix: `192.0.2.7`, `2001:db8::/64`.
+impl fmt::Display for SourceKey {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
+        let Self { bits, length } = *self;
+        let (length, full) = match bits {
+            [head @ .., a, b, c, d] if head == MAPPED && length >= 96 => {
+                Ipv4Addr::from([a, b, c, d]).fmt(formatter)?;
+                (length - 96, 32)
+            }
+            bits => {
+                Ipv6Addr::from(bits).fmt(formatter)?;
+                (length, 128)
+            }
+        };
+        if length < full { write!(formatter, "/{length}") } else { Ok(()) }
     }
 }
 
@@ -243,6 +263,17 @@ mod tests {
     use super::*;
 
     const PEER: PeerAddr = PeerAddr::Ipv4([192, 0, 2, 1]);
+
+    #[test]
+    fn a_source_is_shown_as_an_address_or_a_network() {
+        let shown = |peer, ipv4_prefix, ipv6_prefix| {
+            let limits = SourceLimits { ipv4_prefix, ipv6_prefix, ..SourceLimits::default() };
+            std::format!("{}", limits.key(peer).expect("it has an address"))
+        };
+        let ipv6 = PeerAddr::Ipv6([0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9]);
+        assert_eq!([32, 24].map(|bits| shown(PEER, bits, 64)), ["192.0.2.1", "192.0.2.0/24"]);
+        assert_eq!([64, 128].map(|bits| shown(ipv6, 32, bits)), ["2001:db8::/64", "2001:db8::9"]);
+    }
 
     fn enter(
         table: &mut SourceTable,

@@ -112,6 +112,12 @@ impl Server {
         &self.resources.listeners
     }
 
+    /// Who was refused, and who was accepted last.
+    #[must_use]
+    pub(crate) fn admission(&self) -> &Admission {
+        &self.admission
+    }
+
     /// When the present turn began, or the last one.
     pub(crate) fn clock_us(&self) -> u64 {
         self.resources.clock_us

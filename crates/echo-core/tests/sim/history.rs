@@ -15,7 +15,7 @@ use echo_core::kernel::{Kernel, Wake};
 use echo_core::limits::{QUEUE_CHUNKS_MAX, SWEEP_SLOTS_MAX};
 use echo_core::op::{BufferPlan, ConnectionId, ListenerId, Timestamp, TransferState};
 use echo_core::parameters::{Deferral, Keepalive, Parameters, RuntimeLimits};
-use echo_core::reason::CloseReason;
+use echo_core::reason::{CloseReason, RefuseReason};
 use echo_core::stats::Stats;
 use echo_core::worker::{Status, Worker};
 
@@ -282,7 +282,7 @@ pub(crate) fn draw_policy(choice: &mut Choice) -> AdmissionPolicy {
         let ipv4 = vec![([10, 0, 0, 1], [10, 0, 0, 1])];
         access.deny = IpSet::new(ipv4, vec![([0; 16], [255; 16])]);
     }
-    AdmissionPolicy { access, source_limits }
+    AdmissionPolicy { access, source_limits, ..AdmissionPolicy::default() }
 }
 
 /// A policy that comes into force in the middle. The rate stays: how a bucket is converted to
@@ -641,6 +641,18 @@ impl History {
         }
     }
 
+    /// The source of every refusal is noted, unless it was the header that was refused: then only
+    /// the kernel knows the peer. One that is refused by its header is counted when it is closed.
+    fn check_refused_sources(&self) {
+        let traffic = self.worker.stats().traffic;
+        let headers = [RefuseReason::InvalidHeader, RefuseReason::HeaderTimeout];
+        let headers: u64 = headers.iter().map(|&reason| traffic.refused[reason as usize]).sum();
+        let known = traffic.refused_total() - headers;
+        let open = self.kernel.audit.open_count() as u64;
+        let noted = self.worker.refused_sources().total();
+        assert!((known..=known + open).contains(&noted), "counters: {noted} refused sources");
+    }
+
     fn check_step(&mut self) {
         let mut stats = self.worker.stats();
         stats.add(&self.before);
@@ -654,6 +666,7 @@ impl History {
         let known = audit.closed + audit.admission.refused + either;
         assert_eq!(closed + refused, known, "counters: refused");
         assert_eq!(stats.traffic.announced, audit.announced, "counters: announced");
+        self.check_refused_sources();
         let table = self.scenario.limiter.table();
         table.check_invariants();
         let sources = audit.admission.sources();

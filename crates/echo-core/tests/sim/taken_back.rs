@@ -160,7 +160,8 @@ fn what_a_reload_changed_holds_after_a_hand_over_that_failed() {
     let deny = IpSet::new(vec![([10, 0, 0, 9], [10, 0, 0, 9])], Vec::new());
     let access = AccessList { deny, ..AccessList::default() };
     let source_limits = SourceLimits::default();
-    let reloaded = runtime_limits(IDLE, AdmissionPolicy { access, source_limits });
+    let policy = AdmissionPolicy { access, source_limits, ..AdmissionPolicy::default() };
+    let reloaded = runtime_limits(IDLE, policy);
     world.commands.push(Command::Reconfigure(Box::new(reloaded)));
     world.echo(peer);
     let deadline = world.kernel.now().plus(5_000);

@@ -24,11 +24,14 @@ impl Server {
         peer: PeerAddr,
     ) -> Result<(), RefuseReason> {
         match self.resources.parameters.proxies_of(listener) {
-            None => self.admission.judge(now, id, peer),
+            None => self.admission.judge(now, id, listener, peer),
             // Only who may open the socket file gets here.
             Some(_) if peer == PeerAddr::Local => Ok(()),
             Some(trusted) if trusted.contains(peer) => Ok(()),
-            Some(_) => Err(RefuseReason::Untrusted),
+            Some(_) => {
+                self.admission.note(listener, peer, Some(RefuseReason::Untrusted));
+                Err(RefuseReason::Untrusted)
+            }
         }
     }
 
@@ -43,7 +46,8 @@ impl Server {
     ) {
         // One that is being ended meanwhile is not judged any more.
         let verdict = if let Phase::Preface(_) = self.connection(id).phase() {
-            self.admission.judge(now, id, peer)
+            let listener = self.connection(id).listener();
+            self.admission.judge(now, id, listener, peer)
         } else {
             Ok(())
         };

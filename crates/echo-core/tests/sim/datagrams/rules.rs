@@ -51,7 +51,11 @@ impl Rules {
         let source_limits =
             SourceLimits { ipv4_prefix: self.prefix, ..streams.admission.source_limits.clone() };
         RuntimeLimits {
-            admission: Arc::new(AdmissionPolicy { access, source_limits }),
+            admission: Arc::new(AdmissionPolicy {
+                access,
+                source_limits,
+                ..AdmissionPolicy::default()
+            }),
             datagram_guard: GuardPolicy::new(self.ports.iter().copied()),
             datagram_rates: self.rates,
             ..streams.clone()
