@@ -18,6 +18,17 @@ pub struct DatagramSocket {
     socket: OwnedFd,
     own: Endpoint,
     pub(super) layout: Layout,
+    /// Whether its datagrams begin with a header (PROXY protocol).
+    pub(super) headers: bool,
+}
+
+/// Whether the datagrams of a socket begin with a header (PROXY protocol).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DatagramHeaders {
+    /// They do not.
+    Absent,
+    /// They must. None are merged, since each has its own.
+    Required,
 }
 
 /// What stands before the payload in a buffer (`struct io_uring_recvmsg_out`, io_uring_enter(2)):
@@ -45,18 +56,21 @@ const BUFFER_SIZE: u32 = (HEADER + size_of::<libc::sockaddr_in6>() + SPACE_IPV6 
 pub const DATAGRAM_BUFFERS: BufferClass = BufferClass { count: 32, size: BUFFER_SIZE };
 
 impl DatagramSocket {
-    /// Prepares a bound UDP socket: the kernel is to merge the datagrams of a burst (UDP_GRO), and
+    /// Prepares a bound UDP socket: the kernel is to merge the datagrams of a burst (UDP_GRO), unless
+    /// each has a header of its own, and
     /// to tell of each one where it was sent to if that may be one of several addresses.
     ///
     /// # Errors
     /// When it is none, or the kernel refuses an option.
-    pub fn new(socket: OwnedFd) -> io::Result<Self> {
+    pub fn new(socket: OwnedFd, headers: DatagramHeaders) -> io::Result<Self> {
         let address = SockRef::from(&socket).local_addr()?;
         let address =
             address.as_socket().ok_or_else(|| io::Error::from_raw_os_error(libc::EAFNOSUPPORT))?;
         // A receive from a non-blocking socket does not wait, not even in a ring.
         SockRef::from(&socket).set_nonblocking(false)?;
-        setsockopt(&socket, sockopt::UdpGroSegment, &true)?;
+        let headers = headers == DatagramHeaders::Required;
+        // Off as well: an inherited socket may have it on.
+        setsockopt(&socket, sockopt::UdpGroSegment, &!headers)?;
         let control = match address {
             SocketAddr::V4(address) if address.ip().is_unspecified() => {
                 setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
@@ -80,7 +94,7 @@ impl DatagramSocket {
             false => peer::of_address(address),
         };
         let own = Endpoint { address: own, port: address.port() };
-        Ok(Self { socket, own, layout: Layout { name, control } })
+        Ok(Self { socket, own, layout: Layout { name, control }, headers })
     }
 
     /// What it is bound to.

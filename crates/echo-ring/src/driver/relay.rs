@@ -154,7 +154,7 @@ fn echo(
     Ok((sent, next))
 }
 
-/// Looks at what is in the receive queue, as far as there is room in `scratch`, and leaves it there.
+/// Looks at what is in the receive queue, as far as `scratch` has room, and leaves it there.
 /// Nothing is the end of the stream.
 pub(super) fn peek<'a>(
     socket: &SockRef<'_>,
