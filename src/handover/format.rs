@@ -13,8 +13,8 @@
 //!
 //! `announced` is the family of the address that a header (PROXY protocol) has announced: 4, 6, or
 //! 0 if there is none. An IPv4 address has the last four bytes of `address`. `preface` says how
-//! many bytes of a parser's state lead the unsent bytes of the connection: some of its header has come.
-//! The header counts them among the unsent bytes. No flag has a meaning yet.
+//! many bytes of a parser's state lead the unsent bytes of the connection: some of its PROXY header
+//! has come. The header of the state counts them among the unsent bytes. No flag has a meaning yet.
 //!
 //! Version 2 has records of 32 bytes, which end behind `received`: no connection has a header.
 //!

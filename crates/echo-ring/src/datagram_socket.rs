@@ -56,8 +56,8 @@ const BUFFER_SIZE: u32 = (HEADER + size_of::<libc::sockaddr_in6>() + SPACE_IPV6 
 pub const DATAGRAM_BUFFERS: BufferClass = BufferClass { count: 32, size: BUFFER_SIZE };
 
 impl DatagramSocket {
-    /// Prepares a bound UDP socket: the kernel is to merge the datagrams of a burst (UDP_GRO), unless
-    /// each has a header of its own, and
+    /// Prepares a bound UDP socket: the kernel is to merge the datagrams of a burst (UDP_GRO),
+    /// unless each has a header of its own, and
     /// to tell of each one where it was sent to if that may be one of several addresses.
     ///
     /// # Errors
