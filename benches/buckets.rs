@@ -131,6 +131,7 @@ impl Kernel for Traffic {
                 length: 64,
                 segment: 0,
                 truncated: false,
+                own: false,
             };
             self.brought += 1;
             self.events.push_back(datagram::Event::Received {
@@ -165,6 +166,7 @@ fn worker(limiter: Arc<dyn RateLimiter>, rates: Rates) -> Worker {
     let own = Endpoint { address: PeerAddr::Ipv4([192, 0, 2, 1]), port: 7 };
     Worker::new(Parameters {
         listeners: 0,
+        records: Vec::new(),
         buffers: BufferPlan::new([1, 1], [4 << 10, 256 << 10]),
         multishot: true,
         deferral: Deferral::default(),

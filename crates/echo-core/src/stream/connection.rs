@@ -134,6 +134,9 @@ impl Connection {
         self.phase = Phase::Open;
         self.progress = Stamp::at(context.now);
         self.opened = Stamp::at(context.now);
+        if context.resources.parameters.records.contains(&self.listener) {
+            self.inbound = Inbound::with_records();
+        }
         context.resources.forget_received(context.id);
         self.advance(context);
     }
@@ -217,15 +220,21 @@ impl Connection {
 
     /// `length` bytes were echoed, or forgotten, without a buffer of ours; the next relay should
     /// wait for `next`.
-    pub(crate) fn on_relayed(&mut self, context: &mut Context, length: u32, next: When) {
+    pub(crate) fn on_relayed(
+        &mut self,
+        context: &mut Context,
+        length: u32,
+        chunks: u32,
+        next: When,
+    ) {
         let was = self.inbound.end_relay(context.resources);
-        if length > 0 {
-            context.resources.count_received(self.listener, length);
+        if chunks > 0 {
+            context.resources.count_relayed(self.listener, length, chunks);
             self.progress = Stamp::at(context.now);
         }
         match was {
-            Receive::Relaying(waited) => self.on_echoed(context, length, waited, next),
-            Receive::RelayStopping => self.on_echoed(context, length, When::Now, next),
+            Receive::Relaying(waited) => self.on_echoed(context, (length, chunks), waited, next),
+            Receive::RelayStopping => self.on_echoed(context, (length, chunks), When::Now, next),
             Receive::Discarding(_) | Receive::DiscardStopping => {
                 context.resources.stats.bytes_dropped += u64::from(length);
                 self.inbound.expect(next);
@@ -242,13 +251,19 @@ impl Connection {
         self.advance(context);
     }
 
-    fn on_echoed(&mut self, context: &mut Context, length: u32, waited: When, next: When) {
+    fn on_echoed(
+        &mut self,
+        context: &mut Context,
+        (length, chunks): (u32, u32),
+        waited: When,
+        next: When,
+    ) {
         let resources = &mut *context.resources;
-        if length > 0 {
-            resources.count_sent(self.listener, length);
-            resources.count_echo(self.listener, None);
+        if chunks > 0 {
+            resources.count_relay_sent(self.listener, length, chunks);
             let left = resources.count_against_limit(context.id, length);
-            if self.phase == Phase::Open && left <= u64::from(length) {
+            // An empty message reaches no limit, not even one that a reload has put below what came.
+            if length > 0 && self.phase == Phase::Open && left <= u64::from(length) {
                 self.phase = Phase::Flushing(CloseReason::ByteLimit);
             }
         }
@@ -256,7 +271,7 @@ impl Connection {
             // From here on it is the peer's turn.
             self.progress = Stamp::at(context.now);
         }
-        self.inbound.on_echoed(context, self.phase, length, waited, next);
+        self.inbound.on_echoed(context, self.phase, chunks, waited, next);
     }
 
     /// The send took the first `length` bytes.
@@ -496,6 +511,7 @@ impl Connection {
             CloseReason::Reset
             | CloseReason::Unreachable
             | CloseReason::Stalled
+            | CloseReason::MessageSize
             | CloseReason::Unexpected => Op::Abort { connection },
             CloseReason::HandedOver => unreachable!("it is not ours to close"),
         });
@@ -643,14 +659,16 @@ impl Connection {
         context.resources.count_close(listener, CloseReason::HandedOver);
         let (quiet_ms, age_ms) = (self.progress.elapsed(context.now), self.age_ms(context.now));
         let received = context.resources.received_by(context.id);
+        let records = self.inbound.has_records();
         self.vacate();
-        Some(TransferState { listener, phase, unsent, quiet_ms, age_ms, received })
+        Some(TransferState { listener, records, phase, unsent, quiet_ms, age_ms, received })
     }
 
     /// Goes on where the process before us stopped.
     pub(crate) fn import(&mut self, context: &mut Context, transfer: TransferState) {
         assert_eq!(self.phase, Phase::Free, "an imported connection takes a slot of its own");
-        let TransferState { listener, phase, unsent, quiet_ms, age_ms, received } = transfer;
+        let TransferState { listener, records, phase, unsent, quiet_ms, age_ms, received } =
+            transfer;
         context.resources.resume_received(context.id, received);
         self.opened = Stamp::before(context.now, age_ms);
         self.progress = Stamp::before(context.now, quiet_ms);
@@ -664,7 +682,11 @@ impl Connection {
                 Phase::Lingering(reason)
             }
         };
-        self.inbound = Inbound::imported(unsent);
+        self.inbound = match records {
+            true => Inbound::with_records(),
+            false => Inbound::imported(unsent),
+        };
+        assert!(unsent == 0 || !records, "messages are never owned");
         self.outbound = Outbound::imported(context, unsent);
         self.advance(context);
     }

@@ -20,7 +20,7 @@ use crate::admission::Admission;
 use crate::fullness;
 use crate::id::{BufferId, ConnectionId, ListenerId, Timestamp};
 use crate::kernel::{Kernel, Wake};
-use crate::op::{Event, Expectation, Op, TransferState, When};
+use crate::op::{Event, Expectation, Op, TransferState};
 use crate::parameters::{Keepalive, Parameters, RuntimeLimits};
 use crate::peer::PeerAddr;
 use crate::reason::ConnectionError;
@@ -262,8 +262,10 @@ impl Server {
                     connection.on_receive_ended(context, reason);
                 });
             }
-            Event::Relayed { connection, length, next } => {
-                self.on_relayed(now, connection, length, next, ops);
+            Event::Relayed { connection, length, chunks, next } => {
+                self.with(now, connection, ops, |connection, context| {
+                    connection.on_relayed(context, length, chunks, next);
+                });
             }
             Event::SentSpilled { connection, length } => {
                 self.with(now, connection, ops, |connection, context| {
@@ -298,19 +300,6 @@ impl Server {
 
     fn on_sent(&mut self, now: Timestamp, id: ConnectionId, length: u32, ops: &mut Vec<Op>) {
         self.with(now, id, ops, |connection, context| connection.on_sent(context, length));
-    }
-
-    fn on_relayed(
-        &mut self,
-        now: Timestamp,
-        id: ConnectionId,
-        length: u32,
-        next: When,
-        ops: &mut Vec<Op>,
-    ) {
-        self.with(now, id, ops, |connection, context| {
-            connection.on_relayed(context, length, next);
-        });
     }
 
     /// Time has passed: whatever is due by now is done.

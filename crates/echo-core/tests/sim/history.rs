@@ -25,6 +25,7 @@ use crate::audited::{Audited, Delivery};
 use crate::fake::budget::FakeBudget;
 use crate::fake::choice::Choice;
 use crate::fake::limiter::FakeLimiter;
+use crate::fake::records::Records;
 use crate::fake::trace::Note;
 use crate::fake::{FakeKernel, Faults, Settings};
 use crate::peers::{Crowd, Peers};
@@ -126,8 +127,10 @@ impl Scenario {
         let budget = Arc::new(FakeBudget::new(block_size, limit, out_of_memory, seed));
         let limiter = Arc::new(FakeLimiter::new());
         let connections_max = 1 + choice.below(6) as u32;
+        let records = [None, None, Some(ListenerId(listeners - 1))][choice.below(3)];
         let parameters = Parameters {
             listeners,
+            records: records.into_iter().collect(),
             buffers: BufferPlan::new(
                 [[1, 2, 3, 4, 6, 8, 8, 40][choice.below(8)], [0, 0, 1, 2, 4][choice.below(5)]],
                 [[4, 16][choice.below(2)], [16, 64][choice.below(2)]],
@@ -155,6 +158,7 @@ impl Scenario {
         let rate = parameters.runtime_limits.admission.source_limits.accepts_per_second;
         let settings = Settings {
             listeners,
+            records,
             buffers: parameters.buffers,
             files_max: [1, 2, 100, 100][choice.below(4)],
             faults: draw_faults(choice),
@@ -334,6 +338,7 @@ impl History {
         let budget = Arc::clone(&scenario.budget);
         let mut kernel = FakeKernel::new(scenario.settings, budget, choice);
         kernel.pass_time(scenario.clock - kernel.clock());
+        kernel.breaks_records = saboteur.breach();
         let policy = AdmissionPolicy::clone(&parameters.runtime_limits.admission);
         let audit = Audit::new(limits, Admission::new(policy));
         Self {
@@ -696,6 +701,7 @@ pub(crate) fn check_end(kernel: &mut Audited, peers: &Peers) {
             continue;
         }
         let whole = peer.read + peer.outbound() == peer.written && peer.server_finished;
+        let whole = whole && peer.records.as_ref().is_none_or(Records::are_all_back);
         assert!(whole && !peer.server_reset, "liveness: not all came back: {peer:?}");
     }
 }

@@ -10,6 +10,7 @@ use echo_core::op::{ConnectionError, ListenerId, PeerAddr};
 use crate::fake::FakeKernel;
 use crate::fake::choice::Choice;
 use crate::fake::peer::{PeerId, Wire};
+use crate::fake::records;
 
 /// How a peer reads what is echoed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,6 +150,16 @@ fn draw_source(choice: &mut Choice) -> PeerAddr {
     }
 }
 
+/// The length of a message, of `length` bytes at most: some are empty, and a few are longer than
+/// can be echoed.
+fn message_length(choice: &mut Choice, length: usize) -> usize {
+    match choice.below(50) {
+        0 => length,
+        1..10 => 0,
+        _ => length.min(1 + choice.below(records::LENGTH_MAX)),
+    }
+}
+
 impl Plan {
     /// A peer that connects at once to the first listener and writes `total` bytes, at most
     /// `write_max` at a time.
@@ -245,7 +256,14 @@ impl Plan {
 
     fn write(&self, kernel: &mut FakeKernel, id: PeerId) -> bool {
         let left = self.total - kernel.peers[id.0].written;
+        if left == 0 {
+            return false;
+        }
         let length = left.min(1 + kernel.choice.below(self.write_max));
+        let length = match kernel.peers[id.0].records {
+            Some(_) => message_length(&mut kernel.choice, length),
+            None => length,
+        };
         kernel.peer_write(id, length) > 0
     }
 

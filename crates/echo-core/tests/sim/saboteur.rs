@@ -4,12 +4,13 @@
 //! `planted`.
 
 use echo_core::op::{
-    BufferId, ConnectionId, Event, Op, PeerAddr, ReceiveEnd, Shutdown, SizeClass, TransferPhase,
-    TransferState,
+    BufferId, ConnectionId, Event, Op, PeerAddr, ReceiveEnd, ReceiveMode, Shutdown, SizeClass,
+    TransferPhase, TransferState, When,
 };
 use echo_core::parameters::RuntimeLimits;
 
 use crate::fake::choice::Prng;
+use crate::fake::records::Breach;
 
 /// The bugs that can be planted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,10 +73,22 @@ pub(crate) enum Bug {
     MixSources,
     /// A listener that ends is closed without a look at who waits.
     CloseUnlooked,
+    /// Two messages are sent as one.
+    MergeMessages,
+    /// A message is sent in two pieces.
+    SplitMessage,
+    /// An empty message is not sent.
+    SkipEmpty,
+    /// An empty message is taken for the end.
+    EndAtEmpty,
+    /// A message is received into a buffer.
+    OwnMessage,
+    /// The next process takes messages for a stream.
+    ForgetRecords,
 }
 
 impl Bug {
-    pub(crate) const ALL: [Self; 29] = [
+    pub(crate) const ALL: [Self; 35] = [
         Self::DropByte,
         Self::SwapBuffers,
         Self::LeakBuffer,
@@ -105,6 +118,12 @@ impl Bug {
         Self::ForgetSource,
         Self::MixSources,
         Self::CloseUnlooked,
+        Self::MergeMessages,
+        Self::SplitMessage,
+        Self::SkipEmpty,
+        Self::EndAtEmpty,
+        Self::OwnMessage,
+        Self::ForgetRecords,
     ];
 }
 
@@ -198,6 +217,10 @@ impl Saboteur {
                     told = Event::Accepted { connection, peer: former };
                 }
             }
+            Event::Relayed { connection, length: 0, chunks: 1.., .. } if bug == Bug::EndAtEmpty => {
+                let reason = ReceiveEnd::EndOfStream;
+                told = Event::ReceiveEnded { connection, reason };
+            }
             Event::AcceptFailed { .. }
             | Event::ReceiveEnded { .. }
             | Event::Relayed { .. }
@@ -213,8 +236,19 @@ impl Saboteur {
     pub(crate) fn transfer(&mut self, transfer: &mut TransferState) {
         match self.bug {
             Some(Bug::ForgetPhase) => transfer.phase = TransferPhase::Open,
+            Some(Bug::ForgetRecords) => transfer.records = false,
             Some(Bug::LoseUnsent) if transfer.unsent > 1 => transfer.unsent -= 1,
             _ => {}
+        }
+    }
+
+    /// How the kernel is to break messages.
+    pub(crate) fn breach(&self) -> Option<Breach> {
+        match self.bug? {
+            Bug::MergeMessages => Some(Breach::Merge),
+            Bug::SplitMessage => Some(Breach::Split),
+            Bug::SkipEmpty => Some(Breach::SkipEmpty),
+            _ => None,
         }
     }
 
@@ -256,6 +290,10 @@ impl Saboteur {
             {
                 let (offset, length) = (offset + 1, length - 1);
                 ops.push(Op::SendHeld { connection, buffer, offset, length });
+            }
+            Op::Relay { connection, when: When::Readable, .. } if bug == Bug::OwnMessage => {
+                let (class, mode) = (SizeClass::Small, ReceiveMode::WhenReadable);
+                ops.push(Op::Receive { connection, class, mode });
             }
             Op::Shutdown { connection, how: Shutdown::Both } if bug == Bug::CloseTooEarly => {
                 ops.push(Op::Close { connection });

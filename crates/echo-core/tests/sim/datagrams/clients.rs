@@ -76,8 +76,15 @@ impl Clients {
         let address =
             if is_ipv6 { PeerAddr::Ipv6(ipv6(host)) } else { PeerAddr::Ipv4([10, 0, 0, host]) };
         let source = Endpoint { address, port: 40_000 + choice.below(3) as u16 };
-        let mut datagram =
-            Datagram { source, destination: local, local, length, segment: 0, truncated: false };
+        let mut datagram = Datagram {
+            source,
+            destination: local,
+            local,
+            length,
+            segment: 0,
+            truncated: false,
+            own: false,
+        };
         if choice.strikes(self.bursts) {
             make_burst(&mut datagram, choice);
         }

@@ -104,8 +104,15 @@ impl World {
 fn packet(kind: Kind) -> Datagram {
     let local = PeerAddr::Ipv4([10, 0, 0, 250]);
     let source = Endpoint { address: PeerAddr::Ipv4([10, 0, 0, 1]), port: 40_000 };
-    let whole =
-        Datagram { source, destination: local, local, length: 10, segment: 0, truncated: false };
+    let whole = Datagram {
+        source,
+        destination: local,
+        local,
+        length: 10,
+        segment: 0,
+        truncated: false,
+        own: false,
+    };
     match kind {
         Kind::Whole => whole,
         Kind::Empty => Datagram { length: 0, ..whole },

@@ -3,6 +3,7 @@
 use echo_core::op::{ConnectionError, ListenerId, PeerAddr};
 
 use super::peer::{Peer, PeerId, Wire};
+use super::records::Records;
 use super::trace::Note;
 use super::{FakeKernel, ListenerEnd};
 
@@ -10,7 +11,9 @@ impl FakeKernel {
     /// A new peer connects from `source` and waits in the backlog, or is refused.
     pub(crate) fn connect(&mut self, listener: ListenerId, wire: Wire, source: PeerAddr) -> PeerId {
         let id = PeerId(self.peers.len());
-        self.peers.push(Peer::new(id, wire, source));
+        let mut peer = Peer::new(id, wire, source);
+        peer.records = (self.settings.records == Some(listener)).then(Records::default);
+        self.peers.push(peer);
         if self.ends[usize::from(listener.0)] != ListenerEnd::No {
             self.peers[id.0].broken = true;
             self.trace.note(self.now, Note::Peer(id, "is refused", usize::from(listener.0)));
@@ -21,16 +24,21 @@ impl FakeKernel {
         id
     }
 
-    /// The peer writes up to `length` bytes, as far as there is room. Returns how many.
+    /// The peer writes up to `length` bytes, as far as there is room. Returns how many. With
+    /// records it is one message, for which there is room if there is any.
     pub(crate) fn peer_write(&mut self, id: PeerId, length: usize) -> usize {
         let peer = &mut self.peers[id.0];
         if !peer.may_write() {
             return 0;
         }
-        let length = length.min(peer.wire.receive_space.saturating_sub(peer.inbound()));
-        if length == 0 {
-            return 0;
+        let room = peer.wire.receive_space.saturating_sub(peer.inbound());
+        match &mut peer.records {
+            Some(_) if room == 0 => return 0,
+            Some(records) => records.write(length),
+            None if length.min(room) == 0 => return 0,
+            None => {}
         }
+        let length = if peer.records.is_some() { length } else { length.min(room) };
         let connection = peer.connection;
         peer.written += length;
         // Bytes for a socket that is closed, or that does not want them any more, are answered by a
