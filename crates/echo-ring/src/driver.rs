@@ -3,6 +3,7 @@
 mod datagrams;
 mod handover;
 mod keepalive;
+mod messages;
 mod receive;
 mod relay;
 mod send;
@@ -23,6 +24,7 @@ use nix::sys::eventfd::EventFd;
 use socket2::SockRef;
 
 use self::datagrams::Datagrams;
+pub(crate) use self::messages::prepare as prepare_messages;
 use self::receive::{Rdhup, Receiving};
 use self::relay::Scratch;
 use self::send::{OnWritable, Room, SkipSuccessSend};
@@ -106,6 +108,7 @@ impl Socket {
     fn transport(&self) -> Transport {
         match self.rdhup {
             Rdhup::Unneeded => Transport::Tcp,
+            Rdhup::Messages => Transport::UnixSeqpacket,
             Rdhup::Unwatched | Rdhup::Watched | Rdhup::Canceled | Rdhup::Seen => Transport::Unix,
         }
     }
@@ -323,7 +326,7 @@ impl Driver {
         let rdhup = match socket.rdhup {
             Rdhup::Watched => Some(true),
             Rdhup::Canceled => Some(false),
-            Rdhup::Unneeded | Rdhup::Unwatched | Rdhup::Seen => None,
+            Rdhup::Unneeded | Rdhup::Messages | Rdhup::Unwatched | Rdhup::Seen => None,
         };
         let room = match socket.room {
             Room::Watched => Some(true),

@@ -109,7 +109,9 @@ impl Fake {
         let us = PeerAddr::Ipv4([10, 0, 0, 250]);
         let length = payload.len() as u32;
         let truncated = self.truncates;
-        let datagram = Datagram { source, destination: us, local: us, length, segment, truncated };
+        let (destination, local) = (us, us);
+        let own = false;
+        let datagram = Datagram { source, destination, local, length, segment, truncated, own };
         let packet = Packet { serial: self.serial, datagram, payload: payload.to_vec() };
         assert!(self.kernel.datagrams.arrive(SocketId(0), packet), "a queue has room");
     }

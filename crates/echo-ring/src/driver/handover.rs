@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use socket2::{Domain, SockRef};
+use socket2::{Domain, SockRef, Type};
 
 use super::{Driver, Socket, Transport, peer};
 use crate::spill::{BLOCK, SpillQueue};
@@ -25,8 +25,12 @@ impl Driver {
     /// # Panics
     /// If the slot is in use.
     pub fn import(&mut self, connection: ConnectionId, fd: OwnedFd, unsent: &[u8]) -> PeerAddr {
-        let unix = SockRef::from(&fd).domain().is_ok_and(|domain| domain == Domain::UNIX);
-        let transport = if unix { Transport::Unix } else { Transport::Tcp };
+        let socket = SockRef::from(&fd);
+        let transport = match (socket.domain(), socket.r#type()) {
+            (Ok(Domain::UNIX), Ok(Type::SEQPACKET)) => Transport::UnixSeqpacket,
+            (Ok(Domain::UNIX), _) => Transport::Unix,
+            _ => Transport::Tcp,
+        };
         let peer = peer::of(fd.as_fd(), transport).unwrap_or(PeerAddr::Unknown);
         if transport == Transport::Tcp {
             self.hold_imported(fd.as_fd());

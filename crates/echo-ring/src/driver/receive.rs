@@ -35,6 +35,8 @@ pub(super) enum Receiving {
 pub(super) enum Rdhup {
     /// It need not be: this is TCP.
     Unneeded,
+    /// It need not be: these are messages, which are relayed, see [`Transport::UnixSeqpacket`].
+    Messages,
     /// Not yet.
     Unwatched,
     /// A poll for it is armed.
@@ -51,6 +53,7 @@ impl Rdhup {
         match transport {
             Transport::Tcp => Self::Unneeded,
             Transport::Unix => Self::Unwatched,
+            Transport::UnixSeqpacket => Self::Messages,
         }
     }
 }
@@ -240,7 +243,7 @@ impl Rdhup {
     fn allows_multishot(self) -> bool {
         match self {
             Self::Unneeded | Self::Unwatched | Self::Watched => true,
-            Self::Canceled | Self::Seen => false,
+            Self::Canceled | Self::Seen | Self::Messages => false,
         }
     }
 }
