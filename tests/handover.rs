@@ -53,6 +53,7 @@ fn sample(prng: &mut Prng, version: Version) -> (Head, Vec<(TransferState, Vec<u
             (0..least + prng.below(most + 1)).map(|_| prng.below(256) as u8).collect();
         let transfer = TransferState {
             listener: ListenerId(prng.below(2) as u16),
+            records: false,
             phase,
             unsent: unsent.len() as u32,
             quiet_ms: prng.below(quiet_bound) as u64,
@@ -103,6 +104,7 @@ fn what_version_1_has_no_place_for_is_left_out() {
     };
     let transfer = TransferState {
         listener: ListenerId(0),
+        records: false,
         phase: TransferPhase::Open,
         unsent: 3,
         quiet_ms: (1 << 32) + 5,

@@ -387,9 +387,11 @@ impl Reader<'_> {
         names.push(name.clone());
         let usual = || if address.is_some() { Kind::Echo } else { Kind::of_name(&name) };
         let kind = kind.unwrap_or_else(usual);
-        if kind != Kind::Echo && address.as_ref().is_some_and(super::Address::is_udp) {
-            let problem =
-                format!("\"{}\" is not served over UDP; use a TCP or Unix address", kind.name());
+        if kind != Kind::Echo && address.as_ref().is_some_and(|it| !it.is_stream()) {
+            let problem = format!(
+                "\"{}\" is served over streams alone; use a TCP address or \"unix:\"",
+                kind.name()
+            );
             self.note(byte, section.name, "kind", problem);
             return None;
         }

@@ -90,12 +90,12 @@ pub(super) fn run(
 ) -> Result<(), Failure> {
     let features = echo_ring::probe().map_err(Failure::Uring)?;
     let Opened { listeners, bundles, mut warnings } = opened;
-    let with_datagrams = listeners.iter().any(|listener| listener.family == Family::Udp);
+    let with_datagrams = listeners.iter().any(|listener| listener.family.is_datagram());
     let rings = workers::prepare(config, with_datagrams).map_err(Failure::Uring)?;
     let workers = rings.len();
     let mut sorted = Sorted::new(listeners, &config.tcp);
     let assigned = Assigned::new(&mut sorted.datagrams, workers)
-        .map_err(|error| Failure::System("prepare a UDP socket", error))?;
+        .map_err(|error| Failure::System("prepare a datagram socket", error))?;
     let room = room(&sorted, &assigned, workers)?;
     let capacity = room.min(config.limits.max_connections);
     let Sorted { sockets, labels, datagrams, admin_listeners, names, files } = sorted;
@@ -173,14 +173,9 @@ impl Sorted {
                 sorted.admin_listeners.push(AdminListener { service, socket: socket.into() });
                 continue;
             }
-            let protocol = match family {
-                Family::Tcp => "tcp",
-                Family::Unix => "unix",
-                Family::Udp => "udp",
-            };
-            let label = Label { name, address, protocol };
-            if family == Family::Udp {
-                sorted.add_datagrams(label, made, socket);
+            let label = Label { name, address, protocol: family.name() };
+            if family.is_datagram() {
+                sorted.add_datagrams(label, made, family, socket);
                 continue;
             }
             sorted.labels.push(label);
@@ -190,15 +185,15 @@ impl Sorted {
     }
 
     /// Several sockets of one address and name are one listener.
-    fn add_datagrams(&mut self, label: Label, origin: Origin, socket: OwnedFd) {
+    fn add_datagrams(&mut self, label: Label, origin: Origin, family: Family, socket: OwnedFd) {
         let same = |it: &&mut DatagramListener| {
             (&it.label.name, &it.label.address) == (&label.name, &label.address)
         };
         match self.datagrams.iter_mut().find(same) {
             Some(listener) => listener.sockets.push(socket),
             None => {
-                let sockets = vec![socket];
-                self.datagrams.push(DatagramListener { label, origin, sockets });
+                let (is_udp, sockets) = (family == Family::Udp, vec![socket]);
+                self.datagrams.push(DatagramListener { label, origin, is_udp, sockets });
             }
         }
     }

@@ -13,7 +13,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use super::admission_policy::admission_policy;
 use super::datagrams::{KernelDrops, Owned};
 use crate::capacity;
-use crate::config::{Config, Tcp, Workers};
+use crate::config::{Config, Tcp, UnixKind, Workers};
 use crate::handover::ConnectionTransfer;
 use crate::listen::Family;
 use crate::metrics::Shown;
@@ -27,7 +27,7 @@ use echo_core::fullness::Fullness;
 use echo_core::kernel::Kernel;
 use echo_core::limits;
 use echo_core::op::Budget;
-use echo_core::op::{BufferClass, BufferPlan, Timestamp};
+use echo_core::op::{BufferClass, BufferPlan, ListenerId, Timestamp};
 use echo_core::parameters::{Deferral, Keepalive, Parameters, RuntimeLimits};
 use echo_core::stats::Stats;
 use echo_core::worker::Worker as Core;
@@ -154,6 +154,12 @@ impl Plan<'_> {
     fn parameters(&self, worker: usize) -> Parameters {
         Parameters {
             listeners: self.listeners.len() as u16,
+            records: (0..)
+                .map(ListenerId)
+                .zip(self.listeners.iter())
+                .filter(|(_, listener)| listener.transport == Transport::UnixSeqpacket)
+                .map(|(id, _)| id)
+                .collect(),
             buffers: self.buffers(),
             multishot: self.features.bounded_multishot_receive,
             deferral: Deferral::default(),
@@ -439,8 +445,11 @@ pub(super) fn listening_socket(
         ending: AtomicBool::new(false),
         transport: match family {
             Family::Tcp => Transport::Tcp,
-            Family::Unix => Transport::Unix,
-            Family::Udp => unreachable!("a datagram socket does not listen"),
+            Family::Unix(UnixKind::Stream) => Transport::Unix,
+            Family::Unix(UnixKind::Seqpacket) => Transport::UnixSeqpacket,
+            Family::Udp | Family::Unix(UnixKind::Datagram) => {
+                unreachable!("a datagram socket does not listen")
+            }
         },
         receive_buffer: tcp.receive_buffer,
         send_buffer: tcp.send_buffer,

@@ -296,6 +296,7 @@ fn transfer(version: Version, record: &[u8; RECORD]) -> Option<TransferState> {
     };
     possible.then(|| TransferState {
         listener,
+        records: false,
         phase,
         unsent,
         quiet_ms,
