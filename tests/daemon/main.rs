@@ -51,3 +51,5 @@ mod terminal;
 mod timeouts;
 mod udp;
 mod units;
+mod unix_datagrams;
+mod unix_messages;

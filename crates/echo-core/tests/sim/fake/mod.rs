@@ -30,6 +30,7 @@ use budget::FakeBudget;
 use choice::Choice;
 use peer::{Peer, PeerId};
 use pool::Pool;
+use records::Records;
 use relay::ArmedRelay;
 use trace::{Note, Trace};
 
@@ -475,6 +476,8 @@ impl FakeKernel {
             peer.server_reset = true;
             peer.echoed = peer.read;
             peer.taken = peer.written;
+            peer.records.iter_mut().for_each(Records::forget_unread);
+            peer.records.iter_mut().for_each(Records::forget_inbound);
         }
         peer.server_finished = true;
     }

@@ -125,11 +125,10 @@ impl Peer {
         self.broken = true;
         self.error = Some(error);
         self.echoed = self.read;
+        self.records.iter_mut().for_each(Records::forget_unread);
         if input_lost {
             self.taken = self.written;
-            if let Some(records) = &mut self.records {
-                records.forget();
-            }
+            self.records.iter_mut().for_each(Records::forget_inbound);
         }
     }
 

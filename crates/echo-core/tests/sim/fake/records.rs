@@ -23,7 +23,7 @@ pub(crate) struct Records {
     inbound: VecDeque<usize>,
     /// The lengths of those that the server took and has not sent back.
     owed: VecDeque<usize>,
-    /// The lengths of those that were sent back and that nobody has looked at.
+    /// The lengths of those that were sent back and that the peer has not read.
     unread: VecDeque<usize>,
 }
 
@@ -43,14 +43,19 @@ impl Records {
         self.inbound.is_empty() && self.owed.is_empty()
     }
 
-    /// The length of the next message that the peer reads, if it looks at them.
+    /// The peer reads the next message: its length.
     pub(crate) fn read(&mut self) -> Option<usize> {
         self.unread.pop_front()
     }
 
     /// What waits for the server is lost.
-    pub(crate) fn forget(&mut self) {
+    pub(crate) fn forget_inbound(&mut self) {
         self.inbound.clear();
+    }
+
+    /// What waits for the peer is lost.
+    pub(crate) fn forget_unread(&mut self) {
+        self.unread.clear();
     }
 
     /// The server's socket takes a message for the peer. It must be as long as the oldest one that

@@ -54,8 +54,18 @@ impl FakeKernel {
         length
     }
 
-    /// The peer reads up to `length` bytes of what was echoed. Returns how many.
+    /// The peer reads up to `length` bytes of what was echoed; of messages as many as it takes for
+    /// so many bytes. Returns how many.
     pub(crate) fn peer_read(&mut self, id: PeerId, length: usize) -> usize {
+        if self.peers[id.0].records.is_some() {
+            let mut read = 0;
+            while read < length
+                && let Some(message) = self.peer_read_message(id)
+            {
+                read += message;
+            }
+            return read;
+        }
         let peer = &mut self.peers[id.0];
         let length = length.min(peer.outbound());
         if length > 0 {
@@ -63,6 +73,15 @@ impl FakeKernel {
             self.trace.note(self.now, Note::Peer(id, "reads", length));
         }
         length
+    }
+
+    /// The peer reads one message that was echoed: how long it is.
+    pub(crate) fn peer_read_message(&mut self, id: PeerId) -> Option<usize> {
+        let peer = &mut self.peers[id.0];
+        let length = peer.records.as_mut()?.read()?;
+        peer.read += length;
+        self.trace.note(self.now, Note::Peer(id, "reads a message of", length));
+        Some(length)
     }
 
     /// The peer sends FIN and goes on reading.
