@@ -172,6 +172,8 @@ fn worker(limiter: Arc<dyn RateLimiter>, rates: Rates) -> Worker {
         deferral: Deferral::default(),
         sweep_slots_max: SWEEP_SLOTS_MAX,
         linger_timeout: 5_000,
+        preface_timeout: 3_000,
+        proxies: Arc::new([]),
         limiter: Arc::new(Unlimited),
         budget: Arc::new(Nothing),
         fullness: Arc::new(Fullness::new(1)),

@@ -87,6 +87,9 @@ pub struct ListenerConfig {
     pub address: Option<Address>,
     /// What is served there.
     pub kind: Kind,
+    /// The proxies whose connections it takes (PROXY protocol); none if connections come from
+    /// clients themselves.
+    pub proxies: Option<Vec<Network>>,
     /// Whether it is one of the two built-in ones, by name and address, in the file or not. Those
     /// may be skipped on a host that lacks the address family; any other must be bound.
     pub builtin_default: bool,
@@ -244,8 +247,13 @@ fn overridden_listeners(addresses: &[String]) -> Result<Vec<ListenerConfig>, Con
             return Err(refuse(problem));
         }
         let name = format!("command-line-{}", index + 1);
-        let (address, kind) = (Some(address), Kind::Echo);
-        listeners.push(ListenerConfig { name, address, kind, builtin_default: false });
+        listeners.push(ListenerConfig {
+            name,
+            address: Some(address),
+            kind: Kind::Echo,
+            proxies: None,
+            builtin_default: false,
+        });
     }
     Ok(listeners)
 }
@@ -270,6 +278,7 @@ fn builtin_listeners() -> Vec<ListenerConfig> {
         name: name.to_owned(),
         address: Some(Address::Inet(Protocol::Tcp, address)),
         kind: Kind::Echo,
+        proxies: None,
         builtin_default: true,
     };
     vec![
@@ -345,6 +354,10 @@ impl ListenerConfig {
         let address = self.address.as_ref().map(|address| value::quoted(&address.to_string()));
         table.extend(address.map(|address| ("address", address)));
         table.push(("kind", value::quoted(self.kind.name())));
+        let mode = usize::from(self.proxies.is_some());
+        table.push(("proxy-protocol", value::quoted(value::PROXY_PROTOCOL[mode])));
+        let trusted = self.proxies.as_deref().unwrap_or_default();
+        table.push(("trusted-proxies", value::networks(trusted)));
         table
     }
 }

@@ -11,11 +11,12 @@ pub mod format;
 mod store;
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use echo_core::op::CloseReason;
 use echo_core::op::{ListenerId, TransferPhase, TransferState};
-use format::{Head, State, Version};
+use format::{Head, Record, RecordRef, State, Version};
 use store::{Connected, Refused};
 
 /// One connection between two processes.
@@ -25,6 +26,10 @@ pub struct ConnectionTransfer {
     pub socket: OwnedFd,
     /// Where it stood.
     pub transfer: TransferState,
+    /// The address that its header has announced.
+    pub announced: Option<SocketAddr>,
+    /// The state of the parser of its header; there exactly if some of that has come, and not all.
+    pub preface: Box<[u8]>,
     /// The bytes that are still to be sent.
     pub unsent: Box<[u8]>,
 }
@@ -35,6 +40,27 @@ impl ConnectionTransfer {
     pub fn after(self, milliseconds: u64) -> Self {
         Self { transfer: self.transfer.after(milliseconds), ..self }
     }
+}
+
+/// Ends connections for which a state of `version` has no place: those whose header is being read.
+/// Their peers get a FIN, and the next process waits for theirs. Returns how many they are.
+///
+/// The address that a header has announced is left out by such a version: the connection goes on,
+/// and counts as one of its proxy.
+pub fn end_unfit<'a>(
+    version: Version,
+    transfers: impl Iterator<Item = &'a mut ConnectionTransfer>,
+) -> usize {
+    let is_unfit = |connection: &&mut ConnectionTransfer| {
+        !version.has_headers() && matches!(connection.transfer.phase, TransferPhase::Preface(_))
+    };
+    let unfit = transfers.filter(is_unfit).map(|connection| {
+        store::finish(connection.socket.as_fd());
+        connection.transfer.phase = TransferPhase::Lingering(CloseReason::Drained);
+        connection.transfer.quiet_ms = 0;
+        connection.preface = Box::default();
+    });
+    unfit.count()
 }
 
 /// What the process before us left.
@@ -56,14 +82,20 @@ pub struct Imported {
 /// # Errors
 /// When the system does not let so many descriptors travel: ETOOMANYREFS beyond the limit on open
 /// files (what is under way counts against it, apart from what is open), EMFILE, ENOMEM, …
+///
+/// # Panics
+/// If the version has no place for one of them: see [`end_unfit`].
 pub fn pack<'a>(
     version: Version,
     listeners: &[String],
     configuration: String,
     transfers: impl Iterator<Item = &'a ConnectionTransfer> + Clone,
 ) -> io::Result<Vec<OwnedFd>> {
-    let records: Vec<(TransferState, &[u8])> =
-        transfers.clone().map(|connection| (connection.transfer, &*connection.unsent)).collect();
+    let record = |connection: &'a ConnectionTransfer| {
+        let ConnectionTransfer { socket: _, transfer, announced, preface, unsent } = connection;
+        RecordRef { transfer: *transfer, announced: *announced, preface, unsent }
+    };
+    let records: Vec<RecordRef<'_>> = transfers.clone().map(record).collect();
     let saved_at_ms = store::now_ms();
     let head = Head { saved_at_ms, listeners: listeners.to_vec(), configuration };
     let state = store::seal(version, &head, &records)?;
@@ -153,8 +185,9 @@ fn resume(listeners: &[String], sockets: Vec<OwnedFd>, state: State) -> Vec<Conn
     let transfers = sockets.into_iter().zip(records).map(|(socket, record)| {
         let theirs = usize::from(record.transfer.listener.0);
         let listener = ours.get(theirs).copied().unwrap_or(ListenerId(0));
-        let transfer = TransferState { listener, ..record.transfer };
-        ConnectionTransfer { socket, transfer, unsent: record.unsent }.after(elapsed)
+        let Record { transfer, announced, preface, unsent } = record;
+        let transfer = TransferState { listener, ..transfer };
+        ConnectionTransfer { socket, transfer, announced, preface, unsent }.after(elapsed)
     });
     transfers.collect()
 }
@@ -175,6 +208,8 @@ fn end(sockets: Vec<OwnedFd>) -> Vec<ConnectionTransfer> {
     let transfers = sockets.into_iter().map(|socket| ConnectionTransfer {
         socket,
         transfer,
+        announced: None,
+        preface: Box::default(),
         unsent: Box::default(),
     });
     transfers.collect()

@@ -12,7 +12,7 @@ mod inherited;
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, SocketAddrV6};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -21,7 +21,7 @@ use socket2::{SockAddr, SockRef, TcpKeepalive};
 pub use bound::SocketFile;
 pub use handshakes::{TIMEOUT as HANDSHAKE_TIMEOUT, admit_new, is_any_half_open, refuse_new};
 
-use crate::config::{Address, Kind, ListenerConfig, Protocol, Tcp, UnixKind, UnixName};
+use crate::config::{Address, Kind, ListenerConfig, Network, Protocol, Tcp, UnixKind, UnixName};
 
 /// The maximum keepalive time and interval of the kernel (`MAX_TCP_KEEPIDLE`) and the maximum
 /// number of probes (`MAX_TCP_KEEPCNT`), with which the kernel never probes by itself. The core
@@ -55,6 +55,8 @@ pub struct Listener {
     pub address: String,
     /// What is served there, from the configuration or from the name of an inherited socket.
     pub kind: Kind,
+    /// The proxies whose connections it takes; none if they have no header.
+    pub proxies: Option<Vec<Network>>,
     /// Where the socket comes from.
     pub origin: Origin,
     /// The kind of its connections.
@@ -94,6 +96,11 @@ impl Family {
             Self::Udp | Self::Unix(UnixKind::Datagram) => true,
             Self::Tcp | Self::Unix(UnixKind::Stream | UnixKind::Seqpacket) => false,
         }
+    }
+
+    /// Whether it is a Unix socket whose messages have bounds.
+    fn has_unix_messages(self) -> bool {
+        matches!(self, Self::Unix(UnixKind::Seqpacket | UnixKind::Datagram))
     }
 
     /// The protocol as status and metrics name it.
@@ -359,12 +366,22 @@ pub fn open_beside(
     tcp: &Tcp,
 ) -> Result<Opened, ListenError> {
     let Inherited { mut listeners, bundles, mut warnings } = inherited;
-    for ListenerConfig { name, kind, .. } in configured.iter().filter(|it| it.address.is_none()) {
+    let unaddressed = configured.iter().filter(|it| it.address.is_none());
+    for ListenerConfig { name, kind, proxies, .. } in unaddressed {
         let mut named = listeners.iter_mut().filter(|listener| listener.name == *name).peekable();
         if named.peek().is_none() {
             return Err(ListenError::Unnamed { name: name.clone() });
         }
-        named.for_each(|listener| listener.kind = *kind);
+        for listener in named {
+            listener.kind = *kind;
+            listener.proxies.clone_from(proxies);
+            if proxies.is_some() && listener.family.has_unix_messages() {
+                let problem = "a Unix socket with messages, which have no PROXY header; use \
+                               ListenStream= in its socket unit, or proxy-protocol = \"off\"";
+                let (fd, problem) = (listener.socket.as_raw_fd(), problem.to_owned());
+                return Err(ListenError::Inherited { fd, problem });
+            }
+        }
     }
     // Inherited admin sockets alone do not replace the configured echo listeners.
     if listeners.iter().all(|listener| listener.kind != Kind::Echo) {

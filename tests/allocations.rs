@@ -132,6 +132,8 @@ impl Service {
             deferral: Deferral::default(),
             sweep_slots_max: SWEEP_SLOTS_MAX,
             linger_timeout: 5_000,
+            preface_timeout: 3_000,
+            proxies: Arc::new([]),
             limiter: Arc::new(Unlimited),
             budget: memory,
             fullness: Arc::new(Fullness::new(1)),

@@ -10,8 +10,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use echo_core::op::CloseReason;
-use echo_core::op::{ListenerId, TransferPhase, TransferState};
-use echo_uring::handover::format::{self, Head, State, Unreadable, Version, read};
+use echo_core::op::{ListenerId, PrefaceProgress, TransferPhase, TransferState};
+use echo_uring::handover::format::{self, Head, Record, State, Unreadable, Version, read};
 
 /// splitmix64.
 struct Prng(u64);
@@ -25,7 +25,10 @@ impl Prng {
     }
 }
 
-fn sample(prng: &mut Prng, version: Version) -> (Head, Vec<(TransferState, Vec<u8>)>) {
+/// What a header announces, if anything.
+const ADDRESSES: [Option<&str>; 3] = [None, Some("192.0.2.1:4000"), Some("[2001:db8::1]:65535")];
+
+fn sample(prng: &mut Prng, version: Version) -> (Head, Vec<Record>) {
     let reasons =
         [CloseReason::Idle, CloseReason::Drained, CloseReason::Lifetime, CloseReason::ByteLimit];
     let head = Head {
@@ -33,12 +36,12 @@ fn sample(prng: &mut Prng, version: Version) -> (Head, Vec<(TransferState, Vec<u
         listeners: vec!["127.0.0.1:7".to_owned(), "[::1]:7".to_owned()],
         configuration: match version {
             Version::V1 => String::new(),
-            Version::V2 => "[timeouts]\nidle = \"1h\"\n".repeat(prng.below(3)),
+            Version::V2 | Version::V3 => "[timeouts]\nidle = \"1h\"\n".repeat(prng.below(3)),
         },
     };
     let quiet_bound = match version {
         Version::V1 => 1 << 32,
-        Version::V2 => 1 << 40,
+        Version::V2 | Version::V3 => 1 << 40,
     };
     let records = (0..prng.below(6)).map(|_| {
         let reason = reasons[prng.below(4)];
@@ -47,27 +50,43 @@ fn sample(prng: &mut Prng, version: Version) -> (Head, Vec<(TransferState, Vec<u
             (TransferPhase::HalfClosed, 1),
             (TransferPhase::Flushing(reason), 1),
             (TransferPhase::Lingering(reason), 0),
-        ][prng.below(4)];
-        let most = if matches!(phase, TransferPhase::Lingering(_)) { 0 } else { 40 };
+            (TransferPhase::Preface(PrefaceProgress::Awaited), 0),
+            (TransferPhase::Preface(PrefaceProgress::Begun), 0),
+        ][prng.below(if version.has_headers() { 6 } else { 4 })];
+        let none = matches!(phase, TransferPhase::Lingering(_) | TransferPhase::Preface(_));
+        let most = if none { 0 } else { 40 };
+        let preface = match phase {
+            TransferPhase::Preface(PrefaceProgress::Begun) => 1 + prng.below(120),
+            _ => 0,
+        };
+        let preface = (0..preface).map(|_| prng.below(256) as u8).collect();
+        let may_have_records = version.has_headers()
+            && matches!(phase, TransferPhase::Open | TransferPhase::Lingering(_));
+        let has_records = may_have_records && prng.below(3) == 0;
+        let most = if has_records { 0 } else { most };
+        let announced = match phase {
+            TransferPhase::Preface(_) => None,
+            _ if !version.has_headers() => None,
+            _ => ADDRESSES[prng.below(3)].map(|address| address.parse().unwrap()),
+        };
         let unsent: Vec<u8> =
             (0..least + prng.below(most + 1)).map(|_| prng.below(256) as u8).collect();
         let transfer = TransferState {
             listener: ListenerId(prng.below(2) as u16),
-            records: false,
+            records: has_records,
             phase,
             unsent: unsent.len() as u32,
             quiet_ms: prng.below(quiet_bound) as u64,
             age_ms: prng.below(1 << 40) as u64,
             received: prng.below(1 << 40) as u64,
         };
-        (transfer, unsent)
+        Record { transfer, announced, preface, unsent: unsent.into() }
     });
     (head, records.collect())
 }
 
-fn written(version: Version, head: &Head, records: &[(TransferState, Vec<u8>)]) -> Vec<u8> {
-    let records: Vec<(TransferState, &[u8])> =
-        records.iter().map(|(transfer, unsent)| (*transfer, &**unsent)).collect();
+fn written(version: Version, head: &Head, records: &[Record]) -> Vec<u8> {
+    let records: Vec<_> = records.iter().map(Record::as_ref).collect();
     let mut bytes = Vec::new();
     format::write(version, head, &records, &mut bytes).unwrap();
     bytes
@@ -84,19 +103,15 @@ fn what_was_written_is_read() {
         let (head, records) = sample(&mut prng, version);
         let state = reread(&written(version, &head, &records)).unwrap();
         assert_eq!((state.version, &state.head), (version, &head));
-        assert_eq!(of(state), records);
+        assert_eq!(state.records, records);
     }
 }
 
-fn of(state: State) -> Vec<(TransferState, Vec<u8>)> {
-    let pair = |record: format::Record| (record.transfer, record.unsent.into_vec());
-    state.records.into_iter().map(pair).collect()
-}
-
-/// Goal: for a program that reads version 1 alone a state is written that it can read: without the
-/// configuration, and with a silence that is cut to what has room.
+/// Goal: for a program that reads an older version alone a state is written that it can read:
+/// without what a header has announced, in version 1 without the configuration, and with a silence
+/// that is cut to what has room.
 #[test]
-fn what_version_1_has_no_place_for_is_left_out() {
+fn what_a_version_has_no_place_for_is_left_out() {
     let head = Head {
         saved_at_ms: 7,
         listeners: vec!["unix:@a".to_owned()],
@@ -111,14 +126,20 @@ fn what_version_1_has_no_place_for_is_left_out() {
         age_ms: 1 << 40,
         received: 3,
     };
-    let records = [(transfer, b"abc".to_vec())];
+    let announced = ADDRESSES[1].map(|address| address.parse().unwrap());
+    let unsent: Box<[u8]> = Box::from(*b"abc");
+    let full = Record { transfer, announced, preface: Box::default(), unsent };
+    let records = [full.clone()];
     let state = reread(&written(Version::V1, &head, &records)).unwrap();
     assert_eq!(state.version, Version::V1);
     assert_eq!(state.head, Head { configuration: String::new(), ..head.clone() });
     let cut = TransferState { quiet_ms: u64::from(u32::MAX), ..transfer };
-    assert_eq!(of(state), [(cut, b"abc".to_vec())]);
+    let left = Record { announced: None, ..full.clone() };
+    assert_eq!(state.records, [Record { transfer: cut, ..left.clone() }]);
     let state = reread(&written(Version::V2, &head, &records)).unwrap();
-    assert_eq!((state.head, state.records[0].transfer), (head, transfer));
+    assert_eq!((&state.head, state.records), (&head, vec![left]));
+    let state = reread(&written(Version::V3, &head, &records)).unwrap();
+    assert_eq!((state.head, state.records), (head, vec![full]));
 }
 
 #[test]
@@ -126,7 +147,7 @@ fn another_version_and_every_cut_are_told() {
     let mut prng = Prng(2);
     for version in Version::ALL {
         let (mut head, mut records) = sample(&mut prng, version);
-        while records.is_empty() || (version == Version::V2 && head.configuration.is_empty()) {
+        while records.is_empty() || (version != Version::V1 && head.configuration.is_empty()) {
             (head, records) = sample(&mut prng, version);
         }
         every_change_is_told(&written(version, &head, &records));
@@ -179,7 +200,7 @@ fn no_bytes_bring_it_down() {
     let mut prng = Prng(3);
     let mut refused = 0_u64;
     while Instant::now() < until {
-        let version = Version::ALL[prng.below(2)];
+        let version = Version::ALL[prng.below(3)];
         let (head, records) = sample(&mut prng, version);
         let mut bytes = written(version, &head, &records);
         for _ in 0..=prng.below(6) {

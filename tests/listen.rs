@@ -28,7 +28,13 @@ const REPORT: &str = "ECHO_URING_TEST_REPORT";
 
 fn wanted(address: &str) -> ListenerConfig {
     let address = Some(address.parse().unwrap());
-    ListenerConfig { name: "test".to_owned(), address, kind: Kind::Echo, builtin_default: false }
+    ListenerConfig {
+        name: "test".to_owned(),
+        address,
+        kind: Kind::Echo,
+        proxies: None,
+        builtin_default: false,
+    }
 }
 
 fn open(addresses: &[&str]) -> Result<Opened, ListenError> {

@@ -149,6 +149,19 @@ fn seam(source: &Source) -> Vec<String> {
     foreign.map(|(line, _)| source.fault(line, what)).collect()
 }
 
+/// Headers of the PROXY protocol are read by the driver and written by the client. To the core and
+/// the daemon, half a header is bytes, and an announced address one like any other.
+fn proxy_headers(source: &Source) -> Vec<String> {
+    let may = match source.package.as_str() {
+        "echo-load" | "echo-proxy-header" => true,
+        "echo-ring" => source.module == "driver",
+        _ => false,
+    };
+    let paths = source.code.paths("echo_proxy_header");
+    let foreign = paths.iter().filter(|_| !may);
+    foreign.map(|(line, _)| source.fault(*line, "may not know echo_proxy_header")).collect()
+}
+
 /// Which modules each module of each package names, by package. A module with a folder of its own is
 /// one with it; the modules of `stream` and of `datagram` in the core are told apart.
 fn graph(sources: &[Source]) -> BTreeMap<(String, String), BTreeSet<String>> {
@@ -325,6 +338,11 @@ fn the_seam_is_all_that_is_known_of_the_core() {
 }
 
 #[test]
+fn the_driver_and_the_client_alone_know_proxy_headers() {
+    assert_tidy(proxy_headers);
+}
+
+#[test]
 fn unsafe_blocks_grow_fewer() {
     let sources = tree();
     let count: usize = sources.iter().map(|source| source.code.unsafe_blocks()).sum();
@@ -383,6 +401,16 @@ mod planted {
         let server = "use echo_core::server::Server;";
         assert_eq!(faults(seam, "crates/echo-ring/src/x.rs", server), 1);
         assert_eq!(faults(seam, "crates/echo-load/src/x.rs", server), 1);
+    }
+
+    #[test]
+    fn a_proxy_header_out_of_place_is_found() {
+        let text = "use echo_proxy_header::Parser;";
+        assert_eq!(faults(proxy_headers, "src/worker.rs", text), 1);
+        assert_eq!(faults(proxy_headers, "crates/echo-core/src/op.rs", text), 1);
+        assert_eq!(faults(proxy_headers, "crates/echo-ring/src/ring.rs", text), 1);
+        assert_eq!(faults(proxy_headers, "crates/echo-ring/src/driver/receive.rs", text), 0);
+        assert_eq!(faults(proxy_headers, "crates/echo-load/src/worker.rs", text), 0);
     }
 
     #[test]

@@ -21,8 +21,7 @@ fuzz_target!(|bytes: &[u8]| {
         assert!(read_so_far.is_ok(), "{read_so_far:?}, though nothing else was wrong");
     }
     if let Ok(state) = read_so_far {
-        let records: Vec<_> =
-            state.records.iter().map(|record| (record.transfer, &*record.unsent)).collect();
+        let records: Vec<_> = state.records.iter().map(format::Record::as_ref).collect();
         let mut again = Vec::new();
         format::write(state.version, &state.head, &records, &mut again)
             .expect("a vector takes everything");

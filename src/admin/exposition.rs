@@ -143,8 +143,18 @@ fn of_listeners(listeners: &[ListenerFigures]) -> Vec<MetricFamily> {
         ),
         count(
             "refused_connections_total",
-            "Connections closed right after their accept, by reason.",
+            "Connections closed right after their accept or their header, by reason.",
             by_reason(|it| &it.refused),
+        ),
+        count(
+            "announced_connections_total",
+            "Connections of proxies whose header announced an address.",
+            each(|it| it.announced),
+        ),
+        count(
+            "health_checks_total",
+            "Connections of proxies that ended without a byte of a client.",
+            each(|it| it.health_checks),
         ),
         count("received_bytes_total", "Payload received.", each(|it| it.bytes_received)),
         count("sent_bytes_total", "Payload echoed.", each(|it| it.bytes_sent)),

@@ -91,9 +91,15 @@ pub struct Traffic {
     pub accepted: u64,
     /// Closed so far, by reason.
     pub closed: BTreeMap<String, u64>,
-    /// Closed right after their accept so far, by reason.
+    /// Closed right after their accept or their header (PROXY protocol) so far, by reason.
     #[serde(default)]
     pub refused: BTreeMap<String, u64>,
+    /// Those whose header announced an address so far.
+    #[serde(default)]
+    pub announced: u64,
+    /// Those by which a proxy looked whether the service is there, and sent nothing, so far.
+    #[serde(default)]
+    pub health_checks: u64,
     /// Payload.
     pub bytes_received: u64,
     /// Payload.
@@ -257,6 +263,8 @@ impl Traffic {
             accepted: traffic.accepted,
             closed: by_reason(CloseReason::ALL.map(CloseReason::name), &traffic.closed),
             refused: by_reason(RefuseReason::ALL.map(RefuseReason::name), &traffic.refused),
+            announced: traffic.announced,
+            health_checks: traffic.health_checks,
             bytes_received: traffic.bytes_in,
             bytes_sent: traffic.bytes_out,
             messages_received: traffic.chunks_in,

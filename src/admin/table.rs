@@ -165,9 +165,14 @@ fn rare_events(snapshot: &Snapshot) -> Vec<(&'static str, String)> {
         ("spills refused".to_owned(), total.ring.spills_refused),
         ("capacity exhausted".to_owned(), total.ring.full),
     ]);
+    let proxies = BTreeMap::from([
+        ("announced".to_owned(), total.traffic.announced),
+        ("health checks".to_owned(), total.traffic.health_checks),
+    ]);
     let lines = [
         ("closed", counts(&total.traffic.closed)),
         ("refused", counts(&total.traffic.refused)),
+        ("proxies", counts(&proxies)),
         ("accepts failed", counts(&total.accept_failures)),
         ("datagrams dropped", counts(&dropped)),
         ("ring", counts(&ring)),

@@ -15,9 +15,9 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::keys::{SECTIONS, Section};
-use super::value::{Field, Value, shown};
-use super::{Config, ConfigError, Examined, Invalid, Kind, ListenerConfig, builtin_listeners};
-use super::{conflict, echoed, guess};
+use super::value::{Field, PROXY_PROTOCOL, Value, shown};
+use super::{Address, Config, ConfigError, Examined, Invalid, Kind, ListenerConfig, Network};
+use super::{builtin_listeners, conflict, echoed, guess};
 
 const LISTENERS_MAX: usize = 256;
 
@@ -352,6 +352,7 @@ impl Reader<'_> {
     ) -> Option<Entry> {
         let before = self.merged.faults.count;
         let (mut name, mut address, mut kind) = (None, None, None);
+        let mut proxies = Proxies::default();
         let mut place = self.place(byte);
         for (key, value) in table {
             let Some(known) = section.keys.iter().find(|it| it.name == key.get_ref()) else {
@@ -370,6 +371,10 @@ impl Reader<'_> {
                 Ok(Value::Address(found)) => {
                     address = Some(found);
                     place = self.place(value.span().start);
+                }
+                Ok(Value::Networks(networks)) => proxies.trusted = Some(networks),
+                Ok(Value::Word(word)) if PROXY_PROTOCOL.contains(&word) => {
+                    proxies.required = word == PROXY_PROTOCOL[1];
                 }
                 Ok(value) => kind = Some(Kind::of(value)),
                 Err(problems) => self.wrong(section, known.name, problems),
@@ -395,7 +400,14 @@ impl Reader<'_> {
             self.note(byte, section.name, "kind", problem);
             return None;
         }
-        let mut config = ListenerConfig { name, address, kind, builtin_default: true };
+        let proxies = match proxies.judge(kind, address.as_ref()) {
+            Ok(proxies) => proxies,
+            Err((key, problem)) => {
+                self.note(byte, section.name, key, problem.to_owned());
+                return None;
+            }
+        };
+        let mut config = ListenerConfig { name, address, kind, proxies, builtin_default: true };
         config.builtin_default = builtin_listeners().contains(&config);
         Some(Entry { config, place })
     }
@@ -407,6 +419,54 @@ impl Reader<'_> {
             Some(index) => listeners[index] = entry,
             None if listeners.len() > LISTENERS_MAX => {}
             None => listeners.push(entry),
+        }
+    }
+}
+
+/// What a listener says of proxies.
+#[derive(Default)]
+struct Proxies {
+    required: bool,
+    trusted: Option<Vec<Network>>,
+}
+
+impl Proxies {
+    /// The proxies that are trusted, if the connections of the listener come from proxies.
+    ///
+    /// # Errors
+    /// What is wrong: the key and the problem.
+    fn judge(
+        self,
+        kind: Kind,
+        address: Option<&Address>,
+    ) -> Result<Option<Vec<Network>>, (&'static str, &'static str)> {
+        const MODE: &str = "proxy-protocol";
+        const TRUSTED: &str = "trusted-proxies";
+        let is_unix = matches!(address, Some(Address::Unix(..)));
+        let has_messages = is_unix && address.is_some_and(|address| !address.is_stream());
+        match (self.required, self.trusted) {
+            (false, None) => Ok(None),
+            (false, Some(list)) if list.is_empty() => Ok(None),
+            (false, Some(_)) => {
+                let problem = "of no effect; add proxy-protocol = \"require\", or remove it";
+                Err((TRUSTED, problem))
+            }
+            (true, _) if kind != Kind::Echo => {
+                Err((MODE, "\"require\" is for an echo only; use \"off\""))
+            }
+            (true, _) if has_messages => {
+                Err((MODE, "\"require\" is not for Unix sockets with messages; use \"off\""))
+            }
+            (true, Some(list)) if list.is_empty() && !is_unix && address.is_some() => Err((
+                TRUSTED,
+                "empty, so that every connection is refused; name the proxies, as in [\"10.0.0.1\"]",
+            )),
+            (true, None) if !is_unix => Err((
+                TRUSTED,
+                "missing; name the proxies whose headers are believed, as in \
+                 trusted-proxies = [\"10.0.0.1\"]",
+            )),
+            (true, trusted) => Ok(Some(trusted.unwrap_or_default())),
         }
     }
 }

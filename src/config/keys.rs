@@ -17,7 +17,7 @@ use std::time::Duration;
 use Type::{Address, Flag, Name, Networks, Number, Or, Ports, PowerOfTwo, Size, Time, Word};
 use log::LevelFilter;
 
-use super::value::{Field, KINDS, LOG_LEVELS, LOG_TARGETS, Type, Value};
+use super::value::{Field, KINDS, LOG_LEVELS, LOG_TARGETS, PROXY_PROTOCOL, Type, Value};
 use super::{Config, LogTarget, Network, Workers};
 
 const MICROSECOND: Duration = Duration::from_micros(1);
@@ -245,6 +245,32 @@ const LISTENER: Section = Section {
                    kind than \"echo\" has mode 0660. An inherited socket that no section names is \
                    of the kind that its name spells, and an echo otherwise; this is the default \
                    of a section without an address as well.",
+            cell: None,
+        },
+        Key {
+            name: "proxy-protocol",
+            path: "listener.proxy-protocol",
+            holds: Word(&PROXY_PROTOCOL),
+            effect: Effect::AtRestart,
+            text: "Whether a connection begins with a header that tells where it comes from. \
+                   \"off\": it comes from the client itself. \"require\": it comes from a proxy such \
+                   as HAProxy or nginx, which sends a header of the PROXY protocol, version 1 or \
+                   2, before anything else; from then on the address that the header announces \
+                   is that of the client, for access lists and limits. A connection without a \
+                   valid header is refused.",
+            more: "See section PROXIES below. For an echo only; the default is \"off\".",
+            cell: None,
+        },
+        Key {
+            name: "trusted-proxies",
+            path: "listener.trusted-proxies",
+            holds: Networks,
+            effect: Effect::AtRestart,
+            text: "The proxies whose headers are believed: networks or single addresses. \
+                   Connections from elsewhere are refused. Whoever is in this list can claim any \
+                   address, so name the proxies and nobody else.",
+            more: "Required with proxy-protocol = \"require\", but for a Unix socket: there the \
+                   permissions of its file decide who may connect, and this list is not used.",
             cell: None,
         },
     ],

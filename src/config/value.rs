@@ -19,6 +19,8 @@ const TARGETS: [(&str, LogTarget); 3] =
 pub(super) const LOG_TARGETS: [&str; 3] = words(&TARGETS);
 pub(super) const LOG_LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
 pub(super) const KINDS: [&str; 4] = words(&Kind::ALL);
+/// Without a header, and with one.
+pub(super) const PROXY_PROTOCOL: [&str; 2] = ["off", "require"];
 
 const fn words<T, const N: usize>(pairs: &[(&'static str, T); N]) -> [&'static str; N] {
     let mut words = [""; N];
@@ -211,10 +213,7 @@ impl Type {
             (Value::Duration(time), _) => quoted(&humantime::format_duration(*time).to_string()),
             (Value::Flag(flag), _) => flag.to_string(),
             (Value::Word(word), _) => quoted(word),
-            (Value::Networks(list), _) => {
-                let entries: Vec<_> = list.iter().map(|it| quoted(&it.to_string())).collect();
-                format!("[{}]", entries.join(", "))
-            }
+            (Value::Networks(list), _) => networks(list),
             (Value::Ports(list), _) => {
                 let entries: Vec<_> = list.iter().map(u16::to_string).collect();
                 format!("[{}]", entries.join(", "))
@@ -284,6 +283,12 @@ pub(super) fn shown(value: &DeValue<'_>) -> String {
         DeValue::Array(_) => "a list".to_owned(),
         DeValue::Table(_) => "a section".to_owned(),
     }
+}
+
+/// A list of networks as a file spells it.
+pub(super) fn networks(list: &[Network]) -> String {
+    let entries: Vec<_> = list.iter().map(|it| quoted(&it.to_string())).collect();
+    format!("[{}]", entries.join(", "))
 }
 
 /// A string of TOML that is one of JSON as well.

@@ -26,7 +26,8 @@ pub(super) fn admission_policy(config: &Config) -> AdmissionPolicy {
     }
 }
 
-fn ip_set(networks: &[Network]) -> IpSet {
+/// All addresses of these networks.
+pub(super) fn ip_set(networks: &[Network]) -> IpSet {
     let (mut ipv4, mut ipv6) = (Vec::new(), Vec::new());
     for network in networks {
         match network.range() {

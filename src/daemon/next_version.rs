@@ -22,7 +22,7 @@ pub(super) fn version() -> Version {
     match look() {
         Ok(None) => Version::PRESENT,
         Ok(Some((path, version))) => {
-            if version < Version::PRESENT {
+            if version == Version::V1 {
                 log::warn!(
                     "{} was replaced by an older version, which takes over connections but not the \
                      configuration: it will not start if the file is invalid",

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
+use echo_core::limits;
 use echo_core::reason::RefuseReason;
 use echo_core::stats::Stats;
 
@@ -114,7 +115,7 @@ impl Capacity {
     }
 }
 
-pub(super) const CLASSES: [Class<Connections>; 10] = [
+pub(super) const CLASSES: [Class<Connections>; 13] = [
     Class {
         reason: "process-files",
         counter: |Connections { stats, .. }| stats.accept_process_files,
@@ -211,6 +212,44 @@ pub(super) const CLASSES: [Class<Connections>; 10] = [
             format!(
                 "{} refused: their source exceeded limits.accepts-per-source",
                 count(number, "connection")
+            )
+        },
+    },
+    Class {
+        reason: "untrusted",
+        counter: |Connections { stats, .. }| {
+            stats.traffic.refused[RefuseReason::Untrusted as usize]
+        },
+        line: |number, _| {
+            format!(
+                "{} refused: they do not come from a proxy in trusted-proxies of their listener",
+                count(number, "connection")
+            )
+        },
+    },
+    Class {
+        reason: "invalid-header",
+        counter: |Connections { stats, .. }| {
+            stats.traffic.refused[RefuseReason::InvalidHeader as usize]
+        },
+        line: |number, _| {
+            format!(
+                "{} of a proxy refused: without a valid header of the PROXY protocol (\
+                 send-proxy-v2 in HAProxy, proxy_protocol in nginx)",
+                count(number, "connection")
+            )
+        },
+    },
+    Class {
+        reason: "header-timeout",
+        counter: |Connections { stats, .. }| {
+            stats.traffic.refused[RefuseReason::HeaderTimeout as usize]
+        },
+        line: |number, _| {
+            format!(
+                "{} of a proxy refused: no header of the PROXY protocol within {} seconds",
+                count(number, "connection"),
+                limits::PREFACE_MS / 1_000,
             )
         },
     },

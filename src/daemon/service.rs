@@ -18,6 +18,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use self::stopping::{Settling, Stop};
 use super::Failure;
+use super::admission_policy::ip_set;
 use super::datagrams::{Assigned, DatagramListener, KernelDrops, Owned};
 use super::report::{self, Capacity, Connections, Datagrams, Rate, Reporter};
 use super::restart;
@@ -35,6 +36,7 @@ use crate::listen::{Family, Listener, Opened, Origin, SocketFile};
 use crate::logging::{self, events};
 use crate::metrics::{self, Shown};
 use crate::systemd::Notifier;
+use echo_core::admission::IpSet;
 use echo_core::datagram::DatagramTraffic;
 use echo_core::fullness::Fullness;
 use echo_core::limits;
@@ -98,7 +100,7 @@ pub(super) fn run(
         .map_err(|error| Failure::System("prepare a datagram socket", error))?;
     let room = room(&sorted, &assigned, workers)?;
     let capacity = room.min(config.limits.max_connections);
-    let Sorted { sockets, labels, datagrams, admin_listeners, names, files } = sorted;
+    let Sorted { sockets, labels, proxies, datagrams, admin_listeners, names, files } = sorted;
     let Assigned { owned, watched, ports, warnings: more } = assigned;
     warnings.extend(more);
     let datagrams: Vec<Label> = datagrams.into_iter().map(|listener| listener.label).collect();
@@ -107,6 +109,7 @@ pub(super) fn run(
         config,
         features,
         listeners: sockets.into(),
+        proxies: proxies.into(),
         names: labels.iter().map(|label| label.name.clone()).collect(),
         addresses,
         datagram_listeners: datagrams.len() as u16,
@@ -140,6 +143,8 @@ struct Sorted {
     sockets: Vec<ListeningSocket>,
     /// Their names and addresses.
     labels: Vec<Label>,
+    /// The proxies that each of them trusts; none where connections have no header.
+    proxies: Vec<Option<IpSet>>,
     /// Listeners for datagrams, for the workers.
     datagrams: Vec<DatagramListener>,
     /// Listeners for status, metrics and agent-check.
@@ -154,7 +159,7 @@ impl Sorted {
     fn new(listeners: Vec<Listener>, tcp: &Tcp) -> Self {
         let mut sorted = Self::default();
         for listener in listeners {
-            let Listener { name, address, kind, origin, family, socket, file } = listener;
+            let Listener { name, address, kind, proxies, origin, family, socket, file } = listener;
             let service = match kind {
                 Kind::Echo => None,
                 Kind::Status => Some(admin::Service::Status),
@@ -179,6 +184,7 @@ impl Sorted {
                 continue;
             }
             sorted.labels.push(label);
+            sorted.proxies.push(proxies.as_deref().map(ip_set));
             sorted.sockets.push(workers::listening_socket(socket, owner, family, tcp));
         }
         sorted

@@ -20,20 +20,20 @@ use crate::metrics::Shown;
 use crate::rate_limiter::DatagramLimiter;
 use crate::source_limiter::SourceLimiter;
 use crate::worker::{self, Outcome, Shared};
-use echo_core::admission::Limiter;
+use echo_core::admission::{IpSet, Limiter};
 use echo_core::command::Command;
 use echo_core::datagram::{DatagramParameters, GuardPolicy, RateLimiter, Rates};
 use echo_core::fullness::Fullness;
 use echo_core::kernel::Kernel;
 use echo_core::limits;
 use echo_core::op::Budget;
-use echo_core::op::{BufferClass, BufferPlan, ListenerId, Timestamp};
+use echo_core::op::{BufferClass, BufferPlan, ListenerId, Timestamp, TransferPhase};
 use echo_core::parameters::{Deferral, Keepalive, Parameters, RuntimeLimits};
 use echo_core::stats::Stats;
 use echo_core::worker::Worker as Core;
 use echo_ring::{
-    DATAGRAM_BUFFERS, Driver, Features, ListeningSocket, Owner, PreparedRing, Settings,
-    SpillMemory, Transport, Unusable, prepare_rings,
+    ConnectionParts, DATAGRAM_BUFFERS, Driver, Features, ListeningSocket, Owner, PreparedRing,
+    Settings, SpillMemory, Transport, Unusable, prepare_rings,
 };
 
 /// Bytes of a small buffer: it holds a typical message (a TLS record), and the unused part of a
@@ -120,6 +120,8 @@ pub(super) struct Plan<'a> {
     pub(super) config: &'a Config,
     pub(super) features: Features,
     pub(super) listeners: Arc<[ListeningSocket]>,
+    /// The proxies that each of them trusts; none where connections have no header.
+    pub(super) proxies: Arc<[Option<IpSet>]>,
     /// The names of the listeners.
     pub(super) names: Vec<String>,
     /// The addresses of the listeners, as printed.
@@ -165,6 +167,8 @@ impl Plan<'_> {
             deferral: Deferral::default(),
             sweep_slots_max: limits::SWEEP_SLOTS_MAX,
             linger_timeout: limits::LINGER_MS,
+            preface_timeout: limits::PREFACE_MS,
+            proxies: Arc::clone(&self.proxies),
             limiter: Arc::clone(&self.limiter) as Arc<dyn Limiter>,
             budget: Arc::clone(&self.memory) as Arc<dyn Budget>,
             fullness: Arc::clone(&self.fullness),
@@ -333,13 +337,14 @@ fn work(
 
 /// Imports connections into a worker that has not started yet, or has exported its own.
 fn import(driver: &mut Driver, core: &mut Core, transfers: Vec<ConnectionTransfer>) {
-    for ConnectionTransfer { socket, transfer, unsent } in transfers {
+    for ConnectionTransfer { socket, transfer, announced, preface, unsent } in transfers {
         if !driver.take_memory_for(&unsent) {
             core.note_lost_in_handover();
             continue;
         }
         let connection = core.reserve_slot();
-        let peer = driver.import(connection, socket, &unsent);
+        let parts = ConnectionParts { socket, unsent, announced, preface };
+        let peer = driver.import(connection, parts);
         core.import(driver, connection, peer, transfer);
     }
 }
@@ -348,8 +353,11 @@ fn import(driver: &mut Driver, core: &mut Core, transfers: Vec<ConnectionTransfe
 fn release(driver: &mut Driver, core: &mut Core) -> Vec<ConnectionTransfer> {
     let released = core.release(driver.now());
     let transfers = released.into_iter().map(|(connection, transfer)| {
-        let (socket, unsent) = driver.release(connection);
-        ConnectionTransfer { socket, transfer, unsent }
+        let ConnectionParts { socket, unsent, announced, preface } = driver.release(connection);
+        // The rest of the header of a connection that is being ended is of no use.
+        let is_read = matches!(transfer.phase, TransferPhase::Preface(_));
+        let preface = if is_read { preface } else { Box::default() };
+        ConnectionTransfer { socket, transfer, announced, preface, unsent }
     });
     transfers.collect()
 }

@@ -8,10 +8,20 @@
 //! header    magic 16 | version 4 | connections 4 | unsent bytes 8 | saved at 8
 //!           | bytes of addresses 4 | bytes of configuration 4 | checksum 8
 //! record    phase 1 | reason 1 | listener 2 | unsent 4 | quiet 8 | age 8 | received 8
+//!           | announced 1 | flags 1 | port 2 | preface 2 | zero 2 | address 16
 //! ```
 //!
-//! Version 1, which 0.1.0 writes and reads, differs in two places: it has no configuration (zero),
-//! and the upper half of `quiet` is zero.
+//! `announced` is the family of the address that a header (PROXY protocol) has announced: 4, 6, or 0
+//! if there is none. An IPv4 address has the last four bytes of `address`. `preface` says how many
+//! bytes of a parser's state lead the unsent bytes of the connection: some of its header has come.
+//! The header counts them among the unsent bytes. Bit 0 of `flags` says that the connection has
+//! records (SOCK_SEQPACKET): then nothing of it is unsent, since its messages are never owned.
+//!
+//! Version 2 has records of 32 bytes, which end behind `received`: no connection has a header, and
+//! the socket alone tells whether it has records.
+//!
+//! Version 1, which 0.1.0 writes and reads, differs from that in two places: it has no
+//! configuration (zero), and the upper half of `quiet` is zero.
 //!
 //! Reading is total: whatever comes, the answer is a state or the reason why not, and no more
 //! memory is taken than there are bytes to read. The next process may be older or newer than this
@@ -21,9 +31,10 @@
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
+use std::net::{IpAddr, SocketAddr};
 
 use echo_core::op::CloseReason;
-use echo_core::op::{ListenerId, TransferPhase, TransferState};
+use echo_core::op::{ListenerId, PrefaceProgress, TransferPhase, TransferState};
 
 /// What a state begins with.
 const MAGIC: [u8; 16] = *b"echo-uring state";
@@ -33,15 +44,17 @@ const MAGIC: [u8; 16] = *b"echo-uring state";
 pub enum Version {
     /// That of 0.1.0: no configuration, and silence of up to 2^32 ms, some 49 days.
     V1 = 1,
-    /// The present one.
+    /// Without headers: no connection comes from a proxy.
     V2 = 2,
+    /// The present one.
+    V3 = 3,
 }
 
 impl Version {
     /// What is written unless the reader is known to be older.
-    pub const PRESENT: Self = Self::V2;
+    pub const PRESENT: Self = Self::V3;
     /// All that are read and written, oldest first.
-    pub const ALL: [Self; 2] = [Self::V1, Self::V2];
+    pub const ALL: [Self; 3] = [Self::V1, Self::V2, Self::V3];
 
     /// The newest that the program in a file reads, as far as its bytes tell: 0.1.0 tells nothing.
     #[must_use]
@@ -64,6 +77,20 @@ impl Version {
         self as u32
     }
 
+    /// Whether it has a place for what is known by a header.
+    #[must_use]
+    pub fn has_headers(self) -> bool {
+        match self {
+            Self::V1 | Self::V2 => false,
+            Self::V3 => true,
+        }
+    }
+
+    /// Bytes of a record.
+    fn record(self) -> usize {
+        if self.has_headers() { RECORD } else { RECORD_WITHOUT_HEADER }
+    }
+
     fn of_number(number: u32) -> Option<Self> {
         Self::ALL.into_iter().find(|version| version.number() == number)
     }
@@ -71,21 +98,56 @@ impl Version {
 
 /// How the file of this program tells which versions it reads, for [`Version::newest_read_by`]. The
 /// last character is the number of the newest.
-pub const MARK: &str = "echo-uring reads hand-over states up to version 2";
+pub const MARK: &str = "echo-uring reads hand-over states up to version 3";
 /// Bytes of the header.
 const HEADER: usize = 56;
 /// Where in the header the checksum is, to its end.
 pub const CHECKSUM_AT: usize = 48;
 /// Bytes of a record.
-const RECORD: usize = 32;
+const RECORD: usize = 56;
+/// Bytes of a record of a version that knows no headers.
+const RECORD_WITHOUT_HEADER: usize = 32;
 
 /// What is known of one connection besides its socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     /// Where it stood.
     pub transfer: TransferState,
+    /// The address that its header has announced.
+    pub announced: Option<SocketAddr>,
+    /// The state of the parser of its header; there exactly if some of that has come, and not all.
+    pub preface: Box<[u8]>,
     /// The bytes that are still to be sent.
     pub unsent: Box<[u8]>,
+}
+
+impl Record {
+    /// The same, as it is written.
+    #[must_use]
+    pub fn as_ref(&self) -> RecordRef<'_> {
+        let Self { transfer, announced, preface, unsent } = self;
+        RecordRef { transfer: *transfer, announced: *announced, preface, unsent }
+    }
+}
+
+/// A [`Record`] that is about to be written.
+#[derive(Clone, Copy, Debug)]
+pub struct RecordRef<'a> {
+    /// Where the connection stands.
+    pub transfer: TransferState,
+    /// See [`Record::announced`].
+    pub announced: Option<SocketAddr>,
+    /// See [`Record::preface`].
+    pub preface: &'a [u8],
+    /// See [`Record::unsent`].
+    pub unsent: &'a [u8],
+}
+
+impl RecordRef<'_> {
+    /// Bytes of it behind all records.
+    fn bytes(&self) -> usize {
+        self.preface.len() + self.unsent.len()
+    }
 }
 
 /// What concerns the process as a whole.
@@ -162,20 +224,21 @@ impl From<io::Error> for Unreadable {
 /// Those of `writer`.
 ///
 /// # Panics
-/// If a record does not fit its bytes, or a connection has a reason that ends none in order.
+/// If a record does not fit its bytes, a connection has a reason that ends none in order, or the
+/// header of one is being read and the version has no place for that.
 pub fn write(
     version: Version,
     state: &Head,
-    records: &[(TransferState, &[u8])],
+    records: &[RecordRef<'_>],
     writer: &mut impl Write,
 ) -> io::Result<()> {
     let addresses = state.listeners.join("\n");
     let (configuration, quiet_max) = match version {
         Version::V1 => ("", u64::from(u32::MAX)),
-        Version::V2 => (&*state.configuration, u64::MAX),
+        Version::V2 | Version::V3 => (&*state.configuration, u64::MAX),
     };
-    let mut head = Vec::with_capacity(HEADER + RECORD * records.len());
-    let total: u64 = records.iter().map(|(_, unsent)| unsent.len() as u64).sum();
+    let mut head = Vec::with_capacity(HEADER + version.record() * records.len());
+    let total: u64 = records.iter().map(|record| record.bytes() as u64).sum();
     head.extend(MAGIC);
     head.extend(version.number().to_le_bytes());
     head.extend((records.len() as u32).to_le_bytes());
@@ -184,29 +247,61 @@ pub fn write(
     head.extend((addresses.len() as u32).to_le_bytes());
     head.extend((configuration.len() as u32).to_le_bytes());
     head.extend([0; HEADER - CHECKSUM_AT]);
-    for (transfer, unsent) in records {
-        assert_eq!(transfer.unsent as usize, unsent.len(), "a record tells of other bytes");
-        let (phase, reason) = phase_codes(transfer.phase);
-        head.extend([phase, reason]);
-        head.extend(transfer.listener.0.to_le_bytes());
-        head.extend(transfer.unsent.to_le_bytes());
-        head.extend(transfer.quiet_ms.min(quiet_max).to_le_bytes());
-        head.extend(transfer.age_ms.to_le_bytes());
-        head.extend(transfer.received.to_le_bytes());
-    }
+    records.iter().for_each(|record| write_record(version, record, quiet_max, &mut head));
     head.extend(addresses.bytes());
     head.extend(configuration.bytes());
     let mut checksum = Checksum::new();
     checksum.add(&head[..HEADER]);
-    let (table, texts) = head[HEADER..].split_at(RECORD * records.len());
+    let (table, texts) = head[HEADER..].split_at(version.record() * records.len());
     let (addresses, configuration) = texts.split_at(addresses.len());
-    table.chunks(RECORD).for_each(|record| checksum.add(record));
+    table.chunks(version.record()).for_each(|record| checksum.add(record));
     checksum.add(addresses);
     checksum.add(configuration);
-    records.iter().for_each(|(_, unsent)| checksum.add(unsent));
+    for record in records {
+        checksum.add(record.preface);
+        checksum.add(record.unsent);
+    }
     head[CHECKSUM_AT..HEADER].copy_from_slice(&checksum.0.to_le_bytes());
     writer.write_all(&head)?;
-    records.iter().try_for_each(|(_, unsent)| writer.write_all(unsent))
+    records.iter().try_for_each(|record| {
+        writer.write_all(record.preface)?;
+        writer.write_all(record.unsent)
+    })
+}
+
+fn write_record(version: Version, record: &RecordRef<'_>, quiet_max: u64, head: &mut Vec<u8>) {
+    let RecordRef { transfer, announced, preface, unsent } = record;
+    assert_eq!(transfer.unsent as usize, unsent.len(), "a record tells of other bytes");
+    let (phase, reason) = phase_codes(transfer.phase);
+    head.extend([phase, reason]);
+    head.extend(transfer.listener.0.to_le_bytes());
+    head.extend(transfer.unsent.to_le_bytes());
+    head.extend(transfer.quiet_ms.min(quiet_max).to_le_bytes());
+    head.extend(transfer.age_ms.to_le_bytes());
+    head.extend(transfer.received.to_le_bytes());
+    if !version.has_headers() {
+        assert_ne!(phase, PREFACE, "{version:?} has no place for a header");
+        return;
+    }
+    let mut address = [0; 16];
+    let (family, port) = match announced {
+        None => (0, 0),
+        Some(SocketAddr::V4(client)) => {
+            address[12..].copy_from_slice(&client.ip().octets());
+            (4, client.port())
+        }
+        Some(SocketAddr::V6(client)) => {
+            address = client.ip().octets();
+            (6, client.port())
+        }
+    };
+    let flags = if transfer.records { HAS_RECORDS } else { 0 };
+    head.extend([family, flags]);
+    head.extend(port.to_le_bytes());
+    let preface = u16::try_from(preface.len()).expect("invariant: a parser's state is short");
+    head.extend(preface.to_le_bytes());
+    head.extend([0, 0]);
+    head.extend(address);
 }
 
 /// Reads a state of `length` bytes.
@@ -228,7 +323,7 @@ pub fn read(reader: &mut impl Read, length: u64) -> Result<State, Unreadable> {
         return Err(Unreadable::Foreign);
     }
     let texts = u64::from(addresses) + u64::from(configuration);
-    let tables = HEADER as u64 + RECORD as u64 * u64::from(count);
+    let tables = HEADER as u64 + version.record() as u64 * u64::from(count);
     let stated = u128::from(total) + u128::from(tables + texts);
     if stated != u128::from(length) {
         return Err(Unreadable::Length);
@@ -237,26 +332,32 @@ pub fn read(reader: &mut impl Read, length: u64) -> Result<State, Unreadable> {
     header[CHECKSUM_AT..].fill(0);
     let mut checksum = Checksum::new();
     checksum.add(&header);
-    let mut transfers = Vec::new();
+    let mut outlines = Vec::new();
     for index in 0..count as usize {
+        // What a version does not have is zero.
         let mut record = [0; RECORD];
-        reader.read_exact(&mut record)?;
-        checksum.add(&record);
-        transfers.push(transfer(version, &record).ok_or(Unreadable::Record(index))?);
+        reader.read_exact(&mut record[..version.record()])?;
+        checksum.add(&record[..version.record()]);
+        outlines.push(outline(version, &record).ok_or(Unreadable::Record(index))?);
     }
     let listeners = text(reader, addresses, &mut checksum)?;
     let listeners: Vec<String> = listeners.split('\n').map(str::to_owned).collect();
     let configuration = text(reader, configuration, &mut checksum)?;
-    if transfers.iter().map(|transfer| u64::from(transfer.unsent)).sum::<u64>() != total {
+    let bytes =
+        |outline: &Outline| u64::from(outline.preface_length) + u64::from(outline.transfer.unsent);
+    if outlines.iter().map(bytes).sum::<u64>() != total {
         return Err(Unreadable::Length);
     }
-    let mut records = Vec::with_capacity(transfers.len());
-    for transfer in transfers {
+    let mut records = Vec::with_capacity(outlines.len());
+    for Outline { transfer, announced, preface_length } in outlines {
         // `total` bounds the sum of these, and the length of the state bounds `total`.
+        let mut preface = vec![0; preface_length.into()].into_boxed_slice();
         let mut unsent = vec![0; transfer.unsent as usize].into_boxed_slice();
-        reader.read_exact(&mut unsent)?;
-        checksum.add(&unsent);
-        records.push(Record { transfer, unsent });
+        for part in [&mut preface, &mut unsent] {
+            reader.read_exact(part)?;
+            checksum.add(part);
+        }
+        records.push(Record { transfer, announced, preface, unsent });
     }
     if checksum.0 != said {
         return Err(Unreadable::Checksum(checksum.0));
@@ -282,21 +383,63 @@ fn text(
     String::from_utf8(bytes).map_err(|_| Unreadable::Text)
 }
 
-fn transfer(version: Version, record: &[u8; RECORD]) -> Option<TransferState> {
+/// A record without its bytes.
+struct Outline {
+    transfer: TransferState,
+    announced: Option<SocketAddr>,
+    preface_length: u16,
+}
+
+fn outline(version: Version, record: &[u8; RECORD]) -> Option<Outline> {
+    let (preface_length, announced) = (u16_at(record, 36), announced(record)?);
+    let transfer = transfer(version, record, preface_length)?;
+    let is_known = !matches!(transfer.phase, TransferPhase::Preface(_)) || announced.is_none();
+    is_known.then_some(Outline { transfer, announced, preface_length })
+}
+
+/// A flag: the connection has records.
+const HAS_RECORDS: u8 = 1;
+
+/// The address that a header has announced, if any.
+fn announced(record: &[u8; RECORD]) -> Option<Option<SocketAddr>> {
+    let (family, flags, port, zero) =
+        (record[32], record[33], u16_at(record, 34), u16_at(record, 38));
+    let address: [u8; 16] = record[40..].try_into().expect("invariant: a record ends with it");
+    let (rest, ipv4) = address.split_last_chunk::<4>().expect("invariant: 16 are more than 4");
+    let address: Option<IpAddr> = match family {
+        0 if port == 0 && address == [0; 16] => None,
+        4 if rest == [0; 12] => Some((*ipv4).into()),
+        6 => Some(address.into()),
+        _ => return None,
+    };
+    (flags & !HAS_RECORDS == 0 && zero == 0)
+        .then(|| address.map(|address| SocketAddr::new(address, port)))
+}
+
+fn transfer(version: Version, record: &[u8; RECORD], preface_length: u16) -> Option<TransferState> {
     let [phase, reason, listener @ ..] = *record;
     let listener = ListenerId(u16::from_le_bytes([listener[0], listener[1]]));
-    let phase = phase_of(phase, reason)?;
+    let phase = phase_of(phase, reason, preface_length)?;
     let (unsent, quiet_ms) = (u32_at(record, 4), u64_at(record, 8));
+    let records = version.has_headers() && record[33] & HAS_RECORDS != 0;
     let possible = match phase {
+        // Its messages wait in the kernel, and it has no header.
+        TransferPhase::HalfClosed | TransferPhase::Flushing(_) | TransferPhase::Preface(_)
+            if records =>
+        {
+            false
+        }
+        _ if records && unsent > 0 => false,
         _ if version == Version::V1 && quiet_ms > u64::from(u32::MAX) => false,
         TransferPhase::Open => true,
         // There is something left to be done only while there is something to send.
         TransferPhase::HalfClosed | TransferPhase::Flushing(_) => unsent > 0,
         TransferPhase::Lingering(_) => unsent == 0,
+        TransferPhase::Preface(_) => unsent == 0 && version.has_headers(),
     };
     possible.then(|| TransferState {
         listener,
-        records: false,
+        records,
         phase,
         unsent,
         quiet_ms,
@@ -315,12 +458,19 @@ fn phase_codes(phase: TransferPhase) -> (u8, u8) {
         TransferPhase::HalfClosed => (1, 0),
         TransferPhase::Flushing(reason) => (2, code(reason)),
         TransferPhase::Lingering(reason) => (3, code(reason)),
+        TransferPhase::Preface(_) => (PREFACE, 0),
     }
 }
 
-fn phase_of(phase: u8, code: u8) -> Option<TransferPhase> {
+/// The code of a connection whose header is being read.
+const PREFACE: u8 = 4;
+
+fn phase_of(phase: u8, code: u8, preface_length: u16) -> Option<TransferPhase> {
     let reason = || REASONS.iter().find(|(known, _)| *known == code).map(|(_, reason)| *reason);
     match (phase, code) {
+        (PREFACE, 0) if preface_length > 0 => Some(TransferPhase::Preface(PrefaceProgress::Begun)),
+        (PREFACE, 0) => Some(TransferPhase::Preface(PrefaceProgress::Awaited)),
+        _ if preface_length > 0 => None,
         (0, 0) => Some(TransferPhase::Open),
         (1, 0) => Some(TransferPhase::HalfClosed),
         (2, _) => reason().map(TransferPhase::Flushing),
@@ -336,6 +486,11 @@ const REASONS: [(u8, CloseReason); 4] = [
     (3, CloseReason::Lifetime),
     (4, CloseReason::ByteLimit),
 ];
+
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    let bytes = bytes[at..at + 2].try_into();
+    u16::from_le_bytes(bytes.expect("invariant: a slice of two has two bytes"))
+}
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
     let bytes = bytes[at..at + 4].try_into();
@@ -380,7 +535,9 @@ mod tests {
         };
         assert_eq!(Version::newest_read_by(b""), Version::V1);
         assert_eq!(Version::newest_read_by(b"\x7fELF echo-uring state, version 2"), Version::V1);
-        for (number, version) in [("1", Version::V1), ("2", Version::V2), ("9", Version::PRESENT)] {
+        for (number, version) in
+            [("1", Version::V1), ("2", Version::V2), ("3", Version::V3), ("9", Version::PRESENT)]
+        {
             assert_eq!(Version::newest_read_by(program(number).as_bytes()), version, "{number}");
         }
     }

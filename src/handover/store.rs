@@ -20,13 +20,12 @@ use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, memfd_
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
-    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, getpeername,
-    ipproto, recvmsg, sendmsg, socketpair, sockopt,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown, SocketFlags, SocketType,
+    getpeername, ipproto, recvmsg, sendmsg, shutdown, socketpair, sockopt,
 };
 use rustix::time::{ClockId, clock_gettime};
 
-use super::format::{self, Head, State, Unreadable, Version};
-use echo_core::op::TransferState;
+use super::format::{self, Head, RecordRef, State, Unreadable, Version};
 
 /// Descriptors in one message: the kernel's limit (`SCM_MAX_FD`).
 const MESSAGE: usize = 253;
@@ -41,7 +40,7 @@ const BUNDLES_MAX: usize = 32;
 pub(super) fn seal(
     version: Version,
     head: &Head,
-    records: &[(TransferState, &[u8])],
+    records: &[RecordRef<'_>],
 ) -> io::Result<OwnedFd> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let mut file = File::from(memfd_create("echo-uring-state", flags)?);
@@ -67,6 +66,11 @@ pub(super) fn unseal(fd: OwnedFd) -> Result<State, Unreadable> {
     file.rewind()?;
     let length = file.metadata()?.len();
     format::read(&mut io::BufReader::with_capacity(1 << 16, file), length)
+}
+
+/// Sends a FIN. It fails only if the peer has gone, and then there is nobody to be told.
+pub(super) fn finish(connection: BorrowedFd<'_>) {
+    let _ = shutdown(connection, Shutdown::Write);
 }
 
 /// Now, in milliseconds of the monotonic clock of this boot: the one that two processes share.

@@ -32,7 +32,7 @@ pub(super) fn sockets<'a>(
     let mut listeners = Vec::new();
     let mut skipped = None;
     let deadline = Instant::now() + IN_USE_TIMEOUT;
-    for ListenerConfig { name, address, kind, builtin_default } in configured {
+    for ListenerConfig { name, address, kind, proxies, builtin_default } in configured {
         // Those without are for inherited sockets.
         let Some(address) = address else { continue };
         let bound = until_free(deadline, || match address {
@@ -47,7 +47,7 @@ pub(super) fn sockets<'a>(
             }
         });
         match bound {
-            Ok(listener) => listeners.push(listener),
+            Ok(listener) => listeners.push(Listener { proxies: proxies.clone(), ..listener }),
             Err(error) if *builtin_default && error.is_absence() => {
                 warnings.push(format!("listener {name} is skipped: {error}"));
                 skipped = Some(error);
@@ -101,7 +101,7 @@ fn bind_inet(
     let address = printed(family, &address);
     let (name, socket) = (name.to_owned(), socket.into());
     let origin = Origin::Bound;
-    Ok(Listener { name, address, kind, origin, family, socket, file: None })
+    Ok(Listener { name, address, kind, proxies: None, origin, family, socket, file: None })
 }
 
 /// The address on the interface that `zone` names.
@@ -245,7 +245,7 @@ fn unix_listener(
         }
     }
     let (origin, family, socket) = (Origin::Bound, Family::Unix(carries), socket.into());
-    Ok(Listener { name, address, kind, origin, family, socket, file })
+    Ok(Listener { name, address, kind, proxies: None, origin, family, socket, file })
 }
 
 fn new_unix_socket(carries: UnixKind, wanted: &Address) -> Result<Socket, ListenError> {

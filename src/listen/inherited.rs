@@ -139,7 +139,8 @@ fn examine(socket: OwnedFd, family: Family, name: &str) -> Result<Listener, List
     asked.set_nonblocking(false).map_err(fault("make it blocking"))?;
     let address = asked.local_addr().map_err(fault("query its address"))?;
     let (name, address) = (name.to_owned(), printed(family, &address));
-    Ok(Listener { name, address, kind, origin: Origin::Inherited, family, socket, file: None })
+    let (proxies, origin) = (None, Origin::Inherited);
+    Ok(Listener { name, address, kind, proxies, origin, family, socket, file: None })
 }
 
 /// Queries the address of a socket for datagrams, and whether it is one.
@@ -168,5 +169,6 @@ fn examine_datagram(socket: OwnedFd, family: Family, name: &str) -> Result<Liste
         return Err(refuse(&socket, problem));
     }
     let (name, address) = (name.to_owned(), printed(family, &address));
-    Ok(Listener { name, address, kind, origin: Origin::Inherited, family, socket, file: None })
+    let (proxies, origin) = (None, Origin::Inherited);
+    Ok(Listener { name, address, kind, proxies, origin, family, socket, file: None })
 }

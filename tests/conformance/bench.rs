@@ -74,6 +74,8 @@ pub(crate) fn parameters(
         deferral: Deferral { turns_per_period: 8, chunks_per_turn: 0 },
         sweep_slots_max: SWEEP_SLOTS_MAX,
         linger_timeout: 5_000,
+        preface_timeout: 3_000,
+        proxies: Arc::new([]),
         limiter: Arc::new(Unlimited),
         budget,
         fullness: Arc::new(Fullness::new(1)),

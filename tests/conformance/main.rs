@@ -17,6 +17,7 @@ mod datagrams;
 mod end;
 mod handover;
 mod messages;
+mod preface;
 mod probe;
 mod real;
 mod receive;
@@ -93,6 +94,16 @@ in_each_world! {
     handover::a_canceled_send_loses_no_bytes,
     handover::what_one_kernel_releases_another_imports,
     handover::the_core_hands_over_in_mid_transfer,
+    preface::a_header_is_taken_and_no_byte_behind_it,
+    preface::a_header_comes_in_pieces,
+    preface::a_header_may_announce_nobody,
+    preface::what_is_no_header_is_told,
+    preface::a_header_has_a_limit,
+    preface::an_end_before_the_header_is_told,
+    preface::a_look_for_a_header_can_be_stopped,
+    preface::a_shutdown_of_both_ends_a_look,
+    preface::a_half_read_header_is_handed_over,
+    preface::the_core_echoes_behind_a_header,
     probe::a_silent_peer_that_is_there_answers,
     probe::the_end_of_a_probe_is_told_behind_a_close,
     end::a_reset_ends_a_receive,

@@ -17,8 +17,8 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use crate::fake::peer::{PeerId, stream};
-use crate::world::{End, Resets, Setup, World};
+use crate::fake::peer::{PeerId, Saying, stream};
+use crate::world::{End, Resets, Setup, World, header};
 
 /// As small as TCP lets it be, so that a socket fills up within a script.
 const SOCKET_BUFFER: usize = 4096;
@@ -38,6 +38,8 @@ struct Real {
 
 struct Peer {
     socket: Option<Socket>,
+    /// What it writes first, and does not get back.
+    header: Vec<u8>,
     written: usize,
     read: usize,
     end: End,
@@ -90,21 +92,22 @@ impl Real {
     fn hand_over(&mut self, renamed: &[(ConnectionId, ConnectionId)]) {
         let mut next = Self::driver(self.setup, &self.listeners, &self.memory, &self.wake);
         for &(old, new) in renamed {
-            let (socket, unsent) = self.driver.release(old);
-            assert!(next.take_memory_for(&unsent));
-            next.import(new, socket, &unsent);
+            let parts = self.driver.release(old);
+            assert!(next.take_memory_for(&parts.unsent));
+            next.import(new, parts);
         }
         self.driver = next;
     }
 
-    fn connect(&mut self) -> PeerId {
+    fn connect(&mut self, header: Vec<u8>) -> PeerId {
         let socket = Socket::new(self.domain, Type::STREAM, None).expect("a socket");
         socket.set_recv_buffer_size(SOCKET_BUFFER).expect("SO_RCVBUF");
         socket.connect(&self.address).expect("the listener's backlog has room");
         socket.set_nonblocking(true).expect("O_NONBLOCK");
         let id = PeerId(self.next);
         self.next += 1;
-        self.peers.insert(id, Peer { socket: Some(socket), written: 0, read: 0, end: End::Open });
+        let (socket, end) = (Some(socket), End::Open);
+        self.peers.insert(id, Peer { socket, header, written: 0, read: 0, end });
         id
     }
 
@@ -121,8 +124,8 @@ impl Real {
 
 impl Peer {
     fn write(&mut self, id: PeerId, length: usize) {
-        let bytes: Vec<u8> =
-            (self.written..self.written + length).map(|at| stream(id, at)).collect();
+        let byte = |at| self.header.get(at).copied().unwrap_or_else(|| stream(id, at));
+        let bytes: Vec<u8> = (self.written..self.written + length).map(byte).collect();
         let mut socket = self.socket.as_ref().expect("a peer that is open");
         socket.write_all(&bytes).expect("a script writes no more than there is room for");
         self.written += length;
@@ -137,7 +140,7 @@ impl Peer {
                 Ok(0) => self.end = End::Finished,
                 Ok(count) => {
                     for (index, byte) in bytes[..count].iter().enumerate() {
-                        let offset = self.read + index;
+                        let offset = self.header.len() + self.read + index;
                         assert_eq!(*byte, stream(id, offset), "{id:?}: a wrong byte at {offset}");
                     }
                     self.read += count;
@@ -196,7 +199,11 @@ macro_rules! real_world {
             }
 
             fn connect(&mut self) -> PeerId {
-                self.0.connect()
+                self.0.connect(Vec::new())
+            }
+
+            fn connect_with(&mut self, saying: Saying) -> PeerId {
+                self.0.connect(header(saying))
             }
 
             fn write(&mut self, peer: PeerId, length: usize) {

@@ -1,6 +1,7 @@
 //! What a script needs of its surroundings, and the implementor without a kernel.
 
 use std::fmt;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use echo_core::kernel::Kernel;
@@ -9,7 +10,7 @@ use echo_core::op::{BufferPlan, ConnectionError, ConnectionId, ListenerId, PeerA
 
 use crate::fake::budget::FakeBudget;
 use crate::fake::choice::Choice;
-use crate::fake::peer::{PeerId, Wire};
+use crate::fake::peer::{Header, PeerId, Saying, Wire};
 use crate::fake::{FakeKernel, Faults, Settings};
 
 /// What a world is built with.
@@ -49,6 +50,20 @@ pub(crate) enum Resets {
     WithUnreadBytes,
 }
 
+/// The header of a proxy that says this.
+pub(crate) fn header(saying: Saying) -> Vec<u8> {
+    let line = match saying {
+        Saying::Announces(PeerAddr::Ipv4(address)) => {
+            let address = Ipv4Addr::from(address);
+            format!("PROXY TCP4 {address} 198.51.100.7 4000 7\r\n")
+        }
+        Saying::Announces(address) => panic!("no script announces {address:?}"),
+        Saying::Nothing => "PROXY UNKNOWN whatever\r\n".to_owned(),
+        Saying::Nonsense => "PROXY TCP4 192.0.2.1 198.51.100.7 x".to_owned(),
+    };
+    line.into_bytes()
+}
+
 /// A kernel and the peers on its other side. Peer number n sends the bytes `stream(n, 0), stream(n,
 /// 1), …`.
 pub(crate) trait World {
@@ -72,6 +87,8 @@ pub(crate) trait World {
     fn hand_over(&mut self, renamed: &[(ConnectionId, ConnectionId)]);
     /// A new peer, which is in the backlog when this returns.
     fn connect(&mut self) -> PeerId;
+    /// The same, of a peer whose first bytes are those of [`header`].
+    fn connect_with(&mut self, saying: Saying) -> PeerId;
     /// The peer writes its next `length` bytes; there must be room.
     fn write(&mut self, peer: PeerId, length: usize);
     /// The peer reads what is there, up to `length`, and checks each byte. Returns how many.
@@ -145,6 +162,11 @@ impl World for Fake {
 
     fn connect(&mut self) -> PeerId {
         self.kernel.connect(ListenerId(0), WIRE, Self::SOURCE)
+    }
+
+    fn connect_with(&mut self, says: Saying) -> PeerId {
+        let header = Header { length: header(says).len(), says };
+        self.kernel.connect_with(ListenerId(0), WIRE, Self::SOURCE, Some(header))
     }
 
     fn write(&mut self, peer: PeerId, length: usize) {

@@ -11,6 +11,9 @@
 
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
+#[allow(dead_code, reason = "as below: the command line names its type")]
+#[path = "../../crates/echo-load/src/announced.rs"]
+mod announced;
 #[allow(dead_code, reason = "of the client's own file, its command line alone is wanted here")]
 #[path = "../../crates/echo-load/src/arguments.rs"]
 mod arguments;

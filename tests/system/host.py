@@ -35,6 +35,8 @@ TOOLS = {
     "git": "git",
     "promtool": "prometheus",
     "haproxy": "haproxy",
+    # With its module for streams.
+    "nginx": "nginx-full",
     "nmap": "nmap",
     "man": "man-db",
     "mandoc": "mandoc",

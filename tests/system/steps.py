@@ -18,6 +18,7 @@ import steps_doctor
 import steps_mishaps
 import steps_package
 import steps_power
+import steps_proxies
 import steps_sealed
 import steps_handover
 import steps_upgrade
@@ -463,6 +464,7 @@ STEPS = [
     ("status", shows_its_status),
     *steps_admin.STEPS,
     *steps_balancer.STEPS,
+    *steps_proxies.STEPS,
     ("socket activation", activates_by_socket),
     ("examples", examples_do_what_they_say),
     ("without IPv6", lives_without_ipv6),

@@ -152,8 +152,15 @@ EXAMPLES = {
     "status-group.conf": shows_its_status_to_a_group,
     "udp.conf": serves_udp,
 }
-# The first two are tested by steps_balancer.py.
-OTHERS = ("echo-uring-agent.socket", "haproxy.cfg", "echo-uring-udp.socket")
+# Tested by steps_balancer.py, below, and by steps_proxies.py.
+OTHERS = (
+    "echo-uring-agent.socket",
+    "haproxy.cfg",
+    "echo-uring-udp.socket",
+    "echo-uring-proxy.socket",
+    "haproxy-proxy-protocol.cfg",
+    "proxy-protocol.toml",
+)
 
 
 def examples_do_what_they_say(machine, _packages):

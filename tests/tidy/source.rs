@@ -65,10 +65,14 @@ pub(crate) fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
+/// Where the packages are.
+const PACKAGES: [&str; 5] =
+    [".", "crates/echo-core", "crates/echo-ring", "crates/echo-load", "crates/echo-proxy-header"];
+
 /// All sources of all packages.
 pub(crate) fn tree() -> Vec<Source> {
     let mut sources = Vec::new();
-    for package in [".", "crates/echo-core", "crates/echo-ring", "crates/echo-load"] {
+    for package in PACKAGES {
         let before = sources.len();
         collect(&root().join(package).join("src"), &mut sources);
         assert!(sources.len() >= before + 3, "the sources of {package} were not found");

@@ -1,6 +1,7 @@
 //! Which connections are admitted: the access lists, and how much one source may take.
 //!
-//! A connection is judged once, when its accept is answered and before it has a receive. A refused
+//! A connection is judged once, when its peer is known and before it has a receive: when its accept
+//! is answered, or with its header (PROXY protocol). A refused
 //! connection is closed at once; that costs the others nothing, while a connection left in the
 //! backlog would keep others out. Unix peers are always admitted.
 
@@ -39,6 +40,8 @@ impl AdmissionPolicy {
 /// The admission of one worker.
 pub(crate) struct Admission {
     policy: Arc<AdmissionPolicy>,
+    /// Whether it always matters where connections come from: some may come from proxies only.
+    always_reports: bool,
     /// True exactly when the driver has been asked to report where connections come from.
     reports: bool,
     limiter: Arc<dyn Limiter>,
@@ -52,8 +55,13 @@ pub(crate) struct Admission {
 
 impl Admission {
     /// No connection has come yet.
-    pub(crate) fn new(policy: Arc<AdmissionPolicy>, limiter: Arc<dyn Limiter>) -> Self {
-        Self { policy, reports: false, limiter, counted: Vec::new(), recounted: None }
+    pub(crate) fn new(
+        policy: Arc<AdmissionPolicy>,
+        limiter: Arc<dyn Limiter>,
+        always_reports: bool,
+    ) -> Self {
+        let (counted, recounted) = (Vec::new(), None);
+        Self { policy, always_reports, reports: false, limiter, counted, recounted }
     }
 
     /// From now on this is the policy. If sources are counted by it and were not before, the
@@ -75,14 +83,15 @@ impl Admission {
     /// Asks for the addresses of peers from now on, or asks no longer, if the policy has changed in
     /// that.
     pub(crate) fn announce(&mut self, ops: &mut Vec<Op>) {
-        let needs_peers = self.policy.needs_peers();
+        let needs_peers = self.always_reports || self.policy.needs_peers();
         if needs_peers != self.reports {
             self.reports = needs_peers;
             ops.push(if needs_peers { Op::ReportPeers } else { Op::OmitPeers });
         }
     }
 
-    /// Judges a connection that has just been accepted, and counts it if it is admitted.
+    /// Judges a connection by the address of its peer, and counts it if it is admitted. To be called
+    /// once for each.
     pub(crate) fn judge(
         &mut self,
         now: Timestamp,

@@ -41,6 +41,20 @@ pub const MEMORY_RETRY_MS: u64 = 100;
 /// `TimeoutStopSec=30s`.
 pub const LINGER_MS: u64 = 5_000;
 
+/// How long a header (PROXY protocol) may take from the beginning of its connection, in
+/// milliseconds.
+///
+/// A proxy sends it before anything else. The specification (2.1) asks for at least 3 seconds, so
+/// that a lost segment can be sent again; longer would only help who holds connections open.
+pub const PREFACE_MS: u64 = 3_000;
+
+/// Bytes that a header may have in all.
+///
+/// One of version 1 has at most 107, one of version 2 with addresses 52 or 232; the rest is for
+/// TLVs. HAProxy sends no value of more than 1,024 bytes, and the longest that is common is a
+/// certificate.
+pub const PREFACE_BYTES_MAX: u16 = 4_096;
+
 /// How long connections may take to become quiescent for a hand-over, in milliseconds.
 ///
 /// What waits in the kernel is canceled, so this takes as long as the cancels: seconds for a

@@ -129,6 +129,17 @@ pub enum Op {
         /// When, and how often.
         mode: ReceiveMode,
     },
+    /// As soon as the socket is readable, look for the header (PROXY protocol) at the beginning of
+    /// the stream, which may have `length_max` bytes in all, and take what is there of it; bytes
+    /// behind it stay in the receive queue. Takes the place of a receive. Answered once by
+    /// [`Event::PrefacePartial`], [`Event::PrefaceComplete`], [`Event::PrefaceInvalid`] or
+    /// [`Event::ReceiveEnded`]. After a complete or invalid header it is not asked for again.
+    ReadPreface {
+        /// Whose header.
+        connection: ConnectionId,
+        /// Bytes of a header, at most; at least 1.
+        length_max: u16,
+    },
     /// Wait for bytes, or for the end of the stream, without a buffer. Takes the place of a
     /// receive. Answered once by [`Event::Readable`] or [`Event::ReceiveEnded`].
     AwaitReadable {
@@ -283,6 +294,7 @@ impl Op {
             | Self::CancelAccept { .. }
             | Self::CloseListener { .. }
             | Self::Receive { .. }
+            | Self::ReadPreface { .. }
             | Self::AwaitReadable { .. }
             | Self::Relay { .. }
             | Self::Discard { .. }
@@ -301,6 +313,25 @@ impl Op {
             | Self::Abort { .. } => false,
         }
     }
+}
+
+/// Whose address a header (PROXY protocol) gives to a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerOrigin {
+    /// The one that the header announces: that of the client of a proxy.
+    Announced,
+    /// The one of the socket, since the header announces none: the connection is the proxy's own
+    /// (`LOCAL`), or it does not know more (`UNKNOWN`, `UNSPEC`).
+    Socket,
+}
+
+/// How far the header of a connection has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PrefaceProgress {
+    /// No byte has come.
+    Awaited,
+    /// Some of it has come.
+    Begun,
 }
 
 /// What happened.
@@ -332,6 +363,27 @@ pub enum Event {
         armed: bool,
         /// [`Expectation::Data`] if the socket is known to hold more.
         rest: Expectation,
+    },
+    /// Answer to [`Op::ReadPreface`]: the header is not complete; what came of it was taken.
+    PrefacePartial {
+        /// Whose.
+        connection: ConnectionId,
+        /// Bytes of the header so far, in all; at most what was asked.
+        received: u16,
+    },
+    /// Answer to [`Op::ReadPreface`]: the header is complete, and was taken.
+    PrefaceComplete {
+        /// Whose.
+        connection: ConnectionId,
+        /// From here on, the address of the peer.
+        peer: PeerAddr,
+        /// Whose address that is.
+        origin: PeerOrigin,
+    },
+    /// Answer to [`Op::ReadPreface`]: what came is no header.
+    PrefaceInvalid {
+        /// Whose.
+        connection: ConnectionId,
     },
     /// Answer to [`Op::AwaitReadable`]: bytes are there, or the end of the stream.
     Readable {
@@ -421,6 +473,8 @@ impl TransferState {
 /// How far the life of a connection has come when it is handed over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TransferPhase {
+    /// Its header (PROXY protocol) is being read.
+    Preface(PrefaceProgress),
     /// It receives and echoes.
     Open,
     /// The peer has sent its FIN: what is unsent is the last that it gets.

@@ -3,7 +3,7 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use crate::admission::{AdmissionPolicy, Limiter};
+use crate::admission::{AdmissionPolicy, IpSet, Limiter};
 use crate::budget::Budget;
 use crate::buffer_pool::BufferPlan;
 use crate::datagram::{GuardPolicy, Rates};
@@ -30,6 +30,11 @@ pub struct Parameters {
     pub sweep_slots_max: usize,
     /// Milliseconds a peer has to answer our FIN with its own.
     pub linger_timeout: u64,
+    /// Milliseconds a connection has for its header.
+    pub preface_timeout: u64,
+    /// The proxies whose connections each listener takes, in the order of the listeners; none if
+    /// its connections have no header. Those that are missing at the end have none.
+    pub proxies: Arc<[Option<IpSet>]>,
     /// Where connections are counted by source, over all workers.
     pub limiter: Arc<dyn Limiter>,
     /// Where memory for spilled bytes comes from, for all workers.
@@ -41,13 +46,26 @@ pub struct Parameters {
 }
 
 impl Parameters {
+    /// The proxies whose connections a listener takes; none if its connections have no header.
+    #[must_use]
+    pub fn proxies_of(&self, listener: ListenerId) -> Option<&IpSet> {
+        self.proxies.get(usize::from(listener.0))?.as_ref()
+    }
+
+    /// Whether any listener takes connections of proxies.
+    #[must_use]
+    pub fn has_proxies(&self) -> bool {
+        self.proxies.iter().any(Option::is_some)
+    }
+
     /// The tick of the timer wheel: a fraction of the shortest timeout, in milliseconds.
     #[must_use]
     pub fn tick_ms(&self) -> u64 {
         let RuntimeLimits { idle_timeout, stall_timeout, lifetime, keepalive, .. } =
             self.runtime_limits;
         let silence = keepalive.map(|keepalive| keepalive.silence);
-        [idle_timeout, stall_timeout, lifetime, silence, Some(self.linger_timeout)]
+        let preface = self.has_proxies().then_some(self.preface_timeout);
+        [idle_timeout, stall_timeout, lifetime, silence, preface, Some(self.linger_timeout)]
             .into_iter()
             .flatten()
             .min()

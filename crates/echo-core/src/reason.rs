@@ -137,7 +137,7 @@ impl CloseReason {
     }
 }
 
-/// Why a connection was closed right after its accept.
+/// Why a connection was closed right after its accept, or with its header (PROXY protocol).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RefuseReason {
     /// The access lists say so.
@@ -146,11 +146,24 @@ pub enum RefuseReason {
     SourceFull,
     /// Its source has connected too often within a second.
     SourceRate,
+    /// The listener takes connections of trusted proxies only, and it comes from elsewhere.
+    Untrusted,
+    /// It does not begin with a valid header, or the header is too long or cut short.
+    InvalidHeader,
+    /// Its header was not complete in time.
+    HeaderTimeout,
 }
 
 impl RefuseReason {
     /// All reasons, in the order of [`Traffic::refused`](crate::stats::Traffic::refused).
-    pub const ALL: [Self; 3] = [Self::Denied, Self::SourceFull, Self::SourceRate];
+    pub const ALL: [Self; 6] = [
+        Self::Denied,
+        Self::SourceFull,
+        Self::SourceRate,
+        Self::Untrusted,
+        Self::InvalidHeader,
+        Self::HeaderTimeout,
+    ];
 
     /// The reason as one word, for logs and metrics.
     #[must_use]
@@ -159,6 +172,9 @@ impl RefuseReason {
             Self::Denied => "denied",
             Self::SourceFull => "source-full",
             Self::SourceRate => "source-rate",
+            Self::Untrusted => "untrusted",
+            Self::InvalidHeader => "invalid-header",
+            Self::HeaderTimeout => "header-timeout",
         }
     }
 }

@@ -74,7 +74,11 @@ pub struct Traffic {
     pub accepted: u64,
     /// Connections taken over from the process before us.
     pub taken_over: u64,
-    /// Connections closed right after their accept, by [`RefuseReason`].
+    /// Connections whose header (PROXY protocol) announced an address.
+    pub announced: u64,
+    /// Connections of a proxy that ended without a byte but a header that announced no address.
+    pub health_checks: u64,
+    /// Connections closed right after their accept or their header, by [`RefuseReason`].
     pub refused: [u64; RefuseReason::ALL.len()],
     /// Connections closed, by [`CloseReason`].
     pub closed: [u64; CloseReason::ALL.len()],
@@ -118,6 +122,8 @@ impl Traffic {
         }
         self.accepted += other.accepted;
         self.taken_over += other.taken_over;
+        self.announced += other.announced;
+        self.health_checks += other.health_checks;
         self.bytes_in += other.bytes_in;
         self.bytes_out += other.bytes_out;
         self.chunks_in += other.chunks_in;

@@ -9,6 +9,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use echo_ring::output::{complain, print};
 
+use crate::announced::Source;
 use crate::size::Sizes;
 use crate::status::Status;
 use crate::target::{Target, Transport};
@@ -49,6 +50,25 @@ impl Mode {
     }
 }
 
+/// The version of PROXY headers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ProxyVersion {
+    /// A line of text; not over UDP
+    V1,
+    /// Binary
+    V2,
+}
+
+impl ProxyVersion {
+    /// The word for it, in tables and in JSON.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::V1 => "v1",
+            Self::V2 => "v2",
+        }
+    }
+}
+
 /// The complete parameters of a run.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
@@ -68,6 +88,10 @@ pub(crate) struct Plan {
     /// The maximum time for a connect or an echo.
     pub(crate) timeout: Duration,
     pub(crate) sources: Vec<IpAddr>,
+    /// What connections or datagrams begin with, if they do not begin with a message.
+    pub(crate) proxy: Option<ProxyVersion>,
+    /// What they announce instead of their own address.
+    pub(crate) proxy_source: Option<Source>,
     pub(crate) verify: bool,
     /// The share of the messages and of the time that may be missing; over UDP, also the share of
     /// datagrams that may be lost, late or reordered.
@@ -134,7 +158,7 @@ const BURST_MAX: u32 = 128;
 /// The maximum size of a datagram over IPv4: 65,535 less the headers of IP and UDP.
 pub(crate) const DATAGRAM_MAX: usize = 65_507;
 /// The same over IPv6, whose length does not include its own header.
-const DATAGRAM_MAX_IPV6: usize = 65_527;
+pub(crate) const DATAGRAM_MAX_IPV6: usize = 65_527;
 
 #[derive(Parser)]
 #[command(
@@ -214,6 +238,16 @@ struct Load {
     /// Connect from ADDRESS; repeatable: used in turn (each address has some 28,000 ports)
     #[arg(long, value_name = "ADDRESS")]
     source: Vec<IpAddr>,
+
+    /// Begin each connection, or over UDP each datagram, with a PROXY header, as a proxy does; the
+    /// header is not echoed
+    #[arg(long, value_enum, value_name = "VERSION")]
+    proxy_protocol: Option<ProxyVersion>,
+
+    /// Announce ADDRESS (IP or IP:PORT) in PROXY headers, or the addresses of a network
+    /// (10.0.0.0/8) in turn [default: that of the connection]
+    #[arg(long, value_name = "ADDRESS")]
+    proxy_source: Option<Source>,
 
     /// Count the bytes of the echoes without comparing them
     #[arg(long)]
@@ -301,6 +335,8 @@ fn plan(load: Load) -> Result<Plan, String> {
         interval: load.interval,
         timeout: load.timeout,
         sources: load.source,
+        proxy: load.proxy_protocol,
+        proxy_source: load.proxy_source,
         verify: !load.no_verify,
         tolerance: load.tolerance,
         require_close: load.require_close,
@@ -327,12 +363,31 @@ fn check(load: &Load, target: &Target) -> Result<(), String> {
             ));
         }
     }
+    check_proxy(load, target)?;
     if let (Some(hdr), Some(plot)) = (&load.output.hdr, &load.output.plot)
         && is_same_file(hdr, plot)
     {
         return Err(format!("--hdr and --plot are the same file: {}", hdr.display()));
     }
     Ok(())
+}
+
+/// Refuses PROXY headers that cannot be sent.
+fn check_proxy(load: &Load, target: &Target) -> Result<(), String> {
+    match (load.proxy_protocol, &load.proxy_source, target.transport()) {
+        (None, Some(source), _) => Err(format!(
+            "--proxy-source {source} is announced in PROXY headers: use it with --proxy-protocol"
+        )),
+        (Some(ProxyVersion::V1), _, Transport::Udp) => {
+            Err("--proxy-protocol v1 is not defined for datagrams: use v2".to_owned())
+        }
+        (Some(_), None, Transport::Unix) => {
+            Err("--proxy-protocol: a Unix socket has no address to \
+                                                announce; use --proxy-source"
+                .to_owned())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Refuses options that make no sense over TCP and Unix sockets.

@@ -49,6 +49,8 @@ pub(crate) enum Verdict {
 pub(crate) struct Flow {
     /// Its number in the run.
     pub(crate) number: u64,
+    /// What each of its datagrams begins with, and is not echoed: a PROXY header or nothing.
+    pub(crate) header: Vec<u8>,
     /// Its turn among the flows of its thread, in an open loop.
     pub(crate) rank: u64,
     /// The total number of datagrams started, which is the number of the next one.

@@ -4,7 +4,7 @@
 use hdrhistogram::Histogram;
 use serde_json::{Map, Value, json};
 
-use crate::arguments::Plan;
+use crate::arguments::{Plan, ProxyVersion};
 use crate::fault::{Detail, Fault, Kind, Origin};
 use crate::measure::{Measured, quantile};
 use crate::result::{Ended, Point, Result};
@@ -121,6 +121,8 @@ fn settings(plan: &Plan) -> Value {
         "interval_seconds": plan.interval.as_secs_f64(),
         "timeout_seconds": plan.timeout.as_secs_f64(),
         "sources": plan.sources.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "proxy_protocol": plan.proxy.map(ProxyVersion::word),
+        "proxy_source": plan.proxy_source.as_ref().map(ToString::to_string),
         "verify": plan.verify,
         "tolerance_percent": plan.tolerance * 100.0,
         "require_close": plan.require_close,

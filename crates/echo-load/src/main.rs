@@ -11,6 +11,7 @@
 //!   their output formats.
 //! - `machine`, `reach`, `signals`, `files`, `writer`: the interface to the system.
 
+mod announced;
 mod arguments;
 mod connection;
 mod datagram;
@@ -28,6 +29,7 @@ mod orders;
 mod pattern;
 mod plot;
 mod progress;
+mod proxy;
 mod reach;
 mod result;
 mod run;

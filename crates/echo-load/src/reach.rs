@@ -16,8 +16,9 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, Socket, Type};
 
-use crate::arguments::{DATAGRAM_MAX, Plan};
+use crate::arguments::{DATAGRAM_MAX, DATAGRAM_MAX_IPV6, Plan};
 use crate::failure::{Failure, LOOK};
+use crate::proxy::{Ends, datagram_header, probe_header};
 use crate::signals::Signals;
 use crate::status::Status;
 use crate::target::{Address, Transport, Unresolved};
@@ -101,13 +102,7 @@ fn choose_for_datagrams(
     let (mut silent, mut failures) = (None, Vec::new());
     for address in addresses {
         let Some(server) = address.0.as_socket() else { continue };
-        if server.is_ipv4() && plan.sizes.bytes_max() > DATAGRAM_MAX {
-            let text = format!(
-                "--size {}: over IPv4 a datagram has at most {DATAGRAM_MAX} bytes",
-                plan.sizes.bytes_max()
-            );
-            return Err(Failure::usage(text));
-        }
+        check_size(plan, server).map_err(Failure::usage)?;
         match echoes(plan, server, signals)? {
             Ok(true) => return Ok(address),
             Ok(false) => silent = silent.or(Some(address)),
@@ -115,6 +110,32 @@ fn choose_for_datagrams(
         }
     }
     silent.ok_or_else(|| unconnected(plan, &failures.join("; ")))
+}
+
+/// Refuses datagrams that are too long for the address family or for a burst; headers count.
+fn check_size(plan: &Plan, server: SocketAddr) -> Result<(), String> {
+    let size = plan.sizes.bytes_max();
+    let local = Some(server);
+    let header = datagram_header(plan, Ends { number: 0, local, server: local }).len();
+    let with_header = if header > 0 { " with its header" } else { "" };
+    let (family, max) = match server {
+        SocketAddr::V4(_) => ("IPv4", DATAGRAM_MAX),
+        SocketAddr::V6(_) => ("IPv6", DATAGRAM_MAX_IPV6),
+    };
+    if size + header > max {
+        return Err(format!(
+            "--size {size}: over {family} a datagram has at most {max} bytes{with_header}"
+        ));
+    }
+    let burst = plan.burst as usize;
+    if burst > 1 && (size + header) * burst > DATAGRAM_MAX {
+        return Err(format!(
+            "--burst {burst}: {burst} datagrams of {size} bytes and a header of {header} exceed \
+             the {DATAGRAM_MAX} bytes that can be sent together; use --burst {} or less",
+            DATAGRAM_MAX / (size + header)
+        ));
+    }
+    Ok(())
 }
 
 /// Whether a server echoes a datagram, or an error if that is refused.
@@ -133,7 +154,9 @@ fn echoes(
         socket.set_nonblocking(true)?;
         // Only a connected socket is told of a refusal.
         socket.connect(server)?;
-        socket.send(&vec![b'x'; plan.sizes.bytes_min()])?;
+        let mut datagram = probe_header(plan);
+        datagram.resize(datagram.len() + plan.sizes.bytes_min(), b'x');
+        socket.send(&datagram)?;
         Ok(socket)
     };
     let socket = match begin() {

@@ -120,6 +120,12 @@ fn load(plan: &Plan) -> String {
     if plan.burst > 1 {
         text += &format!(", bursts of {}", plan.burst);
     }
+    if let Some(version) = plan.proxy {
+        text += &format!(", PROXY {}", version.word());
+    }
+    if let Some(source) = &plan.proxy_source {
+        text += &format!(" from {source}");
+    }
     match plan.rate_per_second {
         Some(rate) => text += &format!(", open loop at {rate} messages/s"),
         None => text += ", closed loop",

@@ -75,6 +75,18 @@ pub(crate) fn open(
     Ok(socket)
 }
 
+/// The address of this machine from which datagrams to `server` go out, if that is known.
+pub(crate) fn local_address(socket: &UdpSocket, server: SocketAddr) -> io::Result<SocketAddr> {
+    let bound = socket.local_addr()?;
+    if !bound.ip().is_unspecified() {
+        return Ok(bound);
+    }
+    // The socket is not connected, so another one asks the kernel for the route.
+    let probe = UdpSocket::bind(SocketAddr::new(bound.ip(), 0))?;
+    probe.connect(server)?;
+    Ok(SocketAddr::new(probe.local_addr()?.ip(), bound.port()))
+}
+
 /// How many datagrams arrived for these sockets that had no room for them. Zero if the kernel does
 /// not report it.
 pub(crate) fn drops(sockets: &[UdpSocket]) -> u64 {
@@ -125,6 +137,8 @@ pub(crate) struct Exchange {
     /// The datagrams to be sent, one after another, and the end of each.
     sending: Vec<u8>,
     ends: Vec<usize>,
+    /// What each of them begins with, and is not echoed.
+    header: Vec<u8>,
     /// Whether the kernel takes bursts as one.
     takes_bursts: bool,
     /// How many bursts it did not take.
@@ -151,6 +165,7 @@ impl Exchange {
             receive_headers: MultiHeaders::preallocate(batch, None),
             send_headers: MultiHeaders::preallocate(send_batch, None),
             sending: Vec::new(),
+            header: Vec::new(),
             ends: Vec::with_capacity(send_batch),
             takes_bursts: merges,
             split_bursts: 0,
@@ -234,10 +249,12 @@ impl Exchange {
         Ok(())
     }
 
-    /// Forgets what was to be sent.
-    pub(crate) fn begin(&mut self) {
+    /// Forgets what was to be sent. What is added from now on begins with `header`.
+    pub(crate) fn begin(&mut self, header: &[u8]) {
         self.sending.clear();
         self.ends.clear();
+        self.header.clear();
+        self.header.extend_from_slice(header);
     }
 
     /// Whether another datagram can be sent by the same system call.
@@ -245,18 +262,19 @@ impl Exchange {
         self.ends.len() < self.servers.len()
     }
 
-    /// Adds a datagram of `length` bytes; returns its bytes, to be written.
+    /// Adds a datagram of `length` bytes besides its header; returns them, to be written.
     pub(crate) fn add(&mut self, length: usize) -> &mut [u8] {
+        self.sending.extend_from_slice(&self.header);
         let start = self.sending.len();
         self.sending.resize(start + length, b'x');
         self.ends.push(start + length);
         &mut self.sending[start..]
     }
 
-    /// The lengths of what was added.
+    /// The lengths of what was added, without headers.
     pub(crate) fn lengths(&self) -> impl Iterator<Item = usize> {
         let starts = [0].into_iter().chain(self.ends.iter().copied());
-        starts.zip(&self.ends).map(|(start, end)| end - start)
+        starts.zip(&self.ends).map(|(start, end)| end - start - self.header.len())
     }
 
     /// Sends what was added, and returns how many datagrams were sent.

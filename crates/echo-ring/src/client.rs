@@ -216,6 +216,13 @@ impl Client {
         &mut slot.message
     }
 
+    /// The address that the connection has on this side; `None` for a Unix socket, or if the kernel
+    /// does not tell.
+    pub fn local_address(&mut self, connection: ConnectionId) -> Option<SocketAddr> {
+        let socket = self.slot(connection).socket.as_ref()?;
+        SockRef::from(socket).local_addr().ok()?.as_socket()
+    }
+
     /// Whether the message is still being sent: until [`Event::Sent`] or [`Event::SendFailed`].
     pub fn is_sending(&mut self, connection: ConnectionId) -> bool {
         self.slot(connection).sending

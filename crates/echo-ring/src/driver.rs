@@ -4,6 +4,7 @@ mod datagrams;
 mod handover;
 mod keepalive;
 mod messages;
+mod preface;
 mod receive;
 mod relay;
 mod send;
@@ -24,7 +25,9 @@ use nix::sys::eventfd::EventFd;
 use socket2::SockRef;
 
 use self::datagrams::Datagrams;
+pub use self::handover::ConnectionParts;
 pub(crate) use self::messages::prepare as prepare_messages;
+use self::preface::Preface;
 use self::receive::{Rdhup, Receiving};
 use self::relay::Scratch;
 use self::send::{OnWritable, Room, SkipSuccessSend};
@@ -129,7 +132,10 @@ pub struct Driver {
     on_writable: HashMap<u32, OnWritable>,
     /// How many bytes a slot may relay: there exactly while it waits for bytes to relay.
     relay_limits: HashMap<u32, u32>,
-    /// Where relayed bytes are looked at.
+    /// The header of a slot: there exactly while it is being read, and from when it has announced an
+    /// address to the end of the connection.
+    prefaces: HashMap<u32, Preface>,
+    /// Where relayed bytes and headers are looked at.
     scratch: Scratch,
     /// The socket of a slot: there exactly from accept or import to close or release.
     sockets: Vec<Option<Socket>>,
@@ -198,6 +204,7 @@ impl Driver {
             memory: settings.memory,
             on_writable: HashMap::new(),
             relay_limits: HashMap::new(),
+            prefaces: HashMap::new(),
             scratch: Scratch::new().map_err(no_memory)?,
             sockets: Vec::with_capacity(settings.connections_max as usize),
             left_polls: HashSet::new(),
@@ -239,6 +246,9 @@ impl Driver {
             }
             Op::Receive { connection, class: SizeClass::Large, mode } => {
                 self.receive_large(connection, mode);
+            }
+            Op::ReadPreface { connection, length_max } => {
+                self.await_preface(connection, length_max);
             }
             Op::AwaitReadable { connection } => self.await_readable(connection),
             Op::Relay { connection, when, length_max } => {
@@ -323,6 +333,7 @@ impl Driver {
     /// peer would never see the end.
     fn take_socket(&mut self, connection: ConnectionId) -> OwnedFd {
         let socket = self.sockets[connection.slot() as usize].take().expect(OPEN);
+        self.prefaces.remove(&connection.slot());
         let rdhup = match socket.rdhup {
             Rdhup::Watched => Some(true),
             Rdhup::Canceled => Some(false),
@@ -462,6 +473,9 @@ impl Kernel for Driver {
     }
 
     fn peer_of(&self, connection: ConnectionId) -> PeerAddr {
+        if let Some(Preface::Announced(address)) = self.prefaces.get(&connection.slot()) {
+            return peer::of_address(*address);
+        }
         let socket = self.socket(connection);
         peer::of(socket.fd.as_fd(), socket.transport()).unwrap_or(PeerAddr::Unknown)
     }

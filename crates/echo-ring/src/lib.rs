@@ -36,7 +36,7 @@ mod transport;
 mod unusable;
 
 pub use datagram_socket::{DATAGRAM_BUFFERS, DatagramSocket, UnixNames};
-pub use driver::{Driver, DriverError, Settings};
+pub use driver::{ConnectionParts, Driver, DriverError, Settings};
 pub use features::{Features, Survey, probe, survey};
 pub use listening::{ListeningSocket, Owner};
 pub use locked::{charges_locked_memory, locked_memory_limit};

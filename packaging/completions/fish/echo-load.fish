@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_echo_load_global_optspecs
-    string join \n mode= c/connections= s/size= depth= burst= dont-fragment rate= d/duration= warmup= threads= source= no-verify timeout= tolerance= require-close interval= seed= json json-stream hdr= plot= no-progress h/help V/version
+    string join \n mode= c/connections= s/size= depth= burst= dont-fragment rate= d/duration= warmup= threads= source= proxy-protocol= proxy-source= no-verify timeout= tolerance= require-close interval= seed= json json-stream hdr= plot= no-progress h/help V/version
 end
 
 function __fish_echo_load_needs_command
@@ -37,6 +37,9 @@ complete -c echo-load -n "__fish_echo_load_needs_command" -s d -l duration -d 'D
 complete -c echo-load -n "__fish_echo_load_needs_command" -l warmup -d 'Duration of the load before the measurement' -r -f
 complete -c echo-load -n "__fish_echo_load_needs_command" -l threads -d 'Number of threads, each with a ring and its share of the connections' -r -f
 complete -c echo-load -n "__fish_echo_load_needs_command" -l source -d 'Connect from ADDRESS; repeatable: used in turn (each address has some 28,000 ports)' -r -f
+complete -c echo-load -n "__fish_echo_load_needs_command" -l proxy-protocol -d 'Begin each connection, or over UDP each datagram, with a PROXY header, as a proxy does; the header is not echoed' -r -f -a "v1\t'A line of text; not over UDP'
+v2\t'Binary'"
+complete -c echo-load -n "__fish_echo_load_needs_command" -l proxy-source -d 'Announce ADDRESS (IP or IP:PORT) in PROXY headers, or the addresses of a network (10.0.0.0/8) in turn [default: that of the connection]' -r -f
 complete -c echo-load -n "__fish_echo_load_needs_command" -l timeout -d 'Maximum time for a connect or an echo; a datagram without an echo by then is lost' -r -f
 complete -c echo-load -n "__fish_echo_load_needs_command" -l tolerance -d 'Tolerated share of scheduled messages that were never sent, of the time that a connection waits for its first echo, and of datagrams that were lost, late or reordered' -r -f
 complete -c echo-load -n "__fish_echo_load_needs_command" -l interval -d 'Time between reports' -r -f

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{STOP_MARGIN, Service, Stage};
 use crate::admin::State;
 use crate::daemon::{next_version, report, restart, workers};
-use crate::handover::ConnectionTransfer;
+use crate::handover::{self, ConnectionTransfer};
 use crate::logging::events;
 use echo_core::limits;
 use echo_core::op::Timestamp;
@@ -40,6 +40,15 @@ impl Service<'_> {
         let configuration = self.last_valid.to_toml();
         let listeners = &self.plan.addresses;
         let version = self.next_version;
+        let all = self.transfers.iter_mut().flat_map(|(_, transfers)| transfers);
+        let ended = handover::end_unfit(version, all);
+        if ended > 0 {
+            log::warn!(
+                "{} closed: the next version does not know the PROXY protocol, and their headers \
+                 are not complete",
+                report::count(ended as u64, "connection")
+            );
+        }
         match restart::store(&self.transfers, listeners, configuration, version, self.notifier) {
             Ok(()) => {
                 let count: usize =

@@ -158,9 +158,9 @@ impl World for Real {
     fn hand_over(&mut self, renamed: &[(ConnectionId, ConnectionId)]) {
         let mut next = Self::driver(&self.listeners, &self.memory);
         for &(old, new) in renamed {
-            let (socket, unsent) = self.driver.release(old);
-            assert!(unsent.is_empty(), "messages are never owned");
-            next.import(new, socket, &unsent);
+            let parts = self.driver.release(old);
+            assert!(parts.unsent.is_empty(), "messages are never owned");
+            next.import(new, parts);
         }
         self.driver = next;
     }

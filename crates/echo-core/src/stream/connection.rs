@@ -6,11 +6,12 @@
 //!
 //! | phase | bytes come | end of stream | send done | peer dead | deadline |
 //! |---|---|---|---|---|---|
+//! | `Preface` | header | `Closing`, or `Refusing` | impossible | `Closing` | `Refusing` |
 //! | `Open` | queue | `HalfClosed` | next | `Closing` | idle, old `Flushing`, stalled `Closing` |
 //! | `HalfClosed` | impossible | impossible | next, or `Closing` | `Closing` | `Closing` |
 //! | `Flushing` | drop | `HalfClosed` | next, or FIN, `Lingering` | `Closing` | `Closing` |
 //! | `Lingering` | drop | `Closing` | impossible | `Closing` | `Closing` |
-//! | `Closing` | drop | join | join | join | impossible |
+//! | `Closing`, `Refusing` | drop | join | join | join | impossible |
 //!
 //! An open connection that reaches its byte limit is `Flushing`, too.
 //!
@@ -26,11 +27,12 @@ use super::resources::{Context, Resources};
 use super::stamp::Stamp;
 use crate::id::{BufferId, ConnectionId, ListenerId, SizeClass, Timestamp};
 use crate::limits;
-use crate::op::{Expectation, Op, Shutdown, TransferPhase, TransferState, When};
-use crate::reason::{CloseReason, ConnectionError, ReceiveEnd, SendError};
+use crate::op::{Expectation, Op, PrefaceProgress, Shutdown, TransferPhase, TransferState, When};
+use crate::reason::{CloseReason, ConnectionError, ReceiveEnd, RefuseReason, SendError};
 
 #[cfg(test)]
 mod cells;
+mod preface;
 
 /// What the loss of bytes for want of the system's memory is counted as, see errno(3).
 pub(crate) const ENOMEM: i32 = 12;
@@ -55,6 +57,8 @@ const _: () = assert!(size_of::<Connection>() <= 44);
 /// Which timeout runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Timeout {
+    /// The header is not complete.
+    Preface,
     /// Nothing moves, and nothing waits.
     Idle,
     /// Bytes wait for the peer, and it takes none.
@@ -131,7 +135,10 @@ impl Connection {
     pub(crate) fn open(&mut self, context: &mut Context) {
         let waits = matches!(self.phase, Phase::Accepting | Phase::WaitingForCapacity);
         assert!(waits, "{:?} cannot be opened", self.phase);
-        self.phase = Phase::Open;
+        self.phase = match context.resources.parameters.proxies_of(self.listener) {
+            Some(_) => Phase::Preface(PrefaceProgress::Awaited),
+            None => Phase::Open,
+        };
         self.progress = Stamp::at(context.now);
         self.opened = Stamp::at(context.now);
         if context.resources.parameters.records.contains(&self.listener) {
@@ -156,12 +163,14 @@ impl Connection {
         resources.count_received(self.listener, length);
         match self.phase {
             Phase::Open => self.take_in(context, buffer, length, rest),
-            Phase::Flushing(_) | Phase::Lingering(_) | Phase::Closing(_) => {
+            Phase::Flushing(_) | Phase::Lingering(_) | Phase::Closing(_) | Phase::Refusing(_) => {
                 context.drop_chunk(buffer);
             }
-            Phase::Free | Phase::Accepting | Phase::WaitingForCapacity | Phase::HalfClosed => {
-                unreachable!("no receive is armed in {:?}", self.phase)
-            }
+            Phase::Free
+            | Phase::Accepting
+            | Phase::WaitingForCapacity
+            | Phase::Preface(_)
+            | Phase::HalfClosed => unreachable!("no receive is armed in {:?}", self.phase),
         }
         self.advance(context);
     }
@@ -196,6 +205,7 @@ impl Connection {
     pub(crate) fn on_receive_ended(&mut self, context: &mut Context, reason: ReceiveEnd) {
         let wanted = self.wants_bytes(context.resources);
         self.inbound.on_ended(context, reason, wanted);
+        self.note_health_check(context, reason);
         match reason {
             ReceiveEnd::EndOfStream => self.on_end_of_stream(),
             ReceiveEnd::NoBuffer if self.phase.is_closing() => {}
@@ -210,8 +220,11 @@ impl Connection {
 
     fn on_end_of_stream(&mut self) {
         self.phase = match self.phase {
+            Phase::Preface(PrefaceProgress::Awaited) => Phase::Closing(CloseReason::Finished),
+            Phase::Preface(PrefaceProgress::Begun) => Phase::Refusing(RefuseReason::InvalidHeader),
             Phase::Open | Phase::Flushing(_) => Phase::HalfClosed,
             Phase::Lingering(reason) | Phase::Closing(reason) => Phase::Closing(reason),
+            Phase::Refusing(reason) => Phase::Refusing(reason),
             Phase::Free | Phase::Accepting | Phase::WaitingForCapacity | Phase::HalfClosed => {
                 unreachable!("no receive is armed in {:?}", self.phase)
             }
@@ -244,6 +257,8 @@ impl Connection {
             | Receive::Armed(_)
             | Receive::Stopping(_)
             | Receive::Revoked
+            | Receive::ReadingPreface
+            | Receive::PrefaceStopping
             | Receive::BulkWaiting
             | Receive::Starved
             | Receive::Retrying => unreachable!("bytes were relayed unasked: {was:?}"),
@@ -363,7 +378,7 @@ impl Connection {
 
     /// The drain deadline has passed: echo what was received until now, then send FIN.
     pub(crate) fn on_drain_deadline(&mut self, context: &mut Context) {
-        if self.phase == Phase::Open {
+        if matches!(self.phase, Phase::Preface(_) | Phase::Open) {
             self.phase = Phase::Flushing(CloseReason::Drained);
             self.advance(context);
         }
@@ -388,6 +403,8 @@ impl Connection {
         match self.phase {
             Phase::Free | Phase::Accepting | Phase::WaitingForCapacity => return,
             Phase::Closing(reason) => return self.join(context, reason),
+            Phase::Refusing(reason) => return self.join_refused(context, reason),
+            Phase::Preface(_) => self.advance_receive(context),
             Phase::Open => {
                 self.advance_send(context);
                 self.advance_receive(context);
@@ -452,7 +469,7 @@ impl Connection {
     fn wants_bytes(&self, resources: &Resources) -> bool {
         match (self.phase, self.outbound.send()) {
             _ if resources.quiescing => false,
-            (Phase::Lingering(_), _) => true,
+            (Phase::Lingering(_) | Phase::Preface(_), _) => true,
             (Phase::Open, Send::Idle) => true,
             (Phase::Open, Send::Trying { .. }) => match self.inbound.class() {
                 SizeClass::Small => {
@@ -469,7 +486,8 @@ impl Connection {
                 | Phase::WaitingForCapacity
                 | Phase::HalfClosed
                 | Phase::Flushing(_)
-                | Phase::Closing(_),
+                | Phase::Closing(_)
+                | Phase::Refusing(_),
                 _,
             ) => false,
         }
@@ -537,9 +555,9 @@ impl Connection {
     #[must_use]
     pub(crate) fn timeout(&self) -> Option<Timeout> {
         match (self.phase, self.outbound.send()) {
-            (Phase::Free | Phase::Accepting | Phase::WaitingForCapacity | Phase::Closing(_), _) => {
-                None
-            }
+            (Phase::Free | Phase::Accepting | Phase::WaitingForCapacity, _)
+            | (Phase::Closing(_) | Phase::Refusing(_), _) => None,
+            (Phase::Preface(_), _) => Some(Timeout::Preface),
             (Phase::Lingering(_), _) => Some(Timeout::Linger),
             (Phase::Open, Send::Idle | Send::Trying { .. }) if !self.inbound.is_relay_blocked() => {
                 Some(Timeout::Idle)
@@ -558,6 +576,7 @@ impl Connection {
             end_of_life.map(|life| Timestamp((now.0 + life).saturating_sub(self.age_ms(now))));
         let timeout = self.timeout().and_then(|timeout| match timeout {
             // In a handover it is not received from, and so is not idle. The next process decides.
+            Timeout::Preface => Some(parameters.preface_timeout).filter(|_| !resources.quiescing),
             Timeout::Idle => limits.idle_timeout.filter(|_| !resources.quiescing),
             Timeout::Stall => limits.stall_timeout,
             Timeout::Linger => Some(parameters.linger_timeout),
@@ -591,6 +610,7 @@ impl Connection {
         match (self.phase, self.timeout()) {
             (_, None) => unreachable!("{:?} has no timer", self.phase),
             (Phase::Lingering(reason), _) => self.die(context, reason),
+            (_, Some(Timeout::Preface)) => self.refuse(context, RefuseReason::HeaderTimeout),
             // Stalled or not: what was received is still echoed.
             (Phase::Open, _) if is_old => self.phase = Phase::Flushing(CloseReason::Lifetime),
             (_, Some(Timeout::Idle)) => self.phase = Phase::Flushing(CloseReason::Idle),
@@ -645,9 +665,10 @@ impl Connection {
     pub(crate) fn export(&mut self, context: &mut Context) -> Option<TransferState> {
         let phase = match self.phase {
             Phase::Free | Phase::Accepting => return None,
-            Phase::WaitingForCapacity | Phase::Closing(_) => {
+            Phase::WaitingForCapacity | Phase::Closing(_) | Phase::Refusing(_) => {
                 unreachable!("{:?} is not quiescent", self.phase)
             }
+            Phase::Preface(progress) => TransferPhase::Preface(progress),
             Phase::Open => TransferPhase::Open,
             Phase::HalfClosed => TransferPhase::HalfClosed,
             Phase::Flushing(reason) => TransferPhase::Flushing(reason),
@@ -674,6 +695,12 @@ impl Connection {
         self.progress = Stamp::before(context.now, quiet_ms);
         self.listener = listener;
         self.phase = match phase {
+            TransferPhase::Preface(progress) => {
+                assert_eq!(unsent, 0, "nothing is echoed before the header is complete");
+                // Nobody could read it meanwhile.
+                self.progress = Stamp::at(context.now);
+                Phase::Preface(progress)
+            }
             TransferPhase::Open => Phase::Open,
             TransferPhase::HalfClosed => Phase::HalfClosed,
             TransferPhase::Flushing(reason) => Phase::Flushing(reason),
@@ -726,6 +753,10 @@ impl Connection {
             Phase::Free | Phase::Accepting | Phase::WaitingForCapacity => {
                 assert_eq!((receive, send), (Receive::Off, Send::Idle));
             }
+            Phase::Preface(_) => {
+                assert_eq!(send, Send::Idle, "bytes are sent before the header is complete");
+                assert!(receive != Receive::Off || quiescing, "a header is not waited for");
+            }
             Phase::Open => {
                 let busy = send != Send::Idle || receive != Receive::Off;
                 assert!(busy || quiescing, "an open connection waits for nothing");
@@ -742,7 +773,9 @@ impl Connection {
                 assert_eq!(send, Send::Idle, "bytes after FIN");
                 assert!(receive != Receive::Off || quiescing, "the peer's FIN is not waited for");
             }
-            Phase::Closing(_) => assert!(!self.is_quiescent(), "a dead connection is not closed"),
+            Phase::Closing(_) | Phase::Refusing(_) => {
+                assert!(!self.is_quiescent(), "a dead connection is not closed");
+            }
         }
         if send == Send::Idle && !self.phase.is_closing() {
             assert_eq!(self.outbound.queued(), 0, "queued bytes are not being sent");

@@ -59,6 +59,10 @@ pub(crate) enum Receive {
     Discarding(When),
     /// As `Discarding`, and canceled.
     DiscardStopping,
+    /// With the kernel, which waits for the header.
+    ReadingPreface,
+    /// As `ReadingPreface`, and canceled.
+    PrefaceStopping,
     /// Not armed: the turn has enough bulk. Waits in the queue for a share of one of the next.
     BulkWaiting,
     /// Not armed: there was no small buffer. Waits in the queue for one.
@@ -82,6 +86,9 @@ struct Probation(u8);
 impl Probation {
     /// It is not relayed.
     const OVER: Self = Self(0);
+    /// The connection has brought nothing but a header without an address. Its first bytes are
+    /// relayed, so that no other receive has to look whether they are the first.
+    const UNTRIED: Self = Self(u8::MAX - 1);
     /// It is always relayed: it has records.
     const ENDLESS: Self = Self(u8::MAX);
 
@@ -98,11 +105,15 @@ impl Probation {
 
     /// The peer took all of a chunk.
     fn pass(&mut self) {
-        if *self != Self::ENDLESS {
-            self.0 = self.0.saturating_sub(1);
-        }
+        *self = match *self {
+            Self::ENDLESS => Self::ENDLESS,
+            Self::UNTRIED => Self::OVER,
+            Self(relays) => Self(relays.saturating_sub(1)),
+        };
     }
 }
+
+const _: () = assert!(limits::PROBATION_RELAYS < Probation::UNTRIED.0);
 
 impl Default for Inbound {
     fn default() -> Self {
@@ -136,6 +147,25 @@ impl Inbound {
         self.probation == Probation::ENDLESS
     }
 
+    /// A header without an address is all that has come so far, and often all that comes.
+    pub(crate) fn begin_untried(&mut self) {
+        self.probation = Probation::UNTRIED;
+        self.estimate.expect(Expectation::Silence);
+    }
+
+    /// Whether nothing has come since [`Inbound::begin_untried`].
+    #[must_use]
+    pub(crate) fn is_untried(&self) -> bool {
+        self.probation == Probation::UNTRIED
+    }
+
+    /// What was asked of the header has been answered.
+    pub(crate) fn end_preface(&mut self) {
+        let reads = matches!(self.receive, Receive::ReadingPreface | Receive::PrefaceStopping);
+        assert!(reads, "a header without a look for it: {:?}", self.receive);
+        self.receive = Receive::Off;
+    }
+
     /// Where the receive stands.
     #[must_use]
     pub(crate) fn receive(&self) -> Receive {
@@ -158,7 +188,9 @@ impl Inbound {
             | Receive::Relaying(_)
             | Receive::RelayStopping
             | Receive::Discarding(_)
-            | Receive::DiscardStopping => true,
+            | Receive::DiscardStopping
+            | Receive::ReadingPreface
+            | Receive::PrefaceStopping => true,
             Receive::Off
             | Receive::Deferred
             | Receive::BulkWaiting
@@ -196,9 +228,11 @@ impl Inbound {
             Phase::Free
             | Phase::Accepting
             | Phase::WaitingForCapacity
+            | Phase::Preface(_)
             | Phase::HalfClosed
             | Phase::Flushing(_)
-            | Phase::Closing(_) => false,
+            | Phase::Closing(_)
+            | Phase::Refusing(_) => false,
         }
     }
 
@@ -341,6 +375,11 @@ impl Inbound {
     pub(crate) fn advance(&mut self, context: &mut Context, phase: Phase, wanted: bool) {
         let resources = &*context.resources;
         match self.receive {
+            Receive::Off if wanted && matches!(phase, Phase::Preface(_)) => {
+                self.receive = Receive::ReadingPreface;
+                let (connection, length_max) = (context.id, limits::PREFACE_BYTES_MAX);
+                context.ops.push(Op::ReadPreface { connection, length_max });
+            }
             Receive::Off if wanted => {
                 if resources.waiting.is_empty() || self.relays(phase, resources) {
                     let defers = resources.receive_policy.is_deferring();
@@ -366,6 +405,8 @@ impl Inbound {
             | Receive::RelayStopping
             | Receive::Discarding(_)
             | Receive::DiscardStopping
+            | Receive::ReadingPreface
+            | Receive::PrefaceStopping
             | Receive::BulkWaiting
             | Receive::Starved
             | Receive::Retrying => {}
@@ -489,6 +530,10 @@ impl Inbound {
                 self.receive = Receive::Stopping(armed);
                 context.ops.push(Op::CancelReceive { connection: context.id });
             }
+            Receive::ReadingPreface => {
+                self.receive = Receive::PrefaceStopping;
+                context.ops.push(Op::CancelReceive { connection: context.id });
+            }
             Receive::Revoked => self.receive = Receive::Stopping(Armed::Large),
             Receive::Off
             | Receive::Deferred
@@ -497,6 +542,7 @@ impl Inbound {
             | Receive::RelayStopping
             | Receive::Discarding(_)
             | Receive::DiscardStopping
+            | Receive::PrefaceStopping
             | Receive::BulkWaiting
             | Receive::Starved
             | Receive::Retrying => {}
@@ -579,6 +625,8 @@ impl Inbound {
             | Receive::Revoked
             | Receive::RelayStopping
             | Receive::DiscardStopping
+            | Receive::ReadingPreface
+            | Receive::PrefaceStopping
             | Receive::BulkWaiting
             | Receive::Starved
             | Receive::Retrying => return false,

@@ -1,6 +1,7 @@
 //! How far the life of a connection has come.
 
-use crate::reason::CloseReason;
+use crate::op::PrefaceProgress;
+use crate::reason::{CloseReason, RefuseReason};
 
 /// What a slot is used for. Data valid in one phase only lives in that phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,6 +12,8 @@ pub(crate) enum Phase {
     Accepting,
     /// Accepted in a race for the last capacity: waits for some, as it would in the backlog.
     WaitingForCapacity,
+    /// Its header (PROXY protocol) is being read: who the peer is has to be told first.
+    Preface(PrefaceProgress),
     /// Receiving and echoing.
     Open,
     /// The peer has sent its FIN: echo what is left, then close.
@@ -22,6 +25,8 @@ pub(crate) enum Phase {
     Lingering(CloseReason),
     /// Nothing more will be echoed. Waits until the kernel holds nothing of it.
     Closing(CloseReason),
+    /// As `Closing`, of a connection that is refused after its accept.
+    Refusing(RefuseReason),
 }
 
 impl Phase {
@@ -30,17 +35,19 @@ impl Phase {
     pub(crate) fn is_connection(self) -> bool {
         match self {
             Self::Free | Self::Accepting | Self::WaitingForCapacity => false,
-            Self::Open
+            Self::Preface(_)
+            | Self::Open
             | Self::HalfClosed
             | Self::Flushing(_)
             | Self::Lingering(_)
-            | Self::Closing(_) => true,
+            | Self::Closing(_)
+            | Self::Refusing(_) => true,
         }
     }
 
     /// Whether the connection waits only for the kernel to give back what it holds.
     #[must_use]
     pub(crate) fn is_closing(self) -> bool {
-        matches!(self, Self::Closing(_))
+        matches!(self, Self::Closing(_) | Self::Refusing(_))
     }
 }

@@ -90,7 +90,17 @@ impl Resources {
         self.of(listener).taken_over += 1;
     }
 
-    /// Counts a connection that is closed right after its accept.
+    /// Counts a connection whose header announced an address.
+    pub(crate) fn count_announced(&mut self, listener: ListenerId) {
+        self.of(listener).announced += 1;
+    }
+
+    /// Counts a connection by which a proxy looked whether we are here.
+    pub(crate) fn count_health_check(&mut self, listener: ListenerId) {
+        self.of(listener).health_checks += 1;
+    }
+
+    /// Counts a connection that is closed right after its accept or its header.
     pub(crate) fn count_refused(&mut self, listener: ListenerId, reason: RefuseReason) {
         self.of(listener).refused[reason as usize] += 1;
     }
@@ -311,6 +321,8 @@ pub(crate) mod tests {
             deferral: Deferral::default(),
             sweep_slots_max: limits::SWEEP_SLOTS_MAX,
             linger_timeout: 100,
+            preface_timeout: 100,
+            proxies: Arc::new([]),
             limiter: Arc::new(Unlimited),
             budget: Arc::new(Blocks::of(8, 0)),
             fullness: Arc::new(Fullness::new(1)),

@@ -20,7 +20,7 @@ use crate::admission::Admission;
 use crate::fullness;
 use crate::id::{BufferId, ConnectionId, ListenerId, Timestamp};
 use crate::kernel::{Kernel, Wake};
-use crate::op::{Event, Expectation, Op, TransferState};
+use crate::op::{Event, Expectation, Op, TransferPhase, TransferState};
 use crate::parameters::{Keepalive, Parameters, RuntimeLimits};
 use crate::peer::PeerAddr;
 use crate::reason::ConnectionError;
@@ -31,6 +31,8 @@ use crate::timer_wheel::Wheel;
 mod accepting;
 #[cfg(test)]
 mod draining;
+mod invariants;
+mod preface;
 #[cfg(test)]
 mod probes;
 #[cfg(test)]
@@ -76,6 +78,7 @@ impl Server {
             admission: Admission::new(
                 Arc::clone(&limits.admission),
                 Arc::clone(&parameters.limiter),
+                parameters.has_proxies(),
             ),
             wheel: Wheel::new(Timestamp(0), parameters.tick_ms(), slots),
             pause: Pause::default(),
@@ -232,6 +235,9 @@ impl Server {
             Event::Sent { connection, length } => self.on_sent(now, connection, length, ops),
             Event::Accepted { .. }
             | Event::AcceptFailed { .. }
+            | Event::PrefacePartial { .. }
+            | Event::PrefaceComplete { .. }
+            | Event::PrefaceInvalid { .. }
             | Event::Readable { .. }
             | Event::ReceiveEnded { .. }
             | Event::Relayed { .. }
@@ -253,6 +259,17 @@ impl Server {
                 self.resources.stats.count_accept_error(error);
                 self.listeners.on_failed(now, listener, error, ops);
                 self.release_slot(connection);
+            }
+            Event::PrefacePartial { connection, received } => {
+                self.with(now, connection, ops, |connection, context| {
+                    connection.on_preface_partial(context, received);
+                });
+            }
+            Event::PrefaceComplete { connection, peer, origin } => {
+                self.on_preface_complete(now, connection, peer, origin, ops);
+            }
+            Event::PrefaceInvalid { connection } => {
+                self.with(now, connection, ops, Connection::on_preface_invalid);
             }
             Event::Readable { connection } => {
                 self.with(now, connection, ops, Connection::on_readable);
@@ -484,7 +501,7 @@ impl Server {
         let listener = self.accept_ended(id);
         self.listeners.on_accepted(listener);
         self.resources.count_accepted(listener);
-        match self.admission.judge(now, id, peer) {
+        match self.judge_accepted(now, id, listener, peer) {
             Ok(()) if self.has_capacity() => self.open(now, id, ops),
             Ok(()) => {
                 self.connection(id).wait_for_capacity();
@@ -623,9 +640,7 @@ impl Server {
     /// has it that they count; some of them in each turn.
     pub(crate) fn recount<K: Kernel>(&mut self, now: Timestamp, kernel: &K) {
         for slot in self.admission.next_to_recount(self.slots.len(), self.sweep()) {
-            let phase = self.slots[slot].phase();
-            let is_open = phase.is_connection() || phase == Phase::WaitingForCapacity;
-            if is_open && self.admission.is_uncounted(slot as u32) {
+            if self.has_been_judged(slot) && self.admission.is_uncounted(slot as u32) {
                 let id = self.name_of(slot);
                 self.admission.count_open(now, id, kernel.peer_of(id));
             }
@@ -723,7 +738,9 @@ impl Server {
         ops: &mut Vec<Op>,
     ) {
         assert_eq!(self.connection(id).phase(), Phase::Free, "{id:?} is taken");
-        self.admission.count_open(now, id, peer);
+        if !matches!(transfer.phase, TransferPhase::Preface(_)) {
+            self.admission.count_open(now, id, peer);
+        }
         self.resources.count_taken_over(transfer.listener);
         self.resources.stats.connections += 1;
         self.probing.begin_silence(now, id.slot(), self.keepalive());
@@ -735,35 +752,6 @@ impl Server {
     /// bytes that are still to be sent on it.
     pub(crate) fn note_lost_in_handover(&mut self) {
         self.resources.stats.count_connection_error(ConnectionError::Unexpected(ENOMEM));
-    }
-}
-
-/// What must be true between two events. For tests and simulation.
-impl Server {
-    /// Panics if the counts do not add up. It visits every slot.
-    pub(crate) fn check_invariants(&self) {
-        let (mut lent, mut blocks, mut connections) = (0, 0, 0);
-        let (mut stalled, mut backlogs) = (0, 0);
-        for connection in &self.slots {
-            let (buffers, memory) = connection.check_invariants(&self.resources);
-            lent += buffers;
-            blocks += u64::from(memory);
-            stalled += u64::from(connection.is_stalled());
-            backlogs += u64::from(connection.has_backlog());
-            connections += u64::from(connection.phase().is_connection());
-        }
-        let stats = self.stats();
-        let block_size = u64::from(self.resources.block_size());
-        assert_eq!(lent, self.resources.pool.lent_total(), "a lent buffer has no owner");
-        assert_eq!(blocks * block_size, stats.spilled_bytes, "a block of memory has no owner");
-        assert_eq!(stalled, stats.stalled);
-        assert_eq!(connections, stats.connections);
-        let Traffic { bytes_in, bytes_out, chunks_out, .. } = stats.traffic;
-        assert_eq!(connections + stats.waiting_for_capacity, stats.traffic.connections());
-        let left = bytes_out + stats.bytes_dropped + stats.bytes_handed_over;
-        assert!(bytes_in + stats.bytes_taken_over >= left);
-        assert_eq!(backlogs, self.resources.stalled_since.len() as u64);
-        assert!(chunks_out >= stats.residence.count());
     }
 }
 

@@ -16,10 +16,12 @@ use echo_core::parameters::RuntimeLimits;
 pub(crate) mod admission;
 mod handover;
 mod line;
+mod preface;
 mod promises;
 
 use admission::Admission;
 use line::Waiter;
+use preface::Preface;
 
 /// What the core was told to keep to.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +35,7 @@ pub(crate) struct Limits {
     pub(crate) idle_timeout: Option<u64>,
     pub(crate) stall_timeout: Option<u64>,
     pub(crate) linger_timeout: u64,
+    pub(crate) preface_timeout: u64,
     pub(crate) lifetime: Option<u64>,
     /// Bytes of one connection that may be echoed.
     pub(crate) bytes_max: Option<u64>,
@@ -76,6 +79,10 @@ pub(crate) struct Audit {
     imported: usize,
     pub(crate) accepted: u64,
     pub(crate) closed: u64,
+    /// Connections that may have been closed or refused: two causes came together.
+    pub(crate) closed_or_refused: u64,
+    /// Connections whose header announced their peer.
+    pub(crate) announced: u64,
     pub(crate) bytes_in: u64,
     pub(crate) bytes_out: u64,
 }
@@ -107,6 +114,10 @@ struct Lent {
 #[derive(Debug)]
 struct Open {
     receive: Option<ReceiveMode>,
+    /// Its header, as long as that is not complete.
+    preface: Option<Preface>,
+    /// It was asked for a header, so it has been opened.
+    was_asked: bool,
     /// Where the last receive took its buffers from.
     class: SizeClass,
     receive_canceled: bool,
@@ -160,6 +171,8 @@ impl Open {
     fn accepted(now: u64) -> Self {
         Self {
             receive: None,
+            preface: None,
+            was_asked: false,
             class: SizeClass::Small,
             receive_canceled: false,
             relay: None,
@@ -228,6 +241,8 @@ impl Audit {
             imported: 0,
             accepted: 0,
             closed: 0,
+            closed_or_refused: 0,
+            announced: 0,
             bytes_in: 0,
             bytes_out: 0,
         }
@@ -259,9 +274,10 @@ impl Audit {
             Event::Accepted { connection, peer } => {
                 let listener = self.end_accept(connection);
                 self.aborts[usize::from(listener.0)] = 0;
-                self.admission.accepted(now, connection, peer);
+                let proxied = self.admission.accepted(now, listener, connection, peer);
+                let preface = proxied.then(Preface::default);
                 let decided = self.is_drained(now).then_some(0).into_iter().collect();
-                let open = Open { decided, ..Open::accepted(now) };
+                let open = Open { decided, preface, ..Open::accepted(now) };
                 self.tenants.push((connection, Tenant::Open(open)));
                 self.accepted += 1;
             }
@@ -271,6 +287,13 @@ impl Audit {
             Event::Received { connection, buffer, length, armed, .. } => {
                 self.received(now, connection, buffer, length, armed);
             }
+            Event::PrefacePartial { connection, received } => {
+                self.preface_partial(connection, received);
+            }
+            Event::PrefaceComplete { connection, peer, origin } => {
+                self.preface_complete(now, connection, peer, origin);
+            }
+            Event::PrefaceInvalid { connection } => self.preface_invalid(connection),
             Event::Readable { connection } => {
                 let open = self.open(connection);
                 let polls = open.receive.take() == Some(ReceiveMode::WhenReadable);
@@ -288,6 +311,9 @@ impl Audit {
                 let small = open.class == SizeClass::Small;
                 if reason == ReceiveEnd::NoBuffer && small && !relayed {
                     self.line.push(Waiter { connection, overtakers: Vec::new() });
+                }
+                if reason == ReceiveEnd::EndOfStream {
+                    self.ended_in_preface(connection);
                 }
             }
             Event::Relayed { connection, length, chunks, next } => {
@@ -370,6 +396,7 @@ impl Audit {
                 open.receive_canceled = false;
                 self.check_thawed(connection);
             }
+            Op::ReadPreface { connection, .. } => self.read_preface(now, connection),
             Op::AwaitReadable { connection } => {
                 // A poll takes no buffer, and so overtakes nobody.
                 self.line.retain(|waiter| waiter.connection != connection);
@@ -447,7 +474,9 @@ impl Audit {
                 self.open(connection).write_shut_at.get_or_insert(now);
             }
             Op::Shutdown { connection, how: Shutdown::Both } => {
-                self.check_cause(now, connection);
+                if !self.is_header_late(now, connection) {
+                    self.check_cause(now, connection);
+                }
                 self.open(connection).both_shut = true;
             }
             Op::Close { connection } => self.close(now, connection),
@@ -475,9 +504,12 @@ impl Audit {
         }
     }
 
-    /// The connections that are open for the core.
-    pub(crate) fn open_connections(&self) -> Vec<ConnectionId> {
-        let open = self.tenants.iter().filter(|(_, tenant)| matches!(tenant, Tenant::Open(_)));
+    /// The connections that are open for the core, and whose peer it knows.
+    pub(crate) fn judged_connections(&self) -> Vec<ConnectionId> {
+        let open = self
+            .tenants
+            .iter()
+            .filter(|(_, tenant)| matches!(tenant, Tenant::Open(open) if open.preface.is_none()));
         open.map(|(connection, _)| *connection).collect()
     }
 
@@ -494,7 +526,7 @@ impl Audit {
     /// Everything is over: nothing may be left in any hand.
     pub(crate) fn quiescent(&self) {
         assert!(self.lent.is_empty(), "rest: {:?} never came home", self.lent);
-        let ended = self.closed + self.admission.refused;
+        let ended = self.closed + self.admission.refused + self.closed_or_refused;
         assert_eq!(self.accepted, ended, "rest: connections are still open");
     }
 

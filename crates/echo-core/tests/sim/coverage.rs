@@ -1,8 +1,8 @@
 //! What a swarm has met. A simulator that never starves a connection proves nothing about starving.
 
 use echo_core::op::{
-    AcceptError, Event, Expectation, Op, ReceiveEnd, ReceiveMode, SendError, Shutdown, SizeClass,
-    TransferPhase, TransferState, When,
+    AcceptError, Event, Expectation, Op, PeerOrigin, PrefaceProgress, ReceiveEnd, ReceiveMode,
+    SendError, Shutdown, SizeClass, TransferPhase, TransferState, When,
 };
 use echo_core::reason::{CloseReason, RefuseReason};
 use echo_core::stats::Stats;
@@ -11,7 +11,7 @@ use crate::fake::trace::Note;
 use crate::history::History;
 
 /// What must be met, besides every way of closing.
-const OCCASIONS: [&str; 50] = [
+const OCCASIONS: [&str; 56] = [
     "a multishot receive",
     "a receive that is tried at once",
     "a receive that waits",
@@ -62,6 +62,12 @@ const OCCASIONS: [&str; 50] = [
     "an accept that waits for nobody",
     "an accept that found nobody",
     "a listener closed",
+    "a header asked for",
+    "a header in pieces",
+    "a header with an address",
+    "a header without an address",
+    "a header that is none",
+    "a connection imported in its header",
 ];
 
 /// How often each was met.
@@ -74,6 +80,7 @@ pub(crate) struct Coverage {
     drained_early: u64,
     reconfigured: u64,
     taken_back: u64,
+    health_checks: u64,
 }
 
 impl Default for Coverage {
@@ -87,6 +94,7 @@ impl Default for Coverage {
             drained_early: 0,
             reconfigured: 0,
             taken_back: 0,
+            health_checks: 0,
         }
     }
 }
@@ -110,6 +118,7 @@ impl Coverage {
         self.refused_memory += stats.spills_refused;
         self.reconfigured += history.reconfigured;
         self.taken_back += history.taken_back;
+        self.health_checks += stats.traffic.health_checks;
         self.drained_early +=
             u64::from(history.kernel.kernel.peers.iter().any(|peer| peer.named.is_none()));
     }
@@ -128,6 +137,7 @@ impl Coverage {
         self.refused_memory += other.refused_memory;
         self.reconfigured += other.reconfigured;
         self.taken_back += other.taken_back;
+        self.health_checks += other.health_checks;
         self.drained_early += other.drained_early;
     }
 
@@ -145,6 +155,7 @@ impl Coverage {
             ("a peer never accepted", self.drained_early),
             ("new limits and timeouts", self.reconfigured),
             ("a hand-over that failed", self.taken_back),
+            ("a health check", self.health_checks),
         ];
         let rest = rest.map(|(name, count)| (name.to_string(), count));
         occasions.chain(closes).chain(refusals).chain(rest).collect()
@@ -169,6 +180,7 @@ fn of_op(op: &Op) -> Option<&'static str> {
         Op::Receive { mode: ReceiveMode::Multishot, .. } => "a multishot receive",
         Op::Receive { mode: ReceiveMode::Now, .. } => "a receive that is tried at once",
         Op::Receive { mode: ReceiveMode::WhenReadable, .. } => "a receive that waits",
+        Op::ReadPreface { .. } => "a header asked for",
         Op::AwaitReadable { .. } => "a poll for bulk",
         Op::OfferBuffers { .. } => "an offer of buffers",
         Op::CancelReceive { .. } => "a receive canceled",
@@ -203,6 +215,9 @@ fn of_op(op: &Op) -> Option<&'static str> {
 
 fn of_import(transfer: &TransferState) -> Option<&'static str> {
     Some(match transfer {
+        TransferState { phase: TransferPhase::Preface(PrefaceProgress::Begun), .. } => {
+            "a connection imported in its header"
+        }
         TransferState { unsent: 1.., .. } => "an imported connection with spilled bytes",
         TransferState { phase: TransferPhase::Lingering(_), .. } => {
             "an imported connection after our FIN"
@@ -239,6 +254,10 @@ fn of_event(event: &Event) -> Option<&'static str> {
             }
             AcceptError::Unexpected(_) => "an accept with an unexpected error",
         },
+        Event::PrefacePartial { .. } => "a header in pieces",
+        Event::PrefaceComplete { origin: PeerOrigin::Announced, .. } => "a header with an address",
+        Event::PrefaceComplete { .. } => "a header without an address",
+        Event::PrefaceInvalid { .. } => "a header that is none",
         Event::Readable { .. } => "a poll that found bytes",
         Event::Accepted { .. }
         | Event::Received { .. }

@@ -8,9 +8,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use echo_core::admission::IpSet;
 use echo_core::fullness::Fullness;
 use echo_core::limits::SWEEP_SLOTS_MAX;
-use echo_core::op::{BufferPlan, ConnectionError};
+use echo_core::op::{BufferPlan, ConnectionError, PeerAddr};
 use echo_core::parameters::{Deferral, Parameters, RuntimeLimits};
 
 use crate::audited::Delivery;
@@ -18,6 +19,7 @@ use crate::caught::caught;
 use crate::fake::budget::FakeBudget;
 use crate::fake::choice::{Choice, Enumeration};
 use crate::fake::limiter::FakeLimiter;
+use crate::fake::peer::Saying;
 use crate::fake::{Faults, Settings};
 use crate::history::{Handover, History, Scenario};
 use crate::peers::{Crowd, Ending, Peers, Plan, Reading};
@@ -36,6 +38,8 @@ struct World {
     /// The turn at which a hand-over begins, and whether it fails.
     hand_over: Option<(usize, bool)>,
     listeners_end: bool,
+    /// Whether connections have a header.
+    proxied: bool,
     plans: Vec<Plan>,
 }
 
@@ -50,6 +54,7 @@ const QUIET: World = World {
     drain: None,
     hand_over: None,
     listeners_end: false,
+    proxied: false,
     plans: Vec::new(),
 };
 
@@ -89,6 +94,8 @@ impl World {
             deferral: Deferral::default(),
             sweep_slots_max: SWEEP_SLOTS_MAX,
             linger_timeout: 1_000,
+            preface_timeout: 1_000,
+            proxies: Arc::new([self.proxied.then(IpSet::default)]),
             limiter: limiter.clone(),
             budget: budget.clone(),
             fullness: Arc::new(Fullness::new(1)),
@@ -101,7 +108,8 @@ impl World {
             files_max: 100,
             faults: self.faults,
         };
-        let crowd = Crowd { peers: 0, listeners: 1, total_max: 0, wire_max: 1, rude: 0 };
+        let (wire_max, proxied) = (1, [self.proxied, false]);
+        let crowd = Crowd { peers: 0, listeners: 1, total_max: 0, wire_max, rude: 0, proxied };
         Scenario {
             parameters,
             settings,
@@ -172,6 +180,47 @@ fn worlds_with_handovers() -> impl Iterator<Item = World> {
         plans: vec![Plan::prompt(2, 1, Reading::Eager, Ending::Finish).on_wire(1)],
         ..QUIET
     })
+}
+
+/// Headers in every number of pieces, with a hand-over in each of the first turns, and at the end.
+fn worlds_with_headers() -> impl Iterator<Item = World> {
+    let receives =
+        Faults { short_receive: ON, stopped: ON, receive_memory: ON, late: ON, ..NO_FAULTS };
+    let order = Faults { late: ON, cancel_loses: ON, ..NO_FAULTS };
+    let client = Saying::Announces(PeerAddr::Ipv4([192, 0, 2, 1]));
+    let plan =
+        |says| Plan::prompt(2, 3, Reading::Eager, Ending::Finish).on_wire(2).with_header(3, says);
+    let says = [client, Saying::Nothing, Saying::Nonsense];
+    let whole = says.map(|says| World {
+        name: "every number of pieces of a header",
+        faults: receives,
+        faults_max: 1,
+        proxied: true,
+        chaos_turns: 7,
+        plans: vec![plan(says)],
+        ..QUIET
+    });
+    let hand_overs = [1, 2, 5].into_iter().map(move |turn| World {
+        name: "another process takes over in the middle of a header",
+        faults: order,
+        faults_max: 1,
+        hand_over: Some((turn, false)),
+        proxied: true,
+        chaos_turns: 7,
+        plans: vec![plan(client)],
+        ..QUIET
+    });
+    let drains = (0..3).map(move |turn| World {
+        name: "a drain in the middle of a header",
+        faults: order,
+        faults_max: 1,
+        proxied: true,
+        drain: Some((turn, 0)),
+        chaos_turns: 7,
+        plans: vec![plan(client)],
+        ..QUIET
+    });
+    whole.into_iter().chain(hand_overs).chain(drains)
 }
 
 fn worlds() -> Vec<World> {
@@ -270,7 +319,8 @@ fn worlds() -> Vec<World> {
 fn all_small_cases() {
     let began = Instant::now();
     let mut total = 0;
-    for world in worlds().into_iter().chain(worlds_with_handovers()) {
+    let worlds = worlds().into_iter().chain(worlds_with_handovers()).chain(worlds_with_headers());
+    for world in worlds {
         for multishot in [true, false] {
             let cases = world.visit(multishot);
             println!("{cases:>8} cases, multishot {multishot}: {}", world.name);

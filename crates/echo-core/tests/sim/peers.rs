@@ -9,7 +9,7 @@ use echo_core::op::{ConnectionError, ListenerId, PeerAddr};
 
 use crate::fake::FakeKernel;
 use crate::fake::choice::Choice;
-use crate::fake::peer::{PeerId, Wire};
+use crate::fake::peer::{Header, PeerId, Saying, Wire};
 use crate::fake::records;
 
 /// How a peer reads what is echoed.
@@ -44,6 +44,7 @@ pub(crate) struct Plan {
     listener: ListenerId,
     wire: Wire,
     source: PeerAddr,
+    header: Option<Header>,
     connects_at: u64,
     total: usize,
     write_max: usize,
@@ -64,6 +65,8 @@ pub(crate) struct Crowd {
     pub(crate) wire_max: usize,
     /// How rude they are, in thousandths: closing, resetting, stopping to read.
     pub(crate) rude: u16,
+    /// Whether the connections of each listener have a header.
+    pub(crate) proxied: [bool; 2],
 }
 
 /// All peers of a history.
@@ -160,6 +163,18 @@ fn message_length(choice: &mut Choice, length: usize) -> usize {
     }
 }
 
+/// Mostly one that is valid and short. A long one needs a wire on which it comes in few pieces.
+fn draw_header(choice: &mut Choice, wire_max: usize) -> Header {
+    let long = wire_max >= 300 && choice.below(4) == 0;
+    let length = 1 + if long { 4_000 + choice.below(200) } else { choice.below(8) };
+    let says = match choice.below(8) {
+        0 => Saying::Nonsense,
+        1 | 2 => Saying::Nothing,
+        _ => Saying::Announces(draw_source(choice)),
+    };
+    Header { length, says }
+}
+
 impl Plan {
     /// A peer that connects at once to the first listener and writes `total` bytes, at most
     /// `write_max` at a time.
@@ -168,6 +183,7 @@ impl Plan {
             listener: ListenerId(0),
             wire: Wire { receive_space: total.max(1), send_space: total.max(1) },
             source: PeerAddr::Local,
+            header: None,
             connects_at: 0,
             total,
             write_max,
@@ -184,9 +200,25 @@ impl Plan {
         Self { wire: Wire { receive_space: space, send_space: space }, ..self }
     }
 
+    /// The same, with a header in front of the bytes.
+    pub(crate) fn with_header(self, length: usize, says: Saying) -> Self {
+        let header = Some(Header { length, says });
+        let space = self.wire.receive_space + length;
+        let wire = Wire { receive_space: space, ..self.wire };
+        Self { header, wire, total: self.total + length, ..self }
+    }
+
     fn draw(choice: &mut Choice, crowd: Crowd, now: u64) -> Self {
         let wire_max = crowd.wire_max;
-        let total = choice.below(crowd.total_max + 1);
+        let listener = choice.below(usize::from(crowd.listeners));
+        let header = crowd.proxied[listener].then(|| draw_header(choice, wire_max));
+        let payload = choice.below(crowd.total_max + 1);
+        // Some end in the middle of their header.
+        let total = match header {
+            None => payload,
+            Some(header) if choice.below(8) == 0 => choice.below(header.length),
+            Some(header) => header.length + payload,
+        };
         let rude = |choice: &mut Choice| choice.below(1000) < usize::from(crowd.rude);
         let reading = match choice.below(4) {
             0 => Reading::Slow,
@@ -206,12 +238,13 @@ impl Plan {
         let pause_max = [0, 3, 150, 8_000][choice.below(4)];
         let connects_at = now + choice.below(100) as u64 * choice.below(10) as u64;
         Self {
-            listener: ListenerId(choice.below(usize::from(crowd.listeners)) as u16),
+            listener: ListenerId(listener as u16),
             wire: Wire {
                 receive_space: 1 + choice.below(wire_max),
                 send_space: 1 + choice.below(wire_max),
             },
             source: draw_source(choice),
+            header,
             connects_at,
             total,
             write_max: 1 + choice.below(wire_max),
@@ -229,7 +262,7 @@ impl Plan {
             return false;
         }
         let Some(id) = self.id else {
-            self.id = Some(kernel.connect(self.listener, self.wire, self.source));
+            self.id = Some(kernel.connect_with(self.listener, self.wire, self.source, self.header));
             return true;
         };
         if kernel.peers[id.0].is_over() {
@@ -256,10 +289,10 @@ impl Plan {
 
     fn write(&self, kernel: &mut FakeKernel, id: PeerId) -> bool {
         let left = self.total - kernel.peers[id.0].written;
+        let length = left.min(1 + kernel.choice.below(self.write_max));
         if left == 0 {
             return false;
         }
-        let length = left.min(1 + kernel.choice.below(self.write_max));
         let length = match kernel.peers[id.0].records {
             Some(_) => message_length(&mut kernel.choice, length),
             None => length,
@@ -273,7 +306,7 @@ impl Plan {
         let peer = &kernel.peers[id.0];
         let (sees_end, written_all, finished) =
             (peer.sees_end(), peer.written == self.total, peer.finished);
-        let caught_up = peer.read == peer.written;
+        let caught_up = peer.read == peer.written_behind_header();
         if sees_end && (finished || healed || kernel.choice.below(4) == 0) {
             kernel.peer_close(id);
             return true;

@@ -4,8 +4,8 @@
 //! `planted`.
 
 use echo_core::op::{
-    BufferId, ConnectionId, Event, Op, PeerAddr, ReceiveEnd, ReceiveMode, Shutdown, SizeClass,
-    TransferPhase, TransferState, When,
+    BufferId, ConnectionId, Event, Op, PeerAddr, PeerOrigin, ReceiveEnd, ReceiveMode, Shutdown,
+    SizeClass, TransferPhase, TransferState, When,
 };
 use echo_core::parameters::RuntimeLimits;
 
@@ -85,10 +85,18 @@ pub(crate) enum Bug {
     OwnMessage,
     /// The next process takes messages for a stream.
     ForgetRecords,
+    /// A header is not read.
+    ForgetHeader,
+    /// A header is taken for complete before it is.
+    EndHeaderEarly,
+    /// What a header announces is not looked at.
+    IgnoreAnnounced,
+    /// An invalid header is taken for one that announces nothing.
+    AdmitNonsense,
 }
 
 impl Bug {
-    pub(crate) const ALL: [Self; 35] = [
+    pub(crate) const ALL: [Self; 39] = [
         Self::DropByte,
         Self::SwapBuffers,
         Self::LeakBuffer,
@@ -124,6 +132,10 @@ impl Bug {
         Self::EndAtEmpty,
         Self::OwnMessage,
         Self::ForgetRecords,
+        Self::ForgetHeader,
+        Self::EndHeaderEarly,
+        Self::IgnoreAnnounced,
+        Self::AdmitNonsense,
     ];
 }
 
@@ -221,7 +233,19 @@ impl Saboteur {
                 let reason = ReceiveEnd::EndOfStream;
                 told = Event::ReceiveEnded { connection, reason };
             }
+            Event::PrefacePartial { connection, .. } if bug == Bug::EndHeaderEarly => {
+                told = unannounced(connection);
+            }
+            Event::PrefaceComplete { connection, .. } if bug == Bug::IgnoreAnnounced => {
+                told = unannounced(connection);
+            }
+            Event::PrefaceInvalid { connection } if bug == Bug::AdmitNonsense => {
+                told = unannounced(connection);
+            }
             Event::AcceptFailed { .. }
+            | Event::PrefacePartial { .. }
+            | Event::PrefaceComplete { .. }
+            | Event::PrefaceInvalid { .. }
             | Event::ReceiveEnded { .. }
             | Event::Relayed { .. }
             | Event::SentSpilled { .. }
@@ -313,6 +337,7 @@ impl Saboteur {
             | Op::ReportPeers
             | Op::OmitPeers
             | Op::OfferBuffers { .. }
+            | Op::ReadPreface { .. }
             | Op::AwaitReadable { .. }
             | Op::Receive { .. }
             | Op::CancelReceive { .. }
@@ -372,6 +397,11 @@ impl Saboteur {
     }
 }
 
+/// A complete header that announces nobody.
+fn unannounced(connection: ConnectionId) -> Event {
+    Event::PrefaceComplete { connection, peer: PeerAddr::Local, origin: PeerOrigin::Socket }
+}
+
 const FIRST: BufferId = BufferId { class: SizeClass::Small, index: 0 };
 
 /// Whether leaving `op` out is what this bug does.
@@ -380,6 +410,7 @@ fn forgets(bug: Bug, op: Op) -> bool {
         Op::Accept { .. } | Op::AcceptWaiting { .. } => bug == Bug::ForgetAccept,
         Op::CancelAccept { .. } | Op::CancelReceive { .. } => bug == Bug::ForgetCancel,
         Op::Receive { .. } => bug == Bug::ForgetReceive,
+        Op::ReadPreface { .. } => bug == Bug::ForgetHeader,
         Op::AwaitReadable { .. } => bug == Bug::ForgetPoll,
         Op::Relay { .. } | Op::Discard { .. } => bug == Bug::ForgetRelay,
         Op::SendHeld { .. } => bug == Bug::ForgetHeld,

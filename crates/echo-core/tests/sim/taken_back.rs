@@ -80,6 +80,8 @@ impl World {
             deferral: Deferral::default(),
             sweep_slots_max: limits::SWEEP_SLOTS_MAX,
             linger_timeout: LINGER,
+            preface_timeout: 1_000,
+            proxies: Arc::new([]),
             limiter: Arc::new(FakeLimiter::new()),
             budget: budget.clone(),
             fullness: Arc::new(Fullness::new(1)),

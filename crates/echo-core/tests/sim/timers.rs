@@ -99,6 +99,8 @@ impl World {
             deferral: Deferral::default(),
             sweep_slots_max: SWEEP_SLOTS_MAX,
             linger_timeout: LINGER_MS,
+            preface_timeout: 1_000,
+            proxies: Arc::new([]),
             limiter: Arc::new(Unlimited),
             fullness: Arc::new(Fullness::new(1)),
             budget: budget.clone(),

@@ -73,6 +73,8 @@ impl World {
                 deferral: Deferral { turns_per_period: 3, chunks_per_turn: 0 },
                 sweep_slots_max: [1, SWEEP_SLOTS_MAX][choice.below(2)],
                 linger_timeout: 100,
+                preface_timeout: 1_000,
+                proxies: Arc::new([]),
                 limiter: limiter.clone(),
                 budget: budget.clone(),
                 fullness: Arc::clone(&fullness),
@@ -181,6 +183,7 @@ impl Lane {
             stall_timeout: None,
             linger_timeout: parameters.linger_timeout,
             lifetime: None,
+            preface_timeout: 1_000,
             bytes_max: None,
         };
         let mut choice = Choice::from_seed(seed);
@@ -190,6 +193,7 @@ impl Lane {
             total_max: [6, 40, 200][choice.below(3)],
             wire_max: [1, 5, 30][choice.below(3)],
             rude: [0, 300][choice.below(2)],
+            proxied: [false; 2],
         };
         let delivery = [Delivery::OneByOne, Delivery::Together][choice.below(2)];
         let settings = Settings {

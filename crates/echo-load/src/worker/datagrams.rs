@@ -27,6 +27,7 @@ use crate::flow::{Flow, Verdict};
 use crate::measure::{Fate, Wait};
 use crate::orders::{News, Phase};
 use crate::pattern::Pattern;
+use crate::proxy::{Ends, datagram_header};
 use crate::size::Random;
 use crate::udp::{self, Exchange};
 
@@ -220,13 +221,17 @@ impl Worker {
 
     /// Opens a socket for each flow.
     fn open(&mut self) -> Result<(), String> {
-        let sources = &self.ledger.plan.sources;
-        for flow in &self.flows {
+        let plan = &self.ledger.plan;
+        let sources = &plan.sources;
+        for flow in &mut self.flows {
             let source: Option<IpAddr> = match sources.len() {
                 0 => None,
                 count => Some(sources[(flow.number % count as u64) as usize]),
             };
-            let opened = udp::open(&self.ledger.plan, self.server, source).and_then(|socket| {
+            let opened = udp::open(plan, self.server, source).and_then(|socket| {
+                let local = Some(udp::local_address(&socket, self.server)?);
+                let (number, server) = (flow.number, Some(self.server));
+                flow.header = datagram_header(plan, Ends { number, local, server });
                 let data = EventData::new_u64(self.sockets.len() as u64);
                 epoll::add(&self.epoll, &socket, data, EventFlags::IN)?;
                 Ok(socket)

@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 use std::mem;
+use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -49,6 +50,8 @@ const SWEEP_MAX: usize = 16_384;
 pub(super) struct Worker {
     ledger: Ledger,
     client: Client,
+    /// The address of the server; none for a Unix socket.
+    server: Option<SocketAddr>,
     pattern: Pattern,
     random: Random,
     connections: Vec<Connection>,
@@ -84,6 +87,7 @@ impl Worker {
         }
         let Task { plan, address: target, thread, wake, .. } = task;
         Ok(Self {
+            server: target.as_socket(),
             client: Client::new(Settings { target, wake, buffers, buffer_bytes })?,
             pattern: Pattern::new(plan.seed),
             random: Random::new(plan.seed ^ u64::from(thread) << 32),

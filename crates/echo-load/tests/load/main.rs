@@ -20,6 +20,7 @@ mod names;
 mod open_loop;
 mod outputs;
 mod program;
+mod proxies;
 mod servers;
 mod signals;
 mod usage;

@@ -1,14 +1,38 @@
 //! Connections that come from the process before us, or go to the next one.
 
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use socket2::{Domain, SockRef, Type};
 
-use super::{Driver, Socket, Transport, peer};
+use super::preface::Preface;
+use super::{Driver, Socket, Transport};
 use crate::spill::{BLOCK, SpillQueue};
-use echo_core::op::Budget;
-use echo_core::op::{ConnectionId, PeerAddr};
+use echo_core::kernel::Kernel;
+use echo_core::op::{Budget, ConnectionId, PeerAddr};
+
+/// What a driver has of a connection, on its way from one process to the next.
+#[derive(Debug)]
+pub struct ConnectionParts {
+    /// Its socket.
+    pub socket: OwnedFd,
+    /// The bytes that are still to be sent on it.
+    pub unsent: Box<[u8]>,
+    /// The address that its header (PROXY protocol) has announced.
+    pub announced: Option<SocketAddr>,
+    /// The state of the parser of a header of which some has come
+    /// ([`echo_proxy_header::Parser::to_bytes`]); else empty.
+    pub preface: Box<[u8]>,
+}
+
+impl ConnectionParts {
+    /// Those of a connection without a header, and without bytes that are still to be sent.
+    #[must_use]
+    pub fn of(socket: OwnedFd) -> Self {
+        Self { socket, unsent: Box::default(), announced: None, preface: Box::default() }
+    }
+}
 
 impl Driver {
     /// Takes the memory for bytes of a connection that is to be imported, whatever the limit says.
@@ -18,39 +42,50 @@ impl Driver {
         self.memory.take_beyond(unsent.len().div_ceil(BLOCK) as u32)
     }
 
-    /// Takes over a connection of the process before us, with the bytes that are still to be sent
-    /// on it, if any: [`Driver::take_memory_for`] has taken the memory for them. Returns where it
-    /// came from.
+    /// Takes over a connection of the process before us. If bytes are still to be sent on it,
+    /// [`Driver::take_memory_for`] has taken the memory for them. Returns where it comes from, as
+    /// [`Kernel::peer_of`] does from now on.
     ///
     /// # Panics
     /// If the slot is in use.
-    pub fn import(&mut self, connection: ConnectionId, fd: OwnedFd, unsent: &[u8]) -> PeerAddr {
+    pub fn import(&mut self, connection: ConnectionId, parts: ConnectionParts) -> PeerAddr {
+        let ConnectionParts { socket: fd, unsent, announced, preface } = parts;
         let socket = SockRef::from(&fd);
         let transport = match (socket.domain(), socket.r#type()) {
             (Ok(Domain::UNIX), Ok(Type::SEQPACKET)) => Transport::UnixSeqpacket,
             (Ok(Domain::UNIX), _) => Transport::Unix,
             _ => Transport::Tcp,
         };
-        let peer = peer::of(fd.as_fd(), transport).unwrap_or(PeerAddr::Unknown);
         if transport == Transport::Tcp {
             self.hold_imported(fd.as_fd());
         }
         self.install(connection, Socket::new(fd, transport));
         if !unsent.is_empty() {
             let mut spill = SpillQueue::new(Arc::clone(&self.memory));
-            spill.push(unsent);
+            spill.push(&unsent);
             self.spills.insert(connection.slot(), spill);
         }
-        peer
+        let preface = (!preface.is_empty()).then(|| Preface::begun(&preface));
+        if let Some(preface) = announced.map(Preface::Announced).or(preface) {
+            self.prefaces.insert(connection.slot(), preface);
+        }
+        self.peer_of(connection)
     }
 
-    /// Gives a connection away: its socket, and the bytes that are still to be sent on it.
+    /// Gives a connection away.
     ///
     /// # Panics
     /// If there is none of this name.
-    pub fn release(&mut self, connection: ConnectionId) -> (OwnedFd, Box<[u8]>) {
+    pub fn release(&mut self, connection: ConnectionId) -> ConnectionParts {
         let spill = self.spills.remove(&connection.slot());
         let unsent = spill.map_or_else(Box::default, |spill| spill.to_vec().into_boxed_slice());
-        (self.take_socket(connection), unsent)
+        let (announced, preface) = match self.prefaces.get(&connection.slot()) {
+            Some(Preface::Announced(address)) => (Some(*address), Box::default()),
+            Some(Preface::Reading(parser, _)) if parser.consumed() > 0 => {
+                (None, Box::from(parser.to_bytes()))
+            }
+            Some(Preface::Reading(..)) | None => (None, Box::default()),
+        };
+        ConnectionParts { socket: self.take_socket(connection), unsent, announced, preface }
     }
 }

@@ -27,6 +27,8 @@ pub(super) enum Receiving {
     Relaying,
     /// A poll for room; when there is some, bytes are relayed.
     Blocked,
+    /// A poll for bytes; when there are some, they are looked at for a header.
+    Preface,
 }
 
 /// Whether the end of a Unix stream is watched for: see [`Transport::Unix`]. So its connections may
@@ -129,7 +131,7 @@ impl Driver {
             Receiving::No => {}
             Receiving::Small => self.ring.cancel(Token::Receive(connection, SizeClass::Small)),
             Receiving::Large => self.ring.cancel(Token::Receive(connection, SizeClass::Large)),
-            Receiving::Readable | Receiving::Relaying => {
+            Receiving::Readable | Receiving::Relaying | Receiving::Preface => {
                 self.ring.cancel(Token::Readable(connection));
             }
             Receiving::Blocked => self.cancel_send(connection),
@@ -143,8 +145,14 @@ impl Driver {
         result: i32,
         events: &mut Vec<Event>,
     ) {
-        if self.socket(connection).receiving == Receiving::Relaying {
-            return self.relay_readable(connection, result, events);
+        match self.socket(connection).receiving {
+            Receiving::Relaying => return self.relay_readable(connection, result, events),
+            Receiving::Preface => return self.preface_readable(connection, result, events),
+            Receiving::No
+            | Receiving::Small
+            | Receiving::Large
+            | Receiving::Readable
+            | Receiving::Blocked => {}
         }
         self.socket_mut(connection).receiving = Receiving::No;
         events.push(if result >= 0 {

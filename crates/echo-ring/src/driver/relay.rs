@@ -36,7 +36,7 @@ impl Scratch {
         Mapping::new(messages::LENGTH_MAX).map(Self)
     }
 
-    fn bytes(&mut self) -> &mut [u8] {
+    pub(super) fn bytes(&mut self) -> &mut [u8] {
         let start = self.0.start().as_ptr();
         // SAFETY: the mapping is so long and initialised (zeroed, then written by the kernel), and
         // nothing else points into it.
@@ -154,12 +154,13 @@ impl Driver {
 
 /// Echoes what fits into `scratch`.
 fn echo(socket: BorrowedFd<'_>, scratch: &mut [u8]) -> Result<Moved, ReceiveEnd> {
-    let seen = match recv(socket, &mut *scratch, RecvFlags::PEEK | RecvFlags::DONTWAIT) {
-        Ok((_, 0)) => return Err(ReceiveEnd::EndOfStream),
-        Ok((_, seen)) => seen,
+    let bytes = match peek(socket, scratch) {
+        Ok([]) => return Err(ReceiveEnd::EndOfStream),
+        Ok(bytes) => bytes,
         Err(error) => return nothing(error),
     };
-    let sent = match send(socket, &scratch[..seen], SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+    let seen = bytes.len();
+    let sent = match send(socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
         Ok(sent) => sent,
         Err(Errno::AGAIN) => 0,
         Err(error) => {
@@ -180,9 +181,16 @@ fn echo(socket: BorrowedFd<'_>, scratch: &mut [u8]) -> Result<Moved, ReceiveEnd>
     Ok(Moved::bytes(sent, next))
 }
 
+/// Looks at what is in the receive queue, as far as there is room in `scratch`, and leaves it there.
+/// Nothing is the end of the stream.
+pub(super) fn peek<'a>(socket: BorrowedFd<'_>, scratch: &'a mut [u8]) -> Result<&'a [u8], Errno> {
+    let (_, seen) = recv(socket, &mut *scratch, RecvFlags::PEEK | RecvFlags::DONTWAIT)?;
+    Ok(&scratch[..seen])
+}
+
 /// Takes as many bytes as `scratch` has room for out of the receive queue, in which they are. They
 /// may come in several pieces: a receive ends before urgent data (tcp(7)).
-fn take(socket: BorrowedFd<'_>, scratch: &mut [u8]) -> Result<(), ReceiveEnd> {
+pub(super) fn take(socket: BorrowedFd<'_>, scratch: &mut [u8]) -> Result<(), ReceiveEnd> {
     let mut taken = 0;
     while taken < scratch.len() {
         match recv(socket, &mut scratch[taken..], RecvFlags::TRUNC | RecvFlags::DONTWAIT) {
@@ -211,7 +219,7 @@ fn forget(socket: BorrowedFd<'_>, scratch: &mut [u8]) -> Result<Moved, ReceiveEn
 }
 
 /// What it means that a look at the receive queue has found nothing.
-fn nothing(error: Errno) -> Result<Moved, ReceiveEnd> {
+pub(super) fn nothing(error: Errno) -> Result<Moved, ReceiveEnd> {
     match error {
         Errno::AGAIN | Errno::INTR => Ok(Moved::nothing(When::Readable)),
         Errno::NOBUFS => Err(ReceiveEnd::Memory),

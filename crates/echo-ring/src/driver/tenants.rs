@@ -26,7 +26,7 @@ fn driver() -> Driver {
 /// A Unix connection of this name whose end is watched for, and its peer.
 fn import(driver: &mut Driver, connection: ConnectionId) -> UnixStream {
     let (ours, peer) = UnixStream::pair().expect("a pair of sockets");
-    driver.import(connection, OwnedFd::from(ours), &[]);
+    driver.import(connection, ConnectionParts::of(OwnedFd::from(ours)));
     driver.receive_small(connection, ReceiveMode::Multishot);
     assert_eq!(driver.socket(connection).rdhup, Rdhup::Watched);
     peer

@@ -14,10 +14,12 @@ use alloc::vec::Vec;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 mod backlog;
+mod preface;
 mod table;
 
 use super::*;
-use crate::op::ReceiveMode;
+use crate::admission::IpSet;
+use crate::op::{PeerOrigin, ReceiveMode};
 use crate::parameters::{Parameters, RuntimeLimits};
 use crate::stream::inbound::Armed;
 use crate::stream::outbound::{Completion, Step};
@@ -26,7 +28,7 @@ use crate::stream::resources::tests::{Blocks, small};
 const NOW: Timestamp = Timestamp(1_000);
 
 /// Events by name; `received` uses the next buffer.
-const EVENTS: [&str; 27] = [
+const EVENTS: [&str; 33] = [
     "received",
     "received, armed",
     "end of stream",
@@ -54,10 +56,17 @@ const EVENTS: [&str; 27] = [
     "send stopped",
     "quiesce",
     "quiesce deadline",
+    "header part",
+    "header too long",
+    "header announced",
+    "header local",
+    "header denied",
+    "header invalid",
 ];
 
-/// Situations by name, and how each is reached from an open connection with an armed receive.
-const SITUATIONS: [(&str, &[&str]); 36] = [
+/// Situations by name, and how each is reached from an open connection with an armed receive; or,
+/// if the script begins with `proxied`, from one whose header is awaited.
+const SITUATIONS: [(&str, &[&str]); 44] = [
     ("open", &[]),
     ("open, starved", &["no buffer"]),
     ("open, retrying", &["receive memory"]),
@@ -97,6 +106,14 @@ const SITUATIONS: [(&str, &[&str]); 36] = [
     ("closing, relay", &["received", "sent part", "stopped", "spilled all", "drain end"]),
     ("quiescing, held", &["no memory", "received", "sent part", "quiesce"]),
     ("quiescing, relay", &["received", "sent part", "stopped", "spilled all", "quiesce"]),
+    ("preface", &["proxied"]),
+    ("preface, begun", &["proxied", "header part"]),
+    ("preface, retrying", &["proxied", "receive memory"]),
+    ("open, untried", &["proxied", "header local"]),
+    ("lingering, preface", &["proxied", "drain deadline"]),
+    ("closing, preface", &["proxied", "drain end"]),
+    ("refusing", &["proxied", "due"]),
+    ("quiescing, preface", &["proxied", "quiesce"]),
 ];
 
 struct Bench {
@@ -110,10 +127,13 @@ struct Bench {
 impl Bench {
     fn new(script: &[&str]) -> Self {
         let parameters = small(1, 1);
+        let proxied = script.first() == Some(&"proxied");
+        let proxies = proxied.then(IpSet::default);
         let mut bench = Self {
             connection: Connection::free(),
             resources: Resources::new(Parameters {
                 multishot: true,
+                proxies: Arc::new([proxies]),
                 budget: Arc::new(Blocks::of(8, 1)),
                 runtime_limits: RuntimeLimits {
                     idle_timeout: Some(100),
@@ -128,7 +148,7 @@ impl Bench {
         };
         bench.connection.reserve(ListenerId(0));
         bench.act(|connection, context| connection.open(context));
-        script.iter().for_each(|event| bench.apply(event));
+        script.iter().skip(usize::from(proxied)).for_each(|event| bench.apply(event));
         bench.ops.clear();
         bench
     }
@@ -197,6 +217,15 @@ impl Bench {
                     self.resources.pool.hold(buffer);
                 }
             }
+            "header part" => self.act(|c, context| c.on_preface_partial(context, 5)),
+            "header too long" => {
+                let received = limits::PREFACE_BYTES_MAX;
+                self.act(|c, context| c.on_preface_partial(context, received));
+            }
+            "header announced" => self.completed(PeerOrigin::Announced, Ok(())),
+            "header local" => self.completed(PeerOrigin::Socket, Ok(())),
+            "header denied" => self.completed(PeerOrigin::Announced, Err(RefuseReason::Denied)),
+            "header invalid" => self.act(|c, context| c.on_preface_invalid(context)),
             "due" => self.act(|c, context| c.on_deadline(context)),
             "drain deadline" => self.act(|c, context| c.on_drain_deadline(context)),
             "drain end" => self.act(|c, context| c.on_drain_end(context)),
@@ -216,6 +245,10 @@ impl Bench {
         self.act(|connection, context| {
             connection.on_relayed(context, length, length.min(1), next);
         });
+    }
+
+    fn completed(&mut self, origin: PeerOrigin, verdict: Result<(), RefuseReason>) {
+        self.act(|connection, context| connection.on_preface_complete(context, origin, verdict));
     }
 
     fn ended(&mut self, reason: ReceiveEnd) {
@@ -272,6 +305,7 @@ fn op_text(op: &Op) -> String {
     match op {
         Op::Receive { mode: ReceiveMode::Multishot, .. } => "receive".into(),
         Op::Receive { .. } => "receive once".into(),
+        Op::ReadPreface { .. } => "read header".into(),
         Op::CancelReceive { .. } => "cancel".into(),
         Op::Send { buffer, length, needs_completion: true, .. } => {
             format!("send b{} {length}", buffer.index)
@@ -313,7 +347,7 @@ fn op_text(op: &Op) -> String {
 
 #[test]
 fn every_cell_of_the_table() {
-    let all = [table::CELLS, backlog::CELLS].concat();
+    let all = [table::CELLS, backlog::CELLS, preface::CELLS].concat();
     let situations: Vec<&str> = all.iter().map(|(situation, _)| *situation).collect();
     assert_eq!(situations, SITUATIONS.map(|(situation, _)| situation), "a situation has no cells");
     let mut wrong = Vec::new();

@@ -8,12 +8,16 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use echo_core::admission::AdmissionPolicy;
-use echo_core::op::{ConnectionId, PeerAddr};
+use std::sync::Arc;
+
+use echo_core::admission::{AdmissionPolicy, IpSet};
+use echo_core::op::{ConnectionId, ListenerId, PeerAddr};
 
 /// The model of admission of one worker.
 pub(crate) struct Admission {
     policy: AdmissionPolicy,
+    /// The proxies that each listener trusts, if it takes connections of proxies.
+    proxies: Arc<[Option<IpSet>]>,
     /// Which worker it is.
     worker: usize,
     /// What all workers of a process count.
@@ -48,7 +52,13 @@ impl Admission {
         worker: usize,
         shared: Rc<RefCell<Shared>>,
     ) -> Self {
-        Self { policy, worker, shared, to_close: Vec::new(), refused: 0 }
+        let proxies = Arc::new([]);
+        Self { policy, proxies, worker, shared, to_close: Vec::new(), refused: 0 }
+    }
+
+    /// The same, with listeners that take connections of these proxies.
+    pub(crate) fn with_proxies(self, proxies: Arc<[Option<IpSet>]>) -> Self {
+        Self { proxies, ..self }
     }
 
     /// How many sources must have an entry, at least and at most.
@@ -60,7 +70,31 @@ impl Admission {
         groups.len()..=groups.len() + shared.buckets.len()
     }
 
-    pub(crate) fn accepted(&mut self, now: u64, id: ConnectionId, peer: PeerAddr) {
+    /// A connection was accepted. Whether it is judged by its header.
+    pub(crate) fn accepted(
+        &mut self,
+        now: u64,
+        listener: ListenerId,
+        id: ConnectionId,
+        peer: PeerAddr,
+    ) -> bool {
+        let Some(Some(trusted)) = self.proxies.get(usize::from(listener.0)) else {
+            self.judge(now, id, peer);
+            return false;
+        };
+        if peer != PeerAddr::Local && !trusted.contains(peer) {
+            self.to_close.push(id);
+        }
+        true
+    }
+
+    /// A connection must be closed before the present events have been acted upon.
+    pub(crate) fn refuse(&mut self, id: ConnectionId) {
+        self.to_close.push(id);
+    }
+
+    /// The address that a connection counts under is known.
+    pub(crate) fn judge(&mut self, now: u64, id: ConnectionId, peer: PeerAddr) {
         if self.policy.access.denies(peer) {
             return self.to_close.push(id);
         }

@@ -1,7 +1,7 @@
 //! The promises about a hand-over: from its beginning nothing is asked that could wait, and what is
 //! handed on is what the model knows.
 
-use echo_core::op::{ConnectionId, TransferPhase, TransferState};
+use echo_core::op::{ConnectionId, PrefaceProgress, TransferPhase, TransferState};
 use echo_core::parameters::Parameters;
 
 use super::{Audit, Tenant};
@@ -68,14 +68,26 @@ impl Audit {
 
     /// The next process is told where a connection stood.
     pub(crate) fn imported(&mut self, connection: ConnectionId, transfer: TransferState) {
-        let open = self.open(connection);
         let TransferState { phase, unsent, .. } = transfer;
+        let received = self.take_over_preface(connection);
+        let progress = received.map(|received| match received {
+            0 => PrefaceProgress::Awaited,
+            _ => PrefaceProgress::Begun,
+        });
+        let open = self.open(connection);
         assert_eq!(u64::from(unsent), open.spilled, "hand-over: bytes of {connection:?}");
         let (ended, fin) = match phase {
-            TransferPhase::Open | TransferPhase::Flushing(_) => (false, false),
+            TransferPhase::Preface(_) | TransferPhase::Open | TransferPhase::Flushing(_) => {
+                (false, false)
+            }
             TransferPhase::HalfClosed => (true, false),
             TransferPhase::Lingering(_) => (false, true),
         };
+        let told = match phase {
+            TransferPhase::Preface(progress) => Some(progress),
+            _ => None,
+        };
+        assert_eq!(told, progress.filter(|_| !fin), "hand-over: the header of {connection:?}");
         assert_eq!(ended, open.ended, "hand-over: the end of {connection:?}");
         assert_eq!(fin, open.write_shut_at.is_some(), "hand-over: the FIN of {connection:?}");
     }

@@ -72,7 +72,16 @@ impl Audit {
         assert!(open.receive.is_none(), "contract: {connection:?} is closed while receiving");
         assert!(open.send.is_none(), "contract: {connection:?} is closed while sending");
         if self.admission.closed(connection) {
-            assert_eq!(self.open(connection).received, 0, "promise: {connection:?} was let in");
+            let open = self.open(connection);
+            assert_eq!(open.received, 0, "promise: {connection:?} was let in");
+            if open.was_asked {
+                // As below.
+                self.pauses.fill(0);
+            }
+            return self.forget(connection);
+        }
+        if self.close_late(now, connection) {
+            self.pauses.fill(0);
             return self.forget(connection);
         }
         let open = self.open(connection);

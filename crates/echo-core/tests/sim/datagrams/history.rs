@@ -250,6 +250,8 @@ pub(crate) fn streams(
         deferral: Deferral { turns_per_period: 3, chunks_per_turn: 0 },
         sweep_slots_max: SWEEP_SLOTS_MAX,
         linger_timeout: 100,
+        preface_timeout: 1_000,
+        proxies: Arc::new([]),
         limiter: Arc::new(FakeLimiter::new()),
         budget: budget.clone(),
         fullness: Arc::new(Fullness::new(1)),
@@ -263,6 +265,7 @@ pub(crate) fn streams(
         idle_timeout: None,
         stall_timeout: None,
         linger_timeout: parameters.linger_timeout,
+        preface_timeout: 1_000,
         lifetime: None,
         bytes_max: None,
     };
@@ -271,7 +274,8 @@ pub(crate) fn streams(
         Settings { listeners, records: None, buffers: parameters.buffers, files_max: 100, faults };
     let seed = if peers > 0 { choice.below(1 << 30) as u64 } else { 0 };
     let mut fake = FakeKernel::new(settings, budget, Choice::from_seed(seed));
-    let crowd = Crowd { peers, listeners: 1, total_max: 60, wire_max: 30, rude: 300 };
+    let proxied = [false; 2];
+    let crowd = Crowd { peers, listeners: 1, total_max: 60, wire_max: 30, rude: 300, proxied };
     let now = fake.clock();
     let peers = Peers::draw(&mut fake.choice, crowd, now);
     let policy = (*parameters.runtime_limits.admission).clone();

@@ -12,6 +12,7 @@ pub(crate) mod datagrams;
 pub(crate) mod limiter;
 pub(crate) mod peer;
 mod pool;
+mod preface;
 pub(crate) mod records;
 mod relay;
 pub(crate) mod trace;
@@ -30,6 +31,7 @@ use budget::FakeBudget;
 use choice::Choice;
 use peer::{Peer, PeerId};
 use pool::Pool;
+use preface::ArmedPreface;
 use records::Records;
 use relay::ArmedRelay;
 use trace::{Note, Trace};
@@ -138,6 +140,8 @@ struct Socket {
     /// A poll for bytes.
     poll: Option<ArmedPoll>,
     relay: Option<ArmedRelay>,
+    /// A look for a header.
+    preface: Option<ArmedPreface>,
     /// A send that waits for room.
     sending: Option<WaitingSend>,
     /// That send has been canceled.
@@ -194,7 +198,8 @@ struct ArmedPoll {
 
 impl Socket {
     fn is_receiving(&self) -> bool {
-        self.receive.is_some() || self.poll.is_some() || self.relay.is_some()
+        let polls = self.poll.is_some() || self.relay.is_some() || self.preface.is_some();
+        self.receive.is_some() || polls
     }
 }
 
@@ -324,6 +329,7 @@ impl FakeKernel {
             Op::Relay { connection, when, length_max } => {
                 self.arm_relay(connection, when, Some(length_max));
             }
+            Op::ReadPreface { connection, length_max } => self.arm_preface(connection, length_max),
             Op::Discard { connection, when } => self.arm_relay(connection, when, None),
             Op::CancelReceive { connection } => {
                 if let Some(relay) = &mut self.socket(connection).relay {
@@ -334,6 +340,9 @@ impl FakeKernel {
                 }
                 if let Some(poll) = &mut self.socket(connection).poll {
                     poll.canceled = true;
+                }
+                if let Some(preface) = &mut self.socket(connection).preface {
+                    preface.canceled = true;
                 }
             }
             Op::Send { connection, buffer, length, needs_completion } => {

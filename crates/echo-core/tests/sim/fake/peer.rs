@@ -28,17 +28,40 @@ pub(crate) struct Wire {
     pub(crate) send_space: usize,
 }
 
+/// What a peer sends before its stream: the header of a proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Header {
+    /// How many bytes it has.
+    pub(crate) length: usize,
+    pub(crate) says: Saying,
+}
+
+/// What a header says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Saying {
+    /// That this is the peer.
+    Announces(PeerAddr),
+    /// Nothing.
+    Nothing,
+    /// Its last byte makes it invalid.
+    Nonsense,
+}
+
 /// One peer with both socket queues of its connection.
 #[derive(Debug)]
 pub(crate) struct Peer {
     pub(crate) id: PeerId,
     pub(crate) wire: Wire,
     pub(crate) source: PeerAddr,
+    /// What comes first of the bytes that it writes, if its connection is that of a proxy.
+    pub(crate) header: Option<Header>,
+    /// What its header has announced, once the server has it.
+    pub(crate) announced: Option<PeerAddr>,
     /// The name of the connection while the server has it open.
     pub(crate) connection: Option<ConnectionId>,
     /// The name it had last, if it was ever accepted, and in which era.
     pub(crate) named: Option<(u32, ConnectionId)>,
-    /// Bytes the peer wrote.
+    /// Bytes the peer wrote, with its header.
     pub(crate) written: usize,
     /// Those of them that the server received, or that died unread.
     pub(crate) taken: usize,
@@ -68,6 +91,8 @@ impl Peer {
             id,
             wire,
             source,
+            header: None,
+            announced: None,
             connection: None,
             named: None,
             written: 0,
@@ -87,6 +112,16 @@ impl Peer {
     /// Whether a byte, or a message that may be empty, waits for the server.
     pub(crate) fn has_inbound(&self) -> bool {
         self.inbound() > 0 || self.records.as_ref().is_some_and(Records::is_any_waiting)
+    }
+
+    /// Bytes of its header.
+    fn header_length(&self) -> usize {
+        self.header.map_or(0, |header| header.length)
+    }
+
+    /// Bytes the peer wrote behind its header: those that are to be echoed.
+    pub(crate) fn written_behind_header(&self) -> usize {
+        self.written.saturating_sub(self.header_length())
     }
 
     /// Bytes that wait for the server to receive them.
@@ -136,7 +171,7 @@ impl Peer {
     /// this place.
     pub(crate) fn accept_echo(&mut self, bytes: &[u8], peers: usize) {
         for (index, byte) in bytes.iter().enumerate() {
-            let offset = self.echoed + index;
+            let offset = self.header_length() + self.echoed + index;
             if offset >= self.taken || *byte != stream(self.id, offset) {
                 panic!("echo: {:?} at {offset}: {}", self.id, self.explain(&bytes[index..], peers));
             }

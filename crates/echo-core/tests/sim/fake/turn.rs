@@ -22,6 +22,7 @@ enum Work {
     Receive(ConnectionId),
     Poll(ConnectionId),
     Relay(ConnectionId),
+    Preface(ConnectionId),
     Send(ConnectionId),
 }
 
@@ -33,7 +34,8 @@ impl Kernel for FakeKernel {
     }
 
     fn peer_of(&self, connection: ConnectionId) -> PeerAddr {
-        self.peers[self.sockets[self.position(connection)].peer.0].source
+        let peer = &self.peers[self.sockets[self.position(connection)].peer.0];
+        peer.announced.unwrap_or(peer.source)
     }
 
     fn submit(&mut self, ops: &mut Vec<Op>) {
@@ -96,6 +98,7 @@ impl FakeKernel {
                 Work::Accept(connection) => self.accept(connection),
                 Work::Poll(connection) => self.poll(connection),
                 Work::Relay(connection) => self.relay(connection),
+                Work::Preface(connection) => self.read_preface(connection),
                 Work::Send(connection) => self.send_waiting(connection),
                 Work::Receive(connection) => {
                     self.receive(connection);
@@ -145,8 +148,9 @@ impl FakeKernel {
         let receives = self.sockets.iter().map(|socket| Work::Receive(socket.connection));
         let polls = self.sockets.iter().map(|socket| Work::Poll(socket.connection));
         let relays = self.sockets.iter().map(|socket| Work::Relay(socket.connection));
+        let prefaces = self.sockets.iter().map(|socket| Work::Preface(socket.connection));
         let sends = self.sockets.iter().map(|socket| Work::Send(socket.connection));
-        let all = accepts.chain(receives).chain(polls).chain(relays).chain(sends);
+        let all = accepts.chain(receives).chain(polls).chain(relays).chain(prefaces).chain(sends);
         all.filter(|work| self.is_possible(*work)).collect()
     }
 
@@ -173,6 +177,10 @@ impl FakeKernel {
                 let Some(relay) = &socket.relay else { return false };
                 let ready = self.is_relay_ready(socket.connection, relay.when);
                 socket.connection == connection && (relay.canceled || ready)
+            }),
+            Work::Preface(connection) => self.sockets.iter().any(|socket| {
+                let Some(preface) = &socket.preface else { return false };
+                socket.connection == connection && (preface.canceled || self.is_readable(socket))
             }),
             Work::Send(connection) => self.sockets.iter().any(|socket| {
                 let peer = &self.peers[socket.peer.0];
@@ -270,6 +278,7 @@ impl FakeKernel {
             receive: None,
             poll: None,
             relay: None,
+            preface: None,
             sending: None,
             send_canceled: false,
             spilled: VecDeque::new(),

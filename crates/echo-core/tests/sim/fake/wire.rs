@@ -2,7 +2,7 @@
 
 use echo_core::op::{ConnectionError, ListenerId, PeerAddr};
 
-use super::peer::{Peer, PeerId, Wire};
+use super::peer::{Header, Peer, PeerId, Wire};
 use super::records::Records;
 use super::trace::Note;
 use super::{FakeKernel, ListenerEnd};
@@ -10,10 +10,20 @@ use super::{FakeKernel, ListenerEnd};
 impl FakeKernel {
     /// A new peer connects from `source` and waits in the backlog, or is refused.
     pub(crate) fn connect(&mut self, listener: ListenerId, wire: Wire, source: PeerAddr) -> PeerId {
+        self.connect_with(listener, wire, source, None)
+    }
+
+    /// The same, of a peer that sends a header first.
+    pub(crate) fn connect_with(
+        &mut self,
+        listener: ListenerId,
+        wire: Wire,
+        source: PeerAddr,
+        header: Option<Header>,
+    ) -> PeerId {
         let id = PeerId(self.peers.len());
-        let mut peer = Peer::new(id, wire, source);
-        peer.records = (self.settings.records == Some(listener)).then(Records::default);
-        self.peers.push(peer);
+        let records = (self.settings.records == Some(listener)).then(Records::default);
+        self.peers.push(Peer { header, records, ..Peer::new(id, wire, source) });
         if self.ends[usize::from(listener.0)] != ListenerEnd::No {
             self.peers[id.0].broken = true;
             self.trace.note(self.now, Note::Peer(id, "is refused", usize::from(listener.0)));

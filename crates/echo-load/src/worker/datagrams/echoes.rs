@@ -48,7 +48,7 @@ impl Worker {
     fn send(&mut self, index: usize, wanted: u64) -> bool {
         let Self { ledger, exchange, flows, .. } = self;
         let flow = &mut flows[index];
-        exchange.begin();
+        exchange.begin(&flow.header);
         let mut sequence = flow.started;
         while sequence < flow.started + wanted && exchange.has_room() {
             let length = match ledger.plan.sizes.fixed() {

@@ -5,6 +5,8 @@ use super::{
     TAIL_BYTES_MAX, Worker,
 };
 use crate::connection::Suspicion;
+use crate::orders::Phase;
+use crate::proxy::{Ends, stream_header};
 
 impl Worker {
     /// Starts messages whose scheduled time has just come. If one is started, only this client has
@@ -62,23 +64,47 @@ impl Worker {
             connection.in_flight.push_back(Message { end, started: self.ledger.now });
         }
         let pattern = self.ledger.plan.verify.then_some(self.pattern);
-        send(&mut self.client, connection, pattern, length);
+        send(&mut self.client, connection, pattern, &[], length);
     }
 
-    /// Sends the message of a connection in churn mode, which began with the connect.
+    /// Sends the message of a connection in churn mode, which began with the connect. A PROXY
+    /// header goes before it in the same send, as real proxies do it.
     pub(super) fn send_the_one(&mut self, index: usize) {
+        let header = self.header(index);
         let connection = &mut self.connections[index];
         let length = self.ledger.plan.sizes.draw(self.random.next());
         for message in &mut connection.in_flight {
             message.end = length as u64;
         }
         let pattern = self.ledger.plan.verify.then_some(self.pattern);
-        send(&mut self.client, connection, pattern, length);
+        send(&mut self.client, connection, pattern, &header, length);
+    }
+
+    /// Sends the PROXY header of a connection, if it has one.
+    pub(super) fn send_header(&mut self, index: usize) {
+        let header = self.header(index);
+        if !header.is_empty() {
+            send(&mut self.client, &mut self.connections[index], None, &header, 0);
+        }
+    }
+
+    /// The PROXY header of a connection; empty if there is none.
+    fn header(&mut self, index: usize) -> Vec<u8> {
+        let plan = &self.ledger.plan;
+        if plan.proxy.is_none() {
+            return Vec::new();
+        }
+        let connection = &self.connections[index];
+        let (number, server) = (connection.number, self.server);
+        let local = self.client.local_address(connection.id());
+        stream_header(plan, Ends { number, local, server })
     }
 
     /// The previous send is complete: continues with the work that had to wait for it.
     pub(super) fn go_on(&mut self, index: usize) {
-        if !self.ledger.phase.sends() {
+        if self.ledger.phase == Phase::Connect {
+            // It was the PROXY header. The load begins later.
+        } else if !self.ledger.phase.sends() {
             self.finish(index);
         } else if self.ledger.plan.mode != Mode::Churn {
             self.start_messages(index);
@@ -154,13 +180,22 @@ impl Worker {
     }
 }
 
-/// Sends the next `length` bytes of the connection's stream; any bytes, without a pattern.
-fn send(client: &mut Client, connection: &mut Connection, pattern: Option<Pattern>, length: usize) {
+/// Sends the next `length` bytes of the connection's stream; any bytes, without a pattern. `header`
+/// goes before them, and is not part of the stream.
+fn send(
+    client: &mut Client,
+    connection: &mut Connection,
+    pattern: Option<Pattern>,
+    header: &[u8],
+    length: usize,
+) {
     let id = connection.id();
     let message = client.message(id);
-    message.resize(length, b'x');
+    message.resize(header.len() + length, b'x');
+    let (start, bytes) = message.split_at_mut(header.len());
+    start.copy_from_slice(header);
     if let Some(pattern) = pattern {
-        pattern.fill(connection.number, connection.sent, message);
+        pattern.fill(connection.number, connection.sent, bytes);
     }
     client.send(id);
     connection.sent += length as u64;

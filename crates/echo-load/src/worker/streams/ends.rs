@@ -61,6 +61,8 @@ impl Worker {
             // Also after the end of the run: the message has been in flight since the connect.
             self.send_the_one(index);
         } else if self.ledger.phase == Phase::Connect {
+            // At once, because servers wait for it only for seconds.
+            self.send_header(index);
             // Slots are connected in order, so the number of connects is the next slot.
             if (self.begun as usize) < self.connections.len() {
                 self.connect(self.begun as usize);

@@ -1,0 +1,102 @@
+//! A connection whose peer is announced by a header (PROXY protocol), until that is complete.
+//!
+//! The driver reads the header and says what it is; what that means is decided here:
+//!
+//! 1. A header that is not complete is waited for, until it is too long or the time is over.
+//! 2. With a complete one the connection is open, if the server admits its peer. Bytes behind the
+//!    header have stayed in the receive queue, so the connection begins as one without a header.
+//! 3. All else is refused: closed, and counted as refused and not as closed.
+//!
+//! A proxy looks whether we are here by a connection that it closes, or resets, without a header,
+//! or after one that announces no address and without a byte behind it (`LOCAL`). That is no fault.
+
+use super::Connection;
+use crate::limits;
+use crate::op::{Op, PeerOrigin, PrefaceProgress, Shutdown};
+use crate::reason::{ConnectionError, ReceiveEnd, RefuseReason};
+use crate::stream::phase::Phase;
+use crate::stream::resources::Context;
+use crate::stream::stamp::Stamp;
+
+impl Connection {
+    /// So many bytes of the header have come, and more are to come.
+    pub(crate) fn on_preface_partial(&mut self, context: &mut Context, received: u16) {
+        self.inbound.end_preface();
+        if let Phase::Preface(_) = self.phase {
+            if received < limits::PREFACE_BYTES_MAX {
+                self.phase = Phase::Preface(PrefaceProgress::Begun);
+            } else {
+                self.refuse(context, RefuseReason::InvalidHeader);
+            }
+        }
+        self.advance(context);
+    }
+
+    /// The header is complete, and its peer was judged.
+    pub(crate) fn on_preface_complete(
+        &mut self,
+        context: &mut Context,
+        origin: PeerOrigin,
+        verdict: Result<(), RefuseReason>,
+    ) {
+        self.inbound.end_preface();
+        if let Phase::Preface(_) = self.phase {
+            match origin {
+                PeerOrigin::Announced => context.resources.count_announced(self.listener),
+                PeerOrigin::Socket => self.inbound.begin_untried(),
+            }
+            match verdict {
+                Ok(()) => {
+                    self.phase = Phase::Open;
+                    self.progress = Stamp::at(context.now);
+                }
+                Err(reason) => self.refuse(context, reason),
+            }
+        }
+        self.advance(context);
+    }
+
+    /// What came is no header.
+    pub(crate) fn on_preface_invalid(&mut self, context: &mut Context) {
+        self.inbound.end_preface();
+        if let Phase::Preface(_) = self.phase {
+            self.refuse(context, RefuseReason::InvalidHeader);
+        }
+        self.advance(context);
+    }
+
+    /// Counts the connection if its receive has ended for this reason, and a proxy has only looked
+    /// whether we are here.
+    pub(super) fn note_health_check(&self, context: &mut Context, reason: ReceiveEnd) {
+        let has_ended = match reason {
+            ReceiveEnd::EndOfStream | ReceiveEnd::Failed(ConnectionError::Reset) => true,
+            ReceiveEnd::NoBuffer
+            | ReceiveEnd::Stopped
+            | ReceiveEnd::Memory
+            | ReceiveEnd::Failed(_) => false,
+        };
+        let is_untried = self.phase == Phase::Preface(PrefaceProgress::Awaited)
+            || self.phase == Phase::Open && self.inbound.is_untried();
+        if has_ended && is_untried {
+            context.resources.count_health_check(self.listener);
+        }
+    }
+
+    /// Refuses it. What the kernel has is made to come back.
+    pub(super) fn refuse(&mut self, context: &mut Context, reason: RefuseReason) {
+        self.phase = Phase::Refusing(reason);
+        self.inbound.give_up();
+        if !self.is_quiescent() {
+            context.ops.push(Op::Shutdown { connection: context.id, how: Shutdown::Both });
+        }
+    }
+
+    /// Closes if the kernel has nothing of it any more.
+    pub(super) fn join_refused(&mut self, context: &mut Context, reason: RefuseReason) {
+        if self.is_quiescent() {
+            context.ops.push(Op::Close { connection: context.id });
+            context.resources.count_refused(self.listener, reason);
+            self.vacate();
+        }
+    }
+}

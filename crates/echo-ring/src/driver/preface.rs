@@ -1,0 +1,111 @@
+//! Headers of the PROXY protocol: read from the front of a stream, and what they have announced.
+//!
+//! 1. A poll waits for bytes.
+//! 2. A receive looks at them without taking them (`MSG_PEEK`), and the parser is given them.
+//! 3. A receive takes those that belong to the header (as in `relay`).
+//!
+//! So what follows the header stays in the receive queue, and the stream begins behind it as one
+//! without a header does.
+
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+
+use echo_proxy_header::{Parser, Peer, Progress};
+
+use super::receive::Receiving;
+use super::relay::{nothing, peek, take};
+use super::{Driver, OPEN};
+use crate::errno;
+use crate::peer;
+use crate::token::Token;
+use echo_core::op::{ConnectionId, Event, PeerAddr, PeerOrigin, ReceiveEnd};
+
+/// What is known of the header of a connection.
+pub(super) enum Preface {
+    /// It is being read, and may have so many bytes in all.
+    Reading(Box<Parser>, u16),
+    /// It has announced this address, which is the peer's from then on.
+    Announced(SocketAddr),
+}
+
+impl Preface {
+    /// One that another process has begun to read, by the state of its parser. A state that no
+    /// parser has written is none: what follows is then no header.
+    pub(super) fn begun(state: &[u8]) -> Self {
+        let parser = state.try_into().ok().and_then(Parser::from_bytes);
+        Self::Reading(Box::new(parser.unwrap_or_default()), 0)
+    }
+}
+
+impl Driver {
+    /// See [`echo_core::op::Op::ReadPreface`].
+    pub(super) fn await_preface(&mut self, connection: ConnectionId, length_max: u16) {
+        let new = || Preface::Reading(Box::default(), length_max);
+        match self.prefaces.entry(connection.slot()).or_insert_with(new) {
+            Preface::Reading(_, most) => *most = length_max,
+            Preface::Announced(address) => unreachable!("{connection:?} is from {address}"),
+        }
+        let socket = self.sockets[connection.slot() as usize].as_mut().expect(OPEN);
+        socket.receiving = Receiving::Preface;
+        self.ring.poll(socket.fd.as_fd(), Token::Readable(connection));
+    }
+
+    /// The poll for a header has ended.
+    pub(super) fn preface_readable(
+        &mut self,
+        connection: ConnectionId,
+        result: i32,
+        events: &mut Vec<Event>,
+    ) {
+        self.socket_mut(connection).receiving = Receiving::No;
+        let told = match result {
+            0.. => self.read_preface(connection),
+            _ => Err(errno::of_receive(-result)),
+        };
+        events.push(told.unwrap_or_else(|reason| Event::ReceiveEnded { connection, reason }));
+    }
+
+    fn read_preface(&mut self, connection: ConnectionId) -> Result<Event, ReceiveEnd> {
+        let socket = self.sockets[connection.slot() as usize].as_ref().expect(OPEN);
+        let (transport, socket) = (socket.transport(), socket.fd.as_fd());
+        let Some(Preface::Reading(parser, length_max)) = self.prefaces.get_mut(&connection.slot())
+        else {
+            unreachable!("the header of {connection:?} is not being read")
+        };
+        let left = usize::from(*length_max).saturating_sub(parser.consumed());
+        assert!(left > 0, "{connection:?} is asked for more than a header may have");
+        let scratch = &mut self.scratch.bytes()[..left];
+        let bytes = match peek(socket, scratch) {
+            Ok([]) => return Err(ReceiveEnd::EndOfStream),
+            Ok(bytes) => bytes,
+            // There was nothing after all: the poll is to be armed again.
+            Err(error) => return nothing(error).and(Err(ReceiveEnd::Stopped)),
+        };
+        let (seen, progress) = (bytes.len(), parser.push(bytes));
+        let (length, peer) = match progress {
+            Progress::Partial => (seen, None),
+            Progress::Complete { consumed, peer } => (consumed, Some(peer)),
+            Progress::Invalid(_) => {
+                self.prefaces.remove(&connection.slot());
+                return Ok(Event::PrefaceInvalid { connection });
+            }
+        };
+        take(socket, &mut scratch[..length])?;
+        let Some(told) = peer else {
+            let received = parser.consumed() as u16;
+            return Ok(Event::PrefacePartial { connection, received });
+        };
+        let (peer, origin) = match told {
+            Peer::Announced(address) => {
+                self.prefaces.insert(connection.slot(), Preface::Announced(address));
+                (peer::of_address(address), PeerOrigin::Announced)
+            }
+            Peer::Real => {
+                self.prefaces.remove(&connection.slot());
+                let peer = peer::of(socket, transport).unwrap_or(PeerAddr::Unknown);
+                (peer, PeerOrigin::Socket)
+            }
+        };
+        Ok(Event::PrefaceComplete { connection, peer, origin })
+    }
+}

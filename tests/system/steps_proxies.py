@@ -1,0 +1,302 @@
+"""The PROXY protocol, as real proxies speak it: a HAProxy and an nginx before the daemon, as the
+shipped examples set it up, and echo-load as a proxy with many clients.
+
+The proxies run on the host, in the machine's network. The clients are echo-load in the machine,
+which verifies every byte, from addresses of their own: all of 127.0.0.0/8 is loopback.
+"""
+
+import contextlib
+import csv
+import json
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import tempfile
+
+from checks import SERVICE, SOCKET, drop_in, echoes, last_account, remove_drop_in
+from machine import eventually, expect
+from steps_admin import status
+from steps_examples import DIRECTORY, instructions
+
+UNIT = "echo-uring-proxy.socket"
+LISTENER = "proxied"
+# Where the examples have the daemon for proxies, and the frontend of HAProxy.
+PORT, FRONTEND = 7017, 7078
+ADMIN = "/run/haproxy-echo.sock"
+CONFIGURATION = "/etc/echo-uring.toml.d"
+NGINX = 7079
+NGINX_MODULE = "/usr/lib/nginx/modules/ngx_stream_module.so"
+# The frontends of HAProxy beside that of the example, each with the options of its server.
+VERSIONS = {
+    7081: "send-proxy",
+    7082: "send-proxy-v2",
+    7083: "send-proxy-v2 proxy-v2-options crc32c,unique-id",
+    7084: "send-proxy-v2 proxy-v2-options crc32c set-proxy-v2-tlv-fmt(0xE1) %[fc_rtt]",
+}
+WARNING = 4
+
+
+def traffic(machine):
+    """The counters of connections."""
+    return status(machine)["total"]
+
+
+def load(machine, port, *options, succeeds=True):
+    """Runs echo-load in the machine; every byte must be right, unless it must not succeed."""
+    words = " ".join(map(str, options))
+    command = f"echo-load 127.0.0.1:{port} -d 500ms --json {words}"
+    process = machine.run(command, check=False)
+    if not succeeds:
+        expect(process.returncode == 1, f"`{command}` ends with {process.returncode}")
+        return None
+    expect(process.returncode == 0, f"`{command}` says: {process.stdout}")
+    return json.loads(process.stdout)
+
+
+def announces(machine, port, *options):
+    """Puts load on a proxy; each of its connections must have announced an address."""
+    before = traffic(machine)["announced"]
+    made = load(machine, port, *options)["connections_made"]
+    expect(made > 0, "no connection was made")
+    eventually(
+        lambda: traffic(machine)["announced"] >= before + made,
+        5,
+        f"not all of {made} connections announced an address",
+    )
+    return made
+
+
+def version():
+    """The version of HAProxy on this host."""
+    text = subprocess.run(["haproxy", "-v"], capture_output=True, text=True, check=True).stdout
+    return tuple(int(part) for part in re.search(r"(\d+)\.(\d+)", text).groups())
+
+
+def haproxy_configuration(machine, admin):
+    """The shipped example, and a frontend for each of VERSIONS that this HAProxy knows."""
+    text = machine.run(f"cat {DIRECTORY}/haproxy-proxy-protocol.cfg").stdout
+    expect(ADMIN in text, f"the example does not name {ADMIN}")
+    text = text.replace(ADMIN, str(admin))
+    for port, options in VERSIONS.items():
+        if "tlv-fmt" in options and version() < (2, 9):
+            continue
+        text += (
+            f"listen on{port}\n    bind 127.0.0.1:{port}\n"
+            "    unique-id-format %{+X}o\\ %ci:%cp_%fi:%fp_%Ts_%rt:%pid\n"
+            f"    server first 127.0.0.1:{PORT} {options}\n"
+        )
+    return text
+
+
+@contextlib.contextmanager
+def haproxy(machine):
+    """HAProxy with its frontends while the body runs; yields its process and its admin socket."""
+    with tempfile.TemporaryDirectory() as directory:
+        admin = pathlib.Path(directory) / "admin.sock"
+        config = pathlib.Path(directory) / "haproxy.cfg"
+        config.write_text(haproxy_configuration(machine, admin))
+        command = ["haproxy", "-c", "-q", "-f", config]
+        check = subprocess.run(command, capture_output=True, text=True, check=False)
+        complaints = check.stdout + check.stderr
+        expect(check.returncode == 0 and not complaints, f"haproxy -c says: {complaints}")
+        process = machine.start(machine.in_its_network("haproxy", "-W", "-db", "-f", config))
+        try:
+            eventually(lambda: server(admin) == "UP", 15, "HAProxy does not call the server UP")
+            yield process, admin
+        finally:
+            # The master passes it on to its workers, also to those of before a reload.
+            process.terminate()
+            process.wait(timeout=20)
+
+
+def server(admin):
+    """What HAProxy thinks of the echo server of the example; None while it cannot be asked."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(5)
+        try:
+            connection.connect(str(admin))
+        except OSError:
+            return None
+        connection.sendall(b"show stat\n")
+        text = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
+    rows = csv.DictReader(text.removeprefix("# ").splitlines())
+    echo = (row for row in rows if (row["pxname"], row["svname"]) == ("echo", "first"))
+    return next(echo)["status"]
+
+
+@contextlib.contextmanager
+def nginx(machine):
+    """nginx with a stream server that announces in version 1 while the body runs."""
+    with tempfile.TemporaryDirectory() as directory:
+        config = pathlib.Path(directory) / "nginx.conf"
+        config.write_text(
+            f"load_module {NGINX_MODULE};\ndaemon off; user root; pid {directory}/pid;\n"
+            f"error_log {directory}/error.log warn;\nevents {{ worker_connections 500; }}\n"
+            # Without proxy_half_close it ends both directions with the first FIN, and loses bytes.
+            f"stream {{ server {{ listen 127.0.0.1:{NGINX}; proxy_pass 127.0.0.1:{PORT};"
+            " proxy_protocol on; proxy_half_close on; } }\n"
+        )
+        process = machine.start(machine.in_its_network("nginx", "-c", config))
+        try:
+            eventually(
+                lambda: machine.traffic("echo", "--address", "127.0.0.1", "--port", NGINX)["exact"],
+                10,
+                "there is no echo through nginx",
+            )
+            yield
+        finally:
+            process.terminate()
+            process.wait(timeout=20)
+
+
+@contextlib.contextmanager
+def connection_through(machine, port):
+    """A connection that talks while the body runs, and suffers nothing."""
+    process = machine.start_traffic("through", "--port", port)
+    expect(process.stdout.readline().strip() == "ready", f"no echo through port {port}")
+    yield
+    process.terminate()
+    report = machine.finish_traffic(process)
+    expect(not report["fault"], f"a connection through port {port} suffered: {report}")
+
+
+def warnings_since(machine, count):
+    """What the daemon said with the severity of a warning or more, after `count` entries."""
+    entries = machine.journal()[count:]
+    return [entry["MESSAGE"] for entry in entries if int(entry.get("PRIORITY", 7)) <= WARNING]
+
+
+def configure(machine, text):
+    """Applies further settings without a restart; none with an empty text."""
+    path = f"{CONFIGURATION}/test.toml"
+    if text:
+        machine.run(f"cat > {path} <<'END'\n{text}\nEND")
+    else:
+        machine.run(f"rm {path}")
+    machine.run(f"systemctl reload {SERVICE}")
+
+
+def announced_by_haproxy(machine, _packages):
+    """The shipped examples; HAProxy with every version of the header; checks warn nobody."""
+    example = machine.run(f"cat {DIRECTORY}/{UNIT}").stdout
+    machine.run("set -e\n" + "\n".join(instructions(example)))
+    machine.run("echo-uring check")
+    complaints = machine.run(f"systemd-analyze verify --man=no {UNIT}").stdout.strip()
+    expect(not complaints, f"systemd-analyze verify says: {complaints}")
+    # The port without a proxy is as it was, and that for proxies refuses who has no header.
+    echoes(machine)
+    load(machine, PORT, succeeds=False)
+    entries = len(machine.journal())
+    with haproxy(machine) as (_, admin):
+        made = announces(machine, FRONTEND, "-c", 50)
+        for port, options in VERSIONS.items():
+            if "tlv-fmt" not in options or version() >= (2, 9):
+                made += announces(machine, port, "-c", 8, "--mode", "churn")
+                made += announces(machine, port, "-c", 4, "--mode", "stream")
+        # More than one check, of which each sends a header and nothing else.
+        checks = traffic(machine)["health_checks"]
+        eventually(
+            lambda: traffic(machine)["health_checks"] >= checks + 2,
+            15,
+            "the health checks of HAProxy are not counted",
+        )
+        expect(server(admin) == "UP", "HAProxy does not call the server UP any more")
+    said = warnings_since(machine, entries)
+    expect(not said, f"the daemon warns: {said}")
+    return f"{made} connections announced, by HAProxy {'.'.join(map(str, version()))}"
+
+
+def announced_by_nginx(machine, _packages):
+    """nginx with version 1: every byte, also of streams that it half-closes."""
+    with nginx(machine):
+        made = announces(machine, NGINX, "-c", 20)
+        made += announces(machine, NGINX, "-c", 4, "--mode", "stream")
+        made += announces(machine, NGINX, "-c", 4, "--mode", "churn")
+        for length in (0, 1, 1 << 20):
+            echoes(machine, ["127.0.0.1"], length=length, port=NGINX)
+    return f"{made} connections announced"
+
+
+def clients_are_judged(machine, _packages):
+    """Access lists and limits for each source hold for the clients, not for the proxy."""
+    configure(
+        machine,
+        '[access]\ndeny = ["127.0.0.66"]\n[limits]\nmax-connections-per-source = 2',
+    )
+    with haproxy(machine):
+        # Each of ten sources has two connections, and all of them come from one proxy.
+        sources = [f"--source 127.0.0.{last}" for last in range(20, 30)]
+        load(machine, FRONTEND, "-c", 20, *sources)
+        load(machine, FRONTEND, "-c", 3, "--source", "127.0.0.30", succeeds=False)
+        load(machine, FRONTEND, "--source", "127.0.0.66", succeeds=False)
+        load(machine, FRONTEND, "--source", "127.0.0.67")
+    # The same with a client that is the proxy itself.
+    proxy = "--proxy-protocol v2 --proxy-source"
+    made = announces(machine, PORT, "-c", 200, proxy, "10.0.0.0/8")
+    load(machine, PORT, "-c", 3, proxy, "10.0.0.1", succeeds=False)
+    load(machine, PORT, proxy, "127.0.0.66", succeeds=False)
+    # Whoever is no trusted proxy is refused, whatever the header says.
+    refused = traffic(machine)["refused"]["untrusted"]
+    load(machine, PORT, "--source", "127.0.0.2", proxy, "10.0.0.1", succeeds=False)
+    expect(traffic(machine)["refused"]["untrusted"] > refused, "a stranger is not counted")
+    configure(machine, "")
+    return f"{made} sources through one address"
+
+
+def proxies_and_restarts(machine, _packages):
+    """A reload of HAProxy, a restart of the daemon, one of HAProxy, and a drain."""
+    entries = len(machine.journal())
+    with haproxy(machine) as (process, admin):
+        with connection_through(machine, FRONTEND), connection_through(machine, 7083):
+            # SIGUSR2 to the master is a reload: old workers keep their connections.
+            process.send_signal(signal.SIGUSR2)
+            eventually(lambda: server(admin) == "UP", 15, "HAProxy is not UP after its reload")
+            machine.run(f"systemctl restart {SERVICE}")
+            announces(machine, FRONTEND, "-c", 10)
+    # HAProxy ended with its connections; another one comes.
+    with haproxy(machine):
+        made = announces(machine, FRONTEND, "-c", 10)
+        said = warnings_since(machine, entries)
+        expect(not said, f"the daemon warns: {said}")
+        machine.run(f"systemctl stop {SERVICE}")
+        account = last_account(machine)
+        machine.run(f"systemctl start {SERVICE}")
+        announces(machine, FRONTEND, "-c", 10)
+    return f"{made} connections after a restart; {account['accepted']} accounted for"
+
+
+def datagrams_of_a_proxy(machine, _packages):
+    """Version 2 in each datagram: the reply comes without, and strangers are dropped."""
+    drop_in(machine, UNIT, "udp", f"[Socket]\nListenDatagram=127.0.0.1:{PORT}")
+    machine.run(f"systemctl stop {UNIT} {SERVICE} && systemctl start {UNIT} {SERVICE}")
+    options = "-c 20 -d 500ms --json --proxy-protocol v2 --proxy-source 10.0.0.0/8"
+    result = json.loads(machine.run(f"echo-load udp://127.0.0.1:{PORT} {options}").stdout)
+    plain = machine.run(f"echo-load udp://127.0.0.1:{PORT} -d 300ms --timeout 300ms", check=False)
+    expect(plain.returncode == 1, f"datagrams without a header are answered: {plain.stdout}")
+    remove_drop_in(machine, UNIT, "udp")
+    machine.run(f"systemctl stop {UNIT} {SERVICE} && systemctl start {UNIT} {SERVICE}")
+    return f"{result['messages']} datagrams"
+
+
+def as_before(machine, _packages):
+    """Without the examples there is no port for proxies."""
+    machine.run(
+        f"systemctl disable --now {UNIT}; rm /etc/systemd/system/{UNIT}"
+        f" {CONFIGURATION}/proxy-protocol.toml; rmdir {CONFIGURATION} 2>/dev/null;"
+        f" systemctl daemon-reload && systemctl restart {SOCKET} {SERVICE}"
+    )
+    report = machine.traffic("echo", "--address", "127.0.0.1", "--port", PORT)
+    expect(report["refused"], f"port {PORT} is still open: {report}")
+    echoes(machine)
+
+
+STEPS = [
+    ("PROXY by HAProxy", announced_by_haproxy),
+    ("PROXY by nginx", announced_by_nginx),
+    ("PROXY and limits", clients_are_judged),
+    ("PROXY and restarts", proxies_and_restarts),
+    ("PROXY over UDP", datagrams_of_a_proxy),
+    ("PROXY off", as_before),
+]
