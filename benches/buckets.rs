@@ -129,6 +129,7 @@ impl Kernel for Traffic {
                 destination: PeerAddr::Unknown,
                 local: PeerAddr::Unknown,
                 length: 64,
+                header: datagram::Header::Absent,
                 segment: 0,
                 truncated: false,
                 own: false,
@@ -183,6 +184,7 @@ fn worker(limiter: Arc<dyn RateLimiter>, rates: Rates) -> Worker {
         sockets: vec![SocketParameters { own, listener: 0, outlives_us: false }],
         listeners: 1,
         buffers: BATCH,
+        proxies: Arc::new([]),
         limiter,
     })
 }

@@ -459,7 +459,8 @@ impl Proxies {
             }
             (true, Some(list)) if list.is_empty() && !is_unix && address.is_some() => Err((
                 TRUSTED,
-                "empty, so that every connection is refused; name the proxies, as in [\"10.0.0.1\"]",
+                "empty, so that every connection is refused; name the proxies, as in \
+                 [\"10.0.0.1\"]",
             )),
             (true, None) if !is_unix => Err((
                 TRUSTED,

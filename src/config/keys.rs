@@ -253,9 +253,9 @@ const LISTENER: Section = Section {
             holds: Word(&PROXY_PROTOCOL),
             effect: Effect::AtRestart,
             text: "Whether a connection begins with a header that tells where it comes from. \
-                   \"off\": it comes from the client itself. \"require\": it comes from a proxy such \
-                   as HAProxy or nginx, which sends a header of the PROXY protocol, version 1 or \
-                   2, before anything else; from then on the address that the header announces \
+                   \"off\": it comes from the client itself. \"require\": it comes from a proxy \
+                   such as HAProxy or nginx, which sends a header of the PROXY protocol, version 1 \
+                   or 2, before anything else; from then on the address that the header announces \
                    is that of the client, for access lists and limits. A connection without a \
                    valid header is refused.",
             more: "See section PROXIES below. For an echo only; the default is \"off\".",

@@ -9,8 +9,9 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use echo_core::admission::IpSet;
 use echo_core::datagram::SocketParameters;
-use echo_ring::{DatagramSocket, UnixNames};
+use echo_ring::{DatagramHeaders, DatagramSocket, UnixNames};
 
 use super::report;
 use super::view::Label;
@@ -23,6 +24,8 @@ pub(super) struct DatagramListener {
     /// Whether it is UDP, of whose address there may be several sockets.
     pub(super) is_udp: bool,
     pub(super) sockets: Vec<OwnedFd>,
+    /// The proxies whose datagrams it takes; none if they have no header.
+    pub(super) proxies: Option<IpSet>,
 }
 
 /// The sockets of one worker.
@@ -154,8 +157,12 @@ impl Assigned {
                 }
                 _ => {}
             }
+            let headers = match listener.proxies {
+                None => DatagramHeaders::Absent,
+                Some(_) => DatagramHeaders::Required,
+            };
             for socket in listener.sockets.drain(..) {
-                let socket = Arc::new(DatagramSocket::beside(&names, socket)?);
+                let socket = Arc::new(DatagramSocket::beside(&names, socket, headers)?);
                 assigned.ports.extend(listener.is_udp.then_some(socket.own().port));
                 assigned.watched.push(Watched::new(index, &socket));
                 let owned = &mut assigned.owned[next % workers];
@@ -212,8 +219,9 @@ mod tests {
             }
         };
         flood();
-        let socket_of_worker = socket.try_clone().unwrap();
-        let socket_of_worker = Arc::new(DatagramSocket::new(socket_of_worker.into()).unwrap());
+        let shared = socket.try_clone().unwrap().into();
+        let socket_of_worker = DatagramSocket::new(shared, DatagramHeaders::Absent);
+        let socket_of_worker = Arc::new(socket_of_worker.unwrap());
         let before = u64::from(socket_of_worker.kernel_drops().unwrap());
         let drops = KernelDrops::new(vec![Watched::new(1, &socket_of_worker)]);
         assert!(before > 0, "the receive buffer of this machine holds 2,000 datagrams");

@@ -103,6 +103,7 @@ pub(super) fn run(
     let Sorted { sockets, labels, proxies, datagrams, admin_listeners, names, files } = sorted;
     let Assigned { owned, watched, ports, warnings: more } = assigned;
     warnings.extend(more);
+    let datagram_proxies = datagrams.iter().map(|it| it.proxies.clone()).collect();
     let datagrams: Vec<Label> = datagrams.into_iter().map(|listener| listener.label).collect();
     let addresses = labels.iter().map(|label| label.address.clone()).collect();
     let plan = Plan {
@@ -114,6 +115,7 @@ pub(super) fn run(
         addresses,
         datagram_listeners: datagrams.len() as u16,
         datagram_ports: ports,
+        datagram_proxies,
         datagram_limiter: Arc::default(),
         kernel_drops: Arc::new(KernelDrops::new(watched)),
         workers,
@@ -179,19 +181,25 @@ impl Sorted {
                 continue;
             }
             let label = Label { name, address, protocol: family.name() };
+            let proxies = proxies.as_deref().map(ip_set);
             if family.is_datagram() {
-                sorted.add_datagrams(label, made, family, socket);
+                sorted.add_datagrams((label, made, family), socket, proxies);
                 continue;
             }
             sorted.labels.push(label);
-            sorted.proxies.push(proxies.as_deref().map(ip_set));
+            sorted.proxies.push(proxies);
             sorted.sockets.push(workers::listening_socket(socket, owner, family, tcp));
         }
         sorted
     }
 
     /// Several sockets of one address and name are one listener.
-    fn add_datagrams(&mut self, label: Label, origin: Origin, family: Family, socket: OwnedFd) {
+    fn add_datagrams(
+        &mut self,
+        (label, origin, family): (Label, Origin, Family),
+        socket: OwnedFd,
+        proxies: Option<IpSet>,
+    ) {
         let same = |it: &&mut DatagramListener| {
             (&it.label.name, &it.label.address) == (&label.name, &label.address)
         };
@@ -199,7 +207,8 @@ impl Sorted {
             Some(listener) => listener.sockets.push(socket),
             None => {
                 let (is_udp, sockets) = (family == Family::Udp, vec![socket]);
-                self.datagrams.push(DatagramListener { label, origin, is_udp, sockets });
+                let listener = DatagramListener { label, origin, is_udp, sockets, proxies };
+                self.datagrams.push(listener);
             }
         }
     }

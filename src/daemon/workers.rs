@@ -128,6 +128,8 @@ pub(super) struct Plan<'a> {
     pub(super) addresses: Vec<String>,
     /// The number of listeners for datagrams.
     pub(super) datagram_listeners: u16,
+    /// The proxies whose datagrams each of those takes; none where datagrams have no header.
+    pub(super) datagram_proxies: Arc<[Option<IpSet>]>,
     /// The ports of those: no datagram from one of them is answered.
     pub(super) datagram_ports: Vec<u16>,
     /// Limits the datagrams of each source, for all workers.
@@ -181,6 +183,7 @@ impl Plan<'_> {
             sockets: owned.parameters.clone(),
             listeners: self.datagram_listeners,
             buffers: DATAGRAM_BUFFERS.count,
+            proxies: Arc::clone(&self.datagram_proxies),
             limiter: Arc::clone(&self.datagram_limiter) as Arc<dyn RateLimiter>,
         }
     }

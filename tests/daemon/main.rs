@@ -38,6 +38,7 @@ mod manager;
 mod oracle;
 mod overload;
 mod place;
+mod proxies;
 mod refused;
 mod reload;
 mod scripts;

@@ -90,8 +90,8 @@ impl Admission {
         }
     }
 
-    /// Judges a connection by the address of its peer, and counts it if it is admitted. To be called
-    /// once for each.
+    /// Judges a connection by the address of its peer, and counts it if it is admitted. To be
+    /// called once for each.
     pub(crate) fn judge(
         &mut self,
         now: Timestamp,

@@ -20,8 +20,19 @@ pub struct DatagramSocket {
     socket: OwnedFd,
     own: Endpoint,
     pub(super) layout: Layout,
+    /// Whether its datagrams begin with a header (PROXY protocol).
+    pub(super) headers: bool,
     /// To which no reply is sent.
     names: Arc<UnixNames>,
+}
+
+/// Whether the datagrams of a socket begin with a header (PROXY protocol).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DatagramHeaders {
+    /// They do not.
+    Absent,
+    /// They must. None are merged, since each has its own.
+    Required,
 }
 
 /// What the Unix datagram sockets of a process are bound to.
@@ -74,20 +85,25 @@ impl DatagramSocket {
     ///
     /// # Errors
     /// As [`DatagramSocket::beside`].
-    pub fn new(socket: OwnedFd) -> io::Result<Self> {
+    pub fn new(socket: OwnedFd, headers: DatagramHeaders) -> io::Result<Self> {
         let names = UnixNames::of([&socket]);
-        Self::beside(&Arc::new(names), socket)
+        Self::beside(&Arc::new(names), socket, headers)
     }
 
     /// Prepares a bound socket of a process whose Unix datagram sockets have these `names`.
     ///
-    /// Of a UDP socket the kernel is to merge the datagrams of a burst (UDP_GRO), and
+    /// Of a UDP socket the kernel is to merge the datagrams of a burst (UDP_GRO), unless each has a
+    /// header of its own, and
     /// to tell of each one where it was sent to if that may be one of several addresses.
     ///
     /// # Errors
     /// When it is none, or the kernel refuses an option.
-    pub fn beside(names: &Arc<UnixNames>, socket: OwnedFd) -> io::Result<Self> {
-        let names = Arc::clone(names);
+    pub fn beside(
+        names: &Arc<UnixNames>,
+        socket: OwnedFd,
+        headers: DatagramHeaders,
+    ) -> io::Result<Self> {
+        let (names, headers) = (Arc::clone(names), headers == DatagramHeaders::Required);
         let address = SockRef::from(&socket).local_addr()?;
         // A receive from a non-blocking socket does not wait, not even in a ring.
         SockRef::from(&socket).set_nonblocking(false)?;
@@ -95,11 +111,12 @@ impl DatagramSocket {
             let own = Endpoint { address: PeerAddr::Local, port: 0 };
             // Without room for control messages no descriptor that is sent along stays open here.
             let layout = Layout { name: UNIX_NAME, control: 0 };
-            return Ok(Self { socket, own, layout, names });
+            return Ok(Self { socket, own, layout, headers: false, names });
         }
         let address =
             address.as_socket().ok_or_else(|| io::Error::from_raw_os_error(libc::EAFNOSUPPORT))?;
-        setsockopt(&socket, sockopt::UdpGroSegment, &true)?;
+        // Off as well: an inherited socket may have it on.
+        setsockopt(&socket, sockopt::UdpGroSegment, &!headers)?;
         let control = match address {
             SocketAddr::V4(address) if address.ip().is_unspecified() => {
                 setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
@@ -123,7 +140,7 @@ impl DatagramSocket {
             false => peer::of_address(address),
         };
         let own = Endpoint { address: own, port: address.port() };
-        Ok(Self { socket, own, layout: Layout { name, control }, names })
+        Ok(Self { socket, own, layout: Layout { name, control }, headers, names })
     }
 
     /// Whether it is a Unix socket.
@@ -202,7 +219,7 @@ mod tests {
             socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::DGRAM, None).unwrap();
         other.bind(&SockAddr::unix(&abstract_name).unwrap()).unwrap();
         let names = Arc::new(UnixNames::of([&by_path, &other.into()]));
-        let socket = DatagramSocket::beside(&names, by_path).unwrap();
+        let socket = DatagramSocket::beside(&names, by_path, DatagramHeaders::Absent).unwrap();
         std::fs::remove_file(&path).unwrap();
         let family = (libc::AF_UNIX as u16).to_ne_bytes();
         let told = |name: &[u8]| socket.is_ours(&[&family[..], name].concat());

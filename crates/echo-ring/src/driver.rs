@@ -132,8 +132,8 @@ pub struct Driver {
     on_writable: HashMap<u32, OnWritable>,
     /// How many bytes a slot may relay: there exactly while it waits for bytes to relay.
     relay_limits: HashMap<u32, u32>,
-    /// The header of a slot: there exactly while it is being read, and from when it has announced an
-    /// address to the end of the connection.
+    /// The header of a slot: there exactly while it is being read, and from when it has announced
+    /// an address to the end of the connection.
     prefaces: HashMap<u32, Preface>,
     /// Where relayed bytes and headers are looked at.
     scratch: Scratch,

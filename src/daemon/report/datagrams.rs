@@ -62,7 +62,7 @@ fn replies(number: u64) -> String {
     if number == 1 { "1 reply".to_owned() } else { format!("{number} replies") }
 }
 
-pub(in crate::daemon) const CLASSES: [Class<Datagrams>; 12] = [
+pub(in crate::daemon) const CLASSES: [Class<Datagrams>; 14] = [
     Class {
         reason: "kernel-drops",
         counter: |seen| seen.kernel_drops,
@@ -111,6 +111,26 @@ pub(in crate::daemon) const CLASSES: [Class<Datagrams>; 12] = [
         reason: "datagrams-denied",
         counter: |seen| seen.dropped(DropReason::Denied),
         line: |number, _| format!("{} dropped by [access]", datagrams(number)),
+    },
+    Class {
+        reason: "datagrams-untrusted",
+        counter: |seen| seen.dropped(DropReason::Untrusted),
+        line: |number, _| {
+            format!(
+                "{} dropped: they do not come from a proxy in trusted-proxies of their listener",
+                datagrams(number)
+            )
+        },
+    },
+    Class {
+        reason: "datagrams-invalid-header",
+        counter: |seen| seen.dropped(DropReason::InvalidHeader),
+        line: |number, _| {
+            format!(
+                "{} of a proxy dropped: without a valid header of the PROXY protocol, version 2",
+                datagrams(number)
+            )
+        },
     },
     Class {
         reason: "truncated",

@@ -264,6 +264,7 @@ pub(crate) fn the_core_answers_and_drains<W: World>() {
         sockets: vec![SocketParameters { own, listener: 0, outlives_us: false }],
         listeners: 1,
         buffers: BUFFERS,
+        proxies: Arc::new([]),
         limiter: Arc::new(Unmetered),
     };
     let mut worker = Worker::new(parameters).with_datagrams(datagrams);

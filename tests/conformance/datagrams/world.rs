@@ -8,11 +8,11 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use echo_core::datagram::op::{Event, Op, SocketId};
+use echo_core::datagram::op::{Event, Header, Op, SocketId};
 use echo_core::datagram::{Datagram, Endpoint};
 use echo_core::kernel::{Kernel, Wake};
 use echo_core::op::{self, ConnectionId, PeerAddr};
-use echo_ring::{DATAGRAM_BUFFERS, DatagramSocket, Driver, Settings, SpillMemory};
+use echo_ring::{DATAGRAM_BUFFERS, DatagramHeaders, DatagramSocket, Driver, Settings, SpillMemory};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{setsockopt, sockopt};
 
@@ -109,9 +109,10 @@ impl Fake {
         let us = PeerAddr::Ipv4([10, 0, 0, 250]);
         let length = payload.len() as u32;
         let truncated = self.truncates;
+        let (header, own) = (Header::Absent, false);
         let (destination, local) = (us, us);
-        let own = false;
-        let datagram = Datagram { source, destination, local, length, segment, truncated, own };
+        let datagram =
+            Datagram { source, destination, local, header, length, segment, truncated, own };
         let packet = Packet { serial: self.serial, datagram, payload: payload.to_vec() };
         assert!(self.kernel.datagrams.arrive(SocketId(0), packet), "a queue has room");
     }
@@ -188,7 +189,8 @@ impl Real {
     fn new(address: IpAddr) -> Self {
         let shared = UdpSocket::bind((address, 0)).expect("a free port");
         let socket = OwnedFd::from(shared.try_clone().expect("a descriptor"));
-        let socket = Arc::new(DatagramSocket::new(socket).expect("a socket for datagrams"));
+        let socket = DatagramSocket::new(socket, DatagramHeaders::Absent);
+        let socket = Arc::new(socket.expect("a socket for datagrams"));
         let own = socket.own();
         let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC);
         let driver = Driver::new(Settings {

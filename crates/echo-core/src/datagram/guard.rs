@@ -3,9 +3,9 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use super::op::{Datagram, Endpoint};
+use super::op::{Datagram, Endpoint, Header};
 use super::traffic::DropReason;
-use crate::admission::AccessList;
+use crate::admission::{AccessList, IpSet};
 use crate::peer::PeerAddr;
 
 /// Ports of services that answer a datagram from anybody by themselves (IANA's registry): echo,
@@ -41,16 +41,20 @@ impl Default for GuardPolicy {
     }
 }
 
-/// Judges a datagram that came to a socket which is bound to `own`.
+/// Judges a datagram that came to a socket which is bound to `own`, and takes datagrams of these
+/// proxies if any are named. Returns the address of its client: that of its sender, or what a proxy
+/// has announced. The answer goes to the sender, so that is who must not be a victim; access lists
+/// are for the client.
 ///
 /// # Errors
 /// Why it is dropped.
 pub(super) fn judge(
     datagram: &Datagram,
     own: Endpoint,
+    proxies: Option<&IpSet>,
     policy: &GuardPolicy,
     access: &AccessList,
-) -> Result<(), DropReason> {
+) -> Result<PeerAddr, DropReason> {
     let Datagram { source, destination, local, truncated, .. } = *datagram;
     if truncated {
         return Err(DropReason::Truncated);
@@ -71,21 +75,35 @@ pub(super) fn judge(
     if policy.ports.binary_search(&source.port).is_ok() {
         return Err(DropReason::SourcePort);
     }
-    if access.denies(source.address) {
+    let client = client(datagram, proxies)?;
+    if access.denies(client) {
         return Err(DropReason::Denied);
     }
-    Ok(())
+    Ok(client)
+}
+
+fn client(datagram: &Datagram, proxies: Option<&IpSet>) -> Result<PeerAddr, DropReason> {
+    let sender = datagram.source.address;
+    let Some(trusted) = proxies else { return Ok(sender) };
+    if sender != PeerAddr::Local && !trusted.contains(sender) {
+        return Err(DropReason::Untrusted);
+    }
+    match datagram.header {
+        Header::Announced(client) => Ok(client),
+        Header::Unannounced => Ok(sender),
+        Header::Invalid | Header::Absent => Err(DropReason::InvalidHeader),
+    }
 }
 
 /// Judges a datagram that came to a Unix socket. Its source cannot be forged, as it is the name of
 /// a socket; so ports and access lists, of which it has none, do not matter.
-fn judge_local(datagram: &Datagram) -> Result<(), DropReason> {
+fn judge_local(datagram: &Datagram) -> Result<PeerAddr, DropReason> {
     match datagram.source.address {
         // Nobody could be sent a reply.
         PeerAddr::Unknown => Err(DropReason::Source),
         // A path can be made to lead to one of ours after it was sent from: an endless exchange.
         _ if datagram.own => Err(DropReason::Own),
-        PeerAddr::Local | PeerAddr::Ipv4(_) | PeerAddr::Ipv6(_) => Ok(()),
+        PeerAddr::Local | PeerAddr::Ipv4(_) | PeerAddr::Ipv6(_) => Ok(PeerAddr::Local),
     }
 }
 
@@ -114,8 +132,9 @@ pub(super) fn is_loopback(address: PeerAddr) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use alloc::vec;
+
     use super::*;
-    use crate::admission::IpSet;
 
     const CLIENT: PeerAddr = PeerAddr::Ipv4([192, 0, 2, 1]);
     const US: PeerAddr = PeerAddr::Ipv4([192, 0, 2, 7]);
@@ -123,11 +142,14 @@ mod tests {
 
     fn sent(source: PeerAddr, port: u16, destination: PeerAddr, local: PeerAddr) -> Datagram {
         let source = Endpoint { address: source, port };
-        Datagram { source, destination, local, length: 1, segment: 0, truncated: false, own: false }
+        let (header, segment) = (Header::Absent, 0);
+        let (length, truncated, own) = (1, false, false);
+        Datagram { source, destination, local, header, length, segment, truncated, own }
     }
 
     fn verdict(datagram: &Datagram, own: Endpoint) -> Result<(), DropReason> {
-        judge(datagram, own, &GuardPolicy::new([7, 53]), &AccessList::default())
+        let policy = GuardPolicy::new([7, 53]);
+        judge(datagram, own, None, &policy, &AccessList::default()).map(drop)
     }
 
     #[test]
@@ -207,8 +229,31 @@ mod tests {
         let access = AccessList { deny, ..AccessList::default() };
         let policy = GuardPolicy::new([]);
         let datagram = sent(CLIENT, 4000, US, US);
-        assert_eq!(judge(&datagram, ANY, &policy, &access), Err(DropReason::Denied));
+        assert_eq!(judge(&datagram, ANY, None, &policy, &access), Err(DropReason::Denied));
         let datagram = Datagram { truncated: true, ..datagram };
-        assert_eq!(judge(&datagram, ANY, &policy, &access), Err(DropReason::Truncated));
+        assert_eq!(judge(&datagram, ANY, None, &policy, &access), Err(DropReason::Truncated));
+    }
+
+    /// Goal: a datagram of a proxy is judged by its client, and answered to the proxy: so the proxy
+    /// must be one that is trusted, and nobody who reflects.
+    #[test]
+    fn a_datagram_of_a_proxy_is_judged_by_its_client() {
+        let proxy = PeerAddr::Ipv4([192, 0, 2, 9]);
+        let trusted = IpSet::new(vec![([192, 0, 2, 9], [192, 0, 2, 9])], Vec::new());
+        let denied = IpSet::new(vec![([192, 0, 2, 1], [192, 0, 2, 1])], Vec::new());
+        let access = AccessList { deny: denied, ..AccessList::default() };
+        let verdict = |source, port, header| {
+            let datagram = Datagram { header, ..sent(source, port, US, US) };
+            judge(&datagram, ANY, Some(&trusted), &GuardPolicy::new([53]), &access)
+        };
+        let other = PeerAddr::Ipv4([192, 0, 2, 2]);
+        assert_eq!(verdict(proxy, 4000, Header::Announced(other)), Ok(other));
+        assert_eq!(verdict(proxy, 4000, Header::Announced(CLIENT)), Err(DropReason::Denied));
+        assert_eq!(verdict(proxy, 4000, Header::Unannounced), Ok(proxy));
+        assert_eq!(verdict(proxy, 53, Header::Announced(other)), Err(DropReason::SourcePort));
+        assert_eq!(verdict(other, 4000, Header::Announced(other)), Err(DropReason::Untrusted));
+        for header in [Header::Invalid, Header::Absent] {
+            assert_eq!(verdict(proxy, 4000, header), Err(DropReason::InvalidHeader));
+        }
     }
 }

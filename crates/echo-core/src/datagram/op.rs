@@ -23,6 +23,19 @@ pub struct Endpoint {
     pub port: u16,
 }
 
+/// What the header (PROXY protocol) at the beginning of a datagram says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Header {
+    /// There is none: datagrams of this socket have no headers.
+    Absent,
+    /// It comes from a client of its sender, at this address.
+    Announced(PeerAddr),
+    /// Its sender speaks for itself, or does not know more.
+    Unannounced,
+    /// It is not valid, or missing.
+    Invalid,
+}
+
 /// What the kernel tells of a datagram, or of a burst: datagrams of one flow that it merged
 /// (UDP_GRO), all of one length but the last, which may be shorter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +47,9 @@ pub struct Datagram {
     /// The address that a reply leaves from; unknown on a socket that is bound to one address. It
     /// differs from the destination exactly if that is a broadcast or multicast address (ip(7)).
     pub local: PeerAddr,
-    /// Bytes of payload in the buffer, of the whole burst.
+    /// What its header says.
+    pub header: Header,
+    /// Bytes of payload in the buffer, behind a header, of the whole burst.
     pub length: u32,
     /// Bytes of each datagram of a burst but the last; 0 if this is one datagram.
     pub segment: u16,

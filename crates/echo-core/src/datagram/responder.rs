@@ -8,9 +8,11 @@ use super::guard;
 use super::op::{BufferId, Datagram, Endpoint, Event, Op, ReceiveEnd, ReplyError, SocketId};
 use super::rate_limit::{Amount, Leases, RateLimiter};
 use super::traffic::{DatagramTraffic, DropReason};
+use crate::admission::IpSet;
 use crate::id::Timestamp;
 use crate::kernel::Wake;
 use crate::parameters::RuntimeLimits;
+use crate::peer::PeerAddr;
 
 /// After a failure a receive is tried again so many milliseconds later.
 const RETRY_MS: u64 = 100;
@@ -28,6 +30,9 @@ pub struct DatagramParameters {
     pub listeners: u16,
     /// Buffers of the pool.
     pub buffers: u16,
+    /// The proxies whose datagrams each listener takes, in the order of the listeners; none if its
+    /// datagrams have no headers. Those that are missing at the end have none.
+    pub proxies: Arc<[Option<IpSet>]>,
     /// Where sources are limited, over all workers.
     pub limiter: Arc<dyn RateLimiter>,
 }
@@ -82,6 +87,7 @@ pub(crate) struct Responder {
     replies: Vec<Option<Reply>>,
     replies_count: usize,
     leases: Leases,
+    proxies: Arc<[Option<IpSet>]>,
     limiter: Arc<dyn RateLimiter>,
     limits: RuntimeLimits,
     listeners: Vec<DatagramTraffic>,
@@ -92,13 +98,14 @@ pub(crate) struct Responder {
 impl Responder {
     /// No socket is armed yet.
     pub(crate) fn new(parameters: DatagramParameters, limits: RuntimeLimits) -> Self {
-        let DatagramParameters { sockets, listeners, buffers, limiter } = parameters;
+        let DatagramParameters { sockets, listeners, buffers, proxies, limiter } = parameters;
         let socket = |parameters| Socket { parameters, receive: Receive::Wanted, busy: false };
         Self {
             sockets: sockets.into_iter().map(socket).collect(),
             replies: vec![None; usize::from(buffers)],
             replies_count: 0,
             leases: Leases::new(),
+            proxies,
             limiter,
             limits,
             listeners: vec![DatagramTraffic::default(); usize::from(listeners)],
@@ -214,8 +221,10 @@ impl Responder {
         traffic.bytes_in += u64::from(datagram.length);
         let limits = &self.limits;
         let access = &limits.admission.access;
-        let verdict = guard::judge(&datagram, socket.own, &limits.datagram_guard, access);
-        match verdict.and_then(|()| self.charge(clock_us, &datagram)) {
+        let proxies = self.proxies.get(usize::from(socket.listener)).and_then(Option::as_ref);
+        let guard = &limits.datagram_guard;
+        let verdict = guard::judge(&datagram, socket.own, proxies, guard, access);
+        match verdict.and_then(|client| self.charge(clock_us, client, &datagram)) {
             Ok(()) => {
                 let reply = Reply { listener: socket.listener, datagram };
                 let former = self.replies[usize::from(buffer.0)].replace(reply);
@@ -230,15 +239,20 @@ impl Responder {
         }
     }
 
-    /// Charges the source for a datagram, or a burst as a whole. This machine itself is not
+    /// Charges the client for a datagram, or a burst as a whole. This machine itself is not
     /// limited: its loopback addresses come from no network.
-    fn charge(&mut self, clock_us: u64, datagram: &Datagram) -> Result<(), DropReason> {
+    fn charge(
+        &mut self,
+        clock_us: u64,
+        client: PeerAddr,
+        datagram: &Datagram,
+    ) -> Result<(), DropReason> {
         let rates = &self.limits.datagram_rates;
-        if !rates.limit() || guard::is_loopback(datagram.source.address) {
+        if !rates.limit() || guard::is_loopback(client) {
             return Ok(());
         }
         let source_limits = &self.limits.admission.source_limits;
-        let Some(key) = source_limits.key(datagram.source.address) else { return Ok(()) };
+        let Some(key) = source_limits.key(client) else { return Ok(()) };
         let amount = Amount { datagrams: datagram.count().into(), bytes: datagram.length.into() };
         self.leases.charge(clock_us, key, rates, &*self.limiter, amount)
     }
@@ -322,7 +336,6 @@ impl Responder {
 mod tests {
     use super::*;
     use crate::datagram::Unmetered;
-    use crate::peer::PeerAddr;
 
     const SOCKET: SocketId = SocketId(0);
 
@@ -334,6 +347,7 @@ mod tests {
             sockets: vec![socket],
             listeners: 1,
             buffers: 2,
+            proxies: Arc::new([]),
             limiter: Arc::new(Unmetered),
         };
         let mut responder = Responder::new(parameters, RuntimeLimits::unlimited(1));

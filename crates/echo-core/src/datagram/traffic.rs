@@ -16,6 +16,10 @@ pub enum DropReason {
     Own,
     /// It comes from a port of a service that answers by itself.
     SourcePort,
+    /// The socket takes datagrams of trusted proxies only, and its sender is none.
+    Untrusted,
+    /// It does not begin with a valid header (PROXY protocol).
+    InvalidHeader,
     /// The access lists do not admit its source.
     Denied,
     /// Its source has sent too many datagrams.
@@ -39,12 +43,14 @@ pub enum DropReason {
 
 impl DropReason {
     /// All reasons, in the order of [`DatagramTraffic::dropped`].
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::Truncated,
         Self::Destination,
         Self::Source,
         Self::Own,
         Self::SourcePort,
+        Self::Untrusted,
+        Self::InvalidHeader,
         Self::Denied,
         Self::SourceDatagrams,
         Self::SourceBytes,
@@ -65,6 +71,8 @@ impl DropReason {
             Self::Source => "source",
             Self::Own => "own-address",
             Self::SourcePort => "source-port",
+            Self::Untrusted => "untrusted",
+            Self::InvalidHeader => "invalid-header",
             Self::Denied => "denied",
             Self::SourceDatagrams => "source-datagrams",
             Self::SourceBytes => "source-bytes",
@@ -95,7 +103,7 @@ impl DropReason {
 pub struct DatagramTraffic {
     /// Datagrams received.
     pub datagrams_in: u64,
-    /// Bytes of payload received.
+    /// Bytes of payload received, without headers.
     pub bytes_in: u64,
     /// Datagrams sent back.
     pub datagrams_out: u64,

@@ -14,6 +14,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 
+use echo_proxy_header::Peer;
 use io_uring::{cqueue, opcode, squeue, types};
 
 use super::Driver;
@@ -22,9 +23,10 @@ use crate::buffers::{BufferRing, DATAGRAM_GROUP};
 use crate::control;
 use crate::datagram_socket::{self, DATAGRAM_BUFFERS, DatagramSocket, Layout};
 use crate::errno;
+use crate::peer;
 use crate::token::Token;
 use echo_core::datagram::Datagram;
-use echo_core::datagram::op::{BufferId, Event, Op, ReceiveEnd, SocketId};
+use echo_core::datagram::op::{BufferId, Event, Header, Op, ReceiveEnd, SocketId};
 
 /// `MSG_TRUNC` and `MSG_CTRUNC` as the header of a received datagram has them.
 const TRUNCATED: u32 = (libc::MSG_TRUNC | libc::MSG_CTRUNC) as u32;
@@ -196,7 +198,10 @@ impl Driver {
         };
         let open = datagrams.sockets[usize::from(socket.0)].as_ref().expect(OPEN);
         let bytes = datagrams.pool.bytes_mut(index, result as u32);
-        let (parts, datagram) = examine(bytes, open, socket.0);
+        let (mut parts, mut datagram) = examine(bytes, open, socket.0);
+        if open.headers {
+            read_header(bytes, &mut parts, &mut datagram);
+        }
         datagrams.parts[usize::from(index)] = parts;
         let buffer = BufferId(index);
         datagrams.events.push(Event::Received { socket, buffer, datagram, armed });
@@ -323,12 +328,31 @@ fn examine(bytes: &mut [u8], open: &DatagramSocket, socket: u16) -> (Parts, Data
         source,
         destination: told.destination,
         local: told.local,
+        header: Header::Absent,
         length: length as u32,
         segment: told.segment,
         truncated: too_short || flags & truncated != 0,
         own,
     };
     (parts, datagram)
+}
+
+/// Reads the header (PROXY protocol) of a datagram, of which the kernel has merged none. Its payload
+/// begins behind the header.
+fn read_header(bytes: &[u8], parts: &mut Parts, datagram: &mut Datagram) {
+    let payload = bytes.get(parts.payload.into()..).unwrap_or_default();
+    let Ok((length, peer)) = echo_proxy_header::datagram(payload) else {
+        datagram.header = Header::Invalid;
+        return;
+    };
+    datagram.header = match peer {
+        Peer::Announced(address) => Header::Announced(peer::of_address(address)),
+        Peer::Real => Header::Unannounced,
+    };
+    // A header is at most some 4,096 bytes long.
+    parts.payload += length as u16;
+    parts.length -= length as u32;
+    datagram.length -= length as u32;
 }
 
 fn end_of_receive(errno: i32) -> ReceiveEnd {

@@ -181,7 +181,7 @@ fn echo(socket: BorrowedFd<'_>, scratch: &mut [u8]) -> Result<Moved, ReceiveEnd>
     Ok(Moved::bytes(sent, next))
 }
 
-/// Looks at what is in the receive queue, as far as there is room in `scratch`, and leaves it there.
+/// Looks at what is in the receive queue, as far as `scratch` has room, and leaves it there.
 /// Nothing is the end of the stream.
 pub(super) fn peek<'a>(socket: BorrowedFd<'_>, scratch: &'a mut [u8]) -> Result<&'a [u8], Errno> {
     let (_, seen) = recv(socket, &mut *scratch, RecvFlags::PEEK | RecvFlags::DONTWAIT)?;

@@ -217,15 +217,6 @@ impl Bench {
                     self.resources.pool.hold(buffer);
                 }
             }
-            "header part" => self.act(|c, context| c.on_preface_partial(context, 5)),
-            "header too long" => {
-                let received = limits::PREFACE_BYTES_MAX;
-                self.act(|c, context| c.on_preface_partial(context, received));
-            }
-            "header announced" => self.completed(PeerOrigin::Announced, Ok(())),
-            "header local" => self.completed(PeerOrigin::Socket, Ok(())),
-            "header denied" => self.completed(PeerOrigin::Announced, Err(RefuseReason::Denied)),
-            "header invalid" => self.act(|c, context| c.on_preface_invalid(context)),
             "due" => self.act(|c, context| c.on_deadline(context)),
             "drain deadline" => self.act(|c, context| c.on_drain_deadline(context)),
             "drain end" => self.act(|c, context| c.on_drain_end(context)),
@@ -237,6 +228,21 @@ impl Bench {
             "quiesce deadline" => self.act(|c, context| c.on_quiesce_deadline(context)),
             "serve" => self.act(|c, context| c.serve(context)),
             "retry" => self.act(|c, context| c.retry(context)),
+            _ => self.apply_header(event),
+        }
+    }
+
+    fn apply_header(&mut self, event: &str) {
+        match event {
+            "header part" => self.act(|c, context| c.on_preface_partial(context, 5)),
+            "header too long" => {
+                let received = limits::PREFACE_BYTES_MAX;
+                self.act(|c, context| c.on_preface_partial(context, received));
+            }
+            "header announced" => self.completed(PeerOrigin::Announced, Ok(())),
+            "header local" => self.completed(PeerOrigin::Socket, Ok(())),
+            "header denied" => self.completed(PeerOrigin::Announced, Err(RefuseReason::Denied)),
+            "header invalid" => self.act(|c, context| c.on_preface_invalid(context)),
             _ => panic!("no event is called {event}"),
         }
     }

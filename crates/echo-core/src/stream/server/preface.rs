@@ -42,9 +42,10 @@ impl Server {
         ops: &mut Vec<Op>,
     ) {
         // One that is being ended meanwhile is not judged any more.
-        let verdict = match self.connection(id).phase() {
-            Phase::Preface(_) => self.admission.judge(now, id, peer),
-            _ => Ok(()),
+        let verdict = if let Phase::Preface(_) = self.connection(id).phase() {
+            self.admission.judge(now, id, peer)
+        } else {
+            Ok(())
         };
         self.with(now, id, ops, |connection, context| {
             connection.on_preface_complete(context, origin, verdict);

@@ -1,6 +1,6 @@
 //! Who sends datagrams in a history: hosts, forgers and machines that are set up wrongly.
 
-use echo_core::datagram::op::SocketId;
+use echo_core::datagram::op::{Header, SocketId};
 use echo_core::datagram::{Datagram, Endpoint, REFLECT_SOURCE_PORTS};
 use echo_core::op::PeerAddr;
 
@@ -25,6 +25,8 @@ pub(crate) struct Clients {
     pub(crate) bursts: u16,
     /// The longest payload of a datagram.
     pub(crate) length_max: u32,
+    /// Whether they are proxies, whose datagrams have headers.
+    pub(crate) headers: bool,
     /// Packets that are sent whatever is drawn: before which turn, counted from 1, and where to.
     pub(crate) planned: Vec<(usize, SocketId, Datagram)>,
     /// Packets that may still be drawn.
@@ -76,22 +78,37 @@ impl Clients {
         let address =
             if is_ipv6 { PeerAddr::Ipv6(ipv6(host)) } else { PeerAddr::Ipv4([10, 0, 0, host]) };
         let source = Endpoint { address, port: 40_000 + choice.below(3) as u16 };
+        let header = if self.headers { draw_header(choice) } else { Header::Absent };
+        let (destination, segment) = (local, 0);
         let mut datagram = Datagram {
             source,
-            destination: local,
+            destination,
             local,
+            header,
             length,
-            segment: 0,
+            segment,
             truncated: false,
             own: false,
         };
-        if choice.strikes(self.bursts) {
+        // What has a header is not merged.
+        if !self.headers && choice.strikes(self.bursts) {
             make_burst(&mut datagram, choice);
         }
         if choice.strikes(self.odd) {
             make_odd(&mut datagram, own, choice);
         }
         datagram
+    }
+}
+
+/// Of one of the hosts, mostly.
+fn draw_header(choice: &mut Choice) -> Header {
+    let host = 1 + choice.below(HOSTS) as u8;
+    match choice.below(8) {
+        0 => Header::Invalid,
+        1 => Header::Unannounced,
+        2 => Header::Announced(PeerAddr::Ipv6(ipv6(host))),
+        _ => Header::Announced(PeerAddr::Ipv4([10, 0, 0, host])),
     }
 }
 

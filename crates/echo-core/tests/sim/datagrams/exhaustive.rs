@@ -3,6 +3,7 @@
 
 use std::time::Instant;
 
+use echo_core::datagram::op::Header;
 use echo_core::datagram::op::SocketId;
 use echo_core::datagram::{Datagram, Endpoint, SocketParameters};
 use echo_core::op::PeerAddr;
@@ -61,6 +62,7 @@ impl World {
                 odd: 0,
                 bursts: 0,
                 length_max: 1,
+                headers: false,
                 planned: planned.collect(),
                 left: 0,
                 sent: 0,
@@ -104,10 +106,12 @@ impl World {
 fn packet(kind: Kind) -> Datagram {
     let local = PeerAddr::Ipv4([10, 0, 0, 250]);
     let source = Endpoint { address: PeerAddr::Ipv4([10, 0, 0, 1]), port: 40_000 };
+    let header = Header::Absent;
     let whole = Datagram {
         source,
         destination: local,
         local,
+        header,
         length: 10,
         segment: 0,
         truncated: false,

@@ -131,13 +131,14 @@ impl Scenario {
         let sockets: Vec<_> = (0..count).map(|_| draw_socket(choice, listeners)).collect();
         let chaos_turns = 20 + choice.below(150);
         let peers = [0, 0, 3][choice.below(3)];
-        let clients = Clients {
+        let mut clients = Clients {
             sockets: sockets.iter().map(|socket| socket.own).collect(),
             often: [100, 400, 1000][choice.below(3)],
             most: [1, 4, 40][choice.below(3)],
             odd: [0, 100, 500][choice.below(3)],
             bursts: [0, 100, 600][choice.below(3)],
             length_max: [1, 100, 3_000][choice.below(3)],
+            headers: false,
             planned: Vec::new(),
             left: u64::MAX,
             sent: 0,
@@ -147,6 +148,13 @@ impl Scenario {
         let mut changes: Vec<_> =
             (0..count).map(|_| (choice.below(150), draw_rules(choice))).collect();
         changes.sort_by_key(|(turn, _)| std::cmp::Reverse(*turn));
+        if choice.below(3) == 0 {
+            clients.headers = true;
+            // They stay what they are when other rules come.
+            for rules in changes.iter_mut().map(|(_, rules)| rules).chain([&mut rules]) {
+                rules.trusted = Some(vec![[10, 0, 0, 1], [10, 0, 0, 3]]);
+            }
+        }
         if peers > 0 {
             // The model of the streams has no access lists.
             for rules in changes.iter_mut().map(|(_, rules)| rules).chain([&mut rules]) {
@@ -543,6 +551,7 @@ fn worker(
         sockets: scenario.sockets.clone(),
         listeners: scenario.listeners,
         buffers: scenario.buffers,
+        proxies: vec![scenario.rules.proxies(); scenario.listeners.into()].into(),
         limiter: Arc::clone(limiter) as Arc<dyn RateLimiter>,
     })
 }

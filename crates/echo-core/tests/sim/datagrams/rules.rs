@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use echo_core::admission::{AccessList, AdmissionPolicy, IpSet, SourceLimits};
+use echo_core::datagram::op::Header;
 use echo_core::datagram::{Datagram, DropReason, Endpoint, GuardPolicy, Rates};
 use echo_core::op::PeerAddr;
 use echo_core::parameters::RuntimeLimits;
@@ -19,12 +20,28 @@ pub(crate) struct Rules {
     pub(crate) denied: Vec<[u8; 4]>,
     /// If there are any, other addresses are denied as well.
     pub(crate) allowed: Vec<[u8; 4]>,
+    /// If datagrams have headers: the proxies, all of IPv4, of which they are believed.
+    pub(crate) trusted: Option<Vec<[u8; 4]>>,
     pub(crate) rates: Rates,
     /// Leading bits of an IPv4 address that are its source.
     pub(crate) prefix: u8,
 }
 
 impl Rules {
+    /// The same as the core is told of proxies.
+    pub(crate) fn proxies(&self) -> Option<IpSet> {
+        let ranges = |hosts: &Vec<[u8; 4]>| hosts.iter().map(|host| (*host, *host)).collect();
+        self.trusted.as_ref().map(|hosts| IpSet::new(ranges(hosts), Vec::new()))
+    }
+
+    /// Who a datagram counts for.
+    fn client(&self, datagram: &Datagram) -> PeerAddr {
+        match datagram.header {
+            Header::Announced(client) if self.trusted.is_some() => client,
+            _ => datagram.source.address,
+        }
+    }
+
     /// The same as the core is told it.
     pub(crate) fn limits(&self, streams: &RuntimeLimits) -> RuntimeLimits {
         let set = |addresses: &[[u8; 4]]| {
@@ -57,7 +74,14 @@ impl Rules {
             }
             PeerAddr::Ipv6(address) => address == [0; 16] || is_group(source.address),
         };
-        let denied = match source.address {
+        let is_trusted = match (&self.trusted, source.address) {
+            (None, _) | (_, PeerAddr::Local) => true,
+            (Some(hosts), PeerAddr::Ipv4(address)) => hosts.contains(&address),
+            (Some(_), _) => false,
+        };
+        let wants_header = self.trusted.is_some();
+        let no_header = matches!(datagram.header, Header::Absent | Header::Invalid);
+        let denied = match self.client(datagram) {
             PeerAddr::Unknown | PeerAddr::Local => false,
             PeerAddr::Ipv4(address) => {
                 let listed = self.allowed.is_empty() || self.allowed.contains(&address);
@@ -71,6 +95,8 @@ impl Rules {
             (no_host || source.port == 0, DropReason::Source),
             (source == Endpoint { address: asked, port: own.port }, DropReason::Own),
             (self.ports.contains(&source.port), DropReason::SourcePort),
+            (!is_trusted, DropReason::Untrusted),
+            (wants_header && no_header, DropReason::InvalidHeader),
             (denied, DropReason::Denied),
         ];
         all.into_iter().filter(|(applies, _)| *applies).map(|(_, reason)| reason).collect()
@@ -180,7 +206,7 @@ impl Allowances {
     /// A worker answers this datagram: its source must be allowed as much.
     pub(crate) fn answered(&mut self, rules: &Rules, now_us: u64, datagram: &Datagram) {
         let (workers, is_strict) = (self.workers, self.is_strict);
-        let Some(source) = self.source(rules, datagram.source.address, now_us) else { return };
+        let Some(source) = self.source(rules, rules.client(datagram), now_us) else { return };
         for ((account, rate), amount) in
             source.accounts.iter_mut().zip(rates(rules)).zip(amounts(datagram))
         {
@@ -207,7 +233,7 @@ impl Allowances {
         datagram: &Datagram,
     ) -> Vec<DropReason> {
         let workers = self.workers;
-        let Some(source) = self.source(rules, datagram.source.address, now_us) else {
+        let Some(source) = self.source(rules, rules.client(datagram), now_us) else {
             return Vec::new();
         };
         source.refusals.push((now_us, amounts(datagram)));

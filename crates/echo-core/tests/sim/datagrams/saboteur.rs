@@ -1,7 +1,7 @@
 //! Turns a correct core into one with a planted bug, by falsifying what it hears and says; the
 //! sibling of [`crate::saboteur`] for datagrams.
 
-use echo_core::datagram::op::{BufferId, Event, Op, ReceiveEnd, ReplyError};
+use echo_core::datagram::op::{BufferId, Event, Header, Op, ReceiveEnd, ReplyError};
 use echo_core::datagram::{Datagram, Rates};
 use echo_core::op::PeerAddr;
 
@@ -63,6 +63,8 @@ pub(crate) enum Bug {
     MixSources,
     /// A datagram is dropped for no reason.
     DropSome,
+    /// What the header of a datagram says is not looked at.
+    IgnoreHeader,
     /// A burst counts as one datagram.
     CountBurstOnce,
     /// The pieces of a burst that failed are not counted.
@@ -74,7 +76,7 @@ pub(crate) enum Bug {
 }
 
 impl Bug {
-    pub(crate) const ALL: [Self; 30] = [
+    pub(crate) const ALL: [Self; 31] = [
         Self::ForgetEmpty,
         Self::ForgetReceive,
         Self::TwoReceives,
@@ -101,6 +103,7 @@ impl Bug {
         Self::IgnoreRates,
         Self::MixSources,
         Self::DropSome,
+        Self::IgnoreHeader,
         Self::CountBurstOnce,
         Self::ForgetFailedPieces,
         Self::MixErrors,
@@ -196,6 +199,7 @@ impl Saboteur {
                 }
             }
             Bug::DropSome if self.strikes() => told.truncated = true,
+            Bug::IgnoreHeader if told.header != Header::Absent => told.header = Header::Unannounced,
             Bug::CountBurstOnce => told.segment = 0,
             _ => {}
         }
