@@ -341,7 +341,8 @@ fn unknown_sections_and_keys_are_refused_with_those_that_there_are() {
         ),
         (
             "[[listener]]\nname = 'a'\nport = 7\n",
-            "3:1: listener.port: unknown key; use name, address, kind",
+            "3:1: listener.port: unknown key; use name, address, kind, proxy-protocol, \
+             trusted-proxies",
         ),
         (
             "server = 3\n",
@@ -524,7 +525,7 @@ fn the_command_line_wins_over_the_file() {
 #[test]
 fn every_key_of_the_shipped_file_is_in_the_manual() {
     let keys = shipped_keys();
-    assert_eq!(keys.len(), 30, "a key was added or lost: {keys:?}");
+    assert_eq!(keys.len(), 32, "a key was added or lost: {keys:?}");
     let table: toml::Table = SHIPPED.parse().unwrap();
     for (section, key) in keys {
         let heading = match &table[&section] {
@@ -621,5 +622,50 @@ fn a_listener_has_a_kind_and_one_at_least_is_an_echo() {
     ] {
         let error = parsed(&listener("a", 1, kind)).unwrap_err();
         assert!(error.contains(words), "{error}");
+    }
+}
+
+/// Goal: a listener for proxies says whom it trusts, unless only this machine can reach it; and what
+/// it says survives being written out. Method: every combination that matters.
+#[test]
+fn a_listener_for_proxies_names_them() {
+    let listener = |address: &str, more: &str| {
+        let address =
+            if address.is_empty() { String::new() } else { format!("address = '{address}'\n") };
+        format!("[[listener]]\nname = 'a'\n{address}{more}\n")
+    };
+    let (require, trusted) = ("proxy-protocol = 'require'", "trusted-proxies = ['10.0.0.1']");
+    let both = format!("{require}\n{trusted}");
+    let empty = format!("{require}\ntrusted-proxies = []");
+    let tcp = "127.0.0.1:7";
+    for (text, proxies) in [
+        (listener(tcp, "proxy-protocol = 'off'"), None),
+        (listener(tcp, "trusted-proxies = []"), None),
+        (listener(tcp, &both), Some(1)),
+        (listener("udp:[::1]:7", &both), Some(1)),
+        (listener("", &both), Some(1)),
+        (listener("", &empty), Some(0)),
+        (listener("unix:/run/a", require), Some(0)),
+        (listener("unix:/run/a", &both), Some(1)),
+    ] {
+        let config = parsed(&text).unwrap();
+        assert_eq!(config.listeners[0].proxies.as_ref().map(Vec::len), proxies, "{text}");
+        assert_eq!(parsed(&config.to_toml()).unwrap(), config, "{text}");
+    }
+    for (text, words) in [
+        (listener(tcp, require), "listener.trusted-proxies: missing; name the proxies"),
+        (listener("", require), "listener.trusted-proxies: missing; name the proxies"),
+        (listener(tcp, &empty), "listener.trusted-proxies: empty, so that"),
+        (listener(tcp, trusted), "listener.trusted-proxies: of no effect; add"),
+        (
+            listener(tcp, "proxy-protocol = 'auto'"),
+            "listener.proxy-protocol: \"auto\" is not known",
+        ),
+        (
+            listener(tcp, &format!("{both}\nkind = 'status'")),
+            "listener.proxy-protocol: \"require\" is for an echo only",
+        ),
+    ] {
+        assert!(refusal(&text).contains(words), "{}", refusal(&text));
     }
 }

@@ -258,7 +258,7 @@ const LISTENER: Section = Section {
                    or 2, before anything else; from then on the address that the header announces \
                    is that of the client, for access lists and limits. A connection without a \
                    valid header is refused.",
-            more: "See section PROXIES below. For an echo only; the default is \"off\".",
+            more: "See section PROXIES. For an echo only; the default is \"off\".",
             cell: None,
         },
         Key {

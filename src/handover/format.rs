@@ -13,9 +13,10 @@
 //!
 //! `announced` is the family of the address that a header (PROXY protocol) has announced: 4, 6, or
 //! 0 if there is none. An IPv4 address has the last four bytes of `address`. `preface` says how
-//! many bytes of a parser's state lead the unsent bytes of the connection: some of its header has
-//! come. The header counts them among the unsent bytes. Bit 0 of `flags` says that the connection
-//! has records (SOCK_SEQPACKET): then nothing of it is unsent, since its messages are never owned.
+//! many bytes of a parser's state lead the unsent bytes of the connection: some of its PROXY header
+//! has come. The header of the state counts them among the unsent bytes. Bit 0 of `flags` says that
+//! the connection has records (SOCK_SEQPACKET): then nothing of it is unsent, since its messages
+//! are never owned.
 //!
 //! Version 2 has records of 32 bytes, which end behind `received`: no connection has a header, and
 //! the socket alone tells whether it has records.

@@ -83,6 +83,7 @@ const VALUES: &[&str] = &[
     "\"status\"",
     "\"metrics\"",
     "\"agent-check\"",
+    "\"require\"",
     "\"syslog\"",
     "\"stderr\"",
     "\"debug\"",

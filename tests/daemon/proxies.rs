@@ -1,15 +1,17 @@
 //! Connections of proxies: a header of the PROXY protocol tells who the client is, and that is what
 //! counts. Who sends none, or may not send one, is refused.
 
+use std::fs;
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
+use echo_uring::handover::format::MARK;
 use serde_json::Value;
 use socket2::Socket;
 
 use crate::bus::{Answer, Bus};
-use crate::daemon::{Daemon, Launch};
+use crate::daemon::{Daemon, Launch, program};
 use crate::machine::{Scratch, in_company, time_limit, wait_until};
 use crate::place::{Listening, Place, come_from, expect_end, ping, readable};
 use crate::udp::{Bound, Client, Server};
@@ -241,6 +243,35 @@ fn the_next_process_knows_the_clients() {
     assert!(admitted(&place, &v2("192.0.2.2:1")).is_some());
     drop((open, half));
     bus.say(Answer::Job("stop"));
+    daemon.stop();
+}
+
+/// Goal: a downgrade to a program that knows no PROXY headers ends a connection in the middle of its
+/// header in order, and keeps the others. Method: the daemon's own file is replaced while it runs.
+#[test]
+fn an_older_program_gets_what_it_can_go_on_with() {
+    let _quiet = in_company();
+    let scratch = Scratch::new();
+    let bus = Bus::start(&scratch.path("bus"), Answer::Job("restart"));
+    let path = scratch.path("echo-uring");
+    fs::copy(program(), &path).unwrap();
+    let launch = Launch { bus: bus.address(), ..Launch::with_config(PROXIED) };
+    let daemon = Launch { program: Some(path.clone()), ..launch }.start();
+    let open = admitted(daemon.place(), &v2("192.0.2.1:1")).unwrap();
+    let half = connect(daemon.place(), &v1("192.0.2.1:2")[..20]);
+    std::thread::sleep(Duration::from_millis(200));
+    let older = MARK.replace(|digit: char| digit.is_ascii_digit(), "2");
+    fs::write(scratch.path("echo-uring.dpkg-new"), older).unwrap();
+    fs::rename(scratch.path("echo-uring.dpkg-new"), &path).unwrap();
+    let (stored, listening, lines) = daemon.export();
+    let told = "warn 1 connection closed: the next version does not know the PROXY protocol";
+    assert!(lines.iter().any(|line| line.starts_with(told)), "{lines:#?}");
+    expect_end(&half);
+    let config = PROXIED.to_owned();
+    let daemon = Launch { stored, listening, config, ..Launch::default() }.start();
+    daemon.lines.wait_for("took over 2 connections", time_limit(5.0));
+    assert!(ping(&open, b"still here"));
+    drop((open, half));
     daemon.stop();
 }
 

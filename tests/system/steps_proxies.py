@@ -68,6 +68,13 @@ def announces(machine, port, *options):
     return made
 
 
+def checks(machine):
+    """How many health checks the daemon has seen. HAProxy resets them at once, so that most are
+    over before their accept: then they are aborted accepts."""
+    total = traffic(machine)
+    return total["health_checks"] + total["accept_failures"]["aborted"]
+
+
 def version():
     """The version of HAProxy on this host."""
     text = subprocess.run(["haproxy", "-v"], capture_output=True, text=True, check=True).stdout
@@ -163,9 +170,20 @@ def connection_through(machine, port):
 
 
 def warnings_since(machine, count):
-    """What the daemon said with the severity of a warning or more, after `count` entries."""
+    """What the daemon said with the severity of a warning or more, after `count` entries. The limit
+    on open files is that of the host, and told at each start."""
     entries = machine.journal()[count:]
-    return [entry["MESSAGE"] for entry in entries if int(entry.get("PRIORITY", 7)) <= WARNING]
+    said = [entry["MESSAGE"] for entry in entries if int(entry.get("PRIORITY", 7)) <= WARNING]
+    return [text for text in said if "the limit on open files" not in text]
+
+
+def is_told(machine, words):
+    """Waits until the journal tells of refused connections, which it does in a line for many."""
+    eventually(
+        lambda: any(words in text for text in machine.messages()),
+        15,
+        f"the journal does not tell: {words}",
+    )
 
 
 def configure(machine, text):
@@ -188,6 +206,7 @@ def announced_by_haproxy(machine, _packages):
     # The port without a proxy is as it was, and that for proxies refuses who has no header.
     echoes(machine)
     load(machine, PORT, succeeds=False)
+    is_told(machine, "without a valid header")
     entries = len(machine.journal())
     with haproxy(machine) as (_, admin):
         made = announces(machine, FRONTEND, "-c", 50)
@@ -196,9 +215,9 @@ def announced_by_haproxy(machine, _packages):
                 made += announces(machine, port, "-c", 8, "--mode", "churn")
                 made += announces(machine, port, "-c", 4, "--mode", "stream")
         # More than one check, of which each sends a header and nothing else.
-        checks = traffic(machine)["health_checks"]
+        seen = checks(machine)
         eventually(
-            lambda: traffic(machine)["health_checks"] >= checks + 2,
+            lambda: checks(machine) >= seen + 2,
             15,
             "the health checks of HAProxy are not counted",
         )
@@ -241,6 +260,8 @@ def clients_are_judged(machine, _packages):
     refused = traffic(machine)["refused"]["untrusted"]
     load(machine, PORT, "--source", "127.0.0.2", proxy, "10.0.0.1", succeeds=False)
     expect(traffic(machine)["refused"]["untrusted"] > refused, "a stranger is not counted")
+    for words in ("trusted-proxies", "refused by [access]", "limits.max-connections-per-source"):
+        is_told(machine, words)
     configure(machine, "")
     return f"{made} sources through one address"
 

@@ -179,8 +179,8 @@ const ADDRESS_LEN_MAX: usize = "ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255".l
 const COMPLETION_LEN_MAX: usize = "0.0.0.0".len();
 
 /// What completes every beginning of an address of either family that can be completed at all.
-const COMPLETIONS: [&str; 11] =
-    ["", "0", ":", "::", ":0", ".0", "0.0", ".0.0", "0.0.0", ".0.0.0", "0.0.0.0"];
+const COMPLETIONS: [&str; 10] =
+    ["", "0", ":", "::", ".0", "0.0", ".0.0", "0.0.0", ".0.0.0", "0.0.0.0"];
 
 //= proxy-protocol.txt 2.1
 //# the TCP source port represented as a decimal integer in the range [0..65535] inclusive.

@@ -4,7 +4,7 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use echo_core::admission::Unlimited;
+use echo_core::admission::{IpSet, Unlimited};
 use echo_core::command::Command;
 use echo_core::fullness::Fullness;
 use echo_core::kernel::{Kernel, Wake};
@@ -41,10 +41,18 @@ enum Kind {
     StallRelayed,
     /// A peer that talks all the time, or would.
     Lifetime,
+    /// A proxy that sends no header.
+    Preface,
 }
 
-const KINDS: [Kind; 5] =
-    [Kind::Idle, Kind::StallSpilled, Kind::StallHeld, Kind::StallRelayed, Kind::Lifetime];
+const KINDS: [Kind; 6] = [
+    Kind::Idle,
+    Kind::StallSpilled,
+    Kind::StallHeld,
+    Kind::StallRelayed,
+    Kind::Lifetime,
+    Kind::Preface,
+];
 
 /// The fake, with an eye on how connections end.
 struct Watched {
@@ -99,8 +107,8 @@ impl World {
             deferral: Deferral::default(),
             sweep_slots_max: SWEEP_SLOTS_MAX,
             linger_timeout: LINGER_MS,
-            preface_timeout: 1_000,
-            proxies: Arc::new([]),
+            preface_timeout: timeout,
+            proxies: Arc::new([(kind == Kind::Preface).then(IpSet::default)]),
             limiter: Arc::new(Unlimited),
             fullness: Arc::new(Fullness::new(1)),
             budget: budget.clone(),
@@ -167,7 +175,7 @@ impl World {
         let peer = self.kernel.fake.connect(ListenerId(0), wire, PeerAddr::Local);
         self.settle();
         match kind {
-            Kind::Idle | Kind::Lifetime => {}
+            Kind::Idle | Kind::Lifetime | Kind::Preface => {}
             Kind::StallSpilled | Kind::StallHeld => {
                 self.kernel.fake.peer_write(peer, 16);
             }

@@ -337,8 +337,8 @@ fn examine(bytes: &mut [u8], open: &DatagramSocket, socket: u16) -> (Parts, Data
     (parts, datagram)
 }
 
-/// Reads the header (PROXY protocol) of a datagram, of which the kernel has merged none. Its payload
-/// begins behind the header.
+/// Reads the header (PROXY protocol) of a datagram, none of which the kernel has merged. Its
+/// payload begins behind the header.
 fn read_header(bytes: &[u8], parts: &mut Parts, datagram: &mut Datagram) {
     let payload = bytes.get(parts.payload.into()..).unwrap_or_default();
     let Ok((length, peer)) = echo_proxy_header::datagram(payload) else {
