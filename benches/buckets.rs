@@ -132,6 +132,7 @@ impl Kernel for Traffic {
                 header: datagram::Header::Absent,
                 segment: 0,
                 truncated: false,
+                own: false,
             };
             self.brought += 1;
             self.events.push_back(datagram::Event::Received {
@@ -166,6 +167,7 @@ fn worker(limiter: Arc<dyn RateLimiter>, rates: Rates) -> Worker {
     let own = Endpoint { address: PeerAddr::Ipv4([192, 0, 2, 1]), port: 7 };
     Worker::new(Parameters {
         listeners: 0,
+        records: Vec::new(),
         buffers: BufferPlan::new([1, 1], [4 << 10, 256 << 10]),
         multishot: true,
         deferral: Deferral::default(),

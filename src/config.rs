@@ -33,7 +33,7 @@ use std::path::{Path, PathBuf};
 
 use log::LevelFilter;
 
-pub use address::{Address, Protocol};
+pub use address::{Address, Protocol, UnixKind, UnixName};
 pub use change::{Change, changes, in_force, spelled};
 pub use error::{ConfigError, Invalid};
 use file::{Place, Places, Role, Source};

@@ -18,7 +18,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use echo_core::op::CloseReason;
 use echo_core::op::{ListenerId, TransferPhase, TransferState};
 use format::{Head, Record, RecordRef, State, Version};
-use store::Refused;
+use store::{Connected, Refused};
 
 /// One connection during a handover.
 #[derive(Debug)]
@@ -147,8 +147,8 @@ pub fn unpack(bundles: Vec<OwnedFd>) -> Import {
 
 impl Import {
     /// The connections. Each is attributed to the listener of `listeners` with the address that it
-    /// came from, or to the first if that address is gone. Anything but a connected stream socket
-    /// is closed.
+    /// came from, or to the first if that address is gone. Anything but a connected stream or
+    /// seqpacket socket is closed.
     #[must_use]
     pub fn import(self, listeners: &[String]) -> Imported {
         let Self { sockets, state } = self;
@@ -158,9 +158,16 @@ impl Import {
         };
         let mut imported =
             Imported { transfers: Vec::new(), ended: 0, foreign: Vec::new(), complaint };
-        for connection in transfers {
+        for mut connection in transfers {
             match store::check_connection(connection.socket.as_fd()) {
-                Ok(()) => imported.transfers.push(connection),
+                Ok(Connected::Records) if !connection.unsent.is_empty() => {
+                    imported.foreign.push("a seqpacket socket with messages of its own");
+                }
+                Ok(connected) => {
+                    // The socket itself tells, whatever was written of it.
+                    connection.transfer.records = connected == Connected::Records;
+                    imported.transfers.push(connection);
+                }
                 Err(Refused::Ended) => imported.ended += 1,
                 Err(Refused::Foreign(what)) => imported.foreign.push(what),
             }
@@ -195,6 +202,7 @@ fn end(sockets: Vec<OwnedFd>) -> Vec<ConnectionTransfer> {
     let phase = TransferPhase::Flushing(CloseReason::Drained);
     let transfer = TransferState {
         listener: ListenerId(0),
+        records: false,
         phase,
         unsent: 0,
         quiet_ms: 0,

@@ -12,8 +12,7 @@ mod inherited;
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, SocketAddrV6};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
-use std::path::PathBuf;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -22,7 +21,7 @@ use socket2::{SockAddr, SockRef, TcpKeepalive};
 pub use bound::SocketFile;
 pub use handshakes::{TIMEOUT as HANDSHAKE_TIMEOUT, admit_new, is_any_half_open, refuse_new};
 
-use crate::config::{Address, Kind, ListenerConfig, Network, Protocol, Tcp};
+use crate::config::{Address, Kind, ListenerConfig, Network, Protocol, Tcp, UnixKind, UnixName};
 
 /// The maximum keepalive time and interval of the kernel (`MAX_TCP_KEEPIDLE`) and the maximum
 /// number of probes (`MAX_TCP_KEEPCNT`), with which the kernel never probes by itself. The core
@@ -52,8 +51,7 @@ pub struct Opened {
 pub struct Listener {
     /// From the configuration or from `LISTEN_FDNAMES`; "inherited" if that has no name.
     pub name: String,
-    /// As printed: `127.0.0.1:7777`, `udp:[::1]:7`, `unix:/path`, or `unix:@name` for an abstract
-    /// address.
+    /// As printed: `127.0.0.1:7777`, `udp:[::1]:7`, `unix:/path`, `unix-datagram:@name`.
     pub address: String,
     /// What is served there, from the configuration or from the name of an inherited socket.
     pub kind: Kind,
@@ -78,15 +76,42 @@ pub enum Origin {
     Bound,
 }
 
-/// The kind of a listener's connections.
+/// What comes to a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
     /// TCP over IPv4 or IPv6: connections inherit every option of the listener.
     Tcp,
-    /// Unix streams: connections inherit no option (seen on Linux 6.18), so the driver sets them.
-    Unix,
+    /// Unix connections or datagrams: connections inherit no option (seen on Linux 6.18), so the
+    /// driver sets them.
+    Unix(UnixKind),
     /// UDP: there are no connections.
     Udp,
+}
+
+impl Family {
+    /// Whether datagrams come, and no connections.
+    #[must_use]
+    pub fn is_datagram(self) -> bool {
+        match self {
+            Self::Udp | Self::Unix(UnixKind::Datagram) => true,
+            Self::Tcp | Self::Unix(UnixKind::Stream | UnixKind::Seqpacket) => false,
+        }
+    }
+
+    /// Whether it is a Unix socket whose messages have bounds.
+    fn has_unix_messages(self) -> bool {
+        matches!(self, Self::Unix(UnixKind::Seqpacket | UnixKind::Datagram))
+    }
+
+    /// The protocol as status and metrics name it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Unix(kind) => kind.name(),
+        }
+    }
 }
 
 /// Why listening failed. `Display` is one line that ends with the remedy.
@@ -118,10 +143,10 @@ pub enum ListenError {
         /// The error of the system.
         cause: io::Error,
     },
-    /// The path of a Unix socket is used by something other than a listening socket.
+    /// The path of a Unix socket is used by something other than a socket in use.
     Occupied {
-        /// Which path.
-        path: PathBuf,
+        /// Which address.
+        address: Address,
         /// By what, and the remedy.
         problem: String,
     },
@@ -183,9 +208,7 @@ impl fmt::Display for ListenError {
             Self::Bind { address, cause } => {
                 write!(formatter, "{address}: {cause}; {}", bind_remedy(address, cause))
             }
-            Self::Occupied { path, problem } => {
-                write!(formatter, "unix:{}: {problem}", path.display())
-            }
+            Self::Occupied { address, problem } => write!(formatter, "{address}: {problem}"),
             Self::System { address, act, cause } => {
                 write!(formatter, "{address}: cannot {act}: {cause}; see the kernel log")
             }
@@ -206,10 +229,7 @@ fn bind_remedy(address: &Address, cause: &io::Error) -> String {
             return format!("there is no interface {zone}; use one listed by \"ip link\"");
         }
         Address::Zoned(_, inet, _) => SocketAddr::from(*inet),
-        Address::Unix(_) if errno(cause) == Errno::EADDRINUSE => {
-            return "stop the program that listens there or use another path".to_owned();
-        }
-        Address::Unix(_) => return "use a directory that exists and is writable".to_owned(),
+        Address::Unix(_, name) => return unix_remedy(name, errno(cause)).to_owned(),
     };
     let port = inet.port();
     let kind = if address.is_udp() { 'u' } else { 't' };
@@ -228,6 +248,19 @@ fn bind_remedy(address: &Address, cause: &io::Error) -> String {
         Errno::EADDRNOTAVAIL => "use an address listed by \"ip address\"".to_owned(),
         Errno::EAFNOSUPPORT => "use an address family that this kernel supports".to_owned(),
         _ => "use another address with --listen".to_owned(),
+    }
+}
+
+fn unix_remedy(name: &UnixName, errno: Errno) -> &'static str {
+    match (name, errno) {
+        (UnixName::Path(_), Errno::EADDRINUSE) => {
+            "stop the program that listens there or use another path"
+        }
+        (UnixName::Path(_), _) => "use a directory that exists and is writable",
+        (UnixName::Abstract(_), Errno::EADDRINUSE) => {
+            "find the program that uses it with \"ss -xlp\", or use another name"
+        }
+        (UnixName::Abstract(_), _) => "use another name",
     }
 }
 
@@ -365,6 +398,12 @@ pub fn open_beside(
         for listener in named {
             listener.kind = *kind;
             listener.proxies.clone_from(proxies);
+            if proxies.is_some() && listener.family.has_unix_messages() {
+                let problem = "a Unix socket with messages, which have no PROXY header; use \
+                               ListenStream= in its socket unit, or proxy-protocol = \"off\"";
+                let (fd, problem) = (listener.socket.as_raw_fd(), problem.to_owned());
+                return Err(ListenError::Inherited { fd, problem });
+            }
         }
     }
     // Inherited admin sockets alone do not replace the configured echo listeners.
@@ -379,25 +418,22 @@ pub fn open_beside(
     Ok(Opened { listeners, bundles, warnings })
 }
 
-/// An address of this protocol as shown in log messages.
-fn printed_for(protocol: Protocol, address: &SockAddr) -> String {
-    match protocol {
-        Protocol::Tcp => printed(address),
-        Protocol::Udp => format!("udp:{}", printed(address)),
-    }
-}
-
-/// An address as shown in log messages.
-fn printed(address: &SockAddr) -> String {
+/// An address of this family as shown in log messages.
+fn printed(family: Family, address: &SockAddr) -> String {
+    let prefix = match family {
+        Family::Tcp => "",
+        Family::Udp => "udp:",
+        Family::Unix(kind) => &format!("{}:", kind.name()),
+    };
     if let Some(inet) = address.as_socket() {
-        return inet.to_string();
+        return format!("{prefix}{inet}");
     }
     if let Some(path) = address.as_pathname() {
-        return format!("unix:{}", on_one_line(&path.to_string_lossy()));
+        return format!("{prefix}{}", on_one_line(&path.to_string_lossy()));
     }
     match address.as_abstract_namespace() {
-        Some(name) => format!("unix:@{}", on_one_line(&String::from_utf8_lossy(name))),
-        None => "unix:(unnamed)".to_owned(),
+        Some(name) => format!("{prefix}@{}", on_one_line(&String::from_utf8_lossy(name))),
+        None => format!("{prefix}(unnamed)"),
     }
 }
 
@@ -415,8 +451,11 @@ fn on_one_line(text: &str) -> String {
 
 fn prepare(listener: &Listener, tcp: &Tcp, warnings: &mut Vec<String>) -> Result<(), ListenError> {
     match listener.family {
-        Family::Udp => return Ok(()),
-        Family::Unix => {
+        Family::Udp | Family::Unix(UnixKind::Datagram) => return Ok(()),
+        Family::Unix(UnixKind::Seqpacket) => {
+            return set_sizes(&listener.socket, &listener.address, tcp);
+        }
+        Family::Unix(UnixKind::Stream) => {
             return set_stream_options(&listener.socket, &listener.address, tcp);
         }
         Family::Tcp => {}
@@ -439,12 +478,25 @@ fn set_options(socket: &OwnedFd, address: &str, tcp: &Tcp) -> Result<(), ListenE
     })
 }
 
-/// Sets the options that TCP and Unix listeners have.
+/// Sets the options that listeners for streams have, TCP and Unix.
 fn set_stream_options(socket: &OwnedFd, address: &str, tcp: &Tcp) -> Result<(), ListenError> {
-    let fault = |act| move |cause| ListenError::System { address: address.to_owned(), act, cause };
-    let socket = SockRef::from(socket);
-    socket.set_out_of_band_inline(true).map_err(fault("set SO_OOBINLINE"))?;
-    set_buffers(&socket, tcp).map_err(fault("set SO_RCVBUF and SO_SNDBUF"))
+    let act = "set SO_OOBINLINE";
+    SockRef::from(socket).set_out_of_band_inline(true).map_err(|cause| ListenError::System {
+        address: address.to_owned(),
+        act,
+        cause,
+    })?;
+    set_sizes(socket, address, tcp)
+}
+
+/// Sets the buffer sizes that all listeners have.
+fn set_sizes(socket: &OwnedFd, address: &str, tcp: &Tcp) -> Result<(), ListenError> {
+    let act = "set SO_RCVBUF and SO_SNDBUF";
+    set_buffers(&SockRef::from(socket), tcp).map_err(|cause| ListenError::System {
+        address: address.to_owned(),
+        act,
+        cause,
+    })
 }
 
 /// Sets the options of a TCP listener that can change at run time. Connections accepted from then

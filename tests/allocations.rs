@@ -126,6 +126,7 @@ impl Service {
         .unwrap();
         let mut core = Worker::new(Parameters {
             listeners: 1,
+            records: Vec::new(),
             buffers: BUFFERS,
             multishot,
             deferral: Deferral::default(),

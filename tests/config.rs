@@ -420,6 +420,22 @@ fn broken_listeners_are_refused_with_line_and_cure() {
             6,
             "listener.address: 127.0.0.1:1 and 0.0.0.0:1 overlap; keep",
         ),
+        (
+            listener("a", "unix-datagram:x"),
+            3,
+            "listener.address: \"unix-datagram:x\" names no socket; use an absolute path such as \
+             \"unix-datagram:/run/echo.sock\", or an abstract name such as \"unix-datagram:@echo\"",
+        ),
+        (
+            listener("a", &format!("unix-seqpacket:@{}", "x".repeat(108))),
+            3,
+            "listener.address: the name has 108 bytes; use at most 107",
+        ),
+        (
+            pair("unix:/x", "unix-datagram:/x"),
+            6,
+            "listener.address: unix-datagram:/x and unix:/x overlap; keep",
+        ),
         (pair("unix:/x", "unix:/x"), 6, "listener.address: unix:/x is listed twice; remove one"),
     ] {
         let error = refusal(&text);
@@ -433,6 +449,7 @@ fn broken_listeners_are_refused_with_line_and_cure() {
         ("127.0.0.1:1", "[::1]:1"),
         ("0.0.0.0:1", "[::1]:1"),
         ("unix:/x", "127.0.0.1:1"),
+        ("unix:@x", "unix-seqpacket:@x"),
     ] {
         assert_eq!(parsed(&pair(one, two)).map(|config| config.listeners.len()), Ok(2));
     }

@@ -60,6 +60,10 @@ fn sample(prng: &mut Prng, version: Version) -> (Head, Vec<Record>) {
             _ => 0,
         };
         let preface = (0..preface).map(|_| prng.below(256) as u8).collect();
+        let may_have_records = version.has_headers()
+            && matches!(phase, TransferPhase::Open | TransferPhase::Lingering(_));
+        let has_records = may_have_records && prng.below(3) == 0;
+        let most = if has_records { 0 } else { most };
         let announced = match phase {
             TransferPhase::Preface(_) => None,
             _ if !version.has_headers() => None,
@@ -69,6 +73,7 @@ fn sample(prng: &mut Prng, version: Version) -> (Head, Vec<Record>) {
             (0..least + prng.below(most + 1)).map(|_| prng.below(256) as u8).collect();
         let transfer = TransferState {
             listener: ListenerId(prng.below(2) as u16),
+            records: has_records,
             phase,
             unsent: unsent.len() as u32,
             quiet_ms: prng.below(quiet_bound) as u64,
@@ -114,6 +119,7 @@ fn what_a_version_has_no_place_for_is_left_out() {
     };
     let transfer = TransferState {
         listener: ListenerId(0),
+        records: false,
         phase: TransferPhase::Open,
         unsent: 3,
         quiet_ms: (1 << 32) + 5,

@@ -20,7 +20,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use echo_ring::{ListeningSocket, Owner, Transport};
-use echo_uring::config::{Address, Config, Kind, ListenerConfig, Tcp};
+use echo_uring::config::{Address, Config, Kind, ListenerConfig, Tcp, UnixKind};
 use echo_uring::listen::{self, Family, ListenError, Opened, Origin};
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
@@ -131,7 +131,7 @@ fn an_accepted_unix_connection_is_equipped_by_hand() {
     let address = format!("unix:{}", path.display());
     let mut opened = listen::open(&[wanted(&address)], &tcp).unwrap();
     let listener = opened.listeners.remove(0);
-    assert_eq!((listener.family, &listener.address), (Family::Unix, &address));
+    assert_eq!((listener.family, &listener.address), (Family::Unix(UnixKind::Stream), &address));
     assert!(SockRef::from(&listener.socket).out_of_band_inline().unwrap());
 
     let listening = UnixListener::from(listener.socket.try_clone().unwrap());
@@ -289,6 +289,39 @@ fn a_unix_socket_of_a_successor_is_left_alone() {
     fs::remove_file(&path).unwrap();
 }
 
+/// Goal: a Unix socket of each kind is bound by path and by abstract name, and a second time it is
+/// refused with the remedy. Of an abstract name nothing stays behind.
+#[test]
+fn unix_sockets_of_every_kind_are_bound_once() {
+    for kind in UnixKind::ALL {
+        let path = scratch(kind.name());
+        let abstract_name = format!("@echo-uring-listen-{}-{}", kind.name(), std::process::id());
+        let names = [
+            (path.display().to_string(), "stop the program that listens there or use another path"),
+            (abstract_name, "find the program that uses it with \"ss -xlp\", or use another name"),
+        ];
+        for (name, remedy) in names {
+            let address = format!("{}:{name}", kind.name());
+            let opened = open(&[&address]).unwrap();
+            let [listener] = &opened.listeners[..] else { panic!("{opened:?}") };
+            assert_eq!((&listener.address, listener.family), (&address, Family::Unix(kind)));
+            let socket = SockRef::from(&listener.socket);
+            let is_listening = kind != UnixKind::Datagram;
+            assert_eq!(socket.is_listener().unwrap(), is_listening, "{address}");
+            let (status, error) = refused(&address);
+            let expected = format!("{address}: Address already in use (os error 98); {remedy}");
+            assert_eq!((status, error), (69, expected));
+            drop(opened);
+            assert!(!path.exists(), "our own file is removed at the end");
+            open(&[&address]).expect("it is free again");
+        }
+        // A file that a killed process left is in nobody's way, whatever kind it was of.
+        drop(UnixDatagram::bind(&path).unwrap());
+        let stale = format!("{}:{}", kind.name(), path.display());
+        assert!(path.exists() && open(&[&stale]).is_ok(), "{stale}");
+    }
+}
+
 #[test]
 fn a_missing_directory_is_named_with_the_remedy() {
     let (status, error) = refused("unix:/nonexistent/echo.sock");
@@ -308,8 +341,9 @@ fn is_child() -> bool {
             assert_eq!(warnings, [] as [String; 0]);
             let lines = listeners.iter().map(|listener| {
                 let socket = SockRef::from(&listener.socket);
-                let is_stream = listener.family != Family::Udp;
-                assert_eq!(is_stream, socket.out_of_band_inline().unwrap_or(false));
+                let is_stream = !listener.family.is_datagram();
+                let has_bytes = is_stream && listener.family != Family::Unix(UnixKind::Seqpacket);
+                assert_eq!(has_bytes, socket.out_of_band_inline().unwrap_or(false));
                 assert!(!socket.nonblocking().unwrap());
                 let flags = nix::fcntl::fcntl(&listener.socket, nix::fcntl::FcntlArg::F_GETFD);
                 assert_eq!(flags, Ok(nix::libc::FD_CLOEXEC));
@@ -365,6 +399,48 @@ fn sockets_of_every_kind_are_inherited() {
         path.display()
     );
     assert_eq!(found, expected);
+}
+
+#[test]
+fn unix_sockets_for_messages_are_inherited() {
+    if is_child() {
+        return;
+    }
+    let path = scratch("inherited-datagram");
+    let datagram = UnixDatagram::bind(&path).unwrap();
+    let name = format!("echo-uring-seqpacket-{}", std::process::id());
+    let seqpacket = Socket::new(Domain::UNIX, Type::SEQPACKET, None).unwrap();
+    seqpacket.bind(&SockAddr::unix(format!("\0{name}")).unwrap()).unwrap();
+    seqpacket.listen(1).unwrap();
+    let found = child(
+        "unix_sockets_for_messages_are_inherited",
+        "export LISTEN_PID=$$ LISTEN_FDS=2 LISTEN_FDNAMES=one:two; exec 3<&0 4<&1",
+        vec![datagram.into(), seqpacket.into()],
+    );
+    fs::remove_file(&path).unwrap();
+    let expected = format!(
+        "Inherited unix-datagram:{} (one)\nInherited unix-seqpacket:@{name} (two)\n",
+        path.display()
+    );
+    assert_eq!(found, expected);
+}
+
+/// Goal: status and metrics need streams, whatever the name says.
+#[test]
+fn an_admin_socket_for_messages_is_refused() {
+    if is_child() {
+        return;
+    }
+    let name = format!("\0echo-uring-status-{}", std::process::id());
+    let seqpacket = Socket::new(Domain::UNIX, Type::SEQPACKET, None).unwrap();
+    seqpacket.bind(&SockAddr::unix(name).unwrap()).unwrap();
+    seqpacket.listen(1).unwrap();
+    let found = child(
+        "an_admin_socket_for_messages_is_refused",
+        "export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=status; exec 3<&0",
+        vec![seqpacket.into()],
+    );
+    assert!(found.starts_with("69 inherited fd 3 is a seqpacket socket of the name of"), "{found}");
 }
 
 #[test]
@@ -443,21 +519,21 @@ fn whatever_does_not_listen_is_refused_by_number() {
     if is_child() {
         return;
     }
-    let streams = "; pass listening stream sockets and UDP sockets only\n";
-    let datagram = "69 inherited fd 4 is a Unix datagram socket; \
-                    use ListenStream= in the socket unit, or a UDP address\n";
-    let of_status = "69 inherited fd 4 is a UDP socket of the name of a service that needs \
+    let streams =
+        "; pass listening TCP and Unix sockets, and UDP and Unix datagram sockets, only\n";
+    let datagram = "69 inherited fd 4 is a datagram socket without an address; \
+                    pass one that is bound\n";
+    let of_status = "69 inherited fd 4 is a datagram socket of the name of a service that needs \
                       connections; use ListenStream= in its socket unit, or another \
                       FileDescriptorName=\n";
-    let silent = "69 inherited fd 4 is a stream socket that does not listen; \
+    let silent = "69 inherited fd 4 is a socket that does not listen; \
                   use Accept=no in the socket unit\n";
     let unbound = |domain, kind| OwnedFd::from(Socket::new(domain, kind, None).unwrap());
     let (client, _server) = UnixStream::pair().unwrap();
     let (pipe, mut writer) = std::io::pipe().unwrap();
     writer.write_all(b"x").unwrap();
     let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let sequenced =
-        format!("69 inherited fd 4 is a socket other than an IPv4, IPv6 or Unix stream{streams}");
+    let sequenced = format!("69 inherited fd 4 is a socket other than IPv4, IPv6 or Unix{streams}");
     for (socket, expected) in [
         (Some(OwnedFd::from(udp)), of_status.to_owned()),
         (Some(unbound(Domain::UNIX, Type::DGRAM)), datagram.to_owned()),

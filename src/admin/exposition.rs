@@ -305,7 +305,7 @@ fn of_listeners(listeners: &[ListenerFigures]) -> Vec<MetricFamily> {
 /// None of these exists if there is no listener for datagrams.
 fn of_datagrams(listeners: &[DatagramListenerFigures]) -> Vec<MetricFamily> {
     fn labels(it: &DatagramListenerFigures) -> [(&'static str, &str); 3] {
-        [("listener", &it.name), ("protocol", "udp"), ("address", &it.address)]
+        [("listener", &it.name), ("protocol", &it.protocol), ("address", &it.address)]
     }
     let count = |name, help, value: fn(&DatagramListenerFigures) -> u64| {
         let each = listeners.iter().map(|it| counter(&labels(it), value(it)));
@@ -415,7 +415,7 @@ mod tests {
             ..DatagramTraffic::default()
         };
         traffic.dropped[4] = 2;
-        let listener = DatagramListenerFigures::new(("echo", "udp:0.0.0.0:7"), &traffic, 5);
+        let listener = DatagramListenerFigures::new(("echo", "udp:0.0.0.0:7", "udp"), &traffic, 5);
         let datagram_listeners = vec![listener];
         let page = page(&Snapshot { datagram_listeners, ..Snapshot::default() });
         let labels = "listener=\"echo\",protocol=\"udp\",address=\"udp:0.0.0.0:7\"";

@@ -307,7 +307,7 @@ pub struct ListenerFigures {
     pub name: String,
     /// Its address.
     pub address: String,
-    /// `tcp` or `unix`.
+    /// `tcp`, `unix` or `unix-seqpacket`.
     pub protocol: String,
     /// The traffic of its connections.
     #[serde(flatten)]
@@ -321,6 +321,8 @@ pub struct DatagramListenerFigures {
     pub name: String,
     /// Its address.
     pub address: String,
+    /// `udp` or `unix-datagram`.
+    pub protocol: String,
     /// Datagrams received.
     pub datagrams_received: u64,
     /// Datagrams sent back.
@@ -337,12 +339,17 @@ pub struct DatagramListenerFigures {
 }
 
 impl DatagramListenerFigures {
-    /// The figures of the listener with this name and address.
+    /// The figures of the listener with this name, address and protocol.
     #[must_use]
-    pub fn new((name, address): (&str, &str), traffic: &DatagramTraffic, drops: u64) -> Self {
+    pub fn new(
+        (name, address, protocol): (&str, &str, &str),
+        traffic: &DatagramTraffic,
+        drops: u64,
+    ) -> Self {
         Self {
             name: name.to_owned(),
             address: address.to_owned(),
+            protocol: protocol.to_owned(),
             datagrams_received: traffic.datagrams_in,
             datagrams_sent: traffic.datagrams_out,
             bytes_received: traffic.bytes_in,

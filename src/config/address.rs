@@ -9,8 +9,9 @@ use std::str::FromStr;
 
 use super::echoed;
 
-/// `sun_path` has 108 bytes (unix(7)), one of them for the closing NUL.
-const UNIX_PATH_LENGTH_MAX: usize = 107;
+/// `sun_path` has 108 bytes (unix(7)), one of them for the closing NUL of a path, or for the NUL
+/// that an abstract name begins with.
+const UNIX_NAME_LENGTH_MAX: usize = 107;
 /// `IFNAMSIZ` is 16, one of them for the closing NUL.
 const INTERFACE_LENGTH_MAX: usize = 15;
 
@@ -26,8 +27,53 @@ pub enum Protocol {
 /// How the address of a UDP socket begins.
 const UDP: &str = "udp:";
 
+/// What a Unix socket carries (unix(7)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnixKind {
+    /// Streams of bytes (SOCK_STREAM).
+    Stream,
+    /// Connections that keep the boundaries of messages (SOCK_SEQPACKET).
+    Seqpacket,
+    /// Datagrams (SOCK_DGRAM).
+    Datagram,
+}
+
+impl UnixKind {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Stream, Self::Seqpacket, Self::Datagram];
+
+    /// The word before the colon of an address, also the protocol in status and metrics.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stream => "unix",
+            Self::Seqpacket => "unix-seqpacket",
+            Self::Datagram => "unix-datagram",
+        }
+    }
+}
+
+/// The name that a Unix socket is bound to, of at most 107 bytes without control characters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UnixName {
+    /// A file: an absolute path.
+    Path(PathBuf),
+    /// A name of the network namespace without a file and hence without permissions, not empty
+    /// (unix(7), "abstract").
+    Abstract(String),
+}
+
+impl fmt::Display for UnixName {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => path.display().fmt(formatter),
+            Self::Abstract(name) => write!(formatter, "@{name}"),
+        }
+    }
+}
+
 /// Where a listener listens: `127.0.0.1:7777`, `[::1]:7777`, `[fe80::1%eth0]:7777`, the same after
-/// `udp:`, or `unix:/path`.
+/// `udp:`; `unix:/path` or `unix:@name`, or the same after `unix-seqpacket:` or `unix-datagram:`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
     /// IPv4 or IPv6. Port 0 lets the kernel choose.
@@ -36,17 +82,20 @@ pub enum Address {
     /// the zone, which is the name of the interface (RFC 4007, section 11.2). Which number it has
     /// is asked when it is bound.
     Zoned(Protocol, SocketAddrV6, String),
-    /// A Unix stream socket: an absolute path of at most 107 bytes, without control
-    /// characters.
-    Unix(PathBuf),
+    /// A Unix socket.
+    Unix(UnixKind, UnixName),
 }
 
 impl Address {
     /// Whether both cannot be bound at once. Port 0 never collides: the kernel finds a free one.
     pub(super) fn overlaps(&self, other: &Self) -> bool {
         let (one, two) = match (self, other) {
-            (Self::Unix(one), Self::Unix(two)) => return one == two,
-            (Self::Unix(_), _) | (_, Self::Unix(_)) => return false,
+            // A path is one file. An abstract name is free for each kind (unix_find_abstract).
+            (Self::Unix(one, UnixName::Abstract(a)), Self::Unix(two, UnixName::Abstract(b))) => {
+                return one == two && a == b;
+            }
+            (Self::Unix(_, one), Self::Unix(_, two)) => return one == two,
+            (Self::Unix(..), _) | (_, Self::Unix(..)) => return false,
             // The same address on two interfaces is two.
             (Self::Zoned(.., one), Self::Zoned(.., two)) if one != two => return false,
             (one, two) => (one.without_zone(), two.without_zone()),
@@ -70,11 +119,26 @@ impl Address {
         match self {
             Self::Inet(protocol, address) => Some((*protocol, *address)),
             Self::Zoned(protocol, address, _) => Some((*protocol, (*address).into())),
-            Self::Unix(_) => None,
+            Self::Unix(..) => None,
+        }
+    }
+
+    /// Whether byte streams come there: what services other than echo need.
+    #[must_use]
+    pub fn is_stream(&self) -> bool {
+        match self {
+            Self::Inet(protocol, _) | Self::Zoned(protocol, ..) => *protocol == Protocol::Tcp,
+            Self::Unix(kind, _) => *kind == UnixKind::Stream,
         }
     }
 
     /// Whether datagrams come there, and no connections.
+    #[must_use]
+    pub fn is_datagram(&self) -> bool {
+        self.is_udp() || matches!(self, Self::Unix(UnixKind::Datagram, _))
+    }
+
+    /// Whether it is a UDP socket.
     #[must_use]
     pub fn is_udp(&self) -> bool {
         matches!(self, Self::Inet(Protocol::Udp, _) | Self::Zoned(Protocol::Udp, ..))
@@ -91,7 +155,7 @@ impl fmt::Display for Address {
             Self::Zoned(_, address, zone) => {
                 write!(formatter, "[{}%{zone}]:{}", address.ip(), address.port())
             }
-            Self::Unix(path) => write!(formatter, "unix:{}", path.display()),
+            Self::Unix(kind, name) => write!(formatter, "{}:{name}", kind.name()),
         }
     }
 }
@@ -101,38 +165,61 @@ impl FromStr for Address {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let quoted = echoed::quoted(text);
-        let Some(path) = text.strip_prefix("unix:") else {
-            let (protocol, bare) = match text.strip_prefix(UDP) {
-                Some(bare) => (Protocol::Udp, bare),
-                None => (Protocol::Tcp, text),
-            };
-            let inet = bare.parse().map(|inet| Self::Inet(protocol, inet)).ok();
-            return inet.or_else(|| zoned(protocol, bare)).ok_or_else(|| {
-                format!(
-                    "{quoted} is not an address; use one such as \"127.0.0.1:7777\", \
-                     \"[::1]:7777\", \"udp:127.0.0.1:7777\" or \"unix:/run/echo.sock\" (numbers, \
-                     not host names)"
-                )
-            });
+        let unix = UnixKind::ALL.into_iter().find_map(|kind| {
+            let rest = text.strip_prefix(kind.name())?;
+            rest.strip_prefix(':').map(|name| (kind, name))
+        });
+        if let Some((kind, name)) = unix {
+            return unix_name(kind, name).map(|name| Self::Unix(kind, name));
+        }
+        let (protocol, bare) = match text.strip_prefix(UDP) {
+            Some(bare) => (Protocol::Udp, bare),
+            None => (Protocol::Tcp, text),
         };
-        if !path.starts_with('/') || path.ends_with('/') {
-            return Err(format!(
-                "{quoted} names no socket; use an absolute path such as \"unix:/run/echo.sock\""
-            ));
-        }
-        // It stands in the log, in the status and in metrics.
-        if path.contains(char::is_control) {
-            return Err(format!("{quoted} has control characters; use a path without"));
-        }
-        if path.len() > UNIX_PATH_LENGTH_MAX {
-            return Err(format!(
-                "the path has {} bytes; use at most {UNIX_PATH_LENGTH_MAX}, the kernel's limit",
-                path.len()
-            ));
-        }
-        Ok(Self::Unix(path.into()))
+        let inet = bare.parse().map(|inet| Self::Inet(protocol, inet)).ok();
+        inet.or_else(|| zoned(protocol, bare)).ok_or_else(|| {
+            format!(
+                "{} is not an address; use one such as \"127.0.0.1:7777\", \"[::1]:7777\", \
+                 \"udp:127.0.0.1:7777\" or \"unix:/run/echo.sock\" (numbers, not host names)",
+                echoed::quoted(text)
+            )
+        })
     }
+}
+
+/// `/path` or `@name`, behind the prefix of its kind.
+fn unix_name(kind: UnixKind, name: &str) -> Result<UnixName, String> {
+    let prefix = kind.name();
+    let quoted = echoed::quoted(&format!("{prefix}:{name}"));
+    let (what, bare) = match name.strip_prefix('@') {
+        Some(bare) => ("name", bare),
+        None => ("path", name),
+    };
+    let is_name = if what == "name" {
+        !bare.is_empty()
+    } else {
+        bare.starts_with('/') && !bare.ends_with('/')
+    };
+    if !is_name {
+        return Err(format!(
+            "{quoted} names no socket; use an absolute path such as \"{prefix}:/run/echo.sock\", \
+             or an abstract name such as \"{prefix}:@echo\""
+        ));
+    }
+    // It stands in the log, in the status and in metrics.
+    if bare.contains(char::is_control) {
+        return Err(format!("{quoted} has control characters; use a {what} without"));
+    }
+    if bare.len() > UNIX_NAME_LENGTH_MAX {
+        let length = bare.len();
+        return Err(format!(
+            "the {what} has {length} bytes; use at most {UNIX_NAME_LENGTH_MAX}, the kernel's limit"
+        ));
+    }
+    Ok(match what {
+        "name" => UnixName::Abstract(bare.to_owned()),
+        _ => UnixName::Path(bare.into()),
+    })
 }
 
 /// `[fe80::1%eth0]:7777`.
@@ -179,6 +266,42 @@ mod tests {
         }
         assert!(address("udp:[::]:7").overlaps(&address("udp:127.0.0.1:7")));
         assert!("udp:unix:/a".parse::<Address>().is_err());
+    }
+
+    #[test]
+    fn unix_addresses_have_a_kind_and_a_path_or_an_abstract_name() {
+        for kind in UnixKind::ALL {
+            for name in ["/run/echo.sock", "@echo", "@/not/a/path", "@a:b"] {
+                let text = format!("{}:{name}", kind.name());
+                assert_eq!(address(&text).to_string(), text);
+                let Address::Unix(found, name) = address(&text) else { panic!("{text}") };
+                assert_eq!(found, kind);
+                assert_eq!(matches!(name, UnixName::Abstract(_)), text.contains('@'));
+                assert_eq!(address(&text).is_stream(), kind == UnixKind::Stream);
+            }
+            for wrong in ["", "@", "relative", "/run/", "/a\nb", "@a\0"] {
+                let text = format!("{}:{wrong}", kind.name());
+                assert!(text.parse::<Address>().is_err(), "{text:?}");
+            }
+            for first in ['@', '/'] {
+                let long = |length| format!("{}:{first}{}", kind.name(), "x".repeat(length));
+                let longest = 107 - usize::from(first == '/');
+                assert!(long(longest).parse::<Address>().is_ok());
+                let error = long(longest + 1).parse::<Address>().unwrap_err();
+                assert!(error.contains("has 108 bytes; use at most 107"), "{error}");
+            }
+        }
+    }
+
+    /// Goal: what the kernel refuses as in use is refused beforehand: a path is one file, whatever
+    /// its kind; abstract names of two kinds are two (seen on Linux 6.18).
+    #[test]
+    fn a_path_is_taken_once_and_an_abstract_name_once_for_each_kind() {
+        let overlap = |one, two| address(one).overlaps(&address(two));
+        assert!(overlap("unix:/a", "unix-seqpacket:/a"));
+        assert!(!overlap("unix:@a", "unix-seqpacket:@a"));
+        assert!(overlap("unix-datagram:@a", "unix-datagram:@a"));
+        assert!(!overlap("unix:@a", "unix:@b") && !overlap("unix:@/a", "unix:/a"));
     }
 
     #[test]

@@ -404,9 +404,11 @@ impl Reader<'_> {
         names.push(name.clone());
         let usual = || if address.is_some() { Kind::Echo } else { Kind::of_name(&name) };
         let kind = kind.unwrap_or_else(usual);
-        if kind != Kind::Echo && address.as_ref().is_some_and(super::Address::is_udp) {
-            let problem =
-                format!("\"{}\" is not served over UDP; use a TCP or Unix address", kind.name());
+        if kind != Kind::Echo && address.as_ref().is_some_and(|it| !it.is_stream()) {
+            let problem = format!(
+                "\"{}\" is served over streams alone; use a TCP address or \"unix:\"",
+                kind.name()
+            );
             self.note(byte, section.name, "kind", problem);
             return None;
         }
@@ -452,7 +454,8 @@ impl Proxies {
     ) -> Result<Option<Vec<Network>>, (&'static str, &'static str)> {
         const MODE: &str = "proxy-protocol";
         const TRUSTED: &str = "trusted-proxies";
-        let is_unix = matches!(address, Some(Address::Unix(_)));
+        let is_unix = matches!(address, Some(Address::Unix(..)));
+        let has_messages = is_unix && address.is_some_and(|address| !address.is_stream());
         match (self.required, self.trusted) {
             (false, None) => Ok(None),
             (false, Some(list)) if list.is_empty() => Ok(None),
@@ -462,6 +465,9 @@ impl Proxies {
             }
             (true, _) if kind != Kind::Echo => {
                 Err((MODE, "\"require\" is for an echo only; use \"off\""))
+            }
+            (true, _) if has_messages => {
+                Err((MODE, "\"require\" is not for Unix sockets with messages; use \"off\""))
             }
             (true, Some(list)) if list.is_empty() && !is_unix && address.is_some() => Err((
                 TRUSTED,

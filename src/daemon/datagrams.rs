@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use echo_core::admission::IpSet;
 use echo_core::datagram::SocketParameters;
-use echo_ring::{DatagramHeaders, DatagramSocket};
+use echo_ring::{DatagramHeaders, DatagramSocket, UnixNames};
 
 use super::report;
 use super::view::Label;
@@ -21,6 +21,8 @@ use crate::listen::{self, Origin};
 pub(super) struct DatagramListener {
     pub(super) label: Label,
     pub(super) origin: Origin,
+    /// Whether it is UDP, of whose address there may be several sockets.
+    pub(super) is_udp: bool,
     pub(super) sockets: Vec<OwnedFd>,
     /// The proxies whose datagrams it takes; none if they have no header.
     pub(super) proxies: Option<IpSet>,
@@ -137,9 +139,13 @@ impl Assigned {
         assigned.owned.resize_with(workers, Owned::default);
         let mut next = 0;
         let mut fewest: Option<(usize, String)> = None;
+        let names = UnixNames::of(listeners.iter().flat_map(|listener| &listener.sockets));
+        let names = Arc::new(names);
         for (index, listener) in listeners.iter_mut().enumerate() {
             let count = listener.sockets.len();
             match (listener.origin, listener.sockets.first()) {
+                // Of a Unix address there is one socket, so one worker serves it.
+                _ if !listener.is_udp => {}
                 (Origin::Bound, Some(first)) => {
                     let more = listen::siblings(first, workers - count.min(workers))?;
                     listener.sockets.extend(more);
@@ -156,8 +162,8 @@ impl Assigned {
                 Some(_) => DatagramHeaders::Required,
             };
             for socket in listener.sockets.drain(..) {
-                let socket = Arc::new(DatagramSocket::new(socket, headers)?);
-                assigned.ports.push(socket.own().port);
+                let socket = Arc::new(DatagramSocket::beside(&names, socket, headers)?);
+                assigned.ports.extend(listener.is_udp.then_some(socket.own().port));
                 assigned.watched.push(Watched::new(index, &socket));
                 let owned = &mut assigned.owned[next % workers];
                 next += 1;

@@ -96,12 +96,12 @@ pub(super) fn run(
 ) -> Result<(), Failure> {
     let features = echo_ring::probe().map_err(Failure::Uring)?;
     let Opened { listeners, bundles, mut warnings } = opened;
-    let with_datagrams = listeners.iter().any(|listener| listener.family == Family::Udp);
+    let with_datagrams = listeners.iter().any(|listener| listener.family.is_datagram());
     let rings = workers::prepare(config, with_datagrams).map_err(Failure::Uring)?;
     let workers = rings.len();
     let mut sorted = Sorted::new(listeners, config, workers)?;
     let assigned = Assigned::new(&mut sorted.datagrams, workers)
-        .map_err(|error| Failure::System("prepare a UDP socket", error))?;
+        .map_err(|error| Failure::System("prepare a datagram socket", error))?;
     let room = room(&sorted, &assigned, workers)?;
     let capacity = room.min(config.limits.max_connections);
     let Sorted { sockets, labels, proxies, datagrams, admin_listeners, names, files } = sorted;
@@ -191,15 +191,10 @@ impl Sorted {
                 sorted.admin_listeners.push(AdminListener { service, socket: socket.into() });
                 continue;
             }
-            let protocol = match family {
-                Family::Tcp => "tcp",
-                Family::Unix => "unix",
-                Family::Udp => "udp",
-            };
-            let label = Label { name, address, protocol };
+            let label = Label { name, address, protocol: family.name() };
             let proxies = proxies.as_deref().map(ip_set);
-            if family == Family::Udp {
-                sorted.add_datagrams(label, made, socket, proxies);
+            if family.is_datagram() {
+                sorted.add_datagrams((label, made, family), socket, proxies);
                 continue;
             }
             let mut sockets = vec![socket];
@@ -222,8 +217,7 @@ impl Sorted {
     /// Several sockets of one address and name are one listener.
     fn add_datagrams(
         &mut self,
-        label: Label,
-        origin: Origin,
+        (label, origin, family): (Label, Origin, Family),
         socket: OwnedFd,
         proxies: Option<IpSet>,
     ) {
@@ -233,8 +227,9 @@ impl Sorted {
         match self.datagrams.iter_mut().find(same) {
             Some(listener) => listener.sockets.push(socket),
             None => {
-                let sockets = vec![socket];
-                self.datagrams.push(DatagramListener { label, origin, sockets, proxies });
+                let (is_udp, sockets) = (family == Family::Udp, vec![socket]);
+                let listener = DatagramListener { label, origin, is_udp, sockets, proxies };
+                self.datagrams.push(listener);
             }
         }
     }

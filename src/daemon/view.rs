@@ -128,7 +128,7 @@ impl View {
     fn datagrams(&self, traffic: &[DatagramTraffic]) -> Vec<DatagramListenerFigures> {
         let drops = self.kernel_drops.by_listener(self.labels.datagrams.len());
         let figures = |((label, traffic), drops): ((&Label, _), _)| {
-            let names = (&*label.name, &*label.address);
+            let names = (&*label.name, &*label.address, label.protocol);
             DatagramListenerFigures::new(names, traffic, drops)
         };
         self.labels.datagrams.iter().zip(traffic).zip(drops).map(figures).collect()

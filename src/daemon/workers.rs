@@ -14,7 +14,7 @@ use super::accepting::Division;
 use super::admission_policy::admission_policy;
 use super::datagrams::{KernelDrops, Owned};
 use crate::capacity;
-use crate::config::{Config, Tcp, Workers};
+use crate::config::{Config, Tcp, UnixKind, Workers};
 use crate::handover::ConnectionTransfer;
 use crate::listen::Family;
 use crate::metrics::Shown;
@@ -28,7 +28,7 @@ use echo_core::fullness::Fullness;
 use echo_core::kernel::Kernel;
 use echo_core::limits;
 use echo_core::op::Budget;
-use echo_core::op::{BufferClass, BufferPlan, Timestamp, TransferPhase};
+use echo_core::op::{BufferClass, BufferPlan, ListenerId, Timestamp, TransferPhase};
 use echo_core::parameters::{Deferral, Keepalive, Parameters, RuntimeLimits};
 use echo_core::stats::Stats;
 use echo_core::worker::Worker as Core;
@@ -165,6 +165,12 @@ impl Plan<'_> {
     fn parameters(&self, worker: usize) -> Parameters {
         Parameters {
             listeners: self.listeners.len() as u16,
+            records: (0..)
+                .map(ListenerId)
+                .zip(self.listeners.iter())
+                .filter(|(_, listener)| listener.transport == Transport::UnixSeqpacket)
+                .map(|(id, _)| id)
+                .collect(),
             buffers: self.buffers(),
             multishot: self.features.bounded_multishot_receive,
             deferral: Deferral::default(),
@@ -470,8 +476,11 @@ pub(super) fn listening_socket(
         ending: AtomicBool::new(false),
         transport: match family {
             Family::Tcp => Transport::Tcp,
-            Family::Unix => Transport::Unix,
-            Family::Udp => unreachable!("a datagram socket does not listen"),
+            Family::Unix(UnixKind::Stream) => Transport::Unix,
+            Family::Unix(UnixKind::Seqpacket) => Transport::UnixSeqpacket,
+            Family::Udp | Family::Unix(UnixKind::Datagram) => {
+                unreachable!("a datagram socket does not listen")
+            }
         },
         receive_buffer: tcp.receive_buffer,
         send_buffer: tcp.send_buffer,

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use super::finding::{Finding, Topic};
 use super::service::{Service, is_of_echo};
 use super::{Listening, receive_buffer, sockets};
-use crate::config::{Config, Protocol};
+use crate::config::{Config, Protocol, UnixKind};
 use crate::listen;
 use crate::systemd::units::Unit;
 
@@ -18,41 +18,70 @@ pub(super) fn look(service: &Service, config: &Config) -> Listening {
         findings.extend(listens(unit).filter_map(|listen| address(unit, &listen, whole)));
     }
     let mut with_datagrams = of_echo().next().is_none() && sockets::serves_datagrams(config);
-    for unit in of_echo().filter(|unit| has_datagrams(unit)) {
-        with_datagrams = true;
+    with_datagrams |= of_echo().flat_map(listens).any(|it| it.kind == Shown::Datagram);
+    // A Unix socket needs no receive buffer: its datagrams are charged to their senders.
+    for unit in of_echo().filter(|unit| has_udp(unit)) {
         let wanted = unit.value("ReceiveBuffer").parse().unwrap_or(0);
-        let has_streams = listens(unit).any(|listen| listen.protocol == Protocol::Tcp);
+        let has_streams = listens(unit).any(|listen| listen.kind == Shown::Stream);
         findings.push(receive_buffer::of_unit(unit.name(), wanted, has_streams));
     }
     Listening { findings, with_datagrams }
 }
 
+/// The kind of a socket, as systemd shows it behind its address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shown {
+    Stream,
+    Datagram,
+    SequentialPacket,
+}
+
+impl Shown {
+    fn protocol(self) -> Protocol {
+        match self {
+            Self::Stream | Self::SequentialPacket => Protocol::Tcp,
+            Self::Datagram => Protocol::Udp,
+        }
+    }
+
+    /// How the address of such a Unix socket begins.
+    fn unix(self) -> &'static str {
+        match self {
+            Self::Stream => UnixKind::Stream.name(),
+            Self::Datagram => UnixKind::Datagram.name(),
+            Self::SequentialPacket => UnixKind::Seqpacket.name(),
+        }
+    }
+}
+
 /// An address that a unit listens on, as systemd shows it: `127.0.0.1:7 (Stream)`.
 struct Listen<'a> {
     shown: &'a str,
-    protocol: Protocol,
+    kind: Shown,
     /// None if it is a Unix socket.
     inet: Option<SocketAddr>,
 }
 
 impl Listen<'_> {
     fn is_reachable(&self) -> bool {
-        self.inet.is_none_or(|inet| is_local(self.protocol, inet))
+        self.inet.is_none_or(|inet| is_local(self.kind.protocol(), inet))
     }
 }
 
 fn listens(unit: &Unit) -> impl Iterator<Item = Listen<'_>> {
     unit.values("Listen").map(|listen| {
-        let (shown, protocol) = match listen.strip_suffix(" (Datagram)") {
-            Some(shown) => (shown, Protocol::Udp),
-            None => (listen.trim_end_matches(" (Stream)"), Protocol::Tcp),
+        let (shown, kind) = match listen.rsplit_once(' ') {
+            Some((shown, "(Datagram)")) => (shown, Shown::Datagram),
+            Some((shown, "(SequentialPacket)")) => (shown, Shown::SequentialPacket),
+            Some((shown, "(Stream)")) => (shown, Shown::Stream),
+            Some(_) | None => (listen, Shown::Stream),
         };
-        Listen { shown, protocol, inet: shown.parse().ok() }
+        Listen { shown, kind, inet: shown.parse().ok() }
     })
 }
 
-fn has_datagrams(unit: &Unit) -> bool {
-    listens(unit).any(|listen| listen.protocol == Protocol::Udp)
+fn has_udp(unit: &Unit) -> bool {
+    listens(unit).any(|listen| listen.kind == Shown::Datagram && listen.inet.is_some())
 }
 
 /// Whether this machine has the address: whether any port of it can be bound.
@@ -75,7 +104,7 @@ fn state(unit: &Unit) -> Option<Finding> {
                     "an address could not be bound",
                     format!(
                         "see journalctl -u {name}, and ss -{} for the program that uses the port",
-                        if has_datagrams(unit) { "tulnp" } else { "tlnp" }
+                        if has_udp(unit) { "tulnp" } else { "tlnp" }
                     ),
                 ),
                 "trigger-limit-hit" | "service-start-limit-hit" => (
@@ -100,17 +129,12 @@ fn state(unit: &Unit) -> Option<Finding> {
 fn address(unit: &Unit, listen: &Listen<'_>, whole: bool) -> Option<Finding> {
     let name = unit.name();
     let is_open = unit.value("ActiveState") == "active";
-    let Listen { shown, protocol, inet } = *listen;
+    let Listen { shown, kind, inet } = *listen;
     let Some(inet) = inet else {
-        if protocol == Protocol::Udp {
-            return Some(Finding::problem(
-                Topic::Sockets,
-                format!("{shown} ({name}) is a Unix datagram socket, which is not supported"),
-                "use ListenStream= for it",
-            ));
-        }
-        return is_open.then(|| Finding::ok(Topic::Sockets, format!("{shown} ({name})")));
+        let what = format!("{}:{shown} ({name})", kind.unix());
+        return is_open.then(|| Finding::ok(Topic::Sockets, what));
     };
+    let protocol = kind.protocol();
     let (kind, users) = match protocol {
         Protocol::Tcp => ("", "ss -tlnp"),
         Protocol::Udp => ("udp:", "ss -lunp"),

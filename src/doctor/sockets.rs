@@ -24,14 +24,16 @@ pub(super) fn look(config: &Config) -> Listening {
     };
     let mut findings: Vec<Finding> = config.listeners.iter().map(configured_address).collect();
     let with_datagrams = serves_datagrams(config);
-    findings.extend(with_datagrams.then(receive_buffer::of_configured).flatten());
+    let with_udp =
+        config.listeners.iter().any(|it| it.address.as_ref().is_some_and(Address::is_udp));
+    findings.extend(with_udp.then(receive_buffer::of_configured).flatten());
     Listening { findings, with_datagrams }
 }
 
 /// Whether a listener of the configuration is for datagrams.
 pub(super) fn serves_datagrams(config: &Config) -> bool {
     let mut addresses = config.listeners.iter().filter_map(|listener| listener.address.as_ref());
-    addresses.any(Address::is_udp)
+    addresses.any(Address::is_datagram)
 }
 
 fn inherited_sockets(config: &Config) -> Listening {
@@ -43,7 +45,7 @@ fn inherited_sockets(config: &Config) -> Listening {
             findings.extend(opened.warnings.iter().map(|warning| {
                 Finding::from_error(Topic::Sockets, warning, "see echo-uring.toml(5)")
             }));
-            let with_datagrams = opened.listeners.iter().any(|it| it.family == Family::Udp);
+            let with_datagrams = opened.listeners.iter().any(|it| it.family.is_datagram());
             Listening { findings, with_datagrams }
         }
         Err(error) => {
@@ -104,7 +106,7 @@ fn configured(address: &Address) -> Finding {
     let tried = match address {
         Address::Inet(protocol, inet) => listen::rehearse(*protocol, *inet),
         Address::Zoned(protocol, inet, zone) => listen::rehearse_in_zone(*protocol, *inet, zone),
-        Address::Unix(_) => {
+        Address::Unix(..) => {
             return Finding::ok(Topic::Sockets, format!("{address} (configured, not tested)"));
         }
     };

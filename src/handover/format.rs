@@ -14,9 +14,12 @@
 //! `announced` is the family of the address that a header (PROXY protocol) has announced: 4, 6, or
 //! 0 if there is none. An IPv4 address has the last four bytes of `address`. `preface` says how
 //! many bytes of a parser's state lead the unsent bytes of the connection: some of its PROXY header
-//! has come. The header of the state counts them among the unsent bytes. No flag has a meaning yet.
+//! has come. The header of the state counts them among the unsent bytes. Bit 0 of `flags` says that
+//! the connection has records (SOCK_SEQPACKET): then nothing of it is unsent, since its messages
+//! are never owned.
 //!
-//! Version 2 has records of 32 bytes, which end behind `received`: no connection has a header.
+//! Version 2 has records of 32 bytes, which end behind `received`: no connection has a header, and
+//! the socket alone tells whether it has records.
 //!
 //! Version 1, which 0.1.0 writes and reads, differs from that in two places: it has no
 //! configuration (zero), and the upper half of `quiet` is zero.
@@ -293,7 +296,8 @@ fn write_record(version: Version, record: &RecordRef<'_>, quiet_max: u64, head: 
             (6, client.port())
         }
     };
-    head.extend([family, 0]);
+    let flags = if transfer.records { HAS_RECORDS } else { 0 };
+    head.extend([family, flags]);
     head.extend(port.to_le_bytes());
     let preface = u16::try_from(preface.len()).expect("invariant: a parser's state is short");
     head.extend(preface.to_le_bytes());
@@ -394,6 +398,9 @@ fn outline(version: Version, record: &[u8; RECORD]) -> Option<Outline> {
     is_known.then_some(Outline { transfer, announced, preface_length })
 }
 
+/// A flag: the connection has records.
+const HAS_RECORDS: u8 = 1;
+
 /// The address that a header has announced, if any.
 fn announced(record: &[u8; RECORD]) -> Option<Option<SocketAddr>> {
     let (family, flags, port, zero) =
@@ -406,7 +413,8 @@ fn announced(record: &[u8; RECORD]) -> Option<Option<SocketAddr>> {
         6 => Some(address.into()),
         _ => return None,
     };
-    (flags == 0 && zero == 0).then(|| address.map(|address| SocketAddr::new(address, port)))
+    (flags & !HAS_RECORDS == 0 && zero == 0)
+        .then(|| address.map(|address| SocketAddr::new(address, port)))
 }
 
 fn transfer(version: Version, record: &[u8; RECORD], preface_length: u16) -> Option<TransferState> {
@@ -414,7 +422,15 @@ fn transfer(version: Version, record: &[u8; RECORD], preface_length: u16) -> Opt
     let listener = ListenerId(u16::from_le_bytes([listener[0], listener[1]]));
     let phase = phase_of(phase, reason, preface_length)?;
     let (unsent, quiet_ms) = (u32_at(record, 4), u64_at(record, 8));
+    let records = version.has_headers() && record[33] & HAS_RECORDS != 0;
     let possible = match phase {
+        // Its messages wait in the kernel, and it has no header.
+        TransferPhase::HalfClosed | TransferPhase::Flushing(_) | TransferPhase::Preface(_)
+            if records =>
+        {
+            false
+        }
+        _ if records && unsent > 0 => false,
         _ if version == Version::V1 && quiet_ms > u64::from(u32::MAX) => false,
         TransferPhase::Open => true,
         // There is something left to be done only while there is something to send.
@@ -424,6 +440,7 @@ fn transfer(version: Version, record: &[u8; RECORD], preface_length: u16) -> Opt
     };
     possible.then(|| TransferState {
         listener,
+        records,
         phase,
         unsent,
         quiet_ms,

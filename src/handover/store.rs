@@ -211,6 +211,15 @@ fn next(bundle: BorrowedFd<'_>, how: RecvFlags) -> Result<Option<Message>, Errno
     }))
 }
 
+/// What a connection carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Connected {
+    /// A stream of bytes.
+    Stream,
+    /// Messages with boundaries (SOCK_SEQPACKET).
+    Records,
+}
+
 /// Why a descriptor is not imported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refused {
@@ -220,16 +229,20 @@ pub(super) enum Refused {
     Foreign(&'static str),
 }
 
-/// Whether this is a connected stream socket of a family that we serve. The driver could not handle
+/// What is carried by this connected socket of a family that we serve. The driver could not handle
 /// anything else: a pipe would never end, a listening socket would never receive.
-pub(super) fn check_connection(fd: BorrowedFd<'_>) -> Result<(), Refused> {
-    match sockopt::socket_type(fd) {
-        Ok(SocketType::STREAM) => {}
-        Ok(_) => return Err(Refused::Foreign("a socket that is no stream")),
+pub(super) fn check_connection(fd: BorrowedFd<'_>) -> Result<Connected, Refused> {
+    let kind = match sockopt::socket_type(fd) {
+        Ok(SocketType::STREAM) => Connected::Stream,
+        Ok(SocketType::SEQPACKET) => Connected::Records,
+        Ok(_) => return Err(Refused::Foreign("a socket without connections")),
         Err(_) => return Err(Refused::Foreign("no socket")),
-    }
+    };
     match sockopt::socket_domain(fd) {
         Ok(AddressFamily::UNIX) => {}
+        Ok(_) if kind == Connected::Records => {
+            return Err(Refused::Foreign("a seqpacket socket of another family than Unix"));
+        }
         Ok(AddressFamily::INET | AddressFamily::INET6) => {
             if sockopt::socket_protocol(fd) != Ok(Some(ipproto::TCP)) {
                 return Err(Refused::Foreign("a stream of another protocol than TCP"));
@@ -239,7 +252,7 @@ pub(super) fn check_connection(fd: BorrowedFd<'_>) -> Result<(), Refused> {
     }
     // A listening socket has no peer, and a TCP connection that was reset has lost it.
     match (getpeername(fd), sockopt::socket_acceptconn(fd)) {
-        (Ok(_), _) => Ok(()),
+        (Ok(_), _) => Ok(kind),
         (Err(_), Ok(false)) => Err(Refused::Ended),
         (Err(_), _) => Err(Refused::Foreign("a listening socket")),
     }

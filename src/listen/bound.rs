@@ -13,8 +13,8 @@ use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
-use super::{Family, ListenError, Listener, Origin, errno, printed_for};
-use crate::config::{Address, Kind, ListenerConfig, Protocol};
+use super::{Family, ListenError, Listener, Origin, errno, printed};
+use crate::config::{Address, Kind, ListenerConfig, Protocol, UnixKind, UnixName};
 
 /// The listen backlog; `net.core.somaxconn` is its upper bound, usually 4096.
 const BACKLOG: i32 = 4096;
@@ -41,7 +41,10 @@ pub(super) fn sockets<'a>(
                 let inet = in_zone(*protocol, *inet, zone)?;
                 bind_inet(name, *kind, *protocol, inet.into())
             }
-            Address::Unix(path) => bind_unix(name, *kind, path),
+            Address::Unix(carries, UnixName::Path(path)) => bind_path(name, *kind, *carries, path),
+            Address::Unix(carries, UnixName::Abstract(abstract_name)) => {
+                bind_abstract(name, *kind, *carries, abstract_name)
+            }
         });
         match bound {
             Ok(listener) => listeners.push(Listener { proxies: proxies.clone(), ..listener }),
@@ -95,7 +98,7 @@ fn bind_inet(
     };
     // Queried, since with port 0 the kernel chooses the port.
     let address = socket.local_addr().map_err(fault("query its address"))?;
-    let address = printed_for(protocol, &address);
+    let address = printed(family, &address);
     let (name, socket) = (name.to_owned(), socket.into());
     let origin = Origin::Bound;
     Ok(Listener { name, address, kind, proxies: None, origin, family, socket, file: None })
@@ -206,14 +209,19 @@ fn bind_beside(
 
 /// The file of an echo socket gets mode 0666 less the umask: like a loopback port, it is open to
 /// everyone who can reach it. Admin sockets are for user and group: 0660.
-fn bind_unix(name: &str, kind: Kind, path: &Path) -> Result<Listener, ListenError> {
-    let wanted = Address::Unix(path.to_owned());
+fn bind_path(
+    name: &str,
+    kind: Kind,
+    carries: UnixKind,
+    path: &Path,
+) -> Result<Listener, ListenError> {
+    let wanted = Address::Unix(carries, UnixName::Path(path.to_owned()));
     let refused = |cause| ListenError::Bind { address: wanted.clone(), cause };
-    let socket = new_socket(Domain::UNIX, Type::STREAM, None, &wanted)?;
+    let socket = new_unix_socket(carries, &wanted)?;
     let address = SockAddr::unix(path).map_err(refused)?;
     match socket.bind(&address) {
         Err(cause) if errno(&cause) == Errno::EADDRINUSE => {
-            remove_stale(path, &address)?;
+            remove_stale(path, &address, &wanted)?;
             socket.bind(&address).map_err(refused)?;
         }
         outcome => outcome.map_err(refused)?,
@@ -224,17 +232,51 @@ fn bind_unix(name: &str, kind: Kind, path: &Path) -> Result<Listener, ListenErro
         let mode = fs::Permissions::from_mode(0o660);
         fs::set_permissions(path, mode).map_err(refused)?;
     }
-    socket.listen(BACKLOG).map_err(refused)?;
-    Ok(Listener {
-        name: name.to_owned(),
-        address: wanted.to_string(),
-        kind,
-        proxies: None,
-        origin: Origin::Bound,
-        family: Family::Unix,
-        socket: socket.into(),
-        file: Some(file),
-    })
+    unix_listener(name, kind, carries, socket, wanted, Some(file))
+}
+
+/// An abstract name has no file, and is free again when its socket is closed.
+fn bind_abstract(
+    name: &str,
+    kind: Kind,
+    carries: UnixKind,
+    abstract_name: &str,
+) -> Result<Listener, ListenError> {
+    let wanted = Address::Unix(carries, UnixName::Abstract(abstract_name.to_owned()));
+    let refused = |cause| ListenError::Bind { address: wanted.clone(), cause };
+    let socket = new_unix_socket(carries, &wanted)?;
+    let address = SockAddr::unix(format!("\0{abstract_name}")).map_err(refused)?;
+    socket.bind(&address).map_err(refused)?;
+    unix_listener(name, kind, carries, socket, wanted, None)
+}
+
+fn unix_listener(
+    name: &str,
+    kind: Kind,
+    carries: UnixKind,
+    socket: Socket,
+    wanted: Address,
+    file: Option<SocketFile>,
+) -> Result<Listener, ListenError> {
+    let (name, address) = (name.to_owned(), wanted.to_string());
+    match carries {
+        UnixKind::Datagram => raise_buffers(&socket),
+        UnixKind::Stream | UnixKind::Seqpacket => {
+            let refused = |cause| ListenError::Bind { address: wanted, cause };
+            socket.listen(BACKLOG).map_err(refused)?;
+        }
+    }
+    let (origin, family, socket) = (Origin::Bound, Family::Unix(carries), socket.into());
+    Ok(Listener { name, address, kind, proxies: None, origin, family, socket, file })
+}
+
+fn new_unix_socket(carries: UnixKind, wanted: &Address) -> Result<Socket, ListenError> {
+    let kind = match carries {
+        UnixKind::Stream => Type::STREAM,
+        UnixKind::Seqpacket => Type::SEQPACKET,
+        UnixKind::Datagram => Type::DGRAM,
+    };
+    new_socket(Domain::UNIX, kind, None, wanted)
 }
 
 fn new_socket(
@@ -250,9 +292,9 @@ fn new_socket(
 }
 
 /// Removes the socket file that a killed process left at `path`. Anything else at that path is kept
-/// and is an error: "in use" if a program listens there.
-fn remove_stale(path: &Path, address: &SockAddr) -> Result<(), ListenError> {
-    let occupied = |problem: String| ListenError::Occupied { path: path.to_owned(), problem };
+/// and is an error: "in use" if a program has a socket there, of whatever kind (EPROTOTYPE).
+fn remove_stale(path: &Path, address: &SockAddr, wanted: &Address) -> Result<(), ListenError> {
+    let occupied = |problem: String| ListenError::Occupied { address: wanted.clone(), problem };
     let unclear =
         |cause: io::Error| occupied(format!("{cause}; remove the file or use another path"));
     if !fs::symlink_metadata(path).map_err(unclear)?.file_type().is_socket() {
@@ -269,10 +311,9 @@ fn remove_stale(path: &Path, address: &SockAddr) -> Result<(), ListenError> {
         Err(cause) if !matches!(errno(&cause), Errno::EAGAIN | Errno::EPROTOTYPE) => {
             Err(unclear(cause))
         }
-        Ok(()) | Err(_) => Err(ListenError::Bind {
-            address: Address::Unix(path.to_owned()),
-            cause: Errno::EADDRINUSE.into(),
-        }),
+        Ok(()) | Err(_) => {
+            Err(ListenError::Bind { address: wanted.clone(), cause: Errno::EADDRINUSE.into() })
+        }
     }
 }
 

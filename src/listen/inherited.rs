@@ -9,9 +9,9 @@ use listenfd::ListenFd;
 use nix::sys::socket::{AddressFamily, SockType};
 use socket2::{Protocol, SockRef};
 
-use crate::config::{self, Kind};
+use crate::config::{Kind, UnixKind};
 
-use super::{BUNDLE, Family, Inherited, ListenError, Listener, Origin, printed, printed_for};
+use super::{BUNDLE, Family, Inherited, ListenError, Listener, Origin, printed};
 
 /// The maximum number of inherited sockets: a thousand addresses are a mistake.
 pub(super) const COUNT_MAX: usize = 1024;
@@ -64,12 +64,12 @@ pub(super) fn sockets() -> Result<Inherited, ListenError> {
     Ok(found)
 }
 
-/// The passed fd at `index` as a stream or UDP socket.
+/// The passed fd at `index` as a socket of a kind that can be served.
 fn take(passed: &mut ListenFd, index: usize) -> Result<(OwnedFd, Family), ListenError> {
     // Each of these queries the type and family of the socket, and leaves it in place if it is of
     // another kind.
     if let Ok(Some(listener)) = passed.take_unix_listener(index) {
-        return Ok((listener.into(), Family::Unix));
+        return Ok((listener.into(), Family::Unix(UnixKind::Stream)));
     }
     if let Ok(Some(listener)) = passed.take_tcp_listener(index) {
         return Ok((listener.into(), Family::Tcp));
@@ -77,9 +77,12 @@ fn take(passed: &mut ListenFd, index: usize) -> Result<(OwnedFd, Family), Listen
     if let Ok(Some(socket)) = passed.take_udp_socket(index) {
         return Ok((socket.into(), Family::Udp));
     }
-    let datagram = "a Unix datagram socket; use ListenStream= in the socket unit, or a UDP address";
     if let Ok(Some(socket)) = passed.take_unix_datagram(index) {
-        return Err(refuse(&socket, datagram));
+        return Ok((socket.into(), Family::Unix(UnixKind::Datagram)));
+    }
+    let (unix, seqpacket) = (AddressFamily::Unix as i32, SockType::SeqPacket as i32);
+    if let Ok(Some(listener)) = passed.take_custom(index, unix, seqpacket, "a seqpacket listener") {
+        return Ok((listener, Family::Unix(UnixKind::Seqpacket)));
     }
     let fd = passed.take_raw_fd(index).ok().flatten();
     let fd = fd.expect("invariant: this fd was not taken before");
@@ -90,14 +93,14 @@ fn refuse(socket: &impl AsRawFd, problem: &str) -> ListenError {
     ListenError::Inherited { fd: socket.as_raw_fd(), problem: problem.to_owned() }
 }
 
-/// Describes a file descriptor that is neither a stream nor a datagram socket, with the remedy.
+/// Describes a file descriptor that is no socket of such a kind, with the remedy.
 fn foreign(fd: RawFd) -> String {
-    let remedy = "pass listening stream sockets and UDP sockets only";
+    let remedy = "pass listening TCP and Unix sockets, and UDP and Unix datagram sockets, only";
     let kind = match fs::read_link(format!("/proc/self/fd/{fd}")) {
         Err(_) => "not open".to_owned(),
         Ok(target) => match target.to_string_lossy() {
             name if name.starts_with("socket:") => {
-                "a socket other than an IPv4, IPv6 or Unix stream".to_owned()
+                "a socket other than IPv4, IPv6 or Unix".to_owned()
             }
             name if name.starts_with("pipe:") => "a pipe".to_owned(),
             name => format!("the file {name:?}"),
@@ -106,18 +109,18 @@ fn foreign(fd: RawFd) -> String {
     format!("{kind}; {remedy}")
 }
 
-/// Queries whether a stream socket listens, and its address.
+/// Queries whether a socket for connections listens, and its address.
 fn examine(socket: OwnedFd, family: Family, name: &str) -> Result<Listener, ListenError> {
     let asked = SockRef::from(&socket);
     let fault = |act| {
         let address = format!("inherited fd {}", socket.as_raw_fd());
         move |cause| ListenError::System { address, act, cause }
     };
-    if family == Family::Udp {
-        return examine_udp(socket, name);
+    if family.is_datagram() {
+        return examine_datagram(socket, family, name);
     }
     if !asked.is_listener().map_err(fault("query whether it listens"))? {
-        let problem = "a stream socket that does not listen; use Accept=no in the socket unit";
+        let problem = "a socket that does not listen; use Accept=no in the socket unit";
         return Err(refuse(&socket, problem));
     }
     let protocol = asked.protocol().map_err(fault("query its protocol"))?;
@@ -125,36 +128,47 @@ fn examine(socket: OwnedFd, family: Family, name: &str) -> Result<Listener, List
         let problem = "a stream socket, but not TCP; remove SocketProtocol= from the socket unit";
         return Err(refuse(&socket, problem));
     }
+    let kind = Kind::of_name(name);
+    if family == Family::Unix(UnixKind::Seqpacket) && kind != Kind::Echo {
+        let problem = "a seqpacket socket of the name of a service that needs streams; use \
+                       ListenStream= in its socket unit, or another FileDescriptorName=";
+        return Err(refuse(&socket, problem));
+    }
     // The driver waits in the ring. With a non-blocking socket io_uring would return EAGAIN at
     // once.
     asked.set_nonblocking(false).map_err(fault("make it blocking"))?;
     let address = asked.local_addr().map_err(fault("query its address"))?;
-    let address = printed(&address);
-    let name = name.to_owned();
-    let kind = Kind::of_name(&name);
+    let (name, address) = (name.to_owned(), printed(family, &address));
     let (proxies, origin) = (None, Origin::Inherited);
     Ok(Listener { name, address, kind, proxies, origin, family, socket, file: None })
 }
 
-/// Queries the address of a UDP socket, and whether it is one.
-fn examine_udp(socket: OwnedFd, name: &str) -> Result<Listener, ListenError> {
+/// Queries the address of a socket for datagrams, and whether it is one.
+fn examine_datagram(socket: OwnedFd, family: Family, name: &str) -> Result<Listener, ListenError> {
     let asked = SockRef::from(&socket);
     let fault = |act| {
         let address = format!("inherited fd {}", socket.as_raw_fd());
         move |cause| ListenError::System { address, act, cause }
     };
-    if asked.protocol().map_err(fault("query its protocol"))? != Some(Protocol::UDP) {
+    let protocol = asked.protocol().map_err(fault("query its protocol"))?;
+    if family == Family::Udp && protocol != Some(Protocol::UDP) {
         let problem = "a datagram socket, but not UDP; remove SocketProtocol= from the socket unit";
         return Err(refuse(&socket, problem));
     }
     let address = asked.local_addr().map_err(fault("query its address"))?;
-    let address = printed_for(config::Protocol::Udp, &address);
+    if address.is_unnamed() {
+        return Err(refuse(
+            &socket,
+            "a datagram socket without an address; pass one that is bound",
+        ));
+    }
     let kind = Kind::of_name(name);
     if kind != Kind::Echo {
-        let problem = "a UDP socket of the name of a service that needs connections; use \
+        let problem = "a datagram socket of the name of a service that needs connections; use \
                        ListenStream= in its socket unit, or another FileDescriptorName=";
         return Err(refuse(&socket, problem));
     }
-    let (name, origin, family) = (name.to_owned(), Origin::Inherited, Family::Udp);
-    Ok(Listener { name, address, kind, proxies: None, origin, family, socket, file: None })
+    let (name, address) = (name.to_owned(), printed(family, &address));
+    let (proxies, origin) = (None, Origin::Inherited);
+    Ok(Listener { name, address, kind, proxies, origin, family, socket, file: None })
 }

@@ -115,6 +115,9 @@ const VALUES: &[&str] = &[
     "\"udp:[::]:1\"",
     "\"udp:[fe80::1%1]:7\"",
     "\"udp:unix:/a\"",
+    "\"unix-datagram:/a\"",
+    "\"unix-seqpacket:@a\"",
+    "\"unix:@\"",
     "\"udp:\"",
     // Networks.
     "[]",

@@ -68,6 +68,7 @@ pub(crate) fn parameters(
 ) -> Parameters {
     Parameters {
         listeners: 1,
+        records: Vec::new(),
         buffers: ROOMY.buffers,
         multishot: mode == ReceiveMode::Multishot,
         deferral: Deferral { turns_per_period: 8, chunks_per_turn: 0 },

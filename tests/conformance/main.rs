@@ -3,7 +3,8 @@
 //! `world` is what a script needs of its surroundings, `real` the implementor with sockets, `bench`
 //! the script's tools. Each script drives the seam as the core does and states which answers are
 //! allowed; it runs on the fake, on loopback TCP and on Unix stream sockets. Where these may differ
-//! by right, the script names the set. `datagrams` has worlds and scripts of its own.
+//! by right, the script names the set. `datagrams` and `messages` have worlds and scripts of their
+//! own.
 
 // The simulator uses more of its kernel than the scripts do.
 #[allow(dead_code)]
@@ -15,6 +16,7 @@ mod bench;
 mod datagrams;
 mod end;
 mod handover;
+mod messages;
 mod preface;
 mod probe;
 mod real;
@@ -159,4 +161,30 @@ in_each_datagram_world! {
     a_reply_that_is_too_long_fails_alone,
     a_datagram_without_all_control_messages_says_so,
     the_core_answers_and_drains,
+}
+
+/// The same for messages of seqpacket connections.
+macro_rules! in_each_message_world {
+    ($($script:ident),* $(,)?) => {
+        mod messages_on_the_fake {
+            use crate::messages::{scripts, world::Fake};
+            $(#[test] fn $script() { scripts::$script::<Fake>(); })*
+        }
+        mod messages_on_a_seqpacket_socket {
+            use crate::messages::{scripts, world::Real};
+            $(#[test] fn $script() { scripts::$script::<Real>(); })*
+        }
+    };
+}
+
+in_each_message_world! {
+    each_message_comes_back_as_one,
+    a_limit_does_not_cut_a_message,
+    an_empty_message_is_not_the_end,
+    the_longest_message_comes_back,
+    a_longer_message_is_told_and_not_cut,
+    messages_wait_for_room,
+    discarded_messages_are_gone,
+    messages_are_left_to_the_next_process,
+    the_core_echoes_messages,
 }

@@ -331,7 +331,7 @@ fn loopback() -> SockAddr {
 }
 
 /// A name that leaves no file behind and that nobody else has.
-fn abstract_address() -> SockAddr {
+pub(crate) fn abstract_address() -> SockAddr {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let name = format!("\0echo-uring-conformance-{}-{number}", std::process::id());

@@ -145,6 +145,7 @@ impl World for Fake {
     fn new(setup: Setup) -> Self {
         let settings = Settings {
             listeners: 1,
+            records: None,
             buffers: setup.buffers,
             files_max: usize::MAX,
             faults: Faults::default(),

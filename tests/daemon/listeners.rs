@@ -184,8 +184,8 @@ fn refuse(stranger: impl Into<OwnedFd>, words: &[&str]) {
 }
 
 #[test]
-fn an_inherited_unix_datagram_socket_is_refused() {
-    refuse(UnixDatagram::unbound().unwrap(), &["4"]);
+fn an_inherited_datagram_socket_without_an_address_is_refused() {
+    refuse(UnixDatagram::unbound().unwrap(), &["4", "without an address"]);
 }
 
 #[test]
@@ -209,7 +209,7 @@ fn a_descriptor_that_nobody_passed_is_not_open() {
     let _quiet = in_company();
     for missing in [1, 3, 40] {
         let refusal = Launch { missing, ..Launch::with_config("") }.fail();
-        refusal.assert(69, &["inherited fd 4 is not open; pass listening stream sockets"]);
+        refusal.assert(69, &["inherited fd 4 is not open; pass listening TCP and Unix sockets"]);
     }
 }
 

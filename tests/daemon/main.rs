@@ -54,3 +54,5 @@ mod terminal;
 mod timeouts;
 mod udp;
 mod units;
+mod unix_datagrams;
+mod unix_messages;

@@ -155,6 +155,9 @@ pub enum Op {
     /// no byte needs memory of ours, however slowly the peer reads. It takes the place of a receive
     /// and of a send: neither is under way. Answered once by [`Event::Relayed`] or
     /// [`Event::ReceiveEnded`].
+    ///
+    /// A connection with records is echoed by relays alone. Each message is echoed as one, the last
+    /// one also if it is longer than what is left of `length_max`.
     Relay {
         /// Whose bytes.
         connection: ConnectionId,
@@ -400,6 +403,9 @@ pub enum Event {
         connection: ConnectionId,
         /// How many bytes, at most what was asked; 0 if there was nothing to take or no room.
         length: u32,
+        /// How many chunks these are: of a stream one if there are bytes, else none; of a
+        /// connection with records the number of messages, of which each may be empty.
+        chunks: u32,
         /// What the next one should wait for.
         next: When,
     },
@@ -446,6 +452,8 @@ pub enum Event {
 pub struct TransferState {
     /// The listener that it came from.
     pub listener: ListenerId,
+    /// Whether it has records, see [`Parameters::records`](crate::parameters::Parameters::records).
+    pub records: bool,
     /// How far its life has come.
     pub phase: TransferPhase,
     /// Bytes that were received and not sent yet; they are spilled.

@@ -1,6 +1,7 @@
 //! How the core of one worker is set up, and what of it may change while it runs.
 
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 
 use crate::admission::{AdmissionPolicy, IpSet, Limiter};
 use crate::budget::Budget;
@@ -15,6 +16,9 @@ use crate::limits;
 pub struct Parameters {
     /// Listening sockets, named 0, 1, 2, …
     pub listeners: u16,
+    /// Those of them whose connections have *records*: messages with boundaries, each of which is
+    /// to be echoed as one (SOCK_SEQPACKET).
+    pub records: Vec<ListenerId>,
     /// The pooled buffers.
     pub buffers: BufferPlan,
     /// Whether the kernel has multishot receives that it can bound.

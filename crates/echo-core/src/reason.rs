@@ -57,6 +57,8 @@ pub enum ConnectionError {
     Reset,
     /// The network gave up on it (ETIMEDOUT, EHOSTUNREACH, ENETUNREACH, …).
     Unreachable,
+    /// The next message is longer than can be received or sent as one.
+    MessageSize,
     /// An unexpected error, by its errno.
     Unexpected(i32),
 }
@@ -78,6 +80,8 @@ pub enum CloseReason {
     ByteLimit,
     /// The peer did not read for the stall timeout.
     Stalled,
+    /// The peer sent a message that is longer than can be echoed as one.
+    MessageSize,
     /// The drain deadline came first.
     Drained,
     /// An unexpected error; see
@@ -89,7 +93,7 @@ pub enum CloseReason {
 
 impl CloseReason {
     /// All reasons, in the order of [`Traffic::closed`](crate::stats::Traffic::closed).
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Finished,
         Self::Reset,
         Self::Unreachable,
@@ -97,6 +101,7 @@ impl CloseReason {
         Self::Lifetime,
         Self::ByteLimit,
         Self::Stalled,
+        Self::MessageSize,
         Self::Drained,
         Self::Unexpected,
         Self::HandedOver,
@@ -113,6 +118,7 @@ impl CloseReason {
             Self::Lifetime => "lifetime",
             Self::ByteLimit => "byte-limit",
             Self::Stalled => "stalled",
+            Self::MessageSize => "message-size",
             Self::Drained => "drained",
             Self::Unexpected => "unexpected",
             Self::HandedOver => "handed-over",
@@ -125,6 +131,7 @@ impl CloseReason {
         match error {
             ConnectionError::Reset => Self::Reset,
             ConnectionError::Unreachable => Self::Unreachable,
+            ConnectionError::MessageSize => Self::MessageSize,
             ConnectionError::Unexpected(_) => Self::Unexpected,
         }
     }

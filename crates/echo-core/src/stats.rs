@@ -164,7 +164,9 @@ impl Stats {
 
     pub(crate) fn count_connection_error(&mut self, error: ConnectionError) {
         match error {
-            ConnectionError::Reset | ConnectionError::Unreachable => {}
+            ConnectionError::Reset
+            | ConnectionError::Unreachable
+            | ConnectionError::MessageSize => {}
             ConnectionError::Unexpected(errno) => self.count_unexpected(errno),
         }
     }

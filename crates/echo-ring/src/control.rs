@@ -92,11 +92,14 @@ pub(super) fn turn_around(control: &mut [u8], payload: usize) -> Control {
     Control { segment, destination, local, length: reply.length, burst_length }
 }
 
-/// The sender of a datagram, by a socket address of the kernel (ip(7), ipv6(7)).
+/// The sender of a datagram, by a socket address of the kernel (ip(7), ipv6(7), unix(7)).
 pub(super) fn source(name: &[u8]) -> Endpoint {
     let none = Endpoint { address: PeerAddr::Unknown, port: 0 };
     let Some((family, rest)) = name.split_first_chunk::<2>() else { return none };
     let address = match i32::from(u16::from_ne_bytes(*family)) {
+        libc::AF_UNIX if !rest.is_empty() => {
+            return Endpoint { address: PeerAddr::Local, port: 0 };
+        }
         libc::AF_INET if name.len() >= size_of::<libc::sockaddr_in>() => {
             PeerAddr::Ipv4(array(&rest[2..]))
         }
@@ -230,6 +233,19 @@ mod tests {
                 assert!(told.length <= length);
                 source(&control);
             }
+        }
+    }
+
+    #[test]
+    fn a_unix_source_has_a_name_or_is_none() {
+        let family = (libc::AF_UNIX as u16).to_ne_bytes();
+        let local = Endpoint { address: PeerAddr::Local, port: 0 };
+        for name in [&b"/run/client"[..], b"\0abcde"] {
+            assert_eq!(source(&[&family[..], name].concat()), local);
+        }
+        // The kernel tells of an unbound one by the length 0.
+        for unbound in [&[][..], &family[..]] {
+            assert_eq!(source(unbound).address, PeerAddr::Unknown);
         }
     }
 

@@ -3,16 +3,18 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
 
 use nix::sys::socket::{setsockopt, sockopt};
-use socket2::SockRef;
+use socket2::{SockAddr, SockRef};
 
 use super::control::{SPACE_GRO, SPACE_IPV4, SPACE_IPV6};
 use super::peer;
 use echo_core::datagram::Endpoint;
 use echo_core::op::{BufferClass, PeerAddr};
 
-/// A UDP socket that is ready to be served. It has one owner, a worker.
+/// A datagram socket that is ready to be served, of UDP or Unix. It has one owner, a worker.
 #[derive(Debug)]
 pub struct DatagramSocket {
     socket: OwnedFd,
@@ -20,6 +22,8 @@ pub struct DatagramSocket {
     pub(super) layout: Layout,
     /// Whether its datagrams begin with a header (PROXY protocol).
     pub(super) headers: bool,
+    /// To which no reply is sent.
+    names: Arc<UnixNames>,
 }
 
 /// Whether the datagrams of a socket begin with a header (PROXY protocol).
@@ -29,6 +33,25 @@ pub enum DatagramHeaders {
     Absent,
     /// They must. None are merged, since each has its own.
     Required,
+}
+
+/// What the Unix datagram sockets of a process are bound to.
+#[derive(Debug, Default)]
+pub struct UnixNames(Vec<Box<[u8]>>);
+
+impl UnixNames {
+    /// The names of those of `sockets` that are Unix sockets and have one.
+    pub fn of<'a>(sockets: impl IntoIterator<Item = &'a OwnedFd>) -> Self {
+        let addresses = sockets.into_iter().filter_map(|it| SockRef::from(it).local_addr().ok());
+        Self(addresses.filter_map(|address| unix_name(&address)).collect())
+    }
+}
+
+/// The name of a Unix socket as `sun_path` has it (unix(7)): a path, or an abstract name behind a
+/// NUL.
+fn unix_name(address: &SockAddr) -> Option<Box<[u8]>> {
+    let path = address.as_pathname().map(|path| path.as_os_str().as_bytes().into());
+    path.or_else(|| address.as_abstract_namespace().map(|name| [b"\0", name].concat().into()))
 }
 
 /// What stands before the payload in a buffer (`struct io_uring_recvmsg_out`, io_uring_enter(2)):
@@ -41,6 +64,8 @@ pub(super) struct Layout {
     pub(super) control: usize,
 }
 
+/// Room for the name of a Unix socket: `sockaddr_un`.
+const UNIX_NAME: usize = 110;
 /// Bytes of the header.
 pub(super) const HEADER: usize = 16;
 /// The longest payload, that of IPv6: 65,535 less the header of UDP.
@@ -56,19 +81,40 @@ const BUFFER_SIZE: u32 = (HEADER + size_of::<libc::sockaddr_in6>() + SPACE_IPV6 
 pub const DATAGRAM_BUFFERS: BufferClass = BufferClass { count: 32, size: BUFFER_SIZE };
 
 impl DatagramSocket {
-    /// Prepares a bound UDP socket: the kernel is to merge the datagrams of a burst (UDP_GRO),
-    /// unless each has a header of its own, and
+    /// Prepares a bound socket; no other of this process is bound to a Unix name.
+    ///
+    /// # Errors
+    /// As [`DatagramSocket::beside`].
+    pub fn new(socket: OwnedFd, headers: DatagramHeaders) -> io::Result<Self> {
+        let names = UnixNames::of([&socket]);
+        Self::beside(&Arc::new(names), socket, headers)
+    }
+
+    /// Prepares a bound socket of a process whose Unix datagram sockets have these `names`.
+    ///
+    /// Of a UDP socket the kernel is to merge the datagrams of a burst (UDP_GRO), unless each has a
+    /// header of its own, and
     /// to tell of each one where it was sent to if that may be one of several addresses.
     ///
     /// # Errors
     /// When it is none, or the kernel refuses an option.
-    pub fn new(socket: OwnedFd, headers: DatagramHeaders) -> io::Result<Self> {
+    pub fn beside(
+        names: &Arc<UnixNames>,
+        socket: OwnedFd,
+        headers: DatagramHeaders,
+    ) -> io::Result<Self> {
+        let (names, headers) = (Arc::clone(names), headers == DatagramHeaders::Required);
         let address = SockRef::from(&socket).local_addr()?;
-        let address =
-            address.as_socket().ok_or_else(|| io::Error::from_raw_os_error(libc::EAFNOSUPPORT))?;
         // A receive from a non-blocking socket does not wait, not even in a ring.
         SockRef::from(&socket).set_nonblocking(false)?;
-        let headers = headers == DatagramHeaders::Required;
+        if address.is_unix() {
+            let own = Endpoint { address: PeerAddr::Local, port: 0 };
+            // Without room for control messages no descriptor that is sent along stays open here.
+            let layout = Layout { name: UNIX_NAME, control: 0 };
+            return Ok(Self { socket, own, layout, headers: false, names });
+        }
+        let address =
+            address.as_socket().ok_or_else(|| io::Error::from_raw_os_error(libc::EAFNOSUPPORT))?;
         // Off as well: an inherited socket may have it on.
         setsockopt(&socket, sockopt::UdpGroSegment, &!headers)?;
         let control = match address {
@@ -94,7 +140,27 @@ impl DatagramSocket {
             false => peer::of_address(address),
         };
         let own = Endpoint { address: own, port: address.port() };
-        Ok(Self { socket, own, layout: Layout { name, control }, headers })
+        Ok(Self { socket, own, layout: Layout { name, control }, headers, names })
+    }
+
+    /// Whether it is a Unix socket.
+    pub(super) fn is_unix(&self) -> bool {
+        self.own.address == PeerAddr::Local
+    }
+
+    /// Whether a datagram comes from a Unix socket of this process: its source has this name, as
+    /// the kernel tells it.
+    pub(super) fn is_ours(&self, name: &[u8]) -> bool {
+        let Some(name) = name.get(size_of::<libc::sa_family_t>()..).filter(|_| self.is_unix())
+        else {
+            return false;
+        };
+        // A path is told with the NUL behind it.
+        let name = match name {
+            [first, .., 0] if *first != 0 => &name[..name.len() - 1],
+            _ => name,
+        };
+        self.names.0.iter().any(|ours| **ours == *name)
     }
 
     /// What it is bound to.
@@ -131,5 +197,36 @@ impl DatagramSocket {
 impl AsFd for DatagramSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixDatagram;
+
+    use super::*;
+
+    /// Goal: a socket of this process is known by what the kernel tells as the source of its
+    /// datagrams, and no other one is. Method: names by path and abstract ones, as a datagram has
+    /// them.
+    #[test]
+    fn our_own_names_are_known() {
+        let pid = std::process::id();
+        let path = std::env::temp_dir().join(format!("echo-uring-names-{pid}"));
+        let by_path = OwnedFd::from(UnixDatagram::bind(&path).unwrap());
+        let abstract_name = format!("\0echo-uring-names-{pid}");
+        let other =
+            socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::DGRAM, None).unwrap();
+        other.bind(&SockAddr::unix(&abstract_name).unwrap()).unwrap();
+        let names = Arc::new(UnixNames::of([&by_path, &other.into()]));
+        let socket = DatagramSocket::beside(&names, by_path, DatagramHeaders::Absent).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let family = (libc::AF_UNIX as u16).to_ne_bytes();
+        let told = |name: &[u8]| socket.is_ours(&[&family[..], name].concat());
+        let path = path.to_str().unwrap();
+        assert!(told(format!("{path}\0").as_bytes()) && told(abstract_name.as_bytes()));
+        assert!(!told(format!("{path}x\0").as_bytes()) && !told(&abstract_name.as_bytes()[1..]));
+        assert!(!told(format!("{abstract_name}\0").as_bytes()), "a NUL is part of a name");
+        assert!(!told(b"") && !socket.is_ours(b""));
     }
 }

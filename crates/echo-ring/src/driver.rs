@@ -3,6 +3,7 @@
 mod datagrams;
 mod handover;
 mod keepalive;
+mod messages;
 mod preface;
 mod receive;
 mod relay;
@@ -25,6 +26,7 @@ use socket2::SockRef;
 
 use self::datagrams::Datagrams;
 pub use self::handover::ConnectionParts;
+pub(crate) use self::messages::prepare as prepare_messages;
 use self::preface::Preface;
 use self::receive::{Rdhup, Receiving};
 use self::relay::Scratch;
@@ -109,6 +111,7 @@ impl Socket {
     fn transport(&self) -> Transport {
         match self.rdhup {
             Rdhup::Unneeded => Transport::Tcp,
+            Rdhup::Messages => Transport::UnixSeqpacket,
             Rdhup::Unwatched | Rdhup::Watched | Rdhup::Canceled | Rdhup::Seen => Transport::Unix,
         }
     }
@@ -337,7 +340,7 @@ impl Driver {
         let rdhup = match socket.rdhup {
             Rdhup::Watched => Some(true),
             Rdhup::Canceled => Some(false),
-            Rdhup::Unneeded | Rdhup::Unwatched | Rdhup::Seen => None,
+            Rdhup::Unneeded | Rdhup::Messages | Rdhup::Unwatched | Rdhup::Seen => None,
         };
         let room = match socket.room {
             Room::Watched => Some(true),

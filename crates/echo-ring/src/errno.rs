@@ -71,7 +71,7 @@ pub(super) fn of_connection(errno: i32) -> ConnectionError {
     }
 }
 
-/// Why a reply to a datagram was not sent (udp(7), ip(7)).
+/// Why a reply to a datagram was not sent (udp(7), ip(7), unix(7)).
 pub(super) fn of_reply(errno: i32) -> ReplyError {
     match errno {
         libc::EAGAIN => ReplyError::Full,
@@ -79,6 +79,13 @@ pub(super) fn of_reply(errno: i32) -> ReplyError {
         libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ENETDOWN | libc::EADDRNOTAVAIL => {
             ReplyError::Unroutable
         }
+        // The socket that was bound to this name is closed, or its path leads elsewhere by now.
+        libc::ECONNREFUSED
+        | libc::ECONNRESET
+        | libc::ENOENT
+        | libc::ENOTDIR
+        | libc::ELOOP
+        | libc::EPROTOTYPE => ReplyError::Unroutable,
         libc::EPERM | libc::EACCES => ReplyError::Refused,
         libc::ENOMEM | libc::ENOBUFS => ReplyError::Memory,
         errno => ReplyError::Unexpected(errno),

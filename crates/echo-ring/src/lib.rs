@@ -38,7 +38,7 @@ mod token;
 mod transport;
 mod unusable;
 
-pub use datagram_socket::{DATAGRAM_BUFFERS, DatagramHeaders, DatagramSocket};
+pub use datagram_socket::{DATAGRAM_BUFFERS, DatagramHeaders, DatagramSocket, UnixNames};
 pub use driver::{ConnectionParts, Driver, DriverError, Settings};
 pub use features::{Features, Survey, probe, survey};
 pub use listening::{ListeningSocket, Owner};

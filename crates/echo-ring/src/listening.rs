@@ -11,6 +11,7 @@ use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::SetStruct;
 use socket2::SockRef;
 
+use super::driver;
 use super::errno;
 use super::transport::Transport;
 use echo_core::op::AcceptError;
@@ -66,7 +67,9 @@ impl ListeningSocket {
     pub fn turn_away(&self) -> io::Result<()> {
         match self.transport {
             Transport::Tcp => Ok(setsockopt(&self.socket, BindToIfIndex, &NO_INTERFACE)?),
-            Transport::Unix => SockRef::from(&self.socket).shutdown(Shutdown::Read),
+            Transport::Unix | Transport::UnixSeqpacket => {
+                SockRef::from(&self.socket).shutdown(Shutdown::Read)
+            }
         }
     }
 
@@ -114,10 +117,15 @@ impl ListeningSocket {
             }
             return;
         }
+        if self.transport == Transport::UnixSeqpacket {
+            driver::prepare_messages(connection);
+        }
         let connection = SockRef::from(&connection);
-        // Without this an urgent byte would be lost. None of these fails on a connected stream
-        // socket, and a connection without them is better than none.
-        let _ = connection.set_out_of_band_inline(true);
+        if self.transport == Transport::Unix {
+            // Without this an urgent byte would be lost. None of these fails on a connected socket,
+            // and a connection without them is better than none.
+            let _ = connection.set_out_of_band_inline(true);
+        }
         if let Some(bytes) = self.receive_buffer {
             let _ = connection.set_recv_buffer_size(bytes as usize);
         }

@@ -17,7 +17,7 @@ pub(super) fn of(
     connection: BorrowedFd<'_>,
     transport: Transport,
 ) -> Result<PeerAddr, AcceptError> {
-    if transport == Transport::Unix {
+    if transport != Transport::Tcp {
         return Ok(PeerAddr::Local);
     }
     let peer = SockRef::from(&connection).peer_addr();

@@ -241,7 +241,7 @@ impl Service<'_> {
     fn is_any_half_open(&self) -> Option<bool> {
         for (_, listener) in self.ending() {
             match (listener.owner, listener.transport) {
-                (_, Transport::Unix) => {}
+                (_, Transport::Unix | Transport::UnixSeqpacket) => {}
                 // It may belong to another network namespace, which cannot be queried.
                 (Owner::Another, Transport::Tcp) => return None,
                 (Owner::Us, Transport::Tcp) => {
@@ -322,8 +322,8 @@ impl Service<'_> {
             let socket = listener.socket.as_fd();
             let closed = match (listener.transport, listener.owner, goal) {
                 // The only way would be to close it, which would end the socket of systemd.
-                (Transport::Unix, Owner::Another, _) => continue,
-                (Transport::Unix, Owner::Us, _) => listener.turn_away(),
+                (Transport::Unix | Transport::UnixSeqpacket, Owner::Another, _) => continue,
+                (Transport::Unix | Transport::UnixSeqpacket, Owner::Us, _) => listener.turn_away(),
                 (Transport::Tcp, Owner::Another, _) => listen::refuse_new(socket),
                 // Clients retransmit their SYN, and the next process may accept them then.
                 (Transport::Tcp, Owner::Us, Goal::HandOver) => {

@@ -109,9 +109,10 @@ impl Fake {
         let us = PeerAddr::Ipv4([10, 0, 0, 250]);
         let length = payload.len() as u32;
         let truncated = self.truncates;
-        let header = Header::Absent;
+        let (header, own) = (Header::Absent, false);
         let (destination, local) = (us, us);
-        let datagram = Datagram { source, destination, local, header, length, segment, truncated };
+        let datagram =
+            Datagram { source, destination, local, header, length, segment, truncated, own };
         let packet = Packet { serial: self.serial, datagram, payload: payload.to_vec() };
         assert!(self.kernel.datagrams.arrive(SocketId(0), packet), "a queue has room");
     }

@@ -59,6 +59,9 @@ pub(super) fn judge(
     if truncated {
         return Err(DropReason::Truncated);
     }
+    if own.address == PeerAddr::Local {
+        return judge_local(datagram);
+    }
     if destination != local || !is_unicast(destination) || !is_unicast(own.address) {
         return Err(DropReason::Destination);
     }
@@ -89,6 +92,18 @@ fn client(datagram: &Datagram, proxies: Option<&IpSet>) -> Result<PeerAddr, Drop
         Header::Announced(client) => Ok(client),
         Header::Unannounced => Ok(sender),
         Header::Invalid | Header::Absent => Err(DropReason::InvalidHeader),
+    }
+}
+
+/// Judges a datagram that came to a Unix socket. Its source cannot be forged, as it is the name of
+/// a socket; so ports and access lists, of which it has none, do not matter.
+fn judge_local(datagram: &Datagram) -> Result<PeerAddr, DropReason> {
+    match datagram.source.address {
+        // Nobody could be sent a reply.
+        PeerAddr::Unknown => Err(DropReason::Source),
+        // A path can be made to lead to one of ours after it was sent from: an endless exchange.
+        _ if datagram.own => Err(DropReason::Own),
+        PeerAddr::Local | PeerAddr::Ipv4(_) | PeerAddr::Ipv6(_) => Ok(PeerAddr::Local),
     }
 }
 
@@ -127,8 +142,9 @@ mod tests {
 
     fn sent(source: PeerAddr, port: u16, destination: PeerAddr, local: PeerAddr) -> Datagram {
         let source = Endpoint { address: source, port };
-        let header = Header::Absent;
-        Datagram { source, destination, local, header, length: 1, segment: 0, truncated: false }
+        let (header, segment) = (Header::Absent, 0);
+        let (length, truncated, own) = (1, false, false);
+        Datagram { source, destination, local, header, length, segment, truncated, own }
     }
 
     fn verdict(datagram: &Datagram, own: Endpoint) -> Result<(), DropReason> {
@@ -193,6 +209,18 @@ mod tests {
         let unreported = sent(US, 7777, PeerAddr::Unknown, PeerAddr::Unknown);
         assert_eq!(verdict(&unreported, bound), Err(DropReason::Own));
         assert_eq!(verdict(&sent(US, 7778, US, US), ANY), Ok(()));
+    }
+
+    #[test]
+    fn a_named_unix_socket_is_answered_unless_it_is_ours() {
+        let own = Endpoint { address: PeerAddr::Local, port: 0 };
+        let unknown = PeerAddr::Unknown;
+        let named = sent(PeerAddr::Local, 0, unknown, unknown);
+        assert_eq!(verdict(&named, own), Ok(()));
+        assert_eq!(verdict(&Datagram { own: true, ..named }, own), Err(DropReason::Own));
+        assert_eq!(verdict(&sent(unknown, 0, unknown, unknown), own), Err(DropReason::Source));
+        let cut = Datagram { truncated: true, ..named };
+        assert_eq!(verdict(&cut, own), Err(DropReason::Truncated));
     }
 
     #[test]

@@ -16,7 +16,8 @@ pub struct BufferId(pub u16);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     /// The address. [`PeerAddr::Unknown`] stands for none: an unbound sender, or a socket that is
-    /// bound to every address.
+    /// bound to every address. [`PeerAddr::Local`] is the name of a Unix socket, which the core
+    /// does not know.
     pub address: PeerAddr,
     /// The port; 0 if there is none.
     pub port: u16,
@@ -54,6 +55,9 @@ pub struct Datagram {
     pub segment: u16,
     /// Whether the buffer was too short for it or for what the kernel tells of it.
     pub truncated: bool,
+    /// Whether its source is a socket of this process, by its name. Only Unix sockets tell: of UDP
+    /// the address and the port do.
+    pub own: bool,
 }
 
 impl Datagram {
@@ -83,14 +87,17 @@ pub enum ReceiveEnd {
 /// Why a reply was not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReplyError {
-    /// The socket's send buffer is full (EAGAIN): the link is down, or slower than what comes.
+    /// The socket's send buffer is full (EAGAIN): the link is down, or slower than what comes. Or
+    /// the queue of a Unix peer is full.
     Full,
     /// The route takes no burst, or nothing of this size (EMSGSIZE, EINVAL, EIO).
     Unsendable,
     /// There is no route to the source, or none from the address that was asked (ENETUNREACH,
-    /// EHOSTUNREACH, ENETDOWN, EADDRNOTAVAIL).
+    /// EHOSTUNREACH, ENETDOWN, EADDRNOTAVAIL). Or a Unix peer has gone (ECONNREFUSED), or its path
+    /// leads to no such socket any more (ENOENT, ENOTDIR, ELOOP, EPROTOTYPE).
     Unroutable,
-    /// A packet filter refuses it (EPERM, EACCES).
+    /// A packet filter refuses it (EPERM, EACCES). Or a Unix peer does: it is connected to another
+    /// socket, or the permissions of its file do not let us write.
     Refused,
     /// The kernel was short of memory (ENOMEM, ENOBUFS).
     Memory,

@@ -10,9 +10,9 @@ pub enum DropReason {
     /// It was sent to a broadcast or multicast address.
     Destination,
     /// Its source is none that can be answered: multicast, broadcast, unspecified or reserved
-    /// (240.0.0.0/4), port 0, or no address at all.
+    /// (240.0.0.0/4), port 0, or no address at all, as that of an unbound Unix socket.
     Source,
-    /// Its source is the very address and port that it was sent to.
+    /// Its source is the very address and port that it was sent to, or a Unix socket of ours.
     Own,
     /// It comes from a port of a service that answers by itself.
     SourcePort,
@@ -26,13 +26,14 @@ pub enum DropReason {
     SourceDatagrams,
     /// Its source has sent too many bytes.
     SourceBytes,
-    /// The reply found the send buffer full.
+    /// The reply found the send buffer full, or the queue of a Unix peer.
     SendBuffer,
     /// The route to the source does not take a datagram of this size.
     TooLarge,
-    /// There is no route to the source, or none from the address that was asked.
+    /// There is no route to the source, or none from the address that was asked; or a Unix peer
+    /// has gone.
     Unroutable,
-    /// A packet filter refused the reply.
+    /// A packet filter refused the reply, or a Unix peer did.
     Refused,
     /// The kernel had no memory for the reply.
     Memory,

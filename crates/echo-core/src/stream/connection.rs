@@ -143,6 +143,9 @@ impl Connection {
         };
         self.progress = Stamp::at(context.now);
         self.opened = Stamp::at(context.now);
+        if context.resources.parameters.records.contains(&self.listener) {
+            self.inbound = Inbound::with_records();
+        }
         context.resources.forget_received(context.id);
         self.advance(context);
     }
@@ -232,14 +235,20 @@ impl Connection {
 
     /// `length` bytes were echoed, or forgotten, without a buffer of ours; the next relay should
     /// wait for `next`.
-    pub(crate) fn on_relayed(&mut self, context: &mut Context, length: u32, next: When) {
+    pub(crate) fn on_relayed(
+        &mut self,
+        context: &mut Context,
+        length: u32,
+        chunks: u32,
+        next: When,
+    ) {
         let was = self.inbound.end_relay(context.resources);
-        if length > 0 {
-            context.resources.count_received(self.listener, length);
+        if chunks > 0 {
+            context.resources.count_relayed(self.listener, length, chunks);
         }
         match was {
-            Receive::Relaying(waited) => self.on_echoed(context, length, waited, next),
-            Receive::RelayStopping => self.on_echoed(context, length, When::Now, next),
+            Receive::Relaying(waited) => self.on_echoed(context, (length, chunks), waited, next),
+            Receive::RelayStopping => self.on_echoed(context, (length, chunks), When::Now, next),
             // Our FIN is sent: the linger timeout runs, whatever the peer still sends.
             Receive::Discarding(_) | Receive::DiscardStopping => {
                 context.resources.stats.bytes_dropped += u64::from(length);
@@ -259,14 +268,21 @@ impl Connection {
         self.advance(context);
     }
 
-    fn on_echoed(&mut self, context: &mut Context, length: u32, waited: When, next: When) {
+    fn on_echoed(
+        &mut self,
+        context: &mut Context,
+        (length, chunks): (u32, u32),
+        waited: When,
+        next: When,
+    ) {
         let resources = &mut *context.resources;
-        if length > 0 {
+        if chunks > 0 {
             self.progress = Stamp::at(context.now);
-            resources.count_sent(self.listener, length);
-            resources.count_echo(self.listener, None);
+            resources.count_relay_sent(self.listener, length, chunks);
             let left = resources.count_against_limit(context.id, length);
-            if self.phase == Phase::Open && left <= u64::from(length) {
+            // An empty message reaches no limit, not even one that a reload has put below what
+            // came.
+            if length > 0 && self.phase == Phase::Open && left <= u64::from(length) {
                 self.phase = Phase::Flushing(CloseReason::ByteLimit);
             }
         }
@@ -274,7 +290,7 @@ impl Connection {
             // From here on it is the peer's turn.
             self.progress = Stamp::at(context.now);
         }
-        self.inbound.on_echoed(context, self.phase, length, waited, next);
+        self.inbound.on_echoed(context, self.phase, chunks, waited, next);
     }
 
     /// The send took the first `length` bytes.
@@ -524,6 +540,7 @@ impl Connection {
             CloseReason::Reset
             | CloseReason::Unreachable
             | CloseReason::Stalled
+            | CloseReason::MessageSize
             | CloseReason::Unexpected => Op::Abort { connection },
             CloseReason::HandedOver => unreachable!("it is not ours to close"),
         });
@@ -674,14 +691,16 @@ impl Connection {
         context.resources.count_close(listener, CloseReason::HandedOver);
         let (quiet_ms, age_ms) = (self.progress.elapsed(context.now), self.age_ms(context.now));
         let received = context.resources.received_by(context.id);
+        let records = self.inbound.has_records();
         self.vacate();
-        Some(TransferState { listener, phase, unsent, quiet_ms, age_ms, received })
+        Some(TransferState { listener, records, phase, unsent, quiet_ms, age_ms, received })
     }
 
     /// Continues where the previous process stopped.
     pub(crate) fn import(&mut self, context: &mut Context, transfer: TransferState) {
         assert_eq!(self.phase, Phase::Free, "an imported connection takes a slot of its own");
-        let TransferState { listener, phase, unsent, quiet_ms, age_ms, received } = transfer;
+        let TransferState { listener, records, phase, unsent, quiet_ms, age_ms, received } =
+            transfer;
         context.resources.resume_received(context.id, received);
         self.opened = Stamp::before(context.now, age_ms);
         self.progress = Stamp::before(context.now, quiet_ms);
@@ -701,7 +720,11 @@ impl Connection {
                 Phase::Lingering(reason)
             }
         };
-        self.inbound = Inbound::imported(unsent);
+        self.inbound = match records {
+            true => Inbound::with_records(),
+            false => Inbound::imported(unsent),
+        };
+        assert!(unsent == 0 || !records, "messages are never owned");
         self.outbound = Outbound::imported(context, unsent);
         self.advance(context);
     }

@@ -7,6 +7,10 @@
 //! peer did not read fast enough lately (its *probation*), and all of them while too many pooled
 //! buffers are held by others. A relay waits for its own peer alone, so it needs no queue.
 //!
+//! *Records* are always relayed: the connection is on probation without end. So a message is echoed
+//! whole or stays whole where it is. It never needs a buffer that is long enough for it, nor a
+//! spill that knows its bounds, and a handover leaves it to the next process in the kernel.
+//!
 //! Large buffers are few. A receive that waits for bulk may keep one in hand only as long as no
 //! other connection needs it; then it is revoked, and waits by a poll. (With the buffer in hand
 //! messages of 16 KiB cost 1.05 of epoll's time instead of 1.07.)
@@ -72,20 +76,49 @@ pub(crate) enum Receive {
 pub(crate) struct Inbound {
     receive: Receive,
     estimate: Estimate,
-    /// Relays that are still to succeed before the connection is received from again; or
-    /// [`UNTRIED`].
-    probation: u8,
+    probation: Probation,
 }
 
-/// The probation of a connection that has brought nothing but a header without an address. Its
-/// first bytes are relayed, so that no other receive has to look whether they are the first.
-const UNTRIED: u8 = u8::MAX;
+/// Relays that are still to succeed before the connection is received from again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Probation(u8);
 
-const _: () = assert!(limits::PROBATION_RELAYS < UNTRIED);
+impl Probation {
+    /// It is not relayed.
+    const OVER: Self = Self(0);
+    /// The connection has brought nothing but a header without an address. Its first bytes are
+    /// relayed, so that no other receive has to look whether they are the first.
+    const UNTRIED: Self = Self(u8::MAX - 1);
+    /// It is always relayed: it has records.
+    const ENDLESS: Self = Self(u8::MAX);
+
+    fn is_over(self) -> bool {
+        self == Self::OVER
+    }
+
+    /// The peer did not read fast enough.
+    fn begin(&mut self) {
+        if *self != Self::ENDLESS {
+            *self = Self(limits::PROBATION_RELAYS);
+        }
+    }
+
+    /// The peer took all of a chunk.
+    fn pass(&mut self) {
+        *self = match *self {
+            Self::ENDLESS => Self::ENDLESS,
+            Self::UNTRIED => Self::OVER,
+            Self(relays) => Self(relays.saturating_sub(1)),
+        };
+    }
+}
+
+const _: () = assert!(limits::PROBATION_RELAYS < Probation::UNTRIED.0);
 
 impl Default for Inbound {
     fn default() -> Self {
-        Self { receive: Receive::Off, estimate: Estimate::new(Expectation::Data), probation: 0 }
+        let (estimate, probation) = (Estimate::new(Expectation::Data), Probation::OVER);
+        Self { receive: Receive::Off, estimate, probation }
     }
 }
 
@@ -93,21 +126,37 @@ impl Inbound {
     /// That of a connection of the process before us, which left bytes unsent or not.
     #[must_use]
     pub(crate) fn imported(unsent: u32) -> Self {
-        let probation = if unsent > 0 { limits::PROBATION_RELAYS } else { 0 };
+        let mut probation = Probation::OVER;
+        if unsent > 0 {
+            probation.begin();
+        }
         // Waiting for readiness misses nothing: it finds what is there already.
         Self { probation, estimate: Estimate::new(Expectation::Silence), ..Self::default() }
     }
 
+    /// That of a connection with records, new or of the process before us.
+    #[must_use]
+    pub(crate) fn with_records() -> Self {
+        let estimate = Estimate::new(Expectation::Silence);
+        Self { probation: Probation::ENDLESS, estimate, ..Self::default() }
+    }
+
+    /// Whether the connection has records.
+    #[must_use]
+    pub(crate) fn has_records(&self) -> bool {
+        self.probation == Probation::ENDLESS
+    }
+
     /// A header without an address is all that has come so far, and often all that comes.
     pub(crate) fn begin_untried(&mut self) {
-        self.probation = UNTRIED;
+        self.probation = Probation::UNTRIED;
         self.estimate.expect(Expectation::Silence);
     }
 
     /// Whether nothing has come since [`Inbound::begin_untried`].
     #[must_use]
     pub(crate) fn is_untried(&self) -> bool {
-        self.probation == UNTRIED
+        self.probation == Probation::UNTRIED
     }
 
     /// What was asked of the header has been answered.
@@ -174,8 +223,8 @@ impl Inbound {
     pub(crate) fn relays(&self, phase: Phase, resources: &Resources) -> bool {
         let scarce = resources.pool.is_withheld();
         match phase {
-            Phase::Open => scarce || self.probation > 0,
-            Phase::Lingering(_) => scarce,
+            Phase::Open => scarce || !self.probation.is_over(),
+            Phase::Lingering(_) => scarce || self.has_records(),
             Phase::Free
             | Phase::Accepting
             | Phase::WaitingForCapacity
@@ -216,7 +265,7 @@ impl Inbound {
 
     /// Learns from `length` bytes that are taken in what the next receive should be.
     pub(crate) fn learn(&mut self, resources: &Resources, length: u32, rest: Expectation) {
-        let large = self.probation == 0 && resources.pool.has_large();
+        let large = self.probation.is_over() && resources.pool.has_large();
         let largest = if large { SizeClass::Large } else { SizeClass::Small };
         self.estimate.note(length, rest, resources.pool.small_size(), largest);
     }
@@ -318,7 +367,7 @@ impl Inbound {
     /// A peer did not read fast enough.
     pub(crate) fn on_stall(&mut self) {
         self.estimate.forget_bulk();
-        self.probation = limits::PROBATION_RELAYS;
+        self.probation.begin();
     }
 
     /// Arms a receive if bytes are `wanted`; stops one that the kernel would go on with if they are
@@ -422,7 +471,7 @@ impl Inbound {
             self.receive = Receive::Deferred;
             return context.resources.receive_policy.defer(context.id);
         }
-        let (armed, mode) = if context.resources.parameters.multishot && self.probation == 0 {
+        let (armed, mode) = if context.resources.parameters.multishot && self.probation.is_over() {
             (Armed::Multishot, ReceiveMode::Multishot)
         } else {
             match self.estimate.expectation() {
@@ -527,27 +576,28 @@ impl Inbound {
         self.set(resources, Receive::Off)
     }
 
-    /// A relay that had waited for `waited` has echoed `length` bytes, and the next one should wait
-    /// for `next`.
+    /// A relay that had waited for `waited` has echoed so many `chunks`, and the next one should
+    /// wait for `next`.
     pub(crate) fn on_echoed(
         &mut self,
         context: &mut Context,
         phase: Phase,
-        length: u32,
+        chunks: u32,
         waited: When,
         next: When,
     ) {
         self.expect(next);
         if next != When::Writable {
-            let passed = if self.is_untried() { UNTRIED } else { 1 };
-            self.probation = self.probation.saturating_sub(if length > 0 { passed } else { 0 });
+            if chunks > 0 {
+                self.probation.pass();
+            }
             return;
         }
         context.resources.stats.short_sends += 1;
-        self.probation = limits::PROBATION_RELAYS;
+        self.probation.begin();
         if phase != Phase::Open || context.resources.quiescing {
             // It will not be relayed again.
-        } else if length == 0 && waited == When::Writable {
+        } else if chunks == 0 && waited == When::Writable {
             // The socket has room but takes nothing: the kernel is short of memory.
             self.retry_later(context);
         } else {

@@ -152,6 +152,20 @@ impl Resources {
         }
     }
 
+    /// Counts what was relayed or discarded.
+    pub(crate) fn count_relayed(&mut self, listener: ListenerId, length: u32, chunks: u32) {
+        let of = self.of(listener);
+        of.bytes_in += u64::from(length);
+        of.chunks_in += u64::from(chunks);
+    }
+
+    /// Counts the echo of what was relayed.
+    pub(crate) fn count_relay_sent(&mut self, listener: ListenerId, length: u32, chunks: u32) {
+        let of = self.of(listener);
+        of.bytes_out += u64::from(length);
+        of.chunks_out += u64::from(chunks);
+    }
+
     /// Counts a chunk that was received.
     pub(crate) fn count_received(&mut self, listener: ListenerId, length: u32) {
         let of = self.of(listener);
@@ -289,6 +303,7 @@ impl Context<'_> {
 #[cfg(test)]
 pub(crate) mod tests {
     use alloc::sync::Arc;
+    use alloc::vec::Vec;
     use core::sync::atomic::{AtomicU32, Ordering};
 
     use crate::admission::Unlimited;
@@ -305,6 +320,7 @@ pub(crate) mod tests {
     pub(crate) fn small(listeners: u16, connections_max: u32) -> Parameters {
         Parameters {
             listeners,
+            records: Vec::new(),
             buffers: BufferPlan::new([8, 0], [8, 64]),
             multishot: false,
             deferral: Deferral::default(),

@@ -305,9 +305,9 @@ impl Server {
                     connection.on_receive_ended(context, reason);
                 });
             }
-            Event::Relayed { connection, length, next } => {
+            Event::Relayed { connection, length, chunks, next } => {
                 self.with(now, connection, ops, |connection, context| {
-                    connection.on_relayed(context, length, next);
+                    connection.on_relayed(context, length, chunks, next);
                 });
             }
             Event::SentSpilled { connection, length } => {

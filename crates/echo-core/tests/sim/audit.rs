@@ -316,8 +316,8 @@ impl Audit {
                     self.ended_in_preface(connection);
                 }
             }
-            Event::Relayed { connection, length, next } => {
-                self.relayed(now, connection, length, next);
+            Event::Relayed { connection, length, chunks, next } => {
+                self.relayed(now, connection, (length, chunks), next);
             }
             Event::Sent { connection, length } => self.sent(now, connection, length, false),
             Event::SentSpilled { connection, length } => self.sent(now, connection, length, true),
@@ -660,14 +660,21 @@ impl Audit {
         open.blocked = blocked;
     }
 
-    fn relayed(&mut self, now: u64, connection: ConnectionId, length: u32, next: When) {
+    fn relayed(
+        &mut self,
+        now: u64,
+        connection: ConnectionId,
+        (length, chunks): (u32, u32),
+        next: When,
+    ) {
         let limit = self.limits.bytes_max;
         let open = self.open(connection);
         let relay = open.relay.take();
         let relay = relay.unwrap_or_else(|| panic!("seam: {connection:?} was not relaying"));
         open.receive = None;
         let canceled = std::mem::take(&mut open.receive_canceled);
-        if length > 0 {
+        assert!(chunks > 0 || length == 0, "seam: bytes of {connection:?} in no chunk");
+        if chunks > 0 {
             open.active_at = now;
             open.progress_at = now;
         }

@@ -11,7 +11,7 @@ use crate::fake::trace::Note;
 use crate::history::History;
 
 /// What must be met, besides every way of closing.
-const OCCASIONS: [&str; 54] = [
+const OCCASIONS: [&str; 56] = [
     "a multishot receive",
     "a receive that is tried at once",
     "a receive that waits",
@@ -49,6 +49,8 @@ const OCCASIONS: [&str; 54] = [
     "a relay that waits for room",
     "bytes relayed",
     "bytes discarded",
+    "an empty message relayed",
+    "several messages relayed at once",
     "a send of held bytes",
     "a send canceled",
     "a try-send that nobody waits for",
@@ -235,6 +237,8 @@ fn of_event(event: &Event) -> Option<&'static str> {
             ReceiveEnd::Memory => "a receive without memory",
             ReceiveEnd::Failed(_) => "a receive failed",
         },
+        Event::Relayed { length: 0, chunks: 1.., .. } => "an empty message relayed",
+        Event::Relayed { chunks: 2.., .. } => "several messages relayed at once",
         Event::Relayed { length: 1.., .. } => "bytes relayed",
         Event::Sent { length: 0, .. } => "a try-send that took nothing",
         Event::SentSpilled { .. } => "spilled bytes sent",

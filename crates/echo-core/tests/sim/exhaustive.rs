@@ -88,6 +88,7 @@ impl World {
         let limiter = Arc::new(FakeLimiter::new());
         let parameters = Parameters {
             listeners: 1,
+            records: Vec::new(),
             buffers: BufferPlan::new([self.buffers, 0], [2, 4]),
             multishot,
             deferral: Deferral::default(),
@@ -102,6 +103,7 @@ impl World {
         };
         let settings = Settings {
             listeners: 1,
+            records: None,
             buffers: parameters.buffers,
             files_max: 100,
             faults: self.faults,

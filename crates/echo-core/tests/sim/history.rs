@@ -25,6 +25,7 @@ use crate::audited::{Audited, Delivery};
 use crate::fake::budget::FakeBudget;
 use crate::fake::choice::Choice;
 use crate::fake::limiter::FakeLimiter;
+use crate::fake::records::Records;
 use crate::fake::trace::Note;
 use crate::fake::{FakeKernel, Faults, Settings};
 use crate::peers::{Crowd, Peers};
@@ -128,6 +129,7 @@ impl Scenario {
         let connections_max = 1 + choice.below(6) as u32;
         let parameters = Parameters {
             listeners,
+            records: Vec::new(),
             buffers: BufferPlan::new(
                 [[1, 2, 3, 4, 6, 8, 8, 40][choice.below(8)], [0, 0, 1, 2, 4][choice.below(5)]],
                 [[4, 16][choice.below(2)], [16, 64][choice.below(2)]],
@@ -157,6 +159,7 @@ impl Scenario {
         let rate = parameters.runtime_limits.admission.source_limits.accepts_per_second;
         let settings = Settings {
             listeners,
+            records: None,
             buffers: parameters.buffers,
             files_max: [1, 2, 100, 100][choice.below(4)],
             faults: draw_faults(choice),
@@ -194,6 +197,16 @@ impl Scenario {
         }
         scenario.reconfigurations = draw_reconfigurations(choice, scenario.stayers_are_ended);
         scenario
+    }
+
+    /// In a third of the histories the last listener has connections with records, unless they have
+    /// headers. Drawn apart, so that the other histories are what their seeds made them before.
+    fn draw_records(&mut self, seed: u64) {
+        let last = ListenerId(self.parameters.listeners - 1);
+        if Choice::from_seed(!seed).below(3) == 0 && self.parameters.proxies_of(last).is_none() {
+            self.parameters.records = vec![last];
+            self.settings.records = Some(last);
+        }
     }
 }
 
@@ -322,7 +335,8 @@ pub(crate) fn draw_faults(choice: &mut Choice) -> Faults {
 impl History {
     pub(crate) fn from_seed(seed: u64, saboteur: Saboteur) -> Self {
         let mut choice = Choice::from_seed(seed);
-        let scenario = Scenario::draw(&mut choice);
+        let mut scenario = Scenario::draw(&mut choice);
+        scenario.draw_records(seed);
         let peers = Peers::draw(&mut choice, scenario.crowd, scenario.clock);
         Self::new(scenario, peers, choice, saboteur)
     }
@@ -349,6 +363,7 @@ impl History {
         let budget = Arc::clone(&scenario.budget);
         let mut kernel = FakeKernel::new(scenario.settings, budget, choice);
         kernel.pass_time(scenario.clock - kernel.clock());
+        kernel.breaks_records = saboteur.breach();
         let policy = AdmissionPolicy::clone(&parameters.runtime_limits.admission);
         let admission = Admission::new(policy).with_proxies(Arc::clone(&parameters.proxies));
         let audit = Audit::new(limits, admission);
@@ -731,6 +746,7 @@ pub(crate) fn check_end(kernel: &mut Audited, peers: &Peers) {
         }
         let written = peer.written_behind_header();
         let whole = peer.read + peer.outbound() == written && peer.server_finished;
+        let whole = whole && peer.records.as_ref().is_none_or(Records::are_all_back);
         assert!(whole && !peer.server_reset, "liveness: not all came back: {peer:?}");
     }
 }

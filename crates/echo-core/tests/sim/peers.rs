@@ -10,6 +10,7 @@ use echo_core::op::{ConnectionError, ListenerId, PeerAddr};
 use crate::fake::FakeKernel;
 use crate::fake::choice::Choice;
 use crate::fake::peer::{Header, PeerId, Saying, Wire};
+use crate::fake::records;
 
 /// How a peer reads what is echoed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,6 +153,16 @@ fn draw_source(choice: &mut Choice) -> PeerAddr {
     }
 }
 
+/// The length of a message, of `length` bytes at most: some are empty, and a few are longer than
+/// can be echoed.
+fn message_length(choice: &mut Choice, length: usize) -> usize {
+    match choice.below(50) {
+        0 => length,
+        1..10 => 0,
+        _ => length.min(1 + choice.below(records::LENGTH_MAX)),
+    }
+}
+
 /// Mostly one that is valid and short. A long one needs a wire on which it comes in few pieces.
 fn draw_header(choice: &mut Choice, wire_max: usize) -> Header {
     let long = wire_max >= 300 && choice.below(4) == 0;
@@ -279,6 +290,13 @@ impl Plan {
     fn write(&self, kernel: &mut FakeKernel, id: PeerId) -> bool {
         let left = self.total - kernel.peers[id.0].written;
         let length = left.min(1 + kernel.choice.below(self.write_max));
+        if left == 0 {
+            return false;
+        }
+        let length = match kernel.peers[id.0].records {
+            Some(_) => message_length(&mut kernel.choice, length),
+            None => length,
+        };
         kernel.peer_write(id, length) > 0
     }
 

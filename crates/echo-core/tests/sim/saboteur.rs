@@ -4,12 +4,13 @@
 //! `planted`.
 
 use echo_core::op::{
-    BufferId, ConnectionId, Event, Op, PeerAddr, PeerOrigin, ReceiveEnd, Shutdown, SizeClass,
-    TransferPhase, TransferState,
+    BufferId, ConnectionId, Event, Op, PeerAddr, PeerOrigin, ReceiveEnd, ReceiveMode, Shutdown,
+    SizeClass, TransferPhase, TransferState, When,
 };
 use echo_core::parameters::RuntimeLimits;
 
 use crate::fake::choice::Prng;
+use crate::fake::records::Breach;
 
 /// The bugs that can be planted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +73,18 @@ pub(crate) enum Bug {
     MixSources,
     /// A listener that ends is closed without a look at who waits.
     CloseUnlooked,
+    /// Two messages are sent as one.
+    MergeMessages,
+    /// A message is sent in two pieces.
+    SplitMessage,
+    /// An empty message is not sent.
+    SkipEmpty,
+    /// An empty message is taken for the end.
+    EndAtEmpty,
+    /// A message is received into a buffer.
+    OwnMessage,
+    /// The next process takes messages for a stream.
+    ForgetRecords,
     /// A header is not read.
     ForgetHeader,
     /// A header is taken for complete before it is.
@@ -83,7 +96,7 @@ pub(crate) enum Bug {
 }
 
 impl Bug {
-    pub(crate) const ALL: [Self; 33] = [
+    pub(crate) const ALL: [Self; 39] = [
         Self::DropByte,
         Self::SwapBuffers,
         Self::LeakBuffer,
@@ -113,6 +126,12 @@ impl Bug {
         Self::ForgetSource,
         Self::MixSources,
         Self::CloseUnlooked,
+        Self::MergeMessages,
+        Self::SplitMessage,
+        Self::SkipEmpty,
+        Self::EndAtEmpty,
+        Self::OwnMessage,
+        Self::ForgetRecords,
         Self::ForgetHeader,
         Self::EndHeaderEarly,
         Self::IgnoreAnnounced,
@@ -210,6 +229,10 @@ impl Saboteur {
                     told = Event::Accepted { connection, peer: former, backlog };
                 }
             }
+            Event::Relayed { connection, length: 0, chunks: 1.., .. } if bug == Bug::EndAtEmpty => {
+                let reason = ReceiveEnd::EndOfStream;
+                told = Event::ReceiveEnded { connection, reason };
+            }
             Event::PrefacePartial { connection, .. } if bug == Bug::EndHeaderEarly => {
                 told = unannounced(connection);
             }
@@ -237,8 +260,19 @@ impl Saboteur {
     pub(crate) fn transfer(&mut self, transfer: &mut TransferState) {
         match self.bug {
             Some(Bug::ForgetPhase) => transfer.phase = TransferPhase::Open,
+            Some(Bug::ForgetRecords) => transfer.records = false,
             Some(Bug::LoseUnsent) if transfer.unsent > 1 => transfer.unsent -= 1,
             _ => {}
+        }
+    }
+
+    /// How the kernel is to break messages.
+    pub(crate) fn breach(&self) -> Option<Breach> {
+        match self.bug? {
+            Bug::MergeMessages => Some(Breach::Merge),
+            Bug::SplitMessage => Some(Breach::Split),
+            Bug::SkipEmpty => Some(Breach::SkipEmpty),
+            _ => None,
         }
     }
 
@@ -280,6 +314,10 @@ impl Saboteur {
             {
                 let (offset, length) = (offset + 1, length - 1);
                 ops.push(Op::SendHeld { connection, buffer, offset, length });
+            }
+            Op::Relay { connection, when: When::Readable, .. } if bug == Bug::OwnMessage => {
+                let (class, mode) = (SizeClass::Small, ReceiveMode::WhenReadable);
+                ops.push(Op::Receive { connection, class, mode });
             }
             Op::Shutdown { connection, how: Shutdown::Both } if bug == Bug::CloseTooEarly => {
                 ops.push(Op::Close { connection });

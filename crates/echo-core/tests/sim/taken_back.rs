@@ -74,6 +74,7 @@ impl World {
         let budget = Arc::new(FakeBudget::new(16, 100, 0, 1));
         let parameters = Parameters {
             listeners: 1,
+            records: Vec::new(),
             buffers,
             multishot: true,
             deferral: Deferral::default(),
@@ -87,7 +88,7 @@ impl World {
             runtime_limits,
         };
         let faults = Faults::default();
-        let settings = Settings { listeners: 1, buffers, files_max: 100, faults };
+        let settings = Settings { listeners: 1, records: None, buffers, files_max: 100, faults };
         let mut world = Self {
             kernel: Clocked(FakeKernel::new(settings, budget, Choice::from_seed(7))),
             worker: Worker::new(parameters),

@@ -101,6 +101,7 @@ impl World {
         let buffers = BufferPlan::new([8, 0], [8, 64]);
         let worker = Worker::new(Parameters {
             listeners: 1,
+            records: Vec::new(),
             buffers,
             multishot: true,
             deferral: Deferral::default(),
@@ -119,7 +120,7 @@ impl World {
             },
         });
         let faults = Faults::default();
-        let settings = Settings { listeners: 1, buffers, files_max: 100, faults };
+        let settings = Settings { listeners: 1, records: None, buffers, files_max: 100, faults };
         let mut fake = FakeKernel::new(settings, budget, Choice::from_seed(1));
         fake.pass_time(clock - fake.clock());
         let kernel = Watched { fake, ended: false, ops: Vec::new(), brings_nothing: false };

@@ -67,6 +67,7 @@ impl World {
         let lanes = [0, 1].map(|number| {
             let parameters = Parameters {
                 listeners: 1,
+                records: Vec::new(),
                 buffers: BufferPlan::new([[2, 6, 40][choice.below(3)], 2], [4, 16]),
                 multishot: choice.below(2) == 0,
                 deferral: Deferral { turns_per_period: 3, chunks_per_turn: 0 },
@@ -195,8 +196,13 @@ impl Lane {
             proxied: [false; 2],
         };
         let delivery = [Delivery::OneByOne, Delivery::Together][choice.below(2)];
-        let settings =
-            Settings { listeners: 1, buffers: parameters.buffers, files_max: 100, faults };
+        let settings = Settings {
+            listeners: 1,
+            records: None,
+            buffers: parameters.buffers,
+            files_max: 100,
+            faults,
+        };
         let mut fake = FakeKernel::new(settings, budget, choice);
         let now = fake.clock();
         let peers = Peers::draw(&mut fake.choice, crowd, now);

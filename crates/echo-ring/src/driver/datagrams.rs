@@ -30,6 +30,9 @@ use echo_core::datagram::op::{BufferId, Event, Header, Op, ReceiveEnd, SocketId}
 
 /// `MSG_TRUNC` and `MSG_CTRUNC` as the header of a received datagram has them.
 const TRUNCATED: u32 = (libc::MSG_TRUNC | libc::MSG_CTRUNC) as u32;
+/// To a Unix socket `MSG_CTRUNC` tells that credentials or descriptors came along. There is no room
+/// for them on purpose: the kernel forgets them, so that none stays open here.
+const TRUNCATED_UNIX: u32 = libc::MSG_TRUNC as u32;
 
 const OPEN: &str = "invariant: the core names open sockets only";
 const NONE: &str = "invariant: the core has datagram sockets only if the driver has";
@@ -193,10 +196,10 @@ impl Driver {
             let reason = end_of_receive(-result);
             return datagrams.events.push(Event::ReceiveEnded { socket, reason });
         };
-        let DatagramSocket { layout, headers, .. } = *datagrams.socket(socket.0);
+        let open = datagrams.sockets[usize::from(socket.0)].as_ref().expect(OPEN);
         let bytes = datagrams.pool.bytes_mut(index, result as u32);
-        let (mut parts, mut datagram) = examine(bytes, layout, socket.0);
-        if headers {
+        let (mut parts, mut datagram) = examine(bytes, open, socket.0);
+        if open.headers {
             read_header(bytes, &mut parts, &mut datagram);
         }
         datagrams.parts[usize::from(index)] = parts;
@@ -290,26 +293,28 @@ impl Driver {
 }
 
 /// What a buffer holds, by the header that the kernel wrote; turns its control messages around.
-fn examine(bytes: &mut [u8], layout: Layout, socket: u16) -> (Parts, Datagram) {
+fn examine(bytes: &mut [u8], open: &DatagramSocket, socket: u16) -> (Parts, Datagram) {
+    let Layout { name, control } = open.layout;
     let fields: [u32; 4] = std::array::from_fn(|index| {
         let field = bytes.get(4 * index..4 * index + 4).and_then(|it| it.first_chunk());
         field.map_or(0, |field| u32::from_ne_bytes(*field))
     });
     let [name_length, control_length, _, flags] = fields;
-    let control_start = datagram_socket::HEADER + layout.name;
-    let payload = control_start + layout.control;
+    let control_start = datagram_socket::HEADER + name;
+    let payload = control_start + control;
     // The length in the header may be that of more than was stored.
     let length = bytes.len().saturating_sub(payload);
     let too_short = bytes.len() < payload;
     let bytes = if too_short { &mut [][..] } else { bytes };
-    let name_length = if too_short { 0 } else { layout.name.min(name_length as usize) };
-    let control_length = if too_short { 0 } else { layout.control.min(control_length as usize) };
-    let source =
-        control::source(bytes.get(datagram_socket::HEADER..).map_or(&[], |it| &it[..name_length]));
+    let name_length = if too_short { 0 } else { name.min(name_length as usize) };
+    let control_length = if too_short { 0 } else { control.min(control_length as usize) };
+    let name = bytes.get(datagram_socket::HEADER..).map_or(&[][..], |it| &it[..name_length]);
+    let (source, own) = (control::source(name), open.is_ours(name));
     let told = match bytes.get_mut(control_start..) {
         Some(rest) => control::turn_around(&mut rest[..control_length], length),
         None => control::turn_around(&mut [], length),
     };
+    let truncated = if open.is_unix() { TRUNCATED_UNIX } else { TRUNCATED };
     let parts = Parts {
         socket,
         name_length: name_length as u8,
@@ -326,7 +331,8 @@ fn examine(bytes: &mut [u8], layout: Layout, socket: u16) -> (Parts, Datagram) {
         header: Header::Absent,
         length: length as u32,
         segment: told.segment,
-        truncated: too_short || flags & TRUNCATED != 0,
+        truncated: too_short || flags & truncated != 0,
+        own,
     };
     (parts, datagram)
 }

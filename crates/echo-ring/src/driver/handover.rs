@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use socket2::{Domain, SockRef};
+use socket2::{Domain, SockRef, Type};
 
 use super::preface::Preface;
 use super::{Driver, Socket, Transport};
@@ -50,8 +50,12 @@ impl Driver {
     /// If the slot is in use.
     pub fn import(&mut self, connection: ConnectionId, parts: ConnectionParts) -> PeerAddr {
         let ConnectionParts { socket: fd, unsent, announced, preface } = parts;
-        let unix = SockRef::from(&fd).domain().is_ok_and(|domain| domain == Domain::UNIX);
-        let transport = if unix { Transport::Unix } else { Transport::Tcp };
+        let socket = SockRef::from(&fd);
+        let transport = match (socket.domain(), socket.r#type()) {
+            (Ok(Domain::UNIX), Ok(Type::SEQPACKET)) => Transport::UnixSeqpacket,
+            (Ok(Domain::UNIX), _) => Transport::Unix,
+            _ => Transport::Tcp,
+        };
         if transport == Transport::Tcp {
             self.hold_imported(fd.as_fd());
         }

@@ -39,7 +39,7 @@ impl Driver {
     /// Makes the kernel send a probe, in the next instant. `again`: the last one was not answered.
     pub(super) fn probe(&mut self, connection: ConnectionId, silent_s: u16, again: bool) {
         let socket = self.socket(connection);
-        if socket.transport() == Transport::Unix {
+        if socket.transport() != Transport::Tcp {
             return;
         }
         let fd = socket.fd.as_raw_fd();
@@ -57,7 +57,7 @@ impl Driver {
     pub(super) fn end_probe(&mut self, connection: ConnectionId, again: bool) {
         let now = self.now();
         let socket = self.socket(connection);
-        if socket.transport() == Transport::Unix {
+        if socket.transport() != Transport::Tcp {
             return self.answers.push(Event::ProbeEnded { connection, heard: now });
         }
         let (fd, receiving) = (socket.fd.as_raw_fd(), socket.receiving);

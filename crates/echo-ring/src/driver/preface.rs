@@ -11,7 +11,6 @@ use std::net::SocketAddr;
 use std::os::fd::AsFd;
 
 use echo_proxy_header::{Parser, Peer, Progress};
-use socket2::SockRef;
 
 use super::receive::Receiving;
 use super::relay::{nothing, peek, take};
@@ -68,7 +67,7 @@ impl Driver {
 
     fn read_preface(&mut self, connection: ConnectionId) -> Result<Event, ReceiveEnd> {
         let socket = self.sockets[connection.slot() as usize].as_ref().expect(OPEN);
-        let (transport, socket) = (socket.transport(), SockRef::from(&socket.fd));
+        let (transport, socket) = (socket.transport(), socket.fd.as_fd());
         let Some(Preface::Reading(parser, length_max)) = self.prefaces.get_mut(&connection.slot())
         else {
             unreachable!("the header of {connection:?} is not being read")
@@ -76,11 +75,11 @@ impl Driver {
         let left = usize::from(*length_max).saturating_sub(parser.consumed());
         assert!(left > 0, "{connection:?} is asked for more than a header may have");
         let scratch = &mut self.scratch.bytes()[..left];
-        let bytes = match peek(&socket, scratch) {
+        let bytes = match peek(socket, scratch) {
             Ok([]) => return Err(ReceiveEnd::EndOfStream),
             Ok(bytes) => bytes,
             // There was nothing after all: the poll is to be armed again.
-            Err(error) => return nothing(&error).and(Err(ReceiveEnd::Stopped)),
+            Err(error) => return nothing(error).and(Err(ReceiveEnd::Stopped)),
         };
         let (seen, progress) = (bytes.len(), parser.push(bytes));
         let (length, peer) = match progress {
@@ -91,7 +90,7 @@ impl Driver {
                 return Ok(Event::PrefaceInvalid { connection });
             }
         };
-        take(&socket, &mut scratch[..length])?;
+        take(socket, &mut scratch[..length])?;
         let Some(told) = peer else {
             let received = parser.consumed() as u16;
             return Ok(Event::PrefacePartial { connection, received });
@@ -103,7 +102,7 @@ impl Driver {
             }
             Peer::Real => {
                 self.prefaces.remove(&connection.slot());
-                let peer = peer::of(socket.as_fd(), transport).unwrap_or(PeerAddr::Unknown);
+                let peer = peer::of(socket, transport).unwrap_or(PeerAddr::Unknown);
                 (peer, PeerOrigin::Socket)
             }
         };

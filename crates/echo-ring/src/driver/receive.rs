@@ -37,6 +37,8 @@ pub(super) enum Receiving {
 pub(super) enum Rdhup {
     /// It need not be: this is TCP.
     Unneeded,
+    /// It need not be: these are messages, which are relayed, see [`Transport::UnixSeqpacket`].
+    Messages,
     /// Not yet.
     Unwatched,
     /// A poll for it is armed.
@@ -53,6 +55,7 @@ impl Rdhup {
         match transport {
             Transport::Tcp => Self::Unneeded,
             Transport::Unix => Self::Unwatched,
+            Transport::UnixSeqpacket => Self::Messages,
         }
     }
 }
@@ -248,7 +251,7 @@ impl Rdhup {
     fn allows_multishot(self) -> bool {
         match self {
             Self::Unneeded | Self::Unwatched | Self::Watched => true,
-            Self::Canceled | Self::Seen => false,
+            Self::Canceled | Self::Seen | Self::Messages => false,
         }
     }
 }

@@ -6,16 +6,18 @@
 //! 4. A receive takes as many as were sent: on TCP without copying them (`MSG_TRUNC`, tcp(7)); on
 //!    Unix streams, which do not know that flag, it copies them over those that were looked at.
 //!
-//! The last three are system calls in a row, so the kernel never holds memory of ours.
+//! The last three are system calls in a row, so the kernel never holds memory of ours. Messages of
+//! a seqpacket connection keep their bounds, see `messages`.
 
 use std::io;
-use std::mem::MaybeUninit;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
-use socket2::SockRef;
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, recv, send};
 
-use super::receive::Receiving;
-use super::send::{OnWritable, TRIES, send_error};
+use super::messages;
+use super::receive::{Rdhup, Receiving};
+use super::send::OnWritable;
 use super::{Driver, OPEN};
 use crate::buffers::Mapping;
 use crate::errno;
@@ -25,17 +27,42 @@ use echo_core::op::{ConnectionError, ConnectionId, Event, ReceiveEnd, SendError,
 /// Bytes that are looked at in one go: as many as fit into a TCP segment of the loopback device.
 const LENGTH_MAX: usize = 64 << 10;
 
-/// Where relayed bytes are while they are looked at: of one relay at a time.
+/// Where relayed bytes are while they are looked at: of one relay at a time. As long as the longest
+/// message; what is not used of it takes no memory.
 pub(super) struct Scratch(Mapping);
 
 impl Scratch {
     pub(super) fn new() -> io::Result<Self> {
-        Mapping::new(LENGTH_MAX).map(Self)
+        Mapping::new(messages::LENGTH_MAX).map(Self)
     }
 
-    pub(super) fn bytes(&mut self) -> &mut [MaybeUninit<u8>] {
-        // SAFETY: the mapping is so long, and nothing else points into it.
-        unsafe { std::slice::from_raw_parts_mut(self.0.start().as_ptr().cast(), LENGTH_MAX) }
+    pub(super) fn bytes(&mut self) -> &mut [u8] {
+        let start = self.0.start().as_ptr();
+        // SAFETY: the mapping is so long and initialised (zeroed, then written by the kernel), and
+        // nothing else points into it.
+        unsafe { std::slice::from_raw_parts_mut(start, messages::LENGTH_MAX) }
+    }
+}
+
+const _: () = assert!(LENGTH_MAX <= messages::LENGTH_MAX);
+
+/// What one relay has moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Moved {
+    pub(super) length: usize,
+    /// See [`Event::Relayed`].
+    pub(super) chunks: u32,
+    pub(super) next: When,
+}
+
+impl Moved {
+    pub(super) fn nothing(next: When) -> Self {
+        Self { length: 0, chunks: 0, next }
+    }
+
+    /// So many bytes of a stream.
+    fn bytes(length: usize, next: When) -> Self {
+        Self { length, chunks: u32::from(length > 0), next }
     }
 }
 
@@ -82,7 +109,7 @@ impl Driver {
         length_max: u32,
     ) -> Option<Event> {
         let event = self.relay_now(connection, Some(length_max));
-        if let Event::Relayed { length: 0, next: When::Writable, .. } = event {
+        if let Event::Relayed { chunks: 0, next: When::Writable, .. } = event {
             return None;
         }
         self.socket_mut(connection).receiving = Receiving::No;
@@ -109,36 +136,36 @@ impl Driver {
 
     fn relay_now(&mut self, connection: ConnectionId, length_max: Option<u32>) -> Event {
         let socket = self.sockets[connection.slot() as usize].as_ref().expect(OPEN);
-        let socket = SockRef::from(&socket.fd);
-        let scratch = self.scratch.bytes();
+        let (fd, scratch) = (socket.fd.as_fd(), self.scratch.bytes());
         let asked = length_max.map_or(LENGTH_MAX, |most| LENGTH_MAX.min(most as usize));
-        let relayed = match length_max {
-            Some(_) => echo(&socket, &mut scratch[..asked]),
-            None => forget(&socket, scratch),
+        let moved = match (socket.rdhup, length_max) {
+            (Rdhup::Messages, Some(_)) => messages::echo(fd, scratch),
+            (Rdhup::Messages, None) => messages::forget(fd),
+            (_, Some(_)) => echo(fd, &mut scratch[..asked]),
+            (_, None) => forget(fd, &mut scratch[..LENGTH_MAX]),
         };
-        match relayed {
-            Ok((length, next)) => Event::Relayed { connection, length: length as u32, next },
+        match moved {
+            Ok(Moved { length, chunks, next }) => {
+                Event::Relayed { connection, length: length as u32, chunks, next }
+            }
             Err(reason) => Event::ReceiveEnded { connection, reason },
         }
     }
 }
 
-/// Echoes what fits into `scratch`: how many bytes, and what to wait for next.
-fn echo(
-    socket: &SockRef<'_>,
-    scratch: &mut [MaybeUninit<u8>],
-) -> Result<(usize, When), ReceiveEnd> {
+/// Echoes what fits into `scratch`.
+fn echo(socket: BorrowedFd<'_>, scratch: &mut [u8]) -> Result<Moved, ReceiveEnd> {
     let bytes = match peek(socket, scratch) {
         Ok([]) => return Err(ReceiveEnd::EndOfStream),
         Ok(bytes) => bytes,
-        Err(error) => return nothing(&error),
+        Err(error) => return nothing(error),
     };
     let seen = bytes.len();
-    let sent = match socket.send_with_flags(bytes, TRIES) {
+    let sent = match send(socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
         Ok(sent) => sent,
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+        Err(Errno::AGAIN) => 0,
         Err(error) => {
-            return match send_error(&error) {
+            return match errno::of_send(error.raw_os_error()) {
                 SendError::Memory => Err(ReceiveEnd::Memory),
                 SendError::Stopped => Err(ReceiveEnd::Stopped),
                 SendError::Failed(error) => Err(ReceiveEnd::Failed(error)),
@@ -152,48 +179,35 @@ fn echo(
         false if whole => When::Now,
         false => When::Readable,
     };
-    Ok((sent, next))
+    Ok(Moved::bytes(sent, next))
 }
 
 /// Looks at what is in the receive queue, as far as `scratch` has room, and leaves it there.
 /// Nothing is the end of the stream.
-pub(super) fn peek<'a>(
-    socket: &SockRef<'_>,
-    scratch: &'a mut [MaybeUninit<u8>],
-) -> io::Result<&'a [u8]> {
-    let seen = socket.recv_with_flags(scratch, libc::MSG_PEEK | libc::MSG_DONTWAIT)?;
-    let start = scratch.as_ptr().cast();
-    // SAFETY: the kernel has just written so many bytes there.
-    Ok(unsafe { std::slice::from_raw_parts(start, seen) })
+pub(super) fn peek<'a>(socket: BorrowedFd<'_>, scratch: &'a mut [u8]) -> Result<&'a [u8], Errno> {
+    let (_, seen) = recv(socket, &mut *scratch, RecvFlags::PEEK | RecvFlags::DONTWAIT)?;
+    Ok(&scratch[..seen])
 }
 
 /// Takes as many bytes as `scratch` has room for out of the receive queue, in which they are. They
 /// may come in several pieces: a receive ends before urgent data (tcp(7)).
-pub(super) fn take(
-    socket: &SockRef<'_>,
-    scratch: &mut [MaybeUninit<u8>],
-) -> Result<(), ReceiveEnd> {
+pub(super) fn take(socket: BorrowedFd<'_>, scratch: &mut [u8]) -> Result<(), ReceiveEnd> {
     /// Receives in a row that bring nothing though the bytes are there. Each lets a pending signal
     /// be handled, so one would do.
     const FRUITLESS_MAX: u32 = 64;
-    let flags = libc::MSG_TRUNC | libc::MSG_DONTWAIT;
     let (mut taken, mut fruitless) = (0, 0);
     while taken < scratch.len() {
-        match socket.recv_with_flags(&mut scratch[taken..], flags) {
+        match recv(socket, &mut scratch[taken..], RecvFlags::TRUNC | RecvFlags::DONTWAIT) {
             // recv(2) reports a reset once, and 0 afterwards.
-            Ok(0) => return Err(ReceiveEnd::Failed(ConnectionError::Reset)),
-            Ok(length) => (taken, fruitless) = (taken + length, 0),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Ok((_, 0)) => return Err(ReceiveEnd::Failed(ConnectionError::Reset)),
+            Ok((_, length)) => (taken, fruitless) = (taken + length, 0),
+            Err(Errno::INTR) => {}
             // At urgent data a receive finds nothing while a signal is pending (SIGSTOP, the
             // cgroup freezer; `tcp_recvmsg_locked` of Linux 6.18).
-            Err(error)
-                if error.kind() == io::ErrorKind::WouldBlock && fruitless < FRUITLESS_MAX =>
-            {
-                fruitless += 1;
-            }
+            Err(Errno::AGAIN) if fruitless < FRUITLESS_MAX => fruitless += 1,
             Err(error) => {
-                let errno = error.raw_os_error().unwrap_or(libc::EIO);
-                return Err(ReceiveEnd::Failed(errno::of_connection(errno)));
+                let error = errno::of_connection(error.raw_os_error());
+                return Err(ReceiveEnd::Failed(error));
             }
         }
     }
@@ -201,24 +215,21 @@ pub(super) fn take(
 }
 
 /// Forgets what is there.
-fn forget(
-    socket: &SockRef<'_>,
-    scratch: &mut [MaybeUninit<u8>],
-) -> Result<(usize, When), ReceiveEnd> {
-    let flags = libc::MSG_TRUNC | libc::MSG_DONTWAIT;
-    match socket.recv_with_flags(scratch, flags) {
-        Ok(0) => Err(ReceiveEnd::EndOfStream),
-        Ok(length) if length == scratch.len() => Ok((length, When::Now)),
-        Ok(length) => Ok((length, When::Readable)),
-        Err(error) => nothing(&error),
+fn forget(socket: BorrowedFd<'_>, scratch: &mut [u8]) -> Result<Moved, ReceiveEnd> {
+    let room = scratch.len();
+    match recv(socket, scratch, RecvFlags::TRUNC | RecvFlags::DONTWAIT) {
+        Ok((_, 0)) => Err(ReceiveEnd::EndOfStream),
+        Ok((_, length)) if length == room => Ok(Moved::bytes(length, When::Now)),
+        Ok((_, length)) => Ok(Moved::bytes(length, When::Readable)),
+        Err(error) => nothing(error),
     }
 }
 
 /// The event for a receive or peek that returned an error.
-pub(super) fn nothing(error: &io::Error) -> Result<(usize, When), ReceiveEnd> {
-    match error.raw_os_error().unwrap_or(libc::EIO) {
-        libc::EAGAIN | libc::EINTR => Ok((0, When::Readable)),
-        libc::ENOBUFS => Err(ReceiveEnd::Memory),
-        errno => Err(errno::of_receive(errno)),
+pub(super) fn nothing(error: Errno) -> Result<Moved, ReceiveEnd> {
+    match error {
+        Errno::AGAIN | Errno::INTR => Ok(Moved::nothing(When::Readable)),
+        Errno::NOBUFS => Err(ReceiveEnd::Memory),
+        error => Err(errno::of_receive(error.raw_os_error())),
     }
 }

@@ -250,7 +250,9 @@ impl Bench {
     }
 
     fn relayed(&mut self, length: u32, next: When) {
-        self.act(|connection, context| connection.on_relayed(context, length, next));
+        self.act(|connection, context| {
+            connection.on_relayed(context, length, length.min(1), next);
+        });
     }
 
     fn completed(&mut self, origin: PeerOrigin, verdict: Result<(), RefuseReason>) {

@@ -79,9 +79,17 @@ impl Clients {
             if is_ipv6 { PeerAddr::Ipv6(ipv6(host)) } else { PeerAddr::Ipv4([10, 0, 0, host]) };
         let source = Endpoint { address, port: 40_000 + choice.below(3) as u16 };
         let header = if self.headers { draw_header(choice) } else { Header::Absent };
-        let (destination, truncated) = (local, false);
-        let mut datagram =
-            Datagram { source, destination, local, header, length, segment: 0, truncated };
+        let (destination, segment) = (local, 0);
+        let mut datagram = Datagram {
+            source,
+            destination,
+            local,
+            header,
+            length,
+            segment,
+            truncated: false,
+            own: false,
+        };
         // What has a header is not merged.
         if !self.headers && choice.strikes(self.bursts) {
             make_burst(&mut datagram, choice);

@@ -115,6 +115,7 @@ fn packet(kind: Kind) -> Datagram {
         length: 10,
         segment: 0,
         truncated: false,
+        own: false,
     };
     match kind {
         Kind::Whole => whole,

@@ -252,6 +252,7 @@ pub(crate) fn streams(
     let listeners = u16::from(peers > 0);
     let parameters = Parameters {
         listeners,
+        records: Vec::new(),
         buffers: BufferPlan::new([6, 2], [4, 16]),
         multishot: true,
         deferral: Deferral { turns_per_period: 3, chunks_per_turn: 0 },
@@ -277,7 +278,8 @@ pub(crate) fn streams(
         bytes_max: None,
     };
     let faults = if peers > 0 { draw_faults(choice) } else { Faults::default() };
-    let settings = Settings { listeners, buffers: parameters.buffers, files_max: 100, faults };
+    let settings =
+        Settings { listeners, records: None, buffers: parameters.buffers, files_max: 100, faults };
     let seed = if peers > 0 { choice.below(1 << 30) as u64 } else { 0 };
     let mut fake = FakeKernel::new(settings, budget, Choice::from_seed(seed));
     let proxied = [false; 2];

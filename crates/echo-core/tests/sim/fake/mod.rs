@@ -13,6 +13,7 @@ pub(crate) mod limiter;
 pub(crate) mod peer;
 mod pool;
 mod preface;
+pub(crate) mod records;
 mod relay;
 pub(crate) mod trace;
 mod turn;
@@ -31,6 +32,7 @@ use choice::Choice;
 use peer::{Peer, PeerId};
 use pool::Pool;
 use preface::ArmedPreface;
+use records::Records;
 use relay::ArmedRelay;
 use trace::{Note, Trace};
 
@@ -73,6 +75,8 @@ pub(crate) struct Faults {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Settings {
     pub(crate) listeners: u16,
+    /// The listener whose connections have records, if any has.
+    pub(crate) records: Option<ListenerId>,
     pub(crate) buffers: BufferPlan,
     /// How many connections have a file descriptor at most.
     pub(crate) files_max: usize,
@@ -90,6 +94,8 @@ pub(crate) struct FakeKernel {
     pub(crate) asleep: bool,
     /// How many processes there have been before this one: names are unique within one.
     pub(crate) era: u32,
+    /// A bug of a kernel that is to be found.
+    pub(crate) breaks_records: Option<records::Breach>,
     /// When a peer acts next, which ends a turn that waits.
     pub(crate) peers_act_at: Option<u64>,
     /// Whether accepted connections are reported with the address of their peer.
@@ -207,6 +213,7 @@ impl FakeKernel {
             peers: Vec::new(),
             asleep: false,
             era: 0,
+            breaks_records: None,
             peers_act_at: None,
             reports_peers: false,
             now: 1000,
@@ -310,11 +317,13 @@ impl FakeKernel {
                     assert!(mode != ReceiveMode::Multishot, "contract: a large buffer is one");
                     self.pool.reserve_large();
                 }
+                self.check_no_records(connection);
                 let socket = self.socket(connection);
                 assert!(!socket.is_receiving(), "contract: {connection:?} has two receives");
                 socket.receive = Some(ArmedReceive { class, mode, canceled: false, tried: false });
             }
             Op::AwaitReadable { connection } => {
+                self.check_no_records(connection);
                 let socket = self.socket(connection);
                 assert!(!socket.is_receiving(), "contract: {connection:?} has two receives");
                 socket.poll = Some(ArmedPoll { canceled: false });
@@ -432,6 +441,7 @@ impl FakeKernel {
         needs_completion: bool,
     ) {
         let faults = self.settings.faults;
+        self.check_no_records(connection);
         let bytes = self.pool.bytes(buffer, 0, length).to_vec();
         let socket = self.socket(connection);
         let busy = socket.sending.is_some() || socket.relay.is_some();
@@ -475,10 +485,12 @@ impl FakeKernel {
         }
         // Closing with unread input resets the connection and destroys what is on its way to the
         // peer.
-        if peer.inbound() > 0 || farewell == Farewell::Reset {
+        if peer.has_inbound() || farewell == Farewell::Reset {
             peer.server_reset = true;
             peer.echoed = peer.read;
             peer.taken = peer.written;
+            peer.records.iter_mut().for_each(Records::forget_unread);
+            peer.records.iter_mut().for_each(Records::forget_inbound);
         }
         peer.server_finished = true;
     }

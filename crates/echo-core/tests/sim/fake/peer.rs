@@ -7,6 +7,7 @@
 use echo_core::op::{ConnectionError, ConnectionId, PeerAddr};
 
 use super::choice::mix;
+use super::records::Records;
 
 /// Names a peer: its position in the order of connecting, dense from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -80,6 +81,8 @@ pub(crate) struct Peer {
     pub(crate) server_reset: bool,
     /// What the server's socket will report once.
     pub(crate) error: Option<ConnectionError>,
+    /// The bounds of what it wrote, if the connection has records.
+    pub(crate) records: Option<Records>,
 }
 
 impl Peer {
@@ -102,7 +105,13 @@ impl Peer {
             server_finished: false,
             server_reset: false,
             error: None,
+            records: None,
         }
+    }
+
+    /// Whether a byte, or a message that may be empty, waits for the server.
+    pub(crate) fn has_inbound(&self) -> bool {
+        self.inbound() > 0 || self.records.as_ref().is_some_and(Records::is_any_waiting)
     }
 
     /// Bytes of its header.
@@ -151,8 +160,10 @@ impl Peer {
         self.broken = true;
         self.error = Some(error);
         self.echoed = self.read;
+        self.records.iter_mut().for_each(Records::forget_unread);
         if input_lost {
             self.taken = self.written;
+            self.records.iter_mut().for_each(Records::forget_inbound);
         }
     }
 

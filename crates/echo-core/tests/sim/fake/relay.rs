@@ -77,11 +77,15 @@ impl FakeKernel {
         if self.choice.strikes(faults.stopped) {
             return ended(ReceiveEnd::Stopped);
         }
-        if inbound == 0 {
+        if !self.peers[peer.0].has_inbound() {
+            let next = When::Readable;
             return match readable {
                 true => ended(self.end_of(index)),
-                false => Event::Relayed { connection, length: 0, next: When::Readable },
+                false => Event::Relayed { connection, length: 0, chunks: 0, next },
             };
+        }
+        if self.peers[peer.0].records.is_some() {
+            return self.relay_records(connection, length_max.is_some());
         }
         let most = length_max.map_or(LENGTH_MAX, |most| LENGTH_MAX.min(most as usize));
         let mut seen = inbound.min(most);
@@ -112,6 +116,7 @@ impl FakeKernel {
             false if seen < inbound && !self.choice.strikes(faults.no_hint) => When::Now,
             false => When::Readable,
         };
-        Event::Relayed { connection, length: moved as u32, next }
+        let length = moved as u32;
+        Event::Relayed { connection, length, chunks: length.min(1), next }
     }
 }

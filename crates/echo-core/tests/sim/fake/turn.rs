@@ -195,7 +195,7 @@ impl FakeKernel {
     pub(super) fn is_readable(&self, socket: &Socket) -> bool {
         let peer = &self.peers[socket.peer.0];
         let ended = peer.finished || socket.dead || socket.read_shut || peer.error.is_some();
-        peer.inbound() > 0 || ended
+        peer.has_inbound() || ended
     }
 
     fn accept(&mut self, connection: ConnectionId) {

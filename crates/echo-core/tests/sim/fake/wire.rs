@@ -3,6 +3,7 @@
 use echo_core::op::{ConnectionError, ListenerId, PeerAddr};
 
 use super::peer::{Header, Peer, PeerId, Wire};
+use super::records::Records;
 use super::trace::Note;
 use super::{FakeKernel, ListenerEnd};
 
@@ -21,7 +22,8 @@ impl FakeKernel {
         header: Option<Header>,
     ) -> PeerId {
         let id = PeerId(self.peers.len());
-        self.peers.push(Peer { header, ..Peer::new(id, wire, source) });
+        let records = (self.settings.records == Some(listener)).then(Records::default);
+        self.peers.push(Peer { header, records, ..Peer::new(id, wire, source) });
         if self.ends[usize::from(listener.0)] != ListenerEnd::No {
             self.peers[id.0].broken = true;
             self.trace.note(self.now, Note::Peer(id, "is refused", usize::from(listener.0)));
@@ -32,16 +34,21 @@ impl FakeKernel {
         id
     }
 
-    /// The peer writes up to `length` bytes, as far as there is room. Returns how many.
+    /// The peer writes up to `length` bytes, as far as there is room. Returns how many. With
+    /// records it is one message, for which there is room if there is any.
     pub(crate) fn peer_write(&mut self, id: PeerId, length: usize) -> usize {
         let peer = &mut self.peers[id.0];
         if !peer.may_write() {
             return 0;
         }
-        let length = length.min(peer.wire.receive_space.saturating_sub(peer.inbound()));
-        if length == 0 {
-            return 0;
+        let room = peer.wire.receive_space.saturating_sub(peer.inbound());
+        match &mut peer.records {
+            Some(_) if room == 0 => return 0,
+            Some(records) => records.write(length),
+            None if length.min(room) == 0 => return 0,
+            None => {}
         }
+        let length = if peer.records.is_some() { length } else { length.min(room) };
         let connection = peer.connection;
         peer.written += length;
         // Bytes for a socket that is closed, or that does not want them any more, are answered by a
@@ -57,8 +64,18 @@ impl FakeKernel {
         length
     }
 
-    /// The peer reads up to `length` bytes of what was echoed. Returns how many.
+    /// The peer reads up to `length` bytes of what was echoed; of messages as many as it takes for
+    /// so many bytes. Returns how many.
     pub(crate) fn peer_read(&mut self, id: PeerId, length: usize) -> usize {
+        if self.peers[id.0].records.is_some() {
+            let mut read = 0;
+            while read < length
+                && let Some(message) = self.peer_read_message(id)
+            {
+                read += message;
+            }
+            return read;
+        }
         let peer = &mut self.peers[id.0];
         let length = length.min(peer.outbound());
         if length > 0 {
@@ -66,6 +83,15 @@ impl FakeKernel {
             self.trace.note(self.now, Note::Peer(id, "reads", length));
         }
         length
+    }
+
+    /// The peer reads one message that was echoed: how long it is.
+    pub(crate) fn peer_read_message(&mut self, id: PeerId) -> Option<usize> {
+        let peer = &mut self.peers[id.0];
+        let length = peer.records.as_mut()?.read()?;
+        peer.read += length;
+        self.trace.note(self.now, Note::Peer(id, "reads a message of", length));
+        Some(length)
     }
 
     /// The peer sends FIN and goes on reading.

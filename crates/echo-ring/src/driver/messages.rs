@@ -1,0 +1,106 @@
+//! Relaying the messages of a Unix seqpacket connection: one at a time, each whole.
+//!
+//! 1. A receive looks at the next message without taking it (`MSG_PEEK`), and learns its length.
+//! 2. A send takes all of it, or nothing.
+//! 3. A receive without room takes the message out of the queue: what it has no room for is gone.
+//!
+//! So no message is cut, however long it is, and none needs memory of ours for longer than these
+//! three system calls. Where the peer does not read, messages wait in our receive queue, where they
+//! count against the send buffer of the peer itself.
+//!
+//! # Empty messages
+//! A receive tells of an empty message what it tells of the end: 0 bytes. But a message comes with
+//! the credentials of its sender if they are asked for (`SO_PASSCRED`, unix(7)); without room for
+//! them it is marked `MSG_CTRUNC`, and the end is not (seen on Linux 6.18). Whether the peer has
+//! shut down its side (`POLLRDHUP`) would not tell: it may have sent a message before.
+
+use std::io::IoSliceMut;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use rustix::io::Errno;
+use rustix::net::{RecvAncillaryBuffer, RecvFlags, ReturnFlags, SendFlags, recv, recvmsg, send};
+use socket2::SockRef;
+
+use super::relay::Moved;
+use crate::errno;
+use echo_core::op::{ConnectionError, ReceiveEnd, SendError, When};
+
+/// Bytes of the longest message that is echoed. Without privileges a peer sends no longer ones
+/// where net.core.wmem_max is at most half of it; its default is 212,992.
+pub(super) const LENGTH_MAX: usize = 1 << 20;
+
+/// Has the kernel mark messages, so that an empty one can be told from the end.
+pub(crate) fn prepare(connection: BorrowedFd<'_>) {
+    // It fails on no Unix socket.
+    let _ = SockRef::from(&connection).set_passcred(true);
+}
+
+/// Echoes the next message, which fits into `scratch` if it can be echoed at all.
+pub(super) fn echo(socket: BorrowedFd<'_>, scratch: &mut [u8]) -> Result<Moved, ReceiveEnd> {
+    let Some(length) = look(socket, scratch)? else { return Ok(Moved::nothing(When::Readable)) };
+    let message = scratch.get(..length).ok_or(TOO_LONG)?;
+    match send_whole(socket, message) {
+        Ok(()) => take(socket, length),
+        Err(Errno::AGAIN) => Ok(Moved::nothing(When::Writable)),
+        Err(Errno::MSGSIZE) => Err(TOO_LONG),
+        Err(error) => Err(match errno::of_send(error.raw_os_error()) {
+            SendError::Memory => ReceiveEnd::Memory,
+            SendError::Stopped => ReceiveEnd::Stopped,
+            SendError::Failed(error) => ReceiveEnd::Failed(error),
+        }),
+    }
+}
+
+const TOO_LONG: ReceiveEnd = ReceiveEnd::Failed(ConnectionError::MessageSize);
+
+/// Forgets the next message.
+pub(super) fn forget(socket: BorrowedFd<'_>) -> Result<Moved, ReceiveEnd> {
+    match look(socket, &mut [])? {
+        Some(length) => take(socket, length),
+        None => Ok(Moved::nothing(When::Readable)),
+    }
+}
+
+/// The length of the next message, which is copied as far as there is room; nothing if none waits.
+fn look(socket: BorrowedFd<'_>, scratch: &mut [u8]) -> Result<Option<usize>, ReceiveEnd> {
+    let flags = RecvFlags::PEEK | RecvFlags::TRUNC | RecvFlags::DONTWAIT;
+    let mut control = RecvAncillaryBuffer::new(&mut []);
+    let seen = recvmsg(socket, &mut [IoSliceMut::new(scratch)], &mut control, flags);
+    match seen {
+        Ok(seen) if seen.bytes == 0 && !seen.flags.contains(ReturnFlags::CTRUNC) => {
+            Err(ReceiveEnd::EndOfStream)
+        }
+        Ok(seen) => Ok(Some(seen.bytes)),
+        Err(Errno::AGAIN | Errno::INTR) => Ok(None),
+        Err(Errno::NOBUFS) => Err(ReceiveEnd::Memory),
+        Err(error) => Err(errno::of_receive(error.raw_os_error())),
+    }
+}
+
+/// Sends a message as one, and enlarges the send buffer if it is too small for that alone.
+fn send_whole(socket: BorrowedFd<'_>, message: &[u8]) -> Result<(), Errno> {
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    match send(socket, message, flags) {
+        Err(Errno::MSGSIZE) => {
+            // The kernel makes it twice as large (socket(7)), unless net.core.wmem_max is in the
+            // way; then the message is refused again.
+            let _ = SockRef::from(&socket).set_send_buffer_size(message.len());
+            send(socket, message, flags).map(drop)
+        }
+        outcome => outcome.map(drop),
+    }
+}
+
+/// Takes the next message, of this length, out of the queue.
+fn take(socket: BorrowedFd<'_>, length: usize) -> Result<Moved, ReceiveEnd> {
+    loop {
+        match recv(socket.as_fd(), &mut [0_u8; 0], RecvFlags::DONTWAIT) {
+            Ok(_) => return Ok(Moved { length, chunks: 1, next: When::Now }),
+            Err(Errno::INTR) => {}
+            Err(error) => {
+                let error = errno::of_connection(error.raw_os_error());
+                return Err(ReceiveEnd::Failed(error));
+            }
+        }
+    }
+}
