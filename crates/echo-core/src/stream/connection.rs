@@ -136,7 +136,7 @@ impl Connection {
         let waits = matches!(self.phase, Phase::Accepting | Phase::WaitingForCapacity);
         assert!(waits, "{:?} cannot be opened", self.phase);
         self.phase = match context.resources.parameters.proxies_of(self.listener) {
-            Some(_) => Phase::Preface(PrefaceProgress::Awaited),
+            Some(_) => self.await_preface(),
             None => Phase::Open,
         };
         self.progress = Stamp::at(context.now);
@@ -692,6 +692,9 @@ impl Connection {
             }
         };
         self.inbound = Inbound::imported(unsent);
+        if let Phase::Preface(_) = self.phase {
+            self.inbound.begin_unjudged();
+        }
         self.outbound = Outbound::imported(context, unsent);
         self.advance(context);
     }

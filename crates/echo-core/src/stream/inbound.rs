@@ -73,7 +73,7 @@ pub(crate) struct Inbound {
     receive: Receive,
     estimate: Estimate,
     /// Relays that are still to succeed before the connection is received from again; or
-    /// [`UNTRIED`].
+    /// [`UNTRIED`], or [`UNJUDGED`].
     probation: u8,
 }
 
@@ -81,7 +81,11 @@ pub(crate) struct Inbound {
 /// first bytes are relayed, so that no other receive has to look whether they are the first.
 const UNTRIED: u8 = u8::MAX;
 
-const _: () = assert!(limits::PROBATION_RELAYS < UNTRIED);
+/// The probation of a connection whose header is not complete, whatever becomes of it: who its peer
+/// is has not been judged.
+const UNJUDGED: u8 = UNTRIED - 1;
+
+const _: () = assert!(limits::PROBATION_RELAYS < UNJUDGED);
 
 impl Default for Inbound {
     fn default() -> Self {
@@ -96,6 +100,22 @@ impl Inbound {
         let probation = if unsent > 0 { limits::PROBATION_RELAYS } else { 0 };
         // Waiting for readiness misses nothing: it finds what is there already.
         Self { probation, estimate: Estimate::new(Expectation::Silence), ..Self::default() }
+    }
+
+    /// Its header is to come.
+    pub(crate) fn begin_unjudged(&mut self) {
+        self.probation = UNJUDGED;
+    }
+
+    /// Whether its header has not been completed.
+    #[must_use]
+    pub(crate) fn is_unjudged(&self) -> bool {
+        self.probation == UNJUDGED
+    }
+
+    /// Its header has announced its peer.
+    pub(crate) fn end_unjudged(&mut self) {
+        self.probation = 0;
     }
 
     /// A header without an address is all that has come so far, and often all that comes.
