@@ -566,7 +566,7 @@ fn the_command_line_adds_metrics_and_status() {
 #[test]
 fn every_key_of_the_shipped_file_is_in_the_manual() {
     let keys = shipped_keys();
-    assert_eq!(keys.len(), 32, "a key was added or lost: {keys:?}");
+    assert_eq!(keys.len(), 34, "a key was added or lost: {keys:?}");
     let table: toml::Table = SHIPPED.parse().unwrap();
     for (section, key) in keys {
         let heading = match &table[&section] {
@@ -597,6 +597,8 @@ fn a_change_of_any_key_is_noticed_and_put_off_or_in_force() {
         ("server.workers", "3"),
         ("server.buffers", "64"),
         ("server.busy-poll", "'1ms'"),
+        ("server.listening-sockets", "'per-worker'"),
+        ("server.pin-workers", "true"),
         ("access.allow", "['10.0.0.0/8']"),
         ("access.deny", "['10.0.0.1', '::1']"),
         ("limits.max-connections", "7"),
