@@ -277,7 +277,8 @@ impl Connection {
         if chunks > 0 {
             resources.count_relay_sent(self.listener, length, chunks);
             let left = resources.count_against_limit(context.id, length);
-            // An empty message reaches no limit, not even one that a reload has put below what came.
+            // An empty message reaches no limit, not even one that a reload has put below what
+            // came.
             if length > 0 && self.phase == Phase::Open && left <= u64::from(length) {
                 self.phase = Phase::Flushing(CloseReason::ByteLimit);
             }
