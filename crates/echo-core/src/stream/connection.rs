@@ -136,7 +136,7 @@ impl Connection {
         let waits = matches!(self.phase, Phase::Accepting | Phase::WaitingForCapacity);
         assert!(waits, "{:?} cannot be opened", self.phase);
         self.phase = match context.resources.parameters.proxies_of(self.listener) {
-            Some(_) => Phase::Preface(PrefaceProgress::Awaited),
+            Some(_) => self.await_preface(),
             None => Phase::Open,
         };
         self.progress = Stamp::at(context.now);
@@ -715,6 +715,9 @@ impl Connection {
             false => Inbound::imported(unsent),
         };
         assert!(unsent == 0 || !records, "messages are never owned");
+        if let Phase::Preface(_) = self.phase {
+            self.inbound.begin_unjudged();
+        }
         self.outbound = Outbound::imported(context, unsent);
         self.advance(context);
     }

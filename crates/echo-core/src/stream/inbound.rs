@@ -86,6 +86,9 @@ struct Probation(u8);
 impl Probation {
     /// It is not relayed.
     const OVER: Self = Self(0);
+    /// The header of the connection is not complete, whatever becomes of it: who its peer is has
+    /// not been judged.
+    const UNJUDGED: Self = Self(u8::MAX - 2);
     /// The connection has brought nothing but a header without an address. Its first bytes are
     /// relayed, so that no other receive has to look whether they are the first.
     const UNTRIED: Self = Self(u8::MAX - 1);
@@ -113,7 +116,7 @@ impl Probation {
     }
 }
 
-const _: () = assert!(limits::PROBATION_RELAYS < Probation::UNTRIED.0);
+const _: () = assert!(limits::PROBATION_RELAYS < Probation::UNJUDGED.0);
 
 impl Default for Inbound {
     fn default() -> Self {
@@ -145,6 +148,22 @@ impl Inbound {
     #[must_use]
     pub(crate) fn has_records(&self) -> bool {
         self.probation == Probation::ENDLESS
+    }
+
+    /// Its header is to come.
+    pub(crate) fn begin_unjudged(&mut self) {
+        self.probation = Probation::UNJUDGED;
+    }
+
+    /// Whether its header has not been completed.
+    #[must_use]
+    pub(crate) fn is_unjudged(&self) -> bool {
+        self.probation == Probation::UNJUDGED
+    }
+
+    /// Its header has announced its peer.
+    pub(crate) fn end_unjudged(&mut self) {
+        self.probation = Probation::OVER;
     }
 
     /// A header without an address is all that has come so far, and often all that comes.

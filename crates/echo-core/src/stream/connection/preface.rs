@@ -19,6 +19,18 @@ use crate::stream::resources::Context;
 use crate::stream::stamp::Stamp;
 
 impl Connection {
+    /// It is open as soon as its header is complete. Returns its phase until then.
+    pub(super) fn await_preface(&mut self) -> Phase {
+        self.inbound.begin_unjudged();
+        Phase::Preface(PrefaceProgress::Awaited)
+    }
+
+    /// Whether its peer is not known, or never was: its header has not been completed.
+    #[must_use]
+    pub(crate) fn is_unjudged(&self) -> bool {
+        self.inbound.is_unjudged()
+    }
+
     /// So many bytes of the header have come, and more are to come.
     pub(crate) fn on_preface_partial(&mut self, context: &mut Context, received: u16) {
         self.inbound.end_preface();
@@ -42,7 +54,10 @@ impl Connection {
         self.inbound.end_preface();
         if let Phase::Preface(_) = self.phase {
             match origin {
-                PeerOrigin::Announced => context.resources.count_announced(self.listener),
+                PeerOrigin::Announced => {
+                    self.inbound.end_unjudged();
+                    context.resources.count_announced(self.listener);
+                }
                 PeerOrigin::Socket => self.inbound.begin_untried(),
             }
             match verdict {
