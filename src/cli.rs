@@ -70,7 +70,8 @@ pub struct Options {
 
     #[allow(rustdoc::broken_intra_doc_links, reason = "clap shows this text unchanged")]
     /// Listen on ADDRESS instead of the configured listeners: 127.0.0.1:7777, [::1]:7777,
-    /// udp:127.0.0.1:7777 or unix:/path; repeatable
+    /// udp:127.0.0.1:7777, unix:/path, unix-seqpacket:/path or unix-datagram:/path (or :@name);
+    /// repeatable
     #[arg(long, value_name = "ADDRESS")]
     pub listen: Vec<String>,
 

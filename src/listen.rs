@@ -76,7 +76,7 @@ pub enum Origin {
     Bound,
 }
 
-/// What comes to a socket.
+/// What a socket receives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
     /// TCP over IPv4 or IPv6: connections inherit every option of the listener.

@@ -240,16 +240,19 @@ const LISTENER: Section = Section {
             holds: Address,
             effect: Effect::AtRestart,
             text: "\"IPv4:PORT\", \"[IPv6]:PORT\" (\"[::]:PORT\" takes IPv4 as well), the same \
-                   after \"udp:\" for UDP, or \"unix:/absolute/path\". Anyone who can reach it can \
-                   make the host send back what they send; keep it on loopback unless that is \
-                   wanted. Without an address the section is for the sockets that systemd passes \
+                   after \"udp:\" for UDP, or \"unix:/absolute/path\". Also \
+                   \"unix-seqpacket:\" and \"unix-datagram:\", each with a path or an abstract \
+                   \"@name\". Anyone who can reach it can make the host send back what they send; \
+                   keep it on loopback unless that is wanted. Without an address the section is \
+                   for the sockets that systemd passes \
                    under this name (FileDescriptorName= of the socket unit); if there is none, the \
                    start fails.",
             more: "A link-local address names its interface: \"[fe80::1%eth0]:PORT\". Host names \
                    are not looked up. Beside \"[::]:PORT\" there must be no \"0.0.0.0:PORT\", but \
-                   TCP and UDP may have the same port. A listener with \"udp:\" is an echo. \
-                   Port 0 lets the kernel choose. A path has at most 107 bytes and no control \
-                   characters.",
+                   TCP and UDP may have the same port. A listener with \"udp:\", \
+                   \"unix-seqpacket:\" or \"unix-datagram:\" is an echo. Port 0 lets the kernel \
+                   choose. A path or a name has at most 107 bytes and no control characters. An \
+                   abstract name has no file and so no permissions.",
             cell: None,
         },
         Key {

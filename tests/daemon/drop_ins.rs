@@ -197,7 +197,10 @@ fn check_tells_programs_in_json() {
         sections,
         ["access", "datagram", "limits", "listener", "log", "server", "tcp", "timeouts"]
     );
-    let server = json!({ "workers": "auto", "buffers": 64, "busy-poll": "off" });
+    let server = json!({
+        "workers": "auto", "buffers": 64, "busy-poll": "off", "listening-sockets": "auto",
+        "pin-workers": false,
+    });
     assert_eq!(configuration["server"], server);
     assert_eq!(configuration["access"], json!({ "allow": [], "deny": ["::1"] }));
     assert_eq!(configuration["tcp"]["nodelay"], json!(true));

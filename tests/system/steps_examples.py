@@ -141,6 +141,26 @@ def serves_udp_with_a_buffer_of_its_own(machine):
     start_all(machine)
 
 
+def serves_unix_sockets_with_messages(machine):
+    """The unit with seqpacket and datagram sockets is installed without the end of a connection,
+    accompanies the TCP sockets, and its sockets are in the status."""
+    name = "echo-uring-unix.socket"
+    for command in instructions(machine.run(f"cat {DIRECTORY}/{name}").stdout):
+        machine.run(command)
+    complaints = machine.run(f"systemd-analyze verify --man=no {name}").stdout.strip()
+    expect(not complaints, f"with {name}, systemd-analyze verify says: {complaints}")
+    echoes(machine)
+    table = machine.run("echo-uring status").stdout
+    for address in ("unix-seqpacket:/run/echo-uring-messages.sock",
+                    "unix-datagram:/run/echo-uring-datagrams.sock"):
+        expect(address in table, f"the status does not show {address}: {table}")
+    stop_all(machine)
+    expect(machine.show(name, "ActiveState") == "inactive", f"{name} is not stopped with the others")
+    machine.run(f"systemctl disable {name} && rm /etc/systemd/system/{name}")
+    machine.run("systemctl daemon-reload")
+    start_all(machine)
+
+
 EXAMPLES = {
     "allow-list.conf": lists_who_may_come,
     "another-port.conf": serves_another_port,
@@ -157,6 +177,7 @@ OTHERS = (
     "echo-uring-agent.socket",
     "haproxy.cfg",
     "echo-uring-udp.socket",
+    "echo-uring-unix.socket",
     "echo-uring-proxy.socket",
     "haproxy-proxy-protocol.cfg",
     "proxy-protocol.toml",
@@ -190,6 +211,7 @@ def examples_do_what_they_say(machine, _packages):
         stop_all(machine)
         start_all(machine)
     serves_udp_with_a_buffer_of_its_own(machine)
+    serves_unix_sockets_with_messages(machine)
     echoes(machine)
     refuses(machine, NETWORK_ADDRESS)
-    return f"{len(EXAMPLES) + 1} examples"
+    return f"{len(EXAMPLES) + 2} examples"

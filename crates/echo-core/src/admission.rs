@@ -183,9 +183,7 @@ impl Admission {
     pub(crate) fn count_open(&mut self, now: Timestamp, id: ConnectionId, peer: PeerAddr) {
         let source_limits = &self.policy.source_limits;
         let Some(key) = source_limits.key(peer).filter(|_| source_limits.count()) else { return };
-        let boundless =
-            SourceLimits { connections: None, accepts_per_second: None, ..source_limits.clone() };
-        if self.limiter.enter(now, key, &boundless).is_ok() {
+        if self.limiter.enter(now, key, &source_limits.boundless()).is_ok() {
             self.note_counted(id, key);
         }
     }

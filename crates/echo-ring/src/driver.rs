@@ -26,7 +26,6 @@ use socket2::SockRef;
 
 use self::datagrams::Datagrams;
 pub use self::handover::ConnectionParts;
-pub(crate) use self::messages::prepare as prepare_messages;
 use self::preface::Preface;
 use self::receive::{Rdhup, Receiving};
 use self::relay::Scratch;

@@ -11,7 +11,6 @@ use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::SetStruct;
 use socket2::SockRef;
 
-use super::driver;
 use super::errno;
 use super::transport::Transport;
 use echo_core::op::AcceptError;
@@ -117,10 +116,11 @@ impl ListeningSocket {
             }
             return;
         }
-        if self.transport == Transport::UnixSeqpacket {
-            driver::prepare_messages(connection);
-        }
         let connection = SockRef::from(&connection);
+        if self.transport == Transport::UnixSeqpacket {
+            // Marks messages, so that an empty one can be told from the end: see `driver/messages`.
+            let _ = connection.set_passcred(true);
+        }
         if self.transport == Transport::Unix {
             // Without this an urgent byte would be lost. None of these fails on a connected socket,
             // and a connection without them is better than none.

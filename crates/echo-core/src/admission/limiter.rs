@@ -84,6 +84,15 @@ impl Default for SourceLimits {
 }
 
 impl SourceLimits {
+    /// The same without bounds, for connections that are open already. No bucket changes by that,
+    /// neither that of their source nor those of others: a rate without end is a rate, so that the
+    /// buckets that are not full are still kept.
+    #[must_use]
+    pub fn boundless(&self) -> Self {
+        let accepts_per_second = self.accepts_per_second.map(|_| u32::MAX);
+        Self { connections: None, accepts_per_second, ..self.clone() }
+    }
+
     /// Whether there is any limit, so that connections have to be counted.
     #[must_use]
     pub fn count(&self) -> bool {
@@ -374,5 +383,22 @@ mod tests {
             table.leave(Timestamp(2_000), limits.key(peer(number)).unwrap(), &limits);
         }
         assert_eq!(table.sources(), 0);
+    }
+
+    /// Goal: connections that are counted whatever the limits say leave the buckets as they are.
+    /// Found by the simulator (seed 24995), where a handover that failed filled them.
+    #[test]
+    fn an_open_connection_is_counted_without_a_change_of_buckets() {
+        let limits = SourceLimits { accepts_per_second: Some(1), ..SourceLimits::default() };
+        let other = PeerAddr::Ipv4([198, 51, 100, 1]);
+        let mut table = SourceTable::one_of(1);
+        assert_eq!(enter(&mut table, 1_000, PEER, &limits), Ok(()));
+        leave(&mut table, 1_001, PEER, &limits);
+        for peer in [other, PEER, PEER] {
+            assert_eq!(enter(&mut table, 1_002, peer, &limits.boundless()), Ok(()));
+        }
+        assert_eq!(enter(&mut table, 1_003, PEER, &limits), Err(RefuseReason::SourceRate));
+        assert_eq!(enter(&mut table, 1_003, other, &limits), Ok(()));
+        assert_eq!(enter(&mut table, 2_000, PEER, &limits), Ok(()));
     }
 }

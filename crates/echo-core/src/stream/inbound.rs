@@ -86,6 +86,9 @@ struct Probation(u8);
 impl Probation {
     /// It is not relayed.
     const OVER: Self = Self(0);
+    /// The header of the connection is not complete, whatever becomes of it: who its peer is has
+    /// not been judged.
+    const UNJUDGED: Self = Self(u8::MAX - 2);
     /// The connection has brought nothing but a header without an address. Its first bytes are
     /// relayed, so that no other receive has to look whether they are the first.
     const UNTRIED: Self = Self(u8::MAX - 1);

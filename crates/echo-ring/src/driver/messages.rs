@@ -10,7 +10,8 @@
 //!
 //! # Empty messages
 //! A receive tells of an empty message what it tells of the end: 0 bytes. But a message comes with
-//! the credentials of its sender if they are asked for (`SO_PASSCRED`, unix(7)); without room for
+//! the credentials of its sender if they are asked for (`SO_PASSCRED`, unix(7); see
+//! [`ListeningSocket::equip`](crate::ListeningSocket::equip)); without room for
 //! them it is marked `MSG_CTRUNC`, and the end is not (seen on Linux 6.18). Whether the peer has
 //! shut down its side (`POLLRDHUP`) would not tell: it may have sent a message before.
 
@@ -28,12 +29,6 @@ use echo_core::op::{ConnectionError, ReceiveEnd, SendError, When};
 /// Bytes of the longest message that is echoed. Without privileges a peer sends no longer ones
 /// where net.core.wmem_max is at most half of it; its default is 212,992.
 pub(super) const LENGTH_MAX: usize = 1 << 20;
-
-/// Has the kernel mark messages, so that an empty one can be told from the end.
-pub(crate) fn prepare(connection: BorrowedFd<'_>) {
-    // It fails on no Unix socket.
-    let _ = SockRef::from(&connection).set_passcred(true);
-}
 
 /// Echoes the next message, which fits into `scratch` if it can be echoed at all.
 pub(super) fn echo(socket: BorrowedFd<'_>, scratch: &mut [u8]) -> Result<Moved, ReceiveEnd> {
