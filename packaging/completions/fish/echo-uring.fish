@@ -25,7 +25,7 @@ function __fish_echo_uring_using_subcommand
 end
 
 complete -c echo-uring -n "__fish_echo_uring_needs_command" -l config -d 'Read the configuration from FILE and FILE.d/*.toml [default: /etc/echo-uring.toml if it exists]' -r -F
-complete -c echo-uring -n "__fish_echo_uring_needs_command" -l listen -d 'Listen on ADDRESS instead of the configured listeners: 127.0.0.1:7777, [::1]:7777, udp:127.0.0.1:7777 or unix:/path; repeatable' -r -f
+complete -c echo-uring -n "__fish_echo_uring_needs_command" -l listen -d 'Listen on ADDRESS instead of the configured listeners: 127.0.0.1:7777, [::1]:7777, udp:127.0.0.1:7777, unix:/path, unix-seqpacket:/path or unix-datagram:/path (or :@name); repeatable' -r -f
 complete -c echo-uring -n "__fish_echo_uring_needs_command" -l metrics -d 'Serve metrics and health over HTTP at ADDRESS as well: 127.0.0.1:17007 or unix:/path' -r -f
 complete -c echo-uring -n "__fish_echo_uring_needs_command" -l status -d 'Serve the status at the Unix socket PATH as well, for "echo-uring status --socket PATH"' -r -F
 complete -c echo-uring -n "__fish_echo_uring_needs_command" -l log-level -d 'Log messages of severity LEVEL and more severe, regardless of the configured level' -r -f -a "error\t''
@@ -42,7 +42,7 @@ complete -c echo-uring -n "__fish_echo_uring_needs_command" -f -a "reload" -d 'M
 complete -c echo-uring -n "__fish_echo_uring_needs_command" -f -a "status" -d 'Show connections, traffic and errors of a running daemon, per listener and worker'
 complete -c echo-uring -n "__fish_echo_uring_needs_command" -f -a "doctor" -d 'Examine kernel, limits, sockets, sandbox and configuration; the exit status is 1 if there is a problem'
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand serve" -l config -d 'Read the configuration from FILE and FILE.d/*.toml [default: /etc/echo-uring.toml if it exists]' -r -F
-complete -c echo-uring -n "__fish_echo_uring_using_subcommand serve" -l listen -d 'Listen on ADDRESS instead of the configured listeners: 127.0.0.1:7777, [::1]:7777, udp:127.0.0.1:7777 or unix:/path; repeatable' -r -f
+complete -c echo-uring -n "__fish_echo_uring_using_subcommand serve" -l listen -d 'Listen on ADDRESS instead of the configured listeners: 127.0.0.1:7777, [::1]:7777, udp:127.0.0.1:7777, unix:/path, unix-seqpacket:/path or unix-datagram:/path (or :@name); repeatable' -r -f
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand serve" -l metrics -d 'Serve metrics and health over HTTP at ADDRESS as well: 127.0.0.1:17007 or unix:/path' -r -f
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand serve" -l status -d 'Serve the status at the Unix socket PATH as well, for "echo-uring status --socket PATH"' -r -F
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand serve" -l log-level -d 'Log messages of severity LEVEL and more severe, regardless of the configured level' -r -f -a "error\t''
@@ -53,7 +53,7 @@ trace\t''
 off\t''"
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand serve" -s h -l help -d 'Print help'
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand check" -l config -d 'Read the configuration from FILE and FILE.d/*.toml [default: /etc/echo-uring.toml if it exists]' -r -F
-complete -c echo-uring -n "__fish_echo_uring_using_subcommand check" -l listen -d 'Listen on ADDRESS instead of the configured listeners: 127.0.0.1:7777, [::1]:7777, udp:127.0.0.1:7777 or unix:/path; repeatable' -r -f
+complete -c echo-uring -n "__fish_echo_uring_using_subcommand check" -l listen -d 'Listen on ADDRESS instead of the configured listeners: 127.0.0.1:7777, [::1]:7777, udp:127.0.0.1:7777, unix:/path, unix-seqpacket:/path or unix-datagram:/path (or :@name); repeatable' -r -f
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand check" -l metrics -d 'Serve metrics and health over HTTP at ADDRESS as well: 127.0.0.1:17007 or unix:/path' -r -f
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand check" -l status -d 'Serve the status at the Unix socket PATH as well, for "echo-uring status --socket PATH"' -r -F
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand check" -l log-level -d 'Log messages of severity LEVEL and more severe, regardless of the configured level' -r -f -a "error\t''
@@ -65,7 +65,7 @@ off\t''"
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand check" -l json -d 'Print errors, warnings and the configuration as one JSON object'
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand check" -s h -l help -d 'Print help'
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand reload" -l config -d 'Read the configuration from FILE and FILE.d/*.toml [default: /etc/echo-uring.toml if it exists]' -r -F
-complete -c echo-uring -n "__fish_echo_uring_using_subcommand reload" -l listen -d 'Listen on ADDRESS instead of the configured listeners: 127.0.0.1:7777, [::1]:7777, udp:127.0.0.1:7777 or unix:/path; repeatable' -r -f
+complete -c echo-uring -n "__fish_echo_uring_using_subcommand reload" -l listen -d 'Listen on ADDRESS instead of the configured listeners: 127.0.0.1:7777, [::1]:7777, udp:127.0.0.1:7777, unix:/path, unix-seqpacket:/path or unix-datagram:/path (or :@name); repeatable' -r -f
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand reload" -l metrics -d 'Serve metrics and health over HTTP at ADDRESS as well: 127.0.0.1:17007 or unix:/path' -r -f
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand reload" -l status -d 'Serve the status at the Unix socket PATH as well, for "echo-uring status --socket PATH"' -r -F
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand reload" -l log-level -d 'Log messages of severity LEVEL and more severe, regardless of the configured level' -r -f -a "error\t''
@@ -81,7 +81,7 @@ complete -c echo-uring -n "__fish_echo_uring_using_subcommand status" -l json -d
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand status" -l watch -d 'Repeat every second until interrupted'
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand status" -s h -l help -d 'Print help'
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand doctor" -l config -d 'Read the configuration from FILE and FILE.d/*.toml [default: /etc/echo-uring.toml if it exists]' -r -F
-complete -c echo-uring -n "__fish_echo_uring_using_subcommand doctor" -l listen -d 'Listen on ADDRESS instead of the configured listeners: 127.0.0.1:7777, [::1]:7777, udp:127.0.0.1:7777 or unix:/path; repeatable' -r -f
+complete -c echo-uring -n "__fish_echo_uring_using_subcommand doctor" -l listen -d 'Listen on ADDRESS instead of the configured listeners: 127.0.0.1:7777, [::1]:7777, udp:127.0.0.1:7777, unix:/path, unix-seqpacket:/path or unix-datagram:/path (or :@name); repeatable' -r -f
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand doctor" -l metrics -d 'Serve metrics and health over HTTP at ADDRESS as well: 127.0.0.1:17007 or unix:/path' -r -f
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand doctor" -l status -d 'Serve the status at the Unix socket PATH as well, for "echo-uring status --socket PATH"' -r -F
 complete -c echo-uring -n "__fish_echo_uring_using_subcommand doctor" -l log-level -d 'Log messages of severity LEVEL and more severe, regardless of the configured level' -r -f -a "error\t''

@@ -92,9 +92,6 @@ impl Probation {
     /// The connection has brought nothing but a header without an address. Its first bytes are
     /// relayed, so that no other receive has to look whether they are the first.
     const UNTRIED: Self = Self(u8::MAX - 1);
-    /// The header of the connection is not complete, whatever becomes of it: its peer has not been
-    /// judged.
-    const UNJUDGED: Self = Self(u8::MAX - 2);
     /// It is always relayed: it has records.
     const ENDLESS: Self = Self(u8::MAX);
 
