@@ -67,6 +67,8 @@ pub(crate) struct Audit {
     aborts: Vec<u16>,
     /// For each listener how far its end has come, if it ends.
     ends: Vec<Option<ListenerEnd>>,
+    /// For each listener, whether the worker is to accept from it.
+    ours: Vec<bool>,
     drain_deadline: Option<u64>,
     draining: bool,
     /// Connections that got everything back that they sent, and a FIN behind it; with the era.
@@ -233,6 +235,7 @@ impl Audit {
             pauses: vec![0; limits.listeners],
             aborts: vec![0; limits.listeners],
             ends: vec![None; limits.listeners],
+            ours: vec![true; limits.listeners],
             drain_deadline: None,
             draining: false,
             complete: Vec::new(),
@@ -351,7 +354,7 @@ impl Audit {
                 self.drain_deadline = Some(deadline.0);
             }
             Command::HandOver { deadline } => self.begin_hand_over(deadline.0),
-            Command::AcceptFrom(_) => {}
+            Command::AcceptFrom(ours) => self.ours = ours.to_vec(),
             Command::Reconfigure(runtime_limits) => self.reconfigure(runtime_limits),
         }
     }
@@ -372,6 +375,8 @@ impl Audit {
             Op::Accept { listener, connection, .. } => {
                 let ends = self.draining || self.quiesce_deadline.is_some();
                 assert!(!ends, "promise: {connection:?} is accepted while draining");
+                let ours = self.ours[usize::from(listener.0)];
+                assert!(ours, "promise: {connection:?} is accepted from a listener of others");
                 self.accept(now, listener, connection);
             }
             Op::AcceptWaiting { listener, connection } => {
@@ -578,6 +583,7 @@ impl Audit {
     /// The next process has its listeners to itself.
     pub(crate) fn reopen_listeners(&mut self) {
         self.ends.fill(None);
+        self.ours.fill(true);
     }
 
     /// Whether every listener that ends has been closed.

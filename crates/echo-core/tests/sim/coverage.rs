@@ -79,6 +79,7 @@ pub(crate) struct Coverage {
     refused_memory: u64,
     drained_early: u64,
     reconfigured: u64,
+    divided: u64,
     taken_back: u64,
     health_checks: u64,
 }
@@ -93,6 +94,7 @@ impl Default for Coverage {
             refused_memory: 0,
             drained_early: 0,
             reconfigured: 0,
+            divided: 0,
             taken_back: 0,
             health_checks: 0,
         }
@@ -117,6 +119,7 @@ impl Coverage {
         self.full += stats.full;
         self.refused_memory += stats.spills_refused;
         self.reconfigured += history.reconfigured;
+        self.divided += history.divided;
         self.taken_back += history.taken_back;
         self.health_checks += stats.traffic.health_checks;
         self.drained_early +=
@@ -136,6 +139,7 @@ impl Coverage {
         self.full += other.full;
         self.refused_memory += other.refused_memory;
         self.reconfigured += other.reconfigured;
+        self.divided += other.divided;
         self.taken_back += other.taken_back;
         self.health_checks += other.health_checks;
         self.drained_early += other.drained_early;
@@ -154,6 +158,7 @@ impl Coverage {
             ("memory refused", self.refused_memory),
             ("a peer never accepted", self.drained_early),
             ("new limits and timeouts", self.reconfigured),
+            ("a division of the listeners", self.divided),
             ("a hand-over that failed", self.taken_back),
             ("a health check", self.health_checks),
         ];

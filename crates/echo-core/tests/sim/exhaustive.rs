@@ -118,6 +118,7 @@ impl World {
             drain: self.drain,
             listeners_end: self.listeners_end,
             reconfigurations: Vec::new(),
+            divisions: Vec::new(),
             handovers: self
                 .hand_over
                 .map(|(turn, fails)| handover(turn, fails, multishot))

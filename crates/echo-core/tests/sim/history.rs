@@ -49,6 +49,9 @@ pub(crate) struct Scenario {
     pub(crate) listeners_end: bool,
     /// New limits and timeouts, each at the turn at which it comes, the last one first.
     pub(crate) reconfigurations: Vec<(usize, RuntimeLimits, u64)>,
+    /// From which listeners the worker accepts, each at the turn at which it is told, the last one
+    /// first.
+    pub(crate) divisions: Vec<(usize, [bool; 2])>,
     /// When the process is replaced by another.
     pub(crate) handovers: Vec<Handover>,
     pub(crate) delivery: Delivery,
@@ -106,6 +109,8 @@ pub(crate) struct History {
     allowed: u64,
     /// How often the limits changed.
     pub(crate) reconfigured: u64,
+    /// How often the listeners were divided.
+    pub(crate) divided: u64,
     /// What the first worker began with.
     first_limits: RuntimeLimits,
     /// How often a handover failed.
@@ -190,6 +195,7 @@ impl Scenario {
             stubborn: choice.below(2) == 0,
             listeners_end: choice.below(2) == 0,
             reconfigurations: Vec::new(),
+            divisions: Vec::new(),
         };
         if scenario.new_policy.is_some() {
             // The model counts open connections by a new policy at once, and not some in each turn.
@@ -208,6 +214,18 @@ impl Scenario {
             self.settings.records = Some(last);
         }
     }
+}
+
+/// In a third of the histories the listeners are divided among workers, once or more often, of which
+/// this is one. Drawn apart, as above.
+fn draw_divisions(seed: u64) -> Vec<(usize, [bool; 2])> {
+    let mut choice = Choice::from_seed(seed.rotate_left(32) ^ 1);
+    let count = [0, 0, 0, 0, 1, 4][choice.below(6)];
+    let mut divisions: Vec<(usize, [bool; 2])> = (0..count)
+        .map(|_| (choice.below(150), [choice.below(2) == 0, choice.below(2) == 0]))
+        .collect();
+    divisions.sort_by_key(|(turn, _)| std::cmp::Reverse(*turn));
+    divisions
 }
 
 /// The proxies that a listener trusts, if it takes connections of proxies.
@@ -337,6 +355,7 @@ impl History {
         let mut choice = Choice::from_seed(seed);
         let mut scenario = Scenario::draw(&mut choice);
         scenario.draw_records(seed);
+        scenario.divisions = draw_divisions(seed);
         let peers = Peers::draw(&mut choice, scenario.crowd, scenario.clock);
         Self::new(scenario, peers, choice, saboteur)
     }
@@ -379,6 +398,7 @@ impl History {
             hasty: false,
             allowed: u64::from(parameters.runtime_limits.connections_max),
             reconfigured: 0,
+            divided: 0,
             first_limits: parameters.runtime_limits.clone(),
             taken_back: 0,
             turns: 0,
@@ -410,6 +430,7 @@ impl History {
         while self.turns < self.scenario.chaos_turns && !self.drained {
             self.begin_drain_if_due();
             self.reconfigure_if_due();
+            self.divide_if_due();
             self.begin_handover_if_due();
             self.change_policy_if_due();
             self.turn();
@@ -426,6 +447,8 @@ impl History {
 
     fn heal(&mut self) {
         self.note("healed");
+        // There is no other worker to accept from the others.
+        self.accept_from([true; 2]);
         let fake = &mut self.kernel.kernel;
         fake.settings.faults = Faults::default();
         fake.settings.files_max = usize::MAX;
@@ -523,6 +546,20 @@ impl History {
         // Which connections are admitted stays as it was.
         let admission = Arc::clone(&self.scenario.parameters.runtime_limits.admission);
         self.reconfigure(RuntimeLimits { admission, ..runtime_limits });
+    }
+
+    fn divide_if_due(&mut self) {
+        let turns = self.turns;
+        if let Some((_, ours)) = self.scenario.divisions.pop_if(|(turn, _)| *turn <= turns) {
+            self.note("the listeners are divided anew");
+            self.divided += 1;
+            self.accept_from(ours);
+        }
+    }
+
+    fn accept_from(&mut self, ours: [bool; 2]) {
+        let listeners = usize::from(self.scenario.settings.listeners);
+        self.commands.push(Command::AcceptFrom(ours[..listeners].into()));
     }
 
     fn change_policy_if_due(&mut self) {
