@@ -523,7 +523,7 @@ fn whatever_does_not_listen_is_refused_by_number() {
         "; pass listening TCP and Unix sockets, and UDP and Unix datagram sockets, only\n";
     let datagram = "69 inherited fd 4 is a datagram socket without an address; \
                     pass one that is bound\n";
-    let of_status = "69 inherited fd 4 is a datagram socket of the name of a service that needs \
+    let of_status = "69 inherited fd 4 is a UDP socket of the name of a service that needs \
                       connections; use ListenStream= in its socket unit, or another \
                       FileDescriptorName=\n";
     let silent = "69 inherited fd 4 is a socket that does not listen; \
