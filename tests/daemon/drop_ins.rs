@@ -202,8 +202,11 @@ fn check_tells_programs_in_json() {
     assert_eq!(configuration["access"], json!({ "allow": [], "deny": ["::1"] }));
     assert_eq!(configuration["tcp"]["nodelay"], json!(true));
     let listeners = json!([
-        { "name": "a", "address": "unix:/run/\"\\ä", "kind": "echo" },
-        { "name": "b", "kind": "echo" },
+        {
+            "name": "a", "address": "unix:/run/\"\\ä", "kind": "echo",
+            "proxy-protocol": "off", "trusted-proxies": []
+        },
+        { "name": "b", "kind": "echo", "proxy-protocol": "off", "trusted-proxies": [] },
     ]);
     assert_eq!(configuration["listener"], listeners);
 

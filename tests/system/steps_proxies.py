@@ -276,6 +276,10 @@ def proxies_and_restarts(machine, _packages):
             eventually(lambda: server(admin) == "UP", 15, "HAProxy is not UP after its reload")
             machine.run(f"systemctl restart {SERVICE}")
             announces(machine, FRONTEND, "-c", 10)
+        said = warnings_since(machine, entries)
+        expect(not said, f"the daemon warns: {said}")
+        addresses_survive(machine)
+        entries = len(machine.journal())
     # HAProxy ended with its connections; another one comes.
     with haproxy(machine):
         made = announces(machine, FRONTEND, "-c", 10)
@@ -286,6 +290,25 @@ def proxies_and_restarts(machine, _packages):
         machine.run(f"systemctl start {SERVICE}")
         announces(machine, FRONTEND, "-c", 10)
     return f"{made} connections after a restart; {account['accepted']} accounted for"
+
+
+def addresses_survive(machine):
+    """After a restart, connections still count for the clients whom their headers announced."""
+    configure(machine, "[limits]\nmax-connections-per-source = 2")
+    options = "--mode idle -c 2 --source 127.0.0.40 -d 4s --json"
+    command = machine.inside(f"echo-load 127.0.0.1:{FRONTEND} {options}")
+    before = traffic(machine)["announced"]
+    two = machine.start(command)
+    eventually(
+        lambda: traffic(machine)["announced"] == before + 2, 3, "two connections did not come"
+    )
+    machine.run(f"systemctl restart {SERVICE}")
+    load(machine, FRONTEND, "-c", 2, "--source", "127.0.0.41")
+    load(machine, FRONTEND, "--source", "127.0.0.40", succeeds=False)
+    output, _ = two.communicate(timeout=30)
+    expect(two.returncode == 0, f"the connections did not survive the restart: {output}")
+    is_told(machine, "limits.max-connections-per-source")
+    configure(machine, "")
 
 
 def datagrams_of_a_proxy(machine, _packages):

@@ -33,10 +33,7 @@ impl FromStr for Source {
         let usage = "use an IP address, IP:PORT or a network such as 10.0.0.0/8";
         let (address, prefix) = text.split_once('/').ok_or(usage)?;
         let address: IpAddr = address.parse().map_err(|_| usage)?;
-        let (bits, max) = match address {
-            IpAddr::V4(address) => (u128::from(address.to_bits()), 32),
-            IpAddr::V6(address) => (address.to_bits(), 128),
-        };
+        let (bits, max) = (bits_of(address), if address.is_ipv4() { 32 } else { 128 });
         let prefix = prefix.parse::<u32>().ok().filter(|prefix| *prefix <= max);
         let prefix = prefix.ok_or_else(|| format!("the prefix must be from 0 to {max}"))?;
         let mask = u128::MAX.checked_shr(128 - (max - prefix)).unwrap_or(0);
@@ -57,12 +54,16 @@ impl fmt::Display for Source {
 impl Source {
     /// What is announced for a connection or a flow, which has the port `port` itself.
     pub(crate) fn address(&self, number: u64, port: u16) -> SocketAddr {
-        let bits = match self.first {
-            IpAddr::V4(address) => u128::from(address.to_bits()),
-            IpAddr::V6(address) => address.to_bits(),
-        };
-        let address = with_bits(self.first, bits | u128::from(number) & self.mask);
+        let bits = bits_of(self.first) | u128::from(number) & self.mask;
+        let address = with_bits(self.first, bits);
         SocketAddr::new(address, self.port.unwrap_or(port))
+    }
+}
+
+fn bits_of(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(address) => address.to_bits().into(),
+        IpAddr::V6(address) => address.to_bits(),
     }
 }
 
