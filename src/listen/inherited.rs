@@ -164,9 +164,12 @@ fn examine_datagram(socket: OwnedFd, family: Family, name: &str) -> Result<Liste
     }
     let kind = Kind::of_name(name);
     if kind != Kind::Echo {
-        let problem = "a datagram socket of the name of a service that needs connections; use \
-                       ListenStream= in its socket unit, or another FileDescriptorName=";
-        return Err(refuse(&socket, problem));
+        let what = if family == Family::Udp { "UDP" } else { "Unix datagram" };
+        let problem = format!(
+            "a {what} socket of the name of a service that needs connections; use ListenStream= in \
+             its socket unit, or another FileDescriptorName="
+        );
+        return Err(refuse(&socket, &problem));
     }
     let (name, address) = (name.to_owned(), printed(family, &address));
     let (proxies, origin) = (None, Origin::Inherited);

@@ -248,7 +248,7 @@ fn strangers() -> Vec<OwnedFd> {
     let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
     let connected = UdpSocket::bind("127.0.0.1:0").unwrap();
     connected.connect(udp.local_addr().unwrap()).unwrap();
-    let (packets, _) = Socket::pair(Domain::UNIX, Type::SEQPACKET, None).unwrap();
+    let (packets, _) = Socket::pair(Domain::UNIX, Type::DGRAM, None).unwrap();
     vec![
         pipe.into(),
         udp.into(),
