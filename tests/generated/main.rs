@@ -1,7 +1,8 @@
 //! Goal: what the package says twice is said once, here in the source, and made from that:
-//! completions from the command lines, template units from the units, the shipped configuration and
-//! the keys of its manual from the table of keys. Other manual pages are prose and written by hand;
-//! of them it is proved that they know every command and option, and no other.
+//! completions from the command lines, template units from the units, the seccomp profile of the
+//! container from the unit of the service, the shipped configuration and the keys of its manual
+//! from the table of keys. Other manual pages are prose and written by hand; of them it is proved
+//! that they know every command and option, and no other.
 //!
 //! A file that is not what would be made today fails its test. This writes them anew:
 //!
@@ -19,6 +20,7 @@ mod announced;
 mod arguments;
 mod completions;
 mod configuration;
+mod container;
 mod manual;
 #[allow(dead_code, reason = "as above: the command line names its type")]
 #[path = "../../crates/echo-load/src/size.rs"]

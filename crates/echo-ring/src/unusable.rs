@@ -286,10 +286,17 @@ impl Unusable {
     }
 }
 
-/// What to do about a filter.
-const ALLOW: &str = "allow io_uring_setup, io_uring_enter and io_uring_register in the seccomp \
-                     profile of the container (Docker, Podman: --security-opt seccomp=FILE) or in \
-                     SystemCallFilter= of the unit";
+/// What to do about a filter. The default profiles of Docker, containerd and Podman refuse
+/// io_uring. The profile that permits it is installed with the packages and is in the image. How it
+/// is applied is in docker-run(1), podman-run(1) and the Kubernetes API (`SeccompProfile`).
+const ALLOW: &str = "in a container, replace the engine's default seccomp profile by that of \
+                     echo-uring, seccomp.json in /usr/share/echo-uring of package and image \
+                     (Docker, Podman: copy it to the host and run with --security-opt \
+                     seccomp=seccomp.json; Kubernetes: copy it to \
+                     /var/lib/kubelet/seccomp/echo-uring.json on the node and set \
+                     seccompProfile: {type: Localhost, localhostProfile: echo-uring.json}); \
+                     in a unit, allow io_uring_setup, io_uring_enter and io_uring_register in \
+                     SystemCallFilter=";
 /// What to do about the sysctl.
 const SET: &str = "set it to 0, or to 1 and put the service's group into kernel.io_uring_group";
 
@@ -424,6 +431,36 @@ mod tests {
         ];
         for (evidence, wanted) in cases {
             assert_eq!(evidence.obstacle(), wanted, "{evidence:?}");
+        }
+    }
+
+    /// Goal: where a filter is or may be in the way, the message says which profile permits
+    /// io_uring, where it is, and how each engine applies it; on one line, as every failure at
+    /// start-up.
+    #[test]
+    fn the_remedy_for_a_filter_names_the_profile_and_how_each_engine_applies_it() {
+        let both = Obstacle::SysctlAndFilter("2".to_owned());
+        for obstacle in [Obstacle::Filter, Obstacle::FilterOrKernel, both] {
+            let unusable = Unusable::Refused { call: Call::Setup, errno: libc::ENOSYS, obstacle };
+            let text = unusable.to_string();
+            for words in [
+                "seccomp.json in /usr/share/echo-uring",
+                "Docker, Podman",
+                "--security-opt seccomp=",
+                "Kubernetes",
+                "/var/lib/kubelet/seccomp/echo-uring.json",
+                "localhostProfile: echo-uring.json",
+                "allow io_uring_setup, io_uring_enter and io_uring_register",
+                "SystemCallFilter=",
+            ] {
+                assert!(text.contains(words), "{words:?} is missing: {text}");
+            }
+            assert!(!text.contains('\n') && !text.contains("  "), "{text}");
+        }
+        // Where no filter is in the way, no profile helps.
+        for obstacle in [Obstacle::Kernel, Obstacle::Sysctl(None), Obstacle::SecurityModule] {
+            let unusable = Unusable::Refused { call: Call::Setup, errno: libc::EPERM, obstacle };
+            assert!(!unusable.to_string().contains("seccomp.json"), "{unusable}");
         }
     }
 
