@@ -174,7 +174,9 @@ fn a_seccomp_filter_is_told_from_a_sysctl() {
     let problem = one(&json, "io_uring", "problem");
     let sysctl = fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default();
     let words: &[&str] = match sysctl.trim() {
-        "0" | "" => &["EPERM", "a seccomp filter refuses", "| allow io_uring_setup, io_uring_e"],
+        "0" | "" => {
+            &["EPERM", "a seccomp filter refuses", "| in a container, ", "allow io_uring_setup, "]
+        }
         _ => &["io_uring_disabled is", "seccomp filter"],
     };
     for word in words {

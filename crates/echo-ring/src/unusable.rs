@@ -292,10 +292,10 @@ impl Unusable {
 const ALLOW: &str = "in a container, replace the engine's default seccomp profile by that of \
                      echo-uring, seccomp.json in /usr/share/echo-uring of package and image \
                      (Docker, Podman: copy it to the host and run with --security-opt \
-                     seccomp=seccomp.json; Kubernetes: copy it to \
+                     seccomp=seccomp.json, Kubernetes: copy it to \
                      /var/lib/kubelet/seccomp/echo-uring.json on the node and set \
-                     seccompProfile: {type: Localhost, localhostProfile: echo-uring.json}); \
-                     in a unit, allow io_uring_setup, io_uring_enter and io_uring_register in \
+                     seccompProfile: {type: Localhost, localhostProfile: echo-uring.json}), \
+                     or in a unit, allow io_uring_setup, io_uring_enter and io_uring_register in \
                      SystemCallFilter=";
 /// What to do about the sysctl.
 const SET: &str = "set it to 0, or to 1 and put the service's group into kernel.io_uring_group";
