@@ -14,6 +14,7 @@ use std::time::Duration;
 use echo_core::op::ConnectionId;
 use echo_ring::Unusable;
 use echo_ring::client::{Client, Closing, Event, Settings};
+use socket2::Type;
 
 use super::Task;
 use super::ledger::{Ledger, Order};
@@ -88,7 +89,13 @@ impl Worker {
         let Task { plan, address: target, thread, wake, .. } = task;
         Ok(Self {
             server: target.as_socket(),
-            client: Client::new(Settings { target, wake, buffers, buffer_bytes })?,
+            client: Client::new(Settings {
+                target,
+                socket_type: Type::STREAM,
+                wake,
+                buffers,
+                buffer_bytes,
+            })?,
             pattern: Pattern::new(plan.seed),
             random: Random::new(plan.seed ^ u64::from(thread) << 32),
             ledger,
