@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::mem;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -21,6 +21,7 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 
 use super::Task;
 use super::ledger::{Ledger, Order};
+use crate::arguments::Plan;
 use crate::datagram::Format;
 use crate::fault::{Detail, Fault, Kind, Origin};
 use crate::flow::{Flow, Verdict};
@@ -47,7 +48,7 @@ const LINGER: u64 = 50_000_000;
 /// How often datagrams are checked for the timeout at the end.
 const FINISH_LOOK: Duration = Duration::from_millis(10);
 
-/// One thread of the load over UDP.
+/// One thread of the load with datagrams.
 pub(super) struct Worker {
     ledger: Ledger,
     server: SocketAddr,
@@ -56,7 +57,7 @@ pub(super) struct Worker {
     random: Random,
     flows: Vec<Flow>,
     /// One for each flow; empty before the phase in which they are opened.
-    sockets: Vec<UdpSocket>,
+    sockets: Vec<OwnedFd>,
     epoll: OwnedFd,
     events: Vec<epoll::Event>,
     wake: Arc<EventFd>,
@@ -97,7 +98,7 @@ impl Worker {
         epoll::add(&epoll, &*wake, EventData::new_u64(WAKE), EventFlags::IN)?;
         let (flow_count, bytes_max) = (plan.connections.into(), plan.sizes.bytes_max());
         Ok(Self {
-            exchange: Exchange::new(&plan, server),
+            exchange: Exchange::new(&plan, Some(server)),
             format: Format::new(Pattern::new(plan.seed), flow_count, bytes_max, plan.verify),
             random: Random::new(plan.seed ^ u64::from(thread) << 32),
             ledger,
@@ -228,10 +229,7 @@ impl Worker {
                 0 => None,
                 count => Some(sources[(flow.number % count as u64) as usize]),
             };
-            let opened = udp::open(plan, self.server, source).and_then(|socket| {
-                let local = Some(udp::local_address(&socket, self.server)?);
-                let (number, server) = (flow.number, Some(self.server));
-                flow.header = datagram_header(plan, Ends { number, local, server });
+            let opened = open_udp(plan, flow, self.server, source).and_then(|socket| {
                 let data = EventData::new_u64(self.sockets.len() as u64);
                 epoll::add(&self.epoll, &socket, data, EventFlags::IN)?;
                 Ok(socket)
@@ -273,4 +271,17 @@ impl Worker {
             self.start_promptly(index);
         }
     }
+}
+
+/// Opens the socket of a flow over UDP, and writes the PROXY header of its datagrams.
+fn open_udp(
+    plan: &Plan,
+    flow: &mut Flow,
+    server: SocketAddr,
+    source: Option<IpAddr>,
+) -> io::Result<OwnedFd> {
+    let socket = udp::open(plan, server, source)?;
+    let local = Some(udp::local_address(&socket, server)?);
+    flow.header = datagram_header(plan, Ends { number: flow.number, local, server: Some(server) });
+    Ok(socket.into())
 }
