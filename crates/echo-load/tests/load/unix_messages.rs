@@ -42,7 +42,7 @@ fn seqpacket_messages_keep_their_bounds() {
         "--rate 200 --tolerance 20%",
         "--no-verify --depth 8",
     ] {
-        let run = run(&format!("{} {options} -d 300ms --json", daemon.seqpacket));
+        let run = run(&format!("{} {options} -d 200ms --json", daemon.seqpacket));
         let result = run.right();
         assert_eq!(result["settings"]["transport"], "unix-seqpacket");
         assert_eq!(result["address"], daemon.seqpacket.as_str(), "{result:#}");
@@ -111,7 +111,7 @@ fn unix_datagrams_come_back() {
         "--no-verify --depth 4",
         "--warmup 100ms",
     ] {
-        let run = run(&format!("{} {options} -d 300ms --json", daemon.datagram));
+        let run = run(&format!("{} {options} -d 200ms --json", daemon.datagram));
         let result = run.right();
         assert_counts(&result, &[]);
         assert_eq!(result["settings"]["transport"], "unix-datagram");
