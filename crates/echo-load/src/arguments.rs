@@ -93,8 +93,8 @@ pub(crate) struct Plan {
     /// What they announce instead of their own address.
     pub(crate) proxy_source: Option<Source>,
     pub(crate) verify: bool,
-    /// The share of the messages and of the time that may be missing; over UDP, also the share of
-    /// datagrams that may be lost, late or reordered.
+    /// The share of the messages and of the time that may be missing, and the share of datagrams
+    /// that may be lost, late or reordered.
     pub(crate) tolerance: f64,
     /// Whether connections that the server leaves open are an error.
     pub(crate) require_close: bool,
@@ -103,13 +103,14 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    pub(crate) fn is_udp(&self) -> bool {
-        self.target.transport() == Transport::Udp
+    /// Whether each message is a datagram, and there are flows instead of connections.
+    pub(crate) fn sends_datagrams(&self) -> bool {
+        self.target.transport().sends_datagrams()
     }
 
     /// The word for one of its connections.
     pub(crate) fn noun(&self) -> &'static str {
-        if self.is_udp() { "flow" } else { "connection" }
+        if self.sends_datagrams() { "flow" } else { "connection" }
     }
 }
 
@@ -157,7 +158,8 @@ pub(crate) struct DiffPlan {
 const BURST_MAX: u32 = 128;
 /// The maximum size of a datagram over IPv4: 65,535 less the headers of IP and UDP.
 pub(crate) const DATAGRAM_MAX: usize = 65_507;
-/// The same over IPv6, whose length does not include its own header.
+/// The same over IPv6, whose length does not include its own header. Datagrams of Unix sockets are
+/// refused beyond it as well.
 pub(crate) const DATAGRAM_MAX_IPV6: usize = 65_527;
 
 #[derive(Parser)]
@@ -186,7 +188,8 @@ enum Verb {
 
 #[derive(Args)]
 struct Load {
-    /// The server: HOST:PORT, tcp://HOST:PORT, udp://HOST:PORT or unix:PATH
+    /// The server: HOST:PORT, tcp://HOST:PORT, udp://HOST:PORT, unix:PATH, unix-seqpacket:PATH or
+    /// unix-datagram:PATH; @NAME is an abstract PATH
     #[arg(value_name = "TARGET", required = true)]
     target: Option<String>,
 
@@ -194,13 +197,13 @@ struct Load {
     #[arg(long, value_enum, default_value_t = Mode::PingPong)]
     mode: Mode,
 
-    /// Total number of connections; over UDP, of flows, each with a source port of its own
+    /// Total number of connections; of datagrams, of flows, each with a socket of its own
     #[arg(short, long, value_name = "N", default_value = "1",
         value_parser = count::<16_777_216>)]
     connections: u32,
 
-    /// Message size: 64, 4KiB, 64..4KiB (uniform) or 64:90,16KiB:10 (weighted); over UDP from 0
-    /// to 65507 (IPv6: 65527) [default: 64; 64KiB for streams]
+    /// Message size: 64, 4KiB, 64..4KiB (uniform) or 64:90,16KiB:10 (weighted); of
+    /// datagrams from 0 to 65507 (IPv6, Unix: 65527) [default: 64; 64KiB for streams]
     #[arg(short, long, value_name = "SIZE")]
     size: Option<Sizes>,
 
@@ -317,7 +320,13 @@ fn plan(load: Load) -> Result<Plan, String> {
     check(&load, &target)?;
     match target.transport() {
         Transport::Udp => check_datagrams(&load, &sizes)?,
-        Transport::Tcp | Transport::Unix => check_streams(&load, &sizes)?,
+        Transport::UnixDatagram => {
+            check_unix_datagrams(&load)?;
+            check_datagrams(&load, &sizes)?;
+        }
+        Transport::Tcp | Transport::Unix | Transport::UnixSeqpacket => {
+            check_connections(&load, &sizes)?;
+        }
     }
     let burst = load.burst.unwrap_or(1);
     Ok(Plan {
@@ -354,7 +363,7 @@ fn check(load: &Load, target: &Target) -> Result<(), String> {
         ));
     }
     if let Some(source) = load.source.first() {
-        if target.transport() == Transport::Unix {
+        if target.transport().is_unix() {
             return Err(format!("--source {source} cannot be used with a Unix socket"));
         }
         if let Some(other) = load.source.iter().find(|it| it.is_ipv4() != source.is_ipv4()) {
@@ -378,6 +387,11 @@ fn check_proxy(load: &Load, target: &Target) -> Result<(), String> {
         (None, Some(source), _) => Err(format!(
             "--proxy-source {source} is announced in PROXY headers: use it with --proxy-protocol"
         )),
+        (Some(_), _, Transport::UnixSeqpacket | Transport::UnixDatagram) => Err(
+            "--proxy-protocol is for TCP, UDP and unix:PATH: over other Unix sockets no server \
+                 expects a header"
+                .to_owned(),
+        ),
         (Some(ProxyVersion::V1), _, Transport::Udp) => {
             Err("--proxy-protocol v1 is not defined for datagrams: use v2".to_owned())
         }
@@ -390,16 +404,16 @@ fn check_proxy(load: &Load, target: &Target) -> Result<(), String> {
     }
 }
 
-/// Refuses options that make no sense over TCP and Unix sockets.
-fn check_streams(load: &Load, sizes: &Sizes) -> Result<(), String> {
+/// Refuses options that make no sense on connections.
+fn check_connections(load: &Load, sizes: &Sizes) -> Result<(), String> {
     if load.mode == Mode::Churn && load.depth.is_some_and(|depth| depth > 1) {
         return Err(
             "--mode churn sends one message on each connection: --depth must be 1".to_owned()
         );
     }
     if sizes.bytes_min() == 0 {
-        return Err("--size 0: a stream has no empty messages; use udp://HOST:PORT or a size of \
-                    at least 1"
+        return Err("--size 0: a connection has no empty messages; use udp://HOST:PORT, \
+                    unix-datagram:PATH or a size of at least 1"
             .to_owned());
     }
     if load.burst.is_some() {
@@ -413,15 +427,28 @@ fn check_streams(load: &Load, sizes: &Sizes) -> Result<(), String> {
     Ok(())
 }
 
-/// Refuses options that make no sense over UDP.
+/// Refuses options that are for UDP only.
+fn check_unix_datagrams(load: &Load) -> Result<(), String> {
+    if load.burst.is_some() {
+        return Err(
+            "--burst: only over UDP the kernel divides what is sent; use --depth".to_owned()
+        );
+    }
+    if load.dont_fragment {
+        return Err(
+            "--dont-fragment: datagrams of Unix sockets are never fragmented; omit it".to_owned()
+        );
+    }
+    Ok(())
+}
+
+/// Refuses options that make no sense without connections.
 fn check_datagrams(load: &Load, sizes: &Sizes) -> Result<(), String> {
     let refused = match load.mode {
-        Mode::Churn => Some("--mode churn: there are no connections over UDP; use -c for flows"),
-        Mode::Stream => {
-            Some("--mode stream: there are no streams over UDP; use --size and --depth")
-        }
+        Mode::Churn => Some("--mode churn: datagrams need no connections; use -c for flows"),
+        Mode::Stream => Some("--mode stream: datagrams are not a stream; use --size and --depth"),
         Mode::PingPong | Mode::Idle if load.require_close => {
-            Some("--require-close: there are no connections over UDP; omit it")
+            Some("--require-close: datagrams need no connections; omit it")
         }
         Mode::PingPong | Mode::Idle => None,
     };
@@ -432,7 +459,7 @@ fn check_datagrams(load: &Load, sizes: &Sizes) -> Result<(), String> {
     if largest > DATAGRAM_MAX_IPV6 {
         return Err(format!(
             "--size {largest}: a datagram has at most {DATAGRAM_MAX} bytes, or \
-             {DATAGRAM_MAX_IPV6} over IPv6"
+             {DATAGRAM_MAX_IPV6} over IPv6 and Unix sockets"
         ));
     }
     let Some(burst) = load.burst.filter(|burst| *burst > 1) else { return Ok(()) };

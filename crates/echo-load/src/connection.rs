@@ -88,6 +88,12 @@ impl Connection {
         self.started - self.in_flight.len() as u64
     }
 
+    /// The length of the message whose echo is next, in bytes, if all echoes before it were
+    /// received as whole messages. None if there is no message in flight.
+    pub(crate) fn next_length(&self) -> Option<u64> {
+        self.in_flight.front().map(|message| message.end - self.received)
+    }
+
     /// Bytes that have not been echoed yet.
     pub(crate) fn missing(&self) -> u64 {
         self.sent - self.received

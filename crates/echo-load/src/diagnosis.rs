@@ -145,7 +145,9 @@ mod tests {
     fn bytes(fault: &Fault) -> (u64, u64, Option<Place>) {
         match fault.detail {
             Detail::Bytes { offset, length, source } => (offset, length, source),
-            Detail::Datagram { .. } => panic!("no fault of a stream: {fault}"),
+            Detail::Message { .. } | Detail::Datagram { .. } => {
+                panic!("no fault of a stream: {fault}")
+            }
         }
     }
 

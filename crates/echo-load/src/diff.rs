@@ -112,12 +112,12 @@ fn kind(result: &Value) -> String {
     let settings = &result["settings"];
     let mode = settings["mode"].as_str().unwrap_or("no mode");
     let is_closed = settings["rate_per_second"].is_null();
-    let over = if is_udp(result) { ", UDP" } else { "" };
+    let over = if sends_datagrams(result) { ", datagrams" } else { "" };
     format!("{mode}, {} loop{over}", if is_closed { "closed" } else { "open" })
 }
 
-/// Whether it is the result of a run over UDP.
-fn is_udp(result: &Value) -> bool {
+/// Whether it is the result of a run with datagrams.
+fn sends_datagrams(result: &Value) -> bool {
     result["datagrams"].is_object()
 }
 
@@ -125,8 +125,8 @@ fn is_udp(result: &Value) -> bool {
 fn compare(before: &Value, after: &Value, threshold: f64) -> (String, bool) {
     let mut is_worse = false;
     let mut text = format!("{:<24} {:>14} {:>14} {:>9}\n", "", "before", "after", "change");
-    // Over UDP losses are expected; they have figures of their own.
-    let counts = |figure: &&Figure| figure.name != "unanswered" || !is_udp(after);
+    // Losses of datagrams are expected; they have figures of their own.
+    let counts = |figure: &&Figure| figure.name != "unanswered" || !sends_datagrams(after);
     for figure in FIGURES.iter().filter(counts) {
         let number = |result: &Value| result.pointer(figure.pointer).and_then(Value::as_f64);
         let share = |result: &Value, number: f64| {

@@ -29,10 +29,12 @@ pub(crate) enum Kind {
     Unanswered,
     /// A datagram did not come from the address of the server.
     WrongSource,
+    /// A message did not come back as one: it was merged with others, divided or cut.
+    Boundary,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::Corrupted,
         Self::Lost,
         Self::Reordered,
@@ -43,6 +45,7 @@ impl Kind {
         Self::Reset,
         Self::Unanswered,
         Self::WrongSource,
+        Self::Boundary,
     ];
 
     /// The word for it, in tables and in JSON.
@@ -58,6 +61,7 @@ impl Kind {
             Self::Reset => "reset",
             Self::Unanswered => "unanswered",
             Self::WrongSource => "wrong_source",
+            Self::Boundary => "boundary",
         }
     }
 }
@@ -82,6 +86,15 @@ pub(crate) enum Detail {
         length: u64,
         /// The origin of the received bytes, if they belong elsewhere.
         source: Option<Place>,
+    },
+    /// A message of a connection that keeps the bounds of messages.
+    Message {
+        /// The offset of its first byte among all bytes of the connection.
+        offset: u64,
+        /// The number of bytes received, all of which are correct.
+        length: u64,
+        /// The number of bytes sent.
+        sent: u64,
     },
     /// A datagram.
     Datagram {
@@ -116,6 +129,12 @@ impl fmt::Display for Fault {
             Detail::Bytes { offset, length, source } => {
                 write!(formatter, "connection {}, offset {offset}: ", self.connection)?;
                 bytes(formatter, self.kind, length, source)
+            }
+            Detail::Message { offset, length, sent } => {
+                let (length, sent) = (counted(length, "byte"), counted(sent, "byte"));
+                let connection = self.connection;
+                write!(formatter, "connection {connection}, offset {offset}: ")?;
+                write!(formatter, "a message of {sent} came back as one of {length}")
             }
             Detail::Datagram { sequence, offset, length, sent, origin } => {
                 write!(formatter, "flow {}, ", self.connection)?;
@@ -167,5 +186,6 @@ fn bytes(
         (Kind::Reset, _) => write!(formatter, "reset, {length} not echoed"),
         (Kind::Unanswered, _) => write!(formatter, "{length} not echoed in time"),
         (Kind::WrongSource, _) => unreachable!("a connection has one source"),
+        (Kind::Boundary, _) => unreachable!("bytes of a stream have no bounds"),
     }
 }

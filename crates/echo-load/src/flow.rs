@@ -1,4 +1,4 @@
-//! The state of one flow over UDP: which of its datagrams are in flight, and what a received one
+//! The state of one flow: which of its datagrams are in flight, and what a received one
 //! is. It knows no socket and no clock.
 //!
 //! Datagrams may be lost, arrive late, twice or out of order. Each started datagram is therefore in
@@ -44,7 +44,7 @@ pub(crate) enum Verdict {
     Foreign { flow: Option<u64> },
 }
 
-/// One flow, with a source port of its own.
+/// One flow, with a socket of its own.
 #[derive(Debug, Default)]
 pub(crate) struct Flow {
     /// Its number in the run.

@@ -47,7 +47,7 @@ pub(crate) fn result(plan: &Plan, result: &Result) -> Value {
         "errors": outcome.faults_total(),
         "error_counts": counts,
         "error_details": outcome.faults.iter().map(fault).collect::<Vec<_>>(),
-        "datagrams": plan.is_udp().then(|| datagrams(result)),
+        "datagrams": plan.sends_datagrams().then(|| datagrams(result)),
         "connect_failures": outcome.connect_failures,
         "connect_error": outcome.connect_error,
         "connections_left_open": outcome.left_open,
@@ -181,6 +181,10 @@ fn fault(fault: &Fault) -> Value {
             object["length_bytes"] = length.into();
             object["source_connection"] = source.map(|place| place.connection).into();
             object["source_offset_bytes"] = source.map(|place| place.offset).into();
+        }
+        Detail::Message { offset, length, .. } => {
+            object["offset_bytes"] = offset.into();
+            object["length_bytes"] = length.into();
         }
         Detail::Datagram { sequence, offset, length, origin, .. } => {
             object["sequence"] = sequence.into();

@@ -41,6 +41,7 @@ mod table;
 mod target;
 mod udp;
 mod units;
+mod unix;
 mod values;
 mod worker;
 mod writer;

@@ -22,6 +22,7 @@ use crate::proxy::{Ends, datagram_header, probe_header};
 use crate::signals::Signals;
 use crate::status::Status;
 use crate::target::{Address, Transport, Unresolved};
+use crate::unix;
 
 /// The maximum time to wait for the echo of a first datagram: it may be lost.
 const PROBE: Duration = Duration::from_millis(250);
@@ -76,8 +77,12 @@ pub(crate) fn choose(
     mut addresses: Vec<Address>,
     signals: &mut Signals,
 ) -> Result<Address, Failure> {
-    if plan.target.transport() == Transport::Udp {
-        return choose_for_datagrams(plan, addresses, signals);
+    match plan.target.transport() {
+        Transport::Udp => return choose_for_datagrams(plan, addresses, signals),
+        Transport::UnixSeqpacket | Transport::UnixDatagram => {
+            unix::check_size(plan).map_err(Failure::usage)?;
+        }
+        Transport::Tcp | Transport::Unix => {}
     }
     if addresses.len() == 1 {
         return Ok(addresses.remove(0));
@@ -101,7 +106,7 @@ fn choose_for_datagrams(
 ) -> Result<Address, Failure> {
     let (mut silent, mut failures) = (None, Vec::new());
     for address in addresses {
-        let Some(server) = address.0.as_socket() else { continue };
+        let Some(server) = address.socket.as_socket() else { continue };
         check_size(plan, server).map_err(Failure::usage)?;
         match echoes(plan, server, signals)? {
             Ok(true) => return Ok(address),
@@ -199,12 +204,13 @@ fn answers(
     signals: &mut Signals,
 ) -> Result<io::Result<()>, Failure> {
     let begin = || {
-        let socket = Socket::new(Domain::from(i32::from(address.0.family())), Type::STREAM, None)?;
+        let socket =
+            Socket::new(Domain::from(i32::from(address.socket.family())), Type::STREAM, None)?;
         socket.set_nonblocking(true)?;
         if let Some(source) = plan.sources.first() {
             socket.bind(&SocketAddr::new(*source, 0).into())?;
         }
-        match socket.connect(&address.0) {
+        match socket.connect(&address.socket) {
             Err(error) if error.raw_os_error() != Some(Errno::EINPROGRESS as i32) => Err(error),
             _ => Ok(socket),
         }

@@ -139,7 +139,7 @@ impl Run {
             self.wakes.push(wake.clone());
             let task = Task {
                 plan: self.plan.clone(),
-                address: address.0.clone(),
+                address: address.socket.clone(),
                 thread,
                 wake,
                 orders: self.orders.clone(),

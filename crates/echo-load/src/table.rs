@@ -37,7 +37,7 @@ pub(crate) fn table(plan: &Plan, result: &Result) -> String {
     let rate = count(total.messages_per_second());
     line("messages", &format!("{}  ({rate} messages/s)", total.counts.answered));
     line("scheduled", &balance(result));
-    if plan.is_udp() {
+    if plan.sends_datagrams() {
         line("datagrams", &datagrams(result));
         if let Some((mean, max)) = total.datagrams.jitter.mean_and_max() {
             let (mean, max) = (nanoseconds(mean), nanoseconds(max as f64));

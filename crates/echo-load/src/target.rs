@@ -4,21 +4,21 @@ use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6, ToSocketAddrs};
 
 use nix::net::if_::if_nametoindex;
-use socket2::SockAddr;
+use socket2::{SockAddr, Type};
 
 /// The target, as text and parsed.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Target {
     /// As given on the command line.
     pub(crate) text: String,
+    transport: Transport,
     place: Place,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 enum Place {
-    /// A name or an address, and a port; over TCP or UDP.
+    /// A name or an address, and a port.
     Internet {
-        is_udp: bool,
         host: String,
         port: u16,
     },
@@ -29,8 +29,13 @@ enum Place {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Transport {
     Tcp,
+    /// Unix sockets of type SOCK_STREAM.
     Unix,
+    /// Unix sockets of type SOCK_SEQPACKET: connections that keep the bounds of messages.
+    UnixSeqpacket,
     Udp,
+    /// Unix sockets of type SOCK_DGRAM.
+    UnixDatagram,
 }
 
 impl Transport {
@@ -39,10 +44,40 @@ impl Transport {
         match self {
             Self::Tcp => "tcp",
             Self::Unix => "unix",
+            Self::UnixSeqpacket => "unix-seqpacket",
             Self::Udp => "udp",
+            Self::UnixDatagram => "unix-datagram",
         }
     }
+
+    /// The type of its sockets.
+    pub(crate) fn socket_type(self) -> Type {
+        match self {
+            Self::Tcp | Self::Unix => Type::STREAM,
+            Self::UnixSeqpacket => Type::SEQPACKET,
+            Self::Udp | Self::UnixDatagram => Type::DGRAM,
+        }
+    }
+
+    /// Whether its sockets are Unix sockets.
+    pub(crate) fn is_unix(self) -> bool {
+        matches!(self, Self::Unix | Self::UnixSeqpacket | Self::UnixDatagram)
+    }
+
+    /// Whether each message is a datagram, and there are flows instead of connections.
+    pub(crate) fn sends_datagrams(self) -> bool {
+        matches!(self, Self::Udp | Self::UnixDatagram)
+    }
 }
+
+/// What a target begins with, and the transport that it selects; without any of these, TCP.
+const SCHEMES: [(&str, Transport); 5] = [
+    ("tcp://", Transport::Tcp),
+    ("udp://", Transport::Udp),
+    ("unix:", Transport::Unix),
+    ("unix-seqpacket:", Transport::UnixSeqpacket),
+    ("unix-datagram:", Transport::UnixDatagram),
+];
 
 /// Why there is no address to connect to.
 #[derive(Clone, Debug, PartialEq)]
@@ -55,41 +90,44 @@ pub(crate) enum Unresolved {
 
 /// One address of a target.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Address(pub(crate) SockAddr);
+pub(crate) struct Address {
+    pub(crate) socket: SockAddr,
+    transport: Transport,
+}
 
 impl Target {
-    /// Parses `tcp://HOST:PORT`, `HOST:PORT`, `udp://HOST:PORT`, `unix:PATH` or `unix:@NAME` (abstract). An IPv6
-    /// address is in brackets, with its zone if it needs one: `[fe80::1%eth0]:7`.
+    /// Parses `tcp://HOST:PORT`, `HOST:PORT`, `udp://HOST:PORT`, `unix:PATH`,
+    /// `unix-seqpacket:PATH` or `unix-datagram:PATH`. `@NAME` instead of a path is in the abstract
+    /// namespace. An IPv6 address is in brackets, with its zone if it needs one:
+    /// `[fe80::1%eth0]:7`.
     ///
     /// # Errors
     /// A text with the error and the syntax.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let wrong = |why: &str| {
             format!(
-                "TARGET {text:?}: {why}; use HOST:PORT, tcp://HOST:PORT, udp://HOST:PORT or \
-                 unix:PATH"
+                "TARGET {text:?}: {why}; use HOST:PORT, tcp://HOST:PORT, udp://HOST:PORT, \
+                 unix:PATH, unix-seqpacket:PATH or unix-datagram:PATH"
             )
         };
-        let place = if let Some(path) = without_prefix(text, "unix:") {
-            unix(path).map_err(|why| wrong(&why))?
+        let schemed = SCHEMES.iter().find_map(|(prefix, transport)| {
+            without_prefix(text, prefix).map(|rest| (rest, *transport))
+        });
+        let (rest, transport) = schemed.unwrap_or((text, Transport::Tcp));
+        let place = if transport.is_unix() {
+            unix(rest).map_err(|why| wrong(&why))?
         } else {
-            let udp = without_prefix(text, "udp://");
-            let rest = udp.or_else(|| without_prefix(text, "tcp://")).unwrap_or(text);
             if rest.contains("//") {
                 return Err(wrong("the scheme is unknown"));
             }
             let (host, port) = internet(rest.strip_suffix('/').unwrap_or(rest)).map_err(wrong)?;
-            Place::Internet { is_udp: udp.is_some(), host, port }
+            Place::Internet { host, port }
         };
-        Ok(Self { text: text.to_owned(), place })
+        Ok(Self { text: text.to_owned(), transport, place })
     }
 
     pub(crate) fn transport(&self) -> Transport {
-        match self.place {
-            Place::Internet { is_udp: false, .. } => Transport::Tcp,
-            Place::Internet { is_udp: true, .. } => Transport::Udp,
-            Place::Unix(_) => Transport::Unix,
-        }
+        self.transport
     }
 
     /// All its addresses, in the order in which they are tried; with `sources`, only those of the
@@ -98,9 +136,10 @@ impl Target {
     /// # Errors
     /// When the name cannot be resolved, or has no address in the family of the sources.
     pub(crate) fn resolve(&self, sources: &[IpAddr]) -> Result<Vec<Address>, Unresolved> {
+        let transport = self.transport;
         let (host, port) = match &self.place {
-            Place::Unix(address) => return Ok(vec![Address(address.clone())]),
-            Place::Internet { host, port, .. } => (host.as_str(), *port),
+            Place::Unix(socket) => return Ok(vec![Address { socket: socket.clone(), transport }]),
+            Place::Internet { host, port } => (host.as_str(), *port),
         };
         let mut found = match host.split_once('%') {
             Some((address, zone)) => vec![in_zone(address, zone, port)?],
@@ -121,19 +160,20 @@ impl Target {
                 return Err(Unresolved::Family(text));
             }
         }
-        Ok(found.into_iter().map(|address| Address(address.into())).collect())
+        Ok(found.into_iter().map(|it| Address { socket: it.into(), transport }).collect())
     }
 }
 
 impl fmt::Display for Address {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(address) = self.0.as_socket() {
+        if let Some(address) = self.socket.as_socket() {
             return address.fmt(formatter);
         }
-        match (self.0.as_pathname(), self.0.as_abstract_namespace()) {
-            (Some(path), _) => write!(formatter, "unix:{}", path.display()),
-            (None, Some(name)) => write!(formatter, "unix:@{}", String::from_utf8_lossy(name)),
-            (None, None) => formatter.write_str("unix:"),
+        let scheme = self.transport.word();
+        match (self.socket.as_pathname(), self.socket.as_abstract_namespace()) {
+            (Some(path), _) => write!(formatter, "{scheme}:{}", path.display()),
+            (None, Some(name)) => write!(formatter, "{scheme}:@{}", String::from_utf8_lossy(name)),
+            (None, None) => write!(formatter, "{scheme}:"),
         }
     }
 }
@@ -201,6 +241,10 @@ mod tests {
             ("unix:/run/x", "unix:/run/x"),
             ("UNIX:/run/x", "unix:/run/x"),
             ("unix:@name", "unix:@name"),
+            ("unix-seqpacket:/run/x", "unix-seqpacket:/run/x"),
+            ("Unix-SeqPacket:@name", "unix-seqpacket:@name"),
+            ("unix-datagram:/run/x", "unix-datagram:/run/x"),
+            ("unix-datagram:@name", "unix-datagram:@name"),
         ] {
             assert_eq!(addresses(text), [expected], "{text}");
         }
@@ -222,6 +266,9 @@ mod tests {
             ":7",
             "unix:",
             "unix:@",
+            "unix-seqpacket:",
+            "unix-datagram:@",
+            "unix-stream:/x",
         ] {
             assert!(Target::parse(text).is_err(), "{text}");
         }
@@ -234,6 +281,8 @@ mod tests {
             ("tcp://x:7", Transport::Tcp),
             ("udp://x:7", Transport::Udp),
             ("unix:/x", Transport::Unix),
+            ("unix-seqpacket:/x", Transport::UnixSeqpacket),
+            ("unix-datagram:/x", Transport::UnixDatagram),
         ] {
             assert_eq!(Target::parse(text).unwrap().transport(), transport, "{text}");
         }

@@ -1,7 +1,7 @@
-//! Sockets over UDP: one for each flow, and sending and receiving several datagrams by one system
-//! call. It knows nothing of what datagrams contain.
+//! Sockets over UDP, one for each flow; and for datagram sockets of any family, how several
+//! datagrams are sent and received by one system call. It knows nothing of what datagrams contain.
 //!
-//! The sockets are not connected, because a connected one would hide datagrams from other
+//! Sockets over UDP are not connected, because a connected one would hide datagrams from other
 //! addresses than that of the server. A connected one, with another on the same port for the rest,
 //! would spare the kernel a route lookup for each send, but that is little: 64 bytes on 64, on
 //! 1,000 and on 64 flows with 16 in flight cost 0.94, 0.96 and 0.95 of the CPU, median of five
@@ -13,12 +13,12 @@ use std::fs;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::ops::Range;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg,
-    recvmsg, sendmmsg, sendmsg, setsockopt, sockopt::UdpGroSegment,
+    recvmsg, send, sendmmsg, sendmsg, sendto, setsockopt, sockopt::UdpGroSegment,
 };
 use nix::sys::stat::fstat;
 use rustix::net::sockopt::{
@@ -89,8 +89,8 @@ pub(crate) fn local_address(socket: &UdpSocket, server: SocketAddr) -> io::Resul
 
 /// How many datagrams arrived for these sockets that had no room for them. Zero if the kernel does
 /// not report it.
-pub(crate) fn drops(sockets: &[UdpSocket]) -> u64 {
-    let inode = |socket: &UdpSocket| fstat(socket).ok().map(|status| status.st_ino);
+pub(crate) fn drops(sockets: &[impl AsFd]) -> u64 {
+    let inode = |socket| fstat(socket).ok().map(|status| status.st_ino);
     let inodes: HashSet<u64> = sockets.iter().filter_map(inode).collect();
     let tables = ["/proc/self/net/udp", "/proc/self/net/udp6"].into_iter();
     let tables = tables.filter_map(|path| fs::read_to_string(path).ok());
@@ -115,15 +115,17 @@ fn drops_in(table: &str, inodes: &HashSet<u64>) -> u64 {
 pub(crate) struct Arrival {
     /// Its place in the memory.
     place: Range<usize>,
-    pub(crate) source: SocketAddr,
+    /// Who sent it; none on a connected socket, which receives from the server alone.
+    pub(crate) source: Option<SocketAddr>,
     /// Whether it had more bytes than there was memory for.
     pub(crate) is_cut: bool,
 }
 
 /// The memory of one thread for sending and receiving.
 pub(crate) struct Exchange {
-    server: SocketAddr,
-    /// The address of the server, for each datagram of a system call.
+    /// The address of the server; none if the sockets are connected to it.
+    server: Option<SocketAddr>,
+    /// The same for each datagram of a system call.
     servers: Vec<Option<SockaddrStorage>>,
     /// Whether bursts are received as one.
     merges: bool,
@@ -146,7 +148,7 @@ pub(crate) struct Exchange {
 }
 
 impl Exchange {
-    pub(crate) fn new(plan: &Plan, server: SocketAddr) -> Self {
+    pub(crate) fn new(plan: &Plan, server: Option<SocketAddr>) -> Self {
         let merges = plan.burst > 1;
         let batch = if merges { 1 } else { BATCH.min(plan.depth as usize) };
         let room = match batch {
@@ -156,7 +158,7 @@ impl Exchange {
         let send_batch = if merges { plan.burst as usize } else { BATCH };
         Self {
             server,
-            servers: vec![Some(SockaddrStorage::from(server)); send_batch],
+            servers: vec![server.map(SockaddrStorage::from); send_batch],
             merges,
             batch,
             room,
@@ -180,14 +182,15 @@ impl Exchange {
     /// Whether a datagram came from the server.
     pub(crate) fn is_from_server(&self, arrival: &Arrival) -> bool {
         // The flow label and the zone of IPv6 may differ.
-        (arrival.source.ip(), arrival.source.port()) == (self.server.ip(), self.server.port())
+        let end = |address: SocketAddr| (address.ip(), address.port());
+        arrival.source.map(end) == self.server.map(end)
     }
 
     /// Receives what waits in a socket, as far as there is memory for it: see `arrivals`.
     ///
     /// # Errors
     /// When the socket has an error.
-    pub(crate) fn receive(&mut self, socket: &UdpSocket) -> io::Result<()> {
+    pub(crate) fn receive(&mut self, socket: &OwnedFd) -> io::Result<()> {
         self.arrivals.clear();
         let received = match self.merges {
             true => self.receive_burst(socket),
@@ -199,7 +202,7 @@ impl Exchange {
         }
     }
 
-    fn receive_batch(&mut self, socket: &UdpSocket) -> nix::Result<()> {
+    fn receive_batch(&mut self, socket: &OwnedFd) -> nix::Result<()> {
         let mut rooms = self.received.chunks_exact_mut(self.room);
         let mut slices: [_; BATCH] =
             std::array::from_fn(|_| [IoSliceMut::new(rooms.next().unwrap_or_default())]);
@@ -211,7 +214,7 @@ impl Exchange {
             None,
         )?;
         for (index, message) in received.enumerate() {
-            let Some(source) = message.address.as_ref().and_then(standard) else { continue };
+            let source = message.address.as_ref().and_then(standard);
             let start = index * self.room;
             self.arrivals.push(Arrival {
                 place: start..start + message.bytes,
@@ -223,7 +226,7 @@ impl Exchange {
     }
 
     /// Receives a datagram, or a burst that was merged into one.
-    fn receive_burst(&mut self, socket: &UdpSocket) -> nix::Result<()> {
+    fn receive_burst(&mut self, socket: &OwnedFd) -> nix::Result<()> {
         // A new header for each call: the kernel leaves the length of the control messages that it
         // wrote, and a second call would have room for no more than that.
         let mut control = nix::cmsg_space!(i32);
@@ -239,7 +242,7 @@ impl Exchange {
             _ => None,
         });
         let (bytes, is_cut) = (message.bytes, message.flags.contains(MsgFlags::MSG_TRUNC));
-        let Some(source) = message.address.as_ref().and_then(standard) else { return Ok(()) };
+        let source = message.address.as_ref().and_then(standard);
         let segment = segment.filter(|segment| *segment > 0).unwrap_or(bytes).max(1);
         // An empty datagram is one as well.
         for start in (0..bytes.max(1)).step_by(segment) {
@@ -281,12 +284,14 @@ impl Exchange {
     ///
     /// # Errors
     /// When the first of them was not sent.
-    pub(crate) fn send(&mut self, socket: &UdpSocket) -> nix::Result<usize> {
+    pub(crate) fn send(&mut self, socket: &OwnedFd) -> nix::Result<usize> {
         if let [_] = self.ends[..] {
-            let sent = socket.send_to(&self.sending, self.server);
-            return sent.map(|_| 1).map_err(|error| {
-                Errno::from_raw(error.raw_os_error().unwrap_or(Errno::EIO as i32))
-            });
+            let (socket, flags) = (socket.as_raw_fd(), MsgFlags::MSG_DONTWAIT);
+            let sent = match &self.servers[0] {
+                Some(server) => sendto(socket, &self.sending, server, flags),
+                None => send(socket, &self.sending, flags),
+            };
+            return sent.map(|_| 1);
         }
         if self.takes_bursts {
             match self.send_burst(socket) {
@@ -302,7 +307,7 @@ impl Exchange {
         self.send_batch(socket)
     }
 
-    fn send_burst(&mut self, socket: &UdpSocket) -> nix::Result<usize> {
+    fn send_burst(&mut self, socket: &OwnedFd) -> nix::Result<usize> {
         let segment = self.ends.first().and_then(|end| u16::try_from(*end).ok());
         let segment = segment.expect("invariant: a burst has datagrams, of at most 65,507 bytes");
         let sent = sendmsg(
@@ -315,7 +320,7 @@ impl Exchange {
         sent.map(|_| self.ends.len())
     }
 
-    fn send_batch(&mut self, socket: &UdpSocket) -> nix::Result<usize> {
+    fn send_batch(&mut self, socket: &OwnedFd) -> nix::Result<usize> {
         let starts = [0].into_iter().chain(self.ends.iter().copied());
         let pieces = starts.zip(&self.ends).map(|(start, end)| &self.sending[start..*end]);
         let slices: Vec<_> = pieces.map(|piece| [IoSlice::new(piece)]).collect();

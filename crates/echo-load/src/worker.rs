@@ -1,6 +1,6 @@
-//! One thread of the load. Streams and UDP fail in different ways, so each has its own worker type:
-//! `streams` and `datagrams`. What both have in common is the `ledger`: orders
-//! and news, phases, the schedule, and the measurements.
+//! One thread of the load. Connections and datagrams fail in different ways, so each has its own
+//! worker type: `streams`, which serves seqpacket connections too, and `datagrams`. What both have
+//! in common is the `ledger`: orders and news, phases, the schedule, and the measurements.
 
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -46,11 +46,11 @@ impl Task {
 /// When the machine does not provide what the worker needs, and why.
 pub(crate) fn work(task: Task) -> Result<(), String> {
     match task.plan.target.transport() {
-        Transport::Tcp | Transport::Unix => {
+        Transport::Tcp | Transport::Unix | Transport::UnixSeqpacket => {
             let worker = streams::Worker::new(task).map_err(|unusable| unusable.to_string())?;
             worker.work().map_err(|error| error.to_string())
         }
-        Transport::Udp => {
+        Transport::Udp | Transport::UnixDatagram => {
             let worker = datagrams::Worker::new(task).map_err(|error| error.to_string())?;
             worker.work().map_err(|error| error.to_string())
         }

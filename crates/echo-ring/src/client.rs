@@ -57,8 +57,12 @@ const TIMEOUT_MIN: Duration = Duration::from_micros(1);
 
 /// How a client is set up.
 pub struct Settings {
-    /// Where it connects to: a TCP or a Unix stream address.
+    /// The address that it connects to, of TCP or a Unix socket.
     pub target: SockAddr,
+    /// The type of the sockets: [`Type::STREAM`], or over Unix sockets also [`Type::SEQPACKET`].
+    /// Over the latter each message is sent as one, a receive brings one message, cut to the bytes
+    /// of a buffer, and an empty message is taken for the end of the stream.
+    pub socket_type: Type,
     /// Becomes readable when a wait is to end; the client empties it.
     pub wake: Arc<EventFd>,
     /// Buffers to receive into: a power of two up to 32768.
@@ -86,6 +90,7 @@ pub struct Client {
     /// Read by the kernel when it connects; never changed, and boxed, so it stays where it is.
     target: Option<Box<SockAddr>>,
     is_unix: bool,
+    socket_type: Type,
     wake: Arc<EventFd>,
     wake_armed: bool,
     /// How many buffers are offered.
@@ -122,6 +127,7 @@ impl Client {
             pool: Some(pool),
             slots: Vec::new(),
             is_unix: settings.target.is_unix(),
+            socket_type: settings.socket_type,
             target: Some(Box::new(settings.target)),
             wake: settings.wake,
             wake_armed: false,
@@ -142,7 +148,8 @@ impl Client {
     /// If `slot` is in use.
     pub fn connect(&mut self, slot: u32, source: Option<SocketAddr>) -> io::Result<ConnectionId> {
         let target = self.target.as_deref().expect("invariant: kept until dropped");
-        let socket = Socket::new(Domain::from(i32::from(target.family())), Type::STREAM, None)?;
+        let domain = Domain::from(i32::from(target.family()));
+        let socket = Socket::new(domain, self.socket_type, None)?;
         if !self.is_unix {
             socket.set_tcp_nodelay(true)?;
         }

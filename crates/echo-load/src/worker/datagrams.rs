@@ -1,4 +1,4 @@
-//! The event loop of one thread over UDP: its sockets, one for each flow.
+//! The event loop of one thread over UDP or Unix datagram sockets: its sockets, one for each flow.
 //!
 //! The clock is read after each receive and before each send, so a latency may be reported too
 //! long, by the time that this thread spent in the meantime, but never too short.
@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::mem;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -18,9 +18,11 @@ use nix::errno::Errno;
 use nix::sys::eventfd::EventFd;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, EventData, EventFlags};
+use socket2::SockAddr;
 
 use super::Task;
 use super::ledger::{Ledger, Order};
+use crate::arguments::Plan;
 use crate::datagram::Format;
 use crate::fault::{Detail, Fault, Kind, Origin};
 use crate::flow::{Flow, Verdict};
@@ -30,6 +32,7 @@ use crate::pattern::Pattern;
 use crate::proxy::{Ends, datagram_header};
 use crate::size::Random;
 use crate::udp::{self, Exchange};
+use crate::unix;
 
 mod account;
 mod echoes;
@@ -47,16 +50,16 @@ const LINGER: u64 = 50_000_000;
 /// How often datagrams are checked for the timeout at the end.
 const FINISH_LOOK: Duration = Duration::from_millis(10);
 
-/// One thread of the load over UDP.
+/// One thread of the load with datagrams.
 pub(super) struct Worker {
     ledger: Ledger,
-    server: SocketAddr,
+    server: SockAddr,
     exchange: Exchange,
     format: Format,
     random: Random,
     flows: Vec<Flow>,
     /// One for each flow; empty before the phase in which they are opened.
-    sockets: Vec<UdpSocket>,
+    sockets: Vec<OwnedFd>,
     epoll: OwnedFd,
     events: Vec<epoll::Event>,
     wake: Arc<EventFd>,
@@ -81,8 +84,7 @@ impl Worker {
     pub(super) fn new(task: Task) -> io::Result<Self> {
         let ledger = Ledger::new(&task);
         let share = task.share();
-        let Task { plan, address, thread, wake, .. } = task;
-        let server = address.as_socket().expect("invariant: a UDP target has an IP address");
+        let Task { plan, address: server, thread, wake, .. } = task;
         let mut flows: Vec<Flow> = Vec::new();
         flows.resize_with(share as usize, Flow::default);
         for (index, flow) in flows.iter_mut().enumerate() {
@@ -97,7 +99,7 @@ impl Worker {
         epoll::add(&epoll, &*wake, EventData::new_u64(WAKE), EventFlags::IN)?;
         let (flow_count, bytes_max) = (plan.connections.into(), plan.sizes.bytes_max());
         Ok(Self {
-            exchange: Exchange::new(&plan, server),
+            exchange: Exchange::new(&plan, server.as_socket()),
             format: Format::new(Pattern::new(plan.seed), flow_count, bytes_max, plan.verify),
             random: Random::new(plan.seed ^ u64::from(thread) << 32),
             ledger,
@@ -228,10 +230,11 @@ impl Worker {
                 0 => None,
                 count => Some(sources[(flow.number % count as u64) as usize]),
             };
-            let opened = udp::open(plan, self.server, source).and_then(|socket| {
-                let local = Some(udp::local_address(&socket, self.server)?);
-                let (number, server) = (flow.number, Some(self.server));
-                flow.header = datagram_header(plan, Ends { number, local, server });
+            let opened = match self.server.as_socket() {
+                Some(server) => open_udp(plan, flow, server, source),
+                None => unix::open(&self.server),
+            };
+            let opened = opened.and_then(|socket| {
                 let data = EventData::new_u64(self.sockets.len() as u64);
                 epoll::add(&self.epoll, &socket, data, EventFlags::IN)?;
                 Ok(socket)
@@ -273,4 +276,17 @@ impl Worker {
             self.start_promptly(index);
         }
     }
+}
+
+/// Opens the socket of a flow over UDP, and writes the PROXY header of its datagrams.
+fn open_udp(
+    plan: &Plan,
+    flow: &mut Flow,
+    server: SocketAddr,
+    source: Option<IpAddr>,
+) -> io::Result<OwnedFd> {
+    let socket = udp::open(plan, server, source)?;
+    let local = Some(udp::local_address(&socket, server)?);
+    flow.header = datagram_header(plan, Ends { number: flow.number, local, server: Some(server) });
+    Ok(socket.into())
 }

@@ -1,4 +1,5 @@
-//! The event loop of one thread over TCP and Unix sockets: its ring and its connections.
+//! The event loop of one thread over TCP, Unix stream and seqpacket sockets: its ring and its
+//! connections.
 //!
 //! The clock is read once an iteration, so a latency includes the time that this thread spent in
 //! the meantime: it may be reported too long, never too short.
@@ -14,6 +15,7 @@ use std::time::Duration;
 use echo_core::op::ConnectionId;
 use echo_ring::Unusable;
 use echo_ring::client::{Client, Closing, Event, Settings};
+use socket2::Type;
 
 use super::Task;
 use super::ledger::{Ledger, Order};
@@ -24,6 +26,7 @@ use crate::measure::{Fate, Wait};
 use crate::orders::{News, Phase};
 use crate::pattern::Pattern;
 use crate::size::Random;
+use crate::target::Transport;
 
 mod account;
 mod echoes;
@@ -52,6 +55,8 @@ pub(super) struct Worker {
     client: Client,
     /// The address of the server; none for a Unix socket.
     server: Option<SocketAddr>,
+    /// Whether each message is sent as one and must come back as one.
+    keeps_bounds: bool,
     pattern: Pattern,
     random: Random,
     connections: Vec<Connection>,
@@ -86,9 +91,11 @@ impl Worker {
             }
         }
         let Task { plan, address: target, thread, wake, .. } = task;
+        let socket_type = plan.target.transport().socket_type();
         Ok(Self {
             server: target.as_socket(),
-            client: Client::new(Settings { target, wake, buffers, buffer_bytes })?,
+            client: Client::new(Settings { target, socket_type, wake, buffers, buffer_bytes })?,
+            keeps_bounds: socket_type == Type::SEQPACKET,
             pattern: Pattern::new(plan.seed),
             random: Random::new(plan.seed ^ u64::from(thread) << 32),
             ledger,
@@ -232,8 +239,13 @@ impl Worker {
 /// buffers, the receives without a buffer wait. (64 bytes on 1,000 connections: 0.992 times the CPU
 /// of 1,024 buffers, median of six paired runs, Linux 6.18.)
 fn pool(plan: &Plan, share: u32) -> (u16, u32) {
-    let burst = plan.sizes.bytes_max().saturating_mul(plan.depth.min(16) as usize);
-    let bytes = burst.next_power_of_two().clamp(256, 64 << 10);
+    let bytes = if plan.target.transport() == Transport::UnixSeqpacket {
+        // A receive brings one message, and a message that is too long must show as such.
+        (plan.sizes.bytes_max() + 1).next_power_of_two().max(256)
+    } else {
+        let burst = plan.sizes.bytes_max().saturating_mul(plan.depth.min(16) as usize);
+        burst.next_power_of_two().clamp(256, 64 << 10)
+    };
     let count = (share as usize).next_power_of_two().clamp(64, BUFFERS_MAX);
     (count as u16, bytes as u32)
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use echo_core::op::{ConnectionId, ReceiveEnd};
 use echo_ring::client::{Client, Closing, Event, Settings};
 use nix::sys::eventfd::EventFd;
+use socket2::{SockAddr, Type};
 
 use crate::servers::closed_port;
 
@@ -19,11 +20,17 @@ struct World {
     wake: Arc<EventFd>,
 }
 
+/// For stream sockets and this many small buffers.
+fn settings(target: SockAddr, wake: &Arc<EventFd>, buffers: u16) -> Settings {
+    let wake = wake.clone();
+    Settings { target, socket_type: Type::STREAM, wake, buffers, buffer_bytes: 16 }
+}
+
 fn world() -> World {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let target = listener.local_addr().unwrap().into();
     let wake = Arc::new(EventFd::new().unwrap());
-    let settings = Settings { target, wake: wake.clone(), buffers: 4, buffer_bytes: 16 };
+    let settings = settings(target, &wake, 4);
     World { client: Client::new(settings).unwrap(), listener, wake }
 }
 
@@ -255,8 +262,7 @@ fn it_can_be_dropped_in_the_middle_of_everything() {
 fn a_connect_that_fails_frees_its_slot() {
     let mut world = world();
     let (_reserved, closed) = closed_port();
-    let settings =
-        Settings { target: closed.into(), wake: world.wake.clone(), buffers: 1, buffer_bytes: 16 };
+    let settings = settings(closed.into(), &world.wake, 1);
     world.client = Client::new(settings).unwrap();
     for _ in 0..2 {
         world.client.connect(0, None).unwrap();

@@ -77,6 +77,9 @@ pub(crate) fn datagram_server(wrong: Wrong) -> String {
 /// The same on this address.
 pub(crate) fn datagram_server_on(address: &str, wrong: Wrong) -> String {
     let socket = UdpSocket::bind(format!("{address}:0")).unwrap();
+    // Room for a datagram of each of 200 flows while the machine is busy: the kernel grants twice
+    // net.core.rmem_max, but by default no more than once net.core.rmem_default.
+    socket2::SockRef::from(&socket).set_recv_buffer_size(1 << 20).unwrap();
     let other = match wrong {
         Wrong::AnotherAddress { .. } => {
             UdpSocket::bind(("127.0.0.2", socket.local_addr().unwrap().port())).unwrap()

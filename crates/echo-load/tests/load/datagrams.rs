@@ -17,7 +17,7 @@ fn load(wrong: Wrong) -> Run {
 }
 
 /// Asserts the counts that must not be zero; all others must be.
-fn assert_counts(result: &Value, expected: &[&str]) {
+pub(crate) fn assert_counts(result: &Value, expected: &[&str]) {
     for name in [
         "lost",
         "late",

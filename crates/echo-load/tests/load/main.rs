@@ -2,7 +2,7 @@
 //! that are wrong on purpose must be found out, each for what it does.
 //!
 //! `program` runs echo-load, `servers` has the daemon and the wrong servers, `datagram_servers` those
-//! over UDP; the rest are tests, `client` those of the driver beneath.
+//! over UDP, `unix_servers` those on seqpacket and Unix datagram sockets; the rest are tests, `client` those of the driver beneath.
 //! Nothing here measures speed. Run it with `cargo test -p echo-load`.
 
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
@@ -23,5 +23,7 @@ mod program;
 mod proxies;
 mod servers;
 mod signals;
+mod unix_messages;
+mod unix_servers;
 mod usage;
 mod writing;

@@ -1,13 +1,13 @@
-//! Goal: every mode works against the real daemon, over TCP and over Unix sockets, and what it
+//! Goal: every mode works against the real daemon, over TCP, Unix stream and seqpacket sockets, and what it
 //! counts is plausible.
 
 use crate::program::{assert_rate, number, run};
 use crate::servers::Daemon;
 
 #[test]
-fn all_modes_over_both_transports() {
+fn all_modes_over_all_connections() {
     let daemon = Daemon::start();
-    for target in [&daemon.tcp, &daemon.unix] {
+    for target in [&daemon.tcp, &daemon.unix, &daemon.seqpacket] {
         for mode in ["ping-pong", "stream", "churn", "idle"] {
             let run = run(&format!("{target} --mode {mode} -c 8 -d 300ms --tolerance 20% --json"));
             let result = run.right();

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Socket, Type};
 
 use crate::program::Scratch;
+use crate::unix_servers::abstract_name;
 
 /// The daemon of this workspace, as it stands: built if it has to be, beside echo-load.
 pub(crate) fn daemon_program() -> &'static Path {
@@ -32,11 +33,14 @@ pub(crate) fn daemon_program() -> &'static Path {
     })
 }
 
-/// The daemon on a TCP port and a Unix path of its own.
+/// The daemon on a TCP port and Unix sockets of its own.
 pub(crate) struct Daemon {
     child: Child,
     pub(crate) tcp: String,
     pub(crate) unix: String,
+    pub(crate) seqpacket: String,
+    /// With an abstract name.
+    pub(crate) datagram: String,
     _scratch: Scratch,
 }
 
@@ -45,10 +49,13 @@ impl Daemon {
         let scratch = Scratch::new();
         let config = scratch.file("config.toml", "[log]\ntarget = \"stderr\"\n");
         let unix = format!("unix:{}", scratch.path("socket").display());
+        let seqpacket = format!("unix-seqpacket:{}", scratch.path("messages").display());
+        let datagram = format!("unix-datagram:@{}", abstract_name());
         let mut child = Command::new(daemon_program())
             .arg("--config")
             .arg(config)
             .args(["--listen", "127.0.0.1:0", "--listen", &unix])
+            .args(["--listen", &seqpacket, "--listen", &datagram])
             .env_clear()
             .stderr(Stdio::piped())
             .spawn()
@@ -67,7 +74,7 @@ impl Daemon {
         }
         // What it says later is of no interest, but it must be able to say it.
         thread::spawn(move || lines.for_each(drop));
-        Self { child, tcp: tcp.unwrap(), unix, _scratch: scratch }
+        Self { child, tcp: tcp.unwrap(), unix, seqpacket, datagram, _scratch: scratch }
     }
 }
 

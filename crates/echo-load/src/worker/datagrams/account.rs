@@ -1,4 +1,4 @@
-//! The accounting of messages over UDP: each that was started or scheduled is resolved exactly
+//! The accounting of datagrams: each message that was started or scheduled is resolved exactly
 //! once, when its echo arrives, when it is refused, when it times out, or at the end of the run.
 //! See also `ledger`.
 //!

@@ -167,7 +167,7 @@ impl Worker {
             Verdict::Late if is_from_server => self.ledger.measured.datagrams.late += 1,
             Verdict::Forgotten if is_from_server => {}
             _ => {
-                let source = (!is_from_server).then_some(arrival.source);
+                let source = arrival.source.filter(|_| !is_from_server);
                 self.blame(index, verdict, length, source);
             }
         }

@@ -51,7 +51,8 @@ impl Worker {
         }
         let mut length = 0;
         for _ in 0..wanted {
-            if length >= SEND_BYTES_MAX {
+            // A send over a seqpacket socket is one message.
+            if length >= SEND_BYTES_MAX || self.keeps_bounds && length > 0 {
                 break;
             }
             length += match self.ledger.plan.sizes.fixed() {
@@ -120,15 +121,17 @@ impl Worker {
         let connection = &mut self.connections[index];
         let bytes = self.client.bytes(buffer, length);
         self.ledger.measured.bytes += u64::from(length);
-        let mut right = false;
+        let (mut right, mut is_whole) = (false, true);
         match &mut connection.state {
             State::Open | State::Finishing => {
                 let (number, received) = (connection.number, connection.received);
                 right = u64::from(length) <= connection.missing()
                     && (!self.ledger.plan.verify || self.pattern.matches(number, received, bytes));
-                if right {
+                is_whole =
+                    !self.keeps_bounds || connection.next_length() == Some(u64::from(length));
+                if right && is_whole {
                     connection.received += u64::from(length);
-                } else {
+                } else if !right {
                     let missing = usize::try_from(connection.missing()).unwrap_or(usize::MAX);
                     let good = match self.ledger.plan.verify {
                         true => self.pattern.matching(number, received, bytes).min(missing),
@@ -152,6 +155,10 @@ impl Worker {
             }
         }
         self.client.recycle(buffer);
+        if right && !is_whole {
+            self.lose_bounds(index, u64::from(length));
+            return;
+        }
         if !armed {
             self.client.receive(id);
         }

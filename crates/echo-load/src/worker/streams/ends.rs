@@ -166,6 +166,19 @@ impl Worker {
         self.close(index);
     }
 
+    /// Abandons a connection because a message did not come back as one: `length` bytes did, all of
+    /// them correct.
+    pub(super) fn lose_bounds(&mut self, index: usize, length: u64) {
+        let connection = &self.connections[index];
+        let sent = connection.next_length().expect("invariant: correct bytes are of a message");
+        self.ledger.blame(Fault {
+            kind: Kind::Boundary,
+            connection: connection.number,
+            detail: Detail::Message { offset: connection.received, length, sent },
+        });
+        self.close(index);
+    }
+
     pub(super) fn report_missing(&mut self, index: usize, kind: Kind) {
         let connection = &self.connections[index];
         self.ledger.blame(Fault {
