@@ -209,7 +209,8 @@ section! {
      that receives its packets (SO_INCOMING_CPU).",
     "It pays off where the packets of a connection stay on one CPU, which the queues of the \
      network card decide, and if nothing else needs these CPUs. Linux 6.2 or later steers \
-     connections; earlier kernels use the hash.";
+     connections; earlier kernels use the hash. The shipped unit does not permit the system \
+     call: add SystemCallFilter=sched_setaffinity to its [Service] section with systemctl edit.";
 }
 
 /// `[[listener]]`

@@ -302,7 +302,10 @@ pub(super) fn start(
         if let Some(cpu) = cpu
             && let Err(error) = affinity::pin_thread(cpu)
         {
-            let warning = format!("worker {index} cannot be pinned to CPU {cpu}: {error}");
+            let warning = format!(
+                "worker {index} cannot be pinned to CPU {cpu}: {error}; in a unit, permit it with \
+                 SystemCallFilter=sched_setaffinity"
+            );
             desk.put(index, News::Unpinned(warning));
         }
         let post = Post { shared: &thread_shared, desk: &desk, index, is_divided, returned };
