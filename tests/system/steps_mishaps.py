@@ -21,7 +21,7 @@ from steps_handover import FEW, gather, judge, told
 # quiet.
 VERSION_AT = 16
 # The present version, and the oldest that is read.
-VERSION, OLDEST = 2, 1
+VERSION, OLDEST = 3, 1
 RECORD_AT = 56
 QUIET_AT = RECORD_AT + 8
 # What clients may see of a process that died: an end or a reset, but never wrong bytes or silence.
