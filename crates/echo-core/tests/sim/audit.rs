@@ -8,18 +8,20 @@
 use echo_core::command::Command;
 use echo_core::limits::PROBES;
 use echo_core::op::{
-    AcceptError, BufferId, ConnectionId, Event, ListenerId, Op, ReceiveEnd, ReceiveMode, SendError,
-    Shutdown, SizeClass, Timestamp, When,
+    AcceptError, BufferId, BufferPlan, ConnectionId, Event, ListenerId, Op, ReceiveEnd,
+    ReceiveMode, SendError, Shutdown, SizeClass, Timestamp, When,
 };
 use echo_core::parameters::RuntimeLimits;
 
 pub(crate) mod admission;
+mod bulk;
 mod handover;
 mod line;
 mod preface;
 mod promises;
 
 use admission::Admission;
+use bulk::Bulk;
 use line::Waiter;
 use preface::Preface;
 
@@ -28,8 +30,8 @@ use preface::Preface;
 pub(crate) struct Limits {
     pub(crate) connections_max: usize,
     pub(crate) listeners: usize,
-    /// How many small buffers there are.
-    pub(crate) small_buffers: usize,
+    /// The pooled buffers.
+    pub(crate) buffers: BufferPlan,
     /// Chunks that may wait in one connection before its receive is stopped.
     pub(crate) chunks_max: usize,
     pub(crate) idle_timeout: Option<u64>,
@@ -122,6 +124,7 @@ struct Open {
     was_asked: bool,
     /// Where the last receive took its buffers from.
     class: SizeClass,
+    bulk: Bulk,
     receive_canceled: bool,
     /// Whether that receive is a relay, and what happens to its bytes.
     relay: Option<Relay>,
@@ -176,6 +179,7 @@ impl Open {
             preface: None,
             was_asked: false,
             class: SizeClass::Small,
+            bulk: Bulk::default(),
             receive_canceled: false,
             relay: None,
             blocked: false,
@@ -371,6 +375,7 @@ impl Audit {
 
     /// The core has asked for this.
     pub(crate) fn op(&mut self, now: u64, op: &Op) {
+        self.check_bulk(op);
         match *op {
             Op::Accept { listener, connection, .. } => {
                 let ends = self.draining || self.quiesce_deadline.is_some();
@@ -612,6 +617,7 @@ impl Audit {
             open.progress_at = now;
         }
         open.active_at = now;
+        open.bulk.last = length;
         open.count_received(length, limit, false);
         self.bytes_in += u64::from(length);
         let twice = self.lent.iter().any(|lent| lent.buffer == buffer);

@@ -370,7 +370,7 @@ impl History {
         let limits = Limits {
             connections_max: parameters.runtime_limits.connections_max as usize,
             listeners: usize::from(parameters.listeners),
-            small_buffers: usize::from(parameters.buffers.small.count),
+            buffers: parameters.buffers,
             chunks_max: usize::from(QUEUE_CHUNKS_MAX),
             idle_timeout: parameters.runtime_limits.idle_timeout,
             stall_timeout: parameters.runtime_limits.stall_timeout,

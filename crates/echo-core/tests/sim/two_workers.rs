@@ -177,7 +177,7 @@ impl Lane {
         let limits = Limits {
             connections_max: parameters.runtime_limits.connections_max as usize,
             listeners: 1,
-            small_buffers: usize::from(parameters.buffers.small.count),
+            buffers: parameters.buffers,
             chunks_max: usize::from(QUEUE_CHUNKS_MAX),
             idle_timeout: None,
             stall_timeout: None,

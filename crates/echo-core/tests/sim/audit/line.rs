@@ -21,7 +21,7 @@ impl Audit {
         let waits = self.line.iter().position(|waiter| waiter.connection == connection);
         if let Some(index) = waits {
             let lent = self.lent.iter().filter(|lent| lent.buffer.class == SizeClass::Small);
-            let home = self.limits.small_buffers - lent.count();
+            let home = usize::from(self.limits.buffers.small.count) - lent.count();
             self.line.remove(index);
             self.served += usize::from(home > 0);
             assert!(self.served <= home.max(1), "promise: more are armed than buffers are home");

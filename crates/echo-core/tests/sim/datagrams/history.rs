@@ -268,7 +268,7 @@ pub(crate) fn streams(
     let limits = Limits {
         connections_max: 3,
         listeners: listeners.into(),
-        small_buffers: 6,
+        buffers: parameters.buffers,
         chunks_max: usize::from(QUEUE_CHUNKS_MAX),
         idle_timeout: None,
         stall_timeout: None,
