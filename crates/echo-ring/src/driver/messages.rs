@@ -11,8 +11,8 @@
 //! # Empty messages
 //! A receive tells of an empty message what it tells of the end: 0 bytes. But a message comes with
 //! the credentials of its sender if they are asked for (`SO_PASSCRED`, unix(7); see
-//! [`ListeningSocket::equip`](crate::ListeningSocket::equip)); without room for
-//! them it is marked `MSG_CTRUNC`, and the end is not (seen on Linux 6.18). Whether the peer has
+//! [`ListeningSocket::equip`](crate::ListeningSocket::equip)); without room for them it is marked
+//! `MSG_CTRUNC`, and the end is not (Linux 6.1, 6.12 and 6.18, tests/kernels). Whether the peer has
 //! shut down its side (`POLLRDHUP`) would not tell: it may have sent a message before.
 
 use std::io::IoSliceMut;
