@@ -336,7 +336,10 @@ fn datagrams_and_connections_are_served_side_by_side() {
     Client::to(bound.address).ping(77);
     server.stop();
 
-    let tcp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+    // An address at which no other test has connections: the port is to be free for TCP as well.
+    let free = UdpSocket::bind((Ipv4Addr::new(127, 80, 0, 1), 0)).unwrap();
+    let tcp = free.local_addr().unwrap();
+    drop(free);
     let both = format!("[[listener]]\nname = \"t\"\naddress = \"{tcp}\"\n{OWN}");
     let udp = format!("[[listener]]\nname = \"u\"\naddress = \"udp:{tcp}\"\n");
     for config in [udp.clone(), both.clone(), format!("{both}{udp}")] {

@@ -212,7 +212,8 @@ fn a_busy_process_is_not_at_rest() {
         process.cpu_time() >= Duration::from_millis(50)
     });
     let verdict = std::panic::catch_unwind(|| {
-        process.assert_at_rest(Duration::from_millis(300), "spinning");
+        // On a busy machine it gets a small part of a CPU.
+        process.assert_at_rest(Duration::from_secs(2), "spinning");
     });
     child.kill().unwrap();
     child.wait().unwrap();
