@@ -44,7 +44,9 @@ def upgrade_from_the_first_version(machine, packages):
     reopened = machine.show(SOCKET, "ActiveEnterTimestampMonotonic")
     expect(opened == reopened, "the upgrade restarted the socket unit")
     taken = told(machine, "took over ")[-1]
-    expect(f"took over {PEOPLE['connections']} connections" in taken, f"it says: {taken}")
+    # Of those that came meanwhile a few may have been open at that moment.
+    count = int(taken.split("took over ")[1].split()[0])
+    expect(0 <= count - PEOPLE["connections"] <= 100, f"it says: {taken}")
     # And on to the next one, which tells by itself what is a restart.
     survives(machine, lambda: machine.run(f"systemctl restart {SERVICE}"), PEOPLE)
     echoes(machine)
