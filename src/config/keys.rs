@@ -264,8 +264,8 @@ const LISTENER: Section = Section {
             text: "What is served there: \"echo\"; \"status\", a snapshot as JSON for \
                    \"echo-uring status\"; \"metrics\", Prometheus metrics, a page for \
                    people, /healthz and /ready over HTTP; or \"agent-check\", a line for HAProxy. \
-                   Whoever reaches the latter three sees traffic figures, and of the first two \
-                   also refused addresses and warnings, so keep them on loopback or on a Unix \
+                   A client that reaches the latter three sees traffic figures, and of the first \
+                   two also refused addresses and warnings, so keep them on loopback or on a Unix \
                    socket. At least one listener must be an echo.",
             more: "See section MONITORING of echo-uring(8). The file of a Unix socket of another \
                    kind than \"echo\" has mode 0660. An inherited socket that no section names is \
@@ -293,8 +293,8 @@ const LISTENER: Section = Section {
             holds: Networks,
             effect: Effect::AtRestart,
             text: "The proxies whose headers are believed: networks or single addresses. \
-                   Connections from elsewhere are refused. Whoever is in this list can claim any \
-                   address, so name the proxies and nobody else.",
+                   Connections from elsewhere are refused. A host in this list can claim any \
+                   address, so name the proxies and no other host.",
             more: "Required with proxy-protocol = \"require\", but for a Unix socket: there the \
                    permissions of its file decide who may connect, and this list is not used.",
             cell: None,
@@ -331,15 +331,15 @@ section! {
 
     "max-connections", max_connections: u32 = 100_000, Number(1, CONNECTIONS_MAX), AtReload,
     "How many connections may be open at once. Those beyond wait in the kernel's backlog until \
-     one ends; nobody is accepted and then dropped. Each needs a file descriptor: raise \
+     one ends; none is accepted and then dropped. Each needs a file descriptor: raise \
      LimitNOFILE= along with it.",
     "At that limit, too, connections wait. Each worker has a share of them; of fewer than there \
      are workers, some have none and leave all connections to the others.";
 
     "stalled-memory", stalled_memory: u64 = 64 << 20, Size(64 * KIB, TIB), AtReload,
     "How much memory all peers together that stopped reading may keep occupied with their unread \
-     echo, in the whole process. At the limit nobody is cut off: what a slow peer does not read \
-     then stays in the socket it came from, which costs a little more for each echo.",
+     echo, in the whole process. At the limit no connection is ended: what a slow peer does not \
+     read then stays in the socket it came from, which costs a little more for each echo.",
     "It is counted in pages of 4 KiB. No byte is lost at the limit; the price is a system call \
      more for each echo, and is counted and logged.";
 
@@ -410,7 +410,7 @@ section! {
 
     "drain-lead", drain_lead: Duration = Duration::ZERO,
     Time(Duration::ZERO, HOUR, MILLISECOND), AtReload,
-    "How long a stop goes on accepting before the drain begins, while /ready says 503 and the \
+    "How long a stop continues to accept before the drain begins, while /ready says 503 and the \
      agent-check says \"drain\": so balancers turn away before anybody is refused. A restart that \
      keeps all connections takes no lead.",
     "A second signal begins the drain at once. While a restart hands its connections to the next \

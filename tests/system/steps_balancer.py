@@ -20,8 +20,10 @@ FRONTEND = 7077
 ADMIN = "/run/haproxy-echo.sock"
 
 
-def status(path):
-    """What HAProxy thinks of the echo server; None while it cannot be asked."""
+def status(path, proxy=None):
+    """The state that HAProxy gives the echo server (of `proxy`, if it has several), by its socket at
+    `path`; None while it does not answer.
+    """
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(5)
         try:
@@ -31,7 +33,11 @@ def status(path):
         connection.sendall(b"show stat\n")
         text = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
     rows = csv.DictReader(text.removeprefix("# ").splitlines())
-    return next(row["status"] for row in rows if row["svname"] == "first")
+    return next(
+        row["status"]
+        for row in rows
+        if row["svname"] == "first" and proxy in (None, row["pxname"])
+    )
 
 
 def balanced(machine, path):

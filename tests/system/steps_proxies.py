@@ -6,17 +6,16 @@ which verifies every byte, from addresses of their own: all of 127.0.0.0/8 is lo
 """
 
 import contextlib
-import csv
 import json
 import pathlib
 import re
 import signal
-import socket
 import subprocess
 import tempfile
 
 from checks import SERVICE, SOCKET, drop_in, echoes, last_account, remove_drop_in
 from machine import eventually, expect
+import steps_balancer
 from steps_admin import status
 from steps_examples import DIRECTORY, instructions
 
@@ -119,18 +118,8 @@ def haproxy(machine):
 
 
 def server(admin):
-    """What HAProxy thinks of the echo server of the example; None while it cannot be asked."""
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(5)
-        try:
-            connection.connect(str(admin))
-        except OSError:
-            return None
-        connection.sendall(b"show stat\n")
-        text = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
-    rows = csv.DictReader(text.removeprefix("# ").splitlines())
-    echo = (row for row in rows if (row["pxname"], row["svname"]) == ("echo", "first"))
-    return next(echo)["status"]
+    """The state that HAProxy gives the echo server of the example."""
+    return steps_balancer.status(admin, "echo")
 
 
 @contextlib.contextmanager
