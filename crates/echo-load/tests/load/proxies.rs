@@ -243,6 +243,8 @@ fn the_header_does_not_wait_for_a_message() {
 }
 
 /// A server that wants no header echoes it: bytes that do not belong to the stream.
+///
+/// With a seed, because the first bytes of a stream without one are, once in 256 runs, those of a header.
 #[test]
 fn a_header_that_is_echoed_is_an_error() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -250,7 +252,7 @@ fn a_header_that_is_echoed_is_an_error() {
     thread::spawn(move || crate::servers::echo_on(listener));
     for mode in ["ping-pong", "churn"] {
         for version in ["v1", "v2"] {
-            let options = format!("--proxy-protocol {version} --mode {mode} -d 300ms --json");
+            let options = format!("--seed 1 --proxy-protocol {version} --mode {mode} -d 300ms --json");
             let run = run(&format!("{target} {options}"));
             assert_eq!(run.code, Some(1), "{run:#?}");
             let fault = &run.json()["error_details"][0];
