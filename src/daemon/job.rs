@@ -29,18 +29,18 @@ pub(super) struct Query {
 }
 
 impl Query {
-    /// Starts the query, and signals `bell` when there is an answer.
+    /// Starts the query, and signals `waker` when there is an answer.
     ///
     /// # Errors
     /// When the thread cannot be started.
-    pub(super) fn ask(bell: &Arc<EventFd>, timeout: Duration) -> io::Result<Self> {
+    pub(super) fn ask(waker: &Arc<EventFd>, timeout: Duration) -> io::Result<Self> {
         let (sender, answer) = channel();
-        let bell = Arc::clone(bell);
+        let waker = Arc::clone(waker);
         thread::Builder::new().name("query".into()).spawn(move || {
             let answer = ask_now(timeout);
             // The wait may have ended.
             let _ = sender.send(answer);
-            let _ = bell.write(1);
+            let _ = waker.write(1);
         })?;
         Ok(Self { answer, until: Instant::now() + timeout + LAST_MOMENT })
     }

@@ -28,7 +28,7 @@ use super::restart;
 use super::terminal::Terminal;
 use super::view::{Label, Labels, View};
 use super::watchdog::Watchdog;
-use super::workers::{self, Desk, News, Plan, Return, Worker};
+use super::workers::{self, EventSender, Plan, Return, Worker, WorkerEvent};
 use crate::admin::{self, AdminListener, State};
 use crate::capacity;
 use crate::cli::Options;
@@ -314,8 +314,8 @@ struct Service<'a> {
     signals: Signals,
     /// The terminal, if the daemon was started by hand.
     terminal: Option<Terminal>,
-    bell: Arc<EventFd>,
-    news: Receiver<(usize, News)>,
+    waker: Arc<EventFd>,
+    events: Receiver<(usize, WorkerEvent)>,
     workers: Vec<Worker>,
     ready: usize,
     /// One channel for each worker, until connections have been handed over.
@@ -355,16 +355,16 @@ impl<'a> Service<'a> {
         workers: Vec<(PreparedRing, Owned, Vec<ConnectionTransfer>)>,
         labels: Labels,
     ) -> Result<Self, Failure> {
-        let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+        let waker = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(|errno| Failure::System("make an eventfd", errno.into()))?;
-        let bell = Arc::new(bell);
-        let (sender, news) = channel();
-        let desk = Desk { news: sender, bell: Arc::clone(&bell) };
+        let waker = Arc::new(waker);
+        let (sender, events) = channel();
+        let event_sender = EventSender { sender, waker: Arc::clone(&waker) };
         let (workers, returns): (Vec<_>, Vec<_>) = workers
             .into_iter()
             .enumerate()
             .map(|(index, (ring, owned, transfers))| {
-                workers::start(plan, &division, index, &desk, ring, owned, transfers)
+                workers::start(plan, &division, index, &event_sender, ring, owned, transfers)
             })
             .collect::<io::Result<Vec<_>>>()
             .map_err(|error| Failure::System("start a worker", error))?
@@ -385,8 +385,8 @@ impl<'a> Service<'a> {
             signals,
             // Under a service manager SIGHUP means a reload, and the sandbox prevents the check.
             terminal: if notifier.has_manager() { None } else { Terminal::of_this_process() },
-            bell,
-            news,
+            waker,
+            events,
             workers,
             ready: 0,
             returns,
@@ -468,7 +468,7 @@ impl<'a> Service<'a> {
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
         let mut sources = vec![
             PollFd::new(self.signals.ending.as_fd(), PollFlags::POLLIN),
-            PollFd::new(self.bell.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.waker.as_fd(), PollFlags::POLLIN),
         ];
         // A reload requested before the daemon is ready stays pending until then.
         if self.stage != Stage::Starting {
@@ -483,17 +483,17 @@ impl<'a> Service<'a> {
 
     fn handle_news(&mut self) -> Result<(), Failure> {
         // This does not block; it fails if there is nothing to read.
-        let _ = self.bell.read();
-        while let Ok((worker, news)) = self.news.try_recv() {
-            match news {
-                News::Ready => self.on_worker_ready(),
-                News::Unpinned(warning) => log::warn!("{warning}"),
-                News::Full(full) => self.on_worker_full(worker, full),
-                News::Quiescent(transfers) => self.on_worker_quiescent(worker, transfers),
-                News::Done(stats) => self.done.push(*stats),
-                News::Unusable(unusable) => return Err(Failure::Uring(unusable)),
-                News::Broken(error) => return Err(Failure::Ring(worker, error)),
-                News::Panicked => return Err(Failure::Panic(worker)),
+        let _ = self.waker.read();
+        while let Ok((worker, event)) = self.events.try_recv() {
+            match event {
+                WorkerEvent::Ready => self.on_worker_ready(),
+                WorkerEvent::Unpinned(warning) => log::warn!("{warning}"),
+                WorkerEvent::Full(full) => self.on_worker_full(worker, full),
+                WorkerEvent::Quiescent(transfers) => self.on_worker_quiescent(worker, transfers),
+                WorkerEvent::Done(stats) => self.done.push(*stats),
+                WorkerEvent::Unusable(unusable) => return Err(Failure::Uring(unusable)),
+                WorkerEvent::Broken(error) => return Err(Failure::Ring(worker, error)),
+                WorkerEvent::Panicked => return Err(Failure::Panic(worker)),
             }
         }
         Ok(())

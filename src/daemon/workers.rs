@@ -51,7 +51,7 @@ const BULK_QUANTUM: u32 = 512 << 10;
 
 /// A message from a worker to the main thread.
 #[derive(Debug)]
-pub(super) enum News {
+pub(super) enum WorkerEvent {
     /// Its listeners are armed.
     Ready,
     /// It could not start.
@@ -72,16 +72,16 @@ pub(super) enum News {
 
 /// The way from workers to the main thread: a queue, and a descriptor that becomes readable.
 #[derive(Clone)]
-pub(super) struct Desk {
-    pub(super) news: Sender<(usize, News)>,
-    pub(super) bell: Arc<EventFd>,
+pub(super) struct EventSender {
+    pub(super) sender: Sender<(usize, WorkerEvent)>,
+    pub(super) waker: Arc<EventFd>,
 }
 
-impl Desk {
-    fn put(&self, worker: usize, news: News) {
+impl EventSender {
+    fn send(&self, worker: usize, event: WorkerEvent) {
         // It fails only after the main thread has ended.
-        let _ = self.news.send((worker, news));
-        let _ = self.bell.write(1);
+        let _ = self.sender.send((worker, event));
+        let _ = self.waker.write(1);
     }
 }
 
@@ -268,7 +268,7 @@ pub(super) fn start(
     plan: &Plan<'_>,
     division: &Division,
     index: usize,
-    desk: &Desk,
+    event_sender: &EventSender,
     ring: PreparedRing,
     owned: Owned,
     transfers: Vec<ConnectionTransfer>,
@@ -294,11 +294,11 @@ pub(super) fn start(
     };
     let (returns, returned) = channel();
     let thread_shared = Arc::clone(&shared);
-    let desk = desk.clone();
+    let event_sender = event_sender.clone();
     let cpu = plan.cpus.as_ref().map(|cpus| cpus[index % cpus.len()]);
     let is_divided = division.is_divided();
     thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
-        let guard = PanicGuard { desk: &desk, index };
+        let guard = PanicGuard { event_sender: &event_sender, index };
         if let Some(cpu) = cpu
             && let Err(error) = affinity::pin_thread(cpu)
         {
@@ -306,15 +306,21 @@ pub(super) fn start(
                 "worker {index} cannot be pinned to CPU {cpu}: {error}; in a unit, permit it with \
                  SystemCallFilter=sched_setaffinity"
             );
-            desk.put(index, News::Unpinned(warning));
+            event_sender.send(index, WorkerEvent::Unpinned(warning));
         }
-        let post = Post { shared: &thread_shared, desk: &desk, index, is_divided, returned };
-        let news = match Driver::with_ring(ring, settings) {
+        let post = Post {
+            shared: &thread_shared,
+            event_sender: &event_sender,
+            index,
+            is_divided,
+            returned,
+        };
+        let event = match Driver::with_ring(ring, settings) {
             Ok(driver) => work(driver, core, transfers, &post),
-            Err(unusable) => News::Unusable(unusable),
+            Err(unusable) => WorkerEvent::Unusable(unusable),
         };
         drop(guard);
-        desk.put(index, news);
+        event_sender.send(index, event);
     })?;
     Ok((Worker { shared, wake }, returns))
 }
@@ -322,7 +328,7 @@ pub(super) fn start(
 /// The connections of a worker thread to the main thread.
 struct Post<'a> {
     shared: &'a Shared,
-    desk: &'a Desk,
+    event_sender: &'a EventSender,
     index: usize,
     /// Whether the main thread is to hear when the worker is full.
     is_divided: bool,
@@ -336,16 +342,16 @@ fn work(
     mut core: Core,
     transfers: Vec<ConnectionTransfer>,
     post: &Post<'_>,
-) -> News {
+) -> WorkerEvent {
     import(&mut driver, &mut core, transfers);
-    let ready = || post.desk.put(post.index, News::Ready);
-    let on_full = |full| post.desk.put(post.index, News::Full(full));
+    let ready = || post.event_sender.send(post.index, WorkerEvent::Ready);
+    let on_full = |full| post.event_sender.send(post.index, WorkerEvent::Full(full));
     let on_full: Option<&dyn Fn(bool)> = if post.is_divided { Some(&on_full) } else { None };
     let mut outcome = worker::run(&mut driver, &mut core, post.shared, ready, on_full);
     if matches!(outcome, Ok(Outcome::Quiescent)) {
         let released = release(&mut driver, &mut core);
         let released_at = driver.now();
-        post.desk.put(post.index, News::Quiescent(released));
+        post.event_sender.send(post.index, WorkerEvent::Quiescent(released));
         // Nothing is returned once they have been handed over.
         if let Ok(returned) = post.returned.recv() {
             let elapsed = driver.now().0 - released_at.0;
@@ -356,8 +362,8 @@ fn work(
         }
     }
     match outcome {
-        Ok(Outcome::Drained | Outcome::Quiescent) => News::Done(Box::new(core.stats())),
-        Err(error) => News::Broken(error.to_string()),
+        Ok(Outcome::Drained | Outcome::Quiescent) => WorkerEvent::Done(Box::new(core.stats())),
+        Err(error) => WorkerEvent::Broken(error.to_string()),
     }
 }
 
@@ -390,14 +396,14 @@ fn release(driver: &mut Driver, core: &mut Core) -> Vec<ConnectionTransfer> {
 
 /// Reports a panic if panics unwind; the release profile aborts the process instead.
 struct PanicGuard<'a> {
-    desk: &'a Desk,
+    event_sender: &'a EventSender,
     index: usize,
 }
 
 impl Drop for PanicGuard<'_> {
     fn drop(&mut self) {
         if thread::panicking() {
-            self.desk.put(self.index, News::Panicked);
+            self.event_sender.send(self.index, WorkerEvent::Panicked);
         }
     }
 }

@@ -78,7 +78,7 @@ impl Orders {
 }
 
 /// A message from a worker to the main thread.
-pub(crate) enum News {
+pub(crate) enum WorkerEvent {
     /// It has its ring and its memory.
     Prepared,
     /// All its connections are established.

@@ -19,7 +19,7 @@ use crate::failure::{Failure, LOOK};
 use crate::files::Replacement;
 use crate::machine;
 use crate::measure::Measured;
-use crate::orders::{News, Orders, Phase};
+use crate::orders::{Orders, Phase, WorkerEvent};
 use crate::progress::Progress;
 use crate::reach;
 use crate::result::{Ended, Point, Result};
@@ -50,7 +50,7 @@ struct Run {
     orders: Arc<Orders>,
     wakes: Vec<Arc<EventFd>>,
     /// None before there are workers.
-    news: Option<Receiver<News>>,
+    events: Option<Receiver<WorkerEvent>>,
     signals: Signals,
     origin: Instant,
     /// When messages were last checked for timeouts.
@@ -92,7 +92,7 @@ impl Run {
             plan: Arc::new(plan),
             orders: Arc::default(),
             wakes: Vec::new(),
-            news: None,
+            events: None,
             signals,
             origin: Instant::now(),
             swept: Instant::now(),
@@ -131,8 +131,8 @@ impl Run {
 
     /// Starts the workers, and waits until each has its resources.
     fn employ(&mut self, address: &Address) -> Attempt<()> {
-        let (tell, news) = mpsc::channel();
-        self.news = Some(news);
+        let (sender, events) = mpsc::channel();
+        self.events = Some(events);
         for thread in 0..self.plan.threads {
             let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
             let wake = Arc::new(EventFd::from_flags(flags).map_err(Failure::usage)?);
@@ -143,14 +143,14 @@ impl Run {
                 thread,
                 wake,
                 orders: self.orders.clone(),
-                news: tell.clone(),
+                events: sender.clone(),
                 origin: self.origin,
             };
-            let broken = tell.clone();
+            let broken = sender.clone();
             let work = move || {
                 if let Err(fault) = worker::work(task) {
                     // It fails only if the run has failed already.
-                    let _ = broken.send(News::Broken(fault));
+                    let _ = broken.send(WorkerEvent::Broken(fault));
                 }
             };
             thread::Builder::new()
@@ -161,7 +161,7 @@ impl Run {
         }
         let mut prepared = 0;
         while prepared < self.plan.threads {
-            if let Some(News::Prepared) = self.hear(LOOK)? {
+            if let Some(WorkerEvent::Prepared) = self.hear(LOOK)? {
                 prepared += 1;
             }
             if self.signals.is_interrupted() {
@@ -178,8 +178,8 @@ impl Run {
         let (mut ready, mut connected, mut since) = (0, 0, Instant::now());
         while ready < self.plan.threads {
             match self.hear(LOOK)? {
-                Some(News::Ready) => ready += 1,
-                Some(News::Refused(why)) => return Err(self.unconnected(&why)),
+                Some(WorkerEvent::Ready) => ready += 1,
+                Some(WorkerEvent::Refused(why)) => return Err(self.unconnected(&why)),
                 Some(_) | None => {}
             }
             let now_connected = self.orders.connected.load(Ordering::Relaxed);
@@ -327,7 +327,7 @@ impl Run {
         let mut sum = Measured::new(self.plan.rate_per_second.is_some());
         let mut heard = 0;
         while heard < self.plan.threads {
-            if let Some(News::Measured(measured)) = self.hear(LOOK)? {
+            if let Some(WorkerEvent::Measured(measured)) = self.hear(LOOK)? {
                 sum.add_parallel(&measured);
                 heard += 1;
             }
@@ -380,17 +380,17 @@ impl Run {
     }
 
     /// The next message of a worker, if one arrives within `timeout`.
-    fn hear(&mut self, timeout: Duration) -> Attempt<Option<News>> {
-        let Some(news) = &self.news else { return Ok(None) };
-        match news.recv_timeout(timeout) {
-            Ok(News::Broken(why)) => Err(Failure::usage(why)),
-            Ok(News::Finished(end, outcome)) => {
+    fn hear(&mut self, timeout: Duration) -> Attempt<Option<WorkerEvent>> {
+        let Some(events) = &self.events else { return Ok(None) };
+        match events.recv_timeout(timeout) {
+            Ok(WorkerEvent::Broken(why)) => Err(Failure::usage(why)),
+            Ok(WorkerEvent::Finished(end, outcome)) => {
                 self.workers_left -= 1;
                 self.end.add_end(&end);
                 self.result.outcome.add(*outcome);
                 Ok(None)
             }
-            Ok(news) => Ok(Some(news)),
+            Ok(event) => Ok(Some(event)),
             Err(RecvTimeoutError::Timeout) => Ok(None),
             Err(RecvTimeoutError::Disconnected) => {
                 Err(Failure::usage("all threads of the load have ended"))

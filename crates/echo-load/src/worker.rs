@@ -1,6 +1,6 @@
 //! One thread of the load. Connections and datagrams fail in different ways, so each has its own
 //! worker type: `streams`, which serves seqpacket connections too, and `datagrams`. What both have
-//! in common is the `ledger`: orders and news, phases, the schedule, and the measurements.
+//! in common is the `ledger`: orders and events, phases, the schedule, and the measurements.
 
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -10,7 +10,7 @@ use nix::sys::eventfd::EventFd;
 use socket2::SockAddr;
 
 use crate::arguments::Plan;
-use crate::orders::{News, Orders};
+use crate::orders::{Orders, WorkerEvent};
 use crate::target::Transport;
 
 mod datagrams;
@@ -27,7 +27,7 @@ pub(crate) struct Task {
     /// Becomes readable when there are orders.
     pub(crate) wake: Arc<EventFd>,
     pub(crate) orders: Arc<Orders>,
-    pub(crate) news: Sender<News>,
+    pub(crate) events: Sender<WorkerEvent>,
     /// The origin of the times of the run.
     pub(crate) origin: Instant,
 }

@@ -23,7 +23,7 @@ pub(super) const OPERATIONS: [(u8, &str); 7] = [
     (opcode::Recv::CODE, "RECV"),
     // and writes to it.
     (opcode::Send::CODE, "SEND"),
-    // Waits for bytes without holding a large buffer, for room, and for the main thread's bell.
+    // Waits for bytes without holding a large buffer, for room, and for the main thread's wake-up.
     (opcode::PollAdd::CODE, "POLL_ADD"),
     // Ends a wait at the next deadline.
     (opcode::Timeout::CODE, "TIMEOUT"),

@@ -156,7 +156,7 @@ impl Service<'_> {
         self.begin_stop();
         let timeout = self.config.timeouts.drain / 2;
         let timeout = timeout.clamp(ASK_TIMEOUT_MIN, ASK_TIMEOUT_MAX);
-        match Query::ask(&self.bell, timeout) {
+        match Query::ask(&self.waker, timeout) {
             Ok(query) => {
                 self.stop.query = Some(query);
                 self.stage = Stage::Asking;
@@ -369,7 +369,7 @@ impl Service<'_> {
         let inherited = self.plan.listeners.iter().any(|it| it.owner == Owner::Another);
         if inherited && self.notifier.has_manager() && self.stop.query.is_none() {
             // A query that fails is repeated a second later.
-            self.stop.query = Query::ask(&self.bell, ASK_TIMEOUT_MAX).ok();
+            self.stop.query = Query::ask(&self.waker, ASK_TIMEOUT_MAX).ok();
         }
     }
 

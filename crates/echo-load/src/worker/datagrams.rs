@@ -27,7 +27,7 @@ use crate::datagram::Format;
 use crate::fault::{Detail, Fault, Kind, Origin};
 use crate::flow::{Flow, Verdict};
 use crate::measure::{Fate, Wait};
-use crate::orders::{News, Phase};
+use crate::orders::{Phase, WorkerEvent};
 use crate::pattern::Pattern;
 use crate::proxy::{Ends, datagram_header};
 use crate::size::Random;
@@ -121,7 +121,7 @@ impl Worker {
 
     /// Works until all is finished.
     pub(super) fn work(mut self) -> io::Result<()> {
-        self.ledger.tell(News::Prepared);
+        self.ledger.tell(WorkerEvent::Prepared);
         loop {
             let timeout = self.wait_timeout();
             self.wait(timeout)?;
@@ -210,8 +210,8 @@ impl Worker {
     fn enter(&mut self, phase: Phase) {
         match phase {
             Phase::Connect => match self.open() {
-                Ok(()) => self.ledger.tell(News::Ready),
-                Err(why) => self.ledger.tell(News::Refused(why)),
+                Ok(()) => self.ledger.tell(WorkerEvent::Ready),
+                Err(why) => self.ledger.tell(WorkerEvent::Refused(why)),
             },
             // This phase is entered even without a warm-up.
             Phase::WarmUp => self.begin_load(),

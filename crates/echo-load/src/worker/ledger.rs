@@ -1,4 +1,4 @@
-//! What every worker has, whatever it sends over: orders and news, phases, the schedule and the
+//! What every worker has, whatever it sends over: orders and events, phases, the schedule and the
 //! measurements.
 //!
 //! It knows nothing of connections or of bytes. It counts messages:
@@ -18,7 +18,7 @@ use super::Task;
 use crate::arguments::Plan;
 use crate::fault::Fault;
 use crate::measure::{Fate, Measured, Wait};
-use crate::orders::{News, Orders, Outcome, Phase};
+use crate::orders::{Orders, Outcome, Phase, WorkerEvent};
 use crate::schedule::Schedule;
 
 /// The maximum time, in nanoseconds, that a thread waits after a send while echoes are outstanding,
@@ -51,7 +51,7 @@ pub(super) struct Ledger {
     pub(super) schedule: Option<Schedule>,
     pub(super) phase: Phase,
     pub(super) orders: Arc<Orders>,
-    news: Sender<News>,
+    events: Sender<WorkerEvent>,
     origin: Instant,
     /// Nanoseconds since the origin, when the clock was last read.
     pub(super) now: u64,
@@ -87,7 +87,7 @@ impl Ledger {
             schedule,
             phase: Phase::Prepare,
             orders: task.orders.clone(),
-            news: task.news.clone(),
+            events: task.events.clone(),
             origin: task.origin,
             now: 0,
             ticks: 0,
@@ -112,9 +112,9 @@ impl Ledger {
         self.now = self.clock();
     }
 
-    pub(super) fn tell(&self, news: News) {
+    pub(super) fn tell(&self, event: WorkerEvent) {
         // It fails only if the main thread has given up, and then it does not matter.
-        let _ = self.news.send(news);
+        let _ = self.events.send(event);
     }
 
     /// The timeout in nanoseconds.
@@ -189,7 +189,7 @@ impl Ledger {
         let elapsed = Duration::from_nanos(self.now.saturating_sub(self.measured_since));
         self.measured_since = self.now;
         let measured = self.measured.take(elapsed);
-        self.tell(News::Measured(Box::new(measured)));
+        self.tell(WorkerEvent::Measured(Box::new(measured)));
     }
 
     /// Begins the measured time. Messages that are already waiting belong to it.
@@ -246,6 +246,6 @@ impl Ledger {
         assert_eq!(self.known(), self.resolved, "a message was counted twice or not at all");
         let measured = self.measured.take(Duration::ZERO);
         let outcome = mem::take(&mut self.outcome);
-        self.tell(News::Finished(Box::new(measured), Box::new(outcome)));
+        self.tell(WorkerEvent::Finished(Box::new(measured), Box::new(outcome)));
     }
 }

@@ -23,7 +23,7 @@ use crate::arguments::{Mode, Plan};
 use crate::connection::{Connection, Message, State};
 use crate::fault::{Detail, Fault, Kind};
 use crate::measure::{Fate, Wait};
-use crate::orders::{News, Phase};
+use crate::orders::{Phase, WorkerEvent};
 use crate::pattern::Pattern;
 use crate::size::Random;
 use crate::target::Transport;
@@ -113,7 +113,7 @@ impl Worker {
 
     /// Works until all is finished.
     pub(super) fn work(mut self) -> std::io::Result<()> {
-        self.ledger.tell(News::Prepared);
+        self.ledger.tell(WorkerEvent::Prepared);
         loop {
             let timeout = self.wait_timeout();
             self.client.wait(timeout)?;

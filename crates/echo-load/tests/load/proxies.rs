@@ -252,7 +252,8 @@ fn a_header_that_is_echoed_is_an_error() {
     thread::spawn(move || crate::servers::echo_on(listener));
     for mode in ["ping-pong", "churn"] {
         for version in ["v1", "v2"] {
-            let options = format!("--seed 1 --proxy-protocol {version} --mode {mode} -d 300ms --json");
+            let options =
+                format!("--seed 1 --proxy-protocol {version} --mode {mode} -d 300ms --json");
             let run = run(&format!("{target} {options}"));
             assert_eq!(run.code, Some(1), "{run:#?}");
             let fault = &run.json()["error_details"][0];

@@ -7,8 +7,8 @@ use echo_core::op::ReceiveEnd;
 use nix::errno::Errno;
 
 use super::{
-    CONNECTING_MAX, Closing, ConnectionId, Detail, Fault, Kind, Message, Mode, News, Ordering,
-    Phase, RETRY, SUSPICION, State, Worker,
+    CONNECTING_MAX, Closing, ConnectionId, Detail, Fault, Kind, Message, Mode, Ordering, Phase,
+    RETRY, SUSPICION, State, Worker, WorkerEvent,
 };
 use crate::diagnosis::Case;
 
@@ -16,7 +16,7 @@ impl Worker {
     /// Starts the connects for the run.
     pub(super) fn ramp_up(&mut self) {
         if self.ledger.plan.mode == Mode::Churn {
-            self.ledger.tell(News::Ready);
+            self.ledger.tell(WorkerEvent::Ready);
             return;
         }
         for index in 0..self.connections.len().min(CONNECTING_MAX) {
@@ -67,7 +67,7 @@ impl Worker {
             if (self.begun as usize) < self.connections.len() {
                 self.connect(self.begun as usize);
             } else if self.connecting == 0 {
-                self.ledger.tell(News::Ready);
+                self.ledger.tell(WorkerEvent::Ready);
             }
         } else {
             self.finish(index);
@@ -101,7 +101,7 @@ impl Worker {
     fn not_connected(&mut self, index: usize, why: String) {
         self.connections[index].state = State::Closed;
         if self.ledger.phase == Phase::Connect {
-            self.ledger.tell(News::Refused(why));
+            self.ledger.tell(WorkerEvent::Refused(why));
             return;
         }
         self.ledger.outcome.connect_failures += 1;
