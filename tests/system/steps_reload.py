@@ -6,9 +6,10 @@ The load is that of echo-load, whose package is installed with the daemon's: it 
 import json
 import time
 
-from checks import CONFIG, SERVICE, echoes
+from checks import CONFIG, SERVICE, echoes, place
 from machine import eventually, expect
 
+DROP_INS = f"{CONFIG}.d"
 RELOADS = 100
 MESSAGES_A_SECOND = 20000
 CONNECTIONS = 100
@@ -97,7 +98,41 @@ def bad_reload_is_visible(machine, _packages):
     return told[0].split("reload failed: ")[1][:80]
 
 
+def drop_ins_are_configuration(machine, packages):
+    """A file in DROP_INS takes effect with a reload, survives the package, and is named in errors."""
+    local, bad = f"{DROP_INS}/50-local.toml", f"{DROP_INS}/90-bad.toml"
+    shipped = machine.run(f"sha256sum {CONFIG}").stdout
+    machine.run(f"printf '[limits]\\nmax-connections = 77\\n' > {local}")
+    machine.run(f"systemctl reload {SERVICE}")
+    changes = [text for text in machine.messages() if text.startswith("reloaded: ")]
+    expect("limits.max-connections = 77" in changes[-1], f"the reload reports {changes[-1]!r}")
+    # Two errors in one file: a reload reports the first, `check` both.
+    machine.run(f"printf '[limits]\\nmax-bites = 1\\nmax-bytes = -1\\n' > {bad}")
+    reloaded = machine.run(f"systemctl reload {SERVICE}", check=False)
+    expect(reloaded.returncode == 1, f"systemctl reload ended with {reloaded.returncode}")
+    text = status_text(machine)
+    expect(text.startswith(f"reload failed: {bad}:2:1: "), f"the status is: {text}")
+    checked = machine.run("echo-uring check", check=False)
+    places = [f"{bad}:{line}:" in checked.stdout for line in (2, 3)]
+    expect(checked.returncode == 78 and all(places), f"check: {checked}")
+    machine.run(f"rm {bad} && systemctl reload {SERVICE}")
+    # The package replaces its own file without a question, and leaves those of the administrator.
+    output = machine.run(
+        f"dpkg --install {place(machine, packages.newer)} </dev/null && "
+        f"dpkg --install {place(machine, packages.current)} </dev/null"
+    ).stdout
+    expect("onfiguration file" not in output, f"dpkg asked about a file: {output}")
+    expect(machine.run(f"sha256sum {CONFIG}").stdout == shipped, f"{CONFIG} was changed")
+    expect("max-connections = 77\n" in machine.run("echo-uring check").stdout, "77 is not in force")
+    echoes(machine)
+    machine.run(f"rm {local} && systemctl reload {SERVICE}")
+    changes = [text for text in machine.messages() if text.startswith("reloaded: ")]
+    expect("limits.max-connections = " in changes[-1], f"the reload reports {changes[-1]!r}")
+    return changes[-1]
+
+
 STEPS = [
     ("100 reloads", reload_costs_nobody),
     ("bad reload", bad_reload_is_visible),
+    ("drop-ins", drop_ins_are_configuration),
 ]
