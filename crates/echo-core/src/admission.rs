@@ -1,9 +1,9 @@
 //! Which connections are admitted: the access lists, and how much one source may take.
 //!
 //! A connection is judged once, when its peer is known and before it has a receive: when its accept
-//! is answered, or with its header (PROXY protocol). A refused
-//! connection is closed at once; that costs the others nothing, while a connection left in the
-//! backlog would keep others out. Unix peers are always admitted.
+//! completes, or with its header (PROXY protocol). A refused connection is closed at once. That
+//! costs other connections nothing, whereas a connection left in the backlog would block others.
+//! Unix peers are always admitted.
 
 mod access_list;
 mod limiter;
@@ -22,19 +22,19 @@ use crate::op::Op;
 use crate::peer::PeerAddr;
 use crate::reason::RefuseReason;
 
-/// Which connections the operator admits. All workers go by the same.
+/// Which connections the operator admits. The same for all workers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AdmissionPolicy {
-    /// Which addresses.
+    /// The permitted addresses.
     pub access: AccessList,
-    /// How many connections of each source, and how fast.
+    /// Number and rate of connections of each source.
     pub source_limits: SourceLimits,
-    /// Whether each accept is noted in the [`AcceptLog`]. That costs a system call for each.
+    /// Whether each accept is recorded in the [`AcceptLog`]. That costs a system call for each.
     pub logs_accepts: bool,
 }
 
 impl AdmissionPolicy {
-    /// Whether it matters where connections come from.
+    /// Whether the addresses of peers are needed.
     #[must_use]
     pub fn needs_peers(&self) -> bool {
         !self.access.is_open() || self.source_limits.count() || self.logs_accepts
@@ -44,23 +44,24 @@ impl AdmissionPolicy {
 /// The admission of one worker.
 pub(crate) struct Admission {
     policy: Arc<AdmissionPolicy>,
-    /// Whether it always matters where connections come from: some may come from proxies only.
+    /// Whether the addresses of peers are needed under any policy, because a listener accepts
+    /// connections from proxies only.
     always_reports: bool,
-    /// True exactly when the driver has been asked to report where connections come from.
+    /// True exactly when the driver reports the addresses of peers.
     reports: bool,
     limiter: Arc<dyn Limiter>,
-    /// What the connection of each slot is counted under. As long as nothing is counted it is
-    /// empty.
+    /// The source under which the connection of each slot is counted. Empty as long as none is
+    /// counted.
     counted: Vec<Option<SourceKey>>,
-    /// Up to which slot connections have been counted that were accepted while none was; nothing
-    /// if that is done.
+    /// After counting begins: the slot below which older connections have been counted. None if all
+    /// have been.
     recounted: Option<usize>,
     refused: RefusedSources,
     accepts: AcceptLog,
 }
 
 impl Admission {
-    /// No connection has come yet.
+    /// No connection has been accepted yet.
     pub(crate) fn new(
         policy: Arc<AdmissionPolicy>,
         limiter: Arc<dyn Limiter>,
@@ -88,8 +89,8 @@ impl Admission {
         &self.accepts
     }
 
-    /// From now on this is the policy. If sources are counted by it and were not before, the
-    /// connections that are open are to be counted as well.
+    /// Sets the policy. If it counts sources and the old one did not, open connections have to be
+    /// counted as well.
     pub(crate) fn change(&mut self, policy: Arc<AdmissionPolicy>) {
         if !policy.source_limits.count() {
             self.recounted = None;
@@ -99,13 +100,13 @@ impl Admission {
         self.policy = policy;
     }
 
-    /// Whether open connections have still to be counted.
+    /// Whether open connections remain to be counted.
     pub(crate) fn is_recounting(&self) -> bool {
         self.recounted.is_some()
     }
 
-    /// Asks for the addresses of peers from now on, or asks no longer, if the policy has changed in
-    /// that.
+    /// Requests the addresses of peers from now on, or no longer, if the policy has changed in that
+    /// respect.
     pub(crate) fn announce(&mut self, ops: &mut Vec<Op>) {
         let needs_peers = self.always_reports || self.policy.needs_peers();
         if needs_peers != self.reports {
@@ -115,7 +116,7 @@ impl Admission {
     }
 
     /// Judges a connection by the address of its peer, and counts it if it is admitted. If it is
-    /// refused, its source is noted. To be called once for each.
+    /// refused, its source is recorded. To be called once for each connection.
     pub(crate) fn judge(
         &mut self,
         now: Timestamp,
@@ -128,7 +129,7 @@ impl Admission {
         verdict
     }
 
-    /// Notes a connection that was admitted, or `refused` for this reason.
+    /// Records a connection that was admitted, or `refused` for this reason.
     pub(crate) fn note(
         &mut self,
         listener: ListenerId,
@@ -164,8 +165,8 @@ impl Admission {
         Ok(())
     }
 
-    /// The next slots, below `slots` and at most `most`, whose connections may have to be counted
-    /// after a change of the policy.
+    /// The next slots, below `slots` and at most `most` of them, whose connections may have to be
+    /// counted after a change of the policy.
     pub(crate) fn next_to_recount(&mut self, slots: usize, most: usize) -> Range<usize> {
         let Some(from) = self.recounted else { return 0..0 };
         let to = slots.min(from + most);
@@ -178,8 +179,8 @@ impl Admission {
         !self.counted.get(slot as usize).is_some_and(Option::is_some)
     }
 
-    /// Counts a connection that is open already, and stays so whatever the limits say. Its bucket
-    /// is not touched.
+    /// Counts a connection that is already open. It stays open even if it exceeds the limits, and
+    /// its bucket is not changed.
     pub(crate) fn count_open(&mut self, now: Timestamp, id: ConnectionId, peer: PeerAddr) {
         let source_limits = &self.policy.source_limits;
         let Some(key) = source_limits.key(peer).filter(|_| source_limits.count()) else { return };

@@ -1,25 +1,26 @@
 //! How many small buffers are offered to the kernel.
 //!
-//! The ring of small buffers is first in, first out, so whatever is in it is used in turn. Each
-//! buffer that goes round without need costs: what goes round has to share the cache with what the
-//! kernel copies (messages of 16 KiB take 1.04 of epoll's time with 32 buffers or fewer, 1.06 with
-//! 64). So the offer is twice what any turn took of late, and all buffers once the ring has run
-//! dry, until turns have shown for a while what they need.
+//! The ring of small buffers is first in, first out, so every buffer in it is used in turn. Each
+//! buffer that circulates without need has a cost: the buffers in circulation share the cache with
+//! what the kernel copies (messages of 16 KiB take 1.04 of epoll's time with 32 buffers or fewer,
+//! 1.06 with 64). Therefore the offer is twice the most that any recent turn took. Once the ring
+//! has run dry, the offer is all buffers, until a period of turns has shown what they need.
 
 use core::mem;
 
-/// So many are offered at least: since Linux 6.13 a turn brings some 20 completions.
+/// The smallest offer: since Linux 6.13 a turn brings some 20 completions.
 const OFFERED_MIN: u16 = 32;
 
-/// Turns after which fewer are offered if that would have done for all of them.
+/// The length of a period in turns. After it fewer are offered if fewer would have been enough for
+/// all of its turns.
 const TURNS_PER_PERIOD: u16 = 1024;
 
-/// What turns have needed of late.
+/// How many buffers to offer, by what recent turns have needed.
 #[derive(Debug)]
 pub struct BufferOffer {
-    /// So many buffers there are.
+    /// The number of buffers.
     count: u16,
-    /// So many are to be offered.
+    /// The number of buffers to offer.
     offers: u16,
     /// What the driver was told last.
     announced: u16,
@@ -44,7 +45,7 @@ impl BufferOffer {
         self.taken += 1;
     }
 
-    /// A receive found none: how many the turn would have taken is unknown.
+    /// A receive found none, so it is unknown how many the turn would have taken.
     pub fn note_dry(&mut self) {
         self.offers = self.count;
         self.taken_most = self.count;

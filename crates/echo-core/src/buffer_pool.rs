@@ -1,8 +1,8 @@
-//! The state of the buffer pool, as the core sees it: which buffers are lent, and the queues that
-//! lent buffers form.
+//! The state of the buffer pool in the core: which buffers are lent, and the queues that lent
+//! buffers form.
 //!
-//! A buffer is free (the driver may fill it) or lent, and a lent one has exactly one owner. That is
-//! what lets a connection's queue be a list through the buffers themselves: 12 bytes in the
+//! A buffer is free (the driver may fill it) or lent, and a lent one has exactly one owner.
+//! Therefore the queue of a connection can be a list linked through the buffers: 12 bytes in the
 //! connection, no allocation, any length.
 
 use alloc::vec;
@@ -25,15 +25,17 @@ pub struct BufferClass {
 pub struct BufferPlan {
     /// The small ones: at least one.
     pub small: BufferClass,
-    /// The large ones, no smaller than those. There may be none.
+    /// The large ones, no smaller than the small ones. There may be none.
     pub large: BufferClass,
-    /// How many bytes large buffers may receive and send in a turn, about: further bulk waits for
-    /// one of the next turns, so that small messages need not wait for it. One buffer always may.
+    /// Roughly how many bytes large buffers may receive and send in a turn. Further bulk waits for
+    /// one of the next turns, so that it does not delay small messages. One buffer is always
+    /// permitted.
     pub bulk_quantum: u32,
 }
 
 impl BufferPlan {
-    /// So many buffers of each class, of these sizes in bytes. A turn carries two large ones.
+    /// Count and size in bytes of the small and of the large buffers. The bulk quantum is two large
+    /// buffers.
     #[must_use]
     pub const fn new(counts: [u16; 2], sizes: [u32; 2]) -> Self {
         Self {
@@ -61,7 +63,7 @@ enum Ownership {
     Free,
     /// A connection, for a moment.
     Lent,
-    /// A connection that waits for its peer to read: for as long as that takes.
+    /// A connection that waits for its peer to read, however long that takes.
     Held,
 }
 
@@ -71,7 +73,7 @@ struct Entry {
     ownership: Ownership,
     /// Bytes of payload.
     length: u32,
-    /// Those of them that have been sent.
+    /// How many of these bytes have been sent.
     sent: u32,
     next: Option<BufferId>,
     /// When it was filled, in microseconds modulo 2^32: only differences are used.
@@ -85,9 +87,9 @@ struct Class {
     size: u32,
     /// Buffers that are not free.
     lent: u32,
-    /// Those of them that are held.
+    /// How many of these are held.
     held: u32,
-    /// Free buffers that a receive has been given to fill.
+    /// Free buffers that are reserved for a receive.
     reserved: u32,
 }
 
@@ -132,7 +134,7 @@ impl Pool {
         self.large.count() > 0
     }
 
-    /// Small buffers that are free, as far as the events so far tell.
+    /// Small buffers that are free, according to the events so far.
     #[must_use]
     pub fn free_small(&self) -> u32 {
         self.small.count() - self.small.lent
@@ -145,8 +147,8 @@ impl Pool {
         free && (self.bulk == 0 || self.bulk + expected <= self.bulk_quantum)
     }
 
-    /// Reserves a free large buffer for a receive that is given it right away, and is expected to
-    /// bring so many bytes. False if there is none, or too much is received and sent already.
+    /// Reserves a free large buffer for a receive that is submitted right away and is expected to
+    /// bring `expected` bytes. False if no large buffer is free, or if the bulk quantum is used up.
     #[must_use]
     pub fn reserve_large(&mut self, expected: u32) -> bool {
         let reserved = self.can_reserve_large(expected);
@@ -157,24 +159,23 @@ impl Pool {
         reserved
     }
 
-    /// A receive with a large buffer is over, which was expected to bring so many bytes. If it
-    /// brought any, the buffer is lent next.
+    /// Notes that a receive with a large buffer is over, which was expected to bring `expected`
+    /// bytes. If it brought any, the buffer is lent next.
     pub fn end_reservation(&mut self, expected: u32) {
         let left = self.large.reserved.checked_sub(1);
         self.large.reserved = left.expect("invariant: a receive had a large buffer");
         self.bulk -= expected;
     }
 
-    /// Whether more buffers are lent than a thin trickle of messages needs, so that each is better
-    /// had back soon.
+    /// Whether more buffers are lent than occasional messages need, so that each should be returned
+    /// soon.
     #[must_use]
     pub fn is_busy(&self) -> bool {
         let moving = self.lent_total() - self.small.held - self.large.held;
         moving > limits::TRICKLE_BUFFERS_MAX.min(self.small.count() / 2)
     }
 
-    /// Whether so many small buffers are held that the others must not be relied on: they might be
-    /// held soon, too.
+    /// Whether too many small buffers are held to rely on the others, which might soon be held too.
     #[must_use]
     pub fn is_withheld(&self) -> bool {
         self.small.held > 0 && self.small.held >= self.small.count() / 2
@@ -304,7 +305,7 @@ impl Queue {
         }
     }
 
-    /// The first buffer, which stays where it is, and the number of bytes in it.
+    /// The first buffer, which stays in the queue, and the number of bytes in it.
     #[must_use]
     pub fn first(&self, pool: &Pool) -> Option<(BufferId, u32)> {
         let (first, _) = self.ends?;
@@ -341,8 +342,8 @@ mod tests {
         BufferId { class: SizeClass::Small, index }
     }
 
-    /// Goal: a turn carries its quantum of bulk and no more, by what is expected and by what came;
-    /// one buffer always goes, and what a slow peer holds does not count.
+    /// Goal: a turn carries its quantum of bulk and no more, counted by expected and by received
+    /// bytes. One buffer is always permitted, and buffers held for a slow peer do not count.
     #[test]
     fn bulk_beyond_the_quantum_waits() {
         let large = |index| BufferId { class: SizeClass::Large, index };
@@ -362,7 +363,7 @@ mod tests {
         assert!(pool.can_reserve_large(108));
         pool.release(large(0));
         pool.release(large(1));
-        assert!(pool.reserve_large(1_000), "one always may");
+        assert!(pool.reserve_large(1_000), "one is always permitted");
         assert!(!pool.reserve_large(1));
     }
 

@@ -9,8 +9,8 @@ use crate::parameters::RuntimeLimits;
 /// What the daemon asks of a worker.
 #[derive(Clone, Debug)]
 pub enum Command {
-    /// Accept all connections that wait at these listeners, and close them: no new ones come to
-    /// them. To be given before the drain or handover that goes with it.
+    /// Accept all connections that wait at these listeners, and close them: the kernel sends them
+    /// no new ones. This command precedes the drain or handover that it belongs to.
     EndListeners(Arc<[ListenerId]>),
     /// Stop accepting, and end what is still open at `deadline`.
     Drain {
@@ -22,9 +22,9 @@ pub enum Command {
         /// The deadline.
         deadline: Timestamp,
     },
-    /// From now on, accept from these of the listeners, in the order of their ids. It does not
-    /// concern listeners that end: every worker empties them.
+    /// From now on, accept only from these listeners, in the order of their ids. Listeners that end
+    /// are not affected: every worker empties them.
     AcceptFrom(Arc<[bool]>),
-    /// From now on, keep to these limits and timeouts.
+    /// From now on, apply these limits and timeouts.
     Reconfigure(Box<RuntimeLimits>),
 }

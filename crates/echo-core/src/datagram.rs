@@ -1,9 +1,9 @@
-//! Datagrams: each one goes back to where it came from, or is dropped and counted by reason.
+//! Datagrams: each one is sent back to its source, or dropped and counted by reason.
 //!
-//! A sibling of `stream`, which knows nothing of it. There is no connection and no timer: a
-//! datagram is judged (`guard`), its source is charged for it (`rate_limit`), and it is
-//! answered from the very buffer that it came in, with the addresses and control messages that it
-//! came with. The core sees addresses and lengths, never a payload.
+//! This module and `stream` know nothing of each other. There is no connection and no timer: a
+//! datagram is judged (`guard`), its source is charged for it (`rate_limit`), and it is answered
+//! from the buffer that it was received into, with the addresses and control messages that came
+//! with it. The core sees addresses and lengths, never a payload.
 //!
 //! ```text
 //! Event::Received { socket, buffer, datagram, .. }
@@ -13,9 +13,9 @@
 //! ```
 //!
 //! Why a datagram service needs a guard (RFC 862 has none): a datagram has no handshake, so its
-//! source may be forged. An echo then sends to whoever the forger names, as much as the forger
-//! sends; and two services that answer everything, once made to answer each other, never end (CERT
-//! CA-1996-01). Bytes out never exceed bytes in.
+//! source may be forged. An echo service then sends to any address that the forger chooses, as much
+//! as the forger sends. Two services that answer everything, once made to answer each other, never
+//! stop (CERT CA-1996-01). Bytes out never exceed bytes in.
 
 mod guard;
 pub mod op;

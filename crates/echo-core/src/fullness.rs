@@ -1,14 +1,14 @@
 //! Whether the last capacity of all workers is taken.
 //!
 //! Each worker has a share of the capacity (which is 0 where the limit is below the number of
-//! workers). One that has none left is no trouble as long as another has: connections wait only
-//! when all are full. So each notes here when it becomes full and when it is no longer; that is a
-//! locked instruction, but not one for each echo.
+//! workers). A full worker does no harm as long as another one has capacity: connections wait only
+//! when all are full. Therefore each worker notes here when it becomes full and when it no longer
+//! is. That is a locked instruction, but not one for each echo.
 
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU32, Ordering};
 
-/// How many of some workers are full. What they share.
+/// How many workers are full. Shared by all workers.
 #[derive(Debug)]
 pub struct Fullness {
     workers: u32,
@@ -16,14 +16,14 @@ pub struct Fullness {
 }
 
 impl Fullness {
-    /// Of so many workers, none of which is full.
+    /// For `workers` workers, none of which is full.
     #[must_use]
     pub fn new(workers: u32) -> Self {
         Self { workers, full: AtomicU32::new(0) }
     }
 }
 
-/// One worker's part in it.
+/// The state of one worker.
 pub(crate) struct Part {
     all: Arc<Fullness>,
     /// True exactly when this worker is among those that are counted as full.
@@ -31,7 +31,7 @@ pub(crate) struct Part {
 }
 
 impl Part {
-    /// Of a worker that is not full.
+    /// For a worker that is not full.
     pub(crate) fn new(all: Arc<Fullness>) -> Self {
         Self { all, full: false }
     }
@@ -41,9 +41,10 @@ impl Part {
         self.full
     }
 
-    /// Notes whether the worker is full. True if it became so, and was the last one.
+    /// Notes whether the worker is full. True if it has just become full, as the last of all
+    /// workers.
     pub(crate) fn note(&mut self, full: bool) -> bool {
-        // The count alone matters: nothing is published by it.
+        // Relaxed ordering is enough: the count publishes no other data.
         let completes = match (self.full, full) {
             (false, true) => self.all.full.fetch_add(1, Ordering::Relaxed) + 1 == self.all.workers,
             (true, false) => {

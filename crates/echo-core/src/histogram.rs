@@ -1,4 +1,4 @@
-//! How durations are distributed, in constant memory and a few nanoseconds a record.
+//! The distribution of durations, in constant memory and a few nanoseconds for each record.
 //!
 //! The classes are log-linear: each doubling is cut into `STEPS` equal classes, so a figure read
 //! from it is at most an eighth too large, from one microsecond to half an hour. Histograms of
@@ -45,8 +45,8 @@ impl Histogram {
         self.sum
     }
 
-    /// The duration, in microseconds, that `fraction` (0 to 1) of all do not exceed; 0 if there is
-    /// none. It is the upper end of a class, so at most an eighth too large.
+    /// The duration, in microseconds, that a `fraction` (0 to 1) of all durations does not exceed;
+    /// 0 if there is no duration. It is the upper end of a class, so at most an eighth too large.
     #[must_use]
     pub fn quantile(&self, fraction: f64) -> u64 {
         let exact = self.count() as f64 * fraction;
@@ -63,7 +63,8 @@ impl Histogram {
     }
 
     /// How many durations were of at most `microseconds`. Exact if that is the last value of a
-    /// class, as one less than a power of two is; else those of its class are left out.
+    /// class, for example one less than a power of two. Otherwise the durations in its class are
+    /// not counted.
     #[must_use]
     pub fn count_up_to(&self, microseconds: u64) -> u64 {
         let whole = (0..CLASSES).take_while(|&index| last_of(index) <= microseconds).count();

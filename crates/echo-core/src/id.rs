@@ -1,14 +1,14 @@
-//! Names: of moments, connections, listeners and buffers.
+//! Names of moments, connections, listeners and buffers.
 
 use core::fmt;
 
 /// Milliseconds on the kernel's monotonic clock since an arbitrary start. The core never reads a
-/// clock: it is told.
+/// clock: the time is passed in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(pub u64);
 
 impl Timestamp {
-    /// The moment `milliseconds` later; stays at the end of time rather than wrap.
+    /// The moment `milliseconds` later. Saturates instead of wrapping.
     #[must_use]
     pub fn plus(self, milliseconds: u64) -> Self {
         Self(self.0.saturating_add(milliseconds))
@@ -24,7 +24,7 @@ pub struct ConnectionId {
 }
 
 impl ConnectionId {
-    /// Generations count modulo 2^24: that is what `user_data` has room for.
+    /// Generations count modulo 2^24: `user_data` has no room for more.
     pub const GENERATION_MASK: u32 = 0x00ff_ffff;
 
     /// The tenant number `generation` (modulo 2^24) of `slot`.
@@ -57,12 +57,12 @@ impl fmt::Debug for ConnectionId {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ListenerId(pub u16);
 
-/// The size of pooled buffer that a receive takes its room from.
+/// The size of the pooled buffer that a receive uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SizeClass {
-    /// For quiet lines: a few KiB.
+    /// For connections with little traffic: a few KiB.
     Small,
-    /// For bulk: a connection that fills small buffers one after another moves up to these.
+    /// For bulk: a connection that fills several small buffers in a row changes to large ones.
     Large,
 }
 
@@ -70,7 +70,7 @@ impl SizeClass {
     /// Both classes, smallest first.
     pub const ALL: [Self; 2] = [Self::Small, Self::Large];
 
-    /// 0 for small, 1 for large: the index into tables with one entry a class.
+    /// 0 for small, 1 for large: the index into tables with one entry for each class.
     #[must_use]
     pub fn index(self) -> usize {
         match self {

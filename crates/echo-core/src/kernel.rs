@@ -1,4 +1,4 @@
-//! The one seam: what carries out operations and tells what happened.
+//! The interface of the core to the driver, which carries out operations and reports events.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -9,14 +9,14 @@ use crate::id::{ConnectionId, Timestamp};
 use crate::op::{Event, Op};
 use crate::peer::PeerAddr;
 
-/// Until when a turn may wait for something to happen.
+/// Until when a turn may wait for an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Wake {
     /// Not at all: there is work left.
     Now,
     /// Until this moment at the latest.
     At(Timestamp),
-    /// For as long as nothing happens.
+    /// Until an event.
     Never,
 }
 
@@ -38,25 +38,25 @@ impl From<Option<Timestamp>> for Wake {
     }
 }
 
-/// What operations follow from.
+/// The cause of operations.
 #[derive(Clone, Copy, Debug)]
 pub enum Cause<'a> {
     /// The start of the worker.
     Start,
-    /// A connection of the process before us.
+    /// A connection of the previous process.
     Import,
-    /// What the daemon asks for.
+    /// A command of the daemon.
     Command(&'a Command),
-    /// What happened.
+    /// An event.
     Event(&'a Event),
-    /// That time has passed.
+    /// The passing of time.
     Time,
-    /// That all of this has been handled in a turn.
+    /// The end of a turn: all of the above has been handled.
     TurnEnd,
 }
 
-/// The one seam of the daemon. `echo-ring` implements it on a real ring, the simulator on a fake
-/// that injects faults.
+/// The only interface of the core to the kernel. `echo-ring` implements it on a real ring, the
+/// simulator on a fake that injects faults.
 pub trait Kernel {
     /// What [`Kernel::turn`] may fail with.
     type Error: fmt::Debug;
@@ -66,39 +66,40 @@ pub trait Kernel {
         Timestamp(self.now_us() / 1_000)
     }
 
-    /// The same reading of the clock in microseconds, as far as the clock has them.
+    /// The same reading of the clock in microseconds, as far as the resolution of the clock
+    /// permits.
     fn now_us(&self) -> u64;
 
-    /// How many turns found the completion queue overflowed, if there is one that can.
+    /// How many turns found the completion queue overflowed; 0 if the implementation has none.
     fn overflows(&self) -> u64 {
         0
     }
 
-    /// The address of the peer of an open connection, as far as it can still be told. For
-    /// connections that were accepted before [`Op::ReportPeers`]; it costs a system call.
+    /// The address of the peer of an open connection, if it can still be determined. For
+    /// connections that were accepted before [`Op::ReportPeers`]. It costs a system call.
     fn peer_of(&self, connection: ConnectionId) -> PeerAddr;
 
-    /// Takes note of which operations follow from what, before they are submitted. For tracing and
-    /// simulation; by default it does nothing.
+    /// Records the cause of operations before they are submitted. For tracing and simulation; by
+    /// default it does nothing.
     fn trace(&mut self, _cause: Cause<'_>, _ops: &[Op]) {}
 
     /// Takes all of `ops`, in order, and leaves it empty. They reach the kernel at the next turn at
     /// the latest.
     fn submit(&mut self, ops: &mut Vec<Op>);
 
-    /// Hands everything submitted to the kernel, waits until something happened, the moment of
-    /// `wake` has come or another thread woke the worker, and appends what happened to `events` in
-    /// the order in which it happened to each connection.
+    /// Hands everything submitted to the kernel. Waits for an event, for the moment of `wake`, or
+    /// until another thread wakes the worker. Appends the events to `events`, in order for each
+    /// connection.
     ///
     /// # Errors
-    /// Only when the ring itself is broken; what befalls a connection is an event.
+    /// Only when the ring itself fails. An error of a connection is an event.
     fn turn(&mut self, wake: Wake, events: &mut Vec<Event>) -> Result<(), Self::Error>;
 
-    /// Moves what the last turn brought to datagram sockets to the end of `events`. By default
-    /// there are none.
+    /// Moves the datagram events of the last turn to the end of `events`. By default there are
+    /// none.
     fn take_datagrams(&mut self, _events: &mut Vec<datagram::Event>) {}
 
-    /// As [`Kernel::submit`], of what concerns datagram sockets. Called only with some.
+    /// As [`Kernel::submit`], for datagram sockets. Called only if there are any.
     fn submit_datagrams(&mut self, ops: &mut Vec<datagram::Op>) {
         unreachable!("there is no datagram socket: {ops:?}")
     }

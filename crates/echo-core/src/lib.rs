@@ -1,11 +1,13 @@
-//! The core: what an echo server decides, and nothing else.
+//! The core: the decisions of an echo server, and nothing else.
 //!
 //! Pure: no system call, no clock, no randomness, no lock, no log, no payload. Events in,
 //! operations out; the same history of events always gives the same operations, so the simulator
-//! (`tests/sim`) can run tens of thousands of histories that a kernel shows once a year.
+//! (`tests/sim`) can run tens of thousands of histories of a kind that a real kernel produces once
+//! a year.
 //!
-//! Reading order: [`op`] (the words), [`kernel`] (the seam), [`worker`] (the loop), `stream`
-//! (connections), [`datagram`], [`admission`], and the parts that they use.
+//! Reading order: [`op`] (events and operations), [`kernel`] (the interface to the driver),
+//! [`worker`] (the loop), `stream` (connections), [`datagram`], [`admission`], and the parts that
+//! they use.
 
 #![no_std]
 #![forbid(unsafe_code)]

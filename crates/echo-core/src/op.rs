@@ -1,11 +1,12 @@
-//! The vocabulary between the core and the kernel: events come in, operations go out.
+//! The interface between the core and the kernel: events come in, operations go out.
 //!
 //! Events are facts in the past tense, operations are imperatives. Neither knows a file descriptor,
 //! a pointer or a byte of payload: a connection is a [`ConnectionId`], a piece of payload is a
-//! [`BufferId`] and a length. [`Kernel`](crate::kernel::Kernel) is the one seam of the daemon:
-//! `echo_ring::Driver` implements it on a real ring, `tests/sim` on a fake that injects faults.
+//! [`BufferId`] and a length. [`Kernel`](crate::kernel::Kernel) is the only interface to the
+//! kernel: `echo_ring::Driver` implements it on a real ring, `tests/sim` on a fake that injects
+//! faults.
 //!
-//! One echo, as both sides see it:
+//! One echo:
 //!
 //! ```text
 //! Event::Received { connection, buffer, length: 5, .. }
@@ -20,23 +21,23 @@ pub use crate::id::{BufferId, ConnectionId, ListenerId, SizeClass, Timestamp};
 pub use crate::peer::PeerAddr;
 pub use crate::reason::{AcceptError, CloseReason, ConnectionError, ReceiveEnd, SendError};
 
-/// When a receive is tried, and how often it answers.
+/// When a receive is tried, and how often it completes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReceiveMode {
     /// At once, and once: bytes are probably waiting.
     Now,
     /// As soon as the socket is readable, and once.
     WhenReadable,
-    /// As often as bytes come, until an event says that it ended. A driver may end it at any time,
-    /// with or without data. Small buffers only.
+    /// Whenever bytes arrive, until an event reports its end. A driver may end it at any time, with
+    /// or without data. Small buffers only.
     Multishot,
 }
 
-/// What a socket probably holds for the next receive, or the backlog of a listener for the next
-/// accept.
+/// What the next receive will probably find in a socket, or the next accept in the backlog of a
+/// listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expectation {
-    /// Bytes, or a connection: it is worth a try at once.
+    /// Bytes, or a connection: the operation is tried at once.
     Data,
     /// Nothing: the operation waits for readiness first, so that no attempt is wasted.
     Silence,
@@ -49,14 +50,14 @@ pub enum When {
     Now,
     /// Bytes of the peer, or its end.
     Readable,
-    /// Room in the socket's send buffer: the peer is behind with reading.
+    /// Room in the socket's send buffer: the peer does not read fast enough.
     Writable,
 }
 
 /// Which direction of a connection is shut down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shutdown {
-    /// Send FIN after everything sent so far; go on receiving.
+    /// Send FIN after everything sent so far, and keep receiving.
     Write,
     /// Both: an armed receive and a waiting send end soon after.
     Both,
@@ -64,10 +65,10 @@ pub enum Shutdown {
 
 /// What the kernel is asked to do.
 ///
-/// Those that are answered, and the closes, reach the kernel in the order given; those that are
-/// done at once ([`Op::Spill`], [`Op::ReleaseSpilled`], [`Op::Recycle`], [`Op::Shutdown`]) may
-/// overtake them. So nothing may be recycled or shut down for writing while a send of it is under
-/// way.
+/// Operations that are answered, and closes, reach the kernel in the order given. Operations that
+/// are done at once ([`Op::Spill`], [`Op::ReleaseSpilled`], [`Op::Recycle`], [`Op::Shutdown`]) may
+/// overtake them. Therefore no buffer may be recycled, and no connection shut down for writing,
+/// while a send of it is in flight.
 ///
 /// A connection exists for the driver from [`Event::Accepted`], or from its import, to
 /// [`Op::Close`] or [`Op::Abort`], or until it is exported.
@@ -79,43 +80,43 @@ pub enum Op {
     Accept {
         /// Where from.
         listener: ListenerId,
-        /// What the new connection is to be called.
+        /// The id of the new connection.
         connection: ConnectionId,
         /// [`Expectation::Silence`] if the backlog is probably empty: the accept waits for a
         /// connection first, where the kernel can do that (Linux 6.10).
         backlog: Expectation,
     },
-    /// From now on report the address of the peer with [`Event::Accepted`]. It costs a system call
-    /// for each connection, so it is asked for only when it matters. Done at once; accepts that are
-    /// armed already report it, or not.
+    /// From now on report the address of the peer with [`Event::Accepted`]. That costs a system
+    /// call for each connection, so it is requested only when the address is needed. Done at once.
+    /// Accepts that are already armed may or may not report it.
     ReportPeers,
     /// The end of [`Op::ReportPeers`].
     OmitPeers,
-    /// From now on offer so many small buffers to the kernel for receives, as far as they are
-    /// free: at the beginning of each turn the offer is filled up. Done at once. Until it is first
-    /// said, all are offered.
+    /// From now on offer `count` small buffers to the kernel for receives, or fewer if fewer are
+    /// free. The offer is filled up at the beginning of each turn. Done at once. Before the first
+    /// such operation all are offered.
     OfferBuffers {
         /// How many, at least 1.
         count: u16,
     },
-    /// Stop the accept that was armed for `connection`. It still answers, as canceled or with what
-    /// it had.
+    /// Stop the accept that was armed for `connection`. The accept still completes, as canceled or
+    /// with its result.
     CancelAccept {
-        /// The name given to the accept.
+        /// The id given to the accept.
         connection: ConnectionId,
     },
-    /// Accept one connection that waits at `listener`, and wait for none. Like [`Op::Accept`]
-    /// otherwise; of the two at most one per listener is under way. Answered once, with the next
-    /// turn, by [`Event::Accepted`] or [`Event::AcceptFailed`].
+    /// Accept one connection that waits at `listener`, without waiting for one. Otherwise like
+    /// [`Op::Accept`]. At most one of the two is in flight per listener. Answered once, with the
+    /// next turn, by [`Event::Accepted`] or [`Event::AcceptFailed`].
     AcceptWaiting {
         /// Where from.
         listener: ListenerId,
-        /// What the new connection is to be called.
+        /// The id of the new connection.
         connection: ConnectionId,
     },
-    /// No connection is accepted from `listener` any more. If the process made the socket, it stops
-    /// listening, and connections that wait there are reset; else it stays as it is. Done at once,
-    /// never answered; other workers may say the same.
+    /// No connection is accepted from `listener` any more. If this process created the socket, it
+    /// stops listening, and connections that wait there are reset. Otherwise the socket is left
+    /// unchanged. Done at once, never answered. Other workers may submit the same.
     CloseListener {
         /// Which.
         listener: ListenerId,
@@ -123,8 +124,8 @@ pub enum Op {
     /// Receive into a pooled buffer. At most one receive, relay or poll per connection is armed.
     /// Answered by [`Event::Received`] and [`Event::ReceiveEnded`].
     ///
-    /// A small buffer is picked by the kernel when bytes come. A large one is taken from the pool
-    /// right away: the core asks for no more of them than are free.
+    /// The kernel picks a small buffer when bytes arrive. A large buffer is taken from the pool
+    /// right away, so the core never requests more of them than are free.
     Receive {
         /// Whose bytes.
         connection: ConnectionId,
@@ -134,14 +135,14 @@ pub enum Op {
         mode: ReceiveMode,
     },
     /// As soon as the socket is readable, look for the header (PROXY protocol) at the beginning of
-    /// the stream, which may have `length_max` bytes in all, and take what is there of it; bytes
+    /// the stream, which may have `length_max` bytes in all. What is there of it is taken; bytes
     /// behind it stay in the receive queue. Takes the place of a receive. Answered once by
     /// [`Event::PrefacePartial`], [`Event::PrefaceComplete`], [`Event::PrefaceInvalid`] or
-    /// [`Event::ReceiveEnded`]. After a complete or invalid header it is not asked for again.
+    /// [`Event::ReceiveEnded`]. Never submitted again after a complete or invalid header.
     ReadPreface {
         /// Whose header.
         connection: ConnectionId,
-        /// Bytes of a header, at most; at least 1.
+        /// The maximum size of a header in bytes, at least 1.
         length_max: u16,
     },
     /// Wait for bytes, or for the end of the stream, without a buffer. Takes the place of a
@@ -150,14 +151,14 @@ pub enum Op {
         /// Whose bytes.
         connection: ConnectionId,
     },
-    /// Echo up to `length_max` bytes, and no more than a driver's own measure, without owning them:
-    /// what the socket takes for sending is received, and the rest stays in its receive queue. So
-    /// no byte needs memory of ours, however slowly the peer reads. It takes the place of a receive
-    /// and of a send: neither is under way. Answered once by [`Event::Relayed`] or
-    /// [`Event::ReceiveEnded`].
+    /// Echo up to `length_max` bytes, or fewer by the driver's own limit, without owning them. The
+    /// bytes that the socket takes for sending are received, and the rest stays in its receive
+    /// queue. Therefore no byte needs memory of ours, however slowly the peer reads. Takes the
+    /// place of a receive and of a send: neither is in flight. Answered once by [`Event::Relayed`]
+    /// or [`Event::ReceiveEnded`].
     ///
-    /// A connection with records is echoed by relays alone. Each message is echoed as one, the last
-    /// one also if it is longer than what is left of `length_max`.
+    /// A connection with records is echoed by relays alone. Each message is echoed as one message,
+    /// the last one even if it is longer than the rest of `length_max`.
     Relay {
         /// Whose bytes.
         connection: ConnectionId,
@@ -166,25 +167,25 @@ pub enum Op {
         /// How many bytes at most, at least 1.
         length_max: u32,
     },
-    /// Receive and forget: as [`Op::Relay`], but nothing is sent.
+    /// Receive and drop: as [`Op::Relay`], but nothing is sent.
     Discard {
         /// Whose bytes.
         connection: ConnectionId,
         /// What to wait for first.
         when: When,
     },
-    /// Stop the armed receive, relay or poll. Bytes it had already taken still arrive; then it
-    /// answers that it ended.
+    /// Stop the armed receive, relay or poll. Bytes that it had already taken are still reported,
+    /// then its end.
     CancelReceive {
         /// Whose receive.
         connection: ConnectionId,
     },
-    /// Try to send the first `length` bytes of `buffer` without waiting. At most one send (of
-    /// either kind) per connection is in flight. Answered once by [`Event::Sent`] or
+    /// Try to send the first `length` bytes of `buffer` without waiting. At most one send (of any
+    /// kind) per connection is in flight. Answered once by [`Event::Sent`] or
     /// [`Event::SendFailed`]; the buffer stays lent until recycled.
     ///
-    /// If nothing waits for the answer, it is no reason for a turn to end: that all bytes were
-    /// taken may be told as late as with the next thing that happens, or after [`Op::FlushSends`].
+    /// If nothing waits for the answer, its completion ends no turn: that all bytes were taken may
+    /// be reported with the next event, or after [`Op::FlushSends`].
     Send {
         /// To whom.
         connection: ConnectionId,
@@ -195,7 +196,7 @@ pub enum Op {
         /// Whether anything waits for the answer.
         needs_completion: bool,
     },
-    /// The answers of all sends under way are waited for after all: tell them with the next turn.
+    /// The answers of all sends in flight are needed after all: report them with the next turn.
     FlushSends,
     /// Send `length` bytes of `buffer`, from `offset` on, once there is room for some. Answered
     /// once by [`Event::Sent`] (any part of them) or [`Event::SendFailed`]; the buffer stays lent
@@ -230,24 +231,24 @@ pub enum Op {
         /// To whom.
         connection: ConnectionId,
     },
-    /// Forget the first `length` spilled bytes: all that were told as sent. Done at once; only
-    /// from here on their memory may be given back, so that both sides agree at any time which
-    /// bytes are in which block.
+    /// Forget the first `length` spilled bytes: all that were reported as sent. Done at once. Their
+    /// memory may be given back only from here on, so that core and driver always agree which bytes
+    /// are in which block.
     ReleaseSpilled {
         /// Whose bytes.
         connection: ConnectionId,
         /// How many.
         length: u32,
     },
-    /// Stop the send of spilled or held bytes. It still answers, as stopped or with what it had
-    /// sent.
+    /// Stop the send of spilled or held bytes. The send still completes, as canceled or with the
+    /// bytes that it had sent.
     CancelSend {
         /// Whose send.
         connection: ConnectionId,
     },
     /// Give a lent buffer back to the pool.
     Recycle {
-        /// The buffer; nothing in the kernel may still use it.
+        /// The buffer. No operation in the kernel may still use it.
         buffer: BufferId,
     },
     /// Shut down one direction or both, at once. Never answered.
@@ -257,24 +258,25 @@ pub enum Op {
         /// Which directions.
         how: Shutdown,
     },
-    /// Ask the peer whether it is still there, once; one of this machine is. Done at once, and
-    /// ended by [`Op::EndProbe`], unless the connection is closed or given away before. `silent_s`
-    /// are seconds of silence at least, and at least 1; `again` if the last probe was not answered.
+    /// Send one keepalive probe to the peer. A peer on this machine needs none. Done at once, and
+    /// ended by [`Op::EndProbe`] unless the connection is closed or exported before. The peer has
+    /// been silent for at least `silent_s` seconds, which are at least 1. `again` is set if the
+    /// last probe was not answered.
     #[allow(missing_docs, reason = "said above")]
     Probe { connection: ConnectionId, silent_s: u16, again: bool },
-    /// Say what became of the probe, and ask no more. Answered once by [`Event::ProbeEnded`], with
-    /// the next turn, even if the connection has been closed by then. A receive that has not
-    /// noticed that bytes are there is ended, as a driver may.
+    /// Report the result of the probe, and send no more. Answered once by [`Event::ProbeEnded`],
+    /// with the next turn, even if the connection has been closed by then. The driver ends a
+    /// receive that has not noticed waiting bytes, as it may do at any time.
     #[allow(missing_docs, reason = "said above")]
     EndProbe { connection: ConnectionId, again: bool },
-    /// Close the connection in order (FIN) and forget its spilled bytes. The kernel must hold no
-    /// receive and no send of it any more. Never answered; the slot is free at once.
+    /// Close the connection with FIN and forget its spilled bytes. The kernel must hold no receive
+    /// and no send of it any more. Never answered; the slot is free at once.
     Close {
         /// Which.
         connection: ConnectionId,
     },
-    /// As [`Op::Close`], but reset the connection (RST), so that the kernel frees what it still had
-    /// to send at once.
+    /// As [`Op::Close`], but reset the connection (RST), so that the kernel frees unsent data at
+    /// once.
     Abort {
         /// Which.
         connection: ConnectionId,
@@ -282,7 +284,7 @@ pub enum Op {
 }
 
 impl Op {
-    /// Whether it is sure to be answered with the next turn, so that this turn does not wait.
+    /// Whether it is certain to be answered with the next turn, so that the turn does not wait.
     #[must_use]
     pub fn is_answered_at_once(&self) -> bool {
         match self {
@@ -319,22 +321,22 @@ impl Op {
     }
 }
 
-/// Whose address a header (PROXY protocol) gives to a connection.
+/// Whose address a connection has after its header (PROXY protocol).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PeerOrigin {
     /// The one that the header announces: that of the client of a proxy.
     Announced,
     /// The one of the socket, since the header announces none: the connection is the proxy's own
-    /// (`LOCAL`), or it does not know more (`UNKNOWN`, `UNSPEC`).
+    /// (`LOCAL`), or the proxy does not know the client (`UNKNOWN`, `UNSPEC`).
     Socket,
 }
 
-/// How far the header of a connection has come.
+/// How much of the header of a connection has arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PrefaceProgress {
-    /// No byte has come.
+    /// No byte.
     Awaited,
-    /// Some of it has come.
+    /// A part of it.
     Begun,
 }
 
@@ -343,16 +345,16 @@ pub enum PrefaceProgress {
 pub enum Event {
     /// Answer to [`Op::Accept`]: the connection exists.
     Accepted {
-        /// The name given to the accept.
+        /// The id given to the accept.
         connection: ConnectionId,
-        /// Where it comes from, if that was asked for.
+        /// The address of the peer, if it was requested.
         peer: PeerAddr,
         /// [`Expectation::Data`] if the backlog is known to hold another connection.
         backlog: Expectation,
     },
     /// Answer to [`Op::Accept`]: there is no connection, and its name is free again.
     AcceptFailed {
-        /// The name given to the accept.
+        /// The id given to the accept.
         connection: ConnectionId,
         /// Why.
         error: AcceptError,
@@ -370,43 +372,44 @@ pub enum Event {
         /// [`Expectation::Data`] if the socket is known to hold more.
         rest: Expectation,
     },
-    /// Answer to [`Op::ReadPreface`]: the header is not complete; what came of it was taken.
+    /// Answer to [`Op::ReadPreface`]: the header is not complete. The bytes that have arrived were
+    /// taken.
     PrefacePartial {
         /// Whose.
         connection: ConnectionId,
-        /// Bytes of the header so far, in all; at most what was asked.
+        /// Bytes of the header so far, in all. At most what was requested.
         received: u16,
     },
     /// Answer to [`Op::ReadPreface`]: the header is complete, and was taken.
     PrefaceComplete {
         /// Whose.
         connection: ConnectionId,
-        /// From here on, the address of the peer.
+        /// The address of the peer from here on.
         peer: PeerAddr,
         /// Whose address that is.
         origin: PeerOrigin,
     },
-    /// Answer to [`Op::ReadPreface`]: what came is no header.
+    /// Answer to [`Op::ReadPreface`]: the stream does not begin with a valid header.
     PrefaceInvalid {
         /// Whose.
         connection: ConnectionId,
     },
-    /// Answer to [`Op::AwaitReadable`]: bytes are there, or the end of the stream.
+    /// Answer to [`Op::AwaitReadable`]: bytes are available, or the stream has ended.
     Readable {
         /// Whose.
         connection: ConnectionId,
     },
     /// Answer to [`Op::Relay`] and [`Op::Discard`]: `length` bytes were taken from the socket, and
-    /// echoed or forgotten.
+    /// echoed or dropped.
     Relayed {
         /// Whose bytes.
         connection: ConnectionId,
-        /// How many bytes, at most what was asked; 0 if there was nothing to take or no room.
+        /// How many bytes, at most what was requested; 0 if there was nothing to take or no room.
         length: u32,
-        /// How many chunks these are: of a stream one if there are bytes, else none; of a
-        /// connection with records the number of messages, of which each may be empty.
+        /// How many chunks these are. For a stream, 1 if there are bytes, else 0. For a connection
+        /// with records, the number of messages, each of which may be empty.
         chunks: u32,
-        /// What the next one should wait for.
+        /// What the next relay should wait for.
         next: When,
     },
     /// The receive or relay ended without bytes; it is no longer armed.
@@ -421,7 +424,7 @@ pub enum Event {
     Sent {
         /// To whom.
         connection: ConnectionId,
-        /// How many bytes, at most what was asked.
+        /// How many bytes, at most what was requested.
         length: u32,
     },
     /// Answer to [`Op::SendSpilled`]: the socket took `length` spilled bytes.
@@ -431,7 +434,7 @@ pub enum Event {
         /// How many bytes, at least 1, at most what is spilled.
         length: u32,
     },
-    /// Answer to [`Op::Send`], [`Op::SendHeld`] or [`Op::SendSpilled`]: not a byte was taken.
+    /// Answer to [`Op::Send`], [`Op::SendHeld`] or [`Op::SendSpilled`]: no byte was taken.
     SendFailed {
         /// To whom.
         connection: ConnectionId,
@@ -442,32 +445,33 @@ pub enum Event {
     ProbeEnded {
         /// Whose peer.
         connection: ConnectionId,
-        /// When anything last came from it, were it an acknowledgement.
+        /// When the last segment arrived from it, possibly a bare acknowledgement.
         heard: Timestamp,
     },
 }
 
-/// What a quiescent connection hands on, besides its socket and its unsent bytes.
+/// The state of a quiescent connection that is handed over, besides its socket and its unsent
+/// bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TransferState {
-    /// The listener that it came from.
+    /// The listener that accepted it.
     pub listener: ListenerId,
     /// Whether it has records, see [`Parameters::records`](crate::parameters::Parameters::records).
     pub records: bool,
-    /// How far its life has come.
+    /// The stage of its life.
     pub phase: TransferPhase,
-    /// Bytes that were received and not sent yet; they are spilled.
+    /// Bytes that were received and not sent yet. They are spilled.
     pub unsent: u32,
-    /// For how many milliseconds no byte has moved: its timers go on from there.
+    /// For how many milliseconds no byte has moved. Its timers continue from there.
     pub quiet_ms: u64,
     /// For how many milliseconds it has been open.
     pub age_ms: u64,
-    /// What counts towards its byte limit so far.
+    /// The bytes that count towards its byte limit so far.
     pub received: u64,
 }
 
 impl TransferState {
-    /// The same after so many milliseconds in which no process served it.
+    /// The same state after `milliseconds` in which no process served the connection.
     #[must_use]
     pub fn after(self, milliseconds: u64) -> Self {
         let quiet_ms = self.quiet_ms.saturating_add(milliseconds);
@@ -476,17 +480,17 @@ impl TransferState {
     }
 }
 
-/// How far the life of a connection has come when it is handed over.
+/// The stage of the life of a connection at its handover.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TransferPhase {
     /// Its header (PROXY protocol) is being read.
     Preface(PrefaceProgress),
     /// It receives and echoes.
     Open,
-    /// The peer has sent its FIN: what is unsent is the last that it gets.
+    /// The peer has sent its FIN. The unsent bytes are the last that it gets.
     HalfClosed,
-    /// We are ending it for this reason, with a FIN behind the unsent bytes.
+    /// We are ending it for this reason, with a FIN after the unsent bytes.
     Flushing(CloseReason),
-    /// We have sent FIN for this reason, and wait for the peer's.
+    /// We have sent FIN for this reason, and wait for the peer's FIN.
     Lingering(CloseReason),
 }

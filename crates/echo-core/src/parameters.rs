@@ -1,4 +1,4 @@
-//! How the core of one worker is set up, and what of it may change while it runs.
+//! The configuration of the core of one worker, and the part of it that may change while it runs.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -11,48 +11,48 @@ use crate::fullness::Fullness;
 use crate::id::ListenerId;
 use crate::limits;
 
-/// How the core of one worker is set up.
+/// The configuration of the core of one worker.
 #[derive(Clone, Debug)]
 pub struct Parameters {
     /// Listening sockets, named 0, 1, 2, …
     pub listeners: u16,
-    /// Those of them whose connections have *records*: messages with boundaries, each of which is
-    /// to be echoed as one (SOCK_SEQPACKET).
+    /// Listeners whose connections have *records*: messages with boundaries, each of which is
+    /// echoed as one message (SOCK_SEQPACKET).
     pub records: Vec<ListenerId>,
     /// The pooled buffers.
     pub buffers: BufferPlan,
-    /// Whether the kernel has multishot receives that it can bound.
+    /// Whether the kernel supports multishot receives that can be bounded.
     pub multishot: bool,
     /// When small receives are deferred.
     pub deferral: Deferral,
-    /// Slots that one turn visits at most where all of them are to be visited:
-    /// [`limits::SWEEP_SLOTS_MAX`], but in simulation.
+    /// The maximum number of slots that one turn visits when all slots are to be visited:
+    /// [`limits::SWEEP_SLOTS_MAX`], except in simulation.
     pub sweep_slots_max: usize,
     /// Milliseconds a peer has to answer our FIN with its own.
     pub linger_timeout: u64,
     /// Milliseconds a connection has for its header.
     pub preface_timeout: u64,
-    /// The proxies whose connections each listener takes, in the order of the listeners; none if
-    /// its connections have no header. Those that are missing at the end have none.
+    /// The proxies whose connections each listener accepts, in the order of the listeners; none if
+    /// its connections have no header. Listeners that are missing at the end have none.
     pub proxies: Arc<[Option<IpSet>]>,
-    /// Where connections are counted by source, over all workers.
+    /// Counts connections by source, over all workers.
     pub limiter: Arc<dyn Limiter>,
-    /// Where memory for spilled bytes comes from, for all workers.
+    /// The memory for spilled bytes, for all workers.
     pub budget: Arc<dyn Budget>,
-    /// Where all workers note whether they have capacity left.
+    /// All workers note here whether they have capacity left.
     pub fullness: Arc<Fullness>,
-    /// What may change while it runs.
+    /// The part that may change while the core runs.
     pub runtime_limits: RuntimeLimits,
 }
 
 impl Parameters {
-    /// The proxies whose connections a listener takes; none if its connections have no header.
+    /// The proxies whose connections a listener accepts; none if its connections have no header.
     #[must_use]
     pub fn proxies_of(&self, listener: ListenerId) -> Option<&IpSet> {
         self.proxies.get(usize::from(listener.0))?.as_ref()
     }
 
-    /// Whether any listener takes connections of proxies.
+    /// Whether any listener accepts connections of proxies.
     #[must_use]
     pub fn has_proxies(&self) -> bool {
         self.proxies.iter().any(Option::is_some)
@@ -76,21 +76,20 @@ impl Parameters {
     }
 }
 
-/// When small receives are deferred; see `stream/receive_policy.rs`. The defaults are measured; the
-/// simulator has others, so that short histories meet all of it.
+/// When small receives are deferred; see `stream/receive_policy.rs`. The defaults are measured. The
+/// simulator has others, so that short histories cover all cases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Deferral {
-    /// Turns after which it is decided anew.
+    /// Turns between two decisions.
     pub turns_per_period: u32,
-    /// Chunks that an average turn brings where it is worth a try; with less than half of that it
-    /// ends.
+    /// Deferring is tried if an average turn brings this many chunks, and ends below half of that.
     pub chunks_per_turn: u32,
 }
 
 impl Default for Deferral {
     /// A period is some ten milliseconds of a busy worker. (A connection whose receives are
-    /// deferred brings one chunk in two turns, an armed receive may bring several in one: so a few
-    /// that talk without pause begin in vain.)
+    /// deferred brings one chunk in two turns, while an armed receive may bring several in one
+    /// turn. With a few connections that send without pause, deferring is therefore tried in vain.)
     fn default() -> Self {
         Self { turns_per_period: 256, chunks_per_turn: 6 }
     }
@@ -101,30 +100,31 @@ impl Default for Deferral {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RuntimeLimits {
     /// Connections that may be open at the same time; further ones wait in the listen backlog.
-    /// Lowering it below what is open ends none: new ones wait until there is capacity again.
+    /// Lowering it below the number of open connections ends none: new ones wait until there is
+    /// capacity again.
     pub connections_max: u32,
-    /// A connection on which nothing moves for so many milliseconds is ended in order.
+    /// A connection on which no byte moves for this many milliseconds is ended with FIN.
     pub idle_timeout: Option<u64>,
-    /// A connection whose peer takes nothing for so many milliseconds, while bytes wait for it, is
-    /// reset.
+    /// A connection whose peer takes no byte for this many milliseconds, while bytes wait for it,
+    /// is reset.
     pub stall_timeout: Option<u64>,
-    /// A connection that has been open for so many milliseconds is ended in order.
+    /// A connection that has been open for this many milliseconds is ended with FIN.
     pub lifetime: Option<u64>,
-    /// A connection that has received so many bytes is ended in order; what it sends beyond is not
-    /// echoed.
+    /// A connection from which this many bytes were received is ended with FIN. Further bytes are
+    /// not echoed.
     pub bytes_max: Option<u64>,
     /// When silent peers are probed.
     pub keepalive: Option<Keepalive>,
     /// Which connections are admitted. Open connections are not judged again.
     pub admission: Arc<AdmissionPolicy>,
-    /// From which ports datagrams are not answered.
+    /// Source ports whose datagrams are not answered.
     pub datagram_guard: GuardPolicy,
-    /// How much one source may send in datagrams.
+    /// How much one source may send by datagrams.
     pub datagram_rates: Rates,
 }
 
 impl RuntimeLimits {
-    /// No limit but the number of connections.
+    /// No limit except the number of connections.
     #[must_use]
     pub fn unlimited(connections_max: u32) -> Self {
         Self {
@@ -151,7 +151,7 @@ pub struct Keepalive {
 }
 
 impl Keepalive {
-    /// For one of `workers`, which share what a burst may hold.
+    /// For one of `workers` workers, which share the size of a burst.
     #[must_use]
     pub fn new(silence: u64, workers: usize) -> Self {
         let burst = limits::PROBES_PER_BURST / (workers.max(1) as u32);
@@ -164,7 +164,7 @@ impl Keepalive {
         (self.silence / limits::PROBE_INTERVAL_DIVISOR).max(limits::PROBE_INTERVAL_MS_MIN)
     }
 
-    /// Milliseconds after probe number `attempt`, counted from 1, at which the core looks for an
+    /// Milliseconds after probe number `attempt`, counted from 1, at which the core checks for an
     /// answer.
     #[must_use]
     pub fn wait_for_answer(self, attempt: u8) -> u64 {
@@ -175,7 +175,7 @@ impl Keepalive {
         }
     }
 
-    /// In what steps the silence of a connection is counted, in milliseconds.
+    /// The resolution in which the silence of a connection is measured, in milliseconds.
     pub(crate) fn step(self) -> u64 {
         (self.silence / 32).max(1)
     }

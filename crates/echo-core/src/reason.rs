@@ -1,4 +1,4 @@
-//! Why things end or fail: accepts, receives, sends, and connections.
+//! Why accepts, receives, sends and connections end or fail.
 
 /// Why an accept brought nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -14,8 +14,8 @@ pub enum AcceptError {
     SystemFiles,
     /// No memory (ENOMEM, ENOBUFS). The connection stays in the backlog.
     Memory,
-    /// The backlog is empty and stays so: the answer to an accept from a listener that ends, see
-    /// [`Command::EndListeners`](crate::command::Command::EndListeners).
+    /// The backlog is empty and stays so: the completion of an accept from a listener that ends,
+    /// see [`Command::EndListeners`](crate::command::Command::EndListeners).
     Empty,
     /// An unexpected error, by its errno; the backlog is as it was.
     Unexpected(i32),
@@ -27,13 +27,13 @@ pub enum ReceiveEnd {
     /// The peer has sent its FIN: there will be no more bytes.
     EndOfStream,
     /// The kernel was offered no small buffer (ENOBUFS). Nothing was taken from the socket, not
-    /// even its end. Some may be free all the same: not all of them need be on offer, see
-    /// [`Op::OfferBuffers`](crate::op::Op::OfferBuffers).
+    /// even its end. Small buffers may be free nevertheless, because not all of them need be on
+    /// offer, see [`Op::OfferBuffers`](crate::op::Op::OfferBuffers).
     NoBuffer,
-    /// Canceled, or ended by the kernel for reasons of its own; nothing is lost, arm again if
-    /// wanted.
+    /// Canceled, or ended by the kernel for reasons of its own. Nothing is lost; the receive can be
+    /// armed again.
     Stopped,
-    /// The kernel was short of memory (ENOMEM): worth another try a little later.
+    /// The kernel was out of memory (ENOMEM): try again a little later.
     Memory,
     /// The connection is dead (ECONNRESET, ETIMEDOUT, …).
     Failed(ConnectionError),
@@ -42,7 +42,7 @@ pub enum ReceiveEnd {
 /// Why a send failed without taking a byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SendError {
-    /// The kernel was short of memory (ENOMEM, ENOBUFS): worth another try a little later.
+    /// The kernel was out of memory (ENOMEM, ENOBUFS): try again a little later.
     Memory,
     /// It was canceled.
     Stopped,
@@ -72,7 +72,7 @@ pub enum CloseReason {
     Reset,
     /// The network gave up on the peer.
     Unreachable,
-    /// Nothing moved for the idle timeout.
+    /// No byte moved for the idle timeout.
     Idle,
     /// It had been open for the longest time that is allowed.
     Lifetime,
@@ -87,7 +87,7 @@ pub enum CloseReason {
     /// An unexpected error; see
     /// [`Stats::unexpected_errno`](crate::stats::Stats::unexpected_errno).
     Unexpected,
-    /// It was not closed: the next process has it now.
+    /// It was not closed here: the next process has it now.
     HandedOver,
 }
 
@@ -125,7 +125,7 @@ impl CloseReason {
         }
     }
 
-    /// What to call the death of a connection.
+    /// The close reason for a dead connection.
     #[must_use]
     pub fn of(error: ConnectionError) -> Self {
         match error {
@@ -137,16 +137,16 @@ impl CloseReason {
     }
 }
 
-/// Why a connection was closed right after its accept, or with its header (PROXY protocol).
+/// Why a connection was closed right after its accept or after its header (PROXY protocol).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RefuseReason {
-    /// The access lists say so.
+    /// The access lists do not permit it.
     Denied,
-    /// Its source has as many connections as it may have.
+    /// Its source has reached its maximum number of connections.
     SourceFull,
     /// Its source has connected too often within a second.
     SourceRate,
-    /// The listener takes connections of trusted proxies only, and it comes from elsewhere.
+    /// The listener takes connections of trusted proxies only, and this one comes from elsewhere.
     Untrusted,
     /// It does not begin with a valid header, or the header is too long or cut short.
     InvalidHeader,

@@ -1,10 +1,11 @@
-//! What the core counts. Plain numbers: publishing them is the worker's affair.
+//! What the core counts. Plain numbers: the worker publishes them.
 
 use crate::datagram::DatagramTraffic;
 use crate::histogram::Histogram;
 use crate::reason::{AcceptError, CloseReason, ConnectionError, RefuseReason};
 
-/// Everything counted since the worker started. Gauges say so; all else only grows.
+/// Everything counted since the worker started. Gauges are marked as such; everything else only
+/// grows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
     /// What the connections of all listeners did.
@@ -13,21 +14,20 @@ pub struct Stats {
     pub datagrams: DatagramTraffic,
     /// Gauge: open connections.
     pub connections: u64,
-    /// Gauge: connections accepted in a race for the last capacity, which wait for some as they
-    /// would in the listen backlog.
+    /// Gauge: connections that were accepted in a race for the last capacity. They wait for
+    /// capacity as they would in the listen backlog.
     pub waiting_for_capacity: u64,
     /// Bytes received that could not be echoed: the peer reset, stalled too long, or wrote after
     /// our FIN. Once a connection is closed its bytes in equal its bytes out plus its bytes
     /// dropped.
     pub bytes_dropped: u64,
-    /// Bytes received by the process before us, that were left to us to echo.
+    /// Bytes that the previous process received and left to this one to echo.
     pub bytes_taken_over: u64,
     /// Bytes received that were left to the next process to echo.
     pub bytes_handed_over: u64,
-    /// From the moment that a chunk was fetched from the kernel to the moment that the completion
-    /// of its send was, in microseconds; of one send in [`crate::limits::SENDS_PER_TIMED`],
-    /// whatever becomes of it. What the peer was slow to take counts from its oldest byte to its
-    /// last one.
+    /// The time in microseconds from fetching a chunk from the kernel to fetching the completion of
+    /// its send, measured for one send in [`crate::limits::SENDS_PER_TIMED`], whether it succeeds
+    /// or not. Bytes that the peer was slow to take are timed from the oldest byte to the last one.
     pub residence: Histogram,
     /// Turns that found the completion queue overflowed: the kernel kept completions in a slower
     /// list.
@@ -36,8 +36,7 @@ pub struct Stats {
     pub short_sends: u64,
     /// Receives that found no free buffer and waited for one.
     pub starved: u64,
-    /// Gauge: connections that are stalled: nothing more is taken in from them until their peer has
-    /// read.
+    /// Gauge: stalled connections: nothing more is received from them until their peer has read.
     pub stalled: u64,
     /// Gauge: bytes of memory that spilled bytes take, in whole blocks.
     pub spilled_bytes: u64,
@@ -46,11 +45,11 @@ pub struct Stats {
     pub spills_refused: u64,
     /// Gauge: pooled buffers that are lent.
     pub buffers_lent: u64,
-    /// Accepts that failed since the process had no free file descriptor.
+    /// Accepts that failed because the process had no free file descriptor.
     pub accept_process_files: u64,
-    /// Accepts that failed since the system had no free file.
+    /// Accepts that failed because the system had no free file.
     pub accept_system_files: u64,
-    /// Accepts that failed for want of memory.
+    /// Accepts that failed for lack of memory.
     pub accept_memory: u64,
     /// Accepts whose peer was gone already.
     pub accept_aborted: u64,
@@ -59,7 +58,7 @@ pub struct Stats {
     /// Times that this worker took the last capacity of all workers, so that further connections
     /// waited in the backlog.
     pub full: u64,
-    /// Receives and sends that met a kernel short of memory and were tried again.
+    /// Receives and sends that failed because the kernel was out of memory, and were tried again.
     pub memory_retries: u64,
     /// Unexpected errors of any kind.
     pub unexpected_errors: u64,
@@ -70,13 +69,14 @@ pub struct Stats {
 /// What connections did: those of one listener, or of several.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
-    /// Connections accepted: each is refused or closed later, or still there.
+    /// Connections accepted: each is refused or closed later, or still open.
     pub accepted: u64,
-    /// Connections taken over from the process before us.
+    /// Connections taken over from the previous process.
     pub taken_over: u64,
     /// Connections whose header (PROXY protocol) announced an address.
     pub announced: u64,
-    /// Connections of a proxy that ended without a byte but a header that announced no address.
+    /// Connections of a proxy that ended after a header that announced no address, without any
+    /// further byte.
     pub health_checks: u64,
     /// Connections closed right after their accept or their header, by [`RefuseReason`].
     pub refused: [u64; RefuseReason::ALL.len()],
@@ -100,13 +100,13 @@ impl Traffic {
         self.accepted + self.taken_over - self.closed_total() - self.refused_total()
     }
 
-    /// Connections closed, for whatever reason.
+    /// Connections closed, for any reason.
     #[must_use]
     pub fn closed_total(&self) -> u64 {
         self.closed.iter().sum()
     }
 
-    /// Connections refused, for whatever reason.
+    /// Connections refused, for any reason.
     #[must_use]
     pub fn refused_total(&self) -> u64 {
         self.refused.iter().sum()

@@ -1,7 +1,7 @@
 //! Streams: TCP and Unix connections.
 //!
-//! Reading order: `phase`, `connection` with its halves `inbound` and `outbound`, then
-//! `server`, which has all of them, and what it looks after.
+//! Reading order: `phase`, `connection` with its halves `inbound` and `outbound`, then `server`,
+//! which owns all connections, and the parts that it manages.
 
 pub(crate) mod connection;
 pub(crate) mod drain;

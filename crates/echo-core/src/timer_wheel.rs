@@ -1,10 +1,10 @@
-//! A coarse timer wheel: at most one timer a connection slot, driven by the `now` that is passed
-//! in.
+//! A coarse timer wheel: at most one timer for each connection slot, driven by the `now` that is
+//! passed in.
 //!
-//! It is lazy: activity does not move a timer. When one fires, its owner looks whether it is really
-//! due and, if not, sets it again. A timer beyond the wheel's horizon fires at the horizon and is
-//! set again in the same way. So a connection costs the wheel a visit every few minutes, and the
-//! echo path never touches it.
+//! It is lazy: activity does not move a timer. When a timer fires, its owner checks whether the
+//! deadline has really passed and, if not, sets the timer again. A timer beyond the wheel's horizon
+//! fires at the horizon and is set again in the same way. Therefore a connection costs the wheel a
+//! visit every few minutes, and the echo path never touches it.
 
 use alloc::vec::Vec;
 
@@ -28,7 +28,7 @@ const UNLINKED: Link = Link { previous: NONE, next: NONE, bucket: UNSET };
 /// Timers for slots 0, 1, 2, …; 12 bytes a slot.
 pub struct Wheel {
     tick_ms: u64,
-    /// A moment at which a tick began, in milliseconds, and which one it was.
+    /// A moment at which a tick began, in milliseconds, and the number of that tick.
     origin: (u64, u64),
     /// The last tick whose bucket has been emptied.
     done: u64,
@@ -38,8 +38,8 @@ pub struct Wheel {
 }
 
 impl Wheel {
-    /// An empty wheel that counts from `now` in steps of `tick_ms` milliseconds, with room for so
-    /// many slots before it must grow.
+    /// An empty wheel that counts from `now` in steps of `tick_ms` milliseconds, with room for
+    /// `slots` slots before it must grow.
     #[must_use]
     pub fn new(now: Timestamp, tick_ms: u64, slots: u32) -> Self {
         assert!(tick_ms > 0, "time must move");
@@ -54,7 +54,7 @@ impl Wheel {
     }
 
     /// Counts in steps of `tick_ms` milliseconds from `now` on. Timers that are set keep their
-    /// distance in ticks, so they fire too early or too late: set them again.
+    /// distance in ticks, so they fire too early or too late. The caller must set them again.
     pub fn set_tick(&mut self, now: Timestamp, tick_ms: u64) {
         assert!(tick_ms > 0, "time must move");
         if tick_ms != self.tick_ms {
@@ -84,8 +84,8 @@ impl Wheel {
         self.occupied[bucket / 64] |= 1 << (bucket % 64);
     }
 
-    /// Lets an empty wheel begin anew `now`: nothing has moved it while no timer was set, and one
-    /// that is set would be taken for one beyond its horizon.
+    /// Restarts an empty wheel at `now`. The wheel does not advance while no timer is set, so a new
+    /// timer would seem to lie beyond its horizon.
     pub fn catch_up(&mut self, now: Timestamp) {
         if self.occupied == [0; WORDS] {
             let (moment, first) = self.origin;
@@ -114,12 +114,12 @@ impl Wheel {
         self.links[slot as usize] = UNLINKED;
     }
 
-    /// Takes out one timer that has fired by `now`; `None` when there is no more.
+    /// Removes one timer that has fired by `now`; `None` if there is none.
     pub fn expired(&mut self, now: Timestamp) -> Option<u32> {
         let (moment, first) = self.origin;
         let tick = first + now.0.saturating_sub(moment) / self.tick_ms;
-        // A wheel that is whole turns behind skips them. All its timers have fired, before and
-        // after that; but one that is set again would go round once for each turn.
+        // A wheel that is whole revolutions behind skips them. All its timers have fired in either
+        // case, but a timer that is set again would otherwise go round once for each revolution.
         let turns_behind = tick.saturating_sub(self.done) / BUCKETS as u64;
         self.done += turns_behind.saturating_sub(1) * BUCKETS as u64;
         while self.done < tick {
@@ -245,7 +245,7 @@ mod tests {
     }
 
     /// Goal: after a long pause a timer that is set again and again reaches the present at once,
-    /// and nothing that was due is passed over.
+    /// and no expired timer is skipped.
     #[test]
     fn a_wheel_far_behind_catches_up_in_a_few_steps() {
         let now = Timestamp(1 << 40);
@@ -263,7 +263,7 @@ mod tests {
         assert!(wheel.deadline().is_some_and(|next| next > now));
     }
 
-    /// Against the obvious model: a list of (slot, tick).
+    /// Compared with a simple model: a list of (slot, tick).
     #[test]
     fn agrees_with_a_plain_list() {
         let mut random = 0x9e37_79b9_u64;
@@ -276,7 +276,8 @@ mod tests {
         let mut wheel = Wheel::new(Timestamp(0), 4, 0);
         let mut model: Vec<Option<u64>> = alloc::vec![None; 32];
         let mut now = 0;
-        // Since when a tick is how long, and the number of the first of them.
+        // The moment since which a tick has its present length, and the number of the first such
+        // tick.
         let (mut since, mut step, mut first) = (0, 4, 0);
         for _ in 0..20_000 {
             let slot = next(32) as u32;

@@ -2,10 +2,10 @@
 //!
 //! One [`Worker::step`]:
 //!
-//! 1. The commands of the daemon are obeyed.
-//! 2. The kernel is entered, and waits until something happens or the next deadline.
-//! 3. The events are handled, each by itself; then what is due by time.
-//! 4. The operations that follow are submitted. They reach the kernel with the next step.
+//! 1. The commands of the daemon are carried out.
+//! 2. The worker enters the kernel, which waits for an event or the next deadline.
+//! 3. The events are handled, one by one; then the timers that have expired.
+//! 4. The resulting operations are submitted. They reach the kernel with the next step.
 //!
 //! The daemon's thread and the simulator both drive this code. Threads, wake-ups and publishing
 //! counters belong to the daemon.
@@ -23,7 +23,7 @@ use crate::peer::PeerAddr;
 use crate::stats::{Stats, Traffic};
 use crate::stream::server::Server;
 
-/// How a worker stands after a step.
+/// The state of a worker after a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
     /// It continues.
@@ -44,7 +44,7 @@ pub struct Worker {
     events: Vec<Event>,
     /// The same.
     ops: Vec<Op>,
-    /// What serves datagrams, in a worker with sockets for them.
+    /// The datagram side, in a worker with datagram sockets.
     datagrams: Option<Datagrams>,
 }
 
@@ -58,7 +58,7 @@ struct Datagrams {
 }
 
 impl Worker {
-    /// A worker that has not begun.
+    /// A worker that has not started.
     #[must_use]
     pub fn new(parameters: Parameters) -> Self {
         let (events, ops) = (Vec::new(), Vec::new());
@@ -74,21 +74,21 @@ impl Worker {
         self
     }
 
-    /// The same worker, which accepts from those listeners only for which `ours` is true, in the
-    /// order of their ids, until a [`Command::AcceptFrom`] says otherwise.
+    /// The same worker, which accepts only from the listeners for which `ours` is true, in the
+    /// order of their ids, until a [`Command::AcceptFrom`].
     #[must_use]
     pub fn accepting_from(mut self, ours: &[bool]) -> Self {
         self.server.accept_from(ours);
         self
     }
 
-    /// Whether this worker serves as many connections as it may.
+    /// Whether all capacity of this worker is taken.
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.server.is_full()
     }
 
-    /// What has been counted, and how things stand now.
+    /// The counters, and the present values of the gauges.
     #[must_use]
     pub fn stats(&self) -> Stats {
         let mut stats = self.server.stats();
@@ -119,7 +119,7 @@ impl Worker {
     }
 
     /// The last accepts, if
-    /// [`AdmissionPolicy::logs_accepts`](crate::admission::AdmissionPolicy::logs_accepts) says so.
+    /// [`AdmissionPolicy::logs_accepts`](crate::admission::AdmissionPolicy::logs_accepts) is set.
     #[must_use]
     pub fn accept_log(&self) -> &AcceptLog {
         self.server.admission().accept_log()
@@ -132,7 +132,7 @@ impl Worker {
         self.server.clock_us()
     }
 
-    /// Arms the listeners, and does not wait: when it returns, the kernel accepts.
+    /// Arms the listeners, and does not wait. When it returns, the kernel accepts connections.
     ///
     /// # Errors
     /// When the kernel itself fails.
@@ -160,11 +160,11 @@ impl Worker {
             self.obey(kernel.now(), &command);
             kernel.trace(Cause::Command(&command), &self.ops);
             kernel.submit(&mut self.ops);
-            // By a new policy open connections may count.
+            // A new policy may count open connections.
             self.server.recount(kernel.now(), kernel);
         }
         let mut idle = true;
-        // A command may have been the last that was missing.
+        // A command may have been the last condition that was missing.
         if !self.is_over() {
             let datagrams = self.datagrams.as_ref().map_or(Wake::Never, |it| it.responder.wake());
             let wake = self.server.wake().min(datagrams);
@@ -174,8 +174,8 @@ impl Worker {
             return Ok(Status::Running { idle });
         }
         if self.server.is_drained() {
-            // The last closes are still queued: hand them over, so that every peer sees its FIN
-            // before we are gone.
+            // The last closes are still queued. They are submitted so that every peer sees its FIN
+            // before this process ends.
             kernel.turn(Wake::Now, &mut self.events)?;
             return Ok(Status::Drained);
         }
@@ -191,8 +191,8 @@ impl Worker {
         self.datagrams.as_ref().is_none_or(|datagrams| datagrams.responder.is_over())
     }
 
-    /// Enters the kernel, waits until `wake`, and handles what has happened. Returns whether
-    /// nothing has.
+    /// Enters the kernel, waits until `wake`, and handles the events. Returns whether there were
+    /// none.
     fn turn<K: Kernel>(&mut self, kernel: &mut K, wake: Wake) -> Result<bool, K::Error> {
         let Self { server, events, ops, datagrams } = self;
         kernel.turn(wake, events)?;
@@ -256,8 +256,9 @@ impl Worker {
         self.server.reserve_slot()
     }
 
-    /// A connection of the previous process is here, or one that could not be handed over is back:
-    /// the driver has its socket and its unsent bytes. It stays whatever the limits say.
+    /// Takes in a connection of the previous process, or takes back one that could not be handed
+    /// over. The driver has its socket and its unsent bytes. The connection stays even if it
+    /// exceeds the limits.
     pub fn import<K: Kernel>(
         &mut self,
         kernel: &mut K,
@@ -270,8 +271,8 @@ impl Worker {
         kernel.submit(&mut self.ops);
     }
 
-    /// Counts a connection of the previous process that ends here: there is no memory for the
-    /// bytes that are still to be sent on it.
+    /// Counts a connection of the previous process that ends here, because there is no memory for
+    /// the bytes that are still to be sent on it.
     pub fn note_lost_in_handover(&mut self) {
         self.server.note_lost_in_handover();
     }
@@ -279,7 +280,7 @@ impl Worker {
     /// Gives every connection away: the caller takes its socket and its unsent bytes from the
     /// driver. To be called after [`Status::Quiescent`].
     ///
-    /// If they cannot be handed over they come back to this worker, as to a new one:
+    /// If they cannot be handed over, this worker takes them back as a new worker would:
     /// [`Self::reserve_slot`] and [`Self::import`] for each, then [`Command::Drain`]. Limits,
     /// timeouts, policy and counters are what they were, and nothing is accepted.
     pub fn release(&mut self, now: Timestamp) -> Vec<(ConnectionId, TransferState)> {
@@ -296,8 +297,8 @@ impl Worker {
 }
 
 impl Datagrams {
-    /// Handles what the last turn brought. Returns whether it was nothing, and nothing is under
-    /// way.
+    /// Handles the events of the last turn. Returns whether there were none and no operation is in
+    /// flight.
     fn turn<K: Kernel>(&mut self, kernel: &mut K) -> bool {
         let Self { responder, events, ops } = self;
         kernel.take_datagrams(events);

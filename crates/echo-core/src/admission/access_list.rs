@@ -9,7 +9,7 @@ use crate::peer::PeerAddr;
 pub struct AccessList {
     /// If this is not empty, an address that it does not contain is refused.
     pub allow: IpSet,
-    /// An address that this contains is refused, allowed or not.
+    /// An address that this contains is refused, even if it is allowed.
     pub deny: IpSet,
 }
 
@@ -20,7 +20,7 @@ impl AccessList {
         self.allow.is_empty() && self.deny.is_empty()
     }
 
-    /// Whether a connection from `peer` is refused. One without an address never is.
+    /// Whether a connection from `peer` is refused. A peer without an address never is.
     #[must_use]
     pub fn denies(&self, peer: PeerAddr) -> bool {
         match peer {
@@ -32,8 +32,8 @@ impl AccessList {
     }
 }
 
-/// A set of addresses. IPv4 and IPv6 are apart: an IPv6 range never contains an IPv4 address, not
-/// even a mapped one.
+/// A set of addresses. IPv4 and IPv6 are separate: an IPv6 range never contains an IPv4 address,
+/// not even a mapped one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct IpSet {
     /// First and last address of each range, in order and without overlap.
@@ -97,8 +97,8 @@ mod tests {
         IpSet::new(ranges.iter().map(range).collect(), Vec::new())
     }
 
-    /// Goal: the set is the same as asking each range, whatever their order, nesting and overlap.
-    /// Method: all addresses against a small table of sets.
+    /// Goal: a look-up in the set agrees with a look-up in each range, for any order, nesting and
+    /// overlap. Method: all addresses against a small table of sets.
     #[test]
     fn a_set_holds_what_its_ranges_hold() {
         let sets: [&[(u8, u8)]; 6] = [

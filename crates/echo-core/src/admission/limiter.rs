@@ -1,14 +1,14 @@
 //! How much one source may take: connections at a time, and accepts per second.
 //!
-//! All workers share one [`Limiter`]; with one for each worker, a cap would be a cap for each
-//! worker. It is asked at an accept and at a close, never for an echo. The daemon's has a
+//! All workers share one [`Limiter`]; with one for each worker, a cap would apply to each worker.
+//! It is called at an accept and at a close, never for an echo. The daemon's limiter has a
 //! [`SourceTable`] behind a lock in each of its shards; the simulator's has one table.
 //!
 //! A table has an entry for each source with connections, or with a bucket that is not full. There
-//! are at most as many entries with connections as connections. Of the others a table keeps its
-//! share of [`SourceLimits::kept_max`] and evicts the one that it has kept longest; that source
-//! gets its burst again, early. So no peer can fill a table, and no source is refused for want of
-//! room in it.
+//! are at most as many entries with connections as connections. Of the other entries a table keeps
+//! its share of [`SourceLimits::kept_max`] and evicts the one that it has kept longest. The source
+//! of that entry gets its burst again, too early. Therefore no peer can fill a table, and no source
+//! is refused because a table is full.
 //!
 //! The bucket is kept as the moment at which it is full again: an accept moves that by one
 //! interval, and is refused if it would be more than a second ahead. (The generic cell rate
@@ -22,7 +22,8 @@ use crate::id::Timestamp;
 use crate::peer::PeerAddr;
 use crate::reason::RefuseReason;
 
-/// Kept entries that are looked at with each look-up. One comes at a time, so two keep up.
+/// Kept entries that are examined at each look-up. At most one is added at a time, so two are
+/// enough.
 const LOOKS: usize = 2;
 const NANOSECONDS: u64 = 1_000_000_000;
 
@@ -31,7 +32,7 @@ pub trait Limiter: fmt::Debug + Send + Sync {
     /// Counts one more connection of `key`.
     ///
     /// # Errors
-    /// Why the connection is refused; then nothing is counted.
+    /// Why the connection is refused. Nothing is counted then.
     fn enter(
         &self,
         now: Timestamp,
@@ -39,7 +40,7 @@ pub trait Limiter: fmt::Debug + Send + Sync {
         limits: &SourceLimits,
     ) -> Result<(), RefuseReason>;
 
-    /// Counts a connection of `key` off that was counted by [`Limiter::enter`].
+    /// Removes a connection of `key` that was counted by [`Limiter::enter`].
     fn leave(&self, now: Timestamp, key: SourceKey, limits: &SourceLimits);
 }
 
@@ -55,19 +56,20 @@ impl Limiter for Unlimited {
     fn leave(&self, _: Timestamp, _: SourceKey, _: &SourceLimits) {}
 }
 
-/// How much one source may take. The default is: anything.
+/// How much one source may take. The default has no limits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceLimits {
-    /// Connections that a source has open at the same time, at most.
+    /// The maximum number of connections that a source may have open at the same time.
     pub connections: Option<u32>,
-    /// Connections of a source that are accepted in a second, at most, after a burst of as many.
+    /// The maximum number of connections of a source that are accepted per second, after a burst of
+    /// as many.
     pub accepts_per_second: Option<u32>,
-    /// How many leading bits of an IPv4 address are its source, up to 32.
+    /// How many leading bits of an IPv4 address identify its source, up to 32.
     pub ipv4_prefix: u8,
-    /// How many leading bits of an IPv6 address are its source, up to 128.
+    /// How many leading bits of an IPv6 address identify its source, up to 128.
     pub ipv6_prefix: u8,
-    /// Sources without connections that are remembered for their bucket, about: rounded up to full
-    /// tables.
+    /// Roughly how many sources without connections are remembered for their bucket: rounded up to
+    /// full tables.
     pub kept_max: u32,
 }
 
@@ -84,9 +86,9 @@ impl Default for SourceLimits {
 }
 
 impl SourceLimits {
-    /// The same without bounds, for connections that are open already. No bucket changes by that,
-    /// neither that of their source nor those of others: a rate without end is a rate, so that the
-    /// buckets that are not full are still kept.
+    /// The same without bounds, for connections that are already open. Counting them changes no
+    /// bucket, neither that of their source nor any other: an infinite rate is still a rate, so
+    /// buckets that are not full are kept.
     #[must_use]
     pub fn boundless(&self) -> Self {
         let accepts_per_second = self.accepts_per_second.map(|_| u32::MAX);
@@ -99,7 +101,7 @@ impl SourceLimits {
         self.connections.is_some() || self.accepts_per_second.is_some()
     }
 
-    /// What `peer` is counted under; nothing if it has no address.
+    /// The source under which `peer` is counted; none if it has no address.
     #[must_use]
     pub fn key(&self, peer: PeerAddr) -> Option<SourceKey> {
         match peer {
@@ -113,8 +115,8 @@ impl SourceLimits {
     }
 }
 
-/// The leading bits of an address, and how many they are: after a change of the prefix lengths the
-/// old entries go out with their connections, and are no others'.
+/// The leading bits of an address, and their number. After a change of the prefix lengths, old
+/// entries are therefore distinct from new ones, and are removed with their connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SourceKey {
     bits: [u8; 16],
@@ -128,7 +130,7 @@ impl SourceKey {
         Self { bits: (u128::from_be_bytes(address) & mask).to_be_bytes(), length }
     }
 
-    /// A number that differs for most sources that differ, though not for those who want it not to.
+    /// A hash that differs for most different sources, although an attacker can find collisions.
     pub(crate) fn fold(self) -> u32 {
         let bits = u128::from_be_bytes(self.bits);
         let folded = (bits >> 64) as u64 ^ bits as u64 ^ u64::from(self.length);
@@ -156,7 +158,7 @@ impl fmt::Display for SourceKey {
     }
 }
 
-/// What is known of a source.
+/// The entry of a source.
 #[derive(Clone, Copy, Debug, Default)]
 struct Entry {
     /// Its connections, in all workers.
@@ -171,7 +173,7 @@ struct Entry {
 #[derive(Debug)]
 pub struct SourceTable {
     entries: BTreeMap<SourceKey, Entry>,
-    /// Sources that may have to go: those without connections whose bucket was not full, oldest
+    /// Candidates for eviction: sources without connections whose bucket was not full, oldest
     /// first.
     kept: VecDeque<SourceKey>,
     /// How many tables there are.
@@ -179,7 +181,7 @@ pub struct SourceTable {
 }
 
 impl SourceTable {
-    /// An empty table, one of `tables` that share what may be kept.
+    /// An empty table, one of `tables` that share [`SourceLimits::kept_max`].
     #[must_use]
     pub fn one_of(tables: u32) -> Self {
         assert!(tables > 0, "this is one");
@@ -235,8 +237,8 @@ impl SourceTable {
         self.evict(now, limits);
     }
 
-    /// Looks at the entries that were kept longest: removes one whose bucket is full, or which is
-    /// one too many; and takes one that has connections again out of the queue.
+    /// Examines the entries that were kept longest. Removes an entry whose bucket is full, or if
+    /// there is one too many. Takes an entry that has connections again out of the queue.
     fn evict(&mut self, now: Timestamp, limits: &SourceLimits) {
         let kept_max = limits.kept_max.div_ceil(self.tables) as usize;
         for _ in 0..LOOKS {
@@ -256,7 +258,7 @@ impl SourceTable {
     /// Panics if an entry has no reason to exist. For tests and simulation.
     pub fn check_invariants(&self) {
         for (key, entry) in &self.entries {
-            assert!(entry.connections > 0 || entry.kept, "{key:?} has an entry for nothing");
+            assert!(entry.connections > 0 || entry.kept, "{key:?} needs no entry");
         }
         let kept = self.entries.values().filter(|entry| entry.kept).count();
         assert_eq!(kept, self.kept.len(), "the queue of a table and its entries differ");
@@ -354,8 +356,8 @@ mod tests {
         assert_eq!((limits.key(PeerAddr::Local), limits.key(PeerAddr::Unknown)), (None, None));
     }
 
-    /// Goal: sources that come once and go do not fill a table: they are forgotten when their
-    /// bucket is full, and when they are too many, at the latest.
+    /// Goal: sources that connect only once do not fill a table: they are forgotten when their
+    /// bucket is full, or before if there are too many.
     #[test]
     fn sources_that_went_are_forgotten() {
         let limits = SourceLimits {
@@ -368,11 +370,11 @@ mod tests {
         for number in 0..20_000 {
             assert_eq!(enter(&mut table, 0, peer(number), &limits), Ok(()));
             leave(&mut table, 0, peer(number), &limits);
-            // The last one is one too many until the next comes.
+            // The last one is one too many until the next look-up.
             assert!(table.sources() <= 641, "{} sources", table.sources());
         }
         assert!(table.sources() > 500, "only {} are remembered", table.sources());
-        // One second later all buckets are full: whatever comes sweeps the table.
+        // One second later all buckets are full: any look-up cleans the table.
         for number in 0..20_000 {
             assert_eq!(
                 table.enter(Timestamp(1_000), limits.key(peer(number)).unwrap(), &limits),
@@ -385,8 +387,8 @@ mod tests {
         assert_eq!(table.sources(), 0);
     }
 
-    /// Goal: connections that are counted whatever the limits say leave the buckets as they are.
-    /// Found by the simulator (seed 24995), where a handover that failed filled them.
+    /// Goal: connections that are counted regardless of the limits do not change the buckets. Found
+    /// by the simulator (seed 24995), where a failed handover filled them.
     #[test]
     fn an_open_connection_is_counted_without_a_change_of_buckets() {
         let limits = SourceLimits { accepts_per_second: Some(1), ..SourceLimits::default() };

@@ -1,11 +1,12 @@
-//! Who was refused, and who was accepted last: what an operator asks when a client complains.
+//! The refused sources, and the last accepts. An operator needs them when a client complains.
 //!
 //! - [`RefusedSources`] counts refusals by source in a fixed number of entries, with the algorithm
 //!   Space-Saving (Metwally, Agrawal and El Abbadi 2005). A source without an entry takes over the
-//!   entry with the lowest count. So a source with more than one refusal in [`SOURCES_MAX`] has an
-//!   entry, and a count is too high by at most [`RefusedSource::excess`].
+//!   entry with the lowest count. Therefore a source with more than one in [`SOURCES_MAX`] of all
+//!   refusals has an entry, and a count is too high by at most [`RefusedSource::excess`].
 //! - [`AcceptLog`] keeps the last accepts, if the policy wants them logged. The event loop itself
-//!   logs nothing: another thread reads the log, and what it was too slow for is counted.
+//!   logs nothing: another thread reads the log, and accepts that it was too slow to read are
+//!   counted.
 //!
 //! Both are written when an accept is judged, never for an echo, and allocate at most once.
 
@@ -19,7 +20,7 @@ use crate::reason::RefuseReason;
 
 /// Entries of [`RefusedSources`] in one worker.
 pub const SOURCES_MAX: usize = 16;
-/// Accepts that an [`AcceptLog`] keeps: more than a log writes at once.
+/// Accepts that an [`AcceptLog`] keeps: more than are written to the log at once.
 pub const ACCEPTS_MAX: usize = 128;
 
 /// A source, and how often it was refused.
@@ -27,11 +28,11 @@ pub const ACCEPTS_MAX: usize = 128;
 pub struct RefusedSource {
     /// The source.
     pub source: SourceKey,
-    /// Refusals, at most [`Self::excess`] too many.
+    /// Refusals. At most [`Self::excess`] too high.
     pub count: u64,
     /// Refusals in `count` that may have been those of other sources.
     pub excess: u64,
-    /// Why it was refused last.
+    /// The reason of its last refusal.
     pub reason: RefuseReason,
 }
 
@@ -62,7 +63,7 @@ impl RefusedSources {
         *lowest = RefusedSource { source, count: excess + 1, excess, reason };
     }
 
-    /// Adds what another worker counted. The sum has an entry for each source of either.
+    /// Adds the counts of another worker. The sum has an entry for each source of either.
     pub fn add(&mut self, other: &Self) {
         for theirs in &other.entries {
             match self.entries.iter_mut().find(|mine| mine.source == theirs.source) {
@@ -111,9 +112,9 @@ impl RefusedSources {
 /// One accept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Accept {
-    /// Where it was accepted.
+    /// The listener.
     pub listener: ListenerId,
-    /// Where it comes from.
+    /// The address of the peer.
     pub peer: PeerAddr,
     /// Why it was refused, if it was.
     pub refused: Option<RefuseReason>,
@@ -124,12 +125,12 @@ pub struct Accept {
 pub struct AcceptLog {
     /// At most [`ACCEPTS_MAX`], oldest first.
     recent: VecDeque<Accept>,
-    /// All that were ever noted.
+    /// All accepts ever recorded.
     total: u64,
 }
 
 impl AcceptLog {
-    /// Notes one more accept.
+    /// Records one more accept.
     pub(super) fn note(&mut self, accept: Accept) {
         if self.recent.capacity() == 0 {
             self.recent.reserve_exact(ACCEPTS_MAX);
@@ -141,7 +142,7 @@ impl AcceptLog {
         self.total += 1;
     }
 
-    /// How many accepts were noted so far.
+    /// How many accepts have been recorded so far.
     #[must_use]
     pub fn total(&self) -> u64 {
         self.total
@@ -168,8 +169,8 @@ mod tests {
         SourceLimits::default().key(peer).expect("it has an address")
     }
 
-    /// Goal: who is refused often is found among many who are refused once. Method: one source in
-    /// every ten refusals, among as many others as there are addresses.
+    /// Goal: a source that is refused often is found among many that are refused once. Method: one
+    /// source in every ten refusals, and a different source in each of the others.
     #[test]
     fn the_source_that_is_refused_most_is_found() {
         let mut refused = RefusedSources::default();

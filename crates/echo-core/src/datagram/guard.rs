@@ -1,4 +1,4 @@
-//! Which datagrams are answered: judged by their addresses alone, before a byte goes out.
+//! Which datagrams are answered. They are judged by their addresses alone, before a byte is sent.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -8,15 +8,15 @@ use super::traffic::DropReason;
 use crate::admission::{AccessList, IpSet};
 use crate::peer::PeerAddr;
 
-/// Ports of services that answer a datagram from anybody by themselves (IANA's registry): echo,
-/// daytime, qotd, chargen, time, domain, tftp, sunrpc, ntp, netbios-ns, snmp, ldap (CLDAP), isakmp,
-/// router (RIP), ssdp, mdns, memcache. A datagram from such a port is most likely an answer, or
-/// forged to start an exchange that never ends. Not all ports below 1024: that of TWAMP (862) and
-/// privileged probes are clients as well.
+/// Ports of services that answer datagrams from any sender (IANA's registry): echo, daytime, qotd,
+/// chargen, time, domain, tftp, sunrpc, ntp, netbios-ns, snmp, ldap (CLDAP), isakmp, router (RIP),
+/// ssdp, mdns, memcache. A datagram from such a port is most likely an answer, or forged to start
+/// an exchange that never ends. The list does not contain all ports below 1024, because TWAMP (862)
+/// and privileged probes are clients with such ports.
 pub const REFLECT_SOURCE_PORTS: [u16; 17] =
     [7, 13, 17, 19, 37, 53, 69, 111, 123, 137, 161, 389, 500, 520, 1900, 5353, 11211];
 
-/// From which ports nothing is answered.
+/// Source ports whose datagrams are not answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GuardPolicy {
     /// In order, each once.
@@ -24,8 +24,8 @@ pub struct GuardPolicy {
 }
 
 impl GuardPolicy {
-    /// Nothing is answered to these ports, which may be in any order. Our own listening ports
-    /// should be among them.
+    /// Datagrams from these ports, in any order, are not answered. Our own listening ports should
+    /// be among them.
     #[must_use]
     pub fn new(ports: impl IntoIterator<Item = u16>) -> Self {
         let mut ports: Vec<u16> = ports.into_iter().collect();
@@ -41,10 +41,10 @@ impl Default for GuardPolicy {
     }
 }
 
-/// Judges a datagram that came to a socket which is bound to `own`, and takes datagrams of these
-/// proxies if any are named. Returns the address of its client: that of its sender, or what a proxy
-/// has announced. The answer goes to the sender, so that is who must not be a victim; access lists
-/// are for the client.
+/// Judges a datagram that was received by a socket bound to `own`. If `proxies` are given, the
+/// socket accepts datagrams of these proxies only. Returns the address of the client: the sender's,
+/// or the one that a proxy has announced. The answer goes to the sender, so the sender must not be
+/// the victim of a forgery. Access lists apply to the client.
 ///
 /// # Errors
 /// Why it is dropped.
@@ -95,27 +95,28 @@ fn client(datagram: &Datagram, proxies: Option<&IpSet>) -> Result<PeerAddr, Drop
     }
 }
 
-/// Judges a datagram that came to a Unix socket. Its source cannot be forged, as it is the name of
-/// a socket; so ports and access lists, of which it has none, do not matter.
+/// Judges a datagram that was received by a Unix socket. Its source is the name of a socket and
+/// cannot be forged. It has no port and no address, so ports and access lists are not checked.
 fn judge_local(datagram: &Datagram) -> Result<PeerAddr, DropReason> {
     match datagram.source.address {
-        // Nobody could be sent a reply.
+        // There is no address to send a reply to.
         PeerAddr::Unknown => Err(DropReason::Source),
-        // A path can be made to lead to one of ours after it was sent from: an endless exchange.
+        // A path can be redirected to one of our sockets after the datagram was sent: an endless
+        // exchange.
         _ if datagram.own => Err(DropReason::Own),
         PeerAddr::Local | PeerAddr::Ipv4(_) | PeerAddr::Ipv6(_) => Ok(PeerAddr::Local),
     }
 }
 
-/// Whether an address can be that of one host, as far as that shows. (The broadcast address of a
-/// network looks like any other: the kernel drops datagrams from it, and tells those to it by
-/// another local address.)
+/// Whether an address can be that of one host, as far as the address alone shows. (The broadcast
+/// address of a network looks like any other. The kernel drops datagrams from it, and reports a
+/// different local address for datagrams sent to it.)
 fn is_unicast(address: PeerAddr) -> bool {
     match address {
-        // Not reported, so it is bound to one; or none of IP.
+        // Not reported, because the socket is bound to one address; or not an IP address.
         PeerAddr::Unknown | PeerAddr::Local => true,
-        // 0.0.0.0/8 is "this network" (RFC 1122), 224.0.0.0/4 multicast, 240.0.0.0/4 reserved, with
-        // the limited broadcast address as its last.
+        // 0.0.0.0/8 is "this network" (RFC 1122), 224.0.0.0/4 multicast, 240.0.0.0/4 reserved,
+        // whose last address is the limited broadcast address.
         PeerAddr::Ipv4([first, ..]) => first != 0 && first < 224,
         PeerAddr::Ipv6(address) => address != [0; 16] && address[0] != 0xff,
     }
@@ -234,8 +235,8 @@ mod tests {
         assert_eq!(judge(&datagram, ANY, None, &policy, &access), Err(DropReason::Truncated));
     }
 
-    /// Goal: a datagram of a proxy is judged by its client, and answered to the proxy: so the proxy
-    /// must be one that is trusted, and nobody who reflects.
+    /// Goal: a datagram of a proxy is judged by its client and answered to the proxy. Therefore the
+    /// proxy must be trusted, and must not be a reflecting port.
     #[test]
     fn a_datagram_of_a_proxy_is_judged_by_its_client() {
         let proxy = PeerAddr::Ipv4([192, 0, 2, 9]);

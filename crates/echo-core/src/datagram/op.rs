@@ -1,5 +1,5 @@
-//! The vocabulary between the core and the kernel as far as datagrams go. Events are facts,
-//! operations imperatives, as in [`crate::op`].
+//! The interface between the core and the kernel for datagrams. Events are facts, operations
+//! imperatives, as in [`crate::op`].
 
 use crate::peer::PeerAddr;
 
@@ -23,21 +23,21 @@ pub struct Endpoint {
     pub port: u16,
 }
 
-/// What the header (PROXY protocol) at the beginning of a datagram says.
+/// The content of the header (PROXY protocol) at the beginning of a datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Header {
-    /// There is none: datagrams of this socket have no headers.
+    /// There is no header: datagrams of this socket have none.
     Absent,
-    /// It comes from a client of its sender, at this address.
+    /// The datagram comes from a client of its sender, at this address.
     Announced(PeerAddr),
-    /// Its sender speaks for itself, or does not know more.
+    /// The sender announces no client: the datagram is its own, or it does not know the client.
     Unannounced,
-    /// It is not valid, or missing.
+    /// The header is not valid, or missing.
     Invalid,
 }
 
-/// What the kernel tells of a datagram, or of a burst: datagrams of one flow that it merged
-/// (UDP_GRO), all of one length but the last, which may be shorter.
+/// What the kernel reports about a datagram, or about a burst: datagrams of one flow that it merged
+/// (UDP_GRO). All of a burst have one length, except the last, which may be shorter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Datagram {
     /// Where it comes from.
@@ -49,14 +49,14 @@ pub struct Datagram {
     pub local: PeerAddr,
     /// What its header says.
     pub header: Header,
-    /// Bytes of payload in the buffer, behind a header, of the whole burst.
+    /// Bytes of payload in the buffer, behind a header. For a burst, of all its datagrams.
     pub length: u32,
-    /// Bytes of each datagram of a burst but the last; 0 if this is one datagram.
+    /// Bytes of each datagram of a burst except the last; 0 if this is a single datagram.
     pub segment: u16,
-    /// Whether the buffer was too short for it or for what the kernel tells of it.
+    /// Whether the buffer was too short for it or for what the kernel reports about it.
     pub truncated: bool,
-    /// Whether its source is a socket of this process, by its name. Only Unix sockets tell: of UDP
-    /// the address and the port do.
+    /// Whether its source, by name, is a socket of this process. Set for Unix sockets only: for UDP
+    /// the address and the port are compared.
     pub own: bool,
 }
 
@@ -78,28 +78,29 @@ pub enum ReceiveEnd {
     NoBuffer,
     /// Canceled, or ended by the kernel for reasons of its own. Datagrams wait in the socket.
     Stopped,
-    /// The kernel was short of memory (ENOMEM): worth another try a little later.
+    /// The kernel was out of memory (ENOMEM): try again a little later.
     Memory,
-    /// An unexpected error, by its errno: worth another try a little later.
+    /// An unexpected error, by its errno: try again a little later.
     Unexpected(i32),
 }
 
 /// Why a reply was not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReplyError {
-    /// The socket's send buffer is full (EAGAIN): the link is down, or slower than what comes. Or
-    /// the queue of a Unix peer is full.
+    /// The socket's send buffer is full (EAGAIN): the link is down, or slower than the datagrams
+    /// arrive. Or the queue of a Unix peer is full.
     Full,
-    /// The route takes no burst, or nothing of this size (EMSGSIZE, EINVAL, EIO).
+    /// The route does not carry a burst, or a datagram of this size (EMSGSIZE, EINVAL, EIO).
     Unsendable,
-    /// There is no route to the source, or none from the address that was asked (ENETUNREACH,
-    /// EHOSTUNREACH, ENETDOWN, EADDRNOTAVAIL). Or a Unix peer has gone (ECONNREFUSED), or its path
-    /// leads to no such socket any more (ENOENT, ENOTDIR, ELOOP, EPROTOTYPE).
+    /// There is no route to the source, or none from the address that the datagram was sent to
+    /// (ENETUNREACH, EHOSTUNREACH, ENETDOWN, EADDRNOTAVAIL). Or the Unix peer is gone
+    /// (ECONNREFUSED), or its path no longer leads to such a socket (ENOENT, ENOTDIR, ELOOP,
+    /// EPROTOTYPE).
     Unroutable,
-    /// A packet filter refuses it (EPERM, EACCES). Or a Unix peer does: it is connected to another
-    /// socket, or the permissions of its file do not let us write.
+    /// A packet filter refuses it (EPERM, EACCES). Or the Unix peer is connected to another socket,
+    /// or the permissions of its file do not permit us to write.
     Refused,
-    /// The kernel was short of memory (ENOMEM, ENOBUFS).
+    /// The kernel was out of memory (ENOMEM, ENOBUFS).
     Memory,
     /// An unexpected error, by its errno.
     Unexpected(i32),
@@ -108,8 +109,8 @@ pub enum ReplyError {
 /// What the kernel is asked to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op {
-    /// Receive from the socket, whenever something comes, until an event says that it ended. At
-    /// most one receive of a socket at a time.
+    /// Receive datagrams from the socket until an event reports the end of the receive. At most one
+    /// receive per socket is armed.
     Receive {
         /// Which.
         socket: SocketId,
@@ -120,7 +121,7 @@ pub enum Op {
         socket: SocketId,
     },
     /// Send the payload of a lent buffer back, as one datagram or as the burst that it was, from
-    /// the address that was asked. Never waits. Answered once by [`Event::Replied`] or
+    /// the address that it was sent to. Never waits. Answered once by [`Event::Replied`] or
     /// [`Event::ReplyFailed`].
     Reply {
         /// The buffer.
@@ -134,11 +135,11 @@ pub enum Op {
     },
     /// Give a lent buffer back to the pool.
     Recycle {
-        /// The buffer; no reply of it may be under way.
+        /// The buffer. No reply from it may be in flight.
         buffer: BufferId,
     },
-    /// Close the socket, which is not received from any more and has no reply under way. If
-    /// another process holds it as well, what has come meanwhile waits there.
+    /// Close the socket. No receive of it is armed, and no reply of it is in flight. If another
+    /// process also holds it, datagrams that arrived meanwhile wait for that process.
     Close {
         /// Which.
         socket: SocketId,
@@ -148,11 +149,11 @@ pub enum Op {
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A datagram or a burst came. The buffer is lent to the core until [`Op::Recycle`].
+    /// A datagram or a burst was received. The buffer is lent to the core until [`Op::Recycle`].
     Received {
         /// To which socket.
         socket: SocketId,
-        /// Where it is.
+        /// The buffer that holds it.
         buffer: BufferId,
         /// What is known of it.
         datagram: Datagram,
@@ -185,9 +186,9 @@ pub enum Event {
         buffer: BufferId,
         /// How many datagrams the kernel took.
         datagrams: u32,
-        /// How many bytes these have.
+        /// The bytes of these datagrams.
         bytes: u32,
-        /// Why not all of them, if so.
+        /// Why not all of them were taken, if some were not.
         error: Option<ReplyError>,
     },
 }

@@ -1,17 +1,17 @@
 //! How much one source may send: datagrams and bytes per second, over all workers.
 //!
 //! Each source has a bucket of tokens, one for a datagram and one for a byte, which holds one
-//! second's worth and fills at its rate. All workers share the buckets ([`RateLimiter`]); but a
-//! line of memory that every worker writes for every datagram would cost more than the datagram.
-//! So a worker takes tokens in advance, a *lease* ([`Leases`]), and spends them by itself. The
-//! first lease is small; each that is renewed within [`RENEWAL_US`] is twice as large, up to
-//! 1/[`LEASES_PER_SECOND`] of a second's worth. So a busy source costs its bucket some 64 visits a
-//! second, and a worker holds at most that 64th for each source beyond what it has answered: what
-//! all workers answer in a second is never more than two seconds' worth at first and one
-//! afterwards, plus those leases.
+//! second's worth and fills at its rate. All workers share the buckets ([`RateLimiter`]), but a
+//! cache line that every worker writes for every datagram would cost more than the datagram.
+//! Therefore a worker takes tokens in advance, a *lease* ([`Leases`]), and spends them without
+//! further synchronization. The first lease is small; each that is renewed within [`RENEWAL_US`] is
+//! twice as large, up to 1/[`LEASES_PER_SECOND`] of a second's worth. Therefore a busy source
+//! causes some 64 visits a second to its bucket, and beyond what it has answered a worker holds at
+//! most one 64th for each source. What all workers answer in a second is at most two seconds' worth
+//! at first and one second's worth afterwards, plus those leases.
 //!
-//! Both tables are bounded, so no forger of sources can fill them: a bucket that must go gives its
-//! source a full one again, early; a lease that must go is given back.
+//! Both tables are bounded, so forged sources cannot exhaust memory. The source of an evicted
+//! bucket gets a full bucket again, too early; an evicted lease is given back.
 
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
@@ -28,12 +28,13 @@ const FIRST: Amount = Amount { datagrams: 8, bytes: 16 << 10 };
 /// A lease that is used up in less than this many microseconds is followed by one of twice the
 /// size.
 const RENEWAL_US: u64 = 250_000;
-/// So often a lease doubles at most: then it has the largest size at any rate.
+/// The number of times that a lease can double: after it the lease has the largest size at any
+/// rate.
 const DOUBLINGS_MAX: u8 = 40;
-/// Leases that a worker holds at most, a power of two. Two sources in one place cost each other a
-/// visit to their buckets.
+/// Leases that a worker holds at most, a power of two. Two sources in the same entry of the table
+/// evict each other, which costs a visit to their buckets.
 const LEASES: usize = 1024;
-/// Buckets that are looked at with each visit. One comes at a time, so two keep up.
+/// Buckets that are examined at each visit. At most one is added at a time, so two are enough.
 const LOOKS: usize = 2;
 /// A second in microseconds: what a bucket holds.
 const SECOND_US: u64 = 1_000_000;
@@ -101,7 +102,7 @@ impl Rates {
         }
     }
 
-    /// The lease that follows after so many that were used up soon.
+    /// The next lease, after `doublings` leases in a row that were used up quickly.
     fn lease(&self, doublings: u8) -> Amount {
         let doubled = |first: u64| first.saturating_mul(1 << doublings.min(DOUBLINGS_MAX));
         let Amount { datagrams, bytes } = self.capacity();
@@ -111,10 +112,10 @@ impl Rates {
     }
 }
 
-/// Keeps the buckets of all sources, for all workers of the process. It is asked for a lease, never
-/// for each datagram of a busy source.
+/// Keeps the buckets of all sources, for all workers of the process. A worker asks it for leases,
+/// not for each datagram of a busy source.
 pub trait RateLimiter: fmt::Debug + Send + Sync {
-    /// Takes `wanted` from the bucket of `key`, or as much of it as there is, but `least` at least.
+    /// Takes `wanted` from the bucket of `key`, or what the bucket has if that is at least `least`.
     ///
     /// # Errors
     /// If there is less; then nothing is taken.
@@ -150,7 +151,7 @@ impl RateLimiter for Unmetered {
     fn give_back(&self, _: SourceKey, _: &Rates, _: Amount) {}
 }
 
-/// Tokens of one kind, in millionths, so that no part of one is lost in a short time.
+/// Tokens of one kind, in millionths, so that no fraction of a token is lost over short times.
 #[derive(Clone, Copy, Debug)]
 struct Tokens(u64);
 
@@ -159,7 +160,7 @@ impl Tokens {
         Self(rate.saturating_mul(SECOND_US))
     }
 
-    /// After so many microseconds.
+    /// Refills for `elapsed_us` microseconds.
     fn refilled(self, rate: u64, elapsed_us: u64) -> Self {
         let more = rate.saturating_mul(elapsed_us.min(SECOND_US));
         Self(self.0.saturating_add(more).min(Self::full(rate).0))
@@ -193,7 +194,7 @@ impl Bucket {
     }
 
     fn holds(&self, rates: &Rates) -> Amount {
-        // Without a rate there is no end of them.
+        // Without a rate the number of tokens is unlimited.
         let tokens = |rate: Option<u64>, tokens: Tokens| rate.map_or(u64::MAX, |_| tokens.whole());
         Amount {
             datagrams: tokens(rates.datagrams, self.datagrams),
@@ -224,13 +225,13 @@ impl Bucket {
 #[derive(Debug)]
 pub struct BucketTable {
     buckets: BTreeMap<SourceKey, Bucket>,
-    /// Every bucket once, about in the order in which they were made.
+    /// Every bucket once, roughly in order of creation.
     order: VecDeque<SourceKey>,
     count_max: usize,
 }
 
 impl BucketTable {
-    /// An empty table that keeps so many buckets, at least 1.
+    /// An empty table for `count_max` buckets, at least 1.
     #[must_use]
     pub fn new(count_max: usize) -> Self {
         Self { buckets: BTreeMap::new(), order: VecDeque::new(), count_max: count_max.max(1) }
@@ -279,8 +280,8 @@ impl BucketTable {
         }
     }
 
-    /// Looks at the oldest buckets: removes one that nothing has been taken from for a second,
-    /// since it is full, or which is one too many.
+    /// Examines the oldest buckets. Removes one if nothing has been taken from it for a second,
+    /// because it is full again, or if the table has one bucket too many.
     fn evict(&mut self, now_us: u64) {
         for _ in 0..LOOKS {
             let Some(key) = self.order.pop_front() else { return };
@@ -293,9 +294,9 @@ impl BucketTable {
         }
     }
 
-    /// Panics if a bucket is forgotten or noted twice. For tests and simulation.
+    /// Panics if a bucket is not listed exactly once. For tests and simulation.
     pub fn check_invariants(&self) {
-        assert_eq!(self.order.len(), self.buckets.len(), "a bucket is noted twice, or not at all");
+        assert_eq!(self.order.len(), self.buckets.len(), "a bucket is not listed exactly once");
         assert!(self.buckets.len() <= self.count_max + 1, "the table is too full");
     }
 }
@@ -307,14 +308,14 @@ struct Lease {
     left: Amount,
     taken_us: u64,
     doublings: u8,
-    /// The bucket held too little of something; it is not visited again before this moment.
+    /// The bucket held too few tokens of one kind. It is not visited again before this moment.
     refused: Option<(u64, DropReason)>,
 }
 
 /// The leases of one worker.
 #[derive(Debug)]
 pub(super) struct Leases {
-    /// Each source has one place that may hold its lease. Empty until the first datagram.
+    /// Each source has one entry that may hold its lease. Empty until the first datagram.
     places: Vec<Option<Lease>>,
 }
 
@@ -357,12 +358,12 @@ impl Leases {
                 }
             }
         }
-        // What is left counts, so that no token of it is lost, and none is taken that would be
-        // hoarded: a source that uses up one kind need not use the other.
+        // The rest of the old lease counts towards the new one. No token of it is lost, and no
+        // tokens accumulate of a kind that the source does not use up.
         let missing = amount.lacking(left);
         let wanted = rates.lease(doublings).lacking(left);
         let taken = limiter.take(now_us, key, rates, wanted, missing);
-        // A flood, too, visits a bucket so often a second at most.
+        // This also bounds how often per second a flood visits a bucket.
         let until_us = now_us + SECOND_US / LEASES_PER_SECOND;
         let refused = taken.err().map(|reason| (until_us, reason));
         let verdict = taken.map(|taken| left = left.plus(taken).minus(amount));
@@ -370,7 +371,7 @@ impl Leases {
         verdict
     }
 
-    /// Gives all of them back: the rates are to change.
+    /// Gives all of them back, because the rates are about to change.
     pub(super) fn give_back(&mut self, rates: &Rates, limiter: &dyn RateLimiter) {
         for lease in self.places.iter_mut().filter_map(Option::take) {
             limiter.give_back(lease.key, rates, lease.left);
@@ -378,7 +379,7 @@ impl Leases {
     }
 }
 
-/// A boxed limiter is one.
+/// A boxed limiter is a limiter.
 impl<T: RateLimiter + ?Sized> RateLimiter for Box<T> {
     fn take(
         &self,
@@ -437,8 +438,9 @@ mod tests {
 
     const ONE: Amount = Amount { datagrams: 1, bytes: 10 };
 
-    /// Goal: a source gets one second's worth at once and then its rate, whatever the size of its
-    /// datagrams and over however many workers it is spread; no token is lost, and none is made.
+    /// Goal: a source gets one second's worth at once and then its rate, independent of the size of
+    /// its datagrams and of the number of workers that it is spread over. No token is lost, and
+    /// none is created.
     #[test]
     fn a_source_gets_its_rate_over_all_workers() {
         for (rate, workers, each) in [(1_000, 1, 1), (1_000, 8, 1), (999, 3, 32), (10_000, 64, 1)] {
@@ -480,8 +482,9 @@ mod tests {
         assert_eq!(leases.charge(300_000, key(2), &rates, &limiter, amount), Ok(()));
     }
 
-    /// Goal: what is refused without a visit to the bucket counts under the limit that refused it.
-    /// Method: a lease whose datagrams are used up, of a source that has only a limit of bytes.
+    /// Goal: datagrams that are refused without a visit to the bucket are counted under the limit
+    /// that refused them. Method: a lease whose datagrams are used up, of a source that has only a
+    /// limit of bytes.
     #[test]
     fn a_refusal_is_remembered_with_its_reason() {
         let limiter = table(16);
@@ -528,7 +531,7 @@ mod tests {
         assert!((64..90).contains(&visits), "{visits} visits");
     }
 
-    /// Goal: forged sources neither fill the table nor take anything from an honest one.
+    /// Goal: forged sources neither overfill the table nor take tokens from an honest source.
     #[test]
     fn forged_sources_fill_nothing() {
         let limiter = table(100);
@@ -545,9 +548,9 @@ mod tests {
         assert!(limiter.0.lock().unwrap().sources() <= 101);
     }
 
-    /// Goal: a worker holds a lease and no more, also of the kind of token that a source hardly
-    /// uses; otherwise it could send bytes of a minute in one second. Method: a minute of small
-    /// datagrams, then a second of long ones.
+    /// Goal: a worker holds one lease and no more, also of the kind of token that a source hardly
+    /// uses. Otherwise the source could send the bytes of a minute in one second. Method: a minute
+    /// of small datagrams, then a second of long ones.
     #[test]
     fn what_is_not_used_is_not_hoarded() {
         let limiter = table(16);

@@ -21,7 +21,7 @@ const RETRY_MS: u64 = 100;
 /// turns: peers may keep sending.
 const DRAIN_TURNS_MAX: u32 = 64;
 
-/// How the datagram side of a worker is set up.
+/// The configuration of the datagram side of a worker.
 #[derive(Clone, Debug)]
 pub struct DatagramParameters {
     /// The sockets of this worker, named 0, 1, 2, …
@@ -30,8 +30,8 @@ pub struct DatagramParameters {
     pub listeners: u16,
     /// Buffers of the pool.
     pub buffers: u16,
-    /// The proxies whose datagrams each listener takes, in the order of the listeners; none if its
-    /// datagrams have no headers. Those that are missing at the end have none.
+    /// The proxies whose datagrams each listener accepts, in the order of the listeners; none if
+    /// its datagrams have no headers. Listeners that are missing at the end have none.
     pub proxies: Arc<[Option<IpSet>]>,
     /// Where sources are limited, over all workers.
     pub limiter: Arc<dyn RateLimiter>,
@@ -44,8 +44,8 @@ pub struct SocketParameters {
     pub own: Endpoint,
     /// The listener whose traffic it counts for.
     pub listener: u16,
-    /// Whether another process holds it as well and goes on after us: what is not received then
-    /// waits for the next one.
+    /// Whether another process also holds it and continues to hold it after this one ends. What is
+    /// not received then waits for the next process.
     pub outlives_us: bool,
 }
 
@@ -58,7 +58,7 @@ enum Receive {
     Armed,
     /// With the kernel, and canceled.
     Stopping,
-    /// Not armed: it failed. To be armed at this moment.
+    /// Not armed because it failed. To be armed again at this moment.
     Retrying(Timestamp),
     /// Over: the socket is closed.
     Closed,
@@ -68,11 +68,11 @@ enum Receive {
 struct Socket {
     parameters: SocketParameters,
     receive: Receive,
-    /// Whether this turn brought anything from it.
+    /// Whether this turn received anything from it.
     busy: bool,
 }
 
-/// A reply that is under way.
+/// A reply in flight.
 #[derive(Clone, Copy, Debug)]
 struct Reply {
     listener: u16,
@@ -83,7 +83,7 @@ struct Reply {
 #[derive(Debug)]
 pub(crate) struct Responder {
     sockets: Vec<Socket>,
-    /// The reply of each buffer: there exactly while it is under way.
+    /// The reply of each buffer. Present exactly while it is in flight.
     replies: Vec<Option<Reply>>,
     replies_count: usize,
     leases: Leases,
@@ -123,18 +123,18 @@ impl Responder {
         self.replies_count > 0
     }
 
-    /// From now on, keep to these limits.
+    /// From now on, apply these limits.
     pub(crate) fn reconfigure(&mut self, limits: RuntimeLimits) {
         self.leases.give_back(&self.limits.datagram_rates, &*self.limiter);
         self.limits = limits;
     }
 
-    /// Answers what has come, and closes the sockets.
+    /// Answers what has been received, and closes the sockets.
     pub(crate) fn drain(&mut self) {
         self.drain.get_or_insert(DRAIN_TURNS_MAX);
     }
 
-    /// Whether the kernel has nothing of it any more.
+    /// Whether the kernel holds no operation of it any more.
     pub(crate) fn is_over(&self) -> bool {
         self.replies_count == 0
             && self.sockets.iter().all(|socket| socket.receive == Receive::Closed)
@@ -168,7 +168,7 @@ impl Responder {
             }
             Event::ReceiveEnded { socket, reason } => {
                 let socket = &mut self.sockets[usize::from(socket.0)];
-                // More datagrams may wait, unless we canceled the receive because none came.
+                // More datagrams may wait, unless the receive was canceled because none came.
                 socket.busy |= socket.receive == Receive::Armed;
                 socket.receive = match reason {
                     ReceiveEnd::NoBuffer | ReceiveEnd::Stopped => Receive::Wanted,
@@ -239,8 +239,8 @@ impl Responder {
         }
     }
 
-    /// Charges the client for a datagram, or a burst as a whole. This machine itself is not
-    /// limited: its loopback addresses come from no network.
+    /// Charges the client for a datagram, or a burst as a whole. Loopback addresses are not
+    /// limited: this machine itself uses them, not a network.
     fn charge(
         &mut self,
         clock_us: u64,
@@ -268,8 +268,8 @@ impl Responder {
         let reply = self.replies[usize::from(buffer.0)];
         let Reply { listener, datagram } = reply.expect("invariant: a reply is answered once");
         if datagram.segment > 0 && error == ReplyError::Unsendable {
-            // The route takes no burst, or is narrower than its segments: one by one the kernel
-            // fragments them.
+            // The route does not carry bursts, or its MTU is smaller than the segments. Sent one by
+            // one, the kernel fragments them.
             return ops.push(Op::ReplySegments { buffer });
         }
         self.end_reply(buffer);
@@ -278,7 +278,7 @@ impl Responder {
         ops.push(Op::Recycle { buffer });
     }
 
-    /// The events of a turn have been handled: arms receives, once a turn at most, or ends them.
+    /// The events of a turn have been handled: arms receives, at most once per turn, or ends them.
     pub(crate) fn end_turn(&mut self, now: Timestamp, ops: &mut Vec<Op>) {
         let last_turn = match &mut self.drain {
             None => None,
@@ -287,7 +287,7 @@ impl Responder {
                 Some(*left == 0)
             }
         };
-        // What is closed must not be sent from any more.
+        // A closed socket must not be sent from.
         let replying = self.is_replying();
         for (index, socket) in (0..).zip(&mut self.sockets) {
             let busy = core::mem::take(&mut socket.busy);
@@ -325,8 +325,8 @@ impl Responder {
         assert_eq!(under_way, self.replies_count, "replies are miscounted");
         for traffic in &self.listeners {
             let told = traffic.datagrams_out + traffic.dropped_total();
-            assert!(told <= traffic.datagrams_in, "more is told of than came");
-            assert!(traffic.bytes_out <= traffic.bytes_in, "more goes out than came in");
+            assert!(told <= traffic.datagrams_in, "more is counted than was received");
+            assert!(traffic.bytes_out <= traffic.bytes_in, "more was sent than received");
         }
     }
 }
@@ -361,8 +361,8 @@ mod tests {
         ops
     }
 
-    /// Goal: a drain answers what waits in a socket, whatever ended the receive just then. Only a
-    /// receive that went on and brought nothing says that nothing waits.
+    /// Goal: a drain answers what waits in a socket, even if the receive has just ended for any
+    /// reason. Only a receive that stayed armed and brought nothing proves that nothing waits.
     #[test]
     fn a_drain_looks_again_behind_an_end() {
         for reason in [ReceiveEnd::Stopped, ReceiveEnd::NoBuffer] {

@@ -5,18 +5,19 @@ use super::op::ReplyError;
 /// Why a datagram was not answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DropReason {
-    /// It did not fit into a buffer, or what the kernel tells of it did not.
+    /// It, or what the kernel reports about it, did not fit into a buffer.
     Truncated,
     /// It was sent to a broadcast or multicast address.
     Destination,
-    /// Its source is none that can be answered: multicast, broadcast, unspecified or reserved
-    /// (240.0.0.0/4), port 0, or no address at all, as that of an unbound Unix socket.
+    /// Its source cannot be answered: multicast, broadcast, unspecified or reserved (240.0.0.0/4),
+    /// port 0, or no address at all, as for an unbound Unix socket.
     Source,
-    /// Its source is the very address and port that it was sent to, or a Unix socket of ours.
+    /// Its source is the same address and port that it was sent to, or a Unix socket of this
+    /// process.
     Own,
     /// It comes from a port of a service that answers by itself.
     SourcePort,
-    /// The socket takes datagrams of trusted proxies only, and its sender is none.
+    /// The socket takes datagrams of trusted proxies only, and its sender is not one.
     Untrusted,
     /// It does not begin with a valid header (PROXY protocol).
     InvalidHeader,
@@ -26,12 +27,12 @@ pub enum DropReason {
     SourceDatagrams,
     /// Its source has sent too many bytes.
     SourceBytes,
-    /// The reply found the send buffer full, or the queue of a Unix peer.
+    /// The send buffer, or the queue of a Unix peer, was full.
     SendBuffer,
-    /// The route to the source does not take a datagram of this size.
+    /// The route to the source does not carry a datagram of this size.
     TooLarge,
-    /// There is no route to the source, or none from the address that was asked; or a Unix peer
-    /// has gone.
+    /// There is no route to the source, or none from the address that the datagram was sent to; or
+    /// the Unix peer is gone.
     Unroutable,
     /// A packet filter refused the reply, or a Unix peer did.
     Refused,
@@ -97,8 +98,9 @@ impl DropReason {
     }
 }
 
-/// What the sockets of one listener did, or of several. A burst counts as the datagrams that it is
-/// made of. Without replies under way, what came in equals what went out and what was dropped.
+/// What the sockets of one or several listeners did. A burst counts as the datagrams that it is
+/// made of. If no reply is in flight, the number received equals the number sent plus the number
+/// dropped.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DatagramTraffic {
     /// Datagrams received.
@@ -111,7 +113,7 @@ pub struct DatagramTraffic {
     pub bytes_out: u64,
     /// Datagrams dropped, by [`DropReason`].
     pub dropped: [u64; DropReason::ALL.len()],
-    /// Receives that failed and were tried again; no datagram is lost by that.
+    /// Receives that failed and were tried again. No datagram is lost.
     pub receive_failures: u64,
     /// The errno of the last unexpected error, 0 if there was none.
     pub unexpected_errno: i32,
@@ -124,7 +126,7 @@ impl DatagramTraffic {
         self.dropped[reason as usize]
     }
 
-    /// Datagrams dropped, for whatever reason.
+    /// Datagrams dropped, for any reason.
     #[must_use]
     pub fn dropped_total(&self) -> u64 {
         self.dropped.iter().sum()

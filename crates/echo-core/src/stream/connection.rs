@@ -1,7 +1,7 @@
 //! One connection: a state machine.
 //!
-//! An event only changes what is known: the [`Phase`], and where receive ([`Inbound`]) and send
-//! ([`Outbound`]) stand. What to do next is then derived from it in one place,
+//! An event only changes the state: the [`Phase`] and the states of receive ([`Inbound`]) and send
+//! ([`Outbound`]). The next operations are then derived from the state in one place,
 //! `Connection::advance`. No event handler sends, arms or closes by itself.
 //!
 //! | phase | bytes come | end of stream | send done | peer dead | deadline |
@@ -19,7 +19,7 @@
 //! third has one that is not received from.
 //!
 //! *Join*: a dying connection is closed by its last completion. An earlier close(2) would neither
-//! end an armed receive nor send FIN, because the request holds a reference to the file (Linux).
+//! end an armed receive nor send FIN, because in Linux the request holds a reference to the file.
 
 use super::inbound::{Armed, Inbound, Receive};
 use super::outbound::{Outbound, Pending, Progress, Send};
@@ -35,8 +35,8 @@ use crate::reason::{CloseReason, ConnectionError, ReceiveEnd, RefuseReason, Send
 mod cells;
 mod preface;
 
-/// The errno under which a connection is counted that is lost because the system has no memory, see
-/// errno(3).
+/// ENOMEM: connections that are lost because the system has no memory are counted under this errno,
+/// see errno(3).
 pub(crate) const ENOMEM: i32 = 12;
 
 /// One slot. With its timer (12 bytes) and socket (8 bytes) it is a cache line.
@@ -48,7 +48,7 @@ pub(crate) struct Connection {
     /// When it was opened.
     opened: Stamp,
     phase: Phase,
-    /// Where it came from, or is to come from.
+    /// The listener that it came from, or is to come from.
     listener: ListenerId,
     outbound: Outbound,
     inbound: Inbound,
@@ -61,9 +61,9 @@ const _: () = assert!(size_of::<Connection>() <= 44);
 pub(crate) enum Timeout {
     /// The header is not complete.
     Preface,
-    /// Nothing moves, and nothing waits.
+    /// No byte moves, and none waits.
     Idle,
-    /// Bytes wait for the peer, and it takes none.
+    /// Bytes wait for the peer, which takes none.
     Stall,
     /// The peer has not answered our FIN.
     Linger,
@@ -90,13 +90,13 @@ impl Connection {
         self.phase
     }
 
-    /// The listener it came from, or that an accept for it is armed on.
+    /// The listener that it came from, or on which an accept for it is armed.
     #[must_use]
     pub(crate) fn listener(&self) -> ListenerId {
         self.listener
     }
 
-    /// The generation of the connection that is now in the slot.
+    /// The generation of the present connection of the slot.
     #[must_use]
     pub(crate) fn generation(&self) -> u32 {
         self.generation
@@ -108,7 +108,7 @@ impl Connection {
         self.receive() == Receive::Armed(Armed::Once)
     }
 
-    /// Where the receive stands.
+    /// The state of the receive.
     #[must_use]
     pub(crate) fn receive(&self) -> Receive {
         self.inbound.receive()
@@ -127,9 +127,9 @@ impl Connection {
         self.vacate();
     }
 
-    /// The accept brought a connection that has to wait for capacity.
+    /// The accepted connection has to wait for capacity.
     pub(crate) fn wait_for_capacity(&mut self) {
-        assert!(self.phase == Phase::Accepting, "{:?} is no accept", self.phase);
+        assert!(self.phase == Phase::Accepting, "{:?} is not an accept", self.phase);
         self.phase = Phase::WaitingForCapacity;
     }
 
@@ -177,8 +177,8 @@ impl Connection {
         self.advance(context);
     }
 
-    /// Takes in the bytes of an open connection. Those beyond the byte limit come too late, as if
-    /// they had come after the end that the limit brings.
+    /// Handles received bytes of an open connection. Bytes beyond the byte limit are dropped, as if
+    /// they had arrived after the end that the limit causes.
     fn take_in(&mut self, context: &mut Context, buffer: BufferId, length: u32, rest: Expectation) {
         let resources = &mut *context.resources;
         self.progress = Stamp::at(context.now);
@@ -233,8 +233,8 @@ impl Connection {
         };
     }
 
-    /// `length` bytes were echoed, or forgotten, without a buffer of ours; the next relay should
-    /// wait for `next`.
+    /// `length` bytes were echoed or dropped without a buffer of ours. The next relay should wait
+    /// for `next`.
     pub(crate) fn on_relayed(
         &mut self,
         context: &mut Context,
@@ -249,7 +249,7 @@ impl Connection {
         match was {
             Receive::Relaying(waited) => self.on_echoed(context, (length, chunks), waited, next),
             Receive::RelayStopping => self.on_echoed(context, (length, chunks), When::Now, next),
-            // Our FIN is sent: the linger timeout runs, whatever the peer still sends.
+            // Our FIN is sent. The linger timeout runs, regardless of what the peer still sends.
             Receive::Discarding(_) | Receive::DiscardStopping => {
                 context.resources.stats.bytes_dropped += u64::from(length);
                 self.inbound.expect(next);
@@ -263,7 +263,7 @@ impl Connection {
             | Receive::PrefaceStopping
             | Receive::BulkWaiting
             | Receive::Starved
-            | Receive::Retrying => unreachable!("bytes were relayed unasked: {was:?}"),
+            | Receive::Retrying => unreachable!("no relay was in flight: {was:?}"),
         }
         self.advance(context);
     }
@@ -280,14 +280,14 @@ impl Connection {
             self.progress = Stamp::at(context.now);
             resources.count_relay_sent(self.listener, length, chunks);
             let left = resources.count_against_limit(context.id, length);
-            // An empty message reaches no limit, not even one that a reload has put below what
-            // came.
+            // An empty message reaches no limit, not even one that a reload has set below the bytes
+            // received so far.
             if length > 0 && self.phase == Phase::Open && left <= u64::from(length) {
                 self.phase = Phase::Flushing(CloseReason::ByteLimit);
             }
         }
         if next == When::Writable && waited != When::Writable {
-            // From here on it is the peer's turn.
+            // From here on the peer has to act.
             self.progress = Stamp::at(context.now);
         }
         self.inbound.on_echoed(context, self.phase, chunks, waited, next);
@@ -330,7 +330,7 @@ impl Connection {
     /// A small buffer may be free: arms the receive if the connection still waits for one.
     pub(crate) fn serve(&mut self, context: &mut Context) {
         if self.inbound.leave_line() {
-            // Timeouts do not count the time that the connection waited for our buffer.
+            // Timeouts exclude the time that the connection waited for our buffer.
             self.progress = Stamp::at(context.now);
             if self.wants_bytes(context.resources) {
                 // Deferred, it might find the buffer gone.
@@ -340,19 +340,19 @@ impl Connection {
         }
     }
 
-    /// Bytes that its next receive into a large buffer is expected to bring.
+    /// The expected size of its next receive into a large buffer.
     pub(crate) fn bulk_bytes(&self, resources: &Resources) -> u32 {
         self.inbound.bulk_bytes(resources)
     }
 
-    /// It is the next in the queue for a share of a turn's bulk. Returns whether the one after it
-    /// may be next.
+    /// It is the first in the queue for a share of a turn's bulk. Returns whether the connection
+    /// after it may be served too.
     pub(crate) fn serve_bulk(&mut self, context: &mut Context) -> bool {
         let wanted = self.wants_bytes(context.resources);
         let waited = self.receive() == Receive::BulkWaiting;
         let served = self.inbound.serve_bulk(context, wanted);
         if waited && self.receive() != Receive::BulkWaiting {
-            // Timeouts do not count the time that it waited for its share.
+            // Timeouts exclude the time that it waited for its share.
             self.progress = Stamp::at(context.now);
         }
         served
@@ -363,7 +363,7 @@ impl Connection {
         let receives = self.inbound.end_retry();
         let sends = self.outbound.end_retry();
         if receives || sends {
-            // Timeouts do not count the time that the connection waited for the kernel's memory.
+            // Timeouts exclude the time that the connection waited for the kernel's memory.
             self.progress = Stamp::at(context.now);
         }
         self.advance(context);
@@ -375,7 +375,7 @@ impl Connection {
         self.inbound.submit_deferred(context, wanted)
     }
 
-    /// Gives a large buffer back with which it waits for bulk.
+    /// Returns the large buffer of a receive that waits for bulk.
     pub(crate) fn revoke(&mut self, context: &mut Context) {
         self.inbound.revoke(context);
     }
@@ -394,7 +394,7 @@ impl Connection {
         }
     }
 
-    /// The drain is over, whatever the peer still does.
+    /// The drain is over, regardless of what the peer still does.
     pub(crate) fn on_drain_end(&mut self, context: &mut Context) {
         if self.phase.is_connection() {
             self.die(context, CloseReason::Drained);
@@ -402,8 +402,8 @@ impl Connection {
         }
     }
 
-    /// Does whatever follows from the present state. The only place that starts a send, arms a
-    /// receive or closes.
+    /// Submits the operations that follow from the present state. This is the only place that
+    /// starts a send, arms a receive or closes.
     fn advance(&mut self, context: &mut Context) {
         if self.outbound.is_unawaited()
             && (self.outbound.queued() > 0 || self.needs_completion(context.resources))
@@ -460,7 +460,7 @@ impl Connection {
 
     fn stop_relay(&mut self, context: &mut Context) {
         if self.inbound.stop_relay(context) {
-            // Until now its peer did not read; it was not idle.
+            // Until now its peer did not read, so the connection was not idle.
             self.progress = Stamp::at(context.now);
         }
     }
@@ -508,7 +508,7 @@ impl Connection {
         self.die(context, CloseReason::of(error));
     }
 
-    /// Gives up on the peer. What was queued is dropped; shutdown(2) makes the operations in flight
+    /// Gives up on the peer. Queued chunks are dropped; shutdown(2) makes the operations in flight
     /// complete.
     fn die(&mut self, context: &mut Context, reason: CloseReason) {
         if self.phase.is_closing() {
@@ -542,7 +542,7 @@ impl Connection {
             | CloseReason::Stalled
             | CloseReason::MessageSize
             | CloseReason::Unexpected => Op::Abort { connection },
-            CloseReason::HandedOver => unreachable!("it is not ours to close"),
+            CloseReason::HandedOver => unreachable!("there is no connection to close"),
         });
         context.resources.count_close(self.listener, reason);
         self.vacate();
@@ -557,7 +557,7 @@ impl Connection {
 
 /// Timeouts.
 impl Connection {
-    /// For how many milliseconds it has been open, at least.
+    /// For how many milliseconds it has been open, rounded down.
     fn age_ms(&self, now: Timestamp) -> u64 {
         self.opened.elapsed(now)
     }
@@ -577,7 +577,8 @@ impl Connection {
         }
     }
 
-    /// When the connection is to be ended if nothing moves until then, or whatever moves.
+    /// The moment of its deadline: the end of its lifetime, or of the running timeout if no byte
+    /// moves until then.
     #[must_use]
     pub(crate) fn deadline(&self, resources: &Resources, now: Timestamp) -> Option<Timestamp> {
         let parameters = &resources.parameters;
@@ -586,13 +587,14 @@ impl Connection {
         let end_of_life =
             end_of_life.map(|life| Timestamp((now.0 + life).saturating_sub(self.age_ms(now))));
         let timeout = self.timeout().and_then(|timeout| match timeout {
-            // In a handover it is not received from, and so is not idle. The next process decides.
+            // During a handover it is not received from, so it is not idle. The next process
+            // decides.
             Timeout::Preface => Some(parameters.preface_timeout).filter(|_| !resources.quiescing),
             Timeout::Idle => limits.idle_timeout.filter(|_| !resources.quiescing),
             Timeout::Stall => limits.stall_timeout,
             Timeout::Linger => Some(parameters.linger_timeout),
         });
-        // Timeouts do not count the time that it waits for our memory or the kernel's.
+        // Timeouts exclude the time that it waits for memory of ours or of the kernel.
         let short = self.inbound.is_short() || self.outbound.is_short();
         let quiet = if short { 0 } else { self.progress.elapsed(now) };
         let silence_ends =
@@ -600,7 +602,7 @@ impl Connection {
         silence_ends.into_iter().chain(end_of_life).min()
     }
 
-    /// Whether its peer may be probed: nothing else waits for it.
+    /// Whether its peer may be probed: no other timeout waits for it.
     #[must_use]
     pub(crate) fn is_idle(&self) -> bool {
         self.phase == Phase::Open
@@ -608,7 +610,7 @@ impl Connection {
             && !self.inbound.is_short()
     }
 
-    /// When bytes last moved in either direction, at the latest.
+    /// When bytes last moved in either direction, rounded up.
     #[must_use]
     pub(crate) fn last_moved(&self, now: Timestamp) -> Timestamp {
         Timestamp(now.0.saturating_sub(self.progress.elapsed(now)))
@@ -622,7 +624,7 @@ impl Connection {
             (_, None) => unreachable!("{:?} has no timer", self.phase),
             (Phase::Lingering(reason), _) => self.die(context, reason),
             (_, Some(Timeout::Preface)) => self.refuse(context, RefuseReason::HeaderTimeout),
-            // Stalled or not: what was received is still echoed.
+            // Stalled or not, bytes that were received are still echoed.
             (Phase::Open, _) if is_old => self.phase = Phase::Flushing(CloseReason::Lifetime),
             (_, Some(Timeout::Idle)) => self.phase = Phase::Flushing(CloseReason::Idle),
             (_, Some(Timeout::Stall)) => self.die(context, CloseReason::Stalled),
@@ -632,14 +634,14 @@ impl Connection {
     }
 }
 
-/// Handover. The kernel holds no operation of a quiescent connection. All that is left of it is its
-/// socket, the bytes that are spilled, and a [`TransferState`]. Chunks that were queued are still
-/// sent, since a try-send never waits; what the socket does not take of them is spilled as always.
+/// Handover. The kernel holds no operation of a quiescent connection. It consists only of its
+/// socket, its spilled bytes, and a [`TransferState`]. Queued chunks are still sent, since a
+/// try-send never waits. Bytes of them that the socket does not take are spilled as usual.
 impl Connection {
-    /// A handover begins: receive no more, and take back a send that waits.
+    /// A handover begins: stops receiving, and cancels a send that waits.
     pub(crate) fn quiesce(&mut self, context: &mut Context) {
         if self.inbound.give_up() {
-            // Timeouts do not count the time that it waited for our memory or the kernel's.
+            // Timeouts exclude the time that it waited for memory of ours or of the kernel.
             self.progress = Stamp::at(context.now);
         }
         self.advance(context);
@@ -659,8 +661,8 @@ impl Connection {
         !self.inbound.is_with_kernel() && !self.outbound.is_with_kernel()
     }
 
-    /// Takes back from the kernel what would wait there. (A dying connection has made the kernel
-    /// give everything back already.)
+    /// Cancels operations that would wait in the kernel. (For a dying connection, shutdown(2) has
+    /// already completed all operations.)
     fn withdraw(&mut self, context: &mut Context) {
         self.inbound.stop(context);
         self.stop_relay(context);
@@ -672,7 +674,7 @@ impl Connection {
         }
     }
 
-    /// Gives the connection away; the slot is free at once. None if there is no connection in it.
+    /// Gives the connection away. The slot is free at once. None if it has no connection.
     pub(crate) fn export(&mut self, context: &mut Context) -> Option<TransferState> {
         let phase = match self.phase {
             Phase::Free | Phase::Accepting => return None,
@@ -708,7 +710,7 @@ impl Connection {
         self.phase = match phase {
             TransferPhase::Preface(progress) => {
                 assert_eq!(unsent, 0, "nothing is echoed before the header is complete");
-                // Nobody could read it meanwhile.
+                // No process could read it meanwhile.
                 self.progress = Stamp::at(context.now);
                 Phase::Preface(progress)
             }
@@ -748,12 +750,12 @@ impl Connection {
     }
 
     /// Panics if the state contradicts itself. Returns how many lent buffers and how many blocks of
-    /// memory belong to it.
+    /// memory the connection owns.
     pub(crate) fn check_invariants(&self, resources: &Resources) -> (u32, u32) {
         let (receive, send) = (self.receive(), self.outbound.send());
         let blocks = match send {
             Send::Spilled { spill, .. } => {
-                // A connection that dies for want of memory in a handover may have none.
+                // A connection that is closed for lack of memory in a handover may have none.
                 assert!(spill.unsent() > 0 || self.phase.is_closing(), "nothing is spilled");
                 spill.blocks(resources.block_size())
             }
@@ -769,7 +771,7 @@ impl Connection {
             }
             Phase::Preface(_) => {
                 assert_eq!(send, Send::Idle, "bytes are sent before the header is complete");
-                assert!(receive != Receive::Off || quiescing, "a header is not waited for");
+                assert!(receive != Receive::Off || quiescing, "nothing waits for the header");
             }
             Phase::Open => {
                 let busy = send != Send::Idle || receive != Receive::Off;
@@ -785,7 +787,7 @@ impl Connection {
             }
             Phase::Lingering(_) => {
                 assert_eq!(send, Send::Idle, "bytes after FIN");
-                assert!(receive != Receive::Off || quiescing, "the peer's FIN is not waited for");
+                assert!(receive != Receive::Off || quiescing, "nothing waits for the peer's FIN");
             }
             Phase::Closing(_) | Phase::Refusing(_) => {
                 assert!(!self.is_quiescent(), "a dead connection is not closed");

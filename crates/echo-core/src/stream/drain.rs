@@ -8,34 +8,34 @@ use super::resources::Context;
 use crate::id::Timestamp;
 use crate::kernel::Wake;
 
-/// What every connection is made to do.
+/// What every connection is told to do.
 pub(crate) type Act = fn(&mut Connection, &mut Context<'_>);
 
-/// How far the drain has come, or the handover.
+/// The progress of the drain or of the handover.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Drain {
-    /// Not asked for.
+    /// Neither was requested.
     No,
-    /// No more accepts, but of what waits at listeners that end; echoing goes on until the
-    /// deadline.
+    /// Nothing is accepted except connections that wait at listeners that end. Echoing continues
+    /// until the deadline.
     Waiting { deadline: Timestamp },
-    /// Every connection is being ended, those in the slots below `swept` already; when that has
-    /// been all of them, what is left at `end` is closed.
+    /// Every connection is being ended; those in the slots below `swept` have been told. When all
+    /// have been told, connections that are left at `end` are closed.
     Ending { end: Timestamp, swept: usize },
-    /// Nothing is waited for any more; the slots below `swept` have been told.
+    /// The drain waits for nothing any more; the slots below `swept` have been told.
     Over { swept: usize },
-    /// Every connection is to become quiescent, to be handed over; those in the slots below `swept`
-    /// have been told, those below `quiescent` are so.
+    /// Every connection is to become quiescent, to be handed over. Those in the slots below `swept`
+    /// have been told; those below `quiescent` are quiescent.
     Quiescing { deadline: Timestamp, swept: usize, quiescent: usize },
-    /// What is not quiescent is being ended, below `swept` already.
+    /// Connections that are not quiescent are being ended; those below `swept` have been told.
     QuiesceOverdue { swept: usize, quiescent: usize },
-    /// Every connection has been given away. If the handover fails they come back, and a drain is
-    /// asked for; nothing is accepted in between.
+    /// Every connection has been given away. If the handover fails they are imported again, and a
+    /// drain is requested. Nothing is accepted in between.
     Released,
 }
 
 impl Drain {
-    /// When it goes on at the latest, with so many slots.
+    /// The latest moment for the next step, with `slots` slots.
     #[must_use]
     pub(crate) fn wake(self, slots: usize) -> Wake {
         match self {
@@ -56,9 +56,10 @@ impl Drain {
         }
     }
 
-    /// Goes on: which of so many slots are to be visited now, and what their connections are to do.
-    /// At most `most` of them, or a worker with a million connections would look hung.
-    /// `linger` is how long a peer has to answer our FIN, in milliseconds.
+    /// Takes the next step: which of `slots` slots are to be visited now, and what their
+    /// connections are to do. At most `most` slots are visited at once, because a worker with a
+    /// million connections would otherwise appear stalled. `linger` is how long a peer has to
+    /// answer our FIN, in milliseconds.
     pub(crate) fn advance(
         &mut self,
         now: Timestamp,
@@ -88,7 +89,7 @@ impl Drain {
             Self::No | Self::Waiting { .. } | Self::Released => return None,
             Self::Ending { end, swept } => {
                 if *swept < slots {
-                    // A million FINs take seconds: the last one's time begins with it.
+                    // A million FINs take seconds, so the linger time begins with the last FIN.
                     *end = now.plus(linger);
                 }
                 (swept, Connection::on_drain_deadline)
@@ -102,8 +103,8 @@ impl Drain {
         Some((from..*swept, act))
     }
 
-    /// In a handover whose sweep has visited all of so many slots: up to which of them connections
-    /// are quiescent, for the caller to advance.
+    /// In a handover whose sweep has visited all of `slots` slots: the slot below which all
+    /// connections are quiescent, for the caller to advance.
     pub(crate) fn quiescent_below(&mut self, slots: usize) -> Option<&mut usize> {
         match self {
             Self::Quiescing { swept, quiescent, .. }
@@ -122,13 +123,13 @@ impl Drain {
         }
     }
 
-    /// Whether connections are being ended, or have been: they need no capacity any more.
+    /// Whether connections are being ended, or have been. They need no capacity any more.
     #[must_use]
     pub(crate) fn is_ending(self) -> bool {
         matches!(self, Self::Ending { .. } | Self::Over { .. })
     }
 
-    /// Whether nothing is waited for any more.
+    /// Whether the drain waits for nothing any more.
     #[must_use]
     pub(crate) fn is_over(self) -> bool {
         matches!(self, Self::Over { .. } | Self::QuiesceOverdue { .. })

@@ -1,4 +1,4 @@
-//! What the next receive of a connection will probably bring: how much, and whether at once.
+//! What the next receive of a connection will probably bring: how many bytes, and whether at once.
 
 use crate::id::SizeClass;
 use crate::limits;
@@ -7,9 +7,9 @@ use crate::op::Expectation;
 /// Learns from the receives of one connection. A connection that fills small buffers gets large
 /// ones; one that does not gets small ones again.
 ///
-/// One byte, as there is one for each connection: the lowest two bits are the number of receives
-/// that filled a small buffer less those that did not, from 0 to
-/// [`limits::BULKY_RECEIVES_TO_GROW`]; the upper four say how many small buffers the last receive
+/// One byte, because there is one for each connection. The lowest two bits are the number of
+/// receives that filled a small buffer minus those that did not, from 0 to
+/// [`limits::BULKY_RECEIVES_TO_GROW`]. The upper four are how many small buffers the last receive
 /// would have filled, as a power of two.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Estimate(u8);
@@ -43,7 +43,7 @@ impl Estimate {
         if self.0 & SILENCE == 0 { Expectation::Data } else { Expectation::Silence }
     }
 
-    /// From now on this is what the socket probably holds.
+    /// Sets what the socket probably holds from now on.
     pub(crate) fn expect(&mut self, expectation: Expectation) {
         self.0 = match expectation {
             Expectation::Data => self.0 & !SILENCE,
@@ -51,8 +51,8 @@ impl Estimate {
         };
     }
 
-    /// Takes note of a receive of `length` bytes, after which the socket holds `rest`. `small_size`
-    /// is the size of a small buffer, `largest` the largest class that may be used.
+    /// Records a receive of `length` bytes, after which the socket holds `rest`. `small_size` is
+    /// the size of a small buffer, `largest` the largest class that may be used.
     pub(crate) fn note(
         &mut self,
         length: u32,
@@ -83,7 +83,7 @@ impl Estimate {
         small_size.saturating_mul(1 << (self.0 >> SIZE_SHIFT))
     }
 
-    /// Forgets that there is bulk: the next receives get small buffers.
+    /// Forgets the bulk: the next receives get small buffers.
     pub(crate) fn forget_bulk(&mut self) {
         self.0 &= !(BULKY | LARGE);
     }
@@ -118,7 +118,7 @@ mod tests {
     #[test]
     fn bulk_gets_large_buffers_until_it_is_over() {
         assert_eq!(classes(&[(8, Data), (8, Data), (64, Data), (20, Silence)]), "sLLL");
-        // The rest of a burst is no reason to leave, a second one is.
+        // The rest of a burst is no reason to change back, a second small receive is.
         let burst = [(8, Data), (8, Data), (5, Silence), (64, Data), (5, Silence)];
         assert_eq!(classes(&burst), "sLLLL");
         let two = [(8, Data), (8, Data), (5, Silence), (8, Silence), (5, Silence)];

@@ -1,19 +1,22 @@
-//! What is received: at most one receive, relay or poll at a time, and what the next one is to be.
+//! The receiving half: at most one receive, relay or poll at a time, and the choice of the next
+//! one.
 //!
-//! A *relay* is an echo that owns nothing. The kernel is asked to look at the bytes in the receive
-//! queue, to send what the socket takes of them, and to take no more than that out of the queue.
-//! What the peer does not read stays where its window counts it. That costs a system call more than
-//! a receive and a send, so it is for connections that are likely to be short of room: one whose
-//! peer did not read fast enough lately (its *probation*), and all of them while too many pooled
-//! buffers are held by others. A relay waits for its own peer alone, so it needs no queue.
+//! A *relay* is an echo that owns nothing. The driver peeks at the bytes in the receive queue,
+//! sends what the socket takes of them, and consumes exactly that from the queue. Bytes that the
+//! peer does not read stay in the kernel, where its window counts them. That costs one system call
+//! more than a receive and a send. Therefore a relay is used only for connections that are likely
+//! to need memory: one whose peer recently did not read fast enough (its *probation*), and all of
+//! them while too many pooled buffers are held by others. A relay waits for its own peer alone, so
+//! it needs no queue.
 //!
-//! *Records* are always relayed: the connection is on probation without end. So a message is echoed
-//! whole or stays whole where it is. It never needs a buffer that is long enough for it, nor a
-//! spill that knows its bounds, and a handover leaves it to the next process in the kernel.
+//! *Records* are always relayed: the connection is on probation without end. Therefore a message is
+//! either echoed whole or stays whole in the kernel. It never needs a buffer that is long enough
+//! for it, nor a spill that preserves its boundaries, and a handover leaves it in the kernel to the
+//! next process.
 //!
-//! Large buffers are few. A receive that waits for bulk may keep one in hand only as long as no
-//! other connection needs it; then it is revoked, and waits by a poll. (With the buffer in hand
-//! messages of 16 KiB cost 1.05 of epoll's time instead of 1.07.)
+//! Large buffers are few. A receive that waits for bulk may keep one only until another connection
+//! needs it. Then the receive is revoked, and the connection waits by a poll. (With a large buffer
+//! kept, messages of 16 KiB cost 1.05 of epoll's time instead of 1.07.)
 
 use core::mem;
 
@@ -25,20 +28,20 @@ use crate::limits;
 use crate::op::{Expectation, Op, ReceiveMode, When};
 use crate::reason::ReceiveEnd;
 
-/// A receive that the kernel has, without a relay.
+/// A receive in the kernel that is not a relay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Armed {
     /// Into small buffers, until it ends.
     Multishot,
     /// Into one small buffer.
     Once,
-    /// Into a large buffer, which it has in hand.
+    /// Into a large buffer, which is reserved for it.
     Large,
     /// A poll for bytes.
     Poll,
 }
 
-/// Where the receive stands.
+/// The state of the receive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Receive {
     /// Not armed.
@@ -49,25 +52,26 @@ pub(crate) enum Receive {
     Armed(Armed),
     /// With the kernel, and canceled.
     Stopping(Armed),
-    /// With the kernel and a large buffer, and canceled for the sake of that: a poll follows.
+    /// With the kernel and a large buffer, and canceled to free that buffer: a poll follows.
     Revoked,
-    /// With the kernel, which echoes without a buffer of ours.
+    /// With the driver as a relay, without a buffer of ours.
     Relaying(When),
     /// As `Relaying`, and canceled.
     RelayStopping,
-    /// With the kernel, which forgets what comes.
+    /// With the driver, which drops the bytes that arrive.
     Discarding(When),
     /// As `Discarding`, and canceled.
     DiscardStopping,
-    /// With the kernel, which waits for the header.
+    /// With the driver, which reads the header.
     ReadingPreface,
     /// As `ReadingPreface`, and canceled.
     PrefaceStopping,
-    /// Not armed: the turn has enough bulk. Waits in the queue for a share of one of the next.
+    /// Not armed: the bulk quantum of the turn is used up. Waits in the queue for a share of a
+    /// later turn.
     BulkWaiting,
     /// Not armed: there was no small buffer. Waits in the queue for one.
     Starved,
-    /// Not armed: the kernel was short of memory. Will be tried again.
+    /// Not armed: the kernel was out of memory. Will be tried again.
     Retrying,
 }
 
@@ -79,18 +83,17 @@ pub(crate) struct Inbound {
     probation: Probation,
 }
 
-/// Relays that are still to succeed before the connection is received from again.
+/// Relays that must still succeed before the connection is received from again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Probation(u8);
 
 impl Probation {
     /// It is not relayed.
     const OVER: Self = Self(0);
-    /// The header of the connection is not complete, whatever becomes of it: who its peer is has
-    /// not been judged.
+    /// The header of the connection has not been completed, so its peer has not been judged.
     const UNJUDGED: Self = Self(u8::MAX - 2);
-    /// The connection has brought nothing but a header without an address. Its first bytes are
-    /// relayed, so that no other receive has to look whether they are the first.
+    /// The connection has brought only a header without an address. Its first bytes are relayed, so
+    /// that no other kind of receive has to check whether they are the first.
     const UNTRIED: Self = Self(u8::MAX - 1);
     /// It is always relayed: it has records.
     const ENDLESS: Self = Self(u8::MAX);
@@ -126,7 +129,8 @@ impl Default for Inbound {
 }
 
 impl Inbound {
-    /// That of a connection of the process before us, which left bytes unsent or not.
+    /// The receiving half of a connection of the previous process, which may have left bytes
+    /// unsent.
     #[must_use]
     pub(crate) fn imported(unsent: u32) -> Self {
         let mut probation = Probation::OVER;
@@ -137,7 +141,7 @@ impl Inbound {
         Self { probation, estimate: Estimate::new(Expectation::Silence), ..Self::default() }
     }
 
-    /// That of a connection with records, new or of the process before us.
+    /// The receiving half of a connection with records, new or of the previous process.
     #[must_use]
     pub(crate) fn with_records() -> Self {
         let estimate = Estimate::new(Expectation::Silence);
@@ -150,7 +154,7 @@ impl Inbound {
         self.probation == Probation::ENDLESS
     }
 
-    /// Its header is to come.
+    /// Its header is expected.
     pub(crate) fn begin_unjudged(&mut self) {
         self.probation = Probation::UNJUDGED;
     }
@@ -166,32 +170,32 @@ impl Inbound {
         self.probation = Probation::OVER;
     }
 
-    /// A header without an address is all that has come so far, and often all that comes.
+    /// Only a header without an address has arrived so far, and often nothing follows.
     pub(crate) fn begin_untried(&mut self) {
         self.probation = Probation::UNTRIED;
         self.estimate.expect(Expectation::Silence);
     }
 
-    /// Whether nothing has come since [`Inbound::begin_untried`].
+    /// Whether nothing has arrived since [`Inbound::begin_untried`].
     #[must_use]
     pub(crate) fn is_untried(&self) -> bool {
         self.probation == Probation::UNTRIED
     }
 
-    /// What was asked of the header has been answered.
+    /// The read of the header has completed.
     pub(crate) fn end_preface(&mut self) {
         let reads = matches!(self.receive, Receive::ReadingPreface | Receive::PrefaceStopping);
-        assert!(reads, "a header without a look for it: {:?}", self.receive);
+        assert!(reads, "no read of a header was in flight: {:?}", self.receive);
         self.receive = Receive::Off;
     }
 
-    /// Where the receive stands.
+    /// The state of the receive.
     #[must_use]
     pub(crate) fn receive(&self) -> Receive {
         self.receive
     }
 
-    /// Which buffers suit the connection.
+    /// The size of buffers that suits the connection.
     #[must_use]
     pub(crate) fn class(&self) -> SizeClass {
         self.estimate.class()
@@ -230,8 +234,8 @@ impl Inbound {
         self.receive == Receive::Relaying(When::Writable)
     }
 
-    /// Whether it waits for a buffer or for the kernel's memory: that nothing moves is not the
-    /// peer's doing.
+    /// Whether it waits for a buffer or for the kernel's memory, so that the silence is not caused
+    /// by the peer.
     #[must_use]
     pub(crate) fn is_short(&self) -> bool {
         matches!(self.receive, Receive::BulkWaiting | Receive::Starved | Receive::Retrying)
@@ -255,7 +259,7 @@ impl Inbound {
         }
     }
 
-    /// Bytes came into `buffer`; `armed` says whether the receive goes on.
+    /// Bytes were received into `buffer`. `armed` is whether the receive continues.
     pub(crate) fn on_received(&mut self, context: &mut Context, buffer: BufferId, armed: bool) {
         let resources = &mut *context.resources;
         match (self.receive, buffer.class) {
@@ -264,7 +268,7 @@ impl Inbound {
                 | Receive::Stopping(how @ (Armed::Multishot | Armed::Once)),
                 SizeClass::Small,
             ) => {
-                assert!(how == Armed::Multishot || !armed, "a receive of one goes on");
+                assert!(how == Armed::Multishot || !armed, "a one-shot receive continues");
                 resources.buffer_offer.note_taken();
                 resources.receive_policy.note_chunk();
             }
@@ -272,7 +276,7 @@ impl Inbound {
                 Receive::Armed(Armed::Large) | Receive::Stopping(Armed::Large) | Receive::Revoked,
                 SizeClass::Large,
             ) => {
-                assert!(!armed, "a receive of one goes on");
+                assert!(!armed, "a one-shot receive continues");
                 self.end_large(context);
             }
             (receive, class) => unreachable!("bytes in a {class:?} buffer: {receive:?}"),
@@ -282,7 +286,7 @@ impl Inbound {
         }
     }
 
-    /// Learns from `length` bytes that are taken in what the next receive should be.
+    /// Updates the estimate of the next receive by the `length` bytes of this one.
     pub(crate) fn learn(&mut self, resources: &Resources, length: u32, rest: Expectation) {
         let large = self.probation.is_over() && resources.pool.has_large();
         let largest = if large { SizeClass::Large } else { SizeClass::Small };
@@ -293,15 +297,15 @@ impl Inbound {
     pub(crate) fn on_readable(&mut self) {
         let polls = Receive::Armed(Armed::Poll) == self.receive
             || Receive::Stopping(Armed::Poll) == self.receive;
-        assert!(polls, "readiness without a poll: {:?}", self.receive);
+        assert!(polls, "no poll was in flight: {:?}", self.receive);
         self.receive = Receive::Off;
         self.estimate.expect(Expectation::Data);
     }
 
-    /// The receive has ended without bytes, for `reason`, which its owner looks at as well.
-    /// `wanted` says whether bytes are still wanted.
+    /// The receive has ended without bytes, for `reason`, which the connection handles as well.
+    /// `wanted` is whether bytes are still wanted.
     pub(crate) fn on_ended(&mut self, context: &mut Context, reason: ReceiveEnd, wanted: bool) {
-        assert!(self.is_with_kernel(), "an end without a receive: {:?}", self.receive);
+        assert!(self.is_with_kernel(), "no receive was in flight: {:?}", self.receive);
         let ended = self.set(context.resources, Receive::Off);
         if let Receive::Armed(Armed::Large) | Receive::Stopping(Armed::Large) | Receive::Revoked =
             ended
@@ -335,14 +339,14 @@ impl Inbound {
         self.estimate.expect(Expectation::Data);
     }
 
-    /// The kernel is short of memory: to be tried again.
+    /// The kernel is out of memory: to be tried again.
     pub(crate) fn retry_later(&mut self, context: &mut Context) {
         self.receive = Receive::Retrying;
         context.retry_later();
     }
 
-    /// Waits for a small buffer, unless what it waits for may be held for long: then it is relayed
-    /// instead. Nor does a connection wait that gets a large one next.
+    /// Waits for a small buffer. If the small buffers may be held for long, the connection is
+    /// relayed instead. If its next receive gets a large buffer, it does not wait either.
     pub(crate) fn wait_for_buffer(&mut self, context: &mut Context) {
         if self.class() == SizeClass::Small && !context.resources.pool.is_withheld() {
             self.stand_in_line(context);
@@ -352,11 +356,11 @@ impl Inbound {
     fn stand_in_line(&mut self, context: &mut Context) {
         self.receive = Receive::Starved;
         context.resources.waiting.push_back(context.id);
-        // The buffers of the sends under way are wanted back.
+        // The buffers of the sends in flight are needed again.
         context.ops.push(Op::FlushSends);
     }
 
-    /// There may be a small buffer for one that waits in the queue; false if it no longer does.
+    /// There may be a small buffer for a connection of the queue. False if it no longer waits.
     pub(crate) fn leave_line(&mut self) -> bool {
         let starved = self.receive == Receive::Starved;
         if starved {
@@ -365,7 +369,7 @@ impl Inbound {
         starved
     }
 
-    /// The kernel may have memory again; false if this was not waited for.
+    /// The kernel may have memory again. False if the receive did not wait for that.
     pub(crate) fn end_retry(&mut self) -> bool {
         let retrying = self.receive == Receive::Retrying;
         if retrying {
@@ -374,7 +378,8 @@ impl Inbound {
         retrying
     }
 
-    /// Gives up what the kernel does not have. Returns whether it waited for a buffer or memory.
+    /// Gives up a receive that is not in the kernel. Returns whether it waited for a buffer or
+    /// memory.
     pub(crate) fn give_up(&mut self) -> bool {
         let short = self.is_short();
         if !self.is_with_kernel() {
@@ -389,8 +394,8 @@ impl Inbound {
         self.probation.begin();
     }
 
-    /// Arms a receive if bytes are `wanted`; stops one that the kernel would go on with if they are
-    /// not, or if another kind of receive suits the connection by now.
+    /// Arms a receive if bytes are `wanted`. Cancels an armed one if they are not, or if another
+    /// kind of receive suits the connection by now.
     pub(crate) fn advance(&mut self, context: &mut Context, phase: Phase, wanted: bool) {
         let resources = &*context.resources;
         match self.receive {
@@ -457,12 +462,12 @@ impl Inbound {
         }
     }
 
-    /// Bytes that the next receive into a large buffer is expected to bring.
+    /// The expected size of the next receive into a large buffer.
     pub(crate) fn bulk_bytes(&self, resources: &Resources) -> u32 {
         self.estimate.bytes(resources.pool.small_size())
     }
 
-    /// Receives bulk that is there, if this turn has a share for it. Returns whether it does.
+    /// Receives waiting bulk, if this turn has a share for it. Returns whether it does.
     fn receive_bulk(&mut self, context: &mut Context) -> bool {
         let expected = self.bulk_bytes(context.resources);
         let reserved = context.resources.pool.reserve_large(expected);
@@ -472,8 +477,8 @@ impl Inbound {
         reserved
     }
 
-    /// It has waited for its share of a turn's bulk, and is the next. Returns whether it has got
-    /// it, or does not want it any more.
+    /// It has waited for its share of a turn's bulk, and is the first in the queue. Returns whether
+    /// it got its share, or does not want it any more.
     pub(crate) fn serve_bulk(&mut self, context: &mut Context, wanted: bool) -> bool {
         if self.receive != Receive::BulkWaiting {
             return true;
@@ -534,7 +539,7 @@ impl Inbound {
         context.resources.idle_large.retain(|&idle| idle != context.id);
     }
 
-    /// Gives the large buffer back with which it waits for bulk.
+    /// Returns the large buffer of a receive that waits for bulk.
     pub(crate) fn revoke(&mut self, context: &mut Context) {
         if self.receive == Receive::Armed(Armed::Large) {
             self.receive = Receive::Revoked;
@@ -542,7 +547,7 @@ impl Inbound {
         }
     }
 
-    /// Cancels a receive or poll that the kernel has, if that has not been done.
+    /// Cancels a receive or poll in the kernel, if it is not canceled already.
     pub(crate) fn stop(&mut self, context: &mut Context) {
         match self.receive {
             Receive::Armed(armed) => {
@@ -568,7 +573,7 @@ impl Inbound {
         }
     }
 
-    /// Lets the kernel echo the next bytes, or forget them after our FIN.
+    /// Relays the next bytes, or discards them after our FIN.
     fn relay(&mut self, context: &mut Context, phase: Phase) {
         let when = match self.estimate.expectation() {
             Expectation::Data => When::Now,
@@ -590,12 +595,12 @@ impl Inbound {
         }
     }
 
-    /// A relay has been answered. Returns where the receive stood.
+    /// A relay has completed. Returns the previous state of the receive.
     pub(crate) fn end_relay(&mut self, resources: &mut Resources) -> Receive {
         self.set(resources, Receive::Off)
     }
 
-    /// A relay that had waited for `waited` has echoed so many `chunks`, and the next one should
+    /// A relay that had waited for `waited` has echoed `chunks` chunks, and the next one should
     /// wait for `next`.
     pub(crate) fn on_echoed(
         &mut self,
@@ -617,7 +622,7 @@ impl Inbound {
         if phase != Phase::Open || context.resources.quiescing {
             // It will not be relayed again.
         } else if chunks == 0 && waited == When::Writable {
-            // The socket has room but takes nothing: the kernel is short of memory.
+            // The socket has room but takes nothing: the kernel is out of memory.
             self.retry_later(context);
         } else {
             self.relay_after(context, phase, When::Writable);
@@ -632,7 +637,7 @@ impl Inbound {
         });
     }
 
-    /// Stops a relay that is under way. Returns whether it waited for its peer to read.
+    /// Cancels a relay in flight. Returns whether it waited for its peer to read.
     pub(crate) fn stop_relay(&mut self, context: &mut Context) -> bool {
         let stopping = match self.receive {
             Receive::Relaying(_) => Receive::RelayStopping,
@@ -656,8 +661,8 @@ impl Inbound {
         blocked
     }
 
-    /// Changes where the receive stands, and counts whether the peer does not read. Returns where
-    /// it stood.
+    /// Changes the state of the receive, and counts whether the peer does not read. Returns the
+    /// previous state.
     fn set(&mut self, resources: &mut Resources, receive: Receive) -> Receive {
         let was_blocked = self.is_relay_blocked();
         let was = mem::replace(&mut self.receive, receive);

@@ -1,12 +1,11 @@
-//! The listening sockets, as one worker sees them: how many accepts are with the kernel, and in
-//! what order.
+//! The listening sockets in one worker: how many accepts are in flight, and in what order.
 //!
 //! Accepts are one-shot on purpose: a one-shot accept goes to the end of the socket's wait queue
 //! each time, so workers that share a listener take turns exactly; a multishot stays at the head
 //! and takes every connection (Linux 6.18, measured).
 //!
-//! Where an address has as many sockets as there are workers (SO_REUSEPORT), each worker accepts
-//! from one of them and leaves the others alone; the daemon says from which.
+//! If an address has as many sockets as there are workers (SO_REUSEPORT), each worker accepts from
+//! one of them only. The daemon assigns it.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -17,18 +16,18 @@ use crate::limits;
 use crate::op::{Expectation, Op};
 use crate::reason::AcceptError;
 
-/// Where the accept of a listener stands.
+/// The state of the accept of a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Accept {
-    /// Not armed: there is no capacity, or the worker drains, or it is about to be armed.
+    /// Not armed: there is no capacity, the worker drains, or the accept is about to be armed.
     Off,
-    /// With the kernel, under this name.
+    /// With the kernel, for this connection id.
     Armed(ConnectionId),
     /// With the kernel, and canceled.
     Canceling(ConnectionId),
-    /// Not armed: files or memory ran out. Tried again then, or when a connection closes.
+    /// Not armed: files or memory ran out. Tried again at this moment, or when a connection closes.
     BackingOff(Timestamp),
-    /// With the kernel, one that does not wait: the listener ends.
+    /// With the kernel, as an accept that does not wait: the listener ends.
     Emptying(ConnectionId),
     /// Not armed, and never again: the listener has ended.
     Ended,
@@ -51,10 +50,10 @@ struct Listener {
     ours: bool,
     /// Whether it ends.
     ends: bool,
-    /// Accepts in a row that found their peer gone.
+    /// Consecutive accepts that found their peer gone.
     aborts: u16,
-    /// What its backlog probably holds: by the last connection that it brought, and connections
-    /// after a start or a failure.
+    /// What its backlog probably holds, according to its last accept. After a start or a failure,
+    /// connections.
     backlog: Expectation,
 }
 
@@ -63,9 +62,9 @@ struct Listener {
 pub(crate) enum Accepting {
     /// Connections of all listeners.
     All,
-    /// Those that wait at listeners that end: the worker drains, or hands over.
+    /// Only connections that wait at listeners that end: the worker drains, or hands over.
     Ending,
-    /// None any more: the time for all of it is over.
+    /// None any more: the time for that is over.
     Nothing,
 }
 
@@ -73,17 +72,17 @@ pub(crate) enum Accepting {
 #[derive(Debug, Default)]
 pub(crate) struct Listeners {
     all: Vec<Listener>,
-    /// Accepts that have been armed in this turn and not been answered. Older ones may be among
-    /// them until time next passes; at worst a listener stands back for one turn in vain.
+    /// Accepts that were armed in this turn and not answered. Until the next passing of time, older
+    /// ones may be included. At worst a listener is skipped needlessly for one turn.
     armed_this_turn: u64,
     /// The listener to be armed first.
     next: usize,
-    /// Whether a listener waits for the next turn to be armed.
+    /// Whether a listener is to be armed in the next turn.
     stands_back: bool,
 }
 
 impl Listeners {
-    /// So many, none of which has an accept.
+    /// `count` listeners, none of which has an accept.
     #[must_use]
     pub(crate) fn new(count: u16) -> Self {
         let backlog = Expectation::Data;
@@ -92,7 +91,7 @@ impl Listeners {
         Self { all, armed_this_turn: 0, next: 0, stands_back: false }
     }
 
-    /// From now on connections are accepted from those for which `ours` is true, and from those
+    /// From now on connections are accepted from listeners for which `ours` is true, and from those
     /// that end.
     pub(crate) fn accept_from(&mut self, ours: &[bool]) {
         for (listener, &ours) in self.all.iter_mut().zip(ours) {
@@ -100,7 +99,7 @@ impl Listeners {
         }
     }
 
-    /// When there is something to do at the latest.
+    /// The next moment at which there is something to do.
     #[must_use]
     pub(crate) fn wake(&self) -> Wake {
         if self.stands_back {
@@ -117,7 +116,7 @@ impl Listeners {
         self.all.iter().filter_map(until).min().into()
     }
 
-    /// Whether the kernel has no accept, and every listener that ends has been emptied.
+    /// Whether no accept is in flight, and every listener that ends has been emptied.
     #[must_use]
     pub(crate) fn are_quiescent(&self) -> bool {
         self.all.iter().all(|listener| {
@@ -152,7 +151,7 @@ impl Listeners {
         self.armed_this_turn = 0;
     }
 
-    /// From now on `listener` is emptied, or once more.
+    /// From now on `listener` is emptied, possibly once more.
     pub(crate) fn end(&mut self, listener: ListenerId) {
         let listener = &mut self.all[usize::from(listener.0)];
         listener.ends = true;
@@ -161,7 +160,8 @@ impl Listeners {
         }
     }
 
-    /// The accept of `listener` has brought a connection, and left its `backlog` like that.
+    /// The accept of `listener` has brought a connection. `backlog` is what the backlog probably
+    /// still holds.
     pub(crate) fn on_accepted(&mut self, listener: ListenerId, backlog: Expectation) {
         self.armed_this_turn = self.armed_this_turn.saturating_sub(1);
         let listener = &mut self.all[usize::from(listener.0)];
@@ -189,7 +189,7 @@ impl Listeners {
                 ops.push(Op::CloseListener { listener: id });
                 Accept::Ended
             }
-            // Another worker has heard earlier than we that the listener ends.
+            // Another worker has already closed the listener.
             AcceptError::Empty
             | AcceptError::Aborted
             | AcceptError::ProcessFiles
@@ -202,15 +202,15 @@ impl Listeners {
         };
     }
 
-    /// Asks the kernel for as many connections as there is `capacity` for, and no more in one turn:
-    /// of two accepts that race for the last capacity one would have to wait here, while another
-    /// worker may have room. Listeners that have to stand back are armed in the next turn. The
-    /// accept of a listener from which no connection is wanted any more is canceled. `take_slot`
-    /// gives a slot for an accept of a listener.
+    /// Arms accepts for at most as many connections as there is `capacity` for in one turn. If two
+    /// accepts raced for the last capacity, one connection would have to wait here, while another
+    /// worker may have capacity. Listeners that are skipped are armed in the next turn. The accept
+    /// of a listener from which no connection is wanted any more is canceled. `take_slot` returns a
+    /// slot for an accept of a listener.
     ///
-    /// A listener that ends is emptied instead, also in a drain: one accept after the other that
-    /// does not wait, until one finds the backlog empty, each as far as there is capacity. When
-    /// nothing is accepted any more, it is closed whatever its backlog holds.
+    /// A listener that ends is emptied instead, even in a drain: by accepts that do not wait, one
+    /// after the other as capacity permits, until one finds the backlog empty. When nothing is
+    /// accepted any more, it is closed even if its backlog is not empty.
     pub(crate) fn arm(
         &mut self,
         accepting: Accepting,
@@ -264,7 +264,7 @@ impl Listeners {
 
 #[cfg(test)]
 impl Listeners {
-    /// The name of the accept of `listener` that the kernel has.
+    /// The connection id of the accept of `listener` that is in flight.
     pub(crate) fn with_kernel(&self, listener: ListenerId) -> Option<ConnectionId> {
         match self.all[usize::from(listener.0)].accept {
             Accept::Armed(connection)
@@ -274,7 +274,7 @@ impl Listeners {
         }
     }
 
-    /// The name of the accept that is armed on `listener`.
+    /// The connection id of the accept that is armed on `listener`.
     pub(crate) fn armed(&self, listener: ListenerId) -> Option<ConnectionId> {
         match self.all[usize::from(listener.0)].accept {
             Accept::Armed(connection) => Some(connection),

@@ -1,17 +1,18 @@
-//! What is to be sent: one send at a time, and behind it what waits.
+//! The sending half: one send at a time, and the chunks that wait behind it.
 //!
-//! What a peer is slow to take is kept, and nothing more is received until it is sent:
+//! Bytes that a peer is slow to take are kept, and nothing more is received until they are sent:
 //!
-//! 1. A send comes back short. The rest of its buffer is *spilled*: copied into memory of the
-//!    connection's own, if the budget grants it, so that the pooled buffer is free. So are the
-//!    chunks that are queued behind it, and those that a receive brings which was armed before.
-//! 2. What the budget does not grant is *held*: it stays in its pooled buffers. Spilled bytes are
-//!    always older than held ones. Whenever some are sent, the budget is asked again.
-//! 3. When all is sent, the connection is on probation: what comes next is relayed (see `inbound`),
-//!    which needs no memory at all.
+//! 1. A send completes short. The rest of its buffer is *spilled*: copied into memory of the
+//!    connection, if the budget grants it, so that the pooled buffer is free. The chunks queued
+//!    behind it are spilled too, and those of a receive that was armed before.
+//! 2. Bytes for which the budget grants no memory are *held*: they stay in their pooled buffers.
+//!    Spilled bytes are always older than held ones. Whenever some are sent, the budget is asked
+//!    again.
+//! 3. When all are sent, the connection is on probation: its next bytes are relayed (see
+//!    `inbound`), which needs no memory at all.
 //!
-//! So want of memory ends no connection. What it costs is pooled buffers; where too many of them
-//! are held ([`Pool::is_withheld`](crate::buffer_pool::Pool::is_withheld)), all connections are
+//! Therefore lack of memory ends no connection. It costs pooled buffers; if too many of them are
+//! held ([`Pool::is_withheld`](crate::buffer_pool::Pool::is_withheld)), all connections are
 //! relayed.
 
 use super::resources::{Context, Resources};
@@ -21,18 +22,18 @@ use crate::id::BufferId;
 use crate::op::Op;
 use crate::reason::{ConnectionError, SendError};
 
-/// Whether anything waits for the answer of a send.
+/// Whether anything waits for the completion of a send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Completion {
     /// Nothing does.
     Unneeded,
     /// Something does.
     Needed,
-    /// The residence time of this send is taken.
+    /// The residence time of this send is measured.
     Timed,
 }
 
-/// Where the send stands. There is never more than one, so order needs no further care.
+/// The state of the send. There is never more than one, which keeps the bytes in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Send {
     /// Nothing is being sent.
@@ -43,27 +44,27 @@ pub(crate) enum Send {
         buffer: BufferId,
         /// Bytes in it.
         length: u32,
-        /// Whether anything waits for the answer.
+        /// Whether anything waits for the completion.
         completion: Completion,
     },
     /// The peer does not keep up: what it did not take is spilled, and sent before what is queued.
     Spilled {
         /// At least one byte.
         spill: Spill,
-        /// Whether a send of them is under way.
+        /// Whether a send of them is in flight.
         step: Step,
     },
-    /// The peer does not keep up, and no memory was granted for what it did not take: it stays in
-    /// this buffer, and in those that are queued behind it.
+    /// The peer does not keep up, and no memory was granted for the bytes that it did not take.
+    /// They stay in this buffer and in those queued behind it.
     Held {
         /// Lent to this connection.
         buffer: BufferId,
-        /// Whether a send of it is under way.
+        /// Whether a send of it is in flight.
         step: Step,
     },
 }
 
-/// Where a send that waits for room stands.
+/// The state of a send that waits for room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
     /// To be submitted.
@@ -72,7 +73,7 @@ pub(crate) enum Step {
     InFlight,
     /// With the kernel, and canceled.
     Stopping,
-    /// The kernel was short of memory; will be tried again.
+    /// The kernel was out of memory. The send will be tried again.
     Retrying,
 }
 
@@ -81,13 +82,13 @@ pub(crate) enum Step {
 pub(crate) enum Pending {
     /// Nothing.
     Nothing,
-    /// Something, and a try of it has just begun.
+    /// Bytes, and a try-send of them has just been submitted.
     Begun,
-    /// Something.
+    /// Bytes.
     Something,
 }
 
-/// What the answer of a send has changed.
+/// What the completion of a send has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub(crate) enum Progress {
@@ -167,8 +168,8 @@ impl Outbound {
         }
     }
 
-    /// Begins the next send if none is under way. `needs_completion` says whether anything but the
-    /// send after it will wait for the answer.
+    /// Begins the next send if none is in flight. `needs_completion` is whether anything besides
+    /// the send after it will wait for the completion.
     pub(crate) fn advance(&mut self, context: &mut Context, needs_completion: bool) -> Pending {
         let connection = context.id;
         match &mut self.send {
@@ -202,13 +203,14 @@ impl Outbound {
         Pending::Something
     }
 
-    /// Whether there is a try whose answer nothing waits for so far.
+    /// Whether there is a try-send for whose completion nothing waits so far.
     #[must_use]
     pub(crate) fn is_unawaited(&self) -> bool {
         matches!(self.send, Send::Trying { completion: Completion::Unneeded, .. })
     }
 
-    /// Something waits for the answer of the present try: asks for it if that has not been done.
+    /// Something now waits for the completion of the present try-send: requests it if that has not
+    /// been done.
     pub(crate) fn request_completion(&mut self, context: &mut Context) {
         if let Send::Trying { completion: completion @ Completion::Unneeded, .. } = &mut self.send {
             *completion = Completion::Needed;
@@ -216,8 +218,8 @@ impl Outbound {
         }
     }
 
-    /// The socket took the first `length` bytes of a try or of held bytes. `dying` says that the
-    /// rest will not be sent.
+    /// The socket took the first `length` bytes of a try-send or of held bytes. `dying` is whether
+    /// the rest will not be sent.
     pub(crate) fn on_sent(&mut self, context: &mut Context, length: u32, dying: bool) -> Progress {
         let Send::Trying { buffer, length: asked, completion } = self.send else {
             return self.on_held_sent(context, length, dying);
@@ -271,8 +273,8 @@ impl Outbound {
         self.queue.hold(&mut context.resources.pool);
     }
 
-    /// Takes the memory for so many further spilled bytes. False if bytes are held, since these are
-    /// older, or if it is not granted.
+    /// Takes the memory for `length` further spilled bytes. False if bytes are held, since these
+    /// are older, or if the memory is not granted.
     fn grant(&mut self, resources: &mut Resources, length: u32) -> bool {
         let Send::Spilled { spill, .. } = &mut self.send else { return false };
         let grown = resources.charge_spill(*spill, length);
@@ -290,7 +292,7 @@ impl Outbound {
     /// Spilled bytes were sent.
     pub(crate) fn on_spilled_sent(&mut self, context: &mut Context, length: u32) {
         let Send::Spilled { spill, step: Step::InFlight | Step::Stopping } = self.send else {
-            unreachable!("spilled bytes came back unasked: {:?}", self.send)
+            unreachable!("no send of spilled bytes was in flight: {:?}", self.send)
         };
         assert!(length >= 1, "nothing was sent");
         context.resources.count_sent(context.listener, length);
@@ -308,7 +310,7 @@ impl Outbound {
     /// Held bytes were sent, or there was no room after all.
     fn on_held_sent(&mut self, context: &mut Context, length: u32, dying: bool) -> Progress {
         let Send::Held { buffer, step: Step::InFlight | Step::Stopping } = self.send else {
-            unreachable!("a send came back that was not under way: {:?}", self.send)
+            unreachable!("no send of held bytes was in flight: {:?}", self.send)
         };
         context.resources.count_sent(context.listener, length);
         if context.resources.pool.advance(buffer, length) {
@@ -322,7 +324,7 @@ impl Outbound {
             return Progress::Unchanged;
         }
         if length == 0 {
-            // The socket has room but takes nothing: the kernel is short of memory.
+            // The socket has room but takes nothing: the kernel is out of memory.
             self.send = Send::Held { buffer, step: Step::Retrying };
             context.retry_later();
             return Progress::Unchanged;
@@ -331,7 +333,7 @@ impl Outbound {
         Progress::Moved
     }
 
-    /// The kernel's send took nothing, for `error`.
+    /// The send failed with `error`, without taking a byte.
     ///
     /// # Errors
     /// If the connection is dead.
@@ -341,7 +343,7 @@ impl Outbound {
         error: SendError,
         dying: bool,
     ) -> Result<Progress, ConnectionError> {
-        assert!(self.is_with_kernel(), "a send failed that was not under way: {:?}", self.send);
+        assert!(self.is_with_kernel(), "no send was in flight: {:?}", self.send);
         match (error, &mut self.send) {
             (_, Send::Idle) => unreachable!("the kernel has a send"),
             (SendError::Memory, Send::Trying { .. }) => {
@@ -369,7 +371,7 @@ impl Outbound {
         Ok(Progress::Unchanged)
     }
 
-    /// The kernel may have memory again; false if this was not waited for.
+    /// The kernel may have memory again. False if the send did not wait for that.
     pub(crate) fn end_retry(&mut self) -> bool {
         match &mut self.send {
             Send::Spilled { step: step @ Step::Retrying, .. }
@@ -391,8 +393,8 @@ impl Outbound {
         }
     }
 
-    /// For a handover: spills all that is held, whatever the limit says. False if even the system
-    /// has no memory for some of it, which is dropped then.
+    /// For a handover: spills all held bytes, even beyond the limit. False if the system has no
+    /// memory for some of them, which are then dropped.
     pub(crate) fn spill_held(&mut self, context: &mut Context) -> bool {
         let held = match self.send {
             Send::Held { buffer, step: Step::Ready | Step::Retrying } => {
@@ -423,15 +425,14 @@ impl Outbound {
         self.queue.pop(&mut context.resources.pool).map(|(buffer, _)| buffer)
     }
 
-    /// Drops what is queued.
+    /// Drops the queued chunks.
     pub(crate) fn drop_queue(&mut self, context: &mut Context) {
         while let Some(buffer) = self.pop(context) {
             context.drop_chunk(buffer);
         }
     }
 
-    /// Drops what is spilled or held. Spilled bytes take up memory until the close that follows,
-    /// not a turn less.
+    /// Drops spilled and held bytes. Spilled bytes occupy memory until the close that follows.
     pub(crate) fn drop_backlog(&mut self, context: &mut Context) {
         match self.send {
             Send::Idle | Send::Trying { .. } => return,
@@ -444,14 +445,14 @@ impl Outbound {
         self.end_stall(context);
     }
 
-    /// Nothing is spilled or held at the front any more.
+    /// No bytes are spilled or held at the front any more.
     fn end_stall(&mut self, context: &mut Context) {
         self.send = Send::Idle;
         context.resources.stats.stalled -= 1;
         context.resources.stalled_since.remove(&context.id.slot());
     }
 
-    /// Gives away what is spilled: how many bytes.
+    /// Gives the spilled bytes away. Returns how many there are.
     pub(crate) fn export(&mut self, context: &mut Context) -> u32 {
         assert!(!self.is_with_kernel(), "the kernel has {:?}", self.send);
         assert_eq!(self.queue.count(), 0, "queued bytes are not being sent");
@@ -469,7 +470,7 @@ impl Outbound {
         }
     }
 
-    /// That of a connection of the process before us, which left so many bytes unsent.
+    /// The sending half of a connection of the previous process, which left `unsent` bytes unsent.
     #[must_use]
     pub(crate) fn imported(context: &mut Context, unsent: u32) -> Self {
         let mut outbound = Self::default();
@@ -477,7 +478,7 @@ impl Outbound {
             let spill = Spill::of(unsent);
             context.resources.count_imported(spill);
             context.resources.stats.stalled += 1;
-            // When they came is not known any more.
+            // The time at which they were received is not known any more.
             context.resources.stalled_since.insert(context.id.slot(), None);
             outbound.send = Send::Spilled { spill, step: Step::Ready };
         }

@@ -1,5 +1,5 @@
-//! After a pause of the whole process every timer is late, and what peers sent meanwhile waits to
-//! be received: no connection is ended for a silence that was ours.
+//! After a pause of the whole process every timer is late, and bytes that peers sent meanwhile wait
+//! to be received. No connection is ended for a silence that this process caused.
 
 use crate::id::Timestamp;
 use crate::limits;
@@ -7,7 +7,7 @@ use crate::limits;
 /// Whether timers have to wait.
 #[derive(Debug, Default)]
 pub(crate) struct Pause {
-    /// When the present turn began, and the one before it.
+    /// When the present turn began, and the previous one.
     turns: [Timestamp; 2],
     /// There was a pause: timers wait until this moment.
     until: Option<Timestamp>,
@@ -24,13 +24,13 @@ impl Pause {
         self.until
     }
 
-    /// Whether timers may fire `now`, the first of which is set for `deadline`.
+    /// Whether timers may fire `now`. The first of them is set for `deadline`.
     pub(crate) fn is_over(&mut self, now: Timestamp, deadline: Option<Timestamp>) -> bool {
         if let Some(until) = self.until {
             let over = until <= now;
             if over {
                 self.until = None;
-                // What is still late is so because of us.
+                // Timers that are still late are late because of this worker, not of a pause.
                 self.turns = [now, now];
             }
             return over;
@@ -56,7 +56,7 @@ mod tests {
         let deadline = Some(Timestamp(10_000));
         assert!(pause([10_500, 3]).is_over(Timestamp(10_500), deadline), "slept until then");
         assert!(!pause([60_000, 3]).is_over(Timestamp(60_000), deadline), "stopped for 50 s");
-        // Timers that are late since a turn fires only so many of them.
+        // Timers that are late because a turn fires only a limited number of them.
         assert!(pause([60_000, 59_900]).is_over(Timestamp(60_000), deadline));
         assert!(pause([60_000, 3]).is_over(Timestamp(60_000), None));
     }
@@ -72,6 +72,6 @@ mod tests {
         assert!(pause.is_over(end, deadline));
         assert_eq!(pause.end(), None);
         pause.begin_turn(end);
-        assert!(pause.is_over(end, deadline), "the rest of them goes off in the next turn");
+        assert!(pause.is_over(end, deadline), "the rest of them fires in the next turn");
     }
 }

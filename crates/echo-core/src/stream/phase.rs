@@ -1,4 +1,4 @@
-//! How far the life of a connection has come.
+//! The phases of a connection.
 
 use crate::op::PrefaceProgress;
 use crate::reason::{CloseReason, RefuseReason};
@@ -8,24 +8,24 @@ use crate::reason::{CloseReason, RefuseReason};
 pub(crate) enum Phase {
     /// The slot is free.
     Free,
-    /// Its name has been given to an armed accept.
+    /// Its id has been given to an armed accept.
     Accepting,
     /// Accepted in a race for the last capacity: waits for some, as it would in the backlog.
     WaitingForCapacity,
-    /// Its header (PROXY protocol) is being read: who the peer is has to be told first.
+    /// Its header (PROXY protocol) is being read. It announces who the peer is.
     Preface(PrefaceProgress),
     /// Receiving and echoing.
     Open,
     /// The peer has sent its FIN: echo what is left, then close.
     HalfClosed,
-    /// We want to end it: echo what was received until now, then send FIN.
+    /// The connection is being ended: echo what was received until now, then send FIN.
     Flushing(CloseReason),
-    /// We have sent FIN. Read on to the peer's FIN: close(2) with unread bytes would reset the
-    /// connection and destroy echoed bytes that are still under way.
+    /// We have sent FIN, and read until the peer's FIN. close(2) with unread bytes would reset the
+    /// connection and destroy echoed bytes in transit.
     Lingering(CloseReason),
-    /// Nothing more will be echoed. Waits until the kernel holds nothing of it.
+    /// Nothing more will be echoed. Waits until the kernel holds no operation of it.
     Closing(CloseReason),
-    /// As `Closing`, of a connection that is refused after its accept.
+    /// As `Closing`, for a connection that is refused after its accept.
     Refusing(RefuseReason),
 }
 

@@ -1,15 +1,16 @@
-//! Unresponsive peers: a peer that has been silent for long is probed.
+//! Unresponsive peers: a peer that has been silent for a long time is probed.
 //!
-//! 1. A connection on which nothing moved, and nothing waits, for [`Keepalive::silence`] joins the
-//!    queue.
+//! 1. A connection joins the queue after [`Keepalive::silence`] without traffic, if no bytes wait
+//!    on it.
 //! 2. The queue advances at a bounded pace ([`limits::PROBES_PER_BURST`]): `Op::Probe`.
-//! 3. A little later the driver says (`Op::EndProbe`) whether anything came from the peer since. If
-//!    so, the silence begins anew.
+//! 3. A little later the driver reports (`Op::EndProbe`) whether anything has arrived from the peer
+//!    since. If so, the silence begins again.
 //! 4. If not, the connection joins the queue again one interval after the last probe. After
-//!    [`limits::PROBES`] of them, and one interval more, the peer is gone.
+//!    [`limits::PROBES`] probes, and one interval more, the peer is considered gone.
 //!
-//! Timers are those of the connections: nothing here wakes a worker whose connections talk, and a
-//! silent one costs two visits in each silence. Only connections that are being probed take memory.
+//! The timers are those of the connections. Nothing here wakes a worker whose connections have
+//! traffic, and a silent connection costs two visits per silence. Only connections that are being
+//! probed take memory.
 
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
@@ -21,21 +22,22 @@ use crate::limits;
 use crate::op::Op;
 use crate::parameters::Keepalive;
 
-/// What is known of silent peers.
+/// The state of silent peers.
 #[derive(Debug, Default)]
 pub(crate) struct Probing {
     /// By slot.
     under_way: BTreeMap<u32, Probe>,
-    /// Those to be probed next, longest first. Some may have ended since.
+    /// Connections to be probed next; the one that has waited longest is first. Some may have ended
+    /// since.
     queue: VecDeque<ConnectionId>,
     /// When the queue advances.
     next_burst: Timestamp,
     heard: Heard,
 }
 
-/// When each slot's peer last answered a probe, or was known to be there, in steps
-/// ([`Keepalive::step`]) modulo 256: a byte a slot. A silent peer is looked at much more often than
-/// every 256 steps.
+/// When the peer of each slot last answered a probe, or was known to be reachable, in steps
+/// ([`Keepalive::step`]) modulo 256: one byte for each slot. A silent peer is examined much more
+/// often than every 256 steps.
 #[derive(Debug, Default)]
 struct Heard(Vec<u8>);
 
@@ -48,7 +50,8 @@ impl Heard {
         self.0[index] = (at.0 / step) as u8;
     }
 
-    /// When it was, up to one step later: so a silence is never taken for longer than it is.
+    /// The moment, rounded up by up to one step, so that a silence is never taken to be longer than
+    /// it is.
     fn noted(&self, slot: u32, now: Timestamp, step: u64) -> Timestamp {
         let noted = self.0.get(slot as usize).copied().unwrap_or(0);
         let steps = now.0 / step;
@@ -61,7 +64,7 @@ impl Heard {
 struct Probe {
     /// How often the peer has been probed.
     attempt: u8,
-    /// When it was, the last time.
+    /// The moment of the last probe.
     at: Timestamp,
     step: Step,
 }
@@ -72,16 +75,16 @@ enum Step {
     Queued,
     /// Sent.
     Sent,
-    /// The driver is to say whether there was an answer.
+    /// The driver was asked whether there was an answer.
     Looking,
-    /// There was none yet.
+    /// There was no answer yet.
     Unanswered,
 }
 
-/// What has become of a probe.
+/// The result of a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// It is of no meaning: the connection has ended since, or its peer is not probed any more.
+    /// It has no meaning: the connection has ended since, or its peer is not probed any more.
     Stale,
     /// The peer is there, or is to be probed again.
     Goes,
@@ -90,7 +93,7 @@ pub(crate) enum Outcome {
 }
 
 impl Probing {
-    /// With room for so many slots before a table must grow.
+    /// With room for `slots` slots before a table must grow.
     #[must_use]
     pub(crate) fn new(slots: u32) -> Self {
         Self { heard: Heard(Vec::with_capacity(slots as usize)), ..Self::default() }
@@ -109,7 +112,7 @@ impl Probing {
         }
     }
 
-    /// From here on the silence of this slot's peer is counted.
+    /// The silence of this slot's peer begins now.
     pub(crate) fn begin_silence(
         &mut self,
         now: Timestamp,
@@ -121,7 +124,7 @@ impl Probing {
         }
     }
 
-    /// Notes when a byte last moved on a connection, if that is news.
+    /// Notes when a byte last moved on a connection, if that is later than what is noted.
     pub(crate) fn note_last_byte(
         &mut self,
         now: Timestamp,
@@ -136,7 +139,7 @@ impl Probing {
         }
     }
 
-    /// When something last came from the peer, or went to it, at the latest.
+    /// When bytes last came from the peer or went to it, rounded up.
     fn last_heard(
         &self,
         now: Timestamp,
@@ -147,7 +150,7 @@ impl Probing {
         self.heard.noted(slot, now, keepalive.step()).max(connection.last_moved(now))
     }
 
-    /// When the connection of a slot has to be looked at for its probe, or to be probed. Without
+    /// When the probe of a slot has to be checked, or when its connection has to be probed. Without
     /// `keepalive` no new probe begins.
     #[must_use]
     pub(crate) fn deadline(
@@ -172,7 +175,7 @@ impl Probing {
         connection.is_idle().then(due)
     }
 
-    /// The time has come to probe, or to look whether there was an answer.
+    /// It is time to probe, or to check whether there was an answer.
     pub(crate) fn advance(
         &mut self,
         now: Timestamp,
@@ -196,7 +199,7 @@ impl Probing {
         }
     }
 
-    /// Has the driver say what became of a probe; forgets one that was not sent.
+    /// Asks the driver for the result of a probe. Forgets a probe that was not sent.
     fn end_probe(&mut self, connection: ConnectionId, ops: &mut Vec<Op>) {
         let Some(probe) = self.under_way.get_mut(&connection.slot()) else { return };
         if probe.step == Step::Sent {
@@ -207,9 +210,9 @@ impl Probing {
         }
     }
 
-    /// Probes as many of those in the queue as a burst may hold. A queue that is not wanted any
-    /// more is emptied by and by, with so many looks in a turn. `retime` is told of each slot whose
-    /// deadline has changed.
+    /// Probes as many queued connections as a burst may hold, and examines at most `looks_max`
+    /// entries in a turn. A queue that is not needed any more is emptied in the same way. `retime`
+    /// is called for each slot whose deadline has changed.
     pub(crate) fn send_burst(
         &mut self,
         now: Timestamp,
@@ -223,7 +226,8 @@ impl Probing {
             return;
         }
         let mut left = keepalive.map_or(limits::PROBES_PER_BURST, |keepalive| keepalive.burst);
-        // Those that have ended since, or were heard of, cost a look each.
+        // Entries whose connection has ended, or whose peer has sent something, are examined in
+        // vain. Their number is bounded too.
         let mut looks = looks_max;
         while left > 0
             && looks > 0
@@ -241,8 +245,8 @@ impl Probing {
         self.next_burst = now.plus(pause);
     }
 
-    /// Sends a probe to the peer of a connection from the queue, unless it was heard of since.
-    /// Whether it did.
+    /// Sends a probe to the peer of a connection from the queue, unless the peer has sent something
+    /// since. Returns whether it did.
     fn send(
         &mut self,
         now: Timestamp,
@@ -262,14 +266,15 @@ impl Probing {
             return false;
         };
         let probe = self.under_way.get_mut(&slot).expect("invariant: what is queued is probed");
-        assert!(probe.step == Step::Queued, "what is queued has no probe under way");
+        assert!(probe.step == Step::Queued, "what is queued has no probe in flight");
         *probe = Probe { attempt: probe.attempt + 1, at: now, step: Step::Sent };
         let silent_s = u16::try_from(silent_ms / 1_000).unwrap_or(u16::MAX).max(1);
         ops.push(Op::Probe { connection: id, silent_s, again: probe.attempt > 1 });
         true
     }
 
-    /// The driver has said when the peer of a connection that is still open was last heard of.
+    /// The driver has reported when the peer of a connection that is still open last sent
+    /// something.
     pub(crate) fn on_ended(
         &mut self,
         now: Timestamp,
@@ -278,12 +283,12 @@ impl Probing {
         keepalive: Option<Keepalive>,
     ) -> Outcome {
         let Some(probe) = self.under_way.get_mut(&slot) else { return Outcome::Stale };
-        assert!(probe.step == Step::Looking, "an answer that was not asked for");
+        assert!(probe.step == Step::Looking, "no result of a probe was requested");
         let Some(keepalive) = keepalive else {
             self.forget(slot);
             return Outcome::Stale;
         };
-        // An answer to the probe before, that came after the last look, is one as well. The kernel
+        // An answer to the previous probe that arrived after the last check also counts. The kernel
         // counts in ticks of up to 10 ms.
         let earlier = if probe.attempt > 1 { keepalive.interval() } else { 0 };
         let slack = (keepalive.silence / 4).min(limits::PROBE_INTERVAL_MS_MIN);

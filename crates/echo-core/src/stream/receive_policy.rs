@@ -1,25 +1,26 @@
 //! How small receives are submitted: armed, or deferred.
 //!
 //! An armed receive waits by a poll, so each message costs a wake-up: the peer's processor writes
-//! to the request, ours fetches it from there, asks the socket, and receives. But where a worker
-//! never rests, and few connections keep it busy, they have mostly sent again by the time it comes
-//! back to them. There each receive is *deferred*: it is submitted one turn after its echo and
+//! to the request; ours fetches that cache line, asks the socket, and receives. If few connections
+//! keep a worker busy all the time, most of them have sent again by the time the worker returns to
+//! them. In that case each receive is *deferred*: it is submitted one turn after its echo and
 //! behind the other echoes of that turn, and finds its bytes at once. (64 connections cost 0.91 of
-//! epoll's time instead of 0.96, and over Unix streams, whose end need not be watched for then,
-//! 0.89 instead of 1.02: docs/benchmarks.md.)
+//! epoll's time instead of 0.96. Over Unix streams, whose end then need not be watched for, the
+//! figures are 0.89 instead of 1.02: docs/benchmarks.md.)
 //!
-//! In a trickle the bytes would not be there yet, and with a crowd each turn would touch all of it
-//! (1,000 connections: 0.96 instead of 0.94). There receives are armed. All figures are from Linux
-//! 6.18.
+//! With little traffic the bytes would not have arrived yet, and with many connections each turn
+//! would touch all of them (1,000 connections: 0.96 instead of 0.94). In these cases receives are
+//! armed. All figures are from Linux 6.18.
 //!
 //! How it works:
 //!
 //! 1. A connection that wants bytes is noted here ([`ReceivePolicy::defer`]).
-//! 2. At the end of a turn the receives of the turn before are submitted
-//!    ([`ReceivePolicy::take_due`]). If the next turn is going to wait, because nothing that it
-//!    submits is answered at once, those of this turn are submitted as well.
+//! 2. At the end of a turn the receives of the previous turn are submitted
+//!    ([`ReceivePolicy::take_due`]). If the next turn will wait, because nothing that it submits is
+//!    answered at once, the receives of this turn are submitted as well.
 //! 3. One turn later those that were not answered are counted as missed.
-//! 4. Every [`Deferral::turns_per_period`] turns it is decided anew whether receives are deferred.
+//! 4. Every [`Deferral::turns_per_period`] turns the policy decides again whether receives are
+//!    deferred.
 
 use alloc::vec::Vec;
 use core::mem;
@@ -30,27 +31,28 @@ use crate::parameters::Deferral;
 /// With more connections than this no receive is deferred.
 const CONNECTIONS_MAX: u32 = 128;
 
-/// Periods to let pass after it ended: the first time, and if each time it ends at once.
+/// Periods to wait after deferring has ended: the first time, and the maximum if it ends at once
+/// each time.
 const REST_PERIODS_MIN: u32 = 16;
 /// See [`REST_PERIODS_MIN`].
 const REST_PERIODS_MAX: u32 = 1024;
 
-/// Whether receives are deferred, what tells whether they should be, and those that are.
+/// Whether receives are deferred, the measurements that decide it, and the deferred receives.
 #[derive(Debug)]
 pub(crate) struct ReceivePolicy {
     deferring: bool,
     deferral: Deferral,
     connections_max: u32,
     period: Period,
-    /// Periods to let pass.
+    /// Periods still to wait.
     rest: u32,
-    /// How many it will be next time.
+    /// How many periods to wait next time.
     rest_next: u32,
     /// Deferred in the present turn.
     fresh: Vec<ConnectionId>,
-    /// Deferred in the turn before.
+    /// Deferred in the previous turn.
     due: Vec<ConnectionId>,
-    /// Submitted at the end of the turn before.
+    /// Submitted at the end of the previous turn.
     submitted: Vec<ConnectionId>,
     /// How the turn after that was to end.
     turn: Turn,
@@ -63,12 +65,12 @@ pub(crate) enum Turn {
     Answered,
     /// At once: it does not wait.
     Brief,
-    /// When something happens. Which bytes came only then is unknown, so all receives that are
-    /// submitted with it are counted as missed: where turns have to wait there is no hurry.
+    /// At the next event. It is unknown which bytes had arrived before, so all receives that are
+    /// submitted with it are counted as missed: turns that wait show a worker with time to spare.
     Waits,
 }
 
-/// What has been seen since it was last decided.
+/// Measurements since the last decision.
 #[derive(Debug, Default)]
 struct Period {
     turns: u32,
@@ -76,12 +78,13 @@ struct Period {
     chunks: u32,
     /// Deferred receives submitted.
     tries: u32,
-    /// Those of them that were not answered at once.
+    /// Deferred receives that were not answered at once.
     misses: u32,
 }
 
 impl ReceivePolicy {
-    /// No receive is deferred yet. Half of `small_buffers` are enough for all that may be.
+    /// No receive is deferred yet. Receives are deferred with at most half as many connections as
+    /// there are `small_buffers`.
     #[must_use]
     pub(crate) fn new(deferral: Deferral, small_buffers: u16) -> Self {
         Self {
@@ -109,7 +112,7 @@ impl ReceivePolicy {
         self.fresh.push(connection);
     }
 
-    /// A chunk came into a small buffer.
+    /// A chunk was received into a small buffer.
     pub(crate) fn note_chunk(&mut self) {
         self.period.chunks += 1;
     }
@@ -120,15 +123,16 @@ impl ReceivePolicy {
         !self.due.is_empty() || !self.fresh.is_empty()
     }
 
-    /// Whether the next turn must not wait: receives are to be submitted after it, and nothing else
-    /// is sure to end it.
+    /// Whether the next turn must not wait, because receives are to be submitted after it and
+    /// nothing else is certain to end it.
     #[must_use]
     pub(crate) fn must_not_wait(&self) -> bool {
         !self.due.is_empty() && self.turn != Turn::Answered
     }
 
-    /// The turn is over but for its deferred receives: those that are to be submitted now, if their
-    /// connection still wants it. [`ReceivePolicy::note_submitted`] is to be told of these.
+    /// The turn is over except for its deferred receives. Returns those to be submitted now, if
+    /// their connections still want them. The caller then calls [`ReceivePolicy::note_submitted`]
+    /// with them.
     #[must_use]
     pub(crate) fn take_due(&mut self, turn: Turn) -> Vec<ConnectionId> {
         self.turn = turn;
@@ -146,8 +150,8 @@ impl ReceivePolicy {
         self.submitted = submitted;
     }
 
-    /// The events of a turn have been handled, and so many connections are open. `is_answered` says
-    /// whether a receive that was submitted before it has been answered.
+    /// The events of a turn have been handled, and `connections` connections are open.
+    /// `is_answered` tells whether a receive that was submitted before the turn has been answered.
     pub(crate) fn end_turn(
         &mut self,
         connections: u64,
@@ -188,8 +192,9 @@ mod tests {
         ReceivePolicy::new(Deferral::default(), small_buffers)
     }
 
-    /// Lets a period pass in which each turn brings `chunks` by as many deferred receives, of which
-    /// `misses` find nothing, with so many connections. Returns whether receives are deferred then.
+    /// Simulates a period with `connections` connections in which each turn brings `chunks` chunks
+    /// by as many deferred receives, of which `misses` find nothing. Returns whether receives are
+    /// deferred afterwards.
     fn period(policy: &mut ReceivePolicy, chunks: u32, misses: u32, connections: u64) -> bool {
         for _ in 0..Deferral::default().turns_per_period {
             (0..chunks).for_each(|_| policy.note_chunk());
@@ -205,19 +210,19 @@ mod tests {
 
     /// Periods that pass until receives are deferred.
     fn periods_until_deferring(policy: &mut ReceivePolicy) -> u32 {
-        (1..).find(|_| period(policy, 10, 0, 64)).expect("it begins at last")
+        (1..).find(|_| period(policy, 10, 0, 64)).expect("deferring begins")
     }
 
     #[test]
     fn receives_of_few_busy_connections_are_deferred() {
         let mut policy = policy(256);
-        assert!(!period(&mut policy, 5, 0, 64), "a trickle");
-        assert!(!period(&mut policy, 20, 0, 129), "a crowd");
+        assert!(!period(&mut policy, 5, 0, 64), "little traffic");
+        assert!(!period(&mut policy, 20, 0, 129), "many connections");
         assert!(period(&mut policy, 6, 0, 128));
         assert!(period(&mut policy, 3, 0, 64), "somewhat less is no reason to stop");
-        assert!(!period(&mut policy, 2, 0, 64), "a trickle");
+        assert!(!period(&mut policy, 2, 0, 64), "little traffic");
         assert_eq!(periods_until_deferring(&mut policy), REST_PERIODS_MIN + 1);
-        assert!(!period(&mut policy, 30, 0, 129), "a crowd");
+        assert!(!period(&mut policy, 30, 0, 129), "many connections");
     }
 
     #[test]
@@ -226,8 +231,9 @@ mod tests {
         assert!(period(&mut policy(16), 6, 0, 8));
     }
 
-    /// Goal: where it does not pay, it costs little in the long run. Method: count the periods in
-    /// which it is tried in vain, because peers are slow to send again, or since few talk much.
+    /// Goal: where deferring does not pay, it costs little in the long run. Method: count the
+    /// periods in which it is tried in vain, because peers are slow to send again, or because few
+    /// of them send much.
     #[test]
     fn vain_tries_become_rare() {
         for vain in [[10, 6], [2, 0]] {
@@ -238,7 +244,7 @@ mod tests {
                 tried += u32::from(period(&mut policy, chunks, misses, 64));
             }
             assert!((6..=10).contains(&tried), "{tried} periods of 4,096");
-            // Once it pays, it goes on, and one bad period does not end it for long.
+            // Once it pays it continues, and one bad period does not end it for long.
             periods_until_deferring(&mut policy);
             assert!(period(&mut policy, 10, 4, 64), "most are found");
             assert!(!period(&mut policy, 10, 6, 64));
@@ -246,8 +252,8 @@ mod tests {
         }
     }
 
-    /// Goal: a receive follows its echo by one turn, and at once where the turn waits. Method: what
-    /// is submitted when.
+    /// Goal: a receive is submitted one turn after its echo, or at once if the turn waits. Method:
+    /// check what is submitted in which turn.
     #[test]
     fn a_receive_is_submitted_one_turn_after_its_echo() {
         let name = |slot| ConnectionId::new(slot, 0);

@@ -19,7 +19,7 @@ use crate::stats::{Stats, Traffic};
 
 /// What all connections of a worker share.
 pub(crate) struct Resources {
-    /// How the core is set up.
+    /// The configuration of the core.
     pub(crate) parameters: Parameters,
     /// Which buffers are lent.
     pub(crate) pool: Pool,
@@ -27,33 +27,33 @@ pub(crate) struct Resources {
     pub(crate) receive_policy: ReceivePolicy,
     /// How many small buffers are offered.
     pub(crate) buffer_offer: BufferOffer,
-    /// The counters. Only `Server::stats` knows traffic, connections that wait for capacity, and
-    /// lent buffers.
+    /// The counters. Traffic, connections that wait for capacity, and lent buffers are added by
+    /// `Server::stats`.
     pub(crate) stats: Stats,
     /// Every connection is to become quiescent: nothing is received and no spilled byte is sent.
     pub(crate) quiescing: bool,
-    /// Connections whose receive waits for bulk with a large buffer in hand, longest first; no more
-    /// than there are large buffers.
+    /// Connections whose receive waits for bulk and already has a large buffer; the one that has
+    /// waited longest is first. There are at most as many as large buffers.
     pub(crate) idle_large: VecDeque<ConnectionId>,
-    /// Connections that wait for their share of a turn's bulk, first come first served. One that
-    /// ended since is skipped.
+    /// Connections that wait for their share of a turn's bulk, first come first served. Connections
+    /// that have ended since are skipped.
     pub(crate) bulk_waiting: VecDeque<ConnectionId>,
     /// What the connection of each slot has received, if there is a byte limit; else it is empty.
     pub(crate) received: Vec<u64>,
     /// What the connections of each listener did.
     pub(crate) listeners: Vec<Traffic>,
-    /// When the events at hand were fetched from the kernel, in microseconds since an arbitrary
+    /// When the present events were fetched from the kernel, in microseconds since an arbitrary
     /// start.
     pub(crate) clock_us: u64,
-    /// By slot, when the oldest bytes that are spilled were received, in microseconds modulo
-    /// 2^32, if their residence time is taken. Only stalled connections are in it.
+    /// By slot, when the oldest spilled bytes were received, in microseconds modulo 2^32, if their
+    /// residence time is measured. It contains only stalled connections.
     pub(crate) stalled_since: BTreeMap<u32, Option<u32>>,
-    /// Connections that wait for a small buffer, first come first served. One that ended since is
-    /// skipped.
+    /// Connections that wait for a small buffer, first come first served. Connections that have
+    /// ended since are skipped.
     pub(crate) waiting: VecDeque<ConnectionId>,
-    /// Connections to be tried again, and when; in order of time.
+    /// Connections to be tried again, and the moments, in order of time.
     pub(crate) retries: VecDeque<(Timestamp, ConnectionId)>,
-    /// Sends until the next one whose residence time is taken.
+    /// Sends until the next one whose residence time is measured.
     untimed_sends: u32,
 }
 
@@ -70,8 +70,8 @@ impl Resources {
             idle_large: VecDeque::new(),
             bulk_waiting: VecDeque::new(),
             received: Vec::new(),
-            // One at least: a connection of the previous process whose listener is gone is counted
-            // for the first one, and a worker may have datagram sockets alone.
+            // At least one: a connection of the previous process whose listener is gone is counted
+            // for the first one, and a worker may have only datagram sockets.
             listeners: vec![Traffic::default(); usize::from(parameters.listeners.max(1))],
             clock_us: 0,
             stalled_since: BTreeMap::new(),
@@ -97,7 +97,7 @@ impl Resources {
         self.of(listener).announced += 1;
     }
 
-    /// Counts a connection by which a proxy looked whether we are here.
+    /// Counts a health check of a proxy.
     pub(crate) fn count_health_check(&mut self, listener: ListenerId) {
         self.of(listener).health_checks += 1;
     }
@@ -107,16 +107,16 @@ impl Resources {
         self.of(listener).refused[reason as usize] += 1;
     }
 
-    /// How many bytes a connection is free to send before its byte limit is reached.
+    /// How many bytes a connection may still send before its byte limit is reached.
     #[must_use]
     pub(crate) fn left_of_limit(&self, id: ConnectionId) -> u64 {
         let limit = self.parameters.runtime_limits.bytes_max;
         limit.map_or(u64::MAX, |limit| limit.saturating_sub(self.received_by(id)).max(1))
     }
 
-    /// Counts `length` bytes against the byte limit of a connection, and says how many it was free
-    /// to send before. Costs nothing, neither time nor memory, as long as there is no limit; bytes
-    /// that came before there was one do not count.
+    /// Counts `length` bytes against the byte limit of a connection. Returns how many it could send
+    /// before. Costs neither time nor memory as long as there is no limit. Bytes that were received
+    /// before a limit was set do not count.
     pub(crate) fn count_against_limit(&mut self, id: ConnectionId, length: u32) -> u64 {
         let Some(limit) = self.parameters.runtime_limits.bytes_max else { return u64::MAX };
         let slot = id.slot() as usize;
@@ -128,13 +128,13 @@ impl Resources {
         left
     }
 
-    /// What counts towards the byte limit of a connection.
+    /// The bytes that count towards the byte limit of a connection.
     #[must_use]
     pub(crate) fn received_by(&self, id: ConnectionId) -> u64 {
         self.received.get(id.slot() as usize).copied().unwrap_or(0)
     }
 
-    /// What the process before us counted towards the byte limit of a connection.
+    /// Continues from what the previous process counted towards the byte limit of a connection.
     pub(crate) fn resume_received(&mut self, id: ConnectionId, received: u64) {
         if self.parameters.runtime_limits.bytes_max.is_some() {
             let slot = id.slot() as usize;
@@ -152,14 +152,14 @@ impl Resources {
         }
     }
 
-    /// Counts what was relayed or discarded.
+    /// Counts bytes that were relayed or discarded.
     pub(crate) fn count_relayed(&mut self, listener: ListenerId, length: u32, chunks: u32) {
         let of = self.of(listener);
         of.bytes_in += u64::from(length);
         of.chunks_in += u64::from(chunks);
     }
 
-    /// Counts the echo of what was relayed.
+    /// Counts the echo of relayed bytes.
     pub(crate) fn count_relay_sent(&mut self, listener: ListenerId, length: u32, chunks: u32) {
         let of = self.of(listener);
         of.bytes_out += u64::from(length);
@@ -178,8 +178,8 @@ impl Resources {
         self.of(listener).bytes_out += u64::from(length);
     }
 
-    /// Whether the residence time of the next send is to be taken: the first one's, and that of
-    /// every so many after it, whatever becomes of it.
+    /// Whether the residence time of the next send is to be measured: that of the first send, and
+    /// then of one in [`limits::SENDS_PER_TIMED`], whether it succeeds or not.
     pub(crate) fn is_next_send_timed(&mut self) -> bool {
         let timed = self.untimed_sends == 0;
         self.untimed_sends =
@@ -187,8 +187,8 @@ impl Resources {
         timed
     }
 
-    /// Counts an echo that is complete; and its residence time, if it is of bytes that were
-    /// received at `since_us`, in microseconds modulo 2^32.
+    /// Counts a complete echo, and its residence time if its bytes were received at `since_us`, in
+    /// microseconds modulo 2^32.
     pub(crate) fn count_echo(&mut self, listener: ListenerId, since_us: Option<u32>) {
         self.of(listener).chunks_out += 1;
         if let Some(since_us) = since_us {
@@ -205,14 +205,14 @@ impl Resources {
         &mut self.listeners[usize::from(listener.0)]
     }
 
-    /// Counts the bytes at the front of a backlog, those that were spilled all together, as one
-    /// echo: they have been sent.
+    /// Counts the bytes at the front of a backlog, which were spilled together and have been sent,
+    /// as one echo.
     pub(crate) fn count_echo_of_backlog(&mut self, listener: ListenerId, id: ConnectionId) {
         let since_us = self.stalled_since.get(&id.slot()).copied().flatten();
         self.count_echo(listener, since_us);
     }
 
-    /// Bytes of a block of memory for spilled bytes.
+    /// The size of a block of memory for spilled bytes.
     #[must_use]
     pub(crate) fn block_size(&self) -> u32 {
         self.parameters.budget.block_size()
@@ -224,7 +224,7 @@ impl Resources {
         self.charge(spill, more, |budget, blocks| budget.take(blocks))
     }
 
-    /// As [`Resources::charge_spill`], whatever the limit says.
+    /// As [`Resources::charge_spill`], but beyond the limit.
     pub(crate) fn charge_spill_beyond(&mut self, spill: Spill, more: u32) -> Option<Spill> {
         self.charge(spill, more, |budget, blocks| budget.take_beyond(blocks))
     }
@@ -256,8 +256,8 @@ impl Resources {
         left
     }
 
-    /// Counts bytes that the process before us had spilled: the driver has taken the memory for
-    /// them, whatever the limit says.
+    /// Counts bytes that the previous process had spilled. The driver has taken the memory for
+    /// them, possibly beyond the limit.
     pub(crate) fn count_imported(&mut self, spill: Spill) {
         let size = self.block_size();
         self.stats.spilled_bytes += u64::from(spill.blocks(size)) * u64::from(size);
@@ -265,7 +265,7 @@ impl Resources {
     }
 }
 
-/// What a connection works with while it handles one event.
+/// The context of a connection while it handles one event.
 pub(crate) struct Context<'a> {
     /// Its name.
     pub(crate) id: ConnectionId,
@@ -273,9 +273,9 @@ pub(crate) struct Context<'a> {
     pub(crate) listener: ListenerId,
     /// Now.
     pub(crate) now: Timestamp,
-    /// What it shares with the others.
+    /// What all connections share.
     pub(crate) resources: &'a mut Resources,
-    /// Where its operations go.
+    /// Its operations are appended here.
     pub(crate) ops: &'a mut Vec<Op>,
 }
 
@@ -293,7 +293,7 @@ impl Context<'_> {
         self.recycle(buffer);
     }
 
-    /// Asks for a call of `Connection::retry` in a little while.
+    /// Schedules a call of `Connection::retry` a little later.
     pub(crate) fn retry_later(&mut self) {
         self.resources.stats.memory_retries += 1;
         self.resources.retries.push_back((self.now.plus(limits::MEMORY_RETRY_MS), self.id));
@@ -316,7 +316,7 @@ pub(crate) mod tests {
     use crate::parameters::{Deferral, Parameters, RuntimeLimits};
     use crate::peer::PeerAddr;
 
-    /// A small core without limits but its capacity: what the unit tests begin with.
+    /// A small core without limits except its capacity, for the unit tests.
     pub(crate) fn small(listeners: u16, connections_max: u32) -> Parameters {
         Parameters {
             listeners,
@@ -335,12 +335,12 @@ pub(crate) mod tests {
         }
     }
 
-    /// A connection from `peer`, behind which no other one waits.
+    /// A connection from `peer`, after which the backlog is empty.
     pub(crate) fn accepted(connection: ConnectionId, peer: PeerAddr) -> Event {
         Event::Accepted { connection, peer, backlog: Expectation::Silence }
     }
 
-    /// So many blocks of one size, for the unit tests: none comes back.
+    /// A number of blocks of one size, for the unit tests. They are never given back.
     #[derive(Debug)]
     pub(crate) struct Blocks {
         size: u32,

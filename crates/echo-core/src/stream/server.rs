@@ -1,8 +1,7 @@
 //! The stream server of one worker: slots, listeners, capacity, timers.
 //!
-//! It hands each event to the [`Connection`] it concerns and looks after what connections share:
-//! which connection gets the next capacity, which waits for a buffer, when accepting pauses, when
-//! the drain is over.
+//! It hands each event to its [`Connection`] and manages what connections share: which connection
+//! gets the next capacity, which waits for a buffer, when accepting pauses, when the drain is over.
 
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
@@ -61,7 +60,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// A server at rest.
+    /// A server that has not started.
     #[must_use]
     pub(crate) fn new(parameters: Parameters) -> Self {
         assert!(parameters.buffers.small.count > 0, "an echo needs a buffer");
@@ -70,7 +69,8 @@ impl Server {
         let limits = &parameters.runtime_limits;
         let slots = limits.connections_max;
         Self {
-            // Reserved, so that growing leaves no copies behind: address space until it is used.
+            // Reserved, so that the table is never copied to grow. Until it is used it is address
+            // space only.
             slots: Vec::with_capacity(slots as usize),
             free: Vec::new(),
             listeners: Listeners::new(parameters.listeners),
@@ -91,7 +91,7 @@ impl Server {
         }
     }
 
-    /// What has been counted, and how things stand now.
+    /// The counters, and the present values of the gauges.
     #[must_use]
     pub(crate) fn stats(&self) -> Stats {
         let mut traffic = Traffic::default();
@@ -112,7 +112,7 @@ impl Server {
         &self.resources.listeners
     }
 
-    /// Who was refused, and who was accepted last.
+    /// The refused sources, and the last accepts.
     #[must_use]
     pub(crate) fn admission(&self) -> &Admission {
         &self.admission
@@ -172,9 +172,9 @@ impl Server {
         self.resources.receive_policy.note_submitted(due);
     }
 
-    /// Gives connections that wait for it their share of this turn's bulk. If some are left,
-    /// cancels one idle receive that holds a large buffer: its reservation counts against the
-    /// quantum even while it is idle.
+    /// Gives waiting connections their share of this turn's bulk. If some are left, cancels one
+    /// idle receive that holds a large buffer: its reservation counts against the quantum even
+    /// while it is idle.
     fn serve_bulk(&mut self, now: Timestamp, ops: &mut Vec<Op>) {
         while let Some(&id) = self.resources.bulk_waiting.front() {
             let connection = &mut self.slots[id.slot() as usize];
@@ -235,7 +235,7 @@ impl Server {
         self.use_capacity(now, ops);
     }
 
-    /// Takes in one event and appends what is to be done about it to `ops`, in order.
+    /// Handles one event and appends the resulting operations to `ops`, in order.
     ///
     /// # Panics
     /// If the event breaks the contract of [`crate::op`]: for example, bytes for a connection that
@@ -276,7 +276,7 @@ impl Server {
 
     fn handle_no_echo(&mut self, now: Timestamp, event: Event, ops: &mut Vec<Op>) {
         match event {
-            Event::Received { .. } | Event::Sent { .. } => unreachable!("{event:?} is an echo's"),
+            Event::Received { .. } | Event::Sent { .. } => unreachable!("{event:?} is of an echo"),
             Event::Accepted { connection, peer, backlog } => {
                 self.on_accepted(now, connection, peer, backlog, ops);
             }
@@ -327,7 +327,7 @@ impl Server {
         self.use_capacity(now, ops);
     }
 
-    /// Time has passed: whatever is due by now is done.
+    /// Time has passed: handles all deadlines that have passed.
     pub(crate) fn on_time(&mut self, now: Timestamp, ops: &mut Vec<Op>) {
         self.admission.announce(ops);
         self.serve_waiting(now, ops);
@@ -351,7 +351,8 @@ impl Server {
         self.use_capacity(now, ops);
     }
 
-    /// Ends connections whose deadline has passed. What is left follows in the next turn, at once.
+    /// Ends connections whose deadline has passed. The rest follows in the next turn, which does
+    /// not wait.
     fn expire(&mut self, now: Timestamp, ops: &mut Vec<Op>) {
         if self.pause.is_over(now, self.wheel.deadline()) {
             for _ in 0..self.sweep() {
@@ -404,7 +405,7 @@ impl Server {
         self.resources.parameters.sweep_slots_max
     }
 
-    /// How silent peers are probed; a handover probes none.
+    /// How silent peers are probed. During a handover none is.
     fn keepalive(&self) -> Option<Keepalive> {
         let keepalive = self.resources.parameters.runtime_limits.keepalive;
         keepalive.filter(|_| !self.resources.quiescing)
@@ -445,9 +446,9 @@ impl Server {
         !self.resources.waiting.is_empty() && (pool.free_small() > 0 || pool.is_withheld())
     }
 
-    /// Arms as many waiting connections as buffers are free. Some entries may no longer want one;
-    /// the next turn, which does not wait, serves the rest. If buffers are withheld, up to `sweep`
-    /// of them are relayed.
+    /// Arms as many waiting connections as buffers are free. Some of them may no longer want a
+    /// buffer; the next turn, which does not wait, serves the rest. If buffers are withheld, up to
+    /// `sweep` of them are relayed.
     fn serve_waiting(&mut self, now: Timestamp, ops: &mut Vec<Op>) {
         let pool = &self.resources.pool;
         let mut free = match pool.is_withheld() {
@@ -468,13 +469,14 @@ impl Server {
         most.saturating_sub(self.resources.stats.connections)
     }
 
-    /// At the end of a drain connections that wait for capacity are opened to be ended.
+    /// At the end of a drain, connections that wait for capacity are opened so that they can be
+    /// ended.
     fn has_capacity(&self) -> bool {
         self.drain.is_ending() || self.capacity() > 0
     }
 
-    /// Opens connections that wait for capacity, in order, as far as there is some, and accepts no
-    /// more than there is capacity left.
+    /// Opens connections that wait for capacity, in order, as long as there is some, and arms no
+    /// more accepts than there is capacity left.
     pub(crate) fn use_capacity(&mut self, now: Timestamp, ops: &mut Vec<Op>) {
         while self.has_capacity()
             && let Some(id) = self.waiting_for_capacity.pop_front()
@@ -527,7 +529,7 @@ impl Server {
         }
     }
 
-    /// The listener whose accept had this name.
+    /// The listener whose accept had this id.
     fn accept_ended(&mut self, id: ConnectionId) -> ListenerId {
         let connection = self.connection(id);
         assert_eq!(connection.phase(), Phase::Accepting, "{id:?} is no accept");
@@ -570,7 +572,7 @@ impl Server {
         self.id_of(slot as usize)
     }
 
-    /// The id of the connection that is now in a slot.
+    /// The id of the present connection of a slot.
     fn id_of(&self, slot: usize) -> ConnectionId {
         ConnectionId::new(slot as u32, self.slots[slot].generation())
     }
@@ -595,8 +597,8 @@ impl Server {
         alive
     }
 
-    /// Calls `act` on a connection, and then does what follows for the server: by the state of the
-    /// connection, whether it has closed and which timeout runs.
+    /// Calls `act` on a connection, and then updates the server by the new state of the connection:
+    /// whether it has closed, and which timeout runs.
     fn with(
         &mut self,
         now: Timestamp,
@@ -638,7 +640,7 @@ fn next_look(
     deadline.into_iter().chain(probing.deadline(now, slot, connection, keepalive)).min()
 }
 
-/// What the daemon asks for.
+/// Commands of the daemon.
 impl Server {
     /// The limits and timeouts in force.
     pub(crate) fn runtime_limits(&self) -> &RuntimeLimits {
@@ -679,7 +681,8 @@ impl Server {
         self.use_capacity(now, ops);
     }
 
-    /// Stops accepting, goes on echoing, and at `deadline` ends what is still open.
+    /// Stops accepting, continues to echo, and at `deadline` ends the connections that are still
+    /// open.
     pub(crate) fn drain(&mut self, now: Timestamp, deadline: Timestamp, ops: &mut Vec<Op>) {
         if matches!(self.drain, Drain::No | Drain::Released) {
             self.drain = Drain::Waiting { deadline };
@@ -687,8 +690,7 @@ impl Server {
         self.use_capacity(now, ops);
     }
 
-    /// Whether a drain has been asked for and nothing is left: no connection, no accept with the
-    /// kernel.
+    /// Whether a drain was requested and nothing is left: no connection, and no accept in flight.
     #[must_use]
     pub(crate) fn is_drained(&self) -> bool {
         self.drain.is_drain()
@@ -721,7 +723,7 @@ impl Server {
     /// Gives every connection away: the caller takes its socket and its unsent bytes from the
     /// driver. To be called once all are quiescent.
     ///
-    /// If they cannot be handed over they come back to this server, as to a new one:
+    /// If they cannot be handed over, this server takes them back as a new server would:
     /// [`Self::reserve_slot`] and [`Self::import`] for each, then [`Self::drain`]. Limits,
     /// timeouts, policy and counters are what they were, and nothing is accepted.
     pub(crate) fn release(&mut self, now: Timestamp) -> Vec<(ConnectionId, TransferState)> {
@@ -737,7 +739,7 @@ impl Server {
                 released.extend(connection.export(context).map(|transfer| (id, transfer)));
             });
         }
-        assert!(ops.is_empty(), "what is quiescent asks for nothing: {ops:?}");
+        assert!(ops.is_empty(), "a quiescent connection submits nothing: {ops:?}");
         self.drain = Drain::Released;
         self.resources.quiescing = false;
         self.imported = 0;
@@ -752,8 +754,9 @@ impl Server {
         self.take_slot()
     }
 
-    /// A connection of the previous process is here, or one that could not be handed over is back:
-    /// the driver has its socket and its unsent bytes. It stays whatever the limits say.
+    /// Takes in a connection of the previous process, or takes back one that could not be handed
+    /// over. The driver has its socket and its unsent bytes. The connection stays even if it
+    /// exceeds the limits.
     pub(crate) fn import(
         &mut self,
         now: Timestamp,
@@ -773,8 +776,8 @@ impl Server {
         self.use_capacity(now, ops);
     }
 
-    /// Counts a connection of the previous process that ends here: there is no memory for the
-    /// bytes that are still to be sent on it.
+    /// Counts a connection of the previous process that ends here, because there is no memory for
+    /// the bytes that are still to be sent on it.
     pub(crate) fn note_lost_in_handover(&mut self) {
         self.resources.stats.count_connection_error(ConnectionError::Unexpected(ENOMEM));
     }

@@ -1,5 +1,4 @@
-//! Spilled bytes as the core sees them: a number of bytes, and the blocks of memory that they are
-//! in.
+//! Spilled bytes in the core: a number of bytes, and the blocks of memory that they occupy.
 
 /// The spilled bytes of one connection. They begin somewhere in their first block of memory, and
 /// fill one block after the other.
@@ -12,7 +11,7 @@ pub(crate) struct Spill {
 }
 
 impl Spill {
-    /// So many bytes at the beginning of a block.
+    /// `length` bytes at the beginning of a block.
     #[must_use]
     pub(crate) fn of(unsent: u32) -> Self {
         Self { unsent, begin: 0 }
@@ -27,7 +26,7 @@ impl Spill {
     /// How many blocks of this size they take.
     #[must_use]
     pub(crate) fn blocks(self, block_size: u32) -> u32 {
-        assert!(self.begin < block_size, "{} is in no first block", self.begin);
+        assert!(self.begin < block_size, "{} is not in the first block", self.begin);
         if self.unsent == 0 { 0 } else { (self.begin + self.unsent).div_ceil(block_size) }
     }
 
@@ -52,8 +51,8 @@ impl Spill {
 mod tests {
     use super::*;
 
-    /// Goal: the number of blocks is that of the blocks in which a byte is. Method: against a list
-    /// of the block of each byte, for small blocks and all ways of sending and adding.
+    /// Goal: the number of blocks is that of the blocks that contain a byte. Method: compare with a
+    /// list of the block of each byte, for small blocks and all sequences of sending and adding.
     #[test]
     fn blocks_are_those_that_hold_a_byte() {
         for block_size in 1..=5 {

@@ -1,15 +1,14 @@
-//! Moments in 32 bits, coarse enough to tell apart more than the longest time that can be
+//! Moments in 32 bits, coarse enough to represent more than the longest time that can be
 //! configured.
 
 use crate::id::Timestamp;
 
-/// Steps are so many milliseconds long, as a power of two. 2^32 steps are two years, and what lies
-/// in the past is told from what lies ahead by half of them: the longest time that can be
-/// configured is a year.
+/// The length of a step in milliseconds is 2 to this power. 2^32 steps are two years. Half of them
+/// lie in the past and half ahead, and the longest time that can be configured is a year.
 const STEP_BITS: u32 = 4;
 
-/// A moment, in steps modulo 2^32: only differences are used. Up to one step later than it was, so
-/// that no timeout ends early.
+/// A moment, in steps modulo 2^32: only differences are used. Rounded up by up to one step, so that
+/// no timeout ends early.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Stamp(u32);
 
@@ -19,14 +18,14 @@ impl Stamp {
         Self(((now.0 >> STEP_BITS) as u32).wrapping_add(1))
     }
 
-    /// The moment `milliseconds` before `now`, which may lie before the beginning of time. One that
-    /// is too long ago to be told apart is as long ago as can be.
+    /// The moment `milliseconds` before `now`, which may lie before the start of the clock. A
+    /// moment that is too long ago to be represented becomes the earliest that can be.
     pub(crate) fn before(now: Timestamp, milliseconds: u64) -> Self {
         let most = u64::from(u32::MAX / 2) << STEP_BITS;
         Self::at(Timestamp(now.0.wrapping_sub(milliseconds.min(most))))
     }
 
-    /// How many milliseconds ago it was, at least.
+    /// How many milliseconds ago it was, rounded down.
     pub(crate) fn elapsed(self, now: Timestamp) -> u64 {
         let steps = ((now.0 >> STEP_BITS) as u32).wrapping_sub(self.0).cast_signed();
         u64::from(steps.max(0).cast_unsigned()) << STEP_BITS
@@ -39,8 +38,8 @@ mod tests {
 
     const YEAR: u64 = 31_557_600_000;
 
-    /// Goal: nothing is ever taken for longer ago than it is, nor for much shorter, however long
-    /// the worker has run. Method: moments around the limits of the numbers, told and taken over.
+    /// Goal: no moment is ever taken to be longer ago than it is, nor much less, however long the
+    /// worker has run. Method: moments around the limits of the numbers, noted here or taken over.
     #[test]
     fn a_time_is_never_too_long_and_hardly_too_short() {
         for moment in [0, 1, 15, 16, 17, 1 << 32, (1 << 36) - 1, 1 << 36, 1 << 50] {

@@ -1,11 +1,11 @@
 //! The transition table, cell by cell.
 //!
-//! Goal: for every situation a connection can be in and every event that can reach it, exactly the
-//! operations below follow and no others. Method: each situation is reached by a script of events;
-//! each cell then applies one more event and compares operations and outcome as text. A cell that
-//! the contract rules out must panic: it says `impossible`.
+//! Goal: for every situation of a connection and every event that can reach it, exactly the
+//! operations below follow and no others. Method: a script of events leads to each situation. Each
+//! cell then applies one more event and compares operations and outcome as text. A cell that the
+//! contract rules out is marked `impossible` and must panic.
 //!
-//! Buffers are `b0`, `b1`, … in the order in which bytes came; the small ones hold 8 bytes.
+//! Buffers are `b0`, `b1`, … in the order in which bytes were received. Small buffers hold 8 bytes.
 
 use alloc::format;
 use alloc::string::String;
@@ -64,8 +64,9 @@ const EVENTS: [&str; 33] = [
     "header invalid",
 ];
 
-/// Situations by name, and how each is reached from an open connection with an armed receive; or,
-/// if the script begins with `proxied`, from one whose header is awaited.
+/// Situations by name, and the script that leads to each from an open connection with an armed
+/// receive. If the script begins with `proxied`, it starts from a connection that waits for its
+/// header.
 const SITUATIONS: [(&str, &[&str]); 44] = [
     ("open", &[]),
     ("open, starved", &["no buffer"]),
@@ -348,7 +349,7 @@ fn op_text(op: &Op) -> String {
         | Op::AwaitReadable { .. }
         | Op::Probe { .. }
         | Op::EndProbe { .. } => {
-            unreachable!("that is the server's affair")
+            unreachable!("only the server submits it")
         }
     }
 }
@@ -379,8 +380,9 @@ fn every_cell_of_the_table() {
     assert!(wrong.is_empty(), "{} cells:\n{}", wrong.len(), wrong.join("\n"));
 }
 
-/// The memory is held until the driver closes the connection, so it must stay counted as long;
-/// found by the simulator when it was given back at the death of the connection.
+/// The memory is held until the driver closes the connection, so it must stay counted until then.
+/// Found by the simulator when the memory was given back too early, while the connection was still
+/// closing.
 #[test]
 fn spilled_bytes_stay_counted_until_the_close() {
     let mut bench = Bench::new(&["received", "sent part", "drain end"]);
@@ -392,8 +394,8 @@ fn spilled_bytes_stay_counted_until_the_close() {
     assert_eq!(bench.resources.stats.bytes_dropped, 3);
 }
 
-/// Goal: a peer that keeps sending after our FIN is given up in time, whether its bytes are
-/// received or discarded.
+/// Goal: a peer that keeps sending after our FIN is reset in time, whether its bytes are received
+/// or discarded.
 #[test]
 fn bytes_after_our_fin_do_not_prolong_it() {
     for (script, event) in [
@@ -404,7 +406,7 @@ fn bytes_after_our_fin_do_not_prolong_it() {
         bench.now = NOW.plus(90);
         bench.apply(event);
         let deadline = bench.connection.deadline(&bench.resources, bench.now);
-        // By a stamp a time is a few milliseconds too short.
+        // A stamp makes a time a few milliseconds too short.
         let late = NOW.plus(100 + 40);
         assert!(deadline.is_some_and(|deadline| deadline < late), "{event}: {deadline:?}");
     }

@@ -1,14 +1,15 @@
-//! A connection whose peer is announced by a header (PROXY protocol), until that is complete.
+//! A connection whose peer is announced by a header (PROXY protocol), until the header is complete.
 //!
-//! The driver reads the header and says what it is; what that means is decided here:
+//! The driver reads and parses the header; its consequences are decided here:
 //!
-//! 1. A header that is not complete is waited for, until it is too long or the time is over.
-//! 2. With a complete one the connection is open, if the server admits its peer. Bytes behind the
-//!    header have stayed in the receive queue, so the connection begins as one without a header.
-//! 3. All else is refused: closed, and counted as refused and not as closed.
+//! 1. The connection waits for an incomplete header until it is too long or its timeout expires.
+//! 2. With a complete header the connection is open, if the server admits its peer. Bytes behind
+//!    the header have stayed in the receive queue, so the connection starts like one without a
+//!    header.
+//! 3. Any other connection is refused: it is closed, and counted as refused and not as closed.
 //!
-//! A proxy looks whether we are here by a connection that it closes, or resets, without a header,
-//! or after one that announces no address and without a byte behind it (`LOCAL`). That is no fault.
+//! The health check of a proxy is a connection that it closes or resets without a header, or after
+//! a header that announces no address (`LOCAL`) and without a further byte. That is not an error.
 
 use super::Connection;
 use crate::limits;
@@ -19,19 +20,19 @@ use crate::stream::resources::Context;
 use crate::stream::stamp::Stamp;
 
 impl Connection {
-    /// It is open as soon as its header is complete. Returns its phase until then.
+    /// It becomes open when its header is complete. Returns its phase until then.
     pub(super) fn await_preface(&mut self) -> Phase {
         self.inbound.begin_unjudged();
         Phase::Preface(PrefaceProgress::Awaited)
     }
 
-    /// Whether its peer is not known, or never was: its header has not been completed.
+    /// Whether its peer is not known, or never was, because its header has not been completed.
     #[must_use]
     pub(crate) fn is_unjudged(&self) -> bool {
         self.inbound.is_unjudged()
     }
 
-    /// So many bytes of the header have come, and more are to come.
+    /// `received` bytes of the header have arrived, and the header is not complete.
     pub(crate) fn on_preface_partial(&mut self, context: &mut Context, received: u16) {
         self.inbound.end_preface();
         if let Phase::Preface(_) = self.phase {
@@ -71,7 +72,7 @@ impl Connection {
         self.advance(context);
     }
 
-    /// What came is no header.
+    /// The stream does not begin with a valid header.
     pub(crate) fn on_preface_invalid(&mut self, context: &mut Context) {
         self.inbound.end_preface();
         if let Phase::Preface(_) = self.phase {
@@ -80,8 +81,8 @@ impl Connection {
         self.advance(context);
     }
 
-    /// Counts the connection if its receive has ended for this reason, and a proxy has only looked
-    /// whether we are here.
+    /// Counts the connection as a health check if its receive has ended for this reason and it is
+    /// one.
     pub(super) fn note_health_check(&self, context: &mut Context, reason: ReceiveEnd) {
         let has_ended = match reason {
             ReceiveEnd::EndOfStream | ReceiveEnd::Failed(ConnectionError::Reset) => true,
@@ -97,7 +98,7 @@ impl Connection {
         }
     }
 
-    /// Refuses it. What the kernel has is made to come back.
+    /// Refuses it. shutdown(2) makes the operations in flight complete.
     pub(super) fn refuse(&mut self, context: &mut Context, reason: RefuseReason) {
         self.phase = Phase::Refusing(reason);
         self.inbound.give_up();
@@ -106,7 +107,7 @@ impl Connection {
         }
     }
 
-    /// Closes if the kernel has nothing of it any more.
+    /// Closes if the kernel holds no operation of it any more.
     pub(super) fn join_refused(&mut self, context: &mut Context, reason: RefuseReason) {
         if self.is_quiescent() {
             context.ops.push(Op::Close { connection: context.id });

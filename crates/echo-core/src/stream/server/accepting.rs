@@ -1,4 +1,4 @@
-//! Accepting: how many accepts are armed, and what becomes of a listener that ends.
+//! Accepting: how many accepts are armed, and how a listener ends.
 
 use alloc::vec::Vec;
 
@@ -32,8 +32,8 @@ fn listeners_do_not_race_for_the_last_place() {
     assert_ne!(server.wake(), Wake::Now);
 }
 
-/// Goal: an accept is tried at once exactly while the backlog may hold a connection: a try in vain
-/// costs as much as a connection's socket.
+/// Goal: an accept is tried at once exactly while the backlog may hold a connection. A try in vain
+/// costs as much as the socket of a connection.
 #[test]
 fn an_accept_waits_for_a_connection_when_the_backlog_was_empty() {
     let mut server = server(1, 9);
@@ -60,8 +60,8 @@ fn an_accept_waits_for_a_connection_when_the_backlog_was_empty() {
     assert_eq!(told, [Expectation::Data, Expectation::Data, Expectation::Silence]);
 }
 
-/// Goal: a worker accepts from the listeners that it was told, and from no other; it empties those
-/// that end, whosever they are.
+/// Goal: a worker accepts only from the listeners that it was assigned. It empties all listeners
+/// that end, including those of other workers.
 #[test]
 fn a_worker_accepts_from_its_own_listeners() {
     let mut server = server(2, 9);
@@ -96,15 +96,15 @@ fn pair(shares: [u32; 2]) -> [Server; 2] {
     })
 }
 
-/// Accepts one more client, and says how often all capacity was taken so far.
+/// Accepts one more client. Returns how often all capacity was taken so far.
 fn accept(server: &mut Server) -> u64 {
     let connection = server.listeners.armed(ListenerId(0)).expect("an accept is armed");
     server.handle(Timestamp(1), accepted(connection, PeerAddr::Unknown), &mut Vec::new());
     server.stats().full
 }
 
-/// Goal: "all capacity was taken" is said when it is so, and not of a worker that has none while
-/// another has, nor of one without any share.
+/// Goal: "all capacity was taken" is counted exactly when no worker has any left. A worker without
+/// free capacity does not count while another has some, nor does one without any share.
 #[test]
 fn capacity_is_taken_when_no_worker_has_any() {
     let mut workers = pair([2, 1]);
@@ -113,9 +113,9 @@ fn capacity_is_taken_when_no_worker_has_any() {
     assert_eq!(accept(&mut workers[0]), 1, "now they are all taken");
 
     let mut workers = pair([1, 0]);
-    assert_eq!(workers.each_ref().map(|worker| worker.stats().full), [0, 0], "none has come");
+    assert_eq!(workers.each_ref().map(|worker| worker.stats().full), [0, 0], "none is free");
     assert_eq!(accept(&mut workers[0]), 1);
-    // No longer, and then once more.
+    // Capacity becomes free, and is taken once more.
     for capacity in [2, 1] {
         let parameters = small(1, capacity);
         workers[0].reconfigure(Timestamp(2), parameters.runtime_limits);
@@ -137,7 +137,7 @@ fn with_room_all_are_armed_at_once() {
     assert_eq!(accepts(&mut ops), [0, 1, 2]);
 }
 
-/// Goal: an accept that finds its peer gone is armed again at once, but not for ever.
+/// Goal: an accept that finds its peer gone is armed again at once, but not without end.
 #[test]
 fn accepts_that_bring_nobody_again_and_again_back_off() {
     let mut server = server(1, 4);
@@ -154,15 +154,16 @@ fn accepts_that_bring_nobody_again_and_again_back_off() {
     assert_eq!(server.wake(), Wake::At(now.plus(limits::ACCEPT_BACKOFF_MS)));
 }
 
-/// What the listener is asked for, one operation at a time.
+/// The operations on the listener, one at a time.
 fn only(ops: &mut Vec<Op>) -> Op {
     let op = ops.pop().expect("an operation");
     assert!(ops.is_empty(), "{op:?} and {ops:?}");
     op
 }
 
-/// Goal: a listener that ends is emptied, whatever begins meanwhile, and then closed; the drain
-/// is not over before that. Told again it is looked at again.
+/// Goal: a listener that ends is emptied and then closed, even if a drain or handover begins
+/// meanwhile. The drain is not over before that. After a repeated command the listener is examined
+/// again.
 #[test]
 fn a_listener_that_ends_is_emptied_and_closed() {
     let mut server = server(1, 1);
@@ -193,8 +194,8 @@ fn a_listener_that_ends_is_emptied_and_closed() {
     assert!(!server.is_drained());
 }
 
-/// Goal: another worker may close a listener before this one hears that it ends; that is no
-/// reason to spin, and none to wait when it hears of it.
+/// Goal: another worker may close a listener before this one gets the command to end it. This
+/// worker then neither spins nor waits for that listener.
 #[test]
 fn a_listener_that_another_worker_has_closed_is_left_alone() {
     let mut server = server(1, 1);

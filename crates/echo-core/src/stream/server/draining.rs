@@ -10,7 +10,7 @@ use crate::stream::resources::tests::{accepted, small};
 const CONNECTIONS: usize = 2 * limits::SWEEP_SLOTS_MAX + 1;
 const LINGER: u64 = 100;
 
-/// A server with [`CONNECTIONS`] open ones that has just been asked to drain at once.
+/// A server with [`CONNECTIONS`] open connections that has just been told to drain at once.
 fn draining(now: Timestamp) -> Server {
     let parameters = small(1, CONNECTIONS as u32);
     let mut server = Server::new(Parameters { linger_timeout: LINGER, ..parameters });
@@ -28,7 +28,7 @@ fn draining(now: Timestamp) -> Server {
     server
 }
 
-/// How many connections get a FIN in the next turn, and how many are given up.
+/// How many connections get a FIN in the next turn, and how many are reset.
 fn turn(server: &mut Server, now: Timestamp) -> (usize, usize) {
     let mut ops = Vec::new();
     server.tick(now, &mut ops);
@@ -38,8 +38,8 @@ fn turn(server: &mut Server, now: Timestamp) -> (usize, usize) {
     (count(Shutdown::Write), count(Shutdown::Both))
 }
 
-/// Goal: a worker with many connections ends them in several short turns, each at once after
-/// the other, so that it does not look hung. Method: count the FINs of each turn.
+/// Goal: a worker with many connections ends them in several short turns, each immediately after
+/// the other, so that it does not appear stalled. Method: count the FINs of each turn.
 #[test]
 fn the_end_of_a_drain_is_spread_over_turns() {
     let now = Timestamp(1);
@@ -54,7 +54,7 @@ fn the_end_of_a_drain_is_spread_over_turns() {
     server.check_invariants();
 }
 
-/// Goal: the last to get its FIN has as long to answer as the first. Method: each turn takes
+/// Goal: the last peer that gets a FIN has as long to answer as the first. Method: each turn takes
 /// as long as a peer may linger, as with a million connections on a slow machine.
 #[test]
 fn a_drain_of_many_gives_up_no_connection_before_its_time() {

@@ -1,9 +1,10 @@
-//! Connections of proxies: which of two addresses counts, and when.
+//! Connections of proxies: which of the two addresses is checked, and when.
 //!
-//! A listener that takes connections of proxies judges twice. At the accept, by the address of the
-//! socket: it must be that of a trusted proxy, and that is all that is asked of it, since a proxy
-//! has as many connections as all its clients together. With the complete header, by the address
-//! that the connection has from then on: access lists and source limits are for that one.
+//! A listener that takes connections of proxies judges twice. At the accept it judges the address
+//! of the socket, which must be that of a trusted proxy. Nothing else is checked there, since a
+//! proxy has as many connections as all its clients together. When the header is complete it judges
+//! the address that the connection has from then on: access lists and source limits apply to that
+//! address.
 
 use alloc::vec::Vec;
 
@@ -25,7 +26,7 @@ impl Server {
     ) -> Result<(), RefuseReason> {
         match self.resources.parameters.proxies_of(listener) {
             None => self.admission.judge(now, id, listener, peer),
-            // Only who may open the socket file gets here.
+            // Only processes that may open the socket file can connect.
             Some(_) if peer == PeerAddr::Local => Ok(()),
             Some(trusted) if trusted.contains(peer) => Ok(()),
             Some(_) => {
@@ -35,7 +36,7 @@ impl Server {
         }
     }
 
-    /// The header of a connection is complete: from here on, `peer` is where it comes from.
+    /// The header of a connection is complete: from here on, `peer` is its source.
     pub(super) fn on_preface_complete(
         &mut self,
         now: Timestamp,
@@ -44,7 +45,7 @@ impl Server {
         origin: PeerOrigin,
         ops: &mut Vec<Op>,
     ) {
-        // One that is being ended meanwhile is not judged any more.
+        // A connection that is being ended by now is not judged any more.
         let verdict = if let Phase::Preface(_) = self.connection(id).phase() {
             let listener = self.connection(id).listener();
             self.admission.judge(now, id, listener, peer)
@@ -56,7 +57,7 @@ impl Server {
         });
     }
 
-    /// Whether there is a connection in the slot that was judged by the address it counts under.
+    /// Whether the slot has a connection that was judged by the address under which it is counted.
     pub(super) fn has_been_judged(&self, slot: usize) -> bool {
         let connection = &self.slots[slot];
         match connection.phase() {
@@ -84,7 +85,7 @@ mod tests {
     const PROXY: PeerAddr = PeerAddr::Ipv4([10, 0, 0, 1]);
     const CLIENT: PeerAddr = PeerAddr::Ipv4([192, 0, 2, 1]);
 
-    /// Counts connections, of whatever source.
+    /// Counts connections, regardless of their source.
     #[derive(Debug, Default)]
     struct Counting(AtomicI32);
 
@@ -99,7 +100,7 @@ mod tests {
         }
     }
 
-    /// A kernel that is asked for addresses alone.
+    /// A kernel that only reports addresses.
     struct Addresses;
 
     impl Kernel for Addresses {
@@ -139,7 +140,7 @@ mod tests {
         (server, limiter)
     }
 
-    /// A connection from `peer`, whether it stays or not.
+    /// A connection from `peer`, which may be refused.
     fn accept(server: &mut Server, peer: PeerAddr) -> ConnectionId {
         let connection = server.listeners.armed(ListenerId(0)).expect("an accept is armed");
         server.handle(Timestamp(1), accepted(connection, peer), &mut Vec::new());
@@ -152,7 +153,7 @@ mod tests {
         let counted = || limiter.0.load(Ordering::Relaxed);
         accept(&mut server, CLIENT);
         let refused = server.stats().traffic.refused;
-        assert_eq!(refused[RefuseReason::Untrusted as usize], 1, "it is no proxy");
+        assert_eq!(refused[RefuseReason::Untrusted as usize], 1, "it is not a proxy");
         let connection = accept(&mut server, PROXY);
         assert_eq!((server.stats().connections, counted()), (1, 0));
         let origin = PeerOrigin::Announced;
@@ -161,8 +162,8 @@ mod tests {
         assert_eq!((server.stats().traffic.announced, counted()), (1, 1));
     }
 
-    /// Goal: a connection whose header never came counts for nobody, also when sources begin to be
-    /// counted while it is being refused. Found by the simulator (seed 5399).
+    /// Goal: a connection whose header never arrived is not counted for any source, even if the
+    /// counting of sources begins while it is being refused. Found by the simulator (seed 5399).
     #[test]
     fn who_is_unknown_is_not_counted_when_counting_begins() {
         let (mut server, limiter) = server(RuntimeLimits::unlimited(4));

@@ -1,5 +1,6 @@
-//! Silent connections in great number, for long: no responsive peer is ended, no dead one is kept,
-//! and the network never sees a burst that it would drop.
+//! Many silent connections over a long time. No connection of a responsive peer is ended, no
+//! connection of a dead peer is kept, and probes are never sent in a burst that the network would
+//! drop.
 
 use super::*;
 use crate::id::BufferId;
@@ -13,16 +14,16 @@ use crate::stream::resources::tests::{accepted, small};
 const MINUTE: u64 = 60_000;
 const SILENCE: u64 = 2 * MINUTE;
 
-/// What each connection's peer does about a probe.
+/// The reaction of a connection's peer to a probe.
 #[derive(Clone, Copy, PartialEq)]
 enum Peer {
-    /// Answers each but one in so many, by chance.
+    /// Answers probes, except one in `lost_of`, at random.
     Answers { lost_of: u32 },
     /// Is gone.
     Gone,
 }
 
-/// A server, its peers by slot, and what it has asked of the kernel.
+/// A server, its peers by slot, and the operations that it has submitted.
 struct World {
     server: Server,
     now: Timestamp,
@@ -38,7 +39,7 @@ struct World {
 }
 
 impl World {
-    /// All connections come at once, at 1 s.
+    /// All connections are opened at once, at 1 s.
     fn new(peers: Vec<Peer>, workers: usize) -> Self {
         let count = peers.len() as u32;
         let keepalive = Some(Keepalive::new(SILENCE, workers));
@@ -67,7 +68,7 @@ impl World {
         (self.random >> 33).is_multiple_of(u64::from(of))
     }
 
-    /// Does what the server has asked for; what the kernel answers.
+    /// Carries out the operations of the server. Returns the events of the kernel.
     fn carry_out(&mut self) -> Vec<Event> {
         let mut events = Vec::new();
         for op in std::mem::take(&mut self.ops) {
@@ -114,7 +115,7 @@ impl World {
                     self.server.tick(self.now, &mut self.ops);
                 }
                 _ if !events.is_empty() || !self.ops.is_empty() => {}
-                Wake::Now => unreachable!("it is due"),
+                Wake::Now => unreachable!("it is now"),
                 Wake::At(due) => self.now = due.min(Timestamp(end)),
                 Wake::Never => self.now = Timestamp(end),
             }
@@ -122,7 +123,7 @@ impl World {
         self.server.check_invariants();
     }
 
-    /// The most probes within so many milliseconds.
+    /// The largest number of probes within `span` milliseconds.
     fn densest(&self, span: u64) -> usize {
         let mut first = 0;
         let density = |(index, at): (usize, &u64)| {
@@ -135,9 +136,8 @@ impl World {
     }
 }
 
-/// Goal: 20,000 connections that came at once stay though one probe in 50 is lost (the
-/// question or the answer), each is asked once in a silence, and never so many at once that a queue
-/// of 1,000 would drop some.
+/// Goal: 20,000 connections that were opened at once stay open although one in 50 probes or answers
+/// is lost. Each is probed once per silence, and no burst exceeds what a queue of 1,000 can hold.
 #[test]
 fn silent_connections_stay_and_are_probed_at_a_bounded_pace() {
     const CROWD: usize = 20_000;
@@ -146,14 +146,14 @@ fn silent_connections_stay_and_are_probed_at_a_bounded_pace() {
     assert_eq!(world.server.stats().connections, CROWD as u64);
     assert_eq!(world.ends, []);
     assert!(world.densest(80) <= 2 * limits::PROBES_PER_BURST as usize, "{}", world.densest(80));
-    // 30 silences, a little longer each for the way of counting; one in 50 is asked again.
+    // 30 silences, each a little longer because of the rounding; one in 50 is probed again.
     let each = world.probes.len() as f64 / CROWD as f64;
     assert!((27.0..=31.0).contains(&each), "{each} probes for each connection");
     assert_eq!(world.looks, world.probes.len());
 }
 
-/// Goal: peers that are gone are found in the promised time, neither earlier nor later, whatever
-/// else is silent; and responsive peers are not taken for them.
+/// Goal: peers that are gone are detected in the promised time, neither earlier nor later,
+/// regardless of other silent peers. Responsive peers are not mistaken for them.
 #[test]
 fn peers_that_are_gone_are_found_in_time() {
     const CROWD: usize = 10_000;
@@ -177,13 +177,13 @@ fn peers_that_are_gone_are_found_in_time() {
 }
 
 /// Goal: an outage of the network for less than the promised time ends no connection, although all
-/// probes of a crowd were lost in it at the same time.
+/// probes of many connections were lost at the same time.
 #[test]
 fn an_outage_ends_no_connection() {
     const CROWD: usize = 20_000;
     let mut world = World::new(vec![Peer::Gone; CROWD], 1);
     world.run_until(1_000 + SILENCE + 70_000);
-    assert!(world.probes.len() > 2 * CROWD, "all were asked in the outage");
+    assert!(world.probes.len() > 2 * CROWD, "all were probed during the outage");
     world.peers = vec![Peer::Answers { lost_of: u32::MAX }; CROWD];
     world.run_until(60 * MINUTE);
     assert_eq!(world.ends, []);
@@ -199,8 +199,8 @@ fn workers_share_the_pace() {
     assert_eq!([interval(1_000), interval(SILENCE)], [1_000, 30_000]);
 }
 
-/// Goal: a connection that talks is never probed, and costs no more visits than before. Method: a
-/// byte every minute, for hours.
+/// Goal: a connection with traffic is never probed, and costs no more visits than without probing.
+/// Method: a byte every minute, for hours.
 #[test]
 fn a_connection_that_talks_is_not_probed() {
     let mut world = World::new(vec![Peer::Gone], 1);
@@ -220,7 +220,7 @@ fn a_connection_that_talks_is_not_probed() {
         world.heard[0] = world.now.0;
     }
     assert_eq!((world.probes.len(), world.ends.len()), (0, 0));
-    // What a minute brings, and a look at the timer in each silence.
+    // The events of each minute, and one check of the timer in each silence.
     assert!(world.turns < 180 * 8, "{} turns", world.turns);
 }
 

@@ -1,4 +1,4 @@
-//! What a change of limits and timeouts means for connections that are open, and for those to come.
+//! The effect of changed limits and timeouts on open and future connections.
 
 use super::*;
 use crate::limits;
@@ -12,7 +12,7 @@ fn runtime_limits(connections_max: usize, idle_timeout: Option<u64>) -> RuntimeL
     RuntimeLimits { idle_timeout, ..RuntimeLimits::unlimited(connections_max as u32) }
 }
 
-/// A server with so many connections, all accepted at `now`.
+/// A server with `connections` connections, all accepted at `now`.
 fn crowd(now: Timestamp, connections: usize, runtime_limits: RuntimeLimits) -> (Server, Vec<Op>) {
     let parameters = small(1, runtime_limits.connections_max);
     let mut server =
@@ -51,7 +51,7 @@ fn ends(server: &mut Server, now: Timestamp) -> Vec<usize> {
     counts
 }
 
-/// Goal: a shorter timeout reaches a crowd that has been silent for longer than it, and no single
+/// Goal: a shorter timeout ends many connections that have been silent for longer, and no single
 /// turn does much of that work.
 #[test]
 fn a_shorter_timeout_ends_a_crowd_in_short_turns() {
@@ -63,9 +63,9 @@ fn a_shorter_timeout_ends_a_crowd_in_short_turns() {
     assert_eq!(ends(&mut server, now), [limits::SWEEP_SLOTS_MAX, limits::SWEEP_SLOTS_MAX, 1]);
 }
 
-/// Goal: a connection that has time left by the new timeout keeps it to its end and no longer,
-/// however coarse or fine the wheel was before. Method: every pair of timeouts, also the one that
-/// was off.
+/// Goal: a connection that has time left by the new timeout stays until then and no longer,
+/// regardless of the resolution of the wheel before. Method: every pair of timeouts, including the
+/// one that is off.
 #[test]
 fn a_new_timeout_is_kept_to_a_fraction_of_it() {
     let timeouts = [Some(200), Some(3_000), Some(50_000), Some(HOUR), None];
@@ -87,7 +87,7 @@ fn a_new_timeout_is_kept_to_a_fraction_of_it() {
             }
             let late = ended_at.expect("it ended").checked_sub(after);
             let late = late.unwrap_or_else(|| panic!("{before:?} to {after}: too early"));
-            // A tick, and what is lost of the moments of 16 ms in which progress is counted.
+            // A tick, and the rounding of moments to the 16 ms in which progress is counted.
             let tolerance = (after / 16).clamp(10, 1_000) + 32;
             assert!(late <= tolerance, "{before:?} to {after}: {late} ms late");
         }
@@ -99,7 +99,7 @@ fn a_new_timeout_is_kept_to_a_fraction_of_it() {
 fn a_timeout_switched_off_ends_no_connection() {
     let (mut server, _) = crowd(Timestamp(0), 3, runtime_limits(5, Some(1_000)));
     server.reconfigure(Timestamp(999), runtime_limits(5, None));
-    // The second time after what looks like a pause of the process.
+    // The second moment looks like a pause of the process.
     for moment in [HOUR, HOUR + limits::PAUSE_GRACE_MS] {
         assert_eq!(ends(&mut server, Timestamp(moment)).iter().sum::<usize>(), 0);
     }
@@ -117,7 +117,7 @@ fn less_capacity_ends_no_connection_and_more_is_used_at_once() {
     ops.clear();
     server.tick(now, &mut ops);
     let Some(&Op::CancelAccept { connection }) = ops.first() else {
-        panic!("the accept is called back: {ops:?}")
+        panic!("the accept is canceled: {ops:?}")
     };
     assert_eq!(server.stats().connections, 3);
     let error = AcceptError::Canceled;

@@ -1,6 +1,6 @@
 //! The cells of connections with a header.
 
-/// As [`super::table::CELLS`], of connections that come from a proxy.
+/// As [`super::table::CELLS`], for connections from a proxy.
 #[rustfmt::skip]
 pub(super) const CELLS: &[(&str, &[(&str, &str)])] = &[
     ("preface", &[
