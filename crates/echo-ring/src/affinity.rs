@@ -1,4 +1,4 @@
-//! CPUs: which there are, a thread on one of them, and connections steered to it.
+//! CPUs: the available ones, pinning a thread to one, and steering connections to it.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -6,7 +6,7 @@ use std::os::fd::BorrowedFd;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use socket2::SockRef;
 
-/// What the kernel has for "no CPU" (`sk_incoming_cpu` of a new socket).
+/// The kernel's value for "no CPU" (`sk_incoming_cpu` of a new socket).
 const NONE: usize = usize::MAX;
 
 /// The CPUs that this process may use, in ascending order.
@@ -18,10 +18,10 @@ pub fn allowed_cpus() -> io::Result<Vec<usize>> {
     Ok((0..CpuSet::MAX_CPU).filter(|&cpu| allowed.is_set(cpu)).collect())
 }
 
-/// Keeps the calling thread on `cpu`.
+/// Pins the calling thread to `cpu`.
 ///
 /// # Errors
-/// EINVAL if the thread may not run there, EPERM if a filter of system calls refuses it.
+/// EINVAL if the thread may not run there, EPERM if a seccomp filter refuses it.
 pub fn pin_thread(cpu: usize) -> io::Result<()> {
     let mut only = CpuSet::new();
     only.set(cpu);
@@ -51,6 +51,6 @@ mod tests {
         })
         .join()
         .unwrap();
-        assert_eq!(allowed_cpus().unwrap(), allowed, "other threads are not concerned");
+        assert_eq!(allowed_cpus().unwrap(), allowed, "other threads are not affected");
     }
 }

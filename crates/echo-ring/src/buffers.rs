@@ -1,9 +1,9 @@
 //! The pool: small buffers in a provided-buffer ring (Linux 5.19, io_uring_register_buf_ring(3)),
 //! large ones on a stack.
 //!
-//! A quiet connection holds none of either; a completion lends a buffer to the core, and recycling
-//! puts it back. Memory is mapped once and touched only when used, so a pool costs what the traffic
-//! needs of it.
+//! An idle connection holds no buffer. A completion lends a buffer to the core, and recycling
+//! returns it. Memory is mapped once and touched only when used, so a pool occupies as much as the
+//! traffic needs.
 
 use std::io;
 use std::ptr::NonNull;
@@ -13,7 +13,8 @@ use io_uring::{IoUring, cqueue, types::BufRingEntry};
 
 use echo_core::op::BufferClass;
 
-/// An anonymous private mapping: zeroed, page-aligned, in no core dump, gone when dropped.
+/// An anonymous private mapping: zeroed, page-aligned, excluded from core dumps, unmapped when
+/// dropped.
 pub(super) struct Mapping {
     start: NonNull<u8>,
     length: usize,
@@ -37,7 +38,7 @@ impl Mapping {
         if start == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        // What peers sent is private, also in a core dump.
+        // Payload is private, so it is excluded from core dumps.
         // SAFETY: these are the bounds of the mapping, and the advice changes none of its bytes.
         let advised = unsafe { libc::madvise(start, length, libc::MADV_DONTDUMP) };
         let start = NonNull::new(start.cast()).expect("invariant: mmap(2) never maps page 0 here");
@@ -45,7 +46,7 @@ impl Mapping {
         if advised == 0 { Ok(mapping) } else { Err(io::Error::last_os_error()) }
     }
 
-    /// Where it is.
+    /// The start of the mapping.
     pub(super) fn start(&self) -> NonNull<u8> {
         self.start
     }
@@ -58,8 +59,8 @@ unsafe impl Send for Mapping {}
 impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: `start` and `length` are those of the mapping made in `new`, which nothing else
-        // unmaps; that nothing still points into it is the promise of `BufferRing::drop`'s owner,
-        // see there.
+        // unmaps; the owner of the `BufferRing` guarantees that nothing still points into it, see
+        // there.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.length) };
     }
 }
@@ -79,7 +80,7 @@ struct Buffers {
 
 impl Buffers {
     fn new(count: u16, size: u32) -> io::Result<Self> {
-        // There is no mapping of nothing.
+        // mmap(2) refuses a length of 0.
         let payload = Mapping::new((usize::from(count) * size as usize).max(1))?;
         Ok(Self { payload, size, count, lent: vec![false; usize::from(count)] })
     }
@@ -130,12 +131,12 @@ impl Buffers {
     }
 }
 
-/// The small buffers: a provided-buffer ring. The kernel takes one when bytes come, so a receive
-/// can wait for ever without holding any.
+/// The small buffers: a provided-buffer ring. The kernel takes one when bytes arrive, so a receive
+/// that waits holds none.
 ///
-/// The ring is first in, first out, so whatever is in it is used in turn. It is filled up before
-/// each turn to as many as are to be offered, from spare buffers that are last in, first out: so
-/// what goes round stays in the cache.
+/// The ring is first in, first out, so every buffer in it is used in turn. Before each turn it is
+/// filled up to the number of buffers to be offered. They come from the spare buffers, which are
+/// last in, first out, so the buffers in circulation stay in the cache.
 ///
 /// It must outlive every operation that uses it: [`super::driver::Driver`] drops its ring first,
 /// and forgets the buffers rather than drop them when the kernel still holds a receive or a send.
@@ -143,11 +144,11 @@ pub(super) struct BufferRing {
     entries: Mapping,
     buffers: Buffers,
     tail: u16,
-    /// Buffers in the ring, as far as completions have told.
+    /// Buffers in the ring, according to the completions so far.
     offered: u16,
     /// Free buffers that are not in the ring.
     spare: Vec<u16>,
-    /// So many are to be in the ring.
+    /// The number of buffers that are to be in the ring.
     offers: u16,
 }
 
@@ -178,13 +179,13 @@ impl BufferRing {
         })
     }
 
-    /// From now on so many are to be offered, as far as they are free.
+    /// Sets how many buffers are to be offered from now on, if that many are free.
     pub(super) fn offer_up_to(&mut self, count: u16) {
         self.offers = count;
     }
 
-    /// To be called before each turn: offers as many buffers as are to be. Returns how many are on
-    /// offer now.
+    /// To be called before each turn: offers the configured number of buffers. Returns how many are
+    /// offered now.
     pub(super) fn fill_up(&mut self) -> usize {
         while self.offered < self.offers
             && let Some(index) = self.spare.pop()
@@ -195,8 +196,8 @@ impl BufferRing {
         self.offered.into()
     }
 
-    /// Notes what the completion of a receive tells: the buffer that the kernel took out of the
-    /// ring, if it took one, which is lent now.
+    /// Handles the completion of a receive. If the kernel took a buffer out of the ring, that
+    /// buffer is lent now, and returned.
     pub(super) fn note_receive(&mut self, flags: u32) -> Option<u16> {
         let index = cqueue::buffer_select(flags)?;
         self.buffers.lend(index);
@@ -210,7 +211,7 @@ impl BufferRing {
         self.spare.push(index);
     }
 
-    /// Where the bytes of a lent buffer are, for a send of `length` bytes of it.
+    /// The address of a lent buffer, for a send of `length` bytes of it.
     ///
     /// # Panics
     /// If the buffer is not lent or shorter than that.
@@ -257,7 +258,7 @@ impl BufferRing {
         self.tail = self.tail.wrapping_add(1);
     }
 
-    /// Lets the kernel see the end of the ring.
+    /// Publishes the tail of the ring to the kernel.
     fn publish_tail(&self) {
         let base: *const BufRingEntry = self.entries.start.as_ptr().cast();
         // SAFETY: `base` is the start of a registered ring; its tail lies in the reserved field of
@@ -270,8 +271,8 @@ impl BufferRing {
     }
 }
 
-/// The large buffers: a stack. The one that was used last is used next, while it is still in the
-/// cache; a provided-buffer ring is first in, first out and would walk all of them.
+/// The large buffers: a stack. The buffer that was used last is used next, while it is still in the
+/// cache. A provided-buffer ring is first in, first out and would cycle through all of them.
 ///
 /// A receive takes its buffer when it is submitted, so it must not wait: it is only tried.
 ///
@@ -284,17 +285,19 @@ pub(super) struct BufferStack {
 }
 
 impl BufferStack {
-    /// So many buffers, all of them free.
+    /// `count` buffers, all of them free.
     pub(super) fn new(class: BufferClass) -> io::Result<Self> {
         let BufferClass { count, size } = class;
         let free = (0..count).rev().collect();
         Ok(Self { buffers: Buffers::new(count, size)?, free, filling: Vec::new() })
     }
 
-    /// Gives a free buffer to a receive of the connection in `slot`: where it is, and its length.
+    /// Gives a free buffer to a receive of the connection in `slot`. Returns its address and
+    /// length.
     ///
     /// # Panics
-    /// If the connection is receiving already: which of two buffers is filled could not be told.
+    /// If the connection is receiving already: a completion could not be assigned to one of two
+    /// buffers.
     pub(super) fn fill(&mut self, slot: u32) -> Option<(*mut u8, u32)> {
         let twice = self.filling.iter().any(|&(owner, _)| owner == slot);
         assert!(!twice, "the connection in slot {slot} is receiving already");
@@ -305,7 +308,7 @@ impl BufferStack {
 
     /// The receive of the connection in `slot` is over and brought bytes: its buffer is lent.
     pub(super) fn filled(&mut self, slot: u32) -> u16 {
-        let index = self.take_filling(slot).expect("invariant: bytes came into a buffer of ours");
+        let index = self.take_filling(slot).expect("invariant: the receive had a large buffer");
         self.buffers.lend(index);
         index
     }

@@ -1,10 +1,10 @@
-//! The driver of a client: connections out, messages sent, echoes received, on the same ring, pool
-//! and tokens as the daemon's driver.
+//! The driver of a client: it connects, sends messages and receives echoes, with the same ring,
+//! pool and tokens as the daemon's driver.
 //!
-//! It knows nothing of what the bytes mean, of load or of time. Messages lie in memory of the
-//! driver's own, one for each slot, which cannot be reached while the kernel reads it; received
-//! bytes are lent as slices which end before their buffer can be recycled. Closing is a join: the
-//! descriptor goes when no operation is left on it.
+//! It does not know what the bytes mean, and nothing of load or time. The driver owns the memory of
+//! messages, one for each slot, and it cannot be accessed while the kernel reads it. Received bytes
+//! are lent as slices that end before their buffer can be recycled. Closing is a join: the
+//! descriptor is closed when no operation is left on it.
 //!
 //! ```
 //! # use echo_ring::client::{Client, Event};
@@ -52,16 +52,16 @@ mod slot;
 pub use events::Event;
 use slot::Slot;
 
-/// The shortest wait: one of zero would not let the kernel do its deferred work.
+/// The shortest wait. With a wait of zero the kernel would not do its deferred work.
 const TIMEOUT_MIN: Duration = Duration::from_micros(1);
 
-/// How a client is set up.
+/// The settings of a client.
 pub struct Settings {
     /// The address that it connects to, of TCP or a Unix socket.
     pub target: SockAddr,
     /// The type of the sockets: [`Type::STREAM`], or over Unix sockets also [`Type::SEQPACKET`].
-    /// Over the latter each message is sent as one, a receive brings one message, cut to the bytes
-    /// of a buffer, and an empty message is taken for the end of the stream.
+    /// Over the latter each message is sent whole. A receive brings one message, cut to the size of
+    /// a buffer, and an empty message is taken as the end of the stream.
     pub socket_type: Type,
     /// Becomes readable when a wait is to end; the client empties it.
     pub wake: Arc<EventFd>,
@@ -71,18 +71,19 @@ pub struct Settings {
     pub buffer_bytes: u32,
 }
 
-/// When a connection is gone.
+/// The result of a close.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Closing {
     /// It is closed, its slot free.
     Done,
-    /// The kernel still works on it; [`Event::Closed`] will tell.
+    /// The kernel still holds operations of it. [`Event::Closed`] will follow.
     Pending,
 }
 
 /// A ring with the connections, the messages and the buffers of one client thread.
 pub struct Client {
-    // Declared first, so dropped first: the kernel must let go before the memory goes. See `Drop`.
+    // Declared first, so dropped first: the kernel must release the memory before it is freed. See
+    // `Drop`.
     ring: Ring,
     /// None only in `drop`.
     pool: Option<BufferRing>,
@@ -95,11 +96,11 @@ pub struct Client {
     wake_armed: bool,
     /// How many buffers are offered.
     offer: BufferOffer,
-    /// Connects, receives and sends with the kernel: they point into our memory.
+    /// Connects, receives and sends in the kernel. They point into our memory.
     in_flight: u64,
     /// Receives that found no buffer, oldest first, to be armed again.
     hungry: VecDeque<ConnectionId>,
-    /// Completions of the last wait, and how many of them have been told.
+    /// Completions of the last wait, and how many of them have been reported.
     reaped: Vec<cqueue::Entry>,
     told: usize,
 }
@@ -111,7 +112,7 @@ impl Client {
     /// When io_uring cannot be used, and why.
     ///
     /// # Panics
-    /// If the number of buffers is no power of two up to 32768.
+    /// If the number of buffers is not a power of two up to 32768.
     pub fn new(settings: Settings) -> Result<Self, Unusable> {
         let buffers = settings.buffers;
         let class = BufferClass { count: buffers, size: settings.buffer_bytes };
@@ -154,9 +155,9 @@ impl Client {
             socket.set_tcp_nodelay(true)?;
         }
         if let Some(source) = source {
-            // connect(2) chooses the port, and asks only that it be free for this target; bind(2)
-            // asks that nobody has it. From one address, 14,400 connections could come and go in a
-            // second, not 720, once the ports of the first second are in TIME_WAIT.
+            // connect(2) chooses the port, which need only be free for this target; bind(2)
+            // requires that no socket uses it. From one address, 14,400 connections per second were
+            // possible instead of 720, once the ports of the first second were in TIME_WAIT.
             setsockopt(&socket, IpBindAddressNoPort, &true)?;
             socket.bind(&source.into())?;
         }
@@ -180,8 +181,8 @@ impl Client {
         Ok(connection)
     }
 
-    /// Arms a receive. On TCP it goes on by itself as long as its events say `armed`. One that has
-    /// to wait for a buffer does so unseen.
+    /// Arms a receive. On TCP it continues by itself as long as its events have `armed` set. A
+    /// receive that has to wait for a buffer reports no event meanwhile.
     ///
     /// # Panics
     /// If one is armed already.
@@ -194,7 +195,7 @@ impl Client {
 
     fn submit_receive(&mut self, connection: ConnectionId) {
         let fd = self.slot(connection).fd();
-        // On Unix sockets a multishot receive may never tell the end of the stream, see
+        // On Unix sockets a multishot receive may never report the end of the stream, see
         // `super::Transport::Unix`.
         let entry = if self.is_unix {
             opcode::Recv::new(fd, std::ptr::null_mut(), 0)
@@ -224,7 +225,7 @@ impl Client {
     }
 
     /// The address that the connection has on this side; `None` for a Unix socket, or if the kernel
-    /// does not tell.
+    /// does not report it.
     pub fn local_address(&mut self, connection: ConnectionId) -> Option<SocketAddr> {
         let socket = self.slot(connection).socket.as_ref()?;
         SockRef::from(socket).local_addr().ok()?.as_socket()
@@ -237,14 +238,14 @@ impl Client {
 
     /// Sends the message, all of it.
     ///
-    /// Two things did not pay (CPU of the client for 64 bytes on 64 and on 1,000 connections,
-    /// medians of six paired runs, Linux 6.18): to do without the completion of a send that goes
-    /// through (MSG_DONTWAIT, MSG_WAITALL and SKIP_SUCCESS), 1.013 and 0.986; to register the
-    /// sockets with the ring, 0.997 and 1.004.
+    /// Two optimizations did not pay (CPU of the client for 64 bytes on 64 and on 1,000
+    /// connections, medians of six paired runs, Linux 6.18): omitting the completion of a
+    /// successful send (MSG_DONTWAIT, MSG_WAITALL and SKIP_SUCCESS), 1.013 and 0.986; registering
+    /// the sockets with the ring, 0.997 and 1.004.
     ///
     /// # Panics
-    /// If the last one is still being sent (two sends at once may be swapped by the kernel), is
-    /// empty, or has 4 GiB or more.
+    /// If the last one is still being sent (the kernel may reorder two sends), is empty, or has 4
+    /// GiB or more.
     pub fn send(&mut self, connection: ConnectionId) {
         let slot = self.slot(connection);
         assert!(!slot.connecting, "{connection:?} is not connected yet");
@@ -252,19 +253,19 @@ impl Client {
         let length = u32::try_from(slot.message.len()).expect("invariant: shorter than 4 GiB");
         assert!(length > 0, "an empty message of {connection:?}");
         slot.sending = true;
-        // MSG_WAITALL: the kernel itself goes on after a short send.
+        // MSG_WAITALL: the kernel itself continues after a short send.
         let entry = opcode::Send::new(slot.fd(), slot.message.as_ptr(), length)
             .flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL)
             .build()
             .user_data(Token::Send(connection).pack());
         self.in_flight += 1;
         // SAFETY: the bytes are on the heap and belong to the slot; until the completion
-        // (`sending`) nothing reaches them: `message` and `send` refuse, `close` waits, `Drop`
+        // (`sending`) they are not accessed: `message` and `send` refuse, `close` waits, `Drop`
         // leaks them.
         unsafe { self.ring.push(entry) };
     }
 
-    /// The bytes of a buffer that an event told of.
+    /// The bytes of a buffer that an event reported.
     ///
     /// # Panics
     /// If it has been recycled or is shorter than that.
@@ -276,18 +277,19 @@ impl Client {
     /// Gives a buffer back.
     ///
     /// # Panics
-    /// If it is back already.
+    /// If it has been given back already.
     pub fn recycle(&mut self, buffer: u16) {
         self.pool_mut().recycle(buffer);
     }
 
-    /// Ends the stream of what is sent (FIN): the peer is to echo the rest and end, too.
+    /// Ends our side of the stream (FIN). The peer is expected to echo the rest and then end its
+    /// side.
     pub fn finish(&mut self, connection: ConnectionId) {
         self.shut_down(connection, Shutdown::Write);
     }
 
-    /// Closes a connection in whatever state it is. It is not heard of again but for
-    /// [`Event::Closed`], if that is still to come.
+    /// Closes a connection in any state. It reports no further event except [`Event::Closed`], if
+    /// that is still to come.
     ///
     /// # Panics
     /// If it is closing already.
@@ -305,8 +307,8 @@ impl Client {
         Closing::Pending
     }
 
-    /// Hands everything to the kernel and waits until something happens, but no longer than
-    /// `timeout` (`None`: for ever).
+    /// Hands everything to the kernel and waits for an event, but no longer than `timeout` (`None`:
+    /// without limit).
     ///
     /// # Errors
     /// When io_uring_enter(2) fails in a way that no retry remedies.
@@ -322,8 +324,8 @@ impl Client {
             Ok(()) => Ok(()),
             Err(error) => match error.raw_os_error() {
                 Some(libc::ETIME | libc::EINTR) => Ok(()),
-                // The kernel is short of memory or wants its completions reaped first; what it did
-                // not take is still queued.
+                // The kernel is out of memory or requires its completions to be reaped first.
+                // Entries that it did not take are still queued.
                 Some(libc::EAGAIN | libc::EBUSY | libc::ENOMEM) => {
                     if self.reaped.is_empty() {
                         std::thread::sleep(Duration::from_millis(1));
@@ -335,7 +337,7 @@ impl Client {
         }
     }
 
-    /// Sees to it that a wait ends after `timeout`, if there is any.
+    /// Sets an alarm that ends a wait after `timeout`, if there is one.
     fn set_alarm(&mut self, timeout: Duration) -> bool {
         let far = timeout > TIMEOUT_MIN;
         if far {
@@ -344,9 +346,9 @@ impl Client {
         far
     }
 
-    /// Fills the pool, and arms the receives that wait for it: no more than there are buffers, as
-    /// those would find none again. (Closing a million connections took 276 s of CPU time when
-    /// all were armed at once, 79 s so; Linux 6.12 in an emulator.)
+    /// Fills the pool, and arms receives that wait for a buffer: no more than there are buffers, as
+    /// further ones would find none again. (Closing a million connections took 276 s of CPU time
+    /// when all were armed at once, and 79 s with this limit; Linux 6.12 in an emulator.)
     fn feed_the_hungry(&mut self) {
         let hungry = self.hungry.len();
         if let Some(count) = self.offer.end_turn(hungry as u64) {
@@ -362,7 +364,7 @@ impl Client {
     /// Closes the descriptor and frees the slot for its next tenant.
     fn release(&mut self, connection: ConnectionId) {
         let slot = self.slot(connection);
-        assert!(slot.is_at_rest(), "{connection:?} is closed while the kernel works on it");
+        assert!(slot.is_at_rest(), "{connection:?} is closed while it has operations in flight");
         let socket = slot.socket.take().expect("invariant: `slot` found it");
         slot.generation = (slot.generation + 1) & ConnectionId::GENERATION_MASK;
         slot.closing = false;
@@ -372,7 +374,7 @@ impl Client {
     fn shut_down(&mut self, connection: ConnectionId, how: Shutdown) {
         let socket = self.slot(connection).socket.as_ref();
         let socket = socket.expect("invariant: `slot` found it");
-        // It fails only if the connection is gone, and then there is nothing to shut down.
+        // It fails only if the connection is gone. Then there is nothing to shut down.
         let _ = SockRef::from(socket).shutdown(how);
     }
 
@@ -401,8 +403,8 @@ impl Client {
 impl Drop for Client {
     fn drop(&mut self) {
         if self.in_flight > 0 {
-            // The kernel tears a ring down in its own time; until then it may still use the memory.
-            // Keep it: this happens only when a client gives up, at the end of the process.
+            // The kernel tears a ring down asynchronously, and may use the memory until then. The
+            // memory is leaked: this happens only when a client fails, at the end of the process.
             mem::forget((self.pool.take(), self.target.take(), mem::take(&mut self.slots)));
         }
     }
@@ -411,5 +413,5 @@ impl Drop for Client {
 /// The only buffer group.
 const GROUP: u16 = 0;
 
-/// A multishot receive without a bound: what is in flight is bounded by what was sent.
+/// A multishot receive without a bound: the bytes in flight are bounded by the bytes sent.
 const UNBOUNDED: u32 = 0;

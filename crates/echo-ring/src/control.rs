@@ -1,5 +1,5 @@
-//! What comes with a datagram, as the kernel lays it out in the buffer: who sent it, and control
-//! messages (cmsg(3)), which become those of the reply. Bytes in, bytes out; no system call.
+//! Sender and control messages (cmsg(3)) of a datagram, in the layout of the kernel, and their
+//! conversion to the control messages of the reply. Bytes in, bytes out; no system call.
 
 use std::net::Ipv6Addr;
 
@@ -14,7 +14,7 @@ const HEADER: usize = size_of::<libc::cmsghdr>();
 const PKTINFO: usize = size_of::<libc::in_pktinfo>();
 const PKTINFO6: usize = size_of::<libc::in6_pktinfo>();
 
-/// Room that a control message with so many bytes of data takes (CMSG_SPACE(3)).
+/// Room that a control message with `data` bytes of data takes (CMSG_SPACE(3)).
 const fn space(data: usize) -> usize {
     HEADER.next_multiple_of(size_of::<usize>()) + data.next_multiple_of(size_of::<usize>())
 }
@@ -26,7 +26,7 @@ pub(super) const SPACE_IPV4: usize = SPACE_GRO + space(PKTINFO);
 /// The same, and for an IPv6 destination.
 pub(super) const SPACE_IPV6: usize = SPACE_GRO + space(PKTINFO6);
 
-/// What the control messages of a datagram tell.
+/// The content of the control messages of a datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Control {
     /// Bytes of each datagram of a burst; 0 if there is no burst.
@@ -35,17 +35,18 @@ pub(super) struct Control {
     pub(super) destination: PeerAddr,
     /// See [`echo_core::datagram::Datagram::local`].
     pub(super) local: PeerAddr,
-    /// Bytes of the control messages of the reply. That of a burst is the first,
+    /// Bytes of the control messages of the reply.
     pub(super) length: usize,
-    /// and has so many bytes.
+    /// Bytes of the mark of a burst, which is the first control message of the reply.
     pub(super) burst_length: usize,
 }
 
-/// Reads the control messages of a datagram of `payload` bytes, and puts those of the reply in
-/// their place: what arrived in segments leaves in segments, and from the address that was asked.
+/// Reads the control messages of a datagram of `payload` bytes, and replaces them by those of the
+/// reply: a burst is sent in segments of the same size, and from the address that the datagram was
+/// sent to.
 ///
-/// The interface is kept only for a link-local address. With it, a reply to a source without a
-/// route would be sent to the link it came from rather than be refused.
+/// The interface is kept only for a link-local address. With other addresses, a reply to a source
+/// without a route would be sent to the link that the datagram came from instead of being refused.
 pub(super) fn turn_around(control: &mut [u8], payload: usize) -> Control {
     let mut copy = [0; SPACE_IPV6];
     let length = control.len().min(copy.len());
@@ -60,7 +61,7 @@ pub(super) fn turn_around(control: &mut [u8], payload: usize) -> Control {
             burst = u16::try_from(segment).unwrap_or(0);
         }
     }
-    // A burst of one is none.
+    // A burst of one datagram is a plain datagram.
     let segment = if usize::from(burst) < payload { burst } else { 0 };
     if segment > 0 {
         reply.push(libc::SOL_UDP, UDP_SEGMENT, &segment.to_ne_bytes());
@@ -68,7 +69,7 @@ pub(super) fn turn_around(control: &mut [u8], payload: usize) -> Control {
     let burst_length = reply.length;
     for message in messages(received) {
         match (message.level, message.kind) {
-            // The interface (4 bytes), the address of ours, and the destination in the header.
+            // The interface (4 bytes), our address, and the destination in the header.
             (libc::IPPROTO_IP, libc::IP_PKTINFO) if message.data.len() == PKTINFO => {
                 local = PeerAddr::Ipv4(array(&message.data[4..]));
                 destination = PeerAddr::Ipv4(array(&message.data[8..]));
@@ -92,7 +93,7 @@ pub(super) fn turn_around(control: &mut [u8], payload: usize) -> Control {
     Control { segment, destination, local, length: reply.length, burst_length }
 }
 
-/// The sender of a datagram, by a socket address of the kernel (ip(7), ipv6(7), unix(7)).
+/// The sender of a datagram, from a socket address of the kernel (ip(7), ipv6(7), unix(7)).
 pub(super) fn source(name: &[u8]) -> Endpoint {
     let none = Endpoint { address: PeerAddr::Unknown, port: 0 };
     let Some((family, rest)) = name.split_first_chunk::<2>() else { return none };
@@ -160,7 +161,7 @@ fn messages(mut control: &[u8]) -> impl Iterator<Item = Message<'_>> {
     })
 }
 
-/// The first bytes of `bytes`, which has so many.
+/// The first `N` bytes of `bytes`, which has at least as many.
 fn array<const N: usize>(bytes: &[u8]) -> [u8; N] {
     *bytes.first_chunk().expect("invariant: the length was checked")
 }
@@ -219,8 +220,8 @@ mod tests {
         }
     }
 
-    /// Goal: nothing that stands in a buffer makes this panic or read beyond it. Method: lengths of
-    /// every kind in the headers, in areas of every length.
+    /// Goal: no content of a buffer makes this code panic or read beyond the buffer. Method:
+    /// lengths of every kind in the headers, in areas of every length.
     #[test]
     fn garbage_is_harmless() {
         for claimed in [0, 1, 15, 16, 17, 20, 28, 36, 60, 4096, usize::MAX] {
@@ -243,7 +244,7 @@ mod tests {
         for name in [&b"/run/client"[..], b"\0abcde"] {
             assert_eq!(source(&[&family[..], name].concat()), local);
         }
-        // The kernel tells of an unbound one by the length 0.
+        // The kernel reports an unbound sender by the length 0.
         for unbound in [&[][..], &family[..]] {
             assert_eq!(source(unbound).address, PeerAddr::Unknown);
         }

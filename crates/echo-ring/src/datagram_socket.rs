@@ -1,4 +1,4 @@
-//! A datagram socket: what it tells of each datagram, and what the kernel lost of it.
+//! A datagram socket: what it reports about each datagram, and how many the kernel dropped.
 
 use std::io;
 use std::net::SocketAddr;
@@ -14,7 +14,7 @@ use super::peer;
 use echo_core::datagram::Endpoint;
 use echo_core::op::{BufferClass, PeerAddr};
 
-/// A datagram socket that is ready to be served, of UDP or Unix. It has one owner, a worker.
+/// A UDP or Unix datagram socket that is ready to be served. It has one owner, a worker.
 #[derive(Debug)]
 pub struct DatagramSocket {
     socket: OwnedFd,
@@ -31,11 +31,11 @@ pub struct DatagramSocket {
 pub enum DatagramHeaders {
     /// They do not.
     Absent,
-    /// They must. None are merged, since each has its own.
+    /// They must. Datagrams are not merged, since each has its own header.
     Required,
 }
 
-/// What the Unix datagram sockets of a process are bound to.
+/// The names of the Unix datagram sockets of a process.
 #[derive(Debug, Default)]
 pub struct UnixNames(Vec<Box<[u8]>>);
 
@@ -54,8 +54,8 @@ fn unix_name(address: &SockAddr) -> Option<Box<[u8]>> {
     path.or_else(|| address.as_abstract_namespace().map(|name| [b"\0", name].concat().into()))
 }
 
-/// What stands before the payload in a buffer (`struct io_uring_recvmsg_out`, io_uring_enter(2)):
-/// a header, the sender and control messages, each in as much room as was asked for.
+/// What precedes the payload in a buffer (`struct io_uring_recvmsg_out`, io_uring_enter(2)):
+/// a header, the sender and control messages, each in as much room as was requested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Layout {
     /// Room for the address of the sender.
@@ -70,18 +70,18 @@ const UNIX_NAME: usize = 110;
 pub(super) const HEADER: usize = 16;
 /// The longest payload, that of IPv6: 65,535 less the header of UDP.
 const PAYLOAD_MAX: usize = 65_527;
-/// Bytes of a buffer: it holds whatever may come.
+/// The size of a buffer: it holds any datagram.
 const BUFFER_SIZE: u32 = (HEADER + size_of::<libc::sockaddr_in6>() + SPACE_IPV6 + PAYLOAD_MAX)
     .next_multiple_of(512) as u32;
 
-/// The pool of each worker that has a socket for datagrams. 32 buffers serve every load within 5 %
-/// of the best number, whatever the size of the datagrams; more are slower, as they leave the
-/// cache. Only what is used of a buffer takes memory. On Linux 6.1, where a multishot receive has
-/// no bound of its own, the pool is what ends it.
+/// The pool of each worker that has a socket for datagrams. For every load and every size of
+/// datagrams, 32 buffers are within 5 % of the best number. More are slower, as they exceed the
+/// cache. Unused parts of a buffer take no memory. On Linux 6.1, where a multishot receive has no
+/// bound of its own, the pool bounds it.
 pub const DATAGRAM_BUFFERS: BufferClass = BufferClass { count: 32, size: BUFFER_SIZE };
 
 impl DatagramSocket {
-    /// Prepares a bound socket; no other of this process is bound to a Unix name.
+    /// Prepares a bound socket. No other socket of this process is bound to a Unix name.
     ///
     /// # Errors
     /// As [`DatagramSocket::beside`].
@@ -92,12 +92,12 @@ impl DatagramSocket {
 
     /// Prepares a bound socket of a process whose Unix datagram sockets have these `names`.
     ///
-    /// Of a UDP socket the kernel is to merge the datagrams of a burst (UDP_GRO), unless each has a
-    /// header of its own, and
-    /// to tell of each one where it was sent to if that may be one of several addresses.
+    /// On a UDP socket the kernel is told to merge the datagrams of a burst (UDP_GRO), unless each
+    /// has its own header, and to report the destination of each datagram if the socket may receive
+    /// on several addresses.
     ///
     /// # Errors
-    /// When it is none, or the kernel refuses an option.
+    /// If it is not a datagram socket, or the kernel refuses an option.
     pub fn beside(
         names: &Arc<UnixNames>,
         socket: OwnedFd,
@@ -109,7 +109,8 @@ impl DatagramSocket {
         SockRef::from(&socket).set_nonblocking(false)?;
         if address.is_unix() {
             let own = Endpoint { address: PeerAddr::Local, port: 0 };
-            // Without room for control messages no descriptor that is sent along stays open here.
+            // Without room for control messages, descriptors that are sent along do not stay open
+            // here.
             let layout = Layout { name: UNIX_NAME, control: 0 };
             return Ok(Self { socket, own, layout, headers: false, names });
         }
@@ -124,8 +125,9 @@ impl DatagramSocket {
             }
             SocketAddr::V6(address) if address.ip().is_unspecified() => {
                 setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?;
-                // An address that is ours by a local route alone (AnyIP) would be refused as the
-                // source of a reply with EINVAL (ip6_datagram_send_ctl). Of IPv4 it is not.
+                // Without it, an IPv6 address that is local only by a route (AnyIP) would be
+                // refused as the source of a reply with EINVAL (ip6_datagram_send_ctl). An IPv4
+                // address is not refused.
                 SockRef::from(&socket).set_freebind_v6(true)?;
                 SPACE_IPV6
             }
@@ -149,13 +151,13 @@ impl DatagramSocket {
     }
 
     /// Whether a datagram comes from a Unix socket of this process: its source has this name, as
-    /// the kernel tells it.
+    /// the kernel reports it.
     pub(super) fn is_ours(&self, name: &[u8]) -> bool {
         let Some(name) = name.get(size_of::<libc::sa_family_t>()..).filter(|_| self.is_unix())
         else {
             return false;
         };
-        // A path is told with the NUL behind it.
+        // A path is reported with the NUL at its end.
         let name = match name {
             [first, .., 0] if *first != 0 => &name[..name.len() - 1],
             _ => name,
@@ -163,7 +165,7 @@ impl DatagramSocket {
         self.names.0.iter().any(|ours| **ours == *name)
     }
 
-    /// What it is bound to.
+    /// The address that it is bound to.
     #[must_use]
     pub fn own(&self) -> Endpoint {
         self.own
@@ -173,7 +175,7 @@ impl DatagramSocket {
     /// Linux 4.12); counted modulo 2^32 since the socket was made.
     ///
     /// # Errors
-    /// When the kernel does not tell.
+    /// When the kernel does not report it.
     pub fn kernel_drops(&self) -> io::Result<u32> {
         /// `SK_MEMINFO_DROPS` of include/uapi/linux/sock_diag.h, and how many entries there are.
         const DROPS: usize = 8;
@@ -206,9 +208,9 @@ mod tests {
 
     use super::*;
 
-    /// Goal: a socket of this process is known by what the kernel tells as the source of its
-    /// datagrams, and no other one is. Method: names by path and abstract ones, as a datagram has
-    /// them.
+    /// Goal: a socket of this process is recognized by the source that the kernel reports for its
+    /// datagrams, and no other socket is. Method: paths and abstract names, in the form of a source
+    /// address.
     #[test]
     fn our_own_names_are_known() {
         let pid = std::process::id();

@@ -1,4 +1,5 @@
-//! Operations to submission entries, completions to events: [`Kernel`] on a real ring.
+//! Translates operations to submission entries and completions to events: [`Kernel`] on a real
+//! ring.
 
 mod datagrams;
 mod handover;
@@ -46,14 +47,14 @@ use echo_core::op::{
     BufferPlan, ConnectionId, Event, Expectation, ListenerId, Op, PeerAddr, Shutdown, SizeClass,
 };
 
-/// A multishot receive ends after so many bytes (in whole buffers), so that what one connection can
-/// take of the pool before it is looked at again is bounded: 16 buffers, which is what its queue
-/// may hold. With 64 KiB, messages of 16 KiB cost 1 % more for being armed again and again.
+/// A multishot receive ends after this many bytes (in whole buffers). That bounds how much of the
+/// pool one connection can take before it is handled again: 16 buffers, which is what its queue may
+/// hold. With 64 KiB, messages of 16 KiB cost 1 % more, because the receive is armed more often.
 const MULTISHOT_BYTES_MAX: u32 = 256 << 10;
 
 const OPEN: &str = "invariant: the core names open connections only";
 
-/// How a driver is set up.
+/// The settings of a driver.
 pub struct Settings {
     /// The listening sockets, in the order of their [`ListenerId`]. Shared by all workers.
     pub listeners: Arc<[ListeningSocket]>,
@@ -64,9 +65,9 @@ pub struct Settings {
     pub wake: Arc<EventFd>,
     /// The pooled buffers. Small ones: a power of two up to 32768.
     pub buffers: BufferPlan,
-    /// Connections to have room for before a table must grow.
+    /// The number of connections for which tables have room before they must grow.
     pub connections_max: u32,
-    /// Where spilled bytes live, those of all workers.
+    /// The memory for spilled bytes of all workers.
     pub memory: Arc<SpillMemory>,
     /// How long to look for work before sleeping.
     pub busy_poll: Option<Duration>,
@@ -74,7 +75,7 @@ pub struct Settings {
     pub origin: Instant,
 }
 
-/// The ring is broken: io_uring_enter(2) failed in a way that no retry remedies.
+/// The ring is unusable: io_uring_enter(2) failed with an error that no retry remedies.
 #[derive(Debug)]
 pub struct DriverError(io::Error);
 
@@ -124,32 +125,33 @@ pub struct Driver {
     large: ManuallyDrop<BufferStack>,
     /// Present in every worker of a process with a UDP listener, also in workers without a socket.
     datagrams: ManuallyDrop<Option<Box<Datagrams>>>,
-    /// The spilled bytes of a slot: there exactly when it has some. No operation points into them.
+    /// The spilled bytes of a slot: present exactly when it has some. No operation points into
+    /// them.
     spills: HashMap<u32, SpillQueue>,
     memory: Arc<SpillMemory>,
-    /// What a slot waits for room for: there exactly while it does.
+    /// What a slot will send once there is room: present exactly while it waits for room.
     on_writable: HashMap<u32, OnWritable>,
-    /// How many bytes a slot may relay: there exactly while it waits for bytes to relay.
+    /// How many bytes a slot may relay: present exactly while it waits for bytes to relay.
     relay_limits: HashMap<u32, u32>,
-    /// The header of a slot: there exactly while it is being read, and from when it has announced
-    /// an address to the end of the connection.
+    /// The header of a slot: present exactly while it is being read, and, if it has announced an
+    /// address, until the end of the connection.
     prefaces: HashMap<u32, Preface>,
-    /// Where relayed bytes and headers are looked at.
+    /// Memory for relayed bytes and headers while they are examined.
     scratch: Scratch,
-    /// The socket of a slot: there exactly from accept or import to close or release.
+    /// The socket of a slot: present exactly from accept or import to close or release.
     sockets: Vec<Option<Socket>>,
     /// Polls of connections that are gone, by `user_data`: present exactly from their cancel to
     /// their last completion. The slots may hold other connections by then.
     left_polls: HashSet<u64>,
     listeners: Arc<[ListeningSocket]>,
-    /// The accept of each listener: there exactly while the kernel has it.
+    /// The accept of each listener: present exactly while the kernel has it.
     accepting: Vec<Option<ConnectionId>>,
     /// True exactly when the peer of each accepted connection is to be reported.
     reports_peers: bool,
     wake: Arc<EventFd>,
     /// True exactly while the kernel has the poll of `wake`.
     wake_armed: bool,
-    /// How many receives and sends the kernel has: they point into our memory.
+    /// How many receives and sends the kernel has. They point into our memory.
     in_flight: u64,
     /// Turns that found the completion queue overflowed.
     overflows: u64,
@@ -160,7 +162,7 @@ pub struct Driver {
     /// Skip-success sends, in order: present exactly from their submission to the turn that reports
     /// them.
     skip_success_sends: Vec<SkipSuccessSend>,
-    /// True exactly when the next turn is to answer them, and hence must not wait.
+    /// True exactly when the next turn is to answer them, and therefore must not wait.
     flushes_sends: bool,
     busy_poll: Option<Duration>,
     origin: Instant,
@@ -177,8 +179,8 @@ impl Driver {
         Self::with_ring(prepared, settings)
     }
 
-    /// A driver for the calling thread, on a ring that was made elsewhere with as many buffers as
-    /// `settings` says, and with those for datagrams if it has sockets for them.
+    /// A driver for the calling thread, on a ring that was created elsewhere with the number of
+    /// buffers in `settings`, and with buffers for datagrams if `settings` has datagram sockets.
     ///
     /// # Errors
     /// When io_uring cannot be used, and why.
@@ -332,7 +334,7 @@ impl Driver {
     }
 
     /// Takes the socket out of its slot. Its polls are canceled: each holds the file open, so the
-    /// peer would never see the end.
+    /// peer would never see the end of the stream.
     fn take_socket(&mut self, connection: ConnectionId) -> OwnedFd {
         let socket = self.sockets[connection.slot() as usize].take().expect(OPEN);
         self.prefaces.remove(&connection.slot());
@@ -358,7 +360,7 @@ impl Driver {
         socket.fd
     }
 
-    /// Whether a completion is of a poll whose connection is gone, and so of no meaning.
+    /// Whether a completion belongs to a poll whose connection is gone, and is therefore ignored.
     fn is_left(&mut self, poll: Token, flags: u32) -> bool {
         if self.left_polls.is_empty() {
             return false;
@@ -376,7 +378,7 @@ impl Driver {
         }
     }
 
-    /// Whether there is time left until `wake`; sees to it that a wait ends then.
+    /// Whether there is time left until `wake`. If so, sets an alarm that ends the wait then.
     fn set_alarm(&mut self, wake: Wake) -> bool {
         let deadline = match wake {
             Wake::Now => return false,
@@ -415,7 +417,7 @@ impl Driver {
             Token::Writable(connection) => self.writable(connection, result, flags, events),
             Token::Wake => {
                 self.wake_armed = false;
-                // The descriptor does not block; nothing to read means that it was emptied before.
+                // The descriptor does not block. If there is nothing to read it was emptied before.
                 let _ = self.wake.read();
             }
             Token::Alarm => self.ring.on_alarm(),
@@ -444,8 +446,8 @@ impl Driver {
         self.let_in(listener, connection, fd, backlog)
     }
 
-    /// What to tell of a connection that the listener at this index has brought, whose `backlog`
-    /// probably holds more or not.
+    /// The event for a connection accepted from the listener at this index. `backlog` is whether
+    /// the backlog probably holds more.
     fn let_in(
         &mut self,
         listener: usize,
@@ -538,9 +540,9 @@ impl Kernel for Driver {
             Ok(()) => Ok(()),
             Err(error) => match error.raw_os_error() {
                 Some(libc::ETIME | libc::EINTR) => Ok(()),
-                // The kernel is short of memory or wants its completions reaped first. Nothing is
-                // lost: what was not taken is still queued. If there was nothing to reap either,
-                // give it a moment.
+                // The kernel is out of memory or requires its completions to be reaped first.
+                // Nothing is lost: entries that were not taken are still queued. If there was
+                // nothing to reap either, wait a moment.
                 Some(libc::EAGAIN | libc::EBUSY | libc::ENOMEM) => {
                     if idle {
                         std::thread::sleep(Duration::from_millis(1));
@@ -558,8 +560,8 @@ impl Drop for Driver {
         // SAFETY: nothing uses the ring after this, and it is dropped once.
         unsafe { ManuallyDrop::drop(&mut self.ring) };
         if self.in_flight > 0 {
-            // The kernel tears a ring down in its own time; until then it may still use the memory.
-            // Keep it: this happens only when a worker gives up, at the end of the process.
+            // The kernel tears a ring down asynchronously, and may use the memory until then. The
+            // memory is leaked: this happens only when a worker fails, at the end of the process.
             return;
         }
         // SAFETY: no receive and no send is in flight, so the kernel does not touch it; it is

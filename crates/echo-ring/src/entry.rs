@@ -1,4 +1,4 @@
-//! Submission entries with fields for which the io-uring crate has no name.
+//! Submission entries with fields that the io-uring crate does not support.
 
 use io_uring::{opcode, squeue, types};
 
@@ -19,21 +19,21 @@ pub(super) fn multishot_receive(fd: types::Fd, group: u16, bytes_max: u32) -> sq
     with_field(entry, OPTLEN, &bytes_max.to_ne_bytes())
 }
 
-/// An accept that waits for a connection before its first attempt, which saves that attempt: it
-/// makes a socket and a file before it looks at the backlog (`do_accept` of Linux 6.18). Linux 6.10
-/// or later.
+/// An accept that waits for a connection before its first attempt. That saves the attempt, which
+/// creates a socket and a file before it looks at the backlog (`do_accept` of Linux 6.18). Linux
+/// 6.10 or later.
 pub(super) fn accept_when_readable(accept: opcode::Accept) -> squeue::Entry {
     /// `IORING_ACCEPT_POLL_FIRST` of include/uapi/linux/io_uring.h.
     const ACCEPT_POLL_FIRST: u16 = 1 << 2;
     with_field(accept.build(), IOPRIO, &ACCEPT_POLL_FIRST.to_ne_bytes())
 }
 
-/// Where in an entry `sqe->ioprio` is.
+/// The offset of `sqe->ioprio` in an entry.
 const IOPRIO: usize = 2;
-/// Where in an entry `sqe->optlen` is, the total length of a multishot receive.
+/// The offset of `sqe->optlen` in an entry, the total length of a multishot receive.
 const OPTLEN: usize = 44;
 
-/// Sets a field of an entry, from byte `at` on, for which the crate has no name.
+/// Sets a field of an entry, at byte offset `at`, that the crate does not support.
 fn with_field<const N: usize>(
     mut entry: squeue::Entry,
     at: usize,
@@ -43,7 +43,7 @@ fn with_field<const N: usize>(
     const { assert!(size_of::<squeue::Entry>() == SIZE) };
     // SAFETY: `squeue::Entry` is a `repr(C)` wrapper of the kernel's 64-byte `struct io_uring_sqe`
     // (as asserted), all of whose bytes are initialised by the crate's zeroed constructor and which
-    // holds integers only, so that every bit pattern is one. It is borrowed here alone.
+    // holds integers only, so that every bit pattern is valid. The entry is borrowed mutably here.
     let raw = unsafe { &mut *(&raw mut entry).cast::<[u8; SIZE]>() };
     raw[at..at + N].copy_from_slice(value);
     entry

@@ -1,4 +1,4 @@
-//! What each error of each operation means. The errors that we expect are named here; the rest is
+//! The meaning of each error of each operation. Expected errors are named here; all others are
 //! `Unexpected`.
 
 use echo_core::datagram::op::ReplyError;
@@ -8,11 +8,12 @@ use echo_core::op::{AcceptError, ConnectionError, ReceiveEnd, SendError};
 pub(super) fn of_accept(errno: i32) -> AcceptError {
     match errno {
         libc::ECANCELED => AcceptError::Canceled,
-        // Linux hands pending network errors of the new socket to accept(2): the peer is gone, the
-        // next one is not. Each of them takes its connection out of the backlog, and nothing else
-        // may stand here: whatever leaves the backlog as it was fails again at once. EPERM and
-        // EACCES are such (a security module refuses before a connection is taken), EAGAIN is
-        // (another process made the socket non-blocking), EINVAL is (the socket listens no more).
+        // Linux hands pending network errors of the new socket to accept(2): this peer is gone, but
+        // the next one may not be. Each of these errors takes its connection out of the backlog. No
+        // other errors may be listed here, because an error that leaves the backlog unchanged
+        // occurs again at once: EPERM and EACCES (a security module refuses before a connection is
+        // taken), EAGAIN (another process made the socket non-blocking), EINVAL (the socket no
+        // longer listens).
         libc::ECONNABORTED
         | libc::EINTR
         | libc::EPROTO
@@ -40,7 +41,7 @@ pub(super) fn of_receive(errno: i32) -> ReceiveEnd {
     }
 }
 
-/// A send that failed, see send(2). EAGAIN is no failure: callers handle it before.
+/// A send that failed, see send(2). EAGAIN is not a failure: callers handle it before.
 pub(super) fn of_send(errno: i32) -> SendError {
     match errno {
         libc::ENOMEM | libc::ENOBUFS | libc::EINTR => SendError::Memory,
@@ -49,7 +50,7 @@ pub(super) fn of_send(errno: i32) -> SendError {
     }
 }
 
-/// How a connection died, by the error of a receive or a send.
+/// Why a connection failed, by the error of a receive or a send.
 pub(super) fn of_connection(errno: i32) -> ConnectionError {
     match errno {
         libc::ECONNRESET
@@ -79,7 +80,7 @@ pub(super) fn of_reply(errno: i32) -> ReplyError {
         libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ENETDOWN | libc::EADDRNOTAVAIL => {
             ReplyError::Unroutable
         }
-        // The socket that was bound to this name is closed, or its path leads elsewhere by now.
+        // The socket that was bound to this name is closed, or its path now leads elsewhere.
         libc::ECONNREFUSED
         | libc::ECONNRESET
         | libc::ENOENT
@@ -96,8 +97,8 @@ pub(super) fn of_reply(errno: i32) -> ReplyError {
 mod tests {
     use super::*;
 
-    /// Goal: what can fail again and again, with the backlog as it was, makes the listener back
-    /// off. Method: all errors of accept(2), and those that security modules give.
+    /// Goal: an accept that can fail repeatedly without a change of the backlog makes the listener
+    /// back off. Method: all errors of accept(2), and those of security modules.
     #[test]
     fn an_accept_that_can_fail_for_ever_is_not_taken_for_a_peer_that_left() {
         let lasting = [

@@ -1,4 +1,4 @@
-//! What the running kernel can do, found out by doing it.
+//! The features of the running kernel, determined by trying them.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -10,15 +10,15 @@ use super::locked::{self, Maker};
 use super::unusable::{Call, Unusable};
 use super::{entry, restrict, ring};
 
-/// What the kernel offers beyond the minimum.
+/// Features of the kernel beyond the minimum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Features {
-    /// A multishot receive can be bounded in bytes (Linux 6.17), so that one talker cannot take the
-    /// whole pool.
+    /// A multishot receive can be bounded in bytes (Linux 6.17), so that one busy connection cannot
+    /// take the whole pool.
     pub bounded_multishot_receive: bool,
 }
 
-/// Tries the kernel out on a ring of its own.
+/// Tries the features of the kernel on a separate ring.
 ///
 /// # Errors
 /// When io_uring cannot be used at all, and why.
@@ -37,7 +37,7 @@ pub fn probe() -> Result<Features, Unusable> {
     Ok(Features { bounded_multishot_receive })
 }
 
-/// Entries of the rings that only try something.
+/// Entries of the rings that are only used to try features.
 const COMPLETIONS: u32 = 16;
 const SUBMISSIONS: u32 = 8;
 
@@ -46,21 +46,21 @@ fn small_ring(flags: &Builder) -> Result<IoUring, Unusable> {
     maker.make(|| ring::build(flags, SUBMISSIONS).map_err(Unusable::from_setup))
 }
 
-/// What the doctor wants to know.
+/// The features that `echo-uring doctor` reports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Survey {
-    /// What the kernel offers beyond the minimum.
+    /// Features of the kernel beyond the minimum.
     pub features: Features,
     /// Whether a submission queue goes without its index array (Linux 6.6).
     pub without_index_array: bool,
     /// Whether a worker that waits is idle and not in "iowait" (Linux 6.15).
     pub idle_waits: bool,
-    /// The names of the operations that a ring of the daemon takes; others were refused.
+    /// The names of the operations that a ring of the daemon accepts. Others were refused.
     pub operations: String,
 }
 
-/// As [`probe`], and tries what is only faster or safer, on a ring as a daemon has it that serves
-/// datagrams as well, or streams alone.
+/// As [`probe`], and also tries features that are only faster or safer, on a ring like the
+/// daemon's: for streams, and for datagrams if `with_datagrams` is set.
 ///
 /// # Errors
 /// When io_uring cannot be used, or a restricted ring is not restricted.
@@ -83,8 +83,8 @@ pub fn survey(with_datagrams: bool) -> Result<Survey, Unusable> {
     })
 }
 
-/// Asks for a bounded multishot receive from a buffer group that does not exist: a kernel that
-/// knows the bound gets as far as finding no buffer (ENOBUFS), one that does not refuses the field
+/// Submits a bounded multishot receive from a buffer group that does not exist. A kernel that
+/// supports the bound fails for lack of a buffer (ENOBUFS); an older one refuses the field
 /// (EINVAL).
 fn accepts_bounded_multishot(ring: &mut IoUring) -> io::Result<bool> {
     let (here, there) = UnixStream::pair()?;

@@ -1,10 +1,9 @@
-//! The ring: the only package with unsafe code, and the only one that knows a pointer or a byte of
-//! payload.
+//! The ring: the only package with unsafe code, and the only one that accesses pointers or payload.
 //!
 //! It carries out the operations of [`echo_core::op`] on a real ring and turns completions into
-//! events. It decides nothing: what to receive, send or close is the core's affair. Its public
-//! functions are sound for any caller, a buggy core included: what would hand the kernel memory
-//! that is not ours is a panic.
+//! events. It makes no decisions: the core decides what to receive, send or close. Its public
+//! functions are sound for any caller, including a buggy core: they panic rather than give the
+//! kernel memory that is not ours.
 //!
 //! Reading order: [`driver`] (operations and events), `ring` (set-up, submission, waiting), `token`
 //! (`user_data`), `buffers` (the pools), `spill` (spilled bytes and their memory),
@@ -13,7 +12,7 @@
 //! memory that rings are charged for), [`mod@features`] (what this kernel can
 //! do), `unusable` (why it cannot), `restrict` and `seal` (what rings and process may not do),
 //! `stdout` (what Rust's start-up code hides), [`affinity`] (threads and connections on CPUs).
-//! [`client`] is the other end: what echo-load drives.
+//! [`client`] is the other end, used by echo-load.
 
 pub mod affinity;
 mod buffers;

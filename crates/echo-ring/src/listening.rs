@@ -1,5 +1,5 @@
-//! Listening sockets, as all workers share them: what accepted connections need to be told, and how
-//! a listener comes to its end.
+//! Listening sockets, shared by all workers: the options of accepted connections, and how a
+//! listener ends.
 
 use std::io;
 use std::net::Shutdown;
@@ -15,40 +15,40 @@ use super::errno;
 use super::transport::Transport;
 use echo_core::op::AcceptError;
 
-/// The process that made a listening socket, and so may end it.
+/// The process that created a listening socket, and may therefore end it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner {
     /// This process.
     Us,
-    /// Another process, which goes on holding it.
+    /// Another process, which continues to hold it.
     Another,
 }
 
-/// socket(7) has its sibling SO_BINDTODEVICE, which wants an interface that exists.
+/// socket(7) documents the related SO_BINDTODEVICE, which requires an existing interface.
 #[derive(Clone, Copy, Debug)]
 struct BindToIfIndex;
 
 setsockopt_impl!(BindToIfIndex, libc::SOL_SOCKET, libc::SO_BINDTOIFINDEX, i32, SetStruct<i32>);
 
-/// Interfaces are counted up from 1.
+/// Interface indexes start at 1.
 const NO_INTERFACE: i32 = i32::MAX;
 
-/// A listening socket, and what its connections need to be told.
+/// A listening socket, and the options of its connections.
 #[derive(Debug)]
 pub struct ListeningSocket {
     /// The socket. On a TCP socket SO_KEEPALIVE is on, with times so long that the kernel does not
-    /// act by itself.
+    /// probe by itself.
     pub socket: OwnedFd,
-    /// What its connections run over.
+    /// The transport of its connections.
     pub transport: Transport,
     /// `SO_RCVBUF` for connections that do not inherit it, in bytes.
     pub receive_buffer: Option<u32>,
     /// `SO_SNDBUF` for connections that do not inherit it, in bytes.
     pub send_buffer: Option<u32>,
-    /// Whose it is.
+    /// Which process created it.
     pub owner: Owner,
-    /// Whether new connections are refused, so that it ends when its backlog is empty.
-    /// Set before any worker is told of it, so that none is surprised by an accept that fails.
+    /// Whether new connections are refused, so that it ends when its backlog is empty. Set before
+    /// any worker gets the command, so that a failing accept is expected.
     pub ending: AtomicBool,
 }
 
@@ -57,8 +57,8 @@ impl ListeningSocket {
         self.ending.load(Ordering::Acquire)
     }
 
-    /// Refuses new connections: connect(2) fails from now on, as it does without a listener. What
-    /// waits in the backlog stays, and so does a handshake that is under way. That cannot be undone
+    /// Refuses new connections: connect(2) fails from now on, as it does without a listener.
+    /// Connections in the backlog stay, and so do handshakes in progress. That cannot be undone
     /// without CAP_NET_RAW.
     ///
     /// # Errors
@@ -75,8 +75,9 @@ impl ListeningSocket {
     /// Accepts a connection from the backlog, and does not wait for one.
     pub(super) fn accept_waiting(&self) -> io::Result<OwnedFd> {
         let socket = SockRef::from(&self.socket);
-        // There is an accept in the ring that does not wait, but only from Linux 6.10 on. The
-        // mode is of the socket and not of a descriptor: a process that inherits it sets it anew.
+        // io_uring has an accept that does not wait, but only from Linux 6.10 on. The mode belongs
+        // to the socket and not to a descriptor: a process that inherits the socket sets the mode
+        // again.
         socket.set_nonblocking(true)?;
         loop {
             match socket.accept() {
@@ -86,8 +87,8 @@ impl ListeningSocket {
         }
     }
 
-    /// Ends it, if it is ours. shutdown(2) of a TCP listener does what close(2) does, for all that
-    /// share it; one of Unix is shut down already, and nothing changes.
+    /// Ends it, if this process created it. shutdown(2) of a TCP listener does what close(2) does,
+    /// for all processes that share it. A Unix listener is already shut down, so nothing changes.
     pub(super) fn close(&self) {
         if self.owner == Owner::Us {
             // ENOTCONN: another worker was quicker.
@@ -95,10 +96,10 @@ impl ListeningSocket {
         }
     }
 
-    /// What it means that an accept failed.
+    /// The reason of a failed accept.
     pub(super) fn accept_error(&self, errno: i32) -> AcceptError {
         match errno {
-            // The backlog is empty; or the socket listens no more, and that is what was wanted.
+            // The backlog is empty, or the socket no longer listens, as intended.
             libc::EAGAIN | libc::EINVAL if self.is_ending() => AcceptError::Empty,
             errno => errno::of_accept(errno),
         }
@@ -109,16 +110,17 @@ impl ListeningSocket {
     pub fn equip(&self, connection: BorrowedFd<'_>) {
         if self.transport == Transport::Tcp {
             if self.is_ending() {
-                // Inherited from the listener, like all options: the filter that refuses new
-                // connections back. It would keep a SYN out of season from being answered (RFC
-                // 5961).
+                // The filter that refuses new connections is inherited from the listener, like all
+                // options, and is removed again. It would prevent the answer to an unexpected SYN
+                // (RFC 5961).
                 let _ = SockRef::from(&connection).detach_filter();
             }
             return;
         }
         let connection = SockRef::from(&connection);
         if self.transport == Transport::UnixSeqpacket {
-            // Marks messages, so that an empty one can be told from the end: see `driver/messages`.
+            // Marks messages, so that an empty message can be distinguished from the end: see
+            // `driver/messages`.
             let _ = connection.set_passcred(true);
         }
         if self.transport == Transport::Unix {

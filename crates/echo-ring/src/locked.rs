@@ -1,11 +1,11 @@
-//! Locked memory: what the kernel charges for rings, and what there is of it.
+//! Locked memory: how much the kernel charges for rings, and how much is available.
 //!
 //! Linux up to 5.11, and from 6.14 to 7.1, charges the memory of rings and of provided-buffer rings
 //! to the user, against `RLIMIT_MEMLOCK` of the process that makes them (`io_create_region` of
 //! io_uring/memmap.c; seen on 6.18, 7.0 and 7.1, and not on 6.12, 7.2 and 7.3). A process with
 //! `CAP_IPC_LOCK` in the first user namespace is not charged. The sum counts for all processes of
-//! the user. It is given back by a worker of the kernel some time after a ring is gone, so a
-//! process that is started right after another one has ended may have to wait for it.
+//! the user. A kernel worker gives it back some time after a ring is gone, so a process that is
+//! started right after another one has ended may have to wait for it.
 
 use std::fs;
 use std::thread;
@@ -19,8 +19,8 @@ use rustix::thread::set_thread_res_uid;
 use super::ring;
 use super::unusable::{Shortage, Unusable};
 
-/// How long locked memory is waited for that a process which has ended has yet to give back, as an
-/// address in use is waited for (`listen`).
+/// How long to wait for locked memory of a process that has ended but that the kernel has not given
+/// back yet. `listen` waits for an address in use in the same way.
 const TIMEOUT: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_millis(20);
 
@@ -31,20 +31,20 @@ const COMPLETION: u64 = size_of::<io_uring::cqueue::Entry>() as u64;
 const SUBMISSION: u64 = size_of::<io_uring::squeue::Entry>() as u64;
 const BUFFER: u64 = size_of::<BufRingEntry>() as u64;
 
-/// Any user but root.
+/// Any user except root.
 const NOBODY: u32 = 65_534;
 /// `CAP_IPC_LOCK` of include/uapi/linux/capability.h.
 const CAP_IPC_LOCK: u32 = 14;
 
-/// Bytes that a ring of so many entries is charged for, with a provided-buffer ring of `buffers`
-/// (0 for none). Each part is whole pages.
+/// Bytes that are charged for a ring with this many entries, with a provided-buffer ring of
+/// `buffers` (0 for none). Each part is whole pages.
 pub(super) fn charge(submissions: u32, completions: u32, buffers: u16) -> u64 {
     in_pages(HEADER + COMPLETION * u64::from(completions))
         + in_pages(SUBMISSION * u64::from(submissions))
         + charge_of_buffers(buffers)
 }
 
-/// Bytes that a provided-buffer ring of so many buffers is charged for.
+/// Bytes that are charged for a provided-buffer ring with this many buffers.
 pub(super) fn charge_of_buffers(buffers: u16) -> u64 {
     in_pages(BUFFER * u64::from(buffers))
 }
@@ -55,18 +55,19 @@ fn in_pages(bytes: u64) -> u64 {
     bytes.next_multiple_of(page)
 }
 
-/// The limit in bytes, the hard one, that counts for rings of this process; `None` if none does.
+/// The hard limit in bytes for rings of this process; `None` if there is none.
 #[must_use]
 pub fn locked_memory_limit() -> Option<u64> {
     let (_, hard) = getrlimit(Resource::RLIMIT_MEMLOCK).ok()?;
     (hard != RLIM_INFINITY && !is_exempt()).then_some(hard)
 }
 
-/// Whether this kernel charges rings at all, found out by a ring that may cost nothing; `None` if
-/// that cannot be found out. For a process with no other thread: its limit is lowered for a moment.
+/// Whether this kernel charges rings at all, determined by creating a ring under a limit of 0;
+/// `None` if that cannot be determined. For a process with no other thread: its limit is lowered
+/// for a moment.
 #[must_use]
 pub fn charges_locked_memory() -> Option<bool> {
-    // A thread of its own, since it gives up what root is exempt by.
+    // In a separate thread, since it gives up the privilege that exempts root.
     thread::spawn(|| {
         if is_exempt() {
             let nobody = rustix::thread::Uid::from_raw(NOBODY);
@@ -87,8 +88,8 @@ pub fn charges_locked_memory() -> Option<bool> {
     .flatten()
 }
 
-/// A field of this thread's /proc/PID/status; that the sandbox of the unit shows, while it allows
-/// no getuid(2).
+/// A field of this thread's /proc/PID/status; the sandbox of the unit permits reading it, but not
+/// getuid(2).
 fn status(field: &str) -> Option<String> {
     let status = fs::read_to_string("/proc/thread-self/status").ok()?;
     let value = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
@@ -100,7 +101,7 @@ fn is_exempt() -> bool {
     let effective = status("CapEff");
     let effective = effective.and_then(|text| u64::from_str_radix(&text, 16).ok());
     let capable = effective.is_some_and(|set| set & (1 << CAP_IPC_LOCK) != 0);
-    // In another namespace than the first, capabilities are worth nothing here.
+    // Outside the first namespace, capabilities have no effect on this limit.
     let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
     capable && map.split_whitespace().eq(["0", "0", "4294967295"])
 }
@@ -110,12 +111,12 @@ fn raise_limit() {
     if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_MEMLOCK)
         && soft < hard
     {
-        // What it cannot raise it reports when it is missing.
+        // If the limit cannot be raised, the failure is reported when memory is missing.
         let _ = setrlimit(Resource::RLIMIT_MEMLOCK, hard, hard);
     }
 }
 
-/// What the failure of a call means that makes the last of `rings` rings of `each` bytes, or
+/// The meaning of a failed call that creates the last of `rings` rings of `each` bytes, or
 /// registers its buffers.
 fn understood(failure: Unusable, rings: usize, each: u64) -> Unusable {
     match failure {
@@ -129,7 +130,7 @@ fn understood(failure: Unusable, rings: usize, each: u64) -> Unusable {
     }
 }
 
-/// Makes rings one after the other, and waits for locked memory that others have yet to give back.
+/// Creates rings one after the other, and waits for locked memory of ended processes.
 pub(super) struct Maker {
     deadline: Option<Instant>,
     each: u64,
@@ -137,14 +138,14 @@ pub(super) struct Maker {
 }
 
 impl Maker {
-    /// Of rings that are charged `each` bytes.
+    /// For rings that are charged `each` bytes.
     pub(super) fn new(each: u64) -> Self {
         raise_limit();
         Self { deadline: None, each, made: 0 }
     }
 
-    /// Makes one with `make`. Lacking locked memory it tries again, for a second in all, if the
-    /// limit itself has room for it.
+    /// Creates one with `make`. If locked memory is missing, it tries again for a second in all,
+    /// provided that the limit itself has room for the ring.
     pub(super) fn make<T>(
         &mut self,
         mut make: impl FnMut() -> Result<T, Unusable>,
@@ -170,7 +171,7 @@ impl Maker {
     }
 }
 
-/// That so many rings are wanted, and not only those up to the one that failed.
+/// Corrects the number of wanted rings, which is not only those up to the one that failed.
 pub(super) fn of_rings(failure: Unusable, rings: usize) -> Unusable {
     match failure {
         Unusable::LockedMemory(shortage) => Unusable::LockedMemory(Shortage { rings, ..shortage }),

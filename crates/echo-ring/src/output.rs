@@ -1,13 +1,14 @@
-//! What programs say on standard output and standard error.
+//! Output of the programs on standard output and standard error.
 //!
-//! A result that cannot be written is a failure: a full disk and a closed descriptor are told. A
-//! reader that went away (`| head`) is none, it has what it wanted.
+//! A result that cannot be written is a failure: a full disk and a closed descriptor are reported.
+//! A reader that closed the pipe (`| head`) is not a failure.
 
 use std::io::{self, Write};
 
 use crate::standard_output_was_closed;
 
-/// `EX_IOERR` of sysexits.h: what the daemon's commands end with when they cannot be heard.
+/// `EX_IOERR` of sysexits.h: the exit status of the daemon's commands when their output cannot be
+/// written.
 pub const EXIT_OUTPUT: u8 = 74;
 
 /// Whether standard output can be written to at all.
@@ -26,7 +27,7 @@ pub fn check() -> io::Result<()> {
 /// Writes `text` to standard output, all of it.
 ///
 /// # Errors
-/// When it could not be written, but for a reader that went away.
+/// When it could not be written, except when the reader closed the pipe.
 pub fn print(text: &str) -> io::Result<()> {
     match write(text) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -34,7 +35,7 @@ pub fn print(text: &str) -> io::Result<()> {
     }
 }
 
-/// As [`print()`], for callers that have to know that the reader went away.
+/// As [`print()`], for callers that need to know that the reader closed the pipe.
 ///
 /// # Errors
 /// When it could not be written.
@@ -45,7 +46,7 @@ pub fn write(text: &str) -> io::Result<()> {
     stdout.flush()
 }
 
-/// What is said when [`print()`] fails.
+/// The message when [`print()`] fails.
 #[must_use]
 pub fn unwritten(error: &io::Error) -> String {
     format!("cannot write to standard output: {error}")

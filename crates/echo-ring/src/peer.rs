@@ -1,4 +1,4 @@
-//! Where an accepted connection comes from.
+//! The address of the peer of an accepted connection.
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
@@ -9,7 +9,7 @@ use super::errno;
 use super::transport::Transport;
 use echo_core::op::{AcceptError, PeerAddr};
 
-/// The peer of `connection`, by getpeername(2); a Unix peer has none.
+/// The peer of `connection`, by getpeername(2). A Unix peer has no address.
 ///
 /// # Errors
 /// When the peer has reset the connection meanwhile: then it was gone before it was accepted.
@@ -25,7 +25,8 @@ pub(super) fn of(
         Some(libc::ENOTCONN | libc::EINVAL) => AcceptError::Aborted,
         errno => errno::of_accept(errno.unwrap_or(libc::EIO)),
     })?;
-    // A vsock or the like has no address to judge by: it is of this machine.
+    // Other families, such as vsock, have no address that could be judged: their peers are on this
+    // machine.
     Ok(peer.as_socket().map_or(PeerAddr::Local, of_address))
 }
 
@@ -40,7 +41,7 @@ pub(super) fn of_address(address: SocketAddr) -> PeerAddr {
 mod tests {
     use super::*;
 
-    /// Goal: a peer of IPv4 is the same on a listener of IPv4 and on one that takes both.
+    /// Goal: an IPv4 peer has the same address on an IPv4 listener and on one for both families.
     #[test]
     fn a_mapped_address_is_an_ipv4_address() {
         for text in ["192.0.2.7:1", "[::ffff:192.0.2.7]:1"] {

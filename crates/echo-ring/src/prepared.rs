@@ -1,8 +1,9 @@
-//! Rings that are made before there is a thread to use them.
+//! Rings that are created before the threads that use them.
 //!
-//! How many workers there can be is known once their rings are made: the kernel charges rings to a
-//! limit that other processes of the user share, so no arithmetic tells it beforehand. A ring that
-//! is made disabled has no owner; the thread that enables it is the one that may use it.
+//! The possible number of workers is known only after their rings are created: the kernel charges
+//! rings to a limit that is shared with other processes of the user, so the number cannot be
+//! calculated beforehand. A ring that is created disabled has no owner. Only the thread that
+//! enables it may use it.
 
 use std::ops::RangeInclusive;
 
@@ -15,20 +16,20 @@ use echo_core::op::BufferClass;
 
 /// A ring with its small buffers, for the thread of one worker.
 pub struct PreparedRing {
-    // Dropped first: the kernel must let go before the memory goes.
+    // Dropped first: the kernel must release the memory before it is freed.
     pub(super) ring: Ring,
     pub(super) small: BufferRing,
     /// Present in every worker of a process with a UDP listener.
     pub(super) datagrams: Option<BufferRing>,
 }
 
-/// Makes rings for as many workers as `counts` ends with, each with these small buffers, and with
-/// buffers for datagrams if there are sockets for them. Where the
-/// limit on locked memory (`RLIMIT_MEMLOCK`) has no room for all of them these are fewer, but never
-/// fewer than `counts` begins with, at least one.
+/// Creates rings for as many workers as the end of `counts`, each with these small buffers, and
+/// with buffers for datagrams if there are datagram sockets. If the limit on locked memory
+/// (`RLIMIT_MEMLOCK`) has no room for all of them, there are fewer rings, but at least as many as
+/// the start of `counts`, and at least one.
 ///
 /// # Errors
-/// When io_uring cannot be used, or there is no room for so many rings.
+/// When io_uring cannot be used, or there is no room for the smallest permitted number of rings.
 pub fn prepare_rings(
     counts: RangeInclusive<usize>,
     buffers: BufferClass,
@@ -47,8 +48,8 @@ pub fn prepare_rings(
     Ok(rings)
 }
 
-/// Bytes that the kernel charges to `RLIMIT_MEMLOCK` for a worker with so many small buffers, and
-/// perhaps some for datagrams.
+/// Bytes that the kernel charges to `RLIMIT_MEMLOCK` for a worker with this many small buffers, and
+/// with those for datagrams if it has sockets for them.
 #[must_use]
 pub fn locked_bytes_of_worker(buffers: u16, with_datagrams: bool) -> u64 {
     let datagrams =
@@ -68,9 +69,9 @@ impl PreparedRing {
         Ok(Self { ring, small, datagrams })
     }
 
-    /// A single one.
+    /// A single ring.
     pub(super) fn one(buffers: BufferClass, with_datagrams: bool) -> Result<Self, Unusable> {
         let rings = prepare_rings(1..=1, buffers, with_datagrams)?;
-        Ok(rings.into_iter().next().expect("invariant: so many were asked for"))
+        Ok(rings.into_iter().next().expect("invariant: one was requested"))
     }
 }

@@ -1,12 +1,14 @@
-//! What a ring of the daemon may do: the list, and the proof that nothing else is possible.
+//! The restrictions of a ring of the daemon: the list of permitted operations, and a check that
+//! nothing else is possible.
 //!
-//! A ring walks past every seccomp filter: where socket(2) is refused, `IORING_OP_SOCKET` succeeds.
-//! So each of the daemon's rings is created disabled, restricted to what the driver uses
-//! (`IORING_REGISTER_RESTRICTIONS`, Linux 5.10) and only then enabled. Nothing can widen it again:
-//! the kernel takes restrictions once.
+//! Seccomp filters do not apply to operations of a ring: where socket(2) is refused,
+//! `IORING_OP_SOCKET` succeeds. Therefore each ring of the daemon is created disabled, restricted
+//! to what the driver uses (`IORING_REGISTER_RESTRICTIONS`, Linux 5.10) and only then enabled. The
+//! restrictions cannot be relaxed afterwards, because the kernel accepts them only once.
 //!
-//! The rings of `probe` are not restricted, as they are gone before the first client comes; nor are
-//! those of echo-load, which runs with its user's rights by hand and connects where it is told.
+//! The rings of `probe` are not restricted, as they are gone before the first client connects.
+//! Those of echo-load are not restricted either: it is run by hand, with the rights of its user,
+//! and connects to the target that the user names.
 
 use std::io;
 
@@ -15,9 +17,9 @@ use io_uring::{IoUring, opcode, squeue, types};
 
 use super::unusable::{Call, Unusable};
 
-/// The operations that the driver submits, and nothing else; with their names.
+/// The operations that the driver submits, with their names. No others are permitted.
 pub(super) const OPERATIONS: [(u8, &str); 7] = [
-    // Takes connections from the listening sockets, which were there before the ring.
+    // Accepts connections from the listening sockets, which were created before the ring.
     (opcode::Accept::CODE, "ACCEPT"),
     // Reads from a connection,
     (opcode::Recv::CODE, "RECV"),
@@ -27,53 +29,53 @@ pub(super) const OPERATIONS: [(u8, &str); 7] = [
     (opcode::PollAdd::CODE, "POLL_ADD"),
     // Ends a wait at the next deadline.
     (opcode::Timeout::CODE, "TIMEOUT"),
-    // Takes back an accept, a receive or a poll: at the end, when idle, at a hand-over.
+    // Cancels an accept, a receive or a poll: at the end, when idle, at a handover.
     (opcode::AsyncCancel::CODE, "ASYNC_CANCEL"),
     // Ends a connection.
     (opcode::Close::CODE, "CLOSE"),
 ];
 
-/// The same, in addition, of a worker that serves datagrams. A message has control messages and an
-/// address: it may go anywhere, and might carry descriptors.
+/// The additional operations of a worker that serves datagrams. A message has an address and
+/// control messages: it can be sent to any destination, and could carry descriptors.
 pub(super) const DATAGRAM_OPERATIONS: [(u8, &str); 2] = [
-    // Takes datagrams from a socket, with where they came from,
+    // Receives datagrams from a socket, with their source addresses,
     (opcode::RecvMsg::CODE, "RECVMSG"),
-    // and sends them back there, from the address that was asked.
+    // and sends them back there, from the address that they were sent to.
     (opcode::SendMsg::CODE, "SENDMSG"),
 ];
 
-/// The flags that its entries carry: receives choose a buffer from the pool, and nothing needs to
-/// hear that a close or a cancel succeeded. Without `IO_LINK`, `IO_DRAIN`, `FIXED_FILE`, `ASYNC`
-/// and `PERSONALITY` no entry can act for another user or in an order of its own.
+/// The flags that its entries carry: receives select a buffer from the pool, and the success of a
+/// close or a cancel needs no completion. Without `IO_LINK`, `IO_DRAIN`, `FIXED_FILE`, `ASYNC` and
+/// `PERSONALITY` no entry can act for another user or in an order of its own.
 const FLAGS: squeue::Flags = squeue::Flags::BUFFER_SELECT.union(squeue::Flags::SKIP_SUCCESS);
 
 /// `IORING_REGISTER_ENABLE_RINGS` of include/uapi/linux/io_uring.h.
 const REGISTER_ENABLE_RINGS: u8 = 12;
 
-/// The operations of a ring that serves datagrams as well, or streams alone.
+/// The operations of a ring for streams, and for datagrams if `with_datagrams` is set.
 pub(super) fn operations(with_datagrams: bool) -> impl Iterator<Item = (u8, &'static str)> {
     OPERATIONS.into_iter().chain(DATAGRAM_OPERATIONS.into_iter().filter(move |_| with_datagrams))
 }
 
-/// Restricts a ring that was created disabled, and enables it. What is to be registered with it
-/// (the buffer ring) must have been: from here on the calling thread owns it, and it takes nothing
-/// but [`OPERATIONS`] with [`FLAGS`], and [`DATAGRAM_OPERATIONS`] if it serves datagrams.
+/// Restricts a ring that was created disabled, and enables it. The buffer ring must already be
+/// registered with it. From here on the calling thread owns the ring, which accepts only
+/// [`OPERATIONS`] with [`FLAGS`], and [`DATAGRAM_OPERATIONS`] if it serves datagrams.
 pub(super) fn restrict(ring: &IoUring, with_datagrams: bool) -> io::Result<()> {
     let mut list: Vec<Restriction> =
         operations(with_datagrams).map(|(code, _)| Restriction::sqe_op(code)).collect();
     list.push(Restriction::sqe_flags_allowed(FLAGS.bits()));
-    // No registration is needed any more. This one is refused by a ring that is enabled already, so
-    // it opens nothing; a list without any might leave all of them open.
+    // No registration is needed any more. A ring that is enabled refuses this one anyway, so
+    // permitting it is harmless. A list without any registration might leave all of them permitted.
     list.push(Restriction::register_op(REGISTER_ENABLE_RINGS));
     ring.submitter().register_restrictions(&mut list)?;
     ring.submitter().register_enable_rings()
 }
 
-/// Tries what must be impossible: to open a file, to make a socket, to register something; and to
-/// send a message without datagrams.
+/// Tries operations that must be refused: opening a file, creating a socket, a registration; and
+/// sending a message if the ring serves no datagrams.
 ///
 /// # Errors
-/// When the kernel lets one of them happen.
+/// When the kernel permits one of them.
 pub(super) fn prove(ring: &mut IoUring, with_datagrams: bool) -> Result<(), Unusable> {
     let (opens, makes) = (0, 1);
     let here = types::Fd(libc::AT_FDCWD);
@@ -86,7 +88,7 @@ pub(super) fn prove(ring: &mut IoUring, with_datagrams: bool) -> Result<(), Unus
     }
     let forbidden_count = forbidden.len();
     for (entry, token) in forbidden.into_iter().zip(opens..) {
-        // SAFETY: the only memory it points to is a literal, which lives for ever.
+        // SAFETY: the only memory it points to is a literal with static lifetime.
         unsafe { ring.submission().push(&entry.user_data(token)) }
             .expect("invariant: three entries fit into an empty queue");
     }
@@ -98,7 +100,7 @@ pub(super) fn prove(ring: &mut IoUring, with_datagrams: bool) -> Result<(), Unus
             _ => {}
         }
     }
-    // What was opened all the same is not closed: the process ends with the error.
+    // A descriptor that was opened nevertheless is not closed: the process ends with the error.
     for completion in ring.completion() {
         if completion.result() != -libc::EACCES {
             return Err(Unusable::Unrestricted(match completion.user_data() {
@@ -125,7 +127,7 @@ mod tests {
         let mut ring = ring::build(ring::flags(16).setup_r_disabled(), 8).unwrap();
         restrict(&ring, false).unwrap();
         prove(&mut ring, false).unwrap();
-        // Once is for ever.
+        // Restrictions are accepted only once.
         assert!(restrict(&ring, false).is_err());
         prove(&mut ring, false).unwrap();
     }

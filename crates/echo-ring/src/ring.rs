@@ -1,5 +1,5 @@
-//! The ring itself: set-up with the flags that pay, submission without loss, waiting with a
-//! deadline.
+//! The ring itself: set-up with the flags that improve performance, submission without loss,
+//! waiting with a deadline.
 
 use std::collections::VecDeque;
 use std::io;
@@ -14,28 +14,28 @@ use super::token::Token;
 use super::unusable::{Call, Unusable};
 use echo_core::op::Expectation;
 
-/// Entries of the submission queue. A fuller batch is handed over in pieces of this size.
+/// Entries of the submission queue. A larger batch is handed over in pieces of this size.
 pub(super) const SUBMISSIONS: u32 = 1024;
 
 /// Entries of the completion queue: more than a turn can bring (every pooled buffer, every send),
-/// so that it does not overflow; the kernel keeps what does not fit in a slower list.
+/// so that it does not overflow; the kernel keeps completions that do not fit in a slower list.
 pub(super) const COMPLETIONS: u32 = 16384;
 
 /// A ring owned by one thread.
 pub(super) struct Ring {
     inner: IoUring,
-    /// How it is waited for.
+    /// The flags of a wait.
     waiting: EnterFlags,
-    /// What did not fit into the submission queue when the kernel would not take it.
+    /// Entries that did not fit into the submission queue when the kernel did not take any.
     backlog: VecDeque<squeue::Entry>,
-    /// What the next alarm to be submitted points to.
+    /// The next alarm to be submitted points to this.
     alarm: Box<types::Timespec>,
-    /// The moments of the alarms that are under way, the next one last.
+    /// The moments of the alarms in flight, the next one last.
     alarms: Vec<Instant>,
 }
 
-/// The set-up flags we insist on (Linux 6.1): completions are processed when we ask for them, on
-/// our thread, in batches, without interrupting it. Without them an echo costs 1.5 times as much.
+/// The required set-up flags (Linux 6.1): completions are processed on our thread when we reap
+/// them, in batches, without interrupting it. Without them an echo costs 1.5 times as much.
 pub(super) fn flags(completions: u32) -> Builder {
     let mut builder = IoUring::builder();
     builder
@@ -51,7 +51,7 @@ pub(super) fn flags(completions: u32) -> Builder {
 /// A ring set up with `flags`. Fails with EINVAL on kernels that are too old for them.
 pub(super) fn build(flags: &Builder, submissions: u32) -> io::Result<IoUring> {
     // Without the index array a submission touches one cache line less (Linux 6.6); older kernels
-    // say EINVAL.
+    // return EINVAL.
     match flags.clone().setup_no_sqarray().build(submissions) {
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => flags.build(submissions),
         answer => answer,
@@ -77,15 +77,15 @@ impl Ring {
     }
 
     /// Enables a disabled ring for the calling thread, which is the only one that may use it from
-    /// here on, and for the driver's operations alone, perhaps with those for datagrams; and sees
-    /// that others are refused.
+    /// here on. Permits only the driver's operations, including those for datagrams if
+    /// `with_datagrams` is set, and checks that others are refused.
     pub(super) fn seal(&mut self, with_datagrams: bool) -> Result<(), Unusable> {
         let restricted = restrict::restrict(&self.inner, with_datagrams);
         restricted.map_err(|error| Unusable::from_call(Call::Register, error))?;
         restrict::prove(&mut self.inner, with_datagrams)
     }
 
-    /// The ring, to register things with.
+    /// The ring, for registrations.
     pub(super) fn inner(&self) -> &IoUring {
         &self.inner
     }
@@ -93,36 +93,37 @@ impl Ring {
     /// Queues an entry. It reaches the kernel at the next turn at the latest.
     ///
     /// # Safety
-    /// Whatever memory the entry points to must stay valid, and unchanged as far as the kernel
+    /// All memory that the entry points to must stay valid, and unchanged as far as the kernel
     /// reads it, until its completion has been reaped.
     // Inlined so that an entry is written field by field where the kernel reads it: copying what
     // was just written in smaller pieces makes the processor wait (79 instead of 86 ns of our own
     // code an echo, with one call of `submit` a turn).
     #[inline(always)]
     pub(super) unsafe fn push(&mut self, entry: squeue::Entry) {
-        // SAFETY: handed on to the caller.
+        // SAFETY: the caller upholds the same contract.
         if !self.backlog.is_empty() || unsafe { self.inner.submission().push(&entry) }.is_err() {
             self.push_back(entry);
         }
     }
 
-    /// Queues an entry for which the submission queue has no room, as it seems.
+    /// Queues an entry for which the submission queue seems to have no room.
     #[cold]
     fn push_back(&mut self, entry: squeue::Entry) {
         self.backlog.push_back(entry);
-        // An error is no loss: the entries stay queued, and the next turn reports it if it lasts.
+        // An error loses nothing: the entries stay queued, and the next turn reports the error if
+        // it persists.
         let _ = self.hand_over_backlog();
     }
 
     /// Accepts one connection. If the backlog is probably empty, the accept waits for a connection
-    /// first where the kernel can do that.
+    /// first, if the kernel supports that.
     pub(super) fn accept(&mut self, listener: BorrowedFd<'_>, backlog: Expectation, token: Token) {
         let fd = types::Fd(listener.as_raw_fd());
-        // The peer's address is not asked for.
+        // The address of the peer is not requested.
         let accept = opcode::Accept::new(fd, std::ptr::null_mut(), std::ptr::null_mut());
         let accept = accept.flags(libc::SOCK_CLOEXEC);
         let entry = match backlog {
-            // The feature came with Linux 6.10, as this kind of accept did.
+            // This feature was added in Linux 6.10, like this kind of accept.
             Expectation::Silence if self.inner.params().is_feature_recvsend_bundle() => {
                 entry::accept_when_readable(accept)
             }
@@ -143,21 +144,22 @@ impl Ring {
         self.push_bare(entry.build().user_data(token.pack()));
     }
 
-    /// Tells each time that `fd` may have room for more bytes, and now if it has; also when its
-    /// peer has shut down its side, or it is dead. Goes on until it is canceled.
+    /// Reports each time that `fd` may have room for more bytes, and at once if it has room now.
+    /// Also reports when the peer has shut down its side, or the connection is dead. Continues
+    /// until it is canceled.
     pub(super) fn poll_room(&mut self, fd: BorrowedFd<'_>, token: Token) {
         let entry = opcode::PollAdd::new(types::Fd(fd.as_raw_fd()), libc::POLLOUT as u32);
         self.push_bare(entry.multi(true).build().user_data(token.pack()));
     }
 
-    /// Whether an alarm ends a wait at `moment` at the latest.
+    /// Whether an alarm ends a wait no later than `moment`.
     pub(super) fn has_alarm_by(&self, moment: Instant) -> bool {
         self.alarms.last().is_some_and(|&next| next <= moment)
     }
 
-    /// Ends a wait at `moment`. A wait with a time limit of its own starts and stops a timer, which
-    /// is 4 % of an echo's cost where no side sleeps; an alarm is set once for all the waits until
-    /// then. One that turns out to be too early ends a wait in vain, once.
+    /// Ends a wait at `moment`. A wait with its own time limit starts and stops a timer, which is 4
+    /// % of the cost of an echo in which neither side sleeps. An alarm is set once for all waits
+    /// until then. An alarm that turns out to be too early ends one wait in vain.
     pub(super) fn set_alarm(&mut self, moment: Instant) {
         if self.has_alarm_by(moment) {
             return;
@@ -167,8 +169,8 @@ impl Ring {
         *self.alarm = types::Timespec::from(after);
         let entry = opcode::Timeout::new(&raw const *self.alarm);
         let entry = entry.build().user_data(Token::Alarm.pack());
-        // SAFETY: the ring owns what it points to. If the kernel reads it late, it may be what the
-        // next alarm wants: this one goes off early then.
+        // SAFETY: the ring owns the memory that it points to. If the kernel reads it late, it may
+        // find the moment of the next alarm, so this alarm fires early.
         unsafe { self.push(entry) };
     }
 
@@ -177,7 +179,7 @@ impl Ring {
         self.alarms.pop();
     }
 
-    /// Cancels the operation that was given `token`, if it is there.
+    /// Cancels the operation that was given `token`, if there is one.
     pub(super) fn cancel(&mut self, token: Token) {
         self.push_bare(unanswered(opcode::AsyncCancel::new(token.pack()).build()));
     }
@@ -196,7 +198,7 @@ impl Ring {
     /// Moves the backlog into the submission queue as it empties.
     fn hand_over_backlog(&mut self) -> io::Result<()> {
         while let Some(entry) = self.backlog.front() {
-            // SAFETY: the promise that came with the entry to `push` holds until its completion.
+            // SAFETY: the contract of `push` for the entry holds until its completion.
             if unsafe { self.inner.submission().push(entry) }.is_ok() {
                 self.backlog.pop_front();
             } else {
@@ -208,7 +210,7 @@ impl Ring {
 
     /// As [`Ring::submit_and_wait`] without a time limit, but looks for completions for as long as
     /// `spin` before it sleeps: the kernel sets a flag in shared memory when it has some, so
-    /// looking costs no system call and being found awake saves the wake-up.
+    /// polling costs no system call, and a thread that is awake needs no wake-up.
     pub(super) fn submit_and_spin(&mut self, spin: Duration) -> io::Result<()> {
         self.hand_over_backlog()?;
         self.inner.submit()?;
@@ -228,7 +230,7 @@ impl Ring {
     }
 
     /// Hands everything to the kernel and waits for a completion, but no longer than `timeout`
-    /// (`None`: for ever).
+    /// (`None`: without limit).
     pub(super) fn submit_and_wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         self.hand_over_backlog()?;
         match timeout {
@@ -247,8 +249,8 @@ impl Ring {
         let submissions = self.inner.submission().len() as u32;
         let extended = if arguments.is_some() { EnterFlags::EXT_ARG } else { EnterFlags::empty() };
         let flags = (self.waiting | extended).bits();
-        // SAFETY: there are so many entries, whose memory is valid by the promise that came with
-        // each; if there are arguments, the flags announce them.
+        // SAFETY: the queue has this many entries, and their memory is valid by the contract of
+        // `push`. If there are arguments, the flags announce them.
         unsafe { self.inner.submitter().enter(submissions, 1, flags, arguments) }.map(drop)
     }
 
@@ -257,8 +259,8 @@ impl Ring {
         self.backlog.is_empty() && self.inner.submission().is_empty()
     }
 
-    /// Whether the kernel keeps completions in a slower list since the queue has no room for them.
-    /// They come into the queue when the kernel is next entered.
+    /// Whether the kernel keeps completions in a slower list because the queue has no room for
+    /// them. They are moved to the queue when the kernel is next entered.
     pub(super) fn has_overflowed(&mut self) -> bool {
         self.inner.submission().cq_overflow()
     }
@@ -269,8 +271,9 @@ impl Ring {
     }
 }
 
-/// Flags of a wait. One that could be booked as waiting for I/O would be: an idle daemon would show
-/// as 100 % iowait in top(1) and as pressure in /proc/pressure/io. From Linux 6.15 on it need not.
+/// Flags of a wait. By default the kernel accounts a wait as waiting for I/O: an idle daemon would
+/// show as 100 % iowait in top(1) and as pressure in /proc/pressure/io. From Linux 6.15 on a flag
+/// prevents that.
 fn waiting(ring: &IoUring) -> EnterFlags {
     if books_waits_as_idle(ring) {
         EnterFlags::GETEVENTS | EnterFlags::NO_IOWAIT
@@ -279,7 +282,7 @@ fn waiting(ring: &IoUring) -> EnterFlags {
     }
 }
 
-/// Whether a wait for completions need not count as waiting for I/O (Linux 6.15).
+/// Whether the kernel can account a wait for completions as idle instead of I/O (Linux 6.15).
 pub(super) fn books_waits_as_idle(ring: &IoUring) -> bool {
     ring.params().is_feature_no_iowait()
 }

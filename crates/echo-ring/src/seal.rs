@@ -1,9 +1,9 @@
-//! The last ring has been made: the process gives up the right to make another.
+//! After the last ring has been created, the process gives up the right to create another.
 //!
-//! A restricted ring (see `restrict`) would be worth little if an intruder in the process
-//! could make an open one beside it. So, once the workers run, a seccomp filter refuses
-//! io_uring_setup(2) and io_uring_register(2) to all threads, for ever. io_uring_enter(2) on the
-//! rings there are goes on.
+//! A restricted ring (see `restrict`) would be of little use if an intruder in the process could
+//! create an unrestricted one. Therefore, once the workers run, a seccomp filter permanently
+//! refuses io_uring_setup(2) and io_uring_register(2) to all threads. io_uring_enter(2) on existing
+//! rings continues to work.
 
 use std::fmt;
 use std::io;
@@ -15,9 +15,9 @@ use super::ring;
 /// Why the process is not sealed.
 #[derive(Debug)]
 pub enum Unsealed {
-    /// The filter could not be made or was not taken, and why.
+    /// The filter could not be created or installed, and why.
     Filter(String),
-    /// It was taken, but a ring could be made all the same.
+    /// It was installed, but a ring could be created nevertheless.
     Ineffective,
 }
 
@@ -30,11 +30,12 @@ impl fmt::Display for Unsealed {
     }
 }
 
-/// Refuses new rings and registrations to this process (EPERM), and sees that they are refused.
+/// Refuses new rings and registrations to this process (EPERM), and checks that they are refused.
 /// Also sets "no new privileges", without which a filter needs a capability.
 ///
 /// # Errors
-/// When the kernel takes no filter. Then nothing has changed, except perhaps the privileges.
+/// When the kernel does not accept the filter. Then nothing has changed, except possibly the
+/// privileges.
 pub fn seal_process() -> Result<(), Unsealed> {
     let program = filter().map_err(|error| Unsealed::Filter(error.to_string()))?;
     apply_filter_all_threads(&program).map_err(|error| Unsealed::Filter(error.to_string()))?;
@@ -44,10 +45,10 @@ pub fn seal_process() -> Result<(), Unsealed> {
     }
 }
 
-/// What marks a call of the x32 ABI (`__X32_SYSCALL_BIT` of the kernel). Such calls have the
-/// architecture and, from number 424 on, the numbers of x86-64, so a filter that knows the plain
-/// numbers alone lets them pass. Calls of the i386 ABI have another architecture: the filter ends
-/// the process for them.
+/// The mark of a call of the x32 ABI (`__X32_SYSCALL_BIT` of the kernel). Such calls have the
+/// architecture and, from number 424 on, the numbers of x86-64, so a filter with only the plain
+/// numbers would permit them. Calls of the i386 ABI have another architecture: the filter ends the
+/// process for them.
 const X32_BIT: libc::c_long = 0x4000_0000;
 
 fn filter() -> Result<BpfProgram, seccompiler::BackendError> {
@@ -70,15 +71,15 @@ mod tests {
     use super::*;
 
     /// The errno of a call without arguments, made by a child of this thread; none where perl(1) is
-    /// missing. io_uring_setup(2) of zero entries comes to nothing, whatever makes it.
+    /// missing. io_uring_setup(2) with zero entries never creates a ring.
     fn errno_of(call: libc::c_long) -> Option<i32> {
         let script = format!("$! = 0; syscall({call}, 0, 0); print $! + 0");
         let output = Command::new("perl").args(["-e", &script]).output().ok()?;
         String::from_utf8(output.stdout).ok()?.parse().ok()
     }
 
-    /// Goal: no ABI of this machine is a way around the filter. Method: a thread of its own takes
-    /// it, for it stays for ever, and its children make the calls.
+    /// Goal: no ABI of this machine bypasses the filter. Method: a separate thread installs the
+    /// filter, because it is permanent, and its children make the calls.
     #[test]
     #[cfg(target_arch = "x86_64")]
     fn no_other_abi_passes_the_filter() {

@@ -1,12 +1,13 @@
-//! Memory for spilled bytes: what slow peers did not take yet, in blocks that all workers share,
-//! out of every core dump.
+//! Memory for spilled bytes, which slow peers have not taken yet. All workers share its blocks, and
+//! it is excluded from core dumps.
 //!
-//! A block is taken twice: first by the core, as a number ([`Budget::take`]), which sees to it that
-//! the block exists; then by the driver, as memory. So where a core spills no more than it was
-//! granted, there is always a block. It is given back once, by the driver, when its bytes are gone.
+//! A block is taken twice: first by the core, as a number ([`Budget::take`]), which guarantees that
+//! the block exists; then by the driver, as memory. If a core spills no more than it was granted,
+//! there is therefore always a block. It is given back once, by the driver, when its bytes are
+//! gone.
 //!
-//! Blocks come from *segments*, mappings that the kernel leaves out of core dumps. A segment goes
-//! back to the system when all of its blocks are free and the rest is enough.
+//! Blocks come from *segments*, mappings that the kernel leaves out of core dumps. A segment is
+//! returned to the system when all of its blocks are free and the others suffice.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
@@ -24,7 +25,7 @@ pub(super) const BLOCK: usize = 4096;
 /// Blocks of a segment: 1 MiB.
 const SEGMENT_BLOCKS: usize = 256;
 
-/// Slices that one send takes bytes from: 256 KiB, as much as a large buffer holds.
+/// The maximum number of slices in one send: 256 KiB, as much as a large buffer holds.
 const SLICES: usize = 64;
 
 /// The memory for spilled bytes of a process.
@@ -38,7 +39,7 @@ pub struct SpillMemory {
 struct Blocks {
     /// Blocks that have been taken by the core and not been given back by a driver.
     taken: u64,
-    /// Segments by number; none where one has gone back to the system.
+    /// Segments by number. None for a segment that was returned to the system.
     segments: Vec<Option<Segment>>,
     /// Blocks in all segments.
     total: u64,
@@ -58,14 +59,14 @@ struct Block {
     index: u16,
 }
 
-// SAFETY: a block is plain memory with one owner; any thread may be its owner.
+// SAFETY: a block is plain memory with one owner. Any thread may be its owner.
 unsafe impl Send for Block {}
 
 // SAFETY: as for a block: a segment owns its mapping.
 unsafe impl Send for Segment {}
 
 impl SpillMemory {
-    /// A memory of which at most `limit` bytes may be taken. It is mapped as it is needed.
+    /// A memory of which at most `limit` bytes may be taken. It is mapped when needed.
     #[must_use]
     pub fn new(limit: u64) -> Arc<Self> {
         let memory = Self { limit: AtomicU64::new(0), blocks: Mutex::default() };
@@ -73,7 +74,8 @@ impl SpillMemory {
         Arc::new(memory)
     }
 
-    /// From now on at most `limit` bytes may be taken. What is taken beyond it stays so.
+    /// From now on at most `limit` bytes may be taken. Memory that is already taken beyond the
+    /// limit stays taken.
     pub fn set_limit(&self, limit: u64) {
         self.limit.store(limit / BLOCK as u64, Ordering::Relaxed);
     }
@@ -118,7 +120,7 @@ impl Blocks {
         true
     }
 
-    /// A block that has been taken before.
+    /// A block that the core has taken before.
     fn get(&mut self) -> Block {
         let number = *self.with_free.first().expect("invariant: the core was granted this block");
         let segment = self.segments[number].as_mut().expect("invariant: it has a free block");
@@ -139,7 +141,7 @@ impl Blocks {
         self.with_free.insert(number);
         let whole = segment.free.len() == SEGMENT_BLOCKS;
         self.taken -= 1;
-        // One is kept while any is in use: a peer that was slow once is slow again.
+        // One is kept while any is in use: a peer that was slow once is probably slow again.
         let enough = self.taken + if self.taken == 0 { 0 } else { SEGMENT_BLOCKS as u64 };
         if whole && self.total - SEGMENT_BLOCKS as u64 >= enough {
             self.segments[number] = None;
@@ -151,22 +153,22 @@ impl Blocks {
 
 impl Block {
     fn bytes(&self) -> &[u8] {
-        // SAFETY: a block is so long, mapped as long as it is in use, and initialised: zeroed, then
-        // written by `SpillQueue::push` alone.
+        // SAFETY: a block has this length, is mapped as long as it is in use, and initialised:
+        // zeroed, then written by `SpillQueue::push` alone.
         unsafe { NonNull::slice_from_raw_parts(self.start, BLOCK).as_ref() }
     }
 
     fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as for `bytes`; the owner of a block is the only one that points into it.
+        // SAFETY: as for `bytes`; only the owner of a block points into it.
         unsafe { NonNull::slice_from_raw_parts(self.start, BLOCK).as_mut() }
     }
 }
 
-/// The spilled bytes of one connection, oldest first. It is never empty but while it is made.
+/// The spilled bytes of one connection, oldest first. Never empty, except during construction.
 pub(super) struct SpillQueue {
     memory: Arc<SpillMemory>,
     blocks: VecDeque<Block>,
-    /// Where the unsent bytes begin in the first block.
+    /// The offset of the unsent bytes in the first block.
     begin: usize,
     /// Unsent bytes.
     length: usize,
@@ -197,7 +199,7 @@ impl SpillQueue {
         }
     }
 
-    /// Slices of the first unsent bytes; behind the last of them follow empty ones.
+    /// Slices of the first unsent bytes, followed by empty slices.
     pub(super) fn slices(&self) -> [IoSlice<'_>; SLICES] {
         let mut slices = [IoSlice::new(&[]); SLICES];
         for (slice, part) in slices.iter_mut().zip(self.parts()) {
@@ -234,7 +236,7 @@ impl SpillQueue {
         self.length == 0
     }
 
-    /// A copy of all that is unsent, on its way out of here.
+    /// A copy of all unsent bytes, for a handover.
     pub(super) fn to_vec(&self) -> Vec<u8> {
         self.parts().flatten().copied().collect()
     }
@@ -264,9 +266,9 @@ mod tests {
         memory.blocks().taken
     }
 
-    /// Goal: bytes come out as they went in, whatever is sent between, and exactly the blocks that
-    /// hold some are in use. Method: pushes and sends of lengths around a block, against a plain
-    /// queue.
+    /// Goal: bytes come out in the order in which they went in, for any sequence of sends, and
+    /// exactly the blocks that contain bytes are in use. Method: pushes and sends of lengths around
+    /// the size of a block, compared with a plain queue.
     #[test]
     fn bytes_keep_their_order_and_blocks_come_back() {
         let memory = SpillMemory::new(1 << 20);
@@ -320,8 +322,8 @@ mod tests {
         assert_eq!(taken(&memory), 311);
     }
 
-    /// Goal: memory goes back to the system, and is in no core dump while it is here. Method: look
-    /// at the mappings of the process.
+    /// Goal: memory is returned to the system, and excluded from core dumps while it is mapped.
+    /// Method: examine the mappings of the process.
     #[test]
     fn memory_is_not_dumped_and_goes_back() {
         let undumped = || {
@@ -348,7 +350,7 @@ mod tests {
         let kept = undumped() - before;
         assert!(kept >= 60 << 10, "{kept} KiB are undumped");
         queues.truncate(32);
-        // Other tests map a few small buffers meanwhile.
+        // Other tests map a few small buffers at the same time.
         assert!(undumped() < before + (40 << 10), "half of it is free");
         queues.clear();
         assert!(undumped() < before + (8 << 10), "all of it is free");

@@ -1,8 +1,8 @@
 //! Whether standard output was open when the program started.
 //!
 //! The start-up code of Rust opens /dev/null in place of standard descriptors that are closed, so
-//! afterwards a result that nobody gets looks as if it had been written. This looks before that
-//! code runs.
+//! writing a result to such a descriptor would seem to succeed. This module checks the descriptor
+//! before that code runs.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 

@@ -1,5 +1,5 @@
-//! `user_data`: which operation of which tenant of which slot a completion answers. Packed and
-//! unpacked here and nowhere else.
+//! `user_data`: identifies the operation and the connection (slot and generation) that a completion
+//! belongs to. Packed and unpacked only here.
 //!
 //! ```text
 //! 63      56 55            32 31             0
@@ -9,7 +9,7 @@
 use echo_core::datagram::op::{BufferId, SocketId};
 use echo_core::op::{ConnectionId, SizeClass};
 
-/// What was asked.
+/// The kind of operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Token {
     Accept(ConnectionId),
@@ -22,17 +22,17 @@ pub(super) enum Token {
     /// The peer of a Unix stream sends no more.
     Rdhup(ConnectionId),
     Send(ConnectionId),
-    /// A send that answers only if it fails or is short.
+    /// A send that has a completion only if it fails or is short.
     SkipSuccessSend(ConnectionId),
     /// A multishot receive of a datagram socket.
     ReceiveDatagrams(SocketId),
-    /// A reply out of a buffer for datagrams, which answers only if it fails.
+    /// A reply from a datagram buffer, which has a completion only if it fails.
     Reply(BufferId),
     /// The eventfd of the worker became readable.
     Wake,
-    /// A moment has come.
+    /// An alarm has fired.
     Alarm,
-    /// An operation whose answer is not needed: a cancel or a close.
+    /// An operation whose completion is not needed: a cancel or a close.
     Unanswered,
 }
 
@@ -72,7 +72,7 @@ impl Token {
         }
     }
 
-    /// Whose skip-success send a completion's value is of, if of one.
+    /// The connection of a skip-success send, if the value belongs to one.
     pub(super) fn skip_success_send(user_data: u64) -> Option<ConnectionId> {
         (user_data >> 56 == SKIP_SUCCESS_SEND).then(|| id_of(user_data))
     }
@@ -98,7 +98,7 @@ impl Token {
             WAKE => Self::Wake,
             ALARM => Self::Alarm,
             UNANSWERED => Self::Unanswered,
-            _ => unreachable!("the kernel returned user_data {user_data:#x}, which we never gave"),
+            _ => unreachable!("the kernel returned user_data {user_data:#x}, which we never set"),
         }
     }
 }

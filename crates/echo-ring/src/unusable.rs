@@ -1,9 +1,9 @@
-//! Why io_uring cannot be used here, and which of kernel, sysctl and seccomp filter is in the way.
+//! Why io_uring cannot be used here: kernel, sysctl or seccomp filter.
 //!
-//! An errno alone does not tell. A filter may answer EPERM (Docker, systemd) or ENOSYS (Podman),
-//! the sysctl answers EPERM, a kernel without io_uring ENOSYS. So, once a call is refused, the
-//! other two are asked about a ring that does not exist: the kernel answers EBADF or EINVAL,
-//! whatever the sysctl says, and a filter what it answers to everything.
+//! The errno alone is ambiguous. A filter may return EPERM (Docker, systemd) or ENOSYS (Podman),
+//! the sysctl EPERM, and a kernel without io_uring ENOSYS. Therefore, after a call is refused, the
+//! other two system calls are tried on a ring that does not exist. The kernel returns EBADF or
+//! EINVAL, regardless of the sysctl, whereas a filter returns the same errno as for the first call.
 
 use std::fmt;
 use std::fs;
@@ -18,7 +18,7 @@ pub struct Shortage {
     pub rings: usize,
     /// Bytes for each.
     pub each: u64,
-    /// Bytes that all processes of the user may have together.
+    /// Bytes that all processes of the user together may lock.
     pub limit: u64,
 }
 
@@ -35,7 +35,7 @@ impl Shortage {
         self.limit / self.each
     }
 
-    /// Whether the limit itself is high enough, so that others of the user hold the rest.
+    /// Whether the limit itself is high enough, so that other processes of the user hold the rest.
     #[must_use]
     pub fn may_pass(&self) -> bool {
         self.needed() <= self.limit
@@ -98,7 +98,7 @@ pub enum Unusable {
     Refused {
         /// Which one.
         call: Call,
-        /// What it answered.
+        /// Its errno.
         errno: i32,
         /// What refuses it.
         obstacle: Obstacle,
@@ -107,7 +107,7 @@ pub enum Unusable {
     TooOld(&'static str),
     /// The kernel does not know the operation.
     NoOperation(&'static str),
-    /// A ring that was restricted takes what the text names all the same.
+    /// A restricted ring nevertheless accepts what the text names.
     Unrestricted(&'static str),
     /// The rings need more locked memory than the process may have.
     LockedMemory(Shortage),
@@ -115,7 +115,7 @@ pub enum Unusable {
     Resources {
         /// In which system call.
         call: &'static str,
-        /// What it answered.
+        /// Its errno.
         error: io::Error,
     },
 }
@@ -137,15 +137,15 @@ pub enum Obstacle {
     SecurityModule,
 }
 
-/// What is known about a refusal.
+/// The evidence about a refusal.
 #[derive(Clone, Debug)]
 struct Evidence {
     call: Call,
     errno: i32,
     sysctl: Sysctl,
-    /// Whether another call is refused though it names no ring.
+    /// Whether another call is refused although it names no ring.
     others_refused: bool,
-    /// Whether another call got as far as the kernel's io_uring.
+    /// Whether another call reached the kernel's io_uring.
     others_answered: bool,
     /// Whether this process has a seccomp filter at all, where that can be seen.
     filtered: Option<bool>,
@@ -177,7 +177,7 @@ fn is_refusal(errno: i32) -> bool {
 
 impl Evidence {
     fn gather(call: Call, errno: i32) -> Self {
-        // Registrations without a ring are another matter than those of a ring; 0 is none of them.
+        // Some registrations need no ring; 0 is not one of them.
         let asked = [(Call::Enter, libc::SYS_io_uring_enter), (Call::Register, REGISTER)];
         let others = asked.into_iter().filter(|(other, _)| *other != call);
         let answers: Vec<bool> = others.map(|(_, number)| is_refused(number)).collect();
@@ -194,12 +194,12 @@ impl Evidence {
     fn obstacle(&self) -> Obstacle {
         let forbids = |value: &str| value != "0";
         match (&self.sysctl, self.errno) {
-            // A ring was made: the kernel has io_uring, and the sysctl forbids setup alone.
+            // A ring was created: the kernel has io_uring, and the sysctl only forbids setup.
             _ if self.call != Call::Setup => Obstacle::Filter,
             (Sysctl::Value(value), libc::ENOSYS) if forbids(value) => {
                 Obstacle::SysctlAndFilter(value.clone())
             }
-            // What the kernel shows or answers, it has.
+            // If the kernel has the sysctl or answers a call, it has io_uring.
             (Sysctl::Value(_), libc::ENOSYS) => Obstacle::Filter,
             (_, libc::ENOSYS) if self.others_answered => Obstacle::Filter,
             (_, libc::ENOSYS) if self.filtered == Some(false) => Obstacle::Kernel,
@@ -222,7 +222,7 @@ const REGISTER: libc::c_long = libc::SYS_io_uring_register;
 
 /// Whether the call with this number is refused although it names no ring.
 fn is_refused(number: libc::c_long) -> bool {
-    // SAFETY: descriptor -1 is none, and without one neither call reads or writes our memory.
+    // SAFETY: -1 is not a descriptor, and without one neither call reads or writes our memory.
     let answer = unsafe { libc::syscall(number, -1, 0, 0, std::ptr::null::<u8>(), 0) };
     answer < 0 && is_refusal(Errno::last_raw())
 }
@@ -261,7 +261,7 @@ impl Unusable {
         }
     }
 
-    /// Whether trying again later may help, with nothing changed on this machine.
+    /// Whether a later retry may succeed without a change on this machine.
     #[must_use]
     pub fn may_pass(&self) -> bool {
         match self {
@@ -394,7 +394,7 @@ mod tests {
         Sysctl::Value(text.to_owned())
     }
 
-    /// Goal: each pair of errno and circumstances leads to what really is in the way.
+    /// Goal: each pair of errno and circumstances leads to the real cause.
     #[test]
     fn the_obstacle_follows_from_the_evidence() {
         let refused =
@@ -413,7 +413,7 @@ mod tests {
             (refused(evidence(eperm, Sysctl::Absent)), Obstacle::Filter),
             (refused(evidence(enosys, Sysctl::Hidden)), Obstacle::FilterOrKernel),
             (refused(evidence(enosys, Sysctl::Absent)), Obstacle::FilterOrKernel),
-            // A filter that refuses io_uring_setup alone.
+            // A filter that only refuses io_uring_setup.
             (evidence(eperm, zero()), Obstacle::Filter),
             (evidence(enosys, Sysctl::Hidden), Obstacle::Filter),
             // The sysctl, visible and not.
@@ -434,8 +434,8 @@ mod tests {
         }
     }
 
-    /// Goal: where a filter is or may be in the way, the message says which profile permits
-    /// io_uring, where it is, and how each engine applies it; on one line, as every failure at
+    /// Goal: if a filter is or may be the cause, the message names the profile that permits
+    /// io_uring, its path, and how each engine applies it. It is one line, like every failure at
     /// start-up.
     #[test]
     fn the_remedy_for_a_filter_names_the_profile_and_how_each_engine_applies_it() {
@@ -457,7 +457,7 @@ mod tests {
             }
             assert!(!text.contains('\n') && !text.contains("  "), "{text}");
         }
-        // Where no filter is in the way, no profile helps.
+        // If no filter is the cause, no profile helps.
         for obstacle in [Obstacle::Kernel, Obstacle::Sysctl(None), Obstacle::SecurityModule] {
             let unusable = Unusable::Refused { call: Call::Setup, errno: libc::EPERM, obstacle };
             assert!(!unusable.to_string().contains("seccomp.json"), "{unusable}");
@@ -468,7 +468,7 @@ mod tests {
     fn a_call_without_a_ring_is_answered_by_the_kernel() {
         assert!(!is_refused(libc::SYS_io_uring_enter));
         assert!(!is_refused(REGISTER));
-        // A number that no call has is refused by every kernel.
+        // Every kernel refuses a number that no call has.
         assert!(is_refused(9_999));
     }
 }

@@ -1,4 +1,4 @@
-//! Completions to events, for the client.
+//! Translates completions to events of the client.
 
 use std::io;
 
@@ -10,7 +10,7 @@ use echo_core::op::{ConnectionId, ReceiveEnd};
 /// What happened.
 #[derive(Debug)]
 pub enum Event {
-    /// The connection stands; nothing is received yet.
+    /// The connection is established. No receive is armed yet.
     Connected {
         /// Which.
         connection: ConnectionId,
@@ -22,7 +22,7 @@ pub enum Event {
         /// Why.
         error: io::Error,
     },
-    /// Bytes came: [`Client::bytes`] shows them, and [`Client::recycle`] must follow.
+    /// Bytes were received: [`Client::bytes`] returns them, and [`Client::recycle`] must follow.
     Received {
         /// On which connection.
         connection: ConnectionId,
@@ -30,10 +30,10 @@ pub enum Event {
         buffer: u16,
         /// How many.
         length: u32,
-        /// Whether more will come without another [`Client::receive`].
+        /// Whether the receive continues without another [`Client::receive`].
         armed: bool,
     },
-    /// The receive ended without bytes, and not for want of a buffer.
+    /// The receive ended without bytes, and not for lack of a buffer.
     ReceiveEnded {
         /// On which connection.
         connection: ConnectionId,
@@ -64,7 +64,7 @@ pub enum Event {
 }
 
 impl Client {
-    /// The next of the things that happened before the last wait ended.
+    /// The next event of the last wait.
     pub fn next_event(&mut self) -> Option<Event> {
         loop {
             let completion = self.reaped.get(self.told)?.clone();
@@ -75,7 +75,7 @@ impl Client {
         }
     }
 
-    /// What a completion tells, if anything.
+    /// The event of a completion, if it has one.
     fn event(&mut self, completion: &cqueue::Entry) -> Option<Event> {
         let (result, flags) = (completion.result(), completion.flags());
         match Token::unpack(completion.user_data()) {
@@ -84,7 +84,7 @@ impl Client {
             Token::Send(connection) => self.sent(connection, result),
             Token::Wake => {
                 self.wake_armed = false;
-                // It does not block; nothing to read means that it was emptied before.
+                // The descriptor does not block. If there is nothing to read it was emptied before.
                 let _ = self.wake.read();
                 Some(Event::Woken)
             }
@@ -140,12 +140,12 @@ impl Client {
                 return Some(Event::Received { connection, buffer, length: result as u32, armed });
             }
             Some(buffer) => self.recycle(buffer),
-            None => assert!(result <= 0, "{result} bytes of {connection:?} came in no buffer"),
+            None => assert!(result <= 0, "{result} bytes of {connection:?} without a buffer"),
         }
         if closing {
             return self.closed_if_at_rest(connection);
         }
-        assert!(!armed, "a multishot receive goes on after result {result}");
+        assert!(!armed, "a multishot receive continues after result {result}");
         let reason = match result {
             0 => ReceiveEnd::EndOfStream,
             _ => errno::of_receive(-result),
@@ -168,7 +168,7 @@ impl Client {
         })
     }
 
-    /// To be called for connections that are closing, when something on them has ended.
+    /// To be called for connections that are closing, when one of their operations has ended.
     fn closed_if_at_rest(&mut self, connection: ConnectionId) -> Option<Event> {
         if !self.slot(connection).is_at_rest() {
             return None;

@@ -1,10 +1,10 @@
-//! A slot for a connection, and what the kernel does with its message.
+//! A slot for a connection, and the state of its message in the kernel.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use io_uring::types;
 
-/// One slot for a connection, used by one tenant after another.
+/// One slot, used by successive connections.
 #[derive(Default)]
 pub(super) struct Slot {
     pub(super) socket: Option<OwnedFd>,
@@ -13,7 +13,7 @@ pub(super) struct Slot {
     pub(super) receiving: bool,
     pub(super) closing: bool,
     pub(super) sending: bool,
-    /// What is sent. Untouched while `sending`: the kernel reads it.
+    /// The message. Not accessed while `sending`, because the kernel reads it.
     pub(super) message: Vec<u8>,
 }
 

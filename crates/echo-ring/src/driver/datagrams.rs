@@ -1,13 +1,14 @@
-//! Datagrams: received into the buffers of a pool of their own, and answered from where they are.
+//! Datagrams: received into the buffers of a separate pool, and answered from the same buffer.
 //!
-//! One receive brings whatever comes to a socket (multishot): a header, the sender, control
-//! messages and the payload, all in one buffer. A reply points into that buffer: to the sender as
-//! its destination, to the control messages, which were turned around in place (`control`), and to
-//! the payload. So nothing is copied, and nothing allocated.
+//! One multishot receive brings all datagrams of a socket: a header, the sender, control messages
+//! and the payload, all in one buffer. A reply points into that buffer: to the sender as its
+//! destination, to the control messages, which are converted in place to those of the reply
+//! (`control`), and to the payload. Nothing is copied, and nothing allocated.
 //!
-//! No reply ever waits. A waiting send would hold its buffer for as long as a link is down; and to
-//! a full Unix peer it delivers an empty datagram (seen on Linux 6.1 to 6.18). A reply is over when
-//! the kernel has taken its entry, and tells only of its failure, as a skip-success send does.
+//! No reply ever waits. A waiting send would hold its buffer for as long as a link is down, and to
+//! a full Unix peer it delivers an empty datagram (seen on Linux 6.1 to 6.18). A reply is complete
+//! when the kernel has taken its entry. Only its failure has a completion, as for a skip-success
+//! send.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -28,23 +29,23 @@ use crate::token::Token;
 use echo_core::datagram::Datagram;
 use echo_core::datagram::op::{BufferId, Event, Header, Op, ReceiveEnd, SocketId};
 
-/// `MSG_TRUNC` and `MSG_CTRUNC` as the header of a received datagram has them.
+/// `MSG_TRUNC` and `MSG_CTRUNC` in the header of a received datagram.
 const TRUNCATED: u32 = (libc::MSG_TRUNC | libc::MSG_CTRUNC) as u32;
-/// To a Unix socket `MSG_CTRUNC` tells that credentials or descriptors came along. There is no room
-/// for them on purpose: the kernel forgets them, so that none stays open here.
+/// On a Unix socket `MSG_CTRUNC` means that credentials or descriptors were sent along. There is
+/// deliberately no room for them: the kernel drops them, so that no descriptor stays open here.
 const TRUNCATED_UNIX: u32 = libc::MSG_TRUNC as u32;
 
 const OPEN: &str = "invariant: the core names open sockets only";
 const NONE: &str = "invariant: the core has datagram sockets only if the driver has";
 
-/// Where the parts of a received datagram are in its buffer, and what of them a reply uses.
+/// The positions of the parts of a received datagram in its buffer, and of those that a reply uses.
 #[derive(Clone, Copy, Debug, Default)]
 struct Parts {
     socket: u16,
     name_length: u8,
     /// Where the control messages of the reply begin, and how many bytes they have.
     control: (u16, u8),
-    /// How many of these bytes say that it is a burst.
+    /// How many of these bytes mark it as a burst.
     burst_length: u8,
     payload: u16,
     length: u32,
@@ -59,17 +60,17 @@ struct Message {
 
 /// The datagram side of a driver.
 pub(super) struct Datagrams {
-    /// There exactly until they are closed.
+    /// Present exactly until they are closed.
     sockets: Vec<Option<Arc<DatagramSocket>>>,
     pool: BufferRing,
-    /// What the receives of each socket ask for.
+    /// The template for the receives of each socket.
     templates: Box<[libc::msghdr]>,
-    /// One a buffer.
+    /// One for each buffer.
     messages: Box<[Message]>,
-    /// One a buffer: true exactly while it is lent.
+    /// One for each buffer: true exactly while it is lent.
     parts: Box<[Parts]>,
-    /// Replies whose success the kernel does not tell of: there exactly from their submission to
-    /// the turn that answers them.
+    /// Replies whose success has no completion: present exactly from their submission to the turn
+    /// that answers them.
     replies: Vec<BufferId>,
     /// True exactly when the last turn left some of them unanswered.
     flushes_replies: bool,
@@ -110,8 +111,8 @@ impl Datagrams {
         self.sockets[usize::from(socket)].as_ref().expect(OPEN)
     }
 
-    /// Points the message of a lent buffer into it, and to `length` bytes of its payload from
-    /// `offset` on; without the mark of a burst if `plain`.
+    /// Points the message of a lent buffer into the buffer, and to `length` bytes of its payload
+    /// from `offset` on. If `plain`, without the mark of a burst.
     fn address(&mut self, buffer: BufferId, offset: u32, length: u32, plain: bool) -> &Message {
         let parts = &self.parts[usize::from(buffer.0)];
         let end = u32::from(parts.payload) + offset + length;
@@ -124,7 +125,7 @@ impl Datagrams {
             control_length -= parts.burst_length;
         }
         let message = &mut self.messages[usize::from(buffer.0)];
-        // In front of the payload, as `received` has seen.
+        // In front of the payload, as `received` has checked.
         let at = |offset: usize| start.wrapping_add(offset);
         message.payload.iov_base = at(usize::from(parts.payload) + offset as usize).cast();
         message.payload.iov_len = length as usize;
@@ -138,7 +139,7 @@ impl Datagrams {
     }
 }
 
-/// A header that asks for nothing and holds nothing.
+/// An empty header.
 fn empty_header() -> libc::msghdr {
     // SAFETY: it holds pointers and integers only, for which zeroes are values.
     unsafe { MaybeUninit::<libc::msghdr>::zeroed().assume_init() }
@@ -179,7 +180,7 @@ impl Driver {
         unsafe { self.ring.push(entry) };
     }
 
-    /// A receive of a datagram socket tells something, or has ended.
+    /// Handles a completion of a receive of a datagram socket.
     pub(super) fn received_datagram(&mut self, socket: SocketId, result: i32, flags: u32) {
         let armed = cqueue::more(flags);
         if !armed {
@@ -192,7 +193,7 @@ impl Driver {
             if let Some(index) = buffer {
                 datagrams.pool.recycle(index);
             }
-            assert!(!armed, "a multishot receive goes on after result {result}");
+            assert!(!armed, "a multishot receive continues after result {result}");
             let reason = end_of_receive(-result);
             return datagrams.events.push(Event::ReceiveEnded { socket, reason });
         };
@@ -228,25 +229,25 @@ impl Driver {
         let entry = entry.flags(squeue::Flags::SKIP_SUCCESS).user_data(token.pack());
         // SAFETY: it points to the message of the buffer and into the buffer, which live as long as
         // the driver, see `BufferRing` and `Drop`; both are left alone while the buffer is lent. A
-        // core that recycled it meanwhile would garble its own echo, but the memory stays ours.
+        // core that recycled it meanwhile would corrupt its own echo, but the memory stays ours.
         unsafe { self.ring.push(entry) };
     }
 
-    /// Whether the next turn must not wait: there is something to tell, or the kernel has not taken
+    /// Whether the next turn must not wait: there are events to report, or the kernel has not taken
     /// all replies.
     pub(super) fn has_datagram_news(&self) -> bool {
         self.datagrams.as_ref().is_some_and(|it| it.flushes_replies || !it.events.is_empty())
     }
 
-    /// Answers the replies that the kernel has taken without a word: they were sent. To be called
-    /// when all completions of a turn have been taken.
+    /// Answers the replies that the kernel has taken without a completion: they were sent. To be
+    /// called when all completions of a turn have been taken.
     pub(super) fn answer_replies(&mut self) {
         let Some(datagrams) = &mut *self.datagrams else { return };
         if datagrams.replies.is_empty() {
             return;
         }
-        // What the kernel has not taken, or tells of when its queue has room again, comes with one
-        // of the next turns, which do not wait.
+        // Replies that the kernel has not taken, or completions that it reports when its queue has
+        // room again, come with one of the next turns, which do not wait.
         datagrams.flushes_replies = !self.ring.is_handed_over() || self.ring.has_overflowed();
         if datagrams.flushes_replies {
             return;
@@ -267,8 +268,8 @@ impl Driver {
         });
     }
 
-    /// Sends the datagrams of a burst one by one, by system calls: this happens where a route does
-    /// not take bursts.
+    /// Sends the datagrams of a burst one by one, by system calls: this happens if a route does not
+    /// carry bursts.
     fn reply_segments(&mut self, buffer: BufferId) {
         let datagrams = self.datagrams.as_mut().expect(NONE);
         let Parts { socket, length, segment, .. } = datagrams.parts[usize::from(buffer.0)];
@@ -277,8 +278,8 @@ impl Driver {
         for offset in (0..length).step_by(usize::from(segment.max(1))) {
             let part = u32::from(segment).min(length - offset);
             let message = datagrams.address(buffer, offset, part, true);
-            // SAFETY: the message points to itself and into a lent buffer, both of which stay as
-            // they are for the call.
+            // SAFETY: the message points to itself and into a lent buffer. Both stay unchanged
+            // during the call.
             let outcome = unsafe { libc::sendmsg(fd, &raw const message.header, TRIES) };
             if outcome >= 0 {
                 sent += 1;
@@ -292,7 +293,8 @@ impl Driver {
     }
 }
 
-/// What a buffer holds, by the header that the kernel wrote; turns its control messages around.
+/// The content of a buffer, by the header that the kernel wrote. Converts its control messages to
+/// those of the reply.
 fn examine(bytes: &mut [u8], open: &DatagramSocket, socket: u16) -> (Parts, Datagram) {
     let Layout { name, control } = open.layout;
     let fields: [u32; 4] = std::array::from_fn(|index| {
@@ -337,8 +339,8 @@ fn examine(bytes: &mut [u8], open: &DatagramSocket, socket: u16) -> (Parts, Data
     (parts, datagram)
 }
 
-/// Reads the header (PROXY protocol) of a datagram, none of which the kernel has merged. Its
-/// payload begins behind the header.
+/// Reads the header (PROXY protocol) of a datagram that is not part of a merged burst. Its payload
+/// begins behind the header.
 fn read_header(bytes: &[u8], parts: &mut Parts, datagram: &mut Datagram) {
     let payload = bytes.get(parts.payload.into()..).unwrap_or_default();
     let Ok((length, peer)) = echo_proxy_header::datagram(payload) else {

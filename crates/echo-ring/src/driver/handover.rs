@@ -1,4 +1,4 @@
-//! Connections that come from the process before us, or go to the next one.
+//! Connections that come from the previous process, or go to the next one.
 
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -12,7 +12,7 @@ use crate::spill::{BLOCK, SpillQueue};
 use echo_core::kernel::Kernel;
 use echo_core::op::{Budget, ConnectionId, PeerAddr};
 
-/// What a driver has of a connection, on its way from one process to the next.
+/// The driver's state of a connection that is handed over from one process to the next.
 #[derive(Debug)]
 pub struct ConnectionParts {
     /// Its socket.
@@ -21,13 +21,13 @@ pub struct ConnectionParts {
     pub unsent: Box<[u8]>,
     /// The address that its header (PROXY protocol) has announced.
     pub announced: Option<SocketAddr>,
-    /// The state of the parser of a header of which some has come
+    /// The state of the parser, if a part of the header has arrived
     /// ([`echo_proxy_header::Parser::to_bytes`]); else empty.
     pub preface: Box<[u8]>,
 }
 
 impl ConnectionParts {
-    /// Those of a connection without a header, and without bytes that are still to be sent.
+    /// The state of a connection without a header and without unsent bytes.
     #[must_use]
     pub fn of(socket: OwnedFd) -> Self {
         Self { socket, unsent: Box::default(), announced: None, preface: Box::default() }
@@ -35,16 +35,16 @@ impl ConnectionParts {
 }
 
 impl Driver {
-    /// Takes the memory for bytes of a connection that is to be imported, whatever the limit says.
+    /// Takes the memory for bytes of a connection that is to be imported, even beyond the limit.
     /// False if the system has none.
     #[must_use]
     pub fn take_memory_for(&self, unsent: &[u8]) -> bool {
         self.memory.take_beyond(unsent.len().div_ceil(BLOCK) as u32)
     }
 
-    /// Takes over a connection of the process before us. If bytes are still to be sent on it,
-    /// [`Driver::take_memory_for`] has taken the memory for them. Returns where it comes from, as
-    /// [`Kernel::peer_of`] does from now on.
+    /// Takes over a connection of the previous process. If bytes are still to be sent on it,
+    /// [`Driver::take_memory_for`] has taken the memory for them. Returns the address of its peer,
+    /// as [`Kernel::peer_of`] does from now on.
     ///
     /// # Panics
     /// If the slot is in use.
@@ -75,7 +75,7 @@ impl Driver {
     /// Gives a connection away.
     ///
     /// # Panics
-    /// If there is none of this name.
+    /// If there is no connection with this id.
     pub fn release(&mut self, connection: ConnectionId) -> ConnectionParts {
         let spill = self.spills.remove(&connection.slot());
         let unsent = spill.map_or_else(Box::default, |spill| spill.to_vec().into_boxed_slice());

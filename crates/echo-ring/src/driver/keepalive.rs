@@ -1,11 +1,12 @@
-//! Is a silent peer still there? The kernel asks when the core says so, once for each probe.
+//! Keepalive probes: the kernel sends one when the core requests it.
 //!
-//! Left alone, the kernel would ask by timers of its own. Those of minutes are coarse (2 s and
-//! more), so that a crowd that came together is asked in one burst, of which loopback and veth drop
-//! what exceeds `net.core.netdev_max_backlog` (1,000). So keep-alive is on for each TCP connection,
-//! but with times so long that it never acts by itself (`listen` sets them, and connections
-//! inherit them). A probe is made by lowering `TCP_KEEPIDLE` below the present silence: that sets
-//! off the timer at once (`tcp_sock_set_keepidle_locked`, Linux 6.1 to 6.18).
+//! By default the kernel would probe by its own timers. Timers of minutes are coarse (2 s and
+//! more), so connections that were opened together in large numbers are probed in one burst, and
+//! loopback and veth drop what exceeds `net.core.netdev_max_backlog` (1,000). Therefore keep-alive
+//! is on for each TCP connection, but with times so long that the kernel never probes by itself
+//! (`listen` sets them, and connections inherit them). A probe is made by lowering `TCP_KEEPIDLE`
+//! below the present silence: that fires the timer at once (`tcp_sock_set_keepidle_locked`, Linux
+//! 6.1 to 6.18).
 
 use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -19,24 +20,25 @@ use crate::token::Token;
 use echo_core::kernel::Kernel as _;
 use echo_core::op::{ConnectionId, Event, SizeClass, Timestamp};
 
-/// The longest silence and the longest interval that the kernel takes, in seconds
+/// The longest silence and the longest interval that the kernel accepts, in seconds
 /// (`MAX_TCP_KEEPIDLE`).
 const NEVER_S: i32 = 32_767;
 
-/// The most probes that the kernel takes (`MAX_TCP_KEEPCNT`).
+/// The largest number of probes that the kernel accepts (`MAX_TCP_KEEPCNT`).
 const PROBES_MAX: u32 = 127;
 
-/// Makes the kernel hold its own probes back on a connection of the process before us, whose
-/// listener may have had other options.
+/// Stops the kernel's own probes on a connection of the previous process, whose listener may have
+/// had other options.
 fn hold_probes(connection: BorrowedFd<'_>) {
     let never = Duration::from_secs(NEVER_S as u64);
     let options = TcpKeepalive::new().with_time(never).with_interval(never);
-    // It fails on no TCP socket; one that goes on probing by itself is no worse than before.
+    // It fails on no TCP socket. A connection on which the kernel continues to probe is no worse
+    // than before.
     let _ = SockRef::from(&connection).set_tcp_keepalive(&options.with_retries(PROBES_MAX));
 }
 
 impl Driver {
-    /// Makes the kernel send a probe, in the next instant. `again`: the last one was not answered.
+    /// Makes the kernel send a probe at once. `again`: the last one was not answered.
     pub(super) fn probe(&mut self, connection: ConnectionId, silent_s: u16, again: bool) {
         let socket = self.socket(connection);
         if socket.transport() != Transport::Tcp {
@@ -44,16 +46,17 @@ impl Driver {
         }
         let fd = socket.fd.as_raw_fd();
         if again {
-            // With a user timeout that is shorter than this silence the second probe would be the
-            // end, answered or not (`tcp_keepalive_timer`).
+            // With a user timeout that is shorter than this silence the second probe would end the
+            // connection, answered or not (`tcp_keepalive_timer`).
             set_option(fd, libc::TCP_USER_TIMEOUT, 0);
         }
-        // Half of it: the kernel may have heard of the peer a little later than we have, and what
-        // an answer sets off is another probe after so long a silence.
+        // Half of the silence: the kernel may have received something from the peer a little later
+        // than we have. After an answer the timer would send another probe after this time.
         set_option(fd, libc::TCP_KEEPIDLE, i32::from(silent_s / 2).max(1));
     }
 
-    /// The end of that: no further probe. Tells when the peer was last heard of.
+    /// Ends the probing: no further probe is sent. Returns when something last arrived from the
+    /// peer.
     pub(super) fn end_probe(&mut self, connection: ConnectionId, again: bool) {
         let now = self.now();
         let socket = self.socket(connection);
@@ -68,16 +71,18 @@ impl Driver {
         }
         if receiving == Receiving::Small && is_readable(&self.socket(connection).fd) {
             // A multishot receive that stands at an urgent byte while a signal is pending for this
-            // thread (it is stopped, frozen or traced) takes it for an empty socket and sleeps on
-            // (`tcp_recvmsg_locked`, seen on Linux 6.18). A new one finds the bytes.
+            // thread (it is stopped, frozen or traced) mistakes it for an empty socket and
+            // continues to sleep (`tcp_recvmsg_locked`, seen on Linux 6.18). A new receive finds
+            // the bytes.
             self.ring.cancel(Token::Receive(connection, SizeClass::Small));
         }
         let heard = Timestamp(now.0.saturating_sub(u64::from(silent_ms)));
         self.answers.push(Event::ProbeEnded { connection, heard });
     }
 
-    /// Gives a TCP connection of the process before us the options that it would have inherited
-    /// from a listener of ours: that one's may have been others, and it may have been being probed.
+    /// Gives a TCP connection of the previous process the options that it would have inherited from
+    /// a listener of ours. Its own listener may have had others, and a probe may have been in
+    /// progress.
     pub(super) fn hold_imported(&self, connection: BorrowedFd<'_>) {
         hold_probes(connection);
         if let Some(timeout) = self.user_timeout() {
@@ -93,7 +98,7 @@ impl Driver {
     }
 }
 
-/// Sets an option of TCP. It fails only if the connection is gone, which the receive tells.
+/// Sets an option of TCP. It fails only if the connection is gone, which the receive reports.
 fn set_option(fd: RawFd, option: i32, value: i32) {
     let length = size_of::<i32>() as libc::socklen_t;
     // SAFETY: `value` is an int that lives during the call, and `length` is its size.
@@ -102,8 +107,8 @@ fn set_option(fd: RawFd, option: i32, value: i32) {
     }
 }
 
-/// For how long nothing has come from the peer, not even an acknowledgement. 0 if the kernel does
-/// not tell.
+/// For how long nothing has arrived from the peer, not even an acknowledgement. 0 if the kernel
+/// does not report it.
 fn milliseconds_of_silence(fd: RawFd) -> u32 {
     let mut info = MaybeUninit::<libc::tcp_info>::zeroed();
     let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
@@ -117,11 +122,11 @@ fn milliseconds_of_silence(fd: RawFd) -> u32 {
             &raw mut length,
         );
     }
-    // SAFETY: all of it are numbers, and zeroed where the kernel wrote nothing.
+    // SAFETY: all fields are numbers, zeroed where the kernel wrote nothing.
     unsafe { info.assume_init() }.tcpi_last_ack_recv
 }
 
-/// Whether a receive would not have to wait: bytes are there, or the end.
+/// Whether a receive would not wait: bytes are there, or the end of the stream.
 fn is_readable(socket: &OwnedFd) -> bool {
     let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
     SockRef::from(socket).recv_with_flags(&mut [MaybeUninit::uninit()], flags).is_ok()

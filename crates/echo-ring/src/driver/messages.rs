@@ -1,19 +1,21 @@
 //! Relaying the messages of a Unix seqpacket connection: one at a time, each whole.
 //!
-//! 1. A receive looks at the next message without taking it (`MSG_PEEK`), and learns its length.
+//! 1. A receive peeks at the next message (`MSG_PEEK`), which gives its length.
 //! 2. A send takes all of it, or nothing.
-//! 3. A receive without room takes the message out of the queue: what it has no room for is gone.
+//! 3. A receive without room removes the message from the queue: the kernel drops what does not
+//!    fit.
 //!
-//! So no message is cut, however long it is, and none needs memory of ours for longer than these
-//! three system calls. Where the peer does not read, messages wait in our receive queue, where they
-//! count against the send buffer of the peer itself.
+//! Therefore no message is cut, however long it is, and none needs memory of ours for longer than
+//! these three system calls. If the peer does not read, messages wait in our receive queue, where
+//! they count against the send buffer of the peer itself.
 //!
 //! # Empty messages
-//! A receive tells of an empty message what it tells of the end: 0 bytes. But a message comes with
-//! the credentials of its sender if they are asked for (`SO_PASSCRED`, unix(7); see
+//! A receive returns 0 bytes for an empty message, as for the end. But a message comes with the
+//! credentials of its sender if they are requested (`SO_PASSCRED`, unix(7); see
 //! [`ListeningSocket::equip`](crate::ListeningSocket::equip)); without room for them it is marked
-//! `MSG_CTRUNC`, and the end is not (Linux 6.1, 6.12 and 6.18, tests/kernels). Whether the peer has
-//! shut down its side (`POLLRDHUP`) would not tell: it may have sent a message before.
+//! `MSG_CTRUNC`, and the end is not (Linux 6.1, 6.12 and 6.18, tests/kernels). `POLLRDHUP` (the
+//! peer has shut down its side) could not distinguish the two: the peer may have sent a message
+//! before.
 
 use std::io::IoSliceMut;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -26,8 +28,8 @@ use super::relay::Moved;
 use crate::errno;
 use echo_core::op::{ConnectionError, ReceiveEnd, SendError, When};
 
-/// Bytes of the longest message that is echoed. Without privileges a peer sends no longer ones
-/// where net.core.wmem_max is at most half of it; its default is 212,992.
+/// Bytes of the longest message that is echoed. An unprivileged peer cannot send longer ones if
+/// net.core.wmem_max is at most half of it. Its default is 212,992.
 pub(super) const LENGTH_MAX: usize = 1 << 20;
 
 /// Echoes the next message, which fits into `scratch` if it can be echoed at all.
@@ -48,7 +50,7 @@ pub(super) fn echo(socket: BorrowedFd<'_>, scratch: &mut [u8]) -> Result<Moved, 
 
 const TOO_LONG: ReceiveEnd = ReceiveEnd::Failed(ConnectionError::MessageSize);
 
-/// Forgets the next message.
+/// Drops the next message.
 pub(super) fn forget(socket: BorrowedFd<'_>) -> Result<Moved, ReceiveEnd> {
     match look(socket, &mut [])? {
         Some(length) => take(socket, length),
@@ -56,7 +58,8 @@ pub(super) fn forget(socket: BorrowedFd<'_>) -> Result<Moved, ReceiveEnd> {
     }
 }
 
-/// The length of the next message, which is copied as far as there is room; nothing if none waits.
+/// The length of the next message, which is copied as far as there is room; none if no message
+/// waits.
 fn look(socket: BorrowedFd<'_>, scratch: &mut [u8]) -> Result<Option<usize>, ReceiveEnd> {
     let flags = RecvFlags::PEEK | RecvFlags::TRUNC | RecvFlags::DONTWAIT;
     let mut control = RecvAncillaryBuffer::new(&mut []);
@@ -72,13 +75,14 @@ fn look(socket: BorrowedFd<'_>, scratch: &mut [u8]) -> Result<Option<usize>, Rec
     }
 }
 
-/// Sends a message as one, and enlarges the send buffer if it is too small for that alone.
+/// Sends a message whole, and enlarges the send buffer if the buffer is too small for the message
+/// alone.
 fn send_whole(socket: BorrowedFd<'_>, message: &[u8]) -> Result<(), Errno> {
     let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
     match send(socket, message, flags) {
         Err(Errno::MSGSIZE) => {
-            // The kernel makes it twice as large (socket(7)), unless net.core.wmem_max is in the
-            // way; then the message is refused again.
+            // The kernel doubles the value (socket(7)), unless net.core.wmem_max limits it. Then
+            // the message is refused again.
             let _ = SockRef::from(&socket).set_send_buffer_size(message.len());
             send(socket, message, flags).map(drop)
         }

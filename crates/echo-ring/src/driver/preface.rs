@@ -1,11 +1,12 @@
-//! Headers of the PROXY protocol: read from the front of a stream, and what they have announced.
+//! Headers of the PROXY protocol, read from the front of a stream, and the addresses that they
+//! announce.
 //!
 //! 1. A poll waits for bytes.
-//! 2. A receive looks at them without taking them (`MSG_PEEK`), and the parser is given them.
-//! 3. A receive takes those that belong to the header (as in `relay`).
+//! 2. A receive peeks at them (`MSG_PEEK`), and the parser reads them.
+//! 3. A receive consumes those that belong to the header (as in `relay`).
 //!
-//! So what follows the header stays in the receive queue, and the stream begins behind it as one
-//! without a header does.
+//! Therefore the bytes behind the header stay in the receive queue, and the stream continues like
+//! one without a header.
 
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
@@ -20,17 +21,18 @@ use crate::peer;
 use crate::token::Token;
 use echo_core::op::{ConnectionId, Event, PeerAddr, PeerOrigin, ReceiveEnd};
 
-/// What is known of the header of a connection.
+/// The state of the header of a connection.
 pub(super) enum Preface {
-    /// It is being read, and may have so many bytes in all.
+    /// It is being read, and may have `length_max` bytes in all.
     Reading(Box<Parser>, u16),
-    /// It has announced this address, which is the peer's from then on.
+    /// It has announced this address, which is the peer's address from then on.
     Announced(SocketAddr),
 }
 
 impl Preface {
-    /// One that another process has begun to read, by the state of its parser. A state that no
-    /// parser has written is none: what follows is then no header.
+    /// A header that another process has begun to read, restored from the state of its parser. If
+    /// no parser can have written that state, the bytes that follow are treated as an invalid
+    /// header.
     pub(super) fn begun(state: &[u8]) -> Self {
         let parser = state.try_into().ok().and_then(Parser::from_bytes);
         Self::Reading(Box::new(parser.unwrap_or_default()), 0)
@@ -73,12 +75,12 @@ impl Driver {
             unreachable!("the header of {connection:?} is not being read")
         };
         let left = usize::from(*length_max).saturating_sub(parser.consumed());
-        assert!(left > 0, "{connection:?} is asked for more than a header may have");
+        assert!(left > 0, "{connection:?}: the maximum length of the header is out of range");
         let scratch = &mut self.scratch.bytes()[..left];
         let bytes = match peek(socket, scratch) {
             Ok([]) => return Err(ReceiveEnd::EndOfStream),
             Ok(bytes) => bytes,
-            // There was nothing after all: the poll is to be armed again.
+            // There was nothing: the poll is to be armed again.
             Err(error) => return nothing(error).and(Err(ReceiveEnd::Stopped)),
         };
         let (seen, progress) = (bytes.len(), parser.push(bytes));

@@ -1,5 +1,5 @@
-//! Receiving: into small buffers, which the kernel picks when bytes come, or into a large one,
-//! which a receive has in hand; or waiting for bytes by a poll.
+//! Receiving: into small buffers, which the kernel picks when bytes arrive; into a large buffer,
+//! which is assigned to the receive; or waiting for bytes by a poll.
 
 use std::os::fd::AsFd;
 
@@ -12,7 +12,7 @@ use echo_core::op::{
     BufferId, ConnectionId, Event, Expectation, ReceiveEnd, ReceiveMode, SizeClass,
 };
 
-/// What the kernel has that receives from a socket.
+/// The operation in the kernel that receives from a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Receiving {
     /// Nothing.
@@ -23,16 +23,16 @@ pub(super) enum Receiving {
     Large,
     /// A poll for bytes.
     Readable,
-    /// A poll for bytes; when there are some, they are relayed: at most so many, or discarded.
+    /// A poll for bytes. When there are some, at most this many are relayed, or they are discarded.
     Relaying,
-    /// A poll for room; when there is some, bytes are relayed.
+    /// A poll for room. When there is some, bytes are relayed.
     Blocked,
-    /// A poll for bytes; when there are some, they are looked at for a header.
+    /// A poll for bytes. When there are some, the header is read.
     Preface,
 }
 
-/// Whether the end of a Unix stream is watched for: see [`Transport::Unix`]. So its connections may
-/// be received from multishot: 0.985 of epoll's cost instead of 1.066 with one-shot receives.
+/// Whether the end of a Unix stream is watched for: see [`Transport::Unix`]. That permits multishot
+/// receives for such connections: 0.985 of epoll's cost instead of 1.066 with one-shot receives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rdhup {
     /// It need not be: this is TCP.
@@ -43,10 +43,10 @@ pub(super) enum Rdhup {
     Unwatched,
     /// A poll for it is armed.
     Watched,
-    /// A poll for it was armed and has been canceled, but has not ended yet. Another one could not
-    /// be told from it.
+    /// A poll for it was armed and has been canceled, but has not ended yet. Another poll could not
+    /// be distinguished from it.
     Canceled,
-    /// The peer sends no more; what is left to receive is received one-shot.
+    /// The peer sends no more; the remaining bytes are received one-shot.
     Seen,
 }
 
@@ -97,7 +97,7 @@ impl Driver {
         }
     }
 
-    /// Receives into a large buffer: what is there, or when it comes.
+    /// Receives into a large buffer: bytes that are there, or the next ones that arrive.
     ///
     /// # Panics
     /// If there is no free large buffer.
@@ -127,7 +127,7 @@ impl Driver {
 
     pub(super) fn cancel_receive(&mut self, connection: ConnectionId) {
         match self.socket(connection).receiving {
-            // It answers by itself.
+            // It completes by itself.
             Receiving::No => {}
             Receiving::Small => self.ring.cancel(Token::Receive(connection, SizeClass::Small)),
             Receiving::Large => self.ring.cancel(Token::Receive(connection, SizeClass::Large)),
@@ -163,7 +163,7 @@ impl Driver {
     }
 
     /// The poll for the end of a Unix stream has ended: the peer sends no more, and from here on a
-    /// multishot receive might not tell the end; or the poll was canceled.
+    /// multishot receive might not report the end; or the poll was canceled.
     pub(super) fn on_rdhup(&mut self, connection: ConnectionId, result: i32) {
         let socket = self.socket_mut(connection);
         if socket.rdhup == Rdhup::Canceled && result < 0 {
@@ -221,13 +221,13 @@ impl Driver {
                     rest: rest(flags),
                 });
             }
-            (1.., None) => unreachable!("{result} bytes of {connection:?} came in no buffer"),
+            (1.., None) => unreachable!("{result} bytes of {connection:?} without a buffer"),
             (..=0, _) => {
                 // A kernel may hand out a buffer and then find nothing to put into it.
                 if let Some(index) = buffer {
                     self.small.recycle(index);
                 }
-                assert!(!armed, "a multishot receive goes on after result {result}");
+                assert!(!armed, "a multishot receive continues after result {result}");
                 events.push(Event::ReceiveEnded { connection, reason: end_of_receive(result) });
             }
         }
@@ -238,7 +238,7 @@ impl Driver {
     }
 }
 
-/// What becomes of the poll for the end of a Unix stream.
+/// Updates the state of the poll for the end of a Unix stream.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Watch {
     Unchanged,
@@ -247,7 +247,7 @@ enum Watch {
 }
 
 impl Rdhup {
-    /// Whether a multishot receive would tell the end, or the poll for it does.
+    /// Whether a multishot receive would report the end, or the poll for it does.
     fn allows_multishot(self) -> bool {
         match self {
             Self::Unneeded | Self::Unwatched | Self::Watched => true,
@@ -257,7 +257,7 @@ impl Rdhup {
 }
 
 impl Socket {
-    /// A receive is armed that may not tell the end of the stream.
+    /// A receive is armed that may not report the end of the stream.
     fn watch_rdhup(&mut self) -> Watch {
         if self.rdhup != Rdhup::Unwatched {
             return Watch::Unchanged;
@@ -266,7 +266,7 @@ impl Socket {
         Watch::Begins
     }
 
-    /// A receive is armed that tells the end by itself.
+    /// A receive is armed that reports the end by itself.
     fn unwatch_rdhup(&mut self) -> Watch {
         if self.rdhup != Rdhup::Watched {
             return Watch::Unchanged;

@@ -1,13 +1,14 @@
 //! Relaying: an echo that takes bytes out of the receive queue only when they have been sent.
 //!
 //! 1. A poll waits for bytes, or for room.
-//! 2. A receive looks at the bytes without taking them (`MSG_PEEK`).
-//! 3. A send takes what there is room for.
-//! 4. A receive takes as many as were sent: on TCP without copying them (`MSG_TRUNC`, tcp(7)); on
-//!    Unix streams, which do not know that flag, it copies them over those that were looked at.
+//! 2. A receive peeks at the bytes (`MSG_PEEK`).
+//! 3. A send takes the bytes that there is room for.
+//! 4. A receive consumes as many as were sent: on TCP without copying them (`MSG_TRUNC`, tcp(7)).
+//!    Unix streams do not support that flag, so there they are copied once more, over the peeked
+//!    bytes.
 //!
 //! The last three are system calls in a row, so the kernel never holds memory of ours. Messages of
-//! a seqpacket connection keep their bounds, see `messages`.
+//! a seqpacket connection keep their boundaries, see `messages`.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -24,11 +25,11 @@ use crate::errno;
 use crate::token::Token;
 use echo_core::op::{ConnectionError, ConnectionId, Event, ReceiveEnd, SendError, When};
 
-/// Bytes that are looked at in one go: as many as fit into a TCP segment of the loopback device.
+/// Bytes that one peek reads: as many as fit into a TCP segment of the loopback device.
 const LENGTH_MAX: usize = 64 << 10;
 
-/// Where relayed bytes are while they are looked at: of one relay at a time. As long as the longest
-/// message; what is not used of it takes no memory.
+/// Memory for the bytes of one relay at a time. As long as the longest message; unused parts take
+/// no memory.
 pub(super) struct Scratch(Mapping);
 
 impl Scratch {
@@ -38,8 +39,8 @@ impl Scratch {
 
     pub(super) fn bytes(&mut self) -> &mut [u8] {
         let start = self.0.start().as_ptr();
-        // SAFETY: the mapping is so long and initialised (zeroed, then written by the kernel), and
-        // nothing else points into it.
+        // SAFETY: the mapping has this length and is initialised (zeroed, then written by the
+        // kernel), and nothing else points into it.
         unsafe { std::slice::from_raw_parts_mut(start, messages::LENGTH_MAX) }
     }
 }
@@ -60,14 +61,14 @@ impl Moved {
         Self { length: 0, chunks: 0, next }
     }
 
-    /// So many bytes of a stream.
+    /// `length` bytes of a stream.
     fn bytes(length: usize, next: When) -> Self {
         Self { length, chunks: u32::from(length > 0), next }
     }
 }
 
 impl Driver {
-    /// Relays at most `length_max` bytes, or discards what comes.
+    /// Relays at most `length_max` bytes, or discards the bytes that arrive.
     pub(super) fn relay(&mut self, connection: ConnectionId, when: When, length_max: Option<u32>) {
         match (when, length_max) {
             (When::Now, _) => {
@@ -182,18 +183,17 @@ fn echo(socket: BorrowedFd<'_>, scratch: &mut [u8]) -> Result<Moved, ReceiveEnd>
     Ok(Moved::bytes(sent, next))
 }
 
-/// Looks at what is in the receive queue, as far as `scratch` has room, and leaves it there.
-/// Nothing is the end of the stream.
+/// Peeks at the receive queue, as far as `scratch` has room. No bytes mean the end of the stream.
 pub(super) fn peek<'a>(socket: BorrowedFd<'_>, scratch: &'a mut [u8]) -> Result<&'a [u8], Errno> {
     let (_, seen) = recv(socket, &mut *scratch, RecvFlags::PEEK | RecvFlags::DONTWAIT)?;
     Ok(&scratch[..seen])
 }
 
-/// Takes as many bytes as `scratch` has room for out of the receive queue, in which they are. They
-/// may come in several pieces: a receive ends before urgent data (tcp(7)).
+/// Consumes as many bytes from the receive queue as `scratch` has room for. The bytes are known to
+/// be there, but they may come in several pieces: a receive ends before urgent data (tcp(7)).
 pub(super) fn take(socket: BorrowedFd<'_>, scratch: &mut [u8]) -> Result<(), ReceiveEnd> {
-    /// Receives in a row that bring nothing though the bytes are there. Each lets a pending signal
-    /// be handled, so one would do.
+    /// Consecutive receives that may bring nothing although the bytes are there. Each lets a
+    /// pending signal be handled, so one would be enough.
     const FRUITLESS_MAX: u32 = 64;
     let (mut taken, mut fruitless) = (0, 0);
     while taken < scratch.len() {
@@ -214,7 +214,7 @@ pub(super) fn take(socket: BorrowedFd<'_>, scratch: &mut [u8]) -> Result<(), Rec
     Ok(())
 }
 
-/// Forgets what is there.
+/// Drops the bytes that are there.
 fn forget(socket: BorrowedFd<'_>, scratch: &mut [u8]) -> Result<Moved, ReceiveEnd> {
     let room = scratch.len();
     match recv(socket, scratch, RecvFlags::TRUNC | RecvFlags::DONTWAIT) {

@@ -1,25 +1,27 @@
-//! Sending: what a pooled buffer holds, tried at once, and what a slow peer did not take, when
-//! there is room again.
+//! Sending: the bytes of a pooled buffer are tried at once; bytes that a slow peer did not take are
+//! sent when there is room again.
 //!
 //! # Waiting for room
-//! No send is left to wait in the kernel. io_uring would wait for it by a poll, but that one also
-//! ends when the peer has shut down its side (POLLRDHUP, which every poll asks for) or an urgent
-//! byte is unread (POLLPRI), room or not; a send that is woken so in vain, 128 times, is given to a
-//! blocking thread of its own (`iou-wrk-…`; APOLL_MAX_RETRY, Linux 6.1 to 6.18). So:
+//! No send waits in the kernel. io_uring would wait for room by a poll, but that poll also ends
+//! when the peer has shut down its side (POLLRDHUP, which every poll requests) or an urgent byte is
+//! unread (POLLPRI), even if there is no room. A send that was woken 128 times in vain is moved to
+//! a blocking thread of its own (`iou-wrk-…`; APOLL_MAX_RETRY, Linux 6.1 to 6.18). Therefore:
 //!
-//! 1. A multishot poll for room is armed, if it is not; if it is, what waits is tried at once.
-//! 2. The poll tells something: what waits is tried, by a system call that takes what fits. Nothing
-//!    fits: it goes on waiting. The poll is edge-triggered, so what stays true (a peer that has
-//!    shut down its side) is told once, and each further try has its own cause.
-//! 3. The poll outlives the answer, for a connection that waits again. When it tells something that
-//!    nothing waits for, it is canceled.
+//! 1. A multishot poll for room is armed, unless one is armed already. In that case the waiting
+//!    bytes are tried at once.
+//! 2. When the poll reports an event, a system call sends as many of the waiting bytes as fit. If
+//!    none fit, they continue to wait. The poll is edge-triggered, so a permanent condition (a peer
+//!    that has shut down its side) is reported once, and each further try has its own cause.
+//! 3. The poll stays armed after the send, in case the connection waits again. When it reports an
+//!    event that nothing waits for, it is canceled.
 //!
-//! # Tries without a completion
-//! A try is over when the kernel has taken its entry: it never waits. So a try whose answer nothing
-//! waits for asks for a completion only if it takes less than all (`MSG_WAITALL` makes that a
-//! failure, `IOSQE_CQE_SKIP_SUCCESS` keeps silent about the rest), and what is not heard of after
-//! the entries were handed over was sent. Where one message is under way at a time that makes one
-//! turn of the loop of two: 0.13 of the 5.7 µs of an echo where no side sleeps.
+//! # Skip-success sends
+//! A try-send never waits, so it has completed when the kernel has taken its entry. If nothing
+//! waits for its answer, it requests a completion only if it takes fewer bytes than all:
+//! `MSG_WAITALL` makes a short send a failure, and `IOSQE_CQE_SKIP_SUCCESS` omits the completion of
+//! a success. A send without a completion after the entries were handed over was successful. If one
+//! message is in flight at a time, that reduces two turns of the loop to one: 0.13 of the 5.7 µs of
+//! an echo in which neither side sleeps.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -32,33 +34,33 @@ use crate::errno;
 use crate::token::Token;
 use echo_core::op::{BufferId, ConnectionId, Event, SendError, SizeClass};
 
-/// A try of which no completion is expected.
+/// A try-send for which no completion is expected.
 #[derive(Clone, Copy)]
 pub(super) struct SkipSuccessSend {
     connection: ConnectionId,
     length: u32,
 }
 
-/// What a connection waits for room for.
+/// What a connection sends when there is room.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum OnWritable {
-    /// To send spilled bytes.
+    /// Spilled bytes.
     SendSpilled,
-    /// To send these bytes of a pooled buffer.
+    /// These bytes of a pooled buffer.
     SendHeld { buffer: BufferId, offset: u32, length: u32 },
-    /// To relay at most so many bytes.
+    /// At most this many bytes, by a relay.
     Relay { length_max: u32 },
 }
 
-/// Whether a poll tells when a socket may have room.
+/// Whether a poll reports when a socket may have room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Room {
     /// None is armed.
     Unwatched,
     /// One is armed.
     Watched,
-    /// One was armed and has been canceled, but has not ended yet. Another one could not be told
-    /// from it.
+    /// One was armed and has been canceled, but has not ended yet. Another poll could not be
+    /// distinguished from it.
     Canceled,
 }
 
@@ -87,13 +89,14 @@ impl Driver {
         };
         self.in_flight += 1;
         // SAFETY: `bytes` are `length` bytes of the pool, which outlives the send, see `BufferRing`
-        // and `Drop`. A core that recycled the buffer meanwhile would garble its own echo, but the
+        // and `Drop`. A core that recycled the buffer meanwhile would corrupt its own echo, but the
         // memory stays ours.
         unsafe { self.ring.push(entry) };
     }
 
-    /// Answers the skip-success sends: all but those that `completions` tell of were sent whole.
-    /// Not before the kernel has taken all entries and told all it has to tell.
+    /// Answers the skip-success sends: all were sent whole, except those with a failure in
+    /// `completions`. Does nothing before the kernel has taken all entries and reported all
+    /// completions.
     pub(super) fn answer_skip_success_sends(
         &mut self,
         completions: &[cqueue::Entry],
@@ -102,8 +105,8 @@ impl Driver {
         if self.skip_success_sends.is_empty() {
             return;
         }
-        // What the kernel has not taken, or tells of when its queue has room again, comes with one
-        // of the next turns, which do not wait.
+        // Sends that the kernel has not taken, or completions that it reports when its queue has
+        // room again, come with one of the next turns, which do not wait.
         self.flushes_sends = !self.ring.is_handed_over() || self.ring.has_overflowed();
         if self.flushes_sends {
             return;
@@ -129,13 +132,13 @@ impl Driver {
         result: i32,
         events: &mut Vec<Event>,
     ) {
-        // Still there if it was too early to answer.
+        // Still in the list if it was too early to answer.
         self.skip_success_sends.retain(|send| send.connection != connection);
         self.socket_mut(connection).skips_success = false;
         self.sent(connection, result, events);
     }
 
-    /// A try has ended, and tells how.
+    /// A try-send has completed with `result`.
     pub(super) fn sent(&mut self, connection: ConnectionId, result: i32, events: &mut Vec<Event>) {
         self.in_flight -= 1;
         if result >= 0 {
@@ -154,7 +157,7 @@ impl Driver {
         if self.socket(connection).room == Room::Unwatched {
             self.watch_room(connection);
         } else {
-            // What there was to tell may have been told.
+            // The poll may already have reported the present room.
             let event = self.try_waiting(connection);
             self.answers.extend(event);
         }
@@ -166,16 +169,16 @@ impl Driver {
         self.ring.poll_room(socket.fd.as_fd(), Token::Writable(connection));
     }
 
-    /// Ends the wait for room, whatever for.
+    /// Ends the wait for room.
     pub(super) fn cancel_send(&mut self, connection: ConnectionId) {
-        // The poll may stay: nothing waits for what it tells.
+        // The poll may stay armed: nothing waits for its events.
         if let Some(then) = self.on_writable.remove(&connection.slot()) {
             let event = self.ended(connection, then, libc::ECANCELED);
             self.answers.push(event);
         }
     }
 
-    /// The poll for room tells something, or has ended.
+    /// The poll for room reports an event, or has ended.
     pub(super) fn writable(
         &mut self,
         connection: ConnectionId,
@@ -190,7 +193,7 @@ impl Driver {
         }
         let slot = connection.slot();
         if !self.on_writable.contains_key(&slot) {
-            // With bytes spilled it will be waited for again.
+            // A connection with spilled bytes will wait for room again.
             let wanted = self.spills.contains_key(&slot);
             if self.socket(connection).room == Room::Watched && !wanted {
                 self.socket_mut(connection).room = Room::Canceled;
@@ -208,7 +211,7 @@ impl Driver {
         }
     }
 
-    /// What becomes of a wait that ends with this errno.
+    /// The event for a wait that ends with this errno.
     fn ended(&mut self, connection: ConnectionId, then: OnWritable, errno: i32) -> Event {
         match then {
             OnWritable::Relay { .. } => self.relay_ended(connection, errno),
@@ -218,7 +221,7 @@ impl Driver {
         }
     }
 
-    /// Tries what waits for room; nothing if there is none: then it goes on waiting.
+    /// Tries to send the waiting bytes. None if there is no room: then they continue to wait.
     fn try_waiting(&mut self, connection: ConnectionId) -> Option<Event> {
         let then = *self.on_writable.get(&connection.slot())?;
         let event = match then {
@@ -269,7 +272,7 @@ impl Driver {
     }
 }
 
-/// Nothing if there is no room.
+/// None if there is no room.
 fn send_failed(connection: ConnectionId, error: &io::Error) -> Option<Event> {
     let failed = Event::SendFailed { connection, error: send_error(error) };
     (error.kind() != io::ErrorKind::WouldBlock).then_some(failed)

@@ -1,4 +1,5 @@
-//! One slot, tenant after tenant: what the kernel tells late of the last one is not the next one's.
+//! Successive connections in one slot: a late completion of one connection does not affect the
+//! next.
 
 use std::os::unix::net::UnixStream;
 
@@ -23,7 +24,7 @@ fn driver() -> Driver {
     .unwrap_or_else(|unusable| panic!("no ring: {unusable}"))
 }
 
-/// A Unix connection of this name whose end is watched for, and its peer.
+/// A Unix connection with this id whose end is watched for, and its peer.
 fn import(driver: &mut Driver, connection: ConnectionId) -> UnixStream {
     let (ours, peer) = UnixStream::pair().expect("a pair of sockets");
     driver.import(connection, ConnectionParts::of(OwnedFd::from(ours)));
@@ -32,8 +33,9 @@ fn import(driver: &mut Driver, connection: ConnectionId) -> UnixStream {
     peer
 }
 
-/// Goal: an RDHUP that is told after its connection was closed changes nothing for the next one in
-/// the slot. Method: say what the kernel says when a poll ends before its cancel is seen.
+/// Goal: an RDHUP that is reported after its connection was closed does not affect the next
+/// connection in the slot. Method: pass the completion of a poll that ends before its cancel takes
+/// effect.
 #[test]
 fn a_stale_rdhup_does_not_reach_the_next_tenant() {
     for (result, flags) in [(libc::POLLRDHUP.into(), 0), (-libc::ECANCELED, 0)] {
@@ -46,16 +48,16 @@ fn a_stale_rdhup_does_not_reach_the_next_tenant() {
         };
         driver.take(Token::Rdhup(former), result, flags, &mut events);
         assert_eq!(driver.socket(present).rdhup, Rdhup::Watched, "after {result}");
-        assert!(driver.left_polls.is_empty(), "it is waited for no longer");
-        // The present one's own counts.
+        assert!(driver.left_polls.is_empty(), "no poll waits for it any more");
+        // A completion for the present connection is handled.
         driver.take(Token::Rdhup(present), libc::POLLRDHUP.into(), 0, &mut events);
         assert_eq!(driver.socket(present).rdhup, Rdhup::Seen);
         assert_eq!(events, []);
     }
 }
 
-/// Goal: the same for the poll for room, which may tell more than once; and a slot that is empty
-/// then is no trouble.
+/// Goal: the same for the poll for room, which may report several events. An empty slot is handled
+/// too.
 #[test]
 fn stale_news_of_room_are_nobodys() {
     let more = 1 << 1; // IORING_CQE_F_MORE
