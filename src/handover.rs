@@ -3,8 +3,8 @@
 //!
 //! [`pack`] turns quiescent connections into a few descriptors for the store, [`unpack`] reads
 //! them, and [`Import::import`] turns them back: `format` is the state as bytes, `store` the
-//! descriptors. If the state cannot be read, the connections are returned to be closed in order: a
-//! state that is damaged or of an unknown version does not prevent a start.
+//! descriptors. If the state cannot be read, the connections are returned to be closed with a FIN:
+//! a state that is damaged or of an unknown version does not prevent a start.
 //! This module does not decide when to hand over, and knows neither the service manager nor the
 //! ring.
 
@@ -29,7 +29,8 @@ pub struct ConnectionTransfer {
     pub transfer: TransferState,
     /// The address that its header has announced.
     pub announced: Option<SocketAddr>,
-    /// The state of the parser of its header; there exactly if some of that has come, and not all.
+    /// The state of the parser of its header; present exactly if a part of the header has arrived,
+    /// but not all.
     pub preface: Box<[u8]>,
     /// The bytes that are still to be sent.
     pub unsent: Box<[u8]>,
@@ -43,11 +44,12 @@ impl ConnectionTransfer {
     }
 }
 
-/// Ends connections for which a state of `version` has no place: those whose header is being read.
-/// Their peers get a FIN, and the next process waits for theirs. Returns how many they are.
+/// Ends connections that a state of `version` cannot represent: those whose header is being read.
+/// Their peers get a FIN, and the next process waits for the peers' FIN. Returns how many there
+/// are.
 ///
-/// The address that a header has announced is left out by such a version: the connection continues,
-/// and counts as one of its proxy.
+/// Such a version omits the address that a header has announced: the connection continues, and
+/// counts as a connection of its proxy.
 pub fn end_unfit<'a>(
     version: Version,
     transfers: impl Iterator<Item = &'a mut ConnectionTransfer>,
@@ -73,7 +75,7 @@ pub struct Imported {
     pub ended: usize,
     /// Descriptors that are not connections, by kind; they are closed.
     pub foreign: Vec<&'static str>,
-    /// Why the state is unusable, if it is; the connections are then only closed in order.
+    /// Why the state is unusable, if it is. The connections are then only closed with a FIN.
     pub complaint: Option<String>,
 }
 
@@ -85,7 +87,7 @@ pub struct Imported {
 /// files (descriptors in flight count against it separately from open ones), EMFILE, ENOMEM, …
 ///
 /// # Panics
-/// If the version has no place for one of them: see [`end_unfit`].
+/// If the version cannot represent one of them: see [`end_unfit`].
 pub fn pack<'a>(
     version: Version,
     listeners: &[String],
@@ -164,7 +166,7 @@ impl Import {
                     imported.foreign.push("a seqpacket socket with messages of its own");
                 }
                 Ok(connected) => {
-                    // The socket itself tells, whatever was written of it.
+                    // The type of the socket decides, regardless of the record.
                     connection.transfer.records = connected == Connected::Records;
                     imported.transfers.push(connection);
                 }

@@ -1,8 +1,8 @@
 //! The state that one process leaves to the next, as bytes.
 //!
 //! Little-endian: a header, a record for each connection in the order of their descriptors, the
-//! addresses of the listeners, one a line, the configuration as TOML, then the unsent bytes of all
-//! connections, one after the other.
+//! addresses of the listeners, one per line, the configuration as TOML, then the unsent bytes of
+//! all connections, one after the other.
 //!
 //! ```text
 //! header    magic 16 | version 4 | connections 4 | unsent bytes 8 | saved at 8
@@ -12,23 +12,24 @@
 //! ```
 //!
 //! `announced` is the family of the address that a header (PROXY protocol) has announced: 4, 6, or
-//! 0 if there is none. An IPv4 address has the last four bytes of `address`. `preface` says how
-//! many bytes of a parser's state lead the unsent bytes of the connection: some of its PROXY header
-//! has come. The header of the state counts them among the unsent bytes. Bit 0 of `flags` says that
-//! the connection has records (SOCK_SEQPACKET): then nothing of it is unsent, since its messages
-//! are never owned.
+//! 0 if there is none. An IPv4 address has the last four bytes of `address`. If a part of the PROXY
+//! header of the connection has arrived, `preface` is the number of bytes of the parser's state,
+//! which precede the unsent bytes of the connection. The header of the state counts them as unsent
+//! bytes. Bit 0 of `flags` means that the connection has records (SOCK_SEQPACKET). It then has no
+//! unsent bytes, since its messages are never owned.
 //!
-//! Version 2 has records of 32 bytes, which end behind `received`: no connection has a header, and
-//! the socket alone tells whether it has records.
+//! Version 2 has records of 32 bytes, which end after `received`: no connection has a header, and
+//! only the type of the socket tells whether it has records.
 //!
 //! Version 1, which 0.1.0 writes and reads, differs from that in two places: it has no
 //! configuration (zero), and the upper half of `quiet` is zero.
 //!
-//! Reading is total: whatever comes, the answer is a state or the reason why not, and no more
-//! memory is taken than there are bytes to read. The next process may be older or newer than this
+//! Reading is total: for any input, the result is a state or the reason of the failure, and no more
+//! memory is used than there are bytes to read. The next process may be older or newer than this
 //! one, so any change of the layout or of a meaning is a new [`Version`]. Every version that a
-//! release has written is read for ever (`tests/fixtures/handover` has one of each), and the one
-//! before is written for a program that reads no later one. Knows no descriptor.
+//! release has written stays readable forever (`tests/fixtures/handover` has one of each), and the
+//! previous version is written for a program that reads no later one. This module knows no
+//! descriptor.
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
@@ -37,37 +38,38 @@ use std::net::{IpAddr, SocketAddr};
 use echo_core::op::CloseReason;
 use echo_core::op::{ListenerId, PrefaceProgress, TransferPhase, TransferState};
 
-/// What a state begins with.
+/// The first bytes of a state.
 const MAGIC: [u8; 16] = *b"echo-uring state";
 
-/// Which layout a state has.
+/// The layout of a state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Version {
-    /// That of 0.1.0: no configuration, and silence of up to 2^32 ms, some 49 days.
+    /// The version of 0.1.0: no configuration, and silence of up to 2^32 ms, some 49 days.
     V1 = 1,
     /// Without headers: no connection comes from a proxy.
     V2 = 2,
-    /// The present one.
+    /// The present version.
     V3 = 3,
 }
 
 impl Version {
-    /// What is written unless the reader is known to be older.
+    /// The version that is written unless the reader is known to be older.
     pub const PRESENT: Self = Self::V3;
-    /// All that are read and written, oldest first.
+    /// All versions that are read and written, oldest first.
     pub const ALL: [Self; 3] = [Self::V1, Self::V2, Self::V3];
 
-    /// The newest that the program in a file reads, as far as its bytes tell: 0.1.0 tells nothing.
+    /// The newest version that the program in a file reads, according to the mark in it. 0.1.0 has
+    /// no mark.
     #[must_use]
     pub fn newest_read_by(program: &[u8]) -> Self {
         let words = &MARK.as_bytes()[..MARK.len() - 1];
-        // Most of a program is passed over by its first letter alone.
+        // Most positions are skipped by a comparison of the first letter alone.
         let marks = program.windows(MARK.len());
         let marks = marks.filter(|window| window[0] == words[0] && window.starts_with(words));
         let digits = marks.map(|mark| mark[words.len()]).filter(u8::is_ascii_digit);
         match digits.map(|digit| u32::from(digit - b'0')).max() {
             None => Self::V1,
-            // One that is newer than this program reads whatever this one writes.
+            // A program that is newer than this one reads everything that this one writes.
             Some(number) => Self::of_number(number).unwrap_or(Self::PRESENT),
         }
     }
@@ -78,7 +80,7 @@ impl Version {
         self as u32
     }
 
-    /// Whether it has a place for what is known by a header.
+    /// Whether it has fields for what a header announces.
     #[must_use]
     pub fn has_headers(self) -> bool {
         match self {
@@ -97,33 +99,34 @@ impl Version {
     }
 }
 
-/// How the file of this program tells which versions it reads, for [`Version::newest_read_by`]. The
-/// last character is the number of the newest.
+/// The mark in the file of this program that states which versions it reads, for
+/// [`Version::newest_read_by`]. The last character is the number of the newest.
 pub const MARK: &str = "echo-uring reads hand-over states up to version 3";
 /// Bytes of the header.
 const HEADER: usize = 56;
-/// Where in the header the checksum is, to its end.
+/// The offset of the checksum in the header, which it ends.
 pub const CHECKSUM_AT: usize = 48;
 /// Bytes of a record.
 const RECORD: usize = 56;
-/// Bytes of a record of a version that knows no headers.
+/// Bytes of a record of a version without headers.
 const RECORD_WITHOUT_HEADER: usize = 32;
 
-/// What is known of one connection besides its socket.
+/// The state of one connection besides its socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// Where it stood.
+    /// Its transfer state.
     pub transfer: TransferState,
     /// The address that its header has announced.
     pub announced: Option<SocketAddr>,
-    /// The state of the parser of its header; there exactly if some of that has come, and not all.
+    /// The state of the parser of its header; present exactly if a part of the header has arrived,
+    /// but not all.
     pub preface: Box<[u8]>,
     /// The bytes that are still to be sent.
     pub unsent: Box<[u8]>,
 }
 
 impl Record {
-    /// The same, as it is written.
+    /// The same, in the form in which it is written.
     #[must_use]
     pub fn as_ref(&self) -> RecordRef<'_> {
         let Self { transfer, announced, preface, unsent } = self;
@@ -134,7 +137,7 @@ impl Record {
 /// A [`Record`] that is about to be written.
 #[derive(Clone, Copy, Debug)]
 pub struct RecordRef<'a> {
-    /// Where the connection stands.
+    /// The transfer state of the connection.
     pub transfer: TransferState,
     /// See [`Record::announced`].
     pub announced: Option<SocketAddr>,
@@ -145,13 +148,13 @@ pub struct RecordRef<'a> {
 }
 
 impl RecordRef<'_> {
-    /// Bytes of it behind all records.
+    /// Its bytes after all records.
     fn bytes(&self) -> usize {
         self.preface.len() + self.unsent.len()
     }
 }
 
-/// What concerns the process as a whole.
+/// State of the process as a whole.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Head {
     /// When it was written, in milliseconds of the monotonic clock of this boot.
@@ -162,12 +165,12 @@ pub struct Head {
     pub configuration: String,
 }
 
-/// Everything that is left to the next process but descriptors.
+/// Everything that is left to the next process, except descriptors.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct State {
-    /// How it was written.
+    /// The version in which it was written.
     pub version: Version,
-    /// What concerns the process.
+    /// State of the process.
     pub head: Head,
     /// The connections, in the order of their descriptors.
     pub records: Vec<Record>,
@@ -176,19 +179,19 @@ pub struct State {
 /// Why a state cannot be read.
 #[derive(Debug)]
 pub enum Unreadable {
-    /// It does not begin as one.
+    /// It does not begin like a state.
     Foreign,
-    /// It is of a version that this program does not know.
+    /// It has a version that this program does not know.
     Version(u32),
-    /// It is longer or shorter than it says.
+    /// It is longer or shorter than its header states.
     Length,
-    /// It is not what was written: the checksum that it ought to say.
+    /// It differs from what was written. The checksum that it should have.
     Checksum(u64),
-    /// The addresses or the configuration are no text.
+    /// The addresses or the configuration are not text.
     Text,
-    /// A record that makes no sense: which, counted from 0.
+    /// The record with this index, counted from 0, is invalid.
     Record(usize),
-    /// The system would not let us read.
+    /// It could not be read.
     System(io::Error),
 }
 
@@ -218,15 +221,16 @@ impl From<io::Error> for Unreadable {
     }
 }
 
-/// Writes a state: where each connection stands, with its unsent bytes. What a version has no place
-/// for is left out, and silence that is too long for it is cut short.
+/// Writes a state: the state of each connection, with its unsent bytes. Data without a field in
+/// this version is omitted, and silence that is too long for it is reduced to the maximum.
 ///
 /// # Errors
 /// Those of `writer`.
 ///
 /// # Panics
-/// If a record does not fit its bytes, a connection has a reason that ends none in order, or the
-/// header of one is being read and the version has no place for that.
+/// If a record does not fit its bytes, a connection has a close reason that does not end
+/// connections with a FIN, or the header of a connection is being read and the version has no field
+/// for that.
 pub fn write(
     version: Version,
     state: &Head,
@@ -272,7 +276,7 @@ pub fn write(
 
 fn write_record(version: Version, record: &RecordRef<'_>, quiet_max: u64, head: &mut Vec<u8>) {
     let RecordRef { transfer, announced, preface, unsent } = record;
-    assert_eq!(transfer.unsent as usize, unsent.len(), "a record tells of other bytes");
+    assert_eq!(transfer.unsent as usize, unsent.len(), "a record does not match its bytes");
     let (phase, reason) = phase_codes(transfer.phase);
     head.extend([phase, reason]);
     head.extend(transfer.listener.0.to_le_bytes());
@@ -281,7 +285,7 @@ fn write_record(version: Version, record: &RecordRef<'_>, quiet_max: u64, head: 
     head.extend(transfer.age_ms.to_le_bytes());
     head.extend(transfer.received.to_le_bytes());
     if !version.has_headers() {
-        assert_ne!(phase, PREFACE, "{version:?} has no place for a header");
+        assert_ne!(phase, PREFACE, "{version:?} has no field for a header");
         return;
     }
     let mut address = [0; 16];
@@ -335,7 +339,7 @@ pub fn read(reader: &mut impl Read, length: u64) -> Result<State, Unreadable> {
     checksum.add(&header);
     let mut outlines = Vec::new();
     for index in 0..count as usize {
-        // What a version does not have is zero.
+        // Fields that a version does not have are zero.
         let mut record = [0; RECORD];
         reader.read_exact(&mut record[..version.record()])?;
         checksum.add(&record[..version.record()]);
@@ -375,7 +379,7 @@ fn text(
     checksum: &mut Checksum,
 ) -> Result<String, Unreadable> {
     let mut bytes = Vec::new();
-    // Grows with what comes, not with what was said.
+    // Grows with the bytes that are read, not with the stated length.
     reader.take(length.into()).read_to_end(&mut bytes)?;
     if bytes.len() as u64 != u64::from(length) {
         return Err(Unreadable::Length);
@@ -433,7 +437,7 @@ fn transfer(version: Version, record: &[u8; RECORD], preface_length: u16) -> Opt
         _ if records && unsent > 0 => false,
         _ if version == Version::V1 && quiet_ms > u64::from(u32::MAX) => false,
         TransferPhase::Open => true,
-        // There is something left to be done only while there is something to send.
+        // A connection in this phase always has bytes to send.
         TransferPhase::HalfClosed | TransferPhase::Flushing(_) => unsent > 0,
         TransferPhase::Lingering(_) => unsent == 0,
         TransferPhase::Preface(_) => unsent == 0 && version.has_headers(),
@@ -480,7 +484,7 @@ fn phase_of(phase: u8, code: u8, preface_length: u16) -> Option<TransferPhase> {
     }
 }
 
-/// The reasons for which we end a connection with a FIN, and their numbers.
+/// The reasons for which a connection is ended with a FIN, and their numbers.
 const REASONS: [(u8, CloseReason); 4] = [
     (1, CloseReason::Idle),
     (2, CloseReason::Drained),
@@ -503,8 +507,8 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes.expect("invariant: a slice of eight has eight bytes"))
 }
 
-/// FNV-1a over words instead of bytes: against accidents, not against enemies, and as fast as
-/// memory.
+/// FNV-1a over words instead of bytes. It detects accidental changes, not attacks, and is as fast
+/// as memory.
 struct Checksum(u64);
 
 impl Checksum {
@@ -524,8 +528,8 @@ impl Checksum {
 mod tests {
     use super::*;
 
-    /// Goal: the file of a program tells which states it reads, and one that tells nothing is taken
-    /// for 0.1.0.
+    /// Goal: the file of a program states which versions it reads, and a file without the mark is
+    /// treated as 0.1.0.
     #[test]
     fn a_program_tells_what_it_reads() {
         let newest = Version::PRESENT.number().to_string();

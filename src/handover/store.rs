@@ -68,7 +68,7 @@ pub(super) fn unseal(fd: OwnedFd) -> Result<State, Unreadable> {
     format::read(&mut io::BufReader::with_capacity(1 << 16, file), length)
 }
 
-/// Sends a FIN. It fails only if the peer has gone, and then there is nobody to be told.
+/// Sends a FIN. It fails only if the peer is gone, and then no FIN is needed.
 pub(super) fn finish(connection: BorrowedFd<'_>) {
     let _ = shutdown(connection, Shutdown::Write);
 }
