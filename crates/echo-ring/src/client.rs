@@ -99,7 +99,7 @@ pub struct Client {
     /// Connects, receives and sends in the kernel. They point into our memory.
     in_flight: u64,
     /// Receives that found no buffer, oldest first, to be armed again.
-    hungry: VecDeque<ConnectionId>,
+    waiting: VecDeque<ConnectionId>,
     /// Completions of the last wait, and how many of them have been reported.
     reaped: Vec<cqueue::Entry>,
     told: usize,
@@ -134,7 +134,7 @@ impl Client {
             wake_armed: false,
             offer: BufferOffer::new(buffers),
             in_flight: 0,
-            hungry: VecDeque::new(),
+            waiting: VecDeque::new(),
             reaped: Vec::new(),
             told: 0,
         })
@@ -313,8 +313,8 @@ impl Client {
     /// # Errors
     /// When io_uring_enter(2) fails in a way that no retry remedies.
     pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        self.feed_the_hungry();
-        let timeout = if self.hungry.is_empty() { timeout } else { Some(Duration::ZERO) };
+        self.arm_waiting_receives();
+        let timeout = if self.waiting.is_empty() { timeout } else { Some(Duration::ZERO) };
         let timeout = timeout.filter(|&timeout| !self.set_alarm(timeout));
         self.arm_wake();
         let waited = self.ring.submit_and_wait(timeout.map(|_| TIMEOUT_MIN));
@@ -349,14 +349,14 @@ impl Client {
     /// Fills the pool, and arms receives that wait for a buffer: no more than there are buffers, as
     /// further ones would find none again. (Closing a million connections took 276 s of CPU time
     /// when all were armed at once, and 79 s with this limit; Linux 6.12 in an emulator.)
-    fn feed_the_hungry(&mut self) {
-        let hungry = self.hungry.len();
-        if let Some(count) = self.offer.end_turn(hungry as u64) {
+    fn arm_waiting_receives(&mut self) {
+        let waiting = self.waiting.len();
+        if let Some(count) = self.offer.end_turn(waiting as u64) {
             self.pool_mut().offer_up_to(count);
         }
         let offered = self.pool_mut().fill_up();
-        for _ in 0..hungry.min(offered) {
-            let connection = self.hungry.pop_front().expect("invariant: there are as many");
+        for _ in 0..waiting.min(offered) {
+            let connection = self.waiting.pop_front().expect("invariant: there are as many");
             self.submit_receive(connection);
         }
     }

@@ -513,7 +513,7 @@ impl Kernel for Driver {
 
     fn turn(&mut self, wake: Wake, events: &mut Vec<Event>) -> Result<(), DriverError> {
         self.arm_wake();
-        let nothing_to_report = self.answers.is_empty() && !self.has_datagram_news();
+        let nothing_to_report = self.answers.is_empty() && !self.has_datagram_events();
         let may_wait = nothing_to_report && !self.flushes_sends && self.set_alarm(wake);
         self.small.fill_up();
         if let Some(datagrams) = &mut *self.datagrams {

@@ -100,7 +100,7 @@ mod tests {
     /// Goal: an accept that can fail repeatedly without a change of the backlog makes the listener
     /// back off. Method: all errors of accept(2), and those of security modules.
     #[test]
-    fn an_accept_that_can_fail_for_ever_is_not_taken_for_a_peer_that_left() {
+    fn an_accept_that_can_fail_repeatedly_is_not_taken_for_a_peer_that_left() {
         let lasting = [
             libc::EPERM,
             libc::EACCES,

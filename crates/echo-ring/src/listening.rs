@@ -157,7 +157,7 @@ mod tests {
 
     /// Goal: a connection in the backlog stays there and is served; a later one is refused at once.
     #[test]
-    fn newcomers_are_turned_away_and_old_connections_are_not_touched() {
+    fn new_connections_are_refused_and_old_ones_are_not_touched() {
         let addresses: [SocketAddr; 2] =
             [(Ipv4Addr::LOCALHOST, 0).into(), (Ipv6Addr::LOCALHOST, 0).into()];
         for address in addresses {
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_unix_listener_refuses_newcomers_and_keeps_its_backlog() {
+    fn a_unix_listener_refuses_new_connections_and_keeps_its_backlog() {
         let path = std::env::temp_dir().join(format!("echo-uring-away-{}", std::process::id()));
         let listener = listening(UnixListener::bind(&path).unwrap(), Transport::Unix);
         let early = UnixStream::connect(&path).unwrap();

@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_is_taken_than_allowed_but_in_a_hand_over() {
+    fn no_more_is_taken_than_allowed_except_in_a_handover() {
         let memory = SpillMemory::new(10 * BLOCK as u64);
         assert!(memory.take(6));
         assert!(!memory.take(5));

@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_answered_that_was_sent_to_many() {
+    fn datagrams_to_many_hosts_are_not_answered() {
         let many = [
             PeerAddr::Ipv4([192, 0, 2, 255]),
             PeerAddr::Ipv4([255, 255, 255, 255]),
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_sent_to_a_source_that_is_no_host() {
+    fn a_source_that_is_not_one_host_is_not_answered() {
         let mut group = [0; 16];
         group[0] = 0xff;
         let no_hosts = [

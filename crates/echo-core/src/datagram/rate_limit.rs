@@ -533,7 +533,7 @@ mod tests {
 
     /// Goal: forged sources neither overfill the table nor take tokens from an honest source.
     #[test]
-    fn forged_sources_fill_nothing() {
+    fn forged_sources_do_not_overfill_the_table() {
         let limiter = table(100);
         let rates = Rates { datagrams: Some(1_000), bytes: None };
         let mut leases = Leases::new();
@@ -552,7 +552,7 @@ mod tests {
     /// uses. Otherwise the source could send the bytes of a minute in one second. Method: a minute
     /// of small datagrams, then a second of long ones.
     #[test]
-    fn what_is_not_used_is_not_hoarded() {
+    fn unused_tokens_do_not_accumulate() {
         let limiter = table(16);
         let rates = Rates { datagrams: Some(1_000), bytes: Some(1_000_000) };
         let mut leases = Leases::new();

@@ -321,8 +321,8 @@ impl Responder {
 
     /// Panics if the state contradicts itself.
     pub(crate) fn check_invariants(&self) {
-        let under_way = self.replies.iter().flatten().count();
-        assert_eq!(under_way, self.replies_count, "replies are miscounted");
+        let replies = self.replies.iter().flatten().count();
+        assert_eq!(replies, self.replies_count, "replies are miscounted");
         for traffic in &self.listeners {
             let told = traffic.datagrams_out + traffic.dropped_total();
             assert!(told <= traffic.datagrams_in, "more is counted than was received");
@@ -364,7 +364,7 @@ mod tests {
     /// Goal: a drain answers what waits in a socket, even if the receive has just ended for any
     /// reason. Only a receive that stayed armed and brought nothing proves that nothing waits.
     #[test]
-    fn a_drain_looks_again_behind_an_end() {
+    fn a_drain_receives_again_after_an_end() {
         for reason in [ReceiveEnd::Stopped, ReceiveEnd::NoBuffer] {
             let mut responder = serving();
             let mut ops = Vec::new();

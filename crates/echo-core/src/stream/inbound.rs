@@ -349,11 +349,11 @@ impl Inbound {
     /// relayed instead. If its next receive gets a large buffer, it does not wait either.
     pub(crate) fn wait_for_buffer(&mut self, context: &mut Context) {
         if self.class() == SizeClass::Small && !context.resources.pool.is_withheld() {
-            self.stand_in_line(context);
+            self.join_queue(context);
         }
     }
 
-    fn stand_in_line(&mut self, context: &mut Context) {
+    fn join_queue(&mut self, context: &mut Context) {
         self.receive = Receive::Starved;
         context.resources.waiting.push_back(context.id);
         // The buffers of the sends in flight are needed again.
@@ -409,7 +409,7 @@ impl Inbound {
                     let defers = resources.receive_policy.is_deferring();
                     self.arm(context, phase, defers);
                 } else {
-                    self.stand_in_line(context);
+                    self.join_queue(context);
                 }
             }
             Receive::Deferred | Receive::BulkWaiting if !wanted => self.receive = Receive::Off,

@@ -78,7 +78,7 @@ pub(crate) struct Listeners {
     /// The listener to be armed first.
     next: usize,
     /// Whether a listener is to be armed in the next turn.
-    stands_back: bool,
+    is_one_skipped: bool,
 }
 
 impl Listeners {
@@ -88,7 +88,7 @@ impl Listeners {
         let backlog = Expectation::Data;
         let off = Listener { accept: Accept::Off, ours: true, ends: false, aborts: 0, backlog };
         let all = vec![off; usize::from(count)];
-        Self { all, armed_this_turn: 0, next: 0, stands_back: false }
+        Self { all, armed_this_turn: 0, next: 0, is_one_skipped: false }
     }
 
     /// From now on connections are accepted from listeners for which `ours` is true, and from those
@@ -102,7 +102,7 @@ impl Listeners {
     /// The next moment at which there is something to do.
     #[must_use]
     pub(crate) fn wake(&self) -> Wake {
-        if self.stands_back {
+        if self.is_one_skipped {
             return Wake::Now;
         }
         let until = |listener: &Listener| match listener.accept {
@@ -218,7 +218,7 @@ impl Listeners {
         mut take_slot: impl FnMut(ListenerId) -> ConnectionId,
         ops: &mut Vec<Op>,
     ) {
-        self.stands_back = false;
+        self.is_one_skipped = false;
         let first = self.next;
         for index in (first..self.all.len()).chain(0..first) {
             let id = ListenerId(index as u16);
@@ -232,7 +232,7 @@ impl Listeners {
                     ops.push(Op::CloseListener { listener: id });
                 }
                 Accept::Off if wanted && self.armed_this_turn >= capacity => {
-                    self.stands_back = true;
+                    self.is_one_skipped = true;
                 }
                 Accept::Off if wanted => {
                     self.armed_this_turn += 1;

@@ -26,7 +26,7 @@ use crate::parameters::Keepalive;
 #[derive(Debug, Default)]
 pub(crate) struct Probing {
     /// By slot.
-    under_way: BTreeMap<u32, Probe>,
+    probes: BTreeMap<u32, Probe>,
     /// Connections to be probed next; the one that has waited longest is first. Some may have ended
     /// since.
     queue: VecDeque<ConnectionId>,
@@ -107,8 +107,8 @@ impl Probing {
 
     /// The slot is free.
     pub(crate) fn forget(&mut self, slot: u32) {
-        if !self.under_way.is_empty() {
-            self.under_way.remove(&slot);
+        if !self.probes.is_empty() {
+            self.probes.remove(&slot);
         }
     }
 
@@ -160,7 +160,7 @@ impl Probing {
         connection: &Connection,
         keepalive: Option<Keepalive>,
     ) -> Option<Timestamp> {
-        if let Some(probe) = self.under_way.get(&slot) {
+        if let Some(probe) = self.probes.get(&slot) {
             let after = match (probe.step, keepalive) {
                 (Step::Queued | Step::Looking, _) => return None,
                 (Step::Sent, Some(keepalive)) => keepalive.wait_for_answer(probe.attempt),
@@ -187,7 +187,7 @@ impl Probing {
             return self.end_probe(id, ops);
         }
         let new = Probe { attempt: 0, at: now, step: Step::Unanswered };
-        let probe = self.under_way.entry(id.slot()).or_insert(new);
+        let probe = self.probes.entry(id.slot()).or_insert(new);
         if probe.step == Step::Unanswered {
             probe.step = Step::Queued;
             if self.queue.is_empty() {
@@ -201,7 +201,7 @@ impl Probing {
 
     /// Asks the driver for the result of a probe. Forgets a probe that was not sent.
     fn end_probe(&mut self, connection: ConnectionId, ops: &mut Vec<Op>) {
-        let Some(probe) = self.under_way.get_mut(&connection.slot()) else { return };
+        let Some(probe) = self.probes.get_mut(&connection.slot()) else { return };
         if probe.step == Step::Sent {
             probe.step = Step::Looking;
             ops.push(Op::EndProbe { connection, again: probe.attempt > 1 });
@@ -235,8 +235,7 @@ impl Probing {
         {
             looks -= 1;
             let connection = &slots[id.slot() as usize];
-            if connection.generation() == id.generation() && self.under_way.contains_key(&id.slot())
-            {
+            if connection.generation() == id.generation() && self.probes.contains_key(&id.slot()) {
                 left -= u32::from(self.send(now, id, connection, keepalive, ops));
                 retime(self, id.slot());
             }
@@ -265,7 +264,7 @@ impl Probing {
             self.forget(slot);
             return false;
         };
-        let probe = self.under_way.get_mut(&slot).expect("invariant: what is queued is probed");
+        let probe = self.probes.get_mut(&slot).expect("invariant: what is queued is probed");
         assert!(probe.step == Step::Queued, "what is queued has no probe in flight");
         *probe = Probe { attempt: probe.attempt + 1, at: now, step: Step::Sent };
         let silent_s = u16::try_from(silent_ms / 1_000).unwrap_or(u16::MAX).max(1);
@@ -282,7 +281,7 @@ impl Probing {
         heard: Timestamp,
         keepalive: Option<Keepalive>,
     ) -> Outcome {
-        let Some(probe) = self.under_way.get_mut(&slot) else { return Outcome::Stale };
+        let Some(probe) = self.probes.get_mut(&slot) else { return Outcome::Stale };
         assert!(probe.step == Step::Looking, "no result of a probe was requested");
         let Some(keepalive) = keepalive else {
             self.forget(slot);

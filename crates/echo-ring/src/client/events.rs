@@ -131,7 +131,7 @@ impl Client {
         let closing = slot.closing;
         if result == -libc::ENOBUFS && !closing {
             self.offer.note_dry();
-            self.hungry.push_back(connection);
+            self.waiting.push_back(connection);
             return None;
         }
         slot.receiving = armed;

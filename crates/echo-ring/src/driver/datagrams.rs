@@ -235,7 +235,7 @@ impl Driver {
 
     /// Whether the next turn must not wait: there are events to report, or the kernel has not taken
     /// all replies.
-    pub(super) fn has_datagram_news(&self) -> bool {
+    pub(super) fn has_datagram_events(&self) -> bool {
         self.datagrams.as_ref().is_some_and(|it| it.flushes_replies || !it.events.is_empty())
     }
 

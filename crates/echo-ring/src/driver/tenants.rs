@@ -59,7 +59,7 @@ fn a_stale_rdhup_does_not_reach_the_next_tenant() {
 /// Goal: the same for the poll for room, which may report several events. An empty slot is handled
 /// too.
 #[test]
-fn stale_news_of_room_are_nobodys() {
+fn stale_events_of_the_poll_for_room_are_ignored() {
     let more = 1 << 1; // IORING_CQE_F_MORE
     let (mut driver, mut events) = (driver(), Vec::new());
     let former = ConnectionId::new(0, 0);

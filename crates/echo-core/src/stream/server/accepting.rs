@@ -20,7 +20,7 @@ fn accepts(ops: &mut Vec<Op>) -> Vec<u16> {
 /// Goal: no connection waits for capacity as long as clients come one by one. Method: two
 /// listeners and capacity for one, turn by turn.
 #[test]
-fn listeners_do_not_race_for_the_last_place() {
+fn listeners_do_not_race_for_the_last_capacity() {
     let mut server = server(2, 1);
     let (now, mut ops) = (Timestamp(1), Vec::new());
     server.start(now, &mut ops);
@@ -139,7 +139,7 @@ fn with_room_all_are_armed_at_once() {
 
 /// Goal: an accept that finds its peer gone is armed again at once, but not without end.
 #[test]
-fn accepts_that_bring_nobody_again_and_again_back_off() {
+fn accepts_that_keep_finding_their_peer_gone_back_off() {
     let mut server = server(1, 4);
     let (now, mut ops) = (Timestamp(1), Vec::new());
     server.start(now, &mut ops);

@@ -165,7 +165,7 @@ mod tests {
     /// Goal: a connection whose header never arrived is not counted for any source, even if the
     /// counting of sources begins while it is being refused. Found by the simulator (seed 5399).
     #[test]
-    fn who_is_unknown_is_not_counted_when_counting_begins() {
+    fn a_connection_of_unknown_source_is_not_counted_later() {
         let (mut server, limiter) = server(RuntimeLimits::unlimited(4));
         let connection = accept(&mut server, PROXY);
         server.with(Timestamp(500), connection, &mut Vec::new(), |it, context| {

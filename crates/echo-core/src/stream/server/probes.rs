@@ -140,14 +140,14 @@ impl World {
 /// is lost. Each is probed once per silence, and no burst exceeds what a queue of 1,000 can hold.
 #[test]
 fn silent_connections_stay_and_are_probed_at_a_bounded_pace() {
-    const CROWD: usize = 20_000;
-    let mut world = World::new(vec![Peer::Answers { lost_of: 50 }; CROWD], 1);
+    const CONNECTIONS: usize = 20_000;
+    let mut world = World::new(vec![Peer::Answers { lost_of: 50 }; CONNECTIONS], 1);
     world.run_until(1_000 + 60 * MINUTE);
-    assert_eq!(world.server.stats().connections, CROWD as u64);
+    assert_eq!(world.server.stats().connections, CONNECTIONS as u64);
     assert_eq!(world.ends, []);
     assert!(world.densest(80) <= 2 * limits::PROBES_PER_BURST as usize, "{}", world.densest(80));
     // 30 silences, each a little longer because of the rounding; one in 50 is probed again.
-    let each = world.probes.len() as f64 / CROWD as f64;
+    let each = world.probes.len() as f64 / CONNECTIONS as f64;
     assert!((27.0..=31.0).contains(&each), "{each} probes for each connection");
     assert_eq!(world.looks, world.probes.len());
 }
@@ -156,17 +156,17 @@ fn silent_connections_stay_and_are_probed_at_a_bounded_pace() {
 /// regardless of other silent peers. Responsive peers are not mistaken for them.
 #[test]
 fn peers_that_are_gone_are_found_in_time() {
-    const CROWD: usize = 10_000;
+    const CONNECTIONS: usize = 10_000;
     let gone = |slot: usize| slot.is_multiple_of(3);
     let peer = |slot| if gone(slot) { Peer::Gone } else { Peer::Answers { lost_of: 50 } };
-    let mut world = World::new((0..CROWD).map(peer).collect(), 1);
+    let mut world = World::new((0..CONNECTIONS).map(peer).collect(), 1);
     world.run_until(1_000 + 20 * MINUTE);
-    let count = (0..CROWD).filter(|slot| gone(*slot)).count();
+    let count = (0..CONNECTIONS).filter(|slot| gone(*slot)).count();
     assert_eq!(world.ends.len(), count);
     let interval = Keepalive::new(SILENCE, 1).interval();
     let earliest = 1_000 + SILENCE + u64::from(limits::PROBES) * interval;
     // The pace, for each probe; the steps in which silence is counted; ticks of the wheel.
-    let pace = u64::from(limits::PROBES) * CROWD as u64 / 400 * limits::PROBE_BURST_MS;
+    let pace = u64::from(limits::PROBES) * CONNECTIONS as u64 / 400 * limits::PROBE_BURST_MS;
     let latest = earliest + pace + SILENCE / 32 + 10 * 1_000;
     for (slot, at) in &world.ends {
         assert!(gone(*slot), "slot {slot} is there");
@@ -180,11 +180,11 @@ fn peers_that_are_gone_are_found_in_time() {
 /// probes of many connections were lost at the same time.
 #[test]
 fn an_outage_ends_no_connection() {
-    const CROWD: usize = 20_000;
-    let mut world = World::new(vec![Peer::Gone; CROWD], 1);
+    const CONNECTIONS: usize = 20_000;
+    let mut world = World::new(vec![Peer::Gone; CONNECTIONS], 1);
     world.run_until(1_000 + SILENCE + 70_000);
-    assert!(world.probes.len() > 2 * CROWD, "all were probed during the outage");
-    world.peers = vec![Peer::Answers { lost_of: u32::MAX }; CROWD];
+    assert!(world.probes.len() > 2 * CONNECTIONS, "all were probed during the outage");
+    world.peers = vec![Peer::Answers { lost_of: u32::MAX }; CONNECTIONS];
     world.run_until(60 * MINUTE);
     assert_eq!(world.ends, []);
     assert!(world.densest(80) <= 2 * limits::PROBES_PER_BURST as usize);

@@ -13,7 +13,11 @@ fn runtime_limits(connections_max: usize, idle_timeout: Option<u64>) -> RuntimeL
 }
 
 /// A server with `connections` connections, all accepted at `now`.
-fn crowd(now: Timestamp, connections: usize, runtime_limits: RuntimeLimits) -> (Server, Vec<Op>) {
+fn server_with(
+    now: Timestamp,
+    connections: usize,
+    runtime_limits: RuntimeLimits,
+) -> (Server, Vec<Op>) {
     let parameters = small(1, runtime_limits.connections_max);
     let mut server =
         Server::new(Parameters { linger_timeout: 16_000, runtime_limits, ..parameters });
@@ -54,9 +58,10 @@ fn ends(server: &mut Server, now: Timestamp) -> Vec<usize> {
 /// Goal: a shorter timeout ends many connections that have been silent for longer, and no single
 /// turn does much of that work.
 #[test]
-fn a_shorter_timeout_ends_a_crowd_in_short_turns() {
+fn a_shorter_timeout_ends_many_connections_in_short_turns() {
     const CONNECTIONS: usize = 2 * limits::SWEEP_SLOTS_MAX + 1;
-    let (mut server, _) = crowd(Timestamp(0), CONNECTIONS, runtime_limits(CONNECTIONS, Some(HOUR)));
+    let (mut server, _) =
+        server_with(Timestamp(0), CONNECTIONS, runtime_limits(CONNECTIONS, Some(HOUR)));
     let now = Timestamp(50_000);
     ends(&mut server, now);
     server.reconfigure(now, runtime_limits(CONNECTIONS, Some(40_000)));
@@ -71,7 +76,7 @@ fn a_new_timeout_is_kept_to_a_fraction_of_it() {
     let timeouts = [Some(200), Some(3_000), Some(50_000), Some(HOUR), None];
     for before in timeouts {
         for after in timeouts.into_iter().flatten() {
-            let (mut server, _) = crowd(Timestamp(0), 3, runtime_limits(5, before));
+            let (mut server, _) = server_with(Timestamp(0), 3, runtime_limits(5, before));
             let moment = Timestamp(100);
             ends(&mut server, moment);
             server.reconfigure(moment, runtime_limits(5, Some(after)));
@@ -97,7 +102,7 @@ fn a_new_timeout_is_kept_to_a_fraction_of_it() {
 /// Goal: a timeout that is switched off ends no connection, although timers for it are set.
 #[test]
 fn a_timeout_switched_off_ends_no_connection() {
-    let (mut server, _) = crowd(Timestamp(0), 3, runtime_limits(5, Some(1_000)));
+    let (mut server, _) = server_with(Timestamp(0), 3, runtime_limits(5, Some(1_000)));
     server.reconfigure(Timestamp(999), runtime_limits(5, None));
     // The second moment looks like a pause of the process.
     for moment in [HOUR, HOUR + limits::PAUSE_GRACE_MS] {
@@ -111,7 +116,7 @@ fn a_timeout_switched_off_ends_no_connection() {
 #[test]
 fn less_capacity_ends_no_connection_and_more_is_used_at_once() {
     let now = Timestamp(0);
-    let (mut server, mut ops) = crowd(now, 3, runtime_limits(4, None));
+    let (mut server, mut ops) = server_with(now, 3, runtime_limits(4, None));
     assert!(ops.iter().any(is_accept), "there is room for a fourth");
     server.reconfigure(now, runtime_limits(2, None));
     ops.clear();
