@@ -1,9 +1,9 @@
-//! The contract of the seam, seen from the core's side, and a small model of each connection.
+//! The contract between core and kernel from the core's side, and a small model of each connection.
 //!
-//! Reads the two streams in the very order in which the core lives them: each event before it is
-//! handled, then the operations it led to. So it knows exactly what the core knew when it asked. A
-//! breach is a panic. It also holds the core to its promises: no connection is ended without a
-//! cause, no limit is passed, no failed accept spins.
+//! It reads events and operations in the order in which the core handles them: each event before it
+//! is handled, then the resulting operations. Therefore it knows exactly what the core knew at each
+//! operation. A violation is a panic. It also checks the promises of the core: no connection is
+//! ended without a cause, no limit is exceeded, no failed accept spins.
 
 use echo_core::command::Command;
 use echo_core::limits::PROBES;
@@ -25,7 +25,7 @@ use bulk::Bulk;
 use line::Waiter;
 use preface::Preface;
 
-/// What the core was told to keep to.
+/// The configuration of the core.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
     pub(crate) connections_max: usize,
@@ -39,15 +39,15 @@ pub(crate) struct Limits {
     pub(crate) linger_timeout: u64,
     pub(crate) preface_timeout: u64,
     pub(crate) lifetime: Option<u64>,
-    /// Bytes of one connection that may be echoed.
+    /// The maximum number of bytes that one connection may have echoed.
     pub(crate) bytes_max: Option<u64>,
 }
 
-/// How long a listener that found no descriptor or memory is left alone, unless a connection
-/// closes.
+/// How long no accept is tried on a listener that found no descriptor or memory, unless a
+/// connection closes.
 const ACCEPT_PAUSE_MS: u64 = 100;
 
-/// So many accepts in a row may find their peer gone before the listener is left alone.
+/// The number of consecutive accepts that may find their peer gone before the listener backs off.
 const ABORTS_MAX: u16 = 1024;
 
 /// The auditor of one history.
@@ -55,35 +55,35 @@ pub(crate) struct Audit {
     limits: Limits,
     tenants: Vec<(ConnectionId, Tenant)>,
     lent: Vec<Lent>,
-    /// Connections that found no small buffer and wait in line for one.
+    /// Connections that found no small buffer and wait in the queue for one.
     line: Vec<Waiter>,
-    /// Who is let in.
+    /// The model of admission.
     pub(crate) admission: Admission,
-    /// How many of them the present event let arm, while so many buffers are home.
+    /// How many of them were armed after the present event, and the number of free buffers.
     served: usize,
-    /// Names that belonged to a connection once: none may come again within a history.
+    /// Ids that have been used by a connection: none may be used again within a history.
     retired: Vec<ConnectionId>,
-    /// For each listener until when a failed accept forbids the next one.
+    /// For each listener, until when a failed accept forbids the next one.
     pauses: Vec<u64>,
-    /// For each listener how many accepts in a row found their peer gone.
+    /// For each listener, how many consecutive accepts found their peer gone.
     aborts: Vec<u16>,
-    /// For each listener how far its end has come, if it ends.
+    /// For each listener, the progress of its end, if it ends.
     ends: Vec<Option<ListenerEnd>>,
     /// For each listener, whether the worker is to accept from it.
     ours: Vec<bool>,
     drain_deadline: Option<u64>,
     draining: bool,
-    /// Connections that got everything back that they sent, and a FIN behind it; with the era.
+    /// Connections that got back everything that they sent, and then a FIN; with the era.
     complete: Vec<(u32, ConnectionId)>,
     /// How many processes there have been before this one.
     era: u32,
-    /// Until when a hand-over waits for connections to become quiescent, once it has begun.
+    /// Until when a handover waits for connections to become quiescent, once it has begun.
     quiesce_deadline: Option<u64>,
-    /// Connections that the present process took over: limits do not count them.
+    /// Connections that the present process took over. Limits do not count them.
     imported: usize,
     pub(crate) accepted: u64,
     pub(crate) closed: u64,
-    /// Connections that may have been closed or refused: two causes came together.
+    /// Connections that may have been closed or refused, because two causes coincided.
     pub(crate) closed_or_refused: u64,
     /// Connections whose header announced their peer.
     pub(crate) announced: u64,
@@ -91,14 +91,14 @@ pub(crate) struct Audit {
     pub(crate) bytes_out: u64,
 }
 
-/// How far the end of a listener has come.
+/// The progress of the end of a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ListenerEnd {
-    /// Those who wait are accepted.
+    /// Waiting connections are accepted.
     Emptied,
-    /// The last accept found nobody.
+    /// The last accept found no connection.
     Empty,
-    /// Nobody is accepted any more.
+    /// No connection is accepted any more.
     Closed,
 }
 
@@ -118,44 +118,44 @@ struct Lent {
 #[derive(Debug)]
 struct Open {
     receive: Option<ReceiveMode>,
-    /// Its header, as long as that is not complete.
+    /// Its header, while it is not complete.
     preface: Option<Preface>,
-    /// It was asked for a header, so it has been opened.
+    /// Its header was read, so it has been opened.
     was_asked: bool,
-    /// Where the last receive took its buffers from.
+    /// The class of buffers of the last receive.
     class: SizeClass,
     bulk: Bulk,
     receive_canceled: bool,
     /// Whether that receive is a relay, and what happens to its bytes.
     relay: Option<Relay>,
-    /// The peer is behind with reading what is relayed.
+    /// The peer does not read relayed bytes fast enough.
     blocked: bool,
     send: Option<Sending>,
     send_canceled: bool,
     /// Spilled bytes that are still unsent.
     spilled: u64,
     received: u64,
-    /// Those of them that count towards the byte limit, if there is one.
+    /// How many of them count towards the byte limit, if there is one.
     counted: u64,
-    /// How many bytes are echoed at most, once the byte limit has been reached.
+    /// The maximum number of echoed bytes, once the byte limit has been reached.
     echoed_max: Option<u64>,
     sent: u64,
     ended: bool,
     dead: bool,
-    /// The core may have decided to end it, at one of several moments: bytes that came until then
-    /// are owed, what comes later may be dropped. How many each moment owes, ascending; a moment is
-    /// forgotten when later bytes are echoed all the same.
+    /// The core may have decided to end it, at one of several moments. Bytes that were received
+    /// until then are owed; later bytes may be dropped. The number of owed bytes for each moment,
+    /// ascending. A moment is removed when later bytes are echoed nevertheless.
     decided: Vec<u64>,
     write_shut_at: Option<u64>,
     both_shut: bool,
     accepted_at: u64,
-    /// The last time that bytes came or went.
+    /// The last time that bytes moved in either direction.
     active_at: u64,
-    /// The last time that bytes went, or that there began to be something to send.
+    /// The last time that bytes were sent, or that the first unsent bytes appeared.
     progress_at: u64,
-    /// When its peer was asked whether it is still there, if nobody has said what came of it.
+    /// When its peer was probed, if the result has not been reported.
     asked_at: Option<u64>,
-    /// Probes in a row that were not answered.
+    /// Consecutive probes that were not answered.
     unanswered: u8,
 }
 
@@ -203,8 +203,8 @@ impl Open {
         }
     }
 
-    /// `length` bytes came; by a relay, if they have been `echoed` already. Those beyond the byte
-    /// limit are not echoed.
+    /// `length` bytes were received; by a relay, if they have been `echoed` already. Bytes beyond
+    /// the byte limit are not echoed.
     fn count_received(&mut self, length: u32, limit: Option<u64>, echoed: bool) {
         let before = self.received;
         self.received += u64::from(length);
@@ -255,7 +255,7 @@ impl Audit {
         }
     }
 
-    /// The core is about to be told of new limits and timeouts.
+    /// The core is about to get new limits and timeouts.
     fn reconfigure(&mut self, runtime_limits: &RuntimeLimits) {
         let limits = &mut self.limits;
         // Slots that were needed once may be used again.
@@ -274,7 +274,7 @@ impl Audit {
         }
     }
 
-    /// The core is about to be told this.
+    /// The core is about to handle this event.
     pub(crate) fn event(&mut self, now: u64, event: &Event) {
         self.served = 0;
         match *event {
@@ -337,13 +337,13 @@ impl Audit {
         }
     }
 
-    /// Time has passed: the core may have decided what time decides.
+    /// Time has passed: the core may have made the decisions that depend on time.
     pub(crate) fn time_passed(&mut self, now: u64) {
         self.served = 0;
         self.note_decisions(now);
     }
 
-    /// The core is about to be asked for this.
+    /// The core is about to get this command.
     pub(crate) fn command(&mut self, command: &Command) {
         match command {
             Command::EndListeners(listeners) => {
@@ -368,12 +368,12 @@ impl Audit {
         // It may have been closed since.
         let tenant = self.tenants.iter_mut().find(|(name, _)| *name == connection);
         let Some((_, Tenant::Open(open))) = tenant else { return };
-        let asked = open.asked_at.take().expect("seam: an answer that nobody asked for");
+        let asked = open.asked_at.take().expect("seam: a result that was not requested");
         open.unanswered = if heard.0 >= asked { 0 } else { open.unanswered + 1 };
         open.dead |= open.unanswered >= PROBES;
     }
 
-    /// The core has asked for this.
+    /// The core has submitted this operation.
     pub(crate) fn op(&mut self, now: u64, op: &Op) {
         self.check_bulk(op);
         match *op {
@@ -381,12 +381,15 @@ impl Audit {
                 let ends = self.draining || self.quiesce_deadline.is_some();
                 assert!(!ends, "promise: {connection:?} is accepted while draining");
                 let ours = self.ours[usize::from(listener.0)];
-                assert!(ours, "promise: {connection:?} is accepted from a listener of others");
+                assert!(
+                    ours,
+                    "promise: {connection:?} is accepted from a listener of another worker"
+                );
                 self.accept(now, listener, connection);
             }
             Op::AcceptWaiting { listener, connection } => {
                 let end = self.ends[usize::from(listener.0)];
-                assert_eq!(end, Some(ListenerEnd::Emptied), "contract: {listener:?} ends not");
+                assert_eq!(end, Some(ListenerEnd::Emptied), "contract: {listener:?} does not end");
                 self.accept(now, listener, connection);
             }
             Op::CloseListener { listener } => self.close_listener(now, listener),
@@ -409,7 +412,7 @@ impl Audit {
             }
             Op::ReadPreface { connection, .. } => self.read_preface(now, connection),
             Op::AwaitReadable { connection } => {
-                // A poll takes no buffer, and so overtakes nobody.
+                // A poll takes no buffer, so it overtakes no other connection.
                 self.line.retain(|waiter| waiter.connection != connection);
                 let open = self.open(connection);
                 assert!(open.receive.is_none(), "contract: {connection:?} has two receives");
@@ -437,7 +440,7 @@ impl Audit {
             Op::Send { connection, buffer, length, .. } => {
                 self.check_lent(connection, buffer, 0, length);
                 self.begin_send(connection, Sending::Buffer(buffer, length));
-                // It is tried at once, however late the answer may come.
+                // It is tried at once, even if the answer comes late.
                 let open = self.open(connection);
                 open.active_at = now;
                 open.progress_at = now;
@@ -473,11 +476,14 @@ impl Audit {
             Op::Probe { connection, .. } => {
                 let open = self.open(connection);
                 let asked = open.asked_at.replace(now);
-                assert_eq!(asked, None, "contract: {connection:?} is asked twice at the same time");
+                assert_eq!(
+                    asked, None,
+                    "contract: {connection:?} is probed twice at the same time"
+                );
             }
             Op::EndProbe { connection, .. } => {
                 let asked = self.open(connection).asked_at;
-                assert!(asked.is_some(), "contract: {connection:?} was not asked");
+                assert!(asked.is_some(), "contract: {connection:?} was not probed");
             }
             Op::Recycle { buffer } => self.recycle(buffer),
             Op::Shutdown { connection, how: Shutdown::Write } => {
@@ -498,7 +504,7 @@ impl Audit {
         }
     }
 
-    /// What is known has been acted upon.
+    /// The handling of an event has ended.
     pub(crate) fn settle(&mut self) {
         self.leave_line();
         self.admission.settle();
@@ -511,11 +517,11 @@ impl Audit {
             let cut = open.echoed_max.is_some();
             let most = limits.chunks_max + usize::from(cut);
             let within = chunks <= most || stopped || open.both_shut || open.dead;
-            assert!(within, "limit: {connection:?} holds {chunks} chunks and goes on receiving");
+            assert!(within, "limit: {connection:?} holds {chunks} chunks and still receives");
         }
     }
 
-    /// The connections that are open for the core, and whose peer it knows.
+    /// The connections that are open for the core and whose peer it knows.
     pub(crate) fn judged_connections(&self) -> Vec<ConnectionId> {
         let open = self
             .tenants
@@ -524,7 +530,7 @@ impl Audit {
         open.map(|(connection, _)| *connection).collect()
     }
 
-    /// Whether a drain has been asked for.
+    /// Whether a drain was requested.
     pub(crate) fn is_draining(&self) -> bool {
         self.draining
     }
@@ -534,9 +540,9 @@ impl Audit {
         self.tenants.iter().filter(|(_, tenant)| matches!(tenant, Tenant::Open(_))).count()
     }
 
-    /// Everything is over: nothing may be left in any hand.
+    /// At the end: no buffer and no connection may be left.
     pub(crate) fn quiescent(&self) {
-        assert!(self.lent.is_empty(), "rest: {:?} never came home", self.lent);
+        assert!(self.lent.is_empty(), "rest: {:?} was never given back", self.lent);
         let ended = self.closed + self.admission.refused + self.closed_or_refused;
         assert_eq!(self.accepted, ended, "rest: connections are still open");
     }
@@ -548,7 +554,7 @@ impl Audit {
         let again = accepting.any(|t| matches!(t, Tenant::Accepting(other) if *other == listener));
         assert!(!again, "contract: {listener:?} has two accepts");
         let known = self.retired.contains(&connection);
-        assert!(!known, "contract: the name {connection:?} comes a second time");
+        assert!(!known, "contract: the id {connection:?} is used a second time");
         assert!(now >= self.pauses[usize::from(listener.0)], "promise: {listener:?} spins");
         let limits = &self.limits;
         let slots = limits.connections_max.max(self.imported) + limits.listeners;
@@ -574,7 +580,8 @@ impl Audit {
         }
     }
 
-    /// Who waits there is lost: so nobody may, or the time for all of it must be over.
+    /// Connections that wait there are lost. Therefore none may wait, or the time for them must be
+    /// over.
     fn close_listener(&mut self, now: u64, listener: ListenerId) {
         let linger = self.limits.linger_timeout;
         let over = now >= linger && self.is_drained(now - linger)
@@ -585,7 +592,7 @@ impl Audit {
         *end = Some(ListenerEnd::Closed);
     }
 
-    /// The next process has its listeners to itself.
+    /// The next process has its own listeners.
     pub(crate) fn reopen_listeners(&mut self) {
         self.ends.fill(None);
         self.ours.fill(true);
@@ -694,7 +701,7 @@ impl Audit {
         if relay == Relay::Echo {
             open.sent += u64::from(length);
             let handed = open.sent;
-            // What goes round in spite of a cancel does not undo the decision behind it.
+            // Bytes that are relayed in spite of a cancel do not revoke the decision behind it.
             open.decided.retain(|owed| canceled || handed <= *owed);
         }
         open.blocked &= next == When::Writable;
@@ -719,7 +726,7 @@ impl Audit {
     fn check_lent(&self, connection: ConnectionId, buffer: BufferId, offset: u32, length: u32) {
         let lent = self.lent.iter().find(|lent| lent.buffer == buffer);
         let lent = lent.unwrap_or_else(|| panic!("contract: {buffer:?} is not lent"));
-        assert_eq!(lent.connection, connection, "contract: the bytes of another");
+        assert_eq!(lent.connection, connection, "contract: the bytes of another connection");
         let within = length > 0 && offset + length <= lent.length;
         assert!(within, "contract: {offset}+{length} of {} bytes", lent.length);
     }

@@ -1,7 +1,7 @@
 //! The kernel of a history: the fake, with the auditor and the saboteur between it and the core.
 //!
 //! The worker runs its own loop on it. Each event is audited before the operations that follow from
-//! it, which `Kernel::trace` tells; what the saboteur falsifies, it falsifies here.
+//! it, which `Kernel::trace` reports. The saboteur falsifies events and operations here.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -18,9 +18,9 @@ use crate::saboteur::Saboteur;
 /// How many events a turn brings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Delivery {
-    /// One, so that its operations reach the kernel before the next event comes.
+    /// One, so that its operations reach the kernel before the next event.
     OneByOne,
-    /// All that there are.
+    /// All.
     Together,
 }
 
@@ -30,12 +30,12 @@ pub(crate) struct Audited {
     pub(crate) audit: Audit,
     pub(crate) saboteur: Saboteur,
     pub(crate) delivery: Delivery,
-    /// Events that the fake has told and that have not been delivered.
+    /// Events that the fake has reported and that have not been delivered.
     pending: VecDeque<Event>,
-    /// Events that have been delivered, or overlooked, and are still to be audited; with whether
-    /// the core hears of them.
+    /// Events that have been delivered or suppressed and are still to be audited, with whether the
+    /// core gets them.
     delivered: VecDeque<(Event, bool)>,
-    /// What the core has asked for, as far as the saboteur lets it through.
+    /// The operations of the core that the saboteur lets pass.
     asked: Vec<Op>,
 }
 
@@ -50,11 +50,15 @@ impl Audited {
         Self { kernel, audit, saboteur, delivery, pending, delivered, asked }
     }
 
-    /// Every connection gets its next name, for the next process.
+    /// Every connection gets its next id, for the next process.
     pub(crate) fn hand_over(&mut self, renamed: &[(ConnectionId, ConnectionId)]) {
-        // What became of a probe concerns the old process alone.
+        // The result of a probe only concerns the old process.
         self.pending.retain(|event| !matches!(event, Event::ProbeEnded { .. }));
-        assert!(self.pending.is_empty(), "contract: not told at a handover: {:?}", self.pending);
+        assert!(
+            self.pending.is_empty(),
+            "contract: not reported at a handover: {:?}",
+            self.pending
+        );
         self.kernel.hand_over(renamed);
     }
 
@@ -63,7 +67,7 @@ impl Audited {
         !self.pending.is_empty()
     }
 
-    /// Audits the events that were overlooked, and the one that the core has heard of.
+    /// Audits the events that were suppressed, and the one that the core has handled.
     fn audit_next(&mut self) {
         let now = self.kernel.clock();
         while let Some((event, is_heard)) = self.delivered.pop_front() {

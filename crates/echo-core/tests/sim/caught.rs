@@ -1,4 +1,4 @@
-//! Catches the panic of one history, with its words and its place, and keeps it off the screen.
+//! Catches the panic of one history, with its message and its place, and does not print it.
 
 use std::cell::{Cell, RefCell};
 use std::panic::{self, AssertUnwindSafe};
@@ -9,7 +9,7 @@ thread_local! {
     static WORDS: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
-/// Runs `act`; its panic, if it panics, as text.
+/// Runs `act`. Returns its panic as text, if it panics.
 pub(crate) fn caught(act: impl FnOnce()) -> Result<(), String> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {

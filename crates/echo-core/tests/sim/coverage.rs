@@ -1,4 +1,5 @@
-//! What a swarm has met. A simulator that never starves a connection proves nothing about starving.
+//! The situations that a swarm has covered. A simulator that never starves a connection proves
+//! nothing about starving.
 
 use echo_core::op::{
     AcceptError, Event, Expectation, Op, PeerOrigin, PrefaceProgress, ReceiveEnd, ReceiveMode,
@@ -10,7 +11,7 @@ use echo_core::stats::Stats;
 use crate::fake::trace::Note;
 use crate::history::History;
 
-/// What must be met, besides every way of closing.
+/// The situations that must occur, besides every reason of closing.
 const OCCASIONS: [&str; 56] = [
     "a multishot receive",
     "a receive that is tried at once",
@@ -28,7 +29,7 @@ const OCCASIONS: [&str; 56] = [
     "a FIN of our own",
     "a shutdown of both",
     "an abort",
-    "a silent peer asked",
+    "a silent peer probed",
     "a receive ended by data",
     "bytes with more behind them",
     "an end of stream",
@@ -53,24 +54,24 @@ const OCCASIONS: [&str; 56] = [
     "several messages relayed at once",
     "a send of held bytes",
     "a send canceled",
-    "a try-send that nobody waits for",
+    "a skip-success send",
     "a completion needed after all",
     "a send stopped",
     "a connection imported",
     "an imported connection with spilled bytes",
     "an imported connection after our FIN",
-    "an accept that waits for nobody",
-    "an accept that found nobody",
+    "an accept that does not wait",
+    "an accept that found no connection",
     "a listener closed",
-    "a header asked for",
+    "a header read",
     "a header in pieces",
     "a header with an address",
     "a header without an address",
-    "a header that is none",
+    "an invalid header",
     "a connection imported in its header",
 ];
 
-/// How often each was met.
+/// How often each has occurred.
 pub(crate) struct Coverage {
     occasions: [u64; OCCASIONS.len()],
     closed: [u64; CloseReason::ALL.len()],
@@ -145,7 +146,7 @@ impl Coverage {
         self.drained_early += other.drained_early;
     }
 
-    /// Each thing with its count.
+    /// Each situation with its count.
     pub(crate) fn lines(&self) -> Vec<(String, u64)> {
         let occasions = OCCASIONS.iter().map(|name| (*name).to_string()).zip(self.occasions);
         let closes = CloseReason::ALL.iter().zip(self.closed);
@@ -159,7 +160,7 @@ impl Coverage {
             ("a peer never accepted", self.drained_early),
             ("new limits and timeouts", self.reconfigured),
             ("a division of the listeners", self.divided),
-            ("a hand-over that failed", self.taken_back),
+            ("a handover that failed", self.taken_back),
             ("a health check", self.health_checks),
         ];
         let rest = rest.map(|(name, count)| (name.to_string(), count));
@@ -167,7 +168,7 @@ impl Coverage {
     }
 }
 
-/// The index of what this note shows, in [`OCCASIONS`].
+/// The index in [`OCCASIONS`] of the situation in this note.
 fn occasion(note: &Note) -> Option<usize> {
     let name = match note {
         Note::Op(op) => of_op(op),
@@ -176,7 +177,7 @@ fn occasion(note: &Note) -> Option<usize> {
         Note::World(word) => OCCASIONS.contains(word).then_some(*word),
         Note::Peer(..) => None,
     }?;
-    Some(OCCASIONS.iter().position(|occasion| *occasion == name).expect("it stands in the list"))
+    Some(OCCASIONS.iter().position(|occasion| *occasion == name).expect("it is in the list"))
 }
 
 fn of_op(op: &Op) -> Option<&'static str> {
@@ -185,13 +186,13 @@ fn of_op(op: &Op) -> Option<&'static str> {
         Op::Receive { mode: ReceiveMode::Multishot, .. } => "a multishot receive",
         Op::Receive { mode: ReceiveMode::Now, .. } => "a receive that is tried at once",
         Op::Receive { mode: ReceiveMode::WhenReadable, .. } => "a receive that waits",
-        Op::ReadPreface { .. } => "a header asked for",
+        Op::ReadPreface { .. } => "a header read",
         Op::AwaitReadable { .. } => "a poll for bulk",
         Op::OfferBuffers { .. } => "an offer of buffers",
         Op::CancelReceive { .. } => "a receive canceled",
         Op::CancelAccept { .. } => "an accept canceled",
         Op::Send { needs_completion: true, .. } => "a try-send",
-        Op::Send { needs_completion: false, .. } => "a try-send that nobody waits for",
+        Op::Send { needs_completion: false, .. } => "a skip-success send",
         Op::FlushSends => "a completion needed after all",
         Op::Spill { .. } => "bytes spilled",
         Op::Relay { when: When::Now, .. } => "a relay that is tried at once",
@@ -203,8 +204,8 @@ fn of_op(op: &Op) -> Option<&'static str> {
         Op::Shutdown { how: Shutdown::Write, .. } => "a FIN of our own",
         Op::Shutdown { how: Shutdown::Both, .. } => "a shutdown of both",
         Op::Abort { .. } => "an abort",
-        Op::Probe { again: false, .. } => "a silent peer asked",
-        Op::AcceptWaiting { .. } => "an accept that waits for nobody",
+        Op::Probe { again: false, .. } => "a silent peer probed",
+        Op::AcceptWaiting { .. } => "an accept that does not wait",
         Op::CloseListener { .. } => "a listener closed",
         Op::Accept { .. }
         | Op::ReportPeers
@@ -253,7 +254,7 @@ fn of_event(event: &Event) -> Option<&'static str> {
         Event::AcceptFailed { error, .. } => match error {
             AcceptError::Canceled => "an accept canceled in time",
             AcceptError::Aborted => "an accept whose peer was gone",
-            AcceptError::Empty => "an accept that found nobody",
+            AcceptError::Empty => "an accept that found no connection",
             AcceptError::ProcessFiles | AcceptError::SystemFiles | AcceptError::Memory => {
                 "an accept without file or memory"
             }
@@ -262,7 +263,7 @@ fn of_event(event: &Event) -> Option<&'static str> {
         Event::PrefacePartial { .. } => "a header in pieces",
         Event::PrefaceComplete { origin: PeerOrigin::Announced, .. } => "a header with an address",
         Event::PrefaceComplete { .. } => "a header without an address",
-        Event::PrefaceInvalid { .. } => "a header that is none",
+        Event::PrefaceInvalid { .. } => "an invalid header",
         Event::Readable { .. } => "a poll that found bytes",
         Event::Accepted { .. }
         | Event::Received { .. }

@@ -1,10 +1,10 @@
 //! Histories of datagrams: the worker's own loop on a fake kernel, alone or beside streams.
 //!
-//! `rules` states in its own words which datagrams must not be answered and how much a source may
-//! have, `audit` everything else that the core promises of datagrams; neither shares code with it.
-//! `mixed` is the kernel of such a history, `clients` who sends, `history` one run from one seed.
-//! Tests stand on them: `swarm` (many seeds, with `coverage`), `exhaustive` (all small cases),
-//! `planted` (bugs that must be found) and `two_workers` (one rate for both).
+//! `rules` specifies independently which datagrams must not be answered and how much a source may
+//! have. `audit` checks everything else that the core promises about datagrams. Neither shares code
+//! with the core. `mixed` is the kernel of such a history, `clients` are the senders, `history` is
+//! one run from one seed. The tests are `swarm` (many seeds, with `coverage`), `exhaustive` (all
+//! small cases), `planted` (bugs that must be found) and `two_workers` (one rate for both).
 
 mod audit;
 mod clients;

@@ -1,9 +1,8 @@
-//! All small cases, instead of a sample: every order and every outcome, as far as a budget of
-//! faults goes.
+//! All small cases, instead of a sample: every order and every outcome within a budget of faults.
 //!
 //! A case is a sequence of decisions (which of the possible things happens next, how many bytes,
-//! whether this fault strikes); the enumeration visits each sequence once. The worlds are tiny,
-//! since bugs of order need two of anything.
+//! whether this fault occurs). The enumeration visits each sequence once. The worlds are tiny,
+//! since bugs of order need only two of each thing.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -35,8 +34,8 @@ struct World {
     budget_limit: u64,
     chaos_turns: usize,
     drain: Option<(usize, u64)>,
-    /// The turn at which a hand-over begins, and whether it fails.
-    hand_over: Option<(usize, bool)>,
+    /// The turn at which a handover begins, and whether it fails.
+    handover: Option<(usize, bool)>,
     listeners_end: bool,
     /// Whether connections have a header.
     proxied: bool,
@@ -52,7 +51,7 @@ const QUIET: World = World {
     budget_limit: 100,
     chaos_turns: 14,
     drain: None,
-    hand_over: None,
+    handover: None,
     listeners_end: false,
     proxied: false,
     plans: Vec::new(),
@@ -79,7 +78,7 @@ const NO_FAULTS: Faults = Faults {
 /// A world with more cases than this takes too long for every `cargo test`.
 const CASES_MAX: usize = 300_000;
 
-/// Any probability but 0 makes the enumeration take both branches.
+/// Any probability except 0 makes the enumeration take both branches.
 const ON: u16 = 1;
 
 impl World {
@@ -120,7 +119,7 @@ impl World {
             reconfigurations: Vec::new(),
             divisions: Vec::new(),
             handovers: self
-                .hand_over
+                .handover
                 .map(|(turn, fails)| handover(turn, fails, multishot))
                 .into_iter()
                 .collect(),
@@ -135,7 +134,7 @@ impl World {
         }
     }
 
-    /// Runs every case; how many there are.
+    /// Runs every case. Returns how many there are.
     fn visit(&self, multishot: bool) -> usize {
         let mut choice = Choice::Enumerated(Enumeration::new(self.faults_max));
         let mut cases = 0;
@@ -167,23 +166,24 @@ fn handover(turn: usize, fails: bool, multishot: bool) -> Handover {
     Handover { turn, timeout, gap, fails, connections_max, budget_limit, multishot }
 }
 
-/// A hand-over in each of the first turns that fails or not, with a socket that is soon full.
+/// A handover in each of the first turns that fails or not, with a socket that is soon full.
 fn worlds_with_handovers() -> impl Iterator<Item = World> {
     let faults = Faults { late: ON, would_block: ON, cancel_loses: ON, ..NO_FAULTS };
-    // When nobody takes over in the very first turn, nobody has been accepted: no case to speak of.
-    let hand_overs = (0..6).map(|turn| (turn, false)).chain((1..6).map(|turn| (turn, true)));
-    hand_overs.map(move |(turn, fails)| World {
-        name: if fails { "nobody takes over" } else { "another process takes over" },
+    // If a handover fails in the first turn, no connection has been accepted: not an interesting
+    // case.
+    let handovers = (0..6).map(|turn| (turn, false)).chain((1..6).map(|turn| (turn, true)));
+    handovers.map(move |(turn, fails)| World {
+        name: if fails { "no process takes over" } else { "another process takes over" },
         faults,
         faults_max: 2,
-        hand_over: Some((turn, fails)),
+        handover: Some((turn, fails)),
         chaos_turns: 7,
         plans: vec![Plan::prompt(2, 1, Reading::Eager, Ending::Finish).on_wire(1)],
         ..QUIET
     })
 }
 
-/// Headers in every number of pieces, with a hand-over in each of the first turns, and at the end.
+/// Headers in every number of pieces, with a handover in each of the first turns, and at the end.
 fn worlds_with_headers() -> impl Iterator<Item = World> {
     let receives =
         Faults { short_receive: ON, stopped: ON, receive_memory: ON, late: ON, ..NO_FAULTS };
@@ -201,11 +201,11 @@ fn worlds_with_headers() -> impl Iterator<Item = World> {
         plans: vec![plan(says)],
         ..QUIET
     });
-    let hand_overs = [1, 2, 5].into_iter().map(move |turn| World {
+    let handovers = [1, 2, 5].into_iter().map(move |turn| World {
         name: "another process takes over in the middle of a header",
         faults: order,
         faults_max: 1,
-        hand_over: Some((turn, false)),
+        handover: Some((turn, false)),
         proxied: true,
         chaos_turns: 7,
         plans: vec![plan(client)],
@@ -221,7 +221,7 @@ fn worlds_with_headers() -> impl Iterator<Item = World> {
         plans: vec![plan(client)],
         ..QUIET
     });
-    whole.into_iter().chain(hand_overs).chain(drains)
+    whole.into_iter().chain(handovers).chain(drains)
 }
 
 fn worlds() -> Vec<World> {
@@ -274,7 +274,7 @@ fn worlds() -> Vec<World> {
             ..QUIET
         },
         World {
-            name: "two connections, one place, any accept error",
+            name: "two connections, capacity for one, any accept error",
             faults: Faults { accept_error: ON, late: ON, cancel_loses: ON, ..NO_FAULTS },
             faults_max: 3,
             connections_max: 1,
@@ -301,7 +301,7 @@ fn worlds() -> Vec<World> {
             ..QUIET
         },
         World {
-            name: "a drain of its own listener, with more peers than places",
+            name: "a drain of its own listener, with more peers than capacity",
             faults: Faults { accept_error: ON, late: ON, cancel_loses: ON, ..NO_FAULTS },
             faults_max: 2,
             connections_max: 1,

@@ -1,10 +1,10 @@
-//! One history: a server, a fake kernel and a crowd of peers, all drawn from one seed, run to their
-//! end.
+//! One history: a server, a fake kernel and a crowd of peers, all drawn from one seed, run to
+//! their end.
 //!
 //! The loop is the worker's own: each turn is one `Worker::step`, with the commands of the daemon.
-//! First chaos, then the world is healed and everything must become quiescent within a bounded
-//! number of turns. What must hold is checked after every event; a breach is a panic that the
-//! caller catches and dresses with the seed.
+//! At first there are faults. Then the world is healed, and everything must become quiescent within
+//! a bounded number of turns. Invariants are checked after every event; a violation is a panic that
+//! the caller catches and reports with the seed.
 
 use std::sync::Arc;
 
@@ -31,11 +31,11 @@ use crate::fake::{FakeKernel, Faults, Settings};
 use crate::peers::{Crowd, Peers};
 use crate::saboteur::Saboteur;
 
-/// Turns that a healed world may take to become quiescent. Far above what any seed has needed, far
-/// below for ever.
+/// Turns that a healed world may take to become quiescent. Far more than any seed has needed, but
+/// bounded.
 const HEALED_TURNS_MAX: usize = 20_000;
 
-/// What one history is made of.
+/// The parameters of one history.
 #[derive(Clone, Debug)]
 pub(crate) struct Scenario {
     pub(crate) parameters: Parameters,
@@ -45,29 +45,30 @@ pub(crate) struct Scenario {
     pub(crate) chaos_turns: usize,
     /// The turn at which a drain begins, and its timeout, in milliseconds.
     pub(crate) drain: Option<(usize, u64)>,
-    /// Whether the listeners end with a drain or a hand-over: nobody else holds them.
+    /// Whether the listeners end with a drain or a handover, because no other process holds them.
     pub(crate) listeners_end: bool,
-    /// New limits and timeouts, each at the turn at which it comes, the last one first.
+    /// New limits and timeouts, each with the turn of its command, the last one first.
     pub(crate) reconfigurations: Vec<(usize, RuntimeLimits, u64)>,
-    /// From which listeners the worker accepts, each at the turn at which it is told, the last one
+    /// The listeners from which the worker accepts, each with the turn of its command, the last one
     /// first.
     pub(crate) divisions: Vec<(usize, [bool; 2])>,
-    /// When the process is replaced by another.
+    /// The moments at which the process is replaced by another.
     pub(crate) handovers: Vec<Handover>,
     pub(crate) delivery: Delivery,
-    /// The budget for spilled bytes, which is the parameters', too.
+    /// The budget for spilled bytes, which is also in the parameters.
     pub(crate) budget: Arc<FakeBudget>,
-    /// Where the clock begins, in milliseconds.
+    /// The start of the clock, in milliseconds.
     pub(crate) clock: u64,
-    /// How often other workers take and give back memory, in thousandths.
+    /// The probability that other workers take or give back memory, in thousandths.
     pub(crate) others: u16,
-    /// The source limiter, which is the parameters', too.
+    /// The source limiter, which is also in the parameters.
     pub(crate) limiter: Arc<FakeLimiter>,
-    /// The turn at which another policy of admission comes into force.
+    /// The turn at which another admission policy takes effect.
     pub(crate) new_policy: Option<(usize, Arc<AdmissionPolicy>)>,
-    /// After healing, peers that stay are ended by the server's timeouts instead of by themselves.
+    /// After healing, peers that stay are ended by the server's timeouts instead of ending by
+    /// themselves.
     pub(crate) stayers_are_ended: bool,
-    /// If a drain has begun, peers are not healed: the server must come to its end against them.
+    /// If a drain has begun, peers are not healed: the server must finish in spite of them.
     pub(crate) stubborn: bool,
 }
 
@@ -80,9 +81,9 @@ pub(crate) struct Handover {
     pub(crate) timeout: u64,
     /// How long there is no process at all, in milliseconds.
     pub(crate) gap: u64,
-    /// Nobody takes over: the same process takes everything back, after the gap, and drains.
+    /// No process takes over: the same process takes everything back, after the gap, and drains.
     pub(crate) fails: bool,
-    /// What the next process is configured with.
+    /// The configuration of the next process.
     pub(crate) connections_max: u32,
     pub(crate) budget_limit: u64,
     pub(crate) multishot: bool,
@@ -94,24 +95,24 @@ pub(crate) struct History {
     scenario: Scenario,
     pub(crate) worker: Worker,
     pub(crate) peers: Peers,
-    /// What the daemon asks for in the next turn.
+    /// The commands of the daemon for the next turn.
     commands: Vec<Command>,
     draining: bool,
     drained: bool,
-    /// The handover that is under way.
+    /// The handover in progress.
     handover: Option<Handover>,
-    /// What the processes before this one counted.
+    /// The counters of previous processes.
     pub(crate) before: Stats,
-    /// Time runs from deadline to deadline of the worker, past the plans of the peers.
+    /// Time advances from deadline to deadline of the worker, regardless of the plans of the peers.
     hasty: bool,
-    /// How many connections there may be: more than capacity for a while after that became less or
-    /// another process took over.
+    /// How many connections there may be: more than capacity for a while after capacity was reduced
+    /// or another process took over.
     allowed: u64,
     /// How often the limits changed.
     pub(crate) reconfigured: u64,
     /// How often the listeners were divided.
     pub(crate) divided: u64,
-    /// What the first worker began with.
+    /// The configuration of the first worker.
     first_limits: RuntimeLimits,
     /// How often a handover failed.
     pub(crate) taken_back: u64,
@@ -120,7 +121,7 @@ pub(crate) struct History {
 }
 
 impl Scenario {
-    /// Tiny limits and drawn probabilities: every seed leans on other parts of the code.
+    /// Tiny limits and drawn probabilities: every seed stresses different parts of the code.
     pub(crate) fn draw(choice: &mut Choice) -> Self {
         let listeners = 1 + choice.below(2) as u16;
         let timeouts = [None, Some(300), Some(5_000), Some(60_000)];
@@ -198,7 +199,7 @@ impl Scenario {
             divisions: Vec::new(),
         };
         if scenario.new_policy.is_some() {
-            // The model counts open connections by a new policy at once, and not some in each turn.
+            // The model counts open connections by a new policy at once, not some in each turn.
             scenario.parameters.sweep_slots_max = SWEEP_SLOTS_MAX;
         }
         scenario.reconfigurations = draw_reconfigurations(choice, scenario.stayers_are_ended);
@@ -206,7 +207,7 @@ impl Scenario {
     }
 
     /// In a third of the histories the last listener has connections with records, unless they have
-    /// headers. Drawn apart, so that the other histories are what their seeds made them before.
+    /// headers. Drawn separately, so that the histories of other seeds do not change.
     fn draw_records(&mut self, seed: u64) {
         let last = ListenerId(self.parameters.listeners - 1);
         if Choice::from_seed(!seed).below(3) == 0 && self.parameters.proxies_of(last).is_none() {
@@ -216,8 +217,8 @@ impl Scenario {
     }
 }
 
-/// In a third of the histories the listeners are divided among workers, once or more often, of which
-/// this is one. Drawn apart, as above.
+/// In a third of the histories the listeners are divided once or more often among workers, one of
+/// which is this one. Drawn separately, as above.
 fn draw_divisions(seed: u64) -> Vec<(usize, [bool; 2])> {
     let mut choice = Choice::from_seed(seed.rotate_left(32) ^ 1);
     let count = [0, 0, 0, 0, 1, 4][choice.below(6)];
@@ -228,7 +229,7 @@ fn draw_divisions(seed: u64) -> Vec<(usize, [bool; 2])> {
     divisions
 }
 
-/// The proxies that a listener trusts, if it takes connections of proxies.
+/// The proxies that a listener trusts, if it accepts connections of proxies.
 fn draw_proxies(choice: &mut Choice) -> Option<IpSet> {
     let subnet = ([10, 0, 0, 0], [10, 0, 0, 255]);
     let all = ([0; 4], [255; 4]);
@@ -239,13 +240,13 @@ fn draw_proxies(choice: &mut Choice) -> Option<IpSet> {
     }
 }
 
-/// Blocks of memory for all that is spilled.
+/// Blocks of memory for all spilled bytes.
 pub(crate) fn draw_budget_limit(choice: &mut Choice) -> u64 {
     [0, 1, 3, 15, 100, 100_000][choice.below(6)]
 }
 
-/// In a third of the histories limits and timeouts change, once or more often. An idle timeout that
-/// is to end those who stay is never off.
+/// In a third of the histories limits and timeouts change, once or more often. If the idle timeout
+/// has to end peers that stay, it is never off.
 fn draw_reconfigurations(
     choice: &mut Choice,
     stayers_are_ended: bool,
@@ -275,7 +276,8 @@ fn draw_keepalive(choice: &mut Choice) -> Option<Keepalive> {
     silence.map(|silence| Keepalive { silence, burst: 1 + choice.below(3) as u32 })
 }
 
-/// In half of the histories nobody takes over; in the others up to three, one from the other.
+/// In half of the histories no process takes over; in the others there are up to three handovers in
+/// a row.
 fn draw_handovers(choice: &mut Choice) -> Vec<Handover> {
     let count = [0, 0, 0, 1, 1, 3][choice.below(6)];
     let mut handovers: Vec<Handover> = (0..count)
@@ -293,7 +295,7 @@ fn draw_handovers(choice: &mut Choice) -> Vec<Handover> {
     handovers
 }
 
-/// Which connections are admitted; all, in half of the histories.
+/// Which connections are admitted. In half of the histories all are.
 pub(crate) fn draw_policy(choice: &mut Choice) -> AdmissionPolicy {
     if choice.below(2) == 0 {
         return AdmissionPolicy::default();
@@ -316,8 +318,8 @@ pub(crate) fn draw_policy(choice: &mut Choice) -> AdmissionPolicy {
     AdmissionPolicy { access, source_limits, ..AdmissionPolicy::default() }
 }
 
-/// A policy that comes into force in the middle. The rate stays: how a bucket is converted to
-/// another is nothing that anybody may rely on.
+/// A policy that takes effect in the middle. The rate stays, because the conversion of a bucket to
+/// another rate is not specified.
 fn draw_new_policy(choice: &mut Choice, rate: Option<u32>) -> (usize, Arc<AdmissionPolicy>) {
     let mut policy = draw_policy(choice);
     policy.source_limits.accepts_per_second = rate;
@@ -325,8 +327,8 @@ fn draw_new_policy(choice: &mut Choice, rate: Option<u32>) -> (usize, Arc<Admiss
 }
 
 pub(crate) fn draw_faults(choice: &mut Choice) -> Faults {
-    // A history in which everything goes wrong all the time tests little: half of the faults are
-    // off in each.
+    // A history with all faults all the time tests little. In each history half of the faults are
+    // off.
     let mut draw = |most: usize| match choice.below(2) {
         0 => 0,
         _ => 1 + choice.below(most) as u16,
@@ -419,12 +421,12 @@ impl History {
         self.fake().trace.note(now, Note::World(word));
     }
 
-    /// What was drawn, for a failure report.
+    /// Everything that was drawn, for a failure report.
     pub(crate) fn scenario(&self) -> &Scenario {
         &self.scenario
     }
 
-    /// From the start to the end of everything.
+    /// Runs the history from start to end.
     pub(crate) fn run(&mut self) {
         self.start();
         while self.turns < self.scenario.chaos_turns && !self.drained {
@@ -447,12 +449,12 @@ impl History {
 
     fn heal(&mut self) {
         self.note("healed");
-        // There is no other worker to accept from the others.
+        // There is no other worker to accept from the other listeners.
         self.accept_from([true; 2]);
         let fake = &mut self.kernel.kernel;
         fake.settings.faults = Faults::default();
         fake.settings.files_max = usize::MAX;
-        // Other workers keep what they have: no connection needs memory to come to an end.
+        // Other workers keep their memory: no connection needs memory to end.
         self.scenario.others = 0;
         self.scenario.budget.heal();
         if self.scenario.stubborn && self.draining {
@@ -466,7 +468,7 @@ impl History {
         }
     }
 
-    /// Runs until every peer is done, drains if that has not begun, and runs until that is done too.
+    /// Runs until every peer is done, drains if no drain has begun, and runs until the drain is over.
     fn finish(&mut self) {
         let last = self.turns + HEALED_TURNS_MAX;
         while !self.drained {
@@ -480,7 +482,7 @@ impl History {
             let stuck = stuck && !self.kernel.has_pending() && self.commands.is_empty();
             assert!(
                 !stuck || !self.draining_can_help(),
-                "liveness: asleep for ever: {}",
+                "liveness: asleep without a deadline: {}",
                 self.left()
             );
         }
@@ -490,14 +492,14 @@ impl History {
         self.peers.are_done(&self.kernel.kernel)
     }
 
-    /// A sleeping world that is not draining yet, all peers done, is about to be drained: that is
-    /// no deadlock.
+    /// A sleeping world with all peers done that is not draining yet will be drained next: that is
+    /// not a deadlock.
     fn draining_can_help(&self) -> bool {
         self.draining || !self.are_peers_done() || self.kernel.audit.open_count() > 0
     }
 
-    /// One turn of the worker's loop, with the world acting before it. Returns whether anything
-    /// but the worker acted.
+    /// One turn of the worker's loop, after the actions of the world. Returns whether anything
+    /// except the worker acted.
     fn turn(&mut self) -> bool {
         self.turns += 1;
         let fake = &mut self.kernel.kernel;
@@ -543,7 +545,7 @@ impl History {
         self.scenario.budget.set_limit(budget_limit);
         self.note("new limits and timeouts");
         self.reconfigured += 1;
-        // Which connections are admitted stays as it was.
+        // The admission policy does not change.
         let admission = Arc::clone(&self.scenario.parameters.runtime_limits.admission);
         self.reconfigure(RuntimeLimits { admission, ..runtime_limits });
     }
@@ -551,7 +553,7 @@ impl History {
     fn divide_if_due(&mut self) {
         let turns = self.turns;
         if let Some((_, ours)) = self.scenario.divisions.pop_if(|(turn, _)| *turn <= turns) {
-            self.note("the listeners are divided anew");
+            self.note("the listeners are divided again");
             self.divided += 1;
             self.accept_from(ours);
         }
@@ -619,9 +621,9 @@ impl History {
         self.commands.push(Command::HandOver { deadline });
     }
 
-    /// The old process ends and the next one begins; the world does not stop in between.
+    /// The old process ends and the next one begins. The world continues in between.
     fn hand_over(&mut self) {
-        let handover = self.handover.take().expect("a handover was asked for");
+        let handover = self.handover.take().expect("a handover was requested");
         self.check_ended_listeners();
         let mut released = self.worker.release(self.kernel.now());
         self.worker.check_invariants();
@@ -641,7 +643,7 @@ impl History {
         parameters.multishot = handover.multishot;
         parameters.limiter = self.scenario.limiter.clone();
         self.scenario.budget.set_limit(handover.budget_limit);
-        // What was asked of the old process has come too late.
+        // Commands to the old process are too late.
         self.commands.clear();
         self.worker = Worker::new(self.scenario.parameters.clone());
         self.kernel.audit.admission.forget_buckets();
@@ -649,8 +651,8 @@ impl History {
         self.start();
     }
 
-    /// The handover has failed. The same worker goes on with what it gave away, by the limits,
-    /// timeouts and policy of now, and drains.
+    /// The handover has failed. The same worker continues with the connections that it gave away,
+    /// by the present limits, timeouts and policy, and drains.
     fn take_back(&mut self, handover: Handover, released: Vec<(ConnectionId, TransferState)>) {
         self.kernel.audit.begin_to_take_back();
         self.draining = true;
@@ -663,14 +665,14 @@ impl History {
         self.kernel.audit.keep_slots(slots);
         let deadline = Timestamp(self.clock() + handover.timeout);
         if self.scenario.listeners_end {
-            // Told once more: they are closed already.
+            // The command is repeated: they are closed already.
             let listeners = (0..self.scenario.settings.listeners).map(ListenerId).collect();
             self.commands.push(Command::EndListeners(listeners));
         }
         self.commands.push(Command::Drain { deadline });
     }
 
-    /// The present worker is told of the connections that were given away.
+    /// Imports the connections that were given away into the present worker.
     fn import(&mut self, gap: u64, released: Vec<(ConnectionId, TransferState)>) {
         let renamed: Vec<_> =
             released.iter().map(|(old, _)| (*old, self.worker.reserve_slot())).collect();
@@ -693,8 +695,9 @@ impl History {
         }
     }
 
-    /// The source of every refusal is noted, unless it was the header that was refused: then only
-    /// the kernel knows the peer. One that is refused by its header is counted when it is closed.
+    /// The source of every refusal is recorded, except if the header was refused: then only the
+    /// kernel knows the peer. A connection that is refused because of its header is counted when it
+    /// is closed.
     fn check_refused_sources(&self) {
         let traffic = self.worker.stats().traffic;
         let headers = [RefuseReason::InvalidHeader, RefuseReason::HeaderTimeout];
@@ -728,7 +731,8 @@ impl History {
         let blocks = self.kernel.kernel.spill_blocks();
         assert_eq!(self.scenario.budget.taken(), blocks, "counters: blocks of memory");
         let capacity = u64::from(self.scenario.parameters.runtime_limits.connections_max);
-        // At the end of a drain those that wait for capacity are opened to be ended.
+        // At the end of a drain, connections that wait for capacity are opened so that they can be
+        // ended.
         assert!(
             self.draining || stats.connections <= self.allowed,
             "limit: more connections than capacity"
@@ -765,10 +769,10 @@ impl History {
     }
 }
 
-/// What must be true of a worker's world when the worker has drained: nothing is left in any hand,
-/// and every peer that is owed all of its bytes has them.
+/// What must hold when the worker has drained: no buffer, memory or connection is left, and every
+/// peer that is owed all of its bytes has them.
 pub(crate) fn check_end(kernel: &mut Audited, peers: &Peers) {
-    // What was submitted last has been handed to the kernel, and leads to nothing.
+    // The last submissions have been handed to the kernel, and cause no event.
     let Ok(()) = kernel.turn(Wake::Now, &mut Vec::new());
     let (audit, fake) = (&kernel.audit, &kernel.kernel);
     audit.quiescent();

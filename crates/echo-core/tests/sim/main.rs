@@ -1,11 +1,10 @@
-//! Histories: the pure core against a fake kernel that does everything the real one may do.
+//! Histories: the pure core on a fake kernel that does everything the real one may do.
 //!
-//! `fake` is that kernel, `audit` the contract of the seam and the model of each connection,
-//! `peers` the far ends, `audited` all that is between fake and core, `history` one run from one
-//! seed: the worker's own loop. Tests stand on them: `swarm` (many
-//! seeds), `exhaustive` (all small cases), `timers` (each timeout, early and late) and `planted` (a
-//! simulator that does not find planted bugs proves nothing); `taken_back` is about a handover that
-//! fails.
+//! `fake` is that kernel, `audit` the contract between core and kernel and the model of each
+//! connection, `peers` the far ends, `audited` the layer between fake and core, `history` one run
+//! from one seed: the worker's own loop. The tests are `swarm` (many seeds), `exhaustive` (all
+//! small cases), `timers` (each timeout, early and late) and `planted` (a simulator that does not
+//! find planted bugs proves nothing); `taken_back` is about a handover that fails.
 
 mod audit;
 mod audited;

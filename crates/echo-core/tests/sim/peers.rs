@@ -1,9 +1,9 @@
-//! The far ends of a history: each follows a plan drawn at the start, until the world is healed and
-//! all behave.
+//! The far ends of a history: each follows a plan that is drawn at the start, until the world is
+//! healed and all peers cooperate.
 //!
-//! Plans are the ways in which clients are known to behave: quick, slow, stopped for a while,
-//! half-closing, closing with echoes unread, resetting, or staying for ever. Knows the fake's wire,
-//! not the core.
+//! Plans are known behaviours of clients: fast, slow, stopped for a while, half-closing, closing
+//! with echoes unread, resetting, or staying without end. This module knows the fake's wire, not
+//! the core.
 
 use echo_core::op::{ConnectionError, ListenerId, PeerAddr};
 
@@ -12,7 +12,7 @@ use crate::fake::choice::Choice;
 use crate::fake::peer::{Header, PeerId, Saying, Wire};
 use crate::fake::records;
 
-/// How a peer reads what is echoed.
+/// How a peer reads its echo.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reading {
     /// Everything at once.
@@ -23,14 +23,14 @@ pub(crate) enum Reading {
     StopsAt(usize),
 }
 
-/// What a peer does after its last byte.
+/// The action of a peer after its last byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ending {
     /// FIN, then reads to the end and closes.
     Finish,
     /// Reads everything back, then closes.
     ReadThenClose,
-    /// Closes at once, whatever is unread.
+    /// Closes at once, even with unread bytes.
     Close,
     /// Resets, or the network breaks.
     Break(ConnectionError),
@@ -56,14 +56,14 @@ pub(crate) struct Plan {
     acts_at: u64,
 }
 
-/// What may be drawn for the peers of one history.
+/// The ranges from which the peers of one history are drawn.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Crowd {
     pub(crate) peers: usize,
     pub(crate) listeners: u16,
     pub(crate) total_max: usize,
     pub(crate) wire_max: usize,
-    /// How rude they are, in thousandths: closing, resetting, stopping to read.
+    /// The probability of rude behaviour, in thousandths: closing, resetting, or no longer reading.
     pub(crate) rude: u16,
     /// Whether the connections of each listener have a header.
     pub(crate) proxied: [bool; 2],
@@ -85,7 +85,8 @@ impl Peers {
         Self { plans, healed: false }
     }
 
-    /// From now on all read eagerly, finish what they began, and close when the server does.
+    /// From now on all read as fast as possible, finish their plans, and close when the server
+    /// does.
     pub(crate) fn heal(&mut self, now: u64) {
         self.healed = true;
         for plan in &mut self.plans {
@@ -96,7 +97,7 @@ impl Peers {
         }
     }
 
-    /// Those who stayed end of themselves now: where nothing else would ever end them.
+    /// Peers that stay now end by themselves, because nothing else would end them.
     pub(crate) fn no_longer_stay(&mut self, now: u64) {
         for plan in &mut self.plans {
             if plan.ending == Ending::Stay {
@@ -106,7 +107,7 @@ impl Peers {
         }
     }
 
-    /// Lets every peer whose time has come act. Returns whether any did something.
+    /// Lets every peer act whose time has come. Returns whether any did something.
     pub(crate) fn act(&mut self, kernel: &mut FakeKernel) -> bool {
         let mut acted = false;
         for plan in &mut self.plans {
@@ -115,21 +116,22 @@ impl Peers {
         acted
     }
 
-    /// When the next peer acts of itself, if any does.
+    /// The moment at which the next peer acts by itself, if any does.
     pub(crate) fn next_at(&self, kernel: &FakeKernel) -> Option<u64> {
         let now = kernel.clock();
         let times = self.plans.iter().map(|plan| plan.acts_at.max(plan.connects_at));
         times.filter(|at| *at > now).min()
     }
 
-    /// Whether the server owes this peer everything it sent: the peer did nothing to forfeit it.
+    /// Whether the server owes this peer everything it sent: the peer has done nothing that
+    /// forfeits its echo.
     pub(crate) fn is_owed(&self, id: PeerId) -> bool {
         let plan =
             self.plans.iter().find(|plan| plan.id == Some(id)).expect("a plan for each peer");
         matches!(plan.ending, Ending::Finish | Ending::ReadThenClose | Ending::Stay)
     }
 
-    /// Whether every peer that was accepted has come to its end.
+    /// Whether every accepted peer has ended.
     pub(crate) fn are_done(&self, kernel: &FakeKernel) -> bool {
         self.plans.iter().all(|plan| {
             plan.id.is_some_and(|id| {
@@ -140,7 +142,7 @@ impl Peers {
     }
 }
 
-/// Few, so that they meet; some differ in bits that a prefix may cut off.
+/// Few, so that they coincide. Some differ in bits that a prefix may remove.
 fn draw_source(choice: &mut Choice) -> PeerAddr {
     let mut ipv6 = [0x20; 16];
     match choice.below(7) {
@@ -153,8 +155,8 @@ fn draw_source(choice: &mut Choice) -> PeerAddr {
     }
 }
 
-/// The length of a message, of `length` bytes at most: some are empty, and a few are longer than
-/// can be echoed.
+/// The length of a message, at most `length` bytes: some are empty, and a few are longer than can
+/// be echoed.
 fn message_length(choice: &mut Choice, length: usize) -> usize {
     match choice.below(50) {
         0 => length,
@@ -163,7 +165,7 @@ fn message_length(choice: &mut Choice, length: usize) -> usize {
     }
 }
 
-/// Mostly one that is valid and short. A long one needs a wire on which it comes in few pieces.
+/// Mostly a valid and short one. A long header needs a wire on which it arrives in few pieces.
 fn draw_header(choice: &mut Choice, wire_max: usize) -> Header {
     let long = wire_max >= 300 && choice.below(4) == 0;
     let length = 1 + if long { 4_000 + choice.below(200) } else { choice.below(8) };
@@ -195,7 +197,7 @@ impl Plan {
         }
     }
 
-    /// The same, on a wire with room for so many bytes in each direction.
+    /// The same, on a wire with room for `space` bytes in each direction.
     pub(crate) fn on_wire(self, space: usize) -> Self {
         Self { wire: Wire { receive_space: space, send_space: space }, ..self }
     }
@@ -300,8 +302,8 @@ impl Plan {
         kernel.peer_write(id, length) > 0
     }
 
-    /// What follows the last byte, and the server's FIN. A peer that goes on after the server's FIN
-    /// sends what it has.
+    /// The action after the last byte, or after the server's FIN. A peer that continues after the
+    /// server's FIN sends the rest of its bytes.
     fn end(&self, kernel: &mut FakeKernel, id: PeerId, healed: bool) -> bool {
         let peer = &kernel.peers[id.0];
         let (sees_end, written_all, finished) =

@@ -1,12 +1,12 @@
-//! The proof of the simulator: bugs planted on purpose, each of which it must find.
+//! The test of the simulator: deliberately planted bugs, each of which it must find.
 //!
-//! Any check may find one, the core's own assertions included. The same seeds are clean without the
-//! bug.
+//! Any check may find one, including the core's own assertions. Without the bug the same seeds find
+//! nothing.
 
 use crate::saboteur::{Bug, Saboteur};
 use crate::swarm::run;
 
-/// Within how many seeds each bug must be found: some seconds of searching at most.
+/// The number of seeds within which each bug must be found: at most some seconds.
 const SEEDS_MAX: u64 = 5_000;
 
 fn first_seed_that_finds(bug: Bug) -> Option<(u64, String)> {
@@ -17,8 +17,8 @@ fn first_seed_that_finds(bug: Bug) -> Option<(u64, String)> {
     })
 }
 
-/// Goal: the swarm would find each of these bugs if a programmer made it, and finds nothing where
-/// there is none.
+/// Goal: the swarm would find each of these bugs if a programmer made it, and finds nothing without
+/// a bug.
 #[test]
 fn planted_bugs_are_found() {
     let mut missed = Vec::new();
@@ -28,7 +28,7 @@ fn planted_bugs_are_found() {
             None => missed.push(bug),
         }
     }
-    assert_eq!(missed, [], "nobody noticed these bugs within {SEEDS_MAX} seeds");
+    assert_eq!(missed, [], "not found within {SEEDS_MAX} seeds");
     for seed in 1..=SEEDS_MAX {
         if let Err(failure) = run(seed, Saboteur::none(), 60) {
             panic!("found where nothing is planted: {}", failure.story);

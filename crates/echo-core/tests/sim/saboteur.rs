@@ -1,4 +1,4 @@
-//! Turns a correct core into one with a planted bug, by falsifying what it hears and says.
+//! Turns a correct core into one with a planted bug, by falsifying its events and operations.
 //!
 //! Stands between core and kernel. A simulator that does not find these bugs proves nothing; see
 //! `planted`.
@@ -15,9 +15,9 @@ use crate::fake::records::Breach;
 /// The bugs that can be planted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Bug {
-    /// The last byte of a buffer is not sent, and nobody notices.
+    /// The last byte of a buffer is silently not sent.
     DropByte,
-    /// A send takes another lent buffer than its own.
+    /// A send uses another lent buffer.
     SwapBuffers,
     /// A buffer is never given back.
     LeakBuffer,
@@ -27,13 +27,13 @@ pub(crate) enum Bug {
     ForgetPoll,
     /// A send follows the close.
     SendAfterClose,
-    /// A short send is taken for a full one.
+    /// A short send is treated as a full one.
     IgnoreShortSend,
     /// A full send is sent again.
     DuplicateSend,
     /// A connection is never closed.
     ForgetClose,
-    /// A buffer goes home before its send is answered.
+    /// A buffer is given back before its send completes.
     RecycleEarly,
     /// An accept is not armed again.
     ForgetAccept,
@@ -41,7 +41,7 @@ pub(crate) enum Bug {
     ForgetWaiter,
     /// A connection is closed while the kernel still holds its receive or send.
     CloseTooEarly,
-    /// The end of a stream is overlooked.
+    /// The end of a stream is ignored.
     IgnoreEnd,
     /// The last spilled byte is lost.
     LoseSpilled,
@@ -51,27 +51,27 @@ pub(crate) enum Bug {
     ForgetCancel,
     /// The FIN at the end of idleness or drain is not sent.
     ForgetFin,
-    /// A send of spilled bytes is not canceled for a hand-over.
+    /// A send of spilled bytes is not canceled for a handover.
     ForgetCancelSend,
     /// The next process is not told of the end of a stream, or of our own FIN.
     ForgetPhase,
     /// The next process is told of one byte too few.
     LoseUnsent,
-    /// After a hand-over that failed the limits and timeouts of the start are in force again.
+    /// After a failed handover the limits and timeouts of the start are in force again.
     RevertLimits,
-    /// An answer that has become interesting is not asked for.
+    /// A completion that is needed after all is not requested.
     ForgetAwait,
-    /// A relay is not asked for.
+    /// A relay is not submitted.
     ForgetRelay,
     /// Bytes that are held are never sent.
     ForgetHeld,
-    /// Held bytes are sent from their second one on.
+    /// The first held byte is not sent.
     SkipHeld,
     /// A connection is counted for no source.
     ForgetSource,
-    /// A connection is counted for the source of the one before.
+    /// A connection is counted for the source of the previous one.
     MixSources,
-    /// A listener that ends is closed without a look at who waits.
+    /// A listener that ends is closed although connections may wait.
     CloseUnlooked,
     /// Two messages are sent as one.
     MergeMessages,
@@ -79,19 +79,19 @@ pub(crate) enum Bug {
     SplitMessage,
     /// An empty message is not sent.
     SkipEmpty,
-    /// An empty message is taken for the end.
+    /// An empty message is treated as the end.
     EndAtEmpty,
     /// A message is received into a buffer.
     OwnMessage,
-    /// The next process takes messages for a stream.
+    /// The next process treats messages as a stream.
     ForgetRecords,
     /// A header is not read.
     ForgetHeader,
-    /// A header is taken for complete before it is.
+    /// A header is treated as complete before it is.
     EndHeaderEarly,
-    /// What a header announces is not looked at.
+    /// The address that a header announces is ignored.
     IgnoreAnnounced,
-    /// An invalid header is taken for one that announces nothing.
+    /// An invalid header is treated as one that announces nothing.
     AdmitNonsense,
 }
 
@@ -139,22 +139,22 @@ impl Bug {
     ];
 }
 
-/// The planter. Without a bug it lets everything through.
+/// The saboteur. Without a bug it lets everything pass.
 pub(crate) struct Saboteur {
     bug: Option<Bug>,
     prng: Prng,
-    /// Lent buffers, as the events tell, with the bytes in them.
+    /// Lent buffers, according to the events, with the bytes in them.
     lent: Vec<(BufferId, u32)>,
-    /// The send in flight of each connection: what the core asked for, and what the kernel was
-    /// asked for.
+    /// The send in flight of each connection: as submitted by the core, and as submitted to the
+    /// kernel.
     sends: Vec<(ConnectionId, BufferId, u32, u32)>,
     /// Connections whose send has been answered, and repeated, without the core's knowledge.
     repeated: Vec<ConnectionId>,
-    /// Buffers that went home without the core's knowledge.
+    /// Buffers that were given back without the core's knowledge.
     recycled: Vec<BufferId>,
-    /// Where the last connection came from.
+    /// The address of the last connection.
     peer: PeerAddr,
-    /// What will be said besides.
+    /// Additional operations to submit.
     besides: Vec<Op>,
 }
 
@@ -180,14 +180,14 @@ impl Saboteur {
         }
     }
 
-    /// What the core is told instead of `event`; nothing, if it is to be overlooked.
+    /// The event that the core gets instead of `event`; none if it is suppressed.
     pub(crate) fn event(&mut self, event: Event) -> Option<Event> {
         let Some(bug) = self.bug else { return Some(event) };
         let mut told = event;
         match event {
             Event::Received { buffer, length, .. } => self.lent.push((buffer, length)),
             Event::Sent { connection, length } => {
-                // A send of held bytes is nothing that is falsified here.
+                // A send of held bytes is not falsified here.
                 let Some(index) = self.sends.iter().position(|(name, ..)| *name == connection)
                 else {
                     return Some(event);
@@ -256,7 +256,7 @@ impl Saboteur {
         Some(told)
     }
 
-    /// Falsifies what a connection hands on.
+    /// Falsifies the transfer state of a connection.
     pub(crate) fn transfer(&mut self, transfer: &mut TransferState) {
         match self.bug {
             Some(Bug::ForgetPhase) => transfer.phase = TransferPhase::Open,
@@ -266,7 +266,7 @@ impl Saboteur {
         }
     }
 
-    /// How the kernel is to break messages.
+    /// How the kernel is to violate the boundaries of messages.
     pub(crate) fn breach(&self) -> Option<Breach> {
         match self.bug? {
             Bug::MergeMessages => Some(Breach::Merge),
@@ -276,12 +276,12 @@ impl Saboteur {
         }
     }
 
-    /// What the core is told to keep to after a hand-over that failed, instead of nothing new.
+    /// The limits that the core is given after a failed handover, instead of no change.
     pub(crate) fn limits_to_go_back_to(&self, first: &RuntimeLimits) -> Option<RuntimeLimits> {
         (self.bug == Some(Bug::RevertLimits)).then(|| first.clone())
     }
 
-    /// Replaces what the core says by what the kernel gets to hear.
+    /// Replaces the operations of the core by those for the kernel.
     pub(crate) fn ops(&mut self, ops: &mut Vec<Op>) {
         let Some(bug) = self.bug else { return };
         let mut said = std::mem::take(ops);
@@ -397,14 +397,14 @@ impl Saboteur {
     }
 }
 
-/// A complete header that announces nobody.
+/// A complete header that announces no address.
 fn unannounced(connection: ConnectionId) -> Event {
     Event::PrefaceComplete { connection, peer: PeerAddr::Local, origin: PeerOrigin::Socket }
 }
 
 const FIRST: BufferId = BufferId { class: SizeClass::Small, index: 0 };
 
-/// Whether leaving `op` out is what this bug does.
+/// Whether this bug is the omission of `op`.
 fn forgets(bug: Bug, op: Op) -> bool {
     match op {
         Op::Accept { .. } | Op::AcceptWaiting { .. } => bug == Bug::ForgetAccept,

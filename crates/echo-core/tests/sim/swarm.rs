@@ -1,7 +1,7 @@
-//! Many seeds, each another world: tens of thousands of histories in every `cargo test`.
+//! Many seeds, each a different world: tens of thousands of histories in every `cargo test`.
 //!
 //! `ECHO_SIM_SEEDS=N` sets how many, `ECHO_SIM_FIRST=N` where to begin, `ECHO_SIM_SEED=N` replays
-//! one and tells its story.
+//! one and prints its history.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,7 +14,7 @@ use crate::saboteur::Saboteur;
 
 const SEEDS: u64 = 40_000;
 
-/// So many seeds must meet everything that can be met.
+/// With this many seeds, every situation must have occurred.
 const SEEDS_THAT_MEET_ALL: u64 = 10_000;
 
 pub(crate) fn from_environment(name: &str) -> Option<u64> {
@@ -24,9 +24,9 @@ pub(crate) fn from_environment(name: &str) -> Option<u64> {
 
 /// The failure of one seed.
 pub(crate) struct Failure {
-    /// What the check said that found it.
+    /// The message of the check that found it.
     pub(crate) words: String,
-    /// The same with the end of the story and all that was drawn.
+    /// The same with the end of the history and everything that was drawn.
     pub(crate) story: String,
 }
 
@@ -44,7 +44,7 @@ pub(crate) fn run(seed: u64, saboteur: Saboteur, lines: usize) -> Result<History
     }
 }
 
-/// What a search came to.
+/// The result of a search.
 #[derive(Default)]
 struct Findings {
     failed: Option<u64>,
@@ -76,7 +76,7 @@ fn search(seeds: std::ops::Range<u64>) -> Findings {
                         Err(_) => mine.failed = Some(seed),
                     }
                 }
-                // One failure is enough for everybody.
+                // One failure ends all threads.
                 next.fetch_max(mine.failed.map_or(0, |_| seeds.end), Ordering::Relaxed);
                 let mut all = findings.lock().expect("no panic holds it");
                 all.failed = all.failed.or(mine.failed);
@@ -89,8 +89,8 @@ fn search(seeds: std::ops::Range<u64>) -> Findings {
     findings.into_inner().expect("no panic holds it")
 }
 
-/// Goal: no seed finds a byte lost, doubled or misplaced, a buffer leaked, a limit passed, a
-/// connection stuck or ended without cause, or an operation against the contract.
+/// Goal: no seed finds a byte lost, duplicated or misplaced, a buffer leaked, a limit exceeded, a
+/// connection stuck or ended without cause, or an operation that violates the contract.
 #[test]
 fn swarm() {
     let (first, count) = match from_environment("ECHO_SIM_SEED") {

@@ -1,8 +1,8 @@
 //! A handover that fails.
 //!
-//! Goal: whatever a reload has changed still holds when the connections come back, nothing is
-//! accepted before the drain is heard of, and the worker goes on. Method: steps of the worker on the
-//! fake, with the commands that the daemon gives.
+//! Goal: changes by a reload still hold when the connections come back, nothing is accepted before
+//! the command to drain, and the worker continues. Method: steps of the worker on the fake, with
+//! the commands that the daemon gives.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -27,8 +27,8 @@ use crate::fake::{FakeKernel, Faults, Settings};
 const LINGER: u64 = 100;
 const WIRE: Wire = Wire { receive_space: 100, send_space: 100 };
 
-/// A world in which somebody wakes the worker at least so often, in milliseconds: time does not run
-/// to the next deadline while the peers of these tests mean to act.
+/// A world in which the worker is woken at least at this interval, in milliseconds, so that time
+/// does not jump to the next deadline before the peers of these tests act.
 const STEP: u64 = 50;
 
 struct Clocked(FakeKernel);
@@ -68,7 +68,7 @@ fn runtime_limits(idle_timeout: u64, policy: AdmissionPolicy) -> RuntimeLimits {
 }
 
 impl World {
-    /// A worker that accepts, by these limits.
+    /// A worker that accepts connections with these limits.
     fn start(runtime_limits: RuntimeLimits) -> Self {
         let buffers = BufferPlan::new([8, 0], [16, 64]);
         let budget = Arc::new(FakeBudget::new(16, 100, 0, 1));
@@ -109,7 +109,7 @@ impl World {
         status
     }
 
-    /// Turns until `wanted` holds; the worker must not end before.
+    /// Turns until `wanted` holds. The worker must not end before.
     fn turn_until(&mut self, what: &str, wanted: impl Fn(&Self) -> bool) {
         for _ in 0..1000 {
             if wanted(self) {
@@ -135,8 +135,8 @@ impl World {
         assert_eq!(self.kernel.0.peer_read(peer, 5), 5);
     }
 
-    /// What the daemon does when no process takes the connections: they come back after `gap`
-    /// milliseconds, and a drain is asked for.
+    /// The actions of the daemon when no process takes the connections: they come back after `gap`
+    /// milliseconds, and a drain is requested.
     fn take_back(&mut self, gap: u64, deadline: Timestamp) {
         let released = self.worker.release(self.kernel.now());
         self.worker.check_invariants();
@@ -169,7 +169,7 @@ fn what_a_reload_changed_holds_after_a_hand_over_that_failed() {
     world.commands.push(Command::HandOver { deadline });
     assert_eq!(world.turn_to_the_end(), Status::Quiescent);
 
-    // One who is denied by now, and one who would be let in if anybody were.
+    // A peer that is now denied, and one that would be admitted if any were.
     let others = [world.connect([10, 0, 0, 9]), world.connect([10, 0, 0, 1])];
     let drained_at = world.kernel.now().plus(60_000);
     world.take_back(500, drained_at);
@@ -186,18 +186,18 @@ fn what_a_reload_changed_holds_after_a_hand_over_that_failed() {
         }
     };
     assert_eq!(ended, Status::Drained);
-    // By the timeout of the start it would have stayed until the drain ended.
+    // With the initial timeout it would have stayed until the drain ended.
     let closed = world.worker.stats().traffic.closed;
     assert_eq!(closed[CloseReason::Idle as usize], 1, "{closed:?}");
     let silence = world.kernel.0.clock() - echoed_at;
-    assert!((IDLE..IDLE + IDLE / 4).contains(&silence), "it was let go after {silence} ms");
+    assert!((IDLE..IDLE + IDLE / 4).contains(&silence), "it was ended after {silence} ms");
     for other in others {
-        assert_eq!(world.kernel.0.peers[other.0].named, None, "somebody was accepted");
+        assert_eq!(world.kernel.0.peers[other.0].named, None, "a peer was accepted");
     }
 }
 
-/// Goal: time in which nobody was served counts. Method: a wait for the service manager that is
-/// longer than the idle timeout.
+/// Goal: time without service counts as idle. Method: a wait for the service manager that is longer
+/// than the idle timeout.
 #[test]
 fn the_wait_for_a_hand_over_that_fails_is_idle_time() {
     let mut world = World::start(runtime_limits(2_000, AdmissionPolicy::default()));
@@ -211,7 +211,8 @@ fn the_wait_for_a_hand_over_that_fails_is_idle_time() {
     let back_at = world.kernel.0.clock();
     world.turn_until("the FIN", |world| world.kernel.0.peers[peer.0].server_finished);
     let late = world.kernel.0.clock() - back_at;
-    // Who takes connections back has not turned for long: that is a pause, after which timers wait.
+    // A worker that takes connections back has not completed a turn for a long time. That counts as
+    // a pause, after which timers wait.
     let most = limits::PAUSE_GRACE_MS + 500;
-    assert!(late <= most, "it was let go {late} ms after it was back");
+    assert!(late <= most, "it was ended {late} ms after it was back");
 }

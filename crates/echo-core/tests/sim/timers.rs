@@ -1,5 +1,5 @@
 //! Each timeout, of every length that can be configured, on clocks that have run for years: it ends
-//! what it should, not too early, and not too late.
+//! the right connection, neither too early nor too late.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -20,26 +20,26 @@ use crate::fake::choice::Choice;
 use crate::fake::peer::{PeerId, Wire};
 use crate::fake::{FakeKernel, Faults, Settings};
 
-/// The clock at the beginning: fresh, and where numbers of 32 or 36 bits end.
+/// The initial clock: new, and where numbers of 32 or 36 bits overflow.
 const CLOCKS: [u64; 5] = [1_000, (1 << 32) - 3_000, (1 << 36) - 3_000, 1 << 40, (1 << 48) + 7];
 
 const DAY: u64 = 86_400_000;
 
-/// From the shortest to the longest that a file may have.
+/// From the shortest to the longest that a configuration may have.
 const TIMEOUTS: [u64; 6] = [10, 300, 60_000, 3_600_000, 60 * DAY, 365 * DAY + DAY / 4];
 
-/// What a timeout is for.
+/// The situation that a timeout ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    /// A peer that says nothing.
+    /// A peer that sends nothing.
     Idle,
-    /// A peer that reads nothing, with memory for what it does not read.
+    /// A peer that reads nothing, with memory for its unread bytes.
     StallSpilled,
     /// The same without memory: bytes are held.
     StallHeld,
     /// The same on probation: bytes are relayed.
     StallRelayed,
-    /// A peer that talks all the time, or would.
+    /// A peer that sends all the time.
     Lifetime,
     /// A proxy that sends no header.
     Preface,
@@ -54,14 +54,14 @@ const KINDS: [Kind; 6] = [
     Kind::Preface,
 ];
 
-/// The fake, with an eye on how connections end.
+/// The fake, which also observes how connections end.
 struct Watched {
     fake: FakeKernel,
     /// Whether the core has ended a connection.
     ended: bool,
-    /// What it has asked for, and when.
+    /// Its operations, and their moments.
     ops: Vec<(u64, Op)>,
-    /// The next turn brings the end of a wait alone.
+    /// The next turn brings only the end of a wait.
     brings_nothing: bool,
 }
 
@@ -129,7 +129,7 @@ impl World {
         world
     }
 
-    /// One turn of the loop. Whether it ended a connection.
+    /// One turn of the loop. Returns whether it ended a connection.
     fn turn(&mut self) -> bool {
         self.kernel.ended = false;
         let Ok(_) = self.worker.step(&mut self.kernel, []);
@@ -137,7 +137,7 @@ impl World {
         self.kernel.ended
     }
 
-    /// Turns until `until` at the latest. Whether one ended a connection.
+    /// Turns until `until` at the latest. Returns whether one ended a connection.
     fn turn_until(&mut self, until: u64) -> bool {
         self.kernel.fake.peers_act_at = Some(until);
         let ended = self.turn();
@@ -154,8 +154,7 @@ impl World {
         assert_eq!(self.kernel.fake.clock(), now);
     }
 
-    /// When it first asked for something of this kind from now on; turns until then, for ten
-    /// seconds at most.
+    /// Turns until the first operation of this kind, for at most ten seconds. Returns its moment.
     fn moment_of(&mut self, kind: impl Fn(&Op) -> bool) -> u64 {
         self.kernel.ops.clear();
         let end = self.kernel.fake.clock() + 10_000;
@@ -165,11 +164,11 @@ impl World {
             if let Some(&(moment, _)) = found {
                 return moment;
             }
-            assert!(self.kernel.fake.clock() < end, "it was not asked for in ten seconds");
+            assert!(self.kernel.fake.clock() < end, "no such operation in ten seconds");
         }
     }
 
-    /// A peer in the state that the timeout is for.
+    /// A peer in the situation that the timeout ends.
     fn peer(&mut self, kind: Kind) -> PeerId {
         let wire = Wire { receive_space: 100, send_space: 10 };
         let peer = self.kernel.fake.connect(ListenerId(0), wire, PeerAddr::Local);
@@ -192,21 +191,21 @@ impl World {
     }
 }
 
-/// How late a timeout may be: a tick of the wheel, and what is lost of the moments of 16 ms in which
-/// progress is counted.
+/// How late a timeout may be: a tick of the wheel, and the rounding of moments to the 16 ms in
+/// which progress is counted.
 fn tolerance(timeout: u64) -> u64 {
     (timeout.min(5_000) / 16).clamp(10, 1_000) + 32
 }
 
-/// Goal: no timeout is early, and none is late by more than a tick. Method: each kind in each length
-/// on each clock, in a world where nothing else happens.
+/// Goal: no timeout is early, and none is late by more than a tick. Method: each kind with each
+/// length on each clock, in a world without other events.
 #[test]
 fn every_timeout_fires_in_time() {
     let all = KINDS.iter().flat_map(|&kind| {
         let of_kind = move |timeout| CLOCKS.map(|clock| (kind, timeout, clock));
         TIMEOUTS.into_iter().flat_map(of_kind)
     });
-    // A visit of the wheel every few minutes makes a year long, so it has one clock.
+    // The wheel is visited every few minutes, so a test of a year takes long and has one clock.
     for (kind, timeout, clock) in
         all.filter(|&(_, timeout, clock)| timeout < DAY || clock == CLOCKS[1])
     {
@@ -223,8 +222,8 @@ fn every_timeout_fires_in_time() {
     }
 }
 
-/// Goal: a connection that talks is never idle, however long the timeout and the life. Method: a
-/// word each time that the timeout is nearly over.
+/// Goal: a connection with traffic is never idle, for any timeout and lifetime. Method: a word each
+/// time that the timeout has nearly expired.
 #[test]
 fn a_connection_that_talks_is_not_idle() {
     for timeout in [300, 60_000, 60 * DAY] {
@@ -242,15 +241,15 @@ fn a_connection_that_talks_is_not_idle() {
     }
 }
 
-/// Goal: after a pause of the whole process no connection is ended for a silence that was ours.
-/// Method: time jumps far past the timeout; one of two peers has said something meanwhile.
+/// Goal: after a pause of the whole process no connection is ended for a silence that the pause
+/// caused. Method: time jumps far past the timeout; one of two peers has sent something meanwhile.
 #[test]
 fn what_came_during_a_pause_is_served_before_timers_end_a_connection() {
     let mut world = World::new(Kind::Idle, 60_000, 1_000);
     let (silent, talker) = (world.peer(Kind::Idle), world.peer(Kind::Idle));
     world.kernel.fake.pass_time(3_600_000);
     world.kernel.fake.peer_write(talker, 5);
-    // The turn that the pause ends with brings the alarm alone: the bytes come with the next one.
+    // The turn after the pause brings only the alarm. The bytes come with the next turn.
     world.kernel.brings_nothing = true;
     assert!(!world.turn(), "the timers wait for the first turn");
     let began = world.kernel.fake.clock();
@@ -262,8 +261,8 @@ fn what_came_during_a_pause_is_served_before_timers_end_a_connection() {
     assert_eq!(world.kernel.fake.peers[talker.0].outbound(), 5);
 }
 
-/// Goal: what is tried again after a failure is tried again in time, each time: an accept without a
-/// free descriptor, a receive and a send without memory.
+/// Goal: after a failure, each retry is in time: an accept without a free descriptor, a receive and
+/// a send without memory.
 #[test]
 fn failures_are_tried_again_in_time() {
     type Fails = (&'static str, u64, fn(&mut Settings), fn(&Op) -> bool);
@@ -304,8 +303,8 @@ fn failures_are_tried_again_in_time() {
     }
 }
 
-/// Goal: a drain ends connections at its deadline, and those whose peer does not follow after the
-/// time for that. Method: a peer that stays.
+/// Goal: a drain ends connections at its deadline, and after the linger timeout those whose peer
+/// does not end its side. Method: a peer that stays.
 #[test]
 fn a_drain_and_its_end_are_in_time() {
     for clock in CLOCKS {

@@ -1,8 +1,8 @@
-//! Two workers of one process: they share the memory budget, the source limiter, and what they know
-//! of capacity.
+//! Two workers of one process: they share the memory budget, the source limiter, and the count of
+//! full workers.
 //!
-//! Each has a kernel, an auditor and peers of its own, and one clock for both. What both count
-//! together is held against one model.
+//! Each has its own kernel, auditor and peers; the clock is shared. Their common counts are
+//! compared with one model.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -30,11 +30,11 @@ use crate::swarm::from_environment;
 
 const SEEDS: u64 = 6_000;
 
-/// Steps in which anything may go wrong, and steps that a healed world may take to end.
+/// Steps with faults, and the maximum number of steps that a healed world may take to end.
 const CHAOS_STEPS: usize = 300;
 const HEALED_STEPS_MAX: usize = 40_000;
 
-/// One worker with its surroundings.
+/// One worker with its environment.
 struct Lane {
     worker: Worker,
     kernel: Audited,
@@ -114,7 +114,7 @@ impl World {
         self.check();
     }
 
-    /// What both count together.
+    /// Checks the common counts of both.
     fn check(&self) {
         let blocks: u64 = self.lanes.iter().map(|lane| lane.kernel.kernel.spill_blocks()).sum();
         assert_eq!(self.budget.taken(), blocks, "counters: blocks of memory");
@@ -217,8 +217,8 @@ impl Lane {
     }
 }
 
-/// Goal: limits hold for both workers together, and no step of one confuses the other. Method:
-/// seeds, each another pair of workers that take their steps in any order.
+/// Goal: limits hold for both workers together, and no step of one disturbs the other. Method: many
+/// seeds; each is a different pair of workers that take their steps in any order.
 #[test]
 fn two_workers_share_limits_and_memory() {
     let seeds = from_environment("ECHO_SIM_SEEDS").unwrap_or(SEEDS).min(SEEDS);

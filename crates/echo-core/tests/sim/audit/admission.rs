@@ -1,9 +1,9 @@
-//! The promise of admission, by a model of its own: a connection is refused for a reason, and none
-//! is admitted beyond a limit.
+//! The promise of admission, checked by a separate model: a connection is refused for a reason, and
+//! none is admitted beyond a limit.
 //!
-//! Written the plain way, with lists and milli-tokens, so that it shares no thought with the core.
-//! Every verdict must be exactly the model's: a refusal is a close in answer to the very event that
-//! decides it.
+//! Written in a simple way, with lists and thousandths of tokens, so that it shares no idea with
+//! the core. Every verdict must be exactly the model's: a refusal is a close in answer to the event
+//! that decides it.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -16,13 +16,13 @@ use echo_core::op::{ConnectionId, ListenerId, PeerAddr};
 /// The model of admission of one worker.
 pub(crate) struct Admission {
     policy: AdmissionPolicy,
-    /// The proxies that each listener trusts, if it takes connections of proxies.
+    /// The proxies that each listener trusts, if it accepts connections of proxies.
     proxies: Arc<[Option<IpSet>]>,
     /// Which worker it is.
     worker: usize,
-    /// What all workers of a process count.
+    /// The counts of all workers of a process.
     shared: Rc<RefCell<Shared>>,
-    /// Connections that must be closed before the present events have been acted upon.
+    /// Connections that must be closed before the handling of the present events ends.
     to_close: Vec<ConnectionId>,
     pub(crate) refused: u64,
 }
@@ -30,9 +30,9 @@ pub(crate) struct Admission {
 /// The model of the limiter.
 #[derive(Default)]
 pub(crate) struct Shared {
-    /// The connections that count, by worker, and for which group.
+    /// The counted connections by worker, and their groups.
     inside: Vec<(usize, ConnectionId, Group)>,
-    /// The tokens of each group in thousandths, and when they were counted.
+    /// The tokens of each group in thousandths, and the moment of that count.
     buckets: Vec<(Group, u64, u64)>,
 }
 
@@ -41,12 +41,12 @@ pub(crate) struct Shared {
 struct Group(String);
 
 impl Admission {
-    /// Of a process with one worker.
+    /// For a process with one worker.
     pub(crate) fn new(policy: AdmissionPolicy) -> Self {
         Self::of_worker(policy, 0, Rc::default())
     }
 
-    /// Of one of several workers.
+    /// For one of several workers.
     pub(crate) fn of_worker(
         policy: AdmissionPolicy,
         worker: usize,
@@ -56,7 +56,7 @@ impl Admission {
         Self { policy, proxies, worker, shared, to_close: Vec::new(), refused: 0 }
     }
 
-    /// The same, with listeners that take connections of these proxies.
+    /// The same, with listeners that accept connections of these proxies.
     pub(crate) fn with_proxies(self, proxies: Arc<[Option<IpSet>]>) -> Self {
         Self { proxies, ..self }
     }
@@ -70,7 +70,7 @@ impl Admission {
         groups.len()..=groups.len() + shared.buckets.len()
     }
 
-    /// A connection was accepted. Whether it is judged by its header.
+    /// A connection was accepted. Returns whether it is judged by its header.
     pub(crate) fn accepted(
         &mut self,
         now: u64,
@@ -88,12 +88,12 @@ impl Admission {
         true
     }
 
-    /// A connection must be closed before the present events have been acted upon.
+    /// A connection must be closed before the handling of the present events ends.
     pub(crate) fn refuse(&mut self, id: ConnectionId) {
         self.to_close.push(id);
     }
 
-    /// The address that a connection counts under is known.
+    /// The address under which a connection is counted is known.
     pub(crate) fn judge(&mut self, now: u64, id: ConnectionId, peer: PeerAddr) {
         if self.policy.access.denies(peer) {
             return self.to_close.push(id);
@@ -124,7 +124,7 @@ impl Admission {
         shared.inside.push((self.worker, id, group));
     }
 
-    /// A connection is closed. Whether that is because it was refused.
+    /// A connection is closed. Returns whether that is because it was refused.
     pub(crate) fn closed(&mut self, id: ConnectionId) -> bool {
         if let Some(index) = self.to_close.iter().position(|other| *other == id) {
             self.to_close.swap_remove(index);
@@ -142,8 +142,8 @@ impl Admission {
         self.shared.borrow_mut().buckets.clear();
     }
 
-    /// These connections were given away, and are taken over: they stay, and count by the policy of
-    /// now.
+    /// These connections were given away, and are taken over: they stay, and count by the present
+    /// policy.
     pub(crate) fn hand_over(&mut self, renamed: &[(ConnectionId, PeerAddr)]) {
         let counts = self.policy.source_limits.count();
         let counted = renamed
@@ -155,8 +155,8 @@ impl Admission {
         inside.extend(counted);
     }
 
-    /// These are inside when another policy comes into force. A connection that was not counted so
-    /// far counts from now on, if any does.
+    /// These connections are open when another policy takes effect. A connection that was not
+    /// counted so far is counted from now on, if the policy counts any.
     pub(crate) fn change(&mut self, policy: AdmissionPolicy, open: &[(ConnectionId, PeerAddr)]) {
         let begins = policy.source_limits.count() && !self.policy.source_limits.count();
         self.policy = policy;
@@ -170,7 +170,7 @@ impl Admission {
         }
     }
 
-    /// All events have been acted upon.
+    /// All events have been handled.
     pub(crate) fn settle(&self) {
         assert_eq!(self.to_close, [], "promise: they are refused, and were admitted");
     }

@@ -1,19 +1,19 @@
-//! The promise about bulk, which is fairness in work: what large buffers hold, and what they are
-//! expected to bring, is no more than the quantum, so that what a small echo waits for is bounded in
-//! bytes.
+//! The promise about bulk, which is fairness: the bytes in large buffers and the bytes that they
+//! are expected to receive do not exceed the quantum, so that a small echo waits for a bounded
+//! number of bytes.
 //!
-//! What a receive will bring is unknown. It counts as what the last receive of its connection
-//! brought, in small buffers, rounded up to a power of two; so a connection that brings more than
-//! before exceeds the quantum, once. One connection may always transfer bulk.
+//! The size of a future receive is unknown. It is counted as the size of the last receive of its
+//! connection, in small buffers, rounded up to a power of two; so a connection that brings more
+//! than before exceeds the quantum once. One connection may always transfer bulk.
 
 use echo_core::op::{BufferPlan, ConnectionId, Op, SizeClass};
 
 use super::{Audit, Open, Sending, Tenant};
 
-/// What is known of the bulk of a connection.
+/// The state of the bulk of a connection.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Bulk {
-    /// What its last receive brought, in bytes.
+    /// The bytes of its last receive.
     pub(super) last: u32,
     /// Whether its receive, if it has one, has a large buffer.
     reserved: bool,
@@ -28,7 +28,7 @@ impl Bulk {
 }
 
 impl Audit {
-    /// The core has asked for this.
+    /// Checks this operation of the core.
     pub(super) fn check_bulk(&mut self, op: &Op) {
         if let Op::Receive { connection, class: SizeClass::Large, .. } = *op {
             self.check_quantum(connection);
@@ -64,9 +64,9 @@ impl Audit {
         );
     }
 
-    /// Bytes in large buffers that were lent to a connection and are on their way to its peer. What
-    /// a peer does not take is no work; nor is what is cut off, and the auditor does not know how
-    /// much that is.
+    /// Bytes in large buffers that were lent to a connection and are being sent to its peer. Bytes
+    /// that a peer does not take are not counted, nor are bytes beyond the byte limit, whose number
+    /// the auditor does not know.
     fn bulk_lent_to(&self, connection: ConnectionId, open: &Open) -> u64 {
         let stalled = matches!(open.send, Some(Sending::Held(..) | Sending::Spilled));
         if stalled || open.spilled > 0 || open.echoed_max.is_some() {

@@ -1,14 +1,16 @@
-//! The promise about buffers: who finds none waits in line, is served in turn, and never spins.
+//! The promise about buffers: a connection that finds none waits in a queue, is served in order,
+//! and never spins.
 //!
-//! The auditor cannot see the core's line, only who found no buffer and who is armed. So it checks
-//! what must follow: no arm without a buffer at home, no more arms than buffers, and nobody armed
-//! twice while another waits with empty hands.
+//! The auditor cannot see the core's queue, only which connections found no buffer and which are
+//! armed. Therefore it checks the consequences: no receive is armed without a free buffer, no more
+//! receives are armed than there are free buffers, and no connection is armed twice while another
+//! one waits.
 
 use echo_core::op::{ConnectionId, SizeClass};
 
 use super::{Audit, Tenant};
 
-/// One that waits for a buffer, and those who were armed since.
+/// A connection that waits for a buffer, and the connections that were armed since.
 #[derive(Debug)]
 pub(super) struct Waiter {
     pub(super) connection: ConnectionId,
@@ -16,7 +18,8 @@ pub(super) struct Waiter {
 }
 
 impl Audit {
-    /// Who finds no buffer waits until one is home, and nobody is armed twice while another waits.
+    /// A connection without a buffer waits until one is free, and none is armed twice while another
+    /// waits.
     pub(super) fn check_line(&mut self, connection: ConnectionId, class: SizeClass) {
         let waits = self.line.iter().position(|waiter| waiter.connection == connection);
         if let Some(index) = waits {
@@ -24,17 +27,17 @@ impl Audit {
             let home = usize::from(self.limits.buffers.small.count) - lent.count();
             self.line.remove(index);
             self.served += usize::from(home > 0);
-            assert!(self.served <= home.max(1), "promise: more are armed than buffers are home");
+            assert!(self.served <= home.max(1), "promise: more are armed than buffers are free");
             assert!(home > 0 || class == SizeClass::Large, "promise: {connection:?} spins");
         }
         for waiter in &mut self.line {
             let again = waiter.overtakers.contains(&connection);
-            assert!(!again, "promise: {connection:?} jumps the line twice: {waiter:?}");
+            assert!(!again, "promise: {connection:?} overtakes twice: {waiter:?}");
             waiter.overtakers.push(connection);
         }
     }
 
-    /// Those who have bytes of their own to send first, or nothing more to do, stand in no line.
+    /// Connections that have bytes to send first, or nothing more to do, do not wait in the queue.
     pub(super) fn leave_line(&mut self) {
         let (tenants, lent) = (&self.tenants, &self.lent);
         self.line.retain(|waiter| {

@@ -1,5 +1,5 @@
-//! The promises about headers: nothing is received before one is complete, and who sends none in
-//! time, or a wrong one, is refused at once.
+//! The promises about headers: nothing is received before a header is complete. A connection
+//! without a header in time, or with an invalid one, is refused at once.
 
 use echo_core::limits::PREFACE_BYTES_MAX;
 use echo_core::op::{ConnectionId, PeerAddr, PeerOrigin, ReceiveMode};
@@ -9,11 +9,11 @@ use super::{Audit, Open};
 /// A header that is not complete.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Preface {
-    /// Bytes of it that have come.
+    /// Bytes of it that have arrived.
     pub(super) received: u16,
-    /// When it was first asked for, by this process.
+    /// When this process first submitted a read of it.
     asked_at: Option<u64>,
-    /// Its time was over when the connection was shut down.
+    /// Its timeout had expired when the connection was shut down.
     late: bool,
 }
 
@@ -28,7 +28,7 @@ impl Audit {
     pub(super) fn read_preface(&mut self, now: u64, connection: ConnectionId) {
         let open = self.open(connection);
         assert!(open.receive.is_none(), "contract: {connection:?} has two receives");
-        assert!(!open.ended, "contract: {connection:?} is asked for a header after its end");
+        assert!(!open.ended, "contract: a header of {connection:?} is read after its end");
         assert!(!open.is_ending(), "promise: the header of {connection:?} is of no use");
         let preface = open.preface.as_mut();
         let preface = preface.unwrap_or_else(|| panic!("contract: {connection:?} has no header"));
@@ -39,19 +39,22 @@ impl Audit {
         self.check_thawed(connection);
     }
 
-    /// What was asked of the header is answered. Whether that matters.
+    /// The read of the header has completed. Returns whether that matters.
     fn end_read(&mut self, connection: ConnectionId) -> bool {
         let open = self.open(connection);
         let asked = open.receive.take() == Some(ReceiveMode::WhenReadable);
-        assert!(asked && open.preface.is_some(), "seam: {connection:?} was asked for no header");
+        assert!(
+            asked && open.preface.is_some(),
+            "seam: no header of {connection:?} was being read"
+        );
         open.receive_canceled = false;
         !open.is_ending()
     }
 
     pub(super) fn preface_partial(&mut self, connection: ConnectionId, received: u16) {
         let matters = self.end_read(connection);
-        let preface = self.open(connection).preface.as_mut().expect("a header was asked for");
-        assert!(received > preface.received, "seam: nothing of a header came");
+        let preface = self.open(connection).preface.as_mut().expect("a header was being read");
+        assert!(received > preface.received, "seam: no byte of a header was received");
         preface.received = received;
         if matters && received >= PREFACE_BYTES_MAX {
             self.admission.refuse(connection);
@@ -81,8 +84,8 @@ impl Audit {
         }
     }
 
-    /// A stream that ends in the middle of its header is invalid; one without a byte of it only
-    /// looks whether anybody is here.
+    /// A stream that ends in the middle of its header is invalid. A stream that ends before its
+    /// header is a health check.
     pub(super) fn ended_in_preface(&mut self, connection: ConnectionId) {
         let open = self.open(connection);
         let begun = open.preface.is_some_and(|preface| preface.received > 0);
@@ -91,8 +94,8 @@ impl Audit {
         }
     }
 
-    /// Whether the time for the header is over, and nothing else ends the connection: so it may be
-    /// shut down.
+    /// Whether the time for the header has expired and nothing else ends the connection, so that it
+    /// may be shut down.
     pub(super) fn is_header_late(&mut self, now: u64, connection: ConnectionId) -> bool {
         let timeout = self.limits.preface_timeout;
         let open = self.open(connection);
@@ -110,8 +113,8 @@ impl Audit {
         }
         let drain = self.drain_deadline.is_some_and(|at| now >= at);
         let handover = self.quiesce_deadline.is_some_and(|at| now >= at);
-        // What dies at the end of a drain or a handover is closed and not refused. Which of the
-        // two came first cannot be seen.
+        // A connection that ends at the end of a drain or a handover is closed and not refused. The
+        // order of the two is not visible here.
         if drain || handover || self.open(connection).dead {
             self.closed_or_refused += 1;
         } else {
@@ -120,7 +123,7 @@ impl Audit {
         true
     }
 
-    /// The next process begins to ask for the header anew. Returns how much of it there is.
+    /// The next process starts reading the header again. Returns how many bytes of it there are.
     pub(super) fn take_over_preface(&mut self, connection: ConnectionId) -> Option<u16> {
         let preface = self.open(connection).preface.as_mut()?;
         preface.asked_at = None;

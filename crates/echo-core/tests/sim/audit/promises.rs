@@ -1,12 +1,12 @@
-//! The promise about ends: no connection is ended without a cause, and none before it got what it
-//! is owed.
+//! The promise about ends: no connection is ended without a cause, and none before its peer got all
+//! bytes that it is owed.
 
 use echo_core::op::ConnectionId;
 
 use super::{Audit, Limits, Sending, Tenant};
 
 impl Audit {
-    /// Time passed: this is where the core may decide to end a connection in order.
+    /// Time passed: here the core may decide to end a connection with a FIN.
     pub(super) fn note_decisions(&mut self, now: u64) {
         let drained = self.is_drained(now);
         let Limits { idle_timeout, lifetime, .. } = self.limits;
@@ -25,8 +25,8 @@ impl Audit {
         self.drain_deadline.is_some_and(|deadline| now >= deadline)
     }
 
-    /// A FIN by our own decision: for idleness, age, bytes or at the end of a drain, and never before the last
-    /// byte that is owed.
+    /// A FIN by our decision: after the idle timeout, the lifetime or the byte limit, or at the end
+    /// of a drain, and never before the last byte that is owed.
     pub(super) fn check_write_shutdown(&mut self, connection: ConnectionId) {
         let open = self.open(connection);
         assert!(open.send.is_none(), "promise: {connection:?} is finished while it sends");
@@ -36,7 +36,7 @@ impl Audit {
         assert!(open.sent >= owed, "promise: {connection:?} is finished with bytes unsent");
     }
 
-    /// The end by force needs a cause.
+    /// An end by force needs a cause.
     pub(super) fn check_cause(&mut self, now: u64, connection: ConnectionId) {
         let limits = self.limits;
         let drain_is_over =
@@ -44,14 +44,14 @@ impl Audit {
         let drain_deadline = self.drain_deadline;
         let overdue = self.quiesce_deadline.is_some_and(|deadline| now >= deadline);
         let open = self.open(connection);
-        // Everything that could wait was asked back first.
+        // All operations that could wait were canceled before.
         let asked_back = (open.receive.is_none() || open.receive_canceled)
             && (!matches!(open.send, Some(Sending::Spilled | Sending::Held(..)))
                 || open.send_canceled);
         let overdue = overdue && asked_back;
         let unsent = open.received - open.sent;
-        // The deadline comes first: FIN then, unless there was no time or bytes are still
-        // under way.
+        // The deadline comes first and causes a FIN, unless there was no time or bytes are still in
+        // flight.
         let too_late =
             drain_deadline.is_some_and(|at| open.accepted_at >= at + limits.linger_timeout);
         let stopping = open.relay.is_some() && open.receive_canceled;
@@ -73,7 +73,7 @@ impl Audit {
         assert!(open.send.is_none(), "contract: {connection:?} is closed while sending");
         if self.admission.closed(connection) {
             let open = self.open(connection);
-            assert_eq!(open.received, 0, "promise: {connection:?} was let in");
+            assert_eq!(open.received, 0, "promise: {connection:?} was admitted");
             if open.was_asked {
                 // As below.
                 self.pauses.fill(0);
@@ -94,7 +94,7 @@ impl Audit {
         }
         self.forget(connection);
         self.closed += 1;
-        // A descriptor and some memory came free: accepting is worth a try at once.
+        // A descriptor and some memory became free: an accept may be tried at once.
         self.pauses.fill(0);
     }
 

@@ -1,10 +1,10 @@
-//! What the core promises of datagrams, and the contract of their operations, held against every
-//! event and every operation in the order in which the core lives them.
+//! The promises of the core about datagrams, and the contract of their operations, checked for
+//! every event and every operation in the order in which the core handles them.
 //!
 //! - A datagram that was received is answered once, or counted under one reason that applies to it.
-//! - What goes out is never more than what came in.
-//! - A socket has one receive at most. One that ended is armed again at the end of that turn, or
-//!   after a pause if it failed; never before that, and never in a drain that is over.
+//! - No more is sent than was received.
+//! - A socket has at most one receive. A receive that ended is armed again at the end of that turn,
+//!   or after a pause if it failed; never earlier, and never in a drain that is over.
 //! - A buffer is given back once, when nothing uses it.
 //! - A drain ends within a bounded number of turns.
 
@@ -21,14 +21,14 @@ use crate::fake::datagrams::Answer;
 
 /// Turns of a drain in which a socket may still be received from.
 const DRAIN_TURNS: usize = 64;
-/// Turns in which a drain must be over, however late the kernel answers.
+/// Turns within which a drain must be over, however late the kernel answers.
 const DRAIN_TURNS_MAX: usize = 400;
-/// A receive that failed is left alone for so many milliseconds at least,
+/// The shortest pause after a failed receive, in milliseconds,
 const PAUSE_MIN: u64 = 10;
-/// and at most.
+/// and the longest.
 const PAUSE_MAX: u64 = 1_000;
 
-/// Where the receive of a socket stands.
+/// The state of the receive of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Receiving {
     Armed,
@@ -40,7 +40,7 @@ enum Receiving {
     Closed,
 }
 
-/// Who has a buffer.
+/// The holder of a buffer.
 #[derive(Clone, Copy, Debug)]
 enum Holder {
     Kernel,
@@ -60,7 +60,7 @@ struct Held {
     datagram: Datagram,
 }
 
-/// What the sockets of a listener must have counted.
+/// The expected counters of the sockets of a listener.
 #[derive(Clone, Default)]
 struct Tally {
     counted: DatagramTraffic,
@@ -77,13 +77,14 @@ pub(crate) struct Audit {
     tallies: Vec<Tally>,
     /// Turns since a drain or a handover began.
     drain: Option<usize>,
-    /// Pieces that may still go out, by the serial of their packet.
+    /// Pieces that may still be sent, by the serial of their packet.
     owed: BTreeMap<u64, u64>,
-    /// The last packet of each socket: what waits in a socket keeps its order.
+    /// The last packet of each socket: packets that wait in a socket keep their order.
     last: BTreeMap<SocketId, u64>,
     /// Packets that the kernel has taken out of a socket.
     pub(crate) packets: u64,
-    /// Whether a socket was closed after a failure of the kernel: what waited there is lost.
+    /// Whether a socket was closed after a failure of the kernel. Packets that waited there are
+    /// lost.
     pub(crate) closed_in_pause: bool,
 }
 
@@ -135,7 +136,7 @@ impl Audit {
         }
     }
 
-    /// Other rules are in force.
+    /// New rules are in force.
     pub(crate) fn change(&mut self, rules: Rules) {
         self.rules = rules;
         self.allowances.borrow_mut().change();
@@ -154,7 +155,7 @@ impl Audit {
         self.buffers[usize::from(buffer.0)] = holder;
     }
 
-    /// The core hears of this; `serial` is that of the packet.
+    /// The core gets this event; `serial` is that of the packet.
     pub(crate) fn event(&mut self, now: u64, event: &Event) {
         match *event {
             Event::Received { socket, buffer, datagram, armed } => {
@@ -242,7 +243,7 @@ impl Audit {
         *self.tally(socket).dropped.entry(names).or_default() += datagrams;
     }
 
-    /// The core asks for this.
+    /// The core submits this operation.
     pub(crate) fn op(&mut self, now: u64, op: &Op) {
         match *op {
             Op::Receive { socket } => self.receive(now, socket),
@@ -322,7 +323,7 @@ impl Audit {
         *receiving = Receiving::Closed;
     }
 
-    /// The core has asked for all that follows from an event.
+    /// The core has submitted all operations that follow from an event.
     pub(crate) fn settle(&self) {
         for (index, holder) in self.buffers.iter().enumerate() {
             let is_settled = match holder {
@@ -351,7 +352,7 @@ impl Audit {
         }
     }
 
-    /// The kernel has taken this packet out of a socket, which it is in so many pieces.
+    /// The kernel has taken this packet out of a socket. It consists of `pieces` datagrams.
     pub(crate) fn arrived(&mut self, socket: SocketId, serial: u64, datagram: &Datagram) {
         self.packets += 1;
         self.owed.insert(serial, pieces(datagram));
@@ -359,7 +360,7 @@ impl Audit {
         assert!(last.is_none_or(|last| last < serial), "fake: {socket:?} is out of order");
     }
 
-    /// This has been sent.
+    /// This packet has been sent.
     pub(crate) fn sent(&mut self, answer: &Answer) {
         let serial = answer.serial;
         let owed = self.owed.get_mut(&serial);
@@ -368,7 +369,7 @@ impl Audit {
         *owed -= 1;
     }
 
-    /// Holds what the worker has counted, in this process and those before, against the model.
+    /// Compares the counters of the worker, in this process and previous ones, with the model.
     pub(crate) fn check_counters(&self, told: &[DatagramTraffic]) {
         for (tally, told) in self.tallies.iter().zip(told) {
             let counted = DatagramTraffic { dropped: told.dropped, ..tally.counted.clone() };
@@ -386,11 +387,11 @@ impl Audit {
                 let told = told.dropped[reason as usize];
                 assert!((least..=most).contains(&told), "counters: {told} {reason:?}, not {most}");
             }
-            assert!(told.bytes_out <= told.bytes_in, "promise: more bytes go out than came in");
+            assert!(told.bytes_out <= told.bytes_in, "promise: more bytes were sent than received");
         }
     }
 
-    /// Nothing is under way.
+    /// Nothing is in flight.
     pub(crate) fn check_rest(&self, told: &[DatagramTraffic]) {
         for told in told {
             let ended = told.datagrams_out + told.dropped.iter().sum::<u64>();

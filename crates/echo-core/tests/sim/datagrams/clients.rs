@@ -1,4 +1,4 @@
-//! Who sends datagrams in a history: hosts, forgers and machines that are set up wrongly.
+//! The senders of datagrams in a history: hosts, forgers and misconfigured machines.
 
 use echo_core::datagram::op::{Header, SocketId};
 use echo_core::datagram::{Datagram, Endpoint, REFLECT_SOURCE_PORTS};
@@ -7,27 +7,28 @@ use echo_core::op::PeerAddr;
 use crate::fake::choice::Choice;
 use crate::fake::datagrams::{DatagramKernel, Packet};
 
-/// Hosts of IPv4 that send; each is one source by default.
+/// Number of IPv4 hosts that send. Each is one source by default.
 const HOSTS: usize = 4;
 
 /// The senders of one history.
 #[derive(Clone, Debug)]
 pub(crate) struct Clients {
-    /// What each socket is bound to.
+    /// The address of each socket.
     pub(crate) sockets: Vec<Endpoint>,
-    /// How often a socket gets something in a turn, in thousandths.
+    /// The probability that a socket gets packets in a turn, in thousandths.
     pub(crate) often: u16,
-    /// How many packets at most it is then.
+    /// The maximum number of these packets.
     pub(crate) most: usize,
-    /// How often a packet is not from host to host, in thousandths.
+    /// The probability that a packet is not from host to host, in thousandths.
     pub(crate) odd: u16,
-    /// How often a packet is a burst, in thousandths.
+    /// The probability that a packet is a burst, in thousandths.
     pub(crate) bursts: u16,
     /// The longest payload of a datagram.
     pub(crate) length_max: u32,
     /// Whether they are proxies, whose datagrams have headers.
     pub(crate) headers: bool,
-    /// Packets that are sent whatever is drawn: before which turn, counted from 1, and where to.
+    /// Packets that are sent in any case: the turn before which they are sent, counted from 1, and
+    /// the destination.
     pub(crate) planned: Vec<(usize, SocketId, Datagram)>,
     /// Packets that may still be drawn.
     pub(crate) left: u64,
@@ -36,7 +37,7 @@ pub(crate) struct Clients {
 }
 
 impl Clients {
-    /// Sends what the clients send before this turn. Returns whether it was anything.
+    /// Sends the packets of the clients before this turn. Returns whether there were any.
     pub(crate) fn act(&mut self, turn: usize, kernel: &mut DatagramKernel) -> bool {
         let mut acted = false;
         let (now, later) = self.planned.drain(..).partition(|(when, ..)| *when == turn);
@@ -90,7 +91,7 @@ impl Clients {
             truncated: false,
             own: false,
         };
-        // What has a header is not merged.
+        // Datagrams with headers are not merged.
         if !self.headers && choice.strikes(self.bursts) {
             make_burst(&mut datagram, choice);
         }
@@ -133,7 +134,7 @@ fn make_burst(datagram: &mut Datagram, choice: &mut Choice) {
     (datagram.segment, datagram.length) = (segment, whole * u32::from(segment) + last);
 }
 
-/// Something that is not sent from host to host, or not all there.
+/// A datagram that is not sent from host to host, or is truncated.
 fn make_odd(datagram: &mut Datagram, own: Endpoint, choice: &mut Choice) {
     let mut group = [0; 16];
     (group[0], group[1], group[15]) = (0xff, 2, 1);
@@ -173,7 +174,7 @@ fn make_odd(datagram: &mut Datagram, own: Endpoint, choice: &mut Choice) {
             one[15] = 1;
             datagram.source.address = PeerAddr::Ipv6(one);
         }
-        // A forger, each time from elsewhere.
+        // A forger, each time with another source.
         _ => {
             let [b, c, d] = [0, 1, 2].map(|_| choice.below(256) as u8);
             datagram.source.address = PeerAddr::Ipv4([100, b, c, d]);

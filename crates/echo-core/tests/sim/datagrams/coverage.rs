@@ -1,4 +1,4 @@
-//! What a swarm of datagram histories has met.
+//! The situations that a swarm of datagram histories has covered.
 
 use echo_core::datagram::DropReason;
 use echo_core::datagram::op::{Event, Op, ReceiveEnd, ReplyError};
@@ -6,13 +6,13 @@ use echo_core::datagram::op::{Event, Op, ReceiveEnd, ReplyError};
 use super::history::History;
 use super::mixed::Note;
 
-/// What must be met, besides every reason to drop a datagram.
+/// The situations that must occur, besides every reason to drop a datagram.
 const OCCASIONS: [&str; 27] = [
     "an empty datagram",
     "a burst",
     "a truncated datagram",
     "a receive ended by a datagram",
-    "a receive that goes on after its cancel",
+    "a receive that continues after its cancel",
     "a cancel that came too late",
     "a receive without buffer",
     "a receive stopped",
@@ -28,7 +28,7 @@ const OCCASIONS: [&str; 27] = [
     "pieces sent, all of them",
     "pieces sent, some of them",
     "pieces sent, none of them",
-    "a reply told a turn later",
+    "a reply reported a turn later",
     "a socket closed",
     "a full socket",
     "a handover",
@@ -37,7 +37,7 @@ const OCCASIONS: [&str; 27] = [
     "a history with streams",
 ];
 
-/// How often each was met.
+/// How often each has occurred.
 pub(crate) struct Coverage {
     occasions: [u64; OCCASIONS.len()],
     dropped: [u64; DropReason::ALL.len()],
@@ -52,7 +52,7 @@ impl Default for Coverage {
 impl Coverage {
     fn met(&mut self, name: &str, times: u64) {
         let index = OCCASIONS.iter().position(|occasion| *occasion == name);
-        self.occasions[index.expect("it stands in the list")] += times;
+        self.occasions[index.expect("it is in the list")] += times;
     }
 
     pub(crate) fn add(&mut self, history: &History) {
@@ -77,15 +77,15 @@ impl Coverage {
                     if let Event::Received { socket, armed, .. } = event
                         && canceled.contains(socket)
                     {
-                        let goes_on = "a receive that goes on after its cancel";
-                        self.met(if *armed { goes_on } else { "a cancel that came too late" }, 1);
+                        let continues = "a receive that continues after its cancel";
+                        self.met(if *armed { continues } else { "a cancel that came too late" }, 1);
                     }
                     of_event(event).iter().for_each(|name| self.met(name, 1));
                 }
                 Note::World(_) => {}
             }
         }
-        self.met("a reply told a turn later", history.kernel.datagrams.told_late);
+        self.met("a reply reported a turn later", history.kernel.datagrams.told_late);
         self.met("a full socket", history.kernel.datagrams.overflowed);
         self.met("a handover", history.handed_over);
         self.met("a handover that failed", history.taken_back);
@@ -102,7 +102,7 @@ impl Coverage {
         pairs.for_each(|(sum, count)| *sum += count);
     }
 
-    /// Each thing with its count.
+    /// Each situation with its count.
     pub(crate) fn lines(&self) -> Vec<(String, u64)> {
         let occasions = OCCASIONS.iter().map(|name| (*name).to_string()).zip(self.occasions);
         let dropped = DropReason::ALL.iter().zip(self.dropped);

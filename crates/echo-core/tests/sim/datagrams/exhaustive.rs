@@ -1,5 +1,5 @@
-//! All small cases of datagrams, instead of a sample: every order and every outcome, as far as a
-//! budget of faults goes; see [`crate::exhaustive`].
+//! All small cases of datagrams, instead of a sample: every order and every outcome within a budget
+//! of faults; see [`crate::exhaustive`].
 
 use std::time::Instant;
 
@@ -19,7 +19,7 @@ use crate::fake::datagrams::DatagramFaults;
 /// A world with more cases than this takes too long for every `cargo test`.
 const CASES_MAX: usize = 100_000;
 
-/// Any probability but 0 makes the enumeration take both branches.
+/// Any probability except 0 makes the enumeration take both branches.
 const ON: u16 = 1;
 
 /// A world so small that all of it can be visited.
@@ -30,11 +30,11 @@ struct World {
     buffers: u16,
     drain: Option<usize>,
     handover: Option<(usize, bool)>,
-    /// What comes before which turn.
+    /// The packets, and the turn before which each arrives.
     packets: Vec<(usize, Kind)>,
 }
 
-/// What may come.
+/// The possible packets.
 #[derive(Clone, Copy)]
 enum Kind {
     Whole,
@@ -78,7 +78,7 @@ impl World {
         }
     }
 
-    /// Runs every case; how many there are.
+    /// Runs every case. Returns how many there are.
     fn visit(&self, outlives_us: bool) -> usize {
         let mut choice = Choice::Enumerated(Enumeration::new(self.faults_max));
         let mut cases = 0;
@@ -172,7 +172,7 @@ fn worlds() -> Vec<World> {
         };
         worlds.push(drain("a drain at any moment", Some(turn), None));
         worlds.push(drain("another process takes over", None, Some((turn, false))));
-        worlds.push(drain("nobody takes over", None, Some((turn, true))));
+        worlds.push(drain("no process takes over", None, Some((turn, true))));
     }
     worlds
 }

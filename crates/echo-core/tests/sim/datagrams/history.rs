@@ -1,8 +1,9 @@
 //! One history: a worker with datagram sockets, alone or beside streams, drawn from one seed and
 //! run to its end.
 //!
-//! First chaos; then the kernel makes no faults any more and the clients fall silent. Everything
-//! must come to rest within a bounded number of turns, and a drain must end the rest.
+//! At first there are faults. Then the kernel makes no more faults and the clients stop sending.
+//! Everything must become idle within a bounded number of turns, and a drain must close the
+//! sockets.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -39,10 +40,10 @@ use crate::history::draw_faults;
 use crate::peers::{Crowd, Peers};
 use crate::saboteur;
 
-/// Turns that a healed world may take to come to rest.
+/// Turns that a healed world may take to become idle.
 const HEALED_TURNS_MAX: usize = 5_000;
 
-/// The buckets of all sources, behind a lock, as the daemon has them.
+/// The buckets of all sources, behind a lock, as in the daemon.
 #[derive(Debug)]
 pub(crate) struct FakeRateLimiter(Mutex<BucketTable>);
 
@@ -73,13 +74,13 @@ impl RateLimiter for FakeRateLimiter {
     }
 }
 
-/// What one history is made of.
+/// The parameters of one history.
 #[derive(Clone, Debug)]
 pub(crate) struct Scenario {
     pub(crate) sockets: Vec<SocketParameters>,
     pub(crate) listeners: u16,
     pub(crate) buffers: u16,
-    /// Packets that may wait in a socket.
+    /// The maximum number of packets that wait in a socket.
     pub(crate) queue_max: usize,
     pub(crate) faults: DatagramFaults,
     pub(crate) rules: Rules,
@@ -90,15 +91,16 @@ pub(crate) struct Scenario {
     pub(crate) chaos_turns: usize,
     /// The turn at which a drain begins.
     pub(crate) drain: Option<usize>,
-    /// The turns at which another process takes over, the last one first; with whether it fails.
+    /// The turns at which another process takes over, the last one first, each with whether the
+    /// handover fails.
     pub(crate) handovers: Vec<(usize, bool)>,
-    /// Other rules, at the turn at which they come, the last ones first.
+    /// New rules, each with the turn of its command, the last one first.
     pub(crate) changes: Vec<(usize, Rules)>,
-    /// Where the clock begins, in milliseconds.
+    /// The start of the clock, in milliseconds.
     pub(crate) clock: u64,
-    /// How many peers speak TCP meanwhile.
+    /// How many TCP peers there are at the same time.
     pub(crate) peers: usize,
-    /// How often the clock jumps, in thousandths.
+    /// The probability of a jump of the clock, in thousandths.
     pub(crate) time_jump: u16,
     /// In a healed world the drain begins while datagrams wait.
     pub(crate) drains_busy: bool,
@@ -113,9 +115,9 @@ pub(crate) struct History {
     streams: Parameters,
     limiter: Arc<FakeRateLimiter>,
     commands: Vec<Command>,
-    /// What the processes before this one counted, by listener.
+    /// The counters of previous processes, by listener.
     before: Vec<DatagramTraffic>,
-    /// Whether the next end of all is a handover that is to fail, or not.
+    /// Whether the next handover is to fail; none if the next end is a drain.
     handover: Option<bool>,
     pub(crate) drained: bool,
     pub(crate) turns: usize,
@@ -150,7 +152,7 @@ impl Scenario {
         changes.sort_by_key(|(turn, _)| std::cmp::Reverse(*turn));
         if choice.below(3) == 0 {
             clients.headers = true;
-            // They stay what they are when other rules come.
+            // They do not change with new rules.
             for rules in changes.iter_mut().map(|(_, rules)| rules).chain([&mut rules]) {
                 rules.trusted = Some(vec![[10, 0, 0, 1], [10, 0, 0, 3]]);
             }
@@ -202,7 +204,7 @@ fn draw_socket(choice: &mut Choice, listeners: u16) -> SocketParameters {
     SocketParameters { own, listener, outlives_us: choice.below(2) == 0 }
 }
 
-/// Which rules an operator has; none, in some of the histories.
+/// The rules of the operator. In some of the histories there are none.
 pub(crate) fn draw_rules(choice: &mut Choice) -> Rules {
     let mut rules = Rules { prefix: [32, 24][choice.below(2)], ..Rules::default() };
     if choice.below(3) > 0 {
@@ -306,7 +308,7 @@ impl History {
         Self::of_worker(scenario, choice, saboteur, limiter, allowances)
     }
 
-    /// That of one of several workers, which share what one source may have.
+    /// The history of one of several workers, which share the limits of each source.
     pub(crate) fn of_worker(
         scenario: Scenario,
         mut choice: Choice,
@@ -346,7 +348,7 @@ impl History {
         }
     }
 
-    /// From the start to the end of everything.
+    /// Runs the history from start to end.
     pub(crate) fn run(&mut self) {
         self.start();
         while self.turns < self.scenario.chaos_turns && !self.drained {
@@ -363,7 +365,7 @@ impl History {
         self.worker.check_invariants();
     }
 
-    /// What the daemon asks for before this turn.
+    /// The commands of the daemon before this turn.
     fn command(&mut self) {
         let turns = self.turns;
         if self.scenario.drain.is_some_and(|turn| turn <= turns) {
@@ -440,13 +442,13 @@ impl History {
         assert_eq!(self.worker.stats().datagrams, total, "counters: the sum of all listeners");
     }
 
-    /// The old process ends and the next one begins; or nobody takes over, and the same process
+    /// The old process ends and the next one begins. Or no process takes over, and the same process
     /// drains.
     fn hand_over(&mut self) {
-        let fails = self.handover.take().expect("a handover was asked for");
+        let fails = self.handover.take().expect("a handover was requested");
         assert!(self.worker.release(self.kernel.now()).is_empty(), "there are no connections");
         if fails {
-            self.kernel.note("nobody takes over");
+            self.kernel.note("no process takes over");
             self.taken_back += 1;
             let deadline = self.kernel.now();
             self.commands.push(Command::Drain { deadline });
@@ -474,7 +476,7 @@ impl History {
         self.peers.no_longer_stay(now);
     }
 
-    /// Runs until nothing waits in a socket and no reply is under way.
+    /// Runs until nothing waits in a socket and no reply is in flight.
     pub(crate) fn come_to_rest(&mut self) {
         if self.scenario.drains_busy {
             return;
@@ -496,13 +498,13 @@ impl History {
         let fake = &self.kernel.streams.kernel;
         let is_asleep = fake.asleep && !self.kernel.is_busy() && self.commands.is_empty();
         let waits = self.kernel.datagrams.waiting() > 0 && self.kernel.datagrams.open_sockets() > 0;
-        // What is in a socket of a peer that has yet to act is no matter of datagrams.
+        // Bytes in the socket of a stream peer that has yet to act do not concern datagrams.
         let ended = self.drained || !(waits || self.kernel.audit.is_draining());
         let alone = self.peers.next_at(fake).is_none() && !self.kernel.streams.has_pending();
-        assert!(!is_asleep || !alone || ended, "liveness: asleep for ever");
+        assert!(!is_asleep || !alone || ended, "liveness: asleep without a deadline");
     }
 
-    /// Drains, and looks at what is left.
+    /// Drains, and checks what is left.
     pub(crate) fn finish(&mut self) {
         let forgotten = self.kernel.datagrams.forgotten;
         let is_exact = !self.kernel.audit.is_draining() && self.handover.is_none();
@@ -520,14 +522,14 @@ impl History {
         let (free, total) = self.kernel.datagrams.free_and_total();
         assert_eq!(free, total, "rest: a buffer is missing");
         let forgotten = self.kernel.datagrams.forgotten - forgotten;
-        // With a buffer or two a drain may take more turns than it lasts.
+        // With one or two buffers, emptying the sockets may take more turns than a drain lasts.
         let is_exact = is_exact && !self.kernel.audit.closed_in_pause && self.scenario.buffers >= 4;
         assert!(!is_exact || forgotten == 0, "promise: {forgotten} datagrams are left behind");
         self.check_packets();
     }
 
-    /// Every packet was received, or waits for the next process, or was in a socket that nobody
-    /// has any more.
+    /// Every packet was received, or waits for the next process, or was in a socket that was
+    /// closed.
     fn check_packets(&mut self) {
         let fake = &mut self.kernel.datagrams;
         let sockets = 0..self.scenario.sockets.len() as u16;

@@ -1,5 +1,5 @@
-//! The kernel of a history with datagrams: that of the streams, and datagram sockets beside it,
-//! with the auditor and the saboteur between it and the core.
+//! The kernel of a history with datagrams: the kernel of the streams, and datagram sockets, with
+//! the auditor and the saboteur between it and the core.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -13,8 +13,8 @@ use super::saboteur::Saboteur;
 use crate::audited::Audited;
 use crate::fake::datagrams::DatagramKernel;
 
-/// So many turns in a row may be asked for at once, although nothing is left to do in the kernel
-/// and the core does nothing either.
+/// The number of consecutive turns without a wait that are permitted although nothing is left to do
+/// in the kernel and the core does nothing either.
 const VAIN_TURNS_MAX: u32 = 100;
 
 /// The kernel of a history.
@@ -25,18 +25,18 @@ pub(crate) struct Mixed {
     pub(crate) saboteur: Saboteur,
     /// Events for the core, which it has not fetched.
     told: Vec<Event>,
-    /// Events that are still to be audited; with whether the core hears of them.
+    /// Events that are still to be audited, with whether the core gets them.
     delivered: VecDeque<(Event, bool)>,
-    /// What happened, oldest first.
+    /// The history, oldest first.
     pub(crate) story: Vec<(u64, Note)>,
-    /// Turns in a row without any progress.
+    /// Consecutive turns without any progress.
     vain_turns: u32,
     progress: bool,
     /// Turns so far.
     pub(crate) turns: u64,
 }
 
-/// One line of the story.
+/// One line of the history.
 #[derive(Clone, Debug)]
 pub(crate) enum Note {
     Event(Event),
@@ -69,7 +69,7 @@ impl Mixed {
         self.story.push((self.streams.kernel.clock(), Note::World(word)));
     }
 
-    /// The last `count` lines of the story.
+    /// The last `count` lines of the history.
     pub(crate) fn tail(&self, count: usize) -> String {
         let skipped = self.story.len().saturating_sub(count);
         let lines = self.story[skipped..].iter().map(|(now, note)| match note {
@@ -80,12 +80,12 @@ impl Mixed {
         lines.collect()
     }
 
-    /// Whether a wait has an end, as far as datagrams go.
+    /// Whether a datagram will end a wait.
     pub(crate) fn is_busy(&self) -> bool {
         self.datagrams.is_busy() || !self.told.is_empty()
     }
 
-    /// Audits the events that were overlooked, and the one that the core has heard of.
+    /// Audits the events that were suppressed, and the one that the core has handled.
     fn audit_next(&mut self, now: u64) {
         while let Some((event, is_heard)) = self.delivered.pop_front() {
             self.audit.event(now, &event);
@@ -96,7 +96,7 @@ impl Mixed {
         }
     }
 
-    /// A turn in which the core asked for no wait, and that brought nothing, is in vain.
+    /// A turn without a wait that brought no event is in vain.
     fn note_turn(&mut self, wake: Wake, was_busy: bool, brought: bool) {
         let in_vain = wake == Wake::Now && !was_busy && !brought && !self.progress;
         self.vain_turns = if in_vain { self.vain_turns + 1 } else { 0 };
@@ -181,7 +181,7 @@ impl Kernel for Mixed {
     }
 
     fn submit_datagrams(&mut self, ops: &mut Vec<Op>) {
-        // They were submitted as they were traced, with what the saboteur added.
+        // They were submitted when they were traced, with the additions of the saboteur.
         ops.clear();
     }
 }

@@ -1,9 +1,9 @@
-//! The proof of the auditor of datagrams: bugs planted on purpose, each of which it must find.
+//! The test of the auditor of datagrams: deliberately planted bugs, each of which it must find.
 
 use super::saboteur::{Bug, Saboteur};
 use super::swarm::run;
 
-/// Within how many seeds each bug must be found.
+/// The number of seeds within which each bug must be found.
 const SEEDS_MAX: u64 = 2_000;
 
 fn first_seed_that_finds(bug: Bug) -> Option<(u64, String)> {
@@ -14,8 +14,8 @@ fn first_seed_that_finds(bug: Bug) -> Option<(u64, String)> {
     })
 }
 
-/// Goal: the swarm would find each of these bugs if a programmer made it. (That it finds nothing
-/// where there is none, the swarm shows with the same seeds.)
+/// Goal: the swarm would find each of these bugs if a programmer made it. (The swarm shows with the
+/// same seeds that it finds nothing without a bug.)
 #[test]
 fn planted_datagram_bugs_are_found() {
     let mut missed = Vec::new();
@@ -25,5 +25,5 @@ fn planted_datagram_bugs_are_found() {
             None => missed.push(bug),
         }
     }
-    assert_eq!(missed, [], "nobody noticed these bugs within {SEEDS_MAX} seeds");
+    assert_eq!(missed, [], "not found within {SEEDS_MAX} seeds");
 }

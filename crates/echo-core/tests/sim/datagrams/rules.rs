@@ -1,7 +1,7 @@
-//! Which datagrams must not be answered, and how much one source may have: the rules of the
-//! service, stated a second time.
+//! Which datagrams must not be answered, and how much one source may have: a second, independent
+//! specification of the rules of the service.
 //!
-//! Written the plain way, with lists and sums, so that it shares no thought with the core.
+//! Written in a simple way, with lists and sums, so that it shares no idea with the core.
 
 use std::sync::Arc;
 
@@ -11,30 +11,30 @@ use echo_core::datagram::{Datagram, DropReason, Endpoint, GuardPolicy, Rates};
 use echo_core::op::PeerAddr;
 use echo_core::parameters::RuntimeLimits;
 
-/// What an operator has configured.
+/// The configuration of the operator.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Rules {
-    /// Ports from which nothing is answered.
+    /// Source ports whose datagrams are not answered.
     pub(crate) ports: Vec<u16>,
     /// Addresses that are denied, all of IPv4.
     pub(crate) denied: Vec<[u8; 4]>,
-    /// If there are any, other addresses are denied as well.
+    /// If there are any, all other addresses are denied as well.
     pub(crate) allowed: Vec<[u8; 4]>,
-    /// If datagrams have headers: the proxies, all of IPv4, of which they are believed.
+    /// If datagrams have headers: the trusted proxies, all IPv4.
     pub(crate) trusted: Option<Vec<[u8; 4]>>,
     pub(crate) rates: Rates,
-    /// Leading bits of an IPv4 address that are its source.
+    /// Leading bits of an IPv4 address that identify its source.
     pub(crate) prefix: u8,
 }
 
 impl Rules {
-    /// The same as the core is told of proxies.
+    /// The trusted proxies, in the form for the core.
     pub(crate) fn proxies(&self) -> Option<IpSet> {
         let ranges = |hosts: &Vec<[u8; 4]>| hosts.iter().map(|host| (*host, *host)).collect();
         self.trusted.as_ref().map(|hosts| IpSet::new(ranges(hosts), Vec::new()))
     }
 
-    /// Who a datagram counts for.
+    /// The address for which a datagram is counted.
     fn client(&self, datagram: &Datagram) -> PeerAddr {
         match datagram.header {
             Header::Announced(client) if self.trusted.is_some() => client,
@@ -42,7 +42,7 @@ impl Rules {
         }
     }
 
-    /// The same as the core is told it.
+    /// The same in the form for the core.
     pub(crate) fn limits(&self, streams: &RuntimeLimits) -> RuntimeLimits {
         let set = |addresses: &[[u8; 4]]| {
             IpSet::new(addresses.iter().map(|address| (*address, *address)).collect(), Vec::new())
@@ -62,7 +62,7 @@ impl Rules {
         }
     }
 
-    /// Every reason for which this datagram, which came to a socket bound to `own`, must not be
+    /// Every reason for which this datagram, received by a socket bound to `own`, must not be
     /// answered.
     pub(crate) fn reasons(&self, datagram: &Datagram, own: Endpoint) -> Vec<DropReason> {
         let Datagram { source, destination, local, truncated, .. } = *datagram;
@@ -106,7 +106,7 @@ impl Rules {
         all.into_iter().filter(|(applies, _)| *applies).map(|(_, reason)| reason).collect()
     }
 
-    /// Under what the datagrams of this address are counted together; nothing if they are not
+    /// The source under which the datagrams of this address are counted; none if they are not
     /// limited.
     fn group(&self, address: PeerAddr) -> Option<String> {
         match address {
@@ -131,11 +131,11 @@ fn is_group(address: PeerAddr) -> bool {
     }
 }
 
-/// A second, in the unit in which allowances are counted: a token is a million of them, so that a
-/// microsecond of any rate is a whole number.
+/// A second in the unit of allowances. A token is a million units, so that a microsecond of any
+/// rate is a whole number.
 const SECOND: i128 = 1_000_000;
 
-/// What all workers of a process may answer to each source.
+/// How much all workers of a process may answer to each source.
 #[derive(Default)]
 pub(crate) struct Allowances {
     workers: u64,
@@ -149,9 +149,9 @@ pub(crate) struct Allowances {
 /// One kind of token of one source.
 #[derive(Clone, Copy, Debug, Default)]
 struct Account {
-    /// What has been answered and is not yet made up for by time.
+    /// The answered amount that time has not compensated yet.
     spent: i128,
-    /// What is left for certain.
+    /// The amount that is certainly left.
     left: i128,
 }
 
@@ -159,7 +159,7 @@ struct Account {
 struct Source {
     accounts: [Account; 2],
     at_us: u64,
-    /// The last refusals: when, and of how much.
+    /// The last refusals: moment and amount.
     refusals: Vec<(u64, [u64; 2])>,
 }
 
@@ -168,8 +168,8 @@ impl Allowances {
         Self { workers, is_strict, sources: Vec::new(), refused: 0 }
     }
 
-    /// Other rates or prefixes come into force. What a source has used up before is not known
-    /// exactly afterwards: no more than its full allowance, no less than nothing.
+    /// Other rates or prefixes come into force. How much a source has used before is then not known
+    /// exactly: at most its full allowance, at least nothing.
     pub(crate) fn change(&mut self) {
         for (_, source) in &mut self.sources {
             source.accounts = [Account::default(); 2];
@@ -207,7 +207,7 @@ impl Allowances {
         Some(source)
     }
 
-    /// A worker answers this datagram: its source must be allowed as much.
+    /// A worker answers this datagram. The allowance of its source must be sufficient.
     pub(crate) fn answered(&mut self, rules: &Rules, now_us: u64, datagram: &Datagram) {
         let (workers, is_strict) = (self.workers, self.is_strict);
         let Some(source) = self.source(rules, rules.client(datagram), now_us) else { return };
@@ -217,7 +217,7 @@ impl Allowances {
             let Some(rate) = rate else { continue };
             account.spent += i128::from(amount) * SECOND;
             account.left -= i128::from(amount) * SECOND;
-            // One second's worth, and what each worker holds in advance.
+            // One second's worth, and the lease of each worker.
             let most = i128::from(rate + workers * (rate / 64 + 1)) * SECOND;
             assert!(
                 account.spent <= most || !is_strict,
@@ -228,7 +228,7 @@ impl Allowances {
         }
     }
 
-    /// A worker refuses this datagram: for which of the two its source may have had too many. None
+    /// A worker refuses this datagram. Returns which of the two limits may have been exceeded. None
     /// means that the refusal is wrong.
     pub(crate) fn refused(
         &mut self,
@@ -245,7 +245,7 @@ impl Allowances {
         let kinds = [DropReason::SourceDatagrams, DropReason::SourceBytes];
         for (index, (rate, reason)) in rates(rules).into_iter().zip(kinds).enumerate() {
             let Some(rate) = rate else { continue };
-            // A worker asks for no more until a 64th of a second after a refusal.
+            // A worker requests no tokens until a 64th of a second after a refusal.
             let asked = source.refusals.iter().map(|(_, amounts)| amounts[index]).max();
             let held = workers * (rate / 64 + 1) + rate / 32 + 2;
             let needed = i128::from(asked.unwrap_or(0) + held) * SECOND;

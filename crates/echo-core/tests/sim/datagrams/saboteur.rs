@@ -1,5 +1,5 @@
-//! Turns a correct core into one with a planted bug, by falsifying what it hears and says; the
-//! sibling of [`crate::saboteur`] for datagrams.
+//! Turns a correct core into one with a planted bug, by falsifying its events and operations. The
+//! counterpart of [`crate::saboteur`] for datagrams.
 
 use echo_core::datagram::op::{BufferId, Event, Header, Op, ReceiveEnd, ReplyError};
 use echo_core::datagram::{Datagram, Rates};
@@ -11,7 +11,7 @@ use crate::fake::choice::Prng;
 /// The bugs that can be planted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Bug {
-    /// An empty datagram is taken for one that leaves the receive armed.
+    /// An empty datagram is treated as one that leaves the receive armed.
     ForgetEmpty,
     /// A receive is not armed again.
     ForgetReceive,
@@ -21,7 +21,7 @@ pub(crate) enum Bug {
     HotRetry,
     /// A receive that found no buffer is tried again after a pause.
     PauseWithoutBuffer,
-    /// The end of a receive is overlooked.
+    /// The end of a receive is ignored.
     OverlookEnd,
     /// A receive is canceled although nothing ends.
     CancelAtOnce,
@@ -33,7 +33,7 @@ pub(crate) enum Bug {
     ForgetClose,
     /// A buffer is never given back.
     LeakBuffer,
-    /// A buffer is given back while its reply is under way.
+    /// A buffer is given back while its reply is in flight.
     RecycleEarly,
     /// A buffer is given back twice.
     RecycleTwice,
@@ -41,29 +41,29 @@ pub(crate) enum Bug {
     ReplyTwice,
     /// A datagram is neither answered nor dropped.
     ForgetReply,
-    /// A reply is sent from the buffer before.
+    /// A reply is sent from the previous buffer.
     SwapBuffers,
     /// A burst that is refused is not sent in pieces.
     ForgetPieces,
-    /// The success of a reply is overlooked.
+    /// The success of a reply is ignored.
     OverlookReply,
-    /// A datagram that was cut off is answered.
+    /// A truncated datagram is answered.
     IgnoreTruncation,
     /// A datagram to a broadcast address is answered.
     IgnoreDestination,
-    /// A source that is no host is answered.
+    /// A source that is not a host is answered.
     IgnoreSource,
-    /// The access lists are not obeyed.
+    /// The access lists are ignored.
     IgnoreAccess,
-    /// The guarded ports are not obeyed.
+    /// The guarded ports are ignored.
     IgnorePorts,
-    /// The rates are not obeyed.
+    /// The rates are ignored.
     IgnoreRates,
     /// Every datagram is charged to another source.
     MixSources,
     /// A datagram is dropped for no reason.
     DropSome,
-    /// What the header of a datagram says is not looked at.
+    /// The content of the header of a datagram is ignored.
     IgnoreHeader,
     /// A burst counts as one datagram.
     CountBurstOnce,
@@ -71,7 +71,7 @@ pub(crate) enum Bug {
     ForgetFailedPieces,
     /// Every failure counts as a full send buffer.
     MixErrors,
-    /// The kernel never answers a reply, and the core waits for it without rest.
+    /// The kernel never answers a reply, and the core spins while it waits.
     WaitForNothing,
 }
 
@@ -111,11 +111,11 @@ impl Bug {
     ];
 }
 
-/// The planter. Without a bug it lets everything through.
+/// The saboteur. Without a bug it lets everything pass.
 pub(crate) struct Saboteur {
     bug: Option<Bug>,
     prng: Prng,
-    /// The buffer that was answered from last.
+    /// The buffer of the last reply.
     last: Option<BufferId>,
 }
 
@@ -136,7 +136,7 @@ impl Saboteur {
         self.prng.below(4) == 0
     }
 
-    /// What the core is told of the configuration.
+    /// The configuration that the core gets.
     pub(crate) fn rules(&self, rules: &Rules) -> Rules {
         let rules = rules.clone();
         match self.bug {
@@ -147,7 +147,7 @@ impl Saboteur {
         }
     }
 
-    /// What the core is told instead of `event`; nothing, if it is to be overlooked.
+    /// The event that the core gets instead of `event`; none if it is suppressed.
     pub(crate) fn event(&mut self, event: Event) -> Option<Event> {
         let Some(bug) = self.bug else { return Some(event) };
         Some(match event {
@@ -206,7 +206,7 @@ impl Saboteur {
         told
     }
 
-    /// Replaces what the core says by what the kernel gets to hear.
+    /// Replaces the operations of the core by those for the kernel.
     pub(crate) fn ops(&mut self, ops: &mut Vec<Op>) {
         let Some(bug) = self.bug else { return };
         for op in std::mem::take(ops) {

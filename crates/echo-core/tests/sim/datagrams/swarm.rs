@@ -1,5 +1,5 @@
-//! Many seeds of datagram histories, each another world; see [`crate::swarm`] for the variables of
-//! the environment.
+//! Many seeds of datagram histories, each a different world. See [`crate::swarm`] for the
+//! environment variables.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,7 +13,7 @@ use crate::swarm::{Failure, from_environment};
 
 const SEEDS: u64 = 20_000;
 
-/// So many seeds must meet everything that can be met.
+/// With this many seeds, every situation must have occurred.
 const SEEDS_THAT_MEET_ALL: u64 = 5_000;
 
 /// Runs the history of one seed to its end.
@@ -29,7 +29,7 @@ pub(crate) fn run(seed: u64, saboteur: Saboteur, lines: usize) -> Result<History
     }
 }
 
-/// What a search came to.
+/// The result of a search.
 #[derive(Default)]
 struct Findings {
     failed: Option<u64>,
@@ -57,7 +57,7 @@ fn search(seeds: std::ops::Range<u64>) -> Findings {
                         Err(_) => mine.failed = Some(seed),
                     }
                 }
-                // One failure is enough for everybody.
+                // One failure ends all threads.
                 next.fetch_max(mine.failed.map_or(0, |_| seeds.end), Ordering::Relaxed);
                 let mut all = findings.lock().expect("no panic holds it");
                 all.failed = all.failed.or(mine.failed);
@@ -70,7 +70,7 @@ fn search(seeds: std::ops::Range<u64>) -> Findings {
 }
 
 /// Goal: no seed finds a datagram lost, answered twice or answered although it must not be, a rate
-/// passed, a buffer leaked, a socket that is no longer received from, or a drain without end.
+/// exceeded, a buffer leaked, a socket that is no longer received from, or a drain without end.
 #[test]
 fn datagram_swarm() {
     let (first, count) = match from_environment("ECHO_SIM_SEED") {

@@ -1,4 +1,4 @@
-//! Two workers with datagram sockets: a source has one rate, whichever of them it sends to.
+//! Two workers with datagram sockets: a source has one rate for both of them.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -15,7 +15,7 @@ use crate::swarm::from_environment;
 
 const SEEDS: u64 = 400;
 
-/// Steps of either of them in which they are sent to.
+/// Steps of either of them during which clients send.
 const STEPS: usize = 600;
 
 struct World {
@@ -53,7 +53,7 @@ impl World {
         self.lanes.iter_mut().for_each(History::start);
         let mut last = 0;
         for _ in 0..STEPS {
-            // Often the same one several times, so that the other one has leases for long.
+            // Often the same one several times, so that the other one keeps leases for a long time.
             last = if self.choice.below(4) == 0 { 1 - last } else { last };
             self.set_clock(last);
             let lane = &mut self.lanes[last];
@@ -71,7 +71,7 @@ impl World {
         }
     }
 
-    /// There is one clock for both.
+    /// Both have the same clock.
     fn set_clock(&mut self, index: usize) {
         let clock = |lane: &History| lane.kernel.streams.kernel.clock();
         let now = self.lanes.iter().map(clock).max().expect("two of them");
@@ -80,8 +80,9 @@ impl World {
     }
 }
 
-/// Goal: no source gets more than its rate from both together, and none is refused that has not
-/// used it. Method: seeds, each another pair of workers that take their steps in any order.
+/// Goal: no source gets more than its rate from both together, and none is refused before it has
+/// used its rate. Method: many seeds; each is a different pair of workers that take their steps in
+/// any order.
 #[test]
 fn two_workers_share_the_rates() {
     let seeds = from_environment("ECHO_SIM_SEEDS").unwrap_or(SEEDS).min(SEEDS);

@@ -1,6 +1,6 @@
-//! The memory budget of the fake: a number, shared with workers that nobody simulates.
+//! The memory budget of the fake: a number, shared with workers that are not simulated.
 //!
-//! What the core takes and what the kernel gives back must agree to the block.
+//! The core must take exactly as many blocks as the kernel gives back.
 
 use std::sync::Mutex;
 
@@ -22,7 +22,7 @@ struct State {
     taken: u64,
     /// Blocks that other workers have.
     others: u64,
-    /// How often the system has no memory, in thousandths.
+    /// The probability that the system has no memory, in thousandths.
     out_of_memory: u16,
     prng: Prng,
 }
@@ -43,7 +43,7 @@ impl FakeBudget {
         self.state().limit = limit;
     }
 
-    /// Other workers have so many thousandths of the limit now.
+    /// Sets how many thousandths of the limit other workers have now.
     pub(crate) fn set_others(&self, per_mille: u64) {
         let mut state = self.state();
         state.others = state.limit * per_mille / 1000;
@@ -83,7 +83,7 @@ impl Budget for FakeBudget {
     }
 
     fn take(&self, blocks: u32) -> bool {
-        assert!(blocks > 0, "contract: nothing is asked for");
+        assert!(blocks > 0, "contract: no block is requested");
         let mut state = self.state();
         let dry = state.out_of_memory;
         let dry = dry > 0 && state.prng.below(1000) < usize::from(dry);

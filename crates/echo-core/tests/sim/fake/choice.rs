@@ -1,5 +1,5 @@
-//! Where every accident of the simulated world comes from: one seed, or one branch of a complete
-//! enumeration.
+//! The source of every random decision in the simulated world: one seed, or one branch of a
+//! complete enumeration.
 //!
 //! Nothing in the simulator may be decided by anything else (no clock, no address, no hash order),
 //! so that a seed or a branch replays exactly. Knows nothing of connections.
@@ -18,7 +18,7 @@ impl Choice {
         Self::Drawn(Prng::new(seed))
     }
 
-    /// One of `0..bound`; nothing is drawn where there is nothing to decide.
+    /// One of `0..bound`. Nothing is drawn if there is only one possibility.
     pub(crate) fn below(&mut self, bound: usize) -> usize {
         assert!(bound > 0, "a choice among nothing");
         if bound == 1 {
@@ -30,8 +30,8 @@ impl Choice {
         }
     }
 
-    /// Whether a fault of this probability strikes. When enumerating, any probability but 0 means
-    /// both branches, as long as the budget of faults lasts.
+    /// Whether a fault with this probability occurs. When enumerating, any probability except 0
+    /// means both branches, as long as the budget of faults lasts.
     pub(crate) fn strikes(&mut self, per_mille: u16) -> bool {
         if per_mille == 0 {
             return false;
@@ -43,7 +43,7 @@ impl Choice {
     }
 }
 
-/// splitmix64: small, quick, and good enough to decide accidents.
+/// splitmix64: small, fast, and good enough for this purpose.
 #[derive(Debug)]
 pub(crate) struct Prng(u64);
 
@@ -71,16 +71,16 @@ pub(crate) fn mix(value: u64) -> u64 {
     value ^ (value >> 31)
 }
 
-/// Walks every sequence of decisions once: a sequence is written down as it is asked for, and
-/// [`Enumeration::advance`] turns to the next one, last decision first, as a counter does.
+/// Visits every sequence of decisions once: a sequence is recorded as decisions are requested, and
+/// [`Enumeration::advance`] goes to the next one, last decision first, like a counter.
 pub(crate) struct Enumeration {
     /// Each decision made so far, with the largest value it can take.
     decisions: Vec<(usize, usize)>,
-    /// How many of them the present run has asked for.
+    /// How many of them the present run has requested.
     position: usize,
-    /// How many faults a run may suffer.
+    /// The maximum number of faults in a run.
     faults_max: usize,
-    /// How many it may still suffer.
+    /// How many faults are left.
     faults_left: usize,
 }
 
@@ -89,7 +89,7 @@ impl Enumeration {
         Self { decisions: Vec::new(), position: 0, faults_max, faults_left: faults_max }
     }
 
-    /// Goes to the next sequence; false when every one has been seen.
+    /// Goes to the next sequence. False when all have been visited.
     pub(crate) fn advance(&mut self) -> bool {
         self.position = 0;
         self.faults_left = self.faults_max;

@@ -1,9 +1,10 @@
-//! Datagram sockets of the fake: queues, a pool of buffers, and all that a kernel may do with both.
+//! Datagram sockets of the fake: queues, a pool of buffers, and everything that a kernel may do
+//! with both.
 //!
-//! The sibling of [`super::FakeKernel`] for `echo_core::datagram`. It has no clock and does not
-//! wait: whoever drives it calls [`DatagramKernel::enter`] when the kernel is entered and
-//! [`DatagramKernel::tell`] when that returns. What breaks the contract of the operations in a way
-//! that a kernel can see is a panic.
+//! The counterpart of [`super::FakeKernel`] for `echo_core::datagram`. It has no clock and does not
+//! wait: its caller calls [`DatagramKernel::enter`] when the kernel is entered and
+//! [`DatagramKernel::tell`] when that returns. A violation of the contract of the operations that a
+//! kernel can detect is a panic.
 
 use std::collections::VecDeque;
 
@@ -13,30 +14,30 @@ use echo_core::op::PeerAddr;
 
 use super::choice::Choice;
 
-/// How often each fault strikes, in thousandths of the occasions for it.
+/// The probability of each fault, in thousandths.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct DatagramFaults {
     /// Something that could happen now happens later.
     pub(crate) late: u16,
-    /// What happened is told later.
+    /// An event is reported later.
     pub(crate) late_event: u16,
     /// A receive ends with a datagram.
     pub(crate) disarmed: u16,
-    /// A receive finds no buffer though some are free.
+    /// A receive finds no buffer although some are free.
     pub(crate) dry: u16,
     /// A receive ends for no reason.
     pub(crate) stopped: u16,
     /// A receive finds no memory.
     pub(crate) memory: u16,
-    /// A receive ends with an error that nobody expects.
+    /// A receive ends with an unexpected error.
     pub(crate) unexpected: u16,
     /// A cancel comes too late.
     pub(crate) cancel_loses: u16,
-    /// The success of a reply is told a turn later, or more.
+    /// The success of a reply is reported one or more turns later.
     pub(crate) late_reply: u16,
     /// A reply fails, by any error.
     pub(crate) reply_error: u16,
-    /// The route takes no burst.
+    /// The route carries no burst.
     pub(crate) burst_refused: u16,
     /// A datagram of a burst fails when it is sent by itself.
     pub(crate) segment_error: u16,
@@ -56,7 +57,7 @@ pub(crate) struct Packet {
 /// A datagram on its way out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Answer {
-    /// That of the packet that it answers.
+    /// The serial of the packet that it answers.
     pub(crate) serial: u64,
     pub(crate) socket: SocketId,
     pub(crate) to: Endpoint,
@@ -67,14 +68,14 @@ pub(crate) struct Answer {
 struct Socket {
     queue: VecDeque<Packet>,
     receive: Option<Armed>,
-    /// From the submission of a receive until its end has been told.
+    /// From the submission of a receive until its end has been reported.
     is_asked: bool,
 }
 
 #[derive(Clone, Copy)]
 struct Armed {
     canceled: bool,
-    /// It has been tried once: an empty pool ends it then, whether anything waits or not.
+    /// It has been tried once: an empty pool then ends it, even if nothing waits.
     tried: bool,
 }
 
@@ -84,7 +85,7 @@ enum Buffer {
     Replying { socket: SocketId, packet: Packet },
 }
 
-/// Who hears of what happened, in order.
+/// The receiver of events, in order.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Name {
     Socket(SocketId),
@@ -95,17 +96,17 @@ enum Name {
 pub(crate) struct DatagramKernel {
     pub(crate) choice: Choice,
     pub(crate) faults: DatagramFaults,
-    /// What has been sent, oldest first, for whoever looks.
+    /// The sent packets, oldest first, for inspection.
     pub(crate) sent: VecDeque<Answer>,
     /// Packets that found room in a queue.
     pub(crate) arrived: u64,
     /// Packets that found a queue full.
     pub(crate) overflowed: u64,
-    /// Packets that were in a queue when its socket was closed for good.
+    /// Packets that were in a queue when its socket was closed finally.
     pub(crate) forgotten: u64,
     /// The longest datagram that can be sent.
     pub(crate) length_max: usize,
-    /// Turns that told the success of a reply late.
+    /// Turns that reported the success of a reply late.
     pub(crate) told_late: u64,
     queue_max: usize,
     sockets: Vec<Option<Socket>>,
@@ -114,21 +115,21 @@ pub(crate) struct DatagramKernel {
     offered: VecDeque<u16>,
     /// Free buffers that are offered when the kernel is next entered.
     spare: Vec<u16>,
-    /// What the kernel does when it is next entered, in order.
+    /// The operations for the next entry to the kernel, in order.
     submitted: VecDeque<Op>,
     untold: Vec<(Name, VecDeque<Event>)>,
-    /// Replies that were taken, which no completion tells.
+    /// Replies that were taken and have no completion.
     silent: Vec<BufferId>,
-    /// Whether some of them are told late.
+    /// Whether some of them are reported late.
     flushes: bool,
-    /// Sockets that stay open somewhere else.
+    /// Sockets that stay open in another process.
     held_elsewhere: Vec<bool>,
-    /// Their queues, while nobody here has them open.
+    /// Their queues, while no process of the simulation has them open.
     kept: Vec<VecDeque<Packet>>,
 }
 
 impl DatagramKernel {
-    /// A socket for each of `held_elsewhere`, which says whether another process has it as well.
+    /// A socket for each of `held_elsewhere`, which is whether another process has it as well.
     pub(crate) fn new(
         held_elsewhere: &[bool],
         buffers: u16,
@@ -172,7 +173,7 @@ impl DatagramKernel {
         self.submitted.clear();
     }
 
-    /// A packet arrives. Where nobody has a socket, or its queue is full, it is lost.
+    /// A packet arrives. If no process has the socket, or its queue is full, the packet is lost.
     pub(crate) fn arrive(&mut self, socket: SocketId, packet: Packet) -> bool {
         let index = usize::from(socket.0);
         let queue = match &mut self.sockets[index] {
@@ -194,7 +195,7 @@ impl DatagramKernel {
         self.sockets.iter().flatten().map(|socket| socket.queue.len()).sum()
     }
 
-    /// Takes what waits in a socket, which another process holds as well.
+    /// Takes the packets that wait in a socket that another process holds as well.
     pub(crate) fn take_waiting(&mut self, socket: SocketId) -> Vec<Vec<u8>> {
         let index = usize::from(socket.0);
         let open = self.sockets[index].as_mut().map(|socket| &mut socket.queue);
@@ -221,7 +222,7 @@ impl DatagramKernel {
         self.sockets.iter().flatten().count()
     }
 
-    /// Takes what is submitted. What is no entry of a ring is done at once.
+    /// Takes the submitted operations. Operations that are not entries of a ring are done at once.
     pub(crate) fn submit(&mut self, ops: &mut Vec<Op>) {
         for op in ops.drain(..) {
             match op {
@@ -246,7 +247,7 @@ impl DatagramKernel {
         }
     }
 
-    /// The kernel is entered: it does what was submitted, and what can happen happens.
+    /// The kernel is entered: submitted operations are done, and possible things happen.
     pub(crate) fn enter(&mut self) {
         while let Some(index) = self.spare.pop() {
             self.offered.push_back(index);
@@ -261,7 +262,7 @@ impl DatagramKernel {
                 continue;
             }
             self.serve(socket);
-            // A receive goes on while there is something.
+            // A receive continues while there is something.
             if self.is_possible(socket) {
                 possible.push(socket);
             }
@@ -273,7 +274,7 @@ impl DatagramKernel {
         self.flushes || !self.untold.is_empty() || self.possible().next().is_some()
     }
 
-    /// Tells some of what happened: in order for each name, in any order across names.
+    /// Reports some of the events: in order for each name, in any order across names.
     pub(crate) fn tell(&mut self, events: &mut Vec<Event>) {
         let mut held = 0;
         while held < self.untold.len() {
@@ -337,7 +338,7 @@ impl DatagramKernel {
             }
             Op::Reply { buffer } => self.reply(buffer),
             Op::ReplySegments { .. } | Op::Recycle { .. } | Op::Close { .. } => {
-                unreachable!("{op:?} is no entry of a ring")
+                unreachable!("{op:?} is not an entry of a ring")
             }
         }
     }
@@ -352,11 +353,11 @@ impl DatagramKernel {
         receive.canceled || !receive.tried || !socket.queue.is_empty()
     }
 
-    /// What comes of an armed receive.
+    /// The result of an armed receive.
     fn serve(&mut self, socket: SocketId) {
         let faults = self.faults;
         let open = self.socket(socket);
-        let receive = open.receive.as_mut().expect("what is possible is armed");
+        let receive = open.receive.as_mut().expect("a possible receive is armed");
         receive.tried = true;
         let (canceled, waits) = (receive.canceled, !open.queue.is_empty());
         let takes = waits && !self.offered.is_empty();

@@ -1,10 +1,10 @@
-//! A kernel made of counters: it does whatever the real one may do, when its source of decisions
-//! says so.
+//! A kernel made of counters. It does everything that the real one may do, as its source of
+//! decisions determines.
 //!
-//! Implements the one seam, `Kernel`, with virtual time. Deterministic: every accident is drawn
-//! from [`Choice`]. It holds real bytes in real buffers and panics when an operation breaks the
-//! contract of `echo_core::op` in a way that a kernel can see; `audit` sees the rest. It must never know
-//! how the core decides.
+//! Implements `Kernel` with virtual time. Deterministic: every random decision is drawn from
+//! [`Choice`]. It holds real bytes in real buffers and panics when an operation violates the
+//! contract of `echo_core::op` in a way that a kernel can detect; `audit` detects the rest. It must
+//! never know how the core decides.
 
 pub(crate) mod budget;
 pub(crate) mod choice;
@@ -36,20 +36,20 @@ use records::Records;
 use relay::ArmedRelay;
 use trace::{Note, Trace};
 
-/// How often each fault strikes, in thousandths of the occasions for it.
+/// The probability of each fault, in thousandths.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Faults {
     /// A receive takes less than is there.
     pub(crate) short_receive: u16,
     /// A send takes less than there is room for.
     pub(crate) short_send: u16,
-    /// A try-send takes nothing though there is room.
+    /// A try-send takes nothing although there is room.
     pub(crate) would_block: u16,
     /// An armed receive ends for no reason.
     pub(crate) stopped: u16,
     /// A multishot receive ends with data.
     pub(crate) disarmed: u16,
-    /// A receive finds no small buffer though some are on offer: another was quicker.
+    /// A receive finds no small buffer although some are offered: another receive was faster.
     pub(crate) dry: u16,
     /// A receive finds no memory.
     pub(crate) receive_memory: u16,
@@ -59,26 +59,26 @@ pub(crate) struct Faults {
     pub(crate) accept_error: u16,
     /// Something that could happen now happens later.
     pub(crate) late: u16,
-    /// What happened is told later.
+    /// An event is reported later.
     pub(crate) late_event: u16,
     /// A cancel comes too late.
     pub(crate) cancel_loses: u16,
     /// The hint that more bytes wait is missing.
     pub(crate) no_hint: u16,
-    /// A turn ends though nothing happened.
+    /// A turn ends without an event.
     pub(crate) spurious_wakeup: u16,
     /// The clock jumps by seconds or minutes.
     pub(crate) time_jump: u16,
 }
 
-/// What the fake is built with.
+/// The settings of the fake.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Settings {
     pub(crate) listeners: u16,
     /// The listener whose connections have records, if any has.
     pub(crate) records: Option<ListenerId>,
     pub(crate) buffers: BufferPlan,
-    /// How many connections have a file descriptor at most.
+    /// The maximum number of connections with a file descriptor.
     pub(crate) files_max: usize,
     pub(crate) faults: Faults,
 }
@@ -90,38 +90,39 @@ pub(crate) struct FakeKernel {
     pub(crate) trace: Trace,
     pub(crate) peers: Vec<Peer>,
     /// The last turn had nothing to do, nothing to wait for and no deadline: only a peer can end
-    /// this silence.
+    /// this sleep.
     pub(crate) asleep: bool,
-    /// How many processes there have been before this one: names are unique within one.
+    /// How many processes there have been before this one. Connection ids are unique within one
+    /// process.
     pub(crate) era: u32,
-    /// A bug of a kernel that is to be found.
+    /// A planted bug of the kernel.
     pub(crate) breaks_records: Option<records::Breach>,
-    /// When a peer acts next, which ends a turn that waits.
+    /// The next action of a peer, which ends a turn that waits.
     pub(crate) peers_act_at: Option<u64>,
     /// Whether accepted connections are reported with the address of their peer.
     reports_peers: bool,
     now: u64,
     pool: Pool,
     pub(crate) budget: Arc<FakeBudget>,
-    /// Peers that connected and wait to be accepted, one queue a listener.
+    /// Peers that connected and wait to be accepted, one queue for each listener.
     backlogs: Vec<VecDeque<PeerId>>,
-    /// How far the end of each listener has come.
+    /// The progress of the end of each listener.
     ends: Vec<ListenerEnd>,
     accepts: Vec<ArmedAccept>,
     sockets: Vec<Socket>,
-    /// What happened and is not told yet, in the order of happening for each name.
+    /// Events that are not reported yet, in order for each connection.
     untold: Vec<(ConnectionId, VecDeque<Event>)>,
-    /// Names of which nothing is untold but that a send was taken whole, for which nobody waits.
+    /// Connections whose only unreported event is a complete send for which nothing waits.
     unawaited: Vec<ConnectionId>,
 }
 
-/// How far the end of a listener has come.
+/// The progress of the end of a listener.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum ListenerEnd {
     No,
-    /// Nobody new comes.
+    /// New connections are refused.
     HeldBack,
-    /// Nobody listens.
+    /// The socket is closed.
     Closed,
 }
 
@@ -129,7 +130,7 @@ struct ArmedAccept {
     listener: ListenerId,
     connection: ConnectionId,
     canceled: bool,
-    /// It has been tried once: what may strike at the time of arming has had its chance.
+    /// It has been tried once: faults at the time of arming have been decided.
     tried: bool,
 }
 
@@ -140,14 +141,14 @@ struct Socket {
     /// A poll for bytes.
     poll: Option<ArmedPoll>,
     relay: Option<ArmedRelay>,
-    /// A look for a header.
+    /// A read of a header.
     preface: Option<ArmedPreface>,
     /// A send that waits for room.
     sending: Option<WaitingSend>,
     /// That send has been canceled.
     send_canceled: bool,
     spilled: VecDeque<u8>,
-    /// Where they begin in their first block of memory.
+    /// Their offset in their first block of memory.
     spill_begin: usize,
     /// How many of them have been sent.
     spill_sent: usize,
@@ -155,7 +156,7 @@ struct Socket {
     dead: bool,
     write_shut: bool,
     read_shut: bool,
-    /// When the peer was last heard of.
+    /// When something last arrived from the peer.
     heard: u64,
 }
 
@@ -183,7 +184,7 @@ struct ArmedReceive {
 }
 
 impl ArmedReceive {
-    /// Whether it is tried before readiness: with an empty pool that fails at once.
+    /// Whether it is tried before readiness: with an empty pool it fails at once.
     fn is_eager(&self) -> bool {
         match self.mode {
             ReceiveMode::Now | ReceiveMode::Multishot => true,
@@ -227,7 +228,7 @@ impl FakeKernel {
         }
     }
 
-    /// How many buffers are home, and how many there are.
+    /// How many buffers are free, and how many there are.
     pub(crate) fn buffers_home_and_total(&self) -> (usize, usize) {
         self.pool.home_and_total()
     }
@@ -237,21 +238,21 @@ impl FakeKernel {
         self.sockets.iter().map(|socket| socket.spilled.len()).sum()
     }
 
-    /// A new process takes over: every connection that is still open gets its next name. The
-    /// kernel must hold nothing of the old process any more.
+    /// A new process takes over: every connection that is still open gets its next id. The kernel
+    /// must hold no operation of the old process any more.
     pub(crate) fn hand_over(&mut self, renamed: &[(ConnectionId, ConnectionId)]) {
-        // What became of a probe concerns the old process alone.
+        // The result of a probe only concerns the old process.
         self.untold.retain(|(_, events)| {
             !events.iter().all(|event| matches!(event, Event::ProbeEnded { .. }))
         });
-        assert!(self.untold.is_empty(), "contract: not told at a hand-over: {:?}", self.untold);
-        assert!(self.accepts.is_empty(), "contract: an accept is armed at a hand-over");
+        assert!(self.untold.is_empty(), "contract: not reported at a handover: {:?}", self.untold);
+        assert!(self.accepts.is_empty(), "contract: an accept is armed at a handover");
         let (home, total) = self.pool.home_and_total();
-        assert_eq!(home, total, "contract: a buffer is lent at a hand-over");
+        assert_eq!(home, total, "contract: a buffer is lent at a handover");
         self.era += 1;
         for socket in &mut self.sockets {
             let held = socket.is_receiving() || socket.sending.is_some();
-            // The next process keeps them in memory of its own.
+            // The next process keeps them in its own memory.
             socket.spill_begin = 0;
             assert_eq!(socket.spill_sent, 0, "contract: bytes are handed over that were sent");
             assert!(!held, "contract: {:?} is handed over while in use", socket.connection);
@@ -266,23 +267,24 @@ impl FakeKernel {
         self.trace.note(self.now, Note::World("a new process takes over"));
     }
 
-    /// Time goes by without anybody to serve.
+    /// Time passes without a process that serves.
     pub(crate) fn pass_time(&mut self, milliseconds: u64) {
         self.now += milliseconds;
     }
 
-    /// A new process makes its listeners anew, or goes on with those that were left open.
+    /// A new process creates its listeners again, or continues with those that were left open.
     pub(crate) fn reopen_listeners(&mut self) {
         self.ends.fill(ListenerEnd::No);
     }
 
-    /// From now on nobody new comes to `listener`, and who waits there is to be accepted.
+    /// From now on `listener` refuses new connections, and those that wait there are to be
+    /// accepted.
     pub(crate) fn end_listener(&mut self, listener: ListenerId) {
         self.ends[usize::from(listener.0)] = ListenerEnd::HeldBack;
-        self.trace.note(self.now, Note::World("new connections are held back"));
+        self.trace.note(self.now, Note::World("new connections are refused"));
     }
 
-    /// Whether nobody waits to be accepted where nobody ever will be.
+    /// Whether no peer waits at a listener that will not accept any more.
     pub(crate) fn is_nobody_forgotten(&self) -> bool {
         let mut all = self.ends.iter().zip(&self.backlogs);
         all.all(|(end, backlog)| *end == ListenerEnd::No || backlog.is_empty())
@@ -376,7 +378,7 @@ impl FakeKernel {
                 self.peers[peer.0].server_finished |= !dead;
             }
             Op::Probe { connection, silent_s, .. } => {
-                assert!(silent_s > 0, "contract: {connection:?} is probed while it talks");
+                assert!(silent_s > 0, "contract: {connection:?} is probed while it has traffic");
                 let now = self.now;
                 let peer = self.socket(connection).peer;
                 if !self.peers[peer.0].broken {
@@ -405,7 +407,7 @@ impl FakeKernel {
         self.accepts.push(ArmedAccept { listener, connection, canceled: false, tried });
     }
 
-    /// Blocks of memory that spilled bytes are in.
+    /// Blocks of memory with spilled bytes.
     pub(crate) fn spill_blocks(&self) -> u64 {
         let blocks =
             |socket: &Socket| self.budget.blocks_of(socket.spill_begin, socket.spilled.len());
@@ -483,7 +485,7 @@ impl FakeKernel {
         if peer.broken {
             return;
         }
-        // Closing with unread input resets the connection and destroys what is on its way to the
+        // Closing with unread input resets the connection and destroys bytes in transit to the
         // peer.
         if peer.has_inbound() || farewell == Farewell::Reset {
             peer.server_reset = true;
@@ -495,7 +497,7 @@ impl FakeKernel {
         peer.server_finished = true;
     }
 
-    /// The open connection of this name.
+    /// The open connection with this id.
     fn socket(&mut self, connection: ConnectionId) -> &mut Socket {
         let index = self.position(connection);
         &mut self.sockets[index]
@@ -513,7 +515,7 @@ impl FakeKernel {
         }
     }
 
-    /// What a send would fail of; an error is reported once.
+    /// The error of a send, if any. It is reported once.
     fn send_error(&mut self, connection: ConnectionId) -> Option<ConnectionError> {
         let index = self.position(connection);
         let socket = &mut self.sockets[index];
@@ -545,7 +547,7 @@ impl FakeKernel {
         }
     }
 
-    /// Now, for those who do not speak the seam.
+    /// Now, for callers without the trait `Kernel`.
     pub(crate) fn clock(&self) -> u64 {
         self.now
     }

@@ -1,8 +1,7 @@
 //! The far end of a connection, and the wire between: counters only, since every byte is a function
-//! of its place.
+//! of its position.
 //!
-//! Knows nothing of rings or buffers. The one check that matters most lives here:
-//! [`Peer::accept_echo`].
+//! Knows nothing of rings or buffers. The most important check is here: [`Peer::accept_echo`].
 
 use echo_core::op::{ConnectionError, ConnectionId, PeerAddr};
 
@@ -13,35 +12,35 @@ use super::records::Records;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct PeerId(pub(crate) usize);
 
-/// The byte that `peer` sends at `offset`: loss, exchange, repetition and cross-talk all show as a
-/// wrong byte.
+/// The byte that `peer` sends at `offset`: loss, reordering, repetition and mixing of streams all
+/// show as a wrong byte.
 pub(crate) fn stream(peer: PeerId, offset: usize) -> u8 {
     (mix(((peer.0 as u64) << 40) ^ offset as u64) >> 32) as u8
 }
 
-/// How much room the wire has in each direction.
+/// The capacity of the wire in each direction.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Wire {
-    /// Bytes that wait for the server to receive them, at most.
+    /// The maximum number of bytes that wait for the server to receive them.
     pub(crate) receive_space: usize,
-    /// Bytes that wait for the peer to read them, at most.
+    /// The maximum number of bytes that wait for the peer to read them.
     pub(crate) send_space: usize,
 }
 
-/// What a peer sends before its stream: the header of a proxy.
+/// The header that a proxy sends before the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Header {
-    /// How many bytes it has.
+    /// Its length in bytes.
     pub(crate) length: usize,
     pub(crate) says: Saying,
 }
 
-/// What a header says.
+/// The content of a header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Saying {
-    /// That this is the peer.
+    /// It announces this address of the peer.
     Announces(PeerAddr),
-    /// Nothing.
+    /// It announces no address.
     Nothing,
     /// Its last byte makes it invalid.
     Nonsense,
@@ -53,35 +52,35 @@ pub(crate) struct Peer {
     pub(crate) id: PeerId,
     pub(crate) wire: Wire,
     pub(crate) source: PeerAddr,
-    /// What comes first of the bytes that it writes, if its connection is that of a proxy.
+    /// The header at the beginning of its bytes, if its connection is from a proxy.
     pub(crate) header: Option<Header>,
-    /// What its header has announced, once the server has it.
+    /// The address that its header has announced, once the server has it.
     pub(crate) announced: Option<PeerAddr>,
-    /// The name of the connection while the server has it open.
+    /// The id of the connection while the server has it open.
     pub(crate) connection: Option<ConnectionId>,
-    /// The name it had last, if it was ever accepted, and in which era.
+    /// Its last connection id, if it was ever accepted, and the era of it.
     pub(crate) named: Option<(u32, ConnectionId)>,
     /// Bytes the peer wrote, with its header.
     pub(crate) written: usize,
-    /// Those of them that the server received, or that died unread.
+    /// How many of them the server received, or were lost unread.
     pub(crate) taken: usize,
     /// Bytes that the server's socket took for the peer.
     pub(crate) echoed: usize,
-    /// Those of them that the peer read.
+    /// How many of them the peer read.
     pub(crate) read: usize,
     /// The peer sent FIN.
     pub(crate) finished: bool,
-    /// The peer closed altogether: whatever still comes to it is answered by a reset.
+    /// The peer closed both directions: further bytes for it are answered by a reset.
     pub(crate) closed: bool,
     /// The peer reset the connection, or the network broke it.
     pub(crate) broken: bool,
-    /// The server sent FIN, behind all echoed bytes.
+    /// The server sent FIN, after all echoed bytes.
     pub(crate) server_finished: bool,
     /// The server reset the connection.
     pub(crate) server_reset: bool,
-    /// What the server's socket will report once.
+    /// The error that the server's socket will report once.
     pub(crate) error: Option<ConnectionError>,
-    /// The bounds of what it wrote, if the connection has records.
+    /// The boundaries of its messages, if the connection has records.
     pub(crate) records: Option<Records>,
 }
 
@@ -119,7 +118,7 @@ impl Peer {
         self.header.map_or(0, |header| header.length)
     }
 
-    /// Bytes the peer wrote behind its header: those that are to be echoed.
+    /// Bytes the peer wrote after its header: those that are to be echoed.
     pub(crate) fn written_behind_header(&self) -> usize {
         self.written.saturating_sub(self.header_length())
     }
@@ -139,7 +138,7 @@ impl Peer {
         self.wire.send_space.saturating_sub(self.outbound())
     }
 
-    /// Whether the peer can still write and be heard.
+    /// Whether the peer can still write and its bytes arrive.
     pub(crate) fn may_write(&self) -> bool {
         !self.finished && !self.closed && !self.broken && !self.server_reset
     }
@@ -154,7 +153,7 @@ impl Peer {
         self.server_finished && self.outbound() == 0
     }
 
-    /// The connection dies; what was under way in either direction is lost, except that unread
+    /// The connection breaks. Bytes in flight in either direction are lost, except that unread
     /// input may survive.
     pub(crate) fn break_with(&mut self, error: ConnectionError, input_lost: bool) {
         self.broken = true;
@@ -167,8 +166,8 @@ impl Peer {
         }
     }
 
-    /// The server's socket takes bytes for the peer. They must be the very bytes the peer sent at
-    /// this place.
+    /// The server's socket takes bytes for the peer. They must be the bytes that the peer sent at
+    /// this position.
     pub(crate) fn accept_echo(&mut self, bytes: &[u8], peers: usize) {
         for (index, byte) in bytes.iter().enumerate() {
             let offset = self.header_length() + self.echoed + index;
@@ -179,7 +178,8 @@ impl Peer {
         self.echoed += bytes.len();
     }
 
-    /// Says where wrong bytes come from: another place in the stream, another peer, or nowhere.
+    /// Describes where wrong bytes come from: another position in the stream, another peer, or
+    /// neither.
     fn explain(&self, found: &[u8], peers: usize) -> String {
         let length = found.len().min(8);
         let lengths = format!("of {} received, {} wrong bytes", self.taken, found.len());
@@ -190,6 +190,6 @@ impl Peer {
                 }
             }
         }
-        format!("{lengths}, which nobody sent (first: {:02x?})", &found[..length])
+        format!("{lengths}, which no peer sent (first: {:02x?})", &found[..length])
     }
 }

@@ -1,32 +1,32 @@
 //! The buffers of the fake, with real bytes in them. Small ones are offered, first in, first out.
 //!
-//! Knows who holds a buffer (pool, kernel on its way to the core, core), and poisons what comes
-//! home, so that a byte read out of a recycled buffer is a wrong byte.
+//! Knows the holder of each buffer (pool, kernel on its way to the core, core), and poisons
+//! returned buffers, so that a byte read from a recycled buffer is a wrong byte.
 
 use std::collections::VecDeque;
 
 use echo_core::op::{BufferClass, BufferId, BufferPlan, SizeClass};
 
-/// What a buffer that nobody may read is filled with.
+/// The fill byte of a free buffer, which must not be read.
 const POISON: u8 = 0xdd;
 
 /// Both classes of buffers.
 pub(crate) struct Pool {
     classes: [Class; 2],
-    /// Large buffers that receives have in hand.
+    /// Large buffers that are assigned to receives.
     reserved: usize,
-    /// So many small buffers are to be offered.
+    /// How many small buffers are to be offered.
     offers: usize,
-    /// So many are.
+    /// How many are offered.
     offered: usize,
 }
 
 struct Class {
     /// The bytes of each buffer.
     bytes: Vec<Box<[u8]>>,
-    /// For each buffer how many of its bytes are lent; none while it is home.
+    /// For each buffer how many of its bytes are lent; none while it is free.
     lent: Vec<Option<usize>>,
-    /// Those at home, in the order in which they will be taken.
+    /// The free buffers, in the order in which they will be taken.
     home: VecDeque<u16>,
 }
 
@@ -42,7 +42,7 @@ impl Pool {
         Self { classes, reserved: 0, offers, offered: 0 }
     }
 
-    /// From now on so many small buffers are to be offered.
+    /// Sets how many small buffers are to be offered from now on.
     pub(crate) fn offer_up_to(&mut self, count: usize) {
         assert!(count > 0, "contract: no buffer is offered");
         self.offers = count;
@@ -53,7 +53,7 @@ impl Pool {
         self.offered = self.offered.max(self.offers.min(self.classes[0].home.len()));
     }
 
-    /// A receive takes a large buffer in hand.
+    /// A large buffer is assigned to a receive.
     pub(crate) fn reserve_large(&mut self) {
         self.reserved += 1;
         let free = self.classes[SizeClass::Large.index()].home.len();
@@ -75,7 +75,7 @@ impl Pool {
         self.classes[class.index()].bytes.first().map_or(0, |bytes| bytes.len())
     }
 
-    /// Takes the buffer that has been home for longest and fills it; none if the class is empty.
+    /// Takes the buffer that has been free for longest and fills it; none if the class is empty.
     pub(crate) fn take(
         &mut self,
         class: SizeClass,
@@ -100,8 +100,8 @@ impl Pool {
             panic!("contract: {buffer:?} is used but not lent");
         };
         let (from, to) = (offset as usize, offset as usize + length as usize);
-        assert!(length > 0, "contract: no byte of {buffer:?} is asked for");
-        assert!(to <= lent, "contract: {buffer:?} holds {lent} bytes, {from}..{to} are asked for");
+        assert!(length > 0, "contract: no byte of {buffer:?} is requested");
+        assert!(to <= lent, "contract: {buffer:?} holds {lent} bytes, {from}..{to} are requested");
         &pool.bytes[usize::from(buffer.index)][from..to]
     }
 
@@ -114,7 +114,7 @@ impl Pool {
         pool.home.push_back(buffer.index);
     }
 
-    /// How many buffers are home, in both classes, and how many there are.
+    /// How many buffers are free, in both classes, and how many there are.
     pub(crate) fn home_and_total(&self) -> (usize, usize) {
         let home = self.classes.iter().map(|class| class.home.len()).sum();
         (home, self.classes.iter().map(|class| class.bytes.len()).sum())

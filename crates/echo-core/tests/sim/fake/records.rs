@@ -1,7 +1,8 @@
 //! Records of the fake: messages with boundaries, which are relayed one by one.
 //!
-//! The bytes of a message are those of the stream at its place, so that wrong ones show as ever; its
-//! bounds are kept beside them. The one check that matters lives here: [`Records::accept_echo`].
+//! The bytes of a message are those of the stream at its position, so that wrong ones are detected
+//! as usual; its boundaries are kept separately. The important check is here:
+//! [`Records::accept_echo`].
 
 use std::collections::VecDeque;
 
@@ -10,20 +11,20 @@ use echo_core::op::{ConnectionError, ConnectionId, Event, ReceiveEnd, When};
 use super::FakeKernel;
 use super::peer::{PeerId, stream};
 
-/// Bytes of the longest message that can be echoed.
+/// The length of the longest message that can be echoed.
 pub(crate) const LENGTH_MAX: usize = 48;
 
-/// Messages that one relay moves at most.
+/// The maximum number of messages in one relay.
 const RELAYED_MAX: usize = 3;
 
 /// The messages of one peer, oldest first.
 #[derive(Debug, Default)]
 pub(crate) struct Records {
-    /// The lengths of those that wait for the server.
+    /// The lengths of messages that wait for the server.
     inbound: VecDeque<usize>,
-    /// The lengths of those that the server took and has not sent back.
+    /// The lengths of messages that the server took and has not sent back.
     owed: VecDeque<usize>,
-    /// The lengths of those that were sent back and that the peer has not read.
+    /// The lengths of messages that were sent back and that the peer has not read.
     unread: VecDeque<usize>,
 }
 
@@ -43,17 +44,17 @@ impl Records {
         self.inbound.is_empty() && self.owed.is_empty()
     }
 
-    /// The peer reads the next message: its length.
+    /// The peer reads the next message. Returns its length.
     pub(crate) fn read(&mut self) -> Option<usize> {
         self.unread.pop_front()
     }
 
-    /// What waits for the server is lost.
+    /// The messages that wait for the server are lost.
     pub(crate) fn forget_inbound(&mut self) {
         self.inbound.clear();
     }
 
-    /// What waits for the peer is lost.
+    /// The messages that wait for the peer are lost.
     pub(crate) fn forget_unread(&mut self) {
         self.unread.clear();
     }
@@ -62,12 +63,12 @@ impl Records {
     /// is owed.
     fn accept_echo(&mut self, length: usize) {
         let owed = self.owed.pop_front();
-        assert_eq!(owed, Some(length), "echo: the bounds of a message");
+        assert_eq!(owed, Some(length), "echo: the boundaries of a message");
         self.unread.push_back(length);
     }
 }
 
-/// How a kernel, or a driver, could break the promise about boundaries: planted bugs.
+/// Planted bugs: how a kernel, or a driver, could violate the boundaries of messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Breach {
     /// Two messages are sent as one.
@@ -85,7 +86,7 @@ impl FakeKernel {
         assert!(!has_records, "contract: messages of {connection:?} are relayed and never owned");
     }
 
-    /// Relays, or discards, some of the messages that wait: one at least, if there is room for it.
+    /// Relays, or discards, some of the messages that wait: at least one, if there is room for it.
     pub(super) fn relay_records(&mut self, connection: ConnectionId, echoes: bool) -> Event {
         let most = 1 + self.choice.below(RELAYED_MAX);
         let (mut length, mut chunks) = (0, 0);
@@ -104,7 +105,8 @@ impl FakeKernel {
                         next = When::Writable;
                         break;
                     }
-                    // What was relayed before it is told first; the error comes with the next try.
+                    // Messages that were relayed before are reported first. The error comes with
+                    // the next try.
                     Err(_) if chunks > 0 => break,
                     Err(error) => {
                         let reason = ReceiveEnd::Failed(error);
@@ -123,7 +125,7 @@ impl FakeKernel {
         Event::Relayed { connection, length, chunks: chunks as u32, next }
     }
 
-    /// Sends a message back as one. False if there is no room for it.
+    /// Sends a message back whole. False if there is no room for it.
     fn echo_record(
         &mut self,
         connection: ConnectionId,

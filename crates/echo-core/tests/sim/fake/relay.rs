@@ -1,18 +1,18 @@
-//! Relays of the fake: bytes go from one queue of a connection to the other, and are in nobody's
-//! hands in between.
+//! Relays of the fake: bytes go from one queue of a connection to the other, and are in no buffer
+//! in between.
 
 use echo_core::op::{ConnectionId, Event, ReceiveEnd, When};
 
 use super::FakeKernel;
 use super::peer::stream;
 
-/// Bytes that a relay moves at most.
+/// The maximum number of bytes of one relay.
 const LENGTH_MAX: usize = 24;
 
 /// A relay that waits.
 pub(super) struct ArmedRelay {
     pub(super) when: When,
-    /// None if what comes is forgotten.
+    /// None if the bytes are discarded.
     pub(super) length_max: Option<u32>,
     pub(super) canceled: bool,
 }
@@ -40,7 +40,7 @@ impl FakeKernel {
         }
     }
 
-    /// What a relay that waits was waiting for has come, or it was canceled.
+    /// The condition that a relay waits for has occurred, or the relay was canceled.
     pub(super) fn relay(&mut self, connection: ConnectionId) {
         let faults = self.settings.faults;
         let relay = self.socket(connection).relay.take().expect("a possible relay is armed");

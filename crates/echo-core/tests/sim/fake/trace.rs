@@ -1,4 +1,4 @@
-//! What happened, for the reader of a failure. Recorded as values, put into words only when asked.
+//! The history, for the reader of a failure. Recorded as values, and formatted only when needed.
 
 use std::fmt::Write as _;
 
@@ -9,9 +9,9 @@ use super::peer::PeerId;
 /// One line of history.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Note {
-    /// The kernel told this.
+    /// The kernel reported this event.
     Event(Event),
-    /// The kernel was asked for this.
+    /// This operation was submitted.
     Op(Op),
     /// A connection was imported.
     Import(TransferState),
@@ -37,7 +37,7 @@ impl Trace {
         self.notes.iter().map(|(_, note)| note).for_each(see);
     }
 
-    /// The last `count` notes, one a line.
+    /// The last `count` notes, one per line.
     pub(crate) fn tail(&self, count: usize) -> String {
         let skipped = self.notes.len().saturating_sub(count);
         let mut text = String::new();

@@ -1,4 +1,5 @@
-//! One turn of the fake: what can happen happens, some of it late, and is told, some of it later.
+//! One turn of the fake: possible things happen, some of them late, and are reported, some of them
+//! later.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -15,7 +16,7 @@ use super::peer::{PeerId, stream};
 use super::trace::Note;
 use super::{FakeKernel, ListenerEnd, Socket, WaitingSend};
 
-/// Something that may be able to happen.
+/// Something that may happen.
 #[derive(Clone, Copy)]
 enum Work {
     Accept(ConnectionId),
@@ -62,7 +63,7 @@ impl Kernel for FakeKernel {
         loop {
             self.work();
             if self.has_news() {
-                // With the next thing that happens they are told at the latest.
+                // They are reported no later than with the next event.
                 self.unawaited.clear();
             }
             self.tell_some(events);
@@ -86,7 +87,7 @@ impl Kernel for FakeKernel {
 }
 
 impl FakeKernel {
-    /// Lets happen what can, in any order, each thing at most a few times.
+    /// Lets possible things happen, in any order, each at most a few times.
     fn work(&mut self) {
         let mut possible = self.possible();
         while !possible.is_empty() {
@@ -102,7 +103,7 @@ impl FakeKernel {
                 Work::Send(connection) => self.send_waiting(connection),
                 Work::Receive(connection) => {
                     self.receive(connection);
-                    // A multishot receive goes on while there is something.
+                    // A multishot receive continues while there is something.
                     if self.is_possible(work) {
                         possible.push(work);
                     }
@@ -111,7 +112,7 @@ impl FakeKernel {
         }
     }
 
-    /// Tells some of what happened: in order for each name, in any order across names.
+    /// Reports some of the events: in order for each connection, in any order across connections.
     fn tell_some(&mut self, events: &mut Vec<Event>) {
         let mut held = 0;
         while held < self.untold.len() {
@@ -135,7 +136,7 @@ impl FakeKernel {
         self.has_news() || !self.possible().is_empty()
     }
 
-    /// Whether anything is untold for which somebody may wait.
+    /// Whether there is an unreported event that the worker may wait for.
     fn has_news(&self) -> bool {
         let is_news = |(name, events): &(ConnectionId, VecDeque<Event>)| {
             events.len() > 1 || !self.unawaited.contains(name)
@@ -230,12 +231,12 @@ impl FakeKernel {
         }
         self.accepts.swap_remove(index);
         let backlog = &mut self.backlogs[usize::from(listener.0)];
-        let peer = backlog.pop_front().expect("somebody waits");
+        let peer = backlog.pop_front().expect("a peer waits");
         let backlog = if backlog.is_empty() { Expectation::Silence } else { Expectation::Data };
         self.accept_peer(connection, peer, backlog);
     }
 
-    /// Answers, with the next turn, an accept that waits for nobody.
+    /// Completes, with the next turn, an accept that does not wait.
     pub(super) fn accept_waiting(&mut self, listener: ListenerId, connection: ConnectionId) {
         let index = usize::from(listener.0);
         assert!(self.ends[index] != ListenerEnd::No, "contract: {listener:?} has not been ended");
@@ -264,8 +265,8 @@ impl FakeKernel {
     }
 
     fn accept_peer(&mut self, connection: ConnectionId, peer: PeerId, backlog: Expectation) {
-        // A peer that is gone may be noticed by the accept already, or only by the first receive or
-        // send. Nobody can tell where it came from.
+        // A peer that is gone may be noticed by the accept, or only by the first receive or send.
+        // Its address cannot be determined.
         let noticed = |choice: &mut Choice| choice.below(2) == 1;
         if self.peers[peer.0].broken && (self.reports_peers || noticed(&mut self.choice)) {
             let error = AcceptError::Aborted;
@@ -349,7 +350,7 @@ impl FakeKernel {
         self.tell(connection, event);
     }
 
-    /// What a receive reports of a socket that is readable without a byte in it.
+    /// The result of a receive from a socket that is readable without a byte in it.
     pub(super) fn end_of(&mut self, index: usize) -> ReceiveEnd {
         let socket = &mut self.sockets[index];
         match self.peers[socket.peer.0].error.take() {

@@ -1,4 +1,4 @@
-//! What peers can do to the fake. Each call is one thing that happened on the network.
+//! The actions of peers on the fake. Each call is one event on the network.
 
 use echo_core::op::{ConnectionError, ListenerId, PeerAddr};
 
@@ -13,7 +13,7 @@ impl FakeKernel {
         self.connect_with(listener, wire, source, None)
     }
 
-    /// The same, of a peer that sends a header first.
+    /// The same, for a peer that sends a header first.
     pub(crate) fn connect_with(
         &mut self,
         listener: ListenerId,
@@ -35,7 +35,7 @@ impl FakeKernel {
     }
 
     /// The peer writes up to `length` bytes, as far as there is room. Returns how many. With
-    /// records it is one message, for which there is room if there is any.
+    /// records it is one message, which fits if there is any room.
     pub(crate) fn peer_write(&mut self, id: PeerId, length: usize) -> usize {
         let peer = &mut self.peers[id.0];
         if !peer.may_write() {
@@ -51,7 +51,7 @@ impl FakeKernel {
         let length = if peer.records.is_some() { length } else { length.min(room) };
         let connection = peer.connection;
         peer.written += length;
-        // Bytes for a socket that is closed, or that does not want them any more, are answered by a
+        // Bytes for a socket that is closed, or that is shut down for reading, are answered by a
         // reset.
         let gone = peer.named.is_some() && connection.is_none();
         let unwanted = self.sockets.iter().any(|s| s.peer == id && s.read_shut);
@@ -64,8 +64,8 @@ impl FakeKernel {
         length
     }
 
-    /// The peer reads up to `length` bytes of what was echoed; of messages as many as it takes for
-    /// so many bytes. Returns how many.
+    /// The peer reads up to `length` echoed bytes; with records, as many messages as needed for
+    /// that length. Returns how many bytes.
     pub(crate) fn peer_read(&mut self, id: PeerId, length: usize) -> usize {
         if self.peers[id.0].records.is_some() {
             let mut read = 0;
@@ -85,7 +85,7 @@ impl FakeKernel {
         length
     }
 
-    /// The peer reads one message that was echoed: how long it is.
+    /// The peer reads one echoed message. Returns its length.
     pub(crate) fn peer_read_message(&mut self, id: PeerId) -> Option<usize> {
         let peer = &mut self.peers[id.0];
         let length = peer.records.as_mut()?.read()?;
@@ -94,7 +94,7 @@ impl FakeKernel {
         Some(length)
     }
 
-    /// The peer sends FIN and goes on reading.
+    /// The peer sends FIN and continues to read.
     pub(crate) fn peer_finish(&mut self, id: PeerId) {
         let peer = &mut self.peers[id.0];
         if peer.may_write() {
@@ -103,8 +103,8 @@ impl FakeKernel {
         }
     }
 
-    /// The peer closes: a reset if echoed bytes were still unread, else a FIN, and a reset for what
-    /// still comes.
+    /// The peer closes: a reset if echoed bytes were still unread, else a FIN, and a reset for
+    /// bytes that arrive later.
     pub(crate) fn peer_close(&mut self, id: PeerId) {
         let peer = &mut self.peers[id.0];
         if peer.is_over() {
