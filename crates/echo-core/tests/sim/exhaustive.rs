@@ -21,7 +21,7 @@ use crate::fake::limiter::FakeLimiter;
 use crate::fake::peer::Saying;
 use crate::fake::{Faults, Settings};
 use crate::history::{Handover, History, Scenario};
-use crate::peers::{Crowd, Ending, Peers, Plan, Reading};
+use crate::peers::{Ending, Peers, Plan, Population, Reading};
 use crate::saboteur::Saboteur;
 
 /// A world so small that all of it can be visited.
@@ -108,11 +108,12 @@ impl World {
             faults: self.faults,
         };
         let (wire_max, proxied) = (1, [self.proxied, false]);
-        let crowd = Crowd { peers: 0, listeners: 1, total_max: 0, wire_max, rude: 0, proxied };
+        let population =
+            Population { peers: 0, listeners: 1, total_max: 0, wire_max, rude: 0, proxied };
         Scenario {
             parameters,
             settings,
-            crowd,
+            population,
             chaos_turns: self.chaos_turns,
             drain: self.drain,
             listeners_end: self.listeners_end,

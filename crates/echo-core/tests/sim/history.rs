@@ -1,4 +1,4 @@
-//! One history: a server, a fake kernel and a crowd of peers, all drawn from one seed, run to
+//! One history: a server, a fake kernel and a population of peers, all drawn from one seed, run to
 //! their end.
 //!
 //! The loop is the worker's own: each turn is one `Worker::step`, with the commands of the daemon.
@@ -28,7 +28,7 @@ use crate::fake::limiter::FakeLimiter;
 use crate::fake::records::Records;
 use crate::fake::trace::Note;
 use crate::fake::{FakeKernel, Faults, Settings};
-use crate::peers::{Crowd, Peers};
+use crate::peers::{Peers, Population};
 use crate::saboteur::Saboteur;
 
 /// Turns that a healed world may take to become quiescent. Far more than any seed has needed, but
@@ -40,7 +40,7 @@ const HEALED_TURNS_MAX: usize = 20_000;
 pub(crate) struct Scenario {
     pub(crate) parameters: Parameters,
     pub(crate) settings: Settings,
-    pub(crate) crowd: Crowd,
+    pub(crate) population: Population,
     /// Turns before the world is healed.
     pub(crate) chaos_turns: usize,
     /// The turn at which a drain begins, and its timeout, in milliseconds.
@@ -170,7 +170,7 @@ impl Scenario {
             files_max: [1, 2, 100, 100][choice.below(4)],
             faults: draw_faults(choice),
         };
-        let crowd = Crowd {
+        let population = Population {
             peers: 1 + choice.below(8),
             listeners,
             total_max: [0, 6, 40, 200, 600][choice.below(5)],
@@ -182,7 +182,7 @@ impl Scenario {
         let mut scenario = Self {
             parameters,
             settings,
-            crowd,
+            population,
             chaos_turns: choice.below(200),
             drain: (choice.below(3) == 0).then(|| (choice.below(150), timeout)),
             handovers: draw_handovers(choice),
@@ -358,7 +358,7 @@ impl History {
         let mut scenario = Scenario::draw(&mut choice);
         scenario.draw_records(seed);
         scenario.divisions = draw_divisions(seed);
-        let peers = Peers::draw(&mut choice, scenario.crowd, scenario.clock);
+        let peers = Peers::draw(&mut choice, scenario.population, scenario.clock);
         Self::new(scenario, peers, choice, saboteur)
     }
 

@@ -58,7 +58,7 @@ pub(crate) struct Plan {
 
 /// The ranges from which the peers of one history are drawn.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Crowd {
+pub(crate) struct Population {
     pub(crate) peers: usize,
     pub(crate) listeners: u16,
     pub(crate) total_max: usize,
@@ -76,8 +76,8 @@ pub(crate) struct Peers {
 }
 
 impl Peers {
-    pub(crate) fn draw(choice: &mut Choice, crowd: Crowd, now: u64) -> Self {
-        let plans = (0..crowd.peers).map(|_| Plan::draw(choice, crowd, now)).collect();
+    pub(crate) fn draw(choice: &mut Choice, population: Population, now: u64) -> Self {
+        let plans = (0..population.peers).map(|_| Plan::draw(choice, population, now)).collect();
         Self { plans, healed: false }
     }
 
@@ -210,18 +210,18 @@ impl Plan {
         Self { header, wire, total: self.total + length, ..self }
     }
 
-    fn draw(choice: &mut Choice, crowd: Crowd, now: u64) -> Self {
-        let wire_max = crowd.wire_max;
-        let listener = choice.below(usize::from(crowd.listeners));
-        let header = crowd.proxied[listener].then(|| draw_header(choice, wire_max));
-        let payload = choice.below(crowd.total_max + 1);
+    fn draw(choice: &mut Choice, population: Population, now: u64) -> Self {
+        let wire_max = population.wire_max;
+        let listener = choice.below(usize::from(population.listeners));
+        let header = population.proxied[listener].then(|| draw_header(choice, wire_max));
+        let payload = choice.below(population.total_max + 1);
         // Some end in the middle of their header.
         let total = match header {
             None => payload,
             Some(header) if choice.below(8) == 0 => choice.below(header.length),
             Some(header) => header.length + payload,
         };
-        let rude = |choice: &mut Choice| choice.below(1000) < usize::from(crowd.rude);
+        let rude = |choice: &mut Choice| choice.below(1000) < usize::from(population.rude);
         let reading = match choice.below(4) {
             0 => Reading::Slow,
             1 if rude(choice) => Reading::StopsAt(choice.below(total + 1)),

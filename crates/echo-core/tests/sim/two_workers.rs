@@ -24,7 +24,7 @@ use crate::fake::choice::Choice;
 use crate::fake::limiter::FakeLimiter;
 use crate::fake::{FakeKernel, Faults, Settings};
 use crate::history::{check_end, draw_budget_limit, draw_faults, draw_policy};
-use crate::peers::{Crowd, Peers};
+use crate::peers::{Peers, Population};
 use crate::saboteur::Saboteur;
 use crate::swarm::from_environment;
 
@@ -187,7 +187,7 @@ impl Lane {
             bytes_max: None,
         };
         let mut choice = Choice::from_seed(seed);
-        let crowd = Crowd {
+        let population = Population {
             peers: 1 + choice.below(6),
             listeners: 1,
             total_max: [6, 40, 200][choice.below(3)],
@@ -205,7 +205,7 @@ impl Lane {
         };
         let mut fake = FakeKernel::new(settings, budget, choice);
         let now = fake.clock();
-        let peers = Peers::draw(&mut fake.choice, crowd, now);
+        let peers = Peers::draw(&mut fake.choice, population, now);
         let audit = Audit::new(limits, model);
         Self {
             worker: Worker::new(parameters),

@@ -37,7 +37,7 @@ use crate::fake::datagrams::{DatagramFaults, DatagramKernel};
 use crate::fake::limiter::FakeLimiter;
 use crate::fake::{FakeKernel, Faults, Settings};
 use crate::history::draw_faults;
-use crate::peers::{Crowd, Peers};
+use crate::peers::{Peers, Population};
 use crate::saboteur;
 
 /// Turns that a healed world may take to become idle.
@@ -285,9 +285,10 @@ pub(crate) fn streams(
     let seed = if peers > 0 { choice.below(1 << 30) as u64 } else { 0 };
     let mut fake = FakeKernel::new(settings, budget, Choice::from_seed(seed));
     let proxied = [false; 2];
-    let crowd = Crowd { peers, listeners: 1, total_max: 60, wire_max: 30, rude: 300, proxied };
+    let population =
+        Population { peers, listeners: 1, total_max: 60, wire_max: 30, rude: 300, proxied };
     let now = fake.clock();
-    let peers = Peers::draw(&mut fake.choice, crowd, now);
+    let peers = Peers::draw(&mut fake.choice, population, now);
     let policy = (*parameters.runtime_limits.admission).clone();
     let audit = audit::Audit::new(limits, Admission::new(policy));
     let saboteur = saboteur::Saboteur::none();

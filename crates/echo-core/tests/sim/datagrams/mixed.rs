@@ -98,8 +98,8 @@ impl Mixed {
 
     /// A turn without a wait that brought no event is in vain.
     fn note_turn(&mut self, wake: Wake, was_busy: bool, brought: bool) {
-        let in_vain = wake == Wake::Now && !was_busy && !brought && !self.progress;
-        self.vain_turns = if in_vain { self.vain_turns + 1 } else { 0 };
+        let is_vain = wake == Wake::Now && !was_busy && !brought && !self.progress;
+        self.vain_turns = if is_vain { self.vain_turns + 1 } else { 0 };
         assert!(self.vain_turns < VAIN_TURNS_MAX, "promise: the worker spins");
         self.progress = false;
         self.turns += 1;
