@@ -22,7 +22,7 @@ pub struct BufferOffer {
     count: u16,
     /// The number of buffers to offer.
     offers: u16,
-    /// What the driver was told last.
+    /// The last offer that the driver was given.
     announced: u16,
     /// Buffers that the present turn took.
     taken: u16,

@@ -123,4 +123,4 @@ pub const PROBES_PER_BURST: u32 = 400;
 const _: () = assert!(TICK_MS_MIN <= TICK_MS_MAX);
 const _: () = assert!(BULKY_RECEIVES_TO_GROW >= 1);
 const _: () =
-    assert!(QUEUE_CHUNKS_MAX >= 1, "a queue of none could not hold what a one-shot receive brings");
+    assert!(QUEUE_CHUNKS_MAX >= 1, "an empty queue could not hold the bytes of a one-shot receive");

@@ -135,10 +135,11 @@ pub enum Op {
         mode: ReceiveMode,
     },
     /// As soon as the socket is readable, look for the header (PROXY protocol) at the beginning of
-    /// the stream, which may have `length_max` bytes in all. What is there of it is taken; bytes
-    /// behind it stay in the receive queue. Takes the place of a receive. Answered once by
-    /// [`Event::PrefacePartial`], [`Event::PrefaceComplete`], [`Event::PrefaceInvalid`] or
-    /// [`Event::ReceiveEnded`]. Never submitted again after a complete or invalid header.
+    /// the stream, which may have `length_max` bytes in all. The bytes of the header that have
+    /// arrived are taken; bytes behind it stay in the receive queue. Takes the place of a receive.
+    /// Answered once by [`Event::PrefacePartial`], [`Event::PrefaceComplete`],
+    /// [`Event::PrefaceInvalid`] or [`Event::ReceiveEnded`]. Never submitted again after a complete
+    /// or invalid header.
     ReadPreface {
         /// Whose header.
         connection: ConnectionId,
@@ -157,7 +158,7 @@ pub enum Op {
     /// place of a receive and of a send: neither is in flight. Answered once by [`Event::Relayed`]
     /// or [`Event::ReceiveEnded`].
     ///
-    /// A connection with records is echoed by relays alone. Each message is echoed as one message,
+    /// A connection with records is echoed only by relays. Each message is echoed as one message,
     /// the last one even if it is longer than the rest of `length_max`.
     Relay {
         /// Whose bytes.
@@ -352,7 +353,7 @@ pub enum Event {
         /// [`Expectation::Data`] if the backlog is known to hold another connection.
         backlog: Expectation,
     },
-    /// Answer to [`Op::Accept`]: there is no connection, and its name is free again.
+    /// Answer to [`Op::Accept`]: there is no connection, and its id is free again.
     AcceptFailed {
         /// The id given to the accept.
         connection: ConnectionId,
@@ -431,7 +432,7 @@ pub enum Event {
     SentSpilled {
         /// To whom.
         connection: ConnectionId,
-        /// How many bytes, at least 1, at most what is spilled.
+        /// How many bytes, at least 1, at most all spilled bytes.
         length: u32,
     },
     /// Answer to [`Op::Send`], [`Op::SendHeld`] or [`Op::SendSpilled`]: no byte was taken.

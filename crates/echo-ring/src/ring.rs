@@ -95,9 +95,9 @@ impl Ring {
     /// # Safety
     /// All memory that the entry points to must stay valid, and unchanged as far as the kernel
     /// reads it, until its completion has been reaped.
-    // Inlined so that an entry is written field by field where the kernel reads it: copying what
-    // was just written in smaller pieces makes the processor wait (79 instead of 86 ns of our own
-    // code an echo, with one call of `submit` a turn).
+    // Inlined so that an entry is written field by field where the kernel reads it: copying bytes
+    // that were just written in smaller pieces makes the processor wait (79 instead of 86 ns of our
+    // own code an echo, with one call of `submit` a turn).
     #[inline(always)]
     pub(super) unsafe fn push(&mut self, entry: squeue::Entry) {
         // SAFETY: the caller upholds the same contract.
@@ -244,7 +244,7 @@ impl Ring {
         }
     }
 
-    /// Hands over what is in the submission queue and waits for a completion.
+    /// Hands over the entries of the submission queue and waits for a completion.
     fn enter_and_wait(&mut self, arguments: Option<&types::SubmitArgs<'_, '_>>) -> io::Result<()> {
         let submissions = self.inner.submission().len() as u32;
         let extended = if arguments.is_some() { EnterFlags::EXT_ARG } else { EnterFlags::empty() };

@@ -47,7 +47,7 @@ pub struct Datagram {
     /// The address that a reply leaves from; unknown on a socket that is bound to one address. It
     /// differs from the destination exactly if that is a broadcast or multicast address (ip(7)).
     pub local: PeerAddr,
-    /// What its header says.
+    /// The content of its header.
     pub header: Header,
     /// Bytes of payload in the buffer, behind a header. For a burst, of all its datagrams.
     pub length: u32,

@@ -36,7 +36,7 @@ const DOUBLINGS_MAX: u8 = 40;
 const LEASES: usize = 1024;
 /// Buckets that are examined at each visit. At most one is added at a time, so two are enough.
 const LOOKS: usize = 2;
-/// A second in microseconds: what a bucket holds.
+/// A second in microseconds. A bucket holds one second's worth of tokens.
 const SECOND_US: u64 = 1_000_000;
 
 /// Datagrams and bytes.
@@ -128,7 +128,7 @@ pub trait RateLimiter: fmt::Debug + Send + Sync {
         least: Amount,
     ) -> Result<Amount, DropReason>;
 
-    /// Puts back what was taken and not used.
+    /// Gives back tokens that were taken and not used.
     fn give_back(&self, key: SourceKey, rates: &Rates, unused: Amount);
 }
 

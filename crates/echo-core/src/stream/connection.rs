@@ -386,7 +386,7 @@ impl Connection {
         self.advance(context);
     }
 
-    /// The drain deadline has passed: echo what was received until now, then send FIN.
+    /// The drain deadline has passed: echo the bytes received until now, then send FIN.
     pub(crate) fn on_drain_deadline(&mut self, context: &mut Context) {
         if matches!(self.phase, Phase::Preface(_) | Phase::Open) {
             self.phase = Phase::Flushing(CloseReason::Drained);

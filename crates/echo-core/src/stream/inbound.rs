@@ -137,7 +137,7 @@ impl Inbound {
         if unsent > 0 {
             probation.begin();
         }
-        // Waiting for readiness misses nothing: it finds what is there already.
+        // Waiting for readiness loses nothing: it finds bytes that are already there.
         Self { probation, estimate: Estimate::new(Expectation::Silence), ..Self::default() }
     }
 
@@ -323,7 +323,7 @@ impl Inbound {
                 self.on_no_buffer(context);
             }
             ReceiveEnd::Stopped => {
-                // Waiting for readiness misses nothing: it finds what is there already.
+                // Waiting for readiness loses nothing: it finds bytes that are already there.
                 self.estimate.expect(Expectation::Silence);
                 if ended == Receive::Revoked && wanted {
                     self.poll(context);

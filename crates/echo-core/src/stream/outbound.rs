@@ -47,7 +47,8 @@ pub(crate) enum Send {
         /// Whether anything waits for the completion.
         completion: Completion,
     },
-    /// The peer does not keep up: what it did not take is spilled, and sent before what is queued.
+    /// The peer does not keep up: the bytes that it did not take are spilled, and sent before the
+    /// queued chunks.
     Spilled {
         /// At least one byte.
         spill: Spill,
@@ -96,7 +97,7 @@ pub(crate) enum Progress {
     Unchanged,
     /// The peer took bytes that had waited for it.
     Moved,
-    /// The peer does not keep up: what it did not take is kept.
+    /// The peer does not keep up: the bytes that it did not take are kept.
     Stalled,
 }
 
@@ -248,7 +249,7 @@ impl Outbound {
         Progress::Stalled
     }
 
-    /// Keeps what is unsent of `buffer`, and of the chunks that are queued behind it.
+    /// Keeps the unsent bytes of `buffer` and of the chunks that are queued behind it.
     fn keep(&mut self, context: &mut Context, buffer: BufferId) {
         let (_, length) = context.resources.pool.unsent(buffer);
         self.send = Send::Spilled { spill: Spill::default(), step: Step::Ready };
@@ -262,7 +263,7 @@ impl Outbound {
         }
     }
 
-    /// Spills what is queued, as far as memory is granted.
+    /// Spills the queued chunks, as far as memory is granted.
     fn spill_queue(&mut self, context: &mut Context) {
         while let Some((buffer, length)) = self.queue.first(&context.resources.pool)
             && self.grant(context.resources, length)

@@ -16,9 +16,9 @@ pub(crate) enum Phase {
     Preface(PrefaceProgress),
     /// Receiving and echoing.
     Open,
-    /// The peer has sent its FIN: echo what is left, then close.
+    /// The peer has sent its FIN: echo the remaining bytes, then close.
     HalfClosed,
-    /// The connection is being ended: echo what was received until now, then send FIN.
+    /// The connection is being ended: echo the bytes received until now, then send FIN.
     Flushing(CloseReason),
     /// We have sent FIN, and read until the peer's FIN. close(2) with unread bytes would reset the
     /// connection and destroy echoed bytes in transit.

@@ -532,7 +532,7 @@ impl Server {
     /// The listener whose accept had this id.
     fn accept_ended(&mut self, id: ConnectionId) -> ListenerId {
         let connection = self.connection(id);
-        assert_eq!(connection.phase(), Phase::Accepting, "{id:?} is no accept");
+        assert_eq!(connection.phase(), Phase::Accepting, "{id:?} is not an accept");
         connection.listener()
     }
 

@@ -149,7 +149,7 @@ impl Kernel for Audited {
 }
 
 impl Audited {
-    /// For the statistics of a swarm: what the core decides at the end of a turn.
+    /// For the statistics of a swarm: the decisions of the core at the end of a turn.
     fn note_policy(&mut self, op: &Op) {
         let word = match op {
             Op::Receive { mode: ReceiveMode::Now, .. } => "a deferred receive",

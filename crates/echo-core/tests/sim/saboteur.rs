@@ -53,9 +53,9 @@ pub(crate) enum Bug {
     ForgetFin,
     /// A send of spilled bytes is not canceled for a handover.
     ForgetCancelSend,
-    /// The next process is not told of the end of a stream, or of our own FIN.
+    /// The transfer state omits the end of a stream, or our own FIN.
     ForgetPhase,
-    /// The next process is told of one byte too few.
+    /// The transfer state has one byte too few.
     LoseUnsent,
     /// After a failed handover the limits and timeouts of the start are in force again.
     RevertLimits,

@@ -32,7 +32,7 @@ impl Audit {
         renamed: &[(ConnectionId, ConnectionId)],
         parameters: &Parameters,
     ) {
-        assert!(self.lent.is_empty(), "handover: {:?} never came home", self.lent);
+        assert!(self.lent.is_empty(), "handover: {:?} was never given back", self.lent);
         self.line.clear();
         self.retired.clear();
         self.aborts.fill(0);
