@@ -1,17 +1,16 @@
 //! The configuration: TOML files and the command line's overrides become one checked [`Config`].
 //!
 //! Text is read into a tree of TOML values, each with its place in its file, and from there, once,
-//! into `Config` (checked meaning), by the one table of keys. Nothing validates later, and nothing
-//! here panics, whatever a file says: a reload would take the running daemon down. Every error is
-//! one line of at most 1 KiB that names file, line, column and key and ends with the remedy; what
-//! it echoes of the file is escaped, and cut at 80 characters:
+//! into `Config` (checked meaning), by the one table of keys. Nothing validates later. Nothing here
+//! panics for any content of a file, because a panic at a reload would end the running daemon.
+//! Every error is one line of at most 1 KiB that names file, line, column and key and ends with the
+//! remedy; text of the file in it is escaped, and truncated at 80 characters:
 //!
 //! ```text
 //! /etc/echo-uring.toml:12:9: timeouts.drain: "61m" is out of range; use a duration from …
 //! ```
 //!
-//! This module alone knows TOML and how durations and sizes are spelled. It must never know a
-//! socket.
+//! Only this module knows TOML and the syntax of durations and sizes. It must never know a socket.
 
 mod address;
 mod change;
@@ -44,10 +43,11 @@ pub use keys::{
 pub use network::Network;
 pub use value::Type;
 
-/// Where the configuration is looked for when none is named. It may be absent.
+/// The default path of the configuration. The file may be absent.
 pub const DEFAULT_PATH: &str = "/etc/echo-uring.toml";
 
-/// Everything the daemon was told, checked. `Config::default()` is what an empty file means.
+/// The complete, checked configuration of the daemon. `Config::default()` is the meaning of an
+/// empty file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// `[server]`
@@ -81,14 +81,15 @@ pub enum Workers {
 /// One `[[listener]]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenerConfig {
-    /// What log lines call it; unique.
+    /// Its name in log lines, unique.
     pub name: String,
-    /// Where it listens. None: at the inherited sockets of its name, of which there must be one.
+    /// Its address. None: it uses the inherited sockets of its name, of which there must be at
+    /// least one.
     pub address: Option<Address>,
     /// What is served there.
     pub kind: Kind,
-    /// The proxies whose connections it takes (PROXY protocol); none if connections come from
-    /// clients themselves.
+    /// The proxies whose connections it accepts (PROXY protocol); none if connections come directly
+    /// from clients.
     pub proxies: Option<Vec<Network>>,
     /// Whether it is one of the two built-in ones, by name and address, in the file or not. Those
     /// may be skipped on a host that lacks the address family; any other must be bound.
@@ -98,7 +99,7 @@ pub struct ListenerConfig {
 /// What is served at a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Every byte that comes, back.
+    /// Sends every byte back.
     Echo,
     /// A snapshot as JSON, for `echo-uring status`.
     Status,
@@ -109,7 +110,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// All kinds, and how they are spelled.
+    /// All kinds, and their spelling.
     pub const ALL: [(&str, Self); 4] = [
         ("echo", Self::Echo),
         ("status", Self::Status),
@@ -117,14 +118,15 @@ impl Kind {
         ("agent-check", Self::AgentCheck),
     ];
 
-    /// As it is spelled.
+    /// Its spelling.
     #[must_use]
     pub fn name(self) -> &'static str {
         let found = Self::ALL.iter().find(|(_, kind)| *kind == self);
         found.expect("invariant: every kind is in the list").0
     }
 
-    /// The kind of an inherited socket of this name: an echo unless the name is that of another.
+    /// The kind of an inherited socket with this name: an echo, unless the name is that of another
+    /// kind.
     #[must_use]
     pub fn of_name(name: &str) -> Self {
         let found = Self::ALL.iter().find(|(word, _)| *word == name);
@@ -132,7 +134,7 @@ impl Kind {
     }
 }
 
-/// How many listening sockets an own TCP address has.
+/// How many listening sockets the daemon binds for a TCP address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ListeningSockets {
     /// [`Self::PerWorker`] from [`Self::PER_WORKER_FROM`] workers on, otherwise [`Self::Shared`].
@@ -144,11 +146,12 @@ pub enum ListeningSockets {
 }
 
 impl ListeningSockets {
-    /// From so many workers on "auto" makes a socket for each. One queue is served by all workers
-    /// in exact turns, which is what few connections want; but each accept takes its locks.
+    /// With this many workers or more, "auto" creates a socket for each. All workers serve a single
+    /// queue in exact turns, which spreads few connections evenly, but each accept takes the locks
+    /// of the queue.
     pub const PER_WORKER_FROM: usize = 16;
 
-    /// Whether each of so many workers gets a socket of its own.
+    /// Whether each of `workers` workers gets its own socket.
     #[must_use]
     pub fn are_per_worker(self, workers: usize) -> bool {
         match self {
@@ -170,7 +173,7 @@ pub enum LogTarget {
     Stderr,
 }
 
-/// What the command line says over the file.
+/// Options of the command line that override the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Overrides {
     /// `--listen`, as typed; if there is any, all listeners of the file are replaced.
@@ -183,17 +186,17 @@ pub struct Overrides {
     pub log_level: Option<LevelFilter>,
 }
 
-/// A configuration, and what is odd about it.
+/// A configuration, and its warnings.
 #[derive(Debug)]
 pub struct Examined {
-    /// What the files and the command line come to.
+    /// The configuration that results from the files and the command line.
     pub config: Config,
-    /// What is legal and cannot work as it is written: one line each, `FILE:LINE:COLUMN: KEY: …`
-    /// where a file says so, else `KEY: …`.
+    /// Values that are valid but cannot work as written: one line each, `FILE:LINE:COLUMN: KEY: …`
+    /// if a file contains the value, else `KEY: …`.
     pub warnings: Vec<String>,
     sources: Vec<Source>,
     places: Places,
-    /// Where the listeners of the files stand.
+    /// The places of the listeners in the files.
     listeners: Vec<Place>,
 }
 
@@ -207,7 +210,7 @@ impl Examined {
     /// Whether each listener without an address is one of `names`, those of inherited sockets.
     ///
     /// # Errors
-    /// Each that is not.
+    /// One for each that is not.
     pub fn require_sockets(&self, names: &[String]) -> Result<(), Invalid> {
         let listeners = self.config.listeners.iter().zip(&self.listeners);
         file::unnamed(listeners, names, &self.sources)
@@ -224,10 +227,10 @@ impl Examined {
 }
 
 /// Reads the file at `path`, or the default file if there is one, with the drop-ins beside it, and
-/// lays `overrides` over them.
+/// applies `overrides`.
 ///
 /// # Errors
-/// All that is wrong with the files; else the first thing that is wrong with `overrides`.
+/// All problems of the files; if there are none, the first problem of `overrides`.
 pub fn load(path: Option<&Path>, overrides: &Overrides) -> Result<Config, Invalid> {
     examine(path, overrides).map(|examined| examined.config)
 }
@@ -245,8 +248,8 @@ pub fn examine(path: Option<&Path>, overrides: &Overrides) -> Result<Examined, I
     Ok(examined)
 }
 
-/// What a reader of the configuration at `path`, or of the default one, must be able to read: the
-/// file, the directory of drop-ins and these, as far as they exist.
+/// The paths that a reader of the configuration at `path`, or of the default one, must be able to
+/// read: the file, the directory of drop-ins, and the drop-ins, if they exist.
 #[must_use]
 pub fn files(path: Option<&Path>) -> Vec<PathBuf> {
     let main = path.unwrap_or(Path::new(DEFAULT_PATH));
@@ -256,8 +259,8 @@ pub fn files(path: Option<&Path>) -> Vec<PathBuf> {
     files
 }
 
-/// Reads a configuration that was kept as `text`, as if from a file called `name`, and lays
-/// `overrides` over it.
+/// Reads a configuration that was kept as `text`, as if from a file called `name`, and applies
+/// `overrides`.
 ///
 /// # Errors
 /// As [`load`].
@@ -267,7 +270,7 @@ pub fn restore(text: &str, name: &Path, overrides: &Overrides) -> Result<Config,
     Ok(config)
 }
 
-/// The listeners that `--listen` asks for, named by the order in which they were given.
+/// The listeners of `--listen`, named by the order in which they were given.
 fn overridden_listeners(addresses: &[String]) -> Result<Vec<ListenerConfig>, ConfigError> {
     let refuse = |problem| ConfigError::CommandLine { option: "--listen", problem };
     let mut listeners: Vec<ListenerConfig> = Vec::new();
@@ -289,8 +292,8 @@ fn overridden_listeners(addresses: &[String]) -> Result<Vec<ListenerConfig>, Con
     Ok(listeners)
 }
 
-/// A listener of `kind` that `option` asks for at `address`, beside `others`. It has the name of
-/// its kind, and replaces a listener of that name.
+/// The listener of `kind` that `option` requests at `address`, in addition to `others`. It has the
+/// name of its kind, and replaces a listener of that name.
 fn admin_listener(
     option: &'static str,
     kind: Kind,
@@ -340,7 +343,7 @@ fn builtin_listeners() -> Vec<ListenerConfig> {
 }
 
 impl Config {
-    /// The meaning of a file's content; `file` is only named in errors.
+    /// The meaning of a file's content. `file` is only used in errors.
     ///
     /// # Errors
     /// All that is wrong.
@@ -348,7 +351,7 @@ impl Config {
         Self::from_files(&[(file, bytes)])
     }
 
-    /// The meaning of the first file with drop-ins, which are the others.
+    /// The meaning of the first file, with the others as its drop-ins.
     ///
     /// # Errors
     /// All that is wrong.
@@ -386,7 +389,7 @@ impl Config {
         Ok(())
     }
 
-    /// The same meaning as a file, every key written out.
+    /// The same configuration as the text of a file, with every key.
     #[must_use]
     pub fn to_toml(&self) -> String {
         let paragraph = |(section, table): (&Section, Vec<Spelled>)| {
@@ -411,7 +414,7 @@ impl Config {
     }
 }
 
-/// A key and its value, which is spelled in a way that TOML and JSON have in common.
+/// A key and its value, in a syntax that is valid in TOML and JSON.
 type Spelled = (&'static str, String);
 
 impl ListenerConfig {
@@ -428,7 +431,7 @@ impl ListenerConfig {
     }
 }
 
-/// Why `address` cannot be bound beside `others`, if so.
+/// Why `address` cannot be bound in addition to `others`; none if it can.
 fn conflict(others: &[&ListenerConfig], address: &Address) -> Option<String> {
     let mut others = others.iter().filter_map(|other| other.address.as_ref());
     let other = others.find(|other| other.overlaps(address))?;

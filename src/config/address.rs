@@ -1,6 +1,6 @@
-//! Where a listener listens, as it is spelled in the file, on the command line and in the log.
+//! The address of a listener, in the syntax of the file, the command line and the log.
 //!
-//! It must never know whether the address exists: that is found out when it is bound.
+//! It must never know whether the address exists: that is determined when it is bound.
 
 use std::fmt;
 use std::net::{SocketAddr, SocketAddrV6};
@@ -15,7 +15,7 @@ const UNIX_NAME_LENGTH_MAX: usize = 107;
 /// `IFNAMSIZ` is 16, one of them for the closing NUL.
 const INTERFACE_LENGTH_MAX: usize = 15;
 
-/// What runs over IP at an address.
+/// The protocol over IP at an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     /// Streams.
@@ -24,10 +24,10 @@ pub enum Protocol {
     Udp,
 }
 
-/// How the address of a UDP socket begins.
+/// The prefix of the address of a UDP socket.
 const UDP: &str = "udp:";
 
-/// What a Unix socket carries (unix(7)).
+/// The type of a Unix socket (unix(7)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UnixKind {
     /// Streams of bytes (SOCK_STREAM).
@@ -42,7 +42,7 @@ impl UnixKind {
     /// All of them.
     pub const ALL: [Self; 3] = [Self::Stream, Self::Seqpacket, Self::Datagram];
 
-    /// The word before the colon of an address, also the protocol in status and metrics.
+    /// The prefix of an address, before its colon. Also the protocol in status and metrics.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -58,7 +58,7 @@ impl UnixKind {
 pub enum UnixName {
     /// A file: an absolute path.
     Path(PathBuf),
-    /// A name of the network namespace without a file and hence without permissions, not empty
+    /// A name in the network namespace, not empty. It has no file and therefore no permissions
     /// (unix(7), "abstract").
     Abstract(String),
 }
@@ -78,25 +78,25 @@ impl fmt::Display for UnixName {
 pub enum Address {
     /// IPv4 or IPv6. Port 0 lets the kernel choose.
     Inet(Protocol, SocketAddr),
-    /// IPv6 on one interface, as link-local addresses need it: the address without its zone, and
-    /// the zone, which is the name of the interface (RFC 4007, section 11.2). Which number it has
-    /// is asked when it is bound.
+    /// IPv6 on one interface, as required for link-local addresses: the address without its zone,
+    /// and the zone, which is the name of the interface (RFC 4007, section 11.2). Its index is
+    /// looked up when it is bound.
     Zoned(Protocol, SocketAddrV6, String),
     /// A Unix socket.
     Unix(UnixKind, UnixName),
 }
 
 impl Address {
-    /// Whether both cannot be bound at once. Port 0 never collides: the kernel finds a free one.
+    /// Whether both cannot be bound at once. Port 0 never collides: the kernel chooses a free port.
     pub(super) fn overlaps(&self, other: &Self) -> bool {
         let (one, two) = match (self, other) {
-            // A path is one file. An abstract name is free for each kind (unix_find_abstract).
+            // A path is one file. An abstract name is separate for each kind (unix_find_abstract).
             (Self::Unix(one, UnixName::Abstract(a)), Self::Unix(two, UnixName::Abstract(b))) => {
                 return one == two && a == b;
             }
             (Self::Unix(_, one), Self::Unix(_, two)) => return one == two,
             (Self::Unix(..), _) | (_, Self::Unix(..)) => return false,
-            // The same address on two interfaces is two.
+            // The same address on two interfaces can be bound twice.
             (Self::Zoned(.., one), Self::Zoned(.., two)) if one != two => return false,
             (one, two) => (one.without_zone(), two.without_zone()),
         };
@@ -104,8 +104,8 @@ impl Address {
         if first != second {
             return false;
         }
-        // `[::]` is dual stack here, so it takes every IPv4 address too; `0.0.0.0` takes those
-        // only.
+        // `[::]` is dual stack here, so it includes every IPv4 address too; `0.0.0.0` includes only
+        // those.
         let takes = |wide: &SocketAddr, narrow: &SocketAddr| {
             wide.ip().is_unspecified() && (wide.is_ipv6() || narrow.is_ipv4())
         };
@@ -114,7 +114,7 @@ impl Address {
             && (one == two || takes(&one, &two) || takes(&two, &one))
     }
 
-    /// Protocol and address alone; None of a Unix socket.
+    /// Only protocol and address; None for a Unix socket.
     fn without_zone(&self) -> Option<(Protocol, SocketAddr)> {
         match self {
             Self::Inet(protocol, address) => Some((*protocol, *address)),
@@ -123,7 +123,7 @@ impl Address {
         }
     }
 
-    /// Whether byte streams come there: what services other than echo need.
+    /// Whether it accepts byte streams, which services other than echo need.
     #[must_use]
     pub fn is_stream(&self) -> bool {
         match self {
@@ -132,7 +132,7 @@ impl Address {
         }
     }
 
-    /// Whether datagrams come there, and no connections.
+    /// Whether it receives datagrams and no connections.
     #[must_use]
     pub fn is_datagram(&self) -> bool {
         self.is_udp() || matches!(self, Self::Unix(UnixKind::Datagram, _))
@@ -187,7 +187,7 @@ impl FromStr for Address {
     }
 }
 
-/// `/path` or `@name`, behind the prefix of its kind.
+/// `/path` or `@name`, after the prefix of its kind.
 fn unix_name(kind: UnixKind, name: &str) -> Result<UnixName, String> {
     let prefix = kind.name();
     let quoted = echoed::quoted(&format!("{prefix}:{name}"));
@@ -206,7 +206,7 @@ fn unix_name(kind: UnixKind, name: &str) -> Result<UnixName, String> {
              or an abstract name such as \"{prefix}:@echo\""
         ));
     }
-    // It stands in the log, in the status and in metrics.
+    // It is shown in the log, the status and metrics.
     if bare.contains(char::is_control) {
         return Err(format!("{quoted} has control characters; use a {what} without"));
     }
@@ -226,7 +226,7 @@ fn unix_name(kind: UnixKind, name: &str) -> Result<UnixName, String> {
 fn zoned(protocol: Protocol, text: &str) -> Option<Address> {
     let (address, rest) = text.split_once('%')?;
     let (zone, port) = rest.split_once(']')?;
-    // As the kernel names interfaces (dev_valid_name).
+    // The kernel's rule for names of interfaces (dev_valid_name).
     let wrong =
         |it: char| it.is_control() || it.is_whitespace() || it == '/' || it == ':' || it == '%';
     if zone.is_empty() || zone.len() > INTERFACE_LENGTH_MAX || zone.contains(wrong) {
@@ -293,8 +293,8 @@ mod tests {
         }
     }
 
-    /// Goal: what the kernel refuses as in use is refused beforehand: a path is one file, whatever
-    /// its kind; abstract names of two kinds are two (seen on Linux 6.18).
+    /// Goal: addresses that the kernel would refuse as in use are refused beforehand: a path is one
+    /// file for all kinds; abstract names of two kinds are distinct (seen on Linux 6.18).
     #[test]
     fn a_path_is_taken_once_and_an_abstract_name_once_for_each_kind() {
         let overlap = |one, two| address(one).overlaps(&address(two));

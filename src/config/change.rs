@@ -1,4 +1,5 @@
-//! What differs between two configurations, key by key, and what of it can be had at run time.
+//! The differences between two configurations, key by key, and which of them can take effect at run
+//! time.
 
 use super::keys::{Effect, SECTIONS};
 use super::value::Value;
@@ -9,7 +10,7 @@ use super::{Config, echoed};
 pub struct Change {
     /// As in `timeouts.idle`.
     pub key: &'static str,
-    /// When it counts. Never [`Effect::AtSocketRestart`] where the next start is enough.
+    /// When it takes effect. Never [`Effect::AtSocketRestart`] if the next start is enough.
     pub effect: Effect,
 }
 
@@ -34,8 +35,8 @@ pub fn changes(before: &Config, after: &Config) -> Vec<Change> {
     list
 }
 
-/// What is in force once a process that was started by `before` has reloaded `wanted`: the new
-/// values where a reload is enough, the old ones elsewhere.
+/// The configuration in force after a process that was started with `before` has reloaded `wanted`:
+/// the new values of keys for which a reload is enough, and the old values of the others.
 #[must_use]
 pub fn in_force(before: &Config, wanted: &Config) -> Config {
     let mut present = before.clone();
@@ -47,8 +48,8 @@ pub fn in_force(before: &Config, wanted: &Config) -> Config {
     present
 }
 
-/// How the file spells the value of `key`, as in `timeouts.idle`, cut visibly if it has more than
-/// 80 characters; nothing for a key that is more than one line.
+/// The value of `key`, as in `timeouts.idle`, in the form of the file. Truncated visibly if it has
+/// more than 80 characters; none for a key that takes more than one line.
 #[must_use]
 pub fn spelled(config: &Config, key: &str) -> Option<String> {
     let key = SECTIONS.iter().flat_map(|section| section.keys).find(|it| it.path == key)?;

@@ -1,15 +1,16 @@
-//! Foreign text in a message: on one line, and no longer than a reader wants it.
+//! Text from a file in a message: on one line, and of limited length.
 //!
-//! What stands in a file may be a megabyte long and hold bytes that move the cursor of a terminal.
-//! An error is shown in `systemctl status`, where systemd reads 4,096 bytes in all.
+//! The text may be a megabyte long and contain bytes that move the cursor of a terminal. An error
+//! is shown in `systemctl status`, for which systemd reads 4,096 bytes in all.
 
 use std::path::Path;
 
-/// The longest value, in characters, with quotes and the mark of a cut.
+/// The maximum length of a value in characters, with quotes and the mark of a truncation.
 const VALUE_LENGTH_MAX: usize = 80;
-/// The longest name of a file, in bytes, with the mark of a cut: a message may name it twice.
+/// The maximum length of the name of a file in bytes, with the mark of a truncation: a message may
+/// contain it twice.
 const PATH_LENGTH_MAX: usize = 255;
-/// Stands where something was cut.
+/// The mark of a truncation.
 const CUT: char = '\u{2026}';
 
 /// `text` in quotes.
@@ -17,17 +18,17 @@ pub(super) fn quoted(text: &str) -> String {
     format!("\"{}\"", head(text, VALUE_LENGTH_MAX - 2, escaped))
 }
 
-/// `text` as it is but for what has to be escaped, cut at the end if it is too long.
+/// `text` with control characters escaped, truncated at the end if it is too long.
 pub(super) fn bare(text: &str) -> String {
     head(text, VALUE_LENGTH_MAX, escaped)
 }
 
-/// `text` that needs no escape, cut at the end if it is too long.
+/// `text` that needs no escape, truncated at the end if it is too long.
 pub(super) fn cut(text: &str) -> String {
     head(text, VALUE_LENGTH_MAX, String::from)
 }
 
-/// The name of a file, cut at the front: its end says most.
+/// The name of a file, truncated at the front, because its end is most informative.
 pub(super) fn path(path: &Path) -> String {
     let text = path.to_string_lossy();
     let (mut pieces, mut length, mut whole) = (Vec::new(), 0, true);
@@ -45,10 +46,10 @@ pub(super) fn path(path: &Path) -> String {
     pieces.into_iter().rev().collect()
 }
 
-/// The beginning of `text`, as `spelled` and in at most `length_max` characters.
+/// The beginning of `text`, with each character as `spelled`, in at most `length_max` characters.
 fn head(text: &str, length_max: usize, spelled: fn(char) -> String) -> String {
     let mut shown = String::new();
-    // Where it would be cut if it is too long: there is room for the mark.
+    // Where it would be truncated if it is too long: there is room for the mark.
     let (mut length, mut cut) = (0, 0);
     for piece in text.chars().map(spelled) {
         length += piece.chars().count();
@@ -65,8 +66,8 @@ fn head(text: &str, length_max: usize, spelled: fn(char) -> String) -> String {
     shown
 }
 
-/// As in a string of Rust or TOML: `\n`, `\u{1b}`, `\"`. Also what is not seen, such as the marks
-/// that turn the direction of a line.
+/// As in a string of Rust or TOML: `\n`, `\u{1b}`, `\"`. Also invisible characters, such as marks
+/// that change the direction of a line.
 fn escaped(character: char) -> String {
     match character {
         '\'' => character.to_string(),

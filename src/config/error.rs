@@ -6,18 +6,18 @@ use std::path::{Path, PathBuf};
 
 use super::echoed;
 
-/// Why there is no configuration. `Display` is one line, about the first thing that is wrong; how
-/// many there are is told as well.
+/// Why there is no configuration. `Display` is one line about the first problem, with the number of
+/// further ones.
 #[derive(Debug)]
 pub struct Invalid {
-    /// What is wrong, in the order of the files, at most [`Invalid::ERRORS_MAX`]; at least one.
+    /// The problems in the order of the files, at least one and at most [`Invalid::ERRORS_MAX`].
     pub errors: Vec<ConfigError>,
     /// How many there are, which may be more.
     pub count: usize,
 }
 
 impl Invalid {
-    /// A file may be wrong in a hundred thousand lines; nobody reads that many.
+    /// A file may have errors in a hundred thousand lines, more than anyone reads.
     pub const ERRORS_MAX: usize = 100;
 
     /// The exit status by sysexits, see [`ConfigError::exit_status`].
@@ -26,7 +26,7 @@ impl Invalid {
         self.first().exit_status()
     }
 
-    /// All that is wrong: one line each, and one that counts those that are not told.
+    /// All problems: one line each, and one with the number of those not listed.
     #[must_use]
     pub fn lines(&self) -> Vec<String> {
         let mut lines: Vec<String> = self.errors.iter().map(ToString::to_string).collect();
@@ -68,26 +68,26 @@ impl From<ConfigError> for Invalid {
     }
 }
 
-/// One thing that is wrong. `Display` is one line that ends with the remedy, of at most 1 KiB
-/// and without control characters.
+/// One problem. `Display` is one line that ends with the remedy, of at most 1 KiB and without
+/// control characters.
 #[derive(Debug)]
 pub enum ConfigError {
     /// A file, or the directory of drop-ins, cannot be read.
     Read {
-        /// Which one.
+        /// The file or directory.
         file: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         cause: io::Error,
     },
     /// The file is invalid.
     Content {
         /// Which file.
         file: PathBuf,
-        /// Counted from 1; 0 when the whole file is meant.
+        /// Counted from 1; 0 if the error concerns the whole file.
         line: usize,
         /// The character in that line, counted from 1.
         column: usize,
-        /// `section.key`, or empty when the text is no TOML at all.
+        /// `section.key`, or empty if the text is not TOML.
         key: String,
         /// What is wrong, and the remedy.
         problem: String,
@@ -166,7 +166,8 @@ fn instance_directory(file: &Path) -> Option<&'static str> {
 mod tests {
     use super::*;
 
-    /// Goal: whoever starts an instance before its file exists is told the command.
+    /// Goal: if an instance is started before its file exists, the error contains the command to
+    /// create it.
     #[test]
     fn an_instance_without_its_file_names_the_command_that_makes_it() {
         let text = |file: &str| {

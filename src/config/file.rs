@@ -1,12 +1,14 @@
-//! The text of files, read one after the other onto one configuration.
+//! The text of files, which are read one after the other into one configuration.
 //!
 //! 1. Each file is read into a tree of TOML values, each with its place.
-//! 2. What the table of keys knows is checked and put into the configuration. A later file
-//!    overwrites the keys that it has, and replaces listeners by name.
-//! 3. Errors are noted, and reading continues: all errors are reported, in the order of the files.
-//! 4. Errors of the whole, such as two listeners at one address, are looked for last.
+//! 2. Keys in the table of keys are checked and put into the configuration. A later file overwrites
+//!    the keys that it contains, and replaces listeners by name.
+//! 3. Errors are recorded, and reading continues: all errors are reported, in the order of the
+//!    files.
+//! 4. Errors of the configuration as a whole, such as two listeners at one address, are checked
+//!    last.
 //!
-//! Broken TOML may be misread from the error on, so only what stands before it is checked.
+//! After a TOML syntax error the rest may be misread, so only the part before it is checked.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -19,7 +21,7 @@ use super::value::{Field, PROXY_PROTOCOL, Value, shown};
 use super::{Address, Config, ConfigError, Examined, Invalid, Kind, ListenerConfig, Network};
 use super::{builtin_listeners, conflict, echoed, guess};
 
-/// The name of the list of listeners; not a key of the table of keys.
+/// The name of the list of listeners. It is not a key in the table of keys.
 const LISTENER: &str = "listener";
 const LISTENERS_MAX: usize = 256;
 
@@ -31,7 +33,7 @@ pub(super) struct Source {
     pub(super) role: Role,
 }
 
-/// What a file is to the configuration.
+/// The role of a file in the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
     /// The named file. If it has listeners, they replace the built-in ones.
@@ -41,7 +43,7 @@ pub(super) enum Role {
     DropIn,
 }
 
-/// A place in the files: which of them, and the byte.
+/// A place in the files: the file, and the byte in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Place {
     source: usize,
@@ -63,7 +65,7 @@ struct Fault {
     problem: String,
 }
 
-/// What is wrong: the first [`Invalid::ERRORS_MAX`] faults, and how many there are.
+/// The problems: the first [`Invalid::ERRORS_MAX`] faults, and how many there are.
 #[derive(Default)]
 struct Faults {
     first: Vec<Fault>,
@@ -95,17 +97,17 @@ impl Faults {
     }
 }
 
-/// The line that the byte at `place` stands in, and the character in it, both counted from 1.
+/// The line of the byte at `place`, and its character in that line, both counted from 1.
 fn position(text: &[u8], place: usize) -> (usize, usize) {
     let before = &text[..place.min(text.len())];
     let line = before.iter().filter(|byte| **byte == b'\n').count();
     let start = before.iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1);
-    // In UTF-8 every character has one byte that is no continuation.
+    // In UTF-8 every character has exactly one byte that is not a continuation byte.
     let column = before[start..].iter().filter(|byte| **byte & 0xc0 != 0x80).count();
     (1 + line, 1 + column)
 }
 
-/// Where each key was set last, if a file has it.
+/// The place where each key was set last, if a file has it.
 pub(super) type Places = BTreeMap<&'static str, Place>;
 
 /// The merged configuration, without warnings.
@@ -156,7 +158,7 @@ pub(super) fn unnamed<'a>(
     if faults.count > 0 { Err(faults.into_invalid(sources)) } else { Ok(()) }
 }
 
-/// A listener, and where its address stands, or its section if it has none.
+/// A listener, and the place of its address, or of its section if it has no address.
 struct Entry {
     config: ListenerConfig,
     place: Place,
@@ -165,14 +167,13 @@ struct Entry {
 struct Merged {
     config: Config,
     places: Places,
-    /// One more than there may be, at most.
+    /// At most one more than permitted.
     listeners: Vec<Entry>,
     faults: Faults,
 }
 
 impl Merged {
-    /// Checks that concern all listeners together; their number is not checked if there are other
-    /// errors.
+    /// Checks all listeners together. Their number is not checked if there are other errors.
     fn judge_listeners(&mut self) {
         let Some(&place) = self.places.get(LISTENER) else { return };
         self.places.remove(LISTENER);
@@ -202,7 +203,7 @@ impl Merged {
     }
 }
 
-/// What is wrong with a list of so many listeners: none, or too many.
+/// The problem of a list of `count` listeners: none, or too many.
 fn wrong_count(count: usize) -> String {
     match count {
         0 => format!(
@@ -217,7 +218,7 @@ fn wrong_count(count: usize) -> String {
 struct Reader<'m> {
     source: usize,
     role: Role,
-    /// Where its TOML breaks.
+    /// The place of its first TOML syntax error.
     end: usize,
     merged: &'m mut Merged,
 }
@@ -230,7 +231,7 @@ impl Reader<'_> {
         Place { source: self.source, byte }
     }
 
-    /// Notes what is wrong with a key of `section`, or with the section itself.
+    /// Records a problem of a key of `section`, or of the section itself.
     fn note(&mut self, byte: usize, section: &str, key: &str, problem: String) {
         if byte < self.end {
             let dot = if section.is_empty() || key.is_empty() { "" } else { "." };
@@ -259,7 +260,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Notes where TOML is broken, once per line: later errors of a line are mostly consequences.
+    /// Records TOML syntax errors, one per line: later errors in a line are mostly consequences.
     fn broken(&mut self, text: &str, errors: Vec<toml::de::Error>) {
         let byte_of = |error: &toml::de::Error| error.span().map_or(0, |span| span.start);
         let mut errors: Vec<_> = errors.iter().map(|error| (byte_of(error), error)).collect();
@@ -354,7 +355,7 @@ impl Reader<'_> {
         }
     }
 
-    /// One listener, unless something is wrong with it. `names` are those of this file.
+    /// One listener, unless it has an error. `names` are those of this file.
     fn listener(
         &mut self,
         section: &Section,
@@ -392,7 +393,7 @@ impl Reader<'_> {
                 Err(problems) => self.wrong(section, known.name, problems),
             }
         }
-        // The missing name may be the one in error.
+        // The listener with the error may be the one with this name.
         if self.merged.faults.count > before {
             return None;
         }
@@ -424,7 +425,8 @@ impl Reader<'_> {
         Some(Entry { config, place })
     }
 
-    /// Replaces the listener of the same name, or adds one; of too many, no more than show that.
+    /// Replaces the listener of the same name, or adds one. Beyond the maximum only one is added,
+    /// which shows that there are too many.
     fn put(&mut self, entry: Entry) {
         let listeners = &mut self.merged.listeners;
         match listeners.iter().position(|other| other.config.name == entry.config.name) {
@@ -435,7 +437,7 @@ impl Reader<'_> {
     }
 }
 
-/// What a listener says of proxies.
+/// The settings of a listener for proxies.
 #[derive(Default)]
 struct Proxies {
     required: bool,
@@ -446,7 +448,7 @@ impl Proxies {
     /// The proxies that are trusted, if the connections of the listener come from proxies.
     ///
     /// # Errors
-    /// What is wrong: the key and the problem.
+    /// The key and the problem.
     fn judge(
         self,
         kind: Kind,
@@ -484,7 +486,7 @@ impl Proxies {
     }
 }
 
-/// The name of the section that the byte at `place` lies in: the last header before it.
+/// The name of the section that contains the byte at `place`: the last header before it.
 fn header_before(text: &str, place: usize) -> &str {
     let before = text.get(..place).unwrap_or("");
     let header = before.lines().rev().find_map(|line| {

@@ -1,12 +1,12 @@
-//! What was meant by a word that is no key and no section: the known one that is nearest to it.
+//! Suggestions for an unknown key or section: the known name that is nearest to it.
 
 use super::keys::{SECTIONS, Section};
 
-/// A longer word is no slip of the pen.
+/// A longer word is not a typing error.
 const LENGTH_MAX: usize = 40;
 
-/// What is wrong with `name`, which is no key of `section`, or neither key nor section of the file
-/// itself; and the remedy.
+/// The problem and the remedy for `name`, which is not a key of `section`, or neither a key nor a
+/// section at the top of the file.
 pub(super) fn unknown(name: &str, section: Option<&Section>) -> String {
     let what = if section.is_some() { "unknown key" } else { "unknown section" };
     match meant(name, section) {
@@ -15,7 +15,7 @@ pub(super) fn unknown(name: &str, section: Option<&Section>) -> String {
     }
 }
 
-/// What there is to choose from.
+/// The known names.
 fn known(section: Option<&Section>) -> Vec<String> {
     match section {
         Some(section) => section.keys.iter().map(|key| key.name.to_owned()).collect(),
@@ -28,8 +28,8 @@ fn meant(name: &str, own: Option<&Section>) -> Option<String> {
         return None;
     }
     let name = name.to_ascii_lowercase().into_bytes();
-    // The best so far, with its rank: the lowest wins. Of two that are equally near, the key of the
-    // same section is the better one.
+    // The best name so far, with its rank: the lowest wins. Of two equally near names, a key of the
+    // same section is better.
     let mut best: Option<(usize, String)> = None;
     let mut consider = |known: &str, foreign: usize, said: &dyn Fn() -> String| {
         let allowed = (known.len() / 3).max(1);
@@ -54,13 +54,13 @@ fn meant(name: &str, own: Option<&Section>) -> Option<String> {
     best.map(|(_, said)| said)
 }
 
-/// How many letters have to be added, dropped, changed or swapped with the next one to make the one
-/// word the other, if that is no more than `allowed` (optimal string alignment distance).
+/// How many letters must be added, dropped, changed or swapped with the next one to turn one word
+/// into the other, if that is at most `allowed` (optimal string alignment distance).
 fn distance(one: &[u8], two: &[u8], allowed: usize) -> Option<usize> {
     if one.len().abs_diff(two.len()) > allowed {
         return None;
     }
-    // Rows of the table: that of the letter before the last, of the last, and of this one.
+    // Rows of the table for the letter before the previous, the previous, and this one.
     let mut before = vec![0; two.len() + 1];
     let mut last: Vec<usize> = (0..=two.len()).collect();
     for row in 1..=one.len() {

@@ -1,9 +1,9 @@
-//! A configuration, or what is wrong with one, for other programs.
+//! A configuration, or its errors, for other programs.
 
 use super::value::quoted;
 use super::{Config, ConfigError, Examined, Invalid};
 
-/// What `check --json` prints, one line:
+/// The output of `check --json`, one line:
 ///
 /// ```json
 /// {"valid":false,"errors":[{"file":"F","line":2,"column":9,"key":"log.level","problem":"…"}],
@@ -11,8 +11,8 @@ use super::{Config, ConfigError, Examined, Invalid};
 /// ```
 ///
 /// `configuration` has an object for each section, and a list of them for `listener`; values are as
-/// in a file. Of an error, `line` and `column` are null where the whole file is meant, `file` where
-/// it is an option of the command line, which is the `key` then.
+/// in a file. In an error, `line` and `column` are null if it concerns the whole file. `file` is
+/// null if the error is in an option of the command line, which is then the `key`.
 #[must_use]
 pub fn judgement(outcome: &Result<Examined, Invalid>) -> String {
     let list = |items: Vec<String>| format!("[{}]", items.join(","));

@@ -2,14 +2,14 @@
 //! text.
 //!
 //! 1. `section!` makes of each entry the field of [`Config`], its default, and a [`Key`].
-//! 2. A file is read by [`SECTIONS`]: which keys there are, and what each may hold.
-//! 3. What `check` prints, what a reload reports, the shipped file and the key sections of the
-//!    manual are written by it (the latter two by `tests/generated`).
+//! 2. A file is read by means of [`SECTIONS`]: the keys, and the type of each.
+//! 3. The output of `check`, the report of a reload, the shipped file and the key sections of the
+//!    manual are derived from it (the latter two by `tests/generated`).
 //!
-//! So a new key is one entry here, and use of it elsewhere.
+//! A new key therefore needs one entry here, and its use elsewhere.
 //!
-//! A text is plain English that begins with what the key is for. Its first part stands in the
-//! shipped file and in the manual, the second part in the manual alone. Range, default and effect
+//! A text is plain English that begins with the purpose of the key. Its first part is in the
+//! shipped file and in the manual, the second part only in the manual. Range, default and effect
 //! are added to it, so a text does not repeat them.
 
 use std::time::Duration;
@@ -27,7 +27,7 @@ const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
-/// As humantime counts it: 365.25 days.
+/// As defined by humantime: 365.25 days.
 const YEAR: Duration = Duration::from_secs(31_557_600);
 const TEN_MS: Duration = Duration::from_millis(10);
 const KIB: u64 = 1 << 10;
@@ -36,7 +36,7 @@ const TIB: u64 = 1 << 40;
 /// More than a machine holds.
 const CONNECTIONS_MAX: u64 = 4_194_304;
 
-/// The default of `datagram.reflect-source-ports`: that of the core, which says why.
+/// The default of `datagram.reflect-source-ports`. The same as in the core, where the reasons are.
 const REFLECT_SOURCE_PORTS: [u16; 17] =
     [7, 13, 17, 19, 37, 53, 69, 111, 123, 137, 161, 389, 500, 520, 1900, 5353, 11211];
 
@@ -47,8 +47,8 @@ pub enum Effect {
     AtReload,
     /// With the next start.
     AtRestart,
-    /// With the next start, but "auto" only when the listening socket is made anew: a socket that
-    /// was once given a size never goes back to the kernel's own tuning.
+    /// With the next start, but "auto" only when the listening socket is created again: a socket
+    /// that was once given a size never returns to the kernel's own tuning.
     AtSocketRestart,
 }
 
@@ -57,7 +57,7 @@ pub enum Effect {
 pub struct Section {
     /// As in `limits`.
     pub name: &'static str,
-    /// What it is for; may be empty.
+    /// Its purpose; may be empty.
     pub text: &'static str,
     /// What the manual adds.
     pub more: &'static str,
@@ -66,13 +66,13 @@ pub struct Section {
 }
 
 impl Section {
-    /// How it begins in a file: `[limits]`, `[[listener]]`.
+    /// Its header in a file: `[limits]`, `[[listener]]`.
     #[must_use]
     pub fn header(&self) -> String {
         if self.is_list() { format!("[[{}]]", self.name) } else { format!("[{}]", self.name) }
     }
 
-    /// Whether there may be several of it.
+    /// Whether there may be several such sections.
     #[must_use]
     pub fn is_list(&self) -> bool {
         self.name == LISTENER.name
@@ -86,11 +86,11 @@ pub struct Key {
     pub name: &'static str,
     /// As in `limits.max-connections`.
     pub path: &'static str,
-    /// What it may hold.
+    /// Its type.
     pub holds: Type,
     /// When a new value takes effect.
     pub effect: Effect,
-    /// What it is for.
+    /// Its purpose.
     pub text: &'static str,
     /// What the manual adds; may be empty.
     pub more: &'static str,
@@ -107,7 +107,7 @@ pub(super) struct Cell {
 }
 
 impl Key {
-    /// How the file spells its value in `config`; none for a key of a listener.
+    /// Its value in `config`, in the syntax of the file; none for a key of a listener.
     pub(super) fn spelled(&self, config: &Config) -> Option<String> {
         self.cell.as_ref().map(|cell| self.holds.spelled(&(cell.value)(config)))
     }
@@ -176,62 +176,62 @@ section! {
     "How many worker threads serve connections, each with an io_uring of its own. \"auto\" is one \
      for each CPU that the process may run on (CPUAffinity= is honoured). More workers than CPUs \
      gain nothing.",
-    "\"auto\" starts fewer where the limit on locked memory has no room for so many, see section \
+    "\"auto\" starts fewer if the limit on locked memory has no room for all of them, see section \
      LIMITS of echo-uring(8).";
 
     "buffers", buffers: u16 = 256, PowerOfTwo(8, 32_768), AtRestart,
-    "How many pooled buffers of 16 KiB each worker has. They are lent for moments only and are \
-     not tied to connections, and memory is taken only as far as they are filled. With too few, \
-     busy connections wait for each other.",
-    "None of them is lost by that. The number need not follow the number of connections.";
+    "How many pooled buffers of 16 KiB each worker has. They are lent for short times only and are \
+     not tied to connections, and only their filled parts take memory. With too few, busy \
+     connections wait for each other.",
+    "No connection is lost by that. The number need not follow the number of connections.";
 
     "busy-poll", busy_poll: Option<Duration> = None,
     Or(&Time(MICROSECOND, TEN_MS, Duration::from_nanos(1)), "off"), AtRestart,
-    "How long a worker that has nothing to do looks for work before it sleeps. \"200us\" nearly \
-     halves the round trip on a quiet line; the price is a CPU that is busy for so long after \
-     each message. Only for machines with a CPU to spare for each worker.",
+    "How long an idle worker polls for work before it sleeps. \"200us\" nearly halves the round \
+     trip of a connection with little traffic, at the price of a CPU that is busy for this time \
+     after each message. Only for machines with a spare CPU for each worker.",
     "A worker that does not sleep need not be woken, which is most of the round trip.";
 
     "listening-sockets", listening_sockets: ListeningSockets = ListeningSockets::Auto,
     Word(&LISTENING_SOCKETS), AtRestart,
-    "How many listening sockets a TCP address has that the daemon binds. \"shared\" is one: all \
+    "How many listening sockets the daemon binds for each TCP address. \"shared\" is one: all \
      workers accept from it, in turn. \"per-worker\" is one for each worker (SO_REUSEPORT): \
      workers that accept do not wait for each other. \"auto\" is \"per-worker\" with 16 workers or \
      more.",
     "With several sockets the kernel selects one for each connection by a hash of its addresses, \
      so a few connections may be spread unevenly. A worker that has no capacity left shares its \
-     socket with the others. The sockets of systemd are as many as the socket unit says: repeat \
+     socket with the others. The number of sockets from systemd is set in the socket unit: repeat \
      its line, with ReusePort=yes, as often as there are workers (reuse-port.conf).";
 
     "pin-workers", pin_workers: bool = false, Flag, AtRestart,
     "Whether each worker runs on a CPU of its own, in the order of the CPUs that the process may \
-     use. Where an address has a socket for each worker, a connection is then served on the CPU \
-     that receives its packets (SO_INCOMING_CPU).",
-    "It pays off where the packets of a connection stay on one CPU, which the queues of the \
-     network card decide, and if nothing else needs these CPUs. Linux 6.2 or later steers \
-     connections; earlier kernels use the hash. The shipped unit does not permit the system \
-     call: add SystemCallFilter=sched_setaffinity to its [Service] section with systemctl edit.";
+     use. If an address has a socket for each worker, a connection is then served on the CPU that \
+     receives its packets (SO_INCOMING_CPU).",
+    "It pays off if the packets of a connection stay on one CPU, which depends on the queues of \
+     the network card, and if nothing else needs these CPUs. Linux 6.2 or later steers \
+     connections; earlier kernels use the hash. The shipped unit does not permit the system call: \
+     add SystemCallFilter=sched_setaffinity to its [Service] section with systemctl edit.";
 }
 
 /// `[[listener]]`
 const LISTENER: Section = Section {
     name: "listener",
-    text: "Where to listen. Addresses are used only when no sockets are inherited: under systemd, \
+    text: "Where to listen. Addresses are used only if no sockets are inherited: under systemd, \
            echo-uring.socket decides, not this list. The built-in two, local-ipv4 and local-ipv6, \
            are left out with a warning on a host without that kind of address; any other listener \
            must be bound. Takes effect with a restart.",
     more: "There may be 256 such sections. Without any in the file itself there are the built-in \
            two, on 127.0.0.1 port 7777 and ::1 port 7777. In a drop-in, a section replaces the \
-           listener of the same name as a whole, or adds one; a line \"listener = []\" takes away \
-           all of earlier files.",
+           listener of the same name as a whole, or adds one; a line \"listener = []\" removes all \
+           listeners of earlier files.",
     keys: &[
         Key {
             name: "name",
             path: "listener.name",
             holds: Name,
             effect: Effect::AtRestart,
-            text: "What log lines call it: 1 to 64 letters, digits, \"-\", \"_\" or \".\", and no \
-                   other listener's name.",
+            text: "Its name in log lines: 1 to 64 letters, digits, \"-\", \"_\" or \".\". Each \
+                   listener needs a different name.",
             more: "Required.",
             cell: None,
         },
@@ -241,19 +241,18 @@ const LISTENER: Section = Section {
             holds: Address,
             effect: Effect::AtRestart,
             text: "\"IPv4:PORT\", \"[IPv6]:PORT\" (\"[::]:PORT\" takes IPv4 as well), the same \
-                   after \"udp:\" for UDP, or \"unix:/absolute/path\". Also \
-                   \"unix-seqpacket:\" and \"unix-datagram:\", each with a path or an abstract \
-                   \"@name\". Anyone who can reach it can make the host send back what they send; \
-                   keep it on loopback unless that is wanted. Without an address the section is \
-                   for the sockets that systemd passes \
-                   under this name (FileDescriptorName= of the socket unit); if there is none, the \
-                   start fails.",
+                   after \"udp:\" for UDP, or \"unix:/absolute/path\". Also \"unix-seqpacket:\" \
+                   and \"unix-datagram:\", each with a path or an abstract \"@name\". Anyone who \
+                   can reach it can make the host send back what they send; keep it on loopback \
+                   unless that is intended. Without an address the section applies to the sockets \
+                   that systemd passes under this name (FileDescriptorName= of the socket unit). \
+                   If there are none, the start fails.",
             more: "A link-local address names its interface: \"[fe80::1%eth0]:PORT\". Host names \
-                   are not looked up. Beside \"[::]:PORT\" there must be no \"0.0.0.0:PORT\", but \
-                   TCP and UDP may have the same port. A listener with \"udp:\", \
-                   \"unix-seqpacket:\" or \"unix-datagram:\" is an echo. Port 0 lets the kernel \
-                   choose. A path or a name has at most 107 bytes and no control characters. An \
-                   abstract name has no file and so no permissions.",
+                   are not looked up. \"[::]:PORT\" excludes \"0.0.0.0:PORT\", but TCP and UDP may \
+                   have the same port. A listener with \"udp:\", \"unix-seqpacket:\" or \
+                   \"unix-datagram:\" is an echo. Port 0 lets the kernel choose. A path or a name \
+                   has at most 107 bytes and no control characters. An abstract name has no file \
+                   and therefore no permissions.",
             cell: None,
         },
         Key {
@@ -261,16 +260,16 @@ const LISTENER: Section = Section {
             path: "listener.kind",
             holds: Word(&KINDS),
             effect: Effect::AtRestart,
-            text: "What is served there: \"echo\"; \"status\", a snapshot as JSON for \
-                   \"echo-uring status\"; \"metrics\", Prometheus metrics, a page for \
-                   people, /healthz and /ready over HTTP; or \"agent-check\", a line for HAProxy. \
-                   A client that reaches the latter three sees traffic figures, and of the first \
-                   two also refused addresses and warnings, so keep them on loopback or on a Unix \
-                   socket. At least one listener must be an echo.",
+            text: "What is served there: \"echo\"; \"status\", a snapshot as JSON for \"echo-uring \
+                   status\"; \"metrics\", Prometheus metrics, a page for people, /healthz and \
+                   /ready over HTTP; or \"agent-check\", a line for HAProxy. The latter three show \
+                   traffic figures to their clients, and \"status\" and \"metrics\" also refused \
+                   addresses and warnings, so keep them on loopback or on a Unix socket. At least \
+                   one listener must be an echo.",
             more: "See section MONITORING of echo-uring(8). The file of a Unix socket of another \
-                   kind than \"echo\" has mode 0660. An inherited socket that no section names is \
-                   of the kind that its name spells, and an echo otherwise; this is the default \
-                   of a section without an address as well.",
+                   kind than \"echo\" has mode 0660. An inherited socket that no section names has \
+                   the kind that is its name, or else is an echo. The same is the default for a \
+                   section without an address.",
             cell: None,
         },
         Key {
@@ -278,12 +277,12 @@ const LISTENER: Section = Section {
             path: "listener.proxy-protocol",
             holds: Word(&PROXY_PROTOCOL),
             effect: Effect::AtRestart,
-            text: "Whether a connection begins with a header that tells where it comes from. \
-                   \"off\": it comes from the client itself. \"require\": it comes from a proxy \
-                   such as HAProxy or nginx, which sends a header of the PROXY protocol, version 1 \
-                   or 2, before anything else; from then on the address that the header announces \
-                   is that of the client, for access lists and limits. A connection without a \
-                   valid header is refused.",
+            text: "Whether a connection begins with a header that announces the address of its \
+                   client. \"off\": it comes from the client itself. \"require\": it comes from a \
+                   proxy such as HAProxy or nginx, which sends a header of the PROXY protocol, \
+                   version 1 or 2, before anything else; from then on the address that the header \
+                   announces is that of the client, for access lists and limits. A connection \
+                   without a valid header is refused.",
             more: "See section PROXIES. For an echo only; the default is \"off\".",
             cell: None,
         },
@@ -295,7 +294,7 @@ const LISTENER: Section = Section {
             text: "The proxies whose headers are believed: networks or single addresses. \
                    Connections from elsewhere are refused. A host in this list can claim any \
                    address, so name the proxies and no other host.",
-            more: "Required with proxy-protocol = \"require\", but for a Unix socket: there the \
+            more: "Required with proxy-protocol = \"require\", except for a Unix socket: there the \
                    permissions of its file decide who may connect, and this list is not used.",
             cell: None,
         },
@@ -308,131 +307,135 @@ section! {
     "Who may connect: networks such as \"10.0.0.0/8\", \"2001:db8::/32\" or \"192.0.2.1\". If \
      access.allow names any, peers in none of them are refused; peers in one of access.deny are \
      refused in any case. A refused connection is closed at once, and datagrams of such peers are \
-     not answered. Unix sockets are not concerned. \
-     IPAddressDeny= in echo-uring.socket does the same in the kernel, before a connection exists; \
-     section EXAMPLES of echo-uring.toml(5) shows it.",
+     not answered. Unix sockets are not affected. IPAddressDeny= in echo-uring.socket does the \
+     same in the kernel, before a connection exists; section EXAMPLES of echo-uring.toml(5) shows \
+     it.",
     "An entry is a network or a single address; host names are not looked up, and bits beyond the \
      prefix or leading zeros (\"010.0.0.0/8\") are errors. An IPv4 peer of a listener for both \
      families is an IPv4 peer: \"::ffff:10.0.0.0/104\" means the same as \"10.0.0.0/8\", and \
-     \"::/0\" means IPv6 alone. A refused connection takes no capacity, no buffer and no receive. \
-     It cannot be left in the backlog, where it would delay others. It is counted, and \
-     logged at most once in ten seconds, with one of the sources.";
+     \"::/0\" means IPv6 only. A refused connection takes no capacity, no buffer and no receive. \
+     It cannot be left in the backlog, where it would delay others. It is counted, and logged at \
+     most once in ten seconds, with one of the sources.";
 
     "allow", allow: Vec<Network> = Vec::new(), Networks, AtReload,
     "If this list is not empty, peers in none of its networks are refused.", "";
 
     "deny", deny: Vec<Network> = Vec::new(), Networks, AtReload,
-    "Peers in one of these networks are refused, whatever access.allow says.", "";
+    "Peers in one of these networks are refused, even if access.allow contains them.", "";
 }
 
 section! {
-    /// `[limits]`: what the daemon may use up, and one source of it. `None` is "off".
+    /// `[limits]`: what the daemon may use in total, and for one source. `None` is "off".
     Limits in limits is "limits", "", "";
 
     "max-connections", max_connections: u32 = 100_000, Number(1, CONNECTIONS_MAX), AtReload,
-    "How many connections may be open at once. Those beyond wait in the kernel's backlog until \
-     one ends; none is accepted and then dropped. Each needs a file descriptor: raise \
-     LimitNOFILE= along with it.",
-    "At that limit, too, connections wait. Each worker has a share of them; of fewer than there \
-     are workers, some have none and leave all connections to the others.";
+    "How many connections may be open at once. Further connections wait in the kernel's backlog \
+     until one ends; none is accepted and then dropped. Each needs a file descriptor, so raise \
+     LimitNOFILE= together with it.",
+    "Connections also wait if the limit on file descriptors is reached. Each worker has a share of \
+     the connections. If there are fewer than workers, some workers have no share and leave all \
+     connections to the others.";
 
     "stalled-memory", stalled_memory: u64 = 64 << 20, Size(64 * KIB, TIB), AtReload,
-    "How much memory all peers together that stopped reading may keep occupied with their unread \
-     echo, in the whole process. At the limit no connection is ended: what a slow peer does not \
-     read then stays in the socket it came from, which costs a little more for each echo.",
-    "It is counted in pages of 4 KiB. No byte is lost at the limit; the price is a system call \
-     more for each echo, and is counted and logged.";
+    "The maximum amount of memory for echoes that peers do not read, in the whole process. At the \
+     limit no connection is ended: bytes that a slow peer does not read then stay in the socket \
+     that they came from, which costs a little more for each echo.",
+    "It is counted in pages of 4 KiB. No byte is lost at the limit. The cost is one more system \
+     call for each echo, and reaching the limit is counted and logged.";
 
     "max-connections-per-source", max_connections_per_source: Option<u32> = None,
     Or(&Number(1, CONNECTIONS_MAX), "off"), AtReload,
-    "How many connections one source may have open at once. More are closed at once. With it, or \
-     with accepts-per-source, each accept costs a system call more.",
-    "They are counted over all workers and listeners. Those beyond are accepted and closed, so a \
-     source at its cap never keeps another one out. Connections that are open when a reload first \
-     sets it count as well, and none of them is ended. The system call asks the kernel for the \
-     address of the peer; any network in [access] costs it as well. A source that is counted \
-     takes about 100 bytes of memory.";
+    "How many connections one source may have open at the same time. Further ones are closed at \
+     once. With this limit, or with accepts-per-source, each accept costs one more system call.",
+    "They are counted over all workers and listeners. Connections above the limit are accepted and \
+     closed, so a source at its limit never blocks another one. Connections that are open when a \
+     reload first sets the limit count as well, and none of them is ended. The system call asks \
+     the kernel for the address of the peer; any network in [access] costs it as well. A source \
+     that is counted takes about 100 bytes of memory.";
 
     "accepts-per-source", accepts_per_source: Option<u32> = None, Or(&Number(1, 1_000_000), "off"),
     AtReload,
-    "How many connections one source may make in a second; after a pause of a second, as many in \
-     one burst. More are closed at once.",
+    "How many connections one source may open per second; after a pause of a second, as many in \
+     one burst. Further ones are closed at once.",
     "It is a bucket of tokens. Sources without connections are remembered until their bucket is \
      full, as many as limits.max-connections (at least 1024); if there are more within a second, \
-     the one remembered longest is forgotten first, and may make its burst again. After a restart \
+     the one remembered longest is forgotten first, and gets its burst again. After a restart \
      every bucket is full.";
 
     "source-prefix-ipv4", source_prefix_ipv4: u8 = 32, Number(8, 32), AtReload,
-    "How many leading bits of an IPv4 address make it one source. With 24, neighbours share.",
-    "The addresses of a /24 network then share the limits.";
+    "How many leading bits of an IPv4 address identify a source. With 24, neighbours share the \
+     limits.",
+    "All addresses of a /24 network are then one source.";
 
     "source-prefix-ipv6", source_prefix_ipv6: u8 = 64, Number(16, 128), AtReload,
     "The same for IPv6. A single customer usually has a network of 64 bits or fewer.",
     "Hosts choose the last 64 bits themselves, so more than 64 is of little use.";
 
     "max-bytes", max_bytes: Option<u64> = None, Or(&Size(1, TIB), "off"), AtReload,
-    "How many bytes one connection may send. It gets these back, and then the end of the stream; \
-     what it sends beyond is not echoed.",
-    "What is sent beyond is received, dropped and counted. Bytes that were received before the \
-     limit was set do not count.";
+    "How many bytes one connection may send. It gets these back, and then the end of the stream. \
+     Further bytes are not echoed.",
+    "Further bytes are received, dropped and counted. Bytes that were received before the limit \
+     was set do not count.";
 }
 
 section! {
-    /// `[timeouts]`: `None` is "off". All are whole milliseconds, which is what the core counts in.
+    /// `[timeouts]`: `None` is "off". All are whole milliseconds, the unit of the core.
     Timeouts in timeouts is "timeouts", "", "";
 
     "idle", idle: Option<Duration> = Some(HOUR), Or(&Time(TEN_MS, YEAR, MILLISECOND), "off"),
     AtReload,
-    "A connection on which nothing was received or sent for so long is closed. \"off\" lets dead \
-     peers hold their connections for as long as tcp.keepalive allows, and silent ones for ever.",
+    "A connection on which nothing was received or sent for this time is closed. With \"off\", \
+     dead peers hold their connections for as long as tcp.keepalive allows, and silent peers \
+     without limit.",
     "";
 
     "stall", stall: Option<Duration> = Some(MINUTE), Or(&Time(TEN_MS, YEAR, MILLISECOND), "off"),
     AtReload,
-    "A peer that takes not one byte of its echo for so long is reset. Its unread bytes are lost. \
-     \"off\" lets peers that never read hold limits.stalled-memory for ever. tcp.user-timeout, if \
-     shorter, wins.",
-    "So change both together. Lost bytes are counted as dropped. While peers that never read hold \
-     the memory, others that are slow have to do without.";
+    "A connection whose peer takes no byte of its echo for this time is reset. Its unread bytes \
+     are lost. With \"off\", peers that never read hold limits.stalled-memory without limit. A \
+     shorter tcp.user-timeout takes precedence.",
+    "Therefore change both together. Lost bytes are counted as dropped. While peers that never \
+     read hold the memory, other slow peers get none.";
 
     "lifetime", lifetime: Option<Duration> = None, Or(&Time(TEN_MS, YEAR, MILLISECOND), "off"),
     AtReload,
-    "A connection that is so old is ended, busy or not. It gets its last echo, and then the end \
-     of the stream.",
-    "A peer that does not read its echo has timeouts.stall for it, as ever.";
+    "A connection that has been open for this time is ended, busy or not. It gets its last echo, \
+     and then the end of the stream.",
+    "A peer that does not read its last echo still has the time in timeouts.stall.";
 
     "drain", drain: Duration = Duration::from_secs(10), Time(Duration::ZERO, HOUR, MILLISECOND),
     AtReload,
-    "How long a stop waits for peers to finish. After it every connection gets its last echo and \
-     the end of the stream, and five seconds to end as well. systemd is asked for as much time, \
-     so TimeoutStopSec= of the service need not follow.",
+    "How long a stop waits for peers to finish. After that every connection gets its last echo and \
+     the end of the stream, and its peer has five seconds to end the connection. The daemon \
+     requests this time from systemd, so TimeoutStopSec= of the service need not be changed.",
     "The time begins with the signal, or with the end of timeouts.drain-lead.";
 
     "drain-lead", drain_lead: Duration = Duration::ZERO,
     Time(Duration::ZERO, HOUR, MILLISECOND), AtReload,
-    "How long a stop continues to accept before the drain begins, while /ready says 503 and the \
-     agent-check says \"drain\": so balancers turn away before anybody is refused. A restart that \
-     keeps all connections takes no lead.",
+    "How long a stop continues to accept before the drain begins, while /ready returns 503 and the \
+     agent-check returns \"drain\", so that load balancers stop sending connections before any is \
+     refused. A restart that keeps all connections has no lead.",
     "A second signal begins the drain at once. While a restart hands its connections to the next \
-     process, the same is said, commonly for some milliseconds. systemd is asked to wait as long.";
+     process, the answers are the same, usually for some milliseconds. The daemon requests this \
+     time from systemd.";
 }
 
 section! {
-    /// `[datagram]`: what holds for UDP. `None` is "off".
+    /// `[datagram]`: settings for UDP. `None` is "off".
     Datagram in datagram is "datagram",
-    "What holds for UDP. The source of a datagram may be forged, and two services that answer \
+    "Settings for UDP. The source of a datagram may be forged, and two services that answer \
      everything may be made to answer each other. Therefore datagrams are answered only within \
      these limits, and according to [access]. Those that are not answered are dropped and counted \
      by reason.",
-    "Regardless of these keys, datagrams are not answered that were sent to a broadcast or \
-     multicast address; whose source is no single host, or the address and port that they were \
-     sent to; or that come from a port on which this daemon listens for UDP. A reply is as large \
+    "Regardless of these keys, a datagram is not answered if it was sent to a broadcast or \
+     multicast address; if its source is not a single host, or is the address and port that it was \
+     sent to; or if it comes from a port on which this daemon listens for UDP. A reply is as large \
      as the datagram that it answers, and never larger.";
 
     "datagrams-per-source", datagrams_per_source: Option<u64> = Some(10_000),
     Or(&Number(128, 1_000_000_000), "off"), AtReload,
-    "How many datagrams of one source are answered in a second; after a pause of a second, as many \
-     in one burst. More are dropped. A source is a network of limits.source-prefix-ipv4 or \
+    "How many datagrams of one source are answered per second; after a pause of a second, as many \
+     in one burst. Further ones are dropped. A source is a network of limits.source-prefix-ipv4 or \
      limits.source-prefix-ipv6 bits. The loopback addresses of this machine are not limited.",
     "It is a bucket of tokens, shared by all workers. The default is more than any probe sends, \
      and less than two services that answer each other exchange in a local network: the first \
@@ -447,8 +450,8 @@ section! {
 
     "reflect-source-ports", reflect_source_ports: Vec<u16> = REFLECT_SOURCE_PORTS.into(), Ports,
     AtReload,
-    "Datagrams from these ports are not answered: services there answer unasked, so a forged \
-     datagram would start an exchange without end. The default is echo, daytime, qotd, chargen, \
+    "Datagrams from these ports are not answered: services on them answer every datagram, so a \
+     forged datagram would start an endless exchange. The default is echo, daytime, qotd, chargen, \
      time, domain, tftp, sunrpc, ntp, netbios-ns, snmp, ldap, isakmp, router, ssdp, mdns and \
      memcache.",
     "A list replaces the default. An exchange with a service on another port is not prevented. It \
@@ -459,45 +462,45 @@ section! {
 section! {
     /// `[tcp]`: socket options. `None` is "off" for times and "auto" for buffers.
     Tcp in tcp is "tcp", "",
-    "These are set on the listening sockets, inherited or bound, and hold for every connection \
-     that comes afterwards. Unix sockets know the buffers only.";
+    "These options are set on the listening sockets, inherited or bound, and apply to every later \
+     connection. For Unix sockets only the buffers apply.";
 
     "nodelay", nodelay: bool = true, Flag, AtReload,
-    "Send small echoes at once (TCP_NODELAY). With false they may wait for the peer's \
-     acknowledgement, up to 40 ms or more, to save packets.", "";
+    "Send small echoes at once (TCP_NODELAY). With false they may wait for an acknowledgement of \
+     the peer, for 40 ms or more, to save packets.", "";
 
     // The kernel's ceiling is 32767 s.
     "keepalive", keepalive: Option<Duration> = Some(Duration::from_secs(120)),
     Or(&Time(SECOND, Duration::from_secs(9 * 3600), SECOND), "off"), AtReload,
-    "After so long a silence the peer is asked whether it is still there. Four probes a quarter \
-     of this apart (a second at least) without an answer end the connection, so after twice this \
-     silence. No more than 8,000 peers are asked in a second. \"off\" leaves vanished peers to \
-     timeouts.idle.",
-    "A peer that is gone is found up to 3 % of the time and a second later. When many peers are \
-     silent they are asked one after the other, over all workers, since a network drops what \
-     comes in one burst: in a crowd of a million each of the four probes may be two minutes \
-     later. It is the daemon that decides when to ask, by timers of its own; the kernel only \
-     sends the probe, so ss(8) shows a keep-alive timer of nine hours. A reload counts for all \
-     connections.";
+    "After this silence a keepalive probe is sent to the peer. Four probes without an answer, at \
+     intervals of a quarter of this time (at least a second), end the connection, that is after \
+     twice this silence. At most 8,000 probes are sent per second. With \"off\", only \
+     timeouts.idle ends connections of vanished peers.",
+    "A peer that is gone may be detected later by 3 % of the time and a second. If many peers are \
+     silent they are probed one after the other, over all workers, because a network would drop a \
+     part of a large burst: with a million silent peers each of the four probes may be two minutes \
+     later. The daemon decides when to probe, by its own timers; the kernel only sends the probe, \
+     so ss(8) shows a keep-alive timer of nine hours. A reload applies to all connections.";
 
     // The kernel counts milliseconds in 31 bits.
     "user-timeout", user_timeout: Option<Duration> = Some(MINUTE),
     Or(&Time(SECOND, Duration::from_secs(24 * 24 * 3600), MILLISECOND), "off"), AtReload,
-    "Sent bytes that the peer does not acknowledge for so long end the connection \
-     (TCP_USER_TIMEOUT). This also counts while a peer takes nothing of its echo. \"off\" leaves \
-     it to the kernel's retries, about 15 minutes.",
-    "It does not cut the probing of tcp.keepalive short, so it may be shorter than that silence.";
+    "A connection is ended if the peer does not acknowledge sent bytes for this time \
+     (TCP_USER_TIMEOUT). The time also counts while a peer does not read its echo. With \"off\" it \
+     is ended after the kernel's retries, about 15 minutes.",
+    "It does not shorten the probing of tcp.keepalive, so it may be shorter than that silence.";
 
     "receive-buffer", receive_buffer: Option<u32> = None, Or(&Size(2 * KIB, GIB), "auto"),
     AtSocketRestart,
-    "Kernel buffer of each connection for bytes not yet received by us (SO_RCVBUF). A size ends \
-     the kernel's own tuning and is capped by the sysctl net.core.rmem_max; large ones speed up \
-     long fat paths, at that memory each.",
-    "A warning tells of the cap.";
+    "Kernel buffer of each connection for bytes that the daemon has not received yet (SO_RCVBUF). \
+     A size disables the kernel's own tuning and is capped by the sysctl net.core.rmem_max. Large \
+     buffers speed up paths with a large bandwidth-delay product, and cost that memory for each \
+     connection.",
+    "A warning reports that the size was capped.";
 
     "send-buffer", send_buffer: Option<u32> = None, Or(&Size(2 * KIB, GIB), "auto"),
     AtSocketRestart,
-    "The same for bytes not yet acknowledged by the peer (SO_SNDBUF); capped by \
+    "The same for bytes that the peer has not acknowledged yet (SO_SNDBUF); capped by \
      net.core.wmem_max.",
     "";
 }
@@ -508,13 +511,12 @@ section! {
 
     "target", target: LogTarget = LogTarget::Auto, Word(&LOG_TARGETS), AtReload,
     "Where log lines go: \"syslog\" (the socket /dev/log), \"stderr\", or \"auto\": the journal, \
-     with its fields, if standard error leads there, else stderr.",
-    "While /dev/log cannot be reached, \"syslog\" is standard error.";
+     with its fields, if standard error is connected to it, else stderr.",
+    "While /dev/log is not available, \"syslog\" means standard error.";
 
     "level", level: LevelFilter = LevelFilter::Info, Word(&LOG_LEVELS), AtReload,
-    "Lines of this level and more severe ones are written. Nothing is written for a connection at \
-     \"info\"; \"debug\" writes one line for each, with the address of its peer, which costs a \
-     system call for each accept. With \"off\" only the \
-     reason of a failure is told.",
-    "A burst of more than 128 accepts in a second and worker has only a count of the others.";
+    "Lines of this level and more severe ones are written. At \"info\" nothing is written for a \
+     connection; \"debug\" writes one line for each, with the address of its peer, which costs a \
+     system call for each accept. With \"off\" only the reason of a failure is written.",
+    "Of more than 128 accepts per second in one worker, the others are only counted.";
 }

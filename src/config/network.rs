@@ -1,7 +1,7 @@
-//! Networks, as access lists spell them: `10.0.0.0/8`, `2001:db8::/32`, or a single address.
+//! Networks, in the syntax of access lists: `10.0.0.0/8`, `2001:db8::/32`, or a single address.
 //!
-//! IPv4 addresses in their mapped form (`::ffff:10.0.0.1`) are IPv4 addresses here, as they are
-//! where peers are judged.
+//! IPv4 addresses in their mapped form (`::ffff:10.0.0.1`) are IPv4 addresses here, as in the
+//! admission of peers.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -11,7 +11,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::echoed;
 
-/// Bits of a mapped IPv4 address in front of the IPv4 address itself.
+/// Bits of a mapped IPv4 address before the IPv4 address itself.
 const MAPPED_PREFIX: u8 = 96;
 
 /// All addresses that begin with the same bits.
@@ -19,7 +19,7 @@ const MAPPED_PREFIX: u8 = 96;
 pub struct Network(IpNet);
 
 impl Network {
-    /// Its first and last address; both are of the same family.
+    /// Its first and last address. Both are of the same family.
     #[must_use]
     pub fn range(&self) -> (IpAddr, IpAddr) {
         (self.0.network(), self.0.broadcast())
@@ -37,7 +37,7 @@ impl fmt::Display for Network {
 }
 
 impl FromStr for Network {
-    /// What is wrong, and the remedy.
+    /// The problem, and the remedy.
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
@@ -68,8 +68,8 @@ impl FromStr for Network {
     }
 }
 
-/// A network as it is written everywhere: no leading zero, no sign. The address is read by the
-/// standard library, which is as strict; a single one is a network of its own.
+/// A network as it is written everywhere: no leading zero, no sign. The standard library parses the
+/// address, and is as strict. A single address is a network of one address.
 fn strict(text: &str) -> Option<IpNet> {
     let Some((address, prefix)) = text.split_once('/') else {
         return text.parse::<IpAddr>().ok().map(IpNet::from);
@@ -79,7 +79,7 @@ fn strict(text: &str) -> Option<IpNet> {
     IpNet::new(address.parse().ok()?, length).ok()
 }
 
-/// `text` with each number as short as it can be.
+/// `text` without leading zeros in its numbers.
 fn without_leading_zeros(text: &str) -> String {
     let is_digit = |character: Option<char>| character.is_some_and(|it| it.is_ascii_alphanumeric());
     let mut shorter = String::new();

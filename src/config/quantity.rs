@@ -1,22 +1,22 @@
 //! Numbers with a unit: durations such as `1h 30m`, sizes such as `64KiB`.
 //!
-//! They are read strictly: a number without a unit, a unit with two meanings and a fraction that
-//! does not come out even are refused, never guessed and never rounded. Every fault is a phrase of
-//! the form `WHAT IS WRONG; CURE` that follows the value, or nothing where the value is no quantity
-//! at all and the caller knows best what to write.
+//! Parsing is strict: a number without a unit, a unit with two meanings and a fraction without an
+//! exact value are refused. Nothing is guessed or rounded. Every fault is a phrase of the form
+//! `PROBLEM; REMEDY` that follows the value, or empty if the value is not a quantity at all and the
+//! caller knows best what to write.
 
 use std::time::Duration;
 
-/// Why a text is no quantity.
+/// Why a text is not a quantity.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Fault {
-    /// It does not look like one, or has a unit that nobody knows.
+    /// It does not look like one, or has an unknown unit.
     Shape,
-    /// It looks like one; what is wrong with it, and what to write.
+    /// It looks like one. The problem, and what to write.
     Meaning(String),
 }
 
-/// Units of time in nanoseconds. A month is 30.44 days and a year 365.25, as they are printed.
+/// Units of time in nanoseconds. A month is 30.44 days and a year 365.25 days, as in the output.
 const TIMES: [(&[&str], u64); 10] = [
     (&["ns", "nsec", "nanos"], 1),
     (&["us", "usec", "\u{b5}s"], 1_000),
@@ -47,18 +47,19 @@ const SIZES: [(&[&str], u64); 13] = [
     (&["eib", "ei"], 1 << 60),
 ];
 
-/// Digits of a number, before and behind the point. With the largest unit it stays below 2^128.
+/// The maximum number of digits before and after the point. With the largest unit it stays below
+/// 2^128.
 const DIGITS_MAX: usize = 20;
 
 /// A number and its unit as typed.
 struct Term<'a> {
     number: &'a str,
-    /// Empty if there is none.
+    /// Empty if there is no unit.
     unit: &'a str,
 }
 
 impl<'a> Term<'a> {
-    /// The term that `text` begins with, and what follows.
+    /// The term that `text` begins with, and the rest.
     fn first(text: &'a str) -> Result<(Self, &'a str), Fault> {
         let end = |text: &str, belongs: fn(char) -> bool| {
             text.find(|character| !belongs(character)).unwrap_or(text.len())
@@ -69,7 +70,7 @@ impl<'a> Term<'a> {
         if number.is_empty() { Err(Fault::Shape) } else { Ok((Self { number, unit }, rest)) }
     }
 
-    /// How often `1 / scale` the number is, without its point, and `scale`, a power of ten.
+    /// The number without its point, as a multiple of `1 / scale`, and `scale`, a power of ten.
     fn exact(&self) -> Result<(u128, u128), Fault> {
         let (whole, fraction) = self.number.split_once('.').unwrap_or((self.number, "0"));
         if whole.is_empty() || fraction.is_empty() || fraction.contains('.') {
@@ -98,7 +99,7 @@ fn terms(text: &str) -> Result<Vec<Term<'_>>, Fault> {
     }
 }
 
-/// The terms once more, each unit that is `found` replaced by `meant`.
+/// The terms again, with each unit `found` replaced by `meant`.
 fn with_unit(terms: &[Term<'_>], found: &str, meant: &str) -> String {
     let spelled = |term: &Term<'_>| {
         format!("{}{}", term.number, if term.unit == found { meant } else { term.unit })
@@ -106,8 +107,8 @@ fn with_unit(terms: &[Term<'_>], found: &str, meant: &str) -> String {
     super::echoed::quoted(&terms.iter().map(spelled).collect::<Vec<_>>().join(" "))
 }
 
-/// A duration: one term or several, such as `1h 30m`. What is beyond the longest one that a
-/// [`Duration`] can be, is that one.
+/// A duration: one term or several, such as `1h 30m`. A longer duration than [`Duration`] can
+/// represent becomes the longest one.
 pub(super) fn duration(text: &str) -> Result<Duration, Fault> {
     let terms = terms(text)?;
     let mut nanoseconds = 0_u128;
@@ -139,7 +140,7 @@ pub(super) fn duration(text: &str) -> Result<Duration, Fault> {
     }))
 }
 
-/// A size in bytes: one term. What is beyond the largest one that fits into 64 bits, is that one.
+/// A size in bytes: one term. A size that does not fit into 64 bits becomes the largest that does.
 pub(super) fn size(text: &str) -> Result<u64, Fault> {
     let terms = terms(text)?;
     let [term] = &terms[..] else { return Err(Fault::Shape) };
@@ -207,8 +208,9 @@ mod tests {
         }
     }
 
-    /// Goal: whoever spelled a unit as version 0.1 knew it is understood, and means the same.
-    /// Method: the crate that read durations then. `M` alone is refused: see [`duration`].
+    /// Goal: each spelling of a unit in version 0.1 is still accepted, with the same meaning.
+    /// Method: compare with the crate that parsed durations then. `M` alone is refused: see
+    /// [`duration`].
     #[test]
     fn every_unit_of_time_means_what_it_meant() {
         for (names, nanoseconds) in TIMES {

@@ -1,8 +1,8 @@
-//! Which files a configuration is read from: the one that is named, and the drop-ins beside it.
+//! The files of a configuration: the main file, and the drop-ins beside it.
 //!
 //! Drop-ins are the regular files `F.d/*.toml`, in the order of the bytes of their names. Other
-//! names, hidden files and directories are none. A file is a regular file or `/dev/null`, so that
-//! whatever stands in its place, a reload never waits for it.
+//! names, hidden files and directories are ignored. A file must be a regular file or `/dev/null`,
+//! so that a reload never blocks on a FIFO, a socket or a device.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, Metadata, OpenOptions};
@@ -16,7 +16,7 @@ use nix::libc::O_NONBLOCK;
 use super::file::{Role, Source};
 use super::{ConfigError, DEFAULT_PATH, Invalid};
 
-/// A file larger than this (bytes) is none of ours.
+/// A file larger than this (bytes) is not a configuration.
 const FILE_LENGTH_MAX: u64 = 1 << 20;
 /// More files than this are a mistake, and would take much memory.
 const DROP_INS_MAX: usize = 256;
@@ -64,7 +64,7 @@ pub(super) fn drop_ins(main: &Path) -> io::Result<Vec<PathBuf>> {
         let path = entry?.path();
         let name = path.file_name().unwrap_or(OsStr::new("")).as_bytes();
         let fits = name.ends_with(b".toml") && !name.starts_with(b".");
-        // What cannot be looked at is an error when it is read.
+        // A file that cannot be examined causes an error when it is read.
         if fits && !fs::metadata(&path).is_ok_and(|it| it.is_dir()) {
             files.push(path);
         }
@@ -83,10 +83,10 @@ fn read(file: &Path) -> io::Result<Vec<u8>> {
         }
         _ => error,
     })?;
-    // Before it is opened, since opening alone has effects on pipes and devices…
+    // Checked before it is opened, since opening alone has effects on pipes and devices…
     refuse_unless_plain(&found)?;
     let opened = OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(file)?;
-    // …and after it, since another may have taken its place.
+    // …and after it, since the file may have been replaced.
     refuse_unless_plain(&opened.metadata()?)?;
     contents(opened)
 }

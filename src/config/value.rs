@@ -1,6 +1,6 @@
-//! What keys may hold: which values, how they are spelled, and what is said of a wrong one.
+//! The types of keys: permitted values, their spelling, and the errors for invalid values.
 //!
-//! Every refusal is a phrase of the form `WHAT IS WRONG; CURE`. Nothing here knows a key or a file.
+//! Every error is a phrase of the form `PROBLEM; REMEDY`. Nothing here knows a key or a file.
 
 use std::time::Duration;
 
@@ -41,13 +41,13 @@ const fn words<T, const N: usize>(pairs: &[(&'static str, T); N]) -> [&'static s
 /// What a key may hold.
 #[derive(Clone, Copy, Debug)]
 pub enum Type {
-    /// A whole number, from the one to the other.
+    /// A whole number between these two.
     Number(u64, u64),
     /// Such a number that is a power of two.
     PowerOfTwo(u64, u64),
-    /// From the one to the other, and a multiple of the third.
+    /// A duration between the first two, and a multiple of the third.
     Time(Duration, Duration, Duration),
-    /// Bytes, from the one to the other.
+    /// A number of bytes between these two.
     Size(u64, u64),
     /// True or false.
     Flag,
@@ -61,14 +61,14 @@ pub enum Type {
     Name,
     /// The address of a listener.
     Address,
-    /// One of these types, or this word for none: "off", or "auto".
+    /// A value of this type, or this word for none: "off", or "auto".
     Or(&'static Type, &'static str),
 }
 
-/// What a key holds.
+/// The value of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Value {
-    /// What the word of the type stands for.
+    /// The meaning of the word of the type.
     None,
     /// A number, or bytes.
     Number(u64),
@@ -82,7 +82,7 @@ pub(super) enum Value {
 }
 
 impl Type {
-    /// What may be written, as in `use …`.
+    /// The permitted values, for a message with `use …`.
     #[must_use]
     pub fn allowed(self) -> String {
         let time = |duration| humantime::format_duration(duration);
@@ -108,7 +108,7 @@ impl Type {
         }
     }
 
-    /// The same as a sentence of a manual; empty where the text of the key says it.
+    /// The same as a sentence of the manual. Empty if the text of the key contains it.
     #[must_use]
     pub fn sentence(self) -> String {
         let allowed = self.allowed();
@@ -127,10 +127,10 @@ impl Type {
         }
     }
 
-    /// The value that stands in a file.
+    /// The value in a file.
     ///
     /// # Errors
-    /// What is wrong, each with its place in the file.
+    /// The problems, each with its place in the file.
     pub(super) fn read(self, value: &Spanned<DeValue<'_>>) -> Result<Value, Vec<(usize, String)>> {
         if let (Self::Networks, DeValue::Array(entries)) = (self, value.get_ref()) {
             return network_list(entries);
@@ -144,7 +144,7 @@ impl Type {
         read.map_err(|problem| vec![(value.span().start, problem)])
     }
 
-    /// The same of a value that is no list. `refuse` makes of what is wrong an error with its
+    /// The same for a value that is not a list. `refuse` turns a problem into an error with its
     /// remedy.
     fn single(
         self,
@@ -163,7 +163,7 @@ impl Type {
                 let Some(number) = value.as_integer() else {
                     return refuse("is not a whole number");
                 };
-                // Of any length: what does not fit is out of every range.
+                // Numbers may have any length: one that does not fit is out of every range.
                 let number = i64::from_str_radix(number.as_str(), number.radix()).ok();
                 let number = number.and_then(|number| u64::try_from(number).ok());
                 match number.filter(|number| (least..=most).contains(number)) {
@@ -208,7 +208,7 @@ impl Type {
         Err(format!("{number} is not a power of two; use {} or {above}", above / 2))
     }
 
-    /// How a file spells `value`.
+    /// The spelling of `value` in a file.
     pub(super) fn spelled(self, value: &Value) -> String {
         match (value, self) {
             (Value::None, Self::Or(_, word)) => quoted(word),
@@ -230,8 +230,8 @@ impl Type {
     }
 }
 
-/// The kernel counts some times in seconds and some in milliseconds; rounding behind the operator's
-/// back would be a lie.
+/// The kernel counts some times in seconds and some in milliseconds; a value is never rounded
+/// silently, because the operator would not notice.
 fn whole(time: Duration, unit: Duration) -> Result<Value, String> {
     if time.as_nanos().is_multiple_of(unit.as_nanos()) {
         return Ok(Value::Duration(time));
@@ -243,7 +243,7 @@ fn whole(time: Duration, unit: Duration) -> Result<Value, String> {
     Err(format!("\"{}\" {problem}", humantime::format_duration(time)))
 }
 
-/// A wrong entry is named with its own place.
+/// An invalid entry is reported with its own place.
 fn network_list(entries: &DeArray<'_>) -> Result<Value, Vec<(usize, String)>> {
     let (mut networks, mut problems) = (Vec::with_capacity(entries.len()), Vec::new());
     for entry in entries {
@@ -260,7 +260,7 @@ fn network_list(entries: &DeArray<'_>) -> Result<Value, Vec<(usize, String)>> {
     if problems.is_empty() { Ok(Value::Networks(networks)) } else { Err(problems) }
 }
 
-/// The same of ports.
+/// The same for ports.
 fn port_list(entries: &DeArray<'_>) -> Result<Value, Vec<(usize, String)>> {
     let (mut ports, mut problems) = (Vec::with_capacity(entries.len()), Vec::new());
     let port = Type::Number(1, u16::MAX.into());
@@ -291,13 +291,13 @@ pub(super) fn shown(value: &DeValue<'_>) -> String {
     }
 }
 
-/// A list of networks as a file spells it.
+/// A list of networks as in a file.
 pub(super) fn networks(list: &[Network]) -> String {
     let entries: Vec<_> = list.iter().map(|it| quoted(&it.to_string())).collect();
     format!("[{}]", entries.join(", "))
 }
 
-/// A string of TOML that is one of JSON as well.
+/// A string that is valid in TOML and in JSON.
 pub(super) fn quoted(text: &str) -> String {
     let mut quoted = "\"".to_owned();
     for character in text.chars() {
@@ -312,7 +312,8 @@ pub(super) fn quoted(text: &str) -> String {
     quoted + "\""
 }
 
-/// In the largest unit that needs no fraction: a rounded size would not read back as itself.
+/// In the largest unit that needs no fraction, because a rounded size would be read back as a
+/// different value.
 fn exact_size(bytes: u64) -> String {
     let units = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
     match units.iter().find(|(shift, _)| bytes > 0 && bytes.trailing_zeros() >= *shift) {
@@ -325,11 +326,12 @@ fn exact_size(bytes: u64) -> String {
 pub(super) trait Field: Sized {
     /// The value of the field.
     fn value(&self) -> Value;
-    /// The field of a value. Panics if it is none of the type that the table has for this field.
+    /// The field for a value. Panics if the value is not of the type that the table has for this
+    /// field.
     fn of(value: Value) -> Self;
 }
 
-/// A field that is one form of value: how it becomes that, and how it is made of it.
+/// A field that corresponds to one variant of [`Value`], with both conversions.
 macro_rules! field {
     ($($type:ty: $it:ident => $value:expr, $pattern:pat => $field:expr;)*) => {
         $(impl Field for $type {

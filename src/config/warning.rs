@@ -1,13 +1,13 @@
-//! What is legal and cannot work as it is written.
+//! Warnings: values that are valid but cannot work as written.
 
 use std::net::IpAddr;
 
 use super::{Config, Network};
 
-/// A warning: the key that it is about, as in `access.allow`; and what is wrong, with the remedy.
+/// A warning: the key, as in `access.allow`, and the problem with its remedy.
 pub(super) type Warning = (&'static str, String);
 
-/// What is odd about `config`.
+/// The warnings about `config`.
 pub(super) fn warnings(config: &Config) -> Vec<Warning> {
     let mut warnings = Vec::new();
     let denied = Ranges::of(&config.access.deny);
@@ -46,7 +46,7 @@ pub(super) fn warnings(config: &Config) -> Vec<Warning> {
 }
 
 /// Without a limit nothing ends an exchange with another service that answers everything, whatever
-/// the list of ports has.
+/// ports are listed.
 fn unbounded_datagrams(config: &Config) -> Option<Warning> {
     let datagram = &config.datagram;
     if datagram.datagrams_per_source.is_some() || datagram.bytes_per_source.is_some() {
@@ -76,7 +76,7 @@ fn range(network: &Network) -> Range {
     (family, first, number(last).1)
 }
 
-/// Ranges in order, none of which meets the next.
+/// Ranges in order that neither overlap nor touch.
 struct Ranges(Vec<Range>);
 
 impl Ranges {
@@ -95,7 +95,7 @@ impl Ranges {
         Self(merged)
     }
 
-    /// Whether the whole of `range` is in them.
+    /// Whether they contain all of `range`.
     fn cover(&self, (family, first, last): Range) -> bool {
         let after = self.0.partition_point(|(kin, begin, _)| (*kin, *begin) <= (family, first));
         let before = after.checked_sub(1).map(|index| self.0[index]);
