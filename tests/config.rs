@@ -364,7 +364,7 @@ fn a_broken_network_is_refused_with_its_own_line() {
         ("access = { allow = [\n'1.2.3' ] }", "2:1", "1.2.3"),
     ] {
         let key = if text.contains("deny") { "deny" } else { "allow" };
-        let expected = format!("FILE:{place}: access.{key}: {entry:?} is no network; {cure}");
+        let expected = format!("FILE:{place}: access.{key}: {entry:?} is not a network; {cure}");
         assert_eq!(refusal(text), expected);
     }
 }
@@ -699,7 +699,7 @@ fn a_listener_for_proxies_names_them() {
         (listener(tcp, require), "listener.trusted-proxies: missing; name the proxies"),
         (listener("", require), "listener.trusted-proxies: missing; name the proxies"),
         (listener(tcp, &empty), "listener.trusted-proxies: empty, so that"),
-        (listener(tcp, trusted), "listener.trusted-proxies: of no effect; add"),
+        (listener(tcp, trusted), "listener.trusted-proxies: has no effect; add"),
         (
             listener(tcp, "proxy-protocol = 'auto'"),
             "listener.proxy-protocol: \"auto\" is not known",

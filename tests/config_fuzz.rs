@@ -206,12 +206,12 @@ const CASES: &[(&str, &str, &[&str])] = &[
     (
         "fraction-of-a-byte",
         "[limits]\nmax-bytes = \"1.9B\"\n",
-        &["\"1.9B\" is no whole number of bytes; use \"1B\" or \"2B\""],
+        &["\"1.9B\" is not a whole number of bytes; use \"1B\" or \"2B\""],
     ),
     (
         "fraction-that-does-not-come-out-even",
         "[tcp]\nsend-buffer = \"2.1KiB\"\n",
-        &["\"2.1KiB\" is no whole number of bytes; use \"2150B\" or \"2151B\""],
+        &["\"2.1KiB\" is not a whole number of bytes; use \"2150B\" or \"2151B\""],
     ),
     (
         "path-of-two-lines",

@@ -407,7 +407,7 @@ impl Reader<'_> {
         let kind = kind.unwrap_or_else(usual);
         if kind != Kind::Echo && address.as_ref().is_some_and(|it| !it.is_stream()) {
             let problem = format!(
-                "\"{}\" is served over streams alone; use a TCP address or \"unix:\"",
+                "\"{}\" is served over streams only; use a TCP address or \"unix:\"",
                 kind.name()
             );
             self.note(byte, section.name, "kind", problem);
@@ -462,7 +462,7 @@ impl Proxies {
             (false, None) => Ok(None),
             (false, Some(list)) if list.is_empty() => Ok(None),
             (false, Some(_)) => {
-                let problem = "of no effect; add proxy-protocol = \"require\", or remove it";
+                let problem = "has no effect; add proxy-protocol = \"require\", or remove it";
                 Err((TRUSTED, problem))
             }
             (true, _) if kind != Kind::Echo => {

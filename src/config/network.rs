@@ -49,8 +49,8 @@ impl FromStr for Network {
                     "{quoted} has a number with a leading zero; use \"{network}\" if that is meant"
                 ),
                 None => format!(
-                    "{quoted} is no network; use one such as \"10.0.0.0/8\", \"2001:db8::/32\" or \
-                     a single address (numbers, not host names)"
+                    "{quoted} is not a network; use one such as \"10.0.0.0/8\", \"2001:db8::/32\" \
+                     or a single address (numbers, not host names)"
                 ),
             });
         };
@@ -134,25 +134,25 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_network_is_refused_with_the_cure() {
+    fn an_invalid_network_is_refused_with_the_remedy() {
         for (text, remedy) in [
             (
                 "10.0.0.5/8",
                 "\"10.0.0.5/8\" has bits beyond its prefix; use \"10.0.0.0/8\" or \"10.0.0.5\"",
             ),
             ("2001:db8::1/32", "use \"2001:db8::/32\" or \"2001:db8::1\""),
-            ("10.0.0.0/33", "is no network"),
-            ("10.0.0/8", "is no network"),
+            ("10.0.0.0/33", "is not a network"),
+            ("10.0.0/8", "is not a network"),
             ("localhost", "(numbers, not host names)"),
-            ("fe80::1%eth0", "is no network"),
-            ("", "is no network"),
-            ("10.0.0.0/08 ", "is no network"),
-            ("10.0.0.0/", "is no network"),
-            ("/8", "is no network"),
-            ("10.0.0.0/8/8", "is no network"),
-            ("10.0.0.0/+8", "is no network"),
-            ("10.0.0.0/-8", "is no network"),
-            ("::/0x20", "is no network"),
+            ("fe80::1%eth0", "is not a network"),
+            ("", "is not a network"),
+            ("10.0.0.0/08 ", "is not a network"),
+            ("10.0.0.0/", "is not a network"),
+            ("/8", "is not a network"),
+            ("10.0.0.0/8/8", "is not a network"),
+            ("10.0.0.0/+8", "is not a network"),
+            ("10.0.0.0/-8", "is not a network"),
+            ("::/0x20", "is not a network"),
             ("010.0.0.0/8", "has a number with a leading zero; use \"10.0.0.0/8\""),
             ("10.0.0.0/08", "has a number with a leading zero; use \"10.0.0.0/8\""),
             ("192.000.002.001", "has a number with a leading zero; use \"192.0.2.1/32\""),

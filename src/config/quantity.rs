@@ -164,7 +164,7 @@ pub(super) fn size(text: &str) -> Result<u64, Fault> {
     let bytes = scaled / scale;
     if scaled % scale != 0 {
         let remedy = format!("\"{bytes}B\" or \"{}B\"", bytes + 1);
-        return fault("is no whole number of bytes", remedy);
+        return fault("is not a whole number of bytes", remedy);
     }
     Ok(u64::try_from(bytes).unwrap_or(u64::MAX))
 }
@@ -173,7 +173,7 @@ pub(super) fn size(text: &str) -> Result<u64, Fault> {
 mod tests {
     use super::*;
 
-    /// Nanoseconds, or what is wrong.
+    /// Nanoseconds, or the problem.
     fn time(text: &str) -> Result<u128, Fault> {
         duration(text).map(|duration| duration.as_nanos())
     }

@@ -12,21 +12,21 @@ pub(super) fn warnings(config: &Config) -> Vec<Warning> {
     let mut warnings = Vec::new();
     let denied = Ranges::of(&config.access.deny);
     let allow = &config.access.allow;
-    let everybody = [(Family::V4, 0, u32::MAX.into()), (Family::V6, 0, u128::MAX)];
-    let is_let_in = match allow[..] {
-        [] => everybody.iter().any(|range| !denied.cover(*range)),
+    let all_addresses = [(Family::V4, 0, u32::MAX.into()), (Family::V6, 0, u128::MAX)];
+    let is_any_allowed = match allow[..] {
+        [] => all_addresses.iter().any(|range| !denied.cover(*range)),
         _ => allow.iter().any(|network| !denied.cover(range(network))),
     };
-    if !is_let_in {
-        let problem = "nobody can connect over TCP or is answered over UDP: all are denied; take \
-                       networks off this list";
+    if !is_any_allowed {
+        let problem = "no client can connect over TCP or is answered over UDP: all are denied; \
+                       remove networks from this list";
         warnings.push(("access.deny", problem.to_owned()));
     } else {
         let both = allow.iter().filter(|network| denied.cover(range(network)));
         warnings.extend(both.map(|network| {
             let problem = format!(
                 "\"{network}\" is denied as well, and access.deny wins; \
-                 take it off one of the lists"
+                 remove it from one of the lists"
             );
             ("access.allow", problem)
         }));
@@ -53,7 +53,7 @@ fn unbounded_datagrams(config: &Config) -> Option<Warning> {
         return None;
     }
     let problem = "\"off\", as datagram.bytes-per-source is: a forged datagram can start an \
-                   exchange without end between this and another UDP service; set one of the two";
+                   endless exchange between this and another UDP service; set one of the two";
     Some(("datagram.datagrams-per-source", problem.to_owned()))
 }
 

@@ -198,15 +198,15 @@ pub enum Unreadable {
 impl fmt::Display for Unreadable {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Foreign => write!(formatter, "it is no state of echo-uring"),
+            Self::Foreign => write!(formatter, "it is not a state of echo-uring"),
             Self::Version(version) => {
                 let newest = Version::PRESENT.number();
                 write!(formatter, "it is of version {version}, and this reads 1 to {newest}")
             }
-            Self::Length => write!(formatter, "it is cut short, or has more than it says"),
+            Self::Length => write!(formatter, "its length is not the one in its header"),
             Self::Checksum(right) => write!(formatter, "its checksum is not {right:016x}"),
-            Self::Text => write!(formatter, "its addresses or its configuration are no text"),
-            Self::Record(index) => write!(formatter, "its record {index} makes no sense"),
+            Self::Text => write!(formatter, "its addresses or its configuration are not text"),
+            Self::Record(index) => write!(formatter, "its record {index} is invalid"),
             Self::System(error) => write!(formatter, "{error}"),
         }
     }

@@ -87,7 +87,7 @@ fn all_errors_of_a_file_are_told() {
             "FILE:2:9: log.level: 1 is not known; use ",
             "FILE:4:11: server.workers: 0 is out of range; use ",
             "FILE:5:1: server.none: unknown key; use ",
-            "FILE:8:1: access.deny: \"a\" is no network; use ",
+            "FILE:8:1: access.deny: \"a\" is not a network; use ",
             "FILE:10:1: access.deny: 4 is not text; use ",
             "FILE:11:1: listener.name: missing; add ",
             "FILE:13:8: listener.name: \"x y\" is not a name; use ",
@@ -362,13 +362,13 @@ fn what_cannot_work_is_warned_of() {
             "[access]\ndeny = ['::/1', '0.0.0.0/0', '8000::/1']\n",
             "",
             &[
-                "main.toml:2:1: access.deny: nobody can connect over TCP or is answered over UDP: all ",
+                "main.toml:2:1: access.deny: no client can connect over TCP or is answered over UDP: ",
             ],
         ),
         (
             "[access]\nallow = ['::1']\ndeny = ['::/0']\n",
             "",
-            &["main.toml:3:1: access.deny: nobody can connect"],
+            &["main.toml:3:1: access.deny: no client can connect"],
         ),
         ("[datagram]\nbytes-per-source = 'off'\n", "", &[]),
         (

@@ -253,7 +253,7 @@ fn check_tells_everything() {
     assert!(printed.contains("max-connections = 5000\n"), "{printed}");
     let (path, drop_in) = (path.display(), drop_in.display());
     let expected = [
-        format!("echo-uring: warning: {drop_in}:4:1: access.deny: nobody can connect over TCP"),
+        format!("echo-uring: warning: {drop_in}:4:1: access.deny: no client can connect over TCP"),
         format!("echo-uring: warning: {path}:2:1: timeouts.stall: \"2m\" is never reached"),
         format!("echo-uring: warning: {path}:6:1: datagram.datagrams-per-source: \"off\", as "),
         format!("echo-uring: warning: {drop_in}:2:1: limits.max-connections: 5000 do not fit: "),

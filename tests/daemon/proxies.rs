@@ -337,7 +337,7 @@ fn proxies_must_be_named() {
     let (before, _) = PROXIED.split_once("trusted").unwrap();
     for (config, words) in [
         (before.to_owned(), ["listener.trusted-proxies", "missing"]),
-        (PROXIED.replace("require", "off"), ["listener.trusted-proxies", "of no effect"]),
+        (PROXIED.replace("require", "off"), ["listener.trusted-proxies", "has no effect"]),
         (
             PROXIED.replace("\n\n", "\n") + "kind = \"metrics\"\n",
             ["listener.proxy-protocol", "echo only"],
