@@ -100,9 +100,12 @@ const RETIRED_IN_DOCUMENTS: &[(&str, &str)] = &[
     ("yardstick", "reference"),
 ];
 
-/// What [`RETIRED_IN_DOCUMENTS`] applies to, besides the documents at the root. The manual page of the
-/// configuration file and the other source files are not included yet.
+/// What [`RETIRED_IN_DOCUMENTS`] applies to, besides the documents at the root. Other files are not
+/// included yet.
 const DOCUMENTS: &[&str] = &[
+    "config",
+    "crates/echo-core",
+    "crates/echo-ring",
     "docs",
     "packaging/admin",
     "packaging/completions",
@@ -116,6 +119,7 @@ const DOCUMENTS: &[&str] = &[
     "packaging/journal",
     "packaging/man/echo-load.1",
     "packaging/man/echo-uring.8",
+    "packaging/man/echo-uring.toml.5",
     "packaging/prometheus",
     "packaging/rpm",
     "packaging/sysusers",
@@ -123,11 +127,14 @@ const DOCUMENTS: &[&str] = &[
     "src/admin.rs",
     "src/capacity.rs",
     "src/cli.rs",
+    "src/config",
+    "src/config.rs",
     "src/daemon",
     "src/daemon.rs",
     "src/doctor",
     "src/doctor.rs",
     "src/handover.rs",
+    "src/handover/format.rs",
     "src/handover/store.rs",
     "src/lib.rs",
     "src/listen",
@@ -155,6 +162,8 @@ const REVIEWED: &[&str] = &[
     ".It Li cure",
     // A counter of the core.
     "stats.parked",
+    // The mark in the file of the program, by which other versions recognise it.
+    "reads hand-over states up to version",
     // A file of measurements.
     "crowds.json",
     "--works crowds",
