@@ -11,7 +11,7 @@ pub(crate) struct Spill {
 }
 
 impl Spill {
-    /// `length` bytes at the beginning of a block.
+    /// `unsent` bytes at the beginning of a block.
     #[must_use]
     pub(crate) fn of(unsent: u32) -> Self {
         Self { unsent, begin: 0 }

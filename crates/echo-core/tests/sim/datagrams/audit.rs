@@ -352,7 +352,7 @@ impl Audit {
         }
     }
 
-    /// The kernel has taken this packet out of a socket. It consists of `pieces` datagrams.
+    /// The kernel has taken this packet out of a socket. It may be a burst of datagrams.
     pub(crate) fn arrived(&mut self, socket: SocketId, serial: u64, datagram: &Datagram) {
         self.packets += 1;
         self.owed.insert(serial, pieces(datagram));
