@@ -32,7 +32,7 @@ mod place;
 #[path = "../daemon/tape.rs"]
 mod tape;
 
-mod crowd;
+mod idle_connections;
 mod waits;
 mod wakes;
 mod workers;
@@ -40,8 +40,8 @@ mod workers;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::crowd::{Crowd, room};
 use crate::daemon::{Daemon, Launch};
+use crate::idle_connections::{IdleConnections, room};
 use crate::machine::{alone, slowness};
 use crate::waits::Unused;
 use crate::wakes::Wakes;
@@ -87,16 +87,16 @@ fn an_idle_connection_costs_some_dozen_bytes() {
         println!("skipped: the limit on open files leaves room for {upper} connections only");
         return;
     }
-    let mut crowd = Crowd::new(daemon.place());
-    crowd.grow(SLOPE.0);
+    let mut idle = IdleConnections::new(daemon.place());
+    idle.grow(SLOPE.0);
     let before = settled_memory(&daemon);
-    crowd.grow(upper);
+    idle.grow(upper);
     let after = settled_memory(&daemon);
     let slope = (after as f64 - before as f64) / (upper - SLOPE.0) as f64;
     println!("{before} bytes at {}, {after} at {upper}: {slope:.1} a connection", SLOPE.0);
     assert!(slope <= BYTES_PER_CONNECTION_MAX, "{slope:.1} bytes a connection");
-    crowd.assert_some_answer();
-    drop(crowd);
+    idle.assert_some_answer();
+    drop(idle);
     daemon.stop();
 }
 
@@ -114,15 +114,15 @@ fn a_ready_daemon_takes_at_most_8_mib() {
 fn an_idle_daemon_sleeps() {
     let _quiet = alone();
     let daemon = Launch::with_config(TWO_WORKERS).start();
-    let mut crowd = Crowd::new(daemon.place());
-    crowd.grow(SLEEPERS.min(room(&daemon)));
+    let mut idle = IdleConnections::new(daemon.place());
+    idle.grow(SLEEPERS.min(room(&daemon)));
     // It may still be about the last connections, or have a status to tell.
     thread::sleep(Duration::from_millis(1_500));
     let wakes = Wakes::during(daemon.process, WATCH);
-    println!("{} idle connections: {wakes:?}", crowd.count());
+    println!("{} idle connections: {wakes:?}", idle.count());
     wakes.assert_at_most(WAKES_PER_SECOND_MAX);
-    crowd.assert_some_answer();
-    drop(crowd);
+    idle.assert_some_answer();
+    drop(idle);
     daemon.stop();
 }
 
@@ -134,14 +134,14 @@ fn a_watched_daemon_wakes_for_its_watchdog_alone() {
     let interval = Duration::from_secs(2);
     let launch = Launch { watchdog: Some(interval), ..Launch::with_config(TWO_WORKERS) };
     let daemon = launch.start();
-    let mut crowd = Crowd::new(daemon.place());
-    crowd.grow(SLEEPERS.min(1_000));
+    let mut idle = IdleConnections::new(daemon.place());
+    idle.grow(SLEEPERS.min(1_000));
     thread::sleep(Duration::from_millis(1_500));
     let wakes = Wakes::during(daemon.process, WATCH);
     println!("with a ping each {:?}: {wakes:?}", interval / 2);
     let pings_per_second = 2.0 / interval.as_secs_f64();
     wakes.assert_at_most(WAKES_PER_SECOND_MAX + pings_per_second);
-    drop(crowd);
+    drop(idle);
     daemon.stop();
 }
 
@@ -157,14 +157,14 @@ fn an_idle_daemon_does_not_wait_for_io() {
     }
     let workers = thread::available_parallelism().unwrap();
     let daemon = Launch::with_config(&format!("[server]\nworkers = {workers}\n")).start();
-    let mut crowd = Crowd::new(daemon.place());
-    crowd.grow(10 * workers.get());
+    let mut idle = IdleConnections::new(daemon.place());
+    idle.grow(10 * workers.get());
     let attempts: Vec<f64> =
         (0..5).map(|_| Unused::during(Duration::from_secs(1)).waiting()).collect();
     println!("part of the unused time that is booked as waiting for I/O: {attempts:.3?}");
     let best = attempts.iter().copied().fold(f64::INFINITY, f64::min);
     assert!(best <= WAITING_MAX, "{attempts:.3?}");
-    drop(crowd);
+    drop(idle);
     daemon.stop();
 }
 

@@ -15,7 +15,7 @@ import steps_calls
 import steps_client
 import steps_datagrams
 import steps_doctor
-import steps_mishaps
+import steps_failures
 import steps_package
 import steps_power
 import steps_proxies
@@ -50,7 +50,7 @@ from steps_access import sources_are_judged
 from steps_examples import examples_do_what_they_say
 from steps_instances import (
     instance_without_configuration_is_named,
-    instances_keep_everybody,
+    instances_keep_all,
     instances_stand_side_by_side,
     instances_tell_of_themselves,
     removal_ends_instances,
@@ -478,10 +478,10 @@ STEPS = [
     ("upgrade amid traffic", upgrade_refuses_nobody),
     *steps_handover.STEPS,
     *steps_datagrams.STEPS,
-    *steps_mishaps.STEPS,
+    *steps_failures.STEPS,
     ("nothing unseen", nothing_went_wrong_unseen),
     ("instances", instances_stand_side_by_side),
-    ("instance keeps all", instances_keep_everybody),
+    ("instance keeps all", instances_keep_all),
     ("instance status", instances_tell_of_themselves),
     ("instance unconfigured", instance_without_configuration_is_named),
     ("instance upgraded", upgrade_restarts_instances),

@@ -46,8 +46,8 @@ def balanced(machine, path):
     echoes(machine, ["127.0.0.1"], length=1 << 20, port=FRONTEND)
 
     # A restart keeps everybody, so it announces nothing; a stop does.
-    crowd = machine.start_traffic("through", "--port", FRONTEND)
-    expect(crowd.stdout.readline().strip() == "ready", "no echo through HAProxy")
+    clients = machine.start_traffic("through", "--port", FRONTEND)
+    expect(clients.stdout.readline().strip() == "ready", "no echo through HAProxy")
     restart = machine.start(machine.inside(f"systemctl restart {SERVICE}"))
     seen = {status(path)}
     until = time.monotonic() + 4
@@ -63,8 +63,8 @@ def balanced(machine, path):
     # Still in the lead time: who does not come through HAProxy is still served.
     echoes(machine)
     expect(machine.show(SERVICE, "ActiveState") == "deactivating", "the lead time was over")
-    crowd.terminate()
-    report = machine.finish_traffic(crowd)
+    clients.terminate()
+    report = machine.finish_traffic(clients)
     expect(not report["fault"], f"a connection through HAProxy suffered: {report}")
     eventually(lambda: not is_active(machine, SERVICE), 20, "the service does not stop")
     machine.run(f"systemctl start {SERVICE}")

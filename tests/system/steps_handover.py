@@ -1,6 +1,6 @@
 """Restarts and upgrades that keep every established connection, and stops that do not.
 
-It knows systemd's verbs, the journal and the crowd of `crowd.py`; nothing of how it is done.
+It knows systemd's verbs, the journal and the clients of `connections.py`; nothing of how it is done.
 """
 
 import pathlib
@@ -9,78 +9,78 @@ import sys
 from checks import SERVICE, drop_in, echoes, is_active, no_message_bus, place, remove_drop_in
 from machine import Failure, eventually, expect
 
-CROWD = pathlib.Path(__file__).parent / "crowd.py"
+CLIENT = pathlib.Path(__file__).parent / "connections.py"
 # The host's hard limit on open files is 20,000 a process where this is mostly run.
-PEOPLE = {"connections": 9000, "talkers": 3000, "stalled": 50}
+CONNECTIONS = {"connections": 9000, "talkers": 3000, "stalled": 50}
 FEW = {"connections": 60, "talkers": 20, "stalled": 3}
 
 
-def gather(machine, people, address=None):
-    """A crowd that has been answered, at both addresses of loopback or at that one."""
-    options = [word for name, count in people.items() for word in (f"--{name}", count)]
+def open_connections(machine, kinds, address=None):
+    """Opens connections of these kinds, to `address` or to both addresses of loopback."""
+    options = [word for name, count in kinds.items() for word in (f"--{name}", count)]
     options += ["--address", address] if address else []
-    crowd = machine.start(machine.in_its_network(sys.executable, CROWD, *options))
-    ready = crowd.stdout.readline().strip()
+    clients = machine.start(machine.in_its_network(sys.executable, CLIENT, *options))
+    ready = clients.stdout.readline().strip()
     if ready != "ready":
-        raise Failure(f"the crowd did not gather: {ready} {crowd.stdout.read()}")
-    return crowd
+        raise Failure(f"the connections were not opened: {ready} {clients.stdout.read()}")
+    return clients
 
 
-def judge(machine, crowd):
-    crowd.terminate()
-    return machine.finish_traffic(crowd, timeout=180)
+def judge(machine, clients):
+    clients.terminate()
+    return machine.finish_traffic(clients, timeout=180)
 
 
 def told(machine, words, unit=SERVICE):
     return [text for text in machine.messages(unit) if words in text]
 
 
-def survives(machine, act, people, unit=SERVICE, address=None):
-    """What the crowd says of `act`: nobody may have lost a byte."""
-    crowd = gather(machine, people, address)
+def survives(machine, act, kinds, unit=SERVICE, address=None):
+    """Runs `act` while clients are connected. No client may lose a byte."""
+    clients = open_connections(machine, kinds, address)
     pid = machine.show(unit, "MainPID")
     handed = len(told(machine, "handed over", unit))
     act()
     eventually(lambda: is_active(machine, unit), 30, f"{unit} is not active")
     expect(machine.show(unit, "MainPID") != pid, f"{unit} was not restarted")
-    report = judge(machine, crowd)
+    report = judge(machine, clients)
     expect(len(told(machine, "handed over", unit)) > handed, "nothing was handed over")
     expect(report["faults"] == 0, f"connections suffered: {report}")
     expect(machine.show(unit, "NFileDescriptorStore") == "0", "the store was not emptied")
     return report
 
 
-def drains(machine, command, people):
+def drains(machine, command, kinds):
     """The command begins a drain, during which everybody is still served."""
-    crowd = gather(machine, people)
+    clients = open_connections(machine, kinds)
     drained, handed = (len(told(machine, words)) for words in ("draining: ", "handed over"))
     ending = machine.start(machine.inside(command))
     eventually(
         lambda: len(told(machine, "draining: ")) > drained, 10, f"{command} did not drain"
     )
-    report = judge(machine, crowd)
+    report = judge(machine, clients)
     expect(report["faults"] == 0, f"connections suffered: {report}")
     output, _ = ending.communicate(timeout=30)
     expect(ending.returncode == 0, f"{command} failed: {output}")
     expect(len(told(machine, "handed over")) == handed, f"{command} handed over")
 
 
-def restart_keeps_everybody(machine, _packages):
+def restart_keeps_all(machine, _packages):
     """`systemctl restart` with 9,000 connections: no byte lost, nobody waits for a second."""
     pauses = []
     for verb in ("restart", "restart", "try-restart"):
-        report = survives(machine, lambda: machine.run(f"systemctl {verb} {SERVICE}"), PEOPLE)
+        report = survives(machine, lambda: machine.run(f"systemctl {verb} {SERVICE}"), CONNECTIONS)
         pauses.append(report["longest_pause"])
     expect(max(pauses) < 1.0, f"somebody waited too long: {pauses}")
     return f"{report['connections']} kept, longest pauses {pauses} s"
 
 
-def upgrade_keeps_everybody(machine, packages):
+def upgrade_keeps_all(machine, packages):
     """`apt install` of a newer version: the same."""
     package = place(machine, packages.newer)
     # It may be the one that is there already, from a step before.
     install = f"apt-get install --yes --allow-downgrades --reinstall {package}"
-    report = survives(machine, lambda: machine.run(install), PEOPLE)
+    report = survives(machine, lambda: machine.run(install), CONNECTIONS)
     expect(report["longest_pause"] < 1.0, f"somebody waited too long: {report}")
     return f"{report['connections']} kept, longest pause {report['longest_pause']} s"
 
@@ -137,7 +137,7 @@ def reexec_and_kills_do_no_harm(machine, _packages):
     """A manager that was replaced hands on as well; a process killed at its start wedges nothing."""
     machine.run("systemctl daemon-reexec")
     survives(machine, lambda: machine.run(f"systemctl restart {SERVICE}"), FEW)
-    crowd = gather(machine, FEW)
+    clients = open_connections(machine, FEW)
     # Restarted without a wait, and killed as soon as there is something to kill, over and over.
     machine.run(
         f"systemctl --no-block restart {SERVICE}; for n in 1 2 3 4 5; do sleep 0.0$n;"
@@ -148,12 +148,12 @@ def reexec_and_kills_do_no_harm(machine, _packages):
         lambda: machine.show(SERVICE, "NFileDescriptorStore") == "0", 10, "the store was kept"
     )
     echoes(machine)
-    crowd.kill()
+    clients.kill()
 
 
 STEPS = [
-    ("restart keeps all", restart_keeps_everybody),
-    ("upgrade keeps all", upgrade_keeps_everybody),
+    ("restart keeps all", restart_keeps_all),
+    ("upgrade keeps all", upgrade_keeps_all),
     ("restart without a bus", restart_needs_no_bus),
     ("no store", store_that_is_off_is_told),
     ("only restarts hand over", only_restarts_hand_over),

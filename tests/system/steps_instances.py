@@ -14,7 +14,7 @@ LAB = "echo-uring@lab"
 EDGE = "echo-uring@edge"
 LAB_SOCKET_FILE = "/run/echo-uring/lab/echo.sock"
 EDGE_PORT = 7071
-PEOPLE = {"connections": 1000, "talkers": 300, "stalled": 10}
+CONNECTIONS = {"connections": 1000, "talkers": 300, "stalled": 10}
 LAB_STATUS = "echo-uring-status@lab.socket"
 LAB_METRICS = "echo-uring-metrics@lab.socket"
 
@@ -96,10 +96,10 @@ def instances_stand_side_by_side(machine, _packages):
 def lab_keeps_all(machine, command):
     """The command restarts the instance, and no connection to it suffers."""
     socket = f"/proc/{machine.leader}/root{LAB_SOCKET_FILE}"
-    return survives(machine, lambda: machine.run(command), PEOPLE, f"{LAB}.service", socket)
+    return survives(machine, lambda: machine.run(command), CONNECTIONS, f"{LAB}.service", socket)
 
 
-def instances_keep_everybody(machine, packages):
+def instances_keep_all(machine, packages):
     """A restart of an instance keeps its connections; so does an upgrade without a message bus."""
     names = machine.run("cut -d : -f 1 /etc/passwd").stdout.split()
     expect("echo-uring-lab" not in names, "the instance has a user of its own, made by whom?")
@@ -109,7 +109,7 @@ def instances_keep_everybody(machine, packages):
         upgrade = f"dpkg --install {place(machine, packages.newer)}"
         reports.append(lab_keeps_all(machine, upgrade))
     pauses = [report["longest_pause"] for report in reports]
-    return f"{PEOPLE['connections']} kept, longest pauses {pauses} s"
+    return f"{CONNECTIONS['connections']} kept, longest pauses {pauses} s"
 
 
 def instances_tell_of_themselves(machine, _packages):

@@ -11,7 +11,7 @@ import subprocess
 
 from checks import CONFIG, SERVICE, SOCKET, drop_in, echoes, is_active, place, remove_drop_in
 from machine import GUEST_ENVIRONMENT, eventually, expect
-from steps_handover import gather, judge
+from steps_handover import open_connections, judge
 
 # An instance beside the first service, with an address of its own.
 NAME = "pkg"
@@ -261,7 +261,7 @@ def bad_files_are_left_to_the_old(machine, packages):
         good = next(each for _, each, _, _ in services if each != unit)
         machine.run(f"cp -p {config} /var/tmp/good.toml && echo 'nonsense = 1' >> {config}")
         line = len(machine.run(f"cat {config}").stdout.splitlines())
-        crowd = gather(machine, READERS, address)
+        clients = open_connections(machine, READERS, address)
         pid, good_pid = machine.show(unit, "MainPID"), machine.show(good, "MainPID")
         said = install(machine, packages.newer)
         left, remedy = f"{name} was not restarted", f"systemctl restart {name}"
@@ -270,7 +270,7 @@ def bad_files_are_left_to_the_old(machine, packages):
         expect(machine.show(unit, "MainPID") == pid, f"{unit} was restarted with a bad file")
         expect(is_active(machine, unit), f"{unit} is not active")
         expect(machine.show(good, "MainPID") != good_pid, f"{good} was not restarted")
-        report = judge(machine, crowd)
+        report = judge(machine, clients)
         expect(report["faults"] == 0, f"connections suffered: {report}")
         # As it says: repaired and restarted.
         machine.run(f"mv /var/tmp/good.toml {config} && systemctl restart {name}")

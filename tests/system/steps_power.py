@@ -4,9 +4,9 @@ import time
 
 from checks import SERVICE, echoes, is_active, last_account
 from machine import eventually, expect
-from steps_handover import gather, judge
+from steps_handover import open_connections, judge
 
-PEOPLE = {"connections": 60, "talkers": 20, "stalled": 3}
+CONNECTIONS = {"connections": 60, "talkers": 20, "stalled": 3}
 # timeouts.drain of 10 s, 5 s for those who do not end by themselves, and the rest of the machine.
 SECONDS_MAX = 25
 # Stands for whatever sets up the network: ordered as systemd.special(7) asks of it.
@@ -35,15 +35,15 @@ def goes_down_in_order(machine, _packages):
     # Started with the network there, as at any boot.
     machine.run(f"systemctl restart {SERVICE}")
     machine.run("mkdir -p /var/log/journal && journalctl --flush")
-    crowd = gather(machine, PEOPLE)
+    clients = open_connections(machine, CONNECTIONS)
     started = time.monotonic()
     machine.run("systemctl poweroff", check=False)
     eventually(lambda: machine.supervisor.poll() is not None, 60, "the machine does not go down")
     seconds = time.monotonic() - started
-    kinds = judge(machine, crowd)["kinds"]
+    kinds = judge(machine, clients)["kinds"]
     # Who never reads an echo is waited for, and then reset.
     ended = kinds.get("ended", 0)
-    readers = PEOPLE["connections"] - PEOPLE["stalled"]
+    readers = CONNECTIONS["connections"] - CONNECTIONS["stalled"]
     expect(ended >= readers, f"not all connections ended: {kinds}")
     expect(seconds < SECONDS_MAX, f"it took {seconds:.1f} s")
 

@@ -6,7 +6,7 @@ is the old program, in the old units, and the one that takes over is the program
 
 from checks import CONFIG, SERVICE, SOCKET, echoes, is_active, place, stream_of_clients
 from machine import expect
-from steps_handover import PEOPLE, survives, told
+from steps_handover import CONNECTIONS, survives, told
 
 PURGE = "apt-get purge --yes echo-uring"
 
@@ -37,7 +37,7 @@ def upgrade_from_the_first_version(machine, packages):
             machine.run(f"apt-get install --yes {keep} {package}")
         clients.update(report)
 
-    report = survives(machine, upgrade, PEOPLE)
+    report = survives(machine, upgrade, CONNECTIONS)
     expect(report["longest_pause"] < 1.0, f"somebody waited too long: {report}")
     expect(clients["cut"] == 0, f"clients that came meanwhile were cut off: {clients}")
     expect(build_of(machine) != before, "the old program runs on")
@@ -46,9 +46,9 @@ def upgrade_from_the_first_version(machine, packages):
     taken = told(machine, "took over ")[-1]
     # Of those that came meanwhile a few may have been open at that moment.
     count = int(taken.split("took over ")[1].split()[0])
-    expect(0 <= count - PEOPLE["connections"] <= 100, f"it says: {taken}")
+    expect(0 <= count - CONNECTIONS["connections"] <= 100, f"it says: {taken}")
     # And on to the next one, which tells by itself what is a restart.
-    survives(machine, lambda: machine.run(f"systemctl restart {SERVICE}"), PEOPLE)
+    survives(machine, lambda: machine.run(f"systemctl restart {SERVICE}"), CONNECTIONS)
     echoes(machine)
     return f"{report['connections']} kept, longest pause {report['longest_pause']} s"
 

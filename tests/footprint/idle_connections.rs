@@ -26,12 +26,12 @@ pub(crate) fn room(daemon: &Daemon) -> usize {
 }
 
 /// Connections that do nothing.
-pub(crate) struct Crowd {
+pub(crate) struct IdleConnections {
     place: Place,
     sockets: Vec<Socket>,
 }
 
-impl Crowd {
+impl IdleConnections {
     /// Nobody yet.
     pub(crate) fn new(place: &Place) -> Self {
         Self { place: place.clone(), sockets: Vec::new() }

@@ -141,15 +141,15 @@ def main():
     stop = []
     signal.signal(signal.SIGTERM, lambda *_: stop.append(True))
     places = options.address or ["127.0.0.1", "::1"]
-    everybody = [connect(places[n % len(places)]) for n in range(options.connections)]
-    first = faults_of(ping, [(seed, (c,)) for seed, c in enumerate(everybody)])
+    connections = [connect(places[n % len(places)]) for n in range(options.connections)]
+    first = faults_of(ping, [(seed, (c,)) for seed, c in enumerate(connections)])
     talkers = []
     selector = selectors.EpollSelector()
     for seed in range(options.talkers):
-        everybody[seed].setblocking(False)
-        talkers.append(Talker(everybody[seed], seed))
-        selector.register(everybody[seed], selectors.EVENT_READ, talkers[-1])
-    rest = list(enumerate(everybody))[options.talkers :]
+        connections[seed].setblocking(False)
+        talkers.append(Talker(connections[seed], seed))
+        selector.register(connections[seed], selectors.EVENT_READ, talkers[-1])
+    rest = list(enumerate(connections))[options.talkers :]
     stalled = [(seed, (c, stuff(c, seed))) for seed, c in rest[: options.stalled]]
     silent = [(seed, (c,)) for seed, c in rest[options.stalled :]]
     for talker in talkers:
@@ -176,7 +176,7 @@ def main():
     print(
         json.dumps(
             {
-                "connections": len(everybody),
+                "connections": len(connections),
                 "faults": len(faults),
                 "kinds": collections.Counter(faults),
                 "words": sum(talker.heard for talker in talkers) // WORD,

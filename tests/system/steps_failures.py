@@ -15,7 +15,7 @@ import time
 
 from checks import SERVICE, drop_in, echoes, is_active, remove_drop_in
 from machine import Failure, eventually, expect
-from steps_handover import FEW, gather, judge, told
+from steps_handover import FEW, open_connections, judge, told
 
 # Where a state has its version, a number of four bytes, and for how long its first connection was
 # quiet.
@@ -131,7 +131,7 @@ def is_well(machine, pid_before):
 def unusable_state_is_survived(machine, _packages):
     """A state that is newer, older or damaged: connections end in order; the journal says why."""
     for spoil, reason in UNUSABLE:
-        crowd = gather(machine, FEW)
+        clients = open_connections(machine, FEW)
         before, process = machine.show(SERVICE, "MainPID"), machine.daemon()
         said = len(told(machine, reason))
         # It rewinds the state when it is written and before it is sealed.
@@ -146,7 +146,7 @@ def unusable_state_is_survived(machine, _packages):
         expect(restart.returncode == 0, f"{spoil.__name__}: the restart failed: {output}")
         is_well(machine, before)
         expect(len(told(machine, reason)) == said + 1, f"the journal does not say: {reason}")
-        report = judge(machine, crowd)
+        report = judge(machine, clients)
         kinds = report["kinds"]
         expect(kinds == {"ended": FEW["connections"]}, f"{spoil.__name__}: not all ended: {kinds}")
     return f"{len(UNUSABLE)} states, {FEW['connections']} connections ended in order each time"
@@ -158,23 +158,23 @@ def deaths(machine, name):
     return sum(bool(died.search(text)) for text in machine.messages())
 
 
-def survived(machine, crowd, before, name, number):
+def survived(machine, clients, before, name, number):
     """What is demanded after another death by this signal; whether all connections were kept."""
     is_well(machine, before)
     expect(deaths(machine, name) == number + 1, "not one process died")
     machine.aborts += name == "ABRT"
-    kinds = judge(machine, crowd)["kinds"]
+    kinds = judge(machine, clients)["kinds"]
     expect(set(kinds) <= ENDS, f"clients saw {kinds}")
     return not kinds
 
 
 def old_process_dies(machine, call, name):
-    crowd = gather(machine, FEW)
+    clients = open_connections(machine, FEW)
     before, number = machine.show(SERVICE, "MainPID"), deaths(machine, name)
     with injected(machine, machine.daemon(), call, f"signal=SIG{name}"):
         restart = machine.start(machine.inside(f"systemctl restart {SERVICE}"))
         restart.communicate(timeout=30)
-    return survived(machine, crowd, before, name, number)
+    return survived(machine, clients, before, name, number)
 
 
 def stopped_shell(machine):
@@ -191,7 +191,7 @@ def stopped_shell(machine):
 
 
 def new_process_dies(machine, call, name):
-    crowd = gather(machine, FEW)
+    clients = open_connections(machine, FEW)
     before, number = machine.show(SERVICE, "MainPID"), deaths(machine, name)
     drop_in(machine, SERVICE, "stopped", STOPPED_AT_ITS_START)
     restart = machine.start(machine.inside(f"systemctl restart {SERVICE}"))
@@ -201,7 +201,7 @@ def new_process_dies(machine, call, name):
     with injected(machine, process, call, f"signal=SIG{name}"):
         os.kill(process, signal.SIGCONT)
         restart.communicate(timeout=30)
-    return survived(machine, crowd, before, name, number)
+    return survived(machine, clients, before, name, number)
 
 
 def deaths_wedge_nothing(machine, _packages):
@@ -223,7 +223,7 @@ def deaths_wedge_nothing(machine, _packages):
 
 def refused_hand_over_drains(machine, _packages):
     """If the kernel lets no more descriptors travel, nothing is cut off: it drains."""
-    crowd = gather(machine, FEW)
+    clients = open_connections(machine, FEW)
     before = machine.show(SERVICE, "MainPID")
     words = "connections cannot be handed over"
     said = len(told(machine, words))
@@ -231,7 +231,7 @@ def refused_hand_over_drains(machine, _packages):
         restart = machine.start(machine.inside(f"systemctl restart {SERVICE}"))
         eventually(lambda: len(told(machine, words)) > said, 10, f"the journal has no: {words}")
     # They all go on until the drain ends, or they do.
-    report = judge(machine, crowd)
+    report = judge(machine, clients)
     expect(report["faults"] == 0, f"connections suffered: {report}")
     output, _ = restart.communicate(timeout=30)
     expect(restart.returncode == 0, f"the restart failed: {output}")
