@@ -1,4 +1,4 @@
-"""What several steps demand or do: an exact echo, a balanced account, a stream of clients.
+"""What several steps use: an exact echo, a balanced account, a stream of clients.
 
 This file must know nothing about the order of the steps.
 """
@@ -29,7 +29,7 @@ STOPPED = re.compile(
 
 
 def place(machine, package):
-    """Copies a package into the machine under a name that `purge` cannot be blamed for."""
+    """Copies a package into the machine under a name that the check after `purge` ignores."""
     shutil.copyfile(package, machine.root / "var/tmp/package.deb")
     return "/var/tmp/package.deb"
 
@@ -109,26 +109,26 @@ def stream_of_clients(machine):
     report = {}
     try:
         yield report
-        # The daemon of after the event has to answer some of them, too.
+        # The daemon has to answer some of them after the event as well.
         time.sleep(1)
     finally:
         process.send_signal(signal.SIGTERM)
         report.update(machine.finish_traffic(process))
     expect(report["refused"] == 0, f"clients were refused: {report}")
-    expect(report["forgotten"] == 0, f"clients waited in vain: {report}")
+    expect(report["forgotten"] == 0, f"clients got no answer: {report}")
     expect(report["wrong"] == 0, f"clients got wrong bytes: {report}")
     expect(report["echoed"] > 0, f"no client was served: {report}")
 
 
 @contextlib.contextmanager
 def no_message_bus(machine):
-    """While the body runs there is no system bus, and afterwards everything uses it as before."""
+    """While the body runs there is no system bus; afterwards there is one again."""
     bus = "dbus.socket dbus.service"
     machine.run(f"systemctl mask --runtime --now {bus} && rm -f /run/dbus/system_bus_socket")
     try:
         yield
     finally:
-        # logind does not come back to a bus that was away, and who calls it waits for 25 s.
+        # logind does not reconnect to the bus, and its callers would wait for 25 s.
         machine.run(
             f"systemctl unmask --runtime {bus} && systemctl start dbus.socket && "
             "systemctl try-restart systemd-logind.service"
@@ -136,7 +136,7 @@ def no_message_bus(machine):
 
 
 def filters_need_privilege():
-    """Whether this kernel lets no process without CAP_NET_ADMIN filter a TCP socket."""
+    """Whether this kernel refuses socket filters on TCP sockets without CAP_NET_ADMIN."""
     accept_all = ctypes.create_string_buffer(struct.pack("@HBBI", 6, 0, 0, 0xFFFFFFFF))
     program = struct.pack("@HP", 1, ctypes.addressof(accept_all))
     child = os.fork()

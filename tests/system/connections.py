@@ -1,8 +1,8 @@
-"""A crowd that is there before a restart and must be there after it.
+"""Many connections that are open before a restart and must be open after it.
 
-Run as a program by `machine.py`, like `traffic.py`: some thousand connections, of which a third
-talks all the time, some never read until the end, and the others are silent. Prints "ready" when
-all were answered once; at SIGTERM it ends, and judges every byte and every connection.
+Run as a program by `machine.py`, like `traffic.py`. Of some thousand connections a third sends all
+the time, some do not read until the end, and the others are silent. Prints "ready" when each
+connection has been answered once. At SIGTERM it checks every byte and every connection, and ends.
 """
 
 import argparse
@@ -23,13 +23,13 @@ TAPE = random.Random(1).randbytes(PERIOD) * 3
 
 
 def tape(seed, start, length):
-    """Bytes of an endless stream of which each connection has its own."""
+    """Bytes from an endless stream; each connection has its own."""
     start = (start + 4099 * seed) % PERIOD
     return TAPE[start : start + length]
 
 
 class Talker:
-    """Says a word when the last one is back."""
+    """Sends a word when the last one has come back."""
 
     def __init__(self, connection, seed):
         self.connection, self.seed = connection, seed
@@ -71,7 +71,7 @@ class Talker:
 
 
 def connect(address):
-    """To port 7 of an address, or to a Unix socket if it is a path."""
+    """Connects to port 7 of an address, or to a Unix socket if it is a path."""
     connection = traffic.connect(address, traffic.PORT)
     if connection.family != socket.AF_UNIX:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -79,7 +79,7 @@ def connect(address):
 
 
 def stuff(connection, seed):
-    """Writes until nothing fits any more for a while; how much did."""
+    """Writes until the socket takes no more for 0.3 s; returns the number of bytes."""
     connection.setblocking(False)
     written, quiet_since = 0, time.monotonic()
     while time.monotonic() - quiet_since < 0.3:
@@ -92,7 +92,7 @@ def stuff(connection, seed):
 
 
 def read_back(connection, seed, length):
-    """What is wrong with the echo of so many stuffed bytes, if anything."""
+    """Reads the echo of `length` stuffed bytes; returns what is wrong with it, if anything."""
     connection.settimeout(30)
     heard = 0
     while heard < length:
@@ -119,7 +119,7 @@ def ping(connection, seed):
 
 
 def faults_of(check, members):
-    """How many of `members` have a fault, and what some of them say."""
+    """The faults that `check` finds in `members`."""
     faults = []
     for seed, (connection, *rest) in members:
         try:

@@ -1,5 +1,5 @@
-"""What the packages bring for people and shells: manual pages and completions, looked at on the
-host. This file must know nothing about the machines.
+"""Checks of the manual pages and shell completions of the packages, on the host. This file must
+know nothing about the machines.
 """
 
 import os
@@ -7,7 +7,7 @@ import pathlib
 import subprocess
 import tempfile
 
-# What each shell has to offer, at the end of a line.
+# What each shell must complete.
 ZSH = r"""
 fpath=($1/usr/share/zsh/vendor-completions $fpath)
 autoload -U compinit && compinit -u -D
@@ -48,7 +48,7 @@ def said_by(*command, **environment):
 
 
 def complaints(*packages):
-    """What is wrong with the pages and completions of these packages; empty if nothing is."""
+    """What is wrong with the pages and completions of these packages; empty if nothing."""
     with tempfile.TemporaryDirectory(prefix="echo-uring-documents-") as tree:
         for package in packages:
             subprocess.run(["dpkg-deb", "--extract", str(package), tree], check=True)
@@ -60,7 +60,7 @@ def complaints(*packages):
             found += f"only {len(pages)} manual pages: {pages}"
         for page in pages:
             found += said_by("mandoc", "-T", "lint", "-W", "warning", str(page))
-            # To a file, as man says less when it writes to a pipe that nobody reads.
+            # To a file, as man prints fewer warnings when it writes to a pipe.
             render = f"man --warnings --local-file {page} 2>&1 >{tree}/page && test -s {tree}/page"
             found += said_by("sh", "-c", render, MANWIDTH="80")
         return found

@@ -10,16 +10,16 @@ import shutil
 import subprocess
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
-# The commit of version 0.1.0, the first that others have installed.
+# The commit of version 0.1.0, the first release.
 BASELINE = "94ae6b1737c3e89f4ef4d80905dbda569eaae293"
-# It is to be built soon rather than to be fast; what it does is the same.
+# A quick build matters more here than a fast program; the behaviour is the same.
 BASELINE_PROFILE = {
     "CARGO_PROFILE_RELEASE_LTO": "off",
     "CARGO_PROFILE_RELEASE_OPT_LEVEL": "1",
     "CARGO_PROFILE_RELEASE_CODEGEN_UNITS": "16",
     "CARGO_PROFILE_RELEASE_DEBUG": "false",
 }
-# Each tool with the Debian package that has it.
+# Each tool with its Debian package.
 TOOLS = {
     "debootstrap": "debootstrap",
     "systemd-nspawn": "systemd-container",
@@ -94,7 +94,7 @@ def find_mirror():
     """The Debian mirror that this host's own apt uses."""
     form = "$(ORIGIN)|$(LABEL)|$(REPO_URI)"
     list_targets = ["apt-get", "indextargets", "--format", form, "Created-By: Packages"]
-    # A host that never ran `apt-get update` knows no origins yet.
+    # A host that never ran `apt-get update` has no origins yet.
     for targets in (output_of(*list_targets), None):
         if targets is None:
             output_of("apt-get", "update", "--quiet", stderr=subprocess.STDOUT)
@@ -107,7 +107,7 @@ def find_mirror():
 
 
 def proxy_environment():
-    """apt's proxy, in the form in which debootstrap's downloader understands it."""
+    """apt's proxy, in the form that debootstrap's downloader understands."""
     for scheme in ("http", "https"):
         text = output_of("apt-config", "shell", "PROXY", f"Acquire::{scheme}::Proxy")
         match = re.fullmatch(r"PROXY='(.+)'", text)
@@ -116,16 +116,16 @@ def proxy_environment():
 
 
 def check_signatures():
-    """debootstrap goes on without a word when it has no keys; here that is an error."""
+    """Without keys debootstrap continues without a warning; here that is an error."""
     keyring = pathlib.Path("/usr/share/keyrings/debian-archive-keyring.gpg")
     if not keyring.exists():
         raise Unready("no keys to verify the archive with: apt-get install debian-archive-keyring")
 
 
 class Packages:
-    """The packages under test, that of the daemon (`current`) and that of the client; one of the
-    daemon's content with a higher version; and that of the first version, which held both programs,
-    if a step needs it (`baseline`)."""
+    """The packages under test: that of the daemon (`current`), that of the client, the daemon's
+    content with a higher version (`newer`), and, if a step needs it, that of the first version,
+    which had both programs (`baseline`)."""
 
     baseline = None
 
@@ -169,8 +169,8 @@ def build_package(tree=REPOSITORY, environment=None):
 
 
 def build_baseline(work_directory):
-    """Builds the package of BASELINE, once, and returns its path. It is kept in the target
-    directory of this source tree, where the next run finds it."""
+    """Builds the package of BASELINE and returns its path. It is kept in the target directory of
+    this source tree for the next run."""
     target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", REPOSITORY / "target"))
     kept = target / "baseline" / f"{BASELINE}.deb"
     if kept.exists():
@@ -188,7 +188,7 @@ def build_baseline(work_directory):
     environment = {**BASELINE_PROFILE, "CARGO_TARGET_DIR": str(target / "baseline")}
     built = build_package(tree, environment)
     shutil.move(built, kept)
-    # Some hundred MB that nobody needs again.
+    # Some hundred MB that are not needed again.
     shutil.rmtree(target / "baseline/release")
     shutil.rmtree(tree)
     return kept

@@ -1,7 +1,7 @@
-"""What the user of a process could do in its place: `inside.py PID` prints it as JSON.
+"""What the user of a process can do inside its sandbox: `inside.py PID` prints it as JSON.
 
 It enters the process's namespaces, becomes its user without any capability, and tries to create a
-file in each directory it can see. Run by root, outside; it needs nothing of what is inside.
+file in each visible directory. It is run by root on the host, and needs no file inside the sandbox.
 """
 
 import ctypes
@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 
-# Their content is the kernel's; what a process may write there is about itself.
+# The kernel makes their content; what a process may write there concerns only itself.
 KERNEL = ("/proc", "/sys")
 
 
@@ -22,9 +22,9 @@ def enter(pid):
             name, _, value = line.partition(":")
             status[name] = value.split()
     library = ctypes.CDLL(None, use_errno=True)
-    # The user namespace comes last: outside of it the right to enter the others is ours.
+    # The user namespace is last: only outside of it may this process enter the others.
     handles = [os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY) for kind in ("mnt", "net", "user")]
-    # Inside it nobody may give up groups.
+    # Inside the user namespace no process may give up groups.
     os.setgroups([])
     for handle in handles:
         if library.setns(handle, 0) != 0:

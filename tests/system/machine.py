@@ -18,7 +18,7 @@ import time
 
 TRAFFIC = pathlib.Path(__file__).with_name("traffic.py")
 PR_SET_PDEATHSIG = 1
-# What the caller's environment says is not the business of the machine.
+# The machine does not inherit the caller's environment.
 GUEST_ENVIRONMENT = [
     "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "HOME=/root",
@@ -31,7 +31,7 @@ GUEST_ENVIRONMENT = [
 
 
 class Failure(Exception):
-    """A promise that was not kept, in one sentence for the reader of the report."""
+    """A requirement that was not met, in one sentence for the reader of the report."""
 
 
 def expect(condition, sentence):
@@ -53,7 +53,7 @@ def eventually(attempt, seconds, sentence):
 
 def bootstrap(release, directory, mirror, log):
     """Starts the installation of a minimal Debian into `directory`; returns the process."""
-    # In a mount namespace of its own: whatever it mounts is gone with it, however it ends.
+    # In a mount namespace of its own, so that its mounts end with the process.
     command = ["unshare", "--mount-proc", "--pid", "--fork", "--kill-child=KILL", "debootstrap"]
     command += [
         "--variant=minbase",
@@ -67,11 +67,11 @@ def bootstrap(release, directory, mirror, log):
 
 
 class ControlGroup:
-    """A control group of the machine's own: two machines on one host must not meet in /payload."""
+    """A control group for the machine: two machines on one host must not share /payload."""
 
     def __init__(self, name):
         root = pathlib.Path("/sys/fs/cgroup")
-        # Where systemd runs the host it hands out control groups itself.
+        # Where systemd runs the host, it assigns control groups itself.
         self.ours = not pathlib.Path("/run/systemd/system").exists()
         parents = [root / "systemd", root / "unified"] if (root / "systemd").exists() else [root]
         self.paths = [parent / name for parent in parents if parent.exists()] if self.ours else []
@@ -87,7 +87,7 @@ class ControlGroup:
         for path in self.paths:
             directories = [entry for entry, _, _ in os.walk(path, topdown=False)]
             for directory in directories:
-                # The kernel takes a moment to see that the last process is gone.
+                # The kernel needs a moment after the last process has ended.
                 for _ in range(50):
                     with contextlib.suppress(OSError):
                         os.rmdir(directory)
@@ -96,7 +96,7 @@ class ControlGroup:
 
 
 class Machine:
-    """A booted machine. `leader` is the pid, seen from outside, of its PID 1."""
+    """A booted machine. `leader` is the pid of its PID 1 on the host."""
 
     def __init__(self, release, directory, keep):
         self.release = release
@@ -107,7 +107,7 @@ class Machine:
         self.supervisor = None
         self.leader = None
         self.children = []
-        # Whether only some of the steps are taken.
+        # Whether only some of the steps are run.
         self.is_partial = False
         # What a step leaves for a later one, and what is to be undone when the machine ends.
         self.recording = None
@@ -117,10 +117,10 @@ class Machine:
 
     def boot(self):
         """Starts the machine and waits until its systemd has nothing left to start."""
-        # It has no network: what the package recommends was installed with the machine.
+        # It has no network: the packages that ours recommends were installed with the machine.
         apt = self.root / "etc/apt/apt.conf.d/90no-recommends"
         apt.write_text('APT::Install-Recommends "false";\n')
-        # It is thrown away: dpkg need not wait until each file is safe on a disk.
+        # The machine is temporary: dpkg need not wait until each file is on the disk.
         dpkg = self.root / "etc/dpkg/dpkg.cfg.d/unsafe-io"
         dpkg.write_text("force-unsafe-io\n")
         command = ["systemd-nspawn", "--quiet", "--boot", "--private-network", "--register=no"]
@@ -136,7 +136,7 @@ class Machine:
         def prepare():
             self.group.enter()
             if not self.keep:
-                # Should this program be killed, nspawn is told to shut the machine down.
+                # If this program is killed, nspawn gets the signal to shut the machine down.
                 library.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
         with open(self.console, "wb") as output:
@@ -162,14 +162,14 @@ class Machine:
         children = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         for child in children:
             with contextlib.suppress(OSError):
-                # Before it has become systemd the child is still a copy of nspawn.
+                # Until it executes systemd the child is still a copy of nspawn.
                 if pathlib.Path(f"/proc/{child}/comm").read_text().strip() == "systemd":
                     return int(child)
         return None
 
     def is_running(self):
         state = self.run("systemctl is-system-running", check=False).stdout.strip()
-        # A minimal machine in a container has units that cannot work; they are none of ours.
+        # A minimal machine in a container has units that cannot work; they are not ours.
         return state in ("running", "degraded")
 
     def inside(self, script):
@@ -246,7 +246,7 @@ class Machine:
         return self.finish_traffic(self.start_traffic(*arguments))
 
     def daemon(self):
-        """The pid of the daemon, seen from outside."""
+        """The pid of the daemon on the host."""
         namespace = os.readlink(f"/proc/{self.leader}/ns/pid")
         for entry in pathlib.Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
@@ -266,7 +266,7 @@ class Machine:
         if self.supervisor is None or self.keep:
             return
         if self.leader and self.supervisor.poll() is None:
-            # Nothing in it is worth an orderly shutdown; its processes end with its PID 1.
+            # It needs no orderly shutdown; its processes end with its PID 1.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.leader, signal.SIGKILL)
         try:

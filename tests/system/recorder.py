@@ -1,4 +1,4 @@
-"""Every system call that the processes of a machine's units make, recorded by the kernel itself.
+"""Records every system call that the processes of a machine's units make, with tracefs.
 
 Uses an instance of tracefs of its own, limited to the descendants of the machine's PID 1: so what
 runs beside them on the host, and what is run in the machine from outside, is not in it. The exits
@@ -27,7 +27,7 @@ BUFFER_KIB = 8192
 
 
 def is_available():
-    """Whether the kernel lets us record; mounts tracefs if need be."""
+    """Whether the kernel can record; mounts tracefs if necessary."""
     if not (TRACEFS / "instances").exists():
         mount = ["mount", "-t", "tracefs", "tracefs", str(TRACEFS)]
         with contextlib.suppress(OSError):
@@ -37,7 +37,7 @@ def is_available():
 
 
 def remove_leftovers():
-    """What a test that was killed has left, which would slow down every call on the host."""
+    """Removes the instance of a killed test, which would slow down every call on the host."""
     for path in (TRACEFS / "instances").glob(f"{PREFIX}*"):
         owner = path.name.removeprefix(PREFIX).split(".")[0]
         if not pathlib.Path(f"/proc/{owner}").exists():
@@ -55,7 +55,7 @@ class Recorder:
         self.directory = TRACEFS / "instances" / f"{PREFIX}{os.getpid()}.{title}"
         self.first = names[0]
         self.patterns = [re.compile(re.escape(name).replace(r"\*", ".*")) for name in names]
-        # How often each call came, and how often it came back with EPERM, by number.
+        # How often each call was made, and how often it failed with EPERM, by number.
         self.counts, self.refusals, self.strangers = {}, {}, set()
         self.directory.mkdir()
         try:
@@ -78,12 +78,12 @@ class Recorder:
         self.write("events/raw_syscalls/sys_exit/filter", f"id != {IO_URING_ENTER} && ({named})")
         self.write("events/task/task_rename/enable", 1)
         self.write("events/raw_syscalls/sys_exit/enable", 1)
-        # Without O_NONBLOCK a read would wait for an event that may never come.
+        # Without O_NONBLOCK a read could wait forever for an event.
         self.pipe = os.open(self.directory / "trace_pipe", os.O_RDONLY | os.O_NONBLOCK)
 
     def follow(self, ancestor):
         """Records the descendants of this process as well."""
-        # Opened without O_TRUNC it adds to those that are followed.
+        # Opened without O_TRUNC, the write adds to the processes that are followed.
         file = os.open(self.directory / "set_event_pid", os.O_WRONLY)
         try:
             os.write(file, str(ancestor).encode())
@@ -114,7 +114,7 @@ class Recorder:
                 self.strangers.add(new)
 
     def lost(self):
-        """How many events the kernel had no room for."""
+        """How many events the kernel dropped because its buffer was full."""
         texts = [path.read_text() for path in self.directory.glob("per_cpu/cpu*/stats")]
         return sum(int(re.search(r"^overrun: (\d+)", text, re.MULTILINE)[1]) for text in texts)
 

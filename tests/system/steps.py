@@ -1,8 +1,9 @@
-"""What the packages promise under a real systemd, one function a promise, in the order of a life.
+"""The steps of the system test under a real systemd, one function for each requirement, from the
+installation to the purge.
 
-Each function takes the machine and the packages, raises `Failure` with a sentence when the promise
-is not kept, and returns a short remark for the table. A later step may build on what an earlier one
-left behind.
+Each function takes the machine and the packages, raises `Failure` with a sentence when the
+requirement is not met, and returns a short remark for the table. A later step may depend on the
+state that an earlier one left.
 """
 
 import re
@@ -46,27 +47,27 @@ import steps_reload
 from machine import Failure, eventually, expect
 
 import steps_admin
-from steps_access import sources_are_judged
+from steps_access import access_lists_and_limits_apply
 from steps_examples import examples_do_what_they_say
 from steps_instances import (
     instance_without_configuration_is_named,
     instances_keep_all,
     instances_stand_side_by_side,
-    instances_tell_of_themselves,
+    instances_have_a_status,
     removal_ends_instances,
     upgrade_restarts_instances,
 )
 
-# Connections that a stream of four clients may have under way in the moment that a socket closes.
+# Connections that a stream of four clients may have in flight when a socket closes.
 LAST_MOMENT = 4
 
 STATUS = re.compile(r"\d+ connections?, .+ echoes/s, .+ echoed, \d+ workers?")
-# What the daemon says before the watchdog ends it.
+# What the daemon logs before the watchdog ends it.
 HUNG = "is stalled: no iteration"
 
 
 def installs_and_runs(machine, packages):
-    """apt installs both packages offline, and the daemon runs at once, without another command."""
+    """apt installs both packages offline, and the daemon runs without a further command."""
     files = f"{place(machine, packages.current)} {place_client(machine, packages)}"
     machine.run(f"apt-get install --yes {files}")
     for unit in (SERVICE, SOCKET):
@@ -135,7 +136,7 @@ def logs_to_the_journal(machine, _packages):
 
 
 def shows_its_status(machine, _packages):
-    """`systemctl status` tells how many connections there are."""
+    """`systemctl status` shows the number of connections."""
     machine.run(f"systemctl restart {SERVICE}")
     echoes(machine)
 
@@ -143,7 +144,7 @@ def shows_its_status(machine, _packages):
         match = STATUS.fullmatch(machine.show(SERVICE, "StatusText"))
         return match and match.group(0).startswith("0 connections, 0 echoes/s, ") and match.group(0)
 
-    text = eventually(status, 5, "StatusText does not tell of two connections that came and went")
+    text = eventually(status, 5, "StatusText does not show that two connections have ended")
     shown = machine.run(f"systemctl status --no-pager {SERVICE}").stdout
     expect(
         re.search(r'Status: "' + STATUS.pattern + '"', shown), f"systemctl status shows:\n{shown}"
@@ -152,8 +153,8 @@ def shows_its_status(machine, _packages):
 
 
 def activates_by_socket(machine, _packages):
-    """With the socket alone enabled, the first client starts the daemon and is answered; and the
-    sockets may be restarted as often as anybody likes."""
+    """With only the socket enabled, the first client starts the daemon and is answered. The sockets
+    can be restarted repeatedly."""
     machine.run(f"systemctl disable --now {SOCKET} {SERVICE}")
     machine.run(f"systemctl enable --now {SOCKET}")
     expect(
@@ -170,7 +171,7 @@ def activates_by_socket(machine, _packages):
 
 
 def lives_without_ipv6(machine, _packages):
-    """Where IPv6 is switched off, IPv4 is served all the same."""
+    """With IPv6 switched off, IPv4 is still served."""
     setting = "/proc/sys/net/ipv6/conf/all/disable_ipv6"
 
     def switch(value):
@@ -187,7 +188,7 @@ def lives_without_ipv6(machine, _packages):
 
 
 def hung_worker_is_restarted(machine, _packages):
-    """One worker that stops turning its loop is a reason to restart; idle ones are none."""
+    """One worker that completes no iteration causes a restart; idle workers do not."""
     drop_in(machine, SERVICE, "watchdog", "[Service]\nWatchdogSec=3s")
     machine.run(f"systemctl restart {SERVICE}")
     restarts = int(machine.show(SERVICE, "NRestarts"))
@@ -199,7 +200,7 @@ def hung_worker_is_restarted(machine, _packages):
     workers = eventually(
         lambda: workers_of(pid), 5, "no thread of the daemon waits in io_uring_enter"
     )
-    # From the next call on this one thread stays in the kernel for ten minutes; all others go on.
+    # Its next call keeps this one thread in the kernel for ten minutes; all others continue.
     trace = machine.root.with_suffix(".strace")
     command = ["strace", f"--output={trace}", f"--attach={workers[-1]}"]
     command += ["--trace=io_uring_enter", "--inject=io_uring_enter:delay_enter=600000000"]
@@ -213,7 +214,7 @@ def hung_worker_is_restarted(machine, _packages):
         )
         seconds = time.monotonic() - started
     finally:
-        # systemd has aborted the daemon by now; but a traced thread is buried by its tracer.
+        # systemd has aborted the daemon by now, but a traced thread is only reaped by its tracer.
         injector.kill()
         injector.wait()
     eventually(
@@ -231,9 +232,9 @@ def hung_worker_is_restarted(machine, _packages):
     return f"{named[0].split(HUNG)[0]}of {len(workers)}, noticed after {seconds:.1f} s"
 
 
-def kill_refuses_nobody(machine, _packages):
-    """SIGKILL, 25 times, under a stream of new connections: none refused, none forgotten."""
-    # More than the TriggerLimitBurst= of the socket unit, which must not take restarts for a loop.
+def kill_refuses_no_client(machine, _packages):
+    """SIGKILL, 25 times, under a stream of new connections: each is accepted and answered."""
+    # More than TriggerLimitBurst= of the socket unit: restarts must not count towards that limit.
     kills = 25
     before = int(machine.show(SERVICE, "NRestarts"))
     with stream_of_clients(machine) as report:
@@ -251,9 +252,9 @@ def kill_refuses_nobody(machine, _packages):
 
 
 def stop_loses_nothing(machine, _packages):
-    """Stopped amid 200 busy connections it echoes every byte; who comes now is served later."""
+    """Stopped with 200 busy connections it echoes every byte; a new client is served afterwards."""
     connections, size, seconds = 200, 256 << 10, 4
-    # Shorter than the drain will be: the daemon has to ask for more time. Long enough for ExecStop=.
+    # Shorter than the drain, so that the daemon must ask for more time. Long enough for ExecStop=.
     drop_in(machine, SERVICE, "stop", "[Service]\nTimeoutStopSec=2s")
     machine.run(f"systemctl restart {SERVICE}")
     process = machine.start_traffic(
@@ -276,7 +277,7 @@ def stop_loses_nothing(machine, _packages):
     expect(stop.returncode == 0, f"systemctl stop ended with {stop.returncode}: {output}")
     expect(report["exact"] == connections, f"not every connection got all its bytes back: {report}")
     late = machine.finish_traffic(latecomer)
-    expect(late["exact"], f"a client that came during the stop was not served afterwards: {late}")
+    expect(late["exact"], f"a client that connected during the stop was not served: {late}")
     expect(machine.show(SERVICE, "MainPID") != pid, "the daemon that was told to stop still runs")
     account = last_account(machine)
     remove_drop_in(machine, SERVICE, "stop")
@@ -289,14 +290,14 @@ def stop_loses_nothing(machine, _packages):
     return f"{connections} connections, {total >> 20} MiB exact, drained in {drained:.1f} s"
 
 
-def stop_of_the_sockets_resets_nobody(machine, _packages):
-    """Stopping socket and service, named in either order, resets nobody who has connected: systemd
-    says over the bus that it is about to close the sockets, and the daemon empties them first.
-    Where the kernel does not let it hold newcomers back, it says so, and clients of the last moment
-    may be reset."""
+def stop_of_the_sockets_resets_no_client(machine, _packages):
+    """Stopping socket and service, named in either order, resets no connected client: systemd
+    announces over the bus that it will close the sockets, and the daemon accepts the whole backlog
+    first. Where the kernel does not permit the daemon to refuse new connections by a filter, it
+    says so, and clients that connect in the last moment may be reset."""
     counts, cut = [], 0
     for units in (f"{SOCKET} {SERVICE}", f"{SERVICE} {SOCKET}"):
-        # It goes on talking, so that the drain takes its time.
+        # This client keeps sending, so that the drain takes some time.
         last = machine.start_traffic("through")
         expect(last.stdout.readline().strip() == "ready", "a connection was not accepted")
         stream = machine.start_traffic("stream")
@@ -313,7 +314,7 @@ def stop_of_the_sockets_resets_nobody(machine, _packages):
         start_all(machine)
         expect(not words["fault"], f"a connection was not served during the stop: {words}")
         warned = any("may be reset: the kernel" in text for text in machine.messages())
-        expect(warned == filters_need_privilege(), "it does not say whether it may hold back")
+        expect(warned == filters_need_privilege(), "the warning about refused filters is wrong")
         lost = report["forgotten"] + report["wrong"] + (0 if warned else report["cut"])
         expect(not lost, f"stop {units}: clients were lost: {report}")
         expect(report["cut"] <= LAST_MOMENT, f"stop {units}: too many were reset: {report}")
@@ -334,7 +335,7 @@ def bad_configuration_is_named(machine, _packages):
     def told():
         return [text for text in machine.messages() if wanted in text]
 
-    # Another step may have met a mistake in the same place.
+    # Another step may have caused an error in the same line.
     before = len(told())
     started = machine.run(f"systemctl restart {SERVICE}", check=False)
     expect(started.returncode != 0, "systemctl restart succeeded with a bad configuration")
@@ -352,12 +353,12 @@ def bad_configuration_is_named(machine, _packages):
         len(complaints) == 1,
         f"no single line of the journal names {wanted} {machine.messages()[-5:]}",
     )
-    # A client that waits makes systemd try again and again; that has to come to an end.
+    # A waiting client makes systemd start the service again and again, until its limit is reached.
     waiting = machine.start_traffic("echo", "--address", "127.0.0.1")
     eventually(
         lambda: machine.show(SOCKET, "Result") == "trigger-limit-hit",
         30,
-        "clients start it for ever",
+        "clients cause starts without end",
     )
     machine.finish_traffic(waiting)
     machine.run(f"mv /var/tmp/good.toml {CONFIG}")
@@ -366,7 +367,7 @@ def bad_configuration_is_named(machine, _packages):
     return complaints[0].split(wanted)[1].strip()[:60]
 
 
-def upgrade_refuses_nobody(machine, packages):
+def upgrade_refuses_no_client(machine, packages):
     """An upgrade under a stream of new connections loses none; the edited configuration stays."""
     edit = "# edited by the administrator"
     machine.run(f"echo '{edit}' >> {CONFIG}")
@@ -381,7 +382,7 @@ def upgrade_refuses_nobody(machine, packages):
     expect(machine.show(SERVICE, "MainPID") != pid, "the upgrade did not restart the service")
     reopened = machine.show(SOCKET, "ActiveEnterTimestampMonotonic")
     expect(reopened == opened, "the upgrade restarted the socket unit")
-    expect(report["cut"] == 0, f"accepted clients were cut off: {report}")
+    expect(report["cut"] == 0, f"accepted connections were cut off: {report}")
     expect(
         machine.run(f"tail -n 1 {CONFIG}").stdout.strip() == edit,
         "the edited configuration is lost",
@@ -392,8 +393,8 @@ def upgrade_refuses_nobody(machine, packages):
     return f"{report['echoed']} echoed, 0 refused, slowest {report['slowest_seconds']} s"
 
 
-def nothing_went_wrong_unseen(machine, _packages):
-    """No panic, no core but the watchdog's, no daemon that lost track of bytes or buffers."""
+def no_other_errors(machine, _packages):
+    """No panic, no core dump but the watchdog's, and all accounts of bytes and buffers balance."""
     journal = machine.run(
         "journalctl --sync; journalctl --no-pager --boot --output=short-monotonic"
     ).stdout
@@ -435,12 +436,12 @@ def remove_stops_it(machine, _packages):
 
 
 def purge_leaves_nothing(machine, _packages):
-    """After purge no file, no unit and no state of the package is left, but what others wrote is."""
+    """After purge no file, unit or state of the package is left, only the administrator's files."""
     list_written = "ls -d /etc/echo-uring/*"
     written = machine.run(list_written, check=False).stdout
     machine.run("apt-get purge --yes echo-uring")
     left = machine.run(list_written, check=False).stdout
-    expect(left == written, f"purge took what the administrator had written: {written} -> {left}")
+    expect(left == written, f"purge removed the administrator's files: {written} -> {left}")
     machine.run("rm -rf /etc/echo-uring")
     files = machine.run("find / /run -xdev -iname '*echo-uring*'").stdout.strip()
     expect(not files, f"purge left files:\n{files}")
@@ -468,21 +469,21 @@ STEPS = [
     ("socket activation", activates_by_socket),
     ("examples", examples_do_what_they_say),
     ("without IPv6", lives_without_ipv6),
-    ("who is let in", sources_are_judged),
+    ("access", access_lists_and_limits_apply),
     ("hung worker", hung_worker_is_restarted),
-    ("25 kills", kill_refuses_nobody),
+    ("25 kills", kill_refuses_no_client),
     ("stop amid traffic", stop_loses_nothing),
-    ("stop of the sockets", stop_of_the_sockets_resets_nobody),
+    ("stop of the sockets", stop_of_the_sockets_resets_no_client),
     ("bad configuration", bad_configuration_is_named),
     *steps_reload.STEPS,
-    ("upgrade amid traffic", upgrade_refuses_nobody),
+    ("upgrade amid traffic", upgrade_refuses_no_client),
     *steps_handover.STEPS,
     *steps_datagrams.STEPS,
     *steps_failures.STEPS,
-    ("nothing unseen", nothing_went_wrong_unseen),
+    ("no other errors", no_other_errors),
     ("instances", instances_stand_side_by_side),
     ("instance keeps all", instances_keep_all),
-    ("instance status", instances_tell_of_themselves),
+    ("instance status", instances_have_a_status),
     ("instance unconfigured", instance_without_configuration_is_named),
     ("instance upgraded", upgrade_restarts_instances),
     *steps_power.STEPS,
@@ -495,5 +496,5 @@ STEPS = [
     *steps_upgrade.STEPS,
     *steps_client.UPGRADES,
 ]
-# They upgrade from 0.1.0, whose package takes its time to build.
+# These upgrade from 0.1.0, whose package takes some minutes to build.
 NEED_BASELINE = steps_upgrade.NEED_BASELINE | steps_client.NEED_BASELINE

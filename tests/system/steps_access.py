@@ -1,14 +1,14 @@
-"""Who is let in, as the package is shipped: the sandbox must let the daemon ask for addresses.
+"""Access lists and limits in the shipped sandbox, which must permit getpeername(2).
 
-It knows the configuration file and the journal, and nothing of how a peer is judged.
+It uses the configuration file and the journal.
 """
 
 from checks import CONFIG, SERVICE, echoes, last_account
 from machine import eventually, expect
 
 
-def sources_are_judged(machine, _packages):
-    """A denied address is refused and another is served; a source keeps to its cap."""
+def access_lists_and_limits_apply(machine, _packages):
+    """A denied address is refused and another is served; a source cannot exceed its limit."""
     machine.run(f"cp -p {CONFIG} /var/tmp/shipped.toml")
     machine.run(f"""sed -i 's/^deny = .*/deny = ["127.0.0.1"]/' {CONFIG}""")
     machine.run(
@@ -24,10 +24,10 @@ def sources_are_judged(machine, _packages):
         eventually(
             lambda words=words: any(words in text for text in machine.messages()),
             15,
-            f"the journal does not tell: {words}",
+            f"the journal does not say: {words}",
         )
     machine.run(f"mv /var/tmp/shipped.toml {CONFIG} && systemctl restart {SERVICE}")
     account = last_account(machine)
     expect(account["refused"] >= 3, f"1 and 2 were refused: {account}")
     echoes(machine)
-    return f"{account['refused']} refused, told by reason"
+    return f"{account['refused']} refused, with reasons"

@@ -17,7 +17,7 @@ STATUS_SOCKET = "echo-uring-status.socket"
 METRICS_SOCKET = "echo-uring-metrics.socket"
 PATH = "/run/echo-uring/status.sock"
 METRICS = "127.0.0.1:17007"
-# A port of Prometheus in the machine's network, where nobody else is.
+# A port of Prometheus in the machine's network namespace.
 PROMETHEUS = "127.0.0.1:9090"
 PACKAGING = pathlib.Path(__file__).resolve().parents[2] / "packaging"
 
@@ -41,14 +41,14 @@ def fetch(machine, address, path="/"):
 
 
 def tells_its_status(machine, _packages):
-    """`echo-uring status` answers root and a group, nobody else, and no daemon that is stopped."""
+    """`echo-uring status` works for root and a group and no other user; it starts no daemon."""
     machine.run(f"systemctl restart {SERVICE}")
     echoes(machine)
     expect(is_active(machine, STATUS_SOCKET), f"{STATUS_SOCKET} is not active")
     seen = eventually(
         lambda: (seen := status(machine))["total"]["closed"]["finished"] == 2 and seen,
         5,
-        "two connections that came and went are not in the status",
+        "two connections that have ended are not in the status",
     )
     addresses = sorted(listener["address"] for listener in seen["listeners"])
     expect(addresses == ["127.0.0.1:7", "[::1]:7"], f"the listeners are {addresses}")
@@ -79,7 +79,7 @@ def tells_its_status(machine, _packages):
 
 
 def is_scraped(machine, _packages):
-    """The metrics socket is off; enabled, its metrics please promtool and a real Prometheus."""
+    """The metrics socket is off; enabled, promtool and a real Prometheus accept the metrics."""
     expect(not is_active(machine, METRICS_SOCKET), f"{METRICS_SOCKET} is on by default")
     machine.run(f"systemctl enable {METRICS_SOCKET} && systemctl restart {SERVICE}")
     expect(is_active(machine, METRICS_SOCKET), f"{METRICS_SOCKET} is not active")
@@ -104,9 +104,10 @@ def is_scraped(machine, _packages):
 
 
 def comes_back_with_the_service(machine):
-    """No restart of the service leaves the metrics socket closed, nor one of the echo socket that.
+    """No restart of the service leaves the metrics socket closed, and no restart of the echo socket
+    leaves the echo socket closed.
 
-    A child of systemd that cleans up may hold the old sockets when the new ones are bound."""
+    A child of systemd that cleans up may still hold the old sockets when the new ones are bound."""
     for unit, restarted, count in (
         (METRICS_SOCKET, SERVICE, 40),
         ("echo-uring.socket", "echo-uring.socket", 20),
@@ -128,7 +129,7 @@ def scrape(machine, directory):
             "static_configs": [{"targets": [METRICS]}],
         }
     ]
-    # YAML takes JSON.
+    # JSON is valid YAML.
     rules = [str(PACKAGING / "prometheus/echo-uring.rules.yml")]
     config.write_text(json.dumps({"scrape_configs": scrapes, "rule_files": rules}))
     prometheus = machine.start(
@@ -165,7 +166,7 @@ def scrape(machine, directory):
             may_be_empty = "> 0" in expression or "_datagram" in expression
             expect(found or may_be_empty, f"the dashboard has nothing to show for: {expression}")
         alerts = query('ALERTS{alertstate="firing"}')
-        expect(alerts == [], f"a quiet daemon raises alerts: {alerts}")
+        expect(alerts == [], f"an idle daemon raises alerts: {alerts}")
     finally:
         prometheus.terminate()
         prometheus.wait(timeout=20)
@@ -173,7 +174,7 @@ def scrape(machine, directory):
 
 
 def announces_its_end(machine, _packages):
-    """/ready says 503 during the lead time, while connections are still accepted."""
+    """/ready returns 503 during the lead time, while connections are still accepted."""
     machine.run("cp /etc/echo-uring.toml /var/tmp/saved.toml")
     machine.run("sed -i 's/^drain-lead = .*/drain-lead = \"4s\"/' /etc/echo-uring.toml")
     machine.run(f"systemctl restart {SERVICE}")
@@ -182,7 +183,7 @@ def announces_its_end(machine, _packages):
     started = time.monotonic()
     machine.run(f"systemctl stop --no-block {SERVICE}")
     eventually(lambda: fetch(machine, METRICS, "/ready")[0] == 503, 3, "/ready does not say 503")
-    expect(fetch(machine, METRICS, "/healthz")[0] == 200, "/healthz is not 200 while leaving")
+    expect(fetch(machine, METRICS, "/healthz")[0] == 200, "/healthz is not 200 in the lead time")
     echoes(machine)
     seconds = time.monotonic() - started
     expect(seconds < 4, f"seeing it took {seconds:.1f} s, longer than the lead time")

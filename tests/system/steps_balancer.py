@@ -1,4 +1,4 @@
-"""A real HAProxy before the daemon, told by the agent-check, as the shipped examples set it up.
+"""A real HAProxy before the daemon, with the agent-check, as the shipped examples set it up.
 
 HAProxy runs on the host, in the machine's network.
 """
@@ -41,11 +41,11 @@ def status(path, proxy=None):
 
 
 def balanced(machine, path):
-    """The promises, with a HAProxy that can be asked at `path`."""
+    """The checks, with a HAProxy whose admin socket is at `path`."""
     eventually(lambda: status(path) == "UP", 15, "HAProxy does not call the server UP")
     echoes(machine, ["127.0.0.1"], length=1 << 20, port=FRONTEND)
 
-    # A restart keeps everybody, so it announces nothing; a stop does.
+    # A restart keeps all connections, so it announces nothing; a stop does.
     clients = machine.start_traffic("through", "--port", FRONTEND)
     expect(clients.stdout.readline().strip() == "ready", "no echo through HAProxy")
     restart = machine.start(machine.inside(f"systemctl restart {SERVICE}"))
@@ -60,12 +60,12 @@ def balanced(machine, path):
     machine.run(f"systemctl stop --no-block {SERVICE}")
     eventually(lambda: "DRAIN" in status(path), 4, "HAProxy does not say DRAIN")
     seconds = time.monotonic() - started
-    # Still in the lead time: who does not come through HAProxy is still served.
+    # Still in the lead time: a client that does not connect through HAProxy is still served.
     echoes(machine)
     expect(machine.show(SERVICE, "ActiveState") == "deactivating", "the lead time was over")
     clients.terminate()
     report = machine.finish_traffic(clients)
-    expect(not report["fault"], f"a connection through HAProxy suffered: {report}")
+    expect(not report["fault"], f"a connection through HAProxy had a fault: {report}")
     eventually(lambda: not is_active(machine, SERVICE), 20, "the service does not stop")
     machine.run(f"systemctl start {SERVICE}")
     eventually(lambda: status(path) == "UP", 15, "HAProxy does not call the server UP again")

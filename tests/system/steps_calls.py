@@ -1,6 +1,6 @@
 """Which system calls the service makes, against the list in its unit, `SystemCallFilter=`.
 
-Where the host has tracefs the kernel records every call of every process of the units in every
+Where the host has tracefs, the kernel records every call of every process of the units in every
 step, from the installation to the purge. Elsewhere one life of the service is run under strace(1).
 Each function is a step as those of steps.py.
 """
@@ -16,24 +16,24 @@ from machine import eventually, expect
 # The daemon's threads, the first by its name before it has another. What systemd runs for a
 # reload, and the doctor in the sandbox, have the first name, too.
 THREADS = ("echo-uring", "worker-*", "log", "admin", "query")
-# The proof of the seal are calls that must be refused; and where io_uring is refused by a drop-in,
-# all three are tried to find out by whom.
+# The daemon tests its seal with calls that must be refused. Where a drop-in refuses io_uring, the
+# daemon tries all three calls to find out what refuses them.
 REFUSED_ON_PURPOSE = {"io_uring_setup", "io_uring_enter", "io_uring_register"}
-# The line of the unit behind which the calls are listed that are kept without being seen here.
+# The line of the unit after which it lists calls that are kept although no step makes them.
 KEPT = "# not called in tests/system"
 # The beginning of a line of strace: the name of a call.
 CALL = re.compile(r"(\w+)\(")
 
 
 def calls_are_recorded(machine, _packages):
-    """From here on the kernel records what the machine's services call."""
+    """From here on the kernel records the system calls of the machine's services."""
     if not recorder.is_available():
         print(
             f"    {machine.release}: NO TRACEFS on this host: not every step's system calls are"
-            " compared with the unit's list, only those of one life under strace",
+            " compared with the unit's list, only those of one run under strace",
             flush=True,
         )
-        return "no tracefs: one life under strace"
+        return "no tracefs: one run under strace"
     recording = recorder.Recorder(machine.release, machine.leader, THREADS)
     machine.recording = recording
     machine.at_end.callback(recording.end)
@@ -41,8 +41,8 @@ def calls_are_recorded(machine, _packages):
 
 
 def listed(machine):
-    """The calls that the unit allows, and those that may be there without being called: what
-    systemd adds by itself, and what the unit says is kept all the same."""
+    """The calls that the unit allows, and those among them that need not be made: those that
+    systemd adds by itself, and those that the unit marks as kept."""
     allowed = set(machine.show(SERVICE, "SystemCallFilter").split())
     text = machine.run("systemd-analyze syscall-filter @default @sandbox", check=False).stdout
     spared = set(re.findall(r"^ {4}(\w+)$", text, re.MULTILINE))
@@ -55,14 +55,14 @@ def listed(machine):
 
 
 def judge(machine, used, refused):
-    """Compares what was called with what is listed; returns the listed calls nobody made."""
+    """Compares the calls made with those listed; returns the listed calls that were not made."""
     expect({"openat", "sendmsg"} <= used, f"the daemon was not seen: {sorted(used)}")
     allowed, spared = listed(machine)
     unlisted = used - allowed
     expect(not unlisted, f"calls that the unit does not list: {sorted(unlisted)}")
     unexpected = refused - REFUSED_ON_PURPOSE
     if filters_need_privilege():
-        # Whatever the unit allows: that of a filter which holds newcomers back.
+        # The filter that refuses new connections; the kernel refuses it, not the unit.
         unexpected -= {"setsockopt"}
     expect(not unexpected, f"calls that were refused: {sorted(unexpected)}")
     spare = allowed - used - spared
@@ -122,7 +122,7 @@ def one_life(machine):
         machine.run("echo-uring status", check=False)
         time.sleep(2)
         tasks |= {entry.name for entry in pathlib.Path(f"/proc/{machine.daemon()}/task").iterdir()}
-        # Once more: what one hands over, the next takes over.
+        # Once more: this process has connections to hand over, and the next one takes them over.
         process = machine.start_traffic(
             "busy", "--connections", 20, "--bytes", 64 << 10, "--seconds", 2
         )
@@ -139,11 +139,11 @@ def one_life(machine):
 
 
 def calls_are_listed(machine, _packages):
-    """Every call made in any step is one that the unit lists, and none is listed in vain."""
+    """The unit lists every call made in any step, and every listed call was made."""
     if machine.recording is None:
         spare, remark = judge(machine, *one_life(machine))
-        print(f"    {machine.release}: not called in this one life: {' '.join(sorted(spare))}")
-        return f"{remark}, in one life only"
+        print(f"    {machine.release}: not called in this one run: {' '.join(sorted(spare))}")
+        return f"{remark}, in one run only"
     lost = machine.recording.end()
     expect(lost == 0, f"the kernel could not record {lost} calls")
     strangers = machine.recording.strangers
@@ -153,7 +153,7 @@ def calls_are_listed(machine, _packages):
     spare, remark = judge(machine, {*names.values(), "io_uring_enter"}, refused)
     expect(
         not spare or machine.is_partial,
-        f"calls that the unit lists, and nobody made in any step: {sorted(spare)}",
+        f"calls that the unit lists, and no step made: {sorted(spare)}",
     )
     return f"{remark}, in {'these steps' if machine.is_partial else 'all steps'}"
 

@@ -1,8 +1,8 @@
 """The package of echo-load beside that of the daemon: alone, together, one without the other, and
-over version 0.1.0, whose one package held both programs; see `steps.py`.
+over version 0.1.0, which had both programs in one package; see `steps.py`.
 
-It knows apt, dpkg and the command line of echo-load. What becomes of the daemon and its connections
-over an upgrade is in `steps_upgrade.py`.
+It uses apt, dpkg and the command line of echo-load. `steps_upgrade.py` tests the daemon and its
+connections over an upgrade.
 """
 
 import contextlib
@@ -16,14 +16,14 @@ from steps_package import INSTALL, PURGE, is_silent
 CLIENT = "/usr/bin/echo-load"
 LOAD = "echo-load --connections 4 --duration 1s --no-progress"
 REPOSITORY = "/var/tmp/repository"
-# This repository and no other: the machine has no network, and keeps the lists it was made with.
+# Only this repository: the machine has no network, and the lists of its installation.
 ONLY = (
     "-o Dir::Etc::SourceList=/var/tmp/repository/sources.list -o Dir::Etc::SourceParts=/dev/null"
     " -o APT::Get::List-Cleanup=false -o Acquire::Languages=none"
 )
-# As apt does it by default, and this machine otherwise does not.
+# The default of apt, which this machine otherwise overrides.
 RECOMMENDS = "-o APT::Install-Recommends=true"
-# An echo server of another make: a process of cat for each connection.
+# An echo server of other software: a process of cat for each connection.
 PLAIN = "/run/systemd/system/plain"
 PLAIN_PORT = 7007
 
@@ -36,12 +36,12 @@ def version_of(package):
 
 
 def owner(machine, path):
-    """The package that a file belongs to; empty if to none."""
+    """The package that a file belongs to; empty if none."""
     return machine.run(f"dpkg --search {path} 2>/dev/null || true").stdout.partition(":")[0]
 
 
 def client_works(machine, packages, port=7):
-    """Demands the client of the package under test, whole, and that it finds no wrong byte."""
+    """Checks that the client is that of the package under test, and that it finds no wrong byte."""
     expect(owner(machine, CLIENT) == "echo-load", f"{CLIENT} is of {owner(machine, CLIENT)!r}")
     said = machine.run("echo-load --version").stdout.strip()
     wanted = f"echo-load {version_of(packages.client)}"
@@ -52,14 +52,14 @@ def client_works(machine, packages, port=7):
 
 
 def nothing_is_left(machine, name):
-    """Demands that no file of a package is left."""
+    """Checks that no file of a package is left."""
     files = machine.run(f"find / /run -xdev -iname '*{name}*'").stdout.strip()
     expect(not files, f"of {name} there are left:\n{files}")
 
 
 @contextlib.contextmanager
 def plain_server(machine):
-    """systemd and cat make an echo server."""
+    """An echo server made of systemd and cat."""
     machine.run(
         f"printf '[Socket]\\nListenStream=127.0.0.1:{PLAIN_PORT}\\nAccept=yes\\n' >{PLAIN}.socket;"
         f" printf '[Service]\\nExecStart=cat\\nStandardInput=socket\\n' >{PLAIN}@.service;"
@@ -73,7 +73,7 @@ def plain_server(machine):
 
 
 def client_needs_no_daemon(machine, packages):
-    """Where there is no daemon the client is installed alone, tests another server, and goes."""
+    """Without the daemon the client can be installed, tests another server, and can be purged."""
     said = machine.run(f"apt-get install --yes {RECOMMENDS} {place_client(machine, packages)}")
     is_silent(said.stdout)
     nothing_is_left(machine, "echo-uring")
@@ -84,7 +84,7 @@ def client_needs_no_daemon(machine, packages):
 
 
 def neither_takes_the_other(machine, packages):
-    """Removed or purged, neither package touches the other."""
+    """Removing or purging one package does not affect the other."""
     client, package = place_client(machine, packages), place(machine, packages.current)
     for verb in ("remove", "purge"):
         is_silent(machine.run(f"{INSTALL} {client} {package}").stdout)
@@ -103,7 +103,7 @@ def neither_takes_the_other(machine, packages):
 
 
 def first_version(machine, packages):
-    """Installs 0.1.0 as it was, which brings the client in the one package."""
+    """Installs the original 0.1.0, which has the client in the same package."""
     machine.run(f"{INSTALL} {place(machine, packages.baseline)}")
     expect(owner(machine, CLIENT) == "echo-uring", "0.1.0 has no client")
     echoes(machine)
@@ -115,7 +115,7 @@ def fill_repository(machine, packages):
     directory.mkdir()
     shutil.copyfile(packages.current, directory / "daemon.deb")
     shutil.copyfile(packages.client, directory / "client.deb")
-    # An index as dpkg-scanpackages makes it, of which apt wants no more than this.
+    # An index as dpkg-scanpackages makes it, with the fields that apt needs.
     entries = []
     for path in sorted(directory.glob("*.deb")):
         fields = subprocess.run(
@@ -142,8 +142,8 @@ def both_are_whole(machine, packages):
 
 
 def upgrade_keeps_the_client(machine, packages):
-    """0.1.0 upgraded as everybody does it: the client comes along, as it is recommended. Where apt
-    may install nothing new it leaves 0.1.0 as it is."""
+    """0.1.0 upgraded with the usual commands: apt installs the client, as it is recommended. Where
+    apt may not install new packages it leaves 0.1.0 installed."""
     fill_repository(machine, packages)
     first_version(machine, packages)
     machine.run(f"apt-get {ONLY} {RECOMMENDS} --yes upgrade")
@@ -154,7 +154,7 @@ def upgrade_keeps_the_client(machine, packages):
         both_are_whole(machine, packages)
         machine.run(f"{PURGE} && dpkg --purge echo-load")
     machine.run(f"rm -r {REPOSITORY}")
-    # And from files, as README.md has it.
+    # And from files, as README.md describes.
     first_version(machine, packages)
     files = f"{place(machine, packages.current)} {place_client(machine, packages)}"
     is_silent(machine.run(f"apt-get install --yes {files}").stdout)
@@ -163,8 +163,8 @@ def upgrade_keeps_the_client(machine, packages):
 
 
 def upgrade_without_the_client(machine, packages):
-    """The daemon's package alone over 0.1.0 takes the client away and nothing else; its package may
-    follow later, and not come first."""
+    """The daemon's package alone over 0.1.0 removes the client and nothing else. The client's
+    package can be installed afterwards, but not before."""
     first_version(machine, packages)
     client = place_client(machine, packages)
     refused = machine.run(f"{INSTALL} {client}", check=False)

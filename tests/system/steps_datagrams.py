@@ -12,8 +12,8 @@ import time
 from checks import LOOPBACK, SERVICE, SOCKET, drop_in, echoes, place, remove_drop_in
 from machine import eventually, expect
 
-# Datagrams a second of the load, over all flows. What comes while one process ends and the next
-# starts is some hundred: more than a socket holds by default, less than a tenth of BUFFER.
+# Datagrams a second of the load, over all flows. Some hundred of them arrive while one process ends
+# and the next starts: more than a socket holds by default, less than a tenth of BUFFER.
 RATE = 4000
 BUFFER = "ReceiveBuffer=8M\n"
 
@@ -50,7 +50,7 @@ def figure(machine, name):
 
 
 def since_start(machine):
-    """What the daemon has said since it was started."""
+    """What the daemon has logged since it was started."""
     messages = machine.messages()
     starts = [number for number, text in enumerate(messages) if ": starting, kernel" in text]
     return messages[starts[-1] :]
@@ -64,7 +64,7 @@ def flows(machine):
     report = {}
     try:
         yield report
-        # The daemon of after the event has to answer some of them, too.
+        # The daemon has to answer some of them after the event as well.
         time.sleep(1)
     finally:
         process.send_signal(signal.SIGTERM)
@@ -84,7 +84,7 @@ def served_beside_tcp(machine, _packages):
         expect(wanted in since_start(machine), f"the journal has no line `{wanted}`")
     hints = [text for text in since_start(machine) if "ReusePort=yes" in text]
     workers = int(machine.show(SERVICE, "StatusText").split()[-2])
-    # One socket for each address: of more than two workers some have none.
+    # One socket for each address: with more than two workers some workers have none.
     expect(len(hints) == (1 if workers > 2 else 0), f"{workers} workers, and it says {hints}")
     listeners = figures(machine)
     expect(len(listeners) == 2, f"the status has other listeners: {listeners}")
@@ -92,7 +92,7 @@ def served_beside_tcp(machine, _packages):
 
 
 def recognised_by_nmap(machine, _packages):
-    """nmap takes the port for what it is."""
+    """nmap recognises the port as echo."""
     command = machine.in_its_network("nmap", "-n", "-Pn", "-sU", "-sV", "-p", "7", "127.0.0.1")
     output, _ = machine.start(command).communicate(timeout=90)
     line = [line.split() for line in output.splitlines() if line.startswith("7/udp")]
@@ -101,7 +101,7 @@ def recognised_by_nmap(machine, _packages):
 
 
 def first_datagram_starts_it(machine, _packages):
-    """The first datagram to the socket starts the service, and is answered; without TCP as well."""
+    """The first datagram to the socket starts the service and is answered, also without TCP."""
     machine.run(f"systemctl stop {SERVICE} && systemctl start {SOCKET}")
     datagrams_come_back(machine, LOOPBACK[:1])
     listen(machine, *addresses(), alone=True)
@@ -109,7 +109,7 @@ def first_datagram_starts_it(machine, _packages):
     machine.run(f"systemctl stop {SERVICE} && systemctl start {SOCKET}")
     datagrams_come_back(machine)
     report = machine.traffic("echo", "--address", "127.0.0.1")
-    expect(report["refused"], f"there is TCP all the same: {report}")
+    expect(report["refused"], f"there is a TCP listener: {report}")
 
 
 def several_on_one_port(machine, _packages):
@@ -127,7 +127,7 @@ def several_on_one_port(machine, _packages):
 
 
 def restart_loses_nothing(machine, _packages):
-    """Restarts and a reload under load: all is answered that the sockets hold."""
+    """Restarts and a reload under load: each datagram that the sockets hold is answered."""
     with flows(machine) as report:
         for verb in ("restart", "try-restart", "reload", "restart"):
             machine.run(f"systemctl {verb} {SERVICE}")
@@ -153,12 +153,12 @@ def upgrade_loses_nothing(machine, packages):
 
 
 def default_buffers_drop(machine, _packages):
-    """With the kernel's default buffer a restart loses what it does not hold, and no more: the
-    status counts it."""
+    """With the kernel's default buffer a restart loses the datagrams that the buffer does not hold,
+    and no others; the status counts them."""
     listen(machine, *addresses())
     before = figure(machine, "kernel_dropped")
     with flows(machine) as report:
-        # Longer than a restart, so that the buffers overflow for certain.
+        # Longer than a restart, so that the buffers certainly overflow.
         machine.run(f"systemctl kill --signal=STOP {SERVICE}")
         time.sleep(1)
         machine.run(f"systemctl kill --signal=CONT {SERVICE}")
@@ -170,7 +170,7 @@ def default_buffers_drop(machine, _packages):
 
 
 def as_before(machine, _packages):
-    """Without the drop-in there is no UDP: nobody answers, and the port is closed."""
+    """Without the drop-in there is no UDP: the port is closed."""
     remove_drop_in(machine, SOCKET, "udp")
     restart_sockets(machine)
     echoes(machine)

@@ -1,4 +1,4 @@
-"""`echo-uring doctor` and `echo-uring check` beside the installed units: what an operator would ask them.
+"""`echo-uring doctor` and `echo-uring check` on a machine with the installed units.
 
 Each function is a step as those of steps.py.
 """
@@ -8,7 +8,7 @@ import json
 from checks import CONFIG, SERVICE, SOCKET, drop_in, echoes, remove_drop_in, start_all
 from machine import expect
 
-# What the daemon logs where it must not make a ring.
+# What the daemon logs where it may not make a ring.
 REFUSED = "a seccomp filter refuses io_uring"
 CALLS = "io_uring_setup io_uring_enter io_uring_register"
 
@@ -61,23 +61,23 @@ def doctor_tells_why_it_failed(machine, _packages):
     return reason[:60]
 
 
-def doctor_finds_a_slip_in_an_address(machine, _packages):
-    """FreeBind= lets a socket listen where no interface is; the doctor says that nobody can come."""
-    drop_in(machine, SOCKET, "slip", "[Socket]\nListenStream=192.0.2.77:7")
+def doctor_finds_a_wrong_address(machine, _packages):
+    """FreeBind= permits a socket to listen at an address of no interface; the doctor reports it."""
+    drop_in(machine, SOCKET, "wrong", "[Socket]\nListenStream=192.0.2.77:7")
     machine.run(f"systemctl stop {SOCKET} {SERVICE}")
     start_all(machine)
     code, lines = doctor(machine)
     expect(code == 0, f"the other addresses are there: {lines}")
-    slip = found(lines, f"sockets note 192.0.2.77:7 ({SOCKET}) is not an address of this machine")
-    remove_drop_in(machine, SOCKET, "slip")
+    wrong = found(lines, f"sockets note 192.0.2.77:7 ({SOCKET}) is not an address of this machine")
+    remove_drop_in(machine, SOCKET, "wrong")
     machine.run(f"systemctl stop {SOCKET} {SERVICE}")
     start_all(machine)
     echoes(machine)
-    return slip[:60]
+    return wrong[:60]
 
 
 def root_is_not_the_service(machine, _packages):
-    """A file that root alone can read is not valid, neither for check nor for doctor."""
+    """check and the doctor report a file that only root can read as invalid."""
     machine.run(f"chmod 600 {CONFIG}")
     checked = machine.run("echo-uring check", check=False)
     code, lines = doctor(machine)
@@ -94,6 +94,6 @@ def root_is_not_the_service(machine, _packages):
 STEPS = [
     ("doctor and units", doctor_sees_the_units),
     ("doctor and failure", doctor_tells_why_it_failed),
-    ("doctor and address", doctor_finds_a_slip_in_an_address),
-    ("root is no judge", root_is_not_the_service),
+    ("doctor and address", doctor_finds_a_wrong_address),
+    ("file only for root", root_is_not_the_service),
 ]

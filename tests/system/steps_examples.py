@@ -1,5 +1,5 @@
-"""The examples that the package ships: each is installed as its own comment says, and must do what
-its first line says. An example that no function here knows fails the step.
+"""The examples that the package ships: each is installed as its own comment says, and must have the
+effect that its first line states. An example without a function here fails the step.
 """
 
 import re
@@ -9,13 +9,13 @@ from checks import LOOPBACK, SERVICE, SOCKET, echoes, start_all, stop_all
 from machine import expect
 
 DIRECTORY = "/usr/share/doc/echo-uring/examples"
-# An address that belongs to documentation, given to the machine's own loopback device for one step.
+# An address reserved for documentation, assigned to the machine's loopback device for one step.
 NETWORK_ADDRESS = "192.0.2.1"
 LISTENING = "0A"
 
 
 def instructions(text):
-    """The commands in the opening comment of an example: its lines that are set in."""
+    """The commands in the opening comment of an example: its indented lines."""
     opening = text.split("\n[")[0]
     return re.findall(r"^#   (\S.*)$", opening, re.MULTILINE)
 
@@ -47,18 +47,18 @@ def serves_another_port(machine):
 def has_several_sockets(machine):
     count = listeners(machine, 7)
     expect(count == 8, f"{count} sockets listen on port 7, not 4 for each address")
-    # More clients than sockets: whichever socket the kernel chooses, somebody accepts from it.
+    # More clients than sockets: whichever socket the kernel selects, a worker accepts from it.
     for _ in range(12):
         echoes(machine)
 
 
-def lists_who_may_come(machine):
-    """What can be seen everywhere: systemd knows the lists. They bite with cgroups of version 2."""
+def has_an_allow_list(machine):
+    """systemd has parsed the lists. Their effect needs cgroup v2 and is not tested."""
     allowed = machine.show(SOCKET, "IPAddressAllow").split()
     for wanted in ("192.0.2.0/24", "2001:db8::/32", "127.0.0.0/8", "::1/128"):
         expect(wanted in allowed, f"{wanted} is not allowed: {allowed}")
     denied = machine.show(SOCKET, "IPAddressDeny").split()
-    expect(sorted(denied) == ["0.0.0.0/0", "::/0"], f"not everybody else is denied: {denied}")
+    expect(sorted(denied) == ["0.0.0.0/0", "::/0"], f"not all other addresses are denied: {denied}")
     echoes(machine)
 
 
@@ -91,7 +91,7 @@ def serves_an_instance(machine):
     unit = "echo-uring@lab.service"
     expect(machine.show(unit, "ActiveState") == "active", f"{unit} is not active")
     echoes(machine, ["127.0.0.1"], port=7070)
-    # The first service knows nothing of it.
+    # The first service is not affected.
     echoes(machine)
     machine.run("systemctl disable --now echo-uring@lab.socket echo-uring@lab.service")
     machine.run("rm /etc/echo-uring/lab.toml && rmdir /etc/echo-uring")
@@ -162,7 +162,7 @@ def serves_unix_sockets_with_messages(machine):
 
 
 EXAMPLES = {
-    "allow-list.conf": lists_who_may_come,
+    "allow-list.conf": has_an_allow_list,
     "another-port.conf": serves_another_port,
     "cpu-affinity.conf": stays_on_one_cpu,
     "instance-address.conf": serves_an_instance,
@@ -185,7 +185,7 @@ OTHERS = (
 
 
 def examples_do_what_they_say(machine, _packages):
-    """Each example, installed by its own instructions, does what it says; then it goes again."""
+    """Each example, installed by its own instructions, does what it says; then it is removed."""
     change = machine.in_its_network("ip", "address", "replace", f"{NETWORK_ADDRESS}/32", "dev", "lo")
     subprocess.run(change, check=True)
     start_all(machine)
@@ -197,7 +197,7 @@ def examples_do_what_they_say(machine, _packages):
     for name, check in EXAMPLES.items():
         commands = instructions(machine.run(f"cat {DIRECTORY}/{name}").stdout)
         expect(len(commands) >= 5, f"{name} does not say how to install it: {commands}")
-        # So many restarts in a row would meet systemd's limit.
+        # This many restarts in a row would exceed systemd's start limit.
         machine.run(f"systemctl reset-failed {SOCKET} {SERVICE}")
         machine.run("set -e\n" + "\n".join(commands))
         drop_in = machine.run("ls -d /etc/systemd/system/echo-uring*.d").stdout.strip()

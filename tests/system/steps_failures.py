@@ -1,8 +1,8 @@
-"""Restarts that go wrong: a state that the next process cannot use, and processes that die in the
-middle of a hand-over, old or new. The service comes back in each case, and nobody is left hanging.
+"""Restarts that fail: a state that the next process cannot use, and the old or the new process
+killed during a handover. In each case the service runs again and no client hangs.
 
-The faults are injected into the daemon as it is shipped, from outside, by strace(1). It knows how a
-state begins (src/handover/format.rs) and which calls a hand-over takes.
+strace(1) injects the faults into the shipped daemon. This file knows how a state begins
+(src/handover/format.rs) and which system calls a handover makes.
 """
 
 import contextlib
@@ -17,17 +17,17 @@ from checks import SERVICE, drop_in, echoes, is_active, remove_drop_in
 from machine import Failure, eventually, expect
 from steps_handover import FEW, open_connections, judge, told
 
-# Where a state has its version, a number of four bytes, and for how long its first connection was
-# quiet.
+# Offsets in a state: its version, a number of four bytes, and for how long its first connection had
+# been quiet.
 VERSION_AT = 16
 # The present version, and the oldest that is read.
 VERSION, OLDEST = 3, 1
 RECORD_AT = 56
 QUIET_AT = RECORD_AT + 8
-# What clients may see of a process that died: an end or a reset, but never wrong bytes or silence.
+# What clients may see of a killed process: an end or a reset, but never wrong bytes or silence.
 ENDS = {"ended", "[Errno 104] Connection reset by peer", "[Errno 32] Broken pipe"}
-# The calls of a hand-over by which the old process is killed, with the signal: it writes the state,
-# seals it, packs connections into a socket, gives that to systemd and waits for the answer.
+# The calls of a handover at which the old process is killed, with the signal: it writes the state,
+# seals it, packs connections into a socket, passes that to systemd and waits for the answer.
 OLD_DIES = (
     ("memfd_create", "KILL"),
     ("lseek", "KILL"),
@@ -37,7 +37,8 @@ OLD_DIES = (
     ("sendmsg:when=2", "KILL"),
     ("sendmsg:when=3", "KILL"),
 )
-# And the new one: it has systemd forget them, waits, unpacks, reads the state, makes its rings.
+# And those of the new process: it makes systemd drop the stored descriptors, waits, unpacks, reads
+# the state, makes its rings.
 NEW_DIES = (
     ("sendto:when=1", "KILL"),
     ("sendmsg:when=1", "ABRT"),
@@ -58,7 +59,7 @@ SystemCallFilter=getcwd newfstatat wait4
 
 @contextlib.contextmanager
 def injected(machine, pid, call, effect):
-    """strace makes `effect` of the next `call` of this thread, or of the one that it says."""
+    """strace applies `effect` to the next `call` of this thread, or to the one of `when=`."""
     name, _, when = call.partition(":")
     injection = ":".join(filter(None, (name, effect, when)))
     trace = machine.root.with_suffix(".injected")
@@ -114,11 +115,11 @@ UNUSABLE = (
 
 
 def is_well(machine, pid_before):
-    """The service is back, in another process, with an empty store, and serves."""
+    """The service runs in another process, with an empty store, and serves."""
     eventually(
         lambda: is_active(machine, SERVICE) and machine.show(SERVICE, "MainPID") != pid_before,
         30,
-        "the service did not come back",
+        "the service does not run again",
     )
     eventually(
         lambda: machine.show(SERVICE, "NFileDescriptorStore") == "0", 10, "the store was kept"
@@ -134,11 +135,11 @@ def unusable_state_is_survived(machine, _packages):
         clients = open_connections(machine, FEW)
         before, process = machine.show(SERVICE, "MainPID"), machine.daemon()
         said = len(told(machine, reason))
-        # It rewinds the state when it is written and before it is sealed.
+        # The daemon rewinds the state after it has written it and before it seals it.
         with injected(machine, process, "lseek", "delay_enter=20000000"):
             restart = machine.start(machine.inside(f"systemctl restart {SERVICE}"))
             path = eventually(lambda: state_of(process), 10, "no state was written")
-            # In case it is written in several pieces.
+            # The daemon may write it in several pieces.
             time.sleep(0.2)
             with open(path, "r+b", buffering=0) as file:
                 spoil(file)
@@ -153,15 +154,15 @@ def unusable_state_is_survived(machine, _packages):
 
 
 def deaths(machine, name):
-    """How often the service died of this signal."""
+    """How often this signal has killed the service."""
     died = re.compile(f"Main process exited, code=(killed|dumped), status=\\d+/{name}")
     return sum(bool(died.search(text)) for text in machine.messages())
 
 
 def survived(machine, clients, before, name, number):
-    """What is demanded after another death by this signal; whether all connections were kept."""
+    """The checks after another kill by this signal; returns whether all connections were kept."""
     is_well(machine, before)
-    expect(deaths(machine, name) == number + 1, "not one process died")
+    expect(deaths(machine, name) == number + 1, "not exactly one process was killed")
     machine.aborts += name == "ABRT"
     kinds = judge(machine, clients)["kinds"]
     expect(set(kinds) <= ENDS, f"clients saw {kinds}")
@@ -178,7 +179,7 @@ def old_process_dies(machine, call, name):
 
 
 def stopped_shell(machine):
-    """The pid, seen from outside, of the shell that waits in the daemon's place."""
+    """The pid, as the host sees it, of the stopped shell that becomes the daemon."""
     namespace = os.readlink(f"/proc/{machine.leader}/ns/pid")
     for entry in pathlib.Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -196,7 +197,7 @@ def new_process_dies(machine, call, name):
     drop_in(machine, SERVICE, "stopped", STOPPED_AT_ITS_START)
     restart = machine.start(machine.inside(f"systemctl restart {SERVICE}"))
     process = eventually(lambda: stopped_shell(machine), 10, "the next process does not start")
-    # The one after it is to start as ever.
+    # The process after it starts normally.
     remove_drop_in(machine, SERVICE, "stopped")
     with injected(machine, process, call, f"signal=SIG{name}"):
         os.kill(process, signal.SIGCONT)
@@ -204,8 +205,8 @@ def new_process_dies(machine, call, name):
     return survived(machine, clients, before, name, number)
 
 
-def deaths_wedge_nothing(machine, _packages):
-    """Killed or aborted at any moment of a hand-over: the service comes back, nobody hangs."""
+def service_survives_kills(machine, _packages):
+    """Killed or aborted at any moment of a handover: the service runs again, no client hangs."""
     kept = []
     for title, dies, moments in (
         ("old", old_process_dies, OLD_DIES),
@@ -218,11 +219,11 @@ def deaths_wedge_nothing(machine, _packages):
                     kept.append(f"{title} at {call}")
             except Failure as failure:
                 raise Failure(f"{moment}: {failure}") from failure
-    return f"{len(OLD_DIES) + len(NEW_DIES)} deaths, all connections kept after: {', '.join(kept)}"
+    return f"{len(OLD_DIES) + len(NEW_DIES)} kills, all connections kept after: {', '.join(kept)}"
 
 
-def refused_hand_over_drains(machine, _packages):
-    """If the kernel lets no more descriptors travel, nothing is cut off: it drains."""
+def refused_handover_drains(machine, _packages):
+    """If the kernel passes no more descriptors, the daemon drains and cuts no connection off."""
     clients = open_connections(machine, FEW)
     before = machine.show(SERVICE, "MainPID")
     words = "connections cannot be handed over"
@@ -230,9 +231,9 @@ def refused_hand_over_drains(machine, _packages):
     with injected(machine, machine.daemon(), "sendmsg:when=1", "error=ETOOMANYREFS"):
         restart = machine.start(machine.inside(f"systemctl restart {SERVICE}"))
         eventually(lambda: len(told(machine, words)) > said, 10, f"the journal has no: {words}")
-    # They all go on until the drain ends, or they do.
+    # All connections continue until the client closes them or the drain ends.
     report = judge(machine, clients)
-    expect(report["faults"] == 0, f"connections suffered: {report}")
+    expect(report["faults"] == 0, f"connections had faults: {report}")
     output, _ = restart.communicate(timeout=30)
     expect(restart.returncode == 0, f"the restart failed: {output}")
     is_well(machine, before)
@@ -240,6 +241,6 @@ def refused_hand_over_drains(machine, _packages):
 
 STEPS = [
     ("state unusable", unusable_state_is_survived),
-    ("hand-over refused", refused_hand_over_drains),
-    ("deaths in hand-over", deaths_wedge_nothing),
+    ("handover refused", refused_handover_drains),
+    ("kills in a handover", service_survives_kills),
 ]

@@ -1,6 +1,6 @@
-"""Restarts and upgrades that keep every established connection, and stops that do not.
+"""Restarts and upgrades, which keep every established connection, and stops, which do not.
 
-It knows systemd's verbs, the journal and the clients of `connections.py`; nothing of how it is done.
+It uses systemctl, the journal and the clients of `connections.py`.
 """
 
 import pathlib
@@ -51,7 +51,7 @@ def survives(machine, act, kinds, unit=SERVICE, address=None):
 
 
 def drains(machine, command, kinds):
-    """The command begins a drain, during which everybody is still served."""
+    """The command begins a drain, during which every client is still served."""
     clients = open_connections(machine, kinds)
     drained, handed = (len(told(machine, words)) for words in ("draining: ", "handed over"))
     ending = machine.start(machine.inside(command))
@@ -66,12 +66,12 @@ def drains(machine, command, kinds):
 
 
 def restart_keeps_all(machine, _packages):
-    """`systemctl restart` with 9,000 connections: no byte lost, nobody waits for a second."""
+    """`systemctl restart` with 9,000 connections: no byte lost, no client waits for a second."""
     pauses = []
     for verb in ("restart", "restart", "try-restart"):
         report = survives(machine, lambda: machine.run(f"systemctl {verb} {SERVICE}"), CONNECTIONS)
         pauses.append(report["longest_pause"])
-    expect(max(pauses) < 1.0, f"somebody waited too long: {pauses}")
+    expect(max(pauses) < 1.0, f"a client waited too long: {pauses}")
     return f"{report['connections']} kept, longest pauses {pauses} s"
 
 
@@ -81,17 +81,17 @@ def upgrade_keeps_all(machine, packages):
     # It may be the one that is there already, from a step before.
     install = f"apt-get install --yes --allow-downgrades --reinstall {package}"
     report = survives(machine, lambda: machine.run(install), CONNECTIONS)
-    expect(report["longest_pause"] < 1.0, f"somebody waited too long: {report}")
+    expect(report["longest_pause"] < 1.0, f"a client waited too long: {report}")
     return f"{report['connections']} kept, longest pause {report['longest_pause']} s"
 
 
 def restart_needs_no_bus(machine, _packages):
-    """Without a message bus a restart keeps everybody; without ExecStop= it warns instead."""
+    """Without a message bus a restart keeps all; without ExecStop= as well it drains and warns."""
     words = "so a restart will close"
     with no_message_bus(machine):
         for _ in range(3):
             survives(machine, lambda: machine.run(f"systemctl restart {SERVICE}"), FEW)
-        expect(not told(machine, words), "a restart that keeps everybody warned of an end")
+        expect(not told(machine, words), "a restart that keeps all connections warned of their end")
         drop_in(machine, SERVICE, "untold", "[Service]\nExecStop=")
         drains(machine, f"systemctl restart {SERVICE}", FEW)
         entries = [e for e in machine.journal() if words in str(e["MESSAGE"])]
@@ -134,16 +134,17 @@ def only_restarts_hand_over(machine, _packages):
 
 
 def reexec_and_kills_do_no_harm(machine, _packages):
-    """A manager that was replaced hands on as well; a process killed at its start wedges nothing."""
+    """A restart after daemon-reexec keeps connections. After kills during a start the service runs
+    again."""
     machine.run("systemctl daemon-reexec")
     survives(machine, lambda: machine.run(f"systemctl restart {SERVICE}"), FEW)
     clients = open_connections(machine, FEW)
-    # Restarted without a wait, and killed as soon as there is something to kill, over and over.
+    # Restarted without a wait, and killed repeatedly during the start.
     machine.run(
         f"systemctl --no-block restart {SERVICE}; for n in 1 2 3 4 5; do sleep 0.0$n;"
         f" systemctl kill --signal=KILL {SERVICE}; done; true"
     )
-    eventually(lambda: is_active(machine, SERVICE), 30, "the service was wedged")
+    eventually(lambda: is_active(machine, SERVICE), 30, "the service does not run again")
     eventually(
         lambda: machine.show(SERVICE, "NFileDescriptorStore") == "0", 10, "the store was kept"
     )
@@ -157,5 +158,5 @@ STEPS = [
     ("restart without a bus", restart_needs_no_bus),
     ("no store", store_that_is_off_is_told),
     ("only restarts hand over", only_restarts_hand_over),
-    ("hand-over and kills", reexec_and_kills_do_no_harm),
+    ("handover and kills", reexec_and_kills_do_no_harm),
 ]

@@ -20,7 +20,7 @@ LAB_METRICS = "echo-uring-metrics@lab.socket"
 
 
 def configure(machine, name, connections):
-    """Writes the instance a configuration that differs from all others in one value."""
+    """Writes a configuration for the instance that differs from all others in one value."""
     text = f"[limits]\\nmax-connections = {connections}\\n"
     machine.run(f"mkdir -p /etc/echo-uring && printf '{text}' > /etc/echo-uring/{name}.toml")
 
@@ -39,7 +39,7 @@ def lab_echoes(machine):
 
 
 def status(machine, name):
-    """What the instance tells of itself, and the addresses it listens at."""
+    """The status of the instance, and the addresses it listens at."""
     seen = json.loads(machine.run(f"echo-uring status --json --instance {name}").stdout)
     return seen, [listener["address"] for listener in seen["listeners"]]
 
@@ -50,7 +50,8 @@ def exposure(machine, unit):
 
 
 def instances_stand_side_by_side(machine, _packages):
-    """Two instances beside the first service: own addresses, users and ends, the same sandbox."""
+    """Two instances beside the first service: own addresses and users, stopped separately, the same
+    sandbox."""
     configure(machine, "lab", 2001)
     configure(machine, "edge", 102)
     drop_in(
@@ -63,7 +64,7 @@ def instances_stand_side_by_side(machine, _packages):
     complaints = machine.run(f"systemd-analyze verify --man=no {units}").stdout.strip()
     expect(not complaints, f"systemd-analyze verify says: {complaints}")
     machine.run(f"systemctl enable --now {LAB}.socket {LAB}.service")
-    # The other is left to its first client.
+    # The first client starts the other one.
     machine.run(f"systemctl start {EDGE}.socket")
     expect(not is_active(machine, f"{EDGE}.service"), "the socket alone started the service")
     echoes(machine, ["127.0.0.1"], length=1 << 20, port=EDGE_PORT)
@@ -73,7 +74,7 @@ def instances_stand_side_by_side(machine, _packages):
     processes = [process_of(machine, unit) for unit in (SERVICE, f"{LAB}.service", f"{EDGE}.service")]
     for what, values in zip(("processes", "users"), zip(*processes)):
         expect(len(set(values)) == 3, f"three services, but as {what} {values}")
-    # /proc of the daemon: what is on its command line is what it reads.
+    # The command line, from /proc, names the configuration file.
     words = machine.run(f"tr '\\0' ' ' < /proc/{processes[1][0]}/cmdline").stdout
     expect("--config /etc/echo-uring/lab.toml" in words, f"lab runs as {words}")
     for unit in (LAB, EDGE):
@@ -94,7 +95,7 @@ def instances_stand_side_by_side(machine, _packages):
 
 
 def lab_keeps_all(machine, command):
-    """The command restarts the instance, and no connection to it suffers."""
+    """The command restarts the instance, and each connection to it continues."""
     socket = f"/proc/{machine.leader}/root{LAB_SOCKET_FILE}"
     return survives(machine, lambda: machine.run(command), CONNECTIONS, f"{LAB}.service", socket)
 
@@ -102,7 +103,7 @@ def lab_keeps_all(machine, command):
 def instances_keep_all(machine, packages):
     """A restart of an instance keeps its connections; so does an upgrade without a message bus."""
     names = machine.run("cut -d : -f 1 /etc/passwd").stdout.split()
-    expect("echo-uring-lab" not in names, "the instance has a user of its own, made by whom?")
+    expect("echo-uring-lab" not in names, "the instance has a user in /etc/passwd")
     command = f"systemctl restart {LAB}.service"
     reports = [lab_keeps_all(machine, command) for _ in range(2)]
     with no_message_bus(machine):
@@ -112,7 +113,7 @@ def instances_keep_all(machine, packages):
     return f"{CONNECTIONS['connections']} kept, longest pauses {pauses} s"
 
 
-def instances_tell_of_themselves(machine, _packages):
+def instances_have_a_status(machine, _packages):
     """Each instance has a status of its own, and metrics once they are enabled."""
     machine.run(f"systemctl start {EDGE}.socket {EDGE}.service")
     for name in ("lab", "edge"):
@@ -142,12 +143,12 @@ def instances_tell_of_themselves(machine, _packages):
     text = subprocess.run([*curl, "http://lab/metrics"], capture_output=True, text=True).stdout
     expect("\necho_uring_ready 1\n" in text, f"no metrics of lab: {text[:200]}")
     seen, _ = status(machine, "lab")
-    expect(seen["uptime_seconds"] < 60, "the status socket leads to a process of before")
+    expect(seen["uptime_seconds"] < 60, "the status socket leads to an earlier process")
     machine.run(f"systemctl disable {LAB_METRICS}")
 
 
 def instance_without_configuration_is_named(machine, _packages):
-    """An instance whose file was forgotten says so, and does not start."""
+    """An instance without a configuration file reports that, and does not start."""
     machine.run("rm /etc/echo-uring/edge.toml")
     started = machine.run(f"systemctl start {EDGE}.service", check=False)
     expect(started.returncode != 0, "an instance started without a configuration")
@@ -161,11 +162,11 @@ def instance_without_configuration_is_named(machine, _packages):
 
 
 def upgrade_restarts_instances(machine, packages):
-    """Running instances are restarted with an upgrade, their sockets are not, idle ones stay so."""
+    """An upgrade restarts running instances but not their sockets, and starts no idle instance."""
     unit, socket = f"{LAB}.service", f"{LAB}.socket"
     pid, _ = process_of(machine, unit)
     opened = machine.show(socket, "ActiveEnterTimestampMonotonic")
-    # As after a version that had no such socket.
+    # As after an upgrade from a version that had no such socket.
     machine.run(f"systemctl stop {LAB_STATUS}")
     package = place(machine, packages.newer)
     lab_keeps_all(machine, f"apt-get install --yes --reinstall {package}")

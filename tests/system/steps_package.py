@@ -1,8 +1,8 @@
-"""What apt and dpkg do with the daemon's package in circumstances that are not the usual ones:
-without systemd, without leave to start anything, with the port taken, over what an administrator
-has changed; see `steps.py`.
+"""What apt and dpkg do with the daemon's package in unusual circumstances: without systemd, where
+policy-rc.d forbids starts, with the port in use, with units that an administrator has changed; see
+`steps.py`.
 
-It knows apt, dpkg and systemctl, and what the scripts of the package say.
+It uses apt, dpkg and systemctl, and knows the messages of the package's scripts.
 """
 
 import contextlib
@@ -19,27 +19,27 @@ INSTANCE = f"echo-uring@{NAME}.service"
 INSTANCE_SOCKET = f"echo-uring@{NAME}.socket"
 INSTANCE_CONFIG = f"/etc/echo-uring/{NAME}.toml"
 INSTANCE_FILE = f"/run/echo-uring/{NAME}/echo.sock"
-# None that stalls: it would be reset for it, if the machine is slow.
+# No stalled peer: on a slow machine it would be reset.
 READERS = {"connections": 60, "talkers": 20, "stalled": 0}
-# What nobody should read who installs a package.
+# Messages that a user should not see during an installation.
 NOISE = ("Could not execute systemctl", "not found", "line ", "error processing", "is a disabled")
 TAKER = "/run/systemd/system/taker"
 POLICY = "/usr/sbin/policy-rc.d"
-# As apt calls it; apt itself, which takes several times as long, has its steps.
+# dpkg as apt calls it. apt takes several times as long and is tested in other steps.
 INSTALL = "dpkg --install"
 REMOVE = "dpkg --remove echo-uring"
 PURGE = "dpkg --purge echo-uring && rm -rf /etc/echo-uring"
 
 
 class Bare:
-    """A copy of a machine's files that is entered by chroot(2): nothing of it runs."""
+    """A copy of a machine's files, entered by chroot(2): no service runs in it."""
 
     def __init__(self, machine, name):
         self.root = machine.root.with_suffix(f".{name}")
         machine.at_end.callback(shutil.rmtree, self.root, ignore_errors=True)
         copy = ["cp", "--archive", "--one-file-system", machine.root, self.root]
         subprocess.run(copy, check=True)
-        # What the copied machine had at run time is not there when it is off.
+        # The run-time files of the copied machine do not exist while it is off.
         shutil.rmtree(self.root / "run")
         (self.root / "run").mkdir()
 
@@ -57,20 +57,20 @@ class Bare:
 
 
 def is_silent(output):
-    """Demands that nothing was printed that only the makers of the package understand."""
+    """Checks that no internal message was printed."""
     said = [line for line in output.splitlines() if any(noise in line for noise in NOISE)]
     expect(not said, f"it printed: {said}")
 
 
 def install(machine, package):
-    """Installs a package over whatever there is; returns what that printed."""
+    """Installs a package, whatever is installed before; returns the output."""
     output = machine.run(f"{INSTALL} {place(machine, package)}").stdout
     is_silent(output)
     return output
 
 
 def goes_in_and_out(bare, package):
-    """Installed, installed again, removed, installed and purged; what each printed."""
+    """Installs, installs again, removes, installs and purges; returns the outputs."""
     shutil.copyfile(package, bare.root / "var/tmp/package.deb")
     verbs = (
         "apt-get install --yes /var/tmp/package.deb",
@@ -101,7 +101,7 @@ def installs_where_nothing_runs(machine, packages):
     for unit in (SERVICE, SOCKET):
         expect(unit in links, f"{unit} was not enabled: {links}")
     is_gone(bare)
-    # As in a container: dpkg is told not to mind what needs systemd.
+    # As in a container without systemd; dpkg ignores the dependencies on it.
     bare.run(
         "dpkg --purge --force-all systemd systemd-sysv systemd-standalone-sysusers "
         "libpam-systemd dbus dbus-daemon dbus-bin dbus-system-bus-common 2>&1"
@@ -109,7 +109,7 @@ def installs_where_nothing_runs(machine, packages):
     tools = bare.run("command -v systemctl systemd-sysusers dbus-daemon || true").strip()
     expect(not tools, f"it was meant to be without {tools}")
     goes_in_and_out(bare, packages.current)
-    # It serves as well, bound by itself.
+    # The program serves as well, on a socket that it binds itself.
     said = bare.run(
         "timeout -s TERM 3 echo-uring --listen unix:/tmp/echo.sock 2>&1 || [ $? = 124 ]"
     )
@@ -120,7 +120,7 @@ def installs_where_nothing_runs(machine, packages):
 
 @contextlib.contextmanager
 def port_taken(machine):
-    """Another program has the port."""
+    """Another program uses the port."""
     machine.run(
         f"printf '[Socket]\\nListenStream=127.0.0.1:7\\nAccept=yes\\n' > {TAKER}.socket;"
         f" printf '[Service]\\nExecStart=/bin/cat\\n' > {TAKER}@.service;"
@@ -134,7 +134,7 @@ def port_taken(machine):
 
 
 def taken_port_is_named(machine, packages):
-    """With port 7 taken the package is installed all the same, and apt shows what to do."""
+    """With port 7 in use the package can be installed, and apt shows what to do."""
     with port_taken(machine):
         package = place(machine, packages.current)
         said = machine.run(f"apt-get install --yes {package}").stdout
@@ -191,7 +191,7 @@ def instance_echoes(machine):
 
 
 def reinstallation_starts_what_is_enabled(machine, packages):
-    """Removed and installed again: what is enabled runs, instances included, and nothing else."""
+    """Removed and installed again: the enabled units run, instances included, and no others."""
     install(machine, packages.current)
     add_instance(machine)
     machine.run("cp /etc/echo-uring.toml /etc/echo-uring/idle.toml")
@@ -206,7 +206,7 @@ def reinstallation_starts_what_is_enabled(machine, packages):
     echoes(machine)
     instance_echoes(machine)
     machine.run("echo-uring status --json && echo-uring status --json --instance pkg")
-    # The socket alone, as who wants it started by its first client has it.
+    # Only the socket is enabled, for a service that its first client starts.
     machine.run(f"systemctl disable --now {SERVICE}")
     machine.run(REMOVE)
     install(machine, packages.current)
@@ -216,7 +216,7 @@ def reinstallation_starts_what_is_enabled(machine, packages):
 
 
 def upgrade_leaves_what_was_changed(machine, packages):
-    """What was stopped, disabled or masked stays so over an upgrade, without a complaint."""
+    """Units that were stopped, disabled or masked stay so over an upgrade, without a complaint."""
     install(machine, packages.current)
     add_instance(machine)
     other = packages.newer
@@ -236,7 +236,7 @@ def upgrade_leaves_what_was_changed(machine, packages):
         machine.run(f"systemctl {undo} {' '.join(units)}" if undo else "true")
         machine.run(f"systemctl start {SERVICE} {INSTANCE}")
         other = packages.current if other == packages.newer else packages.newer
-    # One that runs and is masked cannot be restarted; it goes on.
+    # A masked service that runs cannot be restarted and continues to run.
     pid = machine.show(SERVICE, "MainPID")
     machine.run(f"systemctl mask {SERVICE}")
     said = install(machine, other)
@@ -248,7 +248,7 @@ def upgrade_leaves_what_was_changed(machine, packages):
 
 
 def bad_files_are_left_to_the_old(machine, packages):
-    """An upgrade over a bad configuration leaves that one service alone, and says what to do."""
+    """An upgrade does not restart a service with a bad configuration, and says what to do."""
     path = f"/proc/{machine.leader}/root{INSTANCE_FILE}"
     services = (
         ("echo-uring", SERVICE, CONFIG, None),
@@ -271,7 +271,7 @@ def bad_files_are_left_to_the_old(machine, packages):
         expect(is_active(machine, unit), f"{unit} is not active")
         expect(machine.show(good, "MainPID") != good_pid, f"{good} was not restarted")
         report = judge(machine, clients)
-        expect(report["faults"] == 0, f"connections suffered: {report}")
+        expect(report["faults"] == 0, f"connections had faults: {report}")
         # As it says: repaired and restarted.
         machine.run(f"mv /var/tmp/good.toml {config} && systemctl restart {name}")
         expect(machine.show(unit, "MainPID") != pid, f"{unit} was not restarted after the repair")
@@ -284,7 +284,7 @@ def bad_files_are_left_to_the_old(machine, packages):
     machine.run(f"cp -p {CONFIG} /var/tmp/good.toml && echo 'nonsense = 1' >> {CONFIG}")
     pid = machine.show(SERVICE, "MainPID")
     said = install(machine, packages.current)
-    expect("was not restarted" not in said, f"a file that nobody reads matters: {said}")
+    expect("was not restarted" not in said, f"a file that no unit names matters: {said}")
     expect(machine.show(SERVICE, "MainPID") != pid, "the service was not restarted")
     machine.run("echo nonsense >> /etc/echo-uring/elsewhere.toml")
     said = install(machine, packages.newer)
@@ -292,7 +292,7 @@ def bad_files_are_left_to_the_old(machine, packages):
     machine.run(f"mv /var/tmp/good.toml {CONFIG}")
     remove_drop_in(machine, SERVICE, "elsewhere")
     machine.run(f"systemctl restart {SERVICE}")
-    # One that does not run for a bad file is told as one that failed to start.
+    # A service that does not run because of a bad file is reported as one that failed to start.
     machine.run(f"echo nonsense >> {CONFIG} && systemctl restart {SERVICE}", check=False)
     eventually(lambda: machine.show(SERVICE, "ActiveState") == "failed", 10, "it did not fail")
     said = install(machine, packages.current)

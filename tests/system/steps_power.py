@@ -1,4 +1,4 @@
-"""The machine goes down with connections open, and comes up again."""
+"""The machine is powered off with connections open, and boots again."""
 
 import time
 
@@ -7,9 +7,9 @@ from machine import eventually, expect
 from steps_handover import open_connections, judge
 
 CONNECTIONS = {"connections": 60, "talkers": 20, "stalled": 3}
-# timeouts.drain of 10 s, 5 s for those who do not end by themselves, and the rest of the machine.
+# timeouts.drain of 10 s, 5 s for peers that do not close, and the time that other units take.
 SECONDS_MAX = 25
-# Stands for whatever sets up the network: ordered as systemd.special(7) asks of it.
+# Stands for the service that sets up the network, with the order that systemd.special(7) requires.
 NETWORK = """[Unit]
 Before=network.target
 Wants=network.target
@@ -29,10 +29,10 @@ def at(entries, words):
 
 
 def goes_down_in_order(machine, _packages):
-    """`systemctl poweroff` ends connections in order and in time; the next boot starts it again."""
+    """`systemctl poweroff` ends connections in order and in time; the service runs after a boot."""
     machine.run(f"cat > /etc/systemd/system/test-network.service <<'END'\n{NETWORK}END")
     machine.run("systemctl daemon-reload && systemctl start test-network.service")
-    # Started with the network there, as at any boot.
+    # Started while the network is up, as at any boot.
     machine.run(f"systemctl restart {SERVICE}")
     machine.run("mkdir -p /var/log/journal && journalctl --flush")
     clients = open_connections(machine, CONNECTIONS)
@@ -41,7 +41,7 @@ def goes_down_in_order(machine, _packages):
     eventually(lambda: machine.supervisor.poll() is not None, 60, "the machine does not go down")
     seconds = time.monotonic() - started
     kinds = judge(machine, clients)["kinds"]
-    # Who never reads an echo is waited for, and then reset.
+    # A peer that never reads its echo is reset after some time.
     ended = kinds.get("ended", 0)
     readers = CONNECTIONS["connections"] - CONNECTIONS["stalled"]
     expect(ended >= readers, f"not all connections ended: {kinds}")
@@ -50,12 +50,12 @@ def goes_down_in_order(machine, _packages):
     machine.boot()
     entries = machine.journal("echo-uring.service --boot=-1")
     said = [str(entry.get("MESSAGE")) for entry in entries]
-    # What is after the begin of the last stop; there are other lives in this journal.
+    # Entries from the begin of the last stop on; this journal has earlier runs as well.
     stop = max(index for index, text in enumerate(said) if text.startswith("Stopping echo-uring"))
     bad = [text for text in said[stop:] if "timed out" in text or "Killing" in text]
     expect(not bad, f"the stop timed out: {bad}")
     network = machine.journal("test-network.service --boot=-1")
-    # Both units have lives before this: the last stop is the one of the shutdown.
+    # Both units were stopped before: the last stop is the one of the shutdown.
     ended, network_ended = at(entries[::-1], "Stopped echo-uring.service"), at(network, "Stopping")
     expect(ended < network_ended, "the network was taken down before the service had ended")
     expect(is_active(machine, SERVICE), "after the boot the service does not run")

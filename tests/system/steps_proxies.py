@@ -43,7 +43,7 @@ def traffic(machine):
 
 
 def load(machine, port, *options, succeeds=True):
-    """Runs echo-load in the machine; every byte must be right, unless it must not succeed."""
+    """Runs echo-load in the machine. It must find every byte correct, unless it is to fail."""
     words = " ".join(map(str, options))
     command = f"echo-load 127.0.0.1:{port} -d 500ms --json {words}"
     process = machine.run(command, check=False)
@@ -68,8 +68,8 @@ def announces(machine, port, *options):
 
 
 def checks(machine):
-    """How many health checks the daemon has seen. HAProxy resets them at once, so that most are
-    over before their accept: then they are aborted accepts."""
+    """How many health checks the daemon has counted. HAProxy resets them at once, so most end
+    before they are accepted, and count as aborted accepts."""
     total = traffic(machine)
     return total["health_checks"] + total["accept_failures"]["aborted"]
 
@@ -112,7 +112,7 @@ def haproxy(machine):
             eventually(lambda: server(admin) == "UP", 15, "HAProxy does not call the server UP")
             yield process, admin
         finally:
-            # The master passes it on to its workers, also to those of before a reload.
+            # The master passes the signal on to its workers, including those from before a reload.
             process.terminate()
             process.wait(timeout=20)
 
@@ -130,7 +130,7 @@ def nginx(machine):
         config.write_text(
             f"load_module {NGINX_MODULE};\ndaemon off; user root; pid {directory}/pid;\n"
             f"error_log {directory}/error.log warn;\nevents {{ worker_connections 500; }}\n"
-            # Without proxy_half_close it ends both directions with the first FIN, and loses bytes.
+            # Without proxy_half_close nginx ends both directions at the first FIN and loses bytes.
             f"stream {{ server {{ listen 127.0.0.1:{NGINX}; proxy_pass 127.0.0.1:{PORT};"
             " proxy_protocol on; proxy_half_close on; } }\n"
         )
@@ -149,29 +149,29 @@ def nginx(machine):
 
 @contextlib.contextmanager
 def connection_through(machine, port):
-    """A connection that talks while the body runs, and suffers nothing."""
+    """A connection that sends while the body runs; its echo must be exact."""
     process = machine.start_traffic("through", "--port", port)
     expect(process.stdout.readline().strip() == "ready", f"no echo through port {port}")
     yield
     process.terminate()
     report = machine.finish_traffic(process)
-    expect(not report["fault"], f"a connection through port {port} suffered: {report}")
+    expect(not report["fault"], f"a connection through port {port} had a fault: {report}")
 
 
 def warnings_since(machine, count):
-    """What the daemon said with the severity of a warning or more, after `count` entries. The limit
-    on open files is that of the host, and told at each start."""
+    """Messages of the daemon with the severity of a warning or more, after `count` entries, except
+    that about the limit on open files, which depends on the host."""
     entries = machine.journal()[count:]
     said = [entry["MESSAGE"] for entry in entries if int(entry.get("PRIORITY", 7)) <= WARNING]
     return [text for text in said if "the limit on open files" not in text]
 
 
 def is_told(machine, words):
-    """Waits until the journal tells of refused connections, which it does in a line for many."""
+    """Waits until the journal reports refused connections, many of them in one line."""
     eventually(
         lambda: any(words in text for text in machine.messages()),
         15,
-        f"the journal does not tell: {words}",
+        f"the journal does not say: {words}",
     )
 
 
@@ -186,20 +186,20 @@ def configure(machine, text):
 
 
 def unconfigure(machine):
-    """Takes these settings away. What has still to be told of refused connections, which comes in a
-    line for many after up to ten seconds, is not left to a later step: the daemon is restarted."""
+    """Removes these settings. The daemon reports refused connections up to ten seconds later, many
+    in one line. It is restarted, so that such a line does not appear in a later step."""
     configure(machine, "")
     machine.run(f"systemctl restart {SERVICE}")
 
 
 def announced_by_haproxy(machine, _packages):
-    """The shipped examples; HAProxy with every version of the header; checks warn nobody."""
+    """The shipped examples; HAProxy with every version of the header; no warning for its checks."""
     example = machine.run(f"cat {DIRECTORY}/{UNIT}").stdout
     machine.run("set -e\n" + "\n".join(instructions(example)))
     machine.run("echo-uring check")
     complaints = machine.run(f"systemd-analyze verify --man=no {UNIT}").stdout.strip()
     expect(not complaints, f"systemd-analyze verify says: {complaints}")
-    # The port without a proxy is as it was, and that for proxies refuses who has no header.
+    # The port without a proxy is unchanged, and the port for proxies refuses a missing header.
     echoes(machine)
     load(machine, PORT, succeeds=False)
     is_told(machine, "without a valid header")
@@ -210,7 +210,7 @@ def announced_by_haproxy(machine, _packages):
             if "tlv-fmt" not in options or version() >= (2, 9):
                 made += announces(machine, port, "-c", 8, "--mode", "churn")
                 made += announces(machine, port, "-c", 4, "--mode", "stream")
-        # More than one check, of which each sends a header and nothing else.
+        # More than one check; each sends a header and nothing else.
         seen = checks(machine)
         eventually(
             lambda: checks(machine) >= seen + 2,
@@ -224,7 +224,7 @@ def announced_by_haproxy(machine, _packages):
 
 
 def announced_by_nginx(machine, _packages):
-    """nginx with version 1: every byte, also of streams that it half-closes."""
+    """nginx with version 1: every byte is echoed, also of streams that it half-closes."""
     with nginx(machine):
         made = announces(machine, NGINX, "-c", 20)
         made += announces(machine, NGINX, "-c", 4, "--mode", "stream")
@@ -234,25 +234,25 @@ def announced_by_nginx(machine, _packages):
     return f"{made} connections announced"
 
 
-def clients_are_judged(machine, _packages):
-    """Access lists and limits for each source hold for the clients, not for the proxy."""
+def limits_apply_to_clients(machine, _packages):
+    """Access lists and limits for each source apply to the clients, not to the proxy."""
     configure(
         machine,
         '[access]\ndeny = ["127.0.0.66"]\n[limits]\nmax-connections-per-source = 2',
     )
     with haproxy(machine):
-        # Each of ten sources has two connections, and all of them come from one proxy.
+        # Each of ten sources has two connections, all through one proxy.
         sources = [f"--source 127.0.0.{last}" for last in range(20, 30)]
         load(machine, FRONTEND, "-c", 20, *sources)
         load(machine, FRONTEND, "-c", 3, "--source", "127.0.0.30", succeeds=False)
         load(machine, FRONTEND, "--source", "127.0.0.66", succeeds=False)
         load(machine, FRONTEND, "--source", "127.0.0.67")
-    # The same with a client that is the proxy itself.
+    # The same with the proxy itself as the client.
     proxy = "--proxy-protocol v2 --proxy-source"
     made = announces(machine, PORT, "-c", 200, proxy, "10.0.0.0/8")
     load(machine, PORT, "-c", 3, proxy, "10.0.0.1", succeeds=False)
     load(machine, PORT, proxy, "127.0.0.66", succeeds=False)
-    # Whoever is no trusted proxy is refused, whatever the header says.
+    # A source that is not a trusted proxy is refused, whatever its header says.
     refused = traffic(machine)["refused"]["untrusted"]
     load(machine, PORT, "--source", "127.0.0.2", proxy, "10.0.0.1", succeeds=False)
     expect(traffic(machine)["refused"]["untrusted"] > refused, "a stranger is not counted")
@@ -276,7 +276,7 @@ def proxies_and_restarts(machine, _packages):
         expect(not said, f"the daemon warns: {said}")
         addresses_survive(machine)
         entries = len(machine.journal())
-    # HAProxy ended with its connections; another one comes.
+    # HAProxy ended with its connections; another one starts.
     with haproxy(machine):
         made = announces(machine, FRONTEND, "-c", 10)
         said = warnings_since(machine, entries)
@@ -296,7 +296,7 @@ def addresses_survive(machine):
     before = traffic(machine)["announced"]
     two = machine.start(command)
     eventually(
-        lambda: traffic(machine)["announced"] == before + 2, 3, "two connections did not come"
+        lambda: traffic(machine)["announced"] == before + 2, 3, "two connections were not made"
     )
     machine.run(f"systemctl restart {SERVICE}")
     load(machine, FRONTEND, "-c", 2, "--source", "127.0.0.41")
@@ -308,7 +308,7 @@ def addresses_survive(machine):
 
 
 def datagrams_of_a_proxy(machine, _packages):
-    """Version 2 in each datagram: the reply comes without, and strangers are dropped."""
+    """Version 2 in each datagram: the reply has no header; datagrams without one are dropped."""
     drop_in(machine, UNIT, "udp", f"[Socket]\nListenDatagram=127.0.0.1:{PORT}")
     machine.run(f"systemctl stop {UNIT} {SERVICE} && systemctl start {UNIT} {SERVICE}")
     options = "-c 20 -d 500ms --json --proxy-protocol v2 --proxy-source 10.0.0.0/8"
@@ -335,7 +335,7 @@ def as_before(machine, _packages):
 STEPS = [
     ("PROXY by HAProxy", announced_by_haproxy),
     ("PROXY by nginx", announced_by_nginx),
-    ("PROXY and limits", clients_are_judged),
+    ("PROXY and limits", limits_apply_to_clients),
     ("PROXY and restarts", proxies_and_restarts),
     ("PROXY over UDP", datagrams_of_a_proxy),
     ("PROXY off", as_before),

@@ -1,6 +1,6 @@
-"""What `systemctl reload` promises, one function a promise; see `steps.py`.
+"""`systemctl reload`, one function for each requirement; see `steps.py`.
 
-The load is that of echo-load, whose package is installed with the daemon's: it compares every byte.
+echo-load, whose package is installed with the daemon's, makes the load and compares every byte.
 """
 
 import json
@@ -18,7 +18,7 @@ LOAD = (
     f"echo-load tcp://127.0.0.1:7 --rate {MESSAGES_A_SECOND} --connections {CONNECTIONS} "
     f"--duration {LOAD_SECONDS}s --no-progress --json"
 )
-# Every reload another of these, so that each has something to change.
+# Each reload applies another of these, so that each has something to change.
 VARIANTS = (
     r"[timeouts]\nidle = \"30s\"\n[limits]\nmax-connections = 101\n",
     r"[timeouts]\nidle = \"2h\"\nstall = \"off\"\n[limits]\nmax-connections = 9000\n",
@@ -34,8 +34,8 @@ def state(machine):
     return machine.show(SERVICE, "ActiveState")
 
 
-def reload_costs_nobody(machine, _packages):
-    """A hundred reloads under 20,000 checked messages a second: nobody is cut off, no byte lost."""
+def reloads_lose_nothing(machine, _packages):
+    """100 reloads under 20,000 checked messages a second: no connection ends, no byte is lost."""
     machine.run(f"cp -p {CONFIG} /var/tmp/good.toml")
     pid = machine.show(SERVICE, "MainPID")
     load = machine.start(machine.inside(f"echo $$ >/var/tmp/load.pid; exec {LOAD}"))
@@ -61,7 +61,7 @@ def reload_costs_nobody(machine, _packages):
     reloads = sum(text.startswith("reloaded: ") for text in machine.messages())
     expect(reloads >= RELOADS, f"the journal has {reloads} of {RELOADS} reloads")
     result = json.loads(output[output.index("{") :])
-    # Lost ones would be errors, and made again.
+    # echo-load would count a lost connection as an error and make it again.
     made = result["connections_made"]
     expect(made == result["settings"]["connections"], f"connections were made again: {result}")
     expect(result["errors"] == 0, f"echoes were wrong: {result}")
@@ -72,7 +72,8 @@ def reload_costs_nobody(machine, _packages):
 
 
 def bad_reload_is_visible(machine, _packages):
-    """A bad file fails the reload with line and column; the old one stays; a good one mends it."""
+    """A bad file fails the reload, with line and column, and the old one stays in force. A reload
+    of a valid file succeeds."""
     machine.run(f"cp -p {CONFIG} /var/tmp/good.toml")
     line = len(machine.run(f"cat {CONFIG}").stdout.splitlines()) + 1
     machine.run(f"echo '  nonsense = 1' >> {CONFIG}")
@@ -80,7 +81,7 @@ def bad_reload_is_visible(machine, _packages):
     expect(reloaded.returncode == 1, f"systemctl reload ended with {reloaded.returncode}")
     place = f"{CONFIG}:{line}:3: "
     wanted = f"reload failed: {place}"
-    eventually(lambda: state(machine) == "active", 10, "it is reloading for ever")
+    eventually(lambda: state(machine) == "active", 10, "the reload does not end")
     text = status_text(machine)
     expect(text.startswith(wanted), f"the status is: {text}")
     expect("the old configuration is in force" in text, f"the status is: {text}")
@@ -132,7 +133,7 @@ def drop_ins_are_configuration(machine, packages):
 
 
 STEPS = [
-    ("100 reloads", reload_costs_nobody),
+    ("100 reloads", reloads_lose_nothing),
     ("bad reload", bad_reload_is_visible),
     ("drop-ins", drop_ins_are_configuration),
 ]

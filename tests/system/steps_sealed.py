@@ -1,4 +1,4 @@
-"""What an intruder would find: the sandbox of the running service, seen and tried from inside.
+"""What an intruder could do: the sandbox of the running service, tested from inside.
 
 Each function is a step as those of steps.py.
 """
@@ -33,8 +33,8 @@ def status_of(task):
 
 
 def nothing_is_in_reach(machine, _packages):
-    """No capability, nothing writable, no network; rings that refuse all but an echo."""
-    # The log file of a daemon that says more: it tries its own rings, which no one else can.
+    """No capability, nothing writable, no network; rings that refuse other operations."""
+    # At this log level the daemon reports how it tested its rings, which only it can do.
     command = "/usr/sbin/echo-uring serve --log-level debug"
     drop_in(machine, SERVICE, "sealed", f"[Service]\nExecStart=\nExecStart={command}")
     machine.run(f"systemctl restart {SERVICE}")
@@ -68,8 +68,8 @@ def nothing_is_in_reach(machine, _packages):
 
 
 def doctor_sees_the_sandbox(machine, _packages):
-    """`echo-uring doctor` in a unit like ours finds itself sandboxed, and the daemon outside."""
-    # A copy of the service under another name: the doctor's eyes, in the sandbox of the daemon.
+    """`echo-uring doctor` in a unit like ours finds itself sandboxed; outside, the daemon."""
+    # A copy of the service under another name runs the doctor in the sandbox of the daemon.
     unit = "echo-uring-doctor.service"
     path = f"/run/systemd/system/{unit}"
     source = f"/lib/systemd/system/{SERVICE}"
@@ -82,7 +82,7 @@ def doctor_sees_the_sandbox(machine, _packages):
     started = machine.run(f"systemctl start {unit}", check=False)
     entries = [entry for entry in machine.journal(unit) if entry.get("_COMM") == "echo-uring"]
     text = "\n".join(str(entry["MESSAGE"]) for entry in entries)
-    # A doctor with findings ends with 1; nothing of it is to be left.
+    # A doctor with findings ends with 1, so the unit fails; that state is reset.
     machine.run(f"systemctl reset-failed {unit}; rm {path} && systemctl daemon-reload")
     expect(text, f"the doctor said nothing: {started.stdout}")
     findings = json.loads(text)["findings"]
@@ -102,6 +102,6 @@ def doctor_sees_the_sandbox(machine, _packages):
 
 STEPS = [
     ("sandbox tight", sandbox_is_tight),
-    ("nothing in reach", nothing_is_in_reach),
+    ("nothing writable", nothing_is_in_reach),
     ("doctor", doctor_sees_the_sandbox),
 ]

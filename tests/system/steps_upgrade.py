@@ -1,4 +1,4 @@
-"""An upgrade from the package of version 0.1.0, as it was, with connections open; see `steps.py`.
+"""An upgrade from the original package of version 0.1.0 with connections open; see `steps.py`.
 
 The old package is built of its own commit (`host.build_baseline`). So the process that hands over
 is the old program, in the old units, and the one that takes over is the program under test.
@@ -19,11 +19,11 @@ def build_of(machine):
 
 
 def upgrade_from_the_first_version(machine, packages):
-    """`apt install` over a running 0.1.0 with 9,000 connections: no byte lost, nobody refused."""
+    """`apt install` over a running 0.1.0 with 9,000 connections: no byte lost, none refused."""
     machine.run(f"apt-get install --yes {place(machine, packages.baseline)}")
     version = machine.run("dpkg-query --show --showformat='${Version}' echo-uring").stdout
     expect(version == "0.1.0-1", f"the old package is of version {version}")
-    # What an administrator may have changed before.
+    # A change that an administrator may have made.
     machine.run(f"echo '# edited by the administrator' >> {CONFIG}")
     before = build_of(machine)
     opened = machine.show(SOCKET, "ActiveEnterTimestampMonotonic")
@@ -32,29 +32,29 @@ def upgrade_from_the_first_version(machine, packages):
 
     def upgrade():
         with stream_of_clients(machine) as report:
-            # The shipped file has changed as well, and nobody is here to be asked which one to keep.
+            # The shipped file has changed as well, and dpkg cannot prompt which one to keep.
             keep = "--option Dpkg::Options::=--force-confold"
             machine.run(f"apt-get install --yes {keep} {package}")
         clients.update(report)
 
     report = survives(machine, upgrade, CONNECTIONS)
-    expect(report["longest_pause"] < 1.0, f"somebody waited too long: {report}")
-    expect(clients["cut"] == 0, f"clients that came meanwhile were cut off: {clients}")
-    expect(build_of(machine) != before, "the old program runs on")
+    expect(report["longest_pause"] < 1.0, f"a client waited too long: {report}")
+    expect(clients["cut"] == 0, f"clients that connected meanwhile were cut off: {clients}")
+    expect(build_of(machine) != before, "the old program still runs")
     reopened = machine.show(SOCKET, "ActiveEnterTimestampMonotonic")
     expect(opened == reopened, "the upgrade restarted the socket unit")
     taken = told(machine, "took over ")[-1]
-    # Of those that came meanwhile a few may have been open at that moment.
+    # A few of the clients that connected meanwhile may have been open at that moment.
     count = int(taken.split("took over ")[1].split()[0])
     expect(0 <= count - CONNECTIONS["connections"] <= 100, f"it says: {taken}")
-    # And on to the next one, which tells by itself what is a restart.
+    # And a second restart, from the new program, which recognises a restart by itself.
     survives(machine, lambda: machine.run(f"systemctl restart {SERVICE}"), CONNECTIONS)
     echoes(machine)
     return f"{report['connections']} kept, longest pause {report['longest_pause']} s"
 
 
 def removal_leaves_nothing_of_both(machine, _packages):
-    """After an upgrade, too, purge leaves nothing."""
+    """After an upgrade purge leaves nothing either."""
     machine.run(PURGE)
     expect(not is_active(machine, SERVICE), "the service runs after purge")
     files = machine.run("find / /run -xdev -iname '*echo-uring*'").stdout.strip()

@@ -1,8 +1,8 @@
-"""Clients of the echo service, and the judges of what comes back.
+"""Clients of the echo service that verify the echo.
 
 Run as a program by `machine.py` in the network namespace of a test machine, so that the machine
 needs no Python of its own and no packet leaves it. Every command prints one line of JSON when it is
-done. It must know nothing about systemd or packages: it sees a port, as a client does.
+done. It must know nothing about systemd or packages, only an address and a port.
 """
 
 import argparse
@@ -17,12 +17,12 @@ import threading
 import time
 
 PORT = 7
-# Longer than any restart of the daemon, so that only a client that was forgotten waits in vain.
+# Longer than any restart of the daemon, so that only a client that gets no answer times out.
 TIMEOUT_SECONDS = 30.0
 
 
 def connect(address, port):
-    """To a port, or to a Unix socket if the address is a path."""
+    """Connects to a port, or to a Unix socket if the address is a path."""
     if not address.startswith("/"):
         return socket.create_connection((address, port), timeout=TIMEOUT_SECONDS)
     connection = socket.socket(socket.AF_UNIX)
@@ -32,7 +32,7 @@ def connect(address, port):
 
 
 def echo_once(address, length, seed=1, port=PORT):
-    """Sends `length` bytes, half-closes, reads to the end; returns what came back and what went."""
+    """Sends `length` bytes, half-closes, reads to the end; returns the answer and the payload."""
     payload = random.Random(seed).randbytes(length)
     with connect(address, port) as connection:
         # A thread sends while we read: a large payload does not fit into the two socket buffers.
@@ -52,7 +52,7 @@ def echo_once(address, length, seed=1, port=PORT):
 
 
 def command_echo(options):
-    """One client: is its echo exact?"""
+    """One client: whether its echo is exact."""
     started = time.monotonic()
     outcome = {"address": options.address, "refused": False, "exact": False, "error": None}
     try:
@@ -68,7 +68,7 @@ def command_echo(options):
 
 
 def command_hold(options):
-    """Several connections at once: how many of them are served?"""
+    """Several connections at once: how many of them are served."""
     held, served = [], 0
     for _ in range(options.connections):
         connection = socket.create_connection((options.address, PORT), timeout=TIMEOUT_SECONDS)
@@ -84,7 +84,7 @@ def command_hold(options):
 
 
 def command_through(options):
-    """One connection that says a word every 50 ms until SIGTERM; has one gone wrong?"""
+    """One connection that sends a word every 50 ms until SIGTERM: whether each echo is exact."""
     stop = []
     signal.signal(signal.SIGTERM, lambda *_: stop.append(True))
     words, fault = 0, None
@@ -107,7 +107,7 @@ def command_through(options):
 
 
 class Stream:
-    """New connections without end from several threads, each one counted by how it ended."""
+    """A continuous stream of new connections from several threads, counted by how they ended."""
 
     def __init__(self):
         self.lock = threading.Lock()
@@ -131,7 +131,7 @@ class Stream:
             try:
                 answer, payload = echo_once(address, 100, seed)
                 if answer != payload:
-                    # The start of what was sent, and no more: the daemon ended in between.
+                    # Only the first part of the payload came back: the daemon ended in between.
                     kind = "cut" if payload.startswith(answer) else "wrong"
                     detail = f"{len(answer)} of {len(payload)} bytes"
             except ConnectionRefusedError as error:
@@ -146,7 +146,7 @@ class Stream:
 
 
 def command_stream(options):
-    """New connections until SIGTERM. Accepted and not answered in full are those called `cut`."""
+    """New connections until SIGTERM. Those accepted and not answered in full are called `cut`."""
     stream = Stream()
     signal.signal(signal.SIGTERM, lambda *_: stream.stop.set())
     threads = [
@@ -156,7 +156,7 @@ def command_stream(options):
     for thread in threads:
         thread.start()
     print("ready", flush=True)
-    # With a timeout, since a plain wait would put off the signal handler for ever on some versions.
+    # With a timeout, since a plain wait would delay the signal handler forever on some versions.
     while not stream.stop.wait(0.2):
         pass
     for thread in threads:
@@ -230,7 +230,7 @@ def command_busy(options):
 
 
 def command_datagrams(options):
-    """Datagrams of every kind of length, one by one, the empty one among them: do they come back?"""
+    """Datagrams of many lengths, 0 included, one by one: whether each comes back unchanged."""
     family = socket.AF_INET6 if ":" in options.address else socket.AF_INET
     longest = 65_527 if family == socket.AF_INET6 else 65_507
     outcome = {"refused": False, "exact": False, "error": None}
@@ -254,14 +254,14 @@ def command_datagrams(options):
 
 
 class Flow:
-    """One flow of numbered datagrams, and what came back of it."""
+    """One flow of numbered datagrams, and the answers received."""
 
     def __init__(self, number):
         address = ("127.0.0.1", "::1")[number % 2]
         family = socket.AF_INET6 if number % 2 else socket.AF_INET
         self.number = number
         self.socket = socket.socket(family, socket.SOCK_DGRAM)
-        # SO_RCVBUFFORCE: what is lost is not lost here.
+        # SO_RCVBUFFORCE, so that no datagram is lost in this socket.
         self.socket.setsockopt(socket.SOL_SOCKET, 33, 64 << 20)
         self.socket.connect((address, PORT))
         self.socket.setblocking(False)
@@ -278,7 +278,7 @@ class Flow:
         self.sent += 1
 
     def receive(self):
-        """Takes one that waits."""
+        """Receives one waiting datagram."""
         answer = self.socket.recv(65_536)
         number = int.from_bytes(answer[:8], "big")
         if number >= self.sent or answer != self.payload(number):
@@ -291,7 +291,7 @@ class Flow:
 
 
 def command_flows(options):
-    """Datagrams at a fixed rate until SIGTERM, answered or not; what became of each?"""
+    """Datagrams at a fixed rate until SIGTERM, whether answered or not; counts the outcomes."""
     stop = []
     signal.signal(signal.SIGTERM, lambda *_: stop.append(True))
     poll = selectors.DefaultSelector()
@@ -308,7 +308,7 @@ def command_flows(options):
             if all(len(flow.seen) == flow.sent for flow in flows) or now > silent_since + 2:
                 break
         else:
-            # What a busy machine kept from being sent in time is not made up for in one burst.
+            # If a busy machine delayed sending, the missing datagrams are not sent in one burst.
             wanted = min(int((now - began) * options.rate), sent + 50)
             while sent < wanted:
                 flows[sent % len(flows)].send()
