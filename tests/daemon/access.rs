@@ -1,5 +1,5 @@
-//! Who is let in: access lists and what one source may take, with peers from many addresses of the
-//! loopback network. Who is refused is told so at once, and keeps nobody out.
+//! Access lists and limits for each source, with peers from many addresses of the loopback network.
+//! A refused connection is closed at once, and does not delay other clients.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::thread;
@@ -15,8 +15,8 @@ use crate::place::{Listening, Place, come_from, ping};
 fn connect_from(place: &Place, [third, fourth]: [u8; 2]) -> Socket {
     let socket = place.socket();
     let source = Ipv4Addr::new(127, 0, third, fourth);
-    // On a listener for both families IPv4 peers appear in their mapped form; here it is the other
-    // way round.
+    // A listener for both families sees IPv4 peers in their mapped form. Here the mapped address is
+    // converted back.
     let source = match place {
         Place::Tcp(address) if address.is_ipv6() => IpAddr::V6(source.to_ipv6_mapped()),
         Place::Tcp(_) => IpAddr::V4(source),
@@ -26,17 +26,16 @@ fn connect_from(place: &Place, [third, fourth]: [u8; 2]) -> Socket {
     place.connect_with(socket)
 }
 
-/// Whether a peer is let in; if so, its connection. Who is refused sees an end or a reset, never
-/// silence.
+/// The connection, if the peer is permitted. A refused peer sees an end or a reset, never silence.
 fn admitted(socket: Socket) -> Option<Socket> {
     socket.set_read_timeout(Some(time_limit(10.0))).unwrap();
     let start = Instant::now();
     let answered = ping(&socket, b"let me in");
-    assert!(start.elapsed() < time_limit(9.0), "neither let in nor refused");
+    assert!(start.elapsed() < time_limit(9.0), "neither permitted nor refused");
     answered.then_some(socket)
 }
 
-/// How many of `count` connections from one address are let in.
+/// The permitted ones of `count` connections from one address.
 pub(crate) fn admit_from(daemon: &Daemon, source: [u8; 2], count: usize) -> Vec<Socket> {
     (0..count).filter_map(|_| admitted(connect_from(daemon.place(), source))).collect()
 }
@@ -44,7 +43,7 @@ pub(crate) fn admit_from(daemon: &Daemon, source: [u8; 2], count: usize) -> Vec<
 fn assert_refused(remains: &crate::daemon::Remains, count: u64, word: &str) {
     assert_eq!(remains.counters.refused, count, "{remains:#?}");
     let told = remains.lines.iter().any(|line| line.starts_with("warn ") && line.contains(word));
-    assert!(told, "nobody was told of {word:?}: {remains:#?}");
+    assert!(told, "no line has {word:?}: {remains:#?}");
 }
 
 #[test]
@@ -74,9 +73,9 @@ fn a_denied_peer_is_closed_at_once_and_others_are_not() {
     assert_refused(&daemon.stop(), 4, "refused by [access]");
 }
 
-/// An allow list refuses the rest, of either family; but never a Unix peer.
+/// An allow list refuses all other addresses of both families, but no Unix peer.
 #[test]
-fn an_allow_list_lets_in_whom_it_names_and_unix_peers() {
+fn an_allow_list_permits_its_networks_and_unix_peers() {
     let _quiet = in_company();
     let scratch = Scratch::new();
     let mut listening = vec![Listening::ipv4(), Listening::unix(&scratch.path("echo.sock"))];
@@ -94,7 +93,7 @@ fn an_allow_list_lets_in_whom_it_names_and_unix_peers() {
     daemon.stop();
 }
 
-/// On a listener that takes both families, an IPv4 peer is what it is.
+/// A listener for both families treats an IPv4 peer as IPv4.
 #[test]
 fn a_mapped_peer_is_an_ipv4_peer() {
     let _quiet = in_company();
@@ -106,15 +105,14 @@ fn a_mapped_peer_is_an_ipv4_peer() {
     let launch = Launch { listening: vec![listening], ..Launch::with_config(config) };
     let daemon = launch.start();
     assert_eq!(admit_from(&daemon, [0, 3], 2).len(), 0);
-    // A /64 would hold all of them; they are counted as IPv4 addresses.
+    // One /64 would contain all of them; they are counted as IPv4 addresses.
     let [one, two] = [[0, 4], [0, 5]].map(|source| admit_from(&daemon, source, 3));
     assert_eq!((one.len(), two.len()), (2, 2));
     drop((one, two));
     daemon.stop();
 }
 
-/// The cap holds over all workers, exactly, whoever of them takes the connections; and again and
-/// again.
+/// The limit applies exactly and over all workers, whichever of them accepts, and repeatedly.
 #[test]
 fn a_source_gets_its_cap_and_no_more() {
     let _quiet = in_company();
@@ -125,7 +123,7 @@ fn a_source_gets_its_cap_and_no_more() {
         assert_eq!(greedy.len(), 5);
         let modest = admit_from(&daemon, [0, 3], 4);
         assert_eq!(modest.len(), 4);
-        // Who leaves makes room for one of its own.
+        // A connection that ends makes room for another one of the same source.
         let mut greedy = greedy;
         drop(greedy.pop());
         wait_until("a connection of the source to be counted off", time_limit(10.0), || {
@@ -141,10 +139,10 @@ fn a_source_gets_its_cap_and_no_more() {
     assert!(remains.counters.refused >= 75, "{remains:#?}");
 }
 
-/// Peers of one source hammer from many threads; not once is the cap passed, and when they are
-/// gone, nothing of them is left.
+/// Peers of one source connect from many threads. The limit is never exceeded, and when they have
+/// closed, none of them is counted any more.
 #[test]
-fn a_storm_from_one_source_keeps_nobody_out() {
+fn a_storm_from_one_source_blocks_no_other_source() {
     let _quiet = in_company();
     let config = "[server]\nworkers = 2\n[limits]\nmax-connections = 6\n\
                   max-connections-per-source = 3\n";
@@ -161,16 +159,16 @@ fn a_storm_from_one_source_keeps_nobody_out() {
         }
         let stayers: Vec<_> =
             (0..3).filter_map(|_| admitted(connect_from(place, [0, 3]))).collect();
-        assert_eq!(stayers.len(), 3, "the storm kept another source out");
+        assert_eq!(stayers.len(), 3, "the storm blocked another source");
         while Instant::now() < end {
             let start = Instant::now();
             assert!(stayers.iter().all(|socket| ping(socket, b"all well")));
-            assert!(start.elapsed() < time_limit(2.0), "the storm held up the others");
+            assert!(start.elapsed() < time_limit(2.0), "the storm delayed the others");
             thread::sleep(Duration::from_millis(10));
         }
     });
     daemon.settle();
-    // Everything is counted off: the whole cap is there again.
+    // All of them are counted off: the whole limit is available again.
     assert_eq!(admit_from(&daemon, [0, 2], 4).len(), 3);
     daemon.stop();
 }
@@ -218,7 +216,7 @@ fn a_source_that_connects_too_fast_is_held_to_its_rate() {
     let took = start.elapsed();
     let most = 10 + (took.as_secs_f64() * 10.0) as usize + 1;
     assert!((10..=most).contains(&burst), "{burst} in {took:?}");
-    // Others are not held to it, and it may come again.
+    // Other sources are not limited by it, and after a while this source may connect again.
     assert_eq!(admit_from(&daemon, [0, 3], 5).len(), 5);
     thread::sleep(Duration::from_millis(1100));
     assert_eq!(admit_from(&daemon, [0, 2], 10).len(), 10);
@@ -227,9 +225,9 @@ fn a_source_that_connects_too_fast_is_held_to_its_rate() {
     daemon.stop();
 }
 
-/// Goal: a reload changes who is let in from now on, and ends nobody who is there.
+/// Goal: a reload changes which new connections are permitted, and ends no established connection.
 #[test]
-fn new_rules_are_for_those_who_come_after_them() {
+fn new_rules_apply_to_new_connections() {
     let _quiet = in_company();
     let daemon = Launch::with_config("[server]\nworkers = 2\n").start();
     let mut inside = admit_from(&daemon, [0, 2], 3);
@@ -245,13 +243,13 @@ fn new_rules_are_for_those_who_come_after_them() {
     reload("[server]\nworkers = 2\n[access]\ndeny = [\"127.0.0.2\"]\n");
     assert_eq!(admit_from(&daemon, [0, 2], 3).len(), 0);
     assert_eq!(admit_from(&daemon, [0, 3], 1).len(), 1);
-    // Who came before there was a cap counts by it all the same, until it leaves.
+    // A connection from before the limit existed is counted as well, until it ends.
     reload("[server]\nworkers = 2\n[limits]\nmax-connections-per-source = 2\n");
     assert_eq!(admit_from(&daemon, [0, 2], 2).len(), 0);
     let counted = admit_from(&daemon, [0, 4], 4);
     assert_eq!(counted.len(), 2);
     inside.truncate(1);
-    wait_until("a place for their source", time_limit(10.0), || {
+    wait_until("capacity for their source", time_limit(10.0), || {
         admit_from(&daemon, [0, 2], 1).len() == 1
     });
     reload("[server]\nworkers = 2\n");

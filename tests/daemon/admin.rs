@@ -1,5 +1,5 @@
-//! What others may see of the running daemon, and that whoever looks harms nobody: neither an echo
-//! nor another who looks.
+//! Status, metrics and health of the running daemon. Their clients must not delay the echo or each
+//! other.
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixListener;
@@ -15,10 +15,10 @@ use crate::ending::Losses;
 use crate::machine::{Scratch, alone, in_company, time_limit, wait_until};
 use crate::place::{Listening, Place, ping};
 
-/// The places that a socket to look in has.
+/// How many clients a status or metrics socket serves at a time.
 const CLIENTS: usize = 32;
 
-/// A daemon with one of each kind of window, and where its Unix socket is.
+/// A daemon with one socket of each admin kind, and the directory of its Unix sockets.
 pub(crate) fn start(config: &str) -> (Daemon, Scratch) {
     let scratch = Scratch::new();
     let windows = vec![
@@ -29,14 +29,14 @@ pub(crate) fn start(config: &str) -> (Daemon, Scratch) {
     (Launch { windows, ..Launch::with_config(config) }.start(), scratch)
 }
 
-/// Everything that comes from a new connection to `place` after `request` was sent.
+/// Everything that a new connection to `place` receives after it has sent `request`.
 pub(crate) fn answer(place: &Place, request: &[u8]) -> String {
     let socket = place.connect();
     (&socket).write_all(request).unwrap();
     rest(&socket)
 }
 
-/// Everything that still comes.
+/// The rest of the answer.
 fn rest(mut socket: &Socket) -> String {
     let mut text = Vec::new();
     match socket.read_to_end(&mut text) {
@@ -85,7 +85,7 @@ fn a_snapshot_counts_what_was_done_exactly() {
         assert_eq!(sum, expected, "{name}: {seen}");
     }
     assert_eq!(seen["total"]["closed"]["finished"], 3, "{seen}");
-    // Of each worker the first is timed, and no other of so few.
+    // Each worker times its first echo; with so few echoes it times no other.
     let timed = seen["total"]["residence_seconds"]["count"].as_u64().unwrap();
     assert!((1..=2).contains(&timed), "{seen}");
     assert!(seen["total"]["residence_seconds"]["p50"].as_f64().unwrap() < 10.0, "{seen}");
@@ -97,7 +97,7 @@ fn a_snapshot_counts_what_was_done_exactly() {
 }
 
 #[test]
-fn http_is_answered_as_it_should_be() {
+fn http_requests_get_the_right_answers() {
     let _quiet = in_company();
     let (daemon, _scratch) = start("");
     assert!(daemon.place().answers(time_limit(10.0)));
@@ -135,7 +135,7 @@ fn http_is_answered_as_it_should_be() {
         let text = answer(daemon.window("metrics"), request.as_bytes());
         assert!(text.starts_with(&format!("HTTP/1.1 {code}")), "{request:.40}: {text}");
     }
-    // The answer to a HEAD has no body, whatever it is; a proxy names the server in the target.
+    // An answer to HEAD never has a body. A proxy may send the absolute form of the target.
     let long = format!("HEAD /metrics HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(9_000));
     for (request, code) in [
         ("HEAD /ready HTTP/1.0\r\n\r\n", "200 "),
@@ -152,10 +152,10 @@ fn http_is_answered_as_it_should_be() {
     daemon.stop();
 }
 
-/// Goal: clients that send nothing, or half a request, or never read keep neither the echo nor
-/// other clients waiting, and are closed in the end.
+/// Goal: clients that send nothing or half a request, or never read, delay neither the echo nor
+/// other clients, and are closed in the end.
 #[test]
-fn slow_clients_harm_nobody() {
+fn slow_clients_do_not_delay_others() {
     let _quiet = alone();
     let (daemon, _scratch) = start("");
     let mut idlers = Vec::new();
@@ -176,20 +176,20 @@ fn slow_clients_harm_nobody() {
     (&last).write_all(b"GET /re").unwrap();
     let text = rest(&last);
     assert!(text.starts_with("HTTP/1.1 408 "), "{text}");
-    // All of them are gone by now, though they hold on to their ends.
+    // The daemon has closed all of them by now, although the clients keep their ends open.
     daemon.settle();
     drop(idlers);
     daemon.stop();
 }
 
 #[test]
-fn garbage_harms_nobody() {
+fn invalid_requests_do_not_affect_others() {
     let _quiet = in_company();
     let (daemon, _scratch) = start("");
     let garbage: Vec<u8> = (0..100_000_u32).map(|index| (index * 31 % 251) as u8).collect();
     for name in ["status", "metrics", "agent-check"] {
         for _ in 0..5 {
-            // It may be reset in the middle of what it says.
+            // The connection may be reset in the middle of the request.
             let _ = (&daemon.window(name).connect()).write_all(&garbage);
         }
     }
@@ -199,7 +199,7 @@ fn garbage_harms_nobody() {
 }
 
 #[test]
-fn a_thousand_look_while_echoes_go_on() {
+fn a_thousand_status_clients_do_not_stop_the_echo() {
     let _quiet = alone();
     let (daemon, _scratch) = start("[server]\nworkers = 2\n");
     let place = daemon.place().clone();
@@ -213,7 +213,7 @@ fn a_thousand_look_while_echoes_go_on() {
         for _ in 0..1_000 {
             lookers.push(window.connect());
         }
-        // Those who were too many at a time were turned out; none got half an answer.
+        // Clients beyond the limit were closed; none got half an answer.
         let answers: Vec<String> = lookers.iter().map(rest).filter(|it| !it.is_empty()).collect();
         for answer in &answers {
             let seen: Value = serde_json::from_str(answer).unwrap();
@@ -227,9 +227,9 @@ fn a_thousand_look_while_echoes_go_on() {
     daemon.stop();
 }
 
-/// Goal: a balancer learns of the end before anybody is refused.
+/// Goal: a load balancer can notice the shutdown before a connection is refused.
 #[test]
-fn the_end_is_announced_before_accepting_stops() {
+fn readiness_ends_before_accepting_stops() {
     let _quiet = in_company();
     let (daemon, _scratch) = start("[timeouts]\ndrain-lead = \"2s\"\ndrain = \"20s\"\n");
     let old = daemon.place().connect();
@@ -237,14 +237,14 @@ fn the_end_is_announced_before_accepting_stops() {
     assert_eq!(answer(daemon.window("agent-check"), b"what?\n"), "up ready\n");
     let began = Instant::now();
     daemon.signal(Signal::SIGTERM);
-    wait_until("/ready to say 503", time_limit(1.5), || {
+    wait_until("/ready to return 503", time_limit(1.5), || {
         get(&daemon, "/ready").starts_with("HTTP/1.1 503 ")
     });
     assert!(get(&daemon, "/ready").ends_with("leaving\n"));
     assert!(get(&daemon, "/healthz").starts_with("HTTP/1.1 200"));
     assert_eq!(answer(daemon.window("agent-check"), b""), "drain\n");
     assert!(daemon.place().answers(time_limit(1.0)), "it does not accept any more");
-    assert!(began.elapsed() < Duration::from_secs(2), "too slow to have seen anything");
+    assert!(began.elapsed() < Duration::from_secs(2), "too slow: the lead time is over");
     wait_until("the drain", time_limit(10.0), || status(&daemon)["state"] == "draining");
     assert!(began.elapsed() >= Duration::from_secs(2), "after {:?}", began.elapsed());
     assert!(ping(&old, b"still echoed"));
@@ -264,8 +264,8 @@ fn a_second_signal_skips_the_announcement() {
     daemon.finish(Losses::None);
 }
 
-/// Goal: during an upgrade the command is newer than the daemon that it asks. Method: what 0.1.0
-/// answered, which has no number of a schema.
+/// Goal: the status command works while an upgrade has replaced it but not the daemon. Method: the
+/// answer of 0.1.0, which has no schema number.
 #[test]
 fn the_status_command_understands_every_release() {
     let scratch = Scratch::new();
@@ -324,8 +324,8 @@ fn the_status_command_shows_a_table_or_json() {
     assert!(text.contains("does not answer") && text.contains("systemctl status"), "{text}");
 }
 
-/// Goal: an instance is asked at the path of its own socket unit, and who does not answer is named
-/// by the units to look at. Method: an instance that this machine does not have.
+/// Goal: the command asks an instance at the path of its own socket unit. If there is no answer, it
+/// names the units to examine. Method: an instance that does not exist.
 #[test]
 fn an_instance_that_does_not_answer_is_named_by_its_units() {
     let refused = |arguments: &[&str]| {

@@ -1,5 +1,5 @@
-//! What an operator sees of datagrams: in status, metrics, the status line, the log and the last
-//! line, the same numbers everywhere.
+//! The figures of datagrams for operators: status, metrics, the status line, the log and the last
+//! line show the same numbers.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, UdpSocket};
@@ -11,14 +11,14 @@ use crate::daemon::{Daemon, Launch, run_to_end};
 use crate::machine::{Scratch, in_company, time_limit, wait_until};
 use crate::place::Listening;
 
-/// A client that does not wait for ever.
+/// A client with a timeout.
 fn client() -> UdpSocket {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     socket.set_read_timeout(Some(time_limit(10.0))).unwrap();
     socket
 }
 
-/// A daemon that inherits `udp` beside a TCP socket, and where its status socket is.
+/// A daemon that inherits `udp` beside a TCP socket, and the directory of its status socket.
 fn start(udp: &UdpSocket, config: &str) -> (Daemon, Scratch) {
     let scratch = Scratch::new();
     let windows =
@@ -27,7 +27,7 @@ fn start(udp: &UdpSocket, config: &str) -> (Daemon, Scratch) {
     (Launch { windows, strangers, ..Launch::with_config(config) }.start(), scratch)
 }
 
-/// Everything that a window shows after `request` was sent.
+/// The answer of an admin socket to `request`.
 fn seen(daemon: &Daemon, window: &str, request: &str) -> String {
     let mut socket = daemon.window(window).connect();
     socket.write_all(request.as_bytes()).unwrap();
@@ -154,7 +154,7 @@ fn drops_of_the_kernel_are_seen() {
     assert_eq!(Value::from(datagrams.kernel_dropped), dropped);
 }
 
-/// Goal: without a listener for datagrams, nothing speaks of them.
+/// Goal: without a datagram listener no output mentions datagrams.
 #[test]
 fn without_a_listener_there_is_no_word_of_datagrams() {
     let _quiet = in_company();

@@ -1,5 +1,5 @@
-//! What one connection may have: a life of so long, and so many bytes. At the end of either it gets
-//! what it is owed, to the byte, and an orderly end.
+//! Limits of one connection: its lifetime and its bytes. When either is reached, the peer gets the
+//! rest of its echo, exact to the byte, and a FIN.
 
 use std::io::Read;
 use std::net::Shutdown;
@@ -20,7 +20,7 @@ fn a_connection_ends_at_its_lifetime_busy_or_not() {
     let silent = daemon.place().connect();
     let talker = daemon.place().connect();
     while ping(&talker, b"still here") {
-        assert!(start.elapsed() < time_limit(5.0), "it lives on");
+        assert!(start.elapsed() < time_limit(5.0), "the connection does not end");
         thread::sleep(Duration::from_millis(20));
     }
     let took = start.elapsed();
@@ -28,15 +28,15 @@ fn a_connection_ends_at_its_lifetime_busy_or_not() {
     expect_end(&silent);
     let took = start.elapsed();
     assert!(took < time_limit(3.0), "ended only after {took:?}");
-    // Others have a life of their own.
+    // Every connection has its own lifetime.
     assert!(daemon.place().answers(time_limit(10.0)));
     drop((silent, talker));
     daemon.stop_with(Losses::Allowed);
 }
 
-/// A peer that does not read when its life ends gets the rest of its echo all the same.
+/// A peer that does not read when its lifetime ends still gets the rest of its echo.
 #[test]
-fn the_end_of_a_life_loses_no_echo() {
+fn the_end_of_a_lifetime_loses_no_echo() {
     let _quiet = in_company();
     let config = "[timeouts]\nlifetime = \"1s\"\n[tcp]\nsend-buffer = \"16KiB\"\n";
     let daemon = Launch::with_config(config).start();
@@ -64,7 +64,7 @@ fn a_peer_gets_its_bytes_and_not_one_more() {
         }
         expect_end(&socket);
     }
-    // In many small pieces, too.
+    // The same in many small pieces.
     let mut socket = daemon.place().connect();
     for piece in 0..100 {
         assert!(ping(&socket, b"ten bytes!"), "ended after {piece} pieces");
@@ -76,7 +76,7 @@ fn a_peer_gets_its_bytes_and_not_one_more() {
     assert_eq!(counters.bytes_dropped, 1 + 59_000);
 }
 
-/// A limit far beyond the buffers, reached in the middle of bulk.
+/// A limit much larger than the buffers, reached in the middle of bulk.
 #[test]
 fn bulk_is_cut_at_the_very_byte() {
     let _quiet = in_company();

@@ -1,5 +1,5 @@
-//! What one process leaves to the next, taken apart and put together again by other hands than the
-//! daemon's: a state, and descriptors behind it.
+//! What one process stores for the next: a state, and descriptors behind it. This module unpacks
+//! and packs it independently of the daemon's code.
 
 use std::fs::File;
 use std::io::{IoSlice, IoSliceMut, Read, Seek, Write};
@@ -16,12 +16,12 @@ use rustix::net::{
 pub(crate) struct Bundle {
     /// The bytes of the state.
     pub(crate) state: Vec<u8>,
-    /// What it tells of, in order.
+    /// The descriptors that it describes, in order.
     pub(crate) descriptors: Vec<OwnedFd>,
 }
 
 impl Bundle {
-    /// Takes apart what a daemon has stored.
+    /// Unpacks what a daemon has stored.
     pub(crate) fn open(stored: Vec<OwnedFd>) -> Self {
         let [bundle] = <[OwnedFd; 1]>::try_from(stored).expect("one bundle");
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
@@ -49,7 +49,7 @@ impl Bundle {
         Self { state, descriptors }
     }
 
-    /// Puts it together, for a daemon to find.
+    /// Packs it, for a daemon to import.
     pub(crate) fn close(self) -> OwnedFd {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let mut file = File::from(memfd_create("bundle", flags).unwrap());

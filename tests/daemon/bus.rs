@@ -1,7 +1,7 @@
-//! A stand-in for the system bus with systemd on it: answers the questions about the daemon's unit.
+//! A stand-in for the system bus with systemd on it: answers queries about the daemon's unit.
 //!
-//! Written from the D-Bus specification and what systemd answers, not from the daemon's own client:
-//! two who made the same mistake would agree.
+//! It follows the D-Bus specification and the answers of systemd, and does not share code with the
+//! daemon's client, since both would then have the same errors.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -9,20 +9,20 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// What it says.
+/// What it answers.
 #[derive(Clone, Debug)]
 pub(crate) enum Answer {
     /// The unit has this job, or none if it is empty.
     Job(&'static str),
     /// The same, and so has the socket unit of the listeners called `test`.
     Ending(&'static str),
-    /// The first, and each answer comes so much later.
+    /// The first, with each answer delayed.
     Slow(Duration, &'static str),
-    /// The first, and it does not answer what else it is asked.
+    /// The first, without an answer to further queries.
     Curt(&'static str),
-    /// It lets nobody in.
+    /// It refuses the authentication.
     Closed,
-    /// It takes the connection and says nothing more.
+    /// It accepts the connection and sends nothing.
     Mute,
     /// These bytes instead of any answer.
     Nonsense(Vec<u8>),
@@ -43,14 +43,14 @@ impl Bus {
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let answer = shared.lock().unwrap().clone();
-                // A client that gives up is no failure of the bus.
+                // A client that closes early is no failure of the bus.
                 std::thread::spawn(move || drop(converse(stream, &answer)));
             }
         });
         Self { path: path.to_owned(), answer }
     }
 
-    /// From now on it says this.
+    /// Changes its answer.
     pub(crate) fn say(&self, answer: Answer) {
         *self.answer.lock().unwrap() = answer;
     }
@@ -77,7 +77,7 @@ fn converse(mut stream: UnixStream, answer: &Answer) -> std::io::Result<()> {
                 _ => stream.write_all(b"OK 0123456789abcdef0123456789abcdef\r\n")?,
             },
             "BEGIN" => break,
-            other => panic!("the bus was told {other:?}"),
+            other => panic!("the bus received {other:?}"),
         }
     }
     loop {
@@ -97,7 +97,7 @@ fn converse(mut stream: UnixStream, answer: &Answer) -> std::io::Result<()> {
                 if let Answer::Slow(delay, _) = answer {
                     std::thread::sleep(*delay);
                 }
-                // A signal for nobody, as the real bus sends after the greeting.
+                // A signal without an addressee, as the real bus sends after the greeting.
                 stream.write_all(&message(4, 0, "s", &string(":1.7")))?;
                 let (signature, body) = reply(&call, job, matches!(answer, Answer::Ending(_)));
                 stream.write_all(&message(2, serial as u32, signature, &body))?;
@@ -133,7 +133,7 @@ fn reply(call: &str, job: &str, sockets_end: bool) -> (&'static str, Vec<u8>) {
         return variant("u", 4, 64_u32.to_le_bytes().to_vec());
     }
     if call.contains("TriggeredBy") {
-        // The path unit is not asked any further.
+        // Nothing else is asked of the path unit.
         let mut names = string("test.path");
         names.resize(names.len().next_multiple_of(4), 0);
         names.extend(string("test.socket"));

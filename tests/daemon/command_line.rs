@@ -1,5 +1,5 @@
-//! Arguments, configuration files and exit codes: what a start says before it serves, or instead of
-//! serving.
+//! Arguments, configuration files and exit statuses: what the program prints before it serves, or
+//! instead of serving.
 
 use std::fs;
 use std::process::Command;
@@ -11,8 +11,8 @@ fn refusal(config: &str) -> Refusal {
     Launch::with_config(config).fail()
 }
 
-/// The configuration is refused with status 78, and the one line names the file, the line and these
-/// words.
+/// The configuration is refused with status 78, and the one line of output has the file, the line
+/// number and these words.
 fn assert_refused(config: &str, line: usize, words: &[&str]) {
     let _quiet = in_company();
     let refusal = refusal(config);
@@ -57,13 +57,13 @@ fn a_value_of_the_wrong_kind_is_refused() {
 }
 
 #[test]
-fn an_address_that_is_none_is_refused() {
+fn an_invalid_address_is_refused() {
     let config = "[[listener]]\nname = \"a\"\naddress = \"localhost\"\n";
     assert_refused(config, 3, &["address"]);
 }
 
 #[test]
-fn text_that_is_no_toml_is_refused() {
+fn invalid_toml_is_refused() {
     assert_refused("[server]\nworkers = 1\nthis is prose\n", 3, &[]);
 }
 
@@ -170,7 +170,7 @@ fn check_refuses_what_serve_refuses() {
 }
 
 #[test]
-fn the_log_level_of_the_command_line_counts_more_than_that_of_the_file() {
+fn the_log_level_of_the_command_line_overrides_that_of_the_file() {
     let _quiet = in_company();
     let launch = Launch::with_config("[log]\nlevel = \"debug\"\n");
     let arguments = vec!["--log-level".to_owned(), "error".to_owned()];
@@ -184,7 +184,7 @@ fn the_log_level_of_the_command_line_counts_more_than_that_of_the_file() {
     assert_eq!(daemon.lines.all(), Vec::<String>::new());
 }
 
-/// What is printed and cannot be written is a failure; a reader that went away is none.
+/// Output that cannot be written is a failure; a reader that has closed the pipe is not.
 #[test]
 fn output_is_never_lost_in_silence() {
     let _quiet = in_company();
@@ -209,7 +209,7 @@ fn output_is_never_lost_in_silence() {
     }
 }
 
-/// A complaint that cannot be written is lost, but its exit status is not.
+/// An error message that cannot be written does not change the exit status.
 #[test]
 fn a_full_standard_error_changes_no_exit_status() {
     let _quiet = in_company();

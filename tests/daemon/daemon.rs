@@ -1,10 +1,9 @@
-//! Starts the real daemon the way a service manager does, watches it, and ends it with the checks
-//! that every test owes.
+//! Starts the real daemon as a service manager does, watches it, and ends it with the checks that
+//! are common to all tests.
 //!
-//! Listening sockets go to it as descriptors 3, 4, …; a shell in between names the process in
-//! `LISTEN_PID`, since only the child itself knows its number, and then becomes the daemon. The
-//! environment is empty otherwise, so that neither a real service manager nor a journal is taken
-//! for the stand-in.
+//! The daemon inherits listening sockets as descriptors 3, 4, …. A shell sets `LISTEN_PID`, since
+//! only the child itself knows its process id, and then executes the daemon. The environment is
+//! empty otherwise, so that the daemon uses the stand-ins and no real service manager or journal.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -23,7 +22,7 @@ use crate::machine::{Process, Scratch, time_limit, wait_until};
 use crate::manager::Manager;
 use crate::place::{Listening, Place};
 
-/// The daemon under test: what Cargo built, or what `ECHO_URING_BIN` names.
+/// The daemon under test: the program that Cargo built, or that `ECHO_URING_BIN` names.
 pub(crate) fn program() -> PathBuf {
     let named = std::env::var_os("ECHO_URING_BIN").map(PathBuf::from);
     named.unwrap_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_echo-uring")))
@@ -32,15 +31,15 @@ pub(crate) fn program() -> PathBuf {
 /// How the daemon is to be started.
 #[derive(Default)]
 pub(crate) struct Launch {
-    /// Listening sockets that it inherits.
+    /// Listening sockets that the daemon inherits.
     pub(crate) listening: Vec<Listening>,
-    /// Sockets to look at it that it inherits after those, with their names.
+    /// Status, metrics and agent-check sockets that it inherits after those, with their names.
     pub(crate) windows: Vec<(&'static str, Listening)>,
-    /// How many descriptors `LISTEN_FDS` speaks of beyond those that are passed.
+    /// How many more descriptors `LISTEN_FDS` announces than are passed.
     pub(crate) missing: usize,
-    /// Other descriptors that it inherits after those, in the place of sockets.
+    /// Other descriptors that it inherits after those, instead of sockets.
     pub(crate) strangers: Vec<OwnedFd>,
-    /// What the service manager has in store for it.
+    /// What the service manager has in its descriptor store.
     pub(crate) stored: Vec<OwnedFd>,
     /// Where it finds the system bus.
     pub(crate) bus: String,
@@ -54,11 +53,11 @@ pub(crate) struct Launch {
     pub(crate) arguments: Vec<String>,
     /// The value for `WATCHDOG_USEC`.
     pub(crate) watchdog: Option<Duration>,
-    /// For so long the service manager does not read at first, and its queue is full.
-    pub(crate) deaf_for: Option<Duration>,
+    /// How long the service manager does not read at first, with a full queue.
+    pub(crate) not_reading_for: Option<Duration>,
     /// The limit on open files that it starts with, hard and soft.
     pub(crate) open_files: Option<u32>,
-    /// A command that runs it, such as a tracer; the process that was started must stay the daemon.
+    /// A command that runs it, such as a tracer. The process started must become the daemon.
     pub(crate) wrapper: Vec<String>,
     /// Where its stderr goes instead of to [`Lines`].
     pub(crate) stderr: Option<Stdio>,
@@ -75,7 +74,7 @@ impl Launch {
         Self { listening, config: config.to_owned(), ..Self::default() }
     }
 
-    /// Starts it and waits until it says that it is ready.
+    /// Starts it and waits until it is ready.
     pub(crate) fn start(self) -> Daemon {
         let daemon = self.spawn();
         let limit = time_limit(20.0);
@@ -90,8 +89,7 @@ impl Launch {
         daemon.measured()
     }
 
-    /// Starts it and waits until it ends by itself, which it must do soon and without ever being
-    /// ready.
+    /// Starts it and waits until it ends by itself, which must happen soon and before it is ready.
     pub(crate) fn fail(self) -> Refusal {
         let mut daemon = self.spawn();
         let status = daemon.wait(time_limit(20.0));
@@ -111,9 +109,9 @@ impl Launch {
             fs::write(directory.join(name), text).unwrap();
         }
         let manager = Manager::start(&scratch.path("notify"));
-        if let Some(span) = self.deaf_for {
-            manager.fall_deaf();
-            manager.hear_after(span);
+        if let Some(span) = self.not_reading_for {
+            manager.stop_reading();
+            manager.read_again_after(span);
         }
         let mut inherited: Vec<OwnedFd> = self.listening.iter().map(Listening::hand_over).collect();
         inherited.extend(self.windows.iter().map(|(_, window)| window.hand_over()));
@@ -144,8 +142,7 @@ impl Launch {
         command.stderr(self.stderr.unwrap_or_else(Stdio::piped));
 
         let mut child = command.spawn().unwrap();
-        // The command holds the descriptors that were handed over; the daemon's copies are to be
-        // the only ones.
+        // The command still holds the inherited descriptors. The daemon must have the only copies.
         drop(command);
         let lines =
             if collected { Lines::read(child.stderr.take().unwrap()) } else { Lines::none() };
@@ -154,9 +151,9 @@ impl Launch {
         Daemon { child, process, lines, manager, listening, windows, files: 0, scratch }
     }
 
-    /// What the shell does before it becomes the daemon.
+    /// What the shell does before it executes the daemon.
     fn script(&self, sockets: usize, stored: usize) -> String {
-        // The soft limit that a service manager gives: to raise it is the daemon's own affair.
+        // The soft limit that a service manager sets. The daemon raises it itself.
         let mut script = "ulimit -S -n 1024; ".to_owned();
         if let Some(limit) = self.open_files {
             write!(script, "ulimit -n {limit}; ").unwrap();
@@ -181,10 +178,10 @@ impl Launch {
     }
 }
 
-/// What became of a start that had to fail.
+/// The result of a start that had to fail.
 #[derive(Debug)]
 pub(crate) struct Refusal {
-    /// The exit code; none if a signal ended it.
+    /// The exit status; none if a signal ended it.
     pub(crate) code: Option<i32>,
     /// What it wrote to stderr.
     pub(crate) lines: Vec<String>,
@@ -193,7 +190,7 @@ pub(crate) struct Refusal {
 }
 
 impl Refusal {
-    /// Asserts the exit code, and that there is one line, which holds each of `words`.
+    /// Asserts the exit status, and that there is one line, which contains each of `words`.
     pub(crate) fn assert(&self, code: i32, words: &[&str]) {
         assert_eq!(self.code, Some(code), "{self:#?}");
         assert_eq!(self.lines.len(), 1, "one line was expected: {self:#?}");
@@ -201,56 +198,56 @@ impl Refusal {
         for word in words {
             assert!(line.contains(word), "{word:?} is missing: {self:#?}");
         }
-        // Once the log is open the line has its level in front, as every other.
+        // Once the log is open the line begins with its level, as every other line.
         let line = line.strip_prefix("error ").unwrap_or(line);
-        assert!(line.starts_with("echo-uring: "), "no name in front: {self:#?}");
+        assert!(line.starts_with("echo-uring: "), "it does not begin with the name: {self:#?}");
     }
 }
 
 /// A running daemon.
 pub(crate) struct Daemon {
     child: Child,
-    /// For a look at it.
+    /// The process, by its pid.
     pub(crate) process: Process,
     /// What it writes to stderr.
     pub(crate) lines: Lines,
-    /// What it tells the service manager.
+    /// The service manager, which records its notifications.
     pub(crate) manager: Manager,
     listening: Vec<Listening>,
     windows: Vec<(&'static str, Listening)>,
     files: usize,
-    /// Goes when the daemon has gone.
+    /// Removed after the daemon has ended.
     scratch: Scratch,
 }
 
-/// What a daemon left behind that ended in good order.
+/// What a daemon has left after an orderly end.
 #[derive(Debug)]
 pub(crate) struct Remains {
-    /// Its last account.
+    /// The counters of its last line.
     pub(crate) counters: Counters,
-    /// All it wrote to stderr.
+    /// All lines that it wrote to stderr.
     pub(crate) lines: Vec<String>,
 }
 
 impl Daemon {
-    /// Where the first inherited socket is.
+    /// The place of the first inherited socket.
     pub(crate) fn place(&self) -> &Place {
         &self.listening[0].place
     }
 
-    /// Where all inherited sockets are.
+    /// The places of all inherited sockets.
     pub(crate) fn places(&self) -> Vec<Place> {
         self.listening.iter().map(|it| it.place.clone()).collect()
     }
 
-    /// Where to look at it through the socket of this name.
+    /// The place of the status, metrics or agent-check socket of this name.
     pub(crate) fn window(&self, name: &str) -> &Place {
         let window = self.windows.iter().find(|(known, _)| *known == name);
         &window.unwrap().1.place
     }
 
-    /// Takes the number of open files at rest: the fewest of some looks, for a notification opens
-    /// one for a moment.
+    /// Measures the number of open files at rest: the least of several counts, as a notification
+    /// briefly opens one.
     fn measured(mut self) -> Self {
         let look = |_| {
             std::thread::sleep(Duration::from_millis(2));
@@ -270,7 +267,7 @@ impl Daemon {
         self.scratch.path("echo-uring.toml.d")
     }
 
-    /// Its configuration file, to be rewritten before a reload.
+    /// Its configuration file, for a test to rewrite before a reload.
     pub(crate) fn config_path(&self) -> PathBuf {
         self.scratch.path("echo-uring.toml")
     }
@@ -280,7 +277,7 @@ impl Daemon {
         kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
     }
 
-    /// Waits until it holds no more files than at the start: every connection is closed.
+    /// Waits until it has no more open files than at the start: every connection is closed.
     pub(crate) fn settle(&self) {
         let limit = time_limit(20.0);
         let start = Instant::now();
@@ -293,21 +290,21 @@ impl Daemon {
         }
     }
 
-    /// When all clients are gone: checks that nothing leaked, asks it to end, and checks its end.
-    /// Nothing may be lost.
+    /// After all clients have closed: checks that nothing leaked, ends the daemon and checks its
+    /// end. No byte may be lost.
     pub(crate) fn stop(self) -> Remains {
         self.stop_with(Losses::None)
     }
 
-    /// The same where some bytes could not be echoed: peers reset, stalled, or wrote after the end.
+    /// The same if some bytes could not be echoed: peers reset, stalled, or wrote after the end.
     pub(crate) fn stop_with(self, losses: Losses) -> Remains {
         self.settle();
         self.signal(Signal::SIGTERM);
         self.finish(losses)
     }
 
-    /// Waits for the end of a daemon whose connections are to go to another one. Returns what it
-    /// left with the service manager, its listening sockets, and what it said.
+    /// Waits for the end of a daemon that exports its connections. Returns what it stored with the
+    /// service manager, its listening sockets, and its log lines.
     pub(crate) fn export(mut self) -> (Vec<OwnedFd>, Vec<Listening>, Vec<String>) {
         self.signal(Signal::SIGTERM);
         let status = self.wait(time_limit(20.0));
@@ -316,7 +313,7 @@ impl Daemon {
         (self.manager.take_stored(), std::mem::take(&mut self.listening), self.lines.all())
     }
 
-    /// Waits for the end of a daemon that was asked to end, and checks it.
+    /// Waits for the end of a daemon that was signaled to stop, and checks it.
     pub(crate) fn finish(mut self, losses: Losses) -> Remains {
         let status = self.wait(time_limit(30.0));
         self.lines.wait_for_end(time_limit(5.0));
@@ -339,7 +336,7 @@ impl Daemon {
         status.unwrap()
     }
 
-    /// Everything it said, for a message.
+    /// All its output, for a message.
     pub(crate) fn transcript(&self) -> String {
         let mut text = String::from("--- stderr\n");
         for line in self.lines.all() {

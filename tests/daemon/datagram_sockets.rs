@@ -1,5 +1,5 @@
-//! The sockets that datagrams come to: which of them there are, that one worker serves each, and
-//! what becomes of them in a drain and a restart.
+//! Datagram sockets: which ones there are, that one worker serves each, and what happens to them in
+//! a drain and a restart.
 
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
@@ -32,7 +32,7 @@ fn an_own_address_has_a_socket_for_each_worker() {
         let server = Server::launch(Launch { config, ..Launch::default() });
         let address = server.own_addresses()[0];
         assert_eq!(sockets_on(address.port()), workers);
-        // Whichever of them a flow comes to.
+        // Whichever socket the kernel selects for a flow.
         let clients: Vec<Client> = (0..30).map(|_| Client::to(address)).collect();
         clients.iter().for_each(|client| client.ping(10));
         clients.iter().for_each(|client| client.ping(0));
@@ -48,10 +48,10 @@ fn an_own_address_has_a_socket_for_each_worker() {
     }
 }
 
-/// Another program cannot bind the address and take the datagrams: with SO_REUSEADDR on both
+/// Another program cannot bind the address and receive the datagrams. With SO_REUSEADDR on both
 /// sockets it could.
 #[test]
-fn an_own_address_cannot_be_taken_away() {
+fn another_program_cannot_bind_the_address() {
     let _quiet = in_company();
     let config = format!("[server]\nworkers = 1\n{OWN}");
     let server = Server::launch(Launch { config, ..Launch::default() });
@@ -65,7 +65,7 @@ fn an_own_address_cannot_be_taken_away() {
     server.stop();
 }
 
-/// A daemon must not bind beside another one that serves the same address already.
+/// A daemon must not bind an address that another one serves already.
 #[test]
 fn an_address_in_use_is_refused() {
     let _quiet = in_company();
@@ -86,7 +86,7 @@ fn an_address_in_use_is_refused() {
 }
 
 #[test]
-fn options_that_would_do_harm_are_not_set() {
+fn harmful_options_are_not_set() {
     let _quiet = in_company();
     let sockets: Vec<Bound> = [Bound::ipv4(), Bound::every_ipv4()]
         .into_iter()
@@ -106,9 +106,9 @@ fn options_that_would_do_harm_are_not_set() {
     server.stop();
 }
 
-/// One socket has one worker; the others have none, and the log says what to do about it.
+/// One socket has one worker. The other workers have none, and the log names the remedy.
 #[test]
-fn workers_without_a_socket_are_told_of() {
+fn workers_without_a_socket_are_reported() {
     let _quiet = in_company();
     let one = Bound::ipv4();
     let server = Server::start([&one], "[server]\nworkers = 3\n");
@@ -139,7 +139,7 @@ fn workers_without_a_socket_are_told_of() {
     }
 }
 
-/// Flows to sockets that share a port are served by all workers: of 64, some come to either socket.
+/// All workers serve flows to sockets that share a port: of 64 flows, each socket gets some.
 #[test]
 fn flows_are_spread_over_the_workers() {
     let _quiet = alone();
@@ -160,9 +160,9 @@ fn flows_are_spread_over_the_workers() {
     server.stop();
 }
 
-/// Status and metrics need connections.
+/// Status and metrics need a stream socket.
 #[test]
-fn an_inherited_udp_socket_with_the_name_of_a_window_is_refused() {
+fn an_inherited_udp_socket_with_an_admin_name_is_refused() {
     let _quiet = in_company();
     let Bound { socket, address } = Bound::ipv4();
     let window = Listening { socket: socket.into(), place: Place::Tcp(address) };
@@ -170,7 +170,8 @@ fn an_inherited_udp_socket_with_the_name_of_a_window_is_refused() {
     refusal.assert(69, &["fd 4", "UDP", "ListenStream=", "FileDescriptorName="]);
 }
 
-/// What the kernel drops, as the buffer of the socket is full, is counted, and nothing else.
+/// The datagrams that the kernel drops because the receive buffer is full are counted, and no
+/// others.
 #[test]
 fn drops_of_the_kernel_are_counted() {
     let _quiet = in_company();
@@ -198,10 +199,10 @@ fn drops_of_the_kernel_are_counted() {
     server.stop();
 }
 
-/// Goal: what has come when the end is announced is answered. Method: a daemon that is held until
-/// datagrams wait in its own sockets and the signal has come.
+/// Goal: datagrams that have arrived before the signal are answered. Method: a daemon that is
+/// stopped until datagrams wait in its own sockets and the signal is pending.
 #[test]
-fn a_drain_answers_what_has_come() {
+fn a_drain_answers_waiting_datagrams() {
     let _quiet = in_company();
     for _ in 0..5 {
         let config = format!("[server]\nworkers = 2\n{OWN}");
@@ -226,9 +227,9 @@ fn a_drain_answers_what_has_come() {
     }
 }
 
-/// Others that go on sending do not put off the end.
+/// Clients that keep sending do not delay the end.
 #[test]
-fn a_flood_does_not_put_off_the_end() {
+fn a_flood_does_not_delay_the_end() {
     let _quiet = alone();
     let config = format!("[server]\nworkers = 2\n{OWN}");
     let server = Server::launch(Launch { config, ..Launch::default() });
@@ -239,7 +240,7 @@ fn a_flood_does_not_put_off_the_end() {
             let client = Client::to(address);
             client.socket.set_nonblocking(true).unwrap();
             while !over.load(Ordering::Relaxed) {
-                // Refused when the socket has gone, which is no matter.
+                // Refused when the socket is closed; that is expected.
                 let _ = client.socket.send(&[1; 100]);
             }
         };
@@ -255,10 +256,10 @@ fn a_flood_does_not_put_off_the_end() {
     });
 }
 
-/// Goal: what waits in an inherited socket is left to the next process. Method: as above; none of
-/// it may be lost or answered twice.
+/// Goal: datagrams that wait in an inherited socket are left to the next process. Method: as above;
+/// none may be lost or answered twice.
 #[test]
-fn what_waits_in_an_inherited_socket_is_left_to_the_next() {
+fn datagrams_waiting_in_an_inherited_socket_are_left_to_the_next_process() {
     let _quiet = in_company();
     for _ in 0..5 {
         let bounds = Bound::several(2);
@@ -286,9 +287,9 @@ fn what_waits_in_an_inherited_socket_is_left_to_the_next() {
     }
 }
 
-/// Ten restarts under load: every datagram is echoed, in order, once. What comes between two
-/// processes waits in the socket, which holds 256 small ones by default; never more than 64 are
-/// under way here.
+/// Ten restarts under load: every datagram is echoed, in order, once. Datagrams that arrive between
+/// two processes wait in the socket, which holds 256 small ones by default; here at most 64 are in
+/// flight.
 #[test]
 fn restarts_lose_nothing_that_the_socket_holds() {
     let _quiet = alone();
@@ -324,7 +325,7 @@ fn restarts_lose_nothing_that_the_socket_holds() {
     server.stop();
 }
 
-/// A daemon without a stream socket, with one, and with an address of each kind of its own.
+/// A daemon without a stream socket, with one, and with a configured address of each kind.
 #[test]
 fn datagrams_and_connections_are_served_side_by_side() {
     let _quiet = in_company();
@@ -336,7 +337,7 @@ fn datagrams_and_connections_are_served_side_by_side() {
     Client::to(bound.address).ping(77);
     server.stop();
 
-    // An address at which no other test has connections: the port is to be free for TCP as well.
+    // An address at which no other test has connections, so that the port is free for TCP as well.
     let free = UdpSocket::bind((Ipv4Addr::new(127, 80, 0, 1), 0)).unwrap();
     let tcp = free.local_addr().unwrap();
     drop(free);
@@ -355,7 +356,7 @@ fn datagrams_and_connections_are_served_side_by_side() {
     }
 }
 
-/// On an address of its own, and with more workers than one, the order of a flow is kept as well.
+/// The order of a flow is also kept on a configured address and with several workers.
 #[test]
 fn the_order_of_a_flow_is_kept_on_own_sockets() {
     let _quiet = alone();

@@ -1,8 +1,8 @@
-//! UDP on loopback: every datagram comes back whole, in order, as it was sent and from the address
-//! that was asked; what is not to be answered is dropped and counted.
+//! UDP on loopback: every datagram comes back whole, in order, unchanged and from the address that
+//! it was sent to. Datagrams that must not be answered are dropped and counted.
 //!
-//! What loopback cannot show (routes, links, packet filters, forged sources) is in
-//! `tests/namespaces`.
+//! `tests/namespaces` tests what loopback cannot show: routes, links, packet filters, forged
+//! sources.
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::thread;
@@ -14,7 +14,7 @@ use crate::place::{Listening, ping};
 use crate::tape::Tape;
 use crate::udp::{Bound, Client, LONGEST, Server, expect_nothing};
 
-/// A socket of each kind, with the address that a client asks and the longest payload.
+/// A socket of each kind, with the address that a client uses and the longest payload.
 fn kinds() -> Vec<(&'static str, Bound, SocketAddr, usize)> {
     let mut kinds = Vec::new();
     let one = Bound::ipv4();
@@ -57,17 +57,17 @@ fn every_length_comes_back_whole() {
     server.stop();
 }
 
-/// An empty datagram ends the receive that it comes to. Whoever did not arm it again would be cut
-/// off for good.
+/// An empty datagram ends the receive that returns it. A server that did not arm it again would
+/// receive nothing any more.
 #[test]
-fn empty_datagrams_are_echoed_and_end_nothing() {
+fn empty_datagrams_are_echoed_and_do_not_stop_the_service() {
     let _quiet = in_company();
     let kinds = kinds();
     let server = Server::start(kinds.iter().map(|kind| &kind.1), "[server]\nworkers = 2\n");
     for (kind, _, address, _) in &kinds {
         println!("{kind}");
         let client = Client::to(*address);
-        // One by one, in a row, and among others.
+        // Singly, several in a row, and between others.
         for _ in 0..100 {
             client.ping(0);
             client.ping(1);
@@ -86,7 +86,7 @@ fn empty_datagrams_are_echoed_and_end_nothing() {
     server.stop();
 }
 
-/// A burst is answered as one, whatever its shape; and a client that cannot receive bursts gets its
+/// A burst of any shape is answered as a burst, and a client that cannot receive bursts gets single
 /// datagrams.
 #[test]
 fn a_burst_comes_back_as_it_was() {
@@ -120,7 +120,7 @@ fn a_burst_comes_back_as_it_was() {
                 assert!(plain.receive() == sent, "{total} bytes by {segment}");
                 datagrams += 2;
             }
-            // Not a burst, after one.
+            // A single datagram after a burst.
             client.ping(100);
             datagrams += 1;
         }
@@ -130,7 +130,7 @@ fn a_burst_comes_back_as_it_was() {
     server.stop();
 }
 
-/// More than the 64 segments that the kernel merges by itself, which a local sender may send.
+/// More than the 64 segments that the kernel merges by itself. A local sender may send that many.
 #[test]
 fn a_burst_of_128_comes_back() {
     let _quiet = in_company();
@@ -153,10 +153,11 @@ fn a_burst_of_128_comes_back() {
     server.stop();
 }
 
-/// On a socket for every address the reply leaves from the address that was asked, which is that of
-/// the interface only by chance. A connected client receives from no other.
+/// On a socket for every address the reply has the destination of the request as its source. The
+/// kernel's default, the address of the interface, need not be the same. A connected client
+/// receives from no other address.
 #[test]
-fn the_reply_leaves_from_the_address_that_was_asked() {
+fn the_reply_has_the_requested_address_as_source() {
     let _quiet = in_company();
     let (every, both) = (Bound::every_ipv4(), Bound::both());
     let server = Server::start([&every].into_iter().chain(&both), "");
@@ -164,7 +165,7 @@ fn the_reply_leaves_from_the_address_that_was_asked() {
         for last in [1, 2, 77, 254] {
             let asked = bound.address_at(Ipv4Addr::new(127, 3, 0, last));
             Client::to(asked).ping(100);
-            // And from afar, to be seen by one that is not connected.
+            // And from another address, to an unconnected client.
             let open = UdpSocket::bind("127.0.0.9:0").unwrap();
             open.set_read_timeout(Some(time_limit(20.0))).unwrap();
             open.send_to(b"from where?", asked).unwrap();
@@ -175,8 +176,8 @@ fn the_reply_leaves_from_the_address_that_was_asked() {
     server.stop();
 }
 
-/// Goal: 0 out of order, 0 lost, 0 doubled in each of four flows, with 32 datagrams under way in
-/// each. `ECHO_DATAGRAMS` sets how many there are in all: a million by night.
+/// Goal: 0 out of order, 0 lost, 0 doubled in each of four flows, with 32 datagrams in flight in
+/// each. `ECHO_DATAGRAMS` sets their total number; the nightly run sends a million.
 #[test]
 fn the_order_of_a_flow_is_kept() {
     let _quiet = alone();
@@ -199,7 +200,7 @@ fn the_order_of_a_flow_is_kept() {
     server.stop();
 }
 
-/// A burst of every shape between small ones, in one flow.
+/// Bursts of every shape between single datagrams, in one flow.
 #[test]
 fn bursts_and_single_datagrams_keep_their_order() {
     let _quiet = in_company();
@@ -223,10 +224,10 @@ fn bursts_and_single_datagrams_keep_their_order() {
     server.stop();
 }
 
-/// A client that is gone when its echo comes makes the kernel tell of it (ICMP), which must not
-/// reach the socket: it serves others.
+/// If a client has closed before its echo arrives, the kernel sends an ICMP error. It must not stop
+/// the socket, which serves other clients.
 #[test]
-fn clients_that_are_gone_harm_nobody() {
+fn closed_clients_do_not_affect_others() {
     let _quiet = in_company();
     let (one, every) = (Bound::ipv4(), Bound::every_ipv4());
     let server = Server::start([&one, &every], "[server]\nworkers = 1\n");
@@ -242,9 +243,9 @@ fn clients_that_are_gone_harm_nobody() {
     server.stop();
 }
 
-/// Datagrams without end must not keep a connection of the same worker waiting.
+/// A continuous stream of datagrams must not delay a connection of the same worker.
 #[test]
-fn a_flood_keeps_no_connection_waiting() {
+fn a_flood_delays_no_connection() {
     let _quiet = alone();
     let bound = Bound::ipv4();
     let listening = vec![Listening::ipv4()];
@@ -260,7 +261,7 @@ fn a_flood_keeps_no_connection_waiting() {
             client.socket.set_nonblocking(true).unwrap();
             let bytes = vec![1; 200];
             while !over.load(std::sync::atomic::Ordering::Relaxed) {
-                // What finds no room is lost; that is a flood.
+                // Datagrams beyond the receive buffer are lost; a flood expects that.
                 let _ = client.socket.send(&bytes);
             }
         });
@@ -279,9 +280,9 @@ fn a_flood_keeps_no_connection_waiting() {
     server.stop();
 }
 
-/// And the other way round.
+/// Connections must not delay datagrams of the same worker either.
 #[test]
-fn connections_keep_no_datagram_waiting() {
+fn connections_delay_no_datagram() {
     let _quiet = alone();
     let bound = Bound::ipv4();
     let listening = vec![Listening::ipv4()];
@@ -305,7 +306,7 @@ fn connections_keep_no_datagram_waiting() {
     server.stop();
 }
 
-/// Nothing comes, nothing is done.
+/// Without datagrams the daemon is idle.
 #[test]
 fn silent_sockets_cost_nothing() {
     let _quiet = alone();
@@ -316,8 +317,8 @@ fn silent_sockets_cost_nothing() {
     server.stop();
 }
 
-/// Goal: two services that echo do not answer each other. Method: a datagram that one of them is
-/// made to have sent, as a forger could: the test holds its socket.
+/// Goal: two echo services do not answer each other. Method: the test holds the socket of one of
+/// them and sends a datagram from it, as an attacker with a forged source could.
 #[test]
 fn two_echo_services_on_one_port_do_not_answer_each_other() {
     let _quiet = in_company();
@@ -338,8 +339,8 @@ fn two_echo_services_on_one_port_do_not_answer_each_other() {
     servers.into_iter().for_each(|server| drop(server.stop()));
 }
 
-/// On ports of the set it ends with the first that has the other's port there; and two sockets of
-/// one daemon do not answer each other on whatever ports.
+/// With ports of the set the exchange ends at the first service whose set has the other's port. Two
+/// sockets of one daemon never answer each other, whatever their ports.
 #[test]
 fn services_on_ports_of_the_set_do_not_answer_each_other() {
     let _quiet = in_company();
@@ -350,7 +351,7 @@ fn services_on_ports_of_the_set_do_not_answer_each_other() {
     one.socket.send_to(b"forged", two.address).unwrap();
     second.wait_for_dropped("source-port", 1);
     assert_eq!(first.figure("datagrams_received"), 0);
-    // The first one answers, as it does not know the port; then the second one does not.
+    // The first one answers, as its set does not have the port; the second one does not.
     two.socket.send_to(b"forged", one.address).unwrap();
     second.wait_for_dropped("source-port", 2);
     assert_eq!((first.figure("datagrams_received"), first.figure("datagrams_sent")), (1, 1));
@@ -364,7 +365,7 @@ fn services_on_ports_of_the_set_do_not_answer_each_other() {
     second.stop();
 }
 
-/// A socket that is asked by itself: its own address is the source.
+/// A datagram whose source is the socket's own address.
 #[test]
 fn a_socket_does_not_answer_itself() {
     let _quiet = in_company();
@@ -380,7 +381,7 @@ fn a_socket_does_not_answer_itself() {
 }
 
 #[test]
-fn what_is_sent_to_many_is_answered_by_nobody() {
+fn broadcast_and_multicast_are_not_answered() {
     let _quiet = in_company();
     let every = Bound::every_ipv4();
     let server = Server::start([&every], "");
@@ -446,7 +447,7 @@ fn a_reload_changes_the_ports_that_are_not_answered() {
     two.ping(9);
     server.reload("[datagram]\nreflect-source-ports = []\n");
     one.ping(9);
-    // Our own port stays among them.
+    // Our own port stays in the set.
     bound.socket.send_to(b"forged", Bound::ipv4().address).unwrap();
     let other = Bound::at(SocketAddr::from((Ipv4Addr::new(127, 0, 0, 3), bound.address.port())));
     if let Some(other) = other {

@@ -1,4 +1,4 @@
-//! Several listening sockets on one address, and which worker accepts from which.
+//! Several listening sockets on one address, and which worker accepts from which socket.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::AsRawFd;
@@ -16,7 +16,7 @@ use crate::ending::Losses;
 use crate::machine::{Scratch, alone, in_company, time_limit, wait_until};
 use crate::place::{Listening, Place, expect_end, ping};
 
-/// An address that nobody uses.
+/// An address that no other program uses.
 fn free_address(last: u8) -> SocketAddr {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.set_reuse_address(true).unwrap();
@@ -24,8 +24,8 @@ fn free_address(last: u8) -> SocketAddr {
     socket.local_addr().unwrap().as_socket().unwrap()
 }
 
-/// A daemon with a socket for each of so many workers at `address`, and what else its configuration
-/// says.
+/// A daemon with a socket for each of its workers at `address`, and with `more` in its
+/// configuration.
 fn own(scratch: &Scratch, address: SocketAddr, workers: usize, more: &str) -> Daemon {
     let config = format!(
         "[server]\nworkers = {workers}\nlistening-sockets = \"per-worker\"\n{more}\n\
@@ -59,7 +59,7 @@ fn listening_at(address: SocketAddr) -> usize {
     table.lines().filter(|line| line.contains(&wanted)).count()
 }
 
-/// Goal: whatever the numbers of sockets and workers, every socket is served; several sockets of
+/// Goal: every socket is served, whatever the numbers of sockets and workers. Several sockets of
 /// one address are one listener in the status.
 #[test]
 fn every_socket_of_an_address_is_served() {
@@ -74,7 +74,7 @@ fn every_socket_of_an_address_is_served() {
         let peers: Vec<Socket> = (0..120).map(|_| place.connect()).collect();
         assert!(peers.iter().all(|peer| ping(peer, b"here")), "{}", daemon.transcript());
         let accepted = accepted(&daemon);
-        // Workers that share a socket may find no turn within so few connections.
+        // Of workers that share a socket some may accept none of so few connections.
         let serving = accepted.iter().filter(|&&count| count > 0).count();
         assert!(serving >= sockets.min(workers), "{sockets} sockets: {accepted:?}");
         let listeners = status(&daemon)["listeners"].as_array().unwrap().clone();
@@ -85,8 +85,8 @@ fn every_socket_of_an_address_is_served() {
     }
 }
 
-/// Goal: an own address has a socket for each worker if that is wanted, and one otherwise; another
-/// process cannot bind the address, as without.
+/// Goal: a configured address has a socket for each worker if so configured, and one otherwise. In
+/// both cases another process cannot bind the address.
 #[test]
 fn an_own_address_has_a_socket_for_each_worker() {
     let _quiet = in_company();
@@ -108,8 +108,8 @@ fn an_own_address_has_a_socket_for_each_worker() {
     daemon.stop();
 }
 
-/// Goal: no connection waits for a full worker while another one has capacity. Method: room for as
-/// many as there are, and a kernel that does not know which worker has it.
+/// Goal: no connection waits for a full worker while another one has capacity. Method: as many
+/// connections as the capacity, and a kernel that does not know which worker has a free slot.
 #[test]
 fn a_full_worker_leaves_its_socket_to_the_others() {
     let _quiet = in_company();
@@ -119,7 +119,7 @@ fn a_full_worker_leaves_its_socket_to_the_others() {
         let address = free_address(last);
         let daemon = own(&scratch, address, 4, limits);
         let place = Place::Tcp(address);
-        // One after the other: of two that race for the last place of a worker, one waits there.
+        // One after the other: of two that race for the last slot of a worker, one waits there.
         let mut peers: Vec<Socket> = Vec::new();
         for _ in 0..8 {
             peers.push(place.connect());
@@ -129,7 +129,7 @@ fn a_full_worker_leaves_its_socket_to_the_others() {
         drop(peers);
         daemon.stop();
     }
-    // With fewer places than workers some have none from the beginning.
+    // With fewer slots than workers some workers have none from the beginning.
     let scratch = Scratch::new();
     let address = free_address(7);
     let daemon = own(&scratch, address, 4, "[limits]\nmax-connections = 1");
@@ -139,10 +139,10 @@ fn a_full_worker_leaves_its_socket_to_the_others() {
     daemon.stop();
 }
 
-/// Goal: closing a socket of several loses nobody who waits in its backlog. Method: the daemon
-/// sleeps while clients connect and the stop is asked for.
+/// Goal: closing one of several sockets loses no connection in its backlog. Method: the daemon is
+/// stopped (SIGSTOP) while clients connect and the signal to end is sent.
 #[test]
-fn a_stop_loses_nobody_in_any_backlog() {
+fn a_stop_serves_every_backlog() {
     let _quiet = in_company();
     let scratch = Scratch::new();
     let address = free_address(8);
@@ -167,8 +167,8 @@ fn a_stop_loses_nobody_in_any_backlog() {
     assert_eq!(listening_at(address), 0);
 }
 
-/// Goal: who waits in a backlog between two processes is served by the next one, with whatever
-/// number of workers.
+/// Goal: the next process serves the connections that wait in a backlog between two processes,
+/// whatever its number of workers.
 #[test]
 fn a_restart_with_another_number_of_workers_serves_every_backlog() {
     let _quiet = in_company();
@@ -188,7 +188,7 @@ fn a_restart_with_another_number_of_workers_serves_every_backlog() {
     }
 }
 
-/// Goal: with pinned workers a connection is served on the CPU that its packets come to. Method:
+/// Goal: with pinned workers a connection is served on the CPU that receives its packets. Method:
 /// over loopback that is the CPU of the client.
 #[test]
 fn pinned_workers_serve_their_cpu() {
@@ -217,7 +217,7 @@ fn pinned_workers_serve_their_cpu() {
         assert_eq!(now[worker] - before[worker], 40, "CPU {cpu}: {before:?} {now:?}");
     }
     daemon.stop();
-    // Unpinned, an inherited socket goes back to the kernel's choice.
+    // Without pinning the kernel's default selection applies again to an inherited socket.
     let listening = Listening::several(2);
     for socket in &listening {
         socket.socket.set_cpu_affinity(cpus[0]).unwrap();

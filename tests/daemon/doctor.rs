@@ -11,10 +11,10 @@ use crate::locked::{WORKER, is_charged, limited};
 use crate::machine::{Scratch, alone, time_limit};
 use crate::refused::{CALLS, run_by, under_a_filter};
 
-/// So few connections that every machine has files for them.
+/// So few connections that the limit on open files suffices on every machine.
 const MODEST: &str = "[limits]\nmax-connections = 10\n";
 
-/// What became of `doctor` with this configuration, and its findings as JSON.
+/// The exit status of `doctor` with this configuration, and its findings as JSON.
 fn examined(config: &str, arguments: &[&str]) -> (i32, Value) {
     let scratch = Scratch::new();
     let path = scratch.path("echo-uring.toml");
@@ -84,7 +84,7 @@ fn people_get_a_table() {
     }
 }
 
-/// Goal: as severe as the daemon itself takes it, which warns and serves as many as fit.
+/// Goal: the finding is a note, as the daemon warns and serves as many connections as it can.
 #[test]
 fn too_few_files_are_noted_with_a_remedy() {
     let mut command = Command::new("/bin/sh");
@@ -97,9 +97,9 @@ fn too_few_files_are_noted_with_a_remedy() {
     }
 }
 
-/// Goal: doctor and daemon calculate alike: the daemon warns of the same capacity as the doctor.
+/// Goal: doctor and daemon calculate the same capacity: that of the daemon's warning.
 #[test]
-fn the_doctor_foretells_how_many_connections_fit() {
+fn the_doctor_calculates_the_capacity_of_the_daemon() {
     let launch = Launch::with_config("[server]\nworkers = 3\n");
     let daemon = Launch { open_files: Some(300), ..launch }.start();
     let warning = daemon.lines.wait_for("permits only ", time_limit(5.0));
@@ -118,7 +118,7 @@ fn the_doctor_foretells_how_many_connections_fit() {
     daemon.stop();
 }
 
-/// Goal: the files that count are named, and what is odd in them is a note.
+/// Goal: the files in use are named, and questionable settings in them are notes.
 #[test]
 fn drop_ins_are_read_and_oddities_are_noted() {
     let scratch = Scratch::new();
@@ -139,7 +139,7 @@ fn drop_ins_are_read_and_oddities_are_noted() {
 }
 
 #[test]
-fn a_bad_configuration_is_a_problem_and_the_rest_is_looked_at() {
+fn a_bad_configuration_is_a_problem_and_the_rest_is_examined() {
     let (code, json) = examined("[limits]\nmax-connections = 0\n", &["--listen", "127.0.0.1:0"]);
     assert_eq!(code, 1);
     let problem = one(&json, "config", "problem");
@@ -167,7 +167,7 @@ fn an_address_of_another_machine_is_a_problem() {
 }
 
 #[test]
-fn a_seccomp_filter_is_told_from_a_sysctl() {
+fn a_seccomp_filter_and_a_sysctl_are_distinguished() {
     let output = under_a_filter(&CALLS, nix::libc::EPERM, run_by(&[], &["doctor", "--json"]));
     let (code, json) = judged(&output);
     assert_eq!(code, 1);
@@ -196,7 +196,8 @@ fn a_running_daemon_is_described() {
     daemon.stop();
 }
 
-/// Goal: locked memory is computed and compared, as severe as what the daemon makes of it.
+/// Goal: the need of locked memory is compared with the limit; the severity corresponds to the
+/// daemon's behaviour.
 #[test]
 fn locked_memory_is_compared_with_what_the_rings_need() {
     let _quiet = alone();
@@ -231,7 +232,7 @@ fn locked_memory_is_compared_with_what_the_rings_need() {
 }
 
 /// Goal: a daemon that would bind UDP addresses itself gets the receive buffer that the sysctl
-/// permits; an inherited socket has the one that it has.
+/// permits; an inherited socket keeps its own.
 #[test]
 fn the_receive_buffer_of_a_datagram_socket_is_judged() {
     let output = run_to_end(&["doctor", "--json", "--listen", "udp:127.0.0.1:0"], None);

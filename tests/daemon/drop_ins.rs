@@ -1,5 +1,5 @@
-//! Configurations of several files: a start and reloads with drop-ins, files that are none, names of
-//! inherited sockets, and all that `check` tells of them.
+//! Configurations of several files: a start and reloads with drop-ins, entries that are not regular
+//! files, names of inherited sockets, and everything that `check` reports about them.
 
 use std::fs;
 use std::io::Read;
@@ -28,8 +28,8 @@ fn reload(daemon: &Daemon) -> String {
     ends.next().unwrap().field("STATUS").unwrap().to_owned()
 }
 
-/// Goal: the later file wins at a start, and each reload reads the directory again: files that have
-/// come, have changed, or are gone.
+/// Goal: at a start the later file takes precedence, and each reload reads the directory again:
+/// new, changed and removed files.
 #[test]
 fn the_directory_is_read_at_the_start_and_at_each_reload() {
     let _quiet = in_company();
@@ -40,8 +40,8 @@ fn the_directory_is_read_at_the_start_and_at_each_reload() {
     let launch = Launch::with_config("[limits]\nmax-connections = 1\n");
     let daemon = Launch { drop_ins, ..launch }.start();
     let peers: Vec<_> = (0..3).map(|_| daemon.place().connect()).collect();
-    assert!(peers.iter().all(|peer| ping(peer, b"four")), "not the last file counts");
-    assert!(peers.iter().all(|peer| readable(peer, time_limit(5.0))), "max-bytes does not count");
+    assert!(peers.iter().all(|peer| ping(peer, b"four")), "the last file has no precedence");
+    assert!(peers.iter().all(|peer| readable(peer, time_limit(5.0))), "max-bytes has no effect");
     drop(peers);
 
     fs::write(daemon.drop_ins().join("30-c.toml"), "[limits]\nmax-connections = 7\n").unwrap();
@@ -58,9 +58,9 @@ fn the_directory_is_read_at_the_start_and_at_each_reload() {
     daemon.stop();
 }
 
-/// Goal: one wrong file changes nothing, not even what the others say; it is named.
+/// Goal: if one file is invalid, no change of any file applies, and the error names the file.
 #[test]
-fn an_error_in_one_file_leaves_all_as_it_was() {
+fn an_error_in_one_file_applies_no_change() {
     let _quiet = in_company();
     let daemon = Launch::with_config("").start();
     fs::create_dir(daemon.drop_ins()).unwrap();
@@ -81,7 +81,7 @@ fn an_error_in_one_file_leaves_all_as_it_was() {
     daemon.stop();
 }
 
-/// Goal: a FIFO never holds up the daemon, be it the file or a drop-in, and no `check`.
+/// Goal: a FIFO, as the file or as a drop-in, blocks neither the daemon nor `check`.
 #[test]
 fn a_fifo_is_refused_and_never_waited_for() {
     let _quiet = in_company();
@@ -112,8 +112,8 @@ fn a_fifo_is_refused_and_never_waited_for() {
     daemon.stop();
 }
 
-/// Goal: a section without an address says what is served at the inherited socket of its name, one
-/// with an address changes nothing there, and a name without a socket is an error.
+/// Goal: a section without an address configures the inherited socket of its name, a section with
+/// an address does not, and a name without a socket is an error.
 #[test]
 fn a_listener_without_an_address_is_an_inherited_socket() {
     let _quiet = in_company();
@@ -145,8 +145,8 @@ fn a_listener_without_an_address_is_an_inherited_socket() {
     refusal.assert(78, &[":1:1: listener: no socket of the name \"lan\" was passed; add"]);
 }
 
-/// Goal: a name without a socket is told at the reload, not only by a start that fails; and a
-/// restart on such a file keeps the connections.
+/// Goal: the reload reports a name without a socket, before a start fails. A restart with such a
+/// file keeps the connections.
 #[test]
 fn a_name_without_a_socket_ends_no_connection() {
     let _quiet = in_company();
@@ -173,9 +173,10 @@ fn a_name_without_a_socket_ends_no_connection() {
     daemon.stop();
 }
 
-/// Goal: programs get the same: every key with its value, warnings, and errors with their places.
+/// Goal: the JSON has the same: every key with its value, warnings, and errors with their
+/// positions.
 #[test]
-fn check_tells_programs_in_json() {
+fn check_prints_json_for_programs() {
     let scratch = Scratch::new();
     let path = scratch.path("echo-uring.toml");
     let check = |config: &str| -> (Option<i32>, Value) {
@@ -225,10 +226,10 @@ fn check_tells_programs_in_json() {
     assert_eq!((json["errors"].as_array().unwrap().len(), &json["errors"][1]), (2, &second));
 }
 
-/// Goal: `check` reads what the daemon reads, tells all that is wrong and all that is odd, and an
-/// oddity is no failure.
+/// Goal: `check` reads the same files as the daemon and reports all errors and all warnings. A
+/// warning is no failure.
 #[test]
-fn check_tells_everything() {
+fn check_reports_all_errors_and_warnings() {
     let scratch = Scratch::new();
     let path = scratch.path("echo-uring.toml");
     let directory = scratch.path("echo-uring.toml.d");

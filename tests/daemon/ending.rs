@@ -1,22 +1,23 @@
-//! The global check: what a daemon that ended in good order must have written last.
+//! The global check: what a daemon must have written last at an orderly end.
 //!
-//! Pure text, so that the check itself is tested: a check that cannot fail proves nothing.
+//! It works on text only, so that the check itself can be tested: a check that cannot fail proves
+//! nothing.
 
 /// Whether bytes may be missing from the echo.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Losses {
-    /// Every byte went back.
+    /// Every byte was echoed.
     None,
     /// Some peers were reset, stalled too long, or wrote after the end.
     Allowed,
 }
 
-/// The account in the last line.
+/// The counters in the last line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Counters {
-    /// Connections taken.
+    /// Connections accepted.
     pub(crate) accepted: u64,
-    /// Connections closed right away.
+    /// Connections refused.
     pub(crate) refused: u64,
     /// Connections closed.
     pub(crate) closed: u64,
@@ -26,13 +27,13 @@ pub(crate) struct Counters {
     pub(crate) bytes_out: u64,
     /// Bytes that could not be echoed.
     pub(crate) bytes_dropped: u64,
-    /// Pooled buffers that were at home at the end.
+    /// Pooled buffers that were free at the end.
     pub(crate) buffers_home: u64,
     /// All pooled buffers.
     pub(crate) buffers_total: u64,
-    /// Connections of the process before.
+    /// Connections of the previous process.
     pub(crate) taken_over: u64,
-    /// Bytes that the process before left to be sent.
+    /// Unsent bytes of the previous process.
     pub(crate) bytes_taken_over: u64,
     /// Bytes that were left to the next process.
     pub(crate) bytes_handed_over: u64,
@@ -40,7 +41,7 @@ pub(crate) struct Counters {
     pub(crate) datagrams: Option<Datagrams>,
 }
 
-/// The account of datagrams.
+/// The counters of datagrams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Datagrams {
     /// Received.
@@ -58,15 +59,15 @@ pub(crate) struct Datagrams {
 }
 
 impl Counters {
-    /// Finds fault with the lines of a daemon that has ended, or returns its account.
+    /// Checks the lines of a daemon that has ended, and returns its counters.
     pub(crate) fn judge(lines: &[&str], losses: Losses) -> Result<Self, String> {
         for line in lines {
             if line.contains("panicked") || line.contains("assertion") {
                 return Err(format!("it panicked: {line}"));
             }
         }
-        let last = lines.last().ok_or("it said nothing")?;
-        let counters = Self::parse(last).ok_or(format!("no account in the last line: {last}"))?;
+        let last = lines.last().ok_or("it wrote nothing")?;
+        let counters = Self::parse(last).ok_or(format!("no counters in the last line: {last}"))?;
         counters.balance(losses)?;
         Ok(counters)
     }
@@ -90,7 +91,7 @@ impl Counters {
                 return fault("datagrams in are not datagrams out and datagrams dropped");
             }
             if bytes_sent > bytes_received || (dropped == 0 && bytes_sent != bytes_received) {
-                return fault("other bytes went back in datagrams than came");
+                return fault("payload sent in datagrams is not payload received");
             }
         }
         if self.buffers_home != self.buffers_total {
@@ -123,7 +124,7 @@ impl Counters {
             bytes_handed_over: 0,
             datagrams: None,
         };
-        // Only who took over or handed over something speaks of it.
+        // A daemon that took over and handed over nothing does not mention it.
         let counters = match next("taken-over") {
             None => counters,
             Some(taken_over) => Self {
@@ -133,7 +134,7 @@ impl Counters {
                 ..counters
             },
         };
-        // And only who listened for datagrams, of those.
+        // A daemon without a datagram listener does not mention datagrams.
         let counters = match next("datagrams-in") {
             None => counters,
             Some(received) => {

@@ -1,6 +1,5 @@
-//! A kernel that refuses io_uring, or that fails now and then: injected from outside by strace(1),
-//! where there is one. Without strace, or where tracing is forbidden, these tests say so and prove
-//! nothing.
+//! A kernel that refuses io_uring, or whose calls fail now and then. strace(1) injects the faults.
+//! Without strace, or where tracing is forbidden, these tests are skipped with a note.
 
 use std::process::Command;
 
@@ -10,14 +9,15 @@ use crate::daemon::Launch;
 use crate::flow::{self, Ending, Flow, Plan};
 use crate::machine::{in_company, time_limit, wait_until};
 
-/// A wrapper that traces `call` of the daemon and does `what` to it, or none with a note why not.
+/// A wrapper that traces `call` of the daemon and applies `what` to it, or none with a note why
+/// not.
 pub(crate) fn strace(call: &str, what: &str) -> Option<Vec<String>> {
     let trial = Command::new("strace").args(["-o", "/dev/null", "true"]).output();
     if !trial.is_ok_and(|output| output.status.success()) {
-        println!("skipped: strace is not here or may not trace");
+        println!("skipped: strace is missing or may not trace");
         return None;
     }
-    // -D: the tracer is a grandchild, so that the process that was started is the daemon.
+    // -D: the tracer is a grandchild, so that the process started is the daemon.
     let trace = format!("trace={call}");
     let inject = format!("inject={call}:{what}");
     let words = ["strace", "-D", "-f", "-qq", "-o", "/dev/null", "-e", &trace, "-e", &inject];
@@ -31,13 +31,13 @@ fn refused(error: &str, words: &[&str]) {
     Launch { wrapper, ..launch }.fail().assert(78, words);
 }
 
-/// A sysctl, a seccomp filter or a security module answers EPERM. `refused` tells them apart.
+/// A sysctl, a seccomp filter or a security module returns EPERM. `refused` distinguishes them.
 #[test]
 fn forbidden_io_uring_is_refused_with_its_cause() {
     refused("EPERM", &["io_uring", "kernel.io_uring_disabled", "seccomp"]);
 }
 
-/// ENOSYS from a kernel that has io_uring, as its other calls show, is no matter of the kernel.
+/// ENOSYS from a kernel that has io_uring, as its other calls show, does not come from the kernel.
 #[test]
 fn absent_io_uring_is_refused_with_its_cause() {
     refused("ENOSYS", &["io_uring", "ENOSYS", "seccomp", "io_uring_enter", "io_uring_register"]);
@@ -49,7 +49,7 @@ fn too_little_memory_for_a_ring_is_refused() {
     let Some(wrapper) = strace("io_uring_setup", "error=ENOMEM") else { return };
     let launch = Launch::with_config("");
     let refusal = Launch { wrapper, ..launch }.fail();
-    // It may be another thing in a second: systemd tries again.
+    // The error may be temporary, so systemd tries again.
     refusal.assert(71, &["Cannot allocate memory", "MemoryMax="]);
 }
 
@@ -75,7 +75,7 @@ fn interrupted_turns_lose_nothing() {
 }
 
 #[test]
-fn turns_that_are_told_to_try_again_lose_nothing() {
+fn turns_with_eagain_lose_nothing() {
     failing_turns("EAGAIN");
 }
 
@@ -89,7 +89,7 @@ fn turns_without_memory_lose_nothing() {
     failing_turns("ENOMEM");
 }
 
-/// A worker that hangs in the kernel is not covered by the others: the watchdog is no longer fed.
+/// If one worker hangs in the kernel, the watchdog is no longer notified, although others work.
 #[test]
 fn a_hanging_worker_starves_the_watchdog() {
     let _quiet = in_company();
@@ -97,7 +97,7 @@ fn a_hanging_worker_starves_the_watchdog() {
     let interval = std::time::Duration::from_secs(1);
     let launch = Launch::with_config("[server]\nworkers = 2\n");
     let mut daemon = Launch { wrapper, watchdog: Some(interval), ..launch }.start();
-    // Each call takes four seconds from then on, so sooner or later a ping is missing for one.
+    // From now on each call takes four seconds, so sooner or later a ping is missing.
     let starved = || {
         let last = daemon.manager.values("WATCHDOG").pop();
         last.is_some_and(|(at, _)| at.elapsed() > 2 * interval)

@@ -1,7 +1,7 @@
-//! Many connections at once in one thread: each sends its tape in random pieces, reads back at
-//! random moments, and ends in its own way; every byte that comes back is compared.
+//! Many connections at once in one thread: each sends its tape in random pieces, reads at random
+//! moments, and ends in its own way. Every byte that comes back is compared.
 //!
-//! [`run`] is a plain poll(2) loop. It knows nothing of what server is at the other end.
+//! [`run`] is a plain poll(2) loop. It works with any echo server.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
@@ -16,16 +16,16 @@ use crate::tape::{Dice, Tape};
 /// When a flow sends its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ending {
-    /// With its last byte: most of the echo is still to come.
+    /// With its last byte, before most of the echo has come back.
     WithLastByte,
-    /// When all of it has come back.
+    /// When the whole echo has come back.
     AfterEcho,
 }
 
 /// How a flow behaves.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
-    /// Makes its bytes and its dice.
+    /// The seed of its bytes and its random numbers.
     pub(crate) seed: u64,
     /// How many bytes it sends.
     pub(crate) total: u64,
@@ -53,7 +53,7 @@ pub(crate) struct Flow {
 }
 
 impl Flow {
-    /// Takes over a connection on which nothing was sent.
+    /// Uses a connection on which nothing was sent.
     pub(crate) fn new(socket: Socket, plan: Plan) -> Self {
         socket.set_nonblocking(true).unwrap();
         Self {
@@ -71,7 +71,7 @@ impl Flow {
         }
     }
 
-    /// What to wait for; nothing while it rests from reading and has nothing to send.
+    /// What to wait for; nothing during a pause in reading without anything to send.
     fn interest(&mut self, now: Instant) -> PollFlags {
         let mut flags = PollFlags::empty();
         if self.sent < self.plan.total {
@@ -182,7 +182,7 @@ pub(crate) fn run(mut flows: Vec<Flow>, limit: Duration) -> u64 {
     bytes
 }
 
-/// Waits, 10 ms at most, for the flows that can go on, and what each can do.
+/// Waits, 10 ms at most, for flows that can read or write; returns what each can do.
 fn ready(flows: &mut [Flow], now: Instant) -> Vec<(usize, PollFlags)> {
     let interests: Vec<PollFlags> = flows.iter_mut().map(|flow| flow.interest(now)).collect();
     let waiting = interests.iter().enumerate().filter(|(_, flags)| !flags.is_empty());

@@ -1,7 +1,7 @@
-//! One process takes over from another: a restart keeps every connection, whatever it was doing.
+//! One process takes over from another: a restart keeps every connection in any phase.
 //!
-//! The stand-in for the service manager keeps what the first daemon stores and passes it on to the
-//! second one; the stand-in for the bus says that it is a restart.
+//! The stand-in for the service manager keeps what the first daemon stores and passes it to the
+//! second one. The stand-in for the bus answers that it is a restart.
 
 use std::fs;
 use std::net::Shutdown;
@@ -25,17 +25,17 @@ use crate::tape::Tape;
 use crate::udp::Bound;
 
 const CONFIG: &str = "[server]\nworkers = 2\n[timeouts]\ndrain = \"1m\"\n";
-/// With fewer places than any limit on open files allows: nothing to warn of at the start.
+/// With less capacity than any limit on open files permits, so that the start causes no warning.
 const FEW: &str = "[server]\nworkers = 2\n[limits]\nmax-connections = 100\n";
 
-/// A daemon of which the bus says this.
+/// A daemon with this bus.
 fn start(bus: &Bus) -> Daemon {
-    // Those who look at the daemon must not hold it up.
+    // Clients of the admin sockets must not delay the handover.
     let windows = vec![("agent-check", Listening::ipv4())];
     Launch { bus: bus.address(), windows, ..Launch::with_config(CONFIG) }.start()
 }
 
-/// The next one, with as many workers as it likes.
+/// The next daemon, with this number of workers.
 fn take_over(bus: &Bus, stored: Vec<OwnedFd>, listening: Vec<Listening>, workers: u32) -> Daemon {
     let config = CONFIG.replace("workers = 2", &format!("workers = {workers}"));
     Launch { bus: bus.address(), stored, listening, config, ..Launch::default() }.start()
@@ -44,7 +44,7 @@ fn take_over(bus: &Bus, stored: Vec<OwnedFd>, listening: Vec<Listening>, workers
 /// Goal: no byte lost or doubled, no connection refused or ended, over several processes with
 /// different numbers of workers. Method: peers in mid-transfer, silent, stalled, half-closed.
 #[test]
-fn every_connection_goes_on_in_the_next_process() {
+fn every_connection_continues_in_the_next_process() {
     let _quiet = in_company();
     const BUSY: u64 = 60;
     const TOTAL: u64 = 400_000;
@@ -95,7 +95,7 @@ fn every_connection_goes_on_in_the_next_process() {
             assert!(lines.iter().any(|line| line.contains("handed over ")), "{lines:#?}");
             daemon = take_over(&bus, stored, listening, workers);
             daemon.lines.wait_for("took over ", time_limit(5.0));
-            // What is stored is forgotten before it is read.
+            // The daemon removes what is stored from the store before it reads it.
             assert!(daemon.manager.received()[0].text.contains("FDSTOREREMOVE=1"));
         }
         daemon
@@ -111,11 +111,11 @@ fn every_connection_goes_on_in_the_next_process() {
     bus.say(Answer::Job("stop"));
     daemon.signal(Signal::SIGTERM);
     let remains = daemon.finish(Losses::None);
-    assert_eq!(remains.counters.accepted, 0, "somebody had to connect again");
+    assert_eq!(remains.counters.accepted, 0, "a client had to connect again");
     assert!(remains.counters.taken_over >= 25);
 }
 
-/// A stop drains, and so does whatever cannot be told from one, soon.
+/// A stop drains, and so does an end that cannot be distinguished from a stop.
 #[test]
 fn only_a_restart_hands_over() {
     let _quiet = in_company();
@@ -130,7 +130,7 @@ fn only_a_restart_hands_over() {
     ];
     for (index, answer) in answers.into_iter().enumerate() {
         let said = format!("{answer:?}");
-        // A bus that says nothing is waited for, for a while; the daemon serves as before.
+        // The daemon waits some time for a bus that does not answer, and serves meanwhile.
         let limit = if matches!(answer, Answer::Mute) { 8.0 } else { 2.0 };
         let bus = Bus::start(&scratch.path(&format!("bus{index}")), answer);
         let daemon = start(&bus);
@@ -148,9 +148,9 @@ fn only_a_restart_hands_over() {
     }
 }
 
-/// Goal: where the unit's `ExecStop=` says by a signal what the SIGTERM behind it means, nobody else
-/// is asked, and a bus that would say otherwise, or is not there, does no harm. Method: both signals
-/// against a bus of the other opinion, and both at once, which is as good as none.
+/// Goal: if the unit's `ExecStop=` has announced by a signal what the following SIGTERM means, the
+/// bus is not asked, so its answer or absence has no effect. Method: each signal with a bus that
+/// answers the opposite; and both signals, which is treated as none.
 #[test]
 fn what_is_announced_needs_no_bus() {
     let _quiet = in_company();
@@ -174,7 +174,7 @@ fn what_is_announced_needs_no_bus() {
         let daemon = Launch { bus: address, ..Launch::with_config(FEW) }.start();
         let peer = daemon.place().connect();
         assert!(ping(&peer, b"here"));
-        // Neither ends it, nor begins anything, by itself.
+        // The signal alone starts neither an end nor a handover.
         announced.iter().for_each(|signal| daemon.signal(*signal));
         assert!(ping(&peer, b"still here"), "{said}");
         daemon.signal(Signal::SIGTERM);
@@ -189,10 +189,10 @@ fn what_is_announced_needs_no_bus() {
     }
 }
 
-/// Goal: a restart that ends connections says so where an operator sees it, and a stop, or an end
-/// that costs nobody anything, does not.
+/// Goal: a restart that ends connections logs a warning; a stop, or an end without connections,
+/// does not.
 #[test]
-fn connections_that_nobody_keeps_are_worth_a_warning() {
+fn a_restart_that_ends_connections_warns() {
     let _quiet = in_company();
     let scratch = Scratch::new();
     for (index, connected, answer) in [
@@ -222,20 +222,21 @@ fn connections_that_nobody_keeps_are_worth_a_warning() {
     }
 }
 
-/// Goal: who cannot hand over drains instead, and goes on counting where it stood. Method: the
-/// service manager is gone when it is to store; the status, made once a second, must not stumble.
+/// Goal: a daemon that cannot hand over drains instead, and its counters continue. Method: the
+/// service manager has gone when the daemon stores; the status, which is made once a second, must
+/// still be correct.
 #[test]
-fn a_hand_over_that_fails_becomes_a_drain() {
+fn a_handover_that_fails_becomes_a_drain() {
     let _quiet = in_company();
     let scratch = Scratch::new();
     let bus = Bus::start(&scratch.path("bus"), Answer::Job("restart"));
     let mut daemon = start(&bus);
     let peers: Vec<Socket> = (0..3).map(|_| daemon.place().connect()).collect();
-    // More than will come during the drain.
+    // More bytes than the drain will echo.
     for _ in 0..200 {
         assert!(peers.iter().all(|peer| ping(peer, b"here")));
     }
-    // So that they are in the last status.
+    // So that the last status contains them.
     thread::sleep(Duration::from_millis(1200));
     daemon.manager.end();
     daemon.signal(Signal::SIGTERM);
@@ -250,10 +251,10 @@ fn a_hand_over_that_fails_becomes_a_drain() {
     assert_eq!(remains.counters.accepted, 3);
 }
 
-/// Goal: what a reload has put in force stays so when a hand-over fails, and nobody is let in any
-/// more. Method: an access list and a timeout that the file had not at the start.
+/// Goal: after a failed handover the reloaded configuration stays in force, and no new connection
+/// is accepted. Method: an access list and a timeout that were not in the file at the start.
 #[test]
-fn a_hand_over_that_fails_keeps_what_was_reloaded() {
+fn a_handover_that_fails_keeps_the_reloaded_configuration() {
     let _quiet = in_company();
     let scratch = Scratch::new();
     let bus = Bus::start(&scratch.path("bus"), Answer::Job("restart"));
@@ -281,19 +282,19 @@ fn a_hand_over_that_fails_keeps_what_was_reloaded() {
     assert!(readable(&silent, time_limit(10.0)), "the reloaded timeout is not in force");
     expect_end(&silent);
     let silence = begin.elapsed();
-    assert!(silence > Duration::from_millis(2500), "it was let go after {silence:?}");
+    assert!(silence > Duration::from_millis(2500), "it was closed after {silence:?}");
     for other in &others {
-        assert!(!readable(other, Duration::from_millis(1)), "somebody was let in");
+        assert!(!readable(other, Duration::from_millis(1)), "a new connection was accepted");
     }
     drop(silent);
     let remains = daemon.finish(Losses::None);
     assert_eq!((remains.counters.accepted, remains.counters.refused), (1, 0));
 }
 
-/// Goal: while connections are handed over nobody new is served, so `/ready` says 503, and so it is
-/// when that fails. Method: a service manager that takes its time.
+/// Goal: during a handover no new connection is served, so `/ready` returns 503, and also after it
+/// has failed. Method: a slow service manager.
 #[test]
-fn a_hand_over_is_not_ready() {
+fn during_a_handover_the_service_is_not_ready() {
     let _quiet = in_company();
     let scratch = Scratch::new();
     let bus = Bus::start(&scratch.path("bus"), Answer::Job("restart"));
@@ -331,8 +332,8 @@ fn read_all(mut socket: &Socket) -> String {
     text
 }
 
-/// Goal: connections go on although the next process has no stream listener: the last one was taken
-/// out of the configuration, and UDP is left.
+/// Goal: connections continue although the next process has no stream listener: its last one was
+/// removed from the configuration, and only UDP is left.
 #[test]
 fn connections_outlive_the_last_stream_listener() {
     let _quiet = in_company();
@@ -354,10 +355,10 @@ fn connections_outlive_the_last_stream_listener() {
     daemon.finish(Losses::None);
 }
 
-/// What happens to the state on its way.
+/// How the state is damaged between the two processes.
 type Damage = fn(&mut Vec<u8>);
 
-/// A state that cannot be read ends its connections in order, and the service starts.
+/// If the state cannot be read, its connections get a FIN and the service starts.
 #[test]
 fn an_unreadable_state_is_ended_in_order() {
     let _quiet = in_company();

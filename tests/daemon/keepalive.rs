@@ -1,8 +1,8 @@
-//! Peers that are silent: those that are there stay, however many they are and whatever the network
-//! loses; those that are gone are found in the promised time.
+//! Silent peers: reachable ones stay connected, however many there are and although the network
+//! loses packets. Unreachable ones are found within the configured time.
 //!
-//! A peer is taken from the network by a socket filter of its own (socket(7), SO_ATTACH_FILTER),
-//! which drops what comes for it before TCP sees it. So no root and no firewall is needed.
+//! To make a peer unreachable, a socket filter (socket(7), SO_ATTACH_FILTER) drops its incoming
+//! packets before TCP processes them. This needs neither root nor a firewall.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -17,12 +17,12 @@ use crate::flow::{self, Ending, Flow, Plan};
 use crate::machine::{alone, slowness, time_limit, wait_until};
 use crate::place::{Place, come_from, expect_silence, ping};
 
-/// Silence, four probes a second apart (the shortest interval), and an answer is waited for.
+/// Two seconds of silence, and then four probes at intervals of a second (the shortest).
 const KEEPALIVE: &str = "[tcp]\nkeepalive = \"2s\"\n";
 const SILENCE: Duration = Duration::from_secs(2);
 const PROBES: Duration = Duration::from_secs(4);
 
-/// Drops so many of 100 packets that come for `socket`, by chance.
+/// Drops `percent` of the incoming packets of `socket`, at random.
 fn lose(socket: &Socket, percent: u32) {
     // See linux/filter.h: SKF_AD_OFF + SKF_AD_RANDOM, BPF_LD | BPF_W | BPF_ABS, BPF_ALU | BPF_MOD |
     // BPF_K, BPF_JMP | BPF_JGE | BPF_K, BPF_RET | BPF_K.
@@ -37,8 +37,8 @@ fn lose(socket: &Socket, percent: u32) {
     socket.attach_filter(&program).unwrap();
 }
 
-/// So many connections that have each been answered, as quickly as may be.
-fn crowd(place: &Place, count: usize) -> Vec<Socket> {
+/// Opens `count` connections as quickly as possible; each has been answered once.
+fn connect_peers(place: &Place, count: usize) -> Vec<Socket> {
     let connect = |index: usize| {
         let socket = place.socket();
         come_from(&socket, [127, 9, 0, 1 + (index / 2_000) as u8].into());
@@ -47,38 +47,38 @@ fn crowd(place: &Place, count: usize) -> Vec<Socket> {
     (0..count).map(connect).collect()
 }
 
-/// Goal: a crowd that came at once stays, over some silences, on a network that loses one packet in
-/// 100. (With the kernel's own timers all would be asked in one burst, of which loopback drops what
-/// exceeds 1,000.)
+/// Goal: connections that were opened at the same moment stay over several silences, on a network
+/// that loses one packet in 100. (The kernel's own timers would send all probes in one burst, and
+/// loopback drops packets beyond 1,000.)
 #[test]
-fn a_silent_crowd_stays() {
+fn many_silent_peers_stay() {
     let _quiet = alone();
     let daemon = Launch::with_config(KEEPALIVE).start();
-    let crowd = crowd(daemon.place(), 6_000);
-    crowd.iter().for_each(|socket| assert!(ping(socket, b"hello")));
-    crowd.iter().for_each(|socket| lose(socket, 1));
+    let peers = connect_peers(daemon.place(), 6_000);
+    peers.iter().for_each(|socket| assert!(ping(socket, b"hello")));
+    peers.iter().for_each(|socket| lose(socket, 1));
     thread::sleep(4 * SILENCE + PROBES);
-    for socket in &crowd {
-        assert!(ping(socket, b"still there?"), "a silent peer was given up");
+    for socket in &peers {
+        assert!(ping(socket, b"still there?"), "a silent peer was closed");
     }
-    drop(crowd);
+    drop(peers);
     let remains = daemon.stop();
     assert_eq!(remains.counters.closed, 6_000);
 }
 
-/// Goal: who is gone is found after the silence and the probes, and not before; also with a user
-/// timeout that is shorter than the silence, which ends no one who is there.
+/// Goal: an unreachable peer is found after the silence and the probes, and not before, also with a
+/// user timeout shorter than the silence. Reachable peers stay.
 #[test]
-fn who_is_gone_is_found_in_time() {
+fn dead_peers_are_found_in_time() {
     let _quiet = alone();
     for user_timeout in ["off", "1s"] {
         let config = format!("{KEEPALIVE}user-timeout = \"{user_timeout}\"\n");
         let daemon = Launch::with_config(&config).start();
-        let there = crowd(daemon.place(), 50);
+        let there = connect_peers(daemon.place(), 50);
         there.iter().for_each(|socket| assert!(ping(socket, b"hello")));
-        // A lost answer is usual then, four in a row are not.
+        // One lost answer is likely, four in a row are not.
         there.iter().for_each(|socket| lose(socket, 5));
-        let gone = crowd(daemon.place(), 50);
+        let gone = connect_peers(daemon.place(), 50);
         gone.iter().for_each(|socket| assert!(ping(socket, b"hello")));
         let since = Instant::now();
         gone.iter().for_each(|socket| lose(socket, 100));
@@ -86,8 +86,8 @@ fn who_is_gone_is_found_in_time() {
         thread::sleep(
             (SILENCE + PROBES - Duration::from_millis(700)).saturating_sub(since.elapsed()),
         );
-        assert_eq!(daemon.process.open_files(), before, "they are given up too early");
-        wait_until("the peers that are gone to be given up", time_limit(10.0), || {
+        assert_eq!(daemon.process.open_files(), before, "they are closed too early");
+        wait_until("the unreachable peers to be closed", time_limit(10.0), || {
             daemon.process.open_files() <= before - gone.len()
         });
         let late = since.elapsed().saturating_sub(SILENCE + PROBES);
@@ -99,20 +99,20 @@ fn who_is_gone_is_found_in_time() {
     }
 }
 
-/// Goal: silent peers cost next to nothing, and a Unix peer is not asked at all.
+/// Goal: silent peers cost almost no CPU time, and Unix peers are not probed.
 #[test]
-fn asking_is_cheap() {
+fn silent_peers_cost_little() {
     let _quiet = alone();
     let daemon = Launch::with_config("[tcp]\nkeepalive = \"5s\"\n").start();
-    let crowd = crowd(daemon.place(), 2_000);
-    crowd.iter().for_each(|socket| assert!(ping(socket, b"hello")));
+    let peers = connect_peers(daemon.place(), 2_000);
+    peers.iter().for_each(|socket| assert!(ping(socket, b"hello")));
     daemon.process.assert_at_rest(Duration::from_secs(10), "with 2,000 silent peers");
-    drop(crowd);
+    drop(peers);
     daemon.stop();
 }
 
-/// Stops and continues the daemon, over and over, while `act` runs.
-fn pester(daemon: &Daemon, act: impl FnOnce()) {
+/// Stops and continues the daemon repeatedly while `act` runs.
+fn stop_and_continue(daemon: &Daemon, act: impl FnOnce()) {
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -129,9 +129,9 @@ fn pester(daemon: &Daemon, act: impl FnOnce()) {
     });
 }
 
-/// Goal: no connection with urgent data hangs with unread bytes because the daemon was stopped for
-/// a moment. (A receive that stands at an urgent byte while a signal is pending finds nothing, and
-/// a multishot receive then sleeps on.) Method: stop and continue the daemon hundreds of times.
+/// Goal: no connection with urgent data hangs with unread bytes because the daemon was briefly
+/// stopped. (While a signal is pending, a receive at an urgent byte returns nothing, and a
+/// multishot receive then keeps sleeping.) Method: stop and continue the daemon hundreds of times.
 #[test]
 fn urgent_data_survive_a_stop_of_the_daemon() {
     let _quiet = alone();
@@ -142,7 +142,7 @@ fn urgent_data_survive_a_stop_of_the_daemon() {
     };
     let flows: Vec<Flow> =
         (0..150).map(|seed| Flow::new(daemon.place().connect(), plan(seed))).collect();
-    pester(&daemon, || {
+    stop_and_continue(&daemon, || {
         assert_eq!(flow::run(flows, time_limit(60.0)), 150 * 20_000);
     });
     let socket = daemon.place().connect();

@@ -1,5 +1,5 @@
 //! A restart with an invalid file: the connections stay, the last valid configuration stays in
-//! force, and whoever looks is told until the file is mended.
+//! force, and all outputs report that until the file is corrected.
 
 use std::fs;
 use std::time::Duration;
@@ -19,7 +19,7 @@ const VALID: &str = "[server]\nworkers = 2\n[limits]\nmax-connections = 1234\n[a
 const INVALID: &str = "[limits]\nmax-connections = 0\n";
 const PROBLEM: &str = "echo-uring.toml:2:19: limits.max-connections: 0 is out of range";
 
-/// The next one, with sockets to look at it.
+/// The next daemon, with admin sockets.
 fn next(bus: &Bus, daemon: Daemon, config: &str, scratch: &Scratch) -> Daemon {
     let (stored, listening, lines) = daemon.export();
     assert!(!stored.is_empty(), "nothing was stored: {lines:#?}");
@@ -39,7 +39,7 @@ fn answer(daemon: &Daemon, window: &str, request: &str) -> String {
     text
 }
 
-/// Whether all who can be asked say that the configuration is the earlier one.
+/// Asserts that all outputs report that the earlier configuration is in force, or that none does.
 fn assert_told(daemon: &Daemon, scratch: &Scratch, told: bool) {
     let json: serde_json::Value = serde_json::from_str(&answer(daemon, "status", "")).unwrap();
     let error = json["configuration_error"].as_str().unwrap_or_default();
@@ -61,14 +61,14 @@ fn is_denied(daemon: &Daemon) -> bool {
     !ping(&daemon.place().connect_with(socket), b"let me in")
 }
 
-/// Goal: an invalid file ends no connection at a restart, nor at the one after that, and the access
-/// list of before is in force; a reload mends it.
+/// Goal: an invalid file ends no connection at a restart or at a second one, and the earlier access
+/// list stays in force. A reload of a valid file ends this state.
 #[test]
 fn a_restart_with_an_invalid_file_keeps_connections_and_configuration() {
     let _quiet = in_company();
     let scratch = Scratch::new();
     let bus = Bus::start(&scratch.path("bus"), Answer::Job("restart"));
-    // What the first one was started with is not what was valid last.
+    // The last valid configuration is not the one that the first daemon started with.
     let daemon = Launch { bus: bus.address(), ..Launch::with_config("") }.start();
     let peer = daemon.place().connect();
     assert!(ping(&peer, b"here"));
@@ -95,7 +95,7 @@ fn a_restart_with_an_invalid_file_keeps_connections_and_configuration() {
     daemon.lines.wait_for("info reloaded: access.deny = [\"127.0.0.8\"]", time_limit(5.0));
     assert_told(&daemon, &scratch, false);
     assert!(!is_denied(&daemon) && ping(&peer, b"and on"));
-    // A reload that fails is told in the same places.
+    // A failed reload is reported in the same places.
     fs::write(daemon.config_path(), INVALID).unwrap();
     daemon.signal(Signal::SIGHUP);
     daemon.lines.wait_for("error reload failed: ", time_limit(5.0));
@@ -108,7 +108,7 @@ fn a_restart_with_an_invalid_file_keeps_connections_and_configuration() {
     daemon.finish(Losses::None);
 }
 
-/// Goal: a file that is missing or cannot be read is no reason to end connections, either.
+/// Goal: a missing or unreadable file does not end connections either.
 #[test]
 fn a_restart_without_the_file_keeps_connections() {
     let _quiet = in_company();
@@ -118,7 +118,7 @@ fn a_restart_without_the_file_keeps_connections() {
     let peer = daemon.place().connect();
     assert!(ping(&peer, b"here"));
     let (stored, listening, _) = daemon.export();
-    // The file is the last of the arguments.
+    // The file is the last argument.
     let script = "for last; do :; done; rm \"$last\"; exec \"$@\"";
     let wrapper = ["/bin/sh", "-c", script, "sh"].map(str::to_owned).to_vec();
     let launch = Launch { bus: bus.address(), stored, listening, wrapper, ..Launch::default() };
@@ -130,8 +130,8 @@ fn a_restart_without_the_file_keeps_connections() {
     daemon.stop();
 }
 
-/// Goal: without connections to keep, or without a configuration that came with them, an invalid
-/// file fails the start as ever.
+/// Goal: without connections to keep, or if no configuration was handed over with them, an invalid
+/// file fails the start.
 #[test]
 fn an_invalid_file_without_a_kept_configuration_fails_the_start() {
     let _quiet = in_company();

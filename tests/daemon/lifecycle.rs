@@ -1,4 +1,4 @@
-//! From READY to the last line: what the service manager is told, signals, and the drain.
+//! From READY to the last line: notifications to the service manager, signals, and the drain.
 
 use std::io::{ErrorKind, Write};
 use std::net::Shutdown;
@@ -15,13 +15,13 @@ use crate::machine::{alone, in_company, time_limit, wait_until};
 use crate::place::{expect_end, expect_silence, expect_tape, ping, read_out, send_tape, stuff};
 use crate::tape::Tape;
 
-/// The last STATUS that the service manager was told.
+/// The last STATUS that the service manager received.
 fn last_status(daemon: &Daemon) -> String {
     daemon.manager.values("STATUS").pop().map(|(_, text)| text).unwrap_or_default()
 }
 
 #[test]
-fn notifications_come_in_order_and_say_what_is_so() {
+fn notifications_are_in_order_and_correct() {
     let _quiet = in_company();
     let daemon = Launch::with_config("[server]\nworkers = 2\n").start();
     let ready = &daemon.manager.received()[0];
@@ -52,7 +52,7 @@ fn notifications_come_in_order_and_say_what_is_so() {
     for name in ["READY", "STOPPING"] {
         assert_eq!(said.iter().filter(|it| it.field(name).is_some()).count(), 1, "{said:#?}");
     }
-    assert!(said.iter().all(|it| it.field("WATCHDOG").is_none()), "pings nobody asked for");
+    assert!(said.iter().all(|it| it.field("WATCHDOG").is_none()), "pings without a watchdog");
     let remains = daemon.finish(Losses::None);
     assert_eq!(remains.counters.accepted, 3);
     assert_eq!(remains.counters.bytes_in, 3 * 1024 * 1024);
@@ -60,7 +60,7 @@ fn notifications_come_in_order_and_say_what_is_so() {
 }
 
 #[test]
-fn log_lines_tell_start_listeners_ready_and_end() {
+fn log_lines_report_start_listeners_ready_and_end() {
     let _quiet = in_company();
     let config = "[server]\nworkers = 1\n[limits]\nmax-connections = 100\n";
     let daemon = Launch::with_config(config).start();
@@ -80,7 +80,7 @@ fn log_lines_tell_start_listeners_ready_and_end() {
 }
 
 #[test]
-fn status_is_told_once_a_second_at_most() {
+fn status_is_sent_once_a_second_at_most() {
     let _quiet = in_company();
     let daemon = Launch::with_config("").start();
     let start = Instant::now();
@@ -92,19 +92,19 @@ fn status_is_told_once_a_second_at_most() {
     assert!(moments.len() >= 3, "{} in three seconds of change", moments.len());
     for pair in moments[1..].windows(2) {
         let gap = pair[1] - pair[0];
-        // What a busy machine delays on one end is missing on the other.
+        // A delay by a busy machine makes the next interval shorter.
         assert!(gap > Duration::from_millis(500), "two within {gap:?}");
     }
-    // One look to see the end of it, and one to see that nothing goes on.
+    // One wait until the last change is reported, and one in which nothing is sent.
     thread::sleep(Duration::from_millis(2500));
     let settled = daemon.manager.received().len();
     thread::sleep(Duration::from_secs(2));
-    assert_eq!(daemon.manager.received().len(), settled, "news without anything new");
+    assert_eq!(daemon.manager.received().len(), settled, "a STATUS without a change");
     daemon.stop();
 }
 
 #[test]
-fn the_watchdog_is_fed_at_half_its_interval() {
+fn the_watchdog_is_notified_at_half_its_interval() {
     let _quiet = alone();
     let interval = Duration::from_secs(1);
     let launch = Launch::with_config("[server]\nworkers = 3\n");
@@ -114,19 +114,20 @@ fn the_watchdog_is_fed_at_half_its_interval() {
     let moments: Vec<Instant> =
         daemon.manager.values("WATCHDOG").into_iter().map(|(at, _)| at).collect();
     let first = daemon.manager.received().remove(0);
-    assert!(first.field("READY").is_some(), "fed before it was ready: {first:?}");
+    assert!(first.field("READY").is_some(), "notified before it was ready: {first:?}");
     assert!((9..=12).contains(&moments.len()), "{} pings in 5 s", moments.len());
     for pair in moments.windows(2) {
-        assert!(pair[1] - pair[0] < interval, "the watchdog would have bitten");
+        assert!(pair[1] - pair[0] < interval, "the watchdog would have expired");
     }
     assert!(moments[0] - start < interval);
     daemon.stop();
 }
 
-/// A worker whose drain is over turns no more. That is no reason to starve the watchdog, and none to
-/// report it: the others may drain for as long as `timeouts.drain` says.
+/// A worker that has finished its drain completes no more iterations. The watchdog must still be
+/// notified, and the worker must not be reported as stalled: the others may drain for
+/// `timeouts.drain`.
 #[test]
-fn the_watchdog_is_fed_while_the_last_worker_drains() {
+fn the_watchdog_is_notified_while_the_last_worker_drains() {
     let _quiet = alone();
     let interval = Duration::from_secs(1);
     let launch = Launch::with_config("[server]\nworkers = 3\n[timeouts]\ndrain = \"1m\"\n");
@@ -166,8 +167,8 @@ fn a_second_signal_ends_at_once() {
     }
 }
 
-/// 200 peers in the middle of bulk when the signal comes: each byte comes back, and a good end, not
-/// a reset.
+/// 200 peers in the middle of bulk at the signal: each byte comes back, and then a FIN, not a
+/// reset.
 #[test]
 fn a_drain_loses_no_byte_of_busy_connections() {
     let _quiet = in_company();
@@ -198,40 +199,40 @@ fn a_drain_loses_no_byte_of_busy_connections() {
     assert_eq!(remains.counters.bytes_out, PEERS * TOTAL);
 }
 
-/// While it drains nobody new is taken: who comes then waits in the backlog for the next process.
+/// During a drain no new connection is accepted: it waits in the backlog for the next process.
 #[test]
-fn newcomers_wait_while_it_drains() {
+fn new_connections_wait_during_a_drain() {
     let _quiet = in_company();
     let daemon = Launch::with_config("[timeouts]\ndrain = \"1m\"\n").start();
     let old = daemon.place().connect();
     assert!(ping(&old, b"here"));
     daemon.signal(Signal::SIGTERM);
     daemon.lines.wait_for("info draining: 1 connection", time_limit(10.0));
-    // The workers hear of it a moment after the log does.
+    // The workers get the command a moment after the log line.
     thread::sleep(Duration::from_millis(300));
-    let newcomer = daemon.place().connect();
-    send_tape(&newcomer, Tape::new(1), 0, 100);
-    expect_silence(&newcomer, Duration::from_millis(500));
+    let new = daemon.place().connect();
+    send_tape(&new, Tape::new(1), 0, 100);
+    expect_silence(&new, Duration::from_millis(500));
     assert!(ping(&old, b"still here"));
     drop(old);
     let place = daemon.place().clone();
     let started = Instant::now();
     let remains = daemon.finish(Losses::None);
-    assert!(started.elapsed() < time_limit(5.0), "it waited although nobody was left");
+    assert!(started.elapsed() < time_limit(5.0), "it waited although no connection was left");
     assert_eq!(remains.counters.accepted, 1, "{place:?}");
 }
 
-/// At the deadline a peer that goes on talking gets the echo so far and an end, not a reset; one
-/// that never reads and one that is silent cannot hold the process.
+/// At the deadline a peer that keeps sending gets its echo up to then and a FIN, not a reset. A
+/// peer that never reads and a silent one cannot delay the end of the process.
 #[test]
 fn at_the_deadline_of_the_drain_each_peer_gets_an_end() {
     let _quiet = in_company();
     let daemon = Launch::with_config("[timeouts]\ndrain = \"2s\"\n").start();
     let silent = daemon.place().connect();
-    let deaf = daemon.place().connect_narrow();
+    let non_reader = daemon.place().connect_narrow();
     let talker = daemon.place().connect();
     assert!(ping(&silent, b"here") && ping(&talker, b"here"));
-    stuff(&deaf, Tape::new(3), Duration::from_millis(300));
+    stuff(&non_reader, Tape::new(3), Duration::from_millis(300));
     daemon.signal(Signal::SIGTERM);
     let start = Instant::now();
 
@@ -240,17 +241,17 @@ fn at_the_deadline_of_the_drain_each_peer_gets_an_end() {
     daemon.finish(Losses::Allowed);
     let took = start.elapsed();
     assert!(took > Duration::from_millis(1500), "it did not wait: {took:?}");
-    // The deaf one has five seconds to answer the end before it is cut off.
+    // The peer that never reads has five seconds to answer the end before it is cut off.
     assert!(took < Duration::from_secs(7) + time_limit(3.0), "it waited too long: {took:?}");
     let (words, end) = talk.join().unwrap();
     assert!(words > 10, "only {words} words");
     assert_eq!(end, None, "the talker saw no orderly end");
     assert_eq!(quiet.join().unwrap(), (0, Ok(())), "the silent one saw no orderly end");
-    drop(deaf);
+    drop(non_reader);
 }
 
-/// Says words and hears them, until the end; how many came back, and the error if it was no orderly
-/// end.
+/// Sends words and reads them back until the end; returns how many came back, and the error if it
+/// was not an orderly end.
 fn talk_until_ended(mut socket: &Socket) -> (u64, Option<ErrorKind>) {
     let tape = Tape::new(2);
     let mut words = 0;

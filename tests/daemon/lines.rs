@@ -1,4 +1,4 @@
-//! What a process writes to a pipe, line by line.
+//! The lines that a process writes to a pipe.
 
 use std::io::{BufRead, BufReader, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -39,7 +39,7 @@ impl Lines {
         self.list.lock().unwrap().clone()
     }
 
-    /// Waits for a line that holds `part`.
+    /// Waits for a line that contains `part`.
     pub(crate) fn wait_for(&self, part: &str, limit: Duration) -> String {
         let mut found = None;
         wait_until(&format!("a line with {part:?}"), limit, || {

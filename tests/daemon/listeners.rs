@@ -1,5 +1,5 @@
-//! Where the daemon answers: sockets it inherits or binds, of all families, one or several; and
-//! what it refuses.
+//! Listeners: sockets that the daemon inherits or binds, of all families, one or several; and those
+//! that it refuses.
 
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -15,10 +15,9 @@ use crate::daemon::{Daemon, Launch};
 use crate::machine::{Scratch, alone, in_company, time_limit};
 use crate::place::{Listening, Place, ping};
 
-/// A TCP address of this host that nobody uses: any address of 127.0.0.0/8 is ours, and one made
-/// from the number of this process is ours alone. The socket that finds the port never listens:
-/// then a copy of it, which a child that another test is just starting has for a moment, keeps
-/// nobody from it.
+/// A TCP address of this host that no other process uses: all of 127.0.0.0/8 is local, and the
+/// address is made from the id of this process. The socket that finds the port never listens, so
+/// that a copy of it, which a child of another test may briefly have, does not block the port.
 fn free_address() -> SocketAddr {
     let [_, _, high, low] = std::process::id().to_be_bytes();
     let address = Ipv4Addr::new(127, 77, high.max(1), low.clamp(1, 254));
@@ -74,8 +73,8 @@ fn inherited_sockets_of_all_families_at_once() {
     assert_eq!(remains.counters.accepted, 10 * count as u64);
 }
 
-/// Urgent bytes stay in the stream on every inherited socket, whatever was set on it before:
-/// `scripts` proves that they are echoed, this that it holds for a socket on IPv6.
+/// Urgent bytes stay in the stream on every inherited socket, whatever options it had before. This
+/// tests an IPv6 socket; `scripts` tests that urgent bytes are echoed.
 #[test]
 fn an_inherited_ipv6_socket() {
     let _quiet = in_company();
@@ -120,13 +119,13 @@ fn listen_on_the_command_line_replaces_the_configured_addresses() {
     let listen = |path: &Path| format!("--listen=unix:{}", path.display());
     let arguments = vec![listen(&second), listen(&third)];
     let daemon = Launch { config, arguments, ..Launch::default() }.start();
-    assert!(!first.exists(), "the configured address was bound all the same");
+    assert!(!first.exists(), "the configured address was bound");
     assert_answers(&daemon, &[Place::Unix(second), Place::Unix(third)]);
     daemon.stop();
 }
 
 #[test]
-fn listen_on_the_command_line_is_ignored_aloud_when_sockets_are_inherited() {
+fn listen_on_the_command_line_is_ignored_with_a_warning_if_sockets_are_inherited() {
     let _quiet = in_company();
     let scratch = Scratch::new();
     let path = scratch.path("ignored");
@@ -141,8 +140,8 @@ fn listen_on_the_command_line_is_ignored_aloud_when_sockets_are_inherited() {
     daemon.stop();
 }
 
-/// A killed daemon leaves the file of its Unix socket, and for some milliseconds the kernel goes on
-/// listening for it.
+/// A killed daemon leaves the file of its Unix socket, and for some milliseconds the kernel still
+/// listens on it.
 #[test]
 fn a_restart_after_a_kill_can_bind_again() {
     let _quiet = in_company();
@@ -202,10 +201,10 @@ fn an_inherited_connection_is_refused() {
     refuse(client, &["4", "listen"]);
 }
 
-/// Goal: what nobody passed is no descriptor of our own. Method: `LISTEN_FDS` speaks of more
-/// sockets than there are, as after a slip in a script.
+/// Goal: the daemon does not use one of its own descriptors as an inherited one. Method:
+/// `LISTEN_FDS` announces more sockets than there are, as after an error in a script.
 #[test]
-fn a_descriptor_that_nobody_passed_is_not_open() {
+fn a_descriptor_that_was_not_passed_is_refused() {
     let _quiet = in_company();
     for missing in [1, 3, 40] {
         let refusal = Launch { missing, ..Launch::with_config("") }.fail();
@@ -261,9 +260,9 @@ fn a_unix_path_in_use_is_refused_and_one_left_behind_is_taken_over() {
     assert!(!path.exists(), "the socket it bound was left behind");
 }
 
-/// One worker a CPU is of no use if one of them gets all the connections. (In a burst the worker
-/// that is awake already may take all of them before the other wakes up; that depends on the
-/// scheduler and is not judged here. For the same reason it is the best of three attempts.)
+/// One worker for each CPU is of no use if one of them gets all connections. (In a burst a worker
+/// that is awake may accept all of them before the other wakes; that depends on the scheduler and
+/// is not tested here. For the same reason the best of three attempts counts.)
 #[test]
 fn connections_that_come_one_by_one_are_spread_over_the_workers() {
     let _quiet = alone();

@@ -1,9 +1,9 @@
-//! Locked memory (`RLIMIT_MEMLOCK`), which Linux 6.14 to 7.1 charges for rings: too little of it,
-//! just enough, and what another process of the same user has yet to give back.
+//! Locked memory (`RLIMIT_MEMLOCK`), which Linux 6.14 to 7.1 charges for rings: too little, just
+//! enough, and memory still charged to another process of the same user.
 //!
 //! What is charged counts for all processes of a user, so nothing else runs meanwhile. Root is
 //! charged only without `CAP_IPC_LOCK`, which the daemon does not get here. On a kernel that
-//! charges nothing these tests say so and prove nothing.
+//! charges nothing these tests are skipped with a note.
 
 use std::process::{Command, Stdio};
 
@@ -28,7 +28,7 @@ pub(crate) fn limited(bytes: u64) -> Vec<String> {
     words
 }
 
-/// Whether this kernel charges rings at all, found out with a daemon that may have nothing.
+/// Whether this kernel charges rings at all, tested with a daemon whose limit is 0.
 pub(crate) fn is_charged() -> bool {
     let wrapper = limited(0);
     let mut command = Command::new(&wrapper[0]);
@@ -76,7 +76,8 @@ fn a_configured_number_that_does_not_fit_is_refused_with_need_and_limit() {
     with_workers("25", 8 << 20).fail().assert(78, &words);
 }
 
-/// Goal: with an automatic number the daemon serves with what fits, and says what is missing.
+/// Goal: with an automatic number the daemon starts as many workers as fit, and reports how much is
+/// missing.
 #[test]
 fn an_automatic_number_is_as_many_as_fit() {
     let _quiet = alone();
@@ -95,7 +96,7 @@ fn an_automatic_number_is_as_many_as_fit() {
     daemon.stop();
 }
 
-/// Goal: the arithmetic is that of the kernel, to the page.
+/// Goal: the calculation agrees with that of the kernel, to the page.
 #[test]
 fn two_workers_start_with_just_enough_and_not_with_a_page_less() {
     let _quiet = alone();
@@ -106,8 +107,7 @@ fn two_workers_start_with_just_enough_and_not_with_a_page_less() {
     with_workers("2", 2 * WORKER - 4096).fail().assert(78, &["2 rings need 656 KiB", "652 KiB"]);
 }
 
-/// Goal: what a process that has just ended was charged for is waited for, as the kernel gives it
-/// back some time later.
+/// Goal: the start waits until the kernel has released the memory of a process that has just ended.
 #[test]
 fn a_start_right_after_an_end_waits_for_what_is_given_back() {
     let _quiet = alone();

@@ -1,4 +1,4 @@
-//! Peers cannot flood the log, and a log that nobody reads cannot stop the echo.
+//! Peers cannot flood the log, and a blocked log cannot stop the echo.
 
 use std::io::{PipeReader, PipeWriter, Write, pipe};
 use std::os::fd::AsFd;
@@ -47,7 +47,7 @@ fn twenty_thousand_resets_make_a_handful_of_lines() {
     assert!(remains.counters.accepted > 10_000, "{:?}", remains.counters);
 }
 
-/// A pipe of one page with nobody at the other end, and not a byte of room.
+/// A full pipe of one page whose other end is not read.
 fn full_pipe() -> (PipeReader, PipeWriter) {
     let (reader, writer) = pipe().unwrap();
     fcntl(writer.as_fd(), FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
@@ -66,14 +66,15 @@ fn fill(mut writer: &PipeWriter) {
     }
 }
 
-/// The start itself may wait for its first lines, but once it serves, it serves.
+/// The start may wait until its first lines are written, but afterwards a blocked log does not stop
+/// the service.
 #[test]
-fn a_log_that_nobody_reads_does_not_stop_the_echo() {
+fn a_blocked_log_does_not_stop_the_echo() {
     let _quiet = in_company();
     let (reader, writer) = pipe().unwrap();
     fcntl(writer.as_fd(), FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
     let stderr = Some(Stdio::from(writer.try_clone().unwrap()));
-    // At this level it has much to say of every connection.
+    // At this level there are several lines for every connection.
     let launch = Launch::with_config("[log]\nlevel = \"trace\"\n");
     let daemon = Launch { stderr, ..launch }.start();
     fill(&writer);
@@ -88,7 +89,7 @@ fn a_log_that_nobody_reads_does_not_stop_the_echo() {
     drop(polite);
     daemon.settle();
 
-    // Somebody reads again: what was to be said at the end is said.
+    // The pipe is read again: the last lines are written.
     let lines = Lines::read(reader);
     let mut daemon = daemon;
     daemon.signal(Signal::SIGTERM);
@@ -100,7 +101,7 @@ fn a_log_that_nobody_reads_does_not_stop_the_echo() {
 }
 
 #[test]
-fn a_log_that_nobody_reads_does_not_hold_up_the_end() {
+fn a_blocked_log_does_not_delay_the_end() {
     let _quiet = in_company();
     let (reader, writer) = pipe().unwrap();
     let stderr = Some(Stdio::from(writer.try_clone().unwrap()));

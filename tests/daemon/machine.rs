@@ -1,9 +1,9 @@
-//! What the tests need of the machine they run on: time limits, quiet, room for files, and a look at a
+//! What the tests need from the machine: time limits, exclusive runs, open files, and figures of a
 //! process.
 //!
-//! Deadlines are generous and on the monotonic clock; a slow machine (an emulator, say) stretches
-//! all of them with the environment variable `ECHO_URING_TEST_SLOWNESS` (a factor, default 1). It
-//! knows nothing of echo.
+//! Deadlines are generous and use the monotonic clock. On a slow machine, such as an emulator, the
+//! environment variable `ECHO_URING_TEST_SLOWNESS` (a factor, default 1) extends them. This module
+//! must not know anything about echo.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// How much slower than a usual machine this one is said to be, at least 1.
+/// How much slower than a usual machine this one is, at least 1.
 pub(crate) fn slowness() -> f64 {
     std::env::var("ECHO_URING_TEST_SLOWNESS")
         .ok()
@@ -23,14 +23,14 @@ pub(crate) fn slowness() -> f64 {
         .map_or(1.0, |factor| factor.max(1.0))
 }
 
-/// `seconds`, stretched for a slow machine. For what may take long, never for what must take long.
+/// `seconds`, extended on a slow machine. For upper limits only, never for lower ones.
 pub(crate) fn time_limit(seconds: f64) -> Duration {
     Duration::from_secs_f64(seconds * slowness())
 }
 
 static QUIET: RwLock<()> = RwLock::new(());
 
-/// Held by a test that does not mind company.
+/// Held by a test that can run with others in parallel.
 pub(crate) fn in_company() -> RwLockReadGuard<'static, ()> {
     raise_open_files();
     QUIET.read().unwrap_or_else(PoisonError::into_inner)
@@ -42,7 +42,7 @@ pub(crate) fn alone() -> RwLockWriteGuard<'static, ()> {
     QUIET.write().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A thousand peers need more files than the usual soft limit of 1024 leaves.
+/// A thousand peers need more files than the usual soft limit of 1024 permits.
 fn raise_open_files() {
     static RAISED: Once = Once::new();
     RAISED.call_once(|| {
@@ -82,13 +82,12 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // What cannot be removed is left to whoever cleans the temporary directory; no reason to
-        // fail a test.
+        // A file that cannot be removed stays in the temporary directory; the test does not fail.
         drop(fs::remove_dir_all(&self.0));
     }
 }
 
-/// A look at a running process through /proc.
+/// A running process, examined through /proc.
 #[derive(Clone, Copy)]
 pub(crate) struct Process(pub(crate) u32);
 
@@ -151,7 +150,7 @@ impl Process {
         kib * 1024
     }
 
-    /// Leaves it no more address space than it has and a little more; false where there is no
+    /// Limits its address space to little more than its present size; false if there is no
     /// prlimit(1).
     pub(crate) fn limit_address_space(self) -> bool {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.0)).unwrap();
@@ -171,8 +170,8 @@ impl Process {
         command.status().is_ok_and(|status| status.success())
     }
 
-    /// Asserts that it spends next to no CPU time over `span`: less than 5 % of one CPU, best of
-    /// three looks, since what it was doing before may need a moment to come to rest.
+    /// Asserts that it uses almost no CPU time over `span`: less than 5 % of one CPU, the best of
+    /// three measurements, since earlier work may need a moment to finish.
     pub(crate) fn assert_at_rest(self, span: Duration, when: &str) {
         let mut spent = Vec::new();
         for _ in 0..3 {
@@ -192,7 +191,7 @@ impl Process {
 /// The time spent by the process or thread of this directory of /proc.
 fn cpu_time(directory: &Path) -> Duration {
     let stat = fs::read_to_string(directory.join("stat")).unwrap();
-    // The second field, the name, may hold blanks; the fields after its closing bracket do not.
+    // The second field, the name, may contain blanks; the fields after its closing bracket do not.
     let (_, fields) = stat.rsplit_once(") ").unwrap();
     let ticks = |index: usize| -> u64 {
         fields.split(' ').nth(index).and_then(|field| field.parse().ok()).unwrap()
@@ -207,7 +206,7 @@ fn a_busy_process_is_not_at_rest() {
     let mut child =
         std::process::Command::new("/bin/sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
     let process = Process(child.id());
-    // On a machine short of memory a shell may take a while before it spins.
+    // On a machine with little memory a shell may take a while until it spins.
     wait_until("a spinning shell", time_limit(10.0), || {
         process.cpu_time() >= Duration::from_millis(50)
     });
@@ -217,5 +216,5 @@ fn a_busy_process_is_not_at_rest() {
     });
     child.kill().unwrap();
     child.wait().unwrap();
-    assert!(verdict.is_err(), "a spinning shell passed for a resting process");
+    assert!(verdict.is_err(), "a spinning shell passed as an idle process");
 }

@@ -1,10 +1,12 @@
-//! The black-box suite: the real daemon, judged from outside by what its peers, its service manager
-//! and the kernel see.
+//! The black-box suite: the real daemon, tested from outside, by what its peers, its service
+//! manager and the kernel see.
 //!
-//! `machine`, `tape`, `place`, `flow`, `bundle`, `udp` are what tests are made of; `daemon`, `manager`,
-//! `lines`, `ending` start the daemon and judge its end; `oracle` is a server too simple to be wrong,
-//! which proves the `scripts`. Everything else is a subject with its tests. No root, no service manager,
-//! no fixed port and nothing from the network is needed.
+//! - Tools of the tests: `machine`, `tape`, `place`, `flow`, `bundle`, `udp`.
+//! - `daemon`, `manager`, `lines`, `ending` start the daemon and check its end.
+//! - `oracle` is a server simple enough to be correct. The `scripts` are checked against it.
+//! - Every other module has the tests of one subject.
+//!
+//! The suite needs no root, no service manager, no fixed port and no network.
 
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 

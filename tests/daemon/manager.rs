@@ -1,7 +1,8 @@
-//! A stand-in for the service manager's end of `NOTIFY_SOCKET`: records what the daemon says of
-//! itself, and when.
+//! A stand-in for the service manager's end of `NOTIFY_SOCKET`: records the daemon's notifications
+//! and their times.
 //!
-//! It judges nothing; see sd_notify(3) for the protocol. What the daemon wants stored it keeps.
+//! It keeps the descriptors that the daemon stores, and checks nothing. The protocol is described
+//! in sd_notify(3).
 
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
@@ -17,7 +18,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
-/// What others say to fill its queue.
+/// The message with which others fill its queue.
 const FILLER: &str = "x";
 
 /// One datagram of the daemon.
@@ -50,7 +51,7 @@ pub(crate) struct Manager {
     stored: Arc<Mutex<Vec<OwnedFd>>>,
     held: Arc<Mutex<Held>>,
     done: Arc<AtomicBool>,
-    deaf: Arc<AtomicBool>,
+    is_paused: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -62,8 +63,8 @@ impl Manager {
         let ours = socket.try_clone().unwrap();
         let received = Arc::new(Mutex::new(Vec::new()));
         let done = Arc::new(AtomicBool::new(false));
-        let deaf = Arc::new(AtomicBool::new(false));
-        let hears_nothing = Arc::clone(&deaf);
+        let is_paused = Arc::new(AtomicBool::new(false));
+        let paused = Arc::clone(&is_paused);
         let stored = Arc::new(Mutex::new(Vec::new()));
         let held: Arc<Mutex<Held>> = Arc::default();
         let (list, stop, store) = (Arc::clone(&received), Arc::clone(&done), Arc::clone(&stored));
@@ -71,7 +72,7 @@ impl Manager {
         let thread = std::thread::spawn(move || {
             let mut buffer = [0; 4096];
             while !stop.load(Ordering::Relaxed) {
-                if hears_nothing.load(Ordering::Relaxed) {
+                if paused.load(Ordering::Relaxed) {
                     std::thread::sleep(Duration::from_millis(5));
                     continue;
                 }
@@ -104,7 +105,7 @@ impl Manager {
             stored,
             held,
             done,
-            deaf,
+            is_paused,
             thread: Some(thread),
         }
     }
@@ -114,9 +115,9 @@ impl Manager {
         &self.path
     }
 
-    /// From now on it reads nothing, and others have filled its queue.
-    pub(crate) fn fall_deaf(&self) {
-        self.deaf.store(true, Ordering::Relaxed);
+    /// Stops reading, with a queue that others have filled.
+    pub(crate) fn stop_reading(&self) {
+        self.is_paused.store(true, Ordering::Relaxed);
         // Longer than it waits for a message.
         std::thread::sleep(Duration::from_millis(100));
         let other = UnixDatagram::unbound().unwrap();
@@ -125,38 +126,38 @@ impl Manager {
         while other.send(FILLER.as_bytes()).is_ok() {}
     }
 
-    /// It reads again, after `span`.
-    pub(crate) fn hear_after(&self, span: Duration) {
-        let deaf = Arc::clone(&self.deaf);
+    /// Reads again after `span`.
+    pub(crate) fn read_again_after(&self, span: Duration) {
+        let is_paused = Arc::clone(&self.is_paused);
         std::thread::spawn(move || {
             std::thread::sleep(span);
-            deaf.store(false, Ordering::Relaxed);
+            is_paused.store(false, Ordering::Relaxed);
         });
     }
 
-    /// It goes. Its socket is shut down, and not only closed: a child that another test is just
-    /// starting has a copy for a moment, and messages would find their way into that.
+    /// Ends it. The socket is shut down and not only closed, as a child of another test may briefly
+    /// have a copy, which would still receive messages.
     pub(crate) fn end(&mut self) {
         self.done.store(true, Ordering::Relaxed);
         self.socket.shutdown(Shutdown::Both).unwrap();
-        // Dropped twice, it has gone already.
+        // Dropped after `end`, the thread has been joined already.
         let _ = std::fs::remove_file(&self.path);
         if let Some(thread) = self.thread.take() {
             drop(thread.join());
         }
     }
 
-    /// What it has in store, which is then empty.
+    /// Takes the stored descriptors; the store is then empty.
     pub(crate) fn take_stored(&self) -> Vec<OwnedFd> {
         std::mem::take(&mut self.stored.lock().unwrap())
     }
 
-    /// Whether something was stored that nobody has taken.
+    /// Whether the store has descriptors.
     pub(crate) fn has_stored(&self) -> bool {
         !self.stored.lock().unwrap().is_empty()
     }
 
-    /// From now on barriers are not answered; or they are again, those that were held included.
+    /// From now on barriers are not answered; or they are answered again, including the held ones.
     pub(crate) fn hold_barriers(&self, hold: bool) {
         *self.held.lock().unwrap() = hold.then(Vec::new);
     }

@@ -1,5 +1,6 @@
-//! Service managers that are no healthy systemd: deaf, mute, gone or slow, and a system without a
-//! free descriptor. None of them holds up the daemon, and what must be said is said in the end.
+//! Service managers with faults: they do not read, do not answer, have gone or are slow; and a
+//! system without a free descriptor. None of them delays the daemon, and the required notifications
+//! are sent in the end.
 
 use std::fs;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -15,25 +16,25 @@ use crate::ending::Losses;
 use crate::machine::{Scratch, alone, in_company, time_limit, wait_until};
 use crate::place::ping;
 
-/// READY=1 that is lost is a start that fails.
+/// If READY=1 were lost, the start would fail.
 #[test]
-fn a_manager_that_is_busy_at_the_start_hears_of_ready_later() {
+fn a_manager_that_is_busy_at_the_start_gets_ready_later() {
     let _quiet = in_company();
-    let deaf_for = Some(Duration::from_secs(2));
+    let not_reading_for = Some(Duration::from_secs(2));
     let began = Instant::now();
-    let daemon = Launch { deaf_for, ..Launch::with_config("") }.start();
-    assert!(began.elapsed() >= Duration::from_secs(2), "it was not deaf");
+    let daemon = Launch { not_reading_for, ..Launch::with_config("") }.start();
+    assert!(began.elapsed() >= Duration::from_secs(2), "the manager was reading");
     daemon.stop();
 }
 
-/// Nobody reads what the daemon tells: it drains at once all the same, and ends soon.
+/// The manager does not read: the daemon still drains at once and ends soon.
 #[test]
-fn a_deaf_manager_does_not_delay_a_stop() {
+fn a_manager_that_does_not_read_does_not_delay_a_stop() {
     let _quiet = alone();
     let daemon = Launch::with_config("").start();
     let peer = daemon.place().connect();
     assert!(ping(&peer, b"here"));
-    daemon.manager.fall_deaf();
+    daemon.manager.stop_reading();
     // A status each second, for a while.
     for _ in 0..20 {
         assert!(ping(&peer, b"still here"));
@@ -48,7 +49,7 @@ fn a_deaf_manager_does_not_delay_a_stop() {
     assert!(signaled.elapsed() < time_limit(3.0), "{:?}", signaled.elapsed());
 }
 
-/// A bus whose backlog is full lets nobody connect, and does not say so.
+/// A bus with a full backlog blocks connect(2) without an error.
 #[test]
 fn a_bus_with_a_full_backlog_does_not_hang_a_stop() {
     let _quiet = alone();
@@ -76,7 +77,7 @@ fn a_bus_with_a_full_backlog_does_not_hang_a_stop() {
     assert!(ping(&peer, b"here"));
     let signaled = Instant::now();
     daemon.signal(Signal::SIGTERM);
-    // Meanwhile it serves as before, newcomers too, and the watchdog is fed.
+    // Meanwhile the daemon serves as before, new connections too, and notifies the watchdog.
     assert!(daemon.place().answers(time_limit(1.0)));
     daemon.lines.wait_for("info draining: 1 connection", time_limit(4.0));
     let took = signaled.elapsed();
@@ -88,7 +89,7 @@ fn a_bus_with_a_full_backlog_does_not_hang_a_stop() {
     daemon.finish(Losses::None);
 }
 
-/// The answer decides over every connection: it may take longer than a moment.
+/// The answer decides whether connections are kept, so the daemon waits for it.
 #[test]
 fn a_slow_bus_is_waited_for() {
     let _quiet = in_company();
@@ -102,9 +103,10 @@ fn a_slow_bus_is_waited_for() {
     daemon.lines.wait_for("handed over 1 connection", time_limit(8.0));
 }
 
-/// Whatever else is asked, the answer that decides over every connection is not lost by it.
+/// Further queries without an answer do not lose the answer that decides whether connections are
+/// kept.
 #[test]
-fn a_bus_that_answers_only_the_first_question_is_heard() {
+fn a_bus_that_answers_only_the_first_question_suffices() {
     let _quiet = in_company();
     let scratch = Scratch::new();
     let bus = Bus::start(&scratch.path("bus"), Answer::Curt("restart"));
@@ -115,7 +117,7 @@ fn a_bus_that_answers_only_the_first_question_is_heard() {
     daemon.lines.wait_for("handed over 1 connection", time_limit(8.0));
 }
 
-/// A second signal does not wait for the bus either.
+/// After a second signal the daemon does not wait for the bus.
 #[test]
 fn a_second_signal_skips_the_question() {
     let _quiet = in_company();
@@ -135,9 +137,9 @@ fn a_second_signal_skips_the_question() {
     daemon.finish(Losses::None);
 }
 
-/// With no descriptor left connections wait in the backlog, and that is all: the watchdog is fed.
+/// Without a free descriptor connections wait in the backlog, and the watchdog is still notified.
 #[test]
-fn without_a_free_descriptor_the_watchdog_is_fed() {
+fn without_a_free_descriptor_the_watchdog_is_notified() {
     let _quiet = alone();
     let interval = Duration::from_millis(500);
     let daemon = Launch { watchdog: Some(interval), ..Launch::with_config("") }.start();
@@ -148,20 +150,20 @@ fn without_a_free_descriptor_the_watchdog_is_fed() {
         return;
     }
     let began = Instant::now();
-    let newcomers: Vec<Socket> = (0..3).map(|_| daemon.place().connect()).collect();
+    let waiting: Vec<Socket> = (0..3).map(|_| daemon.place().connect()).collect();
     thread::sleep(6 * interval);
     let pings = daemon.manager.values("WATCHDOG");
     let pings = pings.iter().filter(|(at, _)| *at > began).count();
     assert!(pings >= 10, "{pings} pings in six intervals: {}", daemon.transcript());
     assert!(ping(&peer, b"still here"));
-    drop((peer, newcomers));
+    drop((peer, waiting));
     daemon.lines.wait_for("no file descriptor is free", time_limit(5.0));
     daemon.stop();
 }
 
-/// systemd ignores a message of more than 4,096 bytes, and with it the READY=1 that ends a reload.
+/// systemd ignores a message of more than 4,096 bytes, including the READY=1 that ends a reload.
 #[test]
-fn a_long_error_of_a_reload_ends_the_reload_all_the_same() {
+fn a_long_error_of_a_reload_ends_the_reload() {
     let _quiet = in_company();
     let daemon = Launch::with_config("").start();
     let value = "soon \\n \\u0007 ".repeat(1_000);
@@ -177,9 +179,9 @@ fn a_long_error_of_a_reload_ends_the_reload_all_the_same() {
     daemon.stop();
 }
 
-/// A service manager that is executed anew, or a container's that comes and goes, is found again.
+/// The daemon reaches a service manager again that was re-executed or, in a container, restarted.
 #[test]
-fn a_manager_that_has_gone_costs_nothing() {
+fn a_manager_that_has_gone_is_found_again() {
     let _quiet = in_company();
     let mut daemon = Launch::with_config("").start();
     daemon.manager.end();

@@ -1,5 +1,5 @@
-//! What an operator wants to know: who was refused and who connected, what waits for a restart,
-//! when the configuration was read, what the process uses, and what it did in the end.
+//! Information for operators: refused and connected clients, changes that need a restart, when the
+//! configuration was read, resources of the process, and the final counters.
 
 use std::fs;
 
@@ -34,7 +34,7 @@ fn last_status(daemon: &Daemon) -> String {
     daemon.manager.values("STATUS").pop().map_or(String::new(), |(_, text)| text)
 }
 
-/// Goal: who is refused is named, in the snapshot and in the log.
+/// Goal: refused sources are named in the snapshot and in the log.
 #[test]
 fn refused_sources_are_named() {
     let _quiet = in_company();
@@ -80,14 +80,15 @@ fn at_debug_each_connection_has_a_line_with_its_peer() {
     let lines = daemon.stop().lines;
     let count = |part: &str| lines.iter().filter(|line| line.contains(part)).count();
     assert_eq!(count("debug connection from 127.0.0.4 accepted at test"), 2, "{lines:#?}");
-    // Also who came in the last second.
+    // Also the connection of the last second.
     assert_eq!(count("connection from 127.0.0.5 accepted at test"), 1, "{lines:#?}");
     assert_eq!(count("connection from 127.0.0.3"), 0, "{lines:#?}");
 }
 
-/// Goal: what waits for a restart is told until it is taken back or has happened.
+/// Goal: a change that needs a restart is reported until it is reverted or the restart has
+/// happened.
 #[test]
-fn a_pending_restart_is_told_until_it_is_over() {
+fn a_pending_restart_is_reported_until_it_is_over() {
     let _quiet = in_company();
     let (daemon, _scratch) = start("[server]\nworkers = 1\n");
     assert_eq!(metric(&daemon, "echo_uring_restart_needed"), Some(0.0));
@@ -117,13 +118,13 @@ fn a_pending_restart_is_told_until_it_is_over() {
     daemon.stop();
 }
 
-/// Goal: the process is described as that of any other program, and its limits are known.
+/// Goal: the standard process metrics and the limits are exported.
 #[test]
 fn the_process_and_its_limits_are_metrics() {
     let _quiet = in_company();
     let (daemon, _scratch) = start("[limits]\naccepts-per-source = 9000\n");
     let files = metric(&daemon, "process_open_fds").unwrap() as usize;
-    // The connection that asks, and the directory of descriptors, are open then as well.
+    // The connection of the scrape and the directory of descriptors are open as well.
     let others = daemon.process.open_files();
     assert!((others..others + 4).contains(&files), "{files} instead of {others}");
     for (name, least) in [
@@ -145,7 +146,7 @@ fn the_process_and_its_limits_are_metrics() {
     daemon.stop();
 }
 
-/// Goal: what came from the previous process is counted.
+/// Goal: connections and bytes from the previous process are counted.
 #[test]
 fn a_handover_is_counted() {
     let _quiet = in_company();
@@ -176,7 +177,7 @@ fn a_handover_is_counted() {
     daemon.finish(Losses::None);
 }
 
-/// Goal: one line of a container has probes and a status.
+/// Goal: a command line, as in a container, can enable probes and a status.
 #[test]
 fn the_command_line_serves_metrics_and_status() {
     let _quiet = in_company();
@@ -202,7 +203,8 @@ fn the_command_line_serves_metrics_and_status() {
     daemon.stop();
 }
 
-/// Goal: sockets of the service manager are the only ones, and what is ignored is told.
+/// Goal: with sockets of the service manager no others are opened, and ignored options are
+/// reported.
 #[test]
 fn inherited_sockets_win_over_the_command_line() {
     let _quiet = in_company();
@@ -217,7 +219,7 @@ fn inherited_sockets_win_over_the_command_line() {
     daemon.stop();
 }
 
-/// Goal: at level debug the end is told as `status` tells it, before the last line.
+/// Goal: at level debug the final figures are logged in the form of `status`, before the last line.
 #[test]
 fn the_final_figures_are_readable() {
     let _quiet = in_company();

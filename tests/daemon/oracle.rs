@@ -1,9 +1,7 @@
-//! The simplest echo server that can be right: one thread a connection, blocking calls, nothing
-//! clever.
+//! The simplest correct echo server: a thread for each connection, with blocking calls.
 //!
-//! It proves the tests: a script that fails against it is a wrong script. The one thing it does
-//! beyond the obvious is SO_OOBINLINE on the listening socket, without which urgent bytes leave the
-//! stream.
+//! It validates the tests: a script that fails against it is wrong. Its only special option is
+//! SO_OOBINLINE on the listening socket; without it urgent bytes are removed from the stream.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
@@ -36,12 +34,12 @@ impl Oracle {
         Self { place, done, thread: Some(thread) }
     }
 
-    /// Where it answers.
+    /// The place of its listening socket.
     pub(crate) fn place(&self) -> &Place {
         &self.place
     }
 
-    /// Ends; the clients must be gone. No connection may be left over.
+    /// Ends it after all clients have closed. No connection may be left.
     pub(crate) fn stop(mut self) {
         self.done.store(true, Ordering::Relaxed);
         for connection in self.thread.take().unwrap().join().unwrap() {
@@ -64,14 +62,14 @@ fn accept_until(stop: &AtomicBool, listener: &Socket) -> Vec<JoinHandle<()>> {
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 crate::place::readable(listener, Duration::from_millis(20));
             }
-            // A peer that is gone before it is accepted is nobody's fault.
+            // A peer may close before it is accepted; that is no failure.
             Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionAborted, "{error}"),
         }
     }
     connections
 }
 
-/// Echoes until the peer ends, or until it is gone in any other way.
+/// Echoes until the peer closes, resets or fails.
 fn echo(mut socket: &Socket) {
     socket.set_nonblocking(false).unwrap();
     // Connections of a Unix socket do not inherit it.
@@ -79,7 +77,7 @@ fn echo(mut socket: &Socket) {
     let mut buffer = vec![0; 64 * 1024];
     while let Ok(length) = socket.read(&mut buffer) {
         if length == 0 {
-            // A failure here means that the peer is gone, which is what was to be told.
+            // A failure here means that the peer has closed already.
             drop(socket.shutdown(Shutdown::Write));
             return;
         }

@@ -1,5 +1,5 @@
-//! A thousand peers at once, of the worst kind and of the best: who never reads must not harm who
-//! does, and a pool that is far too small must slow everybody down evenly and stop nobody.
+//! A thousand peers at once. Peers that never read must not affect peers that do, and a pool that
+//! is far too small must slow all peers down evenly and stop none.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
@@ -15,10 +15,10 @@ use crate::oracle::Oracle;
 use crate::place::{Listening, Place, expect_end, expect_tape, ping, send_tape, stuff};
 use crate::tape::{Dice, Tape};
 
-/// How many peers misbehave.
-const DEAF: u64 = 1000;
+/// How many peers never read.
+const NON_READERS: u64 = 1000;
 
-/// Fifty polite peers and what they measured.
+/// Fifty peers that read, and their measurements.
 struct Pingers {
     sockets: Vec<Socket>,
     rounds: u64,
@@ -31,9 +31,9 @@ impl Pingers {
         Self { sockets, rounds: 0 }
     }
 
-    /// All send a word of 64 bytes at the same time and wait for it, over and over for `span`; the
-    /// 99th percentile of the time from sending a word to having read it. Any byte lost or changed
-    /// is a panic.
+    /// For `span`, all repeatedly send a word of 64 bytes at the same time and wait for its echo.
+    /// Returns the 99th percentile of the time from the send to the end of the read. A lost or
+    /// changed byte is a panic.
     fn run(&mut self, span: Duration) -> Duration {
         let start = Instant::now();
         let mut times = Vec::new();
@@ -55,15 +55,15 @@ impl Pingers {
     }
 }
 
-/// A thousand peers that push until nothing more goes in, and never read; and how much each pushed.
-fn deafen(place: &Place) -> Vec<(Socket, u64)> {
-    let sockets: Vec<Socket> = (0..DEAF).map(|_| place.connect_narrow()).collect();
+/// A thousand peers that write until the socket is full, and never read; with the bytes of each.
+fn connect_non_readers(place: &Place) -> Vec<(Socket, u64)> {
+    let sockets: Vec<Socket> = (0..NON_READERS).map(|_| place.connect_narrow()).collect();
     let mut pushed = vec![0; sockets.len()];
     let mut last = Instant::now();
     for socket in &sockets {
         socket.set_nonblocking(true).unwrap();
     }
-    // All push in turn, until nobody has got rid of a byte for a while.
+    // All write in turn, until none could write a byte for half a second.
     while last.elapsed() < Duration::from_millis(500) {
         for (seed, (mut socket, at)) in (0..).zip(sockets.iter().zip(&mut pushed)) {
             if let Ok(length) = socket.write(&Tape::new(seed).bytes(*at, 16 * 1024)) {
@@ -79,9 +79,9 @@ fn deafen(place: &Place) -> Vec<(Socket, u64)> {
     sockets.into_iter().zip(pushed).collect()
 }
 
-/// They come to their senses: each reads all it is owed, and ends.
-fn reconcile(deaf: Vec<(Socket, u64)>) {
-    for (seed, (socket, pushed)) in (0..).zip(deaf) {
+/// Each peer now reads its whole echo, and closes.
+fn read_all_and_end(non_readers: Vec<(Socket, u64)>) {
+    for (seed, (socket, pushed)) in (0..).zip(non_readers) {
         socket.shutdown(Shutdown::Write).unwrap();
         expect_tape(&socket, Tape::new(seed), 0, pushed);
         expect_end(&socket);
@@ -100,22 +100,22 @@ impl Attempt {
     fn run(place: &Place, pingers: &mut Pingers) -> Self {
         let span = Duration::from_millis(1500);
         let before = pingers.run(span);
-        let deaf = deafen(place);
+        let non_readers = connect_non_readers(place);
         let disturbed = pingers.run(span);
-        reconcile(deaf);
+        read_all_and_end(non_readers);
         let after = pingers.run(span);
         Self { before, disturbed, after }
     }
 
-    /// Three times the undisturbed figure; below 100 µs a figure says more of the machine than of
-    /// the daemon.
+    /// At most three times the undisturbed figure. Below 100 µs a figure depends on the machine
+    /// rather than on the daemon.
     fn passes(&self) -> bool {
         let undisturbed = self.before.max(self.after).max(Duration::from_micros(100));
         self.disturbed <= 3 * undisturbed
     }
 }
 
-/// Little is under way in the sockets, so that what stalls does so in the daemon.
+/// Small socket buffers, so that stalled bytes are held in the daemon.
 const NARROW: &str = "\
 [server]
 workers = 2
@@ -125,10 +125,10 @@ send-buffer = \"8KiB\"
 receive-buffer = \"8KiB\"
 ";
 
-/// The percentile is taken in paired phases of one run; best of three attempts, since other work on
-/// the machine may spoil any one of them. That nothing is lost holds in each.
+/// The percentiles come from paired phases of one run. The best of three attempts counts, since
+/// other work on the machine may disturb one. In each attempt nothing may be lost.
 #[test]
-fn a_thousand_deaf_peers_do_not_slow_fifty_polite_ones() {
+fn a_thousand_non_readers_do_not_slow_fifty_readers() {
     let _quiet = alone();
     let daemon = Launch::with_config(NARROW).start();
     let mut pingers = Pingers::connect(daemon.place());
@@ -142,44 +142,46 @@ fn a_thousand_deaf_peers_do_not_slow_fifty_polite_ones() {
     daemon.stop();
 }
 
-/// Nobody is cut off, with memory for all that a thousand do not read and with next to none, and
-/// what is configured bounds it.
+/// No peer is cut off, with enough memory for all unread bytes and with almost none, and the
+/// configured limit bounds the memory.
 #[test]
-fn a_thousand_deaf_peers_cost_no_more_memory_than_configured() {
+fn a_thousand_non_readers_take_no_more_memory_than_configured() {
     let _quiet = alone();
-    memory_with_deaf_peers(64);
-    memory_with_deaf_peers(32 * 1024);
+    memory_with_non_readers(64);
+    memory_with_non_readers(32 * 1024);
 }
 
-fn memory_with_deaf_peers(configured_kib: u64) {
+fn memory_with_non_readers(configured_kib: u64) {
     const KIB: u64 = 1024;
-    // With as little memory in the pools as may be, so that it does not hide what is measured.
+    // With the smallest pools, so that their memory does not hide the measured one.
     let narrow = NARROW.replace("buffers = 64", "buffers = 16");
     let config = format!("{narrow}[limits]\nstalled-memory = \"{configured_kib}KiB\"\n");
     let daemon = Launch::with_config(&config).start();
     let pingers = Pingers::connect(daemon.place());
-    let idle: Vec<Socket> = (0..DEAF).map(|_| daemon.place().connect()).collect();
+    let idle: Vec<Socket> = (0..NON_READERS).map(|_| daemon.place().connect()).collect();
     assert!(idle.iter().all(|socket| ping(socket, b"hello")));
     drop(idle);
     let before = daemon.process.anonymous_memory();
 
-    let deaf = deafen(daemon.place());
-    let with_deaf = daemon.process.anonymous_memory();
-    println!("{configured_kib} KiB allowed: {before} bytes before, {with_deaf} with the deaf");
-    // What is configured, and pools touched for the first time.
+    let non_readers = connect_non_readers(daemon.place());
+    let with_non_readers = daemon.process.anonymous_memory();
+    println!(
+        "{configured_kib} KiB allowed: {before} bytes before, {with_non_readers} with non-readers"
+    );
+    // The configured memory, and pools used for the first time.
     let limit = before + configured_kib * KIB + 2048 * KIB;
-    assert!(with_deaf < limit, "{before} bytes before, {with_deaf} bytes after");
+    assert!(with_non_readers < limit, "{before} bytes before, {with_non_readers} bytes after");
     assert!(pingers.sockets.iter().all(|socket| ping(socket, b"hello")));
     daemon.process.assert_at_rest(Duration::from_secs(1), "while a thousand peers are stalled");
-    reconcile(deaf);
+    read_all_and_end(non_readers);
     drop(pingers);
     daemon.stop();
 }
 
-/// Goal: peers that have all the memory and read nothing do not slow those who read. Method: as
-/// above, with the least memory that can be configured.
+/// Goal: peers that never read and hold all memory do not slow peers that read. Method: as above,
+/// with the least memory that can be configured.
 #[test]
-fn deaf_peers_that_hold_all_memory_do_not_slow_polite_ones() {
+fn non_readers_that_hold_all_memory_do_not_slow_readers() {
     let _quiet = alone();
     let config = format!("{NARROW}[limits]\nstalled-memory = \"64KiB\"\n");
     let daemon = Launch::with_config(&config).start();
@@ -194,26 +196,26 @@ fn deaf_peers_that_hold_all_memory_do_not_slow_polite_ones() {
     daemon.stop();
 }
 
-/// Goal: where the system has no memory for what peers do not read, nobody loses a byte, and the
-/// daemon goes on. Method: leave it no address space beyond what it has when it serves.
+/// Goal: if the system has no memory for unread bytes, no byte is lost and the daemon continues.
+/// Method: limit the address space to its size while the daemon serves.
 #[test]
-fn an_allocation_that_fails_harms_nobody() {
+fn an_allocation_that_fails_ends_no_connection() {
     let _quiet = alone();
     let daemon = Launch::with_config(NARROW).start();
     let pingers = Pingers::connect(daemon.place());
     assert!(daemon.process.limit_address_space(), "prlimit(1) is part of util-linux");
-    let deaf = deafen(daemon.place());
+    let non_readers = connect_non_readers(daemon.place());
     assert!(pingers.sockets.iter().all(|socket| ping(socket, b"hello")));
-    reconcile(deaf);
+    read_all_and_end(non_readers);
     drop(pingers);
     daemon.stop();
 }
 
-/// Goal: whoever reads all the time, though more slowly than it writes, is never cut off, however
-/// little memory there is and however many workers share it. Method: peers that write what goes in
-/// and read at a fixed rate, each byte compared; with many workers, and with few.
+/// Goal: a peer that reads all the time, but more slowly than it writes, is never cut off, however
+/// little memory there is and however many workers share it. Method: peers that write as much as
+/// possible and read at a fixed rate, each byte compared; with many workers, and with few.
 #[test]
-fn whoever_reads_is_not_cut_off_for_writing_faster() {
+fn a_peer_that_reads_slowly_is_not_cut_off() {
     let _quiet = alone();
     for (workers, memory) in [(16, "64KiB"), (2, "64KiB"), (2, "1MiB")] {
         let config = format!(
@@ -256,7 +258,7 @@ impl Slow {
         Self { socket, tape: Tape::new(seed), written: 0, read: 0 }
     }
 
-    /// Writes what goes in, up to a measure, and reads at most `share` bytes.
+    /// Writes as much as the socket takes, up to a limit, and reads at most `share` bytes.
     fn act(&mut self, share: usize) {
         let bytes = self.tape.bytes(self.written, 64 * 1024);
         match (&self.socket).write(&bytes) {
@@ -279,8 +281,8 @@ impl Slow {
 
 const POOL_OF_8: &str = "[server]\nworkers = 1\nbuffers = 8\n";
 
-/// Nobody is left behind: each of a thousand gets all its words, several rounds of them at the same
-/// time. The connections, for a further look.
+/// Each of a thousand peers gets all its words, in several simultaneous rounds. Returns the
+/// connections.
 fn rounds_of_a_thousand(place: &Place) -> Vec<Socket> {
     let sockets: Vec<Socket> = (0..1000).map(|_| place.connect()).collect();
     let mut dice = Dice::new(8);
@@ -298,7 +300,7 @@ fn rounds_of_a_thousand(place: &Place) -> Vec<Socket> {
     sockets
 }
 
-/// Bulk from a thousand at once, all sending and none waiting for its turn.
+/// Bulk from a thousand peers, all sending at the same time.
 fn bulk_of_a_thousand(place: &Place) {
     let plan = |seed| {
         let ending = if seed % 2 == 0 { Ending::WithLastByte } else { Ending::AfterEcho };
@@ -319,7 +321,7 @@ fn a_pool_of_8_buffers_serves_a_thousand_peers() {
     daemon.stop();
 }
 
-/// The scripts are right: a thread for each peer passes them.
+/// The scripts are valid: a server with a thread for each peer passes them.
 #[test]
 fn oracle() {
     let _quiet = alone();
@@ -334,14 +336,14 @@ fn oracle() {
     oracle.stop();
 }
 
-/// When all that could move is stalled, a small pool is no reason to spin; and a polite peer is
-/// served all the same.
+/// With a small pool and only stalled peers the daemon does not spin, and a peer that reads is
+/// still served.
 #[test]
 fn a_pool_of_8_buffers_rests_while_peers_are_stalled() {
     let _quiet = alone();
     let config = format!("{POOL_OF_8}[tcp]\nsend-buffer = \"8KiB\"\n");
     let daemon: Daemon = Launch::with_config(&config).start();
-    let deaf: Vec<(Socket, u64)> = (0..100)
+    let non_readers: Vec<(Socket, u64)> = (0..100)
         .map(|seed| {
             let socket = daemon.place().connect_narrow();
             let pushed = stuff(&socket, Tape::new(seed), Duration::from_millis(20));
@@ -349,7 +351,7 @@ fn a_pool_of_8_buffers_rests_while_peers_are_stalled() {
         })
         .collect();
     daemon.process.assert_at_rest(Duration::from_secs(1), "with a hundred stalled peers");
-    assert!(daemon.place().answers(time_limit(10.0)), "the stalled ones hold the whole pool");
-    reconcile(deaf);
+    assert!(daemon.place().answers(time_limit(10.0)), "stalled peers hold the whole pool");
+    read_all_and_end(non_readers);
     daemon.stop();
 }

@@ -1,7 +1,7 @@
-//! Places where an echo answers: listening sockets made by the harness, and connections to them.
+//! Places of an echo server: listening sockets made by the harness, and connections to them.
 //!
 //! A place is a TCP address or the path of a Unix socket. Ports are never fixed: the kernel
-//! chooses, and the socket itself is handed on.
+//! selects one, and the daemon inherits the socket.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -57,15 +57,14 @@ impl Place {
         self.connect_with(self.socket())
     }
 
-    /// A new connection, if it comes about.
+    /// A new connection, if connect(2) succeeds.
     pub(crate) fn try_connect(&self) -> std::io::Result<Socket> {
         let socket = self.socket();
         socket.connect(&self.address())?;
         Ok(socket)
     }
 
-    /// A new connection whose own buffers are small, so that little is under way when it does not
-    /// read.
+    /// A new connection with small buffers, so that few bytes are in flight when it does not read.
     pub(crate) fn connect_narrow(&self) -> Socket {
         let socket = self.socket();
         socket.set_recv_buffer_size(8 * 1024).unwrap();
@@ -81,11 +80,11 @@ impl Place {
     }
 }
 
-/// A listening socket, kept open here as the service manager keeps it, and the place it makes.
+/// A listening socket, kept open here as the service manager keeps it, and its place.
 pub(crate) struct Listening {
     /// The socket.
     pub(crate) socket: Socket,
-    /// Where to find it.
+    /// Where to connect to it.
     pub(crate) place: Place,
 }
 
@@ -104,12 +103,12 @@ impl Listening {
     pub(crate) fn both() -> Option<Self> {
         let mut listening = Self::tcp(SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)))?;
         let Place::Tcp(address) = &mut listening.place else { return None };
-        // Reached as IPv4, in the mapped form that a socket for both families takes.
+        // Clients use IPv4, which a socket for both families sees in its mapped form.
         address.set_ip(Ipv4Addr::LOCALHOST.to_ipv6_mapped().into());
         Some(listening)
     }
 
-    /// So many sockets on one free port of 127.0.0.1, as `ReusePort=yes` makes them.
+    /// `count` sockets on one free port of 127.0.0.1, as `ReusePort=yes` makes them.
     pub(crate) fn several(count: usize) -> Vec<Self> {
         let mut address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let several = (0..count).map(|_| {
@@ -145,14 +144,14 @@ impl Listening {
         Self { socket, place: Place::Unix(path.to_owned()) }
     }
 
-    /// Another descriptor of the same socket, to be handed on.
+    /// Another descriptor of the same socket, for a daemon to inherit.
     pub(crate) fn hand_over(&self) -> OwnedFd {
         self.socket.try_clone().unwrap().into()
     }
 }
 
-/// Makes `source` the address that `socket` will connect from. A port that bind(2) chose would be
-/// kept from the connections of all other tests until a minute after the end.
+/// Makes `source` the address that `socket` will connect from. A port selected by bind(2) would not
+/// be available to other tests until a minute after the end.
 pub(crate) fn come_from(socket: &Socket, source: IpAddr) {
     setsockopt(socket, IpBindAddressNoPort, &true).unwrap();
     socket.bind(&SocketAddr::from((source, 0)).into()).unwrap();
@@ -198,7 +197,7 @@ pub(crate) fn expect_tape(mut socket: &Socket, tape: Tape, from: u64, to: u64) {
     }
 }
 
-/// Asserts that the peer has ended in good order: no further byte, no reset.
+/// Asserts an orderly end: no further byte, no reset.
 pub(crate) fn expect_end(mut socket: &Socket) {
     let mut buffer = [0; 16];
     match socket.read(&mut buffer) {
@@ -208,7 +207,7 @@ pub(crate) fn expect_end(mut socket: &Socket) {
     }
 }
 
-/// Asserts that the peer neither says anything nor ends for `span`.
+/// Asserts that the peer neither sends nor ends for `span`.
 pub(crate) fn expect_silence(mut socket: &Socket, span: Duration) {
     let before = socket.read_timeout().unwrap();
     socket.set_read_timeout(Some(span)).unwrap();
@@ -236,8 +235,8 @@ pub(crate) fn read_out(mut socket: &Socket, limit: Duration) -> (u64, Result<(),
     }
 }
 
-/// Pushes the tape into a socket whose peer is not read from, until it takes nothing for `rest`;
-/// how much went in.
+/// Writes the tape to a socket without reading, until it takes nothing for `rest`; returns the
+/// number of bytes.
 pub(crate) fn stuff(mut socket: &Socket, tape: Tape, rest: Duration) -> u64 {
     socket.set_nonblocking(true).unwrap();
     let mut at = 0;

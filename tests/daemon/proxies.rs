@@ -1,5 +1,5 @@
-//! Connections of proxies: a header of the PROXY protocol tells who the client is, and that is what
-//! counts. Who sends none, or may not send one, is refused.
+//! Connections of proxies: a PROXY header announces the client's address, which then applies to
+//! access lists and limits. A connection without a header, or from an untrusted source, is refused.
 
 use std::fs;
 use std::io::Write;
@@ -31,7 +31,7 @@ fn v1(client: &str) -> Vec<u8> {
 
 const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 
-/// The same of version 2, with a TLV that nobody knows.
+/// The same of version 2, with an unknown TLV.
 fn v2(client: &str) -> Vec<u8> {
     let client: SocketAddr = client.parse().unwrap();
     let (family, mut block) = match client {
@@ -44,7 +44,7 @@ fn v2(client: &str) -> Vec<u8> {
     [SIGNATURE, &[0x21, family], &length, &block].concat()
 }
 
-/// The header of version 2 of a proxy that speaks for itself.
+/// The LOCAL header of version 2, of a connection of the proxy itself.
 fn local() -> Vec<u8> {
     [SIGNATURE, &[0x20, 0, 0, 0]].concat()
 }
@@ -56,7 +56,7 @@ fn connect(place: &Place, header: &[u8]) -> Socket {
     socket
 }
 
-/// Whether a connection whose first bytes are these is let in; if so, the connection.
+/// The connection, if one with these first bytes is permitted.
 fn admitted(place: &Place, header: &[u8]) -> Option<Socket> {
     let socket = connect(place, header);
     ping(&socket, b"let me in").then_some(socket)
@@ -75,7 +75,7 @@ fn start(config: &str, scratch: &Scratch) -> Daemon {
     Launch { windows, ..Launch::with_config(&config) }.start()
 }
 
-/// Goal: a header of either version is taken, however it comes, and what follows it is echoed.
+/// Goal: a header of either version is accepted, in any pieces, and the bytes after it are echoed.
 /// Method: whole and byte by byte, alone and with data, over TCP and Unix.
 #[test]
 fn headers_are_taken_and_what_follows_is_echoed() {
@@ -108,8 +108,8 @@ fn headers_are_taken_and_what_follows_is_echoed() {
     assert!(!warned, "{remains:#?}");
 }
 
-/// Goal: access lists and limits are for the address that is announced, and the proxy's own address
-/// counts for nothing but its own connections. Method: one client too many, others beside it.
+/// Goal: access lists and limits apply to the announced address; the proxy's own address counts
+/// only for its own connections. Method: one connection too many, and those of other clients.
 #[test]
 fn the_announced_address_is_judged() {
     let _quiet = in_company();
@@ -126,7 +126,7 @@ fn the_announced_address_is_judged() {
         (2..8).map(|host| admitted(&place, &v2(&format!("192.0.2.{host}:1")))).collect();
     assert!(others.iter().all(Option::is_some), "other clients of the same proxy");
     assert!(admitted(&place, &local()).is_none(), "the proxy itself is denied");
-    // A place is free when its connection ends.
+    // A connection that ends makes room for another one.
     drop(one);
     wait_until("a place", time_limit(5.0), || admitted(&place, &v2("192.0.2.1:4")).is_some());
     let listener = &status(&daemon)["listeners"][0];
@@ -139,22 +139,22 @@ fn the_announced_address_is_judged() {
 }
 
 #[test]
-fn who_is_no_trusted_proxy_is_refused() {
+fn a_source_that_is_not_a_trusted_proxy_is_refused() {
     let _quiet = in_company();
     let scratch = Scratch::new();
     let daemon = start("", &scratch);
     let stranger = daemon.place().socket();
     come_from(&stranger, IpAddr::V4(Ipv4Addr::new(127, 0, 0, 9)));
     let stranger = daemon.place().connect_with(stranger);
-    assert!(readable(&stranger, time_limit(5.0)), "it is told at once");
+    assert!(readable(&stranger, time_limit(5.0)), "it is not closed at once");
     assert!(admitted(daemon.place(), &v1("192.0.2.1:1")).is_some());
     daemon.lines.wait_for("not come from a proxy in trusted-proxies", time_limit(10.0));
     assert_eq!(status(&daemon)["listeners"][0]["refused"]["untrusted"], 1);
     daemon.stop();
 }
 
-/// Goal: what is no header ends at its first wrong byte, one that is cut short at its end, and one
-/// that does not come after three seconds; nothing of them is echoed.
+/// Goal: an invalid header ends the connection at its first wrong byte, a truncated one at its end,
+/// and a missing one after three seconds; nothing of them is echoed.
 #[test]
 fn what_is_no_header_is_refused() {
     let _quiet = in_company();
@@ -162,7 +162,7 @@ fn what_is_no_header_is_refused() {
     let daemon = start("", &scratch);
     for wrong in [&b"G"[..], b"PROXY TCP4 192.0.2.1 192.0.2.2 1 x", b"\r\n\r\n\0\r\nQUIX"] {
         let socket = connect(daemon.place(), wrong);
-        assert!(readable(&socket, time_limit(5.0)), "it ends at once: {wrong:?}");
+        assert!(readable(&socket, time_limit(5.0)), "it does not end at once: {wrong:?}");
         assert!(!ping(&socket, b"hello"), "{wrong:?}");
     }
     let cut = connect(daemon.place(), &v2("192.0.2.1:1")[..20]);
@@ -171,7 +171,7 @@ fn what_is_no_header_is_refused() {
     let (silent, slow) = (daemon.place().connect(), connect(daemon.place(), b"PROXY "));
     let began = Instant::now();
     for late in [silent, slow] {
-        assert!(readable(&late, time_limit(8.0)), "it is waited for");
+        assert!(readable(&late, time_limit(8.0)), "the missing header has no time limit");
         assert!(began.elapsed() >= Duration::from_millis(2_900), "{:?}", began.elapsed());
         expect_end(&late);
     }
@@ -184,8 +184,8 @@ fn what_is_no_header_is_refused() {
     daemon.stop();
 }
 
-/// Goal: a proxy that looks whether the service is there is counted, and nobody is warned. Method:
-/// the checks that HAProxy knows: a bare connection, with and without a reset, and a LOCAL header.
+/// Goal: a health check of a proxy is counted and causes no warning. Method: the checks of HAProxy:
+/// a bare connection, with and without a reset, and a LOCAL header.
 #[test]
 fn health_checks_are_no_fault() {
     let _quiet = in_company();
@@ -194,7 +194,7 @@ fn health_checks_are_no_fault() {
     let bare = daemon.place().connect();
     let reset = daemon.place().connect();
     reset.set_linger(Some(Duration::ZERO)).unwrap();
-    // Who has gone before the accept is none.
+    // A connection that is reset before its accept does not count.
     wait_until("both to be accepted", time_limit(5.0), || {
         status(&daemon)["total"]["connections"] == 2
     });
@@ -202,7 +202,7 @@ fn health_checks_are_no_fault() {
     let spoken_for = connect(daemon.place(), &local());
     spoken_for.shutdown(Shutdown::Write).unwrap();
     expect_end(&spoken_for);
-    // These are none: something was echoed.
+    // These are no health checks: something was echoed.
     let client = admitted(daemon.place(), &v1("192.0.2.1:1"));
     let own = admitted(daemon.place(), &local());
     drop((client, own));
@@ -215,8 +215,8 @@ fn health_checks_are_no_fault() {
     assert!(!warned, "{remains:#?}");
 }
 
-/// Goal: in the next process each connection is still that of its client, and a header that has
-/// come in part is gone on with. Method: a limit for each client, and a restart in between.
+/// Goal: in the next process each connection still counts for its client, and a partly received
+/// header is continued. Method: a limit for each client, and a restart.
 #[test]
 fn the_next_process_knows_the_clients() {
     let _quiet = in_company();
@@ -246,10 +246,10 @@ fn the_next_process_knows_the_clients() {
     daemon.stop();
 }
 
-/// Goal: a downgrade to a program that knows no PROXY headers ends a connection in the middle of its
+/// Goal: a downgrade to a program without PROXY support ends a connection in the middle of its
 /// header in order, and keeps the others. Method: the daemon's own file is replaced while it runs.
 #[test]
-fn an_older_program_gets_what_it_can_go_on_with() {
+fn an_older_program_gets_the_connections_it_supports() {
     let _quiet = in_company();
     let scratch = Scratch::new();
     let bus = Bus::start(&scratch.path("bus"), Answer::Job("restart"));
@@ -283,9 +283,9 @@ fn datagram(client: &str, payload: &[u8]) -> Vec<u8> {
     [&header, payload].concat()
 }
 
-/// Goal: the payload goes back to the proxy without its header, the client that the header
-/// announces is the one that counts, and what is not from a proxy or has no header is dropped.
-/// Method: each of them, with a limit that a client soon exceeds; bursts are not merged.
+/// Goal: the payload goes back to the proxy without its header, limits apply to the announced
+/// client, and a datagram that has no header or is not from a proxy is dropped. Method: each case,
+/// with a limit that a client soon exceeds; bursts are not merged.
 #[test]
 fn datagrams_have_headers_of_their_own() {
     let _quiet = in_company();
@@ -303,7 +303,7 @@ fn datagrams_have_headers_of_their_own() {
     }
     // Too many of one client, and then one of another.
     for sent in [106, 206, 306, 406] {
-        // So many fit into a receive buffer of any size.
+        // This many fit into a receive buffer of any size.
         (0..100).for_each(|_| proxy.send(&datagram("192.0.2.2:1", b"flood")));
         wait_until("the flood", time_limit(5.0), || server.figure("datagrams_received") == sent);
     }
@@ -330,7 +330,7 @@ fn datagrams_have_headers_of_their_own() {
     server.end();
 }
 
-/// Goal: a file that cannot work is refused with the remedy.
+/// Goal: a configuration that cannot work is refused with the remedy.
 #[test]
 fn proxies_must_be_named() {
     let _quiet = in_company();

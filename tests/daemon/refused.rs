@@ -1,5 +1,5 @@
-//! io_uring that is refused, by real seccomp filters and where /proc shows little: the daemon must
-//! name what is in the way, and the calls that are to be allowed.
+//! io_uring refused by real seccomp filters, also with a restricted /proc: the daemon must name
+//! what refuses it, and the calls to allow.
 
 use std::fs;
 use std::path::PathBuf;
@@ -18,8 +18,8 @@ use crate::machine::in_company;
 pub(crate) const CALLS: [libc::c_long; 3] =
     [SYS_io_uring_setup, SYS_io_uring_enter, SYS_io_uring_register];
 
-/// Runs the program to its end under a real filter, as that of a container, which answers `calls`
-/// with `errno`: it is put on a thread, which then starts the program.
+/// Runs the program to its end under a real filter, like that of a container, which answers `calls`
+/// with `errno`. The filter is installed on a thread, which then starts the program.
 pub(crate) fn under_a_filter(calls: &[libc::c_long], errno: i32, mut command: Command) -> Output {
     let rules = calls.iter().map(|call| (*call, Vec::new())).collect();
     let filter = SeccompFilter::new(
@@ -45,8 +45,8 @@ pub(crate) fn run_by(wrapper: &[&str], arguments: &[&str]) -> Command {
     command
 }
 
-/// What runs a program where /proc shows processes alone, as `ProcSubset=pid` does; none where that
-/// takes root.
+/// A command that runs a program with a /proc that only has processes, as with `ProcSubset=pid`;
+/// none without root.
 const HIDING: [&str; 5] = [
     "unshare",
     "--mount",
@@ -72,7 +72,7 @@ fn assert_refused(output: &Output, words: &[&str]) {
     }
 }
 
-/// Whether the administrator of this machine forbids io_uring: then all is different.
+/// Whether the sysctl of this machine forbids io_uring, which changes the results.
 fn is_switched_off() -> bool {
     let sysctl = fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default();
     let off = !matches!(sysctl.trim(), "" | "0");
@@ -91,8 +91,8 @@ const FILTER: [&str; 4] = [
     "SystemCallFilter=",
 ];
 
-/// Goal: Docker says EPERM and Podman ENOSYS, to all three calls, and to some of them a profile
-/// that knows half of io_uring; it is a filter each time, and no word of an old kernel.
+/// Goal: Docker returns EPERM and Podman ENOSYS for all three calls, and an incomplete profile for
+/// some of them. Each time the message names a filter and not an old kernel.
 #[test]
 fn a_filter_is_named_whatever_it_answers() {
     let _quiet = in_company();
@@ -118,7 +118,8 @@ fn a_filter_is_named_where_the_sysctl_is_hidden() {
     let Some(hiding) = hiding() else { return };
     let output = under_a_filter(&CALLS, libc::EPERM, run_by(hiding, &SERVE));
     assert_refused(&output, &FILTER);
-    // Nobody can tell it from a kernel without io_uring, so both are named, the likely one first.
+    // It cannot be distinguished from a kernel without io_uring, so both are named, the more likely
+    // one first.
     let output = under_a_filter(&CALLS, libc::ENOSYS, run_by(hiding, &SERVE));
     assert_refused(&output, &["seccomp filter", "io_uring_register", "or run Linux 6.1"]);
     // A filter on setup alone: the kernel answers the other calls, so it has io_uring.
@@ -126,7 +127,8 @@ fn a_filter_is_named_where_the_sysctl_is_hidden() {
     assert_refused(&output, &FILTER);
 }
 
-/// Goal: EPERM from setup while io_uring_enter(2) is answered is the sysctl, which cannot be read.
+/// Goal: EPERM from setup, while io_uring_enter(2) works, is attributed to the sysctl, although
+/// that cannot be read.
 #[test]
 fn the_sysctl_is_named_where_it_is_hidden() {
     let _quiet = in_company();

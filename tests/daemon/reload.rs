@@ -1,5 +1,5 @@
-//! SIGHUP: what a new configuration changes at once and what it only announces, what a bad one
-//! leaves alone, and that neither costs anybody a byte.
+//! SIGHUP: what a new configuration changes at once and what needs a restart; that an invalid one
+//! changes nothing; and that no connection loses a byte.
 
 use std::fs;
 use std::process::Command;
@@ -16,7 +16,7 @@ use crate::manager::Notification;
 use crate::place::{expect_end, expect_tape, ping, read_out, readable, send_tape};
 use crate::tape::Tape;
 
-/// Sends SIGHUP and waits for the READY=1 that ends the reload; returns what was said meanwhile.
+/// Sends SIGHUP and waits for the READY=1 that ends the reload; returns the notifications.
 fn reload(daemon: &Daemon) -> Vec<Notification> {
     let before = daemon.manager.received().len();
     let readies = daemon.manager.values("READY").len();
@@ -27,7 +27,8 @@ fn reload(daemon: &Daemon) -> Vec<Notification> {
     daemon.manager.received().split_off(before)
 }
 
-/// Goal: the service manager hears in this order that a reload began, when, and that it is over.
+/// Goal: the service manager is notified, in this order, that a reload began, when, and that it
+/// ended.
 #[test]
 fn a_reload_is_announced_dated_and_ended() {
     let _quiet = in_company();
@@ -44,7 +45,7 @@ fn a_reload_is_announced_dated_and_ended() {
         assert!(said[last].field("STATUS").unwrap().contains("2 workers"), "{said:#?}");
         thread::sleep(Duration::from_millis(100));
     }
-    // `Instant` is the same clock, but does not tell its time: two of each must be as far apart.
+    // `Instant` uses the same clock but hides its value: the differences must be equal.
     let [(begin, end, time), (later_begin, later_end, later_time)] = times[..] else {
         unreachable!("there were two")
     };
@@ -55,8 +56,8 @@ fn a_reload_is_announced_dated_and_ended() {
     daemon.stop();
 }
 
-/// Goal: whoever is silent is let go by the new timeout, also if connected before; the log says
-/// what changed and what waits for a restart, each time until that comes.
+/// Goal: a silent connection is closed by the new timeout, also if it was connected before. The log
+/// names the changes, and at each reload the changes that need a restart.
 #[test]
 fn new_values_take_effect_and_the_others_are_named() {
     let _quiet = in_company();
@@ -67,7 +68,7 @@ fn new_values_take_effect_and_the_others_are_named() {
                   max-connections = 5000\n[tcp]\nreceive-buffer = \"64KiB\"\n";
     fs::write(daemon.config_path(), config).unwrap();
     reload(&daemon);
-    assert!(readable(&silent, time_limit(5.0)), "the silent peer was not let go");
+    assert!(readable(&silent, time_limit(5.0)), "the silent peer was not closed");
     expect_end(&silent);
     let changed = daemon.lines.wait_for("info reloaded: ", time_limit(5.0));
     assert_eq!(changed, "info reloaded: limits.max-connections = 5000, timeouts.idle = \"300ms\"");
@@ -84,10 +85,10 @@ fn new_values_take_effect_and_the_others_are_named() {
     daemon.stop();
 }
 
-/// Goal: a socket that was given a buffer size keeps it beyond a restart of the service, so that is
-/// not what is asked for.
+/// Goal: a socket keeps its buffer size over a restart of the service, so a restart is not what the
+/// daemon asks for.
 #[test]
-fn what_only_a_new_socket_can_have_is_told_as_such() {
+fn options_for_new_sockets_are_reported_as_such() {
     let _quiet = in_company();
     let daemon = Launch::with_config("[tcp]\nsend-buffer = \"64KiB\"\n").start();
     fs::write(daemon.config_path(), "").unwrap();
@@ -98,9 +99,9 @@ fn what_only_a_new_socket_can_have_is_told_as_such() {
     daemon.stop();
 }
 
-/// Goal: fewer places end nobody, and when there are more again who waited is served.
+/// Goal: a lower capacity ends no connection, and when it is raised the waiting ones are served.
 #[test]
-fn places_follow_the_file() {
+fn capacity_follows_the_file() {
     let _quiet = in_company();
     let daemon = Launch::with_config("[limits]\nmax-connections = 2\n").start();
     let peers = [daemon.place().connect(), daemon.place().connect()];
@@ -110,13 +111,13 @@ fn places_follow_the_file() {
     assert!(peers.iter().all(|peer| ping(peer, b"still here")));
     let third = daemon.place().connect();
     send_tape(&third, Tape::new(3), 0, 100);
-    assert!(!readable(&third, Duration::from_millis(300)), "a third one was let in");
+    assert!(!readable(&third, Duration::from_millis(300)), "a third one was served");
     fs::write(daemon.config_path(), "[limits]\nmax-connections = 3000\n").unwrap();
     reload(&daemon);
     expect_tape(&third, Tape::new(3), 0, 100);
-    let crowd: Vec<_> = (0..500).map(|_| daemon.place().connect()).collect();
-    assert!(crowd.iter().all(|peer| ping(peer, b"we too")));
-    drop((peers, third, crowd));
+    let many: Vec<_> = (0..500).map(|_| daemon.place().connect()).collect();
+    assert!(many.iter().all(|peer| ping(peer, b"we too")));
+    drop((peers, third, many));
     daemon.stop();
 }
 
@@ -154,8 +155,8 @@ fn the_log_level_follows_the_file_but_not_against_the_command_line() {
     daemon.stop();
 }
 
-/// Goal: an invalid file changes nothing, is named with line and column in the status
-/// and, once, in the log, and a good one ends the trouble.
+/// Goal: an invalid file changes nothing and is named with line and column in the status and, once,
+/// in the log. A valid one ends this state.
 #[test]
 fn a_bad_file_leaves_the_old_configuration_in_force() {
     let _quiet = in_company();
@@ -170,7 +171,7 @@ fn a_bad_file_leaves_the_old_configuration_in_force() {
     assert!(status.contains("; the old configuration is in force; 0 connections"), "{status}");
     let line = daemon.lines.wait_for("error reload failed: ", time_limit(5.0));
     assert!(line.ends_with("; the old configuration is in force"), "{line}");
-    // The status of every second still says so.
+    // The status, which is sent every second, still says so.
     let silent = daemon.place().connect();
     assert!(ping(&silent, b"here"));
     wait_until("the next status", time_limit(5.0), || {
@@ -195,7 +196,7 @@ fn a_bad_file_leaves_the_old_configuration_in_force() {
 
 /// Goal: a second SIGHUP is harmless, and one during the drain changes nothing.
 #[test]
-fn a_hangup_is_welcome_at_any_time() {
+fn a_sighup_is_harmless_at_any_time() {
     let _quiet = in_company();
     let daemon = Launch::with_config("[server]\nworkers = 8\n[timeouts]\ndrain = \"1m\"\n").start();
     for _ in 0..20 {
@@ -218,11 +219,10 @@ fn a_hangup_is_welcome_at_any_time() {
     daemon.finish(Losses::None);
 }
 
-/// Goal: a SIGHUP that comes before the daemon is ready, even before it has read its file, is
-/// answered once it is. Method: the shell that becomes the daemon blocks the signal and sends it to
-/// itself.
+/// Goal: a SIGHUP before the daemon is ready, even before it has read its file, is handled once it
+/// is ready. Method: the shell that executes the daemon blocks the signal and sends it to itself.
 #[test]
-fn a_hangup_before_it_is_ready_is_remembered() {
+fn a_sighup_before_ready_is_remembered() {
     let _quiet = in_company();
     let script = "kill -HUP $$; exec \"$0\" \"$@\"";
     let wrapper = ["env", "--block-signal=HUP", "/bin/sh", "-c", script];
@@ -239,10 +239,11 @@ fn a_hangup_before_it_is_ready_is_remembered() {
     daemon.stop();
 }
 
-/// Goal: `echo-uring reload`, as the unit runs it, ends when the daemon has told that it reloads,
-/// and its exit status tells a bad file from a good one; the daemon hears in both cases.
+/// Goal: `echo-uring reload`, as the unit runs it, ends after the daemon has announced the reload.
+/// Its exit status distinguishes an invalid file from a valid one; the daemon reloads in both
+/// cases.
 #[test]
-fn the_command_of_the_unit_tells_the_daemon_and_judges_the_file() {
+fn the_reload_command_of_the_unit_reports_errors() {
     let _quiet = in_company();
     let daemon = Launch::with_config("").start();
     let run = |pid: Option<u32>| {
@@ -274,9 +275,9 @@ fn the_command_of_the_unit_tells_the_daemon_and_judges_the_file() {
 }
 
 /// Goal: a hundred reloads, every second one with other limits and timeouts and every tenth with a
-/// bad file, while 20,000 messages a second go round: no connection ends, no byte is lost.
+/// invalid file, while 20,000 messages a second are echoed: no connection ends, no byte is lost.
 #[test]
-fn a_hundred_reloads_under_load_cost_nobody_a_byte() {
+fn a_hundred_reloads_under_load_lose_no_byte() {
     let _quiet = alone();
     const PEERS: u64 = 40;
     const WORD: u64 = 64;
@@ -292,7 +293,7 @@ fn a_hundred_reloads_under_load_cost_nobody_a_byte() {
     let (words, span) = thread::scope(|scope| {
         let talk = |seed| {
             let (socket, tape, done) = (place.connect(), Tape::new(seed), &done);
-            // As many words at once as one peer owes in ten milliseconds.
+            // As many words at once as one peer sends in ten milliseconds.
             let batch = A_SECOND / 100 / PEERS * WORD;
             scope.spawn(move || {
                 let (begin, mut offset, mut batches) = (Instant::now(), 0, 0);
@@ -333,10 +334,10 @@ fn a_hundred_reloads_under_load_cost_nobody_a_byte() {
     assert_eq!(remains.counters.bytes_out, words * WORD);
 }
 
-/// Goal: no file takes the running daemon down, and what is said of one is a line that the service
-/// manager takes. Method: files that once ended it, and one that is large and broken.
+/// Goal: no file ends the running daemon, and its error is a line that the service manager accepts.
+/// Method: files that once ended it, and one that is large and broken.
 #[test]
-fn a_file_that_nobody_expects_ends_nobody() {
+fn an_unexpected_file_ends_no_connection() {
     let _quiet = in_company();
     let daemon = Launch::with_config("").start();
     let peer = daemon.place().connect();
@@ -355,7 +356,7 @@ fn a_file_that_nobody_expects_ends_nobody() {
         daemon.lines.wait_for(words, time_limit(5.0));
         assert!(ping(&peer, b"after"));
     }
-    // A valid one is told as shortly.
+    // The message about a valid one is equally short.
     let many: Vec<String> =
         (0..20_000_u32).map(|n| format!("\"10.0.{}.{}\"", n / 250, n % 250)).collect();
     let config = format!("[access]\ndeny = [{}]\n", many.join(", "));

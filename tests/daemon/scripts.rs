@@ -1,7 +1,7 @@
-//! What an echo server owes its peers, as scripts that any server can be put through.
+//! Requirements of an echo server, as scripts that can be run against any server.
 //!
 //! Each script is run against the oracle and against the daemon: see the table at the end. A script
-//! knows a place and nothing of what listens there.
+//! has a place and must not know which server listens there.
 
 use std::io::Write;
 use std::net::Shutdown;
@@ -61,8 +61,8 @@ fn growing_words(place: &Place) {
     drop(socket);
 }
 
-/// 64 MiB, then the end, to a reader that begins a second late: the server must hold the sender
-/// back, lose nothing, and remember the end.
+/// 64 MiB, then a FIN, to a reader that begins a second late: the server must apply backpressure,
+/// lose nothing, and remember the FIN.
 fn late_reader(place: &Place) {
     let socket = place.connect();
     let tape = Tape::new(2);
@@ -90,7 +90,7 @@ fn half_closes(place: &Place) {
     }
 }
 
-/// A reader that takes 16 KiB every few milliseconds while the sender pushes what it can.
+/// A reader that takes 16 KiB every few milliseconds while the sender writes as much as it can.
 fn slow_reader(place: &Place) {
     let socket = place.connect_narrow();
     let tape = Tape::new(3);
@@ -108,8 +108,8 @@ fn slow_reader(place: &Place) {
     expect_end(&socket);
 }
 
-/// Peers that stop reading for a while, again and again, in the middle of bulk: stalled and kept up
-/// in turn.
+/// Peers that repeatedly stop reading for a while in the middle of bulk: they stall and catch up in
+/// turn.
 fn stop_and_go(place: &Place) {
     let tape = Tape::new(4);
     let total = 8 * MIB;
@@ -152,7 +152,7 @@ fn resets_while_others_run(place: &Place) {
 
 fn resets_in_every_state(place: &Place, round: u64) {
     let tape = Tape::new(round);
-    // Before it was accepted, if we are quick.
+    // Before the accept, if we are quick.
     reset(place.connect());
     // While it waits for the first byte.
     let silent = place.connect();
@@ -184,8 +184,7 @@ fn resets_in_every_state(place: &Place, round: u64) {
     reset(answered);
 }
 
-/// A peer that closes without reading what came back: its kernel resets. The next one is served all
-/// the same.
+/// A peer that closes without reading its echo: its kernel resets. The next one is still served.
 fn rude_closes(place: &Place) {
     for round in 0..50 {
         let socket = place.connect();
@@ -197,8 +196,8 @@ fn rude_closes(place: &Place) {
 
 /// Every seventh write is urgent. The echo is the whole stream, urgent bytes in their places.
 ///
-/// It is read while more is sent: small writes soon fill a Unix socket, and a peer that only sends
-/// is rightly held back.
+/// The script reads while it sends: small writes soon fill a Unix socket, and the server correctly
+/// applies backpressure to a peer that only sends.
 fn urgent_bytes(place: &Place) {
     let socket = place.connect();
     socket.set_out_of_band_inline(true).unwrap();
@@ -262,7 +261,7 @@ fn against_oracle(script: fn(&Place), listening: Listening) {
 }
 
 fn against_daemon(script: fn(&Place), listening: Listening, losses: Losses) {
-    // Two workers even on one CPU: what goes wrong between workers must get its chance.
+    // Two workers even on one CPU, to find errors between workers.
     let config = "[server]\nworkers = 2\n".to_owned();
     let daemon = Launch { listening: vec![listening], config, ..Launch::default() }.start();
     script(daemon.place());
@@ -325,7 +324,7 @@ table! {
     many_in_turn: in_company, None, one_after_the_other;
 }
 
-/// The scripts can fail: a server that loses urgent bytes, as most do, is found out.
+/// The scripts can fail: they detect a server that loses urgent bytes, as most servers do.
 #[test]
 fn a_server_that_loses_urgent_bytes_is_found_out() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -336,11 +335,11 @@ fn a_server_that_loses_urgent_bytes_is_found_out() {
         drop(std::io::copy(&mut reader, &mut socket));
     });
     let verdict = std::panic::catch_unwind(|| urgent_bytes(&place));
-    assert!(verdict.is_err(), "urgent bytes were lost, and nobody noticed");
+    assert!(verdict.is_err(), "urgent bytes were lost, and the script passed");
     server.join().unwrap();
 }
 
-/// The scripts can fail: a server that drops one byte in a hundred thousand is found out.
+/// The scripts can fail: they detect a server that drops one byte in a hundred thousand.
 #[test]
 fn a_server_that_drops_a_byte_is_found_out() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

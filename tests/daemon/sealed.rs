@@ -27,8 +27,8 @@ fn fields(process: u32, name: &str) -> Vec<String> {
         .collect()
 }
 
-/// The daemon tries it itself, on the rings that it serves with, and does not start where anything
-/// else than EACCES and EPERM comes back.
+/// The daemon tests this itself on the rings that it uses, and does not start if it gets another
+/// error than EACCES or EPERM.
 #[test]
 fn its_rings_and_the_process_refuse_what_an_echo_does_not_need() {
     let _quiet = in_company();
@@ -44,7 +44,7 @@ fn its_rings_and_the_process_refuse_what_an_echo_does_not_need() {
     daemon.stop();
 }
 
-/// A filter on the main thread alone would be a hole beside the lock.
+/// A filter on the main thread alone would not restrict the workers.
 #[test]
 fn every_thread_has_the_filter_and_no_new_privileges() {
     let _quiet = in_company();
@@ -61,7 +61,8 @@ fn every_thread_has_the_filter_and_no_new_privileges() {
     daemon.stop();
 }
 
-/// What no innocent memory holds. In two halves, so that this program's own text is no finding.
+/// A string that no other memory contains. In two halves, so that this program's own text does not
+/// match.
 fn canary() -> Vec<u8> {
     ["tell nobody: ", "the geese fly on Thursday; "].concat().into_bytes()
 }
@@ -70,8 +71,8 @@ fn count(haystack: &[u8], needle: &[u8]) -> usize {
     haystack.windows(needle.len()).filter(|window| *window == needle).count()
 }
 
-/// How often the needle is found in the memory that a core dump would hold, and in what is left
-/// out: mappings with the flag `dd` (proc_pid_smaps(5)).
+/// How often the needle is found in the memory that a core dump would contain, and in the mappings
+/// that it excludes, those with the flag `dd` (proc_pid_smaps(5)).
 fn found_in_memory(process: u32, needle: &[u8]) -> (usize, usize) {
     let smaps = fs::read_to_string(format!("/proc/{process}/smaps")).unwrap();
     let memory = fs::File::open(format!("/proc/{process}/mem")).unwrap();
@@ -83,7 +84,7 @@ fn found_in_memory(process: u32, needle: &[u8]) -> (usize, usize) {
             range = (number(start), number(end));
         } else if first == "VmFlags:" {
             let mut bytes = vec![0; (range.1 - range.0) as usize];
-            // What cannot be read ([vvar], guard pages) is not dumped either.
+            // Unreadable memory ([vvar], guard pages) is not dumped either.
             if memory.read_exact_at(&mut bytes, range.0).is_ok() {
                 let flagged = line.split(' ').any(|flag| flag == "dd");
                 *(if flagged { &mut left_out } else { &mut dumped }) += count(&bytes, needle);
@@ -93,20 +94,20 @@ fn found_in_memory(process: u32, needle: &[u8]) -> (usize, usize) {
     (dumped, left_out)
 }
 
-/// A daemon whose buffers, small and large, have seen the canary, and that holds stalled bytes.
+/// A daemon whose small and large buffers have received the canary, and that holds stalled bytes.
 fn with_secrets(launch: Launch) -> (Daemon, Vec<Socket>) {
     let daemon = launch.start();
     let secret = canary().repeat(4000);
     let quiet = daemon.place().connect();
     assert!(ping(&quiet, &canary()));
-    let deaf = daemon.place().connect_narrow();
-    deaf.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
-    while (&deaf).write(&secret).is_ok() {}
+    let non_reader = daemon.place().connect_narrow();
+    non_reader.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+    while (&non_reader).write(&secret).is_ok() {}
     let odd = daemon.place().connect_narrow();
     odd.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
     // Small pieces as well as large ones.
     while (&odd).write(&secret[..600]).is_ok() {}
-    (daemon, vec![quiet, deaf, odd])
+    (daemon, vec![quiet, non_reader, odd])
 }
 
 #[test]
@@ -140,15 +141,15 @@ fn what_peers_sent_is_in_no_core() {
     assert_eq!(daemon.wait(time_limit(20.0)).signal(), Some(Signal::SIGABRT as i32));
     let core = fs::read_dir(&directory).unwrap().next().expect("no core").unwrap().path();
     let core = fs::read(core).unwrap();
-    // It is a core of use: the words of the program's own memory are there.
+    // The core is useful: it contains strings of the program's own memory.
     assert!(count(&core, b"not a secret") + count(&core, b"worker-0") > 0, "an empty core");
     let memory = &core[memory_begins(&core)..];
     assert_eq!(count(memory, &canary()), 0, "in {} bytes", memory.len());
     drop(peers);
 }
 
-/// Where the memory begins in a core (elf(5)): the first segment to load. What is before it are
-/// notes, the threads' registers among them; a vector register may hold some bytes of the last copy.
+/// Where the memory begins in a core (elf(5)): the first segment to load. Before it are notes, such
+/// as the threads' registers; a vector register may contain some bytes of the last copy.
 fn memory_begins(core: &[u8]) -> usize {
     let number = |at: usize, size: usize| {
         let mut bytes = [0; 8];

@@ -1,5 +1,5 @@
-//! The whole life of a daemon in one small test, for machines on which nothing else runs: an
-//! emulator, an initramfs, an old kernel.
+//! Small tests of the whole service, for machines on which nothing else can be run: an emulator, an
+//! initramfs, an old kernel.
 //!
 //! It needs this program, the daemon (named by `ECHO_URING_BIN` if it is not where Cargo built it),
 //! `/bin/sh`, `/tmp`, `/proc` and a loopback interface: `daemon-… smoke:: --test-threads=1`.
@@ -31,7 +31,7 @@ fn a_thousand_connections_are_echoed_and_drained() {
     for (seed, peer) in (0..).zip(&peers) {
         expect_tape(peer, Tape::new(seed), 0, 1_000);
     }
-    // They are busy again when the end is announced: nothing may be lost.
+    // They are busy again when the drain begins: nothing may be lost.
     for (seed, peer) in (0..).zip(&peers) {
         send_tape(peer, Tape::new(seed), 1_000, 2_000);
     }
@@ -65,10 +65,10 @@ fn bulk_is_exact() {
     daemon.stop();
 }
 
-/// Goal: on every kernel an empty datagram ends no more than one receive, a burst comes back as it
-/// was, a crowd of datagrams is answered in order, whether the kernel bounds a multishot receive
-/// (since 6.12) or the pool does, and keeps no connection waiting. Method: a daemon that is held
-/// until as much waits as a socket has room for.
+/// Goal: on every kernel an empty datagram ends no more than one receive, a burst comes back as a
+/// burst, and many waiting datagrams are answered in order and delay no connection, whether the
+/// kernel bounds a multishot receive (since 6.12) or the pool does. Method: a daemon that is
+/// stopped until the socket is full.
 #[test]
 fn datagrams_come_back_whole_and_in_order() {
     let _quiet = alone();
@@ -91,7 +91,7 @@ fn datagrams_come_back_whole_and_in_order() {
         client.accept_bursts();
         let bytes = Tape::new(4).bytes(0, 5_001);
         client.send_burst(&bytes, 1_000);
-        assert!(client.receive_burst() == (bytes, Some(1_000)), "it is a burst no more");
+        assert!(client.receive_burst() == (bytes, Some(1_000)), "it is no longer a burst");
     }
     let clients = [0, 1].map(|index: usize| Client::to(sockets[index].address));
     let peer = server.daemon.place().connect();

@@ -1,5 +1,5 @@
-//! What is in a state: every way in which a connection can stand, as this version and those before
-//! it write it; and what is no connection at all.
+//! The contents of a state: connections in every phase, as this and earlier versions write them,
+//! and descriptors that are not connections.
 //!
 //! `tests/fixtures/handover` holds a state of each release, recorded from its real daemon by
 //! `ECHO_URING_BIN=PATH ECHO_RECORD=VERSION cargo test --test daemon states`.
@@ -24,21 +24,21 @@ use crate::machine::{Scratch, alone, in_company, time_limit, wait_until};
 use crate::place::{Listening, Place, expect_end, expect_tape, ping, readable, send_tape, stuff};
 use crate::tape::Tape;
 
-/// Nobody is ended for the time that a recorded state spent in its file.
+/// No timeouts, since a recorded state has spent a long time in its file.
 const PATIENT: &str = "[timeouts]\nidle = \"off\"\nstall = \"off\"\nlifetime = \"off\"\n";
 
 fn read(bytes: &[u8]) -> State {
     format::read(&mut &*bytes, bytes.len() as u64).unwrap()
 }
 
-/// Connections that stay, each in another way.
-struct Crowd {
+/// Connections in different phases.
+struct Peers {
     _sockets: Vec<Socket>,
 }
 
-/// A state in which connections stand in every way that can be handed over, from two listeners.
-fn varied_state(bus: &Bus, scratch: &Scratch) -> (Vec<u8>, Crowd) {
-    // Long enough for a slow machine to stall a peer meanwhile.
+/// A state with connections of two listeners in every phase that can be handed over.
+fn varied_state(bus: &Bus, scratch: &Scratch) -> (Vec<u8>, Peers) {
+    // Long enough to stall a peer on a slow machine.
     const LIFETIME: Duration = Duration::from_secs(8);
     let config = "[server]\nworkers = 1\n[timeouts]\nlifetime = \"8s\"\n[limits]\n\
                   max-bytes = \"100KiB\"\n[tcp]\nsend-buffer = \"4KiB\"\nreceive-buffer = \"64KiB\"\n";
@@ -48,12 +48,12 @@ fn varied_state(bus: &Bus, scratch: &Scratch) -> (Vec<u8>, Crowd) {
     let [tcp, unix] = <[Place; 2]>::try_from(daemon.places()).unwrap();
     let while_it_stands_still = |act: &dyn Fn()| {
         daemon.signal(Signal::SIGSTOP);
-        wait_until("it to stand still", time_limit(5.0), || daemon.process.is_stopped());
+        wait_until("the daemon to stop", time_limit(5.0), || daemon.process.is_stopped());
         act();
         daemon.signal(Signal::SIGCONT);
     };
-    // These two are too old when the hand-over comes. The first one's bytes come all at once: what
-    // comes later than a short send is relayed, and so never in our hands.
+    // These two have exceeded the lifetime at the handover. The bytes of the first arrive all at
+    // once: bytes that arrive after a short send are relayed, and so never owned by the daemon.
     let flushing = tcp.connect_narrow();
     while_it_stands_still(&|| send_tape(&flushing, Tape::new(1), 0, 40_000));
     let lingering = tcp.connect();
@@ -62,14 +62,14 @@ fn varied_state(bus: &Bus, scratch: &Scratch) -> (Vec<u8>, Crowd) {
     while began.elapsed() < LIFETIME + Duration::from_millis(500) {
         std::thread::sleep(Duration::from_millis(50));
     }
-    assert!(readable(&lingering, time_limit(5.0)), "its life goes on");
+    assert!(readable(&lingering, time_limit(5.0)), "its lifetime does not end");
     let open = unix.connect();
     assert!(ping(&open, b"and stay"));
     let silent = tcp.connect();
     assert!(ping(&silent, b"hush"));
     let slow = unix.connect_narrow();
     stuff(&slow, Tape::new(2), Duration::from_secs(1));
-    // Its end comes along with more bytes than there is room for on the way back.
+    // Its FIN follows more bytes than the way back has room for.
     let finishing = unix.connect();
     assert!(ping(&finishing, b"so that it is received from"));
     std::thread::sleep(Duration::from_millis(100));
@@ -81,17 +81,16 @@ fn varied_state(bus: &Bus, scratch: &Scratch) -> (Vec<u8>, Crowd) {
     let (stored, _, lines) = daemon.export();
     assert!(lines.iter().any(|line| line.contains("handed over 6 connections")), "{lines:#?}");
     let sockets = vec![flushing, lingering, open, silent, slow, finishing];
-    (Bundle::open(stored).state, Crowd { _sockets: sockets })
+    (Bundle::open(stored).state, Peers { _sockets: sockets })
 }
 
-/// Goal: a real state has every phase in it, with what belongs to it; so has each fixture, which
-/// is recorded here.
+/// Goal: a real state contains every phase with its data. The fixtures are recorded here.
 #[test]
-fn a_state_tells_how_connections_stand() {
+fn a_state_has_every_phase() {
     let _quiet = alone();
     let scratch = Scratch::new();
     let bus = Bus::start(&scratch.path("bus"), Answer::Job("restart"));
-    let (bytes, _crowd) = varied_state(&bus, &scratch);
+    let (bytes, _peers) = varied_state(&bus, &scratch);
     if let Some(version) = std::env::var_os("ECHO_RECORD") {
         let mut name = version;
         name.push(".state");
@@ -137,7 +136,7 @@ fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/handover")
 }
 
-/// Both ends of a connection: the one that was the daemon's first.
+/// Both ends of a connection, the daemon's first.
 fn pair(domain: Domain, scratch: &Scratch) -> (Socket, Socket) {
     let listening = match domain {
         Domain::UNIX => Listening::unix(&scratch.path("pair")),
@@ -151,10 +150,10 @@ fn pair(domain: Domain, scratch: &Scratch) -> (Socket, Socket) {
     (ours, peer)
 }
 
-/// Goal: an upgrade from each release goes on with every connection: what was unsent is sent, who
-/// stood at an end gets it, who was open echoes. Method: the recorded state, with sockets of today.
+/// Goal: an upgrade from each release continues every connection: unsent bytes are sent, ending
+/// connections end, open ones echo. Method: the recorded state with new sockets.
 #[test]
-fn states_of_every_release_are_gone_on_with() {
+fn the_states_of_every_release_are_imported() {
     let _quiet = in_company();
     let mut versions = 0;
     for entry in fs::read_dir(fixtures()).unwrap() {
@@ -202,11 +201,11 @@ fn states_of_every_release_are_gone_on_with() {
 fn expect_bytes(mut socket: &Socket, expected: &[u8]) {
     let mut found = vec![0; expected.len()];
     std::io::Read::read_exact(&mut socket, &mut found).unwrap();
-    assert!(found == expected, "other bytes came than were unsent");
+    assert!(found == expected, "the bytes are not the unsent ones");
 }
 
-/// Goal: whatever is no connected stream socket is closed, the others go on, and the daemon ends
-/// when it is asked to. Method: one of each kind in the place of a connection.
+/// Goal: a descriptor that is not a connected stream socket is closed, the others continue, and the
+/// daemon can still be stopped. Method: one of each kind instead of a connection.
 #[test]
 fn what_is_no_connection_is_not_imported() {
     let _quiet = in_company();
@@ -219,7 +218,7 @@ fn what_is_no_connection_is_not_imported() {
     let (stored, listening, _) = daemon.export();
     let mut bundle = Bundle::open(stored);
     let count = strangers.len();
-    // Whose they were is not known; so many of the peers lose their connection.
+    // Their peers are not known; as many peers lose their connection.
     bundle.descriptors.truncate(4);
     bundle.descriptors.extend(strangers);
     let stored = vec![bundle.close()];
@@ -227,7 +226,7 @@ fn what_is_no_connection_is_not_imported() {
     let daemon =
         Launch { bus: bus.address(), stored, listening, config, ..Launch::default() }.start();
     let line = daemon.lines.wait_for("not connections, the first is", time_limit(5.0));
-    // The one that was never connected is taken for one whose peer has gone.
+    // A socket that was never connected is treated as one whose peer has closed.
     let told = format!("warn closed {} descriptors from the previous process: ", count - 1);
     assert!(line.starts_with(&told), "{line}");
     daemon.lines.wait_for("took over 4 connections", time_limit(5.0));
@@ -261,8 +260,8 @@ fn strangers() -> Vec<OwnedFd> {
     ]
 }
 
-/// Goal: a downgrade to a program that reads version 1 alone loses nobody, and says what it does
-/// lose. Method: the daemon's own file is replaced while it runs, as dpkg does.
+/// Goal: a downgrade to a program that only reads version 1 loses no connection, and the log says
+/// what is lost. Method: the daemon's own file is replaced while it runs, as dpkg does.
 #[test]
 fn a_state_is_written_for_the_program_that_comes_next() {
     let _quiet = in_company();
@@ -293,7 +292,7 @@ fn a_state_is_written_for_the_program_that_comes_next() {
         assert_eq!(read(&bundle.state).version, version, "{lines:#?}");
         let warned = lines.iter().any(|line| line.starts_with("warn ") && line.contains("older"));
         assert_eq!(warned, version == Version::V1, "{lines:#?}");
-        // What is written for it is read by this one as well.
+        // This program can read that state as well.
         let stored = vec![bundle.close()];
         let config = PATIENT.to_owned();
         let daemon = Launch { stored, listening, config, ..Launch::default() }.start();
@@ -324,7 +323,7 @@ fn a_silence_of_two_months_is_handed_over() {
     let records = [record.as_ref()];
     format::write(Version::PRESENT, &state.head, &records, &mut bundle.state).unwrap();
     let stored = vec![bundle.close()];
-    // A timeout of 70 days is not over, one of 48 is.
+    // A timeout of 70 days has not expired, one of 48 days has.
     let config = |idle: &str| format!("[timeouts]\nidle = \"{idle}\"\n");
     let launch = Launch {
         bus: bus.address(),

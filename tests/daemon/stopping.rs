@@ -1,4 +1,4 @@
-//! The end of the listening sockets: nobody who has got through to them is reset, whoever made them.
+//! The end of the listening sockets, inherited or own: no established connection is reset.
 
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -15,17 +15,16 @@ use crate::ending::Losses;
 use crate::machine::{Scratch, alone, in_company, time_limit};
 use crate::place::{Listening, Place, ping, reset};
 
-/// What became of those who connected.
+/// The results of the connections.
 #[derive(Debug, Default)]
 struct Tally {
     served: AtomicU64,
     refused: AtomicU64,
-    /// They were connected, and got no echo.
+    /// Connected, without an echo.
     lost: AtomicU64,
 }
 
-/// Clients that connect one after the other, say a word and hear it, until they are refused or told
-/// to stop.
+/// Clients that connect one after the other and exchange a word, until they are refused or stopped.
 fn storm(place: &Place, tally: &Tally, stop: &AtomicBool) {
     let count = |counter: &AtomicU64| {
         counter.fetch_add(1, Ordering::Relaxed);
@@ -33,7 +32,7 @@ fn storm(place: &Place, tally: &Tally, stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
         let socket = match place.try_connect() {
             Ok(socket) => socket,
-            // A Unix listener that has ended has no file any more.
+            // A closed Unix listener has no file any more.
             Err(error)
                 if matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) =>
             {
@@ -64,10 +63,10 @@ fn free_port(address: impl Into<std::net::IpAddr>) -> Option<SocketAddr> {
     socket.local_addr().ok()?.as_socket()
 }
 
-/// Goal: a stop resets nobody whose connect(2) succeeded; those who come later are refused. Method:
+/// Goal: a stop resets no client whose connect(2) succeeded; later clients are refused. Method:
 /// storms on sockets of all kinds that the daemon made, with several workers and no lead.
 #[test]
-fn a_stop_resets_nobody_who_got_through_to_its_own_sockets() {
+fn a_stop_resets_no_client_of_own_sockets() {
     let _quiet = alone();
     let scratch = Scratch::new();
     let mut places: Vec<Place> =
@@ -89,7 +88,7 @@ fn a_stop_resets_nobody_who_got_through_to_its_own_sockets() {
         let config =
             format!("[server]\nworkers = 3\nlistening-sockets = \"{sockets}\"\n{listeners}");
         let daemon = Launch { config, ..Launch::default() }.start();
-        // Somebody who stays until the end of the drain.
+        // A connection that stays until the end of the drain.
         let last = places[0].connect();
         assert!(ping(&last, b"here"));
         let tallies: Vec<Tally> = places.iter().map(|_| Tally::default()).collect();
@@ -115,9 +114,10 @@ fn a_stop_resets_nobody_who_got_through_to_its_own_sockets() {
     }
 }
 
-/// Goal: who waits for a place when the stop comes gets one when it is free, and a word back.
+/// Goal: a connection that waits for capacity at the stop gets a slot when one is free, and an
+/// echo.
 #[test]
-fn who_waits_in_the_backlog_for_a_place_is_served_in_the_drain() {
+fn the_backlog_is_served_during_the_drain() {
     let _quiet = in_company();
     let address = free_port(Ipv4Addr::new(127, 78, 0, 2)).unwrap();
     let config = format!(
@@ -140,9 +140,9 @@ fn who_waits_in_the_backlog_for_a_place_is_served_in_the_drain() {
     assert_eq!(remains.counters.accepted, 4);
 }
 
-/// Goal: when systemd closes the sockets after the stop, nobody is left in them to be reset.
+/// Goal: when systemd closes the sockets after the stop, no connection is left in them to be reset.
 #[test]
-fn a_stop_with_its_socket_units_resets_nobody() {
+fn a_stop_with_the_socket_units_resets_no_client() {
     let _quiet = alone();
     let scratch = Scratch::new();
     let bus = Bus::start(&scratch.path("bus"), Answer::Ending("stop"));
@@ -169,10 +169,10 @@ fn a_stop_with_its_socket_units_resets_nobody() {
     }
 }
 
-/// Goal: the same for a restart that keeps connections, of a daemon that made its sockets itself:
-/// who got through to the old process is served by the new one.
+/// Goal: the same for a restart that keeps connections, of a daemon with sockets of its own:
+/// clients that connected to the old process are served by the new one.
 #[test]
-fn a_restart_resets_nobody_who_got_through_to_its_own_sockets() {
+fn a_restart_resets_no_client_of_own_sockets() {
     let _quiet = alone();
     let scratch = Scratch::new();
     let bus = Bus::start(&scratch.path("bus"), Answer::Job("restart"));
@@ -208,10 +208,10 @@ fn a_restart_resets_nobody_who_got_through_to_its_own_sockets() {
     daemon.finish(Losses::Allowed);
 }
 
-/// Goal: a socket unit that goes on after all is open again when the daemon has gone, and also when
-/// it went without a word.
+/// Goal: a socket unit that is not stopped after all accepts again when the daemon has ended, also
+/// when it was killed.
 #[test]
-fn newcomers_are_not_held_back_for_ever() {
+fn a_socket_unit_that_stays_accepts_again() {
     let _quiet = in_company();
     let scratch = Scratch::new();
     let bus = Bus::start(&scratch.path("bus"), Answer::Ending("stop"));
@@ -231,7 +231,7 @@ fn newcomers_are_not_held_back_for_ever() {
     daemon.finish(Losses::None);
     let began = Instant::now();
     drop(place.connect());
-    assert!(began.elapsed() < Duration::from_millis(500), "it was held back");
+    assert!(began.elapsed() < Duration::from_millis(500), "it was delayed");
 
     bus.say(Answer::Ending("stop"));
     let again = Listening { socket: kept.into(), place: place.clone() };
@@ -247,6 +247,6 @@ fn newcomers_are_not_held_back_for_ever() {
     let daemon = start(vec![Listening { socket: socket.into(), place: place.clone() }]);
     let began = Instant::now();
     assert!(place.answers(time_limit(5.0)));
-    assert!(began.elapsed() < Duration::from_millis(900), "it was held back");
+    assert!(began.elapsed() < Duration::from_millis(900), "it was delayed");
     daemon.stop();
 }

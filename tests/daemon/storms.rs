@@ -1,8 +1,8 @@
-//! Storms of peers with everything that makes the kernel wait: narrow sockets, slow readers, ends
-//! that come early, urgent data.
+//! Storms of peers with everything that makes the kernel wait: small socket buffers, slow readers,
+//! early ends, urgent data.
 //!
-//! An operation that io_uring cannot finish without blocking becomes a thread of the daemon
-//! (`iou-wrk-…`). Whether one does depends on peers, so none may.
+//! For an operation that io_uring cannot finish without blocking it makes a thread of the daemon
+//! (`iou-wrk-…`). Peers could cause such threads, so no operation may need one.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -43,7 +43,7 @@ fn storm(places: &[Place]) {
         let plan = Plan { seed, total: BYTES, largest_piece, ending, urgent };
         Flow::new(connect(place, seed), plan)
     };
-    // Some are gone in the middle of it.
+    // Some close in the middle of it.
     let doomed: Vec<Socket> = (0..40).map(|seed| connect(&places[0], seed)).collect();
     for socket in &doomed {
         socket.set_nonblocking(true).unwrap();
@@ -106,7 +106,7 @@ fn no_race_for_a_connection_makes_a_kernel_thread() {
     daemon.stop();
 }
 
-/// The storm is fair: a thread for each peer survives it.
+/// The storm is valid: a server with a thread for each peer passes it.
 #[test]
 fn oracle() {
     let _quiet = alone();

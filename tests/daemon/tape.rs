@@ -1,10 +1,9 @@
-//! A tape of bytes that can be made again at any place: what a peer sends, and what it must get
-//! back.
+//! A reproducible stream of bytes: what a peer sends, and what it must receive.
 //!
 //! Byte n of a tape depends on its seed and on n alone, so a receiver needs no memory of what was
 //! sent, and a byte that is lost, doubled, swapped or taken from another connection shows at once.
 
-/// An endless tape of bytes, told apart from others by its seed.
+/// An endless stream of bytes, determined by its seed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Tape {
     seed: u64,
@@ -42,7 +41,8 @@ impl Tape {
         bytes
     }
 
-    /// Panics with the place of the first difference unless `got` is what stands from `offset` on.
+    /// Panics with the position of the first difference unless `got` has the bytes from `offset`
+    /// on.
     pub(crate) fn check(self, offset: u64, got: &[u8], scratch: &mut Vec<u8>) {
         scratch.resize(got.len(), 0);
         self.copy(offset, scratch);

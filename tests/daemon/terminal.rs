@@ -1,5 +1,5 @@
-//! What a person at a terminal sees: the live table, its end, and that a daemon started there ends
-//! with the terminal.
+//! The live table on a terminal and its end, and a daemon that was started on a terminal and ends
+//! with it.
 
 use std::fs::File;
 use std::io::Read;
@@ -22,7 +22,7 @@ use crate::lines::Lines;
 use crate::machine::{Scratch, in_company, time_limit, wait_until};
 use crate::place::{Listening, Place, ping};
 
-/// A pseudo-terminal: what a window is to the programs in it.
+/// A pseudo-terminal.
 struct Terminal {
     master: OwnedFd,
     slave: OwnedFd,
@@ -65,7 +65,7 @@ impl Terminal {
             (Arc::clone(&seen), File::from(self.master.try_clone().unwrap()));
         thread::spawn(move || {
             let mut bytes = [0; 4096];
-            // It ends with an error when nobody has the other side any more.
+            // The read fails when the other side has been closed.
             while let Ok(count @ 1..) = master.read(&mut bytes) {
                 seen_there.lock().unwrap().push_str(&String::from_utf8_lossy(&bytes[..count]));
             }
@@ -94,14 +94,14 @@ fn end_of(mut child: Child, limit: Duration) -> ExitStatus {
     panic!("it did not end within {limit:?}");
 }
 
-/// The pictures that were drawn: each begins at the upper left corner.
+/// The tables drawn so far: each begins at the upper left corner.
 fn pictures(seen: &Mutex<String>) -> Vec<String> {
     let seen = seen.lock().unwrap();
     seen.split("\x1b[H").skip(1).map(|picture| picture.replace("\x1b[K", "")).collect()
 }
 
-/// Goal: the live table is drawn again every second, and at once for another size, within that size;
-/// Ctrl-C and `q` end it, and the terminal is as it was. Method: a terminal of our own.
+/// Goal: the live table is drawn again every second, and at once for another size, within that
+/// size; Ctrl-C and `q` end it, and the terminal is as it was. Method: a terminal of our own.
 #[test]
 fn the_live_table_keeps_to_its_terminal_and_gives_it_back() {
     let _quiet = in_company();
@@ -133,7 +133,7 @@ fn the_live_table_keeps_to_its_terminal_and_gives_it_back() {
         assert!(lines.iter().all(|line| line.chars().count() <= 30), "{lines:?}");
         assert!(lines[3].ends_with(" more lines)"), "{lines:?}");
 
-        // What means nothing is not shown and ends nothing.
+        // A key without a function is not shown and ends nothing.
         terminal.press(b"x");
         let count = pictures(&seen).len();
         wait_until("a picture after another key", time_limit(10.0), || drawn(count + 2));
@@ -150,7 +150,7 @@ fn the_live_table_keeps_to_its_terminal_and_gives_it_back() {
     daemon.stop();
 }
 
-/// A daemon as one starts it by hand: a port that the kernel chooses, lines on standard error.
+/// A daemon started by hand: a port that the kernel selects, log lines on standard error.
 fn by_hand(mut command: Command, scratch: &Scratch) -> (Child, Lines, Place) {
     let config = scratch.path("by-hand.toml");
     std::fs::write(&config, "").unwrap();
@@ -167,7 +167,7 @@ fn send(child: &Child, signal: Signal) {
     kill(Pid::from_raw(child.id().cast_signed()), signal).unwrap();
 }
 
-/// Goal: whoever closes the window in which the daemon runs has ended it, in order.
+/// Goal: closing the terminal window in which the daemon runs ends it, in order.
 #[test]
 fn a_daemon_ends_with_the_terminal_it_was_started_on() {
     let _quiet = in_company();
@@ -181,11 +181,11 @@ fn a_daemon_ends_with_the_terminal_it_was_started_on() {
     assert!(status.success(), "{:?}, {:#?}", status.signal(), lines.all());
 }
 
-/// Goal: SIGHUP from a person is a reload as long as the terminal is there, and the end when it is
-/// not: so a shell passes on that its own has closed. Method: the terminal is not the controlling
-/// one, so the kernel sends nothing.
+/// Goal: SIGHUP is a reload while the terminal is open, and the end when it is closed, as a shell
+/// sends SIGHUP when its own terminal closes. Method: the terminal is not the controlling one, so
+/// the kernel sends nothing.
 #[test]
-fn a_hangup_is_a_reload_until_the_terminal_is_closed() {
+fn a_sighup_is_a_reload_until_the_terminal_is_closed() {
     let _quiet = in_company();
     let (scratch, terminal) = (Scratch::new(), Terminal::new(24, 80));
     let mut command = Command::new(program());

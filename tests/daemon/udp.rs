@@ -1,7 +1,7 @@
-//! What tests of datagrams are made of: sockets that the daemon inherits, clients that compare
-//! every byte, and the figures of its listeners.
+//! Tools for tests of datagrams: sockets that the daemon inherits, clients that compare every byte,
+//! and the figures of its listeners.
 //!
-//! Nothing here waits for a fixed time: that a datagram was dropped is read from the figures.
+//! Nothing here waits for a fixed time: the figures show whether a datagram was dropped.
 
 use std::io::{ErrorKind, IoSlice, IoSliceMut};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -59,7 +59,7 @@ impl Bound {
         Self::at((Ipv6Addr::UNSPECIFIED, 0).into())
     }
 
-    /// So many sockets on one free port of 127.0.0.1, as `ReusePort=yes` makes them.
+    /// `count` sockets on one free port of 127.0.0.1, as `ReusePort=yes` makes them.
     pub(crate) fn several(count: usize) -> Vec<Self> {
         let first = Self::with((Ipv4Addr::LOCALHOST, 0).into(), true).unwrap();
         let address = first.address;
@@ -89,13 +89,13 @@ impl Bound {
         SocketAddr::new(ip.into(), self.address.port())
     }
 
-    /// Another descriptor of the same socket, to be handed on.
+    /// Another descriptor of the same socket, for a daemon to inherit.
     pub(crate) fn hand_over(&self) -> OwnedFd {
         self.socket.try_clone().unwrap().into()
     }
 }
 
-/// A daemon that serves datagrams, and a window to see its figures.
+/// A daemon that serves datagrams, with a status socket for its figures.
 pub(crate) struct Server {
     /// The daemon.
     pub(crate) daemon: Daemon,
@@ -109,7 +109,7 @@ impl Server {
         Self::launch(Launch { strangers, config: config.to_owned(), ..Launch::default() })
     }
 
-    /// From this launch, to which a window is added.
+    /// From this launch, with a status socket added.
     pub(crate) fn launch(launch: Launch) -> Self {
         let scratch = Scratch::new();
         let windows = vec![("status", Listening::unix(&scratch.path("status")))];
@@ -148,7 +148,7 @@ impl Server {
         self.listeners().iter().map(known).sum()
     }
 
-    /// Waits until so many datagrams were dropped for this reason, and no more.
+    /// Waits until exactly `count` datagrams were dropped for this reason.
     pub(crate) fn wait_for_dropped(&self, reason: &str, count: u64) {
         wait_until(&format!("{count} datagrams dropped as {reason}"), time_limit(20.0), || {
             let dropped = self.dropped(reason);
@@ -157,7 +157,7 @@ impl Server {
         });
     }
 
-    /// What it has warned of, but for the limit on open files, which is the machine's.
+    /// Its warnings, except that about the limit on open files, which depends on the machine.
     pub(crate) fn warnings(&self) -> Vec<String> {
         let lines = self.daemon.lines.all();
         let counts = |line: &String| line.starts_with("warn ") && !line.contains("LimitNOFILE=");
@@ -185,8 +185,8 @@ impl Server {
         self.daemon.signal(nix::sys::signal::Signal::SIGCONT);
     }
 
-    /// Waits until everything that came was answered or dropped, and checks that no more went out
-    /// than came in.
+    /// Waits until every received datagram was answered or dropped, and checks that no more were
+    /// sent than received.
     pub(crate) fn balance(&self) {
         wait_until("every datagram to be answered or dropped", time_limit(20.0), || {
             self.listeners().iter().all(|listener| {
@@ -207,7 +207,7 @@ impl Server {
         self.daemon.stop()
     }
 
-    /// Asks it to end and waits for that; nothing is checked that a drain may change.
+    /// Stops it and waits for the end, without checks of figures that a drain may change.
     pub(crate) fn end(self) -> Remains {
         self.daemon.signal(nix::sys::signal::Signal::SIGTERM);
         self.daemon.finish(Losses::None)
@@ -216,7 +216,7 @@ impl Server {
 
 /// A client with a socket of its own.
 pub(crate) struct Client {
-    /// Connected, so that only what comes from the address that was asked reaches it.
+    /// Connected, so that it receives only from the address that it sends to.
     pub(crate) socket: UdpSocket,
 }
 
@@ -233,7 +233,7 @@ impl Client {
     /// From this source.
     pub(crate) fn from(source: SocketAddr, address: SocketAddr) -> Self {
         let socket = UdpSocket::bind(source).unwrap();
-        // As far as the system permits: a late reader should not lose what the daemon sent.
+        // As large as the system permits, so that a late reader loses nothing.
         SockRef::from(&socket).set_recv_buffer_size(4 << 20).unwrap();
         socket.connect(address).unwrap();
         socket.set_read_timeout(Some(time_limit(20.0))).unwrap();
@@ -267,7 +267,7 @@ impl Client {
         buffer
     }
 
-    /// From now on bursts come as such, for [`Self::receive_burst`].
+    /// From now on bursts are received as bursts, with [`Self::receive_burst`].
     pub(crate) fn accept_bursts(&self) {
         setsockopt(&self.socket, sockopt::UdpGroSegment, &true).unwrap();
     }
@@ -296,7 +296,7 @@ impl Client {
         expect_nothing(&self.socket);
     }
 
-    /// Sends so many bytes that no other datagram has, and demands them back.
+    /// Sends a datagram of `length` unique bytes and asserts that it comes back.
     pub(crate) fn ping(&self, length: usize) {
         let payload = Tape::new(u64::from(self.address().port())).bytes(length as u64, length);
         self.send(&payload);
@@ -305,8 +305,8 @@ impl Client {
         assert!(answer == payload, "{length} bytes came back changed");
     }
 
-    /// Sends datagrams with numbers, at most `window` of them ahead of their echoes, and demands
-    /// each back, in order. `length` is that of a datagram by its number, 8 at least.
+    /// Sends numbered datagrams, at most `window` of them ahead of their echoes, and asserts that
+    /// each comes back in order. `length` gives the length of a datagram by its number, at least 8.
     pub(crate) fn converse(&self, count: u64, window: u64, length: impl Fn(u64) -> usize) {
         let tape = Tape::new(u64::from(self.address().port()));
         let mut sent = 0;

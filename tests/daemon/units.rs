@@ -1,6 +1,6 @@
-//! `echo-uring doctor` where the units are installed, told by a stand-in for systemctl: what it
-//! makes of their state, addresses, limits and sandbox. `tests/system` shows the same with the real
-//! one.
+//! `echo-uring doctor` with installed units, with a stand-in for systemctl: its findings about
+//! their state, addresses, limits and sandbox. `tests/system` tests the same with the real
+//! systemctl.
 
 use std::fs;
 use std::net::{TcpListener, UdpSocket};
@@ -33,7 +33,7 @@ impl Machine {
     /// With the shipped units; the socket listens on a port of 127.0.0.1.
     fn new() -> Self {
         let machine = Self(Scratch::new());
-        // As systemctl does, it answers for each name behind "--", an empty line between two.
+        // As systemctl, it answers for each name after "--", separated by empty lines.
         let script = "#!/bin/sh\nPATH=/usr/bin:/bin\nwhile [ \"$1\" != -- ]; do shift; done\nshift\n\
             for name; do echo \"Id=$name\"\n\
             cat \"$(dirname \"$0\")/$name\" 2>/dev/null || echo LoadState=not-found\necho\ndone\n";
@@ -108,11 +108,11 @@ fn a_service_that_runs_as_shipped_is_well() {
     assert_found(&text, "sockets ok 127.0.0.1:7 (echo-uring.socket) is open", &[]);
     assert_found(&text, "sandbox ok the sandbox of echo-uring.service is as shipped", &[]);
     assert_found(&text, "config ok ", &[&machine.config(), "is valid"]);
-    // It is not what a daemon that is started by hand would listen on.
+    // The default address of a daemon started by hand is not examined.
     assert!(!text.contains("7777"), "{text}");
 }
 
-/// Goal: no word of "ok" where the service could not start: what it said last, and the remedy.
+/// Goal: no "ok" if the service could not start, but its last message and the remedy.
 #[test]
 fn a_service_without_io_uring_is_a_problem() {
     let machine = Machine::new();
@@ -142,7 +142,7 @@ fn an_address_of_no_interface_is_found_though_it_is_listened_on() {
     let addresses = [("Listen", "127.0.0.1:7 (Stream)"), ("Listen", "192.0.2.1:7 (Stream)")];
     machine.socket(&addresses);
     let (code, text) = machine.doctor(&[]);
-    // It may be that of another machine's turn.
+    // It may be a floating address that another machine has at the moment.
     assert_eq!(code, 0, "{text}");
     assert_found(
         &text,
@@ -157,7 +157,7 @@ fn an_address_of_no_interface_is_found_though_it_is_listened_on() {
 }
 
 #[test]
-fn sockets_that_are_closed_are_told_with_the_reason() {
+fn closed_sockets_are_reported_with_the_reason() {
     let machine = Machine::new();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let listen = format!("{} (Stream)", taken.local_addr().unwrap());
@@ -214,7 +214,7 @@ fn datagram_sockets_are_judged_by_their_receive_buffer() {
 /// Goal: TCP and UDP have one port without a conflict, and the remedy shows the sockets of the
 /// protocol that is meant.
 #[test]
-fn a_datagram_socket_that_is_closed_is_told_with_the_reason() {
+fn a_closed_datagram_socket_is_reported_with_the_reason() {
     let machine = Machine::new();
     let taken = UdpSocket::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();

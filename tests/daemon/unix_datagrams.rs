@@ -1,5 +1,5 @@
-//! Datagrams over Unix sockets: every one from a socket with a name comes back, whatever comes
-//! along with it, and none waits for a peer that does not read.
+//! Datagrams over Unix sockets: every datagram from a named socket comes back, whatever ancillary
+//! data it has, and none waits for a peer that does not read.
 
 use std::fs;
 use std::io::{ErrorKind, IoSlice, Read};
@@ -19,7 +19,7 @@ use crate::udp::Server;
 /// The longest datagram that a buffer holds besides its header and the name of its sender.
 const LONGEST: usize = 65_922;
 
-/// Datagrams that wait for a Unix peer at most.
+/// How many datagrams can wait for a Unix peer.
 fn queue_max() -> u64 {
     let text = fs::read_to_string("/proc/sys/net/unix/max_dgram_qlen").unwrap();
     1 + text.trim().parse::<u64>().unwrap()
@@ -42,7 +42,7 @@ impl Client {
         client
     }
 
-    /// Without a name: nobody can answer it.
+    /// Without a name, so that it cannot be answered.
     fn unbound(service: &SockAddr) -> Self {
         let socket = Socket::new(Domain::UNIX, Type::DGRAM, None).unwrap();
         socket.connect(service).unwrap();
@@ -146,7 +146,7 @@ fn an_inherited_socket_is_served_by_one_process_after_another() {
     let address = SockAddr::unix(&path).unwrap();
     let client = Client::to(&address);
     for seed in 0..2 {
-        // What is sent while nobody serves waits for the next process.
+        // Datagrams sent while no process serves wait for the next one.
         client.send(seed, 50);
         let strangers = vec![OwnedFd::from(socket.try_clone().unwrap())];
         let server = Server::launch(Launch { strangers, ..Launch::default() });
@@ -158,7 +158,7 @@ fn an_inherited_socket_is_served_by_one_process_after_another() {
 }
 
 #[test]
-fn who_cannot_be_answered_is_dropped_and_counted() {
+fn datagrams_without_a_return_address_are_dropped_and_counted() {
     let _quiet = in_company();
     let service = Service::start();
     let address = &service.addresses[0];
@@ -167,7 +167,7 @@ fn who_cannot_be_answered_is_dropped_and_counted() {
     let client = Client::to(address);
     client.send(2, LONGEST + 1);
     service.server.wait_for_dropped("truncated", 1);
-    // Nobody reads there any more.
+    // The peer has been closed.
     service.server.hold();
     Client::to(address).send(3, 10);
     let path = service.scratch.path("gone");
@@ -180,14 +180,15 @@ fn who_cannot_be_answered_is_dropped_and_counted() {
     service.server.stop();
 }
 
-/// Goal: nobody who does not read holds anything up, and what comes back is whole: a send that waits
-/// would deliver an empty datagram and lose the payload (seen on Linux 6.1 to 6.18).
+/// Goal: a peer that does not read delays nothing, and every datagram that comes back is whole. (A
+/// send that waits would deliver an empty datagram and lose the payload, seen on Linux 6.1 to
+/// 6.18.)
 #[test]
 fn a_full_peer_loses_datagrams_and_gets_no_empty_ones() {
     let _quiet = in_company();
     let service = Service::start();
     let address = &service.addresses[1];
-    // One that is not connected to the service, whose queue is bounded for that reason.
+    // This peer is not connected to the service, so its queue is bounded.
     let (idle, reader) =
         (Socket::new(Domain::UNIX, Type::DGRAM, None).unwrap(), Client::to(address));
     bind(idle.as_raw_fd(), &UnixAddr::new_unnamed()).unwrap();
@@ -210,8 +211,8 @@ fn a_full_peer_loses_datagrams_and_gets_no_empty_ones() {
     service.server.stop();
 }
 
-/// A peer that is connected to the service has no bound of its own: what it does not read fills the
-/// send buffer of the service. When it goes, the others are served again.
+/// The queue of a peer connected to the service has no bound: unread datagrams fill the send buffer
+/// of the service. When the peer closes, the others are served again.
 #[test]
 fn a_connected_peer_that_does_not_read_fills_the_send_buffer_until_it_goes() {
     let _quiet = in_company();
@@ -233,7 +234,7 @@ fn a_connected_peer_that_does_not_read_fills_the_send_buffer_until_it_goes() {
     service.server.stop();
 }
 
-/// Goal: nobody can fill the daemon's table of files. Method: each datagram brings descriptors.
+/// Goal: peers cannot fill the daemon's table of files. Method: each datagram passes descriptors.
 #[test]
 fn descriptors_that_come_along_are_closed() {
     let _quiet = in_company();
@@ -260,8 +261,8 @@ fn descriptors_that_come_along_are_closed() {
     service.server.stop();
 }
 
-/// Goal: the service is not made to answer itself for ever. Method: the path that a datagram was
-/// sent from leads to the service when the reply is sent.
+/// Goal: the service cannot be made to answer itself forever. Method: when the reply is sent, the
+/// path of the sender leads to the service.
 #[test]
 fn a_path_that_leads_to_the_service_itself_starts_no_endless_exchange() {
     let _quiet = in_company();

@@ -1,5 +1,5 @@
-//! Seqpacket connections: every message comes back as one, whatever its length, in order, and also
-//! over a restart.
+//! Seqpacket connections: every message comes back as one message, whatever its length, in order,
+//! and also over a restart.
 
 use std::io::{IoSlice, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -84,7 +84,7 @@ fn each_message_comes_back_as_one() {
     let name = format!("echo-uring-{}", scratch.path("messages").display());
     let daemon = start(&scratch, &name);
     let peer = Peer::to(&address(&name));
-    // More than a small buffer holds, and than a large one: as much as the system lets a peer send.
+    // More than a small buffer holds, and than a large one: as much as the system permits.
     let mut lengths = vec![1, 0, 64, 0, 0, 16_385, 65_537, 212_000];
     peer.0.set_send_buffer_size(2 << 20).unwrap();
     let longest = (peer.0.send_buffer_size().unwrap() - 32).min(LONGEST);
@@ -95,7 +95,7 @@ fn each_message_comes_back_as_one() {
             peer.comes_back(seed, length);
         }
     }
-    // Several on their way at once.
+    // Several in flight at once.
     (0..20).for_each(|seed| peer.send(seed, (seed as usize * 37) % 90));
     (0..20).for_each(|seed| peer.comes_back(seed, (seed as usize * 37) % 90));
     let listener = &listeners(&daemon)[0];
@@ -109,7 +109,7 @@ fn each_message_comes_back_as_one() {
     daemon.stop();
 }
 
-/// The end is behind the last message, and an empty message is none.
+/// The end comes after the last message, and an empty message is not the end.
 #[test]
 fn an_empty_message_does_not_end_a_connection() {
     let _quiet = in_company();
@@ -129,7 +129,7 @@ fn an_empty_message_does_not_end_a_connection() {
     daemon.stop();
 }
 
-/// What is longer than can be echoed as one ends its own connection, and is counted.
+/// A message too long to be echoed as one ends its own connection, and is counted.
 #[test]
 fn a_message_that_is_too_long_ends_its_connection() {
     let _quiet = in_company();
@@ -182,7 +182,7 @@ fn descriptors_that_come_along_are_closed() {
     daemon.stop();
 }
 
-/// Goal: a restart loses, doubles and joins no message, also where the peer does not read. Method:
+/// Goal: a restart loses, doubles and joins no message, also if the peer does not read. Method:
 /// busy, silent, stalled and half-closed peers on an inherited socket, over two restarts.
 #[test]
 fn every_message_survives_a_restart() {
