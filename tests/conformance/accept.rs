@@ -6,7 +6,8 @@ use echo_core::op::{AcceptError, ConnectionId, Event, Expectation, ListenerId, O
 use crate::bench::{Bench, accepted, accepted_from, name, receive};
 use crate::world::{End, ROOMY, Resets, World};
 
-/// Whether an accept is tried at once or waits for a connection first: the answers are the same.
+/// An accept that is tried at once, and one that waits for a connection first. The answers are the
+/// same.
 const BACKLOGS: [Expectation; 2] = [Expectation::Data, Expectation::Silence];
 
 fn accept(connection: ConnectionId) -> Op {
@@ -30,7 +31,7 @@ pub(crate) fn an_accept_waits_for_a_peer<W: World>() {
     }
 }
 
-/// Goal: a wrong expectation costs nothing but time, and the next one is right.
+/// Goal: a wrong expectation only costs time, and the next one is right.
 pub(crate) fn an_accept_tells_what_the_backlog_holds<W: World>() {
     let mut bench = Bench::<W>::new(ROOMY);
     let _peers = [bench.world.connect(), bench.world.connect(), bench.world.connect()];
@@ -51,7 +52,7 @@ pub(crate) fn waiting_peers_are_accepted_in_order<W: World>() {
     for (slot, peer) in (0..).zip(peers) {
         bench.say([accept(name(slot))]);
         assert_eq!(bench.next(), accepted(name(slot)));
-        // These bytes come from this peer and no other.
+        // These bytes come from this peer only.
         let chunk = bench.take(peer, name(slot), 5)[0];
         assert_eq!(bench.send(name(slot), chunk), 5);
         bench.read_all(peer, 5);
@@ -107,8 +108,8 @@ pub(crate) fn a_cancel_may_lose_the_race<W: World>() {
     assert_eq!(bench.take(peer, name(0), 5)[0].1, 5);
 }
 
-/// Goal: a listener that ends gives up all who wait there, and says when that was the last one;
-/// then nobody can connect.
+/// Goal: a listener that ends yields all connections of its backlog, and reports which one was the
+/// last. Afterwards no peer can connect.
 pub(crate) fn a_listener_that_ends_is_emptied<W: World>() {
     let mut bench = Bench::<W>::new(ROOMY);
     let peers = [bench.world.connect(), bench.world.connect()];
@@ -123,7 +124,7 @@ pub(crate) fn a_listener_that_ends_is_emptied<W: World>() {
     }
     let connection = name(2);
     let nobody = Event::AcceptFailed { connection, error: AcceptError::Empty };
-    // Asked again it says so again, closed or not.
+    // A further accept gets the same answer, whether the listener is closed or not.
     for _ in 0..2 {
         bench.say([Op::AcceptWaiting { listener, connection }]);
         assert_eq!(bench.next(), nobody);
@@ -134,7 +135,7 @@ pub(crate) fn a_listener_that_ends_is_emptied<W: World>() {
 }
 
 /// Goal: an accept that waits when another worker closes the listener is answered.
-pub(crate) fn an_armed_accept_hears_of_the_end<W: World>() {
+pub(crate) fn an_armed_accept_ends_with_the_listener<W: World>() {
     for backlog in BACKLOGS {
         let mut bench = Bench::<W>::new(ROOMY);
         let connection = name(0);
@@ -147,8 +148,8 @@ pub(crate) fn an_armed_accept_hears_of_the_end<W: World>() {
     }
 }
 
-/// Goal: a source is told from the moment at which it is asked for, also by an accept that was
-/// armed before.
+/// Goal: from the moment at which sources are requested they are reported, also by an accept that
+/// was armed before.
 pub(crate) fn a_source_is_told_when_asked_for<W: World>() {
     let mut bench = Bench::<W>::new(ROOMY);
     bench.accept(name(0));
@@ -168,8 +169,8 @@ pub(crate) fn a_source_is_told_when_asked_for<W: World>() {
     bench.accept(name(3));
 }
 
-/// Goal: a peer that reset before it was accepted has no source any more; it is told as gone, and
-/// the name is free again.
+/// Goal: a peer that reset before it was accepted has no source any more. It is reported as gone,
+/// and the connection id is free again.
 pub(crate) fn a_source_that_is_gone_is_no_connection<W: World>() {
     let mut bench = Bench::<W>::new(ROOMY);
     bench.say([Op::ReportPeers]);
@@ -190,7 +191,7 @@ pub(crate) fn a_source_that_is_gone_is_no_connection<W: World>() {
     bench.accept(name(0));
 }
 
-pub(crate) fn a_slot_serves_tenant_after_tenant<W: World>() {
+pub(crate) fn a_slot_serves_one_connection_after_another<W: World>() {
     let mut bench = Bench::<W>::new(ROOMY);
     for generation in 0..3 {
         let connection = ConnectionId::new(0, generation);

@@ -1,4 +1,5 @@
-//! A script's tools: say operations, wait for events, stay within what the seam promises.
+//! Tools of the scripts: submit operations and wait for events within the contract between core and
+//! driver.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -19,16 +20,16 @@ use echo_core::parameters::{Deferral, Parameters, RuntimeLimits};
 use crate::fake::peer::PeerId;
 use crate::world::{End, ROOMY, Setup, World};
 
-/// How long anything may take before a script gives up.
+/// How long an event may take before a script fails.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long nothing must happen before a script believes that nothing will, in milliseconds.
+/// How long no event must come until a script assumes that none will, in milliseconds.
 const SILENCE_MS: u64 = 15;
 
-/// Bytes of a connection that came in one buffer.
+/// Bytes of a connection that were received in one buffer.
 pub(crate) type Chunk = (BufferId, u32);
 
-/// A kernel whose turns are short, for scripts in which the core waits and peers act in between.
+/// A kernel with short turns, for scripts in which peers act while the core waits.
 pub(crate) struct Brief<'a, K>(pub(crate) &'a mut K);
 
 impl<K: Kernel> Kernel for Brief<'_, K> {
@@ -60,7 +61,7 @@ impl<K: Kernel> Kernel for Brief<'_, K> {
     }
 }
 
-/// What a script runs a core with.
+/// The parameters with which a script runs a core.
 pub(crate) fn parameters(
     mode: ReceiveMode,
     budget: Arc<dyn Budget>,
@@ -87,25 +88,25 @@ pub(crate) fn parameters(
     }
 }
 
-/// A world with a script's memory of what came.
+/// A world, and the events that a script has not taken yet.
 pub(crate) struct Bench<W: World> {
     pub(crate) world: W,
     events: VecDeque<Event>,
-    /// What the last connection told of the backlog.
+    /// What the last accept reported about the backlog.
     pub(crate) backlog: Option<Expectation>,
 }
 
-/// The first tenant of slot `slot`.
+/// The first connection of slot `slot`.
 pub(crate) fn name(slot: u32) -> ConnectionId {
     ConnectionId::new(slot, 0)
 }
 
-/// A connection whose source was not asked for.
+/// A connection whose source was not requested.
 pub(crate) fn accepted(connection: ConnectionId) -> Event {
     accepted_from(connection, PeerAddr::Unknown)
 }
 
-/// A connection from `peer`, as [`Bench::next`] tells it.
+/// A connection from `peer`, as [`Bench::next`] returns it.
 pub(crate) fn accepted_from(connection: ConnectionId, peer: PeerAddr) -> Event {
     Event::Accepted { connection, peer, backlog: Expectation::Silence }
 }
@@ -128,12 +129,12 @@ impl<W: World> Bench<W> {
         Self { world: W::new(setup), events: VecDeque::new(), backlog: None }
     }
 
-    /// Says these operations in one breath.
+    /// Submits these operations together.
     pub(crate) fn say(&mut self, ops: impl IntoIterator<Item = Op>) {
         let mut ops: Vec<Op> = ops.into_iter().collect();
         for op in &ops {
             if let Op::Spill { length, .. } = op {
-                // More than enough, wherever they land.
+                // More blocks than needed, wherever the bytes are stored.
                 let budget = self.world.budget();
                 assert!(budget.take(length / budget.block_size() + 2), "memory for a script");
             }
@@ -142,8 +143,8 @@ impl<W: World> Bench<W> {
         assert!(ops.is_empty(), "the kernel takes all");
     }
 
-    /// The next event. What a connection tells of the backlog is kept apart, since not every kernel
-    /// knows.
+    /// The next event. What an accept reports about the backlog is kept separately, since not every
+    /// kernel reports it.
     pub(crate) fn next(&mut self) -> Event {
         let began = Instant::now();
         loop {
@@ -160,7 +161,7 @@ impl<W: World> Bench<W> {
         }
     }
 
-    /// Whether a turn has brought an event that nobody has taken yet.
+    /// Whether there is an event that the script has not taken yet.
     pub(crate) fn has_event(&self) -> bool {
         !self.events.is_empty()
     }
@@ -173,14 +174,14 @@ impl<W: World> Bench<W> {
         self.events.pop_front()
     }
 
-    /// Nothing must happen for a while.
+    /// Asserts that no event comes for a while.
     pub(crate) fn silence(&mut self) {
         let event = self.next_if_any();
         assert_eq!(event, None, "nothing was expected");
     }
 
-    /// Nothing must happen for a while, and the kernel must not be busy with it: after a turn or two
-    /// that end in vain, one lasts as long as it may.
+    /// Asserts that no event comes for a while and that the kernel does not spin: after one or two
+    /// turns without an event, a turn lasts until its deadline.
     pub(crate) fn rest(&mut self) {
         for _ in 0..4 {
             let began = self.world.kernel().now();
@@ -189,10 +190,10 @@ impl<W: World> Bench<W> {
                 return;
             }
         }
-        panic!("turn after turn ends early, and none tells why");
+        panic!("each turn ends early without an event");
     }
 
-    /// One turn of at most so many milliseconds; what it brings is kept for `next`.
+    /// One turn of at most `milliseconds`; its events are kept for `next`.
     pub(crate) fn turn(&mut self, milliseconds: u64) {
         let kernel = self.world.kernel();
         let deadline = kernel.now().plus(milliseconds);
@@ -201,7 +202,7 @@ impl<W: World> Bench<W> {
         self.events.extend(events);
     }
 
-    /// A new peer whose connection gets this name.
+    /// A new peer whose connection gets this id.
     pub(crate) fn accept(&mut self, connection: ConnectionId) -> PeerId {
         let peer = self.world.connect();
         let backlog = Expectation::Data;
@@ -220,8 +221,8 @@ impl<W: World> Bench<W> {
         }
     }
 
-    /// How what is left to receive ends, after bytes that left the receive armed or not. A receive
-    /// may be stopped before it tells.
+    /// How a receive ends after bytes that left it armed or not. It may be stopped before it
+    /// reports the end.
     pub(crate) fn end_of_receive(
         &mut self,
         connection: ConnectionId,
@@ -244,14 +245,14 @@ impl<W: World> Bench<W> {
         }
     }
 
-    /// The peer writes ten bytes, which are received: the operation that sends them back, for a
-    /// script to say, and their buffer.
+    /// The peer writes ten bytes, which are received. Returns the operation that sends them back,
+    /// for the script to submit, and their buffer.
     pub(crate) fn echo_to_say(&mut self, peer: PeerId, connection: ConnectionId) -> (Op, BufferId) {
         let (buffer, length) = self.take(peer, connection, 10)[0];
         (Op::Send { connection, buffer, length, needs_completion: true }, buffer)
     }
 
-    /// The peer writes so many bytes, which are then received by one-shot receives.
+    /// The peer writes `length` bytes, which are then received by one-shot receives.
     pub(crate) fn take(
         &mut self,
         peer: PeerId,
@@ -270,8 +271,8 @@ impl<W: World> Bench<W> {
         chunks
     }
 
-    /// Tries to send a chunk and gives its buffer back if it was taken whole. Returns how much was
-    /// taken.
+    /// Tries to send a chunk, and returns its buffer to the pool if all bytes were sent. Returns
+    /// how many were sent.
     pub(crate) fn send(&mut self, connection: ConnectionId, (buffer, length): Chunk) -> u32 {
         self.say([Op::Send { connection, buffer, length, needs_completion: true }]);
         match self.next() {
@@ -301,7 +302,7 @@ impl<W: World> Bench<W> {
                 }
             }
         }
-        panic!("a socket that nobody reads from was never full");
+        panic!("the socket of a peer that does not read was never full");
     }
 
     /// Makes a send of spilled bytes wait for room. Returns (bytes written so far, spilled bytes).
@@ -315,20 +316,20 @@ impl<W: World> Bench<W> {
             self.say([Op::SendSpilled { connection }]);
             match self.next_if_any() {
                 None => return (written, spilled),
-                // A small rest may still find room.
+                // There may still be room for a small rest.
                 Some(event) => spilled -= self.forget(connection, event, spilled),
             }
         }
     }
 
-    /// Forgets what a send of spilled bytes has sent. Returns how much it was.
+    /// Releases the spilled bytes that were sent. Returns their number.
     fn forget(&mut self, connection: ConnectionId, event: Event, spilled: u32) -> u32 {
         let length = sent_spilled(event, spilled);
         self.say([Op::ReleaseSpilled { connection, length }]);
         length
     }
 
-    /// Takes back the send of spilled bytes that waits. Returns how many are still spilled.
+    /// Cancels the waiting send of spilled bytes. Returns how many are still spilled.
     pub(crate) fn take_back(&mut self, connection: ConnectionId, spilled: u32) -> u32 {
         self.say([Op::CancelSend { connection }]);
         match self.next() {
@@ -338,8 +339,8 @@ impl<W: World> Bench<W> {
         }
     }
 
-    /// Sends the rest of the spilled bytes, one send of which waits already, while the peer
-    /// reads. Returns how many bytes the peer has read.
+    /// Sends the rest of the spilled bytes while the peer reads; one send waits already. Returns
+    /// how many bytes the peer has read.
     pub(crate) fn flush(
         &mut self,
         peer: PeerId,
@@ -359,7 +360,7 @@ impl<W: World> Bench<W> {
         read
     }
 
-    /// Reads until so many bytes of the echo have come, turning the kernel meanwhile.
+    /// Reads until `left` bytes of the echo have come, with turns of the kernel in between.
     pub(crate) fn read_all(&mut self, peer: PeerId, mut left: usize) {
         let began = Instant::now();
         while left > 0 {
@@ -369,7 +370,7 @@ impl<W: World> Bench<W> {
         }
     }
 
-    /// What the peer sees in the end.
+    /// The end that the peer sees.
     pub(crate) fn end(&mut self, peer: PeerId) -> End {
         let began = Instant::now();
         loop {

@@ -48,7 +48,7 @@ pub(crate) fn a_reset_ends_a_waiting_send<W: World>() {
     bench.silence();
 }
 
-pub(crate) fn a_dead_connection_is_told_once<W: World>() {
+pub(crate) fn a_dead_connection_is_reported_once<W: World>() {
     let mut bench = Bench::<W>::new(ROOMY);
     let peer = bench.accept(name(0));
     let (buffer, length) = bench.take(peer, name(0), 10)[0];
@@ -168,7 +168,7 @@ pub(crate) fn a_peer_that_closed_does_not_take_more<W: World>() {
     bench.world.close(peer);
     bench.say([receive(name(0), ReceiveMode::WhenReadable)]);
     assert_receive_ended(bench.next(), &[ReceiveEnd::EndOfStream]);
-    // TCP learns from the answer to these bytes that nobody wants them; a Unix socket knows at
+    // TCP learns from the answer to these bytes that the peer is closed; a Unix socket knows at
     // once.
     let (connection, (buffer, length)) = (name(0), chunks[0]);
     bench.say([Op::Send { connection, buffer, length, needs_completion: true }]);

@@ -1,4 +1,4 @@
-//! Scripts about a hand-over: taking a send back, giving a connection away, going on with it.
+//! Scripts about a handover: canceling a send, releasing a connection, continuing it.
 
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,7 @@ pub(crate) fn a_canceled_send_loses_no_bytes<W: World>() {
     }
     let read = bench.flush(peer, name(0), spilled);
     bench.read_all(peer, written - read);
-    // One that comes too late harms nothing.
+    // A cancel that comes too late has no effect.
     bench.say([Op::CancelSend { connection: name(0) }]);
     bench.silence();
 }
@@ -31,7 +31,7 @@ pub(crate) fn what_one_kernel_releases_another_imports<W: World>() {
     let peer = bench.accept(name(0));
     let (written, spilled) = bench.block(peer, name(0));
     let spilled = bench.take_back(name(0), spilled);
-    // Bytes that nobody received yet stay with the socket.
+    // Bytes that were not received yet stay in the socket.
     bench.world.write(peer, 70);
     bench.world.hand_over(&[(name(0), name(5))]);
     bench.silence();
@@ -44,8 +44,8 @@ pub(crate) fn what_one_kernel_releases_another_imports<W: World>() {
     bench.read_all(peer, 70);
 }
 
-/// Goal: byte for byte, whatever a connection is doing when its process is replaced. Method: three
-/// peers, of which one reads seldom, and a handover every few turns.
+/// Goal: the echo is exact whatever a connection is doing when its process is replaced. Method:
+/// three peers, one of which seldom reads, and a handover every few turns.
 pub(crate) fn the_core_hands_over_in_mid_transfer<W: World>() {
     for &mode in W::modes() {
         let mut bench = Bench::<W>::new(ROOMY);
@@ -86,7 +86,7 @@ pub(crate) fn the_core_hands_over_in_mid_transfer<W: World>() {
     }
 }
 
-/// Another worker on another kernel goes on. Returns how many bytes it was left.
+/// Another worker on another kernel continues. Returns how many unsent bytes it got.
 fn succeed<W: World>(bench: &mut Bench<W>, worker: &mut Worker, mode: ReceiveMode) -> u32 {
     let released = worker.release(bench.world.kernel().now());
     let stats = worker.stats();

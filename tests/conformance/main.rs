@@ -1,12 +1,12 @@
-//! A fake that lies proves nothing: the same scripts on the simulator's kernel and on a real ring.
+//! Tests that the simulator's fake kernel behaves like a real one: the same scripts run on both.
 //!
-//! `world` is what a script needs of its surroundings, `real` the implementor with sockets, `bench`
-//! the script's tools. Each script drives the seam as the core does and states which answers are
-//! allowed; it runs on the fake, on loopback TCP and on Unix stream sockets. Where these may differ
-//! by right, the script names the set. `datagrams` and `messages` have worlds and scripts of their
-//! own.
+//! `world` is the trait that a script runs on, `real` its implementation with sockets, `bench` has
+//! the tools of the scripts. Each script submits operations as the core does and states which
+//! answers are allowed. It runs on the fake, on loopback TCP and on Unix stream sockets. Where
+//! these may differ, the script names the set of answers. `datagrams` and `messages` have their own
+//! worlds and scripts.
 
-// The simulator uses more of its kernel than the scripts do.
+// The simulator uses more functions of its kernel than the scripts do.
 #[allow(dead_code)]
 #[path = "../../crates/echo-core/tests/sim/fake/mod.rs"]
 mod fake;
@@ -49,13 +49,13 @@ in_each_world! {
     accept::a_canceled_accept_answers,
     accept::a_cancel_may_lose_the_race,
     accept::a_listener_that_ends_is_emptied,
-    accept::an_armed_accept_hears_of_the_end,
+    accept::an_armed_accept_ends_with_the_listener,
     accept::a_source_is_told_when_asked_for,
     accept::a_source_that_is_gone_is_no_connection,
-    accept::a_slot_serves_tenant_after_tenant,
+    accept::a_slot_serves_one_connection_after_another,
     receive::once_ends_with_the_first_bytes,
     receive::a_full_buffer_leaves_the_rest,
-    receive::multishot_goes_on,
+    receive::multishot_continues,
     receive::the_end_follows_the_bytes,
     receive::an_end_right_behind_the_bytes_is_seen,
     receive::the_end_comes_alone,
@@ -70,19 +70,19 @@ in_each_world! {
     receive::a_cancel_loses_no_bytes,
     receive::a_receive_behind_a_send_is_not_forgotten,
     receive::a_cancel_in_the_same_breath_ends_it,
-    receive::bytes_that_are_there_end_a_turn,
+    receive::waiting_bytes_end_a_turn,
     receive::a_cancel_leaves_the_others,
     receive::a_poll_waits_for_bytes,
     receive::more_wait_for_bulk_than_there_are_large_buffers,
     send::a_send_takes_what_there_is_room_for,
     send::what_a_full_socket_leaves_is_sent_from_the_spill,
-    send::a_peer_that_has_ended_is_waited_for_in_peace,
-    send::who_stalls_again_is_waited_for_again,
-    send::a_cancel_in_the_same_breath_stops_a_send,
+    send::a_finished_peer_is_waited_for_without_spinning,
+    send::a_second_stall_is_waited_for,
+    send::a_cancel_submitted_together_stops_a_send,
     send::spilled_chunks_keep_their_order,
     send::two_connections_do_not_mix,
-    send::an_answer_that_nobody_waits_for_comes_all_the_same,
-    send::a_short_send_is_told_unasked,
+    send::an_answer_that_is_not_requested_still_arrives,
+    send::a_short_send_is_always_reported,
     send::held_bytes_wait_for_room,
     relay::bytes_are_relayed_when_they_come,
     relay::a_relay_takes_no_more_than_asked_for,
@@ -97,10 +97,10 @@ in_each_world! {
     handover::the_core_hands_over_in_mid_transfer,
     preface::a_header_is_taken_and_no_byte_behind_it,
     preface::a_header_comes_in_pieces,
-    preface::a_header_may_announce_nobody,
-    preface::what_is_no_header_is_told,
+    preface::a_header_may_announce_no_client,
+    preface::an_invalid_header_is_reported,
     preface::a_header_has_a_limit,
-    preface::an_end_before_the_header_is_told,
+    preface::an_end_before_the_header_is_reported,
     preface::a_look_for_a_header_can_be_stopped,
     preface::a_shutdown_of_both_ends_a_look,
     preface::a_half_read_header_is_handed_over,
@@ -109,7 +109,7 @@ in_each_world! {
     probe::the_end_of_a_probe_is_told_behind_a_close,
     end::a_reset_ends_a_receive,
     end::a_reset_ends_a_waiting_send,
-    end::a_dead_connection_is_told_once,
+    end::a_dead_connection_is_reported_once,
     end::a_shutdown_of_both_ends_a_receive,
     end::a_shutdown_of_both_ends_a_receive_behind_a_send,
     end::a_shutdown_of_both_ends_a_waiting_send,
@@ -155,7 +155,7 @@ in_each_datagram_world! {
     a_burst_can_be_sent_in_pieces,
     more_datagrams_than_buffers_wait_in_order,
     several_are_answered_in_one_turn,
-    what_comes_after_a_cancel_waits,
+    datagrams_after_a_cancel_wait,
     a_cancel_loses_no_datagram,
     a_closed_socket_is_another_process_s,
     a_reply_that_is_too_long_fails_alone,
@@ -182,7 +182,7 @@ in_each_message_world! {
     a_limit_does_not_cut_a_message,
     an_empty_message_is_not_the_end,
     the_longest_message_comes_back,
-    a_longer_message_is_told_and_not_cut,
+    a_longer_message_is_reported_and_not_truncated,
     messages_wait_for_room,
     discarded_messages_are_gone,
     messages_are_left_to_the_next_process,

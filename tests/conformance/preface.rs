@@ -1,4 +1,5 @@
-//! Scripts about headers: read from the front of a stream, in any pieces, and nothing behind them.
+//! Scripts about PROXY headers: they are read from the front of a stream, in any pieces, without
+//! any byte after them.
 
 use std::sync::Arc;
 
@@ -28,7 +29,7 @@ fn complete(connection: ConnectionId) -> Event {
     Event::PrefaceComplete { connection, peer: CLIENT, origin: PeerOrigin::Announced }
 }
 
-/// A peer that says this first, and is accepted.
+/// A peer that first sends this header, and is accepted.
 fn accept<W: World>(bench: &mut Bench<W>, connection: ConnectionId, saying: Saying) -> PeerId {
     let peer = bench.world.connect_with(saying);
     bench.say([Op::Accept {
@@ -40,7 +41,7 @@ fn accept<W: World>(bench: &mut Bench<W>, connection: ConnectionId, saying: Sayi
     peer
 }
 
-/// Receives and echoes what is there, which are so many bytes.
+/// Receives and echoes the waiting `length` bytes.
 fn echo<W: World>(bench: &mut Bench<W>, peer: PeerId, connection: ConnectionId, length: u32) {
     bench.say([receive(connection, ReceiveMode::WhenReadable)]);
     let (chunk, ..) = bench.received();
@@ -48,7 +49,7 @@ fn echo<W: World>(bench: &mut Bench<W>, peer: PeerId, connection: ConnectionId, 
     bench.read_all(peer, length as usize);
 }
 
-/// Goal: the header is taken, and what came with it is the first that a receive brings.
+/// Goal: the header is consumed, and the bytes after it are the first that a receive returns.
 pub(crate) fn a_header_is_taken_and_no_byte_behind_it<W: World>() {
     for behind in [0, 1, 500] {
         let mut bench = Bench::<W>::new(ROOMY);
@@ -81,7 +82,7 @@ pub(crate) fn a_header_comes_in_pieces<W: World>() {
     echo(&mut bench, peer, name(0), 5);
 }
 
-pub(crate) fn a_header_may_announce_nobody<W: World>() {
+pub(crate) fn a_header_may_announce_no_client<W: World>() {
     let mut bench = Bench::<W>::new(ROOMY);
     let peer = accept(&mut bench, name(0), Saying::Nothing);
     bench.world.write(peer, header(Saying::Nothing).len() + 3);
@@ -92,7 +93,7 @@ pub(crate) fn a_header_may_announce_nobody<W: World>() {
     echo(&mut bench, peer, name(0), 3);
 }
 
-pub(crate) fn what_is_no_header_is_told<W: World>() {
+pub(crate) fn an_invalid_header_is_reported<W: World>() {
     let mut bench = Bench::<W>::new(ROOMY);
     let peer = accept(&mut bench, name(0), Saying::Nonsense);
     bench.world.write(peer, header(Saying::Nonsense).len());
@@ -115,7 +116,7 @@ pub(crate) fn a_header_has_a_limit<W: World>() {
     assert_eq!(bench.next(), complete(name(0)));
 }
 
-pub(crate) fn an_end_before_the_header_is_told<W: World>() {
+pub(crate) fn an_end_before_the_header_is_reported<W: World>() {
     for sent in [0, 7] {
         let mut bench = Bench::<W>::new(ROOMY);
         let peer = accept(&mut bench, name(0), ANNOUNCES);
@@ -171,8 +172,8 @@ pub(crate) fn a_shutdown_of_both_ends_a_look<W: World>() {
     bench.say([Op::Close { connection: name(0) }]);
 }
 
-/// Goal: another process goes on with the header where this one stopped, and knows what it has
-/// announced. Method: a handover after each byte of it, and one behind it.
+/// Goal: the next process continues a header where this one stopped, and knows the announced
+/// address. Method: a handover after each byte of the header, and one after the header.
 pub(crate) fn a_half_read_header_is_handed_over<W: World>() {
     let mut bench = Bench::<W>::new(ROOMY);
     let peer = accept(&mut bench, name(0), ANNOUNCES);
@@ -194,8 +195,8 @@ pub(crate) fn a_half_read_header_is_handed_over<W: World>() {
     echo(&mut bench, peer, name(length), 4);
 }
 
-/// Goal: the core and this kernel together echo what is behind a header, and refuse a connection
-/// without one. Method: three peers; one of them talks before it is accepted.
+/// Goal: the core with this kernel echoes the bytes after a header, and refuses a connection
+/// without one. Method: three peers; one of them sends before it is accepted.
 pub(crate) fn the_core_echoes_behind_a_header<W: World>() {
     for &mode in W::modes() {
         let mut bench = Bench::<W>::new(ROOMY);

@@ -1,4 +1,4 @@
-//! Scripts about asking a silent peer whether it is still there.
+//! Scripts about keepalive probes.
 
 use echo_core::kernel::Kernel;
 use echo_core::op::{ConnectionId, Event, Op, Timestamp};
@@ -6,11 +6,11 @@ use echo_core::op::{ConnectionId, Event, Op, Timestamp};
 use crate::bench::{Bench, name, receive};
 use crate::world::{ROOMY, World};
 
-/// The kernel counts silence in ticks of up to 10 ms, and asks in the next one.
+/// The kernel counts silence in ticks of up to 10 ms, and sends a probe in the next one.
 const TICKS_MS: u64 = 40;
 
-/// Asks a peer that has been silent for more than a second. When the question was put, and when the
-/// peer was heard of.
+/// Probes a peer that has been silent for more than a second. Returns when the probe was sent, and
+/// when the peer was last heard from.
 fn ask<W: World>(bench: &mut Bench<W>, again: bool) -> (Timestamp, Timestamp) {
     let connection = name(0);
     let silent_until = bench.world.kernel().now().plus(1_100);
@@ -46,7 +46,7 @@ pub(crate) fn a_silent_peer_that_is_there_answers<W: World>() {
     }
 }
 
-/// The answer comes although its connection has been closed meanwhile.
+/// The completion of a probe is reported although its connection has been closed meanwhile.
 pub(crate) fn the_end_of_a_probe_is_told_behind_a_close<W: World>() {
     let mut bench = Bench::<W>::new(ROOMY);
     bench.accept(name(0));

@@ -1,4 +1,4 @@
-//! The implementors with a real ring and real sockets: loopback TCP and Unix streams.
+//! The worlds with a real ring and real sockets: loopback TCP and Unix streams.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -20,7 +20,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use crate::fake::peer::{PeerId, Saying, stream};
 use crate::world::{End, Resets, Setup, World, header};
 
-/// As small as TCP lets it be, so that a socket fills up within a script.
+/// As small as TCP permits, so that a socket fills up within a script.
 const SOCKET_BUFFER: usize = 4096;
 
 /// A real ring, its listener, and the peers.
@@ -49,7 +49,7 @@ impl Real {
     fn new(setup: Setup, domain: Domain, address: &SockAddr) -> Self {
         let listener = Socket::new(domain, Type::STREAM, None).expect("a socket");
         listener.set_send_buffer_size(SOCKET_BUFFER).expect("SO_SNDBUF");
-        // The kernel's own time is two hours: it asks when it is told to.
+        // The kernel's own interval is two hours, so it only sends requested probes.
         listener.set_keepalive(true).expect("SO_KEEPALIVE");
         listener.bind(address).expect("a free address");
         listener.listen(16).expect("listen");
@@ -114,7 +114,7 @@ impl Real {
     fn end_listener(&mut self) {
         let listener = &self.listeners[0];
         listener.ending.store(true, Ordering::Release);
-        listener.turn_away().expect("newcomers can be turned away");
+        listener.turn_away().expect("new connections can be refused");
     }
 
     fn peer(&mut self, id: PeerId) -> &mut Peer {
@@ -168,7 +168,7 @@ fn kernel_since(major: u32, minor: u32) -> bool {
     (next(), next()) >= (major, minor)
 }
 
-/// The kinds of socket differ in few places only.
+/// The differences between the kinds of socket.
 macro_rules! real_world {
     ($name:ident, $what:literal, $resets:expr, $domain:expr, $address:expr) => {
         #[doc = $what]
@@ -260,8 +260,7 @@ macro_rules! real_world {
             }
 
             fn use_up_files(&mut self) {
-                // The next descriptor would be this one: descriptors are given out from the lowest
-                // that is free.
+                // The next descriptor would be this one, as the lowest free one is used.
                 let free = File::open("/dev/null").expect("a last descriptor").as_raw_fd();
                 limit_files(free as u64);
             }
@@ -325,12 +324,12 @@ fn modes() -> &'static [ReceiveMode] {
     })
 }
 
-/// A port that nobody has.
+/// A free port.
 fn loopback() -> SockAddr {
     SockAddr::from(SocketAddr::from(([127, 0, 0, 1], 0)))
 }
 
-/// A name that leaves no file behind and that nobody else has.
+/// A unique abstract name, which leaves no file behind.
 pub(crate) fn abstract_address() -> SockAddr {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);

@@ -40,7 +40,7 @@ pub(crate) fn a_full_buffer_leaves_the_rest<W: World>() {
     assert_eq!((length, more), (476, false));
 }
 
-pub(crate) fn multishot_goes_on<W: World>() {
+pub(crate) fn multishot_continues<W: World>() {
     if !W::modes().contains(&ReceiveMode::Multishot) {
         return;
     }
@@ -57,8 +57,8 @@ pub(crate) fn multishot_goes_on<W: World>() {
         armed = still_armed;
         bench.say([Op::Recycle { buffer }]);
     }
-    // A kernel may end it at any time, but one that never goes on has none.
-    assert!(armed || !W::MULTISHOT_LASTS, "after 20 small messages it is armed");
+    // A kernel may end a multishot receive at any time, but not every time.
+    assert!(armed || !W::MULTISHOT_LASTS, "not armed after 20 small messages");
 }
 
 pub(crate) fn the_end_follows_the_bytes<W: World>() {
@@ -123,8 +123,8 @@ pub(crate) fn an_empty_pool_takes_nothing<W: World>() {
     use_up_and_go_on::<W>(TWO_BUFFERS);
 }
 
-/// Goal: nothing is lost when a busy kernel has no buffer. Method: as before, with as many buffers
-/// as make it busy, soon after it was.
+/// Goal: no byte is lost when a busy kernel has no buffer. Method: as before, with enough buffers
+/// to keep the kernel busy.
 pub(crate) fn an_empty_roomy_pool_takes_nothing<W: World>() {
     use_up_and_go_on::<W>(ROOMY);
 }
@@ -149,8 +149,8 @@ fn use_up_and_go_on<W: World>(setup: Setup) {
     }
 }
 
-/// Goal: however a pool is kept, all of it can be had, one after another and at the same moment.
-/// Method: the first turn that asks for many may find fewer than there are, but not the next.
+/// Goal: all buffers of a pool can be lent, one after another and at the same time, whatever its
+/// implementation. Method: the first turn that needs many may get fewer, but not the next.
 pub(crate) fn all_of_a_pool_can_be_had<W: World>() {
     const CONNECTIONS: u32 = 200;
     let mut bench = Bench::<W>::new(MANY_BUFFERS);
@@ -164,7 +164,7 @@ pub(crate) fn all_of_a_pool_can_be_had<W: World>() {
     peers[1..].iter().for_each(|&peer| bench.world.write(peer, 1));
     let mut hungry: Vec<_> = (0..CONNECTIONS).map(name).collect();
     for turn in 0..2 {
-        // What is there is received at once, by all of them before the driver hears of any.
+        // All of them receive at once, before the driver handles the first completion.
         let receive_now = |connection| receive(connection, ReceiveMode::Now);
         bench.say(hungry.drain(..).map(receive_now));
         let mut lent = Vec::new();
@@ -177,7 +177,7 @@ pub(crate) fn all_of_a_pool_can_be_had<W: World>() {
                 other => panic!("turn {turn}: bytes were expected, not {other:?}"),
             }
         }
-        // Those that found none are served before the next turn wants as many again.
+        // Connections without a buffer are served before the next turn needs as many again.
         while let Some(connection) = hungry.pop() {
             bench.say([receive(connection, ReceiveMode::WhenReadable)]);
             lent.push(bench.received().0.0);
@@ -188,8 +188,9 @@ pub(crate) fn all_of_a_pool_can_be_had<W: World>() {
     }
 }
 
-/// Goal: what few messages need at the same time stays in the cache, if no more is offered. Method:
-/// see which buffers many turns of four messages use, at first and after all have been offered.
+/// Goal: the buffers that a few simultaneous messages need stay in the cache, if no more buffers
+/// are offered. Method: count the buffers that many turns of four messages use, at first and after
+/// all have been offered.
 pub(crate) fn few_buffers_of_many_go_round<W: World>() {
     let mut bench = Bench::<W>::new(MANY_BUFFERS);
     let peer = bench.accept(name(0));
@@ -197,7 +198,7 @@ pub(crate) fn few_buffers_of_many_go_round<W: World>() {
         bench.say([Op::OfferBuffers { count: 32 }]);
         used_by_fours(&mut bench, peer, 100);
         let used = used_by_fours(&mut bench, peer, 200);
-        // Those that are offered, and those that take the places of the four that are lent.
+        // The offered buffers, and those that replace the four lent ones.
         assert!(used <= 32 + 4 || !W::FEW_BUFFERS_GO_ROUND, "{used} buffers went round");
         bench.say([Op::OfferBuffers { count: 256 }]);
         let lent: Vec<_> = (0..256).map(|_| bench.take(peer, name(0), 1)[0].0).collect();
@@ -211,7 +212,7 @@ pub(crate) fn few_buffers_of_many_go_round<W: World>() {
     }
 }
 
-/// How many buffers so many turns of four messages use.
+/// How many buffers `turns` turns of four messages use.
 fn used_by_fours<W: World>(bench: &mut Bench<W>, peer: PeerId, turns: usize) -> usize {
     let mut used = BTreeSet::new();
     for _ in 0..turns {
@@ -229,8 +230,7 @@ pub(crate) fn an_empty_pool_hides_the_end<W: World>() {
         let chunks = [bench.take(peer, name(0), 10)[0], bench.take(peer, name(0), 10)[0]];
         bench.say([receive(name(0), mode)]);
         bench.world.finish(peer);
-        // It may fail before there is anything to receive, since no buffer is there for whatever
-        // comes.
+        // It may fail before there is anything to receive, since no buffer is free.
         assert_eq!(bench.next(), ended(name(0), ReceiveEnd::NoBuffer));
         bench.say([receive(name(0), mode)]);
         assert_eq!(bench.next(), ended(name(0), ReceiveEnd::NoBuffer));
@@ -262,7 +262,7 @@ pub(crate) fn a_canceled_receive_ends<W: World>() {
             bench.say([Op::CancelReceive { connection: name(0) }]);
             assert_eq!(bench.next(), ended(name(0), ReceiveEnd::Stopped));
         }
-        // Nothing is lost: bytes that come now wait for the next receive.
+        // Nothing is lost: bytes that arrive now wait for the next receive.
         bench.world.write(peer, 5);
         bench.silence();
         bench.say([receive(name(0), mode)]);
@@ -302,8 +302,8 @@ pub(crate) fn a_cancel_loses_no_bytes<W: World>() {
     }
 }
 
-/// Goal: a receive is carried out, whatever else is asked for with it. Method: ask for it behind a
-/// send, for bytes that are there already and for some that come later.
+/// Goal: a receive is carried out, whatever is submitted with it. Method: submit it after a send,
+/// for bytes that are waiting already and for some that arrive later.
 pub(crate) fn a_receive_behind_a_send_is_not_forgotten<W: World>() {
     for &mode in W::modes() {
         for early in [true, false] {
@@ -352,9 +352,9 @@ pub(crate) fn a_cancel_in_the_same_breath_ends_it<W: World>() {
     }
 }
 
-/// Goal: no turn waits without the receives that were asked for. Method: a turn that may take long
-/// brings bytes that are there already.
-pub(crate) fn bytes_that_are_there_end_a_turn<W: World>() {
+/// Goal: a turn submits the requested receives before it waits. Method: a turn with a far deadline
+/// returns bytes that are waiting already.
+pub(crate) fn waiting_bytes_end_a_turn<W: World>() {
     for &mode in W::modes() {
         let mut bench = Bench::<W>::new(ROOMY);
         let peer = bench.accept(name(0));
@@ -397,7 +397,7 @@ fn bulk(slot: u32, mode: ReceiveMode) -> Op {
     Op::Receive { connection: name(slot), class: SizeClass::Large, mode }
 }
 
-/// Goal: a poll tells of bytes and of the end, takes neither, and can be canceled.
+/// Goal: a poll reports bytes and the end, consumes neither, and can be canceled.
 pub(crate) fn a_poll_waits_for_bytes<W: World>() {
     let mut bench = Bench::<W>::new(ROOMY);
     let peer = bench.accept(name(0));
@@ -421,8 +421,8 @@ pub(crate) fn a_poll_waits_for_bytes<W: World>() {
     assert_eq!(bench.next(), ended(connection, ReceiveEnd::EndOfStream));
 }
 
-/// Goal: a large buffer in hand of a receive that waits comes back when that is canceled, and serves
-/// one that has waited by a poll.
+/// Goal: a large buffer of a waiting receive is returned when the receive is canceled, and serves a
+/// receive that has waited with a poll.
 pub(crate) fn more_wait_for_bulk_than_there_are_large_buffers<W: World>() {
     let mut bench = Bench::<W>::new(ROOMY);
     let peers = [0, 1, 2].map(|slot| bench.accept(name(slot)));

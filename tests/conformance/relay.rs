@@ -1,5 +1,5 @@
-//! Scripts about relaying: an echo that leaves in the socket what it cannot send. That the bytes are
-//! the right ones is checked by every read.
+//! Scripts about relaying: an echo that leaves bytes that it cannot send in the socket. Every read
+//! checks the bytes.
 
 use echo_core::op::{ConnectionId, Event, Op, ReceiveEnd, Shutdown, When};
 
@@ -15,7 +15,7 @@ fn stopped(connection: ConnectionId) -> Event {
     Event::ReceiveEnded { connection, reason: ReceiveEnd::Stopped }
 }
 
-/// The answer to a relay: how many bytes, and what to wait for.
+/// The result of a relay: how many bytes, and what to wait for.
 fn relayed<W: World>(bench: &mut Bench<W>) -> (usize, When) {
     match bench.next() {
         Event::Relayed { length, next, .. } => (length as usize, next),
@@ -35,7 +35,7 @@ fn fill<W: World>(bench: &mut Bench<W>, peer: PeerId) -> (usize, usize) {
             let (length, next) = relayed(bench);
             echoed += length;
             if next == When::Writable {
-                // A small rest may still find room.
+                // There may still be room for a small rest.
                 bench.say([relay(name(0), When::Writable)]);
                 match bench.next_if_any() {
                     None => return (written, echoed),
@@ -45,7 +45,7 @@ fn fill<W: World>(bench: &mut Bench<W>, peer: PeerId) -> (usize, usize) {
             }
         }
     }
-    panic!("a socket that nobody reads from was never full");
+    panic!("the socket of a peer that does not read was never full");
 }
 
 pub(crate) fn bytes_are_relayed_when_they_come<W: World>() {
@@ -59,7 +59,7 @@ pub(crate) fn bytes_are_relayed_when_they_come<W: World>() {
         assert_eq!(relayed(&mut bench), (length, When::Readable));
         bench.read_all(peer, length);
     }
-    // One that does not wait says that there is nothing.
+    // A relay that does not wait reports that there is nothing.
     bench.say([relay(connection, When::Now)]);
     assert_eq!(relayed(&mut bench), (0, When::Readable));
     bench.world.write(peer, 5);
@@ -84,8 +84,8 @@ pub(crate) fn a_relay_takes_no_more_than_asked_for<W: World>() {
     bench.read_all(peer, 6);
 }
 
-/// Goal: what there is no room for stays where it is, and goes on when there is. Method: fill, see
-/// that nothing happens, and let the peer read everything.
+/// Goal: bytes without room on the way back stay in the receive queue, and are relayed when there
+/// is room. Method: fill the socket, check that nothing happens, and let the peer read everything.
 pub(crate) fn a_relay_takes_no_more_than_there_is_room_for<W: World>() {
     let mut bench = Bench::<W>::new(ROOMY);
     let connection = name(0);
@@ -172,7 +172,7 @@ pub(crate) fn a_reset_ends_a_relay<W: World>() {
             bench.say([relay(connection, When::Readable)]);
         }
         bench.world.reset(peer);
-        // What was read before the reset may still be looked at; then the end is told.
+        // Bytes received before the reset may still be relayed; then the end is reported.
         loop {
             match bench.next() {
                 Event::Relayed { next, .. } => bench.say([relay(connection, next)]),

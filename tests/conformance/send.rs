@@ -1,4 +1,4 @@
-//! Scripts about sending. That the bytes are the right ones is checked by every read.
+//! Scripts about sending. Every read checks the bytes.
 
 use echo_core::op::{Event, Op, ReceiveMode, SendError};
 
@@ -27,9 +27,9 @@ pub(crate) fn what_a_full_socket_leaves_is_sent_from_the_spill<W: World>() {
     bench.silence();
 }
 
-/// Goal: a peer that has said its last and does not read costs nothing while its echo waits. (For
-/// poll(2) its end is an event that lasts.) Method: the end comes before, or while, a send waits.
-pub(crate) fn a_peer_that_has_ended_is_waited_for_in_peace<W: World>() {
+/// Goal: a peer that has sent FIN and does not read causes no spinning while its echo waits. (For
+/// poll(2) the FIN is a permanent event.) Method: the FIN comes before, or while, a send waits.
+pub(crate) fn a_finished_peer_is_waited_for_without_spinning<W: World>() {
     for ends_first in [true, false] {
         let mut bench = Bench::<W>::new(ROOMY);
         let peer = bench.accept(name(0));
@@ -48,9 +48,9 @@ pub(crate) fn a_peer_that_has_ended_is_waited_for_in_peace<W: World>() {
     }
 }
 
-/// Goal: no wait is forgotten because of an earlier one. Method: stall and catch up, over and over,
-/// with a cancel now and then.
-pub(crate) fn who_stalls_again_is_waited_for_again<W: World>() {
+/// Goal: an earlier wait does not make the kernel miss a later one. Method: stall and catch up
+/// repeatedly, with a cancel now and then.
+pub(crate) fn a_second_stall_is_waited_for<W: World>() {
     let mut bench = Bench::<W>::new(ROOMY);
     let peer = bench.accept(name(0));
     for round in 0..6 {
@@ -67,8 +67,8 @@ pub(crate) fn who_stalls_again_is_waited_for_again<W: World>() {
     }
 }
 
-/// Goal: a cancel reaches a send that the kernel has not even seen yet, and it answers once.
-pub(crate) fn a_cancel_in_the_same_breath_stops_a_send<W: World>() {
+/// Goal: a cancel also stops a send that has not been submitted to the kernel yet, with one answer.
+pub(crate) fn a_cancel_submitted_together_stops_a_send<W: World>() {
     let mut bench = Bench::<W>::new(ROOMY);
     let peer = bench.accept(name(0));
     let (written, mut spilled) = bench.block(peer, name(0));
@@ -113,7 +113,7 @@ pub(crate) fn two_connections_do_not_mix<W: World>() {
         for (peer, slot) in peers.into_iter().zip(0..) {
             chunks.push((name(slot), bench.take(peer, name(slot), 10 * round)));
         }
-        // The second answers first: buffers come home in another order than they were lent.
+        // The second is sent first: buffers are returned in another order than they were lent.
         for (connection, chunks) in chunks.into_iter().rev() {
             for chunk in chunks {
                 assert_eq!(bench.send(connection, chunk), chunk.1);
@@ -123,7 +123,7 @@ pub(crate) fn two_connections_do_not_mix<W: World>() {
             bench.read_all(peer, 10 * round);
         }
     }
-    // One that is stalled does not hold up the other.
+    // A stalled connection does not delay the other.
     let (written, spilled) = bench.block(peers[0], name(0));
     let chunk = bench.take(peers[1], name(1), 50)[0];
     assert_eq!(bench.send(name(1), chunk), 50);
@@ -132,9 +132,10 @@ pub(crate) fn two_connections_do_not_mix<W: World>() {
     bench.read_all(peers[0], written - read);
 }
 
-/// Goal: an answer for which nobody waits may be late, but is never missing, and the bytes are not
-/// late. Method: one that is asked for after all, and one that comes with the next bytes.
-pub(crate) fn an_answer_that_nobody_waits_for_comes_all_the_same<W: World>() {
+/// Goal: the answer to a send that was submitted without a request for it may be late, but is never
+/// missing, and the bytes are not late. Method: one answer that is requested afterwards, and one
+/// that comes with the next bytes.
+pub(crate) fn an_answer_that_is_not_requested_still_arrives<W: World>() {
     let mut bench = Bench::<W>::new(ROOMY);
     let connection = name(0);
     let peer = bench.accept(connection);
@@ -165,9 +166,9 @@ pub(crate) fn an_answer_that_nobody_waits_for_comes_all_the_same<W: World>() {
     bench.read_all(peer, 7);
 }
 
-/// Goal: nobody has to ask what became of a send that was not taken whole, or failed. Method: send
-/// without asking until the socket is full, and then to a peer that has gone.
-pub(crate) fn a_short_send_is_told_unasked<W: World>() {
+/// Goal: a short or failed send is always reported, also without a request. Method: send without a
+/// request until the socket is full, and then to a peer that has reset.
+pub(crate) fn a_short_send_is_always_reported<W: World>() {
     let mut bench = Bench::<W>::new(ROOMY);
     let connection = name(0);
     let peer = bench.accept(connection);
@@ -197,9 +198,9 @@ pub(crate) fn a_short_send_is_told_unasked<W: World>() {
     assert!(matches!(told, Event::SendFailed { .. }), "to a peer that reset: {told:?}");
 }
 
-/// Goal: bytes that stay in a pooled buffer are sent from any place in it once there is room, as far
-/// as there is, and nobody is asked while there is none. Method: fill the socket, hold a chunk, and
-/// let the peer read.
+/// Goal: held bytes are sent from any offset of their pooled buffer as far as there is room, and
+/// the kernel does not spin while there is none. Method: fill the socket, hold a chunk, and let the
+/// peer read.
 pub(crate) fn held_bytes_wait_for_room<W: World>() {
     let mut bench = Bench::<W>::new(ROOMY);
     let connection = name(0);
@@ -215,7 +216,7 @@ pub(crate) fn held_bytes_wait_for_room<W: World>() {
         }
     };
     let held = |offset| Op::SendHeld { connection, buffer, offset, length: length - offset };
-    // A small rest may still find room.
+    // There may still be room for a small rest.
     bench.say([held(offset)]);
     while let Some(event) = bench.next_if_any() {
         let Event::Sent { length: sent, .. } = event else { panic!("not {event:?}") };

@@ -1,4 +1,4 @@
-//! Scripts about the turn itself, and one about the whole.
+//! Scripts about the turn itself, and one of the core with the kernel.
 
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,7 @@ pub(crate) fn a_turn_ends_at_its_deadline<W: World>() {
             assert_eq!(events, []);
             turns += 1;
         }
-        assert!(turns <= 2, "{turns} turns until a deadline: somebody spins");
+        assert!(turns <= 2, "{turns} turns until a deadline: it spins");
     }
 }
 
@@ -47,8 +47,8 @@ pub(crate) fn a_turn_can_be_woken<W: World>() {
     }
 }
 
-/// Goal: a deadline holds whatever was waited for before. Method: a wait for a far one is broken
-/// off, and near ones follow.
+/// Goal: a deadline applies whatever the previous one was. Method: a wait with a far deadline is
+/// interrupted, and near ones follow.
 pub(crate) fn a_near_deadline_holds_after_a_far_one<W: World>() {
     let mut bench = Bench::<W>::new(ROOMY);
     let mut events = Vec::new();
@@ -63,15 +63,14 @@ pub(crate) fn a_near_deadline_holds_after_a_far_one<W: World>() {
             bench.world.kernel().turn(Wake::At(deadline), &mut events).expect("the ring works");
             turns += 1;
         }
-        assert!(turns <= 2, "{turns} turns until a deadline: somebody spins");
+        assert!(turns <= 2, "{turns} turns until a deadline: it spins");
         let waited = bench.world.kernel().now().0 - began.0;
         assert!(waited < milliseconds + 2_000, "{waited} ms instead of {milliseconds}");
     }
     assert_eq!(events, []);
 }
 
-/// The loop of the worker, peers at its other end: everything comes back, and the drain leaves
-/// nothing.
+/// The worker's loop with peers: every byte comes back, and the drain leaves no connection.
 pub(crate) fn the_core_echoes_and_drains<W: World>() {
     for &mode in W::modes() {
         let mut bench = Bench::<W>::new(ROOMY);

@@ -1,4 +1,4 @@
-//! What a script needs of its surroundings, and the implementor without a kernel.
+//! The trait that scripts run on, and its implementation with the fake.
 
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -20,17 +20,17 @@ pub(crate) struct Setup {
     pub(crate) buffers: BufferPlan,
 }
 
-/// Roomy enough for scripts that are about something else.
+/// Large enough for scripts about other subjects.
 pub(crate) const ROOMY: Setup = Setup::new([32, 2]);
 
 impl Setup {
-    /// So many small and large buffers.
+    /// These numbers of small and large buffers.
     pub(crate) const fn new(counts: [u16; 2]) -> Self {
         Self { buffers: BufferPlan::new(counts, [1024, 4096]) }
     }
 }
 
-/// What a peer sees when it has read everything there is.
+/// What a peer sees when it has read everything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
     /// Nothing yet.
@@ -41,7 +41,7 @@ pub(crate) enum End {
     Reset,
 }
 
-/// What resetting and aborting look like, which depends on the kind of socket.
+/// How a reset or an abort appears, which depends on the kind of socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Resets {
     /// RST: TCP.
@@ -69,23 +69,23 @@ pub(crate) fn header(saying: Saying) -> Vec<u8> {
 pub(crate) trait World {
     type Kernel: Kernel<Error: fmt::Debug>;
     const RESETS: Resets;
-    /// Whether a multishot receive goes on, or is carried out as a one-shot, which the contract
+    /// Whether a multishot receive continues, or is carried out as a one-shot, which the contract
     /// allows.
     const MULTISHOT_LASTS: bool;
-    /// Whether more buffers than are needed at the same time are left alone.
+    /// Whether buffers beyond those needed at the same time stay unused.
     const FEW_BUFFERS_GO_ROUND: bool;
-    /// Where peers come from.
+    /// The source address of peers.
     const SOURCE: PeerAddr;
 
-    /// Whether a connection tells whether another one waits behind it.
+    /// Whether an accept reports whether another connection is waiting.
     fn tells_backlog() -> bool;
     /// The ways of receiving that this kernel has.
     fn modes() -> &'static [ReceiveMode];
     fn new(setup: Setup) -> Self;
     fn kernel(&mut self) -> &mut Self::Kernel;
-    /// Where memory for spilled bytes comes from.
+    /// The memory for spilled bytes.
     fn budget(&self) -> Arc<dyn Budget>;
-    /// Another kernel takes over the connections, each with its next name.
+    /// Another kernel takes over the connections, each with a new id.
     fn hand_over(&mut self, renamed: &[(ConnectionId, ConnectionId)]);
     /// A new peer, which is in the backlog when this returns.
     fn connect(&mut self) -> PeerId;
@@ -95,26 +95,26 @@ pub(crate) trait World {
     fn write(&mut self, peer: PeerId, length: usize);
     /// The peer reads what is there, up to `length`, and checks each byte. Returns how many.
     fn read(&mut self, peer: PeerId, length: usize) -> usize;
-    /// The peer sends FIN and goes on reading.
+    /// The peer sends FIN and continues to read.
     fn finish(&mut self, peer: PeerId);
-    /// The peer closes, and reads and takes no more.
+    /// The peer closes both directions.
     fn close(&mut self, peer: PeerId);
     /// The peer resets.
     fn reset(&mut self, peer: PeerId);
-    /// What the peer sees, having read everything.
+    /// What the peer sees after it has read everything.
     fn end(&mut self, peer: PeerId) -> End;
-    /// From now on nobody new comes to the listener; who waits there may be accepted.
+    /// From now on the listener gets no new connections; those in its backlog may be accepted.
     fn end_listener(&mut self);
     /// Whether a peer that connects now is refused.
     fn refuses(&mut self) -> bool;
-    /// Whether this script may do what the whole process feels. If not it has been run, to success,
-    /// in another process.
+    /// Whether this script may change limits of the whole process. If not, it has been run
+    /// successfully in another process.
     fn has_process_of_its_own() -> bool;
-    /// From now on no file descriptor is free.
+    /// Uses up all file descriptors.
     fn use_up_files(&mut self);
-    /// The end of that.
+    /// Ends [`Self::use_up_files`].
     fn free_files(&mut self);
-    /// Wakes the kernel's turn in a little while, from elsewhere.
+    /// Wakes the kernel's turn after a short time, from another thread.
     fn wake_soon(&mut self);
 }
 
@@ -130,7 +130,7 @@ impl World for Fake {
     type Kernel = FakeKernel;
     const RESETS: Resets = Resets::Always;
     const MULTISHOT_LASTS: bool = true;
-    // It gives out one after another, so that all are used.
+    // It lends the buffers in order, so that all are used.
     const FEW_BUFFERS_GO_ROUND: bool = false;
     const SOURCE: PeerAddr = PeerAddr::Ipv6([0x20; 16]);
 

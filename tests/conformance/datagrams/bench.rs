@@ -1,4 +1,4 @@
-//! A script's tools for datagrams: say operations, wait for events, compare what comes back.
+//! Tools of the scripts about datagrams: submit operations, wait for events, compare replies.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -9,10 +9,10 @@ use echo_core::kernel::{Kernel, Wake};
 
 use super::world::World;
 
-/// How long anything may take before a script gives up.
+/// How long an event may take before a script fails.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long nothing must happen before a script believes that nothing will, in milliseconds.
+/// How long no event must come until a script assumes that none will, in milliseconds.
 const SILENCE_MS: u64 = 15;
 
 pub(crate) const SOCKET: SocketId = SocketId(0);
@@ -24,7 +24,7 @@ pub(crate) fn ended(reason: ReceiveEnd) -> Event {
     Event::ReceiveEnded { socket: SOCKET, reason }
 }
 
-/// A world with a script's memory of what came.
+/// A world, and the events that a script has not taken yet.
 pub(crate) struct Bench<W: World> {
     pub(crate) world: W,
     events: VecDeque<Event>,
@@ -35,14 +35,14 @@ impl<W: World> Bench<W> {
         Self { world: W::new(), events: VecDeque::new() }
     }
 
-    /// Says these operations in one breath.
+    /// Submits these operations together.
     pub(crate) fn say(&mut self, ops: impl IntoIterator<Item = Op>) {
         let mut ops: Vec<Op> = ops.into_iter().collect();
         self.world.kernel().submit_datagrams(&mut ops);
         assert!(ops.is_empty(), "the kernel takes all");
     }
 
-    /// One turn of at most so many milliseconds; what it brings is kept for `next`.
+    /// One turn of at most `milliseconds`; its events are kept for `next`.
     pub(crate) fn turn(&mut self, milliseconds: u64) {
         let kernel = self.world.kernel();
         let deadline = kernel.now().plus(milliseconds);
@@ -65,7 +65,7 @@ impl<W: World> Bench<W> {
         }
     }
 
-    /// Nothing must happen for a while.
+    /// Asserts that no event comes for a while.
     pub(crate) fn silence(&mut self) {
         if self.events.is_empty() {
             self.turn(SILENCE_MS);
@@ -83,8 +83,8 @@ impl<W: World> Bench<W> {
         }
     }
 
-    /// So many datagrams, in bursts or one by one, and their buffers. A kernel may end the receive
-    /// with any of them.
+    /// The next `count` datagrams, in bursts or one by one, and their buffers. A kernel may end the
+    /// receive with any of them.
     pub(crate) fn received_in_all(&mut self, count: u32) -> Vec<(BufferId, Datagram)> {
         let (mut received, mut left) = (Vec::new(), count);
         while left > 0 {
@@ -98,7 +98,7 @@ impl<W: World> Bench<W> {
         received
     }
 
-    /// Sends back what is in these buffers, in one breath, and gives them back.
+    /// Sends the contents of these buffers back together, and returns the buffers.
     pub(crate) fn reply(&mut self, buffers: impl IntoIterator<Item = BufferId>) {
         let buffers: Vec<BufferId> = buffers.into_iter().collect();
         self.say(buffers.iter().map(|&buffer| Op::Reply { buffer }));
@@ -121,7 +121,7 @@ impl<W: World> Bench<W> {
         assert_eq!(self.next(), ended(ReceiveEnd::Stopped));
     }
 
-    /// The client must have received this next.
+    /// Asserts that the client receives this next.
     pub(crate) fn comes_back(&mut self, client: usize, payload: &[u8]) {
         let began = Instant::now();
         loop {
@@ -134,7 +134,7 @@ impl<W: World> Bench<W> {
         }
     }
 
-    /// The client must have received nothing.
+    /// Asserts that the client has received nothing.
     pub(crate) fn nothing_comes_back(&mut self, client: usize) {
         std::thread::sleep(Duration::from_millis(SILENCE_MS));
         assert_eq!(self.world.receive(client), None, "nothing was to come back");

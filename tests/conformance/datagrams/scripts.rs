@@ -34,13 +34,14 @@ pub(crate) fn a_datagram_comes_back_from_where_it_went<W: World>() {
         assert_eq!(datagram.source, bench.world.source(client));
         assert_eq!(datagram.destination, datagram.local);
         assert_eq!(datagram.local != PeerAddr::Unknown, W::TELLS_DESTINATION);
-        // A client that is connected takes no answer from elsewhere.
+        // A connected client receives no reply from another address.
         bench.reply([buffer]);
         bench.comes_back(client, &payload(seed, 100));
     }
 }
 
-/// Anybody can send one: who arms the receive again after errors alone is deaf from then on.
+/// Any client can send one. A server that arms the receive again only after errors would not
+/// receive any more.
 pub(crate) fn an_empty_datagram_ends_the_receive<W: World>() {
     let mut bench = Bench::<W>::new();
     let client = bench.world.connect();
@@ -74,7 +75,7 @@ pub(crate) fn the_longest_datagram_comes_back<W: World>() {
     }
 }
 
-/// A burst may be told as one, as several, or as the datagrams that it is made of.
+/// A burst may be reported as one burst, as several, or as single datagrams.
 pub(crate) fn a_burst_comes_back_as_it_was<W: World>() {
     let mut bench = Bench::<W>::new();
     bench.say([RECEIVE]);
@@ -129,7 +130,7 @@ pub(crate) fn more_datagrams_than_buffers_wait_in_order<W: World>() {
         }
     }
     assert_eq!(bench.next(), ended(ReceiveEnd::NoBuffer));
-    // Without a buffer it ends again, and nothing is lost.
+    // Without a buffer the receive ends again, and nothing is lost.
     bench.say([RECEIVE]);
     assert_eq!(bench.next(), ended(ReceiveEnd::NoBuffer));
     bench.reply(buffers);
@@ -157,7 +158,7 @@ pub(crate) fn several_are_answered_in_one_turn<W: World>() {
     }
 }
 
-pub(crate) fn what_comes_after_a_cancel_waits<W: World>() {
+pub(crate) fn datagrams_after_a_cancel_wait<W: World>() {
     let mut bench = Bench::<W>::new();
     let client = bench.world.connect();
     bench.say([RECEIVE]);
@@ -169,8 +170,8 @@ pub(crate) fn what_comes_after_a_cancel_waits<W: World>() {
     assert_eq!(bench.world.take_waiting(), sent);
 }
 
-/// Of what comes together with a cancel, the kernel may tell none, some or all; the rest waits.
-/// That the receive has ended is told exactly once.
+/// Of the datagrams that arrive together with a cancel the kernel may report none, some or all; the
+/// rest waits. The end of the receive is reported exactly once.
 pub(crate) fn a_cancel_loses_no_datagram<W: World>() {
     for _ in 0..20 {
         let mut bench = Bench::<W>::new();
@@ -214,7 +215,7 @@ pub(crate) fn a_closed_socket_is_another_process_s<W: World>() {
     assert_eq!(bench.world.take_waiting(), [b"late".to_vec()]);
 }
 
-/// Where a route is too narrow, that reply fails and no other.
+/// If the MTU of the route is too small, only that reply fails.
 pub(crate) fn a_reply_that_is_too_long_fails_alone<W: World>() {
     let mut bench = Bench::<W>::new();
     let clients = [bench.world.connect(), bench.world.connect()];
@@ -236,8 +237,8 @@ pub(crate) fn a_reply_that_is_too_long_fails_alone<W: World>() {
     bench.nothing_comes_back(clients[0]);
 }
 
-/// What the kernel tells of a datagram is cut off, the payload is not; and the next one is whole if
-/// it is that again.
+/// The control messages of a datagram are truncated, its payload is not; the next datagram is
+/// complete if its control messages fit.
 pub(crate) fn a_datagram_without_all_control_messages_says_so<W: World>() {
     let mut bench = Bench::<W>::new();
     let client = bench.world.connect();
@@ -254,7 +255,7 @@ pub(crate) fn a_datagram_without_all_control_messages_says_so<W: World>() {
     bench.comes_back(client, b"whole");
 }
 
-/// The worker's own loop: everything comes back, and the drain leaves nothing.
+/// The worker's loop: every datagram is answered, and the drain leaves nothing.
 pub(crate) fn the_core_answers_and_drains<W: World>() {
     let mut bench = Bench::<W>::new();
     let budget = Arc::new(FakeBudget::new(16, 1_000, 0, 1));
@@ -276,7 +277,7 @@ pub(crate) fn the_core_answers_and_drains<W: World>() {
             bench.world.send(client, &payload(round + client, 13 * round));
             bench.world.send_burst(client, &payload(round, 1_050), 100);
         }
-        // A burst is told as one event or as eleven, an answer as late as with the next turn.
+        // A burst is reported as one to eleven events, an answer with the next turn at the latest.
         let expected = (clients.len() * 12 * (round + 1)) as u64;
         let mut turns = 0;
         while worker.stats().datagrams.datagrams_out < expected {

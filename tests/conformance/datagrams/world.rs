@@ -1,4 +1,4 @@
-//! What a script about datagrams needs of its surroundings, and the implementors.
+//! The trait that scripts about datagrams run on, and its implementations.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -28,7 +28,7 @@ pub(crate) trait World {
     type Kernel: Kernel<Error: fmt::Debug>;
     /// The longest payload that a datagram of the first client has.
     const LENGTH_MAX: usize;
-    /// Whether the kernel tells where a datagram was sent to.
+    /// Whether the kernel reports the destination of a datagram.
     const TELLS_DESTINATION: bool;
 
     fn new() -> Self;
@@ -45,11 +45,12 @@ pub(crate) trait World {
     fn send_burst(&mut self, client: usize, payload: &[u8], segment: u16);
     /// What a client has received, and not looked at.
     fn receive(&mut self, client: usize) -> Option<Vec<u8>>;
-    /// Takes what waits in the socket, as another process does that holds it as well.
+    /// Receives the waiting datagrams through another descriptor of the socket, as another process
+    /// would.
     fn take_waiting(&mut self) -> Vec<Vec<u8>>;
     /// From now on the control messages of a datagram do not fit into a buffer.
     fn exceed_control(&mut self);
-    /// From now on the longest datagrams cannot be sent. False if that cannot be had here.
+    /// From now on the longest datagrams cannot be sent. False if that is not possible here.
     fn refuse_the_longest(&mut self) -> bool;
 }
 
@@ -179,7 +180,7 @@ impl World for Fake {
 /// A real ring with a real socket.
 struct Real {
     driver: Driver,
-    /// The socket once more, as another process holds it.
+    /// Another descriptor of the socket, as another process has it.
     shared: UdpSocket,
     own: Endpoint,
     clients: Vec<UdpSocket>,
@@ -207,7 +208,7 @@ impl Real {
         Self { driver, shared, own, clients: Vec::new() }
     }
 
-    /// A client of this family, which knows only answers of ours.
+    /// A client of this family, connected to our socket.
     fn connect(&mut self, us: IpAddr) -> usize {
         let client = UdpSocket::bind((us, 0)).expect("a free port");
         let port = self.shared.local_addr().expect("its address").port();
@@ -262,7 +263,7 @@ impl Real {
     }
 }
 
-/// The kinds of socket differ in few places only.
+/// The differences between the kinds of socket.
 macro_rules! real_world {
     ($name:ident, $what:literal, $bound:expr, $from:expr, $longest:literal, $tells:literal) => {
         #[doc = $what]
@@ -312,7 +313,7 @@ macro_rules! real_world {
             }
 
             fn exceed_control(&mut self) {
-                // A control message that no buffer has room for besides the others.
+                // A further control message, for which no buffer has room.
                 let option = sockopt::ReceiveTimestampns;
                 setsockopt(&self.0.shared, option, &true).expect("SO_TIMESTAMPNS");
             }

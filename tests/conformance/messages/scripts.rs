@@ -1,4 +1,4 @@
-//! The scripts about messages. That the bytes are the right ones is checked by every read.
+//! The scripts about messages. Every read checks the bytes.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -19,14 +19,14 @@ use crate::fake::peer::PeerId;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A world with a script's memory of what came.
+/// A world, and the events that a script has not taken yet.
 struct Bench<W: World> {
     world: W,
     events: VecDeque<Event>,
 }
 
 impl<W: World> Bench<W> {
-    /// With a connection of this name, and its peer.
+    /// With a connection of this id, and its peer.
     fn accepted(connection: ConnectionId) -> (Self, PeerId) {
         let mut bench = Self { world: W::new(), events: VecDeque::new() };
         let peer = bench.world.connect();
@@ -63,8 +63,8 @@ impl<W: World> Bench<W> {
         assert_eq!(self.events.pop_front(), None, "nothing was expected");
     }
 
-    /// Relays until nothing waits any more, for want of messages or of room, or until an end. Says
-    /// how many messages were relayed, and what is to be waited for.
+    /// Relays until there are no messages, no room, or an end. Returns how many messages were
+    /// relayed, and what to wait for.
     fn relay(&mut self, connection: ConnectionId) -> (usize, Result<When, ReceiveEnd>) {
         let mut count = 0;
         loop {
@@ -96,7 +96,7 @@ pub(crate) fn each_message_comes_back_as_one<W: World>() {
     assert!(lengths.iter().all(|&length| bench.world.write(peer, length)));
     assert_eq!(bench.relay(connection), (lengths.len(), Ok(When::Readable)));
     bench.comes_back(peer, &lengths);
-    // One that waits hears of the next one.
+    // A waiting relay gets the next one.
     for length in [0, 5] {
         bench.say(relay(connection, When::Readable));
         bench.silence();
@@ -120,7 +120,7 @@ pub(crate) fn a_limit_does_not_cut_a_message<W: World>() {
     bench.comes_back(peer, &[20]);
 }
 
-/// The end is what comes behind the last message, and an empty message is none, wherever it is.
+/// The end comes after the last message. An empty message is not the end, wherever it is.
 pub(crate) fn an_empty_message_is_not_the_end<W: World>() {
     let connection = name(0);
     for lengths in [&[0, 3, 0][..], &[0], &[0, 0, 5], &[]] {
@@ -144,7 +144,7 @@ pub(crate) fn the_longest_message_comes_back<W: World>() {
     }
 }
 
-pub(crate) fn a_longer_message_is_told_and_not_cut<W: World>() {
+pub(crate) fn a_longer_message_is_reported_and_not_truncated<W: World>() {
     let connection = name(0);
     let (mut bench, peer) = Bench::<W>::accepted(connection);
     assert!(bench.world.write(peer, 4) && bench.world.write(peer, W::LENGTH_MAX + 1));
@@ -155,7 +155,8 @@ pub(crate) fn a_longer_message_is_told_and_not_cut<W: World>() {
     bench.say(Op::Abort { connection });
 }
 
-/// What there is no room for stays where it is, and goes on when there is.
+/// Messages without room on the way back stay in the receive queue, and are relayed when there is
+/// room.
 pub(crate) fn messages_wait_for_room<W: World>() {
     let connection = name(0);
     let (mut bench, peer) = Bench::<W>::accepted(connection);
@@ -212,7 +213,7 @@ pub(crate) fn discarded_messages_are_gone<W: World>() {
     assert_eq!(bench.next(), end);
 }
 
-/// A relay that is stopped has lost nothing, and another process finds what waits.
+/// A stopped relay loses nothing, and another process finds the waiting messages.
 pub(crate) fn messages_are_left_to_the_next_process<W: World>() {
     let connection = name(0);
     let (mut bench, peer) = Bench::<W>::accepted(connection);
@@ -229,8 +230,8 @@ pub(crate) fn messages_are_left_to_the_next_process<W: World>() {
     bench.comes_back(peer, &lengths);
 }
 
-/// The worker's own loop: every message comes back as one, over handovers as well; a message that
-/// is too long ends its own connection and no other.
+/// The worker's loop: every message comes back as one message, also over handovers. A message that
+/// is too long ends only its own connection.
 pub(crate) fn the_core_echoes_messages<W: World>() {
     let connection = |bench: &mut Bench<W>, worker: &mut Worker| {
         let released = worker.release(bench.world.kernel().now());
@@ -286,7 +287,7 @@ pub(crate) fn the_core_echoes_messages<W: World>() {
     assert!(bench.world.write(peers[0], W::LENGTH_MAX + 1));
     let too_long = CloseReason::MessageSize as usize;
     while worker.stats().traffic.closed[too_long] == 0 {
-        assert!(began.elapsed() < 2 * TIMEOUT, "nobody noticed a message that is too long");
+        assert!(began.elapsed() < 2 * TIMEOUT, "a message that is too long was not noticed");
         worker.step(&mut Brief(bench.world.kernel()), None).expect("the ring works");
     }
     assert_eq!(worker.stats().connections, 2);

@@ -1,4 +1,4 @@
-//! What a script about messages needs of its surroundings, and the implementors.
+//! The trait that scripts about messages run on, and its implementations.
 
 use std::fmt;
 use std::io::{ErrorKind, Read, Write};
@@ -30,7 +30,7 @@ pub(crate) trait World {
     fn new() -> Self;
     fn kernel(&mut self) -> &mut Self::Kernel;
     fn budget(&self) -> Arc<dyn Budget>;
-    /// Another kernel takes over the connections, each with its next name.
+    /// Another kernel takes over the connections, each with a new id.
     fn hand_over(&mut self, renamed: &[(ConnectionId, ConnectionId)]);
     /// A new peer, which is in the backlog when this returns.
     fn connect(&mut self) -> PeerId;
@@ -38,7 +38,7 @@ pub(crate) trait World {
     fn write(&mut self, peer: PeerId, length: usize) -> bool;
     /// The length of the next message that the peer reads, each byte of which is checked.
     fn read(&mut self, peer: PeerId) -> Option<usize>;
-    /// The peer sends no more, and goes on reading.
+    /// The peer sends FIN and continues to read.
     fn finish(&mut self, peer: PeerId);
 }
 
