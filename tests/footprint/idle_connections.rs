@@ -1,6 +1,6 @@
 //! Many idle connections, held by this process.
 //!
-//! Each is greeted once, so that it is known to be served and not merely to wait in the backlog.
+//! Each has been answered once, so that it is served and does not merely wait in the backlog.
 
 use std::net::Ipv4Addr;
 
@@ -10,18 +10,18 @@ use socket2::Socket;
 use crate::daemon::Daemon;
 use crate::place::{Place, come_from, ping};
 
-/// Descriptors that this process and the daemon need beside those of connections, generously.
+/// A generous number of descriptors that this process and the daemon need besides connections.
 const FILES_SPARE: u64 = 400;
 
-/// Connections from one source address: far fewer than there are ports, so that those of an earlier
-/// test, which the kernel remembers for a minute, are not in the way.
+/// Connections from one source address: far fewer than there are ports, since ports of an earlier
+/// test stay in TIME_WAIT for a minute.
 const CONNECTIONS_PER_SOURCE: usize = 2_000;
 
-/// How many connections the limit on open files leaves room for, on either side.
+/// How many connections the limit on open files permits, on either side.
 pub(crate) fn room(daemon: &Daemon) -> usize {
     assert!(daemon.process.open_files() < FILES_SPARE as usize / 2, "the spare is too small");
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-    // The stage raises this process's soft limit no further than that.
+    // The harness raises this process's soft limit up to this.
     usize::try_from(hard.min(65_536).saturating_sub(FILES_SPARE)).unwrap()
 }
 
@@ -32,7 +32,7 @@ pub(crate) struct IdleConnections {
 }
 
 impl IdleConnections {
-    /// Nobody yet.
+    /// No connection yet.
     pub(crate) fn new(place: &Place) -> Self {
         Self { place: place.clone(), sockets: Vec::new() }
     }
@@ -57,7 +57,7 @@ impl IdleConnections {
         }
     }
 
-    /// Greets some of them again, first and last included.
+    /// Asserts that some of them still answer, including the first and the last.
     pub(crate) fn assert_some_answer(&self) {
         let step = (self.sockets.len() / 20).max(1);
         for socket in self.sockets.iter().step_by(step).chain(self.sockets.last()) {

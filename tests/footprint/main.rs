@@ -1,15 +1,13 @@
-//! What the daemon costs when nothing is asked of it: memory, wake-ups, and the time until it is
-//! ready.
+//! The cost of an idle daemon: memory, wake-ups, and the time until it is ready.
 //!
-//! The bounds are promises to the user and stand as constants below; a figure beyond one of them is
-//! a fault like any other. What is measured is printed as well (`cargo test --test footprint --
-//! --nocapture`). The daemon is judged from outside, by what /proc says of it, with the black-box
-//! suite's own stage; nothing here knows how it works. That a message costs no allocation is shown
-//! by `tests/allocations.rs`, from inside.
+//! The bounds are documented for users and are the constants below; a figure beyond one of them is
+//! a failure. The measurements are printed as well (`cargo test --test footprint -- --nocapture`).
+//! The daemon is measured from outside, through /proc, with the harness of the black-box suite.
+//! `tests/allocations.rs` tests from inside that a message costs no allocation.
 
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
-// The stage serves a larger suite than this one; each room is used in part.
+// The harness belongs to a larger suite; this one uses a part of each module.
 #[allow(dead_code, reason = "shared with the black-box suite")]
 #[path = "../daemon/daemon.rs"]
 mod daemon;
@@ -47,7 +45,7 @@ use crate::waits::Unused;
 use crate::wakes::Wakes;
 
 /// Process memory of one idle connection, in bytes: the tables of a connection are 65 (44 in the
-/// core, 12 for its timer, 8 in the driver, 1 for when it was last asked whether it is there).
+/// core, 12 for its timer, 8 in the driver, 1 for the time of its last keepalive probe).
 const BYTES_PER_CONNECTION_MAX: f64 = 67.0;
 
 /// Process memory of a ready daemon with two workers, in bytes.
@@ -59,21 +57,21 @@ const READY_MAX: Duration = Duration::from_millis(20);
 /// How often an idle thread may wake in a second.
 const WAKES_PER_SECOND_MAX: f64 = 1.0;
 
-/// How much of the unused time of the processors may be booked as waiting for I/O.
+/// How much of the idle time of the processors may be accounted as waiting for I/O.
 const WAITING_MAX: f64 = 0.2;
 
-/// Where the slope of memory over connections begins and where it ends. Below the first, the steps
-/// in which memory is taken would show.
+/// The range of connections over which the slope of memory is measured. Below it the steps in which
+/// memory is allocated would dominate.
 const SLOPE: (usize, usize) = (1_000, 19_000);
 
-/// Fewer connections between the two ends of the slope say more of the page size than of a
-/// connection.
+/// With fewer connections between the two ends of the slope the page size would dominate the
+/// result.
 const SLOPE_LENGTH_MIN: usize = 4_000;
 
-/// Connections of a daemon that is watched for wake-ups.
+/// Connections of a daemon whose wake-ups are counted.
 const SLEEPERS: usize = 10_000;
 
-/// How long a daemon that should sleep is watched.
+/// How long the wake-ups are counted.
 const WATCH: Duration = Duration::from_secs(5);
 
 const TWO_WORKERS: &str = "[server]\nworkers = 2\n";
@@ -116,7 +114,7 @@ fn an_idle_daemon_sleeps() {
     let daemon = Launch::with_config(TWO_WORKERS).start();
     let mut idle = IdleConnections::new(daemon.place());
     idle.grow(SLEEPERS.min(room(&daemon)));
-    // It may still be about the last connections, or have a status to tell.
+    // It may still process the last connections, or have to send a status.
     thread::sleep(Duration::from_millis(1_500));
     let wakes = Wakes::during(daemon.process, WATCH);
     println!("{} idle connections: {wakes:?}", idle.count());
@@ -126,8 +124,8 @@ fn an_idle_daemon_sleeps() {
     daemon.stop();
 }
 
-/// A watchdog costs each thread its own wake-ups and no others: the main thread's to tell that all
-/// is well, a worker's to show that it turns.
+/// A watchdog only causes its own wake-ups: those of the main thread to notify it, and those of a
+/// worker to show that it completes iterations.
 #[test]
 fn a_watched_daemon_wakes_for_its_watchdog_alone() {
     let _quiet = alone();
@@ -145,9 +143,9 @@ fn a_watched_daemon_wakes_for_its_watchdog_alone() {
     daemon.stop();
 }
 
-/// Goal: top and /proc/pressure/io do not cry wolf: who waits for a peer does not wait for a disk.
-/// Method: with a worker for each processor all unused time would be booked so. The best of five
-/// counts: others may use disks.
+/// Goal: top and /proc/pressure/io do not show a wait for a peer as a wait for a disk. Method: with
+/// a worker for each processor all idle time would be accounted so. The best of five attempts
+/// counts, as other programs may use disks.
 #[test]
 fn an_idle_daemon_does_not_wait_for_io() {
     let _quiet = alone();
@@ -176,7 +174,7 @@ fn waits_can_be_idle() -> bool {
     (number(), number()) >= (6, 15)
 }
 
-/// The best of five counts: what else the machine does can only make it later.
+/// The best of five attempts counts, as other work of the machine can only delay it.
 #[test]
 fn it_is_ready_within_20_ms() {
     let _quiet = alone();

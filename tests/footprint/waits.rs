@@ -1,4 +1,4 @@
-//! What the kernel books the time as in which nobody runs: idle, or waiting for I/O (proc_stat(5)).
+//! How the kernel accounts time in which no thread runs: idle, or waiting for I/O (proc_stat(5)).
 
 use std::fs;
 use std::ops::Sub;
@@ -13,7 +13,7 @@ pub(crate) struct Unused {
 }
 
 impl Unused {
-    /// What accumulates in so long.
+    /// The time that accumulates during `span`.
     pub(crate) fn during(span: Duration) -> Self {
         let before = Self::now();
         thread::sleep(span);
@@ -28,7 +28,7 @@ impl Unused {
         Self { idle: field(3), waiting: field(4) }
     }
 
-    /// The part of it in which somebody who would have run there waited for I/O.
+    /// The fraction of it in which a thread of that processor waited for I/O.
     pub(crate) fn waiting(self) -> f64 {
         self.waiting as f64 / (self.idle + self.waiting).max(1) as f64
     }
@@ -38,7 +38,7 @@ impl Sub for Unused {
     type Output = Self;
 
     fn sub(self, before: Self) -> Self {
-        // The kernel lets iowait go back at times.
+        // The kernel's iowait sometimes decreases.
         let since = |now: u64, then| now.saturating_sub(then);
         Self { idle: since(self.idle, before.idle), waiting: since(self.waiting, before.waiting) }
     }

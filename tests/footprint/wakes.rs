@@ -1,5 +1,5 @@
-//! How often the threads of a process wake: each time one that slept of its own will runs again,
-//! the kernel counts a voluntary switch (proc_pid_status(5)).
+//! How often the threads of a process wake: each time a thread sleeps, the kernel counts a
+//! voluntary switch (proc_pid_status(5)).
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,30 +9,30 @@ use std::time::{Duration, Instant};
 
 use crate::machine::Process;
 
-/// What was seen of a process.
+/// The wake-ups of a process.
 #[derive(Debug)]
 pub(crate) struct Wakes {
-    /// How long it was watched.
+    /// How long they were counted.
     span: Duration,
     /// Wake-ups of each thread, by its number and name.
     counts: BTreeMap<String, u64>,
 }
 
 impl Wakes {
-    /// Watches a process for so long.
+    /// Counts the wake-ups of a process during `span`.
     pub(crate) fn during(process: Process, span: Duration) -> Self {
         let before = switches(process);
         let start = Instant::now();
         thread::sleep(span);
         let mut counts = switches(process);
         for (name, count) in &mut counts {
-            // A thread that is new has been awake once at least.
+            // A new thread has been awake at least once.
             *count -= before.get(name).copied().unwrap_or(0);
         }
         Self { span: start.elapsed(), counts }
     }
 
-    /// Asserts that none woke more often than so many times a second. A window that long may catch
+    /// Asserts that no thread woke more than `per_second` times a second. The interval may contain
     /// one more.
     pub(crate) fn assert_at_most(&self, per_second: f64) {
         assert!(!self.counts.is_empty(), "it has no thread, so it is gone");
@@ -62,7 +62,7 @@ fn switches(process: Process) -> BTreeMap<String, u64> {
     tasks.unwrap().map(|task| status(task.unwrap())).collect()
 }
 
-/// A count that could not see a thread wake would pass any daemon.
+/// A count that missed wake-ups would pass any daemon.
 #[test]
 fn a_process_that_wakes_is_seen() {
     let mut child = std::process::Command::new("/bin/sh")
@@ -73,5 +73,5 @@ fn a_process_that_wakes_is_seen() {
     child.kill().unwrap();
     child.wait().unwrap();
     let verdict = std::panic::catch_unwind(|| wakes.assert_at_most(1.0));
-    assert!(verdict.is_err(), "a restless shell passed for a sleeping process: {wakes:?}");
+    assert!(verdict.is_err(), "a busy shell passed as a sleeping process: {wakes:?}");
 }

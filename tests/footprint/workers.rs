@@ -1,7 +1,7 @@
-//! What an echo costs with many workers: system calls and wake-ups of the whole process.
+//! The cost of an echo with many workers: system calls and wake-ups of the whole process.
 //!
-//! Two CPUs cannot show how 64 workers scale. They can show what an echo does not do: with any
-//! number of workers it takes the same calls and wakes the same single thread.
+//! Two CPUs cannot show how 64 workers scale. They can show that the cost of an echo does not
+//! depend on the number of workers: it makes the same calls and wakes a single thread.
 
 use std::fs;
 use std::process::Command;
@@ -25,7 +25,7 @@ fn start(workers: usize, wrapper: Vec<String>) -> Daemon {
     Launch { listening, config, wrapper, ..Launch::default() }.start()
 }
 
-/// So many echoes on one connection.
+/// Makes `echoes` echoes on one connection.
 fn converse(daemon: &Daemon, echoes: u32) {
     let peer = daemon.place().connect();
     for _ in 0..echoes {
@@ -33,7 +33,7 @@ fn converse(daemon: &Daemon, echoes: u32) {
     }
 }
 
-/// System calls of a whole run with so many echoes; none if they cannot be counted here.
+/// System calls of a whole run with `echoes` echoes; none if they cannot be counted here.
 fn calls(workers: usize, echoes: u32) -> Option<u64> {
     let scratch = Scratch::new();
     let path = scratch.path("calls");
