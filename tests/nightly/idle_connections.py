@@ -1,12 +1,12 @@
-"""Connections that say nothing, held by a process of its own: an argument list in, words out.
+"""Idle connections in a process of their own, with commands on standard input.
 
-    crowd.py ADDRESS PORT COUNT LOSS
+    idle_connections.py ADDRESS PORT COUNT LOSS
 
-Opens COUNT connections, from several source addresses where ADDRESS is of loopback, is answered
-once on each, and says "open". From then on each of them loses LOSS percent of what comes for it. A
-line "check" on standard input makes it ask all of them; it says how many answer. A line "gone"
-takes it from the network: nothing that comes for it is seen any more. A line "ended" makes it say
-how many have been ended in order, by reset, and not at all.
+Opens COUNT connections, from several source addresses if ADDRESS is of loopback, waits for one
+answer on each, and prints "open". From then on each connection loses LOSS percent of its incoming
+packets. Commands: "check" sends a word on all connections and prints how many answer. "gone" makes
+them unreachable: all their incoming packets are dropped. "ended" prints how many have been ended in
+order, by reset, and not at all.
 """
 
 import ctypes
@@ -22,7 +22,7 @@ PER_SOURCE = 20_000
 
 
 def lose(connection, percent):
-    """Drops so much of what comes for a socket before TCP sees it: see linux/filter.h."""
+    """Drops `percent` of a socket's incoming packets before TCP: see linux/filter.h."""
     random = 0xFFFFFFFF & (-0x1000 + 56)
     code = [
         (0x20, 0, 0, random),
@@ -50,7 +50,7 @@ def connect(address, port, index):
 
 
 def read_word(connection, word):
-    """Whether it answers this."""
+    """Whether the connection answers with this word."""
     try:
         answer = b""
         while len(answer) < len(word):
