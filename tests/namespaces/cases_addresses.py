@@ -100,7 +100,7 @@ def sent_on(namespace, interface):
 
 
 def sent_to_many(world):
-    """Datagrams to broadcast and multicast addresses are counted, and nobody hears anything."""
+    """Datagrams to broadcast and multicast addresses are counted, and nothing is sent."""
     world.pair()
     # Of several sockets on one port, each would get one.
     world.daemon(["udp:0.0.0.0:7"], "[server]\nworkers = 1\n")
@@ -110,7 +110,7 @@ def sent_to_many(world):
         socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton("10.7.0.2")
     )
     many = ("10.7.0.255", "255.255.255.255", "224.0.0.1", "239.1.1.1")
-    # The kernel delivers those of groups that nobody joined only where that is asked for.
+    # The kernel delivers datagrams of groups that were not joined only if that is requested.
     delivered = many[:3]
     for address in many:
         client.sendto(b"everyone", (address, 7))
@@ -155,7 +155,7 @@ def forged_sources(world):
             (("254.1.2.3", 4000), "source"),
             (("0.1.2.3", 4000), "source"),
             (("203.0.113.9", 4000), "unroutable"),
-            # The kernel's own affair: martians.
+            # The kernel drops these itself: martians.
             (("255.255.255.255", 4000), None),
             (("224.0.0.1", 4000), None),
             (("10.7.0.1", 7), None),
@@ -175,7 +175,7 @@ def forged_sources(world):
         if reason:
             expected[reason] = expected.get(reason, 0) + 1
             daemon.wait_for_dropped(**expected)
-    # On lo the kernel lets more of them through.
+    # On lo the kernel delivers more of them.
     for source in (("240.0.0.1", 4000), ("0.1.2.3", 4000), ("127.0.0.1", 0)):
         for target in (("127.0.0.1", 7), ("127.0.0.1", 7777)):
             forge(world.server, source, target)

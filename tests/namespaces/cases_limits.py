@@ -1,4 +1,4 @@
-"""Two daemons that are made to answer each other, and sources that send too much."""
+"""Two daemons that are tricked into answering each other, and sources that send too much."""
 
 import time
 
@@ -9,8 +9,8 @@ LEAST = "[datagram]\ndatagrams-per-source = 128\n"
 
 
 def silence(world, first, second):
-    """Waits until no datagram is under way between two daemons, the forged one included, and so
-    none ever will be; returns how many passed the link."""
+    """Waits until no datagram is in flight between two daemons, the forged one included, so that
+    none will follow; returns how many passed the link."""
 
     def quiet():
         before = [daemon.balanced() for daemon in (first, second)]
@@ -103,7 +103,7 @@ def loop_by_bytes(world):
 
 
 def sources_have_limits(world):
-    """A source gets its datagrams a second and no more; others do not notice; a reload counts."""
+    """A source gets its datagrams a second and no more; others are not affected; a reload applies."""
     world.pair()
     world.client.run("ip address add 10.7.0.3/24 dev v1; ip address add fd00:7::3/64 dev v1 nodad")
     daemon = world.daemon(["udp:0.0.0.0:7", "udp:[::]:7777"], LEAST)
@@ -141,7 +141,8 @@ def sources_have_limits(world):
 
 
 def wait_for(daemon, before, count):
-    """Waits until the daemon has done with so many datagrams more; returns how many it answered."""
+    """Waits until the daemon has handled this number of further datagrams; returns how many it
+    answered."""
 
     def figure(listeners, name):
         return sum(listener[name] for listener in listeners)
@@ -191,7 +192,7 @@ def sources_have_bytes(world):
         client.send(bytes(60_000))
     began = time.monotonic()
     eventually(lambda: daemon.figure("datagrams_received") == 41, "not all of them came")
-    eventually(daemon.balanced, "replies are under way")
+    eventually(daemon.balanced, "replies are in flight")
     sent = daemon.figure("bytes_sent")
     most = 65_536 * (2 + time.monotonic() - began) + 20_000
     expect(sent <= most, f"{sent} bytes, at most {most:.0f}")
@@ -200,8 +201,8 @@ def sources_have_bytes(world):
 
 
 def limits_are_not_saved_up(world):
-    """A source that is held to its bytes for seconds saves up no datagrams meanwhile, and the other
-    way round."""
+    """A source at its limit of bytes does not accumulate tokens for datagrams meanwhile, and vice
+    versa."""
     world.pair()
     world.client.run("ip address add 10.7.0.3/24 dev v1")
     config = '[server]\nworkers = 1\n[datagram]\ndatagrams-per-source = 1000\n'
@@ -214,13 +215,13 @@ def limits_are_not_saved_up(world):
             for _ in range(1 if first else 10):
                 client.send(first)
             time.sleep(0.01)
-        before = eventually(daemon.balanced, "replies are under way")
+        before = eventually(daemon.balanced, "replies are in flight")
         began = time.monotonic()
         # As many as a socket holds, until five times a second's worth was sent.
         for _ in range(50):
             for _ in range(100 if first else 10):
                 client.send(then)
-            eventually(daemon.balanced, "replies are under way")
+            eventually(daemon.balanced, "replies are in flight")
         answered = wait_for(daemon, before, 5000 if first else 500)
         worth = 1000 if first else 65.6
         most = worth * (1 + time.monotonic() - began) + worth / 32 + 1

@@ -12,7 +12,7 @@ SHAPES = ((4 * 1200, 1200), (30 * 1400 + 7, 1400), (64 * 100, 100), (10 * 1472, 
 
 
 def receive_all(client, payload, segment, what):
-    """Demands the datagrams of a burst, in order."""
+    """Checks the datagrams of a burst, in order."""
     for start in range(0, len(payload), segment):
         try:
             answer = client.recv(65536)
@@ -170,7 +170,7 @@ def slow_link(world):
 
 
 def dead_link(world):
-    """The link of some clients goes down and comes back: the others do not notice."""
+    """The link of some clients goes down and comes back: the others are not affected."""
     world.pair()
     world.second_link()
     daemon = world.daemon(
@@ -211,7 +211,7 @@ def dead_link(world):
 
 
 def is_served(client):
-    """Whether an echo comes back soon; what came late is no matter."""
+    """Whether an echo comes back soon; late ones are ignored."""
     word = random.randbytes(8)
     client.send(word)
     deadline = time.monotonic() + 0.5

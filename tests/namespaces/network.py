@@ -30,7 +30,7 @@ def call(name, *arguments):
 
 
 class Failure(Exception):
-    """A promise that was not kept, in one sentence."""
+    """A requirement that was not met, in one sentence."""
 
 
 def expect(condition, sentence):
@@ -182,7 +182,7 @@ class Tap:
         self.socket = namespace.socket(
             socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETH_P_ALL)
         )
-        # SO_RCVBUFFORCE: it is looked at when all is over.
+        # SO_RCVBUFFORCE, as it is read only at the end.
         self.socket.setsockopt(socket.SOL_SOCKET, 33, 256 << 20)
         self.socket.bind((interface, ETH_P_ALL))
         self.socket.setblocking(False)
@@ -206,7 +206,7 @@ def burst(client, payload, segment):
 
 
 def nothing_waits(client, what):
-    """Demands that nothing has come to the socket by now."""
+    """Checks that the socket has received nothing so far."""
     if select.select([client], [], [], 0)[0]:
         data, source = client.recvfrom(65536)
         raise Failure(f"{what}: {len(data)} bytes came from {source}")

@@ -1,4 +1,4 @@
-"""The daemon in a namespace: started, looked at, ended with the checks that every case owes."""
+"""The daemon in a namespace: started, examined, ended with the checks common to all cases."""
 
 import ctypes
 import json
@@ -93,7 +93,7 @@ class Daemon:
         return {reason: count for reason, count in total.items() if count}
 
     def wait_for_dropped(self, **wanted):
-        """Waits until exactly so many were dropped for these reasons and none for others."""
+        """Waits until exactly these numbers were dropped, by reason, and none for other reasons."""
         wanted = {reason.replace("_", "-"): count for reason, count in wanted.items()}
         eventually(
             lambda: self.dropped() == wanted,
@@ -101,7 +101,7 @@ class Daemon:
         )
 
     def balanced(self):
-        """The figures when nothing is under way in the daemon, else None."""
+        """The figures when no datagram is in flight in the daemon, else None."""
         listeners = self.listeners_now()
         for listener in listeners:
             received, sent = listener["datagrams_received"], listener["datagrams_sent"]
@@ -136,7 +136,7 @@ def enumerate_names(addresses):
 
 
 def answers(client, payload, asked=None):
-    """Demands an exact echo, from the address that was asked."""
+    """Checks for an exact echo, from the address that was asked."""
     if asked:
         client.sendto(payload, asked)
     else:
