@@ -1,5 +1,5 @@
-//! What the limits on sources cost a datagram: the core of a worker and the daemon's own rate
-//! limiter, on a kernel that is none.
+//! The cost of the limits for each source, per datagram: the core of a worker and the daemon's rate
+//! limiter, with a fake kernel.
 //!
 //! ```text
 //! cargo bench --bench buckets
@@ -9,7 +9,7 @@
 //! workers see the same sources, which together send half of what they may; the clock is that of
 //! the datagrams, so that it does not matter how fast the machine is. Shown is the CPU time of a
 //! datagram in the core, without limits and with them, and how often a worker had to visit a
-//! bucket. What the kernel takes for the same datagram is some four microseconds.
+//! bucket. The kernel needs some four microseconds for the same datagram.
 
 #![allow(missing_docs, reason = "a program")]
 
@@ -41,7 +41,7 @@ use echo_uring::rate_limiter::DatagramLimiter;
 const BATCH: u16 = 32;
 /// Datagrams of a worker that count.
 const DATAGRAMS: u64 = 1_000_000;
-/// Measurements of each cell; the least one counts, since others use the machine as well.
+/// Measurements of each cell; the least one counts, since other programs use the machine as well.
 const TRIES: usize = 5;
 /// The default limits.
 const RATES: Rates = Rates { datagrams: Some(10_000), bytes: Some(16 << 20) };
@@ -229,7 +229,7 @@ fn measure(workers: u64, sources: u32, rates: Rates) -> (f64, f64, f64) {
     (each(spent.into_inner()), each(visits), each(answered.into_inner()))
 }
 
-/// Of several tries the one that was disturbed least.
+/// The least of several measurements.
 fn best(workers: u64, sources: u32, rates: Rates) -> (f64, f64, f64) {
     let tries = (0..TRIES).map(|_| measure(workers, sources, rates));
     tries.min_by(|a, b| a.0.total_cmp(&b.0)).expect("there are several")

@@ -36,8 +36,8 @@ pub(crate) enum Address {
 }
 
 impl Address {
-    /// An address nobody serves on; a Unix socket gets that name. Another program could take the
-    /// port before the server does; then the server says so and ends.
+    /// A free address; a Unix socket gets that name. Another program could bind the port before the
+    /// server does; then the server reports that and ends.
     pub(crate) fn free(transport: Transport, name: &str, directory: &Path) -> io::Result<Self> {
         match transport {
             Transport::Tcp => {
@@ -76,8 +76,8 @@ impl Address {
         }
     }
 
-    /// A connection, or a connected UDP socket, in blocking mode; over TCP from `source` and with TCP_NODELAY. Reading gives up
-    /// after `silence_max`.
+    /// A connection, or a connected UDP socket, in blocking mode; over TCP from `source` and with
+    /// TCP_NODELAY. Reading gives up after `silence_max`.
     pub(crate) fn connect(&self, source: Ipv4Addr, silence_max: Duration) -> io::Result<Socket> {
         let (domain, kind, address) = match self {
             Self::Tcp(address) => (Domain::IPV4, Type::STREAM, SockAddr::from(*address)),

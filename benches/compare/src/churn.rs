@@ -1,8 +1,8 @@
-//! Load by connections that come and go: connect, one echo, close, a few at a time.
+//! Load by short connections: connect, one echo, close, a few at a time.
 //!
-//! Who closes first keeps the address pair for a minute (TIME_WAIT). That is the client, as it is
-//! in life; so that it never runs out of ports, each connection comes from another address of the
-//! loopback network.
+//! The side that closes first keeps the address pair for a minute (TIME_WAIT). That is the client,
+//! as in practice. So that it does not run out of ports, each connection comes from another address
+//! of the loopback network.
 
 use std::io::{self, Read, Write};
 use std::net::Ipv4Addr;
@@ -31,7 +31,7 @@ pub(crate) struct Churn<'a> {
 }
 
 impl<'a> Churn<'a> {
-    /// A client that opens so many connections at a time.
+    /// A client that opens this number of connections at a time.
     pub(crate) fn new(
         address: &'a Address,
         pattern: &'a Pattern,
@@ -48,7 +48,7 @@ impl<'a> Churn<'a> {
         Ok(Yield::of(echoes, began.elapsed()))
     }
 
-    /// Opens connections until it is `over`. Says how many.
+    /// Opens connections until it is `over`. Returns their number.
     pub(crate) fn run(&mut self, over: impl Fn() -> bool) -> Result<u64, String> {
         let mut echoes = 0;
         while !over() {

@@ -1,4 +1,4 @@
-//! The comparison itself: rounds, slices, and who takes part in them.
+//! The comparison itself: rounds, slices, and their servers.
 
 use std::collections::HashMap;
 use std::fs;
@@ -17,14 +17,14 @@ use crate::steady::Waiting;
 use crate::veth::FarEnd;
 use crate::works::Work;
 
-/// Before each slice its connections are warmed up for one part in so many of it: windows grow, and
-/// servers that adapt do so.
+/// The fraction of a slice for which its connections are warmed up before: windows grow, and
+/// servers adapt.
 const WARM_UP_DIVISOR: f64 = 5.0;
 
 /// Descriptors that client and server need beside those of connections.
 const FILES_SPARE: u64 = 100;
 
-/// Who takes part, under a label of its own.
+/// The servers of the comparison, each with its own label.
 type Cast = Vec<(String, &'static Entry)>;
 
 /// Compares, prints the table as it grows, and writes the record.
@@ -76,8 +76,8 @@ pub(crate) fn compare(arguments: &Arguments) -> Result<(), String> {
     if failures > 0 { Err(format!("{failures} failures, see above")) } else { Ok(()) }
 }
 
-/// The client's own needs: its core, and two descriptors for every connection there may be. Says
-/// how many.
+/// Sets up the client: its core, and two descriptors for every possible connection. Returns the
+/// number of connections.
 fn prepare(core: usize) -> std::io::Result<u64> {
     let (_, ceiling) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, ceiling, ceiling)?;
@@ -99,8 +99,8 @@ fn load_average() -> String {
     text.split(' ').take(3).collect::<Vec<_>>().join(" ")
 }
 
-/// Each under a label of its own: the second of a name is `name#2`. Who is not there is left out
-/// with a note.
+/// Each with its own label: the second of a name is `name#2`. A server that is not installed is
+/// left out with a note.
 fn cast(entries: &[&'static Entry]) -> Result<Cast, String> {
     let mut seen = HashMap::new();
     let mut cast = Vec::new();
@@ -120,7 +120,7 @@ fn cast(entries: &[&'static Entry]) -> Result<Cast, String> {
 /// What stays the same for all works.
 struct Plan<'a> {
     stage: Stage<'a>,
-    /// The first that can do a work is its yardstick.
+    /// The first server that can do a work is its reference.
     cast: Cast,
     pattern: Pattern,
     waiting: Waiting,
@@ -155,10 +155,10 @@ impl Plan<'_> {
 
     /// One work on all servers that can do it, slice by slice.
     ///
-    /// Every round has processes of its own. Where the memory of a process happens to lie stays
-    /// with it for life: of two processes of the same program one was 4 % dearer for a whole run.
+    /// Every round has its own processes. The placement of a process's memory does not change
+    /// during its life: of two processes of the same program one cost 4 % more for a whole run.
     ///
-    /// A server that fails is left out from then on; without the yardstick nothing is said.
+    /// A server that fails is left out from then on; without the reference there is no result.
     fn run(&self, work: &Work) -> Result<Outcome, String> {
         let (able, unable): (Vec<_>, Vec<_>) =
             self.cast.iter().partition(|(_, entry)| entry.excuse(work).is_none());
@@ -215,8 +215,8 @@ impl Plan<'_> {
         servers.iter().map(slice).collect()
     }
 
-    /// One slice on connections of its own, for the same reason: what the kernel happens to settle
-    /// on for a connection (windows, buffer sizes) would look like a trait of the server.
+    /// One slice with its own connections, for the same reason: the windows and buffer sizes that
+    /// the kernel selects for a connection would look like a property of the server.
     fn measure(&self, work: &Work, server: &Server) -> Result<Slice, String> {
         let duration = self.duration * work.stretch;
         let mut client = work.client(&server.address, &self.pattern, self.waiting)?;
@@ -225,7 +225,7 @@ impl Plan<'_> {
         let work = client.slice(duration)?;
         let after = server.settled_cpu_time()?;
         drop(client);
-        // It closes thousands of connections perhaps, and must be done before the next one's turn.
+        // It may have to close thousands of connections, which must be done before the next slice.
         server.settled_cpu_time()?;
         Ok(Slice {
             echoes: work.echoes,

@@ -1,4 +1,4 @@
-//! Cores and CPU time: who runs where, and how long a process has run.
+//! Cores and CPU time: binding to cores, and the CPU time of processes.
 
 use std::fs;
 use std::io;
@@ -38,7 +38,7 @@ pub(crate) fn on_core<T>(core: usize, action: impl FnOnce() -> io::Result<T>) ->
     outcome
 }
 
-/// Who works for a server.
+/// Whose CPU time counts for a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Crew {
     /// Its own threads.
@@ -117,8 +117,8 @@ mod tests {
     use super::*;
     use std::process::{Command, Stdio};
 
-    /// A server that forks must not get the work of its children for nothing, whether they have
-    /// ended or not.
+    /// The CPU time of a forking server must include that of its children, whether they have ended
+    /// or not.
     #[test]
     fn the_time_of_children_counts() {
         let work = "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done";

@@ -1,10 +1,10 @@
-//! Load by datagrams: each flow keeps a number of them under way, and checks every byte that comes
+//! Load by datagrams: each flow keeps a number of them in flight, and checks every byte that comes
 //! back.
 //!
-//! A datagram begins with its number in its flow, so that order does not matter, and a datagram of
-//! another flow, changed, doubled or never sent is told from a good one. One that does not come
-//! back in time is sent again and counted as lost: that is what UDP allows, and what a comparison
-//! has to show.
+//! A datagram begins with its number in its flow. So the order does not matter, and a datagram that
+//! is of another flow, changed, doubled or never sent is detected. A datagram that does not come
+//! back in time is sent again and counted as lost: UDP permits that, and a comparison has to show
+//! it.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -23,37 +23,38 @@ use crate::steady::Waiting;
 use crate::veth;
 use crate::works::Yield;
 
-/// After so long a datagram counts as lost and is sent again. Should it come after all, it was not.
+/// After this time a datagram counts as lost and is sent again. If it still arrives, it does not
+/// count.
 const LOST_AFTER: Duration = Duration::from_millis(250);
 
-/// How often it is looked for those.
+/// How often such datagrams are looked for.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// If nothing at all comes back for so long, the server has failed.
+/// If nothing comes back for this time, the server has failed.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 
-/// What a flow should be able to keep of what comes back, as far as the machine allows.
+/// The receive buffer of a flow, as far as the machine permits.
 const KEPT: usize = 4 << 20;
 
 /// Events fetched by one wait.
 const EVENTS_MAX: usize = 1024;
 
-/// Receives from one flow before the others have their turn.
+/// Receives from one flow before the others are served.
 const RECEIVES_MAX: usize = 64;
 
 /// Bytes of the number that a datagram begins with.
 const NUMBER: usize = 8;
 
-/// What is kept under way.
+/// The datagrams in flight.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Load {
     /// Sockets of the client, each with a port of its own.
     pub(crate) flows: usize,
-    /// Of these, so many have something under way at a time; one takes its turn after the other.
+    /// How many of these have datagrams in flight at a time; they take turns.
     pub(crate) active: usize,
     /// Bytes of a datagram.
     pub(crate) message_length: usize,
-    /// Datagrams of a flow under way.
+    /// Datagrams of a flow in flight.
     pub(crate) in_flight: usize,
     /// They are sent by one call which has the kernel cut it (UDP_SEGMENT), and the next ones when
     /// all are back.
@@ -61,7 +62,7 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    /// All flows always have something under way, and each datagram is sent by itself.
+    /// All flows always have datagrams in flight, and each is sent by itself.
     pub(crate) const fn new(flows: usize, message_length: usize, in_flight: usize) -> Self {
         Self { flows, active: flows, message_length, in_flight, bursts: false }
     }
@@ -76,7 +77,7 @@ pub(crate) struct Datagrams<'a> {
     buffer: Vec<u8>,
     message: Vec<u8>,
     waiting: Waiting,
-    /// Takes the time of each echo where only one is under way.
+    /// Measures the time of each echo if only one is in flight.
     stopwatch: Option<Stopwatch>,
     /// The flow whose turn is next, if not all are active.
     next: usize,
@@ -84,7 +85,7 @@ pub(crate) struct Datagrams<'a> {
     lost: u64,
 }
 
-/// A flow, and what it has under way.
+/// A flow, and its datagrams in flight.
 struct Flow {
     socket: Socket,
     origin: u64,
@@ -93,7 +94,7 @@ struct Flow {
     under_way: usize,
     /// Datagram `n` has the place `n % in_flight`: its number, and when it was sent.
     places: Vec<Option<(u64, Instant)>>,
-    /// Datagrams that were sent again: so many may come twice.
+    /// Datagrams that were sent again: this number may arrive twice.
     repeats: u64,
 }
 
@@ -186,7 +187,7 @@ impl<'a> Datagrams<'a> {
         Ok(Yield { latency, lost: self.lost, ..Yield::of(self.echoes, elapsed) })
     }
 
-    /// What was sent again is given time to come twice: then it was late, and is not lost.
+    /// Waits for datagrams that were sent again to arrive twice: then they were late and not lost.
     fn await_late(&mut self, events: &mut [EpollEvent]) -> Result<(), String> {
         let began = Instant::now();
         while self.lost > 0 && began.elapsed() < LOST_AFTER {
@@ -294,13 +295,13 @@ impl<'a> Datagrams<'a> {
         Ok(true)
     }
 
-    /// Sends so many new datagrams, as far as there are places for them: one that is late keeps
-    /// its place, and those behind it wait.
+    /// Sends this number of new datagrams, as far as there are places for them: a late one keeps
+    /// its place, and the following ones wait.
     fn send_more(&mut self, index: usize, count: usize) -> Result<(), String> {
         let length = self.load.message_length;
         let now = Instant::now();
         let mut filled = 0;
-        // What was held up by a late one follows with it.
+        // Datagrams that a late one has delayed follow with it.
         let free = self.load.in_flight - self.flows[index].under_way;
         for _ in 0..count.max(free) {
             let flow = &mut self.flows[index];
@@ -322,7 +323,7 @@ impl<'a> Datagrams<'a> {
         if filled > 0 { self.send(index, filled * length) } else { Ok(()) }
     }
 
-    /// Sends again what has been under way for too long.
+    /// Sends datagrams again that have been in flight for too long.
     fn repeat_lost(&mut self, now: Instant) -> Result<(), String> {
         for index in 0..self.flows.len() {
             for place in 0..self.load.in_flight {
@@ -352,7 +353,7 @@ impl<'a> Datagrams<'a> {
         rest.copy_from_slice(self.pattern.stretch(offset, rest.len()));
     }
 
-    /// Sends the beginning of the message. What finds no room is lost, and will be sent again.
+    /// Sends the beginning of the message. Datagrams without room are lost, and will be sent again.
     fn send(&mut self, index: usize, length: usize) -> Result<(), String> {
         let descriptor = self.flows[index].socket.as_raw_fd();
         match send(descriptor, &self.message[..length], MsgFlags::MSG_DONTWAIT) {
@@ -396,7 +397,7 @@ mod tests {
         assert_eq!(slice.lost, 0);
     }
 
-    /// Each way of being wrong is told apart.
+    /// Each kind of fault is detected.
     #[test]
     fn a_server_that_is_wrong_is_found_out() {
         let complaint = |spoil| verdict(spoil).unwrap_err();
@@ -405,7 +406,7 @@ mod tests {
         assert!(complaint(|_, answer| answer.push(0)).contains("instead of 64"));
     }
 
-    /// What is lost is sent again, and shown; the slice comes to its end.
+    /// Lost datagrams are sent again and shown, and the slice ends.
     #[test]
     fn a_lost_datagram_is_counted() {
         let slice = verdict(|number, answer| {

@@ -1,4 +1,4 @@
-//! How long echoes take, of connections that have one under way each.
+//! The latency of echoes on connections with one message in flight.
 
 use std::time::Instant;
 
@@ -35,7 +35,7 @@ pub(crate) struct Stopwatch {
 }
 
 impl Stopwatch {
-    /// For so many connections.
+    /// For this number of connections.
     pub(crate) fn new(connections: usize) -> Self {
         Self { started: vec![Instant::now(); connections], laps: Vec::new() }
     }

@@ -1,9 +1,9 @@
 //! Datagrams at a fixed rate: how many are lost on the way there and back when a server has half of
 //! the work that it can do.
 //!
-//! The rate is that of an open loop: who waits for nothing shows what a pause of the server costs.
-//! Half of saturation leaves a server time to catch up, so what is lost then is lost because a
-//! buffer was too small for a pause.
+//! The rate is that of an open loop: the client does not wait, so a pause of the server causes
+//! losses. At half of saturation a server has time to catch up, so a loss means that a buffer was
+//! too small for a pause.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -41,10 +41,10 @@ const NUMBER: usize = 8;
 /// After the last datagram this time may pass before the rest counts as lost.
 const TIME_LIMIT: Duration = Duration::from_secs(1);
 
-/// The client sends what is due, looks for what has come, and then sleeps.
+/// The client sends the scheduled datagrams, receives the waiting ones, and then sleeps.
 const NAP: Duration = Duration::from_micros(200);
 
-/// So many are sent at most before it is looked for what has come.
+/// How many are sent at most before the client receives.
 const BATCH: u64 = 64;
 
 /// Counts what is lost at half of saturation, over loopback.
@@ -70,11 +70,11 @@ pub(crate) struct Arguments {
     client_core: usize,
 }
 
-/// What became of the datagrams.
+/// The results of the datagrams.
 struct Count {
     sent: u64,
     received: u64,
-    /// The longest time between two looks of the client: it, too, was kept from working.
+    /// The longest time between two receives of the client, which may also be delayed.
     pause: Duration,
 }
 
@@ -172,7 +172,7 @@ fn send_one(flow: &Socket, pattern: &Pattern, index: usize, number: u64) -> io::
     let (head, rest) = message.split_at_mut(NUMBER);
     head.copy_from_slice(&number.to_ne_bytes());
     rest.copy_from_slice(pattern.stretch(origin(index) + number, LENGTH - NUMBER));
-    // What finds no room is lost as well.
+    // Datagrams without room are lost as well.
     match send(flow.as_raw_fd(), &message, MsgFlags::MSG_DONTWAIT) {
         Ok(_) | Err(Errno::EAGAIN | Errno::ENOBUFS) => Ok(()),
         Err(error) => Err(error.into()),

@@ -1,5 +1,5 @@
-//! Compares echo servers by the CPU time they spend per echo, against the first of them as the
-//! yardstick; and makes tables and plots of what came of it.
+//! Compares echo servers by their CPU time per echo, relative to the first of them (the reference),
+//! and makes tables and plots of the results.
 //!
 //! All servers run at once on one core and the client on another. A round gives each server one
 //! slice, in an order drawn anew; a slice ends when everything sent is back, and only then the
@@ -60,7 +60,7 @@ struct Arguments {
     /// Rounds that count; one more is run before them to warm up.
     #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
-    /// Servers, or sets of them (usual, runtimes, all); the yardstick first. The same one twice
+    /// Servers, or sets of them (usual, runtimes, all); the reference first. The same one twice
     /// shows the noise.
     #[arg(long, value_delimiter = ',', default_values = ["usual"])]
     servers: Vec<String>,

@@ -1,7 +1,7 @@
-//! Quiet lines beside a busy neighbour: how long does a small echo wait?
+//! Quiet lines beside a busy neighbour: the latency of a small echo.
 //!
-//! The client serves the quiet lines first: before each event of a neighbour it looks for theirs, so
-//! that what they wait for is the server and not the client.
+//! The client serves the quiet lines first: it checks them before each event of a neighbour, so
+//! that they wait for the server and not for the client.
 
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
@@ -18,7 +18,7 @@ use crate::pattern::{Pattern, origin};
 use crate::steady::{SILENCE_MAX, Steady, Waiting};
 use crate::works::Yield;
 
-/// Bytes of a message on a quiet line, of which each has one under way.
+/// Bytes of a message on a quiet line; each line has one in flight.
 const QUIET_LENGTH: usize = 64;
 
 /// Where connections that never read come from.
@@ -27,11 +27,11 @@ const SILENT_SOURCE: Ipv4Addr = Ipv4Addr::new(127, 2, 0, 1);
 /// What else the server has to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Neighbour {
-    /// Connections that each keep so many messages under way.
+    /// Connections that each keep this number of messages in flight.
     Bulk { connections: usize, message_length: usize, in_flight: usize },
-    /// Connections that come, echo one message of 64 bytes, and go; so many at a time.
+    /// Connections that open, echo one message of 64 bytes, and close; this number at a time.
     Churn { connections: usize },
-    /// Connections that write until nothing more is taken, and never read.
+    /// Connections that write until the server takes no more, and never read.
     NeverReads { connections: usize },
 }
 
@@ -53,7 +53,7 @@ impl Neighbour {
         }
     }
 
-    /// How many messages of a connection are under way at a time.
+    /// How many messages of a connection are in flight at a time.
     pub(crate) fn in_flight(self) -> usize {
         match self {
             Self::Bulk { in_flight, .. } => in_flight,
@@ -62,7 +62,7 @@ impl Neighbour {
     }
 }
 
-/// Quiet lines to one server, and what goes on beside them.
+/// Quiet lines to one server, and their neighbour.
 pub(crate) struct Mixed<'a> {
     quiet: Steady<'a>,
     beside: Beside<'a>,
@@ -135,8 +135,8 @@ fn never_read(address: &Address, pattern: &Pattern, index: usize) -> io::Result<
     let mut socket = address.connect(SILENT_SOURCE, SILENCE_MAX)?;
     socket.set_nonblocking(true)?;
     let bytes = pattern.stretch(origin(index), 64 * 1024);
-    // Half a megabyte is more than the buffers of two sockets hold that nobody tunes, and not so
-    // much that a thousand of them do not fit into the kernel's memory for TCP.
+    // Half a megabyte is more than the buffers of two sockets hold by default, and a thousand such
+    // connections still fit into the kernel's memory for TCP.
     for _ in 0..8 {
         match socket.write(bytes) {
             Ok(_) => {}

@@ -105,7 +105,7 @@ fn table(outcome: &Outcome) -> String {
     text
 }
 
-/// What an echo costs with many connections over what it costs with 64, for each server.
+/// The cost of an echo with many connections over that with 64, for each server.
 fn growth(outcomes: &[Outcome]) -> String {
     let find = |work: &str| outcomes.iter().find(|outcome| outcome.work == work);
     let (Some(few), Some(many)) = (find("ping-64"), find("ping-16000")) else {
@@ -129,8 +129,8 @@ fn draw(outcome: &Outcome, path: &Path) -> Result<(), Box<dyn std::error::Error>
     let count = outcome.summaries.len();
     let area = SVGBackend::new(path, (WIDTH, 70 + LINE * count as u32)).into_drawing_area();
     area.fill(&WHITE)?;
-    let yardstick = outcome.summaries.first().map_or("", |summary| summary.server.as_str());
-    let caption = format!("{}: server CPU per echo, {yardstick} = 1", outcome.title);
+    let reference = outcome.summaries.first().map_or("", |summary| summary.server.as_str());
+    let caption = format!("{}: server CPU per echo, {reference} = 1", outcome.title);
     let mut chart = ChartBuilder::on(&area)
         .caption(caption, (FONT, 15))
         .margin(6)

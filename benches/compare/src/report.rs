@@ -55,12 +55,12 @@ pub(crate) struct Slice {
     pub(crate) elapsed_seconds: f64,
     /// CPU time of the server, in seconds.
     pub(crate) server_cpu_seconds: f64,
-    /// Where each connection had one message under way.
+    /// If each connection had one message in flight.
     pub(crate) latency: Option<Latency>,
     /// Messages that did not come back and were sent again.
     #[serde(default)]
     pub(crate) lost: u64,
-    /// Bytes of the connection that got most over those of the one that got least.
+    /// Bytes of the most served connection over those of the least served one.
     #[serde(default)]
     pub(crate) most_over_least: Option<f64>,
 }
@@ -82,7 +82,7 @@ impl Series {
     }
 }
 
-/// Everything seen under one work; the first series is the yardstick.
+/// All measurements of one work; the first series is the reference.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) struct Outcome {
@@ -92,11 +92,11 @@ pub(crate) struct Outcome {
     pub(crate) title: String,
     /// One series a server.
     pub(crate) series: Vec<Series>,
-    /// What follows from the series, in the same order.
+    /// The conclusions from the series, in the same order.
     pub(crate) summaries: Vec<Summary>,
-    /// Who did not take part, and why.
+    /// Servers that did not take part, and why.
     pub(crate) notes: Vec<String>,
-    /// Who failed, and how.
+    /// Servers that failed, and how.
     pub(crate) failures: Vec<String>,
 }
 
@@ -108,9 +108,9 @@ pub(crate) struct Summary {
     pub(crate) server: String,
     /// Median of its CPU time per echo, in microseconds.
     pub(crate) cpu_microseconds_per_echo: f64,
-    /// CPU time per echo against the yardstick's in the same round.
+    /// CPU time per echo relative to the reference in the same round.
     pub(crate) cpu_ratio: Spread,
-    /// Echoes per second against the yardstick's in the same round.
+    /// Echoes per second relative to the reference in the same round.
     pub(crate) throughput_ratio: Spread,
     /// Median of echoes per second.
     pub(crate) echoes_per_second: f64,
@@ -122,9 +122,9 @@ pub(crate) struct Summary {
     pub(crate) most_over_least: Option<f64>,
     /// Medians of the slices' percentiles.
     pub(crate) latency: Option<Latency>,
-    /// The p50 of a slice against the yardstick's in the same round.
+    /// The p50 of a slice relative to the reference in the same round.
     pub(crate) p50_ratio: Option<Spread>,
-    /// How unfair it is, p99.9 over p50 of a slice, against the yardstick in the same round.
+    /// Unfairness, p99.9 over p50 of a slice, relative to the reference in the same round.
     pub(crate) unfairness_ratio: Option<Spread>,
 }
 
@@ -198,15 +198,15 @@ fn quantile(sorted: &[f64], fraction: f64) -> f64 {
     sorted[below] + (sorted[above] - sorted[below]) * position.fract()
 }
 
-/// Each round's ratio of a figure to the yardstick's in that round; the pairing is what cancels the
-/// machine's moods.
-fn paired(series: &Series, yardstick: &Series, figure: fn(&Slice) -> f64) -> Spread {
-    let pairs = series.slices.iter().zip(&yardstick.slices);
+/// Each round's ratio of a figure to that of the reference in the same round. The pairing cancels
+/// variations of the machine.
+fn paired(series: &Series, reference: &Series, figure: fn(&Slice) -> f64) -> Spread {
+    let pairs = series.slices.iter().zip(&reference.slices);
     Spread::of(pairs.map(|(slice, reference)| figure(slice) / figure(reference)).collect())
 }
 
 impl Outcome {
-    /// Draws the conclusions from the series; the first is the yardstick.
+    /// Draws the conclusions from the series; the first is the reference.
     pub(crate) fn new(
         work: &str,
         title: &str,
@@ -305,10 +305,10 @@ mod tests {
     /// notice.
     #[test]
     fn a_mood_of_the_machine_cancels_out() {
-        let yardstick =
+        let reference =
             Series { server: "a".into(), slices: vec![slice(1.0, 1.0), slice(2.0, 2.0)] };
         let other = Series { server: "b".into(), slices: vec![slice(0.5, 2.0), slice(1.0, 4.0)] };
-        let outcome = Outcome::new("work", "title", vec![yardstick, other], Vec::new(), Vec::new());
+        let outcome = Outcome::new("work", "title", vec![reference, other], Vec::new(), Vec::new());
         let expected =
             |ratio| Spread { median: ratio, lower_quartile: ratio, upper_quartile: ratio };
         assert_eq!(outcome.summaries[1].cpu_ratio, expected(0.5));

@@ -29,13 +29,13 @@ const STOP_MAX: Duration = Duration::from_secs(5);
 /// How often a server that starts or ends is looked at: this is waited for in every round.
 const GLANCE: Duration = Duration::from_millis(5);
 
-/// What the daemon is told beyond its defaults: one worker, for there is one core.
+/// The configuration of the daemon beyond its defaults: one worker, for there is one core.
 const DAEMON_CONFIGURATION: &str = "[server]\nworkers = 1\n";
 
-/// The same for a quiet line that must answer at once.
+/// The same for lowest latency on a quiet line.
 const SPINNING_CONFIGURATION: &str = "[server]\nworkers = 1\nbusy-poll = \"200us\"\n";
 
-/// What xinetd is told: its built-in echo, without its protection against many connections.
+/// The configuration of xinetd: its built-in echo, without its protection against many connections.
 const XINETD_CONFIGURATION: &str = "\
 service echo
 {
@@ -104,18 +104,18 @@ pub(crate) struct Entry {
     transports: &'static [Transport],
     /// The longest message that it is asked to echo.
     message_max: usize,
-    /// Messages of a connection that it can have under way.
+    /// Messages of a connection that it can have in flight.
     in_flight_max: usize,
     crew: Crew,
 }
 
-/// Who serves connections over TCP alone.
+/// Servers of connections over TCP only.
 const TCP: &[Transport] = &[Transport::Tcp];
-/// Who serves connections.
+/// Servers of connections.
 const STREAMS: &[Transport] = &[Transport::Tcp, Transport::Unix];
-/// Who serves datagrams.
+/// Servers of datagrams.
 const UDP: &[Transport] = &[Transport::Udp, Transport::UdpVeth];
-/// Who serves both.
+/// Servers of both.
 const ALL: &[Transport] = &[Transport::Tcp, Transport::Unix, Transport::Udp, Transport::UdpVeth];
 
 const fn peer(
@@ -136,7 +136,7 @@ const fn peer(
     }
 }
 
-/// A yardstick for UDP, made of these calls.
+/// A reference server for UDP, made of these calls.
 const fn udp(name: &'static str, arguments: &'static [&'static str]) -> Entry {
     Entry { transports: UDP, ..peer(name, "echo-udp", arguments) }
 }
@@ -207,7 +207,7 @@ pub(crate) const CATALOGUE: &[Entry] = &[
     Entry {
         program: Program::Installed("xinetd"),
         configuration: XINETD_UDP_CONFIGURATION,
-        // After each answer it throws away what has come meanwhile; its buffer has 8 KiB.
+        // After each answer it discards the datagrams that have arrived; its buffer has 8 KiB.
         connections_max: 1,
         message_max: 8_192,
         in_flight_max: 1,
@@ -221,8 +221,8 @@ pub(crate) const CATALOGUE: &[Entry] = &[
     Entry {
         program: Program::Installed("socat"),
         connections_max: PROCESSES_MAX,
-        // A process for each datagram. (With one for each flow, UDP-LISTEN, what others send while
-        // a flow is being accepted goes back to that flow.)
+        // A process for each datagram. (With one for each flow, UDP-LISTEN, datagrams that other
+        // flows send during an accept are returned to the accepted flow.)
         message_max: 8_192,
         in_flight_max: 1,
         transports: UDP,
@@ -456,7 +456,7 @@ fn installed(name: &str) -> Option<PathBuf> {
 }
 
 fn first_echo(address: &Address, source: Ipv4Addr) -> io::Result<()> {
-    // A datagram to nobody is not refused in every case.
+    // A datagram to a closed port is not refused in every case.
     let datagram = matches!(address, Address::Udp(_));
     let silence_max = if datagram { Duration::from_millis(50) } else { START_MAX };
     let mut stream = address.connect(source, silence_max)?;
@@ -470,7 +470,7 @@ fn first_echo(address: &Address, source: Ipv4Addr) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    /// A set must not name what is not there; a name given twice is two servers.
+    /// A set must only name existing servers; a name given twice is two servers.
     #[test]
     fn sets_are_made_of_entries() {
         let count = |names: &[&str]| {

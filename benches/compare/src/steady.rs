@@ -1,9 +1,8 @@
-//! Load on connections that stay: each keeps a number of messages under way and checks every byte
+//! Load on connections that stay: each keeps a number of messages in flight and checks every byte
 //! that comes back.
 //!
-//! The client is never what is measured, but it must not be the bottleneck either where that can be
-//! helped: it writes as much as it may at once (so messages in flight travel together, as those of
-//! any pipelining client do).
+//! The client is not measured, but it should not be the bottleneck either: it writes as much as
+//! possible at once, so that messages in flight travel together, as with any pipelining client.
 
 use std::io::{self, Read, Write};
 use std::net::Ipv4Addr;
@@ -30,12 +29,12 @@ const EVENTS_MAX: usize = 1024;
 /// Bytes received at once.
 const BUFFER_LENGTH: usize = 256 * 1024;
 
-/// What the client does when nothing is there for it.
+/// What the client does when it has nothing to receive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Waiting {
     /// It sleeps, as clients do, and the server's sends pay for waking it.
     Sleep,
-    /// It asks again and again, so that no send has anybody to wake.
+    /// It polls continuously, so that no send has to wake it.
     Spin,
 }
 
@@ -49,7 +48,7 @@ pub(crate) struct Steady<'a> {
     message_length: u64,
     in_flight: u64,
     waiting: Waiting,
-    /// Takes the time of each echo where only one is under way.
+    /// Measures the time of each echo if only one is in flight.
     stopwatch: Option<Stopwatch>,
     /// Connections of which not everything has come back yet.
     busy: usize,
@@ -157,7 +156,7 @@ impl<'a> Steady<'a> {
         self.busy > 0
     }
 
-    /// What came of a slice that took so long.
+    /// The result of a slice that took this time.
     pub(crate) fn conclude(&mut self, elapsed: Duration) -> Yield {
         let received = |connection: &Connection| connection.received - connection.received_before;
         let echoes = self.connections.iter().map(received).sum::<u64>() / self.message_length;
@@ -296,7 +295,7 @@ mod tests {
         assert!(verdict(|_| {}).unwrap().echoes >= 4);
     }
 
-    /// Each way of being wrong is told apart: a comparison must not reward a server for it.
+    /// Each kind of fault is detected: a comparison must not reward a server for one.
     #[test]
     fn a_server_that_is_wrong_is_found_out() {
         let complaint = |spoil| verdict(spoil).unwrap_err();

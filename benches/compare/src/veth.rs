@@ -1,9 +1,9 @@
 //! A second network namespace, and a pair of virtual interfaces to it, over which datagrams travel
-//! as packets of 1,500 bytes: what loopback never does.
+//! as packets of 1,500 bytes, unlike on loopback.
 //!
 //! The client's end has many addresses, as the daemon limits what one source may send. It cuts its
 //! bursts into packets itself; the server's end merges packets as a network card's driver does
-//! (GRO). Servers are started in the namespace, which lasts as long as somebody is in it.
+//! (GRO). Servers are started in the namespace, which exists as long as it has a process.
 
 use std::ffi::OsStr;
 use std::io;

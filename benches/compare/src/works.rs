@@ -1,4 +1,4 @@
-//! The works: what the client does to a server during a slice, by name.
+//! The works: the loads that the client puts on a server during a slice, by name.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ pub(crate) struct Work {
     pub(crate) title: &'static str,
     /// What its connections run over.
     pub(crate) transport: Transport,
-    /// So many times the usual slice: a crowd needs longer for the same number of turns.
+    /// Length in usual slices: many connections need longer for the same number of turns.
     pub(crate) stretch: u32,
     shape: Shape,
 }
@@ -28,11 +28,11 @@ pub(crate) struct Work {
 /// How the load is made.
 #[derive(Clone, Copy)]
 enum Shape {
-    /// Connections that stay, each with so many messages under way.
+    /// Connections that stay, each with this number of messages in flight.
     Steady { connections: usize, message_length: usize, in_flight: usize },
-    /// Connections that come, echo one message, and go; so many at a time.
+    /// Connections that open, echo one message, and close; this number at a time.
     Churn { connections: usize, message_length: usize },
-    /// Quiet lines, each with one message of 64 bytes under way, beside a neighbour.
+    /// Quiet lines, each with one message of 64 bytes in flight, beside a neighbour.
     Mixed { quiet: usize, neighbour: Neighbour },
     /// Flows of datagrams.
     Datagrams(Load),
@@ -132,23 +132,23 @@ const fn udp(name: &'static str, title: &'static str, load: Load) -> Work {
     Work { name, title, transport: Transport::Udp, stretch: 1, shape }
 }
 
-/// What came of one slice.
+/// The result of one slice.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Yield {
     /// Whole messages that came back.
     pub(crate) echoes: u64,
     /// From the first byte sent to the last byte back.
     pub(crate) elapsed: Duration,
-    /// Where each connection has one message under way.
+    /// If each connection has one message in flight.
     pub(crate) latency: Option<Latency>,
     /// Messages that did not come back and were sent again.
     pub(crate) lost: u64,
-    /// Bytes of the connection that got most over those of the one that got least.
+    /// Bytes of the most served connection over those of the least served one.
     pub(crate) most_over_least: Option<f64>,
 }
 
 impl Yield {
-    /// So many messages in that time.
+    /// This number of messages in that time.
     pub(crate) fn of(echoes: u64, elapsed: Duration) -> Self {
         Self { echoes, elapsed, latency: None, lost: 0, most_over_least: None }
     }
@@ -202,7 +202,7 @@ impl Work {
         }
     }
 
-    /// How many messages of a connection are under way at a time.
+    /// How many messages of a connection are in flight at a time.
     pub(crate) fn in_flight(&self) -> usize {
         match self.shape {
             Shape::Steady { in_flight, .. } => in_flight,
@@ -253,8 +253,8 @@ fn unknown(name: &str) -> String {
 }
 
 impl Client<'_> {
-    /// Works for that long, then waits until everything sent is back. An error says what the server
-    /// did wrong.
+    /// Makes load for that long, then waits until everything sent is back. An error says what the
+    /// server did wrong.
     pub(crate) fn slice(&mut self, duration: Duration) -> Result<Yield, String> {
         match self {
             Client::Steady(steady) => steady.slice(duration),
@@ -269,7 +269,7 @@ impl Client<'_> {
 mod tests {
     use super::*;
 
-    /// A set must not name what is not there, and a name given twice is one work.
+    /// A set must only name existing works, and a name given twice is one work.
     #[test]
     fn sets_are_made_of_works() {
         let names = |names: &[&str]| {

@@ -1,11 +1,11 @@
-//! A floor: what an echo costs on a ring whose receives stay armed, if nothing else is done. Nobody
-//! should run it: it loses what a socket does not take at once, keeps no limits and no counters, and
-//! ends at its first surprise.
+//! A lower bound: the cost of an echo on a ring whose receives stay armed, if nothing else is done.
+//! It must not be used as a server: it loses bytes that a socket does not take at once, has no
+//! limits and no counters, and ends at the first unexpected event.
 //!
 //! It has the ring of the daemon: the same set-up flags and waits, one ring of provided buffers, a
-//! multishot accept, a multishot receive for each connection, and one send for each piece that came.
-//! What the daemon costs more than this is the price of being right; what it costs less, it saves
-//! where receives need not stay armed.
+//! multishot accept, a multishot receive for each connection, and one send for each received piece.
+//! If the daemon costs more than this, that is the price of correctness; if it costs less, it saves
+//! by receives that need not stay armed.
 
 use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
 use std::io;
@@ -48,7 +48,7 @@ impl Buffers {
     fn register(ring: &IoUring, count: u16, size: u32) -> io::Result<Self> {
         let entries = zeroed(usize::from(count) * size_of::<BufRingEntry>()).cast();
         let memory = zeroed(usize::from(count) * size as usize);
-        // SAFETY: it is page-aligned, has room for so many entries, and stays for ever.
+        // SAFETY: it is page-aligned, has room for this number of entries, and is never freed.
         unsafe { ring.submitter().register_buf_ring_with_flags(entries as u64, count, 0, 0)? };
         let mut buffers = Self { entries, memory, size, count, tail: 0 };
         (0..count).for_each(|index| buffers.give(index));
@@ -104,18 +104,18 @@ fn main() -> io::Result<()> {
     }
 }
 
-/// Waits as the daemon does: without being booked as waiting for I/O, where the kernel knows how.
+/// Waits as the daemon does: not accounted as waiting for I/O, if the kernel supports that.
 fn submit_and_wait(ring: &mut IoUring) -> io::Result<()> {
     let mut flags = EnterFlags::GETEVENTS;
     if ring.params().is_feature_no_iowait() {
         flags |= EnterFlags::NO_IOWAIT;
     }
     let submissions = ring.submission().len() as u32;
-    // SAFETY: there are so many entries, and there is no argument.
+    // SAFETY: the ring has this number of entries, and there is no argument.
     unsafe { ring.submitter().enter(submissions, 1, flags.bits(), None::<&()>) }.map(drop)
 }
 
-/// Sends back what a receive brought.
+/// Sends received bytes back.
 fn echo(ring: &mut IoUring, buffers: &Buffers, descriptor: RawFd, completion: &cqueue::Entry) {
     match (completion.result(), cqueue::buffer_select(completion.flags())) {
         (length @ 1.., Some(index)) => {
@@ -138,7 +138,7 @@ fn receive(ring: &mut IoUring, descriptor: RawFd) {
 }
 
 fn push(ring: &mut IoUring, entry: &squeue::Entry) {
-    // SAFETY: the buffers that entries point to stay for ever.
+    // SAFETY: the buffers that entries point to are never freed.
     while unsafe { ring.submission().push(entry) }.is_err() {
         ring.submit().expect("the kernel takes entries");
     }

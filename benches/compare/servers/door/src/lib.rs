@@ -1,6 +1,7 @@
-//! What every peer does before it serves: read its arguments, make room for files, open its door.
+//! The common set-up of all servers: read arguments, raise the limit on open files, open the
+//! listening socket.
 //!
-//! It knows nothing of how connections are served: that is what the peers differ in.
+//! It must not know how connections are served; in that the servers differ.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};

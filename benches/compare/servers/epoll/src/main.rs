@@ -1,8 +1,7 @@
-//! The yardstick: what a careful programmer writes in an afternoon with epoll. One thread,
-//! level-triggered, one buffer for all connections, a short write is kept and finished before more
-//! is read.
+//! The reference: a plain, careful echo server with epoll. One thread, level-triggered, one buffer
+//! for all connections; the rest of a short write is kept and sent before more is read.
 //!
-//! It must stay plain. Whatever it is made faster by would have to be explained beside each ratio.
+//! It must stay plain: any optimization would have to be explained with each ratio.
 //!
 //! Calls per echo: `epoll_wait` (shared by a batch), `recv`, `send`. Sockets stay in blocking mode
 //! and every call carries MSG_DONTWAIT, so that an accepted connection costs no call beyond
@@ -20,7 +19,7 @@ use socket2::Socket;
 /// Events fetched by one wait.
 const EVENTS_MAX: usize = 1024;
 
-/// A plain epoll echo server, as a yardstick.
+/// A plain epoll echo server, as a reference.
 #[derive(Parser)]
 struct Arguments {
     /// Address to listen on, such as 127.0.0.1:7777 or unix:/run/echo.
@@ -34,12 +33,12 @@ struct Arguments {
 /// One client, and what it has not taken yet.
 struct Connection {
     stream: Socket,
-    /// Received but not yet echoed. While there is any, nothing more is read: that is the whole of
-    /// the backpressure.
+    /// Received but not yet echoed. While there is any, nothing more is read: this is the only
+    /// backpressure.
     remainder: Vec<u8>,
 }
 
-/// What is to become of a connection after an event.
+/// What to do with a connection after an event.
 enum Verdict {
     Keep,
     Close,

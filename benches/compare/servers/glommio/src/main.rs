@@ -1,8 +1,8 @@
 //! Peer: glommio, one executor without a core of its own (the comparison binds the process), a task
 //! and a buffer per connection.
 //!
-//! It opens its door itself, since its sockets cannot be made of others without unsafe code; hence
-//! its backlog is its own, too.
+//! It opens its listening socket itself, since its sockets cannot be made from others without
+//! unsafe code. Hence it has its own backlog as well.
 
 use std::io;
 

@@ -1,15 +1,14 @@
-//! The yardsticks for UDP: what a careful programmer writes with epoll and the calls of sockets, on
-//! one thread.
+//! The references for UDP: plain, careful echo servers with epoll and socket calls, on one thread.
 //!
-//! `sendto` takes and answers one datagram with each call (recvfrom(2), sendto(2)); on a wildcard
-//! socket, where the right answer has to leave from the address that was asked, recvmsg(2) and
-//! sendmsg(2) with IP_PKTINFO. `mmsg` takes and answers up to 32 at once (recvmmsg(2),
-//! sendmmsg(2)). `mmsg-gso` does so with bursts, which the kernel merges (UDP_GRO) and takes apart
-//! again (UDP_SEGMENT).
+//! `sendto` receives and answers one datagram with each call (recvfrom(2), sendto(2)); on a
+//! wildcard socket, where the reply must have the destination of the request as its source,
+//! recvmsg(2) and sendmsg(2) with IP_PKTINFO. `mmsg` takes and answers up to 32 at once
+//! (recvmmsg(2), sendmmsg(2)). `mmsg-gso` does so with bursts, which the kernel merges (UDP_GRO)
+//! and takes apart again (UDP_SEGMENT).
 //!
-//! It must stay plain, as the other yardstick. It drops what it cannot send, and nothing else: it
-//! judges no source and limits nobody. The receive is level-triggered: after a wait the socket is
-//! read until it is empty, but at most [`TURN_MAX`] calls.
+//! It must stay plain, as the other reference. It drops datagrams that it cannot send, and no
+//! others: it has no access lists and no limits. The receive is level-triggered: after a wait the
+//! socket is read until it is empty, but with at most [`TURN_MAX`] calls.
 
 use std::io;
 use std::net::SocketAddr;
@@ -41,7 +40,7 @@ const SEGMENT_LENGTH: usize = 18;
 /// Bytes that the socket should be able to keep in each direction, as far as the machine allows.
 const KEPT: usize = 4 << 20;
 
-/// A plain UDP echo server, as a yardstick.
+/// A plain UDP echo server, as a reference.
 #[derive(Parser)]
 struct Arguments {
     /// Address to receive on, such as 127.0.0.1:7777. On 0.0.0.0 replies leave from the address
