@@ -117,10 +117,10 @@ fn a_close_waits_for_the_kernel_and_the_peer_sees_it() {
     // The descriptor is closed with the next turn.
     world.client.wait(Some(Duration::from_millis(1))).unwrap();
     assert_eq!(peer.read(&mut [0]).unwrap(), 0);
-    // Nobody there any more: what the peer writes is answered with a reset.
+    // The socket is closed: what the peer writes is answered with a reset.
     peer.write_all(b"x").unwrap();
     std::thread::sleep(Duration::from_millis(50));
-    assert!(peer.write_all(b"x").is_err(), "somebody still holds the socket");
+    assert!(peer.write_all(b"x").is_err(), "the socket is still open");
     let (second, _peer) = world.connect();
     assert_eq!((second.slot(), first.slot()), (0, 0));
     assert_ne!(second, first, "a late completion could hit the wrong tenant");
@@ -176,7 +176,7 @@ fn an_empty_message_is_refused_and_harms_nothing() {
 }
 
 #[test]
-fn a_message_that_waits_for_room_goes_on_where_it_stopped() {
+fn a_message_that_waits_for_room_continues_where_it_stopped() {
     let mut world = world();
     let (id, mut peer) = world.connect();
     let text: Vec<u8> = (0..32_u32 << 20).map(|it| (it / 7) as u8).collect();

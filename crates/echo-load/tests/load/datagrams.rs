@@ -151,7 +151,7 @@ fn lost_datagrams_are_tolerated_as_far_as_asked() {
 }
 
 #[test]
-fn a_flow_goes_on_after_a_loss() {
+fn a_flow_continues_after_a_loss() {
     let target = datagram_server(Wrong::Drops { every: 5 });
     let result = run(&format!("{target} -d 500ms --timeout 50ms --tolerance 90% --json")).right();
     let (sent, lost) = (number(&result, "/datagrams/sent"), number(&result, "/datagrams/lost"));
@@ -159,7 +159,7 @@ fn a_flow_goes_on_after_a_loss() {
 }
 
 #[test]
-fn late_echoes_are_told_from_lost_ones() {
+fn late_and_lost_echoes_are_distinguished() {
     let by = Duration::from_millis(100);
     let target = datagram_server(Wrong::Delays { every: 10, by });
     let run = run(&format!("{target} --seed 1 -d 600ms --timeout 40ms --json"));
@@ -296,7 +296,7 @@ fn a_port_at_which_nothing_listens_is_status_3() {
 }
 
 #[test]
-fn a_server_that_is_silent_is_told() {
+fn a_silent_server_is_reported() {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     let target = format!("udp://{}", socket.local_addr().unwrap());
     let result = run(&format!("{target} -d 200ms --timeout 100ms"));

@@ -140,7 +140,7 @@ fn an_output_that_cannot_be_written_is_no_panic() {
 }
 
 #[test]
-fn different_loads_are_told() {
+fn different_loads_are_reported() {
     let run = compare("", |result| result["settings"]["depth"] = 9.into());
     assert_eq!(run.code, Some(0), "{run:#?}");
     assert!(run.stderr.contains("differ in depth"), "{run:#?}");

@@ -11,7 +11,7 @@ fn problems(result: &serde_json::Value) -> String {
 }
 
 #[test]
-fn connections_that_are_served_too_late_are_told() {
+fn connections_that_are_served_too_late_are_reported() {
     for load in ["", " --rate 800"] {
         let target = serves_some(5);
         let run = run(&format!("{target} -c 8 -d 600ms{load} --json"));
@@ -74,7 +74,7 @@ fn a_message_that_times_out_is_seen_when_it_does() {
 }
 
 #[test]
-fn a_churn_goes_on_after_a_message_that_timed_out() {
+fn a_churn_continues_after_a_message_that_timed_out() {
     let target = wrong_server(Wrong::FallsSilentAfter { bytes: 32 });
     let run = run(&format!("{target} --mode churn -c 1 -d 1s --timeout 150ms --json"));
     assert_eq!(run.code, Some(1), "{run:#?}");
@@ -129,7 +129,7 @@ fn connections_are_counted_in_every_mode() {
 }
 
 #[test]
-fn a_rate_that_nobody_can_keep_ends_in_time() {
+fn an_unreachable_rate_ends_in_time() {
     let daemon = Daemon::start();
     for (load, kind) in [("-c 8 --rate 1e9", ""), ("-c 3 --mode churn --rate 1e9", "churn")] {
         let since = Instant::now();

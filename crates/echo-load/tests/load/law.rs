@@ -1,7 +1,7 @@
-//! Goal: nothing that was due vanishes, and percentiles are those that the law of the server
-//! demands, wherever in a run it stalls. Method: a server that echoes at once, but for one stretch
-//! of time in which it does nothing; from that the percentiles of a schedule are computed and
-//! compared with those that are reported. `--nocapture` shows the table.
+//! Goal: every scheduled message is counted, and the percentiles are correct wherever in a run the
+//! server stalls. Method: a server that echoes at once, except for one period in which it does
+//! nothing. From that the percentiles of the schedule are computed and compared with the reported
+//! ones. `--nocapture` shows the table.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -24,7 +24,7 @@ const STALLS: [(&str, u64, u64); 5] = [
     ("in the middle", 500, 1000),
     ("at the end", 1000, 1500),
     ("over the end", 1350, 2050),
-    ("for ever", 900, 60_000),
+    ("forever", 900, 60_000),
 ];
 
 /// When the client gives up a message, in milliseconds of the run.
@@ -38,7 +38,7 @@ enum GivenUp {
     WithTheFirst,
 }
 
-/// The latency at each percentile, in milliseconds: a message that is due in the stall waits for
+/// The latency at each percentile, in milliseconds: a message scheduled during the stall waits for
 /// its end, or, if that does not come, until the client gives up.
 fn computed(from: u64, until: u64, given_up: GivenUp) -> Vec<f64> {
     let count = RATE * DURATION / 1000;
@@ -110,10 +110,10 @@ fn open_loop(server: Server, depth: u32, given_up: GivenUp) {
         }
         // Of one lost datagram it is not known that the server is silent: the rate was missed.
         let code = if matches!(given_up, GivenUp::WithTheFirst) { 4 } else { 1 };
-        if name == "for ever" && run.code != Some(code) {
+        if name == "forever" && run.code != Some(code) {
             faults.push(format!("{name}: {:?}", run.code));
         }
-        // What waited behind the one message under way was never sent.
+        // Messages that waited behind the one in flight were never sent.
         if depth == 1 && matches!(name, "at the end" | "over the end") && run.code != Some(4) {
             faults.push(format!("{name}: {:?}", run.code));
         }
@@ -142,7 +142,7 @@ fn open_loop_over_udp_with_hundreds_of_messages_under_way() {
     open_loop(stalling_datagram_server, 200, GivenUp::OneByOne);
 }
 
-/// In a closed loop as many messages as are under way see the stall, and no others.
+/// In a closed loop only the messages in flight see the stall.
 fn closed_loop(server: Server, depth: u32) {
     for (name, from, until) in STALLS {
         let target = server(Duration::from_millis(from)..Duration::from_millis(until));
@@ -169,7 +169,7 @@ fn closed_loop(server: Server, depth: u32) {
                 assert!(*reported < 0.5 * length, "{name}: {result:#}");
             }
         }
-        assert_eq!(run.code, Some(if name == "for ever" { 1 } else { 0 }), "{name}: {result:#}");
+        assert_eq!(run.code, Some(if name == "forever" { 1 } else { 0 }), "{name}: {result:#}");
     }
 }
 

@@ -7,8 +7,8 @@ use nix::unistd::Uid;
 
 use crate::servers::closed_port;
 
-/// What echo-load says with so many threads and a limit of `bytes`, without the capability that
-/// spares root.
+/// What echo-load prints with this number of threads and a limit of `bytes`, without the capability
+/// that exempts root.
 fn complaint(threads: usize, bytes: u64) -> (Option<i32>, String) {
     let (_reserved, closed) = closed_port();
     let drop = ["setpriv", "--bounding-set=-ipc_lock", "--inh-caps=-ipc_lock"];

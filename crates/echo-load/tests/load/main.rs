@@ -1,9 +1,10 @@
-//! echo-load judged from outside: against the real daemon everything must be right, and servers
-//! that are wrong on purpose must be found out, each for what it does.
+//! echo-load tested from outside: with the real daemon there must be no fault, and the faults of
+//! servers that are wrong on purpose must be found, each by its kind.
 //!
-//! `program` runs echo-load, `servers` has the daemon and the wrong servers, `datagram_servers` those
-//! over UDP, `unix_servers` those on seqpacket and Unix datagram sockets; the rest are tests, `client` those of the driver beneath.
-//! Nothing here measures speed. Run it with `cargo test -p echo-load`.
+//! `program` runs echo-load, `servers` has the daemon and the wrong servers, `datagram_servers`
+//! those over UDP, `unix_servers` those on seqpacket and Unix datagram sockets; the rest are tests,
+//! `client` those of the driver beneath. Nothing here measures speed. Run it with `cargo test -p
+//! echo-load`.
 
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 

@@ -1,5 +1,5 @@
-//! Goal: every mode works against the real daemon, over TCP, Unix stream and seqpacket sockets, and what it
-//! counts is plausible.
+//! Goal: every mode works against the real daemon, over TCP, Unix stream and seqpacket sockets, and
+//! what it counts is plausible.
 
 use crate::program::{assert_rate, number, run};
 use crate::servers::Daemon;
@@ -44,7 +44,7 @@ fn a_stream_counts_whole_messages() {
     let options = "--mode stream -c 2 -d 500ms --json";
     let result = run(&format!("{} {options}", daemon.tcp)).right();
     let (messages, bytes) = (number(&result, "/messages"), number(&result, "/echoed_bytes"));
-    // Messages under way at the end have left bytes behind: 2 connections, 8 messages each.
+    // The bytes may include messages in flight at the end: 2 connections, 8 messages each.
     let rest = bytes - messages * 65536.0;
     assert!((0.0..=16.0 * 65536.0).contains(&rest), "{messages} messages, {bytes} bytes");
 }

@@ -1,5 +1,5 @@
 //! Goal: an open loop does not let a slow server choose when it is measured. Method: a server that
-//! stops once for 200 ms. Of 1,000 messages a second on one connection one is then under way, and
+//! stops once for 200 ms. Of 1,000 messages a second on one connection one is then in flight, and
 //! some 200 are late.
 
 use std::time::Duration;
@@ -38,7 +38,7 @@ fn the_rate_is_kept() {
 }
 
 #[test]
-fn what_was_never_sent_is_told() {
+fn unsent_bytes_are_reported() {
     let target = wrong_server(Wrong::FallsSilentAfter { bytes: 6400 });
     let result = run(&format!("{target} -c 1 --rate 1000 -d 500ms --timeout 500ms --json"));
     assert_eq!(result.code, Some(1), "{result:#?}");

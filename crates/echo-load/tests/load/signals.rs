@@ -14,7 +14,7 @@ use socket2::{Domain, Socket, Type};
 use crate::program::{command, number};
 use crate::servers::{Daemon, Wrong, stalling_server, wrong_server};
 
-/// More than any test lets it wait.
+/// Longer than any test waits.
 const LONG: Duration = Duration::from_secs(3600);
 
 fn start(arguments: &str) -> Child {
@@ -28,7 +28,7 @@ fn signal(child: &Child, after: u64) {
     kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGINT).unwrap();
 }
 
-/// Signals it after so many milliseconds, and returns what it came to soon afterwards.
+/// Signals it after this number of milliseconds, and returns its result soon afterwards.
 fn interrupted(arguments: &str, after: u64) -> (Output, Value) {
     let child = start(arguments);
     signal(&child, after);
@@ -43,7 +43,7 @@ fn interrupted(arguments: &str, after: u64) -> (Output, Value) {
 }
 
 /// A listener whose queue is full: a connect to it is not answered.
-fn deaf() -> (Vec<Socket>, SocketAddr) {
+fn full_backlog() -> (Vec<Socket>, SocketAddr) {
     let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
     listener.listen(0).unwrap();
@@ -52,7 +52,7 @@ fn deaf() -> (Vec<Socket>, SocketAddr) {
     for _ in 0..8 {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         socket.set_nonblocking(true).unwrap();
-        // It goes on by itself, or not at all.
+        // The connect continues by itself, or not at all.
         let _ = socket.connect(&address);
         sockets.push(socket);
     }
@@ -96,7 +96,7 @@ fn while_it_is_behind_schedule() {
 
 #[test]
 fn while_connecting() {
-    let (_sockets, address) = deaf();
+    let (_sockets, address) = full_backlog();
     let arguments = format!("{address} -c 4 -d 1h --timeout 1h --json");
     let (output, result) = interrupted(&arguments, 700);
     assert_eq!(output.status.code(), Some(4), "{output:?}");
@@ -121,7 +121,7 @@ fn while_finishing() {
 }
 
 #[test]
-fn while_nobody_reads_its_output() {
+fn while_its_output_is_not_read() {
     let daemon = Daemon::start();
     let options = "-c 1 -d 1h --interval 1ms --json-stream";
     let mut child = start(&format!("{} {options}", daemon.tcp));
@@ -138,14 +138,14 @@ fn while_nobody_reads_its_output() {
 #[test]
 fn the_second_ends_the_process() {
     let daemon = Daemon::start();
-    let (_sockets, deaf) = deaf();
+    let (_sockets, address) = full_backlog();
     let silent = stalling_server(Duration::ZERO..LONG);
     for arguments in [
         // Blocked on output: the result does not fit into the pipe.
         format!("{} -c 1 -d 1h --interval 1ms --json-stream", daemon.tcp),
         // Waiting for the last echo.
         format!("{silent} -c 1 -d 1h --timeout 1h --json"),
-        format!("{deaf} -c 4 --mode churn -d 1h --timeout 1h --json"),
+        format!("{address} -c 4 --mode churn -d 1h --timeout 1h --json"),
     ] {
         let mut child = start(&arguments);
         signal(&child, 1500);

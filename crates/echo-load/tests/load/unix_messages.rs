@@ -173,7 +173,7 @@ fn a_socket_of_another_type_is_status_3() {
 }
 
 #[test]
-fn a_datagram_server_that_ends_is_told() {
+fn the_end_of_a_datagram_server_is_reported() {
     let daemon = Daemon::start();
     let target = daemon.datagram.clone();
     let end = std::thread::spawn(move || {
