@@ -1,6 +1,6 @@
-//! Whatever bytes stand in a configuration file: it is valid, or refused in one clear line. Twice:
-//! the bytes are a file, and then they are the decisions of a grammar that writes one, which is
-//! where no flipped bit would ever come.
+//! Arbitrary bytes as a configuration file: it is valid, or refused in one clear line. The bytes
+//! are used twice: as the file itself, and as the decisions of a grammar that writes one, which
+//! reaches files that flipped bits would not produce.
 #![no_main]
 
 #[path = "../../tests/config/grammar.rs"]

@@ -1,8 +1,8 @@
-//! Whatever bytes come as the state of a process before us: an answer, no panic, and no more memory
-//! than there are bytes. What is read must be what would be written.
+//! Arbitrary bytes as the state of the previous process: a result, no panic, and no more memory
+//! than there are bytes. A state that was read must be written identically.
 //!
-//! No fuzzer guesses a checksum, and nearly all that is worth reading would be refused for it. So a
-//! state with nothing wrong but its checksum is read again with the right one.
+//! A fuzzer cannot guess a checksum, so nearly all interesting states would be refused. A state in
+//! which only the checksum is wrong is therefore read again with the right one.
 #![no_main]
 
 use echo_uring::handover::format::{self, State, Unreadable};

@@ -153,7 +153,7 @@ fn compare_with_first(input: &[u8], ours: Verdict) {
     let (theirs, protocol) = first_oracle(input);
     let is_known = match (ours, theirs) {
         (Verdict::Invalid(_), Verdict::Invalid(_)) => true,
-        // It finds faults later, or for ever waits for more.
+        // It detects errors later, or waits for more bytes forever.
         (Verdict::Invalid(_), Verdict::Partial) => true,
         (Verdict::Invalid(Some(fault)), Verdict::Complete { .. }) => match fault {
             // 2.1, "exactly one space": it takes any byte there.
@@ -162,8 +162,8 @@ fn compare_with_first(input: &[u8], ours: Verdict) {
             Fault::LineEnd => is_unknown(input),
             // 2.1, "Heading zeroes are not permitted": it takes them, and a sign.
             Fault::Port => has_odd_number(input),
-            // 2.1, "in the first 107 characters": it takes longer lines that come at once. The limit
-            // of version 2 is ours.
+            // 2.1, "in the first 107 characters": it takes longer lines that come at once. The
+            // limit of version 2 is ours.
             Fault::TooLong => true,
             // It has no opinion on the transport.
             Fault::Transport => protocol != Some(proxy_header::Protocol::Stream),
@@ -186,7 +186,7 @@ fn compare_with_second(input: &[u8], ours: Verdict) {
     let (theirs, error, is_datagram) = second_oracle(input);
     let is_known = match (ours, theirs) {
         (Verdict::Invalid(_), Verdict::Invalid(_)) => true,
-        // It finds faults later.
+        // It detects errors later.
         (Verdict::Invalid(_), Verdict::Partial) => true,
         (Verdict::Invalid(Some(fault)), Verdict::Complete { .. }) => match fault {
             // 2.1, "Heading zeroes are not permitted": it takes them, and a sign.
@@ -206,8 +206,8 @@ fn compare_with_second(input: &[u8], ours: Verdict) {
             Some(_) if !is_v2(input) => is_unknown(input) && str::from_utf8(input).is_err(),
             // 2.2: "free to accept the connection anyway" with UNSPEC, or to reject it.
             Some(_) if input[13] == 0 => true,
-            // 2.2, "A receiver may choose to skip over and ignore the TLVs": it judges the values of
-            // UNIQUE_ID (2.2.5, "up to 128 bytes") and of SSL (2.2.6).
+            // 2.2, "A receiver may choose to skip over and ignore the TLVs": it judges the values
+            // of UNIQUE_ID (2.2.5, "up to 128 bytes") and of SSL (2.2.6).
             Some(_) => vectors(input, addresses_len(input))
                 .iter()
                 .any(|(kind, value)| *kind == 0x20 || *kind == 5 && value.len() > 128),
