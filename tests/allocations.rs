@@ -2,10 +2,10 @@
 //! allocator that counts what its thread asks for.
 //!
 //! The core, the driver and the loop are those of the daemon; only the threads around them are not.
-//! What may allocate is a connection that comes, one that stalls, and tables that grow; so each
-//! kind of traffic is run once to warm up and then again, counted. A batch may still be larger than
-//! all before and a list grow for it, once; so the best of three counts. What a message costs, each
-//! of them would show.
+//! New connections, stalled ones and growing tables may allocate. So each kind of traffic is run
+//! once to warm up and then again, counted. A batch may still be larger than all before, and a list
+//! grow for it once, so the best of three counts. An allocation for each message would show in all
+//! three.
 
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
@@ -156,7 +156,8 @@ impl Service {
     }
 }
 
-/// A kind of traffic: connections, each with so many messages of a length under way, so many times.
+/// A kind of traffic: connections, each with a number of messages of a length in flight, repeated a
+/// number of times.
 struct Traffic {
     name: &'static str,
     connections: usize,
@@ -225,7 +226,7 @@ fn judge(multishot: bool) {
     // Otherwise the counter counts nothing at all: setting up asks for memory.
     assert!(REQUESTS.load(Ordering::Relaxed) > 0, "the counter is blind");
     let accepted = TRAFFIC.iter().map(|traffic| traffic.connections as u64).sum::<u64>();
-    assert_eq!(stats.traffic.accepted, accepted, "somebody else was served");
+    assert_eq!(stats.traffic.accepted, accepted, "another client was served");
     for (name, messages, requests) in found {
         println!("multishot {multishot}, {name}: {requests} allocations for {messages} messages");
         assert_eq!(

@@ -169,13 +169,13 @@ fn what_check_prints_reads_back_as_itself() {
     assert_eq!(config.timeouts.stall, Some(Duration::from_millis(3_723_004)));
 }
 
-/// For each key: the cure, and values with what is said to be wrong with them, which together are
+/// For each key: the remedy, and values with what is said to be wrong with them; together they are
 /// the whole line.
 #[test]
-fn each_error_names_line_key_and_cure() {
+fn each_error_names_line_key_and_remedy() {
     let size = "use a size from \"2KiB\" to \"1GiB\" or \"auto\"";
     let long = "use a duration from \"10ms\" to \"1year\" or \"off\"";
-    for (key, cure, values) in [
+    for (key, remedy, values) in [
         (
             "server.workers",
             "use a number from 1 to 1024 or \"auto\"",
@@ -314,7 +314,7 @@ fn each_error_names_line_key_and_cure() {
             let text = format!("\n[{section}]\n# A comment.\n{name} = {value}\n");
             // In a list it is the entry that is named.
             let column = name.len() + " = ".len() + 1 + usize::from(value.starts_with('['));
-            let expected = format!("FILE:4:{column}: {key}: {problem}; {cure}");
+            let expected = format!("FILE:4:{column}: {key}: {problem}; {remedy}");
             assert_eq!(refusal(&text), expected, "for {text}");
         }
     }
@@ -356,7 +356,7 @@ fn unknown_sections_and_keys_are_refused_with_those_that_there_are() {
 /// Goal: in a long list, the entry that is wrong is named with its own line.
 #[test]
 fn a_broken_network_is_refused_with_its_own_line() {
-    let cure = "use one such as \"10.0.0.0/8\", \"2001:db8::/32\" or a single address \
+    let remedy = "use one such as \"10.0.0.0/8\", \"2001:db8::/32\" or a single address \
                 (numbers, not host names)";
     for (text, place, entry) in [
         ("[access]\ndeny = ['10.0.0.0/8', 'host']\n", "2:23", "host"),
@@ -364,13 +364,13 @@ fn a_broken_network_is_refused_with_its_own_line() {
         ("access = { allow = [\n'1.2.3' ] }", "2:1", "1.2.3"),
     ] {
         let key = if text.contains("deny") { "deny" } else { "allow" };
-        let expected = format!("FILE:{place}: access.{key}: {entry:?} is not a network; {cure}");
+        let expected = format!("FILE:{place}: access.{key}: {entry:?} is not a network; {remedy}");
         assert_eq!(refusal(text), expected);
     }
 }
 
 #[test]
-fn broken_listeners_are_refused_with_line_and_cure() {
+fn broken_listeners_are_refused_with_line_and_remedy() {
     let listener = |name: &str, address: &str| {
         format!("[[listener]]\nname = \"{name}\"\naddress = \"{address}\"\n")
     };
@@ -668,8 +668,8 @@ fn a_listener_has_a_kind_and_one_at_least_is_an_echo() {
     }
 }
 
-/// Goal: a listener for proxies says whom it trusts, unless only this machine can reach it; and what
-/// it says survives being written out. Method: every combination that matters.
+/// Goal: a listener for proxies says whom it trusts, unless only this machine can reach it; and
+/// what it says survives being written out. Method: every combination that matters.
 #[test]
 fn a_listener_for_proxies_names_them() {
     let listener = |address: &str, more: &str| {

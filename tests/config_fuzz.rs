@@ -1,7 +1,7 @@
-//! Whatever stands in a configuration file: it is valid or refused in one clear line, and nothing
-//! brings the reader down, for it would take the running daemon and every connection with it.
+//! Any configuration file is valid or refused in one clear line, and none makes the reader panic,
+//! as that would end the running daemon and every connection.
 //!
-//! `ECHO_CONFIG_SECONDS=N` tries for longer; `fuzz/` does it with a fuzzer's eyes.
+//! `ECHO_CONFIG_SECONDS=N` runs for longer; `fuzz/` does the same guided by coverage.
 
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
@@ -439,14 +439,14 @@ fn names_of_files_and_options_are_echoed_as_carefully() {
 
 /// Goal: the line that is told is the first that is wrong, wherever the reader looks first.
 #[test]
-fn the_first_wrong_line_is_told() {
+fn the_first_wrong_line_is_reported() {
     let text = "[log]\nlevel = 1\n[server]\nworkers = 0\nnone = 1\n";
-    for (mended, expected) in [
+    for (corrected, expected) in [
         ("", "FILE:2:9: log.level: "),
         ("level = 1", "FILE:4:11: server.workers: "),
         ("level = 1\n[server]\nworkers = 0", "FILE:3:1: log.none: "),
     ] {
-        let text = if mended.is_empty() { text.to_owned() } else { text.replace(mended, "") };
+        let text = if corrected.is_empty() { text.to_owned() } else { text.replace(corrected, "") };
         let line = judge(text.as_bytes()).expect_err("wrong");
         assert!(line.starts_with(expected), "{line}");
     }

@@ -1,7 +1,7 @@
-//! What one process leaves to the next, as bytes: what was written is read, and whatever else comes
-//! is refused without a panic and without more memory than there are bytes.
+//! The state that one process leaves to the next, as bytes: what was written can be read, and all
+//! other bytes are refused without a panic and without more memory than there are bytes.
 //!
-//! `ECHO_HANDOVER_SECONDS=N` mutates for longer; `fuzz/` does it with a fuzzer's eyes.
+//! `ECHO_HANDOVER_SECONDS=N` mutates for longer; `fuzz/` does the same guided by coverage.
 
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
@@ -143,18 +143,18 @@ fn what_a_version_has_no_place_for_is_left_out() {
 }
 
 #[test]
-fn another_version_and_every_cut_are_told() {
+fn another_version_and_every_truncation_are_reported() {
     let mut prng = Prng(2);
     for version in Version::ALL {
         let (mut head, mut records) = sample(&mut prng, version);
         while records.is_empty() || (version != Version::V1 && head.configuration.is_empty()) {
             (head, records) = sample(&mut prng, version);
         }
-        every_change_is_told(&written(version, &head, &records));
+        every_change_is_reported(&written(version, &head, &records));
     }
 }
 
-fn every_change_is_told(bytes: &[u8]) {
+fn every_change_is_reported(bytes: &[u8]) {
     let mut newer = bytes.to_vec();
     let next = Version::PRESENT.number() + 1;
     newer[16..20].copy_from_slice(&next.to_le_bytes());
@@ -191,8 +191,8 @@ fn the_seeds_of_the_fuzzer_are_states_of_all_versions() {
     }
 }
 
-/// Whatever comes: an answer. Headers that promise the moon come with few bytes, so an answer that
-/// believed them would run out of memory.
+/// Any bytes get an answer. Headers with huge lengths come with few bytes, so a reader that trusted
+/// them would run out of memory.
 #[test]
 fn no_bytes_bring_it_down() {
     let seconds = std::env::var("ECHO_HANDOVER_SECONDS").map_or(2, |text| text.parse().unwrap());

@@ -1,5 +1,5 @@
-//! Listening sockets on the real kernel: bound or inherited, told apart, refused, and with options
-//! that connections get.
+//! Listening sockets on the real kernel: bound or inherited, distinguished by kind, refused, and
+//! options that connections inherit.
 //!
 //! An inherited socket needs a process that is started with it. So each such test starts itself
 //! once more: a shell puts the sockets in their places and names the process in `LISTEN_PID`, and
@@ -109,7 +109,7 @@ fn an_option_that_is_off_is_off() {
     let accepted = SockRef::from(&accepted);
     assert!(accepted.out_of_band_inline().unwrap(), "this one is never off");
     assert!(!accepted.tcp_nodelay().unwrap());
-    // A reload may switch it on: until then nobody asks.
+    // A reload may switch it on; until then no probes are sent.
     assert_eq!(accepted.tcp_keepalive_time().unwrap(), Duration::from_secs(32_767));
     assert_eq!(accepted.tcp_user_timeout().unwrap(), None);
 }
@@ -315,7 +315,7 @@ fn unix_sockets_of_every_kind_are_bound_once() {
             assert!(!path.exists(), "our own file is removed at the end");
             open(&[&address]).expect("it is free again");
         }
-        // A file that a killed process left is in nobody's way, whatever kind it was of.
+        // A file that a killed process left does not block the address, whatever its kind.
         drop(UnixDatagram::bind(&path).unwrap());
         let stale = format!("{}:{}", kind.name(), path.display());
         assert!(path.exists() && open(&[&stale]).is_ok(), "{stale}");

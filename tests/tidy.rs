@@ -1,9 +1,9 @@
-//! The style of the house as a test: walls between the modules of the daemon, the seam between core
-//! and ring, and sizes. The compiler keeps the walls between packages, and the core pure (`no_std`,
-//! no unsafe code).
+//! The style of the project as a test: boundaries between the modules of the daemon, the interface
+//! between core and ring, and sizes. The compiler enforces the boundaries between packages and the
+//! purity of the core (`no_std`, no unsafe code).
 //!
 //! Each rule is a function from a source to the faults it finds, and each is shown to find a
-//! planted fault. A rule without a check is a wish; a check that cannot fail is another.
+//! planted fault. A rule without a check is not enforced, and neither is a check that cannot fail.
 
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
@@ -23,7 +23,8 @@ use source::{Source, tree};
 const WALLS: &[(&str, &[&str])] = &[
     ("lib", &[]),
     ("main", &["cli", "daemon", "doctor", "admin"]),
-    // It sees what the daemon would see, and needs no daemon; one that runs is asked for its status.
+    // It sees what the daemon would see, and needs no daemon; one that runs is asked for its
+    // status.
     ("doctor", &["capacity", "cli", "config", "listen", "admin", "systemd", "echo_ring"]),
     (
         "daemon",
@@ -44,7 +45,7 @@ const WALLS: &[(&str, &[&str])] = &[
             "echo_ring",
         ],
     ),
-    // What a daemon needs, so that daemon and doctor reckon alike.
+    // The daemon's need of locked memory, so that daemon and doctor calculate alike.
     ("capacity", &["config", "admin", "echo_ring"]),
     ("worker", &["metrics", "echo_core"]),
     // The locks around what the core counts.
@@ -93,13 +94,13 @@ const CRATES: &[(&str, &[&str])] = &[
     ("socket2", &["daemon", "doctor", "listen", "admin"]),
 ];
 
-/// How many `unsafe` blocks echo-ring has. The number may only fall: lower it when one goes.
-/// Three of them are the submissions of the client's driver that point to memory, three keep
-/// payload out of core dumps and prove the restrictions of a ring, seven are the memory of spilled
-/// bytes (`spill`): an allocator is used through pointers. One asks whether standard output is open,
-/// before the start-up code of Rust can hide that it is not (`stdout`). Eight are datagrams: a header
-/// of zeroes, a receive, a reply and a system call that point to buffers of the pool, the bytes of a
-/// buffer, the end of that pool, the counter of the kernel's drops, and one in a test.
+/// How many `unsafe` blocks echo-ring has. The number may only fall: lower it when one goes. Three
+/// of them are the submissions of the client's driver that point to memory, three keep payload out
+/// of core dumps and prove the restrictions of a ring, seven are the memory of spilled bytes
+/// (`spill`): an allocator is used through pointers. One asks whether standard output is open,
+/// before the start-up code of Rust can hide that it is not (`stdout`). Eight are datagrams: a
+/// header of zeroes, a receive, a reply and a system call that point to buffers of the pool, the
+/// bytes of a buffer, the end of that pool, the counter of the kernel's drops, and one in a test.
 const UNSAFE_BLOCKS: usize = 46;
 
 const COLUMNS_MAX: usize = 100;
@@ -162,8 +163,8 @@ fn proxy_headers(source: &Source) -> Vec<String> {
     foreign.map(|(line, _)| source.fault(*line, "may not know echo_proxy_header")).collect()
 }
 
-/// Which modules each module of each package names, by package. A module with a folder of its own is
-/// one with it; the modules of `stream` and of `datagram` in the core are told apart.
+/// Which modules each module of each package names, by package. A module with a folder of its own
+/// is one with it; the modules of `stream` and of `datagram` in the core are distinguished.
 fn graph(sources: &[Source]) -> BTreeMap<(String, String), BTreeSet<String>> {
     let mut graph: BTreeMap<(String, String), BTreeSet<String>> = BTreeMap::new();
     for source in sources {
@@ -299,7 +300,7 @@ fn links(document: &str, text: &str) -> Vec<String> {
     faults
 }
 
-/// Fails with all faults that `rule` finds in the house.
+/// Fails with all faults that `rule` finds in the project.
 fn assert_tidy(rule: fn(&Source) -> Vec<String>) {
     let faults: Vec<String> = tree().iter().flat_map(rule).collect();
     assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
@@ -397,7 +398,7 @@ mod planted {
         assert_eq!(faults(walls, "src/systemd.rs", "fn a() { crate::logging::b() }"), 1);
         assert_eq!(faults(walls, "src/config.rs", "use super::cli;"), 1);
         assert_eq!(faults(walls, "src/main.rs", "use echo_uring::worker;"), 1);
-        assert_eq!(faults(walls, "src/newcomer.rs", ""), 1);
+        assert_eq!(faults(walls, "src/unlisted.rs", ""), 1);
         let server = "use echo_core::server::Server;";
         assert_eq!(faults(seam, "crates/echo-ring/src/x.rs", server), 1);
         assert_eq!(faults(seam, "crates/echo-load/src/x.rs", server), 1);

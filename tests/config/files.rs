@@ -1,5 +1,5 @@
-//! Several files that make one configuration: what each may be, which of them wins, and what is said
-//! of all that is wrong or odd in them.
+//! Several files that make one configuration: which kinds of file are read, which value takes
+//! precedence, and the errors and warnings.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -75,10 +75,10 @@ fn assert_begin(lines: &[String], beginnings: &[&str]) {
     }
 }
 
-/// Goal: who mends a file learns of all its faults at once, in the order of the lines, whatever
-/// section the reader looks at first.
+/// Goal: all errors of a file are reported at once, in the order of the lines, whatever section the
+/// reader checks first.
 #[test]
-fn all_errors_of_a_file_are_told() {
+fn all_errors_of_a_file_are_reported() {
     let text = "[log]\nlevel = 1\n[server]\nworkers = 0\nnone = 1\n[access]\ndeny = [\n'a',\n'::1',\n\
                 4]\n[[listener]]\n[[listener]]\nname = 'x y'\n[none]\n";
     assert_begin(
@@ -98,18 +98,18 @@ fn all_errors_of_a_file_are_told() {
     assert!(first.ends_with("\"off\" (and 7 more: see echo-uring check)"), "{first}");
 }
 
-/// Goal: broken TOML is told line by line, with the errors before it; what stands behind it may be
-/// misread, so it is not judged.
+/// Goal: broken TOML is reported line by line, with the errors before it. The text after it may be
+/// misread, so it is not checked.
 #[test]
-fn broken_lines_are_told_with_what_stands_before_them() {
+fn broken_lines_are_reported_with_what_precedes_them() {
     let text = "[server]\nworkers = 0\n[log\nlevel = 'info'\nand more\n";
     let lines = refusals(text);
     assert_begin(&lines, &["FILE:2:11: server.workers: 0 ", "FILE:3:5: ", "FILE:5:5: "]);
 }
 
-/// Goal: no file makes more lines than anybody reads, and none is lost without a word.
+/// Goal: a file makes a limited number of lines, and the number of omitted ones is reported.
 #[test]
-fn of_very_many_errors_the_first_hundred_are_told() {
+fn of_very_many_errors_the_first_hundred_are_reported() {
     let keys: String = (0..1000).rev().map(|number| format!("x{number} = 1\n")).collect();
     let lines = refusals(&format!("[limits]\n{keys}"));
     assert_eq!(lines.len(), 101);
@@ -144,7 +144,7 @@ fn what_was_meant_is_guessed() {
 }
 
 #[test]
-fn one_bracket_too_few_is_told_as_such() {
+fn a_missing_bracket_is_reported_as_such() {
     let lines = refusals("[listener]\nname = 'a'\naddress = '[::1]:1'\n");
     let expected = "FILE:1:1: listener: [listener] is one section; use [[listener]], with two \
                     brackets, for each listener";
@@ -239,7 +239,7 @@ fn listeners_of_drop_ins_are_added_or_replace_those_of_their_name() {
     fs::write(place.main(), kind).unwrap();
     place.write("1.toml", &listener("a", 2));
     assert_eq!(found(&place), ["a [::1]:2 echo", "c [::1]:3 echo"]);
-    // Who takes the address of one that is gone is in nobody's way.
+    // The address of a removed listener can be used by another one.
     place.write("2.toml", &(listener("a", 4) + &listener("d", 2)));
     assert_eq!(found(&place), ["a [::1]:4 echo", "c [::1]:3 echo", "d [::1]:2 echo"]);
     place.write("3.toml", "listener = []\n").write("4.toml", &listener("e", 3));

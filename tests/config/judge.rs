@@ -48,7 +48,7 @@ fn judge_config(config: &Config) {
     assert!(left.iter().all(|change| change.effect != Effect::AtReload), "{left:?}");
 }
 
-/// All that is wrong is told in the order of the file, as far as anybody reads.
+/// All errors are reported in the order of the file, up to a limit.
 fn judge_errors(invalid: &Invalid, bytes: &[u8]) {
     let lines = invalid.lines();
     let told = invalid.errors.len();
