@@ -103,13 +103,19 @@ const RETIRED_IN_DOCUMENTS: &[(&str, &str)] = &[
 /// What [`RETIRED_IN_DOCUMENTS`] applies to, besides the documents at the root. Other files are not
 /// included yet.
 const DOCUMENTS: &[&str] = &[
+    ".ci",
+    "benches",
     "config",
     "crates/echo-core",
+    "crates/echo-load/src",
+    "crates/echo-load/tests",
     "crates/echo-ring",
     "docs",
+    "fuzz",
     "packaging/admin",
     "packaging/completions",
     "packaging/container",
+    "packaging/deb",
     "packaging/echo-uring.service",
     "packaging/echo-uring.socket",
     "packaging/echo-uring@.service",
@@ -148,7 +154,7 @@ const DOCUMENTS: &[&str] = &[
     "src/systemd",
     "src/systemd.rs",
     "src/worker.rs",
-    "crates/echo-load/src",
+    "tests",
 ];
 
 /// Lines in which a retired word is plain English, or the name of something else.
