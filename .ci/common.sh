@@ -1,13 +1,13 @@
 # shellcheck shell=bash
-# What the gate and the night have in common: the clock of the steps, and what they need installed.
+# Shared by the gate and the nightly run: the timing of the steps, and the installation of tools.
 
 began=$SECONDS
 step() { printf '\n=== [%4ds] %s\n' $((SECONDS - began)) "$*"; }
 
-# Tools of cargo's that are installed by `install_tool`.
+# Cargo tools that `install_tool` installs.
 export PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
 
-# By apt, where that is possible; what is there already costs a second.
+# By apt, if that is possible; if all is installed, it takes a second.
 install_packages() {
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
         export DEBIAN_FRONTEND=noninteractive
@@ -24,11 +24,11 @@ prerequisites() {
         apt-get update -qq
     fi
     # gcc and dpkg-dev: to link and to package; strace: fault injection in tests/daemon; python3: the scripts;
-    # the keyring: kernels and machines come signed. The other scripts install what else they need.
+    # the keyring: signatures of kernels and machines. The other scripts install their own tools.
     install_packages gcc libc6-dev dpkg-dev strace util-linux python3 debian-archive-keyring
 }
 
-# A tool of cargo's, unoptimised: building it is most of its run time.
+# A cargo tool, unoptimised: building it takes most of its run time.
 install_tool() {
     command -v "$1" >/dev/null || cargo install --quiet --locked --debug "$1"
 }
