@@ -1,5 +1,5 @@
-//! Goal: the driver of the client keeps its promises to any caller. Method: a listener of the
-//! standard library at the other end, and callers that do what they must not.
+//! Goal: the driver of the client fulfils its contract with any caller. Method: a listener of the
+//! standard library at the other end, and callers that violate the contract.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};

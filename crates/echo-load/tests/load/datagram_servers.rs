@@ -1,4 +1,4 @@
-//! UDP servers: a right one, and ones that do one thing wrong.
+//! UDP servers: a correct one, and servers with one kind of fault.
 
 use std::collections::HashMap;
 use std::io::{IoSlice, IoSliceMut};
@@ -130,7 +130,7 @@ impl Server {
                 Wrong::MixesFlows { .. } => to = before.unwrap_or(peer),
             }
         }
-        // A client that is gone is of no interest.
+        // A client that has closed is ignored.
         drop(socket.send_to(&copy, to));
         if let Some(held) = self.held.remove(&peer) {
             drop(socket.send_to(&held, peer));

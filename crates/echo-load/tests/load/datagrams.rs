@@ -1,5 +1,5 @@
-//! Goal: over UDP, a right server is right with every size, depth, burst and number of flows, and
-//! each way to be wrong is called by its name. Method: servers that do just that.
+//! Goal: over UDP, a correct server has no faults with every size, depth, burst and number of
+//! flows, and each kind of fault is reported as such. Method: servers with exactly that fault.
 
 use std::net::UdpSocket;
 use std::time::Duration;
@@ -121,7 +121,7 @@ fn a_schedule_is_kept_with_and_without_bursts() {
     for (options, burst) in [("-c 10", 1.0), ("-c 10 --threads 2", 1.0), ("-c 5 --burst 4", 4.0)] {
         let load = format!("{target} {options} --rate 600 -d 1s --tolerance 20% --json");
         let result = run(&load).right();
-        // The last burst may be due at the very end.
+        // The last burst may be scheduled at the very end.
         let due = 600.0 * number(&result, "/elapsed_seconds");
         let answered = number(&result, "/messages");
         assert!((0.8 * due..=due + 2.0 * burst).contains(&answered), "{due}: {result:#}");
@@ -144,7 +144,7 @@ fn lost_datagrams_are_tolerated_as_far_as_asked() {
         );
         let told = result["problems"].to_string().contains("% of the datagrams were lost");
         assert_eq!(told, code == 1, "{result:#}");
-        // What was lost waited for the timeout.
+        // Lost datagrams waited for the timeout.
         let longest = number(&result, "/latency_microseconds/uncorrected/max");
         assert!((199e3..400e3).contains(&longest), "{result:#}");
     }

@@ -1,5 +1,5 @@
-//! Goal: what is missing at the end of a run, or earlier, is told and has its exit status. Method:
-//! servers that serve some connections only, fall silent, or end in their own way.
+//! Goal: missing echoes, at the end of a run or earlier, are reported with their exit status.
+//! Method: servers that serve only some connections, stop answering, or end in different ways.
 
 use std::time::{Duration, Instant};
 

@@ -1,6 +1,6 @@
-//! Goal: each way to be wrong is called by its name, with the byte where it begins and exit
-//! status 1. Method: a server that does just that. The seed is fixed, so that chance (a byte that
-//! equals its neighbour) cannot move an offset.
+//! Goal: each kind of fault is reported as such, with the byte where it begins and exit status 1.
+//! Method: a server with exactly that fault. The seed is fixed, so that chance (a byte that equals
+//! its neighbour) cannot move an offset.
 
 use serde_json::Value;
 

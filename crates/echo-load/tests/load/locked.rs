@@ -1,5 +1,5 @@
-//! Goal: where the rings of all threads do not fit into the locked memory, the error names the
-//! limit, what is needed and what there is.
+//! Goal: if the rings of all threads exceed the limit on locked memory, the error names the limit,
+//! the required and the available memory.
 
 use std::process::Command;
 

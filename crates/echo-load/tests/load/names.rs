@@ -34,7 +34,7 @@ fn every_spelling_is_understood() {
 
 #[test]
 fn all_addresses_of_a_name_are_tried() {
-    // `localhost` is ::1 first on most machines, and there nobody listens.
+    // On most machines `localhost` is ::1 first, where nothing listens.
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
     std::thread::spawn(move || echo_on(listener));

@@ -1,4 +1,4 @@
-//! Goal: an open loop does not let a slow server choose when it is measured. Method: a server that
+//! Goal: in an open loop a slow server does not delay the measurement. Method: a server that
 //! stops once for 200 ms. Of 1,000 messages a second on one connection one is then in flight, and
 //! some 200 are late.
 

@@ -1,5 +1,5 @@
-//! Goal: results go to stdout in the form that was asked for, nothing else does, and what the
-//! manual says of the forms is so.
+//! Goal: results go to stdout in the requested form, nothing else does, and the manual describes
+//! the forms correctly.
 
 use std::process::Command;
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::Value;
 
-/// What a run came to.
+/// The result of a run.
 #[derive(Debug)]
 pub(crate) struct Run {
     pub(crate) code: Option<i32>,
@@ -41,7 +41,7 @@ impl Run {
         serde_json::from_str(lines[0]).unwrap_or_else(|error| panic!("{error}: {self:#?}"))
     }
 
-    /// Asserts that every echo was right and nothing was said on stderr; returns the object.
+    /// Asserts that every echo was correct and nothing was written to stderr; returns the object.
     pub(crate) fn right(&self) -> Value {
         assert_eq!((self.code, self.stderr.as_str()), (Some(0), ""), "{self:#?}");
         let result = self.json();
@@ -65,7 +65,7 @@ pub(crate) fn assert_rate(result: &Value, rate: f64) {
     assert!((0.8 * scheduled..=scheduled + 2.0).contains(&messages), "{scheduled}: {result:#}");
 }
 
-/// A directory that goes with the test.
+/// A directory that is removed at the end of the test.
 pub(crate) struct Scratch(PathBuf);
 
 impl Scratch {

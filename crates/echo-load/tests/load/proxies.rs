@@ -1,6 +1,6 @@
 //! Goal: with `--proxy-protocol` each connection, or each datagram, begins with a header that
-//! announces what was asked for, and nothing else changes. Method: servers that want a header,
-//! judge it, keep what it announces, and echo the rest.
+//! announces the requested address, and nothing else changes. Method: servers that require a
+//! header, check it, keep the announced address, and echo the rest.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -34,7 +34,7 @@ impl Stream for UnixStream {
     }
 }
 
-/// Wants a header, and echoes what follows. What begins otherwise is closed.
+/// Requires a header, and echoes the following bytes. A connection without a header is closed.
 fn serve(mut stream: impl Stream, real: Option<SocketAddr>, announced: &Announced) {
     let (mut parser, mut buffer) = (Parser::new(), vec![0; 1 << 16]);
     let mut is_complete = false;
@@ -90,7 +90,7 @@ fn unix_server(scratch: &Scratch) -> (String, Announced) {
     (format!("unix:{}", path.display()), announced)
 }
 
-/// Wants a header in each datagram, and echoes the rest of it.
+/// Requires a header in each datagram, and echoes the rest of it.
 fn udp_server(address: &str) -> (String, Announced) {
     let socket = UdpSocket::bind(address).unwrap();
     let target = format!("udp://{}", socket.local_addr().unwrap());
@@ -226,7 +226,7 @@ fn headers_count_where_datagrams_are_limited() {
     }
 }
 
-/// Servers wait for a header only for seconds, so it does not wait for the first message.
+/// Servers only wait some seconds for a header, so it is sent before the first message.
 #[test]
 fn the_header_does_not_wait_for_a_message() {
     let (target, announced) = tcp_server("127.0.0.1:0");
@@ -242,9 +242,10 @@ fn the_header_does_not_wait_for_a_message() {
     child.wait().unwrap();
 }
 
-/// A server that wants no header echoes it: bytes that do not belong to the stream.
+/// A server that expects no header echoes it: bytes that do not belong to the stream.
 ///
-/// With a seed, because the first bytes of a stream without one are, once in 256 runs, those of a header.
+/// With a seed, because the first bytes of a stream without one are, once in 256 runs, those of a
+/// header.
 #[test]
 fn a_header_that_is_echoed_is_an_error() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

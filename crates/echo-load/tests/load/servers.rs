@@ -1,4 +1,4 @@
-//! The servers: the real daemon, and a plain one that does one thing wrong.
+//! The servers: the real daemon, and a plain one with one kind of fault.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -14,7 +14,7 @@ use socket2::{Domain, Socket, Type};
 use crate::program::Scratch;
 use crate::unix_servers::abstract_name;
 
-/// The daemon of this workspace, as it stands: built if it has to be, beside echo-load.
+/// The daemon of this workspace, built if necessary, in the directory of echo-load.
 pub(crate) fn daemon_program() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     PROGRAM.get_or_init(|| {
@@ -72,7 +72,7 @@ impl Daemon {
                 break;
             }
         }
-        // What it says later is of no interest, but it must be able to say it.
+        // Later output is ignored, but the pipe must be read.
         thread::spawn(move || lines.for_each(drop));
         Self { child, tcp: tcp.unwrap(), unix, seqpacket, datagram, _scratch: scratch }
     }
@@ -121,9 +121,9 @@ struct Exchange {
     arrived: Condvar,
 }
 
-/// A port of 127.0.0.1 at which nobody listens while the socket lives: that has the port, so nobody
-/// else gets it. It never listened: a child that another test is just starting has a copy of each
-/// socket for a moment, and a copy of a listener takes connections.
+/// A closed port of 127.0.0.1: the socket is bound to it, so no other program gets it while the
+/// socket exists. It never listens, since a child of another test may briefly have a copy of it,
+/// and a copy of a listener would accept connections.
 pub(crate) fn closed_port() -> (Socket, SocketAddr) {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
@@ -145,7 +145,7 @@ pub(crate) fn wrong_server(wrong: Wrong) -> String {
     format!("tcp://{address}")
 }
 
-/// Echoes what `output` makes of all that has come. What fails here, the client is to notice.
+/// Echoes what `output` makes of all received bytes. Failures here are for the client to detect.
 fn serve(number: usize, mut stream: TcpStream, wrong: Wrong, exchange: &Exchange) {
     stream.set_nodelay(true).unwrap();
     let (mut came, mut written) = (Vec::new(), 0);
@@ -171,7 +171,7 @@ fn serve(number: usize, mut stream: TcpStream, wrong: Wrong, exchange: &Exchange
             }
             Wrong::ClosesAfter { bytes } if written == bytes => {
                 stream.shutdown(Shutdown::Write).unwrap();
-                // Reads on, for closing with unread bytes would be a reset.
+                // Continues to read, as closing with unread bytes would be a reset.
                 while stream.read(&mut buffer).is_ok_and(|length| length > 0) {}
                 return;
             }

@@ -1,6 +1,6 @@
-//! Goal: over seqpacket and Unix datagram sockets, the daemon is right with every size, depth and
-//! number of connections or flows, and each way to be wrong is called by its name. Method: the
-//! daemon, and servers that do just that.
+//! Goal: over seqpacket and Unix datagram sockets, the daemon has no faults with every size, depth
+//! and number of connections or flows, and each kind of fault is reported as such. Method: the
+//! daemon, and servers with exactly that fault.
 
 use serde_json::Value;
 

@@ -1,4 +1,5 @@
-//! Servers on seqpacket and Unix datagram sockets: a right one, and ones that do one thing wrong.
+//! Servers on seqpacket and Unix datagram sockets: a correct one, and servers with one kind of
+//! fault.
 
 use std::collections::HashMap;
 use std::io::Read;
@@ -113,7 +114,7 @@ pub(crate) fn seqpacket_server(wrong: Wrong) -> String {
     format!("unix-seqpacket:@{name}")
 }
 
-/// Serves a connection until it ends. What fails here, the client is to notice.
+/// Serves a connection until it ends. Failures here are for the client to detect.
 fn serve(connection: &Socket, wrong: Wrong) {
     let mut memory = Memory::default();
     let mut buffer = vec![0; 1 << 18];
@@ -146,7 +147,7 @@ pub(crate) fn unix_datagram_server(wrong: Wrong) -> String {
             let name = peer.as_abstract_name().expect("a client has an abstract name");
             let memory = flows.entry(name.to_vec()).or_default();
             for answer in memory.answers(wrong, &buffer[..length]) {
-                // A client that is gone is of no interest.
+                // A client that has closed is ignored.
                 drop(socket.send_to_addr(&answer, &peer));
             }
         }

@@ -1,4 +1,4 @@
-//! Goal: what cannot be done is refused at once, on stderr, with the documented exit status.
+//! Goal: impossible requests are refused at once, on stderr, with the documented exit status.
 
 use crate::program::run;
 use crate::servers::closed_port;
@@ -75,7 +75,7 @@ fn no_connection_is_status_3() {
         "unix:/nonexistent/socket -d 1s".to_owned(),
         "unix-seqpacket:/nonexistent/socket -d 1s".to_owned(),
         "unix-datagram:/nonexistent/socket -d 1s".to_owned(),
-        // Nobody may bind to this (RFC 5737).
+        // This address is reserved (RFC 5737).
         format!("tcp://{closed} -d 1s --source 192.0.2.1"),
     ] {
         let run = run(&arguments);

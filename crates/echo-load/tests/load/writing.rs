@@ -1,5 +1,6 @@
-//! Goal: no output is lost in silence, and one that fails costs neither the others nor the load.
-//! Method: full devices, closed descriptors, readers that go away, files that are there already.
+//! Goal: an output that cannot be written is reported, and affects neither the other outputs nor
+//! the load. Method: full devices, closed descriptors, readers that close, files that exist
+//! already.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -31,7 +32,7 @@ fn a_full_disk_and_a_closed_descriptor_are_errors() {
         }
         // A device that takes everything is none, however it was opened.
         assert_eq!(shell(&format!("$0 {what} <> /dev/null >&0")).status.code(), Some(0));
-        // Nor is there a panic when that cannot be said.
+        // There is no panic either when the error cannot be written.
         let output = shell(&format!("$0 {what} > /dev/full 2>&1"));
         assert_eq!(output.status.code(), Some(5), "{what}: {output:?}");
     }
