@@ -20,25 +20,25 @@ SOURCE = pathlib.Path("/src")
 PROFILE = SOURCE / "packaging/container/seccomp.json"
 IMAGE = "localhost/echo-uring"
 NAME = "echo"
-# What an engine waits for after SIGTERM, unless it is told otherwise: docker-stop(1), podman-stop(1).
+# How long an engine waits after SIGTERM by default: docker-stop(1), podman-stop(1).
 STOP_TIMEOUT = 10
-# EX_CONFIG of sysexits.h: nothing that another try would change.
+# EX_CONFIG of sysexits.h: another try would not help.
 EXIT_CONFIG = 78
 HARDENED = ["--read-only", "--cap-drop=all", "--security-opt=no-new-privileges"]
 PODMAN = ["podman", "--cgroup-manager=cgroupfs"]
-# Each engine as it is called, and what it needs on a machine whose control groups are not ours to divide.
+# The command of each engine, and its options for a machine whose control groups we may not change.
 ENGINES = {
     "podman-crun": ([*PODMAN, "--runtime=crun"], ["--cgroups=disabled"]),
     "podman-runc": ([*PODMAN, "--runtime=runc"], ["--pids-limit=0"]),
     # With containerd and runc.
     "docker": (["docker"], []),
 }
-# What the default profile answers to a call that it does not permit.
+# The error of the default profile for a call that it does not permit.
 DEFAULT_ERRNO = {"podman-crun": "ENOSYS", "podman-runc": "ENOSYS", "docker": "EPERM"}
 
 
 class Failure(Exception):
-    """A promise that was not kept, in one sentence."""
+    """A requirement that was not met, in one sentence."""
 
 
 def expect(condition, sentence):
@@ -67,7 +67,7 @@ def tag(engine):
 
 
 def docker_daemon():
-    """Starts Docker's daemon, whose clients all others are; returns when it answers."""
+    """Starts Docker's daemon; returns when it answers."""
     for directory in ("/var/lib/docker", "/var/lib/containerd"):
         pathlib.Path(directory).mkdir(exist_ok=True)
         run("mount", "-t", "tmpfs", "tmpfs", directory)
@@ -141,7 +141,7 @@ def echo_load(*arguments):
 
 
 def daemon_of_container():
-    """The daemon's process, as the kernel sees it: what holds is there, whatever the engine reports."""
+    """The restrictions of the daemon's process according to the kernel, whatever the engine reports."""
     found = []
     for path in pathlib.Path("/proc").glob("[0-9]*/status"):
         try:
@@ -234,7 +234,7 @@ def names_the_profile(engine, image, options, errno):
             "localhostProfile: echo-uring.json",
         ):
             expect(words in lines[0], f"{words!r} is missing: {lines[0]}")
-        # The profile is where the message says.
+        # The profile is at the path in the message.
         copied = pathlib.Path("/tmp/seccomp.json")
         run(*container.engine, "cp", f"{NAME}:/usr/share/echo-uring/seccomp.json", str(copied))
         expect(copied.read_text() == PROFILE.read_text(), "the image has another profile")
@@ -269,7 +269,7 @@ def published_ports(engine, image):
 
 
 def runs_in_an_empty_root(engine, image):
-    """The program by itself, without an engine: nothing but its own file in its root directory."""
+    """The program without an engine, in a root directory with only its own file."""
     directory = pathlib.Path("/tmp/empty")
     directory.mkdir(exist_ok=True)
     command, here = ENGINES[engine]
@@ -319,7 +319,7 @@ def main():
                 outcome, remark = "ok", STEPS[name](engine, image)
             except Failure as failure:
                 outcome, remark = "FAILED", str(failure)
-            except Exception:  # noqa: BLE001 (whatever it is, it is this step that failed)
+            except Exception:  # noqa: BLE001 (any exception is a failure of this step)
                 outcome, remark = "FAILED", traceback.format_exc()
             table.append(outcome)
             seconds = time.monotonic() - began

@@ -19,7 +19,7 @@ SYSTEMCTL = pathlib.Path("/usr/bin/systemctl")
 RUNNING = pathlib.Path("/run/systemd/system")
 WANTS = pathlib.Path("/etc/systemd/system/multi-user.target.wants/echo-uring.service")
 PROGRAM = "/usr/sbin/echo-uring"
-# RHEL 9 and Fedora 35 have it.
+# The version of RHEL 9 and Fedora 35.
 GLIBC_MAX = (2, 34)
 # Debian's rpm has an empty database: the libraries are there, and rpm does not know it.
 RPM = ["rpm", "--nodeps"]
@@ -56,20 +56,20 @@ def run(*command, check=True, **environment):
 
 
 def calls():
-    """What was asked of systemctl since the last question."""
+    """The calls of systemctl since the last query."""
     text = CALLS.read_text() if CALLS.exists() else ""
     CALLS.unlink(missing_ok=True)
     return text.splitlines()
 
 
 def exec_start(line):
-    """What the unit that runs has as its command line."""
+    """The command line of the running unit."""
     shown = f"{{ path={PROGRAM} ; argv[]={line} ; ignore_errors=no ; pid=0 }}\n"
     (ROOT / "exec-start").write_text(shown)
 
 
 def requires_no_newer_library():
-    """Requirements: a C library of RHEL 9, the shell, and nothing that only Debian has."""
+    """Requirements: the C library of RHEL 9, the shell, and no package that only Debian has."""
     for name in ("echo-uring", "echo-load"):
         for line in run("rpm", "-qp", "--requires", str(ROOT / f"{name}-first.rpm"))[1].splitlines():
             if "(GLIBC_" in line:
@@ -92,7 +92,7 @@ def the_configuration_is_never_replaced():
 
 def installs_where_systemd_does_not_run():
     """Image builds: no error, the user and the preset, and a program that runs."""
-    # The policy of this machine; a distribution has one of its own.
+    # The policy of this machine; a distribution has its own.
     preset = pathlib.Path("/etc/systemd/system-preset/00-test.preset")
     preset.parent.mkdir(parents=True, exist_ok=True)
     preset.write_text("enable echo-uring.s*\ndisable *\n")
@@ -120,7 +120,7 @@ def an_upgrade_keeps_the_configuration_and_the_sockets():
     exec_start(f"{PROGRAM} serve")
     edited = CONFIGURATION.read_text().replace('drain = "10s"', 'drain = "11s"')
     CONFIGURATION.write_text(edited)
-    # As an administrator would disable it.
+    # Disabled as by an administrator.
     WANTS.unlink()
     calls()
     run(*RPM, "-U", str(ROOT / "echo-uring-second.rpm"), str(ROOT / "echo-load-second.rpm"))
@@ -141,7 +141,7 @@ def an_upgrade_restarts_nothing_that_would_not_start():
     status, output = run(*RPM, "-U", "--oldpackage", str(ROOT / "echo-uring-first.rpm"))
     expect("max-connections" in output and "was not restarted" in output, output)
     expect(not any("restart" in line for line in calls()), "a broken service was restarted")
-    # A command line of an administrator's own is not run, and restarted.
+    # Another program in the command line is not run to check the file; the service is restarted.
     exec_start("/usr/local/bin/wrapper serve")
     run(*RPM, "-U", str(ROOT / "echo-uring-second.rpm"))
     expect("try-restart echo-uring.service" in calls(), "a wrapped service was not restarted")
@@ -184,7 +184,7 @@ def main():
             step()
         except AssertionError as failure:
             print(f"FAILED  {name}: {failure}")
-            # The others build on it.
+            # The other steps depend on it.
             print(f"{number} passed, 1 failed")
             return 1
         print(f"ok      {name}", flush=True)
