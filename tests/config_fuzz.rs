@@ -38,7 +38,7 @@ fn generated(grammar: &Grammar, seed: u64) -> Vec<u8> {
     grammar.file(&mut |bound| prng.below(bound))
 }
 
-/// Tells which file brought the reader down, if one does.
+/// Names the file with which the reader panicked, if it does.
 struct Culprit<'a>(u64, &'a [u8]);
 
 impl Drop for Culprit<'_> {
@@ -70,9 +70,9 @@ fn every_file_is_valid_or_refused_in_one_clear_line() {
     assert!(valid > 1_000 && refused > 10_000, "{valid} valid, {refused} refused");
 }
 
-/// Goal: a drop-in changes what it says and nothing else, and neither file hides an error of the
-/// other. Method: any two files of the grammar, most of them damaged; and valid ones that say
-/// something, each with each other.
+/// Goal: a drop-in only changes the keys that it sets, and neither file hides an error of the
+/// other. Method: any two files of the grammar, most of them damaged; and pairs of valid, non-empty
+/// ones.
 #[test]
 fn every_pair_of_files_is_what_the_later_one_makes_of_it() {
     let grammar = Grammar::new();
@@ -104,7 +104,7 @@ fn every_pair_of_files_is_what_the_later_one_makes_of_it() {
 /// Goal: damage to a real file, bit by bit, in every place.
 #[test]
 fn no_flipped_bit_of_the_shipped_file_brings_it_down() {
-    // Comments are a matter of the TOML reader alone.
+    // Comments concern only the TOML reader.
     let lines =
         SHIPPED.lines().filter(|line| !line.starts_with('#')).map(|line| line.to_owned() + "\n");
     let text = lines.collect::<String>().into_bytes();
@@ -118,8 +118,8 @@ fn no_flipped_bit_of_the_shipped_file_brings_it_down() {
     }
 }
 
-/// Files that once brought the daemon down or were misread, with words that say why they are
-/// refused. They are seeds of the fuzzer as well.
+/// Files that once made the daemon panic or were misread, with the words of their errors. They are
+/// seeds of the fuzzer as well.
 const CASES: &[(&str, &str, &[&str])] = &[
     (
         "access-allow-as-tables",
@@ -250,7 +250,7 @@ fn what_was_misread_is_refused_with_what_to_write() {
     }
 }
 
-/// Goal: what the manual shows, and what went unnoticed so far because it is clear, stays valid.
+/// Goal: the examples of the manual, and files accepted so far because they are clear, stay valid.
 #[test]
 fn what_is_clear_stays_valid() {
     for (key, values) in [
@@ -306,8 +306,8 @@ fn what_is_clear_stays_valid() {
     }
 }
 
-/// Goal: an error is a line for people, however long or odd what it speaks of. Method: for each key
-/// and each place of a file, a word that never ends, and one that moves the cursor.
+/// Goal: an error is one readable line, however long or strange the quoted text. Method: for each
+/// key and each position of a file, a very long word, and one that moves the cursor.
 #[test]
 fn what_an_error_echoes_is_short_and_harmless() {
     let long = "x".repeat(100_000);
@@ -347,7 +347,7 @@ fn what_an_error_echoes_is_short_and_harmless() {
     }
 }
 
-/// A number of a hundred thousand digits is no quantity either.
+/// A number of a hundred thousand digits is refused as well.
 #[test]
 fn numbers_without_end_are_refused() {
     let digits = "9".repeat(100_000);
@@ -363,8 +363,8 @@ fn numbers_without_end_are_refused() {
     }
 }
 
-/// Goal: the largest file that is read at all is judged while the service manager still waits, and
-/// no depth of it exhausts the stack. Method: a mebibyte of each thing that TOML can repeat.
+/// Goal: the largest permitted file is checked within the service manager's timeout, and no nesting
+/// exhausts the stack. Method: a mebibyte of each element that TOML can repeat.
 #[test]
 fn a_mebibyte_of_anything_is_judged_soon() {
     const LENGTH: usize = 1 << 20;
@@ -417,8 +417,7 @@ fn a_mebibyte_of_anything_is_judged_soon() {
     }
 }
 
-/// Goal: the other two ways to an error, the name of a file and the command line, are as short and
-/// harmless.
+/// Goal: errors that quote the name of a file or the command line are also short and harmless.
 #[test]
 fn names_of_files_and_options_are_echoed_as_carefully() {
     let odd = format!("/none/{}\n\u{1b}[2J/file.toml", "x".repeat(3_000));
@@ -429,7 +428,7 @@ fn names_of_files_and_options_are_echoed_as_carefully() {
         let line = config::load(Some(path), overrides).expect_err("no such file").to_string();
         assert!(line.len() <= 1024 && !line.contains(char::is_control), "{line:?}");
     }
-    // The end of a path says most.
+    // The end of a path is the most useful part.
     let line = config::load(Some(Path::new(&odd)), &overrides).expect_err("no such file");
     assert!(line.to_string().contains("/file.toml: "), "{line}");
     let unequal = Config::from_bytes(b"a", Path::new(&odd)).expect_err("no key");
@@ -437,7 +436,7 @@ fn names_of_files_and_options_are_echoed_as_carefully() {
     assert!(line.len() <= 1024 && !line.contains(char::is_control), "{line:?}");
 }
 
-/// Goal: the line that is told is the first that is wrong, wherever the reader looks first.
+/// Goal: the reported line is the first wrong one, wherever the reader starts.
 #[test]
 fn the_first_wrong_line_is_reported() {
     let text = "[log]\nlevel = 1\n[server]\nworkers = 0\nnone = 1\n";
@@ -456,9 +455,9 @@ fn seeds() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds/config")
 }
 
-/// Goal: the fuzzer begins where it is interesting. Method: its seeds are the cases above;
-/// `ECHO_WRITE=1 cargo test --test config_fuzz` writes them anew. What the fuzzer finds is put
-/// beside them under a name of its own, and is replayed here as well.
+/// Goal: the fuzzer begins with interesting inputs. Method: its seeds are the cases above;
+/// `ECHO_WRITE=1 cargo test --test config_fuzz` writes them again. Findings of the fuzzer are put
+/// in the same directory with their own names, and are replayed here as well.
 #[test]
 fn the_seeds_of_the_fuzzer_are_judged() {
     for (name, text, _) in CASES {

@@ -107,9 +107,9 @@ fn what_was_written_is_read() {
     }
 }
 
-/// Goal: for a program that reads an older version alone a state is written that it can read:
-/// without what a header has announced, in version 1 without the configuration, and with a silence
-/// that is cut to what has room.
+/// Goal: for a program that only reads an older version, a state is written that it can read:
+/// without announced addresses, in version 1 without the configuration, and with a silence
+/// truncated to the size of the field.
 #[test]
 fn what_a_version_has_no_place_for_is_left_out() {
     let head = Head {
@@ -174,8 +174,8 @@ fn every_change_is_reported(bytes: &[u8]) {
     }
 }
 
-/// Goal: the fuzzer begins where it is interesting, with states of every version. Method: its
-/// seeds are made here; `ECHO_WRITE=1 cargo test --test handover` writes them anew.
+/// Goal: the fuzzer begins with interesting inputs, states of every version. Method: its seeds are
+/// made here; `ECHO_WRITE=1 cargo test --test handover` writes them again.
 #[test]
 fn the_seeds_of_the_fuzzer_are_states_of_all_versions() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds/handover_state");

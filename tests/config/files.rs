@@ -40,7 +40,7 @@ impl Place {
         self.try_load().unwrap_or_else(|lines| panic!("{lines:#?}"))
     }
 
-    /// The configuration, or all that is wrong without the name of the directory.
+    /// The configuration, or all errors, without the name of the directory.
     fn try_load(&self) -> Result<Config, Vec<String>> {
         let directory = format!("{}/", self.0.display());
         config::load(Some(&self.main()), &Overrides::default()).map_err(|invalid| {
@@ -169,7 +169,7 @@ fn numbers_beyond_64_bits_are_out_of_range() {
 fn later_files_win_key_by_key() {
     let main = "[limits]\nmax-connections = 1\nmax-bytes = '1B'\n[access]\ndeny = ['::1', '::2']\n";
     let place = Place::new("keys", main);
-    // Written in another order than they are read in.
+    // Written in another order than they are read.
     place.write("b.toml", "[limits]\nmax-connections = 3\n[access]\ndeny = ['::3']\n");
     place.write("a.toml", "[limits]\nmax-connections = 2\n[tcp]\nnodelay = false\n");
     place.write("B.toml", "[tcp]\nnodelay = true\n[timeouts]\nidle = '7s'\n");
@@ -234,7 +234,7 @@ fn listeners_of_drop_ins_are_added_or_replace_those_of_their_name() {
         let expected = ["local-ipv4 [::1]:1 echo", "local-ipv6 [::1]:7777 echo", "b [::1]:2 echo"];
         assert_eq!(found(&place), expected);
     }
-    // The kind of the earlier file is not kept: a listener is taken whole.
+    // The kind of the earlier file is not kept: a listener is replaced as a whole.
     let kind = listener("a", 1) + "kind = 'status'\n" + &listener("c", 3);
     fs::write(place.main(), kind).unwrap();
     place.write("1.toml", &listener("a", 2));
@@ -255,7 +255,7 @@ fn listeners_of_drop_ins_are_added_or_replace_those_of_their_name() {
     assert_begin(&lines, &["main.toml.d/3.toml:1:12: listener: none of kind \"echo\"; add one"]);
 }
 
-/// Goal: many files have no more listeners than one may have, and are soon judged.
+/// Goal: several files together have no more listeners than one may have, and are checked quickly.
 #[test]
 fn listeners_of_all_files_together_are_limited() {
     let place = Place::new("many", "");
@@ -274,8 +274,8 @@ fn listeners_of_all_files_together_are_limited() {
     assert!(begin.elapsed().as_secs() < 10, "{:?}", begin.elapsed());
 }
 
-/// Goal: only regular files are read, and nothing is waited for. Method: whatever else there is, as
-/// the file itself and as a drop-in. That the test ends is the proof that nobody waited.
+/// Goal: only regular files are read, and no other kind blocks. Method: every other kind, as the
+/// file itself and as a drop-in. If one blocked, the test would not end.
 #[test]
 fn a_file_that_is_none_is_refused_at_once() {
     let place = Place::new("kinds", "");
@@ -314,7 +314,7 @@ fn a_file_that_is_none_is_refused_at_once() {
     assert_eq!(place.load(), Config::default());
     let none = config::load(Some(Path::new("/dev/null")), &Overrides::default());
     assert_eq!(none.unwrap(), Config::default());
-    // A file in the place of the directory.
+    // A file instead of the directory.
     fs::remove_dir_all(place.0.join("main.toml.d")).unwrap();
     fs::write(place.0.join("main.toml.d"), "").unwrap();
     assert_begin(&place.try_load().unwrap_err(), &["main.toml.d: cannot be read: Not a directory"]);
@@ -385,7 +385,7 @@ fn what_cannot_work_is_warned_of() {
     }
 }
 
-/// Goal: back to the kernel's own tuning it takes a new socket, to another size a restart.
+/// Goal: a return to the kernel's own tuning needs a new socket, another size needs a restart.
 #[test]
 fn a_buffer_of_an_inherited_socket_is_not_given_back() {
     let size = |text: &str| parsed(&format!("[tcp]\nsend-buffer = '{text}'\n")).unwrap();

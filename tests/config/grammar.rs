@@ -1,13 +1,12 @@
-//! Files that are nearly configurations: the keys that there are, with values that are right,
-//! almost right, of another type or absurd, in sections that are spelled in every way TOML has; and
-//! what damage does to them.
+//! Files that are nearly configurations: existing keys with values that are right, almost right, of
+//! another type or absurd, in sections spelled in every way of TOML; and damaged files.
 //!
-//! Every decision is asked for: a test answers with a random number generator, a fuzzer with its
-//! input. The keys come from what `check` prints, so a new key is tried without being named here.
+//! Every decision is a query: a test answers with a random number generator, a fuzzer with its
+//! input. The keys come from the output of `check`, so a new key is included automatically.
 
 use echo_uring::config::Config;
 
-/// Answers a question: a number from 0 to the bound, which is excluded and never 0.
+/// Answers a query: a number from 0 to the bound, which is excluded and never 0.
 pub(crate) type Choose<'a> = &'a mut dyn FnMut(usize) -> usize;
 
 /// What a value may look like, whatever the key.
@@ -171,7 +170,7 @@ const VALUES: &[&str] = &[
     "",
 ];
 
-/// What stands between values.
+/// Text between values.
 const TOKENS: &[&str] = &[
     "[",
     "]",

@@ -1,5 +1,5 @@
-//! What must hold whatever a configuration file says: it is valid, and then means the same when it
-//! is printed and read again; or it is refused in one line that names place and remedy.
+//! Properties of every configuration file: it is valid, and then means the same when it is printed
+//! and read again; or it is refused in one line that names position and remedy.
 
 use std::path::Path;
 
@@ -10,8 +10,7 @@ const ERROR_LENGTH_MAX: usize = 1024;
 /// The longest spelling of a value in a log line, in characters.
 const SPELLED_LENGTH_MAX: usize = 80;
 
-/// Panics if the content of a file is neither valid nor refused as it should be. Says which of them
-/// it is.
+/// Panics if a file is neither valid nor refused correctly. Returns which of the two it is.
 pub(crate) fn judge(bytes: &[u8]) -> Result<Config, String> {
     match Config::from_bytes(bytes, Path::new("FILE")) {
         Ok(config) => {
@@ -27,7 +26,7 @@ pub(crate) fn judge(bytes: &[u8]) -> Result<Config, String> {
     }
 }
 
-/// Whatever the daemon does with a valid file when it starts or reloads.
+/// Everything that the daemon does with a valid file when it starts or reloads.
 fn judge_config(config: &Config) {
     let printed = config.to_toml();
     let again = Config::from_bytes(printed.as_bytes(), Path::new("PRINTED"));
@@ -62,8 +61,8 @@ fn judge_errors(invalid: &Invalid, bytes: &[u8]) {
     }
 }
 
-/// Panics if a file with a drop-in is not what the two come to by themselves: each key is that of
-/// the later file that has it, and an error of one is an error of both.
+/// Panics if a file with a drop-in does not have the value of the later file for each key, or if an
+/// error of one is not an error of both.
 #[allow(dead_code, reason = "the fuzzer judges single files")]
 pub(crate) fn judge_pair(main: &[u8], drop_in: &[u8]) {
     let alone = |bytes| Config::from_bytes(bytes, Path::new("FILE"));
@@ -84,7 +83,8 @@ pub(crate) fn judge_pair(main: &[u8], drop_in: &[u8]) {
             return;
         }
         (Err(_), _, Ok(merged)) => panic!("an error of the file is lost: {merged:?}"),
-        // Without listeners, those of the file are meant, and none of them need be an echo.
+        // Without listeners in the drop-in those of the file are used; none need be an echo
+        // listener.
         (Ok(_), Err(error), Ok(_)) => {
             let line = error.to_string();
             assert!(line.contains(" listener: "), "an error of the drop-in is lost: {line}");

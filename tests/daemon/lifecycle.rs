@@ -145,7 +145,7 @@ fn the_watchdog_is_notified_while_the_last_worker_drains() {
     drop(last);
     let remains = daemon.finish(Losses::None);
     let alarm = remains.lines.iter().find(|line| line.contains("is stalled"));
-    assert_eq!(alarm, None, "nobody hangs");
+    assert_eq!(alarm, None, "a worker hangs");
 }
 
 #[test]

@@ -151,7 +151,7 @@ fn an_address_of_no_interface_is_found_though_it_is_listened_on() {
     );
     machine.socket(&addresses[1..]);
     let (code, text) = machine.doctor(&[]);
-    // But nobody can connect anywhere.
+    // But clients cannot connect to any address.
     assert_eq!(code, 1, "{text}");
     assert_found(&text, "sockets problem 192.0.2.1:7 ", &["clients cannot connect"]);
 }

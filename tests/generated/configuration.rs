@@ -74,7 +74,7 @@ fn shipped() -> String {
     let mut keys: Vec<&Key> = Vec::new();
     for line in Config::default().to_toml().lines() {
         if let Some((name, _)) = line.split_once(" = ") {
-            // Of the second listener nothing more is to be told.
+            // The second listener needs no further text.
             if let Some(at) = keys.iter().position(|key| key.name == name) {
                 let key = keys.remove(at);
                 // All keys of a listener take effect together, as its section says.

@@ -100,7 +100,7 @@ fn the_seccomp_profile_permits_what_the_unit_permits() {
     for name in ["io_uring_setup", "io_uring_enter", "io_uring_register", "bind", "capset"] {
         assert!(text.contains(&format!("\"{name}\"")), "{name} is missing:\n{text}");
     }
-    // Of other processes, of mounts and of programs in the kernel an intruder gets nothing.
+    // No access to other processes, mounts or programs in the kernel.
     for name in ["ptrace", "mount", "unshare", "process_vm_writev", "bpf", "socketcall"] {
         assert!(!text.contains(&format!("\"{name}\"")), "{name}:\n{text}");
     }

@@ -1,10 +1,10 @@
-//! Goal: what the package says twice is said once, here in the source, and made from that:
-//! completions from the command lines, template units from the units, the seccomp profile of the
-//! container from the unit of the service, the shipped configuration and the keys of its manual
-//! from the table of keys. Other manual pages are prose and written by hand; of them it is proved
-//! that they know every command and option, and no other.
+//! Goal: information that is in several shipped files has a single source. Completions are made
+//! from the command lines, template units from the units, the seccomp profile of the container from
+//! the unit of the service, the shipped configuration and the keys of its manual from the table of
+//! keys. Other manual pages are written by hand; the tests check that they describe every command
+//! and option, and no others.
 //!
-//! A file that is not what would be made today fails its test. This writes them anew:
+//! A file that differs from its source fails its test. This command writes all of them:
 //!
 //! ```console
 //! $ ECHO_WRITE=1 cargo test --test generated
@@ -55,7 +55,7 @@ fn read(path: &str) -> String {
     fs::read_to_string(place(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// Demands that the file at `path` is `wanted`, or makes it so.
+/// Asserts that the file at `path` is `wanted`, or writes it.
 fn hold(path: &str, wanted: &str) {
     if std::env::var_os("ECHO_WRITE").is_some() {
         fs::write(place(path), wanted).unwrap();

@@ -1,5 +1,5 @@
-//! Manual pages name what there is: each command and option, with its value, its default and the
-//! words it takes, in the order of the help; and nothing else.
+//! Manual pages describe each command and option, with its value, its default and its possible
+//! values, in the order of the help; and no others.
 
 use clap::{Arg, Command};
 
@@ -112,7 +112,7 @@ fn compare(page: &str, options: &[&Arg], items: &[&Item]) -> Vec<String> {
     faults
 }
 
-/// What a page lacks, or has too much.
+/// Missing and superfluous entries of a page.
 fn faults(command: &Command, name: &str, page: &str) -> Vec<String> {
     let mut command = command.clone();
     command.build();

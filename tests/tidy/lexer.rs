@@ -1,7 +1,7 @@
-//! Just enough of Rust's lexical form to tell code from comments and text, and to find names,
+//! Enough of Rust's lexical syntax to distinguish code from comments and text, and to find names,
 //! functions and matches.
 //!
-//! It is no parser: it relies on what rustfmt and the compiler have already made sure of.
+//! It is no parser: it relies on rustfmt and the compiler.
 
 /// Source text of the same shape, in which comments and the content of literals are blanks.
 pub(crate) struct Code {
