@@ -21,12 +21,12 @@ const CLIENTS: usize = 32;
 /// A daemon with one socket of each admin kind, and the directory of its Unix sockets.
 pub(crate) fn start(config: &str) -> (Daemon, Scratch) {
     let scratch = Scratch::new();
-    let windows = vec![
+    let admin_sockets = vec![
         ("status", Listening::unix(&scratch.path("status"))),
         ("metrics", Listening::ipv4()),
         ("agent-check", Listening::ipv4()),
     ];
-    (Launch { windows, ..Launch::with_config(config) }.start(), scratch)
+    (Launch { admin_sockets, ..Launch::with_config(config) }.start(), scratch)
 }
 
 /// Everything that a new connection to `place` receives after it has sent `request`.
@@ -46,12 +46,12 @@ fn rest(mut socket: &Socket) -> String {
 }
 
 pub(crate) fn status(daemon: &Daemon) -> Value {
-    serde_json::from_str(&answer(daemon.window("status"), b"")).unwrap()
+    serde_json::from_str(&answer(daemon.admin_place("status"), b"")).unwrap()
 }
 
 pub(crate) fn get(daemon: &Daemon, path: &str) -> String {
     let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n");
-    answer(daemon.window("metrics"), request.as_bytes())
+    answer(daemon.admin_place("metrics"), request.as_bytes())
 }
 
 #[test]
@@ -132,7 +132,7 @@ fn http_requests_get_the_right_answers() {
         ("\u{1}\u{2}\u{3}\r\n\r\n", "400 "),
         (&long, "431 "),
     ] {
-        let text = answer(daemon.window("metrics"), request.as_bytes());
+        let text = answer(daemon.admin_place("metrics"), request.as_bytes());
         assert!(text.starts_with(&format!("HTTP/1.1 {code}")), "{request:.40}: {text}");
     }
     // An answer to HEAD never has a body. A proxy may send the absolute form of the target.
@@ -143,7 +143,7 @@ fn http_requests_get_the_right_answers() {
         ("HEAD /other HTTP/1.1\r\n\r\n", "404 "),
         (&long, "431 "),
     ] {
-        let text = answer(daemon.window("metrics"), request.as_bytes());
+        let text = answer(daemon.admin_place("metrics"), request.as_bytes());
         assert!(text.starts_with(&format!("HTTP/1.1 {code}")), "{request:.40}: {text}");
         assert!(text.ends_with("\r\n\r\n"), "{request:.40} has a body: {text}");
     }
@@ -161,7 +161,7 @@ fn slow_clients_do_not_delay_others() {
     let mut idlers = Vec::new();
     for name in ["status", "metrics", "agent-check"] {
         for _ in 0..2 * CLIENTS {
-            let socket = daemon.window(name).connect();
+            let socket = daemon.admin_place(name).connect();
             let _ = (&socket).write_all(b"GET /metrics HT");
             idlers.push(socket);
         }
@@ -170,9 +170,9 @@ fn slow_clients_do_not_delay_others() {
     assert!(daemon.place().answers(time_limit(5.0)));
     assert_eq!(status(&daemon)["state"], "ready");
     assert!(get(&daemon, "/ready").starts_with("HTTP/1.1 200"));
-    assert_eq!(answer(daemon.window("agent-check"), b""), "up ready\n");
+    assert_eq!(answer(daemon.admin_place("agent-check"), b""), "up ready\n");
     assert!(began.elapsed() < time_limit(3.0), "it took {:?}", began.elapsed());
-    let last = daemon.window("metrics").connect();
+    let last = daemon.admin_place("metrics").connect();
     (&last).write_all(b"GET /re").unwrap();
     let text = rest(&last);
     assert!(text.starts_with("HTTP/1.1 408 "), "{text}");
@@ -190,7 +190,7 @@ fn invalid_requests_do_not_affect_others() {
     for name in ["status", "metrics", "agent-check"] {
         for _ in 0..5 {
             // The connection may be reset in the middle of the request.
-            let _ = (&daemon.window(name).connect()).write_all(&garbage);
+            let _ = (&daemon.admin_place(name).connect()).write_all(&garbage);
         }
     }
     assert!(daemon.place().answers(time_limit(10.0)));
@@ -203,18 +203,18 @@ fn a_thousand_status_clients_do_not_stop_the_echo() {
     let _quiet = alone();
     let (daemon, _scratch) = start("[server]\nworkers = 2\n");
     let place = daemon.place().clone();
-    let window = daemon.window("status").clone();
+    let socket = daemon.admin_place("status").clone();
     std::thread::scope(|scope| {
         let echoes = scope.spawn(move || {
             let peer = place.connect();
             (0..2_000).filter(|_| ping(&peer, b"and on")).count()
         });
-        let mut lookers: Vec<Socket> = Vec::new();
+        let mut clients: Vec<Socket> = Vec::new();
         for _ in 0..1_000 {
-            lookers.push(window.connect());
+            clients.push(socket.connect());
         }
         // Clients beyond the limit were closed; none got half an answer.
-        let answers: Vec<String> = lookers.iter().map(rest).filter(|it| !it.is_empty()).collect();
+        let answers: Vec<String> = clients.iter().map(rest).filter(|it| !it.is_empty()).collect();
         for answer in &answers {
             let seen: Value = serde_json::from_str(answer).unwrap();
             assert_eq!(seen["state"], "ready");
@@ -234,7 +234,7 @@ fn readiness_ends_before_accepting_stops() {
     let (daemon, _scratch) = start("[timeouts]\ndrain-lead = \"2s\"\ndrain = \"20s\"\n");
     let old = daemon.place().connect();
     assert!(ping(&old, b"before"));
-    assert_eq!(answer(daemon.window("agent-check"), b"what?\n"), "up ready\n");
+    assert_eq!(answer(daemon.admin_place("agent-check"), b"what?\n"), "up ready\n");
     let began = Instant::now();
     daemon.signal(Signal::SIGTERM);
     wait_until("/ready to return 503", time_limit(1.5), || {
@@ -242,7 +242,7 @@ fn readiness_ends_before_accepting_stops() {
     });
     assert!(get(&daemon, "/ready").ends_with("leaving\n"));
     assert!(get(&daemon, "/healthz").starts_with("HTTP/1.1 200"));
-    assert_eq!(answer(daemon.window("agent-check"), b""), "drain\n");
+    assert_eq!(answer(daemon.admin_place("agent-check"), b""), "drain\n");
     assert!(daemon.place().answers(time_limit(1.0)), "it does not accept any more");
     assert!(began.elapsed() < Duration::from_secs(2), "too slow: the lead time is over");
     wait_until("the drain", time_limit(10.0), || status(&daemon)["state"] == "draining");

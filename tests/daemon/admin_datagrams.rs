@@ -21,15 +21,15 @@ fn client() -> UdpSocket {
 /// A daemon that inherits `udp` beside a TCP socket, and the directory of its status socket.
 fn start(udp: &UdpSocket, config: &str) -> (Daemon, Scratch) {
     let scratch = Scratch::new();
-    let windows =
+    let admin_sockets =
         vec![("status", Listening::unix(&scratch.path("status"))), ("metrics", Listening::ipv4())];
     let strangers = vec![udp.try_clone().unwrap().into()];
-    (Launch { windows, strangers, ..Launch::with_config(config) }.start(), scratch)
+    (Launch { admin_sockets, strangers, ..Launch::with_config(config) }.start(), scratch)
 }
 
 /// The answer of an admin socket to `request`.
-fn seen(daemon: &Daemon, window: &str, request: &str) -> String {
-    let mut socket = daemon.window(window).connect();
+fn seen(daemon: &Daemon, name: &str, request: &str) -> String {
+    let mut socket = daemon.admin_place(name).connect();
     socket.write_all(request.as_bytes()).unwrap();
     let mut text = String::new();
     socket.read_to_string(&mut text).unwrap();
@@ -159,9 +159,9 @@ fn drops_of_the_kernel_are_seen() {
 fn without_a_listener_there_is_no_word_of_datagrams() {
     let _quiet = in_company();
     let scratch = Scratch::new();
-    let windows =
+    let admin_sockets =
         vec![("status", Listening::unix(&scratch.path("status"))), ("metrics", Listening::ipv4())];
-    let daemon = Launch { windows, ..Launch::with_config("") }.start();
+    let daemon = Launch { admin_sockets, ..Launch::with_config("") }.start();
     assert!(daemon.place().answers(time_limit(10.0)));
     assert!(!metrics(&daemon).contains("datagram"));
     let path = scratch.path("status");

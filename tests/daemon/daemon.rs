@@ -34,7 +34,7 @@ pub(crate) struct Launch {
     /// Listening sockets that the daemon inherits.
     pub(crate) listening: Vec<Listening>,
     /// Status, metrics and agent-check sockets that it inherits after those, with their names.
-    pub(crate) windows: Vec<(&'static str, Listening)>,
+    pub(crate) admin_sockets: Vec<(&'static str, Listening)>,
     /// How many more descriptors `LISTEN_FDS` announces than are passed.
     pub(crate) missing: usize,
     /// Other descriptors that it inherits after those, instead of sockets.
@@ -114,7 +114,7 @@ impl Launch {
             manager.read_again_after(span);
         }
         let mut inherited: Vec<OwnedFd> = self.listening.iter().map(Listening::hand_over).collect();
-        inherited.extend(self.windows.iter().map(|(_, window)| window.hand_over()));
+        inherited.extend(self.admin_sockets.iter().map(|(_, socket)| socket.hand_over()));
         inherited.append(&mut self.strangers);
         let stored = self.stored.len();
         inherited.append(&mut self.stored);
@@ -147,8 +147,8 @@ impl Launch {
         let lines =
             if collected { Lines::read(child.stderr.take().unwrap()) } else { Lines::none() };
         let process = Process(child.id());
-        let (listening, windows) = (self.listening, self.windows);
-        Daemon { child, process, lines, manager, listening, windows, files: 0, scratch }
+        let (listening, admin_sockets) = (self.listening, self.admin_sockets);
+        Daemon { child, process, lines, manager, listening, admin_sockets, files: 0, scratch }
     }
 
     /// What the shell does before it executes the daemon.
@@ -165,7 +165,7 @@ impl Launch {
         if sockets > 0 {
             let mut names = self.names.clone();
             names.resize(self.listening.len(), "test");
-            names.extend(self.windows.iter().map(|(name, _)| *name));
+            names.extend(self.admin_sockets.iter().map(|(name, _)| *name));
             names.resize(sockets - stored, "test");
             names.resize(sockets, "bundle");
             let names = names.join(":");
@@ -214,7 +214,7 @@ pub(crate) struct Daemon {
     /// The service manager, which records its notifications.
     pub(crate) manager: Manager,
     listening: Vec<Listening>,
-    windows: Vec<(&'static str, Listening)>,
+    admin_sockets: Vec<(&'static str, Listening)>,
     files: usize,
     /// Removed after the daemon has ended.
     scratch: Scratch,
@@ -241,9 +241,9 @@ impl Daemon {
     }
 
     /// The place of the status, metrics or agent-check socket of this name.
-    pub(crate) fn window(&self, name: &str) -> &Place {
-        let window = self.windows.iter().find(|(known, _)| *known == name);
-        &window.unwrap().1.place
+    pub(crate) fn admin_place(&self, name: &str) -> &Place {
+        let socket = self.admin_sockets.iter().find(|(known, _)| *known == name);
+        &socket.unwrap().1.place
     }
 
     /// Measures the number of open files at rest: the least of several counts, as a notification

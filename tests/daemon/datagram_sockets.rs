@@ -165,8 +165,9 @@ fn flows_are_spread_over_the_workers() {
 fn an_inherited_udp_socket_with_an_admin_name_is_refused() {
     let _quiet = in_company();
     let Bound { socket, address } = Bound::ipv4();
-    let window = Listening { socket: socket.into(), place: Place::Tcp(address) };
-    let refusal = Launch { windows: vec![("metrics", window)], ..Launch::with_config("") }.fail();
+    let socket = Listening { socket: socket.into(), place: Place::Tcp(address) };
+    let refusal =
+        Launch { admin_sockets: vec![("metrics", socket)], ..Launch::with_config("") }.fail();
     refusal.assert(69, &["fd 4", "UDP", "ListenStream=", "FileDescriptorName="]);
 }
 

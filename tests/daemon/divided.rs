@@ -31,12 +31,12 @@ fn own(scratch: &Scratch, address: SocketAddr, workers: usize, more: &str) -> Da
         "[server]\nworkers = {workers}\nlistening-sockets = \"per-worker\"\n{more}\n\
          [[listener]]\nname = \"tcp\"\naddress = \"{address}\"\n"
     );
-    let windows = vec![("status", Listening::unix(&scratch.path("status")))];
-    Launch { config, windows, ..Launch::default() }.start()
+    let admin_sockets = vec![("status", Listening::unix(&scratch.path("status")))];
+    Launch { config, admin_sockets, ..Launch::default() }.start()
 }
 
 fn status(daemon: &Daemon) -> Value {
-    let Place::Unix(path) = daemon.window("status") else { panic!("no window") };
+    let Place::Unix(path) = daemon.admin_place("status") else { panic!("no Unix socket") };
     let mut text = String::new();
     let mut socket = std::os::unix::net::UnixStream::connect(path).unwrap();
     std::io::Read::read_to_string(&mut socket, &mut text).unwrap();
@@ -68,9 +68,9 @@ fn every_socket_of_an_address_is_served() {
         let scratch = Scratch::new();
         let listening = Listening::several(sockets);
         let place = listening[0].place.clone();
-        let windows = vec![("status", Listening::unix(&scratch.path("status")))];
+        let admin_sockets = vec![("status", Listening::unix(&scratch.path("status")))];
         let config = format!("[server]\nworkers = {workers}\n");
-        let daemon = Launch { listening, windows, config, ..Launch::default() }.start();
+        let daemon = Launch { listening, admin_sockets, config, ..Launch::default() }.start();
         let peers: Vec<Socket> = (0..120).map(|_| place.connect()).collect();
         assert!(peers.iter().all(|peer| ping(peer, b"here")), "{}", daemon.transcript());
         let accepted = accepted(&daemon);

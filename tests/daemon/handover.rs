@@ -31,8 +31,8 @@ const FEW: &str = "[server]\nworkers = 2\n[limits]\nmax-connections = 100\n";
 /// A daemon with this bus.
 fn start(bus: &Bus) -> Daemon {
     // Clients of the admin sockets must not delay the handover.
-    let windows = vec![("agent-check", Listening::ipv4())];
-    Launch { bus: bus.address(), windows, ..Launch::with_config(CONFIG) }.start()
+    let admin_sockets = vec![("agent-check", Listening::ipv4())];
+    Launch { bus: bus.address(), admin_sockets, ..Launch::with_config(CONFIG) }.start()
 }
 
 /// The next daemon, with this number of workers.
@@ -298,13 +298,13 @@ fn during_a_handover_the_service_is_not_ready() {
     let _quiet = in_company();
     let scratch = Scratch::new();
     let bus = Bus::start(&scratch.path("bus"), Answer::Job("restart"));
-    let windows = vec![("metrics", Listening::ipv4())];
-    let launch = Launch { bus: bus.address(), windows, ..Launch::with_config(CONFIG) };
+    let admin_sockets = vec![("metrics", Listening::ipv4())];
+    let launch = Launch { bus: bus.address(), admin_sockets, ..Launch::with_config(CONFIG) };
     let mut daemon = launch.start();
     let peer = daemon.place().connect();
     assert!(ping(&peer, b"here"));
     let ready = || {
-        let socket = daemon.window("metrics").connect();
+        let socket = daemon.admin_place("metrics").connect();
         send_all(&socket, b"GET /ready HTTP/1.1\r\n\r\n");
         read_all(&socket)
     };

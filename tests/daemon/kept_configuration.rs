@@ -25,14 +25,15 @@ fn next(bus: &Bus, daemon: Daemon, config: &str, scratch: &Scratch) -> Daemon {
     assert!(!stored.is_empty(), "nothing was stored: {lines:#?}");
     let status = scratch.path("status");
     let _ = fs::remove_file(&status);
-    let windows = vec![("status", Listening::unix(&status)), ("metrics", Listening::ipv4())];
+    let admin_sockets = vec![("status", Listening::unix(&status)), ("metrics", Listening::ipv4())];
     let config = config.to_owned();
-    Launch { bus: bus.address(), stored, listening, windows, config, ..Launch::default() }.start()
+    Launch { bus: bus.address(), stored, listening, admin_sockets, config, ..Launch::default() }
+        .start()
 }
 
-fn answer(daemon: &Daemon, window: &str, request: &str) -> String {
+fn answer(daemon: &Daemon, name: &str, request: &str) -> String {
     use std::io::{Read, Write};
-    let mut socket: Socket = daemon.window(window).connect();
+    let mut socket: Socket = daemon.admin_place(name).connect();
     socket.write_all(request.as_bytes()).unwrap();
     let mut text = String::new();
     socket.read_to_string(&mut text).unwrap();

@@ -157,9 +157,10 @@ fn a_handover_is_counted() {
     let peers: Vec<_> = (0..3).map(|_| daemon.place().connect()).collect();
     assert!(peers.iter().all(|peer| ping(peer, b"before")));
     let (stored, listening, _) = daemon.export();
-    let windows =
+    let admin_sockets =
         vec![("status", Listening::unix(&scratch.path("status"))), ("metrics", Listening::ipv4())];
-    let launch = Launch { bus: bus.address(), stored, listening, windows, ..Launch::default() };
+    let launch =
+        Launch { bus: bus.address(), stored, listening, admin_sockets, ..Launch::default() };
     let daemon = launch.start();
     assert!(peers.iter().all(|peer| ping(peer, b"after")));
     let total = &status(&daemon)["total"];

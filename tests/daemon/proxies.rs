@@ -65,14 +65,14 @@ fn admitted(place: &Place, header: &[u8]) -> Option<Socket> {
 /// The snapshot that the status socket gives.
 fn status(daemon: &Daemon) -> Value {
     let mut text = Vec::new();
-    std::io::Read::read_to_end(&mut daemon.window("status").connect(), &mut text).unwrap();
+    std::io::Read::read_to_end(&mut daemon.admin_place("status").connect(), &mut text).unwrap();
     serde_json::from_slice(&text).unwrap()
 }
 
 fn start(config: &str, scratch: &Scratch) -> Daemon {
-    let windows = vec![("status", Listening::unix(&scratch.path("status")))];
+    let admin_sockets = vec![("status", Listening::unix(&scratch.path("status")))];
     let config = format!("{PROXIED}{config}");
-    Launch { windows, ..Launch::with_config(&config) }.start()
+    Launch { admin_sockets, ..Launch::with_config(&config) }.start()
 }
 
 /// Goal: a header of either version is accepted, in any pieces, and the bytes after it are echoed.

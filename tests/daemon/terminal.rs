@@ -106,8 +106,8 @@ fn pictures(seen: &Mutex<String>) -> Vec<String> {
 fn the_live_table_keeps_to_its_terminal_and_gives_it_back() {
     let _quiet = in_company();
     let scratch = Scratch::new();
-    let windows = vec![("status", Listening::unix(&scratch.path("status")))];
-    let daemon = Launch { windows, ..Launch::with_config("") }.start();
+    let admin_sockets = vec![("status", Listening::unix(&scratch.path("status")))];
+    let daemon = Launch { admin_sockets, ..Launch::with_config("") }.start();
     let socket = scratch.path("status");
     for (key, name) in [(&b"\x03"[..], "Ctrl-C"), (b"q", "q")] {
         let terminal = Terminal::new(50, 200);

@@ -112,8 +112,8 @@ impl Server {
     /// From this launch, with a status socket added.
     pub(crate) fn launch(launch: Launch) -> Self {
         let scratch = Scratch::new();
-        let windows = vec![("status", Listening::unix(&scratch.path("status")))];
-        let daemon = Launch { windows, ..launch }.start();
+        let admin_sockets = vec![("status", Listening::unix(&scratch.path("status")))];
+        let daemon = Launch { admin_sockets, ..launch }.start();
         Self { daemon, _scratch: scratch }
     }
 
@@ -128,7 +128,7 @@ impl Server {
 
     /// Its listeners for datagrams, as the status has them.
     pub(crate) fn listeners(&self) -> Vec<Value> {
-        let Place::Unix(path) = self.daemon.window("status") else { panic!("no window") };
+        let Place::Unix(path) = self.daemon.admin_place("status") else { panic!("no Unix socket") };
         let mut text = String::new();
         let mut socket = std::os::unix::net::UnixStream::connect(path).unwrap();
         std::io::Read::read_to_string(&mut socket, &mut text).unwrap();

@@ -65,7 +65,7 @@ fn address(name: &str) -> SockAddr {
 
 /// Its listeners for connections, as the status has them.
 fn listeners(daemon: &Daemon) -> Vec<Value> {
-    let Place::Unix(path) = daemon.window("status") else { panic!("no window") };
+    let Place::Unix(path) = daemon.admin_place("status") else { panic!("no Unix socket") };
     let mut text = String::new();
     std::os::unix::net::UnixStream::connect(path).unwrap().read_to_string(&mut text).unwrap();
     let mut status: Value = serde_json::from_str(&text).unwrap();
@@ -73,8 +73,8 @@ fn listeners(daemon: &Daemon) -> Vec<Value> {
 }
 
 fn start(scratch: &Scratch, name: &str) -> Daemon {
-    let windows = vec![("status", Listening::unix(&scratch.path("status")))];
-    Launch { config: config(name), windows, ..Launch::default() }.start()
+    let admin_sockets = vec![("status", Listening::unix(&scratch.path("status")))];
+    Launch { config: config(name), admin_sockets, ..Launch::default() }.start()
 }
 
 #[test]
