@@ -23,7 +23,7 @@ use source::{Source, tree};
 const WALLS: &[(&str, &[&str])] = &[
     ("lib", &[]),
     ("main", &["cli", "daemon", "doctor", "admin"]),
-    // It sees what the daemon would see, and needs no daemon; one that runs is asked for its
+    // It uses the modules of the daemon and needs no running daemon; a running one is asked for its
     // status.
     ("doctor", &["capacity", "cli", "config", "listen", "admin", "systemd", "echo_ring"]),
     (

@@ -30,17 +30,17 @@ fn twenty_thousand_resets_make_a_handful_of_lines() {
     let _quiet = in_company();
     let daemon = Launch::with_config("").start();
     let before = daemon.lines.all().len();
-    let polite = daemon.place().connect();
+    let peer = daemon.place().connect();
     thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| resets(daemon.place(), 10_000));
         }
         for _ in 0..100 {
-            assert!(ping(&polite, b"still there?"));
+            assert!(ping(&peer, b"still there?"));
             thread::sleep(Duration::from_millis(10));
         }
     });
-    drop(polite);
+    drop(peer);
     let remains = daemon.stop_with(Losses::Allowed);
     let lines = &remains.lines[before..];
     assert!(lines.len() <= 10, "{} lines, such as {:#?}", lines.len(), &lines[..10]);
@@ -80,13 +80,13 @@ fn a_blocked_log_does_not_stop_the_echo() {
     fill(&writer);
     drop(writer);
 
-    let polite = daemon.place().connect();
+    let peer = daemon.place().connect();
     for _ in 0..20 {
         resets(daemon.place(), 100);
-        assert!(ping(&polite, b"still there?"));
+        assert!(ping(&peer, b"still there?"));
     }
     daemon.process.assert_at_rest(Duration::from_secs(1), "with a full log");
-    drop(polite);
+    drop(peer);
     daemon.settle();
 
     // The pipe is read again: the last lines are written.

@@ -58,7 +58,7 @@ fn a_peer_that_takes_nothing_is_closed() {
     // meanwhile.
     let config = "[timeouts]\nstall = \"3s\"\n[tcp]\nsend-buffer = \"16KiB\"\n";
     let daemon = Launch::with_config(config).start();
-    let polite = daemon.place().connect();
+    let reader = daemon.place().connect();
     let non_reader = daemon.place().connect_narrow();
     let start = Instant::now();
     stuff(&non_reader, Tape::new(1), Duration::from_millis(300));
@@ -67,7 +67,7 @@ fn a_peer_that_takes_nothing_is_closed() {
     // of the daemon's open files.
     let files = daemon.process.open_files();
     while daemon.process.open_files() >= files && start.elapsed() < time_limit(10.0) {
-        assert!(ping(&polite, b"all well"));
+        assert!(ping(&reader, b"all well"));
         thread::sleep(Duration::from_millis(20));
     }
     let took = start.elapsed();
@@ -75,7 +75,7 @@ fn a_peer_that_takes_nothing_is_closed() {
     assert!(took < stuffed + time_limit(5.0), "closed only after {took:?}");
     let (bytes, _) = read_out(&non_reader, time_limit(10.0));
     assert!(bytes > 0, "nothing was echoed before it stalled");
-    drop((non_reader, polite));
+    drop((non_reader, reader));
     let remains = daemon.stop_with(Losses::Allowed);
     assert!(remains.counters.bytes_dropped > 0, "it stalled, and nothing was dropped");
 }

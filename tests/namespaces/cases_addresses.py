@@ -120,7 +120,7 @@ def sent_to_many(world):
 
 
 def sent_to_many_dual_stack(world):
-    """The same on a socket for both families, whose kernel tells less of IPv4."""
+    """The same on a socket for both families, for which the kernel reports less about IPv4."""
     world.pair()
     daemon = world.daemon(["udp:[::]:7"], "[server]\nworkers = 1\n")
     client = world.client.udp(("10.7.0.2", 0))
@@ -144,7 +144,7 @@ def sent_to_many_dual_stack(world):
 
 
 def forged_sources(world):
-    """Sources that are no host, and port 0: those that the kernel lets through are counted."""
+    """Sources that are no host, and port 0: those that the kernel delivers are counted."""
     world.pair()
     daemon = world.daemon(["udp:0.0.0.0:7", "udp:[::]:7777"])
     expected = {}

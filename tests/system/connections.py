@@ -33,23 +33,23 @@ class Talker:
 
     def __init__(self, connection, seed):
         self.connection, self.seed = connection, seed
-        self.said = self.heard = 0
+        self.sent = self.received = 0
         self.since = time.monotonic()
         self.pause = 0.0
         self.fault = None
 
-    def say(self):
-        word = tape(self.seed, self.said, WORD)
+    def send(self):
+        word = tape(self.seed, self.sent, WORD)
         # One word always fits into an empty socket.
         sent = self.connection.send(word)
-        self.said += sent
+        self.sent += sent
         if sent != WORD:
             self.fault = f"only {sent} bytes of a word fitted"
 
-    def hear(self):
-        while self.heard < self.said:
+    def receive(self):
+        while self.received < self.sent:
             try:
-                answer = self.connection.recv(self.said - self.heard)
+                answer = self.connection.recv(self.sent - self.received)
             except BlockingIOError:
                 return False
             except OSError as error:
@@ -58,12 +58,12 @@ class Talker:
             if not answer:
                 self.fault = "ended"
                 return False
-            expected = tape(self.seed, (self.said - WORD), WORD)
-            begin = self.heard - (self.said - WORD)
+            expected = tape(self.seed, (self.sent - WORD), WORD)
+            begin = self.received - (self.sent - WORD)
             if answer != expected[begin : begin + len(answer)]:
                 self.fault = "wrong bytes"
                 return False
-            self.heard += len(answer)
+            self.received += len(answer)
         now = time.monotonic()
         self.pause = max(self.pause, now - self.since)
         self.since = now
@@ -94,14 +94,14 @@ def stuff(connection, seed):
 def read_back(connection, seed, length):
     """Reads the echo of `length` stuffed bytes; returns what is wrong with it, if anything."""
     connection.settimeout(30)
-    heard = 0
-    while heard < length:
-        answer = connection.recv(min(PERIOD, length - heard))
+    received = 0
+    while received < length:
+        answer = connection.recv(min(PERIOD, length - received))
         if not answer:
             return "ended"
-        if answer != tape(seed, heard, len(answer)):
-            return f"wrong bytes at {heard}"
-        heard += len(answer)
+        if answer != tape(seed, received, len(answer)):
+            return f"wrong bytes at {received}"
+        received += len(answer)
     return None
 
 
@@ -154,23 +154,23 @@ def main():
     silent = [(seed, (c,)) for seed, c in rest[options.stalled :]]
     for talker in talkers:
         talker.since = time.monotonic()
-        talker.say()
+        talker.send()
     print("ready", flush=True)
     while not stop:
         for key, _ in selector.select(timeout=0.2):
             talker = key.data
-            if talker.hear():
-                talker.say()
+            if talker.receive():
+                talker.send()
             elif talker.fault:
                 selector.unregister(talker.connection)
     deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and any(t.heard < t.said and not t.fault for t in talkers):
+    while time.monotonic() < deadline and any(t.received < t.sent and not t.fault for t in talkers):
         for key, _ in selector.select(timeout=0.2):
-            key.data.hear()
+            key.data.receive()
             if key.data.fault:
                 selector.unregister(key.data.connection)
     faults = first + [talker.fault for talker in talkers if talker.fault]
-    faults += ["silence" for talker in talkers if talker.heard < talker.said and not talker.fault]
+    faults += ["silence" for talker in talkers if talker.received < talker.sent and not talker.fault]
     faults += faults_of(read_back, stalled)
     faults += faults_of(ping, silent)
     print(
@@ -179,7 +179,7 @@ def main():
                 "connections": len(connections),
                 "faults": len(faults),
                 "kinds": collections.Counter(faults),
-                "words": sum(talker.heard for talker in talkers) // WORD,
+                "words": sum(talker.received for talker in talkers) // WORD,
                 "stalled_bytes": sum(members[1] for _, members in stalled),
                 "longest_pause": round(max(talker.pause for talker in talkers), 3),
             }

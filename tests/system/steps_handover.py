@@ -45,7 +45,7 @@ def survives(machine, act, kinds, unit=SERVICE, address=None):
     expect(machine.show(unit, "MainPID") != pid, f"{unit} was not restarted")
     report = judge(machine, clients)
     expect(len(told(machine, "handed over", unit)) > handed, "nothing was handed over")
-    expect(report["faults"] == 0, f"connections suffered: {report}")
+    expect(report["faults"] == 0, f"connections had faults: {report}")
     expect(machine.show(unit, "NFileDescriptorStore") == "0", "the store was not emptied")
     return report
 
@@ -59,7 +59,7 @@ def drains(machine, command, kinds):
         lambda: len(told(machine, "draining: ")) > drained, 10, f"{command} did not drain"
     )
     report = judge(machine, clients)
-    expect(report["faults"] == 0, f"connections suffered: {report}")
+    expect(report["faults"] == 0, f"connections had faults: {report}")
     output, _ = ending.communicate(timeout=30)
     expect(ending.returncode == 0, f"{command} failed: {output}")
     expect(len(told(machine, "handed over")) == handed, f"{command} handed over")

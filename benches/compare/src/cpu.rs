@@ -81,8 +81,8 @@ fn clock(process: u32) -> io::Result<Duration> {
     Ok(ClockId::pid_cpu_clock_id(Pid::from_raw(process.cast_signed()))?.now()?.into())
 }
 
-/// Every process tells its parent in the second field after its name; the list of children, which
-/// would be shorter, is not in every kernel (`CONFIG_PROC_CHILDREN`).
+/// The parent of a process is the second field after its name. The list of children would be
+/// shorter, but not every kernel has it (`CONFIG_PROC_CHILDREN`).
 fn children(process: u32) -> io::Result<Vec<u32>> {
     let parent = process.to_string();
     let mut children = Vec::new();

@@ -2,7 +2,7 @@
 //! and makes tables and plots of the results.
 //!
 //! All servers run at once on one core and the client on another. A round gives each server one
-//! slice, in an order drawn anew; a slice ends when everything sent is back, and only then the
+//! slice, in a new random order; a slice ends when everything sent is back, and only then the
 //! server's CPU time is read. README.md says how to read the result.
 
 mod address;

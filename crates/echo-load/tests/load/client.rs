@@ -208,7 +208,7 @@ fn a_close_right_after_a_send_waits_for_it() {
     assert!(matches!(world.next(), Event::Closed { connection } if connection == id));
 }
 
-/// Ten peers speak, and there are four buffers.
+/// Ten peers send, and there are four buffers.
 #[test]
 fn receives_wait_for_buffers_unseen() {
     let mut world = world();

@@ -42,7 +42,7 @@ fn unsent_bytes_are_reported() {
     let target = wrong_server(Wrong::FallsSilentAfter { bytes: 6400 });
     let result = run(&format!("{target} -c 1 --rate 1000 -d 500ms --timeout 500ms --json"));
     assert_eq!(result.code, Some(1), "{result:#?}");
-    // 100 were answered, one was sent in vain.
+    // 100 were answered, one was not.
     let (json, scheduled) = (result.json(), 1000.0 * number(&result.json(), "/elapsed_seconds"));
     let unsent = number(&json, "/unsent_messages");
     assert!((0.7 * scheduled - 101.0..1.2 * scheduled).contains(&unsent), "{json:#}");
