@@ -7,14 +7,19 @@ which are in inside.py; it says how many exchanges an event may cost, and why.
 import collections
 import csv
 import pathlib
+import shlex
 import socket
 import subprocess
+import threading
 
 from load import ESTABLISHED, IN_FLIGHT
-from network import eventually, expect
-from topology import BALANCER, CLIENT, SERVICE
+from network import TIMEOUT_SECONDS, eventually, expect
+from server import PORT
+from topology import BALANCER, CLIENT, SERVICE, server_address
 
 HERE = pathlib.Path(__file__).resolve().parent
+# What a client sends before it half-closes, and nginx's port without proxy_half_close.
+HALF_CLOSE_BYTES, LOSING_PORT = 4_000_000, 7079
 # Why connections fail where the balancer does not remember where they are.
 MOVED = "a connection whose path moves meets a server that does not know it, and is reset"
 
@@ -140,4 +145,72 @@ class HAProxy(Engine):
         )
 
 
-ENGINES = {engine.name: engine for engine in (HAProxy,)}
+class Nginx(Engine):
+    name = "nginx"
+    configuration = pathlib.Path("/run/nginx.conf")
+
+    def start(self):
+        self.own_service_address()
+        self.configuration.write_text((HERE / "nginx.conf").read_text())
+        self.process = self.spawn(self.topology.balancer, *self.command("-g", "daemon off;"))
+        eventually(
+            lambda: pathlib.Path("/run/nginx.pid").exists(), lambda: f"no nginx: {self.log()}"
+        )
+
+    def command(self, *options):
+        return ["nginx", "-c", str(self.configuration), *options]
+
+    def reload(self, old, new):
+        text = self.configuration.read_text()
+        expect(old in text, f"nginx.conf does not have {old!r}")
+        self.configuration.write_text(text.replace(old, new))
+        self.topology.balancer.run(shlex.join(self.command("-q", "-s", "reload")))
+
+    def withdraw(self, index):
+        address = f"server {server_address(index)}:{PORT}"
+        self.reload(f"{address} ", f"{address} down ")
+
+    def readmit(self, index):
+        address = f"server {server_address(index)}:{PORT}"
+        self.reload(f"{address} down ", f"{address} ")
+
+    def kill_bound(self, _seconds):
+        return (
+            IN_FLIGHT,
+            "the exchanges that the killed daemon had; refused connections are tried elsewhere",
+        )
+
+    def verify(self):
+        """nginx passes the half-close on if it is told to, and else loses bytes."""
+        kept, lost = (self.after_half_close(port) for port in (PORT, LOSING_PORT))
+        expect(kept == HALF_CLOSE_BYTES, f"with proxy_half_close {kept} bytes come back")
+        expect(
+            lost < HALF_CLOSE_BYTES, "nothing is lost without proxy_half_close: it is not needed"
+        )
+        print(f"nginx      half-close: {kept} bytes come back, without the option {lost}")
+        return {"event": "half-close", "bytes": kept, "bytes_without_option": lost}
+
+    def after_half_close(self, port):
+        """How many bytes come back to a client that sends all of them and half-closes."""
+        client = self.topology.client.socket(socket.AF_INET, socket.SOCK_STREAM)
+        client.settimeout(TIMEOUT_SECONDS)
+        client.connect((SERVICE, port))
+
+        def send():
+            client.sendall(bytes(HALF_CLOSE_BYTES))
+            client.shutdown(socket.SHUT_WR)
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        received = 0
+        try:
+            while part := client.recv(65536):
+                received += len(part)
+        except ConnectionResetError:
+            pass
+        sender.join()
+        client.close()
+        return received
+
+
+ENGINES = {engine.name: engine for engine in (HAProxy, Nginx)}
