@@ -6,13 +6,14 @@ which are in inside.py; it says how many exchanges an event may cost, and why.
 
 import collections
 import csv
+import math
 import pathlib
 import shlex
 import socket
 import subprocess
 import threading
 
-from load import ESTABLISHED, IN_FLIGHT
+from load import ESTABLISHED, IN_FLIGHT, RATE
 from network import TIMEOUT_SECONDS, eventually, expect
 from server import PORT
 from topology import BALANCER, CLIENT, SERVICE, server_address
@@ -213,4 +214,56 @@ class Nginx(Engine):
         return received
 
 
-ENGINES = {engine.name: engine for engine in (HAProxy, Nginx)}
+class Nftables(Engine):
+    """What changes elements of maps: withdraw gives those of a server to its neighbour."""
+
+    def start(self):
+        self.balancer(f"nft -f {HERE / self.file}")
+
+    def balancer(self, script):
+        return self.topology.balancer.run(script)
+
+    def assign(self, index, server):
+        """The element `index` of each map now leads to `server`, in one transaction."""
+        target = self.target(server)
+        changes = "".join(
+            f"delete element {self.table} {name} {{ {index} }}\n"
+            f"add element {self.table} {name} {{ {index} : {target} }}\n"
+            for name in self.maps
+        )
+        self.balancer(f"nft -f - <<'END'\n{changes}END\n")
+
+    def withdraw(self, index):
+        self.assign(index, (index + 1) % len(self.servers))
+
+    def readmit(self, index):
+        self.assign(index, index)
+
+
+class Dnat(Nftables):
+    name, file = "nftables", "dnat.nft"
+    table, maps = "ip fleet", ("connections", "datagrams")
+    has_datagrams = True
+
+    @staticmethod
+    def target(server):
+        return server_address(server)
+
+    def withdraw(self, index):
+        super().withdraw(index)
+        # Datagrams of known sources would go on to the server, for as long as they come.
+        self.balancer(
+            f"conntrack -D -p udp --reply-src {server_address(index)} >/dev/null 2>&1 || true"
+        )
+
+    def kill_bound(self, seconds):
+        return share_of_one(seconds), "the map does not change: one connection of four is refused"
+
+
+def share_of_one(seconds):
+    """What one server of four gets, if ports choose, but for one chance in a million."""
+    total = RATE * seconds
+    return math.ceil(total / 4 + 5 * math.sqrt(total * 3 / 16)) + IN_FLIGHT
+
+
+ENGINES = {engine.name: engine for engine in (HAProxy, Nginx, Dnat)}
