@@ -16,7 +16,7 @@ import threading
 from load import ESTABLISHED, IN_FLIGHT, RATE
 from network import TIMEOUT_SECONDS, eventually, expect
 from server import PORT
-from topology import BALANCER, CLIENT, SERVICE, server_address
+from topology import BALANCER, CLIENT, SERVICE, hardware_address, server_address
 
 HERE = pathlib.Path(__file__).resolve().parent
 # What a client sends before it half-closes, and nginx's port without proxy_half_close.
@@ -260,10 +260,44 @@ class Dnat(Nftables):
         return share_of_one(seconds), "the map does not change: one connection of four is refused"
 
 
+class DirectReturn(Nftables):
+    name, file = "dsr", "dsr.nft"
+    table, maps = "netdev fleet", ("servers",)
+    has_datagrams = True
+    keeps_established = False
+
+    @staticmethod
+    def target(server):
+        return hardware_address(server)
+
+    def start(self):
+        give_service_address_to_servers(self.topology)
+        super().start()
+
+    def drain_bound(self):
+        return moved(2 * len(self.servers))
+
+    def kill_bound(self, seconds):
+        return share_of_one(seconds), "the map does not change: a quarter of the ports is refused"
+
+
+def give_service_address_to_servers(topology):
+    for server in topology.servers:
+        server.run(
+            "sysctl -qw net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2\n"
+            f"ip address add {SERVICE}/32 dev lo\n"
+        )
+
+
+def moved(moves):
+    """What moves may cost: each of them all exchanges in flight."""
+    return IN_FLIGHT * moves, MOVED
+
+
 def share_of_one(seconds):
     """What one server of four gets, if ports choose, but for one chance in a million."""
     total = RATE * seconds
     return math.ceil(total / 4 + 5 * math.sqrt(total * 3 / 16)) + IN_FLIGHT
 
 
-ENGINES = {engine.name: engine for engine in (HAProxy, Nginx, Dnat)}
+ENGINES = {engine.name: engine for engine in (HAProxy, Nginx, Dnat, DirectReturn)}
