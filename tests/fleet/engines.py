@@ -281,6 +281,45 @@ class DirectReturn(Nftables):
         return share_of_one(seconds), "the map does not change: a quarter of the ports is refused"
 
 
+class Bird(Engine):
+    name = "bird"
+    keeps_established = False
+    has_datagrams = True
+
+    def start(self):
+        give_service_address_to_servers(self.topology)
+        self.topology.balancer.run("sysctl -qw net.ipv4.fib_multipath_hash_policy=1")
+        self.bird(self.topology.balancer, "bird-router.conf", "router")
+        for index, namespace in enumerate(self.topology.servers):
+            self.bird(namespace, "bird-server.conf", index)
+
+    def bird(self, namespace, configuration, name):
+        self.spawn(
+            namespace, "bird", "-f", "-c", str(HERE / configuration), "-s", f"/run/bird-{name}.ctl"
+        )
+
+    def control(self, index, command):
+        self.topology.servers[index].run(f"birdc -s /run/bird-{index}.ctl {command} anycast")
+
+    def withdraw(self, index):
+        self.control(index, "disable")
+
+    def readmit(self, index):
+        self.control(index, "enable")
+
+    def is_in_use(self, index):
+        routes = self.topology.balancer.run(f"ip route show {SERVICE}")
+        return server_address(index) in routes
+
+    def drain_bound(self):
+        return moved(2 * len(self.servers))
+
+    def kill_bound(self, seconds):
+        return share_of_one(
+            seconds
+        ), "BGP watches the machine alone: a quarter of the ports is refused"
+
+
 def give_service_address_to_servers(topology):
     for server in topology.servers:
         server.run(
@@ -300,4 +339,4 @@ def share_of_one(seconds):
     return math.ceil(total / 4 + 5 * math.sqrt(total * 3 / 16)) + IN_FLIGHT
 
 
-ENGINES = {engine.name: engine for engine in (HAProxy, Nginx, Dnat, DirectReturn)}
+ENGINES = {engine.name: engine for engine in (HAProxy, Nginx, Dnat, DirectReturn, Bird)}
