@@ -320,6 +320,51 @@ class Bird(Engine):
         ), "BGP watches the machine alone: a quarter of the ports is refused"
 
 
+class Keepalived(Engine):
+    name = "keepalived"
+    keeps_established = False
+
+    def start(self):
+        check = pathlib.Path("/usr/local/sbin/echo-check")
+        # keepalived refuses a script that users other than root can write.
+        check.write_text((HERE / "echo-check").read_text())
+        check.chmod(0o755)
+        self.topology.balancer.run(f"ip route add {SERVICE}/32 dev br0")
+        for index, namespace in enumerate(self.topology.servers):
+            pids = [
+                f"--{kind}pid=/run/keepalived-{index}{suffix}.pid" for kind, suffix in PID_FILES
+            ]
+            command = ["keepalived", "--dont-fork", "--log-console", "--vrrp", *pids]
+            configuration = f"--use-file={HERE / 'keepalived.conf'}"
+            self.spawn(namespace, *command, configuration, f"--config-id=s{index}")
+
+    def holders(self):
+        """The servers that have the service address."""
+        return [
+            index
+            for index, namespace in enumerate(self.topology.servers)
+            if SERVICE in namespace.run("ip address show dev eth0")
+        ]
+
+    def victim(self):
+        return self.holders()[0]
+
+    def is_in_use(self, index):
+        """The server is able to take over, and one of them has the address."""
+        return self.servers[index].is_serving() and len(self.holders()) == 1
+
+    def drain_bound(self):
+        return moved(len(self.servers))
+
+    def kill_bound(self, _seconds):
+        # Two checks a second apart, of a second each at most, and then VRRP's skew time.
+        return RATE * 4 + IN_FLIGHT, "two checks, and VRRP until another server takes over"
+
+
+# Their names among keepalived's options, and what tells their files apart.
+PID_FILES = (("", ""), ("vrrp_", "-vrrp"))
+
+
 def give_service_address_to_servers(topology):
     for server in topology.servers:
         server.run(
@@ -339,4 +384,4 @@ def share_of_one(seconds):
     return math.ceil(total / 4 + 5 * math.sqrt(total * 3 / 16)) + IN_FLIGHT
 
 
-ENGINES = {engine.name: engine for engine in (HAProxy, Nginx, Dnat, DirectReturn, Bird)}
+ENGINES = {engine.name: engine for engine in (HAProxy, Nginx, Dnat, DirectReturn, Bird, Keepalived)}
