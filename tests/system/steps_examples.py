@@ -5,13 +5,15 @@ effect that its first line states. An example without a function here fails the 
 import re
 import subprocess
 
-from checks import LOOPBACK, SERVICE, SOCKET, echoes, start_all, stop_all
-from machine import expect
+from checks import LOOPBACK, SERVICE, SOCKET, echoes, is_active, start_all, stop_all
+from machine import eventually, expect
 
 DIRECTORY = "/usr/share/doc/echo-uring/examples"
 # An address reserved for documentation, assigned to the machine's loopback device for one step.
 NETWORK_ADDRESS = "192.0.2.1"
 LISTENING = "0A"
+# What the stand-in for BIRD's program was told.
+TOLD = "/var/tmp/told"
 
 
 def instructions(text):
@@ -161,6 +163,36 @@ def serves_unix_sockets_with_messages(machine):
     start_all(machine)
 
 
+def withdraws_before_a_stop(machine):
+    """The commands of the example come at the right times: none at a restart but the announcement,
+    the withdrawal before the lead of a stop. What they do to a network is shown by tests/fleet.
+    """
+    # In the place of BIRD's program, which would need a BIRD: it says what it was told.
+    machine.run(
+        f"printf '#!/bin/sh\\necho \"$*\" >>{TOLD}\\n' >/usr/local/sbin/birdc"
+        " && chmod 755 /usr/local/sbin/birdc"
+    )
+
+    def told():
+        return machine.run(f"cat {TOLD} 2>/dev/null", check=False).stdout.splitlines()
+
+    machine.run(f"systemctl restart {SERVICE}")
+    expect(told() == ["enable anycast"], f"at a restart BIRD is told {told()}")
+    machine.run(f"systemctl stop --no-block {SOCKET} {SERVICE}")
+    eventually(lambda: "disable anycast" in told(), 5, "BIRD is not told of a stop")
+    # The lead: clients that come by old routes are still served.
+    echoes(machine)
+    state = machine.show(SERVICE, "ActiveState")
+    expect(state == "deactivating", f"after the withdrawal the service is {state}")
+    # drain-lead = "10s" in the instructions.
+    eventually(lambda: not is_active(machine, SOCKET), 30, "the socket does not stop")
+    expect(not is_active(machine, SERVICE), "the service does not stop")
+    start_all(machine)
+    expected = ["enable anycast", "disable anycast", "enable anycast"]
+    expect(told() == expected, f"BIRD was told {told()}")
+    machine.run(f"rm /usr/local/sbin/birdc {TOLD} /etc/echo-uring.toml.d/drain-lead.toml")
+
+
 EXAMPLES = {
     "allow-list.conf": has_an_allow_list,
     "another-port.conf": serves_another_port,
@@ -171,6 +203,7 @@ EXAMPLES = {
     "reuse-port.conf": has_several_sockets,
     "status-group.conf": shows_its_status_to_a_group,
     "udp.conf": serves_udp,
+    "withdraw.conf": withdraws_before_a_stop,
 }
 # Tested by steps_balancer.py, below, and by steps_proxies.py.
 OTHERS = (
