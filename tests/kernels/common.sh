@@ -15,22 +15,81 @@ for line in sys.stdin:
 print(found)' "$@"
 }
 
+# What the tests on the kernels for amd64 need.
 install_missing() {
     local packages=()
-    command -v qemu-system-x86_64 >/dev/null || packages+=(qemu-system-x86)
     # Only a static busybox runs without a C library beside it.
     if ! busybox true 2>/dev/null || ldd "$(command -v busybox)" >/dev/null 2>&1; then
         packages+=(busybox-static)
     fi
-    command -v cpio >/dev/null || packages+=(cpio)
-    command -v python3 >/dev/null || packages+=(python3-minimal)
+    install_packages qemu-system-x86_64=qemu-system-x86 cpio=cpio python3=python3-minimal \
+        "${packages[@]}"
+}
+
+# Installs packages by apt: each one that is named, and of PROGRAM=PACKAGE those whose program is
+# missing.
+install_packages() {
+    local name packages=()
+    for name; do
+        [[ $name == *=* ]] && command -v "${name%%=*}" >/dev/null || packages+=("${name#*=}")
+    done
     ((${#packages[@]})) || return 0
     if ((EUID != 0)); then
         echo "${0##*/}: install ${packages[*]} first (as root this script does it)" >&2
         exit 69
     fi
     apt-get -qq update
-    apt-get -qq install --yes --no-install-recommends "${packages[@]}" >/dev/null
+    DEBIAN_FRONTEND=noninteractive \
+        apt-get -qq install --yes --no-install-recommends "${packages[@]}" >/dev/null
+}
+
+# Packs a tree for the kernel to unpack at its start.
+pack() {
+    (cd "$1" && find . | cpio --quiet --create --format=newc --owner=0:0)
+}
+
+report_failure() {
+    echo "kernels: $1: $2"
+    echo "kernels: the console's last lines ($3):"
+    tail -n 60 "$3" | tr -d '\r' | sed 's/^/    | /'
+}
+
+# What every kernel is told.
+# shellcheck disable=SC2034 # For the scripts that boot one.
+kernel_options='panic=-1 loglevel=4'
+
+# Boots a machine and judges its console. Returns 0 if everything has passed.
+#
+#   prove NAME CONSOLE SECONDS EMULATOR…
+prove() {
+    local kernel=$1 console=$2 deadline=$3 status began=$SECONDS attempt
+    shift 3
+    for attempt in 1 2 3; do
+        status=0
+        : >"$console"
+        timeout --kill-after=5 "$deadline" "$@" -smp 2 -no-reboot -no-user-config -nodefaults \
+            -nic none -display none -serial "file:$console" </dev/null || status=$?
+        # A machine that has not come as far as `init` has said nothing about the daemon.
+        ! grep -q 'kernel-smoke: release' "$console" || break
+        # One that hangs has used up its time.
+        ((status != 124 && status != 137)) || break
+        echo "kernels: $kernel: boot $attempt did not reach user space"
+    done
+    if ! grep -q 'kernel-smoke: verdict failures=' "$console"; then
+        local cause="the machine ended without a verdict (qemu: status $status)"
+        ((status != 124 && status != 137)) || cause="no verdict within $deadline s"
+        report_failure "$kernel" "$cause" "$console"
+        return 1
+    fi
+    if ! tr -d '\r' <"$console" | grep -qx 'kernel-smoke: verdict failures=0'; then
+        local failures
+        failures=$(tr -d '\r' <"$console" | sed -n 's/.*FAILED: //p' | paste -sd ';')
+        report_failure "$kernel" "$failures" "$console"
+        return 1
+    fi
+    tr -d '\r' <"$console" | grep -E '^(kernel-smoke|daemon|refusal|doctor|load|test )' |
+        sed 's/^/    /'
+    echo "kernels: $kernel: passed in $((SECONDS - began)) s"
 }
 
 # Copies a program into the tree, stripped, with each shared library and the loader at the places
