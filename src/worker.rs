@@ -12,8 +12,10 @@ use echo_core::worker::{Status, Worker};
 
 use crate::metrics::{Board, Counted};
 
-/// What the main thread and one worker share.
+/// What the main thread and one worker share. It is in cache lines of its own (CPUs fetch them in
+/// pairs): a turn writes it, and no other worker's memory may be beside it.
 #[derive(Debug, Default)]
+#[repr(align(128))]
 pub struct Shared {
     turns: AtomicU64,
     ready: AtomicBool,

@@ -13,6 +13,8 @@ use io_uring::{IoUring, cqueue, types::BufRingEntry};
 
 use echo_core::op::BufferClass;
 
+use super::own_lines::OwnLines;
+
 /// An anonymous private mapping: zeroed, page-aligned, excluded from core dumps, unmapped when
 /// dropped.
 pub(super) struct Mapping {
@@ -75,14 +77,14 @@ struct Buffers {
     payload: Mapping,
     size: u32,
     count: u16,
-    lent: Vec<bool>,
+    lent: OwnLines<bool, 128>,
 }
 
 impl Buffers {
     fn new(count: u16, size: u32) -> io::Result<Self> {
         // mmap(2) refuses a length of 0.
         let payload = Mapping::new((usize::from(count) * size as usize).max(1))?;
-        Ok(Self { payload, size, count, lent: vec![false; usize::from(count)] })
+        Ok(Self { payload, size, count, lent: OwnLines::new(false, count.into()) })
     }
 
     fn lend(&mut self, index: u16) {
@@ -146,8 +148,10 @@ pub(super) struct BufferRing {
     tail: u16,
     /// Buffers in the ring, according to the completions so far.
     offered: u16,
-    /// Free buffers that are not in the ring.
-    spare: Vec<u16>,
+    /// Free buffers that are not in the ring: a stack.
+    spare: OwnLines<u16, 64>,
+    /// The number of these.
+    spare_count: u16,
     /// The number of buffers that are to be in the ring.
     offers: u16,
 }
@@ -169,12 +173,17 @@ impl BufferRing {
                 0,
             )?;
         }
+        let mut spare = OwnLines::new(0, count.into());
+        for (place, index) in (0..count).rev().enumerate() {
+            spare[place] = index;
+        }
         Ok(Self {
             entries,
             buffers: Buffers::new(count, size)?,
             tail: 0,
             offered: 0,
-            spare: (0..count).rev().collect(),
+            spare,
+            spare_count: count,
             offers: count,
         })
     }
@@ -187,10 +196,9 @@ impl BufferRing {
     /// To be called before each turn: offers the configured number of buffers. Returns how many are
     /// offered now.
     pub(super) fn fill_up(&mut self) -> usize {
-        while self.offered < self.offers
-            && let Some(index) = self.spare.pop()
-        {
-            self.offer(index);
+        while self.offered < self.offers && self.spare_count > 0 {
+            self.spare_count -= 1;
+            self.offer(self.spare[usize::from(self.spare_count)]);
         }
         self.publish_tail();
         self.offered.into()
@@ -208,7 +216,8 @@ impl BufferRing {
     /// Takes a lent buffer back.
     pub(super) fn recycle(&mut self, index: u16) {
         self.buffers.take_back(index);
-        self.spare.push(index);
+        self.spare[usize::from(self.spare_count)] = index;
+        self.spare_count += 1;
     }
 
     /// The address of a lent buffer, for a send of `length` bytes of it.

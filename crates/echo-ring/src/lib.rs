@@ -26,6 +26,7 @@ pub mod features;
 mod listening;
 mod locked;
 pub mod output;
+mod own_lines;
 mod peer;
 mod prepared;
 mod restrict;
