@@ -184,7 +184,7 @@ mod tests {
         assert!(judge(&format!("{GOOD}{unbalanced}")).unwrap_err().starts_with("datagrams in"));
         let amplified = account.replace("bytes-out=30", "bytes-out=51");
         assert!(judge(&format!("{GOOD}{amplified}")).unwrap_err().starts_with("other bytes"));
-        assert!(judge(&format!("{GOOD} more=1")).unwrap_err().starts_with("no account"));
+        assert!(judge(&format!("{GOOD} more=1")).unwrap_err().starts_with("no counters"));
     }
 
     #[test]
@@ -198,7 +198,7 @@ mod tests {
         assert!(fault("closed=3", "closed=2").starts_with("connections leaked"));
         assert!(fault("bytes-out=8", "bytes-out=7").starts_with("bytes in are not"));
         assert!(fault("home=256", "home=255").starts_with("buffers leaked"));
-        assert!(fault(" refused=2", "").starts_with("no account"));
+        assert!(fault(" refused=2", "").starts_with("no counters"));
     }
 
     #[test]
@@ -206,6 +206,6 @@ mod tests {
         let panic = "thread 'worker' panicked at src/x.rs:1:1:";
         assert!(Counters::judge(&[panic, GOOD], Losses::Allowed).unwrap_err().contains("panicked"));
         let verdict = Counters::judge(&[GOOD, "info one more"], Losses::Allowed).unwrap_err();
-        assert!(verdict.starts_with("no account"), "{verdict}");
+        assert!(verdict.starts_with("no counters"), "{verdict}");
     }
 }
