@@ -175,13 +175,14 @@ fn worker(limiter: Arc<dyn RateLimiter>, rates: Rates) -> Worker {
         linger_timeout: 5_000,
         preface_timeout: 3_000,
         proxies: Arc::new([]),
+        identities: Arc::new([]),
         limiter: Arc::new(Unlimited),
         budget: Arc::new(Nothing),
         fullness: Arc::new(Fullness::new(1)),
         runtime_limits: RuntimeLimits { datagram_rates: rates, ..RuntimeLimits::unlimited(1) },
     })
     .with_datagrams(DatagramParameters {
-        sockets: vec![SocketParameters { own, listener: 0, outlives_us: false }],
+        sockets: vec![SocketParameters { own, listener: 0, outlives_us: false, identifies: false }],
         listeners: 1,
         buffers: BATCH,
         proxies: Arc::new([]),

@@ -111,6 +111,7 @@ impl Service {
             send_buffer: None,
             owner: Owner::Us,
             ending: AtomicBool::new(false),
+            identity: None,
         };
         let memory = SpillMemory::new(64 << 20);
         let mut driver = Driver::new(Settings {
@@ -118,6 +119,7 @@ impl Service {
             listeners: Arc::from([listener]),
             wake: Arc::clone(&self.wake),
             buffers: BUFFERS,
+            worker: 0,
             origin: self.origin,
             connections_max: 0,
             memory: Arc::clone(&memory),
@@ -134,6 +136,7 @@ impl Service {
             linger_timeout: 5_000,
             preface_timeout: 3_000,
             proxies: Arc::new([]),
+            identities: Arc::new([]),
             limiter: Arc::new(Unlimited),
             budget: memory,
             fullness: Arc::new(Fullness::new(1)),

@@ -145,6 +145,7 @@ fn an_accepted_unix_connection_is_equipped_by_hand() {
         send_buffer: tcp.send_buffer,
         owner: Owner::Us,
         ending: AtomicBool::new(false),
+        identity: None,
     };
     listening.equip(accepted.as_fd());
     assert!(SockRef::from(&accepted).out_of_band_inline().unwrap());

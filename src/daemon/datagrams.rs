@@ -171,6 +171,7 @@ impl Assigned {
                     own: socket.own(),
                     listener: index as u16,
                     outlives_us: listener.origin == Origin::Inherited,
+                    identifies: false,
                 });
                 owned.sockets.push(socket);
             }

@@ -178,6 +178,7 @@ impl Plan<'_> {
             linger_timeout: limits::LINGER_MS,
             preface_timeout: limits::PREFACE_MS,
             proxies: Arc::clone(&self.proxies),
+            identities: Arc::new([]),
             limiter: Arc::clone(&self.limiter) as Arc<dyn Limiter>,
             budget: Arc::clone(&self.memory) as Arc<dyn Budget>,
             fullness: Arc::clone(&self.fullness),
@@ -291,6 +292,7 @@ pub(super) fn start(
         memory: Arc::clone(&plan.memory),
         busy_poll: plan.config.server.busy_poll,
         origin: plan.origin,
+        worker: index,
     };
     let (returns, returned) = channel();
     let thread_shared = Arc::clone(&shared);
@@ -493,6 +495,7 @@ pub(super) fn listening_socket(
         },
         receive_buffer: tcp.receive_buffer,
         send_buffer: tcp.send_buffer,
+        identity: None,
     }
 }
 

@@ -77,6 +77,7 @@ pub(crate) fn parameters(
         linger_timeout: 5_000,
         preface_timeout: 3_000,
         proxies: Arc::new([]),
+        identities: Arc::new([]),
         limiter: Arc::new(Unlimited),
         budget,
         fullness: Arc::new(Fullness::new(1)),

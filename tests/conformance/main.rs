@@ -16,6 +16,7 @@ mod bench;
 mod datagrams;
 mod end;
 mod handover;
+mod identity;
 mod messages;
 mod preface;
 mod probe;
@@ -105,6 +106,9 @@ in_each_world! {
     preface::a_shutdown_of_both_ends_a_look,
     preface::a_half_read_header_is_handed_over,
     preface::the_core_echoes_behind_a_header,
+    identity::an_identity_comes_before_the_echo,
+    identity::an_end_follows_an_identity,
+    identity::an_identity_that_nobody_takes_is_told_of,
     probe::a_silent_peer_that_is_there_answers,
     probe::the_end_of_a_probe_is_told_behind_a_close,
     end::a_reset_ends_a_receive,
@@ -160,6 +164,7 @@ in_each_datagram_world! {
     a_closed_socket_is_another_process_s,
     a_reply_that_is_too_long_fails_alone,
     a_datagram_without_all_control_messages_says_so,
+    an_identity_answers_if_there_is_room_for_it,
     the_core_answers_and_drains,
 }
 

@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 
 use echo_core::op::Budget;
 use echo_core::op::{ConnectionId, PeerAddr, ReceiveMode};
-use echo_ring::{Driver, ListeningSocket, Owner, Settings, SpillMemory, Transport, probe};
+use echo_ring::{
+    Driver, Identity, ListeningSocket, Owner, Settings, SpillMemory, Transport, probe,
+};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -63,6 +65,7 @@ impl Real {
             send_buffer: Some(SOCKET_BUFFER as u32),
             owner: Owner::Us,
             ending: AtomicBool::new(false),
+            identity: Some(Identity { host: None, instance: None, listener: "here".into() }),
         }]);
         let memory = SpillMemory::new(1 << 20);
         let driver = Self::driver(setup, &listeners, &memory, &wake);
@@ -85,6 +88,7 @@ impl Real {
             memory: Arc::clone(memory),
             busy_poll: None,
             origin: Instant::now(),
+            worker: 0,
         });
         driver.unwrap_or_else(|unusable| panic!("no ring to compare with: {unusable}"))
     }
@@ -152,6 +156,24 @@ impl Peer {
             }
         }
         total
+    }
+
+    fn read_identity(&mut self) -> bool {
+        let mut socket = self.socket.as_ref().expect("a peer that is open");
+        let mut line = Vec::new();
+        let mut byte = [0];
+        while !line.ends_with(b"\n") {
+            match socket.read(&mut byte) {
+                Ok(1) => line.extend(byte),
+                Err(error) if error.kind() == ErrorKind::WouldBlock && line.is_empty() => {
+                    return false;
+                }
+                other => panic!("{other:?} behind {:?}", String::from_utf8_lossy(&line)),
+            }
+        }
+        let begin = b"{\"listener\":\"here\",\"worker\":0,\"peer\":\"";
+        assert!(line.starts_with(begin), "{:?}", String::from_utf8_lossy(&line));
+        true
     }
 
     fn reset(&mut self) {
@@ -224,6 +246,10 @@ macro_rules! real_world {
 
             fn read(&mut self, peer: PeerId, length: usize) -> usize {
                 self.0.peer(peer).read(peer, length)
+            }
+
+            fn read_identity(&mut self, peer: PeerId) -> bool {
+                self.0.peer(peer).read_identity()
             }
 
             fn finish(&mut self, peer: PeerId) {

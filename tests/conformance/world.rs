@@ -95,6 +95,8 @@ pub(crate) trait World {
     fn write(&mut self, peer: PeerId, length: usize);
     /// The peer reads what is there, up to `length`, and checks each byte. Returns how many.
     fn read(&mut self, peer: PeerId, length: usize) -> usize;
+    /// The peer reads an identity, which must be whole. False if none is there.
+    fn read_identity(&mut self, peer: PeerId) -> bool;
     /// The peer sends FIN and continues to read.
     fn finish(&mut self, peer: PeerId);
     /// The peer closes both directions.
@@ -182,6 +184,10 @@ impl World for Fake {
 
     fn read(&mut self, peer: PeerId, length: usize) -> usize {
         self.kernel.peer_read(peer, length)
+    }
+
+    fn read_identity(&mut self, peer: PeerId) -> bool {
+        self.kernel.peers[peer.0].identified
     }
 
     fn finish(&mut self, peer: PeerId) {

@@ -8,6 +8,7 @@
 //! ```text
 //! Event::Received { socket, buffer, datagram, .. }
 //!     -> Op::Reply { buffer }                  or Op::Recycle { buffer }, counted by reason
+//!                                              or Op::Identify { buffer, .. }
 //! Event::Replied { buffer }
 //!     -> Op::Recycle { buffer }
 //! ```

@@ -66,9 +66,10 @@ pub enum Shutdown {
 /// What the kernel is asked to do.
 ///
 /// Operations that are answered, and closes, reach the kernel in the order given. Operations that
-/// are done at once ([`Op::Spill`], [`Op::ReleaseSpilled`], [`Op::Recycle`], [`Op::Shutdown`]) may
-/// overtake them. Therefore no buffer may be recycled, and no connection shut down for writing,
-/// while a send of it is in flight.
+/// are done at once ([`Op::Identify`], [`Op::Spill`], [`Op::ReleaseSpilled`], [`Op::Recycle`],
+/// [`Op::Shutdown`]) keep their order among themselves, and may overtake the others. Therefore no
+/// buffer may be recycled, and no connection shut down for writing, while a send of it is in
+/// flight.
 ///
 /// A connection exists for the driver from [`Event::Accepted`], or from its import, to
 /// [`Op::Close`] or [`Op::Abort`], or until it is exported.
@@ -145,6 +146,15 @@ pub enum Op {
         connection: ConnectionId,
         /// The maximum size of a header in bytes, at least 1.
         length_max: u16,
+    },
+    /// Send the identity: one line that tells the peer where it has arrived. It is the first that
+    /// is sent on the connection, so an empty send buffer takes it whole. Done at once; answered,
+    /// by [`Event::IdentifyFailed`], only if it was not taken whole.
+    Identify {
+        /// To whom.
+        connection: ConnectionId,
+        /// Whose identity: the listener that the connection comes from.
+        listener: ListenerId,
     },
     /// Wait for bytes, or for the end of the stream, without a buffer. Takes the place of a
     /// receive. Answered once by [`Event::Readable`] or [`Event::ReceiveEnded`].
@@ -302,6 +312,7 @@ impl Op {
             | Self::CloseListener { .. }
             | Self::Receive { .. }
             | Self::ReadPreface { .. }
+            | Self::Identify { .. }
             | Self::AwaitReadable { .. }
             | Self::Relay { .. }
             | Self::Discard { .. }
@@ -394,6 +405,14 @@ pub enum Event {
     PrefaceInvalid {
         /// Whose.
         connection: ConnectionId,
+    },
+    /// Answer to [`Op::Identify`], with the next turn, even if the connection has been closed by
+    /// then: the line was not taken whole.
+    IdentifyFailed {
+        /// To whom.
+        connection: ConnectionId,
+        /// Why.
+        error: ConnectionError,
     },
     /// Answer to [`Op::AwaitReadable`]: bytes are available, or the stream has ended.
     Readable {

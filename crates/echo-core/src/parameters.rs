@@ -35,6 +35,9 @@ pub struct Parameters {
     /// The proxies whose connections each listener accepts, in the order of the listeners; none if
     /// its connections have no header. Listeners that are missing at the end have none.
     pub proxies: Arc<[Option<IpSet>]>,
+    /// What follows the identity on the connections of each listener, in the order of the
+    /// listeners; none if it is a plain echo. Those that are missing at the end are plain ones.
+    pub identities: Arc<[Option<AfterIdentity>]>,
     /// Counts connections by source, over all workers.
     pub limiter: Arc<dyn Limiter>,
     /// The memory for spilled bytes, for all workers.
@@ -50,6 +53,12 @@ impl Parameters {
     #[must_use]
     pub fn proxies_of(&self, listener: ListenerId) -> Option<&IpSet> {
         self.proxies.get(usize::from(listener.0))?.as_ref()
+    }
+
+    /// What follows the identity on connections of a listener; none if it is a plain echo.
+    #[must_use]
+    pub fn identity_of(&self, listener: ListenerId) -> Option<AfterIdentity> {
+        *self.identities.get(usize::from(listener.0))?
     }
 
     /// Whether any listener accepts connections of proxies.
@@ -74,6 +83,16 @@ impl Parameters {
                     .clamp(limits::TICK_MS_MIN, limits::TICK_MS_MAX)
             })
     }
+}
+
+/// What follows the identity on a connection, which is the one line that tells its peer where it
+/// has arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AfterIdentity {
+    /// The end: FIN behind the line. What the peer sends is discarded.
+    End,
+    /// An echo, as on any other connection.
+    Echo,
 }
 
 /// When small receives are deferred; see `stream/receive_policy.rs`. The defaults are measured. The

@@ -84,6 +84,8 @@ pub enum CloseReason {
     MessageSize,
     /// The drain deadline came first.
     Drained,
+    /// It was told the identity of its listener, and was open for nothing else.
+    Identified,
     /// An unexpected error; see
     /// [`Stats::unexpected_errno`](crate::stats::Stats::unexpected_errno).
     Unexpected,
@@ -93,7 +95,7 @@ pub enum CloseReason {
 
 impl CloseReason {
     /// All reasons, in the order of [`Traffic::closed`](crate::stats::Traffic::closed).
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Finished,
         Self::Reset,
         Self::Unreachable,
@@ -103,6 +105,7 @@ impl CloseReason {
         Self::Stalled,
         Self::MessageSize,
         Self::Drained,
+        Self::Identified,
         Self::Unexpected,
         Self::HandedOver,
     ];
@@ -120,6 +123,7 @@ impl CloseReason {
             Self::Stalled => "stalled",
             Self::MessageSize => "message-size",
             Self::Drained => "drained",
+            Self::Identified => "identified",
             Self::Unexpected => "unexpected",
             Self::HandedOver => "handed-over",
         }

@@ -78,6 +78,8 @@ pub struct Traffic {
     /// Connections of a proxy that ended after a header that announced no address, without any
     /// further byte.
     pub health_checks: u64,
+    /// Connections that were told the identity of their listener; some had gone by then.
+    pub identities: u64,
     /// Connections closed right after their accept or their header, by [`RefuseReason`].
     pub refused: [u64; RefuseReason::ALL.len()],
     /// Connections closed, by [`CloseReason`].
@@ -124,6 +126,7 @@ impl Traffic {
         self.taken_over += other.taken_over;
         self.announced += other.announced;
         self.health_checks += other.health_checks;
+        self.identities += other.identities;
         self.bytes_in += other.bytes_in;
         self.bytes_out += other.bytes_out;
         self.chunks_in += other.chunks_in;

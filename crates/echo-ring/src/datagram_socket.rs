@@ -10,8 +10,9 @@ use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{SockAddr, SockRef};
 
 use super::control::{SPACE_GRO, SPACE_IPV4, SPACE_IPV6};
+use super::identity::{Address, Facts, Identity};
 use super::peer;
-use echo_core::datagram::Endpoint;
+use echo_core::datagram::{Datagram, Endpoint};
 use echo_core::op::{BufferClass, PeerAddr};
 
 /// A UDP or Unix datagram socket that is ready to be served. It has one owner, a worker.
@@ -24,6 +25,8 @@ pub struct DatagramSocket {
     pub(super) headers: bool,
     /// To which no reply is sent.
     names: Arc<UnixNames>,
+    /// What datagrams are answered with in place of an echo, and the address that it tells.
+    pub(super) identity: Option<(Identity, Address)>,
 }
 
 /// Whether the datagrams of a socket begin with a header (PROXY protocol).
@@ -112,7 +115,7 @@ impl DatagramSocket {
             // Without room for control messages, descriptors that are sent along do not stay open
             // here.
             let layout = Layout { name: UNIX_NAME, control: 0 };
-            return Ok(Self { socket, own, layout, headers: false, names });
+            return Ok(Self { socket, own, layout, headers: false, names, identity: None });
         }
         let address =
             address.as_socket().ok_or_else(|| io::Error::from_raw_os_error(libc::EAFNOSUPPORT))?;
@@ -142,7 +145,43 @@ impl DatagramSocket {
             false => peer::of_address(address),
         };
         let own = Endpoint { address: own, port: address.port() };
-        Ok(Self { socket, own, layout: Layout { name, control }, headers, names })
+        let layout = Layout { name, control };
+        Ok(Self { socket, own, layout, headers, names, identity: None })
+    }
+
+    /// The same socket, whose datagrams are answered with an identity if one is named. Then none
+    /// are merged, since each is answered by itself.
+    ///
+    /// # Errors
+    /// When the kernel refuses an option.
+    pub fn with_identity(mut self, identity: Option<Identity>) -> io::Result<Self> {
+        let Some(identity) = identity else { return Ok(self) };
+        if !self.is_unix() {
+            setsockopt(&self.socket, sockopt::UdpGroSegment, &false)?;
+        }
+        let local = Address::of(&SockRef::from(&self.socket).local_addr()?);
+        self.identity = Some((identity, local));
+        Ok(self)
+    }
+
+    /// What an identity reports of a datagram with this source, which was sent to `local` if the
+    /// socket is bound to several addresses.
+    pub(super) fn facts(
+        &self,
+        name: &[u8],
+        datagram: &Datagram,
+        announced: Option<SocketAddr>,
+    ) -> Option<Facts> {
+        let (_, bound) = self.identity.as_ref()?;
+        let peer = match inet(datagram.source.address, datagram.source.port) {
+            Some(address) => Address::Inet(address),
+            None => Address::Unix(self.unix_name_of(name).unwrap_or_default().into()),
+        };
+        let local = match inet(datagram.local, self.own.port) {
+            Some(address) => Address::Inet(address),
+            None => bound.clone(),
+        };
+        Some(Facts { peer, announced, local })
     }
 
     /// Whether it is a Unix socket.
@@ -153,16 +192,18 @@ impl DatagramSocket {
     /// Whether a datagram comes from a Unix socket of this process: its source has this name, as
     /// the kernel reports it.
     pub(super) fn is_ours(&self, name: &[u8]) -> bool {
-        let Some(name) = name.get(size_of::<libc::sa_family_t>()..).filter(|_| self.is_unix())
-        else {
-            return false;
-        };
+        let name = self.unix_name_of(name);
+        name.is_some_and(|name| self.names.0.iter().any(|ours| **ours == *name))
+    }
+
+    /// The name of a Unix socket in an address as the kernel tells it.
+    fn unix_name_of<'a>(&self, address: &'a [u8]) -> Option<&'a [u8]> {
+        let name = address.get(size_of::<libc::sa_family_t>()..).filter(|_| self.is_unix())?;
         // A path is reported with the NUL at its end.
-        let name = match name {
+        Some(match name {
             [first, .., 0] if *first != 0 => &name[..name.len() - 1],
             _ => name,
-        };
-        self.names.0.iter().any(|ours| **ours == *name)
+        })
     }
 
     /// The address that it is bound to.
@@ -193,6 +234,15 @@ impl DatagramSocket {
             )
         };
         if told < 0 { Err(io::Error::last_os_error()) } else { Ok(entries[DROPS]) }
+    }
+}
+
+/// Nothing of an address that is not one of IP.
+fn inet(address: PeerAddr, port: u16) -> Option<SocketAddr> {
+    match address {
+        PeerAddr::Unknown | PeerAddr::Local => None,
+        PeerAddr::Ipv4(address) => Some((address, port).into()),
+        PeerAddr::Ipv6(address) => Some((address, port).into()),
     }
 }
 

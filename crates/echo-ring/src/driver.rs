@@ -3,6 +3,7 @@
 
 mod datagrams;
 mod handover;
+mod identity;
 mod keepalive;
 mod messages;
 mod preface;
@@ -73,6 +74,8 @@ pub struct Settings {
     pub busy_poll: Option<Duration>,
     /// The moment that is [`echo_core::op::Timestamp`] 0.
     pub origin: Instant,
+    /// The number of this worker, as identities tell it.
+    pub worker: usize,
 }
 
 /// The ring is unusable: io_uring_enter(2) failed with an error that no retry remedies.
@@ -166,6 +169,7 @@ pub struct Driver {
     flushes_sends: bool,
     busy_poll: Option<Duration>,
     origin: Instant,
+    worker: usize,
 }
 
 impl Driver {
@@ -218,6 +222,7 @@ impl Driver {
             reaped: Box::new_uninit_slice(COMPLETIONS as usize),
             busy_poll: settings.busy_poll,
             origin: settings.origin,
+            worker: settings.worker,
         })
     }
 
@@ -252,6 +257,7 @@ impl Driver {
             Op::ReadPreface { connection, length_max } => {
                 self.await_preface(connection, length_max);
             }
+            Op::Identify { connection, listener } => self.identify(connection, listener),
             Op::AwaitReadable { connection } => self.await_readable(connection),
             Op::Relay { connection, when, length_max } => {
                 self.relay(connection, when, Some(length_max));

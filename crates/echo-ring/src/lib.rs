@@ -8,7 +8,8 @@
 //! Reading order: [`driver`] (operations and events), `ring` (set-up, submission, waiting), `token`
 //! (`user_data`), `buffers` (the pools), `spill` (spilled bytes and their memory),
 //! `datagram_socket` and `control` (what comes with a datagram), `errno` (what each error means),
-//! `peer` (where connections come from), `prepared` (rings that have no thread yet), `locked` (the
+//! `peer` (where connections come from), `identity` (the line that tells a peer where it has
+//! arrived), `prepared` (rings that have no thread yet), `locked` (the
 //! memory that rings are charged for), [`mod@features`] (what this kernel can
 //! do), `unusable` (why it cannot), `restrict` and `seal` (what rings and process may not do),
 //! `stdout` (what Rust's start-up code hides), [`affinity`] (threads and connections on CPUs).
@@ -23,6 +24,7 @@ pub mod driver;
 mod entry;
 mod errno;
 pub mod features;
+mod identity;
 mod listening;
 mod locked;
 pub mod output;
@@ -41,6 +43,7 @@ mod unusable;
 pub use datagram_socket::{DATAGRAM_BUFFERS, DatagramHeaders, DatagramSocket, UnixNames};
 pub use driver::{ConnectionParts, Driver, DriverError, Settings};
 pub use features::{Features, Survey, probe, survey};
+pub use identity::{IDENTITY_LENGTH_MAX, Identity};
 pub use listening::{ListeningSocket, Owner};
 pub use locked::{charges_locked_memory, locked_memory_limit};
 pub use prepared::{PreparedRing, locked_bytes_of_worker, prepare_rings};

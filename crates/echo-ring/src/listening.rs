@@ -12,6 +12,7 @@ use nix::sys::socket::sockopt::SetStruct;
 use socket2::SockRef;
 
 use super::errno;
+use super::identity::Identity;
 use super::transport::Transport;
 use echo_core::op::AcceptError;
 
@@ -47,6 +48,8 @@ pub struct ListeningSocket {
     pub send_buffer: Option<u32>,
     /// Which process created it.
     pub owner: Owner,
+    /// What its peers are told first, if anything.
+    pub identity: Option<Identity>,
     /// Whether new connections are refused, so that it ends when its backlog is empty. Set before
     /// any worker gets the command, so that a failing accept is expected.
     pub ending: AtomicBool,
@@ -151,6 +154,7 @@ mod tests {
             receive_buffer: None,
             send_buffer: None,
             owner: Owner::Us,
+            identity: None,
             ending: AtomicBool::new(true),
         }
     }

@@ -35,6 +35,11 @@ impl<W: World> Bench<W> {
         Self { world: W::new(), events: VecDeque::new() }
     }
 
+    /// In a world that answers with identities.
+    pub(crate) fn identifying() -> Self {
+        Self { world: W::identifying(), events: VecDeque::new() }
+    }
+
     /// Submits these operations together.
     pub(crate) fn say(&mut self, ops: impl IntoIterator<Item = Op>) {
         let mut ops: Vec<Op> = ops.into_iter().collect();
@@ -123,13 +128,18 @@ impl<W: World> Bench<W> {
 
     /// Asserts that the client receives this next.
     pub(crate) fn comes_back(&mut self, client: usize, payload: &[u8]) {
+        let echo = self.answer(client);
+        assert!(echo == payload, "{} bytes came back wrong", payload.len());
+    }
+
+    /// What the client has received next.
+    pub(crate) fn answer(&mut self, client: usize) -> Vec<u8> {
         let began = Instant::now();
         loop {
-            if let Some(echo) = self.world.receive(client) {
-                assert!(echo == payload, "{} bytes came back wrong", payload.len());
-                return;
+            if let Some(answer) = self.world.receive(client) {
+                return answer;
             }
-            assert!(began.elapsed() < TIMEOUT, "{} bytes did not come back", payload.len());
+            assert!(began.elapsed() < TIMEOUT, "nothing came back");
             std::thread::sleep(Duration::from_millis(1));
         }
     }

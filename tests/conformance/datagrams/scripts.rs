@@ -113,6 +113,48 @@ pub(crate) fn a_burst_can_be_sent_in_pieces<W: World>() {
     }
 }
 
+/// Goal: an identity is as long as it is, and is sent if it may be so long and not otherwise.
+/// Datagrams of a burst are not merged, since each has its own.
+pub(crate) fn an_identity_answers_if_there_is_room_for_it<W: World>() {
+    let mut bench = Bench::<W>::identifying();
+    let client = bench.world.connect();
+    let answer = |bench: &mut Bench<W>, buffer, length_max| {
+        bench.say([Op::Identify { buffer, length_max }]);
+        let event = bench.next();
+        bench.say([Op::Recycle { buffer }]);
+        event
+    };
+    bench.world.send_burst(client, &payload(1, 1_024), 512);
+    bench.say([RECEIVE]);
+    let mut lengths = Vec::new();
+    for (buffer, datagram) in bench.received_in_all(2) {
+        assert_eq!((datagram.length, datagram.segment), (512, 0));
+        match answer(&mut bench, buffer, datagram.length) {
+            Event::Identified { buffer: told, length } if told == buffer => lengths.push(length),
+            other => panic!("{other:?}"),
+        }
+    }
+    let [length, again] = lengths[..] else { panic!("{lengths:?}") };
+    assert_eq!(length, again);
+    for length_max in [length, length - 1] {
+        bench.world.send(client, &payload(2, 1_000));
+        let [(buffer, _)] = bench.received_in_all(1)[..] else { unreachable!("it is one") };
+        let event = answer(&mut bench, buffer, length_max);
+        let error = ReplyError::TooShort;
+        assert_eq!(
+            event,
+            match length_max < length {
+                true => Event::ReplyFailed { buffer, error },
+                false => Event::Identified { buffer, length },
+            }
+        );
+    }
+    for _ in 0..3 {
+        assert_eq!(bench.answer(client).len(), length as usize);
+    }
+    bench.nothing_comes_back(client);
+}
+
 pub(crate) fn more_datagrams_than_buffers_wait_in_order<W: World>() {
     let mut bench = Bench::<W>::new();
     let client = bench.world.connect();
@@ -262,7 +304,7 @@ pub(crate) fn the_core_answers_and_drains<W: World>() {
     let parameters = Parameters { listeners: 0, ..parameters(ReceiveMode::Multishot, budget, 1) };
     let own = bench.world.own();
     let datagrams = DatagramParameters {
-        sockets: vec![SocketParameters { own, listener: 0, outlives_us: false }],
+        sockets: vec![SocketParameters { own, listener: 0, outlives_us: false, identifies: false }],
         listeners: 1,
         buffers: BUFFERS,
         proxies: Arc::new([]),

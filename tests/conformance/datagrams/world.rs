@@ -12,7 +12,9 @@ use echo_core::datagram::op::{Event, Header, Op, SocketId};
 use echo_core::datagram::{Datagram, Endpoint};
 use echo_core::kernel::{Kernel, Wake};
 use echo_core::op::{self, ConnectionId, PeerAddr};
-use echo_ring::{DATAGRAM_BUFFERS, DatagramHeaders, DatagramSocket, Driver, Settings, SpillMemory};
+use echo_ring::{
+    DATAGRAM_BUFFERS, DatagramHeaders, DatagramSocket, Driver, Identity, Settings, SpillMemory,
+};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{setsockopt, sockopt};
 
@@ -32,6 +34,8 @@ pub(crate) trait World {
     const TELLS_DESTINATION: bool;
 
     fn new() -> Self;
+    /// One that answers with identities.
+    fn identifying() -> Self;
     fn kernel(&mut self) -> &mut Self::Kernel;
     /// What the socket is bound to.
     fn own(&self) -> Endpoint;
@@ -131,6 +135,12 @@ impl World for Fake {
         Self { kernel, inboxes: Vec::new(), serial: 0, truncates: false }
     }
 
+    fn identifying() -> Self {
+        let mut world = Self::new();
+        world.kernel.datagrams.identifies = vec![true];
+        world
+    }
+
     fn kernel(&mut self) -> &mut FakeDatagrams {
         &mut self.kernel
     }
@@ -153,7 +163,10 @@ impl World for Fake {
     }
 
     fn send_burst(&mut self, client: usize, payload: &[u8], segment: u16) {
-        self.arrive(client, payload, segment);
+        match self.kernel.datagrams.identifies[0] {
+            false => self.arrive(client, payload, segment),
+            true => payload.chunks(segment.into()).for_each(|it| self.arrive(client, it, 0)),
+        }
     }
 
     fn receive(&mut self, client: usize) -> Option<Vec<u8>> {
@@ -187,10 +200,11 @@ struct Real {
 }
 
 impl Real {
-    fn new(address: IpAddr) -> Self {
+    fn new(address: IpAddr, identity: Option<Identity>) -> Self {
         let shared = UdpSocket::bind((address, 0)).expect("a free port");
         let socket = OwnedFd::from(shared.try_clone().expect("a descriptor"));
         let socket = DatagramSocket::new(socket, DatagramHeaders::Absent);
+        let socket = socket.and_then(|socket| socket.with_identity(identity));
         let socket = Arc::new(socket.expect("a socket for datagrams"));
         let own = socket.own();
         let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC);
@@ -203,6 +217,7 @@ impl Real {
             memory: SpillMemory::new(1 << 20),
             busy_poll: None,
             origin: Instant::now(),
+            worker: 0,
         });
         let driver = driver.unwrap_or_else(|unusable| panic!("no ring: {unusable}"));
         Self { driver, shared, own, clients: Vec::new() }
@@ -275,7 +290,13 @@ macro_rules! real_world {
             const TELLS_DESTINATION: bool = $tells;
 
             fn new() -> Self {
-                Self(Real::new(IpAddr::from($bound)))
+                Self(Real::new(IpAddr::from($bound), None))
+            }
+
+            fn identifying() -> Self {
+                let (host, instance, listener) = (None, None, "here".into());
+                let identity = Identity { host, instance, listener };
+                Self(Real::new(IpAddr::from($bound), Some(identity)))
             }
 
             fn kernel(&mut self) -> &mut Driver {

@@ -120,6 +120,7 @@ impl Real {
             memory: Arc::clone(memory),
             busy_poll: None,
             origin: Instant::now(),
+            worker: 0,
         });
         driver.unwrap_or_else(|unusable| panic!("no ring: {unusable}"))
     }
@@ -141,6 +142,7 @@ impl World for Real {
             send_buffer: None,
             owner: Owner::Us,
             ending: AtomicBool::new(false),
+            identity: None,
         }]);
         let memory = SpillMemory::new(1 << 20);
         let driver = Self::driver(&listeners, &memory);

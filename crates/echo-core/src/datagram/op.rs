@@ -97,6 +97,8 @@ pub enum ReplyError {
     /// (ECONNREFUSED), or its path no longer leads to such a socket (ENOENT, ENOTDIR, ELOOP,
     /// EPROTOTYPE).
     Unroutable,
+    /// The identity is longer than it may be: the request was too short for it.
+    TooShort,
     /// A packet filter refuses it (EPERM, EACCES). Or the Unix peer is connected to another socket,
     /// or the permissions of its file do not permit us to write.
     Refused,
@@ -132,6 +134,16 @@ pub enum Op {
     ReplySegments {
         /// The buffer.
         buffer: BufferId,
+    },
+    /// Send the identity to the sender of the datagram in a lent buffer, from the address that was
+    /// asked: one line that tells it where it has arrived, and no more than `length_max` bytes.
+    /// Never waits. Answered once, with the next turn, by [`Event::Identified`] or
+    /// [`Event::ReplyFailed`].
+    Identify {
+        /// The buffer.
+        buffer: BufferId,
+        /// Bytes that the line may have.
+        length_max: u32,
     },
     /// Give a lent buffer back to the pool.
     Recycle {
@@ -173,7 +185,14 @@ pub enum Event {
         /// The buffer.
         buffer: BufferId,
     },
-    /// Answer to [`Op::Reply`]: the kernel took nothing.
+    /// Answer to [`Op::Identify`]: the kernel took the line.
+    Identified {
+        /// The buffer.
+        buffer: BufferId,
+        /// How many bytes it has, at most what was asked.
+        length: u32,
+    },
+    /// Answer to [`Op::Reply`] and [`Op::Identify`]: the kernel took nothing.
     ReplyFailed {
         /// The buffer.
         buffer: BufferId,

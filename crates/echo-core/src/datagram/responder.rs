@@ -47,6 +47,8 @@ pub struct SocketParameters {
     /// Whether another process also holds it and continues to hold it after this one ends. What is
     /// not received then waits for the next process.
     pub outlives_us: bool,
+    /// Whether a datagram is answered by the identity of the listener, and not by an echo.
+    pub identifies: bool,
 }
 
 /// Where the receive of a socket stands.
@@ -193,6 +195,13 @@ impl Responder {
                 traffic.bytes_out += u64::from(datagram.length);
                 ops.push(Op::Recycle { buffer });
             }
+            Event::Identified { buffer, length } => {
+                let Reply { listener, .. } = self.end_reply(buffer);
+                let traffic = &mut self.listeners[usize::from(listener)];
+                traffic.datagrams_out += 1;
+                traffic.bytes_out += u64::from(length);
+                ops.push(Op::Recycle { buffer });
+            }
             Event::ReplyFailed { buffer, error } => self.on_reply_failed(buffer, error, ops),
             Event::SegmentsReplied { buffer, datagrams, bytes, error } => {
                 let Reply { listener, datagram } = self.end_reply(buffer);
@@ -230,7 +239,11 @@ impl Responder {
                 let former = self.replies[usize::from(buffer.0)].replace(reply);
                 assert!(former.is_none(), "{buffer:?} was filled while it was lent");
                 self.replies_count += 1;
-                ops.push(Op::Reply { buffer });
+                // More bytes must not go out than came in.
+                ops.push(match socket.identifies {
+                    false => Op::Reply { buffer },
+                    true => Op::Identify { buffer, length_max: datagram.length },
+                });
             }
             Err(reason) => {
                 self.listeners[usize::from(socket.listener)].count_dropped(reason, count);
@@ -341,7 +354,7 @@ mod tests {
     /// One socket of our own, which is received from.
     fn serving() -> Responder {
         let own = Endpoint { address: PeerAddr::Unknown, port: 7 };
-        let socket = SocketParameters { own, listener: 0, outlives_us: false };
+        let socket = SocketParameters { own, listener: 0, outlives_us: false, identifies: false };
         let parameters = DatagramParameters {
             sockets: vec![socket],
             listeners: 1,

@@ -27,6 +27,8 @@ pub enum DropReason {
     SourceDatagrams,
     /// Its source has sent too many bytes.
     SourceBytes,
+    /// It is shorter than the identity that it asks for.
+    TooShort,
     /// The send buffer, or the queue of a Unix peer, was full.
     SendBuffer,
     /// The route to the source does not carry a datagram of this size.
@@ -44,7 +46,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// All reasons, in the order of [`DatagramTraffic::dropped`].
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Truncated,
         Self::Destination,
         Self::Source,
@@ -55,6 +57,7 @@ impl DropReason {
         Self::Denied,
         Self::SourceDatagrams,
         Self::SourceBytes,
+        Self::TooShort,
         Self::SendBuffer,
         Self::TooLarge,
         Self::Unroutable,
@@ -77,6 +80,7 @@ impl DropReason {
             Self::Denied => "denied",
             Self::SourceDatagrams => "source-datagrams",
             Self::SourceBytes => "source-bytes",
+            Self::TooShort => "too-short",
             Self::SendBuffer => "send-buffer",
             Self::TooLarge => "too-large",
             Self::Unroutable => "unroutable",
@@ -91,6 +95,7 @@ impl DropReason {
             ReplyError::Full => Self::SendBuffer,
             ReplyError::Unsendable => Self::TooLarge,
             ReplyError::Unroutable => Self::Unroutable,
+            ReplyError::TooShort => Self::TooShort,
             ReplyError::Refused => Self::Refused,
             ReplyError::Memory => Self::Memory,
             ReplyError::Unexpected(_) => Self::Unexpected,

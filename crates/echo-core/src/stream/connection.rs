@@ -13,7 +13,7 @@
 //! | `Lingering` | drop | `Closing` | impossible | `Closing` | `Closing` |
 //! | `Closing`, `Refusing` | drop | join | join | join | impossible |
 //!
-//! An open connection that reaches its byte limit is `Flushing`, too.
+//! An open connection that reaches its byte limit is `Flushing`, too (and one in `identity`).
 //!
 //! `Free`, `Accepting` and `WaitingForCapacity` have no bytes: the first two have no socket, the
 //! third has one that is not received from.
@@ -33,6 +33,7 @@ use crate::reason::{CloseReason, ConnectionError, ReceiveEnd, RefuseReason, Send
 
 #[cfg(test)]
 mod cells;
+mod identity;
 mod invariants;
 mod preface;
 
@@ -138,12 +139,9 @@ impl Connection {
     pub(crate) fn open(&mut self, context: &mut Context) {
         let waits = matches!(self.phase, Phase::Accepting | Phase::WaitingForCapacity);
         assert!(waits, "{:?} cannot be opened", self.phase);
-        self.phase = match context.resources.parameters.proxies_of(self.listener) {
-            Some(_) => self.await_preface(),
-            None => Phase::Open,
-        };
-        self.progress = Stamp::at(context.now);
-        self.opened = Stamp::at(context.now);
+        let proxied = context.resources.parameters.proxies_of(self.listener).is_some();
+        self.phase = if proxied { self.await_preface() } else { self.begin(context) };
+        (self.progress, self.opened) = (Stamp::at(context.now), Stamp::at(context.now));
         if context.resources.parameters.records.contains(&self.listener) {
             self.inbound = Inbound::with_records();
         }
@@ -537,7 +535,8 @@ impl Connection {
             | CloseReason::Idle
             | CloseReason::Lifetime
             | CloseReason::ByteLimit
-            | CloseReason::Drained => Op::Close { connection },
+            | CloseReason::Drained
+            | CloseReason::Identified => Op::Close { connection },
             CloseReason::Reset
             | CloseReason::Unreachable
             | CloseReason::Stalled
@@ -690,11 +689,10 @@ impl Connection {
         };
         assert!(self.is_quiescent(), "the kernel holds an operation of {:?}", context.id);
         let unsent = self.outbound.export(context);
-        let listener = self.listener;
-        context.resources.count_close(listener, CloseReason::HandedOver);
+        context.resources.count_close(self.listener, CloseReason::HandedOver);
         let (quiet_ms, age_ms) = (self.progress.elapsed(context.now), self.age_ms(context.now));
         let received = context.resources.received_by(context.id);
-        let records = self.inbound.has_records();
+        let (listener, records) = (self.listener, self.inbound.has_records());
         self.vacate();
         Some(TransferState { listener, records, phase, unsent, quiet_ms, age_ms, received })
     }

@@ -102,6 +102,11 @@ impl Resources {
         self.of(listener).health_checks += 1;
     }
 
+    /// Counts a connection that is told the identity of its listener.
+    pub(crate) fn count_identity(&mut self, listener: ListenerId) {
+        self.of(listener).identities += 1;
+    }
+
     /// Counts a connection that is closed right after its accept or its header.
     pub(crate) fn count_refused(&mut self, listener: ListenerId, reason: RefuseReason) {
         self.of(listener).refused[reason as usize] += 1;
@@ -328,6 +333,7 @@ pub(crate) mod tests {
             linger_timeout: 100,
             preface_timeout: 100,
             proxies: Arc::new([]),
+            identities: Arc::new([]),
             limiter: Arc::new(Unlimited),
             budget: Arc::new(Blocks::of(8, 0)),
             fullness: Arc::new(Fullness::new(1)),

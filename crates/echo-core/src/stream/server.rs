@@ -8,7 +8,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use super::connection::{Connection, ENOMEM};
-use super::drain::{Act, Drain};
+use super::drain::Drain;
 use super::listeners::{Accepting, Listeners};
 use super::pause::Pause;
 use super::phase::Phase;
@@ -262,6 +262,7 @@ impl Server {
             | Event::PrefacePartial { .. }
             | Event::PrefaceComplete { .. }
             | Event::PrefaceInvalid { .. }
+            | Event::IdentifyFailed { .. }
             | Event::Readable { .. }
             | Event::ReceiveEnded { .. }
             | Event::Relayed { .. }
@@ -296,6 +297,11 @@ impl Server {
             }
             Event::PrefaceInvalid { connection } => {
                 self.with(now, connection, ops, Connection::on_preface_invalid);
+            }
+            Event::IdentifyFailed { connection, error } => {
+                self.with_if_alive(now, connection, ops, |connection, context| {
+                    connection.on_identify_failed(context, error);
+                });
             }
             Event::Readable { connection } => {
                 self.with(now, connection, ops, Connection::on_readable);
@@ -588,7 +594,7 @@ impl Server {
         now: Timestamp,
         id: ConnectionId,
         ops: &mut Vec<Op>,
-        act: Act,
+        act: impl FnOnce(&mut Connection, &mut Context<'_>),
     ) -> bool {
         let alive = self.slots[id.slot() as usize].generation() == id.generation();
         if alive {

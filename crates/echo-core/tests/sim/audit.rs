@@ -5,23 +5,27 @@
 //! operation. A violation is a panic. It also checks the promises of the core: no connection is
 //! ended without a cause, no limit is exceeded, no failed accept spins.
 
+use std::sync::Arc;
+
 use echo_core::command::Command;
 use echo_core::limits::PROBES;
 use echo_core::op::{
     AcceptError, BufferId, BufferPlan, ConnectionId, Event, ListenerId, Op, ReceiveEnd,
     ReceiveMode, SendError, Shutdown, SizeClass, Timestamp, When,
 };
-use echo_core::parameters::RuntimeLimits;
+use echo_core::parameters::{AfterIdentity, RuntimeLimits};
 
 pub(crate) mod admission;
 mod bulk;
 mod handover;
+mod identity;
 mod line;
 mod preface;
 mod promises;
 
 use admission::Admission;
 use bulk::Bulk;
+use identity::Identity;
 use line::Waiter;
 use preface::Preface;
 
@@ -87,6 +91,10 @@ pub(crate) struct Audit {
     pub(crate) closed_or_refused: u64,
     /// Connections whose header announced their peer.
     pub(crate) announced: u64,
+    /// What follows the identity of each listener, if it has one.
+    identities: Arc<[Option<AfterIdentity>]>,
+    /// Connections that were told the identity of their listener.
+    pub(crate) identified: u64,
     pub(crate) bytes_in: u64,
     pub(crate) bytes_out: u64,
 }
@@ -120,6 +128,8 @@ struct Open {
     receive: Option<ReceiveMode>,
     /// Its header, while it is not complete.
     preface: Option<Preface>,
+    /// Whether its peer is told an identity first.
+    identity: Identity,
     /// Its header was read, so it has been opened.
     was_asked: bool,
     /// The class of buffers of the last receive.
@@ -177,6 +187,7 @@ impl Open {
         Self {
             receive: None,
             preface: None,
+            identity: Identity::None,
             was_asked: false,
             class: SizeClass::Small,
             bulk: Bulk::default(),
@@ -250,6 +261,8 @@ impl Audit {
             closed: 0,
             closed_or_refused: 0,
             announced: 0,
+            identities: Arc::new([]),
+            identified: 0,
             bytes_in: 0,
             bytes_out: 0,
         }
@@ -284,7 +297,8 @@ impl Audit {
                 let proxied = self.admission.accepted(now, listener, connection, peer);
                 let preface = proxied.then(Preface::default);
                 let decided = self.is_drained(now).then_some(0).into_iter().collect();
-                let open = Open { decided, preface, ..Open::accepted(now) };
+                let identity = self.identity_of(listener);
+                let open = Open { decided, preface, identity, ..Open::accepted(now) };
                 self.tenants.push((connection, Tenant::Open(open)));
                 self.accepted += 1;
             }
@@ -301,6 +315,7 @@ impl Audit {
                 self.preface_complete(now, connection, peer, origin);
             }
             Event::PrefaceInvalid { connection } => self.preface_invalid(connection),
+            Event::IdentifyFailed { connection, .. } => self.identify_failed(connection),
             Event::Readable { connection } => {
                 let open = self.open(connection);
                 let polls = open.receive.take() == Some(ReceiveMode::WhenReadable);
@@ -376,6 +391,7 @@ impl Audit {
     /// The core has submitted this operation.
     pub(crate) fn op(&mut self, now: u64, op: &Op) {
         self.check_bulk(op);
+        self.check_told(op);
         match *op {
             Op::Accept { listener, connection, .. } => {
                 let ends = self.draining || self.quiesce_deadline.is_some();
@@ -411,6 +427,7 @@ impl Audit {
                 self.check_thawed(connection);
             }
             Op::ReadPreface { connection, .. } => self.read_preface(now, connection),
+            Op::Identify { connection, listener } => self.identify(connection, listener),
             Op::AwaitReadable { connection } => {
                 // A poll takes no buffer, so it overtakes no other connection.
                 self.line.retain(|waiter| waiter.connection != connection);
@@ -518,6 +535,7 @@ impl Audit {
             let most = limits.chunks_max + usize::from(cut);
             let within = chunks <= most || stopped || open.both_shut || open.dead;
             assert!(within, "limit: {connection:?} holds {chunks} chunks and still receives");
+            open.check_ended_behind_identity(*connection);
         }
     }
 

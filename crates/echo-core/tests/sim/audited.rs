@@ -11,8 +11,8 @@ use echo_core::kernel::{Kernel, Wake};
 use echo_core::op::{ConnectionId, Event, Op, PeerAddr, ReceiveMode};
 
 use crate::audit::Audit;
-use crate::fake::FakeKernel;
 use crate::fake::trace::Note;
+use crate::fake::{FakeKernel, concerns_the_living};
 use crate::saboteur::Saboteur;
 
 /// How many events a turn brings.
@@ -52,8 +52,8 @@ impl Audited {
 
     /// Every connection gets its next id, for the next process.
     pub(crate) fn hand_over(&mut self, renamed: &[(ConnectionId, ConnectionId)]) {
-        // The result of a probe only concerns the old process.
-        self.pending.retain(|event| !matches!(event, Event::ProbeEnded { .. }));
+        // The result of a probe or an identity only concerns the old process.
+        self.pending.retain(|event| !concerns_the_living(event));
         assert!(
             self.pending.is_empty(),
             "contract: not reported at a handover: {:?}",

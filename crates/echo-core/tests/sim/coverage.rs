@@ -12,7 +12,7 @@ use crate::fake::trace::Note;
 use crate::history::History;
 
 /// The situations that must occur, besides every reason of closing.
-const OCCASIONS: [&str; 56] = [
+const OCCASIONS: [&str; 58] = [
     "a multishot receive",
     "a receive that is tried at once",
     "a receive that waits",
@@ -69,6 +69,8 @@ const OCCASIONS: [&str; 56] = [
     "a header without an address",
     "an invalid header",
     "a connection imported in its header",
+    "an identity told",
+    "an identity that was not taken",
 ];
 
 /// How often each has occurred.
@@ -187,6 +189,7 @@ fn of_op(op: &Op) -> Option<&'static str> {
         Op::Receive { mode: ReceiveMode::Now, .. } => "a receive that is tried at once",
         Op::Receive { mode: ReceiveMode::WhenReadable, .. } => "a receive that waits",
         Op::ReadPreface { .. } => "a header read",
+        Op::Identify { .. } => "an identity told",
         Op::AwaitReadable { .. } => "a poll for bulk",
         Op::OfferBuffers { .. } => "an offer of buffers",
         Op::CancelReceive { .. } => "a receive canceled",
@@ -264,6 +267,7 @@ fn of_event(event: &Event) -> Option<&'static str> {
         Event::PrefaceComplete { origin: PeerOrigin::Announced, .. } => "a header with an address",
         Event::PrefaceComplete { .. } => "a header without an address",
         Event::PrefaceInvalid { .. } => "an invalid header",
+        Event::IdentifyFailed { .. } => "an identity that was not taken",
         Event::Readable { .. } => "a poll that found bytes",
         Event::Accepted { .. }
         | Event::Received { .. }

@@ -95,6 +95,7 @@ impl World {
             linger_timeout: 1_000,
             preface_timeout: 1_000,
             proxies: Arc::new([self.proxied.then(IpSet::default)]),
+            identities: Arc::new([]),
             limiter: limiter.clone(),
             budget: budget.clone(),
             fullness: Arc::new(Fullness::new(1)),

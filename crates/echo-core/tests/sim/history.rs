@@ -19,6 +19,7 @@ use echo_core::reason::{CloseReason, RefuseReason};
 use echo_core::stats::Stats;
 use echo_core::worker::{Status, Worker};
 
+use crate::apart::{draw_divisions, draw_identities};
 use crate::audit::admission::Admission;
 use crate::audit::{Audit, Limits};
 use crate::audited::{Audited, Delivery};
@@ -149,6 +150,7 @@ impl Scenario {
             linger_timeout: [100, 5_000][choice.below(2)],
             preface_timeout: [100, 3_000][choice.below(2)],
             proxies: (0..listeners).map(|_| draw_proxies(choice)).collect(),
+            identities: Arc::new([]),
             limiter: limiter.clone(),
             budget: budget.clone(),
             fullness: Arc::new(Fullness::new(1)),
@@ -215,18 +217,6 @@ impl Scenario {
             self.settings.records = Some(last);
         }
     }
-}
-
-/// In a third of the histories the listeners are divided once or more often among workers, one of
-/// which is this one. Drawn separately, as above.
-fn draw_divisions(seed: u64) -> Vec<(usize, [bool; 2])> {
-    let mut choice = Choice::from_seed(seed.rotate_left(32) ^ 1);
-    let count = [0, 0, 0, 0, 1, 4][choice.below(6)];
-    let mut divisions: Vec<(usize, [bool; 2])> = (0..count)
-        .map(|_| (choice.below(150), [choice.below(2) == 0, choice.below(2) == 0]))
-        .collect();
-    divisions.sort_by_key(|(turn, _)| std::cmp::Reverse(*turn));
-    divisions
 }
 
 /// The proxies that a listener trusts, if it accepts connections of proxies.
@@ -358,6 +348,7 @@ impl History {
         let mut scenario = Scenario::draw(&mut choice);
         scenario.draw_records(seed);
         scenario.divisions = draw_divisions(seed);
+        scenario.parameters.identities = draw_identities(seed, scenario.parameters.listeners);
         let peers = Peers::draw(&mut choice, scenario.population, scenario.clock);
         Self::new(scenario, peers, choice, saboteur)
     }
@@ -388,6 +379,7 @@ impl History {
         let policy = AdmissionPolicy::clone(&parameters.runtime_limits.admission);
         let admission = Admission::new(policy).with_proxies(Arc::clone(&parameters.proxies));
         let audit = Audit::new(limits, admission);
+        let audit = audit.with_identities(Arc::clone(&parameters.identities));
         Self {
             worker: Worker::new(parameters.clone()),
             kernel: Audited::new(kernel, audit, saboteur, scenario.delivery),
@@ -721,6 +713,7 @@ impl History {
         let known = audit.closed + audit.admission.refused + either;
         assert_eq!(closed + refused, known, "counters: refused");
         assert_eq!(stats.traffic.announced, audit.announced, "counters: announced");
+        assert_eq!(stats.traffic.identities, audit.identified, "counters: identities");
         self.check_refused_sources();
         let table = self.scenario.limiter.table();
         table.check_invariants();

@@ -6,6 +6,7 @@
 //! small cases), `timers` (each timeout, early and late) and `planted` (a simulator that does not
 //! find planted bugs proves nothing); `taken_back` is about a handover that fails.
 
+mod apart;
 mod audit;
 mod audited;
 mod caught;

@@ -93,10 +93,16 @@ pub(crate) enum Bug {
     IgnoreAnnounced,
     /// An invalid header is treated as one that announces nothing.
     AdmitNonsense,
+    /// A peer is not told the identity.
+    ForgetIdentity,
+    /// It is told a second time behind the first one.
+    RepeatIdentity,
+    /// That it was not told is overlooked.
+    IgnoreUntold,
 }
 
 impl Bug {
-    pub(crate) const ALL: [Self; 39] = [
+    pub(crate) const ALL: [Self; 42] = [
         Self::DropByte,
         Self::SwapBuffers,
         Self::LeakBuffer,
@@ -136,6 +142,9 @@ impl Bug {
         Self::EndHeaderEarly,
         Self::IgnoreAnnounced,
         Self::AdmitNonsense,
+        Self::ForgetIdentity,
+        Self::RepeatIdentity,
+        Self::IgnoreUntold,
     ];
 }
 
@@ -242,7 +251,9 @@ impl Saboteur {
             Event::PrefaceInvalid { connection } if bug == Bug::AdmitNonsense => {
                 told = unannounced(connection);
             }
+            Event::IdentifyFailed { .. } if bug == Bug::IgnoreUntold => return None,
             Event::AcceptFailed { .. }
+            | Event::IdentifyFailed { .. }
             | Event::PrefacePartial { .. }
             | Event::PrefaceComplete { .. }
             | Event::PrefaceInvalid { .. }
@@ -330,10 +341,12 @@ impl Saboteur {
             Op::AcceptWaiting { listener, .. } if bug == Bug::CloseUnlooked => {
                 ops.extend([op, Op::CloseListener { listener }]);
             }
+            Op::Identify { .. } if bug == Bug::RepeatIdentity => ops.extend([op, op]),
             Op::Accept { .. }
             | Op::AcceptWaiting { .. }
             | Op::CloseListener { .. }
             | Op::CancelAccept { .. }
+            | Op::Identify { .. }
             | Op::ReportPeers
             | Op::OmitPeers
             | Op::OfferBuffers { .. }
@@ -411,6 +424,7 @@ fn forgets(bug: Bug, op: Op) -> bool {
         Op::CancelAccept { .. } | Op::CancelReceive { .. } => bug == Bug::ForgetCancel,
         Op::Receive { .. } => bug == Bug::ForgetReceive,
         Op::ReadPreface { .. } => bug == Bug::ForgetHeader,
+        Op::Identify { .. } => bug == Bug::ForgetIdentity,
         Op::AwaitReadable { .. } => bug == Bug::ForgetPoll,
         Op::Relay { .. } | Op::Discard { .. } => bug == Bug::ForgetRelay,
         Op::SendHeld { .. } => bug == Bug::ForgetHeld,

@@ -82,6 +82,7 @@ impl World {
             linger_timeout: LINGER,
             preface_timeout: 1_000,
             proxies: Arc::new([]),
+            identities: Arc::new([]),
             limiter: Arc::new(FakeLimiter::new()),
             budget: budget.clone(),
             fullness: Arc::new(Fullness::new(1)),

@@ -109,6 +109,7 @@ impl World {
             linger_timeout: LINGER_MS,
             preface_timeout: timeout,
             proxies: Arc::new([(kind == Kind::Preface).then(IpSet::default)]),
+            identities: Arc::new([]),
             limiter: Arc::new(Unlimited),
             fullness: Arc::new(Fullness::new(1)),
             budget: budget.clone(),

@@ -75,6 +75,7 @@ impl World {
                 linger_timeout: 100,
                 preface_timeout: 1_000,
                 proxies: Arc::new([]),
+                identities: Arc::new([]),
                 limiter: limiter.clone(),
                 budget: budget.clone(),
                 fullness: Arc::clone(&fullness),

@@ -12,6 +12,7 @@
 
 use std::io;
 use std::mem::MaybeUninit;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 
@@ -24,10 +25,11 @@ use crate::buffers::{BufferRing, DATAGRAM_GROUP};
 use crate::control;
 use crate::datagram_socket::{self, DATAGRAM_BUFFERS, DatagramSocket, Layout};
 use crate::errno;
+use crate::identity::Facts;
 use crate::peer;
 use crate::token::Token;
 use echo_core::datagram::Datagram;
-use echo_core::datagram::op::{BufferId, Event, Header, Op, ReceiveEnd, SocketId};
+use echo_core::datagram::op::{BufferId, Event, Header, Op, ReceiveEnd, ReplyError, SocketId};
 
 /// `MSG_TRUNC` and `MSG_CTRUNC` in the header of a received datagram.
 const TRUNCATED: u32 = (libc::MSG_TRUNC | libc::MSG_CTRUNC) as u32;
@@ -69,6 +71,8 @@ pub(super) struct Datagrams {
     messages: Box<[Message]>,
     /// One for each buffer: true exactly while it is lent.
     parts: Box<[Parts]>,
+    /// One a buffer: what an identity reports of its datagram, where that is the answer.
+    facts: Box<[Option<Facts>]>,
     /// Replies whose success has no completion: present exactly from their submission to the turn
     /// that answers them.
     replies: Vec<BufferId>,
@@ -96,6 +100,7 @@ impl Datagrams {
             pool,
             messages: (0..count).map(|_| message()).collect(),
             parts: vec![Parts::default(); count].into(),
+            facts: vec![None; count].into(),
             replies: Vec::new(),
             flushes_replies: false,
             events: Vec::new(),
@@ -137,6 +142,21 @@ impl Datagrams {
         message.header.msg_controllen = control_length.into();
         message
     }
+
+    /// Sends `length` bytes of the payload in a lent buffer as one datagram, by a system call.
+    fn send_part(&mut self, buffer: BufferId, offset: u32, length: u32) -> Result<(), ReplyError> {
+        let socket = self.parts[usize::from(buffer.0)].socket;
+        let fd = self.socket(socket).as_fd().as_raw_fd();
+        let message = self.address(buffer, offset, length, true);
+        // SAFETY: the message points to itself and into a lent buffer, both of which stay as they
+        // are for the call.
+        let outcome = unsafe { libc::sendmsg(fd, &raw const message.header, TRIES) };
+        if outcome >= 0 {
+            return Ok(());
+        }
+        let cause = io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO);
+        Err(errno::of_reply(cause))
+    }
 }
 
 /// An empty header.
@@ -159,6 +179,7 @@ impl Driver {
             Op::CancelReceive { socket } => self.ring.cancel(Token::ReceiveDatagrams(socket)),
             Op::Reply { buffer } => self.reply(buffer),
             Op::ReplySegments { buffer } => self.reply_segments(buffer),
+            Op::Identify { buffer, length_max } => self.reply_identity(buffer, length_max),
             Op::Recycle { buffer } => self.datagrams_mut().pool.recycle(buffer.0),
             Op::Close { socket } => self.datagrams_mut().sockets[usize::from(socket.0)] = None,
         }
@@ -200,8 +221,15 @@ impl Driver {
         let open = datagrams.sockets[usize::from(socket.0)].as_ref().expect(OPEN);
         let bytes = datagrams.pool.bytes_mut(index, result as u32);
         let (mut parts, mut datagram) = examine(bytes, open, socket.0);
-        if open.headers {
-            read_header(bytes, &mut parts, &mut datagram);
+        if open.headers || open.identity.is_some() {
+            let announced = match open.headers {
+                true => read_header(bytes, &mut parts, &mut datagram),
+                false => None,
+            };
+            let name = datagram_socket::HEADER..;
+            let name = bytes.get(name).and_then(|it| it.get(..parts.name_length.into()));
+            let name = name.unwrap_or_default();
+            datagrams.facts[usize::from(index)] = open.facts(name, &datagram, announced);
         }
         datagrams.parts[usize::from(index)] = parts;
         let buffer = BufferId(index);
@@ -268,25 +296,42 @@ impl Driver {
         });
     }
 
+    /// Sends the identity by a system call, from where the payload was.
+    fn reply_identity(&mut self, buffer: BufferId, length_max: u32) {
+        let worker = self.worker;
+        let datagrams = self.datagrams.as_mut().expect(NONE);
+        let index = usize::from(buffer.0);
+        let Parts { socket, payload, length, .. } = datagrams.parts[index];
+        let identity = &datagrams.sockets[usize::from(socket)].as_ref().expect(OPEN).identity;
+        let (Some((identity, _)), Some(facts)) = (identity, datagrams.facts[index].take()) else {
+            unreachable!("the core knows which sockets have an identity")
+        };
+        let line = identity.line(worker, &facts);
+        let line_length = line.len() as u32;
+        let sent = if line_length > length_max.min(length) {
+            Err(ReplyError::TooShort)
+        } else {
+            let bytes = datagrams.pool.bytes_mut(buffer.0, u32::from(payload) + line_length);
+            bytes[payload.into()..].copy_from_slice(line.as_bytes());
+            datagrams.send_part(buffer, 0, line_length)
+        };
+        datagrams.events.push(match sent {
+            Ok(()) => Event::Identified { buffer, length: line_length },
+            Err(error) => Event::ReplyFailed { buffer, error },
+        });
+    }
+
     /// Sends the datagrams of a burst one by one, by system calls: this happens if a route does not
     /// carry bursts.
     fn reply_segments(&mut self, buffer: BufferId) {
         let datagrams = self.datagrams.as_mut().expect(NONE);
-        let Parts { socket, length, segment, .. } = datagrams.parts[usize::from(buffer.0)];
-        let fd = datagrams.socket(socket).as_fd().as_raw_fd();
+        let Parts { length, segment, .. } = datagrams.parts[usize::from(buffer.0)];
         let (mut sent, mut bytes, mut error) = (0, 0, None);
         for offset in (0..length).step_by(usize::from(segment.max(1))) {
             let part = u32::from(segment).min(length - offset);
-            let message = datagrams.address(buffer, offset, part, true);
-            // SAFETY: the message points to itself and into a lent buffer. Both stay unchanged
-            // during the call.
-            let outcome = unsafe { libc::sendmsg(fd, &raw const message.header, TRIES) };
-            if outcome >= 0 {
-                sent += 1;
-                bytes += part;
-            } else {
-                let cause = io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO);
-                error = Some(errno::of_reply(cause));
+            match datagrams.send_part(buffer, offset, part) {
+                Ok(()) => (sent, bytes) = (sent + 1, bytes + part),
+                Err(cause) => error = Some(cause),
             }
         }
         datagrams.events.push(Event::SegmentsReplied { buffer, datagrams: sent, bytes, error });
@@ -340,21 +385,24 @@ fn examine(bytes: &mut [u8], open: &DatagramSocket, socket: u16) -> (Parts, Data
 }
 
 /// Reads the header (PROXY protocol) of a datagram that is not part of a merged burst. Its payload
-/// begins behind the header.
-fn read_header(bytes: &[u8], parts: &mut Parts, datagram: &mut Datagram) {
+/// begins behind the header. Returns the address that is announced.
+fn read_header(bytes: &[u8], parts: &mut Parts, datagram: &mut Datagram) -> Option<SocketAddr> {
     let payload = bytes.get(parts.payload.into()..).unwrap_or_default();
     let Ok((length, peer)) = echo_proxy_header::datagram(payload) else {
         datagram.header = Header::Invalid;
-        return;
+        return None;
     };
-    datagram.header = match peer {
-        Peer::Announced(address) => Header::Announced(peer::of_address(address)),
-        Peer::Real => Header::Unannounced,
+    let announced = match peer {
+        Peer::Announced(address) => Some(address),
+        Peer::Real => None,
     };
+    datagram.header = announced
+        .map_or(Header::Unannounced, |address| Header::Announced(peer::of_address(address)));
     // A header is at most some 4,096 bytes long.
     parts.payload += length as u16;
     parts.length -= length as u32;
     datagram.length -= length as u32;
+    announced
 }
 
 fn end_of_receive(errno: i32) -> ReceiveEnd {

@@ -12,6 +12,7 @@ use echo_core::op::ReceiveMode;
 fn driver() -> Driver {
     let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).expect("an eventfd");
     Driver::new(Settings {
+        worker: 0,
         datagram_sockets: Vec::new(),
         listeners: Arc::from([]),
         wake: Arc::new(wake),

@@ -14,18 +14,26 @@ use alloc::vec::Vec;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 mod backlog;
+mod identity;
 mod preface;
 mod table;
 
 use super::*;
 use crate::admission::IpSet;
 use crate::op::{PeerOrigin, ReceiveMode};
-use crate::parameters::{Parameters, RuntimeLimits};
+use crate::parameters::{AfterIdentity, Parameters, RuntimeLimits};
 use crate::stream::inbound::Armed;
 use crate::stream::outbound::{Completion, Step};
 use crate::stream::resources::tests::{Blocks, small};
 
 const NOW: Timestamp = Timestamp(1_000);
+
+/// How a connection dies here.
+const DEAD: ConnectionError = ConnectionError::Reset;
+
+/// What a script may begin with: whether the connection comes from a proxy, and what follows the
+/// identity if its listener has one.
+const SET_UP: [&str; 3] = ["proxied", "identity, end", "identity, echo"];
 
 /// Events by name; `received` uses the next buffer.
 const EVENTS: [&str; 33] = [
@@ -67,7 +75,7 @@ const EVENTS: [&str; 33] = [
 /// Situations by name, and the script that leads to each from an open connection with an armed
 /// receive. If the script begins with `proxied`, it starts from a connection that waits for its
 /// header.
-const SITUATIONS: [(&str, &[&str]); 44] = [
+const SITUATIONS: [Situation; 44] = [
     ("open", &[]),
     ("open, starved", &["no buffer"]),
     ("open, retrying", &["receive memory"]),
@@ -124,18 +132,25 @@ struct Bench {
     closed: bool,
     buffers: u16,
     now: Timestamp,
+    /// What followed when the connection was opened.
+    opening: String,
 }
 
 impl Bench {
     fn new(script: &[&str]) -> Self {
         let parameters = small(1, 1);
-        let proxied = script.first() == Some(&"proxied");
-        let proxies = proxied.then(IpSet::default);
+        let set_up = script.iter().take_while(|word| SET_UP.contains(word)).count();
+        let (set_up, script) = script.split_at(set_up);
+        let proxies = set_up.contains(&"proxied").then(IpSet::default);
+        let identity =
+            [("identity, end", AfterIdentity::End), ("identity, echo", AfterIdentity::Echo)];
+        let identity = identity.into_iter().find(|(word, _)| set_up.contains(word));
         let mut bench = Self {
             connection: Connection::free(),
             resources: Resources::new(Parameters {
                 multishot: true,
                 proxies: Arc::new([proxies]),
+                identities: Arc::new([identity.map(|(_, after)| after)]),
                 budget: Arc::new(Blocks::of(8, 1)),
                 runtime_limits: RuntimeLimits {
                     idle_timeout: Some(100),
@@ -148,10 +163,12 @@ impl Bench {
             closed: false,
             buffers: 0,
             now: NOW,
+            opening: String::new(),
         };
         bench.connection.reserve(ListenerId(0));
         bench.act(|connection, context| connection.open(context));
-        script.iter().skip(usize::from(proxied)).for_each(|event| bench.apply(event));
+        bench.opening = bench.outcome();
+        script.iter().for_each(|event| bench.apply(event));
         bench.ops.clear();
         bench
     }
@@ -172,7 +189,6 @@ impl Bench {
     }
 
     fn apply(&mut self, event: &str) {
-        let dead = ConnectionError::Reset;
         let buffer = BufferId { class: SizeClass::Small, index: self.buffers };
         let (trying, unsent) = match self.connection.outbound.send() {
             Send::Idle => (5, 3),
@@ -192,7 +208,7 @@ impl Bench {
             "no buffer" => self.ended(ReceiveEnd::NoBuffer),
             "stopped" => self.ended(ReceiveEnd::Stopped),
             "receive memory" => self.ended(ReceiveEnd::Memory),
-            "receive reset" => self.ended(ReceiveEnd::Failed(dead)),
+            "receive reset" => self.ended(ReceiveEnd::Failed(DEAD)),
             "sent all" => self.act(|c, context| c.on_sent(context, trying)),
             "sent part" if matches!(self.connection.outbound.send(), Send::Held { .. }) => {
                 self.act(|c, context| c.on_sent(context, 1));
@@ -203,7 +219,7 @@ impl Bench {
             "spilled part" => self.act(|c, context| c.on_spilled_sent(context, 1)),
             "send memory" => self.act(|c, context| c.on_send_failed(context, SendError::Memory)),
             "send reset" => {
-                self.act(|c, context| c.on_send_failed(context, SendError::Failed(dead)));
+                self.act(|c, context| c.on_send_failed(context, SendError::Failed(DEAD)));
             }
             "relayed all" => self.relayed(5, When::Readable),
             "relayed some, room is out" => self.relayed(5, When::Writable),
@@ -245,6 +261,7 @@ impl Bench {
             "header announced" => self.completed(PeerOrigin::Announced, Ok(())),
             "header local" => self.completed(PeerOrigin::Socket, Ok(())),
             "header denied" => self.completed(PeerOrigin::Announced, Err(RefuseReason::Denied)),
+            "identify failed" => self.act(|c, context| c.on_identify_failed(context, DEAD)),
             "header invalid" => self.act(|c, context| c.on_preface_invalid(context)),
             _ => panic!("no event is called {event}"),
         }
@@ -315,6 +332,7 @@ fn op_text(op: &Op) -> String {
         Op::Receive { mode: ReceiveMode::Multishot, .. } => "receive".into(),
         Op::Receive { .. } => "receive once".into(),
         Op::ReadPreface { .. } => "read header".into(),
+        Op::Identify { .. } => "identify".into(),
         Op::CancelReceive { .. } => "cancel".into(),
         Op::Send { buffer, length, needs_completion: true, .. } => {
             format!("send b{} {length}", buffer.index)
@@ -357,11 +375,21 @@ fn op_text(op: &Op) -> String {
 #[test]
 fn every_cell_of_the_table() {
     let all = [table::CELLS, backlog::CELLS, preface::CELLS].concat();
-    let situations: Vec<&str> = all.iter().map(|(situation, _)| *situation).collect();
-    assert_eq!(situations, SITUATIONS.map(|(situation, _)| situation), "a situation has no cells");
+    assert_eq!(all.len(), SITUATIONS.len(), "a situation has no cells");
+    check(&SITUATIONS, &EVENTS, &all);
+}
+
+/// A situation and the script that leads to it.
+type Situation = (&'static str, &'static [&'static str]);
+/// A situation, and what follows from each event that is possible in it.
+type Cells = (&'static str, &'static [(&'static str, &'static str)]);
+
+/// Applies each of `events` in each of `situations`, and compares what follows with `cells`.
+fn check(situations: &[Situation], events: &[&str], cells: &[Cells]) {
     let mut wrong = Vec::new();
-    for ((situation, script), (_, cells)) in SITUATIONS.iter().zip(&all) {
-        for event in EVENTS {
+    for ((situation, script), (name, cells)) in situations.iter().zip(cells) {
+        assert_eq!(situation, name, "a situation has no cells");
+        for &event in events {
             let expected = cells
                 .iter()
                 .find(|(name, _)| *name == event)

@@ -63,7 +63,7 @@ impl Connection {
             }
             match verdict {
                 Ok(()) => {
-                    self.phase = Phase::Open;
+                    self.phase = self.begin(context);
                     self.progress = Stamp::at(context.now);
                 }
                 Err(reason) => self.refuse(context, reason),

@@ -176,6 +176,14 @@ impl Audit {
                 counted.datagrams_out += pieces(&held.datagram);
                 counted.bytes_out += u64::from(held.datagram.length);
             }
+            Event::Identified { buffer, length } => {
+                let Holder::Replying(held) = self.take(buffer) else {
+                    panic!("fake: {buffer:?} had no reply")
+                };
+                let counted = &mut self.tally(held.socket).counted;
+                counted.datagrams_out += 1;
+                counted.bytes_out += u64::from(length);
+            }
             Event::ReplyFailed { buffer, error } => {
                 let Holder::Replying(held) = self.take(buffer) else {
                     panic!("fake: {buffer:?} had no reply")
@@ -228,6 +236,7 @@ impl Audit {
             ReplyError::Full => DropReason::SendBuffer,
             ReplyError::Unsendable => DropReason::TooLarge,
             ReplyError::Unroutable => DropReason::Unroutable,
+            ReplyError::TooShort => DropReason::TooShort,
             ReplyError::Refused => DropReason::Refused,
             ReplyError::Memory => DropReason::Memory,
             ReplyError::Unexpected(errno) => {
@@ -253,18 +262,8 @@ impl Audit {
                 assert_eq!(*receiving, Receiving::Armed, "contract: {socket:?} is canceled");
                 *receiving = Receiving::Canceled;
             }
-            Op::Reply { buffer } => match self.take(buffer) {
-                Holder::Arrived(held) => {
-                    let own = self.sockets[usize::from(held.socket.0)].0.own;
-                    let reasons = self.rules.reasons(&held.datagram, own);
-                    assert_eq!(reasons, [], "promise: {:?} is answered", held.datagram);
-                    let mut allowances = self.allowances.borrow_mut();
-                    allowances.answered(&self.rules, now * 1_000, &held.datagram);
-                    drop(allowances);
-                    self.put(buffer, Holder::Replying(held));
-                }
-                holder => panic!("contract: a reply of {buffer:?}, which is {holder:?}"),
-            },
+            Op::Reply { buffer } => self.reply(now, buffer, None),
+            Op::Identify { buffer, length_max } => self.reply(now, buffer, Some(length_max)),
             Op::ReplySegments { buffer } => match self.take(buffer) {
                 Holder::Refused(held) => self.put(buffer, Holder::SendingPieces(held)),
                 holder => panic!("contract: pieces of {buffer:?}, which is {holder:?}"),
@@ -272,6 +271,20 @@ impl Audit {
             Op::Recycle { buffer } => self.recycle(now, buffer),
             Op::Close { socket } => self.close(socket),
         }
+    }
+
+    /// A datagram is answered by itself, or by an identity of this number of bytes at most.
+    fn reply(&mut self, now: u64, buffer: BufferId, identity: Option<u32>) {
+        let Holder::Arrived(held) = self.take(buffer) else {
+            panic!("contract: a reply of {buffer:?}, which has not just arrived")
+        };
+        let SocketParameters { own, identifies, .. } = self.sockets[usize::from(held.socket.0)].0;
+        let most = identifies.then_some(held.datagram.length);
+        assert_eq!(identity, most, "promise: an identity in place of an echo, or more than came");
+        let reasons = self.rules.reasons(&held.datagram, own);
+        assert_eq!(reasons, [], "promise: {:?} is answered", held.datagram);
+        self.allowances.borrow_mut().answered(&self.rules, now * 1_000, &held.datagram);
+        self.put(buffer, Holder::Replying(held));
     }
 
     fn receive(&mut self, now: u64, socket: SocketId) {

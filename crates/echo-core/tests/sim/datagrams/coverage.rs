@@ -7,7 +7,7 @@ use super::history::History;
 use super::mixed::Note;
 
 /// The situations that must occur, besides every reason to drop a datagram.
-const OCCASIONS: [&str; 27] = [
+const OCCASIONS: [&str; 29] = [
     "an empty datagram",
     "a burst",
     "a truncated datagram",
@@ -35,6 +35,8 @@ const OCCASIONS: [&str; 27] = [
     "a handover that failed",
     "other rules",
     "a history with streams",
+    "an identity sent",
+    "a request too short for the identity",
 ];
 
 /// How often each has occurred.
@@ -71,6 +73,7 @@ impl Coverage {
                     Op::Receive { .. }
                     | Op::Reply { .. }
                     | Op::ReplySegments { .. }
+                    | Op::Identify { .. }
                     | Op::Recycle { .. },
                 ) => {}
                 Note::Event(event) => {
@@ -130,10 +133,12 @@ fn of_event(event: &Event) -> Vec<&'static str> {
             ReceiveEnd::Unexpected(_) => "a receive with an unexpected error",
         }],
         Event::Replied { .. } => Vec::new(),
+        Event::Identified { .. } => vec!["an identity sent"],
         Event::ReplyFailed { error, .. } => vec![match error {
             ReplyError::Full => "a reply that found the buffer full",
             ReplyError::Unsendable => "a reply refused as a burst",
             ReplyError::Unroutable => "a reply without route",
+            ReplyError::TooShort => "a request too short for the identity",
             ReplyError::Refused => "a reply refused by a filter",
             ReplyError::Memory => "a reply without memory",
             ReplyError::Unexpected(_) => "a reply with an unexpected error",

@@ -48,7 +48,7 @@ impl World {
         let own = Endpoint { address: PeerAddr::Unknown, port: 7 };
         let planned = self.packets.iter().map(|(turn, kind)| (*turn, SocketId(0), packet(*kind)));
         Scenario {
-            sockets: vec![SocketParameters { own, listener: 0, outlives_us }],
+            sockets: vec![SocketParameters { own, listener: 0, outlives_us, identifies: false }],
             listeners: 1,
             buffers: self.buffers,
             queue_max: 10,

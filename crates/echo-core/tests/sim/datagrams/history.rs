@@ -188,6 +188,19 @@ impl Scenario {
     }
 }
 
+impl Scenario {
+    /// In a third of the histories each socket answers by an identity or not. Drawn apart, so that
+    /// the other histories are what their seeds made them before.
+    fn draw_identities(&mut self, seed: u64) {
+        let mut choice = Choice::from_seed(seed.rotate_left(17) ^ 2);
+        if choice.below(3) == 0 {
+            for socket in &mut self.sockets {
+                socket.identifies = choice.below(2) == 0;
+            }
+        }
+    }
+}
+
 fn draw_socket(choice: &mut Choice, listeners: u16) -> SocketParameters {
     let mut ipv6 = [0; 16];
     (ipv6[0], ipv6[15]) = (0x20, 7);
@@ -201,7 +214,8 @@ fn draw_socket(choice: &mut Choice, listeners: u16) -> SocketParameters {
     };
     let own = Endpoint { address, port: [7, 7_777][choice.below(2)] };
     let listener = choice.below(listeners.into()) as u16;
-    SocketParameters { own, listener, outlives_us: choice.below(2) == 0 }
+    let outlives_us = choice.below(2) == 0;
+    SocketParameters { own, listener, outlives_us, identifies: false }
 }
 
 /// The rules of the operator. In some of the histories there are none.
@@ -262,6 +276,7 @@ pub(crate) fn streams(
         linger_timeout: 100,
         preface_timeout: 1_000,
         proxies: Arc::new([]),
+        identities: Arc::new([]),
         limiter: Arc::new(FakeLimiter::new()),
         budget: budget.clone(),
         fullness: Arc::new(Fullness::new(1)),
@@ -298,7 +313,8 @@ pub(crate) fn streams(
 impl History {
     pub(crate) fn from_seed(seed: u64, saboteur: Saboteur) -> Self {
         let mut choice = Choice::from_seed(seed);
-        let scenario = Scenario::draw(&mut choice);
+        let mut scenario = Scenario::draw(&mut choice);
+        scenario.draw_identities(seed);
         Self::new(scenario, choice, saboteur)
     }
 
@@ -326,7 +342,9 @@ impl History {
         let mut faults = scenario.faults;
         faults.unanswered = if saboteur.is(Bug::WaitForNothing) { 300 } else { 0 };
         let Scenario { buffers, queue_max, listeners, .. } = scenario;
-        let datagrams = DatagramKernel::new(&held_elsewhere, buffers, queue_max, faults, choice);
+        let mut datagrams =
+            DatagramKernel::new(&held_elsewhere, buffers, queue_max, faults, choice);
+        datagrams.identifies = scenario.sockets.iter().map(|it| it.identifies).collect();
         let rules = scenario.rules.clone();
         let audit = Audit::new(&scenario.sockets, listeners, buffers, rules, allowances);
         let worker = worker(&scenario, &streams, &limiter, &saboteur);

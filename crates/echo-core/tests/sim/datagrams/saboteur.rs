@@ -71,12 +71,16 @@ pub(crate) enum Bug {
     ForgetFailedPieces,
     /// Every failure counts as a full send buffer.
     MixErrors,
+    /// A datagram is answered by an echo in place of the identity.
+    EchoUnidentified,
+    /// An identity may be longer than the datagram that it answers.
+    AmplifyIdentity,
     /// The kernel never answers a reply, and the core spins while it waits.
     WaitForNothing,
 }
 
 impl Bug {
-    pub(crate) const ALL: [Self; 31] = [
+    pub(crate) const ALL: [Self; 33] = [
         Self::ForgetEmpty,
         Self::ForgetReceive,
         Self::TwoReceives,
@@ -107,6 +111,8 @@ impl Bug {
         Self::CountBurstOnce,
         Self::ForgetFailedPieces,
         Self::MixErrors,
+        Self::EchoUnidentified,
+        Self::AmplifyIdentity,
         Self::WaitForNothing,
     ];
 }
@@ -164,9 +170,9 @@ impl Saboteur {
                 Event::ReceiveEnded { socket, reason: falsified_end(bug, reason) }
             }
             Event::Replied { .. } if bug == Bug::OverlookReply && self.strikes() => return None,
-            Event::Replied { .. } => event,
+            Event::Replied { .. } | Event::Identified { .. } => event,
             Event::ReplyFailed { buffer, error } => match error {
-                ReplyError::Unsendable => event,
+                ReplyError::Unsendable | ReplyError::TooShort => event,
                 ReplyError::Full
                 | ReplyError::Unroutable
                 | ReplyError::Refused
@@ -233,6 +239,12 @@ impl Saboteur {
                 ops.extend([op, op]);
             }
             Op::Reply { buffer } => self.say_reply(bug, buffer, ops),
+            Op::Identify { buffer, .. } if bug == Bug::EchoUnidentified => {
+                ops.push(Op::Reply { buffer });
+            }
+            Op::Identify { buffer, length_max } if bug == Bug::AmplifyIdentity => {
+                ops.push(Op::Identify { buffer, length_max: length_max + 1 });
+            }
             Op::ReplySegments { buffer } if bug == Bug::ForgetPieces => {
                 ops.push(Op::Recycle { buffer });
             }
@@ -240,6 +252,7 @@ impl Saboteur {
             | Op::CancelReceive { .. }
             | Op::Close { .. }
             | Op::Recycle { .. }
+            | Op::Identify { .. }
             | Op::ReplySegments { .. } => ops.push(op),
         }
     }

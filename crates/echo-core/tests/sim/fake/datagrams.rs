@@ -45,6 +45,9 @@ pub(crate) struct DatagramFaults {
     pub(crate) unanswered: u16,
 }
 
+/// Bytes of every identity.
+const IDENTITY_LENGTH: u32 = 40;
+
 /// A datagram or a burst on its way in.
 #[derive(Clone, Debug)]
 pub(crate) struct Packet {
@@ -108,6 +111,8 @@ pub(crate) struct DatagramKernel {
     pub(crate) length_max: usize,
     /// Turns that reported the success of a reply late.
     pub(crate) told_late: u64,
+    /// Which sockets answer by an identity, so that nothing is merged there.
+    pub(crate) identifies: Vec<bool>,
     queue_max: usize,
     sockets: Vec<Option<Socket>>,
     buffers: Vec<Buffer>,
@@ -146,6 +151,7 @@ impl DatagramKernel {
             forgotten: 0,
             length_max: usize::MAX,
             told_late: 0,
+            identifies: vec![false; held_elsewhere.len()],
             queue_max,
             sockets: held_elsewhere.iter().map(|_| None).collect(),
             buffers: (0..buffers).map(|_| Buffer::Free).collect(),
@@ -174,8 +180,11 @@ impl DatagramKernel {
     }
 
     /// A packet arrives. If no process has the socket, or its queue is full, the packet is lost.
-    pub(crate) fn arrive(&mut self, socket: SocketId, packet: Packet) -> bool {
+    pub(crate) fn arrive(&mut self, socket: SocketId, mut packet: Packet) -> bool {
         let index = usize::from(socket.0);
+        if self.identifies[index] {
+            packet.datagram.segment = 0;
+        }
         let queue = match &mut self.sockets[index] {
             Some(open) => &mut open.queue,
             None if self.held_elsewhere[index] => &mut self.kept[index],
@@ -241,6 +250,7 @@ impl DatagramKernel {
                     self.submitted.push_back(op);
                 }
                 Op::ReplySegments { buffer } => self.reply_segments(buffer),
+                Op::Identify { buffer, length_max } => self.identify(buffer, length_max),
                 Op::Recycle { buffer } => self.recycle(buffer),
                 Op::Close { socket } => self.close(socket),
             }
@@ -310,6 +320,7 @@ impl DatagramKernel {
             }
             Event::Replied { buffer }
             | Event::ReplyFailed { buffer, .. }
+            | Event::Identified { buffer, .. }
             | Event::SegmentsReplied { buffer, .. } => {
                 let place = &mut self.buffers[usize::from(buffer.0)];
                 *place = match std::mem::replace(place, Buffer::Free) {
@@ -337,7 +348,10 @@ impl DatagramKernel {
                 }
             }
             Op::Reply { buffer } => self.reply(buffer),
-            Op::ReplySegments { .. } | Op::Recycle { .. } | Op::Close { .. } => {
+            Op::ReplySegments { .. }
+            | Op::Identify { .. }
+            | Op::Recycle { .. }
+            | Op::Close { .. } => {
                 unreachable!("{op:?} is not an entry of a ring")
             }
         }
@@ -460,6 +474,24 @@ impl DatagramKernel {
             }
         }
         let event = Event::SegmentsReplied { buffer, datagrams, bytes, error };
+        self.note(Name::Buffer(buffer), event);
+    }
+
+    fn identify(&mut self, buffer: BufferId, length_max: u32) {
+        self.begin_reply(buffer);
+        let (socket, packet) = self.replying(buffer);
+        assert!(self.identifies[usize::from(socket.0)], "contract: {socket:?} has no identity");
+        let error = match length_max < IDENTITY_LENGTH {
+            true => Some(ReplyError::TooShort),
+            false => self.choice.strikes(self.faults.reply_error).then(|| self.draw_error()),
+        };
+        let event = match error {
+            Some(error) => Event::ReplyFailed { buffer, error },
+            None => {
+                self.send(socket, &packet, vec![b'i'; IDENTITY_LENGTH as usize]);
+                Event::Identified { buffer, length: IDENTITY_LENGTH }
+            }
+        };
         self.note(Name::Buffer(buffer), event);
     }
 

@@ -71,6 +71,9 @@ pub(crate) struct Faults {
     pub(crate) time_jump: u16,
 }
 
+/// ENOMEM, see errno(3).
+const NO_MEMORY: i32 = 12;
+
 /// The settings of the fake.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Settings {
@@ -169,6 +172,11 @@ enum WaitingSend {
     Held { buffer: BufferId, offset: u32, length: u32 },
 }
 
+/// Whether an event is told in vain of a connection that is gone by then.
+pub(crate) fn concerns_the_living(event: &Event) -> bool {
+    matches!(event, Event::ProbeEnded { .. } | Event::IdentifyFailed { .. })
+}
+
 /// How a connection is closed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Farewell {
@@ -241,10 +249,8 @@ impl FakeKernel {
     /// A new process takes over: every connection that is still open gets its next id. The kernel
     /// must hold no operation of the old process any more.
     pub(crate) fn hand_over(&mut self, renamed: &[(ConnectionId, ConnectionId)]) {
-        // The result of a probe only concerns the old process.
-        self.untold.retain(|(_, events)| {
-            !events.iter().all(|event| matches!(event, Event::ProbeEnded { .. }))
-        });
+        // The result of a probe or an identity only concerns the old process.
+        self.untold.retain(|(_, events)| !events.iter().all(concerns_the_living));
         assert!(self.untold.is_empty(), "contract: not reported at a handover: {:?}", self.untold);
         assert!(self.accepts.is_empty(), "contract: an accept is armed at a handover");
         let (home, total) = self.pool.home_and_total();
@@ -334,6 +340,7 @@ impl FakeKernel {
                 self.arm_relay(connection, when, Some(length_max));
             }
             Op::ReadPreface { connection, length_max } => self.arm_preface(connection, length_max),
+            Op::Identify { connection, .. } => self.identify(connection),
             Op::Discard { connection, when } => self.arm_relay(connection, when, None),
             Op::CancelReceive { connection } => {
                 if let Some(relay) = &mut self.socket(connection).relay {
@@ -467,11 +474,35 @@ impl FakeKernel {
         }
     }
 
+    /// An empty socket takes the line whole, unless the peer has gone or there is no memory.
+    fn identify(&mut self, connection: ConnectionId) {
+        let socket = self.socket(connection);
+        let (busy, peer) = (socket.is_receiving() || socket.sending.is_some(), socket.peer);
+        let peer = &self.peers[peer.0];
+        let fresh = !busy && peer.echoed == 0 && !peer.identified && !peer.server_finished;
+        assert!(fresh, "contract: {connection:?} is told an identity after something else");
+        let send_memory = self.settings.faults.send_memory;
+        let error = if self.choice.strikes(send_memory) {
+            Some(ConnectionError::Unexpected(NO_MEMORY))
+        } else {
+            self.send_error(connection)
+        };
+        if let Some(error) = error {
+            return self.tell(connection, Event::IdentifyFailed { connection, error });
+        }
+        let peer = self.socket(connection).peer;
+        self.peers[peer.0].identified = true;
+        // A peer that has closed answers bytes with a reset.
+        if self.peers[peer.0].closed {
+            self.break_connection(peer, ConnectionError::Reset);
+        }
+    }
+
     fn close(&mut self, connection: ConnectionId, farewell: Farewell) {
         let socket = self.socket(connection);
         assert!(!socket.is_receiving(), "contract: {connection:?} is closed while receiving");
         assert!(socket.sending.is_none(), "contract: {connection:?} is closed while sending");
-        let matters = |event: &Event| !matches!(event, Event::ProbeEnded { .. });
+        let matters = |event: &Event| !concerns_the_living(event);
         let untold = self
             .untold
             .iter()

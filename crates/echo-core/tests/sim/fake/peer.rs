@@ -68,6 +68,8 @@ pub(crate) struct Peer {
     pub(crate) echoed: usize,
     /// How many of them the peer read.
     pub(crate) read: usize,
+    /// The server's socket took the identity for the peer, before all else.
+    pub(crate) identified: bool,
     /// The peer sent FIN.
     pub(crate) finished: bool,
     /// The peer closed both directions: further bytes for it are answered by a reset.
@@ -98,6 +100,7 @@ impl Peer {
             taken: 0,
             echoed: 0,
             read: 0,
+            identified: false,
             finished: false,
             closed: false,
             broken: false,
