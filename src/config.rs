@@ -91,9 +91,25 @@ pub struct ListenerConfig {
     /// The proxies whose connections it accepts (PROXY protocol); none if connections come directly
     /// from clients.
     pub proxies: Option<Vec<Network>>,
+    /// What its peers are told, if it is of the kind that tells them something.
+    pub identity: Identity,
     /// Whether it is one of the two built-in ones, by name and address, in the file or not. Those
     /// may be skipped on a host that lacks the address family; any other must be bound.
     pub builtin_default: bool,
+}
+
+/// What a listener of kind "identity" tells its peers, besides what is known of it anyway.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Identity {
+    /// The name of the host, if they are to know it; [`Self::SYSTEM`] for that of the system.
+    pub host: Option<String>,
+    /// Whether a connection continues as an echo.
+    pub then_echo: bool,
+}
+
+impl Identity {
+    /// What stands for the name that the system has.
+    pub const SYSTEM: &str = "auto";
 }
 
 /// What is served at a listener.
@@ -101,6 +117,8 @@ pub struct ListenerConfig {
 pub enum Kind {
     /// Sends every byte back.
     Echo,
+    /// One line that tells the peer where it has arrived.
+    Identity,
     /// A snapshot as JSON, for `echo-uring status`.
     Status,
     /// Metrics and health over HTTP.
@@ -111,8 +129,9 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds, and their spelling.
-    pub const ALL: [(&str, Self); 4] = [
+    pub const ALL: [(&str, Self); 5] = [
         ("echo", Self::Echo),
+        ("identity", Self::Identity),
         ("status", Self::Status),
         ("metrics", Self::Metrics),
         ("agent-check", Self::AgentCheck),
@@ -125,12 +144,21 @@ impl Kind {
         found.expect("invariant: every kind is in the list").0
     }
 
-    /// The kind of an inherited socket with this name: an echo, unless the name is that of another
-    /// kind.
+    /// The kind of an inherited socket of this name: an echo unless the name is that of a kind that
+    /// monitors. A name alone never reveals an identity.
     #[must_use]
     pub fn of_name(name: &str) -> Self {
-        let found = Self::ALL.iter().find(|(word, _)| *word == name);
+        let found = Self::ALL.iter().find(|(word, kind)| *word == name && kind.is_monitoring());
         found.map_or(Self::Echo, |(_, kind)| *kind)
+    }
+
+    /// Whether it serves figures of the daemon, and not what the daemon is there for.
+    #[must_use]
+    pub fn is_monitoring(self) -> bool {
+        match self {
+            Self::Echo | Self::Identity => false,
+            Self::Status | Self::Metrics | Self::AgentCheck => true,
+        }
     }
 }
 
@@ -248,6 +276,13 @@ pub fn examine(path: Option<&Path>, overrides: &Overrides) -> Result<Examined, I
     Ok(examined)
 }
 
+/// The name of the instance whose file this is, if it is that of one.
+#[must_use]
+pub fn instance(path: &Path) -> Option<&str> {
+    let name = path.strip_prefix("/etc/echo-uring").ok()?.to_str()?.strip_suffix(".toml")?;
+    (!name.contains('/')).then_some(name)
+}
+
 /// The paths that a reader of the configuration at `path`, or of the default one, must be able to
 /// read: the file, the directory of drop-ins, and the drop-ins, if they exist.
 #[must_use]
@@ -286,6 +321,7 @@ fn overridden_listeners(addresses: &[String]) -> Result<Vec<ListenerConfig>, Con
             address: Some(address),
             kind: Kind::Echo,
             proxies: None,
+            identity: Identity::default(),
             builtin_default: false,
         });
     }
@@ -310,7 +346,8 @@ fn admin_listener(
         return Err(refuse(problem));
     }
     let name = kind.name().to_owned();
-    Ok(ListenerConfig { name, address: Some(address), kind, proxies: None, builtin_default: false })
+    let (address, proxies, identity) = (Some(address), None, Identity::default());
+    Ok(ListenerConfig { name, address, kind, proxies, identity, builtin_default: false })
 }
 
 impl Default for Config {
@@ -334,6 +371,7 @@ fn builtin_listeners() -> Vec<ListenerConfig> {
         address: Some(Address::Inet(Protocol::Tcp, address)),
         kind: Kind::Echo,
         proxies: None,
+        identity: Identity::default(),
         builtin_default: true,
     };
     vec![
@@ -414,6 +452,10 @@ impl Config {
     }
 }
 
+/// Keys of a listener of kind "identity".
+const IDENTITY_HOST: &str = "identity-host";
+const IDENTITY_THEN_ECHO: &str = "identity-then-echo";
+
 /// A key and its value, in a syntax that is valid in TOML and JSON.
 type Spelled = (&'static str, String);
 
@@ -427,6 +469,9 @@ impl ListenerConfig {
         table.push(("proxy-protocol", value::quoted(value::PROXY_PROTOCOL[mode])));
         let trusted = self.proxies.as_deref().unwrap_or_default();
         table.push(("trusted-proxies", value::networks(trusted)));
+        let Identity { host, then_echo } = &self.identity;
+        table.push((IDENTITY_HOST, value::quoted(host.as_deref().unwrap_or(value::NO_HOST))));
+        table.push((IDENTITY_THEN_ECHO, then_echo.to_string()));
         table
     }
 }

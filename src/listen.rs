@@ -21,7 +21,9 @@ use socket2::{SockAddr, SockRef, TcpKeepalive};
 pub use bound::SocketFile;
 pub use handshakes::{TIMEOUT as HANDSHAKE_TIMEOUT, admit_new, is_any_half_open, refuse_new};
 
-use crate::config::{Address, Kind, ListenerConfig, Network, Protocol, Tcp, UnixKind, UnixName};
+use crate::config::{
+    Address, Identity, Kind, ListenerConfig, Network, Protocol, Tcp, UnixKind, UnixName,
+};
 
 /// The maximum keepalive time and interval of the kernel (`MAX_TCP_KEEPIDLE`) and the maximum
 /// number of probes (`MAX_TCP_KEEPCNT`), with which the kernel never probes by itself. The core
@@ -57,6 +59,8 @@ pub struct Listener {
     pub kind: Kind,
     /// The proxies whose connections it takes; none if they have no header.
     pub proxies: Option<Vec<Network>>,
+    /// What its peers are told, if it is of the kind that tells them something.
+    pub identity: Identity,
     /// Where the socket comes from.
     pub origin: Origin,
     /// The kind of its connections.
@@ -390,7 +394,7 @@ pub fn open_beside(
 ) -> Result<Opened, ListenError> {
     let Inherited { mut listeners, bundles, mut warnings } = inherited;
     let unaddressed = configured.iter().filter(|it| it.address.is_none());
-    for ListenerConfig { name, kind, proxies, .. } in unaddressed {
+    for ListenerConfig { name, kind, proxies, identity, .. } in unaddressed {
         let mut named = listeners.iter_mut().filter(|listener| listener.name == *name).peekable();
         if named.peek().is_none() {
             return Err(ListenError::Unnamed { name: name.clone() });
@@ -398,6 +402,13 @@ pub fn open_beside(
         for listener in named {
             listener.kind = *kind;
             listener.proxies.clone_from(proxies);
+            listener.identity.clone_from(identity);
+            if identity.then_echo && listener.family.is_datagram() {
+                let problem = "a datagram socket, which is not an echo behind an identity; remove \
+                               identity-then-echo";
+                let (fd, problem) = (listener.socket.as_raw_fd(), problem.to_owned());
+                return Err(ListenError::Inherited { fd, problem });
+            }
             if proxies.is_some() && listener.family.has_unix_messages() {
                 let problem = "a Unix socket with messages, which have no PROXY header; use \
                                ListenStream= in its socket unit, or proxy-protocol = \"off\"";
@@ -407,12 +418,12 @@ pub fn open_beside(
         }
     }
     // Inherited admin sockets alone do not replace the configured echo listeners.
-    if listeners.iter().all(|listener| listener.kind != Kind::Echo) {
+    if listeners.iter().all(|listener| listener.kind.is_monitoring()) {
         let inherited = !listeners.is_empty();
-        let wanted = configured.iter().filter(|it| it.kind == Kind::Echo || !inherited);
+        let wanted = configured.iter().filter(|it| !it.kind.is_monitoring() || !inherited);
         listeners.extend(bound::sockets(wanted, &mut warnings)?);
     }
-    for listener in listeners.iter().filter(|listener| listener.kind == Kind::Echo) {
+    for listener in listeners.iter().filter(|listener| !listener.kind.is_monitoring()) {
         prepare(listener, tcp, &mut warnings)?;
     }
     Ok(Opened { listeners, bundles, warnings })

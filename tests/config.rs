@@ -342,7 +342,7 @@ fn unknown_sections_and_keys_are_refused_with_those_that_there_are() {
         (
             "[[listener]]\nname = 'a'\nport = 7\n",
             "3:1: listener.port: unknown key; use name, address, kind, proxy-protocol, \
-             trusted-proxies",
+             trusted-proxies, identity-host, identity-then-echo",
         ),
         (
             "server = 3\n",
@@ -566,7 +566,7 @@ fn the_command_line_adds_metrics_and_status() {
 #[test]
 fn every_key_of_the_shipped_file_is_in_the_manual() {
     let keys = shipped_keys();
-    assert_eq!(keys.len(), 34, "a key was added or lost: {keys:?}");
+    assert_eq!(keys.len(), 36, "a key was added or lost: {keys:?}");
     let table: toml::Table = SHIPPED.parse().unwrap();
     for (section, key) in keys {
         let heading = match &table[&section] {
@@ -659,12 +659,46 @@ fn a_listener_has_a_kind_and_one_at_least_is_an_echo() {
         parsed(&both).unwrap().listeners.iter().map(|listener| listener.kind).collect();
     assert_eq!(kinds, [Kind::Metrics, Kind::Echo]);
     for (kind, words) in [
-        ("'udp'", "listener.kind: \"udp\" is not known; use \"echo\", \"status\""),
+        ("'udp'", "listener.kind: \"udp\" is not known; use \"echo\", \"identity\""),
         ("7", "listener.kind: 7 is not known"),
         ("'status'", "listener: none of kind \"echo\"; add one"),
     ] {
         let error = parsed(&listener("a", 1, kind)).unwrap_err();
         assert!(error.contains(words), "{error}");
+    }
+}
+
+/// Goal: what an identity tells belongs to a listener of that kind, and reads back as it was.
+#[test]
+fn an_identity_belongs_to_a_listener_of_its_kind() {
+    let listener = |address: &str, more: &str| {
+        format!("[[listener]]\nname = 'a'\naddress = '{address}'\n{more}\n")
+    };
+    let tcp = "127.0.0.1:7";
+    for (more, host, then_echo) in [
+        ("", None, false),
+        ("identity-host = 'off'\nidentity-then-echo = false", None, false),
+        ("identity-host = 'web-1'\nidentity-then-echo = true", Some("web-1"), true),
+        ("identity-host = 'auto'\nproxy-protocol = 'off'", Some("auto"), false),
+    ] {
+        let text = listener(tcp, &format!("kind = 'identity'\n{more}"));
+        let config = parsed(&text).unwrap();
+        let identity = &config.listeners[0].identity;
+        assert_eq!((identity.host.as_deref(), identity.then_echo), (host, then_echo), "{text}");
+        assert_eq!(config.listeners[0].kind, Kind::Identity);
+        assert_eq!(parsed(&config.to_toml()).unwrap(), config, "{text}");
+    }
+    for (text, words) in [
+        (
+            listener(tcp, "identity-host = 'x'"),
+            "listener.identity-host: of no effect; add kind = \"identity\", or remove it",
+        ),
+        (
+            listener("udp:[::1]:7", "kind = 'identity'\nidentity-then-echo = true"),
+            "listener.identity-then-echo: of no effect on datagrams; remove it",
+        ),
+    ] {
+        assert!(refusal(&text).contains(words), "{}", refusal(&text));
     }
 }
 
@@ -706,7 +740,7 @@ fn a_listener_for_proxies_names_them() {
         ),
         (
             listener(tcp, &format!("{both}\nkind = 'status'")),
-            "listener.proxy-protocol: \"require\" is for an echo only",
+            "listener.proxy-protocol: \"require\" is for an echo or an identity",
         ),
     ] {
         assert!(refusal(&text).contains(words), "{}", refusal(&text));

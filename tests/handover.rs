@@ -29,8 +29,13 @@ impl Prng {
 const ADDRESSES: [Option<&str>; 3] = [None, Some("192.0.2.1:4000"), Some("[2001:db8::1]:65535")];
 
 fn sample(prng: &mut Prng, version: Version) -> (Head, Vec<Record>) {
-    let reasons =
-        [CloseReason::Idle, CloseReason::Drained, CloseReason::Lifetime, CloseReason::ByteLimit];
+    let reasons = [
+        CloseReason::Idle,
+        CloseReason::Drained,
+        CloseReason::Lifetime,
+        CloseReason::ByteLimit,
+        CloseReason::Identified,
+    ];
     let head = Head {
         saved_at_ms: prng.below(1 << 40) as u64,
         listeners: vec!["127.0.0.1:7".to_owned(), "[::1]:7".to_owned()],
@@ -44,7 +49,7 @@ fn sample(prng: &mut Prng, version: Version) -> (Head, Vec<Record>) {
         Version::V2 | Version::V3 => 1 << 40,
     };
     let records = (0..prng.below(6)).map(|_| {
-        let reason = reasons[prng.below(4)];
+        let reason = reasons[prng.below(if version.has_headers() { 5 } else { 4 })];
         let (phase, least) = [
             (TransferPhase::Open, 0),
             (TransferPhase::HalfClosed, 1),
@@ -140,6 +145,39 @@ fn what_a_version_has_no_place_for_is_left_out() {
     assert_eq!((&state.head, state.records), (&head, vec![left]));
     let state = reread(&written(Version::V3, &head, &records)).unwrap();
     assert_eq!((state.head, state.records), (head, vec![full]));
+}
+
+/// Goal: a connection that has been told an identity waits for its end in the next process as well,
+/// and in an older one as if it had been ended by a drain.
+#[test]
+fn what_ends_a_connection_is_told_as_far_as_it_is_known() {
+    let head = Head {
+        saved_at_ms: 7,
+        listeners: vec!["unix:@a".to_owned()],
+        configuration: String::new(),
+    };
+    let record = |reason| Record {
+        transfer: TransferState {
+            listener: ListenerId(0),
+            records: false,
+            phase: TransferPhase::Lingering(reason),
+            unsent: 0,
+            quiet_ms: 5,
+            age_ms: 6,
+            received: 0,
+        },
+        announced: None,
+        preface: Box::default(),
+        unsent: Box::default(),
+    };
+    for (version, reason) in [
+        (Version::V1, CloseReason::Drained),
+        (Version::V2, CloseReason::Drained),
+        (Version::V3, CloseReason::Identified),
+    ] {
+        let bytes = written(version, &head, &[record(CloseReason::Identified)]);
+        assert_eq!(reread(&bytes).unwrap().records, [record(reason)]);
+    }
 }
 
 #[test]

@@ -20,7 +20,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use echo_ring::{ListeningSocket, Owner, Transport};
-use echo_uring::config::{Address, Config, Kind, ListenerConfig, Tcp, UnixKind};
+use echo_uring::config::{Address, Config, Identity, Kind, ListenerConfig, Tcp, UnixKind};
 use echo_uring::listen::{self, Family, ListenError, Opened, Origin};
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
@@ -33,6 +33,7 @@ fn wanted(address: &str) -> ListenerConfig {
         address,
         kind: Kind::Echo,
         proxies: None,
+        identity: Identity::default(),
         builtin_default: false,
     }
 }

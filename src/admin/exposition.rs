@@ -295,6 +295,11 @@ fn of_listeners(listeners: &[ListenerFigures]) -> Vec<MetricFamily> {
             "Connections of proxies that ended without a byte of a client.",
             each(|it| it.health_checks),
         ),
+        count(
+            "identities_total",
+            "Connections that were told the identity of the listener.",
+            each(|it| it.identities),
+        ),
         count("received_bytes_total", "Payload received.", each(|it| it.bytes_received)),
         count("sent_bytes_total", "Payload echoed.", each(|it| it.bytes_sent)),
         count("received_messages_total", "Chunks received.", each(|it| it.messages_received)),

@@ -210,6 +210,9 @@ pub struct Traffic {
     /// Those by which a proxy looked whether the service is there, and sent nothing, so far.
     #[serde(default)]
     pub health_checks: u64,
+    /// Those that were told the identity of the listener so far.
+    #[serde(default)]
+    pub identities: u64,
     /// Payload.
     pub bytes_received: u64,
     /// Payload.
@@ -382,6 +385,7 @@ impl Traffic {
             refused: by_reason(RefuseReason::ALL.map(RefuseReason::name), &traffic.refused),
             announced: traffic.announced,
             health_checks: traffic.health_checks,
+            identities: traffic.identities,
             bytes_received: traffic.bytes_in,
             bytes_sent: traffic.bytes_out,
             messages_received: traffic.chunks_in,

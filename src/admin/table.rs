@@ -192,10 +192,12 @@ fn rare_events(snapshot: &Snapshot) -> Vec<(&'static str, String)> {
         ("announced".to_owned(), total.traffic.announced),
         ("health checks".to_owned(), total.traffic.health_checks),
     ]);
+    let identities = BTreeMap::from([("told".to_owned(), total.traffic.identities)]);
     let lines = [
         ("closed", counts(&total.traffic.closed)),
         ("refused", counts(&total.traffic.refused)),
         ("proxies", counts(&proxies)),
+        ("identities", counts(&identities)),
         ("accepts failed", counts(&total.accept_failures)),
         ("datagrams dropped", counts(&dropped)),
         ("ring", counts(&ring)),

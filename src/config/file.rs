@@ -18,7 +18,10 @@ use toml::de::{DeTable, DeValue};
 
 use super::keys::{SECTIONS, Section};
 use super::value::{Field, PROXY_PROTOCOL, Value, shown};
-use super::{Address, Config, ConfigError, Examined, Invalid, Kind, ListenerConfig, Network};
+use super::{
+    Address, Config, ConfigError, Examined, Identity, Invalid, Kind, ListenerConfig, Network,
+};
+use super::{IDENTITY_HOST, IDENTITY_THEN_ECHO};
 use super::{builtin_listeners, conflict, echoed, guess};
 
 /// The name of the list of listeners. It is not a key in the table of keys.
@@ -194,7 +197,7 @@ impl Merged {
             format!(
                 "more than {LISTENERS_MAX} listeners in all files; list {LISTENERS_MAX} at most"
             )
-        } else if self.listeners.iter().all(|entry| entry.config.kind != Kind::Echo) {
+        } else if self.listeners.iter().all(|entry| entry.config.kind.is_monitoring()) {
             "none of kind \"echo\"; add one such as address = \"[::1]:7777\"".to_owned()
         } else {
             return;
@@ -365,7 +368,7 @@ impl Reader<'_> {
     ) -> Option<Entry> {
         let before = self.merged.faults.count;
         let (mut name, mut address, mut kind) = (None, None, None);
-        let mut proxies = Proxies::default();
+        let (mut proxies, mut identity) = (Proxies::default(), Identity::default());
         let mut place = self.place(byte);
         for (key, value) in table {
             let Some(known) = section.keys.iter().find(|it| it.name == key.get_ref()) else {
@@ -373,6 +376,8 @@ impl Reader<'_> {
                 continue;
             };
             match known.holds.read(&value) {
+                Ok(value) if known.name == IDENTITY_HOST => identity.host = Option::of(value),
+                Ok(Value::Flag(flag)) => identity.then_echo = flag,
                 Ok(Value::Name(text)) if names.contains(&text) => {
                     let problem = format!(
                         "{} is the name of two listeners; rename one",
@@ -405,22 +410,20 @@ impl Reader<'_> {
         names.push(name.clone());
         let usual = || if address.is_some() { Kind::Echo } else { Kind::of_name(&name) };
         let kind = kind.unwrap_or_else(usual);
-        if kind != Kind::Echo && address.as_ref().is_some_and(|it| !it.is_stream()) {
-            let problem = format!(
-                "\"{}\" is served over streams only; use a TCP address or \"unix:\"",
-                kind.name()
-            );
+        if let Some(problem) = unserved(kind, address.as_ref()) {
             self.note(byte, section.name, "kind", problem);
             return None;
         }
-        let proxies = match proxies.judge(kind, address.as_ref()) {
+        let judged = judge_identity(&identity, kind, address.as_ref());
+        let proxies = match judged.and_then(|()| proxies.judge(kind, address.as_ref())) {
             Ok(proxies) => proxies,
             Err((key, problem)) => {
                 self.note(byte, section.name, key, problem.to_owned());
                 return None;
             }
         };
-        let mut config = ListenerConfig { name, address, kind, proxies, builtin_default: true };
+        let builtin_default = true;
+        let mut config = ListenerConfig { name, address, kind, proxies, identity, builtin_default };
         config.builtin_default = builtin_listeners().contains(&config);
         Some(Entry { config, place })
     }
@@ -434,6 +437,38 @@ impl Reader<'_> {
             None if listeners.len() > LISTENERS_MAX => {}
             None => listeners.push(entry),
         }
+    }
+}
+
+/// Why this kind cannot be served at this address, if so.
+fn unserved(kind: Kind, address: Option<&Address>) -> Option<String> {
+    let streams = address.is_none_or(Address::is_stream);
+    (kind.is_monitoring() && !streams).then(|| {
+        let name = kind.name();
+        format!("\"{name}\" is served over streams only; use a TCP address or \"unix:\"")
+    })
+}
+
+/// Whether what a listener says of its identity has an effect.
+///
+/// # Errors
+/// What has none: the key and the problem.
+fn judge_identity(
+    identity: &Identity,
+    kind: Kind,
+    address: Option<&Address>,
+) -> Result<(), (&'static str, &'static str)> {
+    let problem = "of no effect; add kind = \"identity\", or remove it";
+    match (kind, identity) {
+        (Kind::Identity, Identity { then_echo: true, .. })
+            if address.is_some_and(Address::is_datagram) =>
+        {
+            Err((IDENTITY_THEN_ECHO, "of no effect on datagrams; remove it"))
+        }
+        (Kind::Identity, _) => Ok(()),
+        (_, Identity { host: Some(_), .. }) => Err((IDENTITY_HOST, problem)),
+        (_, Identity { then_echo: true, .. }) => Err((IDENTITY_THEN_ECHO, problem)),
+        (_, Identity { host: None, then_echo: false }) => Ok(()),
     }
 }
 
@@ -465,8 +500,8 @@ impl Proxies {
                 let problem = "has no effect; add proxy-protocol = \"require\", or remove it";
                 Err((TRUSTED, problem))
             }
-            (true, _) if kind != Kind::Echo => {
-                Err((MODE, "\"require\" is for an echo only; use \"off\""))
+            (true, _) if kind.is_monitoring() => {
+                Err((MODE, "\"require\" is for an echo or an identity; use \"off\""))
             }
             (true, _) if has_messages => {
                 Err((MODE, "\"require\" is not for Unix sockets with messages; use \"off\""))

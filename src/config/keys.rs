@@ -18,7 +18,7 @@ use Type::{Address, Flag, Name, Networks, Number, Or, Ports, PowerOfTwo, Size, T
 use log::LevelFilter;
 
 use super::value::{
-    Field, KINDS, LISTENING_SOCKETS, LOG_LEVELS, LOG_TARGETS, PROXY_PROTOCOL, Type, Value,
+    Field, KINDS, LISTENING_SOCKETS, LOG_LEVELS, LOG_TARGETS, NO_HOST, PROXY_PROTOCOL, Type, Value,
 };
 use super::{Config, ListeningSockets, LogTarget, Network, Workers};
 
@@ -250,9 +250,9 @@ const LISTENER: Section = Section {
             more: "A link-local address names its interface: \"[fe80::1%eth0]:PORT\". Host names \
                    are not looked up. \"[::]:PORT\" excludes \"0.0.0.0:PORT\", but TCP and UDP may \
                    have the same port. A listener with \"udp:\", \"unix-seqpacket:\" or \
-                   \"unix-datagram:\" is an echo. Port 0 lets the kernel choose. A path or a name \
-                   has at most 107 bytes and no control characters. An abstract name has no file \
-                   and therefore no permissions.",
+                   \"unix-datagram:\" is an echo or an identity. Port 0 lets the kernel choose. A \
+                   path or a name has at most 107 bytes and no control characters. An abstract \
+                   name has no file and therefore no permissions.",
             cell: None,
         },
         Key {
@@ -260,16 +260,18 @@ const LISTENER: Section = Section {
             path: "listener.kind",
             holds: Word(&KINDS),
             effect: Effect::AtRestart,
-            text: "What is served there: \"echo\"; \"status\", a snapshot as JSON for \"echo-uring \
-                   status\"; \"metrics\", Prometheus metrics, a page for people, /healthz and \
-                   /ready over HTTP; or \"agent-check\", a line for HAProxy. The latter three show \
-                   traffic figures to their clients, and \"status\" and \"metrics\" also refused \
-                   addresses and warnings, so keep them on loopback or on a Unix socket. At least \
-                   one listener must be an echo.",
-            more: "See section MONITORING of echo-uring(8). The file of a Unix socket of another \
-                   kind than \"echo\" has mode 0660. An inherited socket that no section names has \
-                   the kind that is its name, or else is an echo. The same is the default for a \
-                   section without an address.",
+            text: "What is served there: \"echo\"; \"identity\", one line that tells which server \
+                   has answered; \"status\", a snapshot as JSON for \
+                   \"echo-uring status\"; \"metrics\", Prometheus metrics, a page for \
+                   people, /healthz and /ready over HTTP; or \"agent-check\", a line for HAProxy. \
+                   A client that reaches one of the last three sees traffic figures, and of \
+                   \"status\" and \"metrics\" also refused addresses and warnings, so keep them on \
+                   loopback or on a Unix socket. At least one listener must be an echo or an \
+                   identity.",
+            more: "See sections MONITORING of echo-uring(8) and IDENTITY below. The file of a Unix \
+                   socket for one of the last three has mode 0660. An inherited socket that no \
+                   section names is one of these three if its name spells that, and an echo \
+                   otherwise; this is the default of a section without an address as well.",
             cell: None,
         },
         Key {
@@ -283,7 +285,7 @@ const LISTENER: Section = Section {
                    version 1 or 2, before anything else; from then on the address that the header \
                    announces is that of the client, for access lists and limits. A connection \
                    without a valid header is refused.",
-            more: "See section PROXIES. For an echo only; the default is \"off\".",
+            more: "See section PROXIES. For an echo or an identity; the default is \"off\".",
             cell: None,
         },
         Key {
@@ -296,6 +298,29 @@ const LISTENER: Section = Section {
                    address, so name the proxies and no other host.",
             more: "Required with proxy-protocol = \"require\", except for a Unix socket: there the \
                    permissions of its file decide who may connect, and this list is not used.",
+            cell: None,
+        },
+        Key {
+            name: "identity-host",
+            path: "listener.identity-host",
+            holds: Or(&Name, NO_HOST),
+            effect: Effect::AtRestart,
+            text: "What a listener of kind \"identity\" calls this host. \"auto\" is the name that \
+                   the system has when the service starts; another word is that name itself. With \
+                   \"off\" no host is named. Every peer that reaches the listener learns the name.",
+            more: "See section IDENTITY. 1 to 64 letters, digits, \"-\", \"_\" or \".\"; the \
+                   default is \"off\".",
+            cell: None,
+        },
+        Key {
+            name: "identity-then-echo",
+            path: "listener.identity-then-echo",
+            holds: Flag,
+            effect: Effect::AtRestart,
+            text: "Whether a connection of a listener of kind \"identity\" continues as an echo \
+                   behind the line. If not, it is ended there.",
+            more: "For connections; a datagram is answered by the line alone. The default is \
+                   false.",
             cell: None,
         },
     ],

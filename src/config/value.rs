@@ -24,7 +24,9 @@ const SOCKETS: [(&str, ListeningSockets); 3] = [
 ];
 pub(super) const LISTENING_SOCKETS: [&str; 3] = words(&SOCKETS);
 pub(super) const LOG_LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
-pub(super) const KINDS: [&str; 4] = words(&Kind::ALL);
+pub(super) const KINDS: [&str; 5] = words(&Kind::ALL);
+/// No host is named.
+pub(super) const NO_HOST: &str = "off";
 /// Without a header, and with one.
 pub(super) const PROXY_PROTOCOL: [&str; 2] = ["off", "require"];
 
@@ -359,6 +361,7 @@ field! {
     u64: it => Value::Number(*it), Value::Number(number) => number;
     bool: it => Value::Flag(*it), Value::Flag(flag) => flag;
     Duration: it => Value::Duration(*it), Value::Duration(time) => time;
+    String: it => Value::Name(it.clone()), Value::Name(name) => name;
     Vec<Network>: it => Value::Networks(it.clone()), Value::Networks(list) => list;
     Vec<u16>: it => Value::Ports(it.clone()), Value::Ports(list) => list;
     LogTarget: it => Value::Word(word_of(&TARGETS, *it)),

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use echo_core::admission::IpSet;
 use echo_core::datagram::SocketParameters;
-use echo_ring::{DatagramHeaders, DatagramSocket, UnixNames};
+use echo_ring::{DatagramHeaders, DatagramSocket, Identity, UnixNames};
 
 use super::report;
 use super::view::Label;
@@ -26,6 +26,8 @@ pub(super) struct DatagramListener {
     pub(super) sockets: Vec<OwnedFd>,
     /// The proxies whose datagrams it takes; none if they have no header.
     pub(super) proxies: Option<IpSet>,
+    /// What its datagrams are answered with, if not by themselves.
+    pub(super) identity: Option<Identity>,
 }
 
 /// The sockets of one worker.
@@ -162,7 +164,8 @@ impl Assigned {
                 Some(_) => DatagramHeaders::Required,
             };
             for socket in listener.sockets.drain(..) {
-                let socket = Arc::new(DatagramSocket::beside(&names, socket, headers)?);
+                let socket = DatagramSocket::beside(&names, socket, headers)?;
+                let socket = Arc::new(socket.with_identity(listener.identity.clone())?);
                 assigned.ports.extend(listener.is_udp.then_some(socket.own().port));
                 assigned.watched.push(Watched::new(index, &socket));
                 let owned = &mut assigned.owned[next % workers];
@@ -171,7 +174,7 @@ impl Assigned {
                     own: socket.own(),
                     listener: index as u16,
                     outlives_us: listener.origin == Origin::Inherited,
-                    identifies: false,
+                    identifies: listener.identity.is_some(),
                 });
                 owned.sockets.push(socket);
             }

@@ -17,7 +17,7 @@ use nix::unistd::{Pid, Uid};
 use super::{EXIT_SYSTEM, complain_of, overrides};
 use crate::capacity::{self, Sockets};
 use crate::cli::Options;
-use crate::config::{self, Config, Examined, Kind};
+use crate::config::{self, Config, Examined};
 use crate::systemd::account::Account;
 use crate::systemd::units;
 use echo_ring::output;
@@ -84,7 +84,7 @@ pub(super) fn too_few_files(examined: &Examined, path: Option<&Path>) -> Option<
         Some(unit) => (unit.limit("LimitNOFILE").unwrap_or(u64::MAX), unit.name().to_owned()),
         None => (getrlimit(Resource::RLIMIT_NOFILE).ok()?.1, "this process".to_owned()),
     };
-    let echo = config.listeners.iter().filter(|listener| listener.kind == Kind::Echo).count();
+    let echo = config.listeners.iter().filter(|it| !it.kind.is_monitoring()).count();
     let sockets = Sockets { echo, admin: config.listeners.len() - echo };
     let room = capacity::room(limit, capacity::workers(config), sockets);
     (room < wanted).then(|| {
@@ -102,8 +102,7 @@ fn service_of(path: Option<&Path>) -> Option<String> {
     if file == Path::new(config::DEFAULT_PATH) {
         return Some("echo-uring.service".to_owned());
     }
-    let name = file.strip_prefix("/etc/echo-uring").ok()?.to_str()?.strip_suffix(".toml")?;
-    (!name.contains('/')).then(|| format!("echo-uring@{name}.service"))
+    config::instance(file).map(|name| format!("echo-uring@{name}.service"))
 }
 
 /// Waits until the signal is no longer pending. The daemon notifies systemd of the reload before it

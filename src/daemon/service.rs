@@ -32,7 +32,7 @@ use super::workers::{self, EventSender, Plan, Return, Worker, WorkerEvent};
 use crate::admin::{self, AdminListener, State};
 use crate::capacity;
 use crate::cli::Options;
-use crate::config::{Config, Kind};
+use crate::config::{self, Config, Identity, Kind};
 use crate::handover::ConnectionTransfer;
 use crate::handover::format::Version;
 use crate::listen::{self, Family, Listener, Opened, Origin, SocketFile};
@@ -44,6 +44,7 @@ use echo_core::command::Command;
 use echo_core::datagram::DatagramTraffic;
 use echo_core::fullness::Fullness;
 use echo_core::limits;
+use echo_core::parameters::AfterIdentity;
 use echo_core::stats::Stats;
 use echo_ring::{self, ListeningSocket, Owner, PreparedRing, SpillMemory};
 
@@ -99,12 +100,14 @@ pub(super) fn run(
     let with_datagrams = listeners.iter().any(|listener| listener.family.is_datagram());
     let rings = workers::prepare(config, with_datagrams).map_err(Failure::Uring)?;
     let workers = rings.len();
-    let mut sorted = Sorted::new(listeners, config, workers)?;
+    let instance = source.options.config.as_deref().and_then(config::instance);
+    let mut sorted = Sorted::new(listeners, config, instance, workers)?;
     let assigned = Assigned::new(&mut sorted.datagrams, workers)
         .map_err(|error| Failure::System("prepare a datagram socket", error))?;
     let room = room(&sorted, &assigned, workers)?;
     let capacity = room.min(config.limits.max_connections);
-    let Sorted { sockets, labels, proxies, datagrams, admin_listeners, names, files } = sorted;
+    let Sorted { sockets, labels, proxies, identities, datagrams, .. } = sorted;
+    let Sorted { admin_listeners, names, files, .. } = sorted;
     let Assigned { owned, watched, ports, warnings: more } = assigned;
     warnings.extend(more);
     let datagram_proxies = datagrams.iter().map(|it| it.proxies.clone()).collect();
@@ -118,6 +121,7 @@ pub(super) fn run(
         features,
         listeners: sockets.into(),
         proxies: proxies.into(),
+        identities: identities.into(),
         names: labels.iter().map(|label| label.name.clone()).collect(),
         addresses,
         datagram_listeners: datagrams.len() as u16,
@@ -156,6 +160,8 @@ struct Sorted {
     labels: Vec<Label>,
     /// The proxies that each of them trusts; none where connections have no header.
     proxies: Vec<Option<IpSet>>,
+    /// What follows the identity of each of them; none if it is a plain echo.
+    identities: Vec<Option<AfterIdentity>>,
     /// Listeners for datagrams, for the workers.
     datagrams: Vec<DatagramListener>,
     /// Listeners for status, metrics and agent-check.
@@ -168,13 +174,19 @@ struct Sorted {
 
 impl Sorted {
     /// Binds more sockets to our own addresses if each worker is to have one.
-    fn new(listeners: Vec<Listener>, config: &Config, workers: usize) -> Result<Self, Failure> {
+    fn new(
+        listeners: Vec<Listener>,
+        config: &Config,
+        instance: Option<&str>,
+        workers: usize,
+    ) -> Result<Self, Failure> {
         let mut sorted = Self::default();
         let tcp = &config.tcp;
         for listener in listeners {
-            let Listener { name, address, kind, proxies, origin, family, socket, file } = listener;
+            let Listener { name, address, kind, proxies, identity, origin, family, socket, file } =
+                listener;
             let service = match kind {
-                Kind::Echo => None,
+                Kind::Echo | Kind::Identity => None,
                 Kind::Status => Some(admin::Service::Status),
                 Kind::Metrics => Some(admin::Service::Metrics),
                 Kind::AgentCheck => Some(admin::Service::AgentCheck),
@@ -184,17 +196,29 @@ impl Sorted {
                 Origin::Inherited => (", inherited", Owner::Another),
                 Origin::Bound => ("", Owner::Us),
             };
-            let what = service.map_or(String::new(), |_| format!(", {}", kind.name()));
+            let what = match kind {
+                Kind::Echo => String::new(),
+                _ => format!(", {}", kind.name()),
+            };
             sorted.names.push(format!("{address} ({name}{what}{origin})"));
             sorted.files.extend(file);
             if let Some(service) = service {
                 sorted.admin_listeners.push(AdminListener { service, socket: socket.into() });
                 continue;
             }
+            let after = match identity.then_echo {
+                true => AfterIdentity::Echo,
+                false => AfterIdentity::End,
+            };
+            let identity = (kind == Kind::Identity).then(|| echo_ring::Identity {
+                host: identity.host.and_then(host),
+                instance: instance.map(str::to_owned),
+                listener: name.clone(),
+            });
             let label = Label { name, address, protocol: family.name() };
             let proxies = proxies.as_deref().map(ip_set);
             if family.is_datagram() {
-                sorted.add_datagrams((label, made, family), socket, proxies);
+                sorted.add_datagrams((label, made, family), socket, proxies, identity);
                 continue;
             }
             let mut sockets = vec![socket];
@@ -208,7 +232,9 @@ impl Sorted {
             for socket in sockets {
                 sorted.labels.push(label.clone());
                 sorted.proxies.push(proxies.clone());
-                sorted.sockets.push(workers::listening_socket(socket, owner, family, tcp));
+                sorted.identities.push(identity.as_ref().map(|_| after));
+                let socket = workers::listening_socket(socket, owner, family, tcp);
+                sorted.sockets.push(ListeningSocket { identity: identity.clone(), ..socket });
             }
         }
         Ok(sorted)
@@ -220,6 +246,7 @@ impl Sorted {
         (label, origin, family): (Label, Origin, Family),
         socket: OwnedFd,
         proxies: Option<IpSet>,
+        identity: Option<echo_ring::Identity>,
     ) {
         let same = |it: &&mut DatagramListener| {
             (&it.label.name, &it.label.address) == (&label.name, &label.address)
@@ -228,7 +255,8 @@ impl Sorted {
             Some(listener) => listener.sockets.push(socket),
             None => {
                 let (is_udp, sockets) = (family == Family::Udp, vec![socket]);
-                let listener = DatagramListener { label, origin, is_udp, sockets, proxies };
+                let listener =
+                    DatagramListener { label, origin, is_udp, sockets, proxies, identity };
                 self.datagrams.push(listener);
             }
         }
@@ -238,6 +266,17 @@ impl Sorted {
     fn count(&self, assigned: &Assigned) -> capacity::Sockets {
         let echo = self.sockets.len() + assigned.watched.len();
         capacity::Sockets { echo, admin: self.admin_listeners.len() }
+    }
+}
+
+/// The name of the host as peers are told it, if it has one.
+fn host(named: String) -> Option<String> {
+    match &*named {
+        Identity::SYSTEM => {
+            let name = nix::sys::utsname::uname().ok()?.nodename().to_string_lossy().into_owned();
+            Some(name).filter(|name| !name.is_empty())
+        }
+        _ => Some(named),
     }
 }
 

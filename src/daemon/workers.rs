@@ -29,7 +29,7 @@ use echo_core::kernel::Kernel;
 use echo_core::limits;
 use echo_core::op::Budget;
 use echo_core::op::{BufferClass, BufferPlan, ListenerId, Timestamp, TransferPhase};
-use echo_core::parameters::{Deferral, Keepalive, Parameters, RuntimeLimits};
+use echo_core::parameters::{AfterIdentity, Deferral, Keepalive, Parameters, RuntimeLimits};
 use echo_core::stats::Stats;
 use echo_core::worker::Worker as Core;
 use echo_ring::{
@@ -127,6 +127,8 @@ pub(super) struct Plan<'a> {
     pub(super) listeners: Arc<[ListeningSocket]>,
     /// The proxies that each of them trusts; none where connections have no header.
     pub(super) proxies: Arc<[Option<IpSet>]>,
+    /// What follows the identity of each of them; none if it is a plain echo.
+    pub(super) identities: Arc<[Option<AfterIdentity>]>,
     /// The names of the listeners.
     pub(super) names: Vec<String>,
     /// The addresses of the listeners, as printed.
@@ -178,7 +180,7 @@ impl Plan<'_> {
             linger_timeout: limits::LINGER_MS,
             preface_timeout: limits::PREFACE_MS,
             proxies: Arc::clone(&self.proxies),
-            identities: Arc::new([]),
+            identities: Arc::clone(&self.identities),
             limiter: Arc::clone(&self.limiter) as Arc<dyn Limiter>,
             budget: Arc::clone(&self.memory) as Arc<dyn Budget>,
             fullness: Arc::clone(&self.fullness),

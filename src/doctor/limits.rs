@@ -8,7 +8,7 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use super::finding::{Finding, Topic};
 use super::service::{Service, is_of_echo};
 use crate::capacity::{self, Sockets};
-use crate::config::{Config, Kind, Workers};
+use crate::config::{Config, Workers};
 
 /// `CAP_SYS_RESOURCE` of include/uapi/linux/capability.h: without it systemd cannot raise a limit.
 const CAP_SYS_RESOURCE: u32 = 24;
@@ -124,7 +124,7 @@ fn sockets_of(service: &Service) -> Sockets {
 }
 
 fn sockets_configured(config: &Config) -> Sockets {
-    let echo = config.listeners.iter().filter(|listener| listener.kind == Kind::Echo).count();
+    let echo = config.listeners.iter().filter(|it| !it.kind.is_monitoring()).count();
     Sockets { echo, admin: config.listeners.len() - echo }
 }
 

@@ -18,8 +18,8 @@
 //! bytes. Bit 0 of `flags` means that the connection has records (SOCK_SEQPACKET). It then has no
 //! unsent bytes, since its messages are never owned.
 //!
-//! Version 2 has records of 32 bytes, which end after `received`: no connection has a header, and
-//! only the type of the socket tells whether it has records.
+//! Version 2 has records of 32 bytes, which end after `received`: no connection has a header, only
+//! the type of the socket tells whether it has records, and an identity ends no connection.
 //!
 //! Version 1, which 0.1.0 writes and reads, differs from that in two places: it has no
 //! configuration (zero), and the upper half of `quiet` is zero.
@@ -277,7 +277,7 @@ pub fn write(
 fn write_record(version: Version, record: &RecordRef<'_>, quiet_max: u64, head: &mut Vec<u8>) {
     let RecordRef { transfer, announced, preface, unsent } = record;
     assert_eq!(transfer.unsent as usize, unsent.len(), "a record does not match its bytes");
-    let (phase, reason) = phase_codes(transfer.phase);
+    let (phase, reason) = phase_codes(version, transfer.phase);
     head.extend([phase, reason]);
     head.extend(transfer.listener.0.to_le_bytes());
     head.extend(transfer.unsent.to_le_bytes());
@@ -424,7 +424,7 @@ fn announced(record: &[u8; RECORD]) -> Option<Option<SocketAddr>> {
 fn transfer(version: Version, record: &[u8; RECORD], preface_length: u16) -> Option<TransferState> {
     let [phase, reason, listener @ ..] = *record;
     let listener = ListenerId(u16::from_le_bytes([listener[0], listener[1]]));
-    let phase = phase_of(phase, reason, preface_length)?;
+    let phase = phase_of(version, phase, reason, preface_length)?;
     let (unsent, quiet_ms) = (u32_at(record, 4), u64_at(record, 8));
     let records = version.has_headers() && record[33] & HAS_RECORDS != 0;
     let possible = match phase {
@@ -453,8 +453,13 @@ fn transfer(version: Version, record: &[u8; RECORD], preface_length: u16) -> Opt
     })
 }
 
-fn phase_codes(phase: TransferPhase) -> (u8, u8) {
+fn phase_codes(version: Version, phase: TransferPhase) -> (u8, u8) {
     let code = |reason| {
+        let reason = match reason {
+            // It waits for the FIN of its peer, for whatever reason.
+            CloseReason::Identified if !version.has_headers() => CloseReason::Drained,
+            reason => reason,
+        };
         let known = REASONS.iter().find(|(_, known)| *known == reason);
         known.unwrap_or_else(|| panic!("{reason:?} ends no connection with a FIN")).0
     };
@@ -470,8 +475,12 @@ fn phase_codes(phase: TransferPhase) -> (u8, u8) {
 /// The code of a connection whose header is being read.
 const PREFACE: u8 = 4;
 
-fn phase_of(phase: u8, code: u8, preface_length: u16) -> Option<TransferPhase> {
-    let reason = || REASONS.iter().find(|(known, _)| *known == code).map(|(_, reason)| *reason);
+fn phase_of(version: Version, phase: u8, code: u8, preface_length: u16) -> Option<TransferPhase> {
+    let is_known = |reason| version.has_headers() || reason != CloseReason::Identified;
+    let reason = || {
+        let reason = REASONS.iter().find(|(known, _)| *known == code).map(|(_, reason)| *reason);
+        reason.filter(|reason| is_known(*reason))
+    };
     match (phase, code) {
         (PREFACE, 0) if preface_length > 0 => Some(TransferPhase::Preface(PrefaceProgress::Begun)),
         (PREFACE, 0) => Some(TransferPhase::Preface(PrefaceProgress::Awaited)),
@@ -485,11 +494,12 @@ fn phase_of(phase: u8, code: u8, preface_length: u16) -> Option<TransferPhase> {
 }
 
 /// The reasons for which a connection is ended with a FIN, and their numbers.
-const REASONS: [(u8, CloseReason); 4] = [
+const REASONS: [(u8, CloseReason); 5] = [
     (1, CloseReason::Idle),
     (2, CloseReason::Drained),
     (3, CloseReason::Lifetime),
     (4, CloseReason::ByteLimit),
+    (5, CloseReason::Identified),
 ];
 
 fn u16_at(bytes: &[u8], at: usize) -> u16 {

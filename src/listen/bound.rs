@@ -14,7 +14,7 @@ use nix::net::if_::if_nametoindex;
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 use super::{Family, ListenError, Listener, Origin, errno, printed};
-use crate::config::{Address, Kind, ListenerConfig, Protocol, UnixKind, UnixName};
+use crate::config::{Address, Identity, Kind, ListenerConfig, Protocol, UnixKind, UnixName};
 
 /// The listen backlog; `net.core.somaxconn` is its upper bound, usually 4096.
 const BACKLOG: i32 = 4096;
@@ -32,7 +32,7 @@ pub(super) fn sockets<'a>(
     let mut listeners = Vec::new();
     let mut skipped = None;
     let deadline = Instant::now() + IN_USE_TIMEOUT;
-    for ListenerConfig { name, address, kind, proxies, builtin_default } in configured {
+    for ListenerConfig { name, address, kind, proxies, identity, builtin_default } in configured {
         // Those without are for inherited sockets.
         let Some(address) = address else { continue };
         let bound = until_free(deadline, || match address {
@@ -47,7 +47,10 @@ pub(super) fn sockets<'a>(
             }
         });
         match bound {
-            Ok(listener) => listeners.push(Listener { proxies: proxies.clone(), ..listener }),
+            Ok(listener) => {
+                let (proxies, identity) = (proxies.clone(), identity.clone());
+                listeners.push(Listener { proxies, identity, ..listener });
+            }
             Err(error) if *builtin_default && error.is_absence() => {
                 warnings.push(format!("listener {name} is skipped: {error}"));
                 skipped = Some(error);
@@ -100,8 +103,8 @@ fn bind_inet(
     let address = socket.local_addr().map_err(fault("query its address"))?;
     let address = printed(family, &address);
     let (name, socket) = (name.to_owned(), socket.into());
-    let origin = Origin::Bound;
-    Ok(Listener { name, address, kind, proxies: None, origin, family, socket, file: None })
+    let (proxies, identity, origin) = (None, Identity::default(), Origin::Bound);
+    Ok(Listener { name, address, kind, proxies, identity, origin, family, socket, file: None })
 }
 
 /// The address on the interface that `zone` names.
@@ -227,7 +230,7 @@ fn bind_path(
         outcome => outcome.map_err(refused)?,
     }
     let file = SocketFile::new(path).map_err(refused)?;
-    if kind != Kind::Echo {
+    if kind.is_monitoring() {
         // No client can connect before listen(2).
         let mode = fs::Permissions::from_mode(0o660);
         fs::set_permissions(path, mode).map_err(refused)?;
@@ -266,8 +269,9 @@ fn unix_listener(
             socket.listen(BACKLOG).map_err(refused)?;
         }
     }
-    let (origin, family, socket) = (Origin::Bound, Family::Unix(carries), socket.into());
-    Ok(Listener { name, address, kind, proxies: None, origin, family, socket, file })
+    let (proxies, identity, origin) = (None, Identity::default(), Origin::Bound);
+    let (family, socket) = (Family::Unix(carries), socket.into());
+    Ok(Listener { name, address, kind, proxies, identity, origin, family, socket, file })
 }
 
 fn new_unix_socket(carries: UnixKind, wanted: &Address) -> Result<Socket, ListenError> {

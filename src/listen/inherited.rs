@@ -9,7 +9,7 @@ use listenfd::ListenFd;
 use nix::sys::socket::{AddressFamily, SockType};
 use socket2::{Protocol, SockRef};
 
-use crate::config::{Kind, UnixKind};
+use crate::config::{Identity, Kind, UnixKind};
 
 use super::{BUNDLE, Family, Inherited, ListenError, Listener, Origin, printed};
 
@@ -129,7 +129,7 @@ fn examine(socket: OwnedFd, family: Family, name: &str) -> Result<Listener, List
         return Err(refuse(&socket, problem));
     }
     let kind = Kind::of_name(name);
-    if family == Family::Unix(UnixKind::Seqpacket) && kind != Kind::Echo {
+    if family == Family::Unix(UnixKind::Seqpacket) && kind.is_monitoring() {
         let problem = "a seqpacket socket of the name of a service that needs streams; use \
                        ListenStream= in its socket unit, or another FileDescriptorName=";
         return Err(refuse(&socket, problem));
@@ -139,8 +139,8 @@ fn examine(socket: OwnedFd, family: Family, name: &str) -> Result<Listener, List
     asked.set_nonblocking(false).map_err(fault("make it blocking"))?;
     let address = asked.local_addr().map_err(fault("query its address"))?;
     let (name, address) = (name.to_owned(), printed(family, &address));
-    let (proxies, origin) = (None, Origin::Inherited);
-    Ok(Listener { name, address, kind, proxies, origin, family, socket, file: None })
+    let (proxies, identity, origin) = (None, Identity::default(), Origin::Inherited);
+    Ok(Listener { name, address, kind, proxies, identity, origin, family, socket, file: None })
 }
 
 /// Queries the address of a socket for datagrams, and whether it is one.
@@ -163,7 +163,7 @@ fn examine_datagram(socket: OwnedFd, family: Family, name: &str) -> Result<Liste
         ));
     }
     let kind = Kind::of_name(name);
-    if kind != Kind::Echo {
+    if kind.is_monitoring() {
         let what = if family == Family::Udp { "UDP" } else { "Unix datagram" };
         let problem = format!(
             "a {what} socket of the name of a service that needs connections; use ListenStream= in \
@@ -172,6 +172,6 @@ fn examine_datagram(socket: OwnedFd, family: Family, name: &str) -> Result<Liste
         return Err(refuse(&socket, &problem));
     }
     let (name, address) = (name.to_owned(), printed(family, &address));
-    let (proxies, origin) = (None, Origin::Inherited);
-    Ok(Listener { name, address, kind, proxies, origin, family, socket, file: None })
+    let (proxies, identity, origin) = (None, Identity::default(), Origin::Inherited);
+    Ok(Listener { name, address, kind, proxies, identity, origin, family, socket, file: None })
 }

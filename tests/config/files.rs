@@ -134,7 +134,7 @@ fn what_was_meant_is_guessed() {
         ("[listeners]\nname = 'a'", "unknown section; did you mean [[listener]]?"),
         ("[timeout]\nidle = '1s'", "unknown section; did you mean [timeouts]?"),
         ("[tpc]\nnodelay = true", "unknown section; did you mean [tcp]?"),
-        ("[[listener]]\nname = 'a'\nport = 7", "proxy-protocol, trusted-proxies"),
+        ("[[listener]]\nname = 'a'\nport = 7", "identity-host, identity-then-echo"),
         ("[log]\nfacility = 'x'", "unknown key; use target, level"),
     ] {
         let lines = refusals(text);

@@ -208,9 +208,11 @@ fn check_prints_json_for_programs() {
     let listeners = json!([
         {
             "name": "a", "address": "unix:/run/\"\\ä", "kind": "echo",
-            "proxy-protocol": "off", "trusted-proxies": []
+            "proxy-protocol": "off", "trusted-proxies": [],
+            "identity-host": "off", "identity-then-echo": false
         },
-        { "name": "b", "kind": "echo", "proxy-protocol": "off", "trusted-proxies": [] },
+        { "name": "b", "kind": "echo", "proxy-protocol": "off", "trusted-proxies": [],
+            "identity-host": "off", "identity-then-echo": false },
     ]);
     assert_eq!(configuration["listener"], listeners);
 

@@ -27,6 +27,7 @@ mod ending;
 mod faults;
 mod flow;
 mod handover;
+mod identity;
 mod keepalive;
 mod kept_configuration;
 mod lifecycle;

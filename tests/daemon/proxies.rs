@@ -32,7 +32,7 @@ fn v1(client: &str) -> Vec<u8> {
 const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 
 /// The same of version 2, with an unknown TLV.
-fn v2(client: &str) -> Vec<u8> {
+pub(crate) fn v2(client: &str) -> Vec<u8> {
     let client: SocketAddr = client.parse().unwrap();
     let (family, mut block) = match client {
         SocketAddr::V4(client) => (0x11, [client.ip().octets(), [198, 51, 100, 7]].concat()),
@@ -63,7 +63,7 @@ fn admitted(place: &Place, header: &[u8]) -> Option<Socket> {
 }
 
 /// The snapshot that the status socket gives.
-fn status(daemon: &Daemon) -> Value {
+pub(crate) fn status(daemon: &Daemon) -> Value {
     let mut text = Vec::new();
     std::io::Read::read_to_end(&mut daemon.admin_place("status").connect(), &mut text).unwrap();
     serde_json::from_slice(&text).unwrap()
@@ -276,7 +276,7 @@ fn an_older_program_gets_the_connections_it_supports() {
 }
 
 /// The header of version 2 of a datagram, in front of `payload`.
-fn datagram(client: &str, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn datagram(client: &str, payload: &[u8]) -> Vec<u8> {
     let mut header = v2(client);
     // Over UDP instead of TCP.
     header[13] += 1;
@@ -340,7 +340,7 @@ fn proxies_must_be_named() {
         (PROXIED.replace("require", "off"), ["listener.trusted-proxies", "has no effect"]),
         (
             PROXIED.replace("\n\n", "\n") + "kind = \"metrics\"\n",
-            ["listener.proxy-protocol", "echo only"],
+            ["listener.proxy-protocol", "an echo or an identity"],
         ),
     ] {
         Launch::with_config(&config).fail().assert(78, &words);
