@@ -13,7 +13,8 @@
 //! | `Lingering` | drop | `Closing` | impossible | `Closing` | `Closing` |
 //! | `Closing`, `Refusing` | drop | join | join | join | impossible |
 //!
-//! An open connection that reaches its byte limit is `Flushing`, too (and one in `identity`).
+//! An open connection that reaches its byte limit is `Flushing`, too. So is a connection that is
+//! sent an identity and nothing else (`identity`).
 //!
 //! `Free`, `Accepting` and `WaitingForCapacity` have no bytes: the first two have no socket, the
 //! third has one that is not received from.
@@ -141,7 +142,8 @@ impl Connection {
         assert!(waits, "{:?} cannot be opened", self.phase);
         let proxied = context.resources.parameters.proxies_of(self.listener).is_some();
         self.phase = if proxied { self.await_preface() } else { self.begin(context) };
-        (self.progress, self.opened) = (Stamp::at(context.now), Stamp::at(context.now));
+        self.progress = Stamp::at(context.now);
+        self.opened = Stamp::at(context.now);
         if context.resources.parameters.records.contains(&self.listener) {
             self.inbound = Inbound::with_records();
         }
@@ -689,10 +691,11 @@ impl Connection {
         };
         assert!(self.is_quiescent(), "the kernel holds an operation of {:?}", context.id);
         let unsent = self.outbound.export(context);
-        context.resources.count_close(self.listener, CloseReason::HandedOver);
+        let listener = self.listener;
+        context.resources.count_close(listener, CloseReason::HandedOver);
         let (quiet_ms, age_ms) = (self.progress.elapsed(context.now), self.age_ms(context.now));
         let received = context.resources.received_by(context.id);
-        let (listener, records) = (self.listener, self.inbound.has_records());
+        let records = self.inbound.has_records();
         self.vacate();
         Some(TransferState { listener, records, phase, unsent, quiet_ms, age_ms, received })
     }
