@@ -34,7 +34,7 @@ pub use snapshot::{Snapshot, State};
 pub enum Service {
     /// One snapshot as JSON for each client.
     Status,
-    /// HTTP: the page at `/`, `/metrics`, `/healthz`, `/ready`.
+    /// HTTP: the page at `/`, `/metrics`, `/healthz`, `/ready`, `/serving`.
     Metrics,
     /// One line for HAProxy's agent-check for each client.
     AgentCheck,

@@ -27,6 +27,8 @@ pub(super) enum Page {
     Health,
     /// `/ready`
     Ready,
+    /// `/serving`
+    Serving,
 }
 
 /// A request with a complete head.
@@ -111,6 +113,7 @@ fn judge(request: &httparse::Request<'_, '_>) -> Result<Page, Refusal> {
         "/metrics" => Page::Metrics,
         "/healthz" => Page::Health,
         "/ready" => Page::Ready,
+        "/serving" => Page::Serving,
         _ => return Err(Refusal::NotFound),
     };
     match request.method {
@@ -199,7 +202,9 @@ pub(super) fn refuse(refused: Refused) -> Vec<u8> {
     let Refused { why, head_only } = refused;
     let status = why.status();
     let text = match why {
-        Refusal::NotFound => format!("{status}: the paths are /, /metrics, /healthz and /ready\n"),
+        Refusal::NotFound => {
+            format!("{status}: the paths are /, /metrics, /healthz, /ready and /serving\n")
+        }
         _ => format!("{status}\n"),
     };
     answer(status, PLAIN, text.as_bytes(), head_only)
@@ -229,6 +234,7 @@ mod tests {
             ("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n", request(Page::Metrics, false)),
             ("HEAD /healthz HTTP/1.0\r\n\r\n", request(Page::Health, true)),
             ("GET /ready?verbose HTTP/1.1\r\n\r\nrest", request(Page::Ready, false)),
+            ("GET /serving HTTP/1.1\r\n\r\n", request(Page::Serving, false)),
             ("GET /metr", Parsed::Partial),
             ("GET /metrics HTTP/1.1\r\nHost", Parsed::Partial),
             ("GET / HTTP/1.1\r\n\r\n", request(Page::Home { refreshing: true }, false)),

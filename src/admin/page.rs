@@ -47,8 +47,8 @@ pub(super) fn html(snapshot: &Snapshot, now: f64, refreshing: bool) -> String {
     html += "<div class=\"full\">\n";
     html += &warnings(&snapshot.warnings, now);
     html += "</div>\n</main>\n<footer>Also here: <a href=\"/metrics\">metrics</a>, \
-             <a href=\"/healthz\">health</a>, <a href=\"/ready\">readiness</a>.</footer>\n\
-             </body>\n</html>\n";
+             <a href=\"/healthz\">health</a>, <a href=\"/ready\">readiness</a>, \
+             <a href=\"/serving\">serving</a>.</footer>\n</body>\n</html>\n";
     html
 }
 

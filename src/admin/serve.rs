@@ -258,6 +258,10 @@ fn response<G: Fn() -> Snapshot>(request: Request, view: &mut View<G>) -> Vec<u8
             let fault = (snapshot.state != State::Ready).then_some(snapshot.state.name());
             http::verdict(fault, head_only)
         }
+        Page::Serving => {
+            let fault = (!snapshot.accepting).then_some(snapshot.state.name());
+            http::verdict(fault, head_only)
+        }
     }
 }
 

@@ -55,6 +55,9 @@ pub struct Snapshot {
     pub version: String,
     /// Its state.
     pub state: State,
+    /// Whether new connections are served.
+    #[serde(default)]
+    pub accepting: bool,
     /// Why the configuration in force differs from the file, if it does.
     #[serde(default)]
     pub configuration_error: Option<String>,

@@ -261,13 +261,12 @@ const LISTENER: Section = Section {
             holds: Word(&KINDS),
             effect: Effect::AtRestart,
             text: "What is served there: \"echo\"; \"identity\", one line that tells which server \
-                   has answered; \"status\", a snapshot as JSON for \
-                   \"echo-uring status\"; \"metrics\", Prometheus metrics, a page for \
-                   people, /healthz and /ready over HTTP; or \"agent-check\", a line for HAProxy. \
-                   A client that reaches one of the last three sees traffic figures, and of \
-                   \"status\" and \"metrics\" also refused addresses and warnings, so keep them on \
-                   loopback or on a Unix socket. At least one listener must be an echo or an \
-                   identity.",
+                   has answered; \"status\", a snapshot as JSON for \"echo-uring status\"; \
+                   \"metrics\", Prometheus metrics, a page for people, /healthz, /ready and \
+                   /serving over HTTP; or \"agent-check\", a line for HAProxy. A client that \
+                   reaches one of the last three sees traffic figures, and of \"status\" and \
+                   \"metrics\" also refused addresses and warnings, so keep them on loopback or on \
+                   a Unix socket. At least one listener must be an echo or an identity.",
             more: "See sections MONITORING of echo-uring(8) and IDENTITY below. The file of a Unix \
                    socket for one of the last three has mode 0660. An inherited socket that no \
                    section names is one of these three if its name spells that, and an echo \
@@ -439,7 +438,8 @@ section! {
     Time(Duration::ZERO, HOUR, MILLISECOND), AtReload,
     "How long a stop continues to accept before the drain begins, while /ready returns 503 and the \
      agent-check returns \"drain\", so that load balancers stop sending connections before any is \
-     refused. A restart that keeps all connections has no lead.",
+     refused. /serving returns 200 until it is over. A restart that keeps all connections has no \
+     lead.",
     "A second signal begins the drain at once. While a restart hands its connections to the next \
      process, the answers are the same, usually for some milliseconds. The daemon requests this \
      time from systemd.";

@@ -13,8 +13,46 @@ use crate::config::{self, Config};
 /// The state of the daemon, shared with the admin thread.
 #[derive(Clone)]
 pub(super) struct Life {
-    state: Arc<AtomicU8>,
+    phase: Arc<AtomicU8>,
     configuration: Arc<Mutex<Standing>>,
+}
+
+/// The state of the daemon, with both kinds of [`State::Leaving`] distinguished.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Not every worker accepts yet.
+    Starting,
+    /// Serving.
+    Ready,
+    /// `timeouts.drain-lead`: not ready, but still accepting.
+    Lead,
+    /// Connections are handed over: not accepting any more.
+    HandingOver,
+    /// Not accepting any more.
+    Draining,
+}
+
+impl Phase {
+    const ALL: [Self; 5] =
+        [Self::Starting, Self::Ready, Self::Lead, Self::HandingOver, Self::Draining];
+
+    /// The state that clients are told.
+    pub(super) fn state(self) -> State {
+        match self {
+            Self::Starting => State::Starting,
+            Self::Ready => State::Ready,
+            Self::Lead | Self::HandingOver => State::Leaving,
+            Self::Draining => State::Draining,
+        }
+    }
+
+    /// Whether new connections are served.
+    pub(super) fn accepts(self) -> bool {
+        match self {
+            Self::Ready | Self::Lead => true,
+            Self::Starting | Self::HandingOver | Self::Draining => false,
+        }
+    }
 }
 
 /// How the configuration stands.
@@ -31,25 +69,23 @@ pub(super) struct Standing {
 }
 
 impl Life {
-    const STATES: [State; 4] = [State::Starting, State::Ready, State::Leaving, State::Draining];
-
-    /// The state at the start; `trouble` says why the configuration differs from the file, if it
+    /// The phase at the start; `trouble` says why the configuration differs from the file, if it
     /// does.
     pub(super) fn new(trouble: Option<String>, limits: Limits) -> Self {
-        let life = Self { state: Arc::default(), configuration: Arc::default() };
+        let life = Self { phase: Arc::default(), configuration: Arc::default() };
         life.note_reload(trouble);
         life.standing_mut().limits = limits;
         life
     }
 
-    /// Changes the state.
-    pub(super) fn set(&self, state: State) {
-        self.state.store(state as u8, Ordering::Release);
+    /// Changes the phase.
+    pub(super) fn set(&self, phase: Phase) {
+        self.phase.store(phase as u8, Ordering::Release);
     }
 
-    /// The state.
-    pub(super) fn state(&self) -> State {
-        Self::STATES[usize::from(self.state.load(Ordering::Acquire))]
+    /// The phase.
+    pub(super) fn phase(&self) -> Phase {
+        Phase::ALL[usize::from(self.phase.load(Ordering::Acquire))]
     }
 
     fn standing_mut(&self) -> MutexGuard<'_, Standing> {
@@ -130,6 +166,16 @@ mod tests {
         life.set_present(&present, &present.clone(), limits);
         assert_eq!(life.with_standing("idle".to_owned()), "idle");
         assert!(life.standing().reload.success_timestamp_seconds >= loaded_at);
+    }
+
+    #[test]
+    fn every_phase_is_read_as_it_was_set() {
+        let life = Life::new(None, Limits::default());
+        assert_eq!(life.phase(), Phase::Starting);
+        for phase in Phase::ALL {
+            life.set(phase);
+            assert_eq!(life.phase(), phase);
+        }
     }
 
     #[test]

@@ -22,14 +22,14 @@ use super::accepting::{self, Division};
 use super::accepts::AcceptReporter;
 use super::admission_policy::ip_set;
 use super::datagrams::{Assigned, DatagramListener, KernelDrops, Owned};
-use super::life::{self, Life};
+use super::life::{self, Life, Phase};
 use super::report::{self, Capacity, Connections, Datagrams, Rate, Reporter};
 use super::restart;
 use super::terminal::Terminal;
 use super::view::{Label, Labels, View};
 use super::watchdog::Watchdog;
 use super::workers::{self, EventSender, Plan, Return, Worker, WorkerEvent};
-use crate::admin::{self, AdminListener, State};
+use crate::admin::{self, AdminListener};
 use crate::capacity;
 use crate::cli::Options;
 use crate::config::{self, Config, Identity, Kind};
@@ -543,7 +543,7 @@ impl<'a> Service<'a> {
         if self.ready == self.workers.len() && self.stage == Stage::Starting {
             seal();
             self.stage = Stage::Ready;
-            self.life.set(State::Ready);
+            self.life.set(Phase::Ready);
             self.status = self.life.with_standing(self.serving(&workers::total(&self.workers)));
             self.notifier.ready(&self.status);
             log::info!(message_id = events::READY, workers = self.ready; "ready");

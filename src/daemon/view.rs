@@ -86,11 +86,13 @@ impl View {
         total.listeners.resize_with(self.labels.streams.len(), Default::default);
         total.datagram_listeners.resize_with(self.labels.datagrams.len(), Default::default);
         let Standing { trouble, restart_needed, reload, limits } = self.life.standing();
+        let phase = self.life.phase();
         let uptime = self.origin.elapsed();
         Snapshot {
             schema: snapshot::SCHEMA,
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            state: self.life.state(),
+            state: phase.state(),
+            accepting: phase.accepts(),
             configuration_error: trouble,
             restart_needed: restart_needed.into_iter().map(str::to_owned).collect(),
             reload,

@@ -170,7 +170,7 @@ def works_under_its_profile(engine, image):
             result = echo_load("-c", "8", "--duration", "1s", target)
             counts.append(find(result, "messages"))
             expect(counts[-1] > 0, f"{target}: nothing came back: {result}")
-        for path in ("/healthz", "/ready"):
+        for path in ("/healthz", "/ready", "/serving"):
             expect(get(path)[0] == 200, f"{path} says {get(path)}")
         expect("echo_uring_" in get("/metrics")[1], "there are no metrics")
         status = json.loads(container.execute("echo-uring", "status", "--json").stdout)

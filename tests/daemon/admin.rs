@@ -125,6 +125,7 @@ fn http_requests_get_the_right_answers() {
     assert!(!get(&daemon, "/?pause").contains("\r\nRefresh: "));
     assert!(get(&daemon, "/healthz").ends_with("\r\n\r\nok\n"));
     assert!(get(&daemon, "/ready").ends_with("\r\n\r\nok\n"));
+    assert!(get(&daemon, "/serving").ends_with("\r\n\r\nok\n"));
     let long = format!("GET /metrics HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(9_000));
     for (request, code) in [
         ("GET /other HTTP/1.1\r\n\r\n", "404 "),
@@ -227,7 +228,8 @@ fn a_thousand_status_clients_do_not_stop_the_echo() {
     daemon.stop();
 }
 
-/// Goal: a load balancer can notice the shutdown before a connection is refused.
+/// Goal: a load balancer can notice the shutdown before a connection is refused (`/ready`), and one
+/// without another server knows how long this one serves new connections (`/serving`).
 #[test]
 fn readiness_ends_before_accepting_stops() {
     let _quiet = in_company();
@@ -242,6 +244,8 @@ fn readiness_ends_before_accepting_stops() {
     });
     assert!(get(&daemon, "/ready").ends_with("leaving\n"));
     assert!(get(&daemon, "/healthz").starts_with("HTTP/1.1 200"));
+    assert!(get(&daemon, "/serving").starts_with("HTTP/1.1 200"));
+    assert_eq!(status(&daemon)["accepting"], true);
     assert_eq!(answer(daemon.admin_place("agent-check"), b""), "drain\n");
     assert!(daemon.place().answers(time_limit(1.0)), "it does not accept any more");
     assert!(began.elapsed() < Duration::from_secs(2), "too slow: the lead time is over");
@@ -249,6 +253,27 @@ fn readiness_ends_before_accepting_stops() {
     assert!(began.elapsed() >= Duration::from_secs(2), "after {:?}", began.elapsed());
     assert!(ping(&old, b"still echoed"));
     assert!(get(&daemon, "/ready").ends_with("draining\n"));
+    let serving = get(&daemon, "/serving");
+    assert!(serving.starts_with("HTTP/1.1 503 ") && serving.ends_with("draining\n"), "{serving}");
+    assert_eq!(status(&daemon)["accepting"], false);
+    drop(old);
+    daemon.finish(Losses::None);
+}
+
+/// Goal: without a lead accepting stops with the signal, and both probes say so.
+#[test]
+fn without_a_lead_both_probes_fail_at_once() {
+    let _quiet = in_company();
+    let (daemon, _scratch) = start("[timeouts]\ndrain = \"20s\"\n");
+    let old = daemon.place().connect();
+    assert!(ping(&old, b"before"));
+    assert!(get(&daemon, "/serving").starts_with("HTTP/1.1 200"));
+    daemon.signal(Signal::SIGTERM);
+    daemon.lines.wait_for("draining: ", time_limit(10.0));
+    for path in ["/ready", "/serving"] {
+        let verdict = get(&daemon, path);
+        assert!(verdict.starts_with("HTTP/1.1 503 "), "{path}: {verdict}");
+    }
     drop(old);
     daemon.finish(Losses::None);
 }
@@ -257,10 +282,15 @@ fn readiness_ends_before_accepting_stops() {
 fn a_second_signal_skips_the_announcement() {
     let _quiet = in_company();
     let (daemon, _scratch) = start("[timeouts]\ndrain-lead = \"1h\"\n");
+    let old = daemon.place().connect();
+    assert!(ping(&old, b"before"));
     daemon.signal(Signal::SIGTERM);
     daemon.lines.wait_for("leaving: ", time_limit(10.0));
+    assert!(get(&daemon, "/serving").starts_with("HTTP/1.1 200"));
     daemon.signal(Signal::SIGTERM);
     daemon.lines.wait_for("draining: ", time_limit(10.0));
+    assert!(get(&daemon, "/serving").starts_with("HTTP/1.1 503 "));
+    drop(old);
     daemon.finish(Losses::None);
 }
 

@@ -291,8 +291,8 @@ fn a_handover_that_fails_keeps_the_reloaded_configuration() {
     assert_eq!((remains.counters.accepted, remains.counters.refused), (1, 0));
 }
 
-/// Goal: during a handover no new connection is served, so `/ready` returns 503, and also after it
-/// has failed. Method: a slow service manager.
+/// Goal: during a handover no new connection is served, so `/ready` and `/serving` return 503, and
+/// also after it has failed. Method: a slow service manager.
 #[test]
 fn during_a_handover_the_service_is_not_ready() {
     let _quiet = in_company();
@@ -303,18 +303,21 @@ fn during_a_handover_the_service_is_not_ready() {
     let mut daemon = launch.start();
     let peer = daemon.place().connect();
     assert!(ping(&peer, b"here"));
-    let ready = || {
+    let verdict = |path: &str| {
         let socket = daemon.admin_place("metrics").connect();
-        send_all(&socket, b"GET /ready HTTP/1.1\r\n\r\n");
+        send_all(&socket, format!("GET {path} HTTP/1.1\r\n\r\n").as_bytes());
         read_all(&socket)
     };
-    assert!(ready().starts_with("HTTP/1.1 200 "));
+    let probes = ["/ready", "/serving"];
+    assert!(probes.iter().all(|path| verdict(path).starts_with("HTTP/1.1 200 ")));
     daemon.manager.hold_barriers(true);
     daemon.signal(Signal::SIGTERM);
     wait_until("something to be stored", time_limit(5.0), || daemon.manager.has_stored());
     for _ in 0..3 {
-        let answer = ready();
-        assert!(answer.starts_with("HTTP/1.1 503 ") && answer.ends_with("leaving\n"), "{answer}");
+        for answer in probes.map(verdict) {
+            let refused = answer.starts_with("HTTP/1.1 503 ") && answer.ends_with("leaving\n");
+            assert!(refused, "{answer}");
+        }
         thread::sleep(Duration::from_millis(100));
     }
     daemon.manager.hold_barriers(false);

@@ -183,7 +183,8 @@ def announces_its_end(machine, _packages):
     started = time.monotonic()
     machine.run(f"systemctl stop --no-block {SERVICE}")
     eventually(lambda: fetch(machine, METRICS, "/ready")[0] == 503, 3, "/ready does not say 503")
-    expect(fetch(machine, METRICS, "/healthz")[0] == 200, "/healthz is not 200 in the lead time")
+    for path in ("/healthz", "/serving"):
+        expect(fetch(machine, METRICS, path)[0] == 200, f"{path} is not 200 in the lead time")
     echoes(machine)
     seconds = time.monotonic() - started
     expect(seconds < 4, f"seeing it took {seconds:.1f} s, longer than the lead time")

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{STOP_MARGIN, Service, Stage};
-use crate::admin::State;
+use crate::daemon::life::Phase;
 use crate::daemon::{next_version, report, restart, workers};
 use crate::handover::{self, ConnectionTransfer};
 use crate::logging::events;
@@ -16,7 +16,7 @@ impl Service<'_> {
         // Before connections are quiesced, because it reads a file of some megabytes.
         self.next_version = next_version::version();
         self.stage = Stage::HandingOver;
-        self.life.set(State::Leaving);
+        self.life.set(Phase::HandingOver);
         self.status = report::handing_over(&workers::total(&self.workers));
         let timeout = Duration::from_millis(limits::QUIESCE_MS);
         let deadline = self.plan.origin.elapsed() + timeout;

@@ -24,8 +24,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use super::{Failure, LINGER, Order, STOP_MARGIN, Service, Stage};
-use crate::admin::State;
 use crate::daemon::job::{self, Query};
+use crate::daemon::life::Phase;
 use crate::daemon::restart::{self, Ending};
 use crate::daemon::{report, workers};
 use crate::listen::{self, HANDSHAKE_TIMEOUT};
@@ -198,7 +198,7 @@ impl Service<'_> {
             return self.settle(Goal::Drain);
         }
         self.stage = Stage::Leaving { until: Instant::now() + lead };
-        self.life.set(State::Leaving);
+        self.life.set(Phase::Lead);
         self.status = report::leaving(&workers::total(&self.workers));
         self.tell_of_stop();
         self.notifier.extend_timeout(lead + self.drain_time() + STOP_MARGIN);
@@ -210,7 +210,7 @@ impl Service<'_> {
 
     fn settle(&mut self, goal: Goal) {
         if goal == Goal::Drain {
-            self.life.set(State::Draining);
+            self.life.set(Phase::Draining);
         }
         self.refuse_new_connections(goal);
         let now = Instant::now();
@@ -279,7 +279,7 @@ impl Service<'_> {
         let deadline = (since + timeout).saturating_duration_since(self.plan.origin);
         let stats = workers::total(&self.workers);
         self.stage = Stage::Draining;
-        self.life.set(State::Draining);
+        self.life.set(Phase::Draining);
         self.end_listeners();
         for worker in &self.workers {
             worker.drain(Timestamp(deadline.as_millis() as u64));
