@@ -2,6 +2,7 @@
 //! new call is listed once; and its configuration, which must fit the engine's stop time-out.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -94,6 +95,37 @@ fn profile(unit: &str) -> String {
     serde_json::to_string_pretty(&profile).unwrap() + "\n"
 }
 
+/// The same profile as an object of the Security Profiles Operator. It has no field for the error,
+/// which is EPERM then.
+fn profile_object(profile: &str) -> String {
+    let profile: serde_json::Value = serde_json::from_str(profile).unwrap();
+    let mut text =
+        "# Made from the unit of the service: ECHO_WRITE=1 cargo test --test generated.\n\
+                    apiVersion: security-profiles-operator.x-k8s.io/v1\n\
+                    kind: SeccompProfile\n\
+                    metadata:\n  \
+                      name: echo-uring\n  \
+                      labels: {app.kubernetes.io/name: echo-uring}\n\
+                    spec:\n"
+            .to_owned();
+    writeln!(text, "  defaultAction: {}", profile["defaultAction"].as_str().unwrap()).unwrap();
+    let list = |text: &mut String, indent: &str, names: &serde_json::Value| {
+        for name in names.as_array().unwrap() {
+            writeln!(text, "{indent}- {}", name.as_str().unwrap()).unwrap();
+        }
+    };
+    text += "  architectures:\n";
+    list(&mut text, "    ", &profile["architectures"]);
+    text += "  syscalls:\n";
+    for rule in profile["syscalls"].as_array().unwrap() {
+        writeln!(text, "    # {}", rule["comment"].as_str().unwrap()).unwrap();
+        writeln!(text, "    - action: {}", rule["action"].as_str().unwrap()).unwrap();
+        text += "      names:\n";
+        list(&mut text, "        ", &rule["names"]);
+    }
+    text
+}
+
 #[test]
 fn the_seccomp_profile_permits_what_the_unit_permits() {
     let text = profile(&read("packaging/echo-uring.service"));
@@ -105,6 +137,10 @@ fn the_seccomp_profile_permits_what_the_unit_permits() {
         assert!(!text.contains(&format!("\"{name}\"")), "{name}:\n{text}");
     }
     hold("packaging/container/seccomp.json", &text);
+    // Kustomize reads no file outside its directory.
+    hold("packaging/kubernetes/nodes/echo-uring.json", &text);
+    let operators = "packaging/kubernetes/components/security-profiles-operator";
+    hold(&format!("{operators}/seccomp-profile.yaml"), &profile_object(&text));
 }
 
 #[test]
