@@ -230,6 +230,13 @@ pub(crate) struct Remains {
 }
 
 impl Daemon {
+    /// Its log lines so far, at least those until it was ready: the service manager may hear of that
+    /// before this process has read the log.
+    pub(crate) fn log(&self) -> Vec<String> {
+        self.lines.wait_for("info ready", time_limit(20.0));
+        self.lines.all()
+    }
+
     /// The place of the first inherited socket.
     pub(crate) fn place(&self) -> &Place {
         &self.listening[0].place

@@ -349,7 +349,7 @@ fn datagrams_and_connections_are_served_side_by_side() {
         for address in server.own_addresses() {
             Client::to(address).ping(77);
         }
-        let lines = server.daemon.lines.all();
+        let lines = server.daemon.log();
         if lines.contains(&format!("info listening on {tcp} (t)")) {
             assert!(Place::Tcp(tcp).answers(time_limit(10.0)));
         }

@@ -135,7 +135,7 @@ fn a_listener_without_an_address_is_an_inherited_socket() {
     }
     let Place::Tcp(address) = &places[1] else { unreachable!("these are of TCP") };
     let line = format!("info listening on {address} (balancer, agent-check, inherited)");
-    assert!(daemon.lines.all().contains(&line), "{}", daemon.transcript());
+    assert!(daemon.log().contains(&line), "{}", daemon.transcript());
     daemon.stop();
 
     let words = "echo-uring.toml:10:1: listener: no socket of the name \"lam\" was passed; add an \

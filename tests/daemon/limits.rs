@@ -138,7 +138,7 @@ fn fewer_slots_than_workers() {
     wait_until("an answer", time_limit(5.0), || one.answered());
     // The daemon checks the counters once a second.
     thread::sleep(Duration::from_millis(2_500));
-    assert!(!daemon.lines.all().iter().any(|line| line.contains(none)), "{}", daemon.transcript());
+    assert!(!daemon.log().iter().any(|line| line.contains(none)), "{}", daemon.transcript());
     let clients: Vec<Client> = (0..3).map(|number| Client::connect(&daemon, number)).collect();
     assert_eq!(settled(&clients), 1);
     let line = daemon.lines.wait_for(none, time_limit(5.0));

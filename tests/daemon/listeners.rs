@@ -59,7 +59,7 @@ fn inherited_sockets_of_all_families_at_once() {
     let daemon = Launch { listening, config, ..Launch::default() }.start();
     assert_answers(&daemon, &daemon.places());
     let inherited = |line: &&String| line.ends_with("inherited)");
-    let texts = daemon.lines.all();
+    let texts = daemon.log();
     assert_eq!(texts.iter().filter(inherited).count(), count, "{texts:#?}");
     for place in daemon.places() {
         let name = match place {
@@ -101,7 +101,7 @@ fn configured_addresses_are_bound() {
     let address = free_address();
     let config = tcp_and_unix(address, &path);
     let daemon = Launch { config, ..Launch::default() }.start();
-    let texts = daemon.lines.all();
+    let texts = daemon.log();
     assert!(texts.contains(&format!("info listening on {address} (tcp)")), "{texts:#?}");
     let unix = format!("info listening on unix:{} (local)", path.display());
     assert!(texts.contains(&unix), "{texts:#?}");
@@ -133,7 +133,7 @@ fn listen_on_the_command_line_is_ignored_with_a_warning_if_sockets_are_inherited
     let arguments = vec![format!("--listen=unix:{}", path.display())];
     let daemon = Launch { arguments, ..launch }.start();
     assert!(!path.exists());
-    let texts = daemon.lines.all();
+    let texts = daemon.log();
     let warned = |line: &String| line.starts_with("warn ") && line.contains("--listen");
     assert!(texts.iter().any(warned), "{texts:#?}");
     assert_answers(&daemon, &daemon.places());

@@ -29,7 +29,7 @@ fn resets(place: &Place, count: u32) {
 fn twenty_thousand_resets_make_a_handful_of_lines() {
     let _quiet = in_company();
     let daemon = Launch::with_config("").start();
-    let before = daemon.lines.all().len();
+    let before = daemon.log().len();
     let peer = daemon.place().connect();
     thread::scope(|scope| {
         for _ in 0..2 {

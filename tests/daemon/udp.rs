@@ -123,7 +123,7 @@ impl Server {
             let (address, _) = line.strip_prefix("info listening on udp:")?.split_once(' ')?;
             (!line.contains("inherited")).then(|| address.parse().unwrap())
         };
-        self.daemon.lines.all().iter().filter_map(own).collect()
+        self.daemon.log().iter().filter_map(own).collect()
     }
 
     /// Its listeners for datagrams, as the status has them.
@@ -159,7 +159,7 @@ impl Server {
 
     /// Its warnings, except that about the limit on open files, which depends on the machine.
     pub(crate) fn warnings(&self) -> Vec<String> {
-        let lines = self.daemon.lines.all();
+        let lines = self.daemon.log();
         let counts = |line: &String| line.starts_with("warn ") && !line.contains("LimitNOFILE=");
         lines.into_iter().filter(counts).collect()
     }
