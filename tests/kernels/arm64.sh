@@ -6,10 +6,11 @@
 # it runs on (amd64), which is stricter than that of arm64. Debian has no kernel with pages of
 # 64 KiB.
 
-# Without pointer authentication, which the emulator computes at each call of a function.
+# Without pointer authentication, which the emulator computes at each call of a function, and without
+# the scalable vectors, which it executes slowly.
 # shellcheck disable=SC2034,SC2054 # For the caller; the commas are the emulator's.
-emulator_arm64=(qemu-system-aarch64 -machine virt -accel tcg,thread=multi -cpu "max,pauth=off"
-    -append "console=ttyAMA0 $kernel_options")
+emulator_arm64=(qemu-system-aarch64 -machine virt -accel tcg,thread=multi
+    -cpu "max,pauth=off,sve=off,sme=off" -append "console=ttyAMA0 $kernel_options")
 
 # The emulator and, as install_packages takes them, other packages.
 install_for_arm64() {
