@@ -54,16 +54,20 @@ fn every_connection_continues_in_the_next_process() {
     let place = daemon.place().clone();
     let idle: Vec<Socket> = (0..20).map(|_| place.connect()).collect();
     assert!(idle.iter().all(|peer| ping(peer, b"here")));
-    let stalled: Vec<(Socket, u64)> = (0..5)
-        .map(|seed| {
-            let socket = place.connect_narrow();
-            let length = stuff(&socket, Tape::new(1000 + seed), Duration::from_millis(200));
-            if seed % 2 == 0 {
-                socket.shutdown(Shutdown::Write).unwrap();
-            }
-            (socket, length)
-        })
-        .collect();
+    // All at once: each takes ten seconds where congestion control makes small windows slow, and the
+    // first must not reach its stall timeout before the last is filled.
+    let fill = &|seed: u64| {
+        let socket = place.connect_narrow();
+        let length = stuff(&socket, Tape::new(1000 + seed), Duration::from_millis(200));
+        if seed.is_multiple_of(2) {
+            socket.shutdown(Shutdown::Write).unwrap();
+        }
+        (socket, length)
+    };
+    let stalled: Vec<(Socket, u64)> = thread::scope(|scope| {
+        let fills: Vec<_> = (0..5).map(|seed| scope.spawn(move || fill(seed))).collect();
+        fills.into_iter().map(|it| it.join().unwrap()).collect()
+    });
     let middle = Barrier::new(usize::try_from(BUSY).unwrap() + 1);
     let daemon = thread::scope(|scope| {
         let mut daemon = daemon;
@@ -101,12 +105,16 @@ fn every_connection_continues_in_the_next_process() {
         daemon
     });
     assert!(idle.iter().all(|peer| ping(peer, b"still here")));
-    for (seed, (socket, length)) in stalled.iter().enumerate() {
-        expect_tape(socket, Tape::new(1000 + seed as u64), 0, *length);
-        if seed % 2 == 0 {
-            expect_end(socket);
+    thread::scope(|scope| {
+        for (seed, (socket, length)) in stalled.iter().enumerate() {
+            scope.spawn(move || {
+                expect_tape(socket, Tape::new(1000 + seed as u64), 0, *length);
+                if seed % 2 == 0 {
+                    expect_end(socket);
+                }
+            });
         }
-    }
+    });
     drop((idle, stalled));
     bus.say(Answer::Job("stop"));
     daemon.signal(Signal::SIGTERM);
