@@ -110,7 +110,7 @@ UNUSABLE = (
     (newer, f"it is of version {VERSION + 1}, and this reads {OLDEST} to {VERSION}"),
     (older, f"it is of version {OLDEST - 1}, and this reads {OLDEST} to {VERSION}"),
     (damaged, "its checksum is"),
-    (cut_short, "it is cut short"),
+    (cut_short, "its length is not the one in its header"),
 )
 
 
