@@ -115,8 +115,7 @@ fn the_watchdog_is_notified_at_half_its_interval() {
         daemon.manager.values("WATCHDOG").into_iter().map(|(at, _)| at).collect();
     let first = daemon.manager.received().remove(0);
     assert!(first.field("READY").is_some(), "notified before it was ready: {first:?}");
-    // Ten, and fewer on a busy machine, where each comes a little late.
-    assert!((6..=12).contains(&moments.len()), "{} pings in 5 s", moments.len());
+    assert!((9..=12).contains(&moments.len()), "{} pings in 5 s", moments.len());
     for pair in moments.windows(2) {
         assert!(pair[1] - pair[0] < interval, "the watchdog would have expired");
     }
@@ -141,7 +140,7 @@ fn the_watchdog_is_notified_while_the_last_worker_drains() {
     thread::sleep(5 * interval);
     let pings = daemon.manager.values("WATCHDOG");
     let pings = pings.iter().filter(|(at, _)| *at > began).count();
-    assert!(pings >= 6, "{pings} pings in five intervals of the drain: {}", daemon.transcript());
+    assert!(pings >= 9, "{pings} pings in five intervals of the drain: {}", daemon.transcript());
     assert!(ping(&last, b"still here"));
     drop(last);
     let remains = daemon.finish(Losses::None);
