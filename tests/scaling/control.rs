@@ -1,7 +1,7 @@
 //! Servers that share what a daemon must not share, to prove that the count sees it: a count that
 //! could not would pass any daemon.
 //!
-//! A server is this test's own program, started again; see [`serve`].
+//! A server is this test's own program, started again with [`KIND`] in its environment.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -55,18 +55,13 @@ fn echo(mut stream: TcpStream, kind: &str, thread: usize) {
     }
 }
 
-/// The server: it serves two connections, each by a thread. Not a test, but the way into this
-/// program for the tests below.
-#[test]
-#[ignore = "the server of the other tests"]
-fn serve() {
-    let kind = std::env::var(KIND).unwrap();
+/// The server: it serves two connections, each by a thread.
+fn serve(kind: &str) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     println!("port {}", listener.local_addr().unwrap().port());
     thread::scope(|scope| {
         for index in 0..2 {
             let (stream, _) = listener.accept().unwrap();
-            let kind = kind.as_str();
             let thread = thread::Builder::new().name(format!("worker-{index}"));
             thread.spawn_scoped(scope, move || echo(stream, kind, index)).unwrap();
         }
@@ -82,7 +77,7 @@ struct Server {
 impl Server {
     fn start(kind: &str) -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "control::serve", "--ignored", "--nocapture"])
+            .args(["--exact", "control::what_servers_share_is_counted", "--nocapture"])
             .env(KIND, kind)
             .stdout(Stdio::piped())
             .spawn()
@@ -120,6 +115,9 @@ fn measure(kind: &str) -> Cost {
 /// are those of the C library around each receive and send.
 #[test]
 fn what_servers_share_is_counted() {
+    if let Ok(kind) = std::env::var(KIND) {
+        return serve(&kind);
+    }
     let (apart, together, locked) = (measure("apart"), measure("together"), measure("locked"));
     println!("counters apart: {apart}\nin one line: {together}\none, locked: {locked}");
     assert_eq!((apart.calls, apart.shared, apart.moves), (2.0, 0.0, 0.0), "{apart}");
