@@ -89,13 +89,11 @@ fn a_bus_with_a_full_backlog_does_not_hang_a_stop() {
     daemon.finish(Losses::None);
 }
 
-/// The answer decides whether connections are kept, so the daemon waits for it.
-#[test]
-fn a_slow_bus_is_waited_for() {
+/// With a bus that answers so, a daemon with one connection hands it over.
+fn assert_hands_over(answer: Answer) {
     let _quiet = in_company();
     let scratch = Scratch::new();
-    let slow = Answer::Slow(Duration::from_millis(300), "restart");
-    let bus = Bus::start(&scratch.path("bus"), slow);
+    let bus = Bus::start(&scratch.path("bus"), answer);
     let daemon = Launch { bus: bus.address(), ..Launch::with_config("") }.start();
     let peer = daemon.place().connect();
     assert!(ping(&peer, b"here"));
@@ -103,18 +101,17 @@ fn a_slow_bus_is_waited_for() {
     daemon.lines.wait_for("handed over 1 connection", time_limit(8.0));
 }
 
+/// The answer decides whether connections are kept, so the daemon waits for it.
+#[test]
+fn a_slow_bus_is_waited_for() {
+    assert_hands_over(Answer::Slow(Duration::from_millis(300), "restart"));
+}
+
 /// Further queries without an answer do not lose the answer that decides whether connections are
 /// kept.
 #[test]
 fn a_bus_that_answers_only_the_first_question_suffices() {
-    let _quiet = in_company();
-    let scratch = Scratch::new();
-    let bus = Bus::start(&scratch.path("bus"), Answer::Curt("restart"));
-    let daemon = Launch { bus: bus.address(), ..Launch::with_config("") }.start();
-    let peer = daemon.place().connect();
-    assert!(ping(&peer, b"here"));
-    daemon.signal(Signal::SIGTERM);
-    daemon.lines.wait_for("handed over 1 connection", time_limit(8.0));
+    assert_hands_over(Answer::Curt("restart"));
 }
 
 /// After a second signal the daemon does not wait for the bus.
