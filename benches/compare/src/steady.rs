@@ -27,7 +27,7 @@ const CONNECTIONS_PER_SOURCE: usize = 4_000;
 const EVENTS_MAX: usize = 1024;
 
 /// Bytes received at once.
-const BUFFER_LENGTH: usize = 256 * 1024;
+pub(crate) const BUFFER_LENGTH: usize = 256 * 1024;
 
 /// What the client does when it has nothing to receive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +45,8 @@ pub(crate) struct Steady<'a> {
     connections: Vec<Connection>,
     pattern: &'a Pattern,
     buffer: Vec<u8>,
+    /// The most that is sent at one event.
+    sent_at_once_max: u64,
     message_length: u64,
     in_flight: u64,
     waiting: Waiting,
@@ -64,7 +66,7 @@ struct Connection {
     received: u64,
     /// What had been received when the slice began.
     received_before: u64,
-    /// True exactly when the last write fell short and EPOLLOUT is asked for.
+    /// True exactly when less than allowed is sent and EPOLLOUT is asked for.
     blocked: bool,
 }
 
@@ -94,6 +96,7 @@ impl<'a> Steady<'a> {
                 connections,
                 pattern,
                 buffer: vec![0; BUFFER_LENGTH],
+                sent_at_once_max: u64::MAX,
                 message_length: message_length as u64,
                 in_flight: in_flight as u64,
                 waiting,
@@ -104,13 +107,21 @@ impl<'a> Steady<'a> {
         open().map_err(|error| format!("connecting: {error}"))
     }
 
+    /// The same, which at one event receives and sends at most `length` bytes, at most
+    /// [`BUFFER_LENGTH`].
+    pub(crate) fn in_pieces(mut self, length: usize) -> Self {
+        self.buffer.truncate(length);
+        self.sent_at_once_max = length as u64;
+        self
+    }
+
     /// See [`crate::works::Client::slice`].
     pub(crate) fn slice(&mut self, duration: Duration) -> Result<Yield, String> {
         let began = Instant::now();
         let deadline = began + duration;
         self.begin()?;
         let mut events = vec![EpollEvent::empty(); EVENTS_MAX];
-        while self.is_busy() {
+        while self.busy > 0 {
             let count = self.wait(&mut events).map_err(|error| format!("waiting: {error}"))?;
             if count == 0 {
                 let busy = self.busy;
@@ -151,9 +162,9 @@ impl<'a> Steady<'a> {
         Ok(())
     }
 
-    /// Whether something has not come back yet.
-    pub(crate) fn is_busy(&self) -> bool {
-        self.busy > 0
+    /// Connections of which not everything has come back yet.
+    pub(crate) fn busy(&self) -> usize {
+        self.busy
     }
 
     /// The result of a slice that took this time.
@@ -218,22 +229,21 @@ impl<'a> Steady<'a> {
         Ok(())
     }
 
-    /// Sends what is allowed, and asks for EPOLLOUT exactly while the socket is full.
+    /// Sends what is allowed, and asks for EPOLLOUT exactly while there is more: the socket is full,
+    /// or it was enough for one event.
     fn write(&mut self, index: usize) -> Result<(), String> {
         let connection = &mut self.connections[index];
-        let mut blocked = false;
-        while connection.sent < connection.allowed {
-            let length = (connection.allowed - connection.sent).min(STRETCH_MAX as u64) as usize;
+        let end = connection.allowed.min(connection.sent.saturating_add(self.sent_at_once_max));
+        while connection.sent < end {
+            let length = (end - connection.sent).min(STRETCH_MAX as u64) as usize;
             let bytes = self.pattern.stretch(connection.origin + connection.sent, length);
             match connection.stream.write(bytes) {
                 Ok(count) => connection.sent += count as u64,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    blocked = true;
-                    break;
-                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(format!("sending on connection {index}: {error}")),
             }
         }
+        let blocked = connection.sent < connection.allowed;
         if blocked != connection.blocked {
             connection.blocked = blocked;
             let mut flags = EpollFlags::EPOLLIN;
@@ -259,13 +269,13 @@ impl Connection {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use std::net::TcpListener;
     use std::thread;
 
     /// Serves one connection; `spoil` may change what goes back.
-    fn serve_one(spoil: fn(&mut Vec<u8>)) -> Address {
+    pub(crate) fn serve_one(spoil: fn(&mut Vec<u8>)) -> Address {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let address = Address::Tcp(listener.local_addr().unwrap());
         thread::spawn(move || {
@@ -293,6 +303,15 @@ mod tests {
     #[test]
     fn an_honest_server_yields_echoes() {
         assert!(verdict(|_| {}).unwrap().echoes >= 4);
+    }
+
+    /// Messages that are received and sent in pieces are whole in the end.
+    #[test]
+    fn pieces_yield_echoes() {
+        let pattern = Pattern::new();
+        let client = Steady::connect(&serve_one(|_| {}), &pattern, 1, 64, 4, Waiting::Sleep);
+        let mut client = client.unwrap().in_pieces(48);
+        assert!(client.slice(Duration::from_millis(20)).unwrap().echoes >= 4);
     }
 
     /// Each kind of fault is detected: a comparison must not reward a server for one.

@@ -8,7 +8,7 @@ use crate::datagrams::{Datagrams, Load};
 use crate::latency::Latency;
 use crate::mixed::{Mixed, Neighbour};
 use crate::pattern::Pattern;
-use crate::steady::{Steady, Waiting};
+use crate::steady::{BUFFER_LENGTH, Steady, Waiting};
 use crate::veth;
 
 /// A kind of load.
@@ -55,8 +55,30 @@ pub(crate) const WORKS: &[Work] = &[
         stretch: 1,
         shape: Shape::Churn { connections: 16, message_length: 64 },
     },
-    beside_bulk("beside-4", "20 quiet lines beside 64 KiB × 8 in flight, 4 connections", 4),
-    beside_bulk("beside-40", "20 quiet lines beside 64 KiB × 8 in flight, 40 connections", 40),
+    beside_bulk(
+        "beside-4",
+        "20 quiet lines beside 64 KiB × 8 in flight, 4 connections",
+        4,
+        BUFFER_LENGTH,
+    ),
+    beside_bulk(
+        "beside-40",
+        "20 quiet lines beside 64 KiB × 8 in flight, 40 connections",
+        40,
+        BUFFER_LENGTH,
+    ),
+    beside_bulk(
+        "beside-4-pieces",
+        "the same beside 4, and the client handles 16 KiB of bulk at a time",
+        4,
+        16 * 1024,
+    ),
+    beside_bulk(
+        "beside-40-pieces",
+        "the same beside 40, and the client handles 16 KiB of bulk at a time",
+        40,
+        16 * 1024,
+    ),
     beside(
         "beside-churn",
         "20 quiet lines beside connect, echo, close",
@@ -100,7 +122,17 @@ const SETS: &[(&str, &[&str])] = &[
     ),
     ("crowds", &["ping-8000", "ping-16000"]),
     ("others", &["middle", "unix-64"]),
-    ("beside", &["beside-4", "beside-40", "beside-churn", "beside-stuck"]),
+    (
+        "beside",
+        &[
+            "beside-4",
+            "beside-40",
+            "beside-4-pieces",
+            "beside-40-pieces",
+            "beside-churn",
+            "beside-stuck",
+        ],
+    ),
 ];
 
 const fn steady(
@@ -123,8 +155,14 @@ const fn beside(name: &'static str, title: &'static str, neighbour: Neighbour) -
     Work { name, title, transport: Transport::Tcp, stretch: 2, shape }
 }
 
-const fn beside_bulk(name: &'static str, title: &'static str, connections: usize) -> Work {
-    beside(name, title, Neighbour::Bulk { connections, message_length: 64 * 1024, in_flight: 8 })
+const fn beside_bulk(
+    name: &'static str,
+    title: &'static str,
+    connections: usize,
+    piece: usize,
+) -> Work {
+    let (message_length, in_flight) = (64 * 1024, 8);
+    beside(name, title, Neighbour::Bulk { connections, message_length, in_flight, piece })
 }
 
 const fn udp(name: &'static str, title: &'static str, load: Load) -> Work {
