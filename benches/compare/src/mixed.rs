@@ -207,8 +207,8 @@ mod tests {
     use super::*;
     use crate::steady::tests::serve_one;
 
-    /// A slice ends with its last byte, whoever gets it: where it is one of a quiet line, no event
-    /// of bulk follows that could be waited for.
+    /// A slice ends with its last byte, also if that is one of a quiet line: no event of bulk follows
+    /// then that could be waited for.
     #[test]
     fn a_slice_ends_with_its_last_byte() {
         let pattern = Pattern::new();

@@ -35,6 +35,9 @@ const DAEMON_CONFIGURATION: &str = "[server]\nworkers = 1\n";
 /// The same for lowest latency on a quiet line.
 const SPINNING_CONFIGURATION: &str = "[server]\nworkers = 1\nbusy-poll = \"200us\"\n";
 
+/// The same for two workers, which share the core: each has those connections that it accepted.
+const TWO_WORKERS_CONFIGURATION: &str = "[server]\nworkers = 2\n";
+
 /// The configuration of xinetd: its built-in echo, without its protection against many connections.
 const XINETD_CONFIGURATION: &str = "\
 service echo
@@ -163,6 +166,12 @@ pub(crate) const CATALOGUE: &[Entry] = &[
         configuration: SPINNING_CONFIGURATION,
         transports: ALL,
         ..peer("echo-uring-spin", "", DAEMON_ARGUMENTS)
+    },
+    Entry {
+        program: Program::Daemon,
+        configuration: TWO_WORKERS_CONFIGURATION,
+        transports: ALL,
+        ..peer("echo-uring-two", "", DAEMON_ARGUMENTS)
     },
     Entry { transports: STREAMS, ..peer("bare", "echo-bare", LISTEN) },
     peer("threads", "echo-threads", LISTEN),
