@@ -28,6 +28,38 @@ prerequisites() {
     install_packages gcc libc6-dev dpkg-dev strace util-linux python3 debian-archive-keyring
 }
 
+# Starts a command that is not waited for yet: `begin NAME COMMAND …`. It gets only the time that nothing else
+# wants, so that tests keep their pace: the idle policy holds among the processes of a session, and the nice
+# value of an autogroup among the sessions (sched(7)).
+declare -A begun
+background=$(mktemp -d)
+begin() {
+    local name=$1
+    shift
+    # shellcheck disable=SC2016 # These are expanded by the shell that is started.
+    setsid chrt --idle 0 bash -c '{ echo 19 >"/proc/$$/autogroup"; } 2>/dev/null || true; exec "$@"' begin "$@" \
+        >"$background/$name" 2>&1 </dev/null &
+    begun[$name]=$!
+}
+
+# Waits for it. If it failed, its output is shown.
+finish() {
+    local status=0
+    wait "${begun[$1]}" || status=$?
+    unset "begun[$1]"
+    ((status == 0)) || cat "$background/$1" >&2
+    return "$status"
+}
+
+end_background() {
+    local process
+    for process in "${begun[@]}"; do
+        kill -- "-$process" 2>/dev/null || true
+    done
+    rm -rf "$background"
+}
+trap end_background EXIT
+
 # A cargo tool, unoptimised: building it takes most of its run time.
 install_tool() {
     command -v "$1" >/dev/null || cargo install --quiet --locked --debug "$1"
