@@ -5,6 +5,7 @@
 use super::*;
 use crate::id::BufferId;
 use crate::limits;
+use crate::parameters::RuntimeLimits;
 use alloc::vec;
 
 use crate::id::SizeClass;

@@ -3,6 +3,7 @@
 use super::*;
 use crate::limits;
 use crate::op::Shutdown;
+use crate::parameters::RuntimeLimits;
 use crate::reason::AcceptError;
 use crate::stream::resources::tests::{accepted, small};
 
