@@ -238,10 +238,11 @@ pub(super) const CLASSES: [Class<Connections>; 13] = [
         counter: |Connections { stats, .. }| {
             stats.traffic.refused[RefuseReason::Untrusted as usize]
         },
-        line: |number, _| {
+        line: |number, seen| {
             format!(
-                "{} refused: they do not come from a proxy in trusted-proxies of their listener",
-                count(number, "connection")
+                "{} refused: they do not come from a proxy in trusted-proxies of their listener{}",
+                count(number, "connection"),
+                seen.refused_last(RefuseReason::Untrusted)
             )
         },
     },
@@ -250,11 +251,12 @@ pub(super) const CLASSES: [Class<Connections>; 13] = [
         counter: |Connections { stats, .. }| {
             stats.traffic.refused[RefuseReason::InvalidHeader as usize]
         },
-        line: |number, _| {
+        line: |number, seen| {
             format!(
                 "{} of a proxy refused: without a valid header of the PROXY protocol (\
-                 send-proxy-v2 in HAProxy, proxy_protocol in nginx)",
-                count(number, "connection")
+                 send-proxy-v2 in HAProxy, proxy_protocol in nginx){}",
+                count(number, "connection"),
+                seen.refused_last(RefuseReason::InvalidHeader)
             )
         },
     },
@@ -263,11 +265,12 @@ pub(super) const CLASSES: [Class<Connections>; 13] = [
         counter: |Connections { stats, .. }| {
             stats.traffic.refused[RefuseReason::HeaderTimeout as usize]
         },
-        line: |number, _| {
+        line: |number, seen| {
             format!(
-                "{} of a proxy refused: no header of the PROXY protocol within {} seconds",
+                "{} of a proxy refused: no header of the PROXY protocol within {} seconds{}",
                 count(number, "connection"),
                 limits::PREFACE_MS / 1_000,
+                seen.refused_last(RefuseReason::HeaderTimeout)
             )
         },
     },

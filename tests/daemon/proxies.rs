@@ -148,13 +148,14 @@ fn a_source_that_is_not_a_trusted_proxy_is_refused() {
     let stranger = daemon.place().connect_with(stranger);
     assert!(readable(&stranger, time_limit(5.0)), "it is not closed at once");
     assert!(admitted(daemon.place(), &v1("192.0.2.1:1")).is_some());
-    daemon.lines.wait_for("not come from a proxy in trusted-proxies", time_limit(10.0));
+    let line = daemon.lines.wait_for("not come from a proxy in trusted-proxies", time_limit(10.0));
+    assert!(line.ends_with("; the last from 127.0.0.9"), "{line}");
     assert_eq!(status(&daemon)["listeners"][0]["refused"]["untrusted"], 1);
     daemon.stop();
 }
 
 /// Goal: an invalid header ends the connection at its first wrong byte, a truncated one at its end,
-/// and a missing one after three seconds; nothing of them is echoed.
+/// and a missing one after three seconds; nothing of them is echoed, and who it was is known.
 #[test]
 fn what_is_no_header_is_refused() {
     let _quiet = in_company();
@@ -175,12 +176,17 @@ fn what_is_no_header_is_refused() {
         assert!(began.elapsed() >= Duration::from_millis(2_900), "{:?}", began.elapsed());
         expect_end(&late);
     }
-    daemon.lines.wait_for("without a valid header", time_limit(10.0));
-    daemon.lines.wait_for("no header of the PROXY protocol within 3 seconds", time_limit(10.0));
-    let listener = &status(&daemon)["listeners"][0];
+    let seen = status(&daemon);
+    let listener = &seen["listeners"][0];
     assert_eq!(listener["refused"]["invalid-header"], 4, "{listener}");
     assert_eq!(listener["refused"]["header-timeout"], 2, "{listener}");
     assert_eq!((&listener["bytes_received"], &listener["bytes_sent"]), (&0.into(), &0.into()));
+    let source = &seen["refused_sources"][0];
+    assert_eq!((&source["source"], &source["count"]), (&"127.0.0.1".into(), &6.into()), "{seen}");
+    for text in ["a valid header", "no header of the PROXY protocol within 3 seconds"] {
+        let line = daemon.lines.wait_for(text, time_limit(10.0));
+        assert!(line.ends_with("; the last from 127.0.0.1"), "{line}");
+    }
     daemon.stop();
 }
 

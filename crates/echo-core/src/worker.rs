@@ -213,6 +213,7 @@ impl Worker {
         let before = ops.len();
         server.end_turn(now, ops);
         kernel.trace(Cause::TurnEnd, &ops[before..]);
+        server.note_refused_headers(kernel);
         kernel.submit(ops);
         server.recount(now, kernel);
         if let Some(datagrams) = datagrams {

@@ -210,7 +210,7 @@ impl Connection {
         self.inbound.on_ended(context, reason, wanted);
         self.note_health_check(context, reason);
         match reason {
-            ReceiveEnd::EndOfStream => self.on_end_of_stream(),
+            ReceiveEnd::EndOfStream => self.on_end_of_stream(context),
             ReceiveEnd::NoBuffer if self.phase.is_closing() => {}
             ReceiveEnd::NoBuffer => self.inbound.wait_for_buffer(context),
             ReceiveEnd::Memory if self.phase.is_closing() => {}
@@ -221,10 +221,12 @@ impl Connection {
         self.advance(context);
     }
 
-    fn on_end_of_stream(&mut self) {
+    fn on_end_of_stream(&mut self, context: &mut Context) {
         self.phase = match self.phase {
             Phase::Preface(PrefaceProgress::Awaited) => Phase::Closing(CloseReason::Finished),
-            Phase::Preface(PrefaceProgress::Begun) => Phase::Refusing(RefuseReason::InvalidHeader),
+            Phase::Preface(PrefaceProgress::Begun) => {
+                return self.refuse_header(context, RefuseReason::InvalidHeader);
+            }
             Phase::Open | Phase::Flushing(_) => Phase::HalfClosed,
             Phase::Lingering(reason) | Phase::Closing(reason) => Phase::Closing(reason),
             Phase::Refusing(reason) => Phase::Refusing(reason),
@@ -625,7 +627,7 @@ impl Connection {
         match (self.phase, self.timeout()) {
             (_, None) => unreachable!("{:?} has no timer", self.phase),
             (Phase::Lingering(reason), _) => self.die(context, reason),
-            (_, Some(Timeout::Preface)) => self.refuse(context, RefuseReason::HeaderTimeout),
+            (_, Some(Timeout::Preface)) => self.refuse_header(context, RefuseReason::HeaderTimeout),
             // Stalled or not, bytes that were received are still echoed.
             (Phase::Open, _) if is_old => self.phase = Phase::Flushing(CloseReason::Lifetime),
             (_, Some(Timeout::Idle)) => self.phase = Phase::Flushing(CloseReason::Idle),

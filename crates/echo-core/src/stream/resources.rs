@@ -51,6 +51,9 @@ pub(crate) struct Resources {
     /// Connections that wait for a small buffer, first come first served. Connections that have
     /// ended since are skipped.
     pub(crate) waiting: VecDeque<ConnectionId>,
+    /// Connections that this turn refuses because of their headers: only the kernel knows their
+    /// peers, see `Server::note_refused_headers`.
+    pub(crate) refused_headers: Vec<(ConnectionId, ListenerId, RefuseReason)>,
     /// Connections to be tried again, and the moments, in order of time.
     pub(crate) retries: VecDeque<(Timestamp, ConnectionId)>,
     /// Sends until the next one whose residence time is measured.
@@ -76,6 +79,7 @@ impl Resources {
             clock_us: 0,
             stalled_since: BTreeMap::new(),
             waiting: VecDeque::new(),
+            refused_headers: Vec::new(),
             retries: VecDeque::new(),
             untimed_sends: 0,
             parameters,

@@ -39,7 +39,7 @@ impl Connection {
             if received < limits::PREFACE_BYTES_MAX {
                 self.phase = Phase::Preface(PrefaceProgress::Begun);
             } else {
-                self.refuse(context, RefuseReason::InvalidHeader);
+                self.refuse_header(context, RefuseReason::InvalidHeader);
             }
         }
         self.advance(context);
@@ -76,7 +76,7 @@ impl Connection {
     pub(crate) fn on_preface_invalid(&mut self, context: &mut Context) {
         self.inbound.end_preface();
         if let Phase::Preface(_) = self.phase {
-            self.refuse(context, RefuseReason::InvalidHeader);
+            self.refuse_header(context, RefuseReason::InvalidHeader);
         }
         self.advance(context);
     }
@@ -98,8 +98,14 @@ impl Connection {
         }
     }
 
+    /// Refuses it because of its header, or for want of one.
+    pub(super) fn refuse_header(&mut self, context: &mut Context, reason: RefuseReason) {
+        context.resources.refused_headers.push((context.id, self.listener, reason));
+        self.refuse(context, reason);
+    }
+
     /// Refuses it. shutdown(2) makes the operations in flight complete.
-    pub(super) fn refuse(&mut self, context: &mut Context, reason: RefuseReason) {
+    fn refuse(&mut self, context: &mut Context, reason: RefuseReason) {
         self.phase = Phase::Refusing(reason);
         self.inbound.give_up();
         if !self.is_quiescent() {

@@ -10,6 +10,7 @@ use alloc::vec::Vec;
 
 use super::Server;
 use crate::id::{ConnectionId, ListenerId, Timestamp};
+use crate::kernel::Kernel;
 use crate::op::{Op, PeerOrigin};
 use crate::peer::PeerAddr;
 use crate::reason::RefuseReason;
@@ -57,6 +58,15 @@ impl Server {
         });
     }
 
+    /// Records the sources of connections that this turn refuses because of their headers. To be
+    /// called before the operations of the turn are submitted: the kernel forgets the peer of a
+    /// socket that is shut down.
+    pub(crate) fn note_refused_headers<K: Kernel>(&mut self, kernel: &K) {
+        for (id, listener, reason) in self.resources.refused_headers.drain(..) {
+            self.admission.note(listener, kernel.peer_of(id), Some(reason));
+        }
+    }
+
     /// Whether the slot has a connection that was judged by the address under which it is counted.
     pub(super) fn has_been_judged(&self, slot: usize) -> bool {
         let connection = &self.slots[slot];
@@ -77,9 +87,10 @@ mod tests {
 
     use super::*;
     use crate::admission::{AdmissionPolicy, IpSet, Limiter, SourceKey, SourceLimits};
-    use crate::kernel::{Kernel, Wake};
+    use crate::kernel::Wake;
     use crate::op::Event;
     use crate::parameters::{Parameters, RuntimeLimits};
+    use crate::reason::ReceiveEnd;
     use crate::stream::resources::tests::{accepted, small};
 
     const PROXY: PeerAddr = PeerAddr::Ipv4([10, 0, 0, 1]);
@@ -160,6 +171,27 @@ mod tests {
         let complete = Event::PrefaceComplete { connection, peer: CLIENT, origin };
         server.handle(Timestamp(2), complete, &mut Vec::new());
         assert_eq!((server.stats().traffic.announced, counted()), (1, 1));
+    }
+
+    /// Whatever is wrong with a header, the proxy that sent it, or sent none, is recorded.
+    #[test]
+    fn who_sends_no_valid_header_is_known() {
+        let (mut server, _) = server(RuntimeLimits::unlimited(4));
+        let [invalid, late, short] = [(); 3].map(|()| accept(&mut server, PROXY));
+        let mut handle = |event| server.handle(Timestamp(2), event, &mut Vec::new());
+        handle(Event::PrefaceInvalid { connection: invalid });
+        handle(Event::PrefacePartial { connection: short, received: 5 });
+        handle(Event::ReceiveEnded { connection: short, reason: ReceiveEnd::EndOfStream });
+        server.with(Timestamp(500), late, &mut Vec::new(), |it, context| it.on_deadline(context));
+        assert_eq!(server.admission.refused_sources().total(), 0, "who it was is not known yet");
+        server.note_refused_headers(&Addresses);
+        let refused = server.admission.refused_sources();
+        let source = SourceLimits::default().key(PROXY);
+        assert_eq!(refused.last(RefuseReason::InvalidHeader), source);
+        assert_eq!(refused.last(RefuseReason::HeaderTimeout), source);
+        assert_eq!((refused.top(9).len(), refused.total()), (1, 3));
+        server.note_refused_headers(&Addresses);
+        assert_eq!(server.admission.refused_sources().total(), 3, "each is recorded once");
     }
 
     /// Goal: a connection whose header never arrived is not counted for any source, even if the
