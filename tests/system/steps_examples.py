@@ -2,6 +2,7 @@
 effect that its first line states. An example without a function here fails the step.
 """
 
+import json
 import re
 import subprocess
 
@@ -163,6 +164,32 @@ def serves_unix_sockets_with_messages(machine):
     start_all(machine)
 
 
+def names_the_server(machine):
+    """The unit with the port that names the server is installed without the end of a connection. It
+    names the host over TCP and UDP, and the port of the echo stays an echo."""
+    name, drop_in = "echo-uring-identity.socket", "/etc/echo-uring.toml.d/identity.toml"
+    for command in instructions(machine.run(f"cat {DIRECTORY}/{name}").stdout):
+        # Each has a shell of its own here.
+        machine.run(f"cd {DIRECTORY}; {command}")
+    complaints = machine.run(f"systemd-analyze verify --man=no {name}").stdout.strip()
+    expect(not complaints, f"with {name}, systemd-analyze verify says: {complaints}")
+    host = machine.run("hostname").stdout.strip()
+    ask = {
+        "tcp": "timeout 5 head --lines=1 <&3",
+        "udp": "printf %512s >&3; timeout 5 head --lines=1 <&3",
+    }
+    for protocol, exchange in ask.items():
+        script = f"bash -c 'exec 3<>/dev/{protocol}/127.0.0.1/7007; {exchange}'"
+        answer = json.loads(machine.run(script).stdout)
+        expect(answer["host"] == host, f"over {protocol} {host} says that it is {answer}")
+    echoes(machine)
+    stop_all(machine)
+    expect(machine.show(name, "ActiveState") == "inactive", f"{name} is not stopped with the others")
+    machine.run(f"systemctl disable {name} && rm /etc/systemd/system/{name} {drop_in}")
+    machine.run("systemctl daemon-reload")
+    start_all(machine)
+
+
 def withdraws_before_a_stop(machine):
     """The commands of the example come at the right times: none at a restart but the announcement,
     the withdrawal before the lead of a stop. What they do to a network is shown by tests/fleet.
@@ -211,6 +238,8 @@ OTHERS = (
     "haproxy.cfg",
     "echo-uring-udp.socket",
     "echo-uring-unix.socket",
+    "echo-uring-identity.socket",
+    "identity.toml",
     "echo-uring-proxy.socket",
     "haproxy-proxy-protocol.cfg",
     "proxy-protocol.toml",
@@ -245,6 +274,7 @@ def examples_do_what_they_say(machine, _packages):
         start_all(machine)
     serves_udp_with_a_buffer_of_its_own(machine)
     serves_unix_sockets_with_messages(machine)
+    names_the_server(machine)
     echoes(machine)
     refuses(machine, NETWORK_ADDRESS)
-    return f"{len(EXAMPLES) + 2} examples"
+    return f"{len(EXAMPLES) + 3} examples"
