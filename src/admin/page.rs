@@ -71,7 +71,7 @@ fn heading(snapshot: &Snapshot, (word, tone): (&str, Tone), refreshing: bool) ->
     };
     let mut html = format!(
         "<header>\n<h1>echo-uring {}</h1>\n<span class=\"state {}\">{word}</span>\n\
-         <p>for {uptime}, {refresh}</p>\n</header>\n",
+         <p>up {uptime}, {refresh}</p>\n</header>\n",
         escape::html(&snapshot.version),
         tone.class(),
     );

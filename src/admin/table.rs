@@ -48,7 +48,7 @@ fn heading(snapshot: &Snapshot) -> String {
     let uptime = humane(Duration::from_secs_f64(snapshot.uptime_seconds.max(0.0)));
     let total = &snapshot.total;
     let mut text = format!(
-        "echo-uring {}: {} for {uptime}, {} connections ({} stalled, {} B held for them), \
+        "echo-uring {}: {}, up {uptime}, {} connections ({} stalled, {} B held for them), \
          {} of {} buffers lent\n",
         escape::terminal(&snapshot.version),
         snapshot.state.name(),
@@ -290,7 +290,7 @@ mod tests {
     fn rates_come_with_the_second_look() {
         let (first, second) = (snapshot(100, 3_700.0), snapshot(400, 3_702.0));
         let text = text(&first, None);
-        assert!(text.starts_with("echo-uring 1.2.3: ready for 1 h 1 min, 0 connections"), "{text}");
+        assert!(text.starts_with("echo-uring 1.2.3: ready, up 1 h 1 min, 0 connections"), "{text}");
         let last = |text: &str, name: &str| {
             let line = text.lines().find(|line| line.trim_start().starts_with(name)).unwrap();
             line.split_whitespace().last().unwrap().to_owned()
@@ -336,7 +336,7 @@ mod tests {
         snapshot.workers[0].turning = false;
         snapshot.total.traffic.closed.insert("reset".to_owned(), 7);
         let text = text(&snapshot, None);
-        for part in ["ready for 0 s", "worker 0 is stalled", "closed: 7 reset\n"] {
+        for part in ["ready, up 0 s", "worker 0 is stalled", "closed: 7 reset\n"] {
             assert!(text.contains(part), "{part:?} is missing:\n{text}");
         }
         assert!(!text.contains("accepts failed") && !text.contains("residence"), "{text}");

@@ -200,7 +200,7 @@ fn the_command_line_serves_metrics_and_status() {
     assert!(text.starts_with("HTTP/1.1 200 "), "{text}");
     let shown = run_to_end(&["status", "--socket", socket.to_str().unwrap()], None);
     let text = String::from_utf8(shown.stdout).unwrap();
-    assert!(text.contains(": ready for ") && text.contains("command-line-1"), "{text}");
+    assert!(text.contains(": ready, up ") && text.contains("command-line-1"), "{text}");
     daemon.stop();
 }
 

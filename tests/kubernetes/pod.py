@@ -205,7 +205,7 @@ def main():
         expect(probe.is_live() and probe("/ready") == 200, "a probe fails")
         serves(probe, client)
         status = subprocess.run([program, "status"], capture_output=True, text=True, check=False)
-        expect(status.returncode == 0 and ": ready for " in status.stdout, f"status: {status}")
+        expect(status.returncode == 0 and ": ready, up " in status.stdout, f"status: {status}")
         took, served = stops(daemon, probe, objects)
     except AssertionError:
         daemon.kill()
