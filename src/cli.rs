@@ -12,6 +12,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use log::LevelFilter;
 
+use crate::instance;
 use echo_ring::output;
 
 /// `EX_USAGE` of sysexits.h: command line usage error.
@@ -56,7 +57,7 @@ pub struct DoctorOptions {
     pub json: bool,
 
     /// Examine the instance echo-uring@NAME
-    #[arg(long, value_name = "NAME", value_parser = instance, conflicts_with = "listen")]
+    #[arg(long, value_name = "NAME", value_parser = instance_name, conflicts_with = "listen")]
     pub instance: Option<String>,
 }
 
@@ -104,14 +105,12 @@ pub struct StatusOptions {
     pub socket: PathBuf,
 
     /// Query the instance echo-uring@NAME
-    #[arg(long, value_name = "NAME", value_parser = instance, conflicts_with = "socket")]
+    #[arg(long, value_name = "NAME", value_parser = instance_name, conflicts_with = "socket")]
     pub instance: Option<String>,
 }
 
-/// The name becomes part of a path.
-fn instance(name: &str) -> Result<String, &'static str> {
-    let possible = !name.is_empty() && !name.contains('/') && !name.starts_with('.');
-    possible.then(|| name.to_owned()).ok_or("use the part of the unit name between @ and .service")
+fn instance_name(name: &str) -> Result<String, &'static str> {
+    instance::is_name(name).then(|| name.to_owned()).ok_or(instance::NAME_RULE)
 }
 
 #[derive(Parser)]

@@ -276,13 +276,6 @@ pub fn examine(path: Option<&Path>, overrides: &Overrides) -> Result<Examined, I
     Ok(examined)
 }
 
-/// The name of the instance whose file this is, if it is that of one.
-#[must_use]
-pub fn instance(path: &Path) -> Option<&str> {
-    let name = path.strip_prefix("/etc/echo-uring").ok()?.to_str()?.strip_suffix(".toml")?;
-    (!name.contains('/')).then_some(name)
-}
-
 /// The paths that a reader of the configuration at `path`, or of the default one, must be able to
 /// read: the file, the directory of drop-ins, and the drop-ins, if they exist.
 #[must_use]

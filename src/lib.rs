@@ -23,6 +23,7 @@ pub mod config;
 pub mod daemon;
 pub mod doctor;
 pub mod handover;
+pub mod instance;
 pub mod listen;
 pub mod logging;
 pub mod metrics;

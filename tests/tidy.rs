@@ -33,6 +33,7 @@ const WALLS: &[(&str, &[&str])] = &[
             "cli",
             "config",
             "handover",
+            "instance",
             "listen",
             "logging",
             "metrics",
@@ -53,8 +54,9 @@ const WALLS: &[(&str, &[&str])] = &[
     ("source_limiter", &["echo_core"]),
     // It carries what the core says of a connection.
     ("handover", &["echo_core"]),
-    ("cli", &["echo_ring"]),
-    ("config", &[]),
+    ("cli", &["instance", "echo_ring"]),
+    ("config", &["instance"]),
+    ("instance", &[]),
     // It takes the addresses and socket options that were configured, as plain values.
     ("listen", &["config"]),
     ("logging", &[]),

@@ -2,9 +2,10 @@
 
 use std::fmt;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::echoed;
+use crate::instance;
 
 /// Why there is no configuration. `Display` is one line about the first problem, with the number of
 /// further ones.
@@ -120,11 +121,12 @@ impl fmt::Display for ConfigError {
                 let file = echoed::path(path);
                 write!(formatter, "{file}: cannot be read: {cause}; ")?;
                 match cause.kind() {
-                    io::ErrorKind::NotFound => match instance_directory(path) {
-                        Some(directory) => write!(
+                    io::ErrorKind::NotFound => match instance::of_file(path) {
+                        Some(name) if instance::is_name(name) => write!(
                             formatter,
-                            "make it, empty: \"mkdir -p {directory} && touch {file}\""
+                            "make it, empty: \"mkdir -p /etc/echo-uring && touch {file}\""
                         ),
+                        Some(_) => formatter.write_str(instance::NAME_RULE),
                         None => formatter
                             .write_str("write it (it may be empty), or name another with --config"),
                     },
@@ -153,21 +155,12 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
-/// The directory for the files of instances, if this is one of them and its name is that of an
-/// instance: it can be typed into a shell as it is.
-fn instance_directory(file: &Path) -> Option<&'static str> {
-    const DIRECTORY: &str = "/etc/echo-uring";
-    let name = file.strip_prefix(DIRECTORY).ok()?.to_str()?.strip_suffix(".toml")?;
-    let is_plain = |letter: char| letter.is_ascii_alphanumeric() || "-_.".contains(letter);
-    name.chars().all(is_plain).then_some(DIRECTORY)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     /// Goal: if an instance is started before its file exists, the error contains the command to
-    /// create it.
+    /// create it, or the rule that its name breaks.
     #[test]
     fn an_instance_without_its_file_names_the_command_that_makes_it() {
         let text = |file: &str| {
@@ -177,9 +170,11 @@ mod tests {
         let command = "; make it, empty: \"mkdir -p /etc/echo-uring && touch \
                        /etc/echo-uring/lab.toml\"";
         assert!(text("/etc/echo-uring/lab.toml").ends_with(command));
-        for other in
-            ["/etc/echo-uring.toml", "/etc/echo-uring/a/b.toml", "/etc/echo-uring/a b.toml"]
-        {
+        for name in ["a b", "a_b", "abcdefghijklmnopqrstu", ""] {
+            let wrong = text(&format!("/etc/echo-uring/{name}.toml"));
+            assert!(wrong.ends_with(instance::NAME_RULE), "{wrong}");
+        }
+        for other in ["/etc/echo-uring.toml", "/etc/echo-uring/a/b.toml"] {
             assert!(text(other).ends_with("or name another with --config"), "{}", text(other));
         }
     }

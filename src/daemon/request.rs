@@ -18,6 +18,7 @@ use super::{EXIT_SYSTEM, complain_of, overrides};
 use crate::capacity::{self, Sockets};
 use crate::cli::Options;
 use crate::config::{self, Config, Examined};
+use crate::instance;
 use crate::systemd::account::Account;
 use crate::systemd::units;
 use echo_ring::output;
@@ -102,7 +103,7 @@ fn service_of(path: Option<&Path>) -> Option<String> {
     if file == Path::new(config::DEFAULT_PATH) {
         return Some("echo-uring.service".to_owned());
     }
-    config::instance(file).map(|name| format!("echo-uring@{name}.service"))
+    instance::of_file(file).map(|name| format!("echo-uring@{name}.service"))
 }
 
 /// Waits until the signal is no longer pending. The daemon notifies systemd of the reload before it

@@ -32,9 +32,10 @@ use super::workers::{self, EventSender, Plan, Return, Worker, WorkerEvent};
 use crate::admin::{self, AdminListener};
 use crate::capacity;
 use crate::cli::Options;
-use crate::config::{self, Config, Identity, Kind};
+use crate::config::{Config, Identity, Kind};
 use crate::handover::ConnectionTransfer;
 use crate::handover::format::Version;
+use crate::instance;
 use crate::listen::{self, Family, Listener, Opened, Origin, SocketFile};
 use crate::logging::{self, events};
 use crate::metrics::{self, Shown};
@@ -100,7 +101,7 @@ pub(super) fn run(
     let with_datagrams = listeners.iter().any(|listener| listener.family.is_datagram());
     let rings = workers::prepare(config, with_datagrams).map_err(Failure::Uring)?;
     let workers = rings.len();
-    let instance = source.options.config.as_deref().and_then(config::instance);
+    let instance = source.options.config.as_deref().and_then(instance::of_file);
     let mut sorted = Sorted::new(listeners, config, instance, workers)?;
     let assigned = Assigned::new(&mut sorted.datagrams, workers)
         .map_err(|error| Failure::System("prepare a datagram socket", error))?;

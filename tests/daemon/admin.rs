@@ -315,7 +315,7 @@ fn the_status_command_understands_every_release() {
             });
             let text = String::from_utf8(shown.stdout).unwrap();
             assert!(shown.status.success(), "{version}: {shown:?}", shown = shown.stderr);
-            let heading = format!("echo-uring {version}: ready for 0 s, 5 connections ");
+            let heading = format!("echo-uring {version}: ready, up 0 s, 5 connections ");
             assert_eq!(text == answer, json, "{text}");
             assert_eq!(text.starts_with(&heading), !json, "{text}");
         }
@@ -334,7 +334,7 @@ fn the_status_command_shows_a_table_or_json() {
     let socket = ["status", "--socket", path.to_str().unwrap()];
     let table = run_to_end(&socket, None);
     let text = String::from_utf8(table.stdout).unwrap();
-    assert!(table.status.success() && text.contains(": ready for "), "{text}");
+    assert!(table.status.success() && text.contains(": ready, up "), "{text}");
     let line = text.lines().find(|line| line.starts_with("test ")).unwrap();
     assert!(line.contains("127.0.0.1:"), "{text}");
     let json = run_to_end(&[&socket[..], &["--json"]].concat(), None);
@@ -366,9 +366,10 @@ fn an_instance_that_does_not_answer_is_named_by_its_units() {
     assert_eq!((code, text.lines().count()), (Some(69), 1), "{text}");
     assert!(text.contains("/run/echo-uring/no-such/status.sock: "), "{text}");
     assert!(text.contains("echo-uring@no-such.service echo-uring-status@no-such.socket"), "{text}");
-    for wrong in ["", "../lab", "a/b"] {
+    for wrong in ["", "../lab", "a/b", "a_b", "abcdefghijklmnopqrstu"] {
         let (code, text) = refused(&["--instance", wrong]);
-        assert!(code == Some(64) && text.contains("between @ and .service"), "{wrong}: {text}");
+        let rule = "the name of an instance has 1 to 20 letters, digits and hyphens";
+        assert!(code == Some(64) && text.contains(rule), "{wrong}: {text}");
     }
     let both = refused(&["--instance", "lab", "--socket", "/run/status.sock"]);
     assert_eq!(both.0, Some(64), "{}", both.1);

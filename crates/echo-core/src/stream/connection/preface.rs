@@ -98,7 +98,7 @@ impl Connection {
         }
     }
 
-    /// Refuses it because of its header, or for want of one.
+    /// Refuses it because of its header, or because it has none in time.
     pub(super) fn refuse_header(&mut self, context: &mut Context, reason: RefuseReason) {
         context.resources.refused_headers.push((context.id, self.listener, reason));
         self.refuse(context, reason);
