@@ -368,6 +368,16 @@ mod tests {
     }
 
     #[test]
+    fn a_lent_buffer_knows_when_it_was_filled() {
+        let mut pool = Pool::new(BufferPlan::new([4, 0], [16, 64]));
+        for filled_us in [7, u32::MAX] {
+            pool.lend(small(1), 3, filled_us);
+            assert_eq!(pool.filled_us(small(1)), filled_us);
+            pool.release(small(1));
+        }
+    }
+
+    #[test]
     fn a_queue_gives_back_what_went_in_in_order() {
         let mut pool = Pool::new(BufferPlan::new([4, 0], [16, 64]));
         let mut queue = Queue::default();

@@ -193,3 +193,72 @@ impl Stats {
         self.unexpected_errno = errno;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Different counts, `times` as large. What belongs to another type is tested there.
+    fn counts(times: u64) -> Stats {
+        let mut next = 0;
+        let mut count = || {
+            next += 1;
+            next * times
+        };
+        let traffic = Traffic {
+            accepted: count(),
+            taken_over: count(),
+            announced: count(),
+            health_checks: count(),
+            identities: count(),
+            refused: [(); RefuseReason::ALL.len()].map(|()| count()),
+            closed: [(); CloseReason::ALL.len()].map(|()| count()),
+            bytes_in: count(),
+            bytes_out: count(),
+            chunks_in: count(),
+            chunks_out: count(),
+        };
+        Stats {
+            traffic,
+            datagrams: DatagramTraffic::default(),
+            connections: count(),
+            waiting_for_capacity: count(),
+            bytes_dropped: count(),
+            bytes_taken_over: count(),
+            bytes_handed_over: count(),
+            residence: Histogram::default(),
+            completion_overflows: count(),
+            short_sends: count(),
+            starved: count(),
+            stalled: count(),
+            spilled_bytes: count(),
+            spills_refused: count(),
+            buffers_lent: count(),
+            accept_process_files: count(),
+            accept_system_files: count(),
+            accept_memory: count(),
+            accept_aborted: count(),
+            accept_unexpected: count(),
+            full: count(),
+            memory_retries: count(),
+            unexpected_errors: count(),
+            unexpected_errno: 0,
+        }
+    }
+
+    #[test]
+    fn the_counts_of_workers_add_up() {
+        let mut sum = counts(2);
+        sum.add(&counts(100));
+        assert_eq!(sum, counts(102));
+    }
+
+    #[test]
+    fn the_last_unexpected_error_is_kept() {
+        let mut sum = Stats { unexpected_errno: 5, ..Stats::default() };
+        sum.add(&Stats::default());
+        assert_eq!(sum.unexpected_errno, 5);
+        sum.add(&Stats { unexpected_errno: 12, ..Stats::default() });
+        assert_eq!(sum.unexpected_errno, 12);
+    }
+}

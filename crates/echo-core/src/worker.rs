@@ -319,3 +319,54 @@ impl Datagrams {
         idle && !responder.is_replying()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stream::resources::tests::small;
+
+    /// A kernel in which nothing happens; it notes how it is waited for.
+    #[derive(Default)]
+    struct Silent {
+        waits: Vec<Wake>,
+    }
+
+    impl Kernel for Silent {
+        type Error = ();
+
+        fn now_us(&self) -> u64 {
+            1_000
+        }
+
+        fn peer_of(&self, _: ConnectionId) -> PeerAddr {
+            PeerAddr::Unknown
+        }
+
+        fn submit(&mut self, ops: &mut Vec<Op>) {
+            ops.clear();
+        }
+
+        fn turn(&mut self, wake: Wake, _: &mut Vec<Event>) -> Result<(), ()> {
+            self.waits.push(wake);
+            Ok(())
+        }
+    }
+
+    /// Goal: a worker for which a command was the last missing condition does not wait for an event
+    /// that never comes. Method: it has neither connections nor listeners.
+    #[test]
+    fn what_a_command_completes_is_not_waited_for() {
+        let deadline = Timestamp(60_000);
+        let commands = [
+            (Command::Drain { deadline }, Status::Drained),
+            (Command::HandOver { deadline }, Status::Quiescent),
+        ];
+        for (command, expected) in commands {
+            let mut worker = Worker::new(small(1, 4)).accepting_from(&[false]);
+            let mut kernel = Silent::default();
+            assert_eq!(worker.start(&mut kernel), Ok(()));
+            assert_eq!(worker.step(&mut kernel, [command]), Ok(expected));
+            assert!(kernel.waits.iter().all(|&wake| wake == Wake::Now), "{:?}", kernel.waits);
+        }
+    }
+}

@@ -13,7 +13,6 @@
 //! Both tables are bounded, so forged sources cannot exhaust memory. The source of an evicted
 //! bucket gets a full bucket again, too early; an evicted lease is given back.
 
-use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 use core::fmt;
@@ -376,24 +375,6 @@ impl Leases {
         for lease in self.places.iter_mut().filter_map(Option::take) {
             limiter.give_back(lease.key, rates, lease.left);
         }
-    }
-}
-
-/// A boxed limiter is a limiter.
-impl<T: RateLimiter + ?Sized> RateLimiter for Box<T> {
-    fn take(
-        &self,
-        now_us: u64,
-        key: SourceKey,
-        rates: &Rates,
-        wanted: Amount,
-        least: Amount,
-    ) -> Result<Amount, DropReason> {
-        (**self).take(now_us, key, rates, wanted, least)
-    }
-
-    fn give_back(&self, key: SourceKey, rates: &Rates, unused: Amount) {
-        (**self).give_back(key, rates, unused);
     }
 }
 

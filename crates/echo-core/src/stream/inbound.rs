@@ -671,3 +671,14 @@ impl Inbound {
         was
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_left_bytes_unsent_is_on_probation_after_a_handover() {
+        assert!(Inbound::imported(0).probation.is_over());
+        assert!(!Inbound::imported(1).probation.is_over());
+    }
+}
