@@ -41,7 +41,8 @@ use echo_ring::{
 /// buffer is never touched.
 const SMALL_BUFFER_SIZE: u32 = 16 << 10;
 /// The large buffers of a worker. Beyond 256 KiB bulk transfers do not get cheaper. Their number is
-/// how many connections may transfer bulk at the same moment; others get small buffers meanwhile.
+/// how many connections may transfer bulk at the same moment; others wait for one of the next
+/// turns, or are relayed while peers that do not read hold half of them.
 /// They are a stack, so buffers that the traffic does not need are never touched.
 const LARGE_BUFFERS: BufferClass = BufferClass { count: 32, size: 256 << 10 };
 

@@ -57,7 +57,11 @@ impl Pingers {
 
 /// A thousand peers that write until the socket is full, and never read; with the bytes of each.
 fn connect_non_readers(place: &Place) -> Vec<(Socket, u64)> {
-    let sockets: Vec<Socket> = (0..NON_READERS).map(|_| place.connect_narrow()).collect();
+    stuff_all((0..NON_READERS).map(|_| place.connect_narrow()).collect(), 16 * 1024)
+}
+
+/// These peers write in `piece`s until their sockets are full; with the bytes of each.
+fn stuff_all(sockets: Vec<Socket>, piece: usize) -> Vec<(Socket, u64)> {
     let mut pushed = vec![0; sockets.len()];
     let mut last = Instant::now();
     for socket in &sockets {
@@ -66,7 +70,7 @@ fn connect_non_readers(place: &Place) -> Vec<(Socket, u64)> {
     // All write in turn, until none could write a byte for half a second.
     while last.elapsed() < Duration::from_millis(500) {
         for (seed, (mut socket, at)) in (0..).zip(sockets.iter().zip(&mut pushed)) {
-            if let Ok(length) = socket.write(&Tape::new(seed).bytes(*at, 16 * 1024)) {
+            if let Ok(length) = socket.write(&Tape::new(seed).bytes(*at, piece)) {
                 *at += length as u64;
                 last = Instant::now();
             }
@@ -193,6 +197,23 @@ fn non_readers_that_hold_all_memory_do_not_slow_readers() {
     }
     println!("99th percentiles: {attempts:?}");
     drop(pingers);
+    daemon.stop();
+}
+
+/// Goal: peers that never read do not stop the bulk of others either. Method: more of them than
+/// there are large buffers, each of which holds one, as there is no memory for their bytes.
+#[test]
+fn non_readers_that_hold_the_large_buffers_do_not_stop_bulk() {
+    let _quiet = alone();
+    let config = "[server]\nworkers = 1\n[limits]\nstalled-memory = \"64KiB\"\n";
+    let daemon = Launch::with_config(config).start();
+    let sockets = (0..64).map(|_| daemon.place().connect()).collect();
+    let non_readers = stuff_all(sockets, 64 * 1024);
+    let (total, largest_piece) = (16 << 20, 256 << 10);
+    let plan = |seed| Plan { seed, total, largest_piece, ending: Ending::AfterEcho, urgent: false };
+    let flows = (0..4).map(|seed| Flow::new(daemon.place().connect(), plan(seed))).collect();
+    assert_eq!(flow::run(flows, time_limit(20.0)), 4 * total);
+    read_all_and_end(non_readers);
     daemon.stop();
 }
 

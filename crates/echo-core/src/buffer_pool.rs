@@ -181,6 +181,12 @@ impl Pool {
         self.small.held > 0 && self.small.held >= self.small.count() / 2
     }
 
+    /// The same of large buffers.
+    #[must_use]
+    pub fn are_large_withheld(&self) -> bool {
+        self.large.held > 0 && self.large.held >= self.large.count() / 2
+    }
+
     /// Buffers lent, of both classes.
     #[must_use]
     pub fn lent_total(&self) -> u32 {

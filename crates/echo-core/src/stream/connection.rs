@@ -167,6 +167,8 @@ impl Connection {
         match self.phase {
             Phase::Open => self.take_in(context, buffer, length, rest),
             Phase::Flushing(_) | Phase::Lingering(_) | Phase::Closing(_) | Phase::Refusing(_) => {
+                // What is discarded counts towards the bulk of a turn like anything else.
+                self.inbound.learn(context.resources, length, rest);
                 context.drop_chunk(buffer);
             }
             Phase::Free
@@ -353,7 +355,7 @@ impl Connection {
     pub(crate) fn serve_bulk(&mut self, context: &mut Context) -> bool {
         let wanted = self.wants_bytes(context.resources);
         let waited = self.receive() == Receive::BulkWaiting;
-        let served = self.inbound.serve_bulk(context, wanted);
+        let served = self.inbound.serve_bulk(context, self.phase, wanted);
         if waited && self.receive() != Receive::BulkWaiting {
             // Timeouts exclude the time that it waited for its share.
             self.progress = Stamp::at(context.now);

@@ -244,7 +244,9 @@ impl Inbound {
     /// Whether the next bytes are to be relayed, or discarded, rather than received.
     #[must_use]
     pub(crate) fn relays(&self, phase: Phase, resources: &Resources) -> bool {
-        let scarce = resources.pool.is_withheld();
+        let pool = &resources.pool;
+        let scarce =
+            pool.is_withheld() || self.class() == SizeClass::Large && pool.are_large_withheld();
         match phase {
             Phase::Open => scarce || !self.probation.is_over(),
             Phase::Lingering(_) => scarce || self.has_records(),
@@ -478,13 +480,19 @@ impl Inbound {
     }
 
     /// It has waited for its share of a turn's bulk, and is the first in the queue. Returns whether
-    /// it got its share, or does not want it any more.
-    pub(crate) fn serve_bulk(&mut self, context: &mut Context, wanted: bool) -> bool {
+    /// it got its share, or waits for none any more.
+    pub(crate) fn serve_bulk(&mut self, context: &mut Context, phase: Phase, wanted: bool) -> bool {
         if self.receive != Receive::BulkWaiting {
             return true;
         }
         if !wanted {
             self.receive = Receive::Off;
+            return true;
+        }
+        if self.relays(phase, context.resources) {
+            // Peers that do not read may hold the large buffers for long.
+            self.receive = Receive::Off;
+            self.relay(context, phase);
             return true;
         }
         self.receive_bulk(context)

@@ -30,12 +30,16 @@ mod accepting;
 mod commands;
 #[cfg(test)]
 mod draining;
+#[cfg(test)]
+mod handing_over;
 mod invariants;
 mod preface;
 #[cfg(test)]
 mod probes;
 #[cfg(test)]
 mod reconfigure;
+#[cfg(test)]
+mod withheld;
 
 /// All connections of one worker.
 pub(crate) struct Server {
@@ -476,9 +480,9 @@ impl Server {
     }
 
     /// At the end of a drain, connections that wait for capacity are opened so that they can be
-    /// ended.
+    /// ended; in a handover, so that they can be given away.
     fn has_capacity(&self) -> bool {
-        self.drain.is_ending() || self.capacity() > 0
+        self.drain.exceeds_capacity() || self.capacity() > 0
     }
 
     /// Opens connections that wait for capacity, in order, as long as there is some, and arms no
@@ -498,7 +502,14 @@ impl Server {
             drain if drain.is_over() => Accepting::Nothing,
             _ => Accepting::Ending,
         };
-        let capacity = if self.waiting_for_capacity.is_empty() { self.capacity() } else { 0 };
+        let capacity = if self.drain.exceeds_capacity() {
+            // Else listeners that end would not be emptied, if no connection can close any more.
+            u64::MAX
+        } else if self.waiting_for_capacity.is_empty() {
+            self.capacity()
+        } else {
+            0
+        };
         let mut listeners = core::mem::take(&mut self.listeners);
         let take_slot = |listener| {
             let id = self.take_slot();
@@ -571,7 +582,8 @@ impl Server {
             let limits = &self.resources.parameters.runtime_limits;
             let most = limits.connections_max.max(self.imported) as usize;
             let most = most + usize::from(self.resources.parameters.listeners);
-            assert!(self.slots.len() < most, "more slots than capacity and listeners");
+            let exceeds = self.drain.exceeds_capacity();
+            assert!(exceeds || self.slots.len() < most, "more slots than capacity and listeners");
             self.slots.push(Connection::free());
             self.slots.len() as u32 - 1
         });
