@@ -123,10 +123,16 @@ impl Drain {
         }
     }
 
-    /// Whether connections are being ended, or have been. They need no capacity any more.
+    /// Whether connections are opened beyond capacity: they are being ended, or given away.
     #[must_use]
-    pub(crate) fn is_ending(self) -> bool {
-        matches!(self, Self::Ending { .. } | Self::Over { .. })
+    pub(crate) fn exceeds_capacity(self) -> bool {
+        match self {
+            Self::Ending { .. }
+            | Self::Over { .. }
+            | Self::Quiescing { .. }
+            | Self::QuiesceOverdue { .. } => true,
+            Self::No | Self::Waiting { .. } | Self::Released => false,
+        }
     }
 
     /// Whether the drain waits for nothing any more.

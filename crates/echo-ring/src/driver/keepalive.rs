@@ -66,7 +66,7 @@ impl Driver {
         let (fd, receiving) = (socket.fd.as_raw_fd(), socket.receiving);
         let silent_ms = milliseconds_of_silence(fd);
         set_option(fd, libc::TCP_KEEPIDLE, NEVER_S);
-        if again && let Some(timeout) = self.user_timeout() {
+        if again && let Some(timeout @ 1..) = self.user_timeout() {
             set_option(fd, libc::TCP_USER_TIMEOUT, timeout);
         }
         if receiving == Receiving::Small && is_readable(&self.socket(connection).fd) {
@@ -90,10 +90,11 @@ impl Driver {
         }
     }
 
-    /// The user timeout of new connections, in milliseconds.
+    /// The user timeout of new connections, in milliseconds; 0 if they have none. None if no
+    /// listener says so.
     fn user_timeout(&self) -> Option<i32> {
         let listener = self.listeners.iter().find(|it| it.transport == Transport::Tcp)?;
-        let timeout = SockRef::from(&listener.socket).tcp_user_timeout().ok()??;
+        let timeout = SockRef::from(&listener.socket).tcp_user_timeout().ok()?.unwrap_or_default();
         i32::try_from(timeout.as_millis()).ok()
     }
 }
@@ -130,4 +131,62 @@ fn milliseconds_of_silence(fd: RawFd) -> u32 {
 fn is_readable(socket: &OwnedFd) -> bool {
     let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
     SockRef::from(socket).recv_with_flags(&mut [MaybeUninit::uninit()], flags).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
+    use std::time::Instant;
+
+    use nix::sys::eventfd::{EfdFlags, EventFd};
+
+    use super::*;
+    use crate::{ConnectionParts, ListeningSocket, Owner, Settings, SpillMemory};
+    use echo_core::op::BufferPlan;
+
+    /// The user timeout of a connection that the previous process left with one of a minute, where
+    /// new connections have this one.
+    fn of_imported(timeout: Option<Duration>) -> Option<Duration> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        SockRef::from(&listener).set_tcp_user_timeout(timeout).expect("TCP_USER_TIMEOUT");
+        let address: SocketAddr = listener.local_addr().expect("its address");
+        let _peer = TcpStream::connect(address).expect("it listens");
+        let (connection, _) = listener.accept().expect("a connection");
+        let minute = Some(Duration::from_secs(60));
+        SockRef::from(&connection).set_tcp_user_timeout(minute).expect("TCP_USER_TIMEOUT");
+        let same = connection.try_clone().expect("a descriptor");
+        let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).expect("an eventfd");
+        let mut driver = Driver::new(Settings {
+            worker: 0,
+            datagram_sockets: Vec::new(),
+            listeners: Arc::from([ListeningSocket {
+                socket: listener.into(),
+                transport: Transport::Tcp,
+                receive_buffer: None,
+                send_buffer: None,
+                owner: Owner::Us,
+                ending: AtomicBool::new(false),
+                identity: None,
+            }]),
+            wake: Arc::new(wake),
+            memory: SpillMemory::new(1 << 20),
+            buffers: BufferPlan::new([8, 0], [64, 64]),
+            connections_max: 1,
+            busy_poll: None,
+            origin: Instant::now(),
+        })
+        .unwrap_or_else(|unusable| panic!("no ring: {unusable}"));
+        driver.import(ConnectionId::new(0, 0), ConnectionParts::of(connection.into()));
+        SockRef::from(&same).tcp_user_timeout().expect("TCP_USER_TIMEOUT")
+    }
+
+    #[test]
+    fn the_user_timeout_of_an_imported_connection_is_the_present_one() {
+        let second = Some(Duration::from_secs(1));
+        assert_eq!(of_imported(second), second);
+        let off = of_imported(None).filter(|timeout| !timeout.is_zero());
+        assert_eq!(off, None, "it was switched off");
+    }
 }

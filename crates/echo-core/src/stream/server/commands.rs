@@ -101,10 +101,9 @@ impl Server {
     /// timeouts, policy and counters are what they were, and nothing is accepted.
     pub(crate) fn release(&mut self, now: Timestamp) -> Vec<(ConnectionId, TransferState)> {
         assert!(self.is_quiescent(), "the kernel still has a connection");
+        // They were opened when the handover began.
+        assert!(self.waiting_for_capacity.is_empty(), "a connection still waits for capacity");
         let mut ops: Vec<Op> = Vec::new();
-        while let Some(id) = self.waiting_for_capacity.pop_front() {
-            self.open(now, id, &mut ops);
-        }
         let mut released = Vec::new();
         for slot in 0..self.slots.len() {
             let id = self.id_of(slot);
