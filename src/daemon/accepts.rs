@@ -39,7 +39,9 @@ impl AcceptReporter {
 
 fn line(accept: &Accept, names: &[String]) -> String {
     let Accept { listener, peer, refused } = accept;
-    let name = &names[usize::from(listener.0)];
+    // A connection of the previous process may be from a listener that is gone; it counts for the
+    // first one, even if there is none.
+    let name = names.get(usize::from(listener.0)).map_or("a former listener", String::as_str);
     match refused {
         None => format!("connection from {peer} accepted at {name}"),
         Some(reason) => format!("connection from {peer} refused at {name}: {}", reason.name()),
@@ -63,5 +65,7 @@ mod tests {
         let accept = Accept { refused: Some(RefuseReason::SourceRate), ..accept };
         let text = "connection from 192.0.2.7 refused at local: source-rate";
         assert_eq!(line(&accept, &names), text);
+        let text = "connection from 192.0.2.7 refused at a former listener: source-rate";
+        assert_eq!(line(&accept, &[]), text);
     }
 }
