@@ -70,7 +70,8 @@ fn datagrams_are_shown_the_same_everywhere() {
         reflector.send_to(b"seven b", server).unwrap();
     }
     wait_until("all of them to be counted", time_limit(10.0), || {
-        listener(&daemon)["datagrams_received"] == 7
+        let shown = listener(&daemon);
+        shown["datagrams_received"] == 7 && shown["datagrams_sent"] == 4
     });
     let shown = listener(&daemon);
     for (name, expected) in [

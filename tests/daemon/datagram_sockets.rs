@@ -37,6 +37,7 @@ fn an_own_address_has_a_socket_for_each_worker() {
         clients.iter().for_each(|client| client.ping(10));
         clients.iter().for_each(|client| client.ping(0));
         clients.iter().for_each(|client| client.ping(1_000));
+        server.balance();
         let listeners = server.listeners();
         assert_eq!(listeners.len(), 1, "{listeners:?}");
         assert_eq!(listeners[0]["name"], "own");
@@ -132,6 +133,7 @@ fn workers_without_a_socket_are_reported() {
         let clients: Vec<Client> = (0..40).map(|_| Client::to(several[0].address)).collect();
         clients.iter().for_each(|client| client.ping(10));
         assert_eq!(server.warnings(), [""; 0]);
+        server.balance();
         let listeners = server.listeners();
         assert_eq!(listeners.len(), 1, "several sockets of one address: {listeners:?}");
         assert_eq!(listeners[0]["datagrams_sent"], 40);
@@ -190,6 +192,7 @@ fn drops_of_the_kernel_are_counted() {
     let lost = server.figure("kernel_dropped");
     println!("the kernel dropped {lost} of 2000");
     assert!(lost > 0, "the buffer of the socket held all of them");
+    server.balance();
     server.balance();
     let answered = server.figure("datagrams_sent");
     for _ in 0..answered {
@@ -371,6 +374,7 @@ fn the_order_of_a_flow_is_kept_on_own_sockets() {
             });
         }
     });
+    server.balance();
     assert_eq!(server.figure("datagrams_sent"), 20_000);
     server.stop();
 }

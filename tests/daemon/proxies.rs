@@ -314,6 +314,7 @@ fn datagrams_have_headers_of_their_own() {
         wait_until("the flood", time_limit(5.0), || server.figure("datagrams_received") == sent);
     }
     assert!(server.dropped("source-datagrams") > 0, "{:?}", server.listeners());
+    server.balance();
     (6..server.figure("datagrams_sent")).for_each(|_| assert_eq!(proxy.receive(), b"flood"));
     // Two of one length, in one burst of the proxy.
     let [one, two] = ["192.0.2.5:1", "192.0.2.6:1"].map(|client| datagram(client, b"burst"));

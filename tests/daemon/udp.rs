@@ -186,7 +186,7 @@ impl Server {
     }
 
     /// Waits until every received datagram was answered or dropped, and checks that no more were
-    /// sent than received.
+    /// sent than received. A client has its answer before the daemon has counted it.
     pub(crate) fn balance(&self) {
         wait_until("every datagram to be answered or dropped", time_limit(20.0), || {
             self.listeners().iter().all(|listener| {

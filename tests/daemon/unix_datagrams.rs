@@ -120,6 +120,7 @@ fn datagrams_come_back_to_a_socket_with_a_name() {
             }
         }
     }
+    service.server.balance();
     let listeners = service.server.listeners();
     for (listener, name) in listeners.iter().zip(["path", "name"]) {
         assert_eq!(
