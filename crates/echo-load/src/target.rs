@@ -1,7 +1,7 @@
 //! The target of the load: its syntax and its addresses.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, ToSocketAddrs};
 
 use nix::net::if_::if_nametoindex;
 use socket2::{SockAddr, Type};
@@ -160,7 +160,19 @@ impl Target {
                 return Err(Unresolved::Family(text));
             }
         }
+        if transport == Transport::Udp {
+            found.iter_mut().for_each(replace_wildcard);
+        }
         Ok(found.into_iter().map(|it| Address { socket: it.into(), transport }).collect())
+    }
+}
+
+/// Datagrams to the wildcard address go to the loopback address, and are answered from there.
+fn replace_wildcard(address: &mut SocketAddr) {
+    match address.ip() {
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+        IpAddr::V4(_) | IpAddr::V6(_) => {}
     }
 }
 
@@ -235,6 +247,8 @@ mod tests {
             ("127.0.0.1:7", "127.0.0.1:7"),
             ("udp://127.0.0.1:7", "127.0.0.1:7"),
             ("Udp://[::1]:7/", "[::1]:7"),
+            ("udp://0.0.0.0:7", "127.0.0.1:7"),
+            ("udp://[::]:7", "[::1]:7"),
             ("[::1]:7", "[::1]:7"),
             ("tcp://[fe80::1%1]:7", "[fe80::1%1]:7"),
             ("tcp://[fe80::1%lo]:7", "[fe80::1%1]:7"),
