@@ -130,11 +130,16 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// Changes the minimum severity to `level`, and the target for messages logged after this call.
-    /// Returns whether the target could be changed: not while the queue is full.
-    pub fn change(&self, target: Target, level: LevelFilter) -> bool {
+    /// Changes the minimum severity.
+    pub fn set_level(&self, level: LevelFilter) {
         self.level.store(level as usize, Ordering::Relaxed);
         log::set_max_level(level);
+    }
+
+    /// Changes the target for messages logged after this call. Returns whether it could be changed:
+    /// not while the queue is full.
+    #[must_use]
+    pub fn set_target(&self, target: Target) -> bool {
         self.orders.try_send(Order::Target(target)).is_ok()
     }
 

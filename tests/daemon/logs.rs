@@ -1,19 +1,20 @@
 //! Peers cannot flood the log, and a blocked log cannot stop the echo.
 
+use std::fs;
 use std::io::{PipeReader, PipeWriter, Write, pipe};
 use std::os::fd::AsFd;
 use std::process::Stdio;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
-use crate::daemon::Launch;
+use crate::daemon::{Daemon, Launch};
 use crate::ending::{Counters, Losses};
 use crate::lines::Lines;
-use crate::machine::{in_company, time_limit};
+use crate::machine::{in_company, time_limit, wait_until};
 use crate::place::{Place, ping, reset, send_tape};
 use crate::tape::Tape;
 
@@ -98,6 +99,45 @@ fn a_blocked_log_does_not_stop_the_echo() {
     let texts = lines.all();
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
     Counters::judge(&texts, Losses::Allowed).unwrap_or_else(|fault| panic!("{fault}: {texts:#?}"));
+}
+
+/// Goal: a change of the target that a blocked log refuses is made by the next reload.
+#[test]
+fn a_target_that_could_not_be_changed_is_changed_later() {
+    let _quiet = in_company();
+    let (reader, writer) = pipe().unwrap();
+    let stderr = Some(Stdio::from(writer.try_clone().unwrap()));
+    let config = |target: &str| {
+        format!("[server]\nworkers = 8\n[log]\nlevel = \"debug\"\ntarget = \"{target}\"\n")
+    };
+    let launch = Launch::with_config(&config("stderr"));
+    let mut daemon = Launch { stderr, ..launch }.start();
+    fill(&writer);
+    drop(writer);
+    // More lines than the queue holds: each worker may have 128 connections listed in a second.
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(4) {
+        resets(daemon.place(), 200);
+    }
+    let reload = |daemon: &Daemon| {
+        let before = daemon.manager.values("READY").len();
+        daemon.signal(Signal::SIGHUP);
+        wait_until("the end of a reload", time_limit(10.0), || {
+            daemon.manager.values("READY").len() > before
+        });
+    };
+    // Outside a service it is standard error as well.
+    fs::write(daemon.config_path(), config("auto")).unwrap();
+    reload(&daemon);
+    let lines = Lines::read(reader);
+    lines.wait_for("log lines dropped", time_limit(10.0));
+    let done = "reloaded: log.target = \"auto\"";
+    wait_until("the target to be changed", time_limit(10.0), || {
+        reload(&daemon);
+        lines.all().iter().any(|line| line.ends_with(done))
+    });
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.wait(time_limit(20.0)).code(), Some(0));
 }
 
 #[test]

@@ -109,13 +109,16 @@ impl Service<'_> {
         self.plan.room.min(self.config.limits.max_connections)
     }
 
-    fn put_in_force(&self, former: &Config) {
-        let (config, plan) = (&self.config, self.plan);
-        if config.log != former.log
-            && !self.source.log.change(target(config.log.target), config.log.level)
+    fn put_in_force(&mut self, former: &Config) {
+        self.source.log.set_level(self.config.log.level);
+        if self.config.log.target != former.log.target
+            && !self.source.log.set_target(target(self.config.log.target))
         {
+            // The next reload finds the difference again.
+            self.config.log.target = former.log.target;
             log::warn!("log.target was not changed because the log is stalled; reload again");
         }
+        let (config, plan) = (&self.config, self.plan);
         if config.tcp != former.tcp {
             for listener in plan.listeners.iter().filter(|it| it.transport == Transport::Tcp) {
                 if let Err(error) = listen::tune(listener.socket.as_fd(), &config.tcp) {
