@@ -32,7 +32,7 @@ use log::LevelFilter;
 use crate::cli::{CheckOptions, Options};
 use crate::config::{self, Config, ConfigError, Invalid, LogTarget, Overrides};
 use crate::handover;
-use crate::listen::{Inherited, ListenError, Opened, Origin};
+use crate::listen::{Inherited, ListenError, Listener, Opened, Origin};
 use crate::logging::{self, Target, events};
 use crate::systemd::Notifier;
 use echo_ring::Unusable;
@@ -206,13 +206,17 @@ pub fn serve(options: &Options) -> ExitCode {
 }
 
 fn with_warning_of_ignored_listen(mut opened: Opened, options: &Options) -> Opened {
-    let inherited = opened.listeners.iter().any(|listener| listener.origin == Origin::Inherited);
-    for (option, is_given) in [
-        ("--listen", !options.listen.is_empty()),
-        ("--metrics", options.metrics.is_some()),
-        ("--status", options.status.is_some()),
+    let inherited = |listener: &&Listener| listener.origin == Origin::Inherited;
+    let inherited = || opened.listeners.iter().filter(inherited);
+    let (any, any_of_echo) =
+        (inherited().next().is_some(), inherited().any(|it| !it.kind.is_monitoring()));
+    for (option, is_ignored) in [
+        // Sockets for monitoring alone do not replace those that echo.
+        ("--listen", any_of_echo && !options.listen.is_empty()),
+        ("--metrics", any && options.metrics.is_some()),
+        ("--status", any && options.status.is_some()),
     ] {
-        if inherited && is_given {
+        if is_ignored {
             let warning = "is ignored, because the service manager has passed sockets";
             opened.warnings.push(format!("{option} {warning}"));
         }

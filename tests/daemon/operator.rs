@@ -220,6 +220,22 @@ fn inherited_sockets_win_over_the_command_line() {
     daemon.stop();
 }
 
+/// Goal: sockets for monitoring do not replace those that echo, so --listen is not ignored beside
+/// them, and no warning says so.
+#[test]
+fn an_inherited_socket_for_monitoring_leaves_listen_in_force() {
+    let _quiet = in_company();
+    let scratch = Scratch::new();
+    let admin_sockets = vec![("status", Listening::unix(&scratch.path("status")))];
+    let arguments = ["--listen", "127.0.0.1:0"].map(str::to_owned).to_vec();
+    let listening = Vec::new();
+    let daemon = Launch { arguments, listening, admin_sockets, ..Launch::default() }.start();
+    daemon.lines.wait_for("(command-line-1)", time_limit(5.0));
+    let lines = daemon.log();
+    assert!(!lines.iter().any(|line| line.contains("is ignored")), "{lines:#?}");
+    daemon.stop();
+}
+
 /// Goal: at level debug the final figures are logged in the form of `status`, before the last line.
 #[test]
 fn the_final_figures_are_readable() {
