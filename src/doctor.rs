@@ -58,7 +58,10 @@ fn findings(doctor: &DoctorOptions) -> Vec<Finding> {
     let mut findings = kernel::findings(account, with_datagrams);
     findings.extend(configured);
     findings.extend(units);
-    running::findings(&mut findings);
+    // With --listen the question is about a daemon that is started by hand.
+    if doctor.options.listen.is_empty() {
+        findings.extend(running::findings(doctor.instance.as_deref()));
+    }
     limits::findings(&config, service, with_datagrams, &mut findings);
     sockets::longest_backlog(&mut findings);
     findings.extend(listening);

@@ -40,7 +40,9 @@ pub enum Daemon {
 }
 
 impl Daemon {
-    fn socket(&self) -> PathBuf {
+    /// The path of its status socket.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
         match self {
             Self::At(path) => path.clone(),
             Self::Instance(name) => format!("/run/echo-uring/{name}/status.sock").into(),

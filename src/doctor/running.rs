@@ -5,23 +5,28 @@
 use std::path::Path;
 
 use super::finding::{Finding, Topic};
-use crate::admin::client;
+use crate::admin::client::{self, Daemon};
 
 /// The status socket of the packaged service.
 const SOCKET: &str = "/run/echo-uring/status.sock";
 
-pub(super) fn findings(findings: &mut Vec<Finding>) {
-    findings.extend(of_daemon_at(Path::new(SOCKET)));
+/// Of the packaged service, or of this instance.
+pub(super) fn findings(instance: Option<&str>) -> Vec<Finding> {
+    let (daemon, unit) = match instance {
+        None => (Daemon::At(SOCKET.into()), "echo-uring".to_owned()),
+        Some(name) => (Daemon::Instance(name.to_owned()), format!("echo-uring@{name}")),
+    };
+    of_daemon_at(&daemon.socket(), &unit)
 }
 
 /// If no daemon answers there is no finding: the doctor needs no daemon.
-fn of_daemon_at(socket: &Path) -> Vec<Finding> {
+fn of_daemon_at(socket: &Path, unit: &str) -> Vec<Finding> {
     let Some(snapshot) = client::snapshot(socket) else { return Vec::new() };
     let error = snapshot.configuration_error.map(|error| {
         Finding::problem(
             Topic::Config,
             format!("the running daemon: {error}"),
-            "correct the file and run \"systemctl reload echo-uring\"",
+            &format!("correct the file and run \"systemctl reload {unit}\""),
         )
     });
     let keys = snapshot.restart_needed.join(", ");
@@ -29,7 +34,7 @@ fn of_daemon_at(socket: &Path) -> Vec<Finding> {
         Finding::note(
             Topic::Config,
             format!("the running daemon needs a restart to apply the changes of {keys}"),
-            "run \"systemctl restart echo-uring\", which keeps established connections",
+            &format!("run \"systemctl restart {unit}\", which keeps established connections"),
         )
     });
     error.into_iter().chain(restart).collect()
@@ -51,7 +56,7 @@ mod tests {
         let listener = UnixListener::bind(&path).unwrap();
         let findings = std::thread::scope(|scope| {
             scope.spawn(|| listener.accept().unwrap().0.write_all(answer.as_bytes()).unwrap());
-            of_daemon_at(&path)
+            of_daemon_at(&path, "echo-uring@lab")
         });
         std::fs::remove_file(&path).unwrap();
         findings
@@ -65,9 +70,11 @@ mod tests {
         let [finding] = &findings[..] else { panic!("{findings:?}") };
         assert_eq!((finding.topic, finding.level), (Topic::Config, Level::Problem));
         assert!(finding.what.contains("a.toml:3:1"), "{finding:?}");
+        let remedy = finding.remedy.as_deref().unwrap();
+        assert!(remedy.ends_with("\"systemctl reload echo-uring@lab\""), "{finding:?}");
         assert_eq!(found(&serde_json::to_string(&Snapshot::default()).unwrap()), []);
         assert_eq!(found("what?"), []);
-        assert_eq!(of_daemon_at(Path::new("/nonexistent/status.sock")), []);
+        assert_eq!(of_daemon_at(Path::new("/nonexistent/status.sock"), "echo-uring"), []);
     }
 
     #[test]

@@ -168,8 +168,9 @@ impl Service {
         self.sockets.iter().any(|unit| active(unit) && is_of_echo(unit))
     }
 
-    /// Whether a restart hands connections over. This needs a file descriptor store, and a system
-    /// bus to find out whether a SIGTERM is for a stop or for a restart.
+    /// Whether a restart hands connections over. This needs a file descriptor store, and an
+    /// `ExecStop=` that announces a restart by SIGURG, as that of the shipped units does. Without
+    /// it a system bus is needed, to find out whether a SIGTERM is for a stop or for a restart.
     fn restart(&self) -> Finding {
         let name = self.unit.name();
         let lacking = |what: String, remedy: &str| {
@@ -179,6 +180,10 @@ impl Service {
         if matches!(self.unit.value("FileDescriptorStoreMax"), "" | "0") {
             let remedy = "set FileDescriptorStoreMax= as the shipped unit does";
             return lacking("systemd stores no file descriptors for it".to_owned(), remedy);
+        }
+        let keeps = Finding::ok(Topic::Systemd, format!("a restart of {name} keeps connections"));
+        if self.unit.value("ExecStop").contains("kill -s URG") {
+            return keeps;
         }
         if !Path::new("/run/dbus/system_bus_socket").exists() {
             return lacking("there is no system bus".to_owned(), "install the package dbus");
@@ -194,7 +199,7 @@ impl Service {
                     account.name
                 ),
             ),
-            _ => Finding::ok(Topic::Systemd, format!("a restart of {name} keeps connections")),
+            _ => keeps,
         }
     }
 }

@@ -10,11 +10,11 @@ use nix::unistd::{AccessFlags, access};
 
 /// The properties that are queried.
 const PROPERTIES: &str = "Id,LoadState,LoadError,ActiveState,SubState,Result,StatusText,\
-    ExecMainCode,ExecMainStatus,MainPID,NRestarts,UnitFileState,NeedDaemonReload,ExecStart,User,\
-    Group,SupplementaryGroups,DynamicUser,LimitNOFILE,LimitMEMLOCK,FileDescriptorStoreMax,\
-    SystemCallFilter,RestrictAddressFamilies,NoNewPrivileges,CapabilityBoundingSet,PrivateNetwork,\
-    PrivateUsers,ProtectSystem,ProtectProc,MemoryDenyWriteExecute,TriggeredBy,Listen,FreeBind,\
-    FileDescriptorName,ReceiveBuffer";
+    ExecMainCode,ExecMainStatus,MainPID,NRestarts,UnitFileState,NeedDaemonReload,ExecStart,\
+    ExecStop,User,Group,SupplementaryGroups,DynamicUser,LimitNOFILE,LimitMEMLOCK,\
+    FileDescriptorStoreMax,SystemCallFilter,RestrictAddressFamilies,NoNewPrivileges,\
+    CapabilityBoundingSet,PrivateNetwork,PrivateUsers,ProtectSystem,ProtectProc,\
+    MemoryDenyWriteExecute,TriggeredBy,Listen,FreeBind,FileDescriptorName,ReceiveBuffer";
 
 /// The search path for systemctl if the environment has none.
 const PATH: &str = "/usr/bin:/bin:/usr/sbin:/sbin";

@@ -129,6 +129,11 @@ def instances_have_a_status(machine, _packages):
     mode = machine.run("stat -c '%a %U %G' /run/echo-uring/lab/status.sock").stdout.strip()
     expect(mode == "660 root root", f"the status socket of lab is {mode}")
 
+    # The user of an instance is in no file, which a restart does not need.
+    judged = machine.run("echo-uring doctor --instance lab", check=False).stdout
+    kept = "a restart of echo-uring@lab.service keeps connections"
+    expect(kept in judged, f"the doctor does not know that: {judged}")
+
     machine.run(f"systemctl stop {EDGE}.socket {EDGE}.service")
     stopped = machine.run("echo-uring status --instance edge", check=False)
     expect(stopped.returncode == 69, f"of a stopped instance: {stopped.stdout}")
