@@ -138,13 +138,10 @@ mod tests {
     use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
     use std::sync::Arc;
     use std::sync::atomic::AtomicBool;
-    use std::time::Instant;
 
-    use nix::sys::eventfd::{EfdFlags, EventFd};
-
+    use super::super::tenants::driver;
     use super::*;
-    use crate::{ConnectionParts, ListeningSocket, Owner, Settings, SpillMemory};
-    use echo_core::op::BufferPlan;
+    use crate::{ConnectionParts, ListeningSocket, Owner};
 
     /// The user timeout of a connection that the previous process left with one of a minute, where
     /// new connections have this one.
@@ -157,27 +154,15 @@ mod tests {
         let minute = Some(Duration::from_secs(60));
         SockRef::from(&connection).set_tcp_user_timeout(minute).expect("TCP_USER_TIMEOUT");
         let same = connection.try_clone().expect("a descriptor");
-        let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).expect("an eventfd");
-        let mut driver = Driver::new(Settings {
-            worker: 0,
-            datagram_sockets: Vec::new(),
-            listeners: Arc::from([ListeningSocket {
-                socket: listener.into(),
-                transport: Transport::Tcp,
-                receive_buffer: None,
-                send_buffer: None,
-                owner: Owner::Us,
-                ending: AtomicBool::new(false),
-                identity: None,
-            }]),
-            wake: Arc::new(wake),
-            memory: SpillMemory::new(1 << 20),
-            buffers: BufferPlan::new([8, 0], [64, 64]),
-            connections_max: 1,
-            busy_poll: None,
-            origin: Instant::now(),
-        })
-        .unwrap_or_else(|unusable| panic!("no ring: {unusable}"));
+        let mut driver = driver(Arc::from([ListeningSocket {
+            socket: listener.into(),
+            transport: Transport::Tcp,
+            receive_buffer: None,
+            send_buffer: None,
+            owner: Owner::Us,
+            ending: AtomicBool::new(false),
+            identity: None,
+        }]));
         driver.import(ConnectionId::new(0, 0), ConnectionParts::of(connection.into()));
         SockRef::from(&same).tcp_user_timeout().expect("TCP_USER_TIMEOUT")
     }

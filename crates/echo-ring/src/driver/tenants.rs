@@ -9,12 +9,13 @@ use super::*;
 use crate::SpillMemory;
 use echo_core::op::ReceiveMode;
 
-fn driver() -> Driver {
+/// A driver with room for one connection.
+pub(super) fn driver(listeners: Arc<[ListeningSocket]>) -> Driver {
     let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).expect("an eventfd");
     Driver::new(Settings {
         worker: 0,
         datagram_sockets: Vec::new(),
-        listeners: Arc::from([]),
+        listeners,
         wake: Arc::new(wake),
         memory: SpillMemory::new(1 << 20),
         buffers: BufferPlan::new([8, 0], [64, 64]),
@@ -40,7 +41,7 @@ fn import(driver: &mut Driver, connection: ConnectionId) -> UnixStream {
 #[test]
 fn a_stale_rdhup_does_not_reach_the_next_tenant() {
     for (result, flags) in [(libc::POLLRDHUP.into(), 0), (-libc::ECANCELED, 0)] {
-        let (mut driver, mut events) = (driver(), Vec::new());
+        let (mut driver, mut events) = (driver(Arc::from([])), Vec::new());
         let [former, present] = [0, 1].map(|generation| ConnectionId::new(0, generation));
         let _peers = {
             let peer = import(&mut driver, former);
@@ -62,7 +63,7 @@ fn a_stale_rdhup_does_not_reach_the_next_tenant() {
 #[test]
 fn stale_events_of_the_poll_for_room_are_ignored() {
     let more = 1 << 1; // IORING_CQE_F_MORE
-    let (mut driver, mut events) = (driver(), Vec::new());
+    let (mut driver, mut events) = (driver(Arc::from([])), Vec::new());
     let former = ConnectionId::new(0, 0);
     let _peer = import(&mut driver, former);
     driver.socket_mut(former).room = Room::Watched;
