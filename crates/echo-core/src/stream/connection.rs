@@ -22,7 +22,7 @@
 //! *Join*: a dying connection is closed by its last completion. An earlier close(2) would neither
 //! end an armed receive nor send FIN, because in Linux the request holds a reference to the file.
 
-use super::inbound::{Armed, Inbound, Receive};
+use super::inbound::{Inbound, Receive, Request};
 use super::outbound::{Outbound, Pending, Progress, Send};
 use super::phase::Phase;
 use super::resources::{Context, Resources};
@@ -108,7 +108,7 @@ impl Connection {
     /// Whether a one-shot receive into a small buffer is in flight.
     #[must_use]
     pub(crate) fn waits_for_one(&self) -> bool {
-        self.receive() == Receive::Armed(Armed::Once)
+        self.receive() == Receive::Armed(Request::Once)
     }
 
     /// The state of the receive.
@@ -252,23 +252,18 @@ impl Connection {
             context.resources.count_relayed(self.listener, length, chunks);
         }
         match was {
-            Receive::Relaying(waited) => self.on_echoed(context, (length, chunks), waited, next),
-            Receive::RelayStopping => self.on_echoed(context, (length, chunks), When::Now, next),
+            Receive::Armed(Request::Relay(waited)) => {
+                self.on_echoed(context, (length, chunks), waited, next);
+            }
+            Receive::Stopping(Request::Relay(_)) => {
+                self.on_echoed(context, (length, chunks), When::Now, next);
+            }
             // Our FIN is sent. The linger timeout runs, regardless of what the peer still sends.
-            Receive::Discarding(_) | Receive::DiscardStopping => {
+            Receive::Armed(Request::Discard) | Receive::Stopping(Request::Discard) => {
                 context.resources.stats.bytes_dropped += u64::from(length);
                 self.inbound.expect(next);
             }
-            Receive::Off
-            | Receive::Deferred
-            | Receive::Armed(_)
-            | Receive::Stopping(_)
-            | Receive::Revoked
-            | Receive::ReadingPreface
-            | Receive::PrefaceStopping
-            | Receive::BulkWaiting
-            | Receive::Starved
-            | Receive::Retrying => unreachable!("no relay was in flight: {was:?}"),
+            _ => unreachable!("no relay was in flight: {was:?}"),
         }
         self.advance(context);
     }
@@ -432,7 +427,9 @@ impl Connection {
             }
             Phase::Flushing(reason) => {
                 // No byte may follow our FIN, so nothing is relayed any more.
-                self.stop_relay(context);
+                if self.inbound.is_relay() {
+                    self.stop_receive(context);
+                }
                 let pending = self.advance_send(context);
                 if pending == Pending::Nothing && !self.inbound.is_relay() {
                     context.ops.push(Op::Shutdown { connection: context.id, how: Shutdown::Write });
@@ -463,8 +460,8 @@ impl Connection {
         self.inbound.advance(context, self.phase, wanted);
     }
 
-    fn stop_relay(&mut self, context: &mut Context) {
-        if self.inbound.stop_relay(context) {
+    fn stop_receive(&mut self, context: &mut Context) {
+        if self.inbound.stop(context) {
             // Until now its peer did not read, so the connection was not idle.
             self.progress = Stamp::at(context.now);
         }
@@ -670,8 +667,7 @@ impl Connection {
     /// Cancels operations that would wait in the kernel. (For a dying connection, shutdown(2) has
     /// already completed all operations.)
     fn withdraw(&mut self, context: &mut Context) {
-        self.inbound.stop(context);
-        self.stop_relay(context);
+        self.stop_receive(context);
         self.outbound.stop(context);
         if !self.outbound.spill_held(context) {
             // Without memory for its bytes it cannot be handed over.

@@ -28,17 +28,23 @@ use crate::limits;
 use crate::op::{Expectation, Op, ReceiveMode, When};
 use crate::reason::ReceiveEnd;
 
-/// A receive in the kernel that is not a relay.
+/// The kinds of request that bring bytes, or tell that there are some.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Armed {
-    /// Into small buffers, until it ends.
+pub(crate) enum Request {
+    /// A receive into small buffers, until it ends.
     Multishot,
-    /// Into one small buffer.
+    /// A receive into one small buffer.
     Once,
-    /// Into a large buffer, which is reserved for it.
+    /// A receive into a large buffer, which is reserved for it.
     Large,
     /// A poll for bytes.
     Poll,
+    /// A relay, without a buffer of ours.
+    Relay(When),
+    /// The driver drops the bytes that arrive.
+    Discard,
+    /// The driver reads the header.
+    Preface,
 }
 
 /// The state of the receive.
@@ -48,24 +54,12 @@ pub(crate) enum Receive {
     Off,
     /// Not armed: to be submitted in a turn, see `receive_policy`.
     Deferred,
-    /// With the kernel.
-    Armed(Armed),
-    /// With the kernel, and canceled.
-    Stopping(Armed),
-    /// With the kernel and a large buffer, and canceled to free that buffer: a poll follows.
+    /// With the kernel or the driver.
+    Armed(Request),
+    /// As `Armed`, and canceled.
+    Stopping(Request),
+    /// A receive with a large buffer that is canceled to free the buffer: a poll follows.
     Revoked,
-    /// With the driver as a relay, without a buffer of ours.
-    Relaying(When),
-    /// As `Relaying`, and canceled.
-    RelayStopping,
-    /// With the driver, which drops the bytes that arrive.
-    Discarding(When),
-    /// As `Discarding`, and canceled.
-    DiscardStopping,
-    /// With the driver, which reads the header.
-    ReadingPreface,
-    /// As `ReadingPreface`, and canceled.
-    PrefaceStopping,
     /// Not armed: the bulk quantum of the turn is used up. Waits in the queue for a share of a
     /// later turn.
     BulkWaiting,
@@ -73,6 +67,17 @@ pub(crate) enum Receive {
     Starved,
     /// Not armed: the kernel was out of memory. Will be tried again.
     Retrying,
+}
+
+impl Receive {
+    /// What the kernel or the driver has.
+    fn request(self) -> Option<Request> {
+        match self {
+            Self::Armed(request) | Self::Stopping(request) => Some(request),
+            Self::Revoked => Some(Request::Large),
+            Self::Off | Self::Deferred | Self::BulkWaiting | Self::Starved | Self::Retrying => None,
+        }
+    }
 }
 
 /// The receiving half of a connection.
@@ -184,7 +189,7 @@ impl Inbound {
 
     /// The read of the header has completed.
     pub(crate) fn end_preface(&mut self) {
-        let reads = matches!(self.receive, Receive::ReadingPreface | Receive::PrefaceStopping);
+        let reads = self.receive.request() == Some(Request::Preface);
         assert!(reads, "no read of a header was in flight: {:?}", self.receive);
         self.receive = Receive::Off;
     }
@@ -204,34 +209,19 @@ impl Inbound {
     /// Whether the kernel has a receive, a relay or a poll.
     #[must_use]
     pub(crate) fn is_with_kernel(&self) -> bool {
-        match self.receive {
-            Receive::Armed(_)
-            | Receive::Stopping(_)
-            | Receive::Revoked
-            | Receive::Relaying(_)
-            | Receive::RelayStopping
-            | Receive::Discarding(_)
-            | Receive::DiscardStopping
-            | Receive::ReadingPreface
-            | Receive::PrefaceStopping => true,
-            Receive::Off
-            | Receive::Deferred
-            | Receive::BulkWaiting
-            | Receive::Starved
-            | Receive::Retrying => false,
-        }
+        self.receive.request().is_some()
     }
 
     /// Whether a relay may still send.
     #[must_use]
     pub(crate) fn is_relay(&self) -> bool {
-        matches!(self.receive, Receive::Relaying(_) | Receive::RelayStopping)
+        matches!(self.receive.request(), Some(Request::Relay(_)))
     }
 
     /// Whether a relay waits for its peer to read.
     #[must_use]
     pub(crate) fn is_relay_blocked(&self) -> bool {
-        self.receive == Receive::Relaying(When::Writable)
+        self.receive == Receive::Armed(Request::Relay(When::Writable))
     }
 
     /// Whether it waits for a buffer or for the kernel's memory, so that the silence is not caused
@@ -264,24 +254,17 @@ impl Inbound {
     /// Bytes were received into `buffer`. `armed` is whether the receive continues.
     pub(crate) fn on_received(&mut self, context: &mut Context, buffer: BufferId, armed: bool) {
         let resources = &mut *context.resources;
-        match (self.receive, buffer.class) {
-            (
-                Receive::Armed(how @ (Armed::Multishot | Armed::Once))
-                | Receive::Stopping(how @ (Armed::Multishot | Armed::Once)),
-                SizeClass::Small,
-            ) => {
-                assert!(how == Armed::Multishot || !armed, "a one-shot receive continues");
+        match (self.receive.request(), buffer.class) {
+            (Some(how @ (Request::Multishot | Request::Once)), SizeClass::Small) => {
+                assert!(how == Request::Multishot || !armed, "a one-shot receive continues");
                 resources.buffer_offer.note_taken();
                 resources.receive_policy.note_chunk();
             }
-            (
-                Receive::Armed(Armed::Large) | Receive::Stopping(Armed::Large) | Receive::Revoked,
-                SizeClass::Large,
-            ) => {
+            (Some(Request::Large), SizeClass::Large) => {
                 assert!(!armed, "a one-shot receive continues");
                 self.end_large(context);
             }
-            (receive, class) => unreachable!("bytes in a {class:?} buffer: {receive:?}"),
+            (_, class) => unreachable!("bytes in a {class:?} buffer: {:?}", self.receive),
         }
         if !armed {
             self.receive = Receive::Off;
@@ -297,8 +280,7 @@ impl Inbound {
 
     /// The poll has found bytes, or the end.
     pub(crate) fn on_readable(&mut self) {
-        let polls = Receive::Armed(Armed::Poll) == self.receive
-            || Receive::Stopping(Armed::Poll) == self.receive;
+        let polls = self.receive.request() == Some(Request::Poll);
         assert!(polls, "no poll was in flight: {:?}", self.receive);
         self.receive = Receive::Off;
         self.estimate.expect(Expectation::Data);
@@ -309,18 +291,13 @@ impl Inbound {
     pub(crate) fn on_ended(&mut self, context: &mut Context, reason: ReceiveEnd, wanted: bool) {
         assert!(self.is_with_kernel(), "no receive was in flight: {:?}", self.receive);
         let ended = self.set(context.resources, Receive::Off);
-        if let Receive::Armed(Armed::Large) | Receive::Stopping(Armed::Large) | Receive::Revoked =
-            ended
-        {
+        if ended.request() == Some(Request::Large) {
             self.end_large(context);
         }
         match reason {
             ReceiveEnd::EndOfStream | ReceiveEnd::Failed(_) => {}
             ReceiveEnd::NoBuffer => {
-                let small = Receive::Armed(Armed::Multishot) == ended
-                    || Receive::Armed(Armed::Once) == ended
-                    || Receive::Stopping(Armed::Multishot) == ended
-                    || Receive::Stopping(Armed::Once) == ended;
+                let small = matches!(ended.request(), Some(Request::Multishot | Request::Once));
                 assert!(small, "{ended:?} needs no small buffer");
                 self.on_no_buffer(context);
             }
@@ -402,7 +379,7 @@ impl Inbound {
         let resources = &*context.resources;
         match self.receive {
             Receive::Off if wanted && matches!(phase, Phase::Preface(_)) => {
-                self.receive = Receive::ReadingPreface;
+                self.receive = Receive::Armed(Request::Preface);
                 let (connection, length_max) = (context.id, limits::PREFACE_BYTES_MAX);
                 context.ops.push(Op::ReadPreface { connection, length_max });
             }
@@ -415,7 +392,7 @@ impl Inbound {
                 }
             }
             Receive::Deferred | Receive::BulkWaiting if !wanted => self.receive = Receive::Off,
-            Receive::Armed(Armed::Multishot)
+            Receive::Armed(Request::Multishot)
                 if !wanted
                     || self.class() == SizeClass::Large
                     || resources.receive_policy.is_deferring() =>
@@ -427,12 +404,6 @@ impl Inbound {
             | Receive::Armed(_)
             | Receive::Stopping(_)
             | Receive::Revoked
-            | Receive::Relaying(_)
-            | Receive::RelayStopping
-            | Receive::Discarding(_)
-            | Receive::DiscardStopping
-            | Receive::ReadingPreface
-            | Receive::PrefaceStopping
             | Receive::BulkWaiting
             | Receive::Starved
             | Receive::Retrying => {}
@@ -503,25 +474,25 @@ impl Inbound {
             self.receive = Receive::Deferred;
             return context.resources.receive_policy.defer(context.id);
         }
-        let (armed, mode) = if context.resources.parameters.multishot && self.probation.is_over() {
-            (Armed::Multishot, ReceiveMode::Multishot)
+        let (request, mode) = if context.resources.parameters.multishot && self.probation.is_over() {
+            (Request::Multishot, ReceiveMode::Multishot)
         } else {
             match self.estimate.expectation() {
-                Expectation::Data => (Armed::Once, ReceiveMode::Now),
-                Expectation::Silence => (Armed::Once, ReceiveMode::WhenReadable),
+                Expectation::Data => (Request::Once, ReceiveMode::Now),
+                Expectation::Silence => (Request::Once, ReceiveMode::WhenReadable),
             }
         };
-        self.receive = Receive::Armed(armed);
+        self.receive = Receive::Armed(request);
         context.ops.push(Op::Receive { connection: context.id, class: SizeClass::Small, mode });
     }
 
     fn receive_large(&mut self, context: &mut Context, mode: ReceiveMode) {
-        self.receive = Receive::Armed(Armed::Large);
+        self.receive = Receive::Armed(Request::Large);
         context.ops.push(Op::Receive { connection: context.id, class: SizeClass::Large, mode });
     }
 
     fn poll(&mut self, context: &mut Context) {
-        self.receive = Receive::Armed(Armed::Poll);
+        self.receive = Receive::Armed(Request::Poll);
         context.ops.push(Op::AwaitReadable { connection: context.id });
     }
 
@@ -534,7 +505,7 @@ impl Inbound {
             self.receive = Receive::Off;
             return false;
         }
-        self.receive = Receive::Armed(Armed::Once);
+        self.receive = Receive::Armed(Request::Once);
         let (class, mode) = (SizeClass::Small, ReceiveMode::Now);
         context.ops.push(Op::Receive { connection: context.id, class, mode });
         true
@@ -549,36 +520,30 @@ impl Inbound {
 
     /// Returns the large buffer of a receive that waits for bulk.
     pub(crate) fn revoke(&mut self, context: &mut Context) {
-        if self.receive == Receive::Armed(Armed::Large) {
+        if self.receive == Receive::Armed(Request::Large) {
             self.receive = Receive::Revoked;
             context.ops.push(Op::CancelReceive { connection: context.id });
         }
     }
 
-    /// Cancels a receive or poll in the kernel, if it is not canceled already.
-    pub(crate) fn stop(&mut self, context: &mut Context) {
+    /// Cancels what the kernel or the driver has, if it is not canceled already. Returns whether a
+    /// relay waited for its peer to read.
+    pub(crate) fn stop(&mut self, context: &mut Context) -> bool {
+        let blocked = self.is_relay_blocked();
         match self.receive {
-            Receive::Armed(armed) => {
-                self.receive = Receive::Stopping(armed);
+            Receive::Armed(request) => {
+                self.set(context.resources, Receive::Stopping(request));
                 context.ops.push(Op::CancelReceive { connection: context.id });
             }
-            Receive::ReadingPreface => {
-                self.receive = Receive::PrefaceStopping;
-                context.ops.push(Op::CancelReceive { connection: context.id });
-            }
-            Receive::Revoked => self.receive = Receive::Stopping(Armed::Large),
+            Receive::Revoked => self.receive = Receive::Stopping(Request::Large),
             Receive::Off
             | Receive::Deferred
             | Receive::Stopping(_)
-            | Receive::Relaying(_)
-            | Receive::RelayStopping
-            | Receive::Discarding(_)
-            | Receive::DiscardStopping
-            | Receive::PrefaceStopping
             | Receive::BulkWaiting
             | Receive::Starved
             | Receive::Retrying => {}
         }
+        blocked
     }
 
     /// Relays the next bytes, or discards them after our FIN.
@@ -593,12 +558,12 @@ impl Inbound {
     fn relay_after(&mut self, context: &mut Context, phase: Phase, when: When) {
         let connection = context.id;
         if let Phase::Lingering(_) = phase {
-            self.receive = Receive::Discarding(when);
+            self.receive = Receive::Armed(Request::Discard);
             context.ops.push(Op::Discard { connection, when });
         } else {
             let left = context.resources.left_of_limit(connection);
             let length_max = left.min(u64::from(u32::MAX)) as u32;
-            self.set(context.resources, Receive::Relaying(when));
+            self.set(context.resources, Receive::Armed(Request::Relay(when)));
             context.ops.push(Op::Relay { connection, when, length_max });
         }
     }
@@ -643,30 +608,6 @@ impl Inbound {
             When::Now => Expectation::Data,
             When::Readable | When::Writable => Expectation::Silence,
         });
-    }
-
-    /// Cancels a relay in flight. Returns whether it waited for its peer to read.
-    pub(crate) fn stop_relay(&mut self, context: &mut Context) -> bool {
-        let stopping = match self.receive {
-            Receive::Relaying(_) => Receive::RelayStopping,
-            Receive::Discarding(_) => Receive::DiscardStopping,
-            Receive::Off
-            | Receive::Deferred
-            | Receive::Armed(_)
-            | Receive::Stopping(_)
-            | Receive::Revoked
-            | Receive::RelayStopping
-            | Receive::DiscardStopping
-            | Receive::ReadingPreface
-            | Receive::PrefaceStopping
-            | Receive::BulkWaiting
-            | Receive::Starved
-            | Receive::Retrying => return false,
-        };
-        let blocked = self.is_relay_blocked();
-        self.set(context.resources, stopping);
-        context.ops.push(Op::CancelReceive { connection: context.id });
-        blocked
     }
 
     /// Changes the state of the receive, and counts whether the peer does not read. Returns the

@@ -22,7 +22,6 @@ use super::*;
 use crate::admission::IpSet;
 use crate::op::{PeerOrigin, ReceiveMode};
 use crate::parameters::{AfterIdentity, Parameters, RuntimeLimits};
-use crate::stream::inbound::Armed;
 use crate::stream::outbound::{Completion, Step};
 use crate::stream::resources::tests::{Blocks, small};
 
@@ -304,8 +303,8 @@ impl Bench {
             }
         };
         let receive = match connection.receive() {
-            Receive::Armed(Armed::Multishot) => "Armed".into(),
-            Receive::Armed(Armed::Once) => "Armed(Once)".into(),
+            Receive::Armed(Request::Multishot) => "Armed".into(),
+            Receive::Armed(request) => format!("{request:?}"),
             Receive::Stopping(_) => "Stopping".into(),
             receive => format!("{receive:?}"),
         };

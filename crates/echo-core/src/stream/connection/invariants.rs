@@ -1,6 +1,6 @@
 //! What must be true of a connection between two events.
 
-use super::super::inbound::Receive;
+use super::super::inbound::{Receive, Request};
 use super::super::outbound::Send;
 use super::super::phase::Phase;
 use super::super::resources::Resources;
@@ -41,7 +41,8 @@ impl Connection {
                 assert_ne!(send, Send::Idle, "a half-closed connection was not closed");
             }
             Phase::Flushing(_) => {
-                let busy = send != Send::Idle || receive == Receive::RelayStopping;
+                let relay_stops = matches!(receive, Receive::Stopping(Request::Relay(_)));
+                let busy = send != Send::Idle || relay_stops;
                 assert!(busy, "FIN was not sent");
             }
             Phase::Lingering(_) => {
