@@ -16,4 +16,4 @@ pub(crate) mod receive_policy;
 pub(crate) mod resources;
 pub(crate) mod server;
 pub(crate) mod spill;
-mod stamp;
+mod timeouts;

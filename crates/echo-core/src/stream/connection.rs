@@ -26,10 +26,10 @@ use super::inbound::{Inbound, Receive, Request};
 use super::outbound::{Outbound, Pending, Progress, Send};
 use super::phase::Phase;
 use super::resources::{Context, Resources};
-use super::stamp::Stamp;
+use super::timeouts::{Timeout, Timeouts};
 use crate::id::{BufferId, ConnectionId, ListenerId, SizeClass, Timestamp};
 use crate::limits;
-use crate::op::{Expectation, Op, PrefaceProgress, Shutdown, TransferPhase, TransferState, When};
+use crate::op::{Expectation, Op, PrefaceProgress, Shutdown, TransferState, When};
 use crate::reason::{CloseReason, ConnectionError, ReceiveEnd, RefuseReason, SendError};
 
 #[cfg(test)]
@@ -46,10 +46,7 @@ pub(crate) const ENOMEM: i32 = 12;
 #[derive(Debug)]
 pub(crate) struct Connection {
     generation: u32,
-    /// When bytes last moved in either direction.
-    progress: Stamp,
-    /// When it was opened.
-    opened: Stamp,
+    timeouts: Timeouts,
     phase: Phase,
     /// The listener that it came from, or is to come from.
     listener: ListenerId,
@@ -59,27 +56,13 @@ pub(crate) struct Connection {
 
 const _: () = assert!(size_of::<Connection>() <= 44);
 
-/// Which timeout runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Timeout {
-    /// The header is not complete.
-    Preface,
-    /// No byte moves, and none waits.
-    Idle,
-    /// Bytes wait for the peer, which takes none.
-    Stall,
-    /// The peer has not answered our FIN.
-    Linger,
-}
-
 impl Connection {
     /// A slot that has not been used yet.
     #[must_use]
     pub(crate) fn free() -> Self {
         Self {
             generation: 0,
-            progress: Stamp::default(),
-            opened: Stamp::default(),
+            timeouts: Timeouts::default(),
             phase: Phase::Free,
             listener: ListenerId(0),
             outbound: Outbound::default(),
@@ -142,8 +125,7 @@ impl Connection {
         assert!(waits, "{:?} cannot be opened", self.phase);
         let proxied = context.resources.parameters.proxies_of(self.listener).is_some();
         self.phase = if proxied { self.await_preface() } else { self.begin(context) };
-        self.progress = Stamp::at(context.now);
-        self.opened = Stamp::at(context.now);
+        self.timeouts = Timeouts::begin(context.now);
         if context.resources.parameters.records.contains(&self.listener) {
             self.inbound = Inbound::with_records();
         }
@@ -184,7 +166,7 @@ impl Connection {
     /// they had arrived after the end that the limit causes.
     fn take_in(&mut self, context: &mut Context, buffer: BufferId, length: u32, rest: Expectation) {
         let resources = &mut *context.resources;
-        self.progress = Stamp::at(context.now);
+        self.timeouts.restart(context.now);
         self.inbound.learn(resources, length, rest);
         let left = resources.count_against_limit(context.id, length);
         let mut kept = length;
@@ -277,7 +259,7 @@ impl Connection {
     ) {
         let resources = &mut *context.resources;
         if chunks > 0 {
-            self.progress = Stamp::at(context.now);
+            self.timeouts.restart(context.now);
             resources.count_relay_sent(self.listener, length, chunks);
             let left = resources.count_against_limit(context.id, length);
             // An empty message reaches no limit, not even one that a reload has set below the bytes
@@ -288,7 +270,7 @@ impl Connection {
         }
         if next == When::Writable && waited != When::Writable {
             // From here on the peer has to act.
-            self.progress = Stamp::at(context.now);
+            self.timeouts.restart(context.now);
         }
         self.inbound.on_echoed(context, self.phase, chunks, waited, next);
     }
@@ -303,7 +285,7 @@ impl Connection {
     /// Spilled bytes were sent.
     pub(crate) fn on_spilled_sent(&mut self, context: &mut Context, length: u32) {
         self.outbound.on_spilled_sent(context, length);
-        self.progress = Stamp::at(context.now);
+        self.timeouts.restart(context.now);
         self.advance(context);
     }
 
@@ -319,9 +301,9 @@ impl Connection {
     fn note(&mut self, context: &Context, progress: Progress) {
         match progress {
             Progress::Unchanged => {}
-            Progress::Moved => self.progress = Stamp::at(context.now),
+            Progress::Moved => self.timeouts.restart(context.now),
             Progress::Stalled => {
-                self.progress = Stamp::at(context.now);
+                self.timeouts.restart(context.now);
                 self.inbound.on_stall();
             }
         }
@@ -331,7 +313,7 @@ impl Connection {
     pub(crate) fn serve(&mut self, context: &mut Context) {
         if self.inbound.leave_line() {
             // Timeouts exclude the time that the connection waited for our buffer.
-            self.progress = Stamp::at(context.now);
+            self.timeouts.restart(context.now);
             if self.wants_bytes(context.resources) {
                 // Deferred, it might find the buffer gone.
                 let defers = false;
@@ -353,7 +335,7 @@ impl Connection {
         let served = self.inbound.serve_bulk(context, self.phase, wanted);
         if waited && self.receive() != Receive::BulkWaiting {
             // Timeouts exclude the time that it waited for its share.
-            self.progress = Stamp::at(context.now);
+            self.timeouts.restart(context.now);
         }
         served
     }
@@ -364,7 +346,7 @@ impl Connection {
         let sends = self.outbound.end_retry();
         if receives || sends {
             // Timeouts exclude the time that the connection waited for the kernel's memory.
-            self.progress = Stamp::at(context.now);
+            self.timeouts.restart(context.now);
         }
         self.advance(context);
     }
@@ -434,7 +416,7 @@ impl Connection {
                 if pending == Pending::Nothing && !self.inbound.is_relay() {
                     context.ops.push(Op::Shutdown { connection: context.id, how: Shutdown::Write });
                     self.phase = Phase::Lingering(reason);
-                    self.progress = Stamp::at(context.now);
+                    self.timeouts.restart(context.now);
                     self.advance_receive(context);
                 }
             }
@@ -450,7 +432,7 @@ impl Connection {
         let pending = self.outbound.advance(context, needs_completion);
         if pending == Pending::Begun {
             // Counted now, because the completion may be omitted or arrive late.
-            self.progress = Stamp::at(context.now);
+            self.timeouts.restart(context.now);
         }
         pending
     }
@@ -463,7 +445,7 @@ impl Connection {
     fn stop_receive(&mut self, context: &mut Context) {
         if self.inbound.stop(context) {
             // Until now its peer did not read, so the connection was not idle.
-            self.progress = Stamp::at(context.now);
+            self.timeouts.restart(context.now);
         }
     }
 
@@ -560,11 +542,6 @@ impl Connection {
 
 /// Timeouts.
 impl Connection {
-    /// For how many milliseconds it has been open, rounded down.
-    fn age_ms(&self, now: Timestamp) -> u64 {
-        self.opened.elapsed(now)
-    }
-
     /// Which timeout runs, if any does.
     #[must_use]
     pub(crate) fn timeout(&self) -> Option<Timeout> {
@@ -586,9 +563,7 @@ impl Connection {
     pub(crate) fn deadline(&self, resources: &Resources, now: Timestamp) -> Option<Timestamp> {
         let parameters = &resources.parameters;
         let limits = &parameters.runtime_limits;
-        let end_of_life = limits.lifetime.filter(|_| self.phase == Phase::Open);
-        let end_of_life =
-            end_of_life.map(|life| Timestamp((now.0 + life).saturating_sub(self.age_ms(now))));
+        let lifetime = limits.lifetime.filter(|_| self.phase == Phase::Open);
         let timeout = self.timeout().and_then(|timeout| match timeout {
             // During a handover it is not received from, so it is not idle. The next process
             // decides.
@@ -597,12 +572,16 @@ impl Connection {
             Timeout::Stall => limits.stall_timeout,
             Timeout::Linger => Some(parameters.linger_timeout),
         });
-        // Timeouts exclude the time that it waits for memory of ours or of the kernel.
-        let short = self.inbound.is_short() || self.outbound.is_short();
-        let quiet = if short { 0 } else { self.progress.elapsed(now) };
-        let silence_ends =
-            timeout.map(|timeout| Timestamp((now.0 + timeout).saturating_sub(quiet)));
-        silence_ends.into_iter().chain(end_of_life).min()
+        let silence_ends = timeout.map(|timeout| {
+            if self.inbound.is_short() || self.outbound.is_short() {
+                // Timeouts exclude the time that it waits for memory of ours or of the kernel.
+                now.plus(timeout)
+            } else {
+                self.timeouts.silence_ends(timeout, now)
+            }
+        });
+        let life_ends = lifetime.map(|lifetime| self.timeouts.life_ends(lifetime, now));
+        silence_ends.into_iter().chain(life_ends).min()
     }
 
     /// Whether its peer may be probed: no other timeout waits for it.
@@ -616,13 +595,14 @@ impl Connection {
     /// When bytes last moved in either direction, rounded up.
     #[must_use]
     pub(crate) fn last_moved(&self, now: Timestamp) -> Timestamp {
-        Timestamp(now.0.saturating_sub(self.progress.elapsed(now)))
+        self.timeouts.last_moved(now)
     }
 
     /// Its deadline has passed.
     pub(crate) fn on_deadline(&mut self, context: &mut Context) {
         let lifetime = context.resources.parameters.runtime_limits.lifetime;
-        let is_old = lifetime.is_some_and(|lifetime| self.age_ms(context.now) >= lifetime);
+        let age_ms = self.timeouts.age_ms(context.now);
+        let is_old = lifetime.is_some_and(|lifetime| age_ms >= lifetime);
         match (self.phase, self.timeout()) {
             (_, None) => unreachable!("{:?} has no timer", self.phase),
             (Phase::Lingering(reason), _) => self.die(context, reason),
@@ -645,7 +625,7 @@ impl Connection {
     pub(crate) fn quiesce(&mut self, context: &mut Context) {
         if self.inbound.give_up() {
             // Timeouts exclude the time that it waited for memory of ours or of the kernel.
-            self.progress = Stamp::at(context.now);
+            self.timeouts.restart(context.now);
         }
         self.advance(context);
     }
@@ -678,22 +658,13 @@ impl Connection {
 
     /// Gives the connection away. The slot is free at once. None if it has no connection.
     pub(crate) fn export(&mut self, context: &mut Context) -> Option<TransferState> {
-        let phase = match self.phase {
-            Phase::Free | Phase::Accepting => return None,
-            Phase::WaitingForCapacity | Phase::Closing(_) | Phase::Refusing(_) => {
-                unreachable!("{:?} is not quiescent", self.phase)
-            }
-            Phase::Preface(progress) => TransferPhase::Preface(progress),
-            Phase::Open => TransferPhase::Open,
-            Phase::HalfClosed => TransferPhase::HalfClosed,
-            Phase::Flushing(reason) => TransferPhase::Flushing(reason),
-            Phase::Lingering(reason) => TransferPhase::Lingering(reason),
-        };
+        let phase = self.phase.exported()?;
         assert!(self.is_quiescent(), "the kernel holds an operation of {:?}", context.id);
         let unsent = self.outbound.export(context);
         let listener = self.listener;
         context.resources.count_close(listener, CloseReason::HandedOver);
-        let (quiet_ms, age_ms) = (self.progress.elapsed(context.now), self.age_ms(context.now));
+        let now = context.now;
+        let (quiet_ms, age_ms) = (self.timeouts.quiet_ms(now), self.timeouts.age_ms(now));
         let received = context.resources.received_by(context.id);
         let records = self.inbound.has_records();
         self.vacate();
@@ -706,31 +677,23 @@ impl Connection {
         let TransferState { listener, records, phase, unsent, quiet_ms, age_ms, received } =
             transfer;
         context.resources.resume_received(context.id, received);
-        self.opened = Stamp::before(context.now, age_ms);
-        self.progress = Stamp::before(context.now, quiet_ms);
+        self.timeouts = Timeouts::imported(context.now, quiet_ms, age_ms);
         self.listener = listener;
-        self.phase = match phase {
-            TransferPhase::Preface(progress) => {
-                assert_eq!(unsent, 0, "nothing is echoed before the header is complete");
-                // No process could read it meanwhile.
-                self.progress = Stamp::at(context.now);
-                Phase::Preface(progress)
-            }
-            TransferPhase::Open => Phase::Open,
-            TransferPhase::HalfClosed => Phase::HalfClosed,
-            TransferPhase::Flushing(reason) => Phase::Flushing(reason),
-            TransferPhase::Lingering(reason) => {
-                assert_eq!(unsent, 0, "no byte follows our FIN");
-                Phase::Lingering(reason)
-            }
-        };
+        self.phase = Phase::imported(phase);
         self.inbound = match records {
             true => Inbound::with_records(),
             false => Inbound::imported(unsent),
         };
         assert!(unsent == 0 || !records, "messages are never owned");
-        if let Phase::Preface(_) = self.phase {
-            self.inbound.begin_unjudged();
+        match self.phase {
+            Phase::Preface(_) => {
+                assert_eq!(unsent, 0, "nothing is echoed before the header is complete");
+                self.inbound.begin_unjudged();
+                // No process could read it meanwhile.
+                self.timeouts.restart(context.now);
+            }
+            Phase::Lingering(_) => assert_eq!(unsent, 0, "no byte follows our FIN"),
+            _ => {}
         }
         self.outbound = Outbound::imported(context, unsent);
         self.advance(context);

@@ -474,7 +474,8 @@ impl Inbound {
             self.receive = Receive::Deferred;
             return context.resources.receive_policy.defer(context.id);
         }
-        let (request, mode) = if context.resources.parameters.multishot && self.probation.is_over() {
+        let (request, mode) = if context.resources.parameters.multishot && self.probation.is_over()
+        {
             (Request::Multishot, ReceiveMode::Multishot)
         } else {
             match self.estimate.expectation() {

@@ -1,6 +1,6 @@
 //! The phases of a connection.
 
-use crate::op::PrefaceProgress;
+use crate::op::{PrefaceProgress, TransferPhase};
 use crate::reason::{CloseReason, RefuseReason};
 
 /// What a slot is used for. Data valid in one phase only lives in that phase.
@@ -49,5 +49,32 @@ impl Phase {
     #[must_use]
     pub(crate) fn is_closing(self) -> bool {
         matches!(self, Self::Closing(_) | Self::Refusing(_))
+    }
+    /// What the next process is told about a quiescent connection. None if there is no connection.
+    #[must_use]
+    pub(crate) fn exported(self) -> Option<TransferPhase> {
+        match self {
+            Self::Free | Self::Accepting => None,
+            Self::WaitingForCapacity | Self::Closing(_) | Self::Refusing(_) => {
+                unreachable!("{self:?} is not quiescent")
+            }
+            Self::Preface(progress) => Some(TransferPhase::Preface(progress)),
+            Self::Open => Some(TransferPhase::Open),
+            Self::HalfClosed => Some(TransferPhase::HalfClosed),
+            Self::Flushing(reason) => Some(TransferPhase::Flushing(reason)),
+            Self::Lingering(reason) => Some(TransferPhase::Lingering(reason)),
+        }
+    }
+
+    /// The phase of a connection of the previous process.
+    #[must_use]
+    pub(crate) fn imported(phase: TransferPhase) -> Self {
+        match phase {
+            TransferPhase::Preface(progress) => Self::Preface(progress),
+            TransferPhase::Open => Self::Open,
+            TransferPhase::HalfClosed => Self::HalfClosed,
+            TransferPhase::Flushing(reason) => Self::Flushing(reason),
+            TransferPhase::Lingering(reason) => Self::Lingering(reason),
+        }
     }
 }

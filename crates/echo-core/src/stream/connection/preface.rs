@@ -17,7 +17,6 @@ use crate::op::{Op, PeerOrigin, PrefaceProgress, Shutdown};
 use crate::reason::{ConnectionError, ReceiveEnd, RefuseReason};
 use crate::stream::phase::Phase;
 use crate::stream::resources::Context;
-use crate::stream::stamp::Stamp;
 
 impl Connection {
     /// It becomes open when its header is complete. Returns its phase until then.
@@ -64,7 +63,7 @@ impl Connection {
             match verdict {
                 Ok(()) => {
                     self.phase = self.begin(context);
-                    self.progress = Stamp::at(context.now);
+                    self.timeouts.restart(context.now);
                 }
                 Err(reason) => self.refuse(context, reason),
             }
