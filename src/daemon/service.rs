@@ -506,12 +506,10 @@ impl<'a> Service<'a> {
         // One millisecond more, or the wait would end just before the moment and be repeated.
         let left = moment.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        let mut sources = vec![
-            PollFd::new(self.signals.ending.as_fd(), PollFlags::POLLIN),
-            PollFd::new(self.waker.as_fd(), PollFlags::POLLIN),
-        ];
-        // A reload requested before the daemon is ready stays pending until then.
+        let mut sources = vec![PollFd::new(self.waker.as_fd(), PollFlags::POLLIN)];
+        // What is requested before the daemon is ready stays pending until then.
         if self.stage != Stage::Starting {
+            sources.push(PollFd::new(self.signals.ending.as_fd(), PollFlags::POLLIN));
             sources.push(PollFd::new(self.signals.reload.as_fd(), PollFlags::POLLIN));
         }
         sources.extend(self.notifier.waiting().map(|it| PollFd::new(it, PollFlags::POLLOUT)));

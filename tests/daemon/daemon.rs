@@ -55,6 +55,8 @@ pub(crate) struct Launch {
     pub(crate) watchdog: Option<Duration>,
     /// How long the service manager does not read at first, with a full queue.
     pub(crate) not_reading_for: Option<Duration>,
+    /// Whether the service manager answers no barrier at first.
+    pub(crate) holds_barriers: bool,
     /// The limit on open files that it starts with, hard and soft.
     pub(crate) open_files: Option<u32>,
     /// A command that runs it, such as a tracer. The process started must become the daemon.
@@ -99,7 +101,8 @@ impl Launch {
         Refusal { code: status.code(), lines, config_path: daemon.scratch.path("echo-uring.toml") }
     }
 
-    fn spawn(mut self) -> Daemon {
+    /// Starts it, and does not wait.
+    pub(crate) fn spawn(mut self) -> Daemon {
         let scratch = Scratch::new();
         let config_path = scratch.path("echo-uring.toml");
         fs::write(&config_path, &self.config).unwrap();
@@ -109,6 +112,7 @@ impl Launch {
             fs::write(directory.join(name), text).unwrap();
         }
         let manager = Manager::start(&scratch.path("notify"));
+        manager.hold_barriers(self.holds_barriers);
         if let Some(span) = self.not_reading_for {
             manager.stop_reading();
             manager.read_again_after(span);
@@ -312,8 +316,13 @@ impl Daemon {
 
     /// Waits for the end of a daemon that exports its connections. Returns what it stored with the
     /// service manager, its listening sockets, and its log lines.
-    pub(crate) fn export(mut self) -> (Vec<OwnedFd>, Vec<Listening>, Vec<String>) {
+    pub(crate) fn export(self) -> (Vec<OwnedFd>, Vec<Listening>, Vec<String>) {
         self.signal(Signal::SIGTERM);
+        self.exported()
+    }
+
+    /// The same for a daemon that was signaled.
+    pub(crate) fn exported(mut self) -> (Vec<OwnedFd>, Vec<Listening>, Vec<String>) {
         let status = self.wait(time_limit(20.0));
         self.lines.wait_for_end(time_limit(5.0));
         assert_eq!(status.code(), Some(0), "{}", self.transcript());

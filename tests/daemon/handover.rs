@@ -299,6 +299,32 @@ fn a_handover_that_fails_keeps_the_reloaded_configuration() {
     assert_eq!((remains.counters.accepted, remains.counters.refused), (1, 0));
 }
 
+/// Goal: a restart keeps the connections although the previous restart has not finished. systemd then
+/// sends SIGTERM while the daemon starts. Method: the start waits for the service manager.
+#[test]
+fn a_restart_of_a_daemon_that_is_starting_hands_over() {
+    let _quiet = in_company();
+    let scratch = Scratch::new();
+    let bus = Bus::start(&scratch.path("bus"), Answer::Job("restart"));
+    let daemon = start(&bus);
+    let peer = daemon.place().connect();
+    assert!(ping(&peer, b"here"));
+    let (stored, listening, _) = daemon.export();
+    let bundle = Launch { bus: bus.address(), stored, listening, ..Launch::default() };
+    let daemon = Launch { config: CONFIG.into(), holds_barriers: true, ..bundle }.spawn();
+    let is_starting = || !daemon.manager.values("FDSTOREREMOVE").is_empty();
+    wait_until("the store to be emptied", time_limit(20.0), is_starting);
+    daemon.signal(Signal::SIGTERM);
+    daemon.manager.hold_barriers(false);
+    let (stored, listening, lines) = daemon.exported();
+    assert!(lines.iter().any(|line| line.contains("handed over 1 connection")), "{lines:#?}");
+    let daemon = take_over(&bus, stored, listening, 2);
+    assert!(ping(&peer, b"still here"));
+    drop(peer);
+    bus.say(Answer::Job("stop"));
+    daemon.stop();
+}
+
 /// Goal: during a handover no new connection is served, so `/ready` and `/serving` return 503, and
 /// also after it has failed. Method: a slow service manager.
 #[test]

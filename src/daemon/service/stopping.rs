@@ -11,6 +11,9 @@
 //! 4. The workers are ordered to accept the connections that wait at those sockets and close the
 //!    sockets, and to drain or to quiesce. Only then is the service manager notified.
 //!
+//! A signal that comes before the daemon is ready stays pending until then: systemd merges a restart
+//! into a start that is in progress, and sends SIGTERM without `ExecStop=`.
+//!
 //! A second signal skips what is left of 1 to 3; during 4 it ends the process. The time for the
 //! drain begins with the signal, or with the end of the lead; and all waits for the service manager
 //! together have one limit ([`MANAGER_TIMEOUT`]).
@@ -93,6 +96,10 @@ impl Stop {
 
 impl Service<'_> {
     pub(super) fn handle_signal(&mut self) -> Result<Order, Failure> {
+        if self.stage == Stage::Starting {
+            // Ready, it can tell a restart from a stop.
+            return Ok(Order::GoOn);
+        }
         let signal = self.signals.ending.read_signal();
         let signal = signal.map_err(|errno| Failure::System("read a signal", errno.into()))?;
         let Some(signal) = signal else { return Ok(Order::GoOn) };
@@ -102,7 +109,8 @@ impl Service<'_> {
                 return Ok(Order::EndAtOnce);
             }
             Stage::Settling(Settling { goal, .. }) => self.finish_settling(goal),
-            Stage::Starting | Stage::Asking | Stage::Leaving { .. } => {
+            Stage::Starting => unreachable!("no signal is read before the daemon is ready"),
+            Stage::Asking | Stage::Leaving { .. } => {
                 self.begin_stop();
                 self.stop.drain_since = Some(Instant::now());
                 self.settle(Goal::Drain);
