@@ -404,8 +404,8 @@ pub fn open_beside(
             listener.proxies.clone_from(proxies);
             listener.identity.clone_from(identity);
             if identity.then_echo && listener.family.is_datagram() {
-                let problem = "a datagram socket, which is not an echo behind an identity; remove \
-                               identity-then-echo";
+                let problem = "a datagram socket, and identity-then-echo is for connections; \
+                               remove that key";
                 let (fd, problem) = (listener.socket.as_raw_fd(), problem.to_owned());
                 return Err(ListenError::Inherited { fd, problem });
             }

@@ -661,7 +661,7 @@ fn a_listener_has_a_kind_and_one_at_least_is_an_echo() {
     for (kind, words) in [
         ("'udp'", "listener.kind: \"udp\" is not known; use \"echo\", \"identity\""),
         ("7", "listener.kind: 7 is not known"),
-        ("'status'", "listener: none of kind \"echo\"; add one"),
+        ("'status'", "listener: no listener of kind \"echo\" or \"identity\"; add one"),
     ] {
         let error = parsed(&listener("a", 1, kind)).unwrap_err();
         assert!(error.contains(words), "{error}");

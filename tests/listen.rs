@@ -442,7 +442,10 @@ fn an_admin_socket_for_messages_is_refused() {
         "export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=status; exec 3<&0",
         vec![seqpacket.into()],
     );
-    assert!(found.starts_with("69 inherited fd 3 is a seqpacket socket of the name of"), "{found}");
+    assert!(
+        found.starts_with("69 inherited fd 3 is a seqpacket socket with the name of"),
+        "{found}"
+    );
 }
 
 #[test]
@@ -525,8 +528,8 @@ fn whatever_does_not_listen_is_refused_by_number() {
         "; pass listening TCP and Unix sockets, and UDP and Unix datagram sockets, only\n";
     let datagram = "69 inherited fd 4 is a datagram socket without an address; \
                     pass one that is bound\n";
-    let of_status = "69 inherited fd 4 is a UDP socket of the name of a service that needs \
-                      connections; use ListenStream= in its socket unit, or another \
+    let of_status = "69 inherited fd 4 is a UDP socket with the name of a service that needs \
+                      stream sockets; use ListenStream= in its socket unit, or another \
                       FileDescriptorName=\n";
     let silent = "69 inherited fd 4 is a socket that does not listen; \
                   use Accept=no in the socket unit\n";

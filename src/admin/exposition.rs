@@ -1,7 +1,8 @@
 //! A snapshot as Prometheus metrics, in the text format.
 //!
-//! The only labels are listener, protocol, address and reason. Their values are few: there is never
-//! a series for each peer. The address is that of the listener, because several may have one name.
+//! The labels are listener, protocol, address and reason, beside `version` and `le`. Their values
+//! are few: there is never a series for each peer. The address is that of the listener, because
+//! several may have one name.
 
 use std::collections::BTreeMap;
 
@@ -140,7 +141,7 @@ fn of_figures(total: &Figures) -> Vec<MetricFamily> {
         ),
         one_gauge(
             "stalled_bytes",
-            "Memory held for peers that do not read.",
+            "Spilled bytes: memory for echoes that peers have not read.",
             total.stalled_bytes as f64,
         ),
         one_gauge("buffers", "Receive buffers.", total.buffers.total as f64),

@@ -14,7 +14,7 @@ const HEADERS_MAX: usize = 64;
 /// The requested page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Page {
-    /// `/`, or `/?pause`: the page for people.
+    /// `/`, or `/?pause`: the HTML status page.
     Home {
         /// Whether the browser reloads it.
         refreshing: bool,
@@ -142,7 +142,7 @@ const CSS: &str = "text/css; charset=utf-8";
 const POLICY: &str = "default-src 'none'; style-src 'self'; img-src data:; base-uri 'none'; \
                       form-action 'none'; frame-ancestors 'none'";
 
-/// The response with the page for people, which the browser loads again after `refresh` seconds.
+/// The response with the HTML status page, which the browser loads again after `refresh` seconds.
 pub(super) fn page(html: &str, refresh: Option<u32>, head_only: bool) -> Vec<u8> {
     let refresh = refresh.map(|seconds| seconds.to_string());
     let mut fields = vec![("Content-Security-Policy", POLICY)];

@@ -48,7 +48,7 @@ fn heading(snapshot: &Snapshot) -> String {
     let uptime = humane(Duration::from_secs_f64(snapshot.uptime_seconds.max(0.0)));
     let total = &snapshot.total;
     let mut text = format!(
-        "echo-uring {}: {}, up {uptime}, {} connections ({} stalled, {} B held for them), \
+        "echo-uring {}: {}, up {uptime}, {} connections ({} stalled, {} B spilled), \
          {} of {} buffers lent\n",
         escape::terminal(&snapshot.version),
         snapshot.state.name(),

@@ -124,7 +124,7 @@ impl fmt::Display for ConfigError {
                     io::ErrorKind::NotFound => match instance::of_file(path) {
                         Some(name) if instance::is_name(name) => write!(
                             formatter,
-                            "make it, empty: \"mkdir -p /etc/echo-uring && touch {file}\""
+                            "create an empty one: \"mkdir -p /etc/echo-uring && touch {file}\""
                         ),
                         Some(_) => formatter.write_str(instance::NAME_RULE),
                         None => formatter
@@ -167,7 +167,7 @@ mod tests {
             let cause = io::ErrorKind::NotFound.into();
             ConfigError::Read { file: file.into(), cause }.to_string()
         };
-        let command = "; make it, empty: \"mkdir -p /etc/echo-uring && touch \
+        let command = "; create an empty one: \"mkdir -p /etc/echo-uring && touch \
                        /etc/echo-uring/lab.toml\"";
         assert!(text("/etc/echo-uring/lab.toml").ends_with(command));
         for name in ["a b", "a_b", "abcdefghijklmnopqrstu", ""] {

@@ -198,7 +198,9 @@ impl Merged {
                 "more than {LISTENERS_MAX} listeners in all files; list {LISTENERS_MAX} at most"
             )
         } else if self.listeners.iter().all(|entry| entry.config.kind.is_monitoring()) {
-            "none of kind \"echo\"; add one such as address = \"[::1]:7777\"".to_owned()
+            "no listener of kind \"echo\" or \"identity\"; add one, for example with name = \
+             \"echo\" and address = \"[::1]:7777\""
+                .to_owned()
         } else {
             return;
         };

@@ -188,8 +188,9 @@ section! {
     "busy-poll", busy_poll: Option<Duration> = None,
     Or(&Time(MICROSECOND, TEN_MS, Duration::from_nanos(1)), "off"), AtRestart,
     "How long an idle worker polls for work before it sleeps. \"200us\" nearly halves the round \
-     trip of a connection with little traffic, at the price of a CPU that is busy for this time \
-     after each message. Only for machines with a spare CPU for each worker.",
+     trip of a connection with little traffic (to 0.3 of that of an epoll server), at the price of \
+     a CPU that is busy for this time after each message. Only for machines with a spare CPU for \
+     each worker.",
     "A worker that does not sleep need not be woken, which is most of the round trip.";
 
     "listening-sockets", listening_sockets: ListeningSockets = ListeningSockets::Auto,
@@ -260,17 +261,18 @@ const LISTENER: Section = Section {
             path: "listener.kind",
             holds: Word(&KINDS),
             effect: Effect::AtRestart,
-            text: "What is served there: \"echo\"; \"identity\", one line that tells which server \
-                   has answered; \"status\", a snapshot as JSON for \"echo-uring status\"; \
-                   \"metrics\", Prometheus metrics, a page for people, /healthz, /ready and \
+            text: "What is served there: \"echo\"; \"identity\", one line that reports which \
+                   server answered; \"status\", a snapshot as JSON for \"echo-uring status\"; \
+                   \"metrics\", Prometheus metrics, an HTML status page, /healthz, /ready and \
                    /serving over HTTP; or \"agent-check\", a line for HAProxy. A client that \
                    reaches one of the last three sees traffic figures, and of \"status\" and \
                    \"metrics\" also refused addresses and warnings, so keep them on loopback or on \
                    a Unix socket. At least one listener must be an echo or an identity.",
             more: "See sections MONITORING of echo-uring(8) and IDENTITY below. The file of a Unix \
-                   socket for one of the last three has mode 0660. An inherited socket that no \
-                   section names is one of these three if its name spells that, and an echo \
-                   otherwise; this is the default of a section without an address as well.",
+                   socket for one of the last three has mode 0660. An inherited socket without \
+                   a section serves \"status\", \"metrics\" or \"agent-check\" if its \
+                   FileDescriptorName= is that word, and an echo otherwise. That is the default of \
+                   a section without an address as well.",
             cell: None,
         },
         Key {
@@ -332,8 +334,8 @@ section! {
      access.allow names any, peers in none of them are refused; peers in one of access.deny are \
      refused in any case. A refused connection is closed at once, and datagrams of such peers are \
      not answered. Unix sockets are not affected. IPAddressDeny= in echo-uring.socket does the \
-     same in the kernel, before a connection exists; section EXAMPLES of echo-uring.toml(5) shows \
-     it.",
+     same in the kernel, before a connection exists; for an example see section \
+     EXAMPLES of echo-uring.toml(5).",
     "An entry is a network or a single address; host names are not looked up, and bits beyond the \
      prefix or leading zeros (\"010.0.0.0/8\") are errors. An IPv4 peer of a listener for both \
      families is an IPv4 peer: \"::ffff:10.0.0.0/104\" means the same as \"10.0.0.0/8\", and \
@@ -381,10 +383,9 @@ section! {
     AtReload,
     "How many connections one source may open per second; after a pause of a second, as many in \
      one burst. Further ones are closed at once.",
-    "It is a bucket of tokens. Sources without connections are remembered until their bucket is \
-     full, as many as limits.max-connections (at least 1024); if there are more within a second, \
-     the one remembered longest is forgotten first, and gets its burst again. After a restart \
-     every bucket is full.";
+    "It is a token bucket. The bucket of a source without connections is kept until it is full. At \
+     most limits.max-connections such buckets are kept (at least 1024); beyond that the oldest is \
+     evicted, and its source starts with a full one. After a restart every bucket is full.";
 
     "source-prefix-ipv4", source_prefix_ipv4: u8 = 32, Number(8, 32), AtReload,
     "How many leading bits of an IPv4 address identify a source. With 24, neighbours share the \
@@ -501,11 +502,12 @@ section! {
      intervals of a quarter of this time (at least a second), end the connection, that is after \
      twice this silence. At most 8,000 probes are sent per second. With \"off\", only \
      timeouts.idle ends connections of vanished peers.",
-    "A peer that is gone may be detected later by 3 % of the time and a second. If many peers are \
-     silent they are probed one after the other, over all workers, because a network would drop a \
-     part of a large burst: with a million silent peers each of the four probes may be two minutes \
-     later. The daemon decides when to probe, by its own timers; the kernel only sends the probe, \
-     so ss(8) shows a keep-alive timer of nine hours. A reload applies to all connections.";
+    "Timers are rounded, so a vanished peer may be detected late by 3 % of the time plus one \
+     second. If many peers are silent they are probed one after the other, over all workers, \
+     because a network would drop a part of a large burst: with a million silent peers each of the \
+     four probes may be two minutes later. The daemon decides when to probe, by its own timers; \
+     the kernel only sends the probe, so ss(8) shows a keep-alive timer of nine hours. A reload \
+     applies to all connections.";
 
     // The kernel counts milliseconds in 31 bits.
     "user-timeout", user_timeout: Option<Duration> = Some(MINUTE),

@@ -253,9 +253,9 @@ pub(super) const CLASSES: [Class<Connections>; 13] = [
         },
         line: |number, seen| {
             format!(
-                "{} of a proxy refused: without a valid header of the PROXY protocol (\
-                 send-proxy-v2 in HAProxy, proxy_protocol in nginx){}",
-                count(number, "connection"),
+                "{} refused: no valid PROXY header (enable send-proxy-v2 in HAProxy, \
+                 proxy_protocol in nginx){}",
+                count(number, "proxy connection"),
                 seen.refused_last(RefuseReason::InvalidHeader)
             )
         },
@@ -267,8 +267,8 @@ pub(super) const CLASSES: [Class<Connections>; 13] = [
         },
         line: |number, seen| {
             format!(
-                "{} of a proxy refused: no header of the PROXY protocol within {} seconds{}",
-                count(number, "connection"),
+                "{} refused: no complete PROXY header within {} seconds{}",
+                count(number, "proxy connection"),
                 limits::PREFACE_MS / 1_000,
                 seen.refused_last(RefuseReason::HeaderTimeout)
             )

@@ -284,7 +284,7 @@ fn host(named: String) -> Option<String> {
 fn announce(plan: &Plan<'_>, names: &[String], warnings: &[String]) {
     let release = nix::sys::utsname::uname()
         .map_or_else(|_| "unknown".into(), |name| name.release().to_string_lossy().into_owned());
-    let receive = if plan.features.bounded_multishot_receive { "multishot" } else { "once" };
+    let receive = if plan.features.bounded_multishot_receive { "multishot" } else { "one-shot" };
     log::info!(
         "echo-uring {}: starting, kernel {release}, {}, receive {receive}",
         env!("CARGO_PKG_VERSION"),

@@ -40,20 +40,30 @@ struct Limits {
 struct Limit {
     /// `None` means unlimited.
     value: Option<u64>,
-    /// Whether systemd cannot set the value of the unit.
-    cut: bool,
+    setter: Setter,
+}
+
+/// Where a higher limit is to be set.
+#[derive(Clone, Copy)]
+enum Setter {
+    /// The shell that the process is started from.
+    Shell,
+    /// The unit.
+    Unit,
+    /// The container around systemd, which cannot set the higher value of the unit.
+    Container,
 }
 
 impl Limits {
     fn of_this_process() -> Self {
         let hard = |resource| {
             let (_, hard) = getrlimit(resource).unwrap_or((0, RLIM_INFINITY));
-            Limit { value: Some(hard).filter(|hard| *hard != RLIM_INFINITY), cut: false }
+            Limit { value: Some(hard).filter(|hard| *hard != RLIM_INFINITY), setter: Setter::Shell }
         };
         Self {
             whose: "this process".to_owned(),
             files: hard(Resource::RLIMIT_NOFILE),
-            locked: Limit { value: echo_ring::locked_memory_limit(), cut: false },
+            locked: Limit { value: echo_ring::locked_memory_limit(), setter: Setter::Shell },
         }
     }
 
@@ -78,17 +88,21 @@ impl Limit {
     /// The effective limit if the unit requests `wanted` and `bound` is the maximum.
     fn between(wanted: Option<u64>, bound: Option<u64>) -> Self {
         let infinite = |limit: Option<u64>| limit.unwrap_or(u64::MAX);
-        let value = if infinite(bound) < infinite(wanted) { bound } else { wanted };
-        Self { value, cut: infinite(bound) < infinite(wanted) }
+        match infinite(bound) < infinite(wanted) {
+            true => Self { value: bound, setter: Setter::Container },
+            false => Self { value: wanted, setter: Setter::Unit },
+        }
     }
 
-    fn remedy(self, key: &str, wanted: &str) -> String {
-        match self.cut {
-            true => format!(
-                "{key}= of the unit is higher, but systemd lacks CAP_SYS_RESOURCE to set it; \
+    /// What to do: in the unit set `directive` to `value`, in a shell run `command`.
+    fn remedy(self, directive: &str, value: &str, command: &str) -> String {
+        match self.setter {
+            Setter::Shell => format!("raise the limit before the start: {command}"),
+            Setter::Unit => format!("set {directive}={value} in the unit"),
+            Setter::Container => format!(
+                "{directive}= of the unit is higher, but systemd lacks CAP_SYS_RESOURCE to set it; \
                  raise the limit of the container"
             ),
-            false => format!("set {key}={wanted} in the unit"),
         }
     }
 }
@@ -145,7 +159,11 @@ fn files(config: &Config, limits: &Limits, sockets: Sockets) -> Finding {
             ),
             &format!(
                 "{}, or lower limits.max-connections",
-                limits.files.remedy("LimitNOFILE", &format!("{needed} or more"))
+                limits.files.remedy(
+                    "LimitNOFILE",
+                    &format!("{needed} or more"),
+                    &format!("ulimit -n {needed}")
+                )
             ),
         );
     }
@@ -173,7 +191,7 @@ fn locked_memory(config: &Config, limits: &Limits, with_datagrams: bool) -> Find
         return Finding::ok(Topic::Limits, what);
     }
     let fitting = limit / capacity::locked_bytes(config, 1, with_datagrams);
-    let remedy = limits.locked.remedy("LimitMEMLOCK", "infinity");
+    let remedy = limits.locked.remedy("LimitMEMLOCK", "infinity", "ulimit -l unlimited");
     match config.server.workers {
         Workers::Auto if fitting > 0 => {
             let what = format!("{what}; only {fitting} start");
@@ -199,7 +217,7 @@ mod tests {
     fn a_limit_is_cut_where_systemd_has_less_than_the_unit_wants() {
         let limit = |wanted, bound| {
             let limit = Limit::between(wanted, bound);
-            (limit.value, limit.cut)
+            (limit.value, matches!(limit.setter, Setter::Container))
         };
         assert_eq!(limit(None, None), (None, false));
         assert_eq!(limit(None, Some(8)), (Some(8), true));

@@ -130,8 +130,8 @@ fn examine(socket: OwnedFd, family: Family, name: &str) -> Result<Listener, List
     }
     let kind = Kind::of_name(name);
     if family == Family::Unix(UnixKind::Seqpacket) && kind.is_monitoring() {
-        let problem = "a seqpacket socket of the name of a service that needs streams; use \
-                       ListenStream= in its socket unit, or another FileDescriptorName=";
+        let problem = "a seqpacket socket with the name of a service that needs stream sockets; \
+                       use ListenStream= in its socket unit, or another FileDescriptorName=";
         return Err(refuse(&socket, problem));
     }
     // The driver waits in the ring. With a non-blocking socket io_uring would return EAGAIN at
@@ -166,8 +166,8 @@ fn examine_datagram(socket: OwnedFd, family: Family, name: &str) -> Result<Liste
     if kind.is_monitoring() {
         let what = if family == Family::Udp { "UDP" } else { "Unix datagram" };
         let problem = format!(
-            "a {what} socket of the name of a service that needs connections; use ListenStream= in \
-             its socket unit, or another FileDescriptorName="
+            "a {what} socket with the name of a service that needs stream sockets; use \
+             ListenStream= in its socket unit, or another FileDescriptorName="
         );
         return Err(refuse(&socket, &problem));
     }

@@ -252,7 +252,12 @@ fn listeners_of_drop_ins_are_added_or_replace_those_of_their_name() {
     fs::remove_file(place.drop_in("5.toml")).unwrap();
     fs::remove_file(place.drop_in("4.toml")).unwrap();
     let lines = place.try_load().unwrap_err();
-    assert_begin(&lines, &["main.toml.d/3.toml:1:12: listener: none of kind \"echo\"; add one"]);
+    assert_begin(
+        &lines,
+        &[
+            "main.toml.d/3.toml:1:12: listener: no listener of kind \"echo\" or \"identity\"; add one",
+        ],
+    );
 }
 
 /// Goal: several files together have no more listeners than one may have, and are checked quickly.

@@ -227,7 +227,7 @@ def names_the_profile(engine, image, options, errno):
         expect(status == EXIT_CONFIG, f"the exit status is {status}: {container.log()}")
         expect(len(lines) == 1, f"the message is not one line: {container.log()}")
         for words in (
-            f"io_uring_setup(2) says {errno}",
+            f"io_uring_setup(2) fails with {errno}",
             "seccomp.json in /usr/share/echo-uring",
             "--security-opt seccomp=seccomp.json",
             "Kubernetes",

@@ -71,7 +71,7 @@ fn log_lines_report_start_listeners_ready_and_end() {
     let start = format!("info echo-uring {}: starting, kernel ", env!("CARGO_PKG_VERSION"));
     assert!(texts[0].starts_with(&start), "{texts:#?}");
     assert!(texts[0].contains(", 1 worker"), "{texts:#?}");
-    assert!(texts[0].contains(", receive multishot") || texts[0].contains(", receive once"));
+    assert!(texts[0].contains(", receive multishot") || texts[0].contains(", receive one-shot"));
     assert_eq!(texts[1], format!("info listening on {address} (test, inherited)"));
     assert_eq!(texts[2], "info ready");
     assert!(texts[3].starts_with("info draining: 0 connections, for at most 10s"), "{texts:#?}");

@@ -332,7 +332,7 @@ fn datagrams_have_headers_of_their_own() {
     stranger.send_to(&datagram("192.0.2.7:1", b"who"), bound.address).unwrap();
     server.wait_for_dropped("untrusted", 1);
     proxy.expect_nothing();
-    server.daemon.lines.wait_for("of a proxy dropped: without a valid header", time_limit(10.0));
+    server.daemon.lines.wait_for("from a proxy dropped: no valid PROXY header", time_limit(10.0));
     server.balance();
     server.end();
 }

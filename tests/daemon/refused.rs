@@ -101,7 +101,9 @@ fn a_filter_is_named_whatever_it_answers() {
     }
     let some: [&[libc::c_long]; 4] = [&CALLS, &CALLS[..1], &CALLS[1..2], &CALLS[2..]];
     for calls in some {
-        for (errno, name) in [(libc::EPERM, "says EPERM"), (libc::ENOSYS, "says ENOSYS")] {
+        for (errno, name) in
+            [(libc::EPERM, "fails with EPERM"), (libc::ENOSYS, "fails with ENOSYS")]
+        {
             let output = under_a_filter(calls, errno, run_by(&[], &SERVE));
             assert_refused(&output, &FILTER);
             assert_refused(&output, &[name]);

@@ -77,9 +77,7 @@ fn new_values_take_effect_and_the_others_are_named() {
     daemon.lines.wait_for(rest, time_limit(5.0));
     drop(silent);
     reload(&daemon);
-    daemon
-        .lines
-        .wait_for("info reloaded: no change takes effect without a restart", time_limit(5.0));
+    daemon.lines.wait_for("info reloaded: all changed keys need a restart", time_limit(5.0));
     let times = || daemon.lines.all().iter().filter(|line| *line == rest).count();
     wait_until("the warning to come again", time_limit(5.0), || times() == 2);
     daemon.stop();

@@ -116,7 +116,8 @@ fn a_service_that_runs_as_shipped_is_well() {
 #[test]
 fn a_service_without_io_uring_is_a_problem() {
     let machine = Machine::new();
-    let said = "a seccomp filter refuses io_uring: io_uring_setup(2) says EPERM; allow the calls";
+    let said =
+        "a seccomp filter refuses io_uring: io_uring_setup(2) fails with EPERM; allow the calls";
     let changed = [
         ("ActiveState", "failed"),
         ("SubState", "failed"),
@@ -130,7 +131,7 @@ fn a_service_without_io_uring_is_a_problem() {
     let (code, text) = machine.doctor(&[]);
     assert_eq!(code, 1, "{text}");
     let words =
-        ["failed (failed)", "exit-code", "status 78", "says EPERM | allow the calls; then:"];
+        ["failed (failed)", "exit-code", "status 78", "fails with EPERM | allow the calls; then:"];
     assert_found(&text, "systemd problem echo-uring.service", &words);
     let words = ["refuses io_uring_setup, io_uring_register | ", "SystemCallFilter=io_uring_setup"];
     assert_found(&text, "sandbox problem", &words);

@@ -1,5 +1,5 @@
 //! The container: its seccomp profile, made from the system calls that the unit permits, so that a
-//! new call is listed once; and its configuration, which must fit the engine's stop time-out.
+//! new call is listed once; and its configuration, which must fit the engine's stop timeout.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;

@@ -197,7 +197,7 @@ struct Load {
     #[arg(long, value_enum, default_value_t = Mode::PingPong)]
     mode: Mode,
 
-    /// Total number of connections; of datagrams, of flows, each with a socket of its own
+    /// Total number of connections; of flows, each with a socket of its own, for datagrams
     #[arg(short, long, value_name = "N", default_value = "1",
         value_parser = count::<16_777_216>)]
     connections: u32,

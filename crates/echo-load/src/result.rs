@@ -138,7 +138,9 @@ impl Result {
         );
         if self.outcome.client_drops > 0 {
             let drops = self.outcome.client_drops;
-            text += &format!("; for {drops} of the echoes this client had no room");
+            text += &format!(
+                "; {drops} of these echoes were dropped at the receive buffers of this client"
+            );
         }
         Some(text)
     }

@@ -100,7 +100,8 @@ fn datagrams(result: &Result) -> String {
         text += &format!("; {} sent one by one", counted(split, "burst"));
     }
     if drops > 0 {
-        text += &format!("; this client had no room for {}", counted(drops, "echo"));
+        text +=
+            &format!("; {} dropped at the receive buffers of this client", counted(drops, "echo"));
     }
     text
 }

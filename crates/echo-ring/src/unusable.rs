@@ -344,8 +344,8 @@ fn refusal(
     match obstacle {
         Obstacle::Kernel => write!(
             formatter,
-            "this kernel has no io_uring: {call} says {errno:?}, and no seccomp filter is on this \
-             process; run Linux 6.1 or later with CONFIG_IO_URING=y"
+            "this kernel has no io_uring: {call} fails with {errno:?}, and no seccomp filter is on \
+             this process; run Linux 6.1 or later with CONFIG_IO_URING=y"
         ),
         Obstacle::Sysctl(Some(value)) => write!(
             formatter,
@@ -353,12 +353,15 @@ fn refusal(
         ),
         Obstacle::Sysctl(None) => write!(
             formatter,
-            "io_uring is disabled: {call} says {errno:?} and no seccomp filter refuses \
+            "io_uring is disabled: {call} fails with {errno:?} and no seccomp filter refuses \
              io_uring_enter(2), so it is the sysctl kernel.io_uring_disabled, which cannot be read \
              here; {SET}"
         ),
         Obstacle::Filter => {
-            write!(formatter, "a seccomp filter refuses io_uring: {call} says {errno:?}; {ALLOW}")
+            write!(
+                formatter,
+                "a seccomp filter refuses io_uring: {call} fails with {errno:?}; {ALLOW}"
+            )
         }
         Obstacle::SysctlAndFilter(value) => write!(
             formatter,
@@ -367,13 +370,13 @@ fn refusal(
         ),
         Obstacle::FilterOrKernel => write!(
             formatter,
-            "io_uring is not available: {call} says {errno:?}, as does a seccomp filter that knows \
-             no such call, or a kernel without it; {ALLOW}, or run Linux 6.1 or later with \
+            "io_uring is not available: {call} fails with {errno:?}, as does a seccomp filter that \
+             knows no such call, or a kernel without it; {ALLOW}, or run Linux 6.1 or later with \
              CONFIG_IO_URING=y"
         ),
         Obstacle::SecurityModule => write!(
             formatter,
-            "io_uring is forbidden: {call} says {errno:?}, but neither the sysctl \
+            "io_uring is forbidden: {call} fails with {errno:?}, but neither the sysctl \
              kernel.io_uring_disabled nor a seccomp filter is in the way; allow it to this program \
              in the security module (SELinux, AppArmor), see the kernel's audit log"
         ),

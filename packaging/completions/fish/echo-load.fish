@@ -28,7 +28,7 @@ complete -c echo-load -n "__fish_echo_load_needs_command" -l mode -d 'Traffic pa
 stream\t'Bulk transfer: as ping-pong, with long messages'
 churn\t'Connect, one echo, close, repeat'
 idle\t'Hold the connections open, with occasional messages'"
-complete -c echo-load -n "__fish_echo_load_needs_command" -s c -l connections -d 'Total number of connections; of datagrams, of flows, each with a socket of its own' -r -f
+complete -c echo-load -n "__fish_echo_load_needs_command" -s c -l connections -d 'Total number of connections; of flows, each with a socket of its own, for datagrams' -r -f
 complete -c echo-load -n "__fish_echo_load_needs_command" -s s -l size -d 'Message size: 64, 4KiB, 64..4KiB (uniform) or 64:90,16KiB:10 (weighted); of datagrams from 0 to 65507 (IPv6, Unix: 65527) [default: 64; 64KiB for streams]' -r -f
 complete -c echo-load -n "__fish_echo_load_needs_command" -l depth -d 'Maximum number of messages in flight per connection [default: 1; 8 for streams; N with --burst N]' -r -f
 complete -c echo-load -n "__fish_echo_load_needs_command" -l burst -d 'UDP: send N datagrams of a flow by one system call, which the kernel or the network card divides (GSO) [default: 1]' -r -f

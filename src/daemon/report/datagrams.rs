@@ -126,10 +126,7 @@ pub(in crate::daemon) const CLASSES: [Class<Datagrams>; 14] = [
         reason: "datagrams-invalid-header",
         counter: |seen| seen.dropped(DropReason::InvalidHeader),
         line: |number, _| {
-            format!(
-                "{} of a proxy dropped: without a valid header of the PROXY protocol, version 2",
-                datagrams(number)
-            )
+            format!("{} from a proxy dropped: no valid PROXY header (version 2)", datagrams(number))
         },
     },
     Class {
@@ -137,8 +134,8 @@ pub(in crate::daemon) const CLASSES: [Class<Datagrams>; 14] = [
         counter: |seen| seen.dropped(DropReason::Truncated),
         line: |number, _| {
             format!(
-                "{} dropped, because the kernel truncated what it reports; this is a defect: \
-                 please report it",
+                "{} dropped: longer than the 65922 bytes that can be echoed (on a Unix socket; \
+                 over UDP this is a defect: please report it)",
                 datagrams(number)
             )
         },
@@ -148,8 +145,9 @@ pub(in crate::daemon) const CLASSES: [Class<Datagrams>; 14] = [
         counter: |seen| seen.dropped(DropReason::SendBuffer),
         line: |number, _| {
             format!(
-                "{} dropped: the send buffer was full, because the link is down or slower than \
-                 the requests; for short bursts raise SendBuffer= of the socket unit for UDP",
+                "{} dropped: the link is down or slower than the requests, or the queue of a Unix \
+                 peer is full; for short bursts raise SendBuffer= of the socket unit, or the \
+                 sysctl net.unix.max_dgram_qlen",
                 replies(number)
             )
         },
@@ -166,8 +164,8 @@ pub(in crate::daemon) const CLASSES: [Class<Datagrams>; 14] = [
         counter: |seen| seen.dropped(DropReason::Unroutable),
         line: |number, _| {
             format!(
-                "{} dropped: there is no route to the source, which may be forged; see \
-                 \"ip route\"",
+                "{} dropped: there is no route to the source, which may be forged (see \
+                 \"ip route\"), or a Unix peer is gone",
                 replies(number)
             )
         },
@@ -176,7 +174,11 @@ pub(in crate::daemon) const CLASSES: [Class<Datagrams>; 14] = [
         reason: "datagrams-filtered",
         counter: |seen| seen.dropped(DropReason::Refused),
         line: |number, _| {
-            format!("{} dropped by a packet filter; see \"nft list ruleset\"", replies(number))
+            format!(
+                "{} dropped: a packet filter (see \"nft list ruleset\") or the permissions of a \
+                 Unix socket refused them",
+                replies(number)
+            )
         },
     },
     Class {
@@ -246,7 +248,7 @@ mod tests {
             (DropReason::SourceBytes, "exceeded datagram.bytes-per-source"),
             (DropReason::SourcePort, "datagram.reflect-source-ports"),
             (DropReason::Own, "or from one of our own"),
-            (DropReason::SendBuffer, "2 replies dropped: the send buffer was full"),
+            (DropReason::SendBuffer, "2 replies dropped: the link is down"),
             (DropReason::Refused, "packet filter"),
         ] {
             let lines = lines(&seen(reason, 2));

@@ -92,7 +92,7 @@ impl Service<'_> {
         } else {
             log::info!(
                 message_id = events::RELOADED;
-                "reloaded: no change takes effect without a restart"
+                "reloaded: all changed keys need a restart"
             );
         }
         for (keys, what) in waiting.into_iter().filter(|(keys, _)| !keys.is_empty()) {

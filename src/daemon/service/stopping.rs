@@ -11,8 +11,8 @@
 //! 4. The workers are ordered to accept the connections that wait at those sockets and close the
 //!    sockets, and to drain or to quiesce. Only then is the service manager notified.
 //!
-//! A signal that comes before the daemon is ready stays pending until then: systemd merges a restart
-//! into a start that is in progress, and sends SIGTERM without `ExecStop=`.
+//! A signal that comes before the daemon is ready stays pending until then: systemd merges a
+//! restart into a start that is in progress, and sends SIGTERM without `ExecStop=`.
 //!
 //! A second signal skips what is left of 1 to 3; during 4 it ends the process. The time for the
 //! drain begins with the signal, or with the end of the lead; and all waits for the service manager

@@ -685,15 +685,14 @@ impl Connection {
             false => Inbound::imported(unsent),
         };
         assert!(unsent == 0 || !records, "messages are never owned");
-        match self.phase {
-            Phase::Preface(_) => {
-                assert_eq!(unsent, 0, "nothing is echoed before the header is complete");
-                self.inbound.begin_unjudged();
-                // No process could read it meanwhile.
-                self.timeouts.restart(context.now);
-            }
-            Phase::Lingering(_) => assert_eq!(unsent, 0, "no byte follows our FIN"),
-            _ => {}
+        if let Phase::Preface(_) = self.phase {
+            assert_eq!(unsent, 0, "nothing is echoed before the header is complete");
+            self.inbound.begin_unjudged();
+            // No process could read it meanwhile.
+            self.timeouts.restart(context.now);
+        }
+        if let Phase::Lingering(_) = self.phase {
+            assert_eq!(unsent, 0, "no byte follows our FIN");
         }
         self.outbound = Outbound::imported(context, unsent);
         self.advance(context);

@@ -15,8 +15,8 @@ pub(crate) enum Timeout {
     Linger,
 }
 
-/// The moments from which the timeouts of a connection run. Each is known to 16 ms, so that both fit
-/// into 8 bytes; no timeout ends early.
+/// The moments from which the timeouts of a connection run. Each is known to 16 ms, so that both
+/// fit into 8 bytes; no timeout ends early.
 #[derive(Debug, Default)]
 pub(crate) struct Timeouts {
     /// When bytes last moved in either direction, or silence ended for which the peer is not
@@ -127,8 +127,8 @@ mod tests {
         }
     }
 
-    /// Goal: a moment that lies ahead of a deadline by the whole timeout, less at most two steps, and
-    /// none that is early. Method: a connection that moved bytes later than it was opened.
+    /// Goal: a moment that lies ahead of a deadline by the whole timeout, less at most two steps,
+    /// and none that is early. Method: a connection that moved bytes later than it was opened.
     #[test]
     fn a_deadline_counts_from_its_own_moment() {
         let within = |told: Timestamp, right: u64| (right..right + 32).contains(&told.0);
