@@ -405,7 +405,7 @@ pub fn open_beside(
             listener.identity.clone_from(identity);
             if identity.then_echo && listener.family.is_datagram() {
                 let problem = "a datagram socket, and identity-then-echo is for connections; \
-                               remove that key";
+                               remove identity-then-echo";
                 let (fd, problem) = (listener.socket.as_raw_fd(), problem.to_owned());
                 return Err(ListenError::Inherited { fd, problem });
             }

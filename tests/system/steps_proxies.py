@@ -202,7 +202,7 @@ def announced_by_haproxy(machine, _packages):
     # The port without a proxy is unchanged, and the port for proxies refuses a missing header.
     echoes(machine)
     load(machine, PORT, succeeds=False)
-    is_told(machine, "without a valid header")
+    is_told(machine, "no valid PROXY header")
     entries = len(machine.journal())
     with haproxy(machine) as (_, admin):
         made = announces(machine, FRONTEND, "-c", 50)
