@@ -71,17 +71,18 @@ pub enum Shutdown {
 /// buffer may be recycled, and no connection shut down for writing, while a send of it is in
 /// flight.
 ///
+/// A `length`, `length_max` or `count` is at least 1.
+///
 /// A connection exists for the driver from [`Event::Accepted`], or from its import, to
 /// [`Op::Close`] or [`Op::Abort`], or until it is exported.
+#[allow(missing_docs, reason = "a variant says what its fields are")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op {
     /// Accept one connection from `listener` into the free slot that `connection` names. At most
     /// one accept per listener is armed. Answered once by [`Event::Accepted`] or
     /// [`Event::AcceptFailed`].
     Accept {
-        /// Where from.
         listener: ListenerId,
-        /// The id of the new connection.
         connection: ConnectionId,
         /// [`Expectation::Silence`] if the backlog is probably empty: the accept waits for a
         /// connection first, where the kernel can do that (Linux 6.10).
@@ -96,72 +97,39 @@ pub enum Op {
     /// From now on offer `count` small buffers to the kernel for receives, or fewer if fewer are
     /// free. The offer is filled up at the beginning of each turn. Done at once. Before the first
     /// such operation all are offered.
-    OfferBuffers {
-        /// How many, at least 1.
-        count: u16,
-    },
+    OfferBuffers { count: u16 },
     /// Stop the accept that was armed for `connection`. The accept still completes, as canceled or
     /// with its result.
-    CancelAccept {
-        /// The id given to the accept.
-        connection: ConnectionId,
-    },
+    CancelAccept { connection: ConnectionId },
     /// Accept one connection that waits at `listener`, without waiting for one. Otherwise like
     /// [`Op::Accept`]. At most one of the two is in flight per listener. Answered once, with the
     /// next turn, by [`Event::Accepted`] or [`Event::AcceptFailed`].
-    AcceptWaiting {
-        /// Where from.
-        listener: ListenerId,
-        /// The id of the new connection.
-        connection: ConnectionId,
-    },
+    AcceptWaiting { listener: ListenerId, connection: ConnectionId },
     /// No connection is accepted from `listener` any more. If this process created the socket, it
     /// stops listening, and connections that wait there are reset. Otherwise the socket is left
     /// unchanged. Done at once, never answered. Other workers may submit the same.
-    CloseListener {
-        /// Which.
-        listener: ListenerId,
-    },
+    CloseListener { listener: ListenerId },
     /// Receive into a pooled buffer. At most one receive, relay or poll per connection is armed.
     /// Answered by [`Event::Received`] and [`Event::ReceiveEnded`].
     ///
     /// The kernel picks a small buffer when bytes arrive. A large buffer is taken from the pool
     /// right away, so the core never requests more of them than are free.
-    Receive {
-        /// Whose bytes.
-        connection: ConnectionId,
-        /// Which pool.
-        class: SizeClass,
-        /// When, and how often.
-        mode: ReceiveMode,
-    },
+    Receive { connection: ConnectionId, class: SizeClass, mode: ReceiveMode },
     /// As soon as the socket is readable, look for the header (PROXY protocol) at the beginning of
     /// the stream, which may have `length_max` bytes in all. The bytes of the header that have
     /// arrived are taken; bytes behind it stay in the receive queue. Takes the place of a receive.
     /// Answered once by [`Event::PrefacePartial`], [`Event::PrefaceComplete`],
     /// [`Event::PrefaceInvalid`] or [`Event::ReceiveEnded`]. Never submitted again after a complete
     /// or invalid header.
-    ReadPreface {
-        /// Whose header.
-        connection: ConnectionId,
-        /// The maximum size of a header in bytes, at least 1.
-        length_max: u16,
-    },
-    /// Send the identity: one line that tells the peer where it has arrived. It is the first that
-    /// is sent on the connection, so an empty send buffer takes it whole. Done at once; answered,
-    /// by [`Event::IdentifyFailed`], only if it was not taken whole.
-    Identify {
-        /// To whom.
-        connection: ConnectionId,
-        /// Whose identity: the listener that the connection comes from.
-        listener: ListenerId,
-    },
+    ReadPreface { connection: ConnectionId, length_max: u16 },
+    /// Send the identity of the listener that it comes from: one line that tells the peer where it
+    /// has arrived. It is the first that is sent on the connection, so an empty send buffer takes
+    /// it whole. Done at once; answered, by [`Event::IdentifyFailed`], only if it was not taken
+    /// whole.
+    Identify { connection: ConnectionId, listener: ListenerId },
     /// Wait for bytes, or for the end of the stream, without a buffer. Takes the place of a
     /// receive. Answered once by [`Event::Readable`] or [`Event::ReceiveEnded`].
-    AwaitReadable {
-        /// Whose bytes.
-        connection: ConnectionId,
-    },
+    AwaitReadable { connection: ConnectionId },
     /// Echo up to `length_max` bytes, or fewer by the driver's own limit, without owning them. The
     /// bytes that the socket takes for sending are received, and the rest stays in its receive
     /// queue. Therefore no byte needs memory of ours, however slowly the peer reads. Takes the
@@ -170,166 +138,73 @@ pub enum Op {
     ///
     /// A connection with records is echoed only by relays. Each message is echoed as one message,
     /// the last one even if it is longer than the rest of `length_max`.
-    Relay {
-        /// Whose bytes.
-        connection: ConnectionId,
-        /// What to wait for first.
-        when: When,
-        /// How many bytes at most, at least 1.
-        length_max: u32,
-    },
+    Relay { connection: ConnectionId, when: When, length_max: u32 },
     /// Receive and drop: as [`Op::Relay`], but nothing is sent.
-    Discard {
-        /// Whose bytes.
-        connection: ConnectionId,
-        /// What to wait for first.
-        when: When,
-    },
+    Discard { connection: ConnectionId, when: When },
     /// Stop the armed receive, relay or poll. Bytes that it had already taken are still reported,
     /// then its end.
-    CancelReceive {
-        /// Whose receive.
-        connection: ConnectionId,
-    },
+    CancelReceive { connection: ConnectionId },
     /// Try to send the first `length` bytes of `buffer` without waiting. At most one send (of any
     /// kind) per connection is in flight. Answered once by [`Event::Sent`] or
     /// [`Event::SendFailed`]; the buffer stays lent until recycled.
     ///
     /// If nothing waits for the answer, its completion ends no turn: that all bytes were taken may
     /// be reported with the next event, or after [`Op::FlushSends`].
-    Send {
-        /// To whom.
-        connection: ConnectionId,
-        /// The lent buffer that holds the bytes.
-        buffer: BufferId,
-        /// How many bytes, at least 1.
-        length: u32,
-        /// Whether anything waits for the answer.
-        needs_completion: bool,
-    },
+    Send { connection: ConnectionId, buffer: BufferId, length: u32, needs_completion: bool },
     /// The answers of all sends in flight are needed after all: report them with the next turn.
     FlushSends,
     /// Send `length` bytes of `buffer`, from `offset` on, once there is room for some. Answered
     /// once by [`Event::Sent`] (any part of them) or [`Event::SendFailed`]; the buffer stays lent
     /// until recycled.
-    SendHeld {
-        /// To whom.
-        connection: ConnectionId,
-        /// The lent buffer that holds the bytes.
-        buffer: BufferId,
-        /// Where they begin in it.
-        offset: u32,
-        /// How many, at least 1.
-        length: u32,
-    },
+    SendHeld { connection: ConnectionId, buffer: BufferId, offset: u32, length: u32 },
     /// Copy `length` bytes of `buffer`, from `offset` on, to the end of the connection's own
     /// spilled bytes. Done at once; the buffer may be recycled next. The blocks of memory that
     /// they take were granted by the [`Budget`]; the driver gives each
     /// back when its bytes are forgotten.
-    Spill {
-        /// Whose bytes.
-        connection: ConnectionId,
-        /// The lent buffer that holds them.
-        buffer: BufferId,
-        /// Where they begin in it.
-        offset: u32,
-        /// How many, at least 1.
-        length: u32,
-    },
+    Spill { connection: ConnectionId, buffer: BufferId, offset: u32, length: u32 },
     /// Send from the front of the spilled bytes, waiting for room. Answered once by
     /// [`Event::SentSpilled`] (any part of them) or [`Event::SendFailed`].
-    SendSpilled {
-        /// To whom.
-        connection: ConnectionId,
-    },
+    SendSpilled { connection: ConnectionId },
     /// Forget the first `length` spilled bytes: all that were reported as sent. Done at once. Their
     /// memory may be given back only from here on, so that core and driver always agree which bytes
     /// are in which block.
-    ReleaseSpilled {
-        /// Whose bytes.
-        connection: ConnectionId,
-        /// How many.
-        length: u32,
-    },
+    ReleaseSpilled { connection: ConnectionId, length: u32 },
     /// Stop the send of spilled or held bytes. The send still completes, as canceled or with the
     /// bytes that it had sent.
-    CancelSend {
-        /// Whose send.
-        connection: ConnectionId,
-    },
-    /// Give a lent buffer back to the pool.
-    Recycle {
-        /// The buffer. No operation in the kernel may still use it.
-        buffer: BufferId,
-    },
+    CancelSend { connection: ConnectionId },
+    /// Give a lent buffer back to the pool. No operation in the kernel may still use it.
+    Recycle { buffer: BufferId },
     /// Shut down one direction or both, at once. Never answered.
-    Shutdown {
-        /// Whose.
-        connection: ConnectionId,
-        /// Which directions.
-        how: Shutdown,
-    },
+    Shutdown { connection: ConnectionId, how: Shutdown },
     /// Send one keepalive probe to the peer. A peer on this machine needs none. Done at once, and
     /// ended by [`Op::EndProbe`] unless the connection is closed or exported before. The peer has
     /// been silent for at least `silent_s` seconds, which are at least 1. `again` is set if the
     /// last probe was not answered.
-    #[allow(missing_docs, reason = "said above")]
     Probe { connection: ConnectionId, silent_s: u16, again: bool },
     /// Report the result of the probe, and send no more. Answered once by [`Event::ProbeEnded`],
     /// with the next turn, even if the connection has been closed by then. The driver ends a
     /// receive that has not noticed waiting bytes, as it may do at any time.
-    #[allow(missing_docs, reason = "said above")]
     EndProbe { connection: ConnectionId, again: bool },
     /// Close the connection with FIN and forget its spilled bytes. The kernel must hold no receive
     /// and no send of it any more. Never answered; the slot is free at once.
-    Close {
-        /// Which.
-        connection: ConnectionId,
-    },
+    Close { connection: ConnectionId },
     /// As [`Op::Close`], but reset the connection (RST), so that the kernel frees unsent data at
     /// once.
-    Abort {
-        /// Which.
-        connection: ConnectionId,
-    },
+    Abort { connection: ConnectionId },
 }
 
 impl Op {
     /// Whether it is certain to be answered with the next turn, so that the turn does not wait.
     #[must_use]
     pub fn is_answered_at_once(&self) -> bool {
-        match self {
+        matches!(
+            self,
             Self::Send { needs_completion: true, .. }
-            | Self::Relay { when: When::Now, .. }
-            | Self::Discard { when: When::Now, .. }
-            | Self::AcceptWaiting { .. }
-            | Self::EndProbe { .. } => true,
-            Self::Accept { .. }
-            | Self::ReportPeers
-            | Self::OmitPeers
-            | Self::OfferBuffers { .. }
-            | Self::CancelAccept { .. }
-            | Self::CloseListener { .. }
-            | Self::Receive { .. }
-            | Self::ReadPreface { .. }
-            | Self::Identify { .. }
-            | Self::AwaitReadable { .. }
-            | Self::Relay { .. }
-            | Self::Discard { .. }
-            | Self::CancelReceive { .. }
-            | Self::Send { .. }
-            | Self::FlushSends
-            | Self::SendHeld { .. }
-            | Self::Spill { .. }
-            | Self::SendSpilled { .. }
-            | Self::ReleaseSpilled { .. }
-            | Self::CancelSend { .. }
-            | Self::Recycle { .. }
-            | Self::Shutdown { .. }
-            | Self::Probe { .. }
-            | Self::Close { .. }
-            | Self::Abort { .. } => false,
-        }
+                | Self::Relay { when: When::Now, .. }
+                | Self::Discard { when: When::Now, .. }
+                | Self::AcceptWaiting { .. }
+                | Self::EndProbe { .. }
+        )
     }
 }
 
@@ -353,78 +228,41 @@ pub enum PrefaceProgress {
 }
 
 /// What happened.
+#[allow(missing_docs, reason = "a variant says what its fields are")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// Answer to [`Op::Accept`]: the connection exists.
-    Accepted {
-        /// The id given to the accept.
-        connection: ConnectionId,
-        /// The address of the peer, if it was requested.
-        peer: PeerAddr,
-        /// [`Expectation::Data`] if the backlog is known to hold another connection.
-        backlog: Expectation,
-    },
+    /// Answer to [`Op::Accept`]: the connection exists. `peer` is its address if that was
+    /// requested, `backlog` is [`Expectation::Data`] if it is known to hold another connection.
+    Accepted { connection: ConnectionId, peer: PeerAddr, backlog: Expectation },
     /// Answer to [`Op::Accept`]: there is no connection, and its id is free again.
-    AcceptFailed {
-        /// The id given to the accept.
-        connection: ConnectionId,
-        /// Why.
-        error: AcceptError,
-    },
-    /// Bytes came. The buffer is lent to the core until [`Op::Recycle`].
+    AcceptFailed { connection: ConnectionId, error: AcceptError },
+    /// Bytes came, at least 1. The buffer is lent to the core until [`Op::Recycle`]. `armed` is
+    /// whether the receive continues, `rest` is [`Expectation::Data`] if the socket is known to
+    /// hold more.
     Received {
-        /// From whom.
         connection: ConnectionId,
-        /// Where they are.
         buffer: BufferId,
-        /// How many, at least 1.
         length: u32,
-        /// Whether the receive is still armed.
         armed: bool,
-        /// [`Expectation::Data`] if the socket is known to hold more.
         rest: Expectation,
     },
     /// Answer to [`Op::ReadPreface`]: the header is not complete. The bytes that have arrived were
-    /// taken.
-    PrefacePartial {
-        /// Whose.
-        connection: ConnectionId,
-        /// Bytes of the header so far, in all. At most what was requested.
-        received: u16,
-    },
-    /// Answer to [`Op::ReadPreface`]: the header is complete, and was taken.
-    PrefaceComplete {
-        /// Whose.
-        connection: ConnectionId,
-        /// The address of the peer from here on.
-        peer: PeerAddr,
-        /// Whose address that is.
-        origin: PeerOrigin,
-    },
+    /// taken: `received` in all, at most what was requested.
+    PrefacePartial { connection: ConnectionId, received: u16 },
+    /// Answer to [`Op::ReadPreface`]: the header is complete, and was taken. The address of the
+    /// peer is `peer` from here on.
+    PrefaceComplete { connection: ConnectionId, peer: PeerAddr, origin: PeerOrigin },
     /// Answer to [`Op::ReadPreface`]: the stream does not begin with a valid header.
-    PrefaceInvalid {
-        /// Whose.
-        connection: ConnectionId,
-    },
+    PrefaceInvalid { connection: ConnectionId },
     /// Answer to [`Op::Identify`], with the next turn, even if the connection has been closed by
     /// then: the line was not taken whole.
-    IdentifyFailed {
-        /// To whom.
-        connection: ConnectionId,
-        /// Why.
-        error: ConnectionError,
-    },
+    IdentifyFailed { connection: ConnectionId, error: ConnectionError },
     /// Answer to [`Op::AwaitReadable`]: bytes are available, or the stream has ended.
-    Readable {
-        /// Whose.
-        connection: ConnectionId,
-    },
+    Readable { connection: ConnectionId },
     /// Answer to [`Op::Relay`] and [`Op::Discard`]: `length` bytes were taken from the socket, and
-    /// echoed or dropped.
+    /// echoed or dropped; 0 if there was nothing to take or no room.
     Relayed {
-        /// Whose bytes.
         connection: ConnectionId,
-        /// How many bytes, at most what was requested; 0 if there was nothing to take or no room.
         length: u32,
         /// How many chunks these are. For a stream, 1 if there are bytes, else 0. For a connection
         /// with records, the number of messages, each of which may be empty.
@@ -433,37 +271,16 @@ pub enum Event {
         next: When,
     },
     /// The receive or relay ended without bytes; it is no longer armed.
-    ReceiveEnded {
-        /// Whose.
-        connection: ConnectionId,
-        /// Why.
-        reason: ReceiveEnd,
-    },
+    ReceiveEnded { connection: ConnectionId, reason: ReceiveEnd },
     /// Answer to [`Op::Send`] and [`Op::SendHeld`]: the socket took the first `length` bytes; 0 if
     /// it had no room at all.
-    Sent {
-        /// To whom.
-        connection: ConnectionId,
-        /// How many bytes, at most what was requested.
-        length: u32,
-    },
-    /// Answer to [`Op::SendSpilled`]: the socket took `length` spilled bytes.
-    SentSpilled {
-        /// To whom.
-        connection: ConnectionId,
-        /// How many bytes, at least 1, at most all spilled bytes.
-        length: u32,
-    },
+    Sent { connection: ConnectionId, length: u32 },
+    /// Answer to [`Op::SendSpilled`]: the socket took `length` spilled bytes, at least 1.
+    SentSpilled { connection: ConnectionId, length: u32 },
     /// Answer to [`Op::Send`], [`Op::SendHeld`] or [`Op::SendSpilled`]: no byte was taken.
-    SendFailed {
-        /// To whom.
-        connection: ConnectionId,
-        /// Why.
-        error: SendError,
-    },
+    SendFailed { connection: ConnectionId, error: SendError },
     /// Answer to [`Op::EndProbe`].
     ProbeEnded {
-        /// Whose peer.
         connection: ConnectionId,
         /// When the last segment arrived from it, possibly a bare acknowledgement.
         heard: Timestamp,

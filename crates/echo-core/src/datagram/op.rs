@@ -109,105 +109,51 @@ pub enum ReplyError {
 }
 
 /// What the kernel is asked to do.
+#[allow(missing_docs, reason = "a variant says what its fields are")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op {
     /// Receive datagrams from the socket until an event reports the end of the receive. At most one
     /// receive per socket is armed.
-    Receive {
-        /// Which.
-        socket: SocketId,
-    },
+    Receive { socket: SocketId },
     /// Stop receiving. Answered by [`Event::ReceiveEnded`], unless the receive has just ended.
-    CancelReceive {
-        /// Which.
-        socket: SocketId,
-    },
+    CancelReceive { socket: SocketId },
     /// Send the payload of a lent buffer back, as one datagram or as the burst that it was, from
     /// the address that it was sent to. Never waits. Answered once by [`Event::Replied`] or
     /// [`Event::ReplyFailed`].
-    Reply {
-        /// The buffer.
-        buffer: BufferId,
-    },
+    Reply { buffer: BufferId },
     /// The same, but each datagram of a burst by itself. Answered once by
     /// [`Event::SegmentsReplied`].
-    ReplySegments {
-        /// The buffer.
-        buffer: BufferId,
-    },
+    ReplySegments { buffer: BufferId },
     /// Send the identity to the sender of the datagram in a lent buffer, from the address that was
     /// asked: one line that tells it where it has arrived, and no more than `length_max` bytes.
     /// Never waits. Answered once, with the next turn, by [`Event::Identified`] or
     /// [`Event::ReplyFailed`].
-    Identify {
-        /// The buffer.
-        buffer: BufferId,
-        /// Bytes that the line may have.
-        length_max: u32,
-    },
-    /// Give a lent buffer back to the pool.
-    Recycle {
-        /// The buffer. No reply from it may be in flight.
-        buffer: BufferId,
-    },
+    Identify { buffer: BufferId, length_max: u32 },
+    /// Give a lent buffer back to the pool. No reply from it may be in flight.
+    Recycle { buffer: BufferId },
     /// Close the socket. No receive of it is armed, and no reply of it is in flight. If another
     /// process also holds it, datagrams that arrived meanwhile wait for that process.
-    Close {
-        /// Which.
-        socket: SocketId,
-    },
+    Close { socket: SocketId },
 }
 
 /// What happened.
+#[allow(missing_docs, reason = "a variant says what its fields are")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     /// A datagram or a burst was received. The buffer is lent to the core until [`Op::Recycle`].
-    Received {
-        /// To which socket.
-        socket: SocketId,
-        /// The buffer that holds it.
-        buffer: BufferId,
-        /// What is known of it.
-        datagram: Datagram,
-        /// Whether the receive is still armed. An empty datagram ends it (seen on Linux 6.1 to
-        /// 6.18).
-        armed: bool,
-    },
+    /// `armed` is whether the receive continues: an empty datagram ends it (seen on Linux 6.1 to
+    /// 6.18).
+    Received { socket: SocketId, buffer: BufferId, datagram: Datagram, armed: bool },
     /// The receive ended without a datagram.
-    ReceiveEnded {
-        /// Of which socket.
-        socket: SocketId,
-        /// Why.
-        reason: ReceiveEnd,
-    },
+    ReceiveEnded { socket: SocketId, reason: ReceiveEnd },
     /// Answer to [`Op::Reply`]: the kernel took all of it.
-    Replied {
-        /// The buffer.
-        buffer: BufferId,
-    },
-    /// Answer to [`Op::Identify`]: the kernel took the line.
-    Identified {
-        /// The buffer.
-        buffer: BufferId,
-        /// How many bytes it has, at most what was asked.
-        length: u32,
-    },
+    Replied { buffer: BufferId },
+    /// Answer to [`Op::Identify`]: the kernel took the line, which has `length` bytes, at most what
+    /// was requested.
+    Identified { buffer: BufferId, length: u32 },
     /// Answer to [`Op::Reply`] and [`Op::Identify`]: the kernel took nothing.
-    ReplyFailed {
-        /// The buffer.
-        buffer: BufferId,
-        /// Why.
-        error: ReplyError,
-    },
-    /// Answer to [`Op::ReplySegments`].
-    SegmentsReplied {
-        /// The buffer.
-        buffer: BufferId,
-        /// How many datagrams the kernel took.
-        datagrams: u32,
-        /// The bytes of these datagrams.
-        bytes: u32,
-        /// Why not all of them were taken, if some were not.
-        error: Option<ReplyError>,
-    },
+    ReplyFailed { buffer: BufferId, error: ReplyError },
+    /// Answer to [`Op::ReplySegments`]: how many datagrams the kernel took, their bytes, and why it
+    /// did not take the others.
+    SegmentsReplied { buffer: BufferId, datagrams: u32, bytes: u32, error: Option<ReplyError> },
 }
