@@ -1,5 +1,33 @@
 //! Why accepts, receives, sends and connections end or fail.
 
+/// An enum of reasons that are counted, each with its word for logs and metrics.
+macro_rules! reasons {
+    ($(#[$docs:meta])* pub enum $name:ident {
+        $($(#[$about:meta])* $reason:ident = $word:literal,)+
+    }) => {
+        $(#[$docs])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $name {
+            $($(#[$about])* $reason,)+
+        }
+
+        impl $name {
+            /// All reasons, in the order in which they are counted.
+            pub const ALL: [Self; [$($word),+].len()] = [$(Self::$reason),+];
+
+            /// The reason as one word, for logs and metrics.
+            #[must_use]
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$reason => $word,)+
+                }
+            }
+        }
+    };
+}
+
+pub(crate) use reasons;
+
 /// Why an accept brought nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum AcceptError {
@@ -63,72 +91,38 @@ pub enum ConnectionError {
     Unexpected(i32),
 }
 
-/// Why a connection ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CloseReason {
-    /// The peer sent FIN and got all its bytes back.
-    Finished,
-    /// The peer reset the connection.
-    Reset,
-    /// The network gave up on the peer.
-    Unreachable,
-    /// No byte moved for the idle timeout.
-    Idle,
-    /// It had been open for the longest time that is allowed.
-    Lifetime,
-    /// It had received as many bytes as are allowed.
-    ByteLimit,
-    /// The peer did not read for the stall timeout.
-    Stalled,
-    /// The peer sent a message that is longer than can be echoed as one.
-    MessageSize,
-    /// The drain deadline came first.
-    Drained,
-    /// It was told the identity of its listener, and was open for nothing else.
-    Identified,
-    /// An unexpected error; see
-    /// [`Stats::unexpected_errno`](crate::stats::Stats::unexpected_errno).
-    Unexpected,
-    /// It was not closed here: the next process has it now.
-    HandedOver,
+reasons! {
+    /// Why a connection ended.
+    pub enum CloseReason {
+        /// The peer sent FIN and got all its bytes back.
+        Finished = "finished",
+        /// The peer reset the connection.
+        Reset = "reset",
+        /// The network gave up on the peer.
+        Unreachable = "unreachable",
+        /// No byte moved for the idle timeout.
+        Idle = "idle",
+        /// It had been open for the longest time that is allowed.
+        Lifetime = "lifetime",
+        /// It had received as many bytes as are allowed.
+        ByteLimit = "byte-limit",
+        /// The peer did not read for the stall timeout.
+        Stalled = "stalled",
+        /// The peer sent a message that is longer than can be echoed as one.
+        MessageSize = "message-size",
+        /// The drain deadline came first.
+        Drained = "drained",
+        /// It was told the identity of its listener, and was open for nothing else.
+        Identified = "identified",
+        /// An unexpected error; see
+        /// [`Stats::unexpected_errno`](crate::stats::Stats::unexpected_errno).
+        Unexpected = "unexpected",
+        /// It was not closed here: the next process has it now.
+        HandedOver = "handed-over",
+    }
 }
 
 impl CloseReason {
-    /// All reasons, in the order of [`Traffic::closed`](crate::stats::Traffic::closed).
-    pub const ALL: [Self; 12] = [
-        Self::Finished,
-        Self::Reset,
-        Self::Unreachable,
-        Self::Idle,
-        Self::Lifetime,
-        Self::ByteLimit,
-        Self::Stalled,
-        Self::MessageSize,
-        Self::Drained,
-        Self::Identified,
-        Self::Unexpected,
-        Self::HandedOver,
-    ];
-
-    /// The reason as one word, for logs and metrics.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Finished => "finished",
-            Self::Reset => "reset",
-            Self::Unreachable => "unreachable",
-            Self::Idle => "idle",
-            Self::Lifetime => "lifetime",
-            Self::ByteLimit => "byte-limit",
-            Self::Stalled => "stalled",
-            Self::MessageSize => "message-size",
-            Self::Drained => "drained",
-            Self::Identified => "identified",
-            Self::Unexpected => "unexpected",
-            Self::HandedOver => "handed-over",
-        }
-    }
-
     /// The close reason for a dead connection.
     #[must_use]
     pub fn of(error: ConnectionError) -> Self {
@@ -141,44 +135,21 @@ impl CloseReason {
     }
 }
 
-/// Why a connection was closed right after its accept or after its header (PROXY protocol).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RefuseReason {
-    /// The access lists do not permit it.
-    Denied,
-    /// Its source has reached its maximum number of connections.
-    SourceFull,
-    /// Its source has connected too often within a second.
-    SourceRate,
-    /// The listener takes connections of trusted proxies only, and this one comes from elsewhere.
-    Untrusted,
-    /// It does not begin with a valid header, or the header is too long or cut short.
-    InvalidHeader,
-    /// Its header was not complete in time.
-    HeaderTimeout,
-}
-
-impl RefuseReason {
-    /// All reasons, in the order of [`Traffic::refused`](crate::stats::Traffic::refused).
-    pub const ALL: [Self; 6] = [
-        Self::Denied,
-        Self::SourceFull,
-        Self::SourceRate,
-        Self::Untrusted,
-        Self::InvalidHeader,
-        Self::HeaderTimeout,
-    ];
-
-    /// The reason as one word, for logs and metrics.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Denied => "denied",
-            Self::SourceFull => "source-full",
-            Self::SourceRate => "source-rate",
-            Self::Untrusted => "untrusted",
-            Self::InvalidHeader => "invalid-header",
-            Self::HeaderTimeout => "header-timeout",
-        }
+reasons! {
+    /// Why a connection was closed right after its accept or after its header (PROXY protocol).
+    pub enum RefuseReason {
+        /// The access lists do not permit it.
+        Denied = "denied",
+        /// Its source has reached its maximum number of connections.
+        SourceFull = "source-full",
+        /// Its source has connected too often within a second.
+        SourceRate = "source-rate",
+        /// The listener takes connections of trusted proxies only, and this one comes from
+        /// elsewhere.
+        Untrusted = "untrusted",
+        /// It does not begin with a valid header, or the header is too long or cut short.
+        InvalidHeader = "invalid-header",
+        /// Its header was not complete in time.
+        HeaderTimeout = "header-timeout",
     }
 }

@@ -1,95 +1,52 @@
 //! What is counted of datagrams.
 
 use super::op::ReplyError;
+use crate::reason::reasons;
 
-/// Why a datagram was not answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DropReason {
-    /// It, or what the kernel reports about it, did not fit into a buffer.
-    Truncated,
-    /// It was sent to a broadcast or multicast address.
-    Destination,
-    /// Its source cannot be answered: multicast, broadcast, unspecified or reserved (240.0.0.0/4),
-    /// port 0, or no address at all, as for an unbound Unix socket.
-    Source,
-    /// Its source is the same address and port that it was sent to, or a Unix socket of this
-    /// process.
-    Own,
-    /// It comes from a port of a service that answers by itself.
-    SourcePort,
-    /// The socket takes datagrams of trusted proxies only, and its sender is not one.
-    Untrusted,
-    /// It does not begin with a valid header (PROXY protocol).
-    InvalidHeader,
-    /// The access lists do not admit its source.
-    Denied,
-    /// Its source has sent too many datagrams.
-    SourceDatagrams,
-    /// Its source has sent too many bytes.
-    SourceBytes,
-    /// It is shorter than the identity that it asks for.
-    TooShort,
-    /// The send buffer, or the queue of a Unix peer, was full.
-    SendBuffer,
-    /// The route to the source does not carry a datagram of this size.
-    TooLarge,
-    /// There is no route to the source, or none from the address that the datagram was sent to; or
-    /// the Unix peer is gone.
-    Unroutable,
-    /// A packet filter refused the reply, or a Unix peer did.
-    Refused,
-    /// The kernel had no memory for the reply.
-    Memory,
-    /// The reply failed for an unexpected reason.
-    Unexpected,
+reasons! {
+    /// Why a datagram was not answered.
+    pub enum DropReason {
+        /// It, or what the kernel reports about it, did not fit into a buffer.
+        Truncated = "truncated",
+        /// It was sent to a broadcast or multicast address.
+        Destination = "destination",
+        /// Its source cannot be answered: multicast, broadcast, unspecified or reserved
+        /// (240.0.0.0/4), port 0, or no address at all, as for an unbound Unix socket.
+        Source = "source",
+        /// Its source is the same address and port that it was sent to, or a Unix socket of this
+        /// process.
+        Own = "own-address",
+        /// It comes from a port of a service that answers by itself.
+        SourcePort = "source-port",
+        /// The socket takes datagrams of trusted proxies only, and its sender is not one.
+        Untrusted = "untrusted",
+        /// It does not begin with a valid header (PROXY protocol).
+        InvalidHeader = "invalid-header",
+        /// The access lists do not admit its source.
+        Denied = "denied",
+        /// Its source has sent too many datagrams.
+        SourceDatagrams = "source-datagrams",
+        /// Its source has sent too many bytes.
+        SourceBytes = "source-bytes",
+        /// It is shorter than the identity that it asks for.
+        TooShort = "too-short",
+        /// The send buffer, or the queue of a Unix peer, was full.
+        SendBuffer = "send-buffer",
+        /// The route to the source does not carry a datagram of this size.
+        TooLarge = "too-large",
+        /// There is no route to the source, or none from the address that the datagram was sent to;
+        /// or the Unix peer is gone.
+        Unroutable = "unroutable",
+        /// A packet filter refused the reply, or a Unix peer did.
+        Refused = "refused",
+        /// The kernel had no memory for the reply.
+        Memory = "memory",
+        /// The reply failed for an unexpected reason.
+        Unexpected = "unexpected",
+    }
 }
 
 impl DropReason {
-    /// All reasons, in the order of [`DatagramTraffic::dropped`].
-    pub const ALL: [Self; 17] = [
-        Self::Truncated,
-        Self::Destination,
-        Self::Source,
-        Self::Own,
-        Self::SourcePort,
-        Self::Untrusted,
-        Self::InvalidHeader,
-        Self::Denied,
-        Self::SourceDatagrams,
-        Self::SourceBytes,
-        Self::TooShort,
-        Self::SendBuffer,
-        Self::TooLarge,
-        Self::Unroutable,
-        Self::Refused,
-        Self::Memory,
-        Self::Unexpected,
-    ];
-
-    /// The reason as one word, for logs and metrics.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Truncated => "truncated",
-            Self::Destination => "destination",
-            Self::Source => "source",
-            Self::Own => "own-address",
-            Self::SourcePort => "source-port",
-            Self::Untrusted => "untrusted",
-            Self::InvalidHeader => "invalid-header",
-            Self::Denied => "denied",
-            Self::SourceDatagrams => "source-datagrams",
-            Self::SourceBytes => "source-bytes",
-            Self::TooShort => "too-short",
-            Self::SendBuffer => "send-buffer",
-            Self::TooLarge => "too-large",
-            Self::Unroutable => "unroutable",
-            Self::Refused => "refused",
-            Self::Memory => "memory",
-            Self::Unexpected => "unexpected",
-        }
-    }
-
     fn of(error: ReplyError) -> Self {
         match error {
             ReplyError::Full => Self::SendBuffer,
