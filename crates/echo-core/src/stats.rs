@@ -166,11 +166,8 @@ impl Stats {
     }
 
     pub(crate) fn count_connection_error(&mut self, error: ConnectionError) {
-        match error {
-            ConnectionError::Reset
-            | ConnectionError::Unreachable
-            | ConnectionError::MessageSize => {}
-            ConnectionError::Unexpected(errno) => self.count_unexpected(errno),
+        if let ConnectionError::Unexpected(errno) = error {
+            self.count_unexpected(errno);
         }
     }
 

@@ -129,7 +129,7 @@ impl Connection {
         if context.resources.parameters.records.contains(&self.listener) {
             self.inbound = Inbound::with_records();
         }
-        context.resources.forget_received(context.id);
+        context.resources.set_received(context.id, 0);
         self.advance(context);
     }
 
@@ -145,7 +145,7 @@ impl Connection {
         self.inbound.on_received(context, buffer, armed);
         let resources = &mut *context.resources;
         resources.pool.lend(buffer, length, resources.clock_us as u32);
-        resources.count_received(self.listener, length);
+        resources.count_received(self.listener, length, 1);
         match self.phase {
             Phase::Open => self.take_in(context, buffer, length, rest),
             Phase::Flushing(_) | Phase::Lingering(_) | Phase::Closing(_) | Phase::Refusing(_) => {
@@ -190,17 +190,19 @@ impl Connection {
 
     /// The receive, relay or poll ended without bytes.
     pub(crate) fn on_receive_ended(&mut self, context: &mut Context, reason: ReceiveEnd) {
-        let wanted = self.wants_bytes(context.resources);
-        self.inbound.on_ended(context, reason, wanted);
+        let ended = self.inbound.end(context);
         self.note_health_check(context, reason);
+        let closing = self.phase.is_closing();
         match reason {
             ReceiveEnd::EndOfStream => self.on_end_of_stream(context),
-            ReceiveEnd::NoBuffer if self.phase.is_closing() => {}
-            ReceiveEnd::NoBuffer => self.inbound.wait_for_buffer(context),
-            ReceiveEnd::Memory if self.phase.is_closing() => {}
+            ReceiveEnd::NoBuffer => self.inbound.on_no_buffer(context, ended, closing),
+            ReceiveEnd::Memory if closing => {}
             ReceiveEnd::Memory => self.inbound.retry_later(context),
             ReceiveEnd::Failed(error) => self.fail(context, error),
-            ReceiveEnd::Stopped => {}
+            ReceiveEnd::Stopped => {
+                let wanted = self.wants_bytes(context.resources);
+                self.inbound.on_stopped(context, ended, wanted);
+            }
         }
         self.advance(context);
     }
@@ -229,9 +231,9 @@ impl Connection {
         chunks: u32,
         next: When,
     ) {
-        let was = self.inbound.end_relay(context.resources);
+        let was = self.inbound.end(context);
         if chunks > 0 {
-            context.resources.count_relayed(self.listener, length, chunks);
+            context.resources.count_received(self.listener, length, chunks);
         }
         match was {
             Receive::Armed(Request::Relay(waited)) => {
@@ -260,7 +262,9 @@ impl Connection {
         let resources = &mut *context.resources;
         if chunks > 0 {
             self.timeouts.restart(context.now);
-            resources.count_relay_sent(self.listener, length, chunks);
+            let traffic = resources.traffic(self.listener);
+            traffic.bytes_out += u64::from(length);
+            traffic.chunks_out += u64::from(chunks);
             let left = resources.count_against_limit(context.id, length);
             // An empty message reaches no limit, not even one that a reload has set below the bytes
             // received so far.
@@ -311,7 +315,7 @@ impl Connection {
 
     /// A small buffer may be free: arms the receive if the connection still waits for one.
     pub(crate) fn serve(&mut self, context: &mut Context) {
-        if self.inbound.leave_line() {
+        if self.inbound.end_wait(Receive::Starved) {
             // Timeouts exclude the time that the connection waited for our buffer.
             self.timeouts.restart(context.now);
             if self.wants_bytes(context.resources) {
@@ -330,10 +334,12 @@ impl Connection {
     /// It is the first in the queue for a share of a turn's bulk. Returns whether the connection
     /// after it may be served too.
     pub(crate) fn serve_bulk(&mut self, context: &mut Context) -> bool {
+        if self.receive() != Receive::BulkWaiting {
+            return true;
+        }
         let wanted = self.wants_bytes(context.resources);
-        let waited = self.receive() == Receive::BulkWaiting;
         let served = self.inbound.serve_bulk(context, self.phase, wanted);
-        if waited && self.receive() != Receive::BulkWaiting {
+        if served {
             // Timeouts exclude the time that it waited for its share.
             self.timeouts.restart(context.now);
         }
@@ -342,7 +348,7 @@ impl Connection {
 
     /// The kernel may have memory again.
     pub(crate) fn retry(&mut self, context: &mut Context) {
-        let receives = self.inbound.end_retry();
+        let receives = self.inbound.end_wait(Receive::Retrying);
         let sends = self.outbound.end_retry();
         if receives || sends {
             // Timeouts exclude the time that the connection waited for the kernel's memory.
@@ -529,7 +535,7 @@ impl Connection {
             | CloseReason::Unexpected => Op::Abort { connection },
             CloseReason::HandedOver => unreachable!("there is no connection to close"),
         });
-        context.resources.count_close(self.listener, reason);
+        context.resources.traffic(self.listener).closed[reason as usize] += 1;
         self.vacate();
     }
 
@@ -662,7 +668,8 @@ impl Connection {
         assert!(self.is_quiescent(), "the kernel holds an operation of {:?}", context.id);
         let unsent = self.outbound.export(context);
         let listener = self.listener;
-        context.resources.count_close(listener, CloseReason::HandedOver);
+        let traffic = context.resources.traffic(listener);
+        traffic.closed[CloseReason::HandedOver as usize] += 1;
         let now = context.now;
         let (quiet_ms, age_ms) = (self.timeouts.quiet_ms(now), self.timeouts.age_ms(now));
         let received = context.resources.received_by(context.id);
@@ -676,7 +683,7 @@ impl Connection {
         assert_eq!(self.phase, Phase::Free, "an imported connection takes a slot of its own");
         let TransferState { listener, records, phase, unsent, quiet_ms, age_ms, received } =
             transfer;
-        context.resources.resume_received(context.id, received);
+        context.resources.set_received(context.id, received);
         self.timeouts = Timeouts::imported(context.now, quiet_ms, age_ms);
         self.listener = listener;
         self.phase = Phase::imported(phase);

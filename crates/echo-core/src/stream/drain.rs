@@ -113,26 +113,14 @@ impl Drain {
             {
                 Some(quiescent)
             }
-            Self::No
-            | Self::Waiting { .. }
-            | Self::Ending { .. }
-            | Self::Over { .. }
-            | Self::Quiescing { .. }
-            | Self::QuiesceOverdue { .. }
-            | Self::Released => None,
+            _ => None,
         }
     }
 
     /// Whether connections are opened beyond capacity: they are being ended, or given away.
     #[must_use]
     pub(crate) fn exceeds_capacity(self) -> bool {
-        match self {
-            Self::Ending { .. }
-            | Self::Over { .. }
-            | Self::Quiescing { .. }
-            | Self::QuiesceOverdue { .. } => true,
-            Self::No | Self::Waiting { .. } | Self::Released => false,
-        }
+        !matches!(self, Self::No | Self::Waiting { .. } | Self::Released)
     }
 
     /// Whether the drain waits for nothing any more.

@@ -26,7 +26,6 @@ use super::resources::{Context, Resources};
 use crate::id::{BufferId, SizeClass};
 use crate::limits;
 use crate::op::{Expectation, Op, ReceiveMode, When};
-use crate::reason::ReceiveEnd;
 
 /// The kinds of request that bring bytes, or tell that there are some.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -286,50 +285,44 @@ impl Inbound {
         self.estimate.expect(Expectation::Data);
     }
 
-    /// The receive has ended without bytes, for `reason`, which the connection handles as well.
-    /// `wanted` is whether bytes are still wanted.
-    pub(crate) fn on_ended(&mut self, context: &mut Context, reason: ReceiveEnd, wanted: bool) {
-        assert!(self.is_with_kernel(), "no receive was in flight: {:?}", self.receive);
+    /// What was in flight has ended. Returns the previous state of the receive.
+    pub(crate) fn end(&mut self, context: &mut Context) -> Receive {
+        assert!(self.is_with_kernel(), "nothing was in flight: {:?}", self.receive);
         let ended = self.set(context.resources, Receive::Off);
         if ended.request() == Some(Request::Large) {
             self.end_large(context);
         }
-        match reason {
-            ReceiveEnd::EndOfStream | ReceiveEnd::Failed(_) => {}
-            ReceiveEnd::NoBuffer => {
-                let small = matches!(ended.request(), Some(Request::Multishot | Request::Once));
-                assert!(small, "{ended:?} needs no small buffer");
-                self.on_no_buffer(context);
-            }
-            ReceiveEnd::Stopped => {
-                // Waiting for readiness loses nothing: it finds bytes that are already there.
-                self.estimate.expect(Expectation::Silence);
-                if ended == Receive::Revoked && wanted {
-                    self.poll(context);
-                }
-            }
-            ReceiveEnd::Memory => {}
+        ended
+    }
+
+    /// The receive was stopped. `wanted` is whether bytes are still wanted.
+    pub(crate) fn on_stopped(&mut self, context: &mut Context, ended: Receive, wanted: bool) {
+        // Waiting for readiness loses nothing: it finds bytes that are already there.
+        self.estimate.expect(Expectation::Silence);
+        if ended == Receive::Revoked && wanted {
+            self.poll(context);
         }
     }
 
-    fn on_no_buffer(&mut self, context: &mut Context) {
+    /// There was no small buffer. Waits for one unless the connection is `closing`. If the small
+    /// buffers may be held for long, it is relayed instead. If its next receive gets a large
+    /// buffer, it does not wait either.
+    pub(crate) fn on_no_buffer(&mut self, context: &mut Context, ended: Receive, closing: bool) {
+        let small = matches!(ended.request(), Some(Request::Multishot | Request::Once));
+        assert!(small, "{ended:?} needs no small buffer");
         context.resources.stats.starved += 1;
         context.resources.buffer_offer.note_dry();
         self.estimate.expect(Expectation::Data);
+        let waits = self.class() == SizeClass::Small && !context.resources.pool.is_withheld();
+        if waits && !closing {
+            self.join_queue(context);
+        }
     }
 
     /// The kernel is out of memory: to be tried again.
     pub(crate) fn retry_later(&mut self, context: &mut Context) {
         self.receive = Receive::Retrying;
         context.retry_later();
-    }
-
-    /// Waits for a small buffer. If the small buffers may be held for long, the connection is
-    /// relayed instead. If its next receive gets a large buffer, it does not wait either.
-    pub(crate) fn wait_for_buffer(&mut self, context: &mut Context) {
-        if self.class() == SizeClass::Small && !context.resources.pool.is_withheld() {
-            self.join_queue(context);
-        }
     }
 
     fn join_queue(&mut self, context: &mut Context) {
@@ -339,22 +332,13 @@ impl Inbound {
         context.ops.push(Op::FlushSends);
     }
 
-    /// There may be a small buffer for a connection of the queue. False if it no longer waits.
-    pub(crate) fn leave_line(&mut self) -> bool {
-        let starved = self.receive == Receive::Starved;
-        if starved {
+    /// The end of a wait, if the receive is in this state: nothing is armed.
+    pub(crate) fn end_wait(&mut self, wait: Receive) -> bool {
+        let waited = self.receive == wait;
+        if waited {
             self.receive = Receive::Off;
         }
-        starved
-    }
-
-    /// The kernel may have memory again. False if the receive did not wait for that.
-    pub(crate) fn end_retry(&mut self) -> bool {
-        let retrying = self.receive == Receive::Retrying;
-        if retrying {
-            self.receive = Receive::Off;
-        }
-        retrying
+        waited
     }
 
     /// Gives up a receive that is not in the kernel. Returns whether it waited for a buffer or
@@ -453,9 +437,6 @@ impl Inbound {
     /// It has waited for its share of a turn's bulk, and is the first in the queue. Returns whether
     /// it got its share, or waits for none any more.
     pub(crate) fn serve_bulk(&mut self, context: &mut Context, phase: Phase, wanted: bool) -> bool {
-        if self.receive != Receive::BulkWaiting {
-            return true;
-        }
         if !wanted {
             self.receive = Receive::Off;
             return true;
@@ -499,11 +480,7 @@ impl Inbound {
 
     /// Submits a deferred receive if bytes are still `wanted`. Returns whether it did.
     pub(crate) fn submit_deferred(&mut self, context: &mut Context, wanted: bool) -> bool {
-        if self.receive != Receive::Deferred {
-            return false;
-        }
-        if !wanted {
-            self.receive = Receive::Off;
+        if !self.end_wait(Receive::Deferred) || !wanted {
             return false;
         }
         self.receive = Receive::Armed(Request::Once);
@@ -567,11 +544,6 @@ impl Inbound {
             self.set(context.resources, Receive::Armed(Request::Relay(when)));
             context.ops.push(Op::Relay { connection, when, length_max });
         }
-    }
-
-    /// A relay has completed. Returns the previous state of the receive.
-    pub(crate) fn end_relay(&mut self, resources: &mut Resources) -> Receive {
-        self.set(resources, Receive::Off)
     }
 
     /// A relay that had waited for `waited` has echoed `chunks` chunks, and the next one should

@@ -107,11 +107,7 @@ impl Listeners {
         }
         let until = |listener: &Listener| match listener.accept {
             Accept::BackingOff(until) => Some(until),
-            Accept::Off
-            | Accept::Armed(_)
-            | Accept::Canceling(_)
-            | Accept::Emptying(_)
-            | Accept::Ended => None,
+            _ => None,
         };
         self.all.iter().filter_map(until).min().into()
     }

@@ -278,7 +278,7 @@ impl Outbound {
     /// are older, or if the memory is not granted.
     fn grant(&mut self, resources: &mut Resources, length: u32) -> bool {
         let Send::Spilled { spill, .. } = &mut self.send else { return false };
-        let grown = resources.charge_spill(*spill, length);
+        let grown = resources.charge_spill(*spill, length, |budget, blocks| budget.take(blocks));
         *spill = grown.unwrap_or(*spill);
         grown.is_some()
     }
@@ -411,7 +411,10 @@ impl Outbound {
                 unreachable!("it was set above")
             };
             let (_, length) = context.resources.pool.unsent(buffer);
-            let Some(grown) = context.resources.charge_spill_beyond(*spill, length) else {
+            let grown = context
+                .resources
+                .charge_spill(*spill, length, |budget, blocks| budget.take_beyond(blocks));
+            let Some(grown) = grown else {
                 context.drop_chunk(buffer);
                 return false;
             };

@@ -33,16 +33,7 @@ impl Phase {
     /// Whether the slot is a connection that was opened and not closed yet.
     #[must_use]
     pub(crate) fn is_connection(self) -> bool {
-        match self {
-            Self::Free | Self::Accepting | Self::WaitingForCapacity => false,
-            Self::Preface(_)
-            | Self::Open
-            | Self::HalfClosed
-            | Self::Flushing(_)
-            | Self::Lingering(_)
-            | Self::Closing(_)
-            | Self::Refusing(_) => true,
-        }
+        !matches!(self, Self::Free | Self::Accepting | Self::WaitingForCapacity)
     }
 
     /// Whether the connection waits only for the kernel to give back what it holds.

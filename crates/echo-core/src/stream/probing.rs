@@ -81,17 +81,6 @@ enum Step {
     Unanswered,
 }
 
-/// The result of a probe.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Outcome {
-    /// It has no meaning: the connection has ended since, or its peer is not probed any more.
-    Stale,
-    /// The peer is there, or is to be probed again.
-    Goes,
-    /// The peer has left every probe unanswered.
-    Unresponsive,
-}
-
 impl Probing {
     /// With room for `slots` slots before a table must grow.
     #[must_use]
@@ -210,43 +199,27 @@ impl Probing {
         }
     }
 
-    /// Probes as many queued connections as a burst may hold, and examines at most `looks_max`
-    /// entries in a turn. A queue that is not needed any more is emptied in the same way. `retime`
-    /// is called for each slot whose deadline has changed.
-    pub(crate) fn send_burst(
-        &mut self,
-        now: Timestamp,
-        slots: &[Connection],
-        keepalive: Option<Keepalive>,
-        looks_max: usize,
-        ops: &mut Vec<Op>,
-        mut retime: impl FnMut(&Self, u32),
-    ) {
-        if self.queue.is_empty() || now < self.next_burst {
-            return;
-        }
-        let mut left = keepalive.map_or(limits::PROBES_PER_BURST, |keepalive| keepalive.burst);
-        // Entries whose connection has ended, or whose peer has sent something, are examined in
-        // vain. Their number is bounded too.
-        let mut looks = looks_max;
-        while left > 0
-            && looks > 0
-            && let Some(id) = self.queue.pop_front()
-        {
-            looks -= 1;
-            let connection = &slots[id.slot() as usize];
-            if connection.generation() == id.generation() && self.probes.contains_key(&id.slot()) {
-                left -= u32::from(self.send(now, id, connection, keepalive, ops));
-                retime(self, id.slot());
-            }
-        }
-        let pause = if left > 0 && looks == 0 { 0 } else { limits::PROBE_BURST_MS };
+    /// How many connections of the queue may be probed now, if it is time for some. A queue that is
+    /// not needed any more is emptied at the same pace.
+    pub(crate) fn begin_burst(&self, now: Timestamp, keepalive: Option<Keepalive>) -> Option<u32> {
+        let burst = keepalive.map_or(limits::PROBES_PER_BURST, |keepalive| keepalive.burst);
+        (!self.queue.is_empty() && now >= self.next_burst).then_some(burst)
+    }
+
+    /// The connection that has waited longest in the queue. It may have ended since.
+    pub(crate) fn next_queued(&mut self) -> Option<ConnectionId> {
+        self.queue.pop_front()
+    }
+
+    /// The next burst follows after a pause, or in the next turn if this one `was_cut_short`.
+    pub(crate) fn end_burst(&mut self, now: Timestamp, was_cut_short: bool) {
+        let pause = if was_cut_short { 0 } else { limits::PROBE_BURST_MS };
         self.next_burst = now.plus(pause);
     }
 
     /// Sends a probe to the peer of a connection from the queue, unless the peer has sent something
     /// since. Returns whether it did.
-    fn send(
+    pub(crate) fn send(
         &mut self,
         now: Timestamp,
         id: ConnectionId,
@@ -255,6 +228,9 @@ impl Probing {
         ops: &mut Vec<Op>,
     ) -> bool {
         let slot = id.slot();
+        if !self.probes.contains_key(&slot) {
+            return false;
+        }
         let silent_ms = keepalive.filter(|_| connection.is_idle()).and_then(|keepalive| {
             let heard = self.last_heard(now, slot, connection, keepalive);
             let silent_ms = now.0.saturating_sub(heard.0);
@@ -273,19 +249,19 @@ impl Probing {
     }
 
     /// The driver has reported when the peer of a connection that is still open last sent
-    /// something.
+    /// something. Returns whether the peer has left every probe unanswered.
     pub(crate) fn on_ended(
         &mut self,
         now: Timestamp,
         slot: u32,
         heard: Timestamp,
         keepalive: Option<Keepalive>,
-    ) -> Outcome {
-        let Some(probe) = self.probes.get_mut(&slot) else { return Outcome::Stale };
+    ) -> bool {
+        let Some(probe) = self.probes.get_mut(&slot) else { return false };
         assert!(probe.step == Step::Looking, "no result of a probe was requested");
         let Some(keepalive) = keepalive else {
             self.forget(slot);
-            return Outcome::Stale;
+            return false;
         };
         // An answer to the previous probe that arrived after the last check also counts. The kernel
         // counts in ticks of up to 10 ms.
@@ -294,13 +270,13 @@ impl Probing {
         if heard.plus(earlier + slack) >= probe.at {
             self.forget(slot);
             self.heard.note(slot, now.min(heard), keepalive.step());
-            Outcome::Goes
-        } else if probe.attempt < limits::PROBES {
-            probe.step = Step::Unanswered;
-            Outcome::Goes
-        } else {
-            self.forget(slot);
-            Outcome::Unresponsive
+            return false;
         }
+        if probe.attempt < limits::PROBES {
+            probe.step = Step::Unanswered;
+            return false;
+        }
+        self.forget(slot);
+        true
     }
 }

@@ -14,7 +14,7 @@ use crate::id::{BufferId, ConnectionId, ListenerId, Timestamp};
 use crate::limits;
 use crate::op::Op;
 use crate::parameters::Parameters;
-use crate::reason::{CloseReason, RefuseReason};
+use crate::reason::RefuseReason;
 use crate::stats::{Stats, Traffic};
 
 /// What all connections of a worker share.
@@ -86,34 +86,9 @@ impl Resources {
         }
     }
 
-    /// Counts a connection that was accepted.
-    pub(crate) fn count_accepted(&mut self, listener: ListenerId) {
-        self.of(listener).accepted += 1;
-    }
-
-    /// Counts a connection of the previous process.
-    pub(crate) fn count_taken_over(&mut self, listener: ListenerId) {
-        self.of(listener).taken_over += 1;
-    }
-
-    /// Counts a connection whose header announced an address.
-    pub(crate) fn count_announced(&mut self, listener: ListenerId) {
-        self.of(listener).announced += 1;
-    }
-
-    /// Counts a health check of a proxy.
-    pub(crate) fn count_health_check(&mut self, listener: ListenerId) {
-        self.of(listener).health_checks += 1;
-    }
-
-    /// Counts a connection that is told the identity of its listener.
-    pub(crate) fn count_identity(&mut self, listener: ListenerId) {
-        self.of(listener).identities += 1;
-    }
-
-    /// Counts a connection that is closed right after its accept or its header.
-    pub(crate) fn count_refused(&mut self, listener: ListenerId, reason: RefuseReason) {
-        self.of(listener).refused[reason as usize] += 1;
+    /// What the connections of a listener did.
+    pub(crate) fn traffic(&mut self, listener: ListenerId) -> &mut Traffic {
+        &mut self.listeners[usize::from(listener.0)]
     }
 
     /// How many bytes a connection may still send before its byte limit is reached.
@@ -128,13 +103,9 @@ impl Resources {
     /// before a limit was set do not count.
     pub(crate) fn count_against_limit(&mut self, id: ConnectionId, length: u32) -> u64 {
         let Some(limit) = self.parameters.runtime_limits.bytes_max else { return u64::MAX };
-        let slot = id.slot() as usize;
-        if slot >= self.received.len() {
-            self.received.resize(slot + 1, 0);
-        }
-        let left = limit.saturating_sub(self.received[slot]);
-        self.received[slot] += u64::from(length);
-        left
+        let received = self.received_by(id);
+        self.set_received(id, received + u64::from(length));
+        limit.saturating_sub(received)
     }
 
     /// The bytes that count towards the byte limit of a connection.
@@ -143,8 +114,8 @@ impl Resources {
         self.received.get(id.slot() as usize).copied().unwrap_or(0)
     }
 
-    /// Continues from what the previous process counted towards the byte limit of a connection.
-    pub(crate) fn resume_received(&mut self, id: ConnectionId, received: u64) {
+    /// Sets the bytes that count towards the byte limit of a connection, if there is one.
+    pub(crate) fn set_received(&mut self, id: ConnectionId, received: u64) {
         if self.parameters.runtime_limits.bytes_max.is_some() {
             let slot = id.slot() as usize;
             if slot >= self.received.len() {
@@ -154,37 +125,16 @@ impl Resources {
         }
     }
 
-    /// The slot has a new tenant.
-    pub(crate) fn forget_received(&mut self, id: ConnectionId) {
-        if let Some(received) = self.received.get_mut(id.slot() as usize) {
-            *received = 0;
-        }
-    }
-
-    /// Counts bytes that were relayed or discarded.
-    pub(crate) fn count_relayed(&mut self, listener: ListenerId, length: u32, chunks: u32) {
-        let of = self.of(listener);
-        of.bytes_in += u64::from(length);
-        of.chunks_in += u64::from(chunks);
-    }
-
-    /// Counts the echo of relayed bytes.
-    pub(crate) fn count_relay_sent(&mut self, listener: ListenerId, length: u32, chunks: u32) {
-        let of = self.of(listener);
-        of.bytes_out += u64::from(length);
-        of.chunks_out += u64::from(chunks);
-    }
-
-    /// Counts a chunk that was received.
-    pub(crate) fn count_received(&mut self, listener: ListenerId, length: u32) {
-        let of = self.of(listener);
-        of.bytes_in += u64::from(length);
-        of.chunks_in += 1;
+    /// Counts bytes that were received, relayed or discarded, in this many chunks.
+    pub(crate) fn count_received(&mut self, listener: ListenerId, length: u32, chunks: u32) {
+        let traffic = self.traffic(listener);
+        traffic.bytes_in += u64::from(length);
+        traffic.chunks_in += u64::from(chunks);
     }
 
     /// Counts bytes that were sent.
     pub(crate) fn count_sent(&mut self, listener: ListenerId, length: u32) {
-        self.of(listener).bytes_out += u64::from(length);
+        self.traffic(listener).bytes_out += u64::from(length);
     }
 
     /// Whether the residence time of the next send is to be measured: that of the first send, and
@@ -199,19 +149,10 @@ impl Resources {
     /// Counts a complete echo, and its residence time if its bytes were received at `since_us`, in
     /// microseconds modulo 2^32.
     pub(crate) fn count_echo(&mut self, listener: ListenerId, since_us: Option<u32>) {
-        self.of(listener).chunks_out += 1;
+        self.traffic(listener).chunks_out += 1;
         if let Some(since_us) = since_us {
             self.stats.residence.record((self.clock_us as u32).wrapping_sub(since_us));
         }
-    }
-
-    /// Counts a connection that is closed.
-    pub(crate) fn count_close(&mut self, listener: ListenerId, reason: CloseReason) {
-        self.of(listener).closed[reason as usize] += 1;
-    }
-
-    fn of(&mut self, listener: ListenerId) -> &mut Traffic {
-        &mut self.listeners[usize::from(listener.0)]
     }
 
     /// Counts the bytes at the front of a backlog, which were spilled together and have been sent,
@@ -227,18 +168,9 @@ impl Resources {
         self.parameters.budget.block_size()
     }
 
-    /// Takes the memory for `more` bytes behind those that are spilled. None, and nothing is taken,
-    /// if it is not granted.
-    pub(crate) fn charge_spill(&mut self, spill: Spill, more: u32) -> Option<Spill> {
-        self.charge(spill, more, |budget, blocks| budget.take(blocks))
-    }
-
-    /// As [`Resources::charge_spill`], but beyond the limit.
-    pub(crate) fn charge_spill_beyond(&mut self, spill: Spill, more: u32) -> Option<Spill> {
-        self.charge(spill, more, |budget, blocks| budget.take_beyond(blocks))
-    }
-
-    fn charge(
+    /// Takes the memory for `more` bytes behind those that are spilled, by [`Budget::take`] or, for a
+    /// handover, [`Budget::take_beyond`]. None, and nothing is taken, if it is not granted.
+    pub(crate) fn charge_spill(
         &mut self,
         spill: Spill,
         more: u32,

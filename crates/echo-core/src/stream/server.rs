@@ -12,7 +12,7 @@ use super::drain::Drain;
 use super::listeners::{Accepting, Listeners};
 use super::pause::Pause;
 use super::phase::Phase;
-use super::probing::{Outcome, Probing};
+use super::probing::Probing;
 use super::receive_policy::Turn;
 use super::resources::{Context, Resources};
 use crate::admission::Admission;
@@ -181,12 +181,7 @@ impl Server {
     /// while it is idle.
     fn serve_bulk(&mut self, now: Timestamp, ops: &mut Vec<Op>) {
         while let Some(&id) = self.resources.bulk_waiting.front() {
-            let connection = &mut self.slots[id.slot() as usize];
-            let alive = connection.generation() == id.generation();
-            let listener = connection.listener();
-            let resources = &mut self.resources;
-            let context = &mut Context { id, listener, now, resources, ops };
-            if alive && !connection.serve_bulk(context) {
+            if self.with_if_alive(now, id, ops, Connection::serve_bulk) == Some(false) {
                 break;
             }
             self.resources.bulk_waiting.pop_front();
@@ -261,18 +256,7 @@ impl Server {
                     connection.on_sent(context, length);
                 });
             }
-            Event::Accepted { .. }
-            | Event::AcceptFailed { .. }
-            | Event::PrefacePartial { .. }
-            | Event::PrefaceComplete { .. }
-            | Event::PrefaceInvalid { .. }
-            | Event::IdentifyFailed { .. }
-            | Event::Readable { .. }
-            | Event::ReceiveEnded { .. }
-            | Event::Relayed { .. }
-            | Event::SentSpilled { .. }
-            | Event::SendFailed { .. }
-            | Event::ProbeEnded { .. } => return self.handle_no_echo(now, event, ops),
+            other => return self.handle_no_echo(now, other, ops),
         }
         if self.resources.stats.connections != connections {
             self.use_capacity(now, ops);
@@ -402,9 +386,9 @@ impl Server {
     /// Sets the timer of a slot to the next moment at which its connection has to be looked at.
     fn set_timer(&mut self, now: Timestamp, slot: u32) {
         let (connection, keepalive) = (&self.slots[slot as usize], self.keepalive());
-        if let Some(next) =
-            next_look(now, slot, connection, &self.resources, &self.probing, keepalive)
-        {
+        let deadline = connection.deadline(&self.resources, now);
+        let probe = self.probing.deadline(now, slot, connection, keepalive);
+        if let Some(next) = deadline.into_iter().chain(probe).min() {
             self.wheel.catch_up(now);
             self.wheel.set(slot, next);
         }
@@ -422,15 +406,23 @@ impl Server {
     }
 
     fn send_probes(&mut self, now: Timestamp, ops: &mut Vec<Op>) {
-        let (keepalive, looks) = (self.keepalive(), self.sweep());
-        let (slots, resources, wheel) = (&self.slots, &self.resources, &mut self.wheel);
-        self.probing.send_burst(now, slots, keepalive, looks, ops, |probing, slot| {
-            let connection = &slots[slot as usize];
-            if let Some(next) = next_look(now, slot, connection, resources, probing, keepalive) {
-                wheel.catch_up(now);
-                wheel.set(slot, next);
+        let keepalive = self.keepalive();
+        let Some(mut left) = self.probing.begin_burst(now, keepalive) else { return };
+        // Entries whose connection has ended, or whose peer has sent something, are examined in
+        // vain. Their number is bounded too.
+        let mut looks = self.sweep();
+        while left > 0
+            && looks > 0
+            && let Some(id) = self.probing.next_queued()
+        {
+            looks -= 1;
+            let connection = &self.slots[id.slot() as usize];
+            if connection.generation() == id.generation() {
+                left -= u32::from(self.probing.send(now, id, connection, keepalive, ops));
+                self.set_timer(now, id.slot());
             }
-        });
+        }
+        self.probing.end_burst(now, left > 0 && looks == 0);
     }
 
     fn on_probe_ended(
@@ -444,10 +436,10 @@ impl Server {
         if self.slots[slot as usize].generation() != id.generation() {
             return;
         }
-        match self.probing.on_ended(now, slot, heard, self.keepalive()) {
-            Outcome::Stale => {}
-            Outcome::Goes => self.set_timer(now, slot),
-            Outcome::Unresponsive => self.with(now, id, ops, Connection::on_unresponsive),
+        if self.probing.on_ended(now, slot, heard, self.keepalive()) {
+            self.with(now, id, ops, Connection::on_unresponsive);
+        } else {
+            self.set_timer(now, slot);
         }
     }
 
@@ -468,7 +460,7 @@ impl Server {
         while free > 0
             && let Some(id) = self.resources.waiting.pop_front()
         {
-            if self.with_if_alive(now, id, ops, Connection::serve) {
+            if self.with_if_alive(now, id, ops, Connection::serve).is_some() {
                 free -= 1;
             }
         }
@@ -531,7 +523,7 @@ impl Server {
     ) {
         let listener = self.accept_ended(id);
         self.listeners.on_accepted(listener, backlog);
-        self.resources.count_accepted(listener);
+        self.resources.traffic(listener).accepted += 1;
         match self.judge_accepted(now, id, listener, peer) {
             Ok(()) if self.has_capacity() => self.open(now, id, ops),
             Ok(()) => {
@@ -539,7 +531,7 @@ impl Server {
                 self.waiting_for_capacity.push_back(id);
             }
             Err(reason) => {
-                self.resources.count_refused(listener, reason);
+                self.resources.traffic(listener).refused[reason as usize] += 1;
                 ops.push(Op::Close { connection: id });
                 self.release_slot(id);
             }
@@ -601,38 +593,37 @@ impl Server {
         connection
     }
 
-    fn with_if_alive(
+    fn with_if_alive<R>(
         &mut self,
         now: Timestamp,
         id: ConnectionId,
         ops: &mut Vec<Op>,
-        act: impl FnOnce(&mut Connection, &mut Context<'_>),
-    ) -> bool {
+        act: impl FnOnce(&mut Connection, &mut Context<'_>) -> R,
+    ) -> Option<R> {
         let alive = self.slots[id.slot() as usize].generation() == id.generation();
-        if alive {
-            self.with(now, id, ops, act);
-        }
-        alive
+        alive.then(|| self.with(now, id, ops, act))
     }
 
     /// Calls `act` on a connection, and then updates the server by the new state of the connection:
     /// whether it has closed, and which timeout runs.
-    fn with(
+    fn with<R>(
         &mut self,
         now: Timestamp,
         id: ConnectionId,
         ops: &mut Vec<Op>,
-        act: impl FnOnce(&mut Connection, &mut Context<'_>),
-    ) {
+        act: impl FnOnce(&mut Connection, &mut Context<'_>) -> R,
+    ) -> R {
         let connection = &mut self.slots[id.slot() as usize];
         assert_eq!(connection.generation(), id.generation(), "{id:?} is gone");
         let (listener, timeout) = (connection.listener(), connection.timeout());
-        act(connection, &mut Context { id, listener, now, resources: &mut self.resources, ops });
+        let resources = &mut self.resources;
+        let outcome = act(connection, &mut Context { id, listener, now, resources, ops });
         if connection.generation() != id.generation() {
             self.on_closed(now, id);
         } else if connection.timeout() != timeout {
             self.set_timer(now, id.slot());
         }
+        outcome
     }
 
     fn on_closed(&mut self, now: Timestamp, id: ConnectionId) {
@@ -643,19 +634,6 @@ impl Server {
         self.resources.stats.connections -= 1;
         self.listeners.on_closed();
     }
-}
-
-/// The next moment at which the connection in a slot has to be looked at.
-fn next_look(
-    now: Timestamp,
-    slot: u32,
-    connection: &Connection,
-    resources: &Resources,
-    probing: &Probing,
-    keepalive: Option<Keepalive>,
-) -> Option<Timestamp> {
-    let deadline = connection.deadline(resources, now);
-    deadline.into_iter().chain(probing.deadline(now, slot, connection, keepalive)).min()
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ impl Connection {
             return Phase::Open;
         };
         context.ops.push(Op::Identify { connection: context.id, listener });
-        context.resources.count_identity(listener);
+        context.resources.traffic(listener).identities += 1;
         match after {
             AfterIdentity::End => Phase::Flushing(CloseReason::Identified),
             AfterIdentity::Echo => Phase::Open,

@@ -56,7 +56,7 @@ impl Connection {
             match origin {
                 PeerOrigin::Announced => {
                     self.inbound.end_unjudged();
-                    context.resources.count_announced(self.listener);
+                    context.resources.traffic(self.listener).announced += 1;
                 }
                 PeerOrigin::Socket => self.inbound.begin_untried(),
             }
@@ -83,17 +83,12 @@ impl Connection {
     /// Counts the connection as a health check if its receive has ended for this reason and it is
     /// one.
     pub(super) fn note_health_check(&self, context: &mut Context, reason: ReceiveEnd) {
-        let has_ended = match reason {
-            ReceiveEnd::EndOfStream | ReceiveEnd::Failed(ConnectionError::Reset) => true,
-            ReceiveEnd::NoBuffer
-            | ReceiveEnd::Stopped
-            | ReceiveEnd::Memory
-            | ReceiveEnd::Failed(_) => false,
-        };
+        let has_ended =
+            matches!(reason, ReceiveEnd::EndOfStream | ReceiveEnd::Failed(ConnectionError::Reset));
         let is_untried = self.phase == Phase::Preface(PrefaceProgress::Awaited)
             || self.phase == Phase::Open && self.inbound.is_untried();
         if has_ended && is_untried {
-            context.resources.count_health_check(self.listener);
+            context.resources.traffic(self.listener).health_checks += 1;
         }
     }
 
@@ -116,7 +111,7 @@ impl Connection {
     pub(super) fn join_refused(&mut self, context: &mut Context, reason: RefuseReason) {
         if self.is_quiescent() {
             context.ops.push(Op::Close { connection: context.id });
-            context.resources.count_refused(self.listener, reason);
+            context.resources.traffic(self.listener).refused[reason as usize] += 1;
             self.vacate();
         }
     }

@@ -93,12 +93,7 @@ impl Server {
         *quiescent == self.slots.len() && self.listeners.are_quiescent()
     }
 
-    /// Gives every connection away: the caller takes its socket and its unsent bytes from the
-    /// driver. To be called once all are quiescent.
-    ///
-    /// If they cannot be handed over, this server takes them back as a new server would:
-    /// [`Self::reserve_slot`] and [`Self::import`] for each, then [`Self::drain`]. Limits,
-    /// timeouts, policy and counters are what they were, and nothing is accepted.
+    /// See [`Worker::release`](crate::worker::Worker::release).
     pub(crate) fn release(&mut self, now: Timestamp) -> Vec<(ConnectionId, TransferState)> {
         assert!(self.is_quiescent(), "the kernel still has a connection");
         // They were opened when the handover began.
@@ -118,17 +113,13 @@ impl Server {
         released
     }
 
-    /// A free slot for a connection of the previous process, or for one that could not be handed
-    /// over. To be called before the server starts, or after [`Self::release`]; [`Self::import`]
-    /// must follow.
+    /// See [`Worker::reserve_slot`](crate::worker::Worker::reserve_slot).
     pub(crate) fn reserve_slot(&mut self) -> ConnectionId {
         self.imported += 1;
         self.take_slot()
     }
 
-    /// Takes in a connection of the previous process, or takes back one that could not be handed
-    /// over. The driver has its socket and its unsent bytes. The connection stays even if it
-    /// exceeds the limits.
+    /// See [`Worker::import`](crate::worker::Worker::import).
     pub(crate) fn import(
         &mut self,
         now: Timestamp,
@@ -141,7 +132,7 @@ impl Server {
         if !matches!(transfer.phase, TransferPhase::Preface(_)) {
             self.admission.count_open(now, id, peer);
         }
-        self.resources.count_taken_over(transfer.listener);
+        self.resources.traffic(transfer.listener).taken_over += 1;
         self.resources.stats.connections += 1;
         self.probing.begin_silence(now, id.slot(), self.keepalive());
         self.with(now, id, ops, |connection, context| connection.import(context, transfer));
