@@ -44,15 +44,6 @@ impl BufferPlan {
             bulk_quantum: 2 * sizes[1],
         }
     }
-
-    /// The buffers of a class.
-    #[must_use]
-    pub fn class(&self, class: SizeClass) -> BufferClass {
-        match class {
-            SizeClass::Small => self.small,
-            SizeClass::Large => self.large,
-        }
-    }
 }
 
 /// The owner of a buffer.

@@ -66,20 +66,6 @@ pub enum SizeClass {
     Large,
 }
 
-impl SizeClass {
-    /// Both classes, smallest first.
-    pub const ALL: [Self; 2] = [Self::Small, Self::Large];
-
-    /// 0 for small, 1 for large: the index into tables with one entry for each class.
-    #[must_use]
-    pub fn index(self) -> usize {
-        match self {
-            Self::Small => 0,
-            Self::Large => 1,
-        }
-    }
-}
-
 /// Names one buffer of the pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BufferId {

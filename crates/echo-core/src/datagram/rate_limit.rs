@@ -65,7 +65,17 @@ impl Amount {
     }
 
     fn plus(self, other: Self) -> Self {
-        Self { datagrams: self.datagrams + other.datagrams, bytes: self.bytes + other.bytes }
+        Self {
+            datagrams: self.datagrams.saturating_add(other.datagrams),
+            bytes: self.bytes.saturating_add(other.bytes),
+        }
+    }
+
+    fn times(self, factor: u64) -> Self {
+        Self {
+            datagrams: self.datagrams.saturating_mul(factor),
+            bytes: self.bytes.saturating_mul(factor),
+        }
     }
 
     fn max(self, other: Self) -> Self {
@@ -150,73 +160,41 @@ impl RateLimiter for Unmetered {
     fn give_back(&self, _: SourceKey, _: &Rates, _: Amount) {}
 }
 
-/// Tokens of one kind, in millionths, so that no fraction of a token is lost over short times.
-#[derive(Clone, Copy, Debug)]
-struct Tokens(u64);
-
-impl Tokens {
-    fn full(rate: u64) -> Self {
-        Self(rate.saturating_mul(SECOND_US))
-    }
-
-    /// Refills for `elapsed_us` microseconds.
-    fn refilled(self, rate: u64, elapsed_us: u64) -> Self {
-        let more = rate.saturating_mul(elapsed_us.min(SECOND_US));
-        Self(self.0.saturating_add(more).min(Self::full(rate).0))
-    }
-
-    fn whole(self) -> u64 {
-        self.0 / SECOND_US
-    }
-}
-
 /// The bucket of a source.
 #[derive(Clone, Copy, Debug)]
 struct Bucket {
-    datagrams: Tokens,
-    bytes: Tokens,
+    /// In millionths of a token, so that no fraction of a token is lost over short times.
+    tokens: Amount,
     at_us: u64,
 }
 
 impl Bucket {
     fn full(rates: &Rates, at_us: u64) -> Self {
-        let Amount { datagrams, bytes } = rates.capacity();
-        Self { datagrams: Tokens::full(datagrams), bytes: Tokens::full(bytes), at_us }
+        Self { tokens: rates.capacity().times(SECOND_US), at_us }
     }
 
     fn refill(&mut self, rates: &Rates, now_us: u64) {
-        let elapsed = now_us.saturating_sub(self.at_us);
-        let Amount { datagrams, bytes } = rates.capacity();
-        self.datagrams = self.datagrams.refilled(datagrams, elapsed);
-        self.bytes = self.bytes.refilled(bytes, elapsed);
+        let elapsed_us = now_us.saturating_sub(self.at_us).min(SECOND_US);
+        self.put(rates, rates.capacity().times(elapsed_us));
         self.at_us = self.at_us.max(now_us);
     }
 
     fn holds(&self, rates: &Rates) -> Amount {
         // Without a rate the number of tokens is unlimited.
-        let tokens = |rate: Option<u64>, tokens: Tokens| rate.map_or(u64::MAX, |_| tokens.whole());
+        let whole = |rate: Option<u64>, tokens: u64| rate.map_or(u64::MAX, |_| tokens / SECOND_US);
         Amount {
-            datagrams: tokens(rates.datagrams, self.datagrams),
-            bytes: tokens(rates.bytes, self.bytes),
+            datagrams: whole(rates.datagrams, self.tokens.datagrams),
+            bytes: whole(rates.bytes, self.tokens.bytes),
         }
     }
 
     fn take(&mut self, amount: Amount) {
-        let less = |tokens: Tokens, count: u64| {
-            Tokens(tokens.0.saturating_sub(count.saturating_mul(SECOND_US)))
-        };
-        self.datagrams = less(self.datagrams, amount.datagrams);
-        self.bytes = less(self.bytes, amount.bytes);
+        self.tokens = self.tokens.lacking(amount.times(SECOND_US));
     }
 
-    fn put(&mut self, rates: &Rates, amount: Amount) {
-        let more = |tokens: Tokens, count: u64, rate: u64| {
-            let sum = tokens.0.saturating_add(count.saturating_mul(SECOND_US));
-            Tokens(sum.min(Tokens::full(rate).0))
-        };
-        let Amount { datagrams, bytes } = rates.capacity();
-        self.datagrams = more(self.datagrams, amount.datagrams, datagrams);
-        self.bytes = more(self.bytes, amount.bytes, bytes);
+    /// Adds millionths of tokens, as far as the bucket holds them.
+    fn put(&mut self, rates: &Rates, tokens: Amount) {
+        self.tokens = self.tokens.plus(tokens).min(rates.capacity().times(SECOND_US));
     }
 }
 
@@ -275,7 +253,7 @@ impl BucketTable {
     /// As [`RateLimiter::give_back`].
     pub fn give_back(&mut self, key: SourceKey, rates: &Rates, unused: Amount) {
         if let Some(bucket) = self.buckets.get_mut(&key) {
-            bucket.put(rates, unused);
+            bucket.put(rates, unused.times(SECOND_US));
         }
     }
 

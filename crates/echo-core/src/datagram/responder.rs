@@ -189,29 +189,13 @@ impl Responder {
                 }
             }
             Event::Replied { buffer } => {
-                let Reply { listener, datagram } = self.end_reply(buffer);
-                let traffic = &mut self.listeners[usize::from(listener)];
-                traffic.datagrams_out += u64::from(datagram.count());
-                traffic.bytes_out += u64::from(datagram.length);
-                ops.push(Op::Recycle { buffer });
+                let datagram = self.datagram(buffer);
+                self.end_reply(buffer, datagram.count(), datagram.length, None, ops);
             }
-            Event::Identified { buffer, length } => {
-                let Reply { listener, .. } = self.end_reply(buffer);
-                let traffic = &mut self.listeners[usize::from(listener)];
-                traffic.datagrams_out += 1;
-                traffic.bytes_out += u64::from(length);
-                ops.push(Op::Recycle { buffer });
-            }
+            Event::Identified { buffer, length } => self.end_reply(buffer, 1, length, None, ops),
             Event::ReplyFailed { buffer, error } => self.on_reply_failed(buffer, error, ops),
             Event::SegmentsReplied { buffer, datagrams, bytes, error } => {
-                let Reply { listener, datagram } = self.end_reply(buffer);
-                let traffic = &mut self.listeners[usize::from(listener)];
-                traffic.datagrams_out += u64::from(datagrams);
-                traffic.bytes_out += u64::from(bytes);
-                if let Some(error) = error {
-                    traffic.count_failed(error, datagram.count() - datagrams);
-                }
-                ops.push(Op::Recycle { buffer });
+                self.end_reply(buffer, datagrams, bytes, error, ops);
             }
         }
     }
@@ -270,24 +254,40 @@ impl Responder {
         self.leases.charge(clock_us, key, rates, &*self.limiter, amount)
     }
 
-    fn end_reply(&mut self, buffer: BufferId) -> Reply {
-        let reply = self.replies[usize::from(buffer.0)].take();
-        let reply = reply.expect("invariant: a reply is answered once");
-        self.replies_count -= 1;
-        reply
-    }
-
     fn on_reply_failed(&mut self, buffer: BufferId, error: ReplyError, ops: &mut Vec<Op>) {
-        let reply = self.replies[usize::from(buffer.0)];
-        let Reply { listener, datagram } = reply.expect("invariant: a reply is answered once");
-        if datagram.segment > 0 && error == ReplyError::Unsendable {
+        if self.datagram(buffer).segment > 0 && error == ReplyError::Unsendable {
             // The route does not carry bursts, or its MTU is smaller than the segments. Sent one by
             // one, the kernel fragments them.
             return ops.push(Op::ReplySegments { buffer });
         }
-        self.end_reply(buffer);
+        self.end_reply(buffer, 0, 0, Some(error), ops);
+    }
+
+    /// The datagram in a buffer from which a reply is in flight.
+    fn datagram(&self, buffer: BufferId) -> Datagram {
+        let reply = self.replies[usize::from(buffer.0)];
+        reply.expect("invariant: a reply is answered once").datagram
+    }
+
+    /// A reply has ended: the kernel took `bytes` in so many `datagrams`, and the others failed
+    /// with `error`, if there is one.
+    fn end_reply(
+        &mut self,
+        buffer: BufferId,
+        datagrams: u32,
+        bytes: u32,
+        error: Option<ReplyError>,
+        ops: &mut Vec<Op>,
+    ) {
+        let reply = self.replies[usize::from(buffer.0)].take();
+        let Reply { listener, datagram } = reply.expect("invariant: a reply is answered once");
+        self.replies_count -= 1;
         let traffic = &mut self.listeners[usize::from(listener)];
-        traffic.count_failed(error, datagram.count());
+        traffic.datagrams_out += u64::from(datagrams);
+        traffic.bytes_out += u64::from(bytes);
+        if let Some(error) = error {
+            traffic.count_failed(error, datagram.count() - datagrams);
+        }
         ops.push(Op::Recycle { buffer });
     }
 
@@ -304,14 +304,13 @@ impl Responder {
         let replying = self.is_replying();
         for (index, socket) in (0..).zip(&mut self.sockets) {
             let busy = core::mem::take(&mut socket.busy);
-            let ends = last_turn.is_some_and(|last| last || !busy || socket.parameters.outlives_us);
             let id = SocketId(index);
-            let draining = last_turn.is_some();
             let failed = matches!(socket.receive, Receive::Retrying(_));
+            let ends = last_turn
+                .is_some_and(|last| last || !busy || failed || socket.parameters.outlives_us);
             match socket.receive {
-                Receive::Wanted if ends && replying => {}
-                Receive::Retrying(_) if draining && replying => {}
-                Receive::Wanted | Receive::Retrying(_) if ends || draining && failed => {
+                Receive::Wanted | Receive::Retrying(_) if ends && replying => {}
+                Receive::Wanted | Receive::Retrying(_) if ends => {
                     socket.receive = Receive::Closed;
                     ops.push(Op::Close { socket: id });
                 }

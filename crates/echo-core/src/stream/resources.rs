@@ -168,8 +168,8 @@ impl Resources {
         self.parameters.budget.block_size()
     }
 
-    /// Takes the memory for `more` bytes behind those that are spilled, by [`Budget::take`] or, for a
-    /// handover, [`Budget::take_beyond`]. None, and nothing is taken, if it is not granted.
+    /// Takes the memory for `more` bytes behind those that are spilled, by [`Budget::take`] or, for
+    /// a handover, [`Budget::take_beyond`]. None, and nothing is taken, if it is not granted.
     pub(crate) fn charge_spill(
         &mut self,
         spill: Spill,

@@ -22,7 +22,10 @@ fn server() -> Server {
 }
 
 fn received(server: &mut Server, connection: ConnectionId, buffer: BufferId) -> Vec<Op> {
-    let length = server.resources.parameters.buffers.class(buffer.class).size;
+    let length = match buffer.class {
+        SizeClass::Small => server.resources.parameters.buffers.small.size,
+        SizeClass::Large => server.resources.parameters.buffers.large.size,
+    };
     let (armed, rest) = (false, Expectation::Data);
     let mut ops = Vec::new();
     server.handle(NOW, Event::Received { connection, buffer, length, armed, rest }, &mut ops);

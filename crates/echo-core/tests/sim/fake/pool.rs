@@ -56,7 +56,7 @@ impl Pool {
     /// A large buffer is assigned to a receive.
     pub(crate) fn reserve_large(&mut self) {
         self.reserved += 1;
-        let free = self.classes[SizeClass::Large.index()].home.len();
+        let free = self.classes[SizeClass::Large as usize].home.len();
         assert!(self.reserved <= free, "contract: {} large buffers of {free}", self.reserved);
     }
 
@@ -72,7 +72,7 @@ impl Pool {
 
     /// How many bytes a buffer of this class holds.
     pub(crate) fn size(&self, class: SizeClass) -> usize {
-        self.classes[class.index()].bytes.first().map_or(0, |bytes| bytes.len())
+        self.classes[class as usize].bytes.first().map_or(0, |bytes| bytes.len())
     }
 
     /// Takes the buffer that has been free for longest and fills it; none if the class is empty.
@@ -81,7 +81,7 @@ impl Pool {
         class: SizeClass,
         bytes: impl ExactSizeIterator<Item = u8>,
     ) -> Option<BufferId> {
-        let pool = &mut self.classes[class.index()];
+        let pool = &mut self.classes[class as usize];
         let index = pool.home.pop_front()?;
         if class == SizeClass::Small {
             self.offered -= 1;
@@ -95,7 +95,7 @@ impl Pool {
 
     /// The bytes `offset..offset + length` of a lent buffer.
     pub(crate) fn bytes(&self, buffer: BufferId, offset: u32, length: u32) -> &[u8] {
-        let pool = &self.classes[buffer.class.index()];
+        let pool = &self.classes[buffer.class as usize];
         let Some(lent) = pool.lent.get(usize::from(buffer.index)).copied().flatten() else {
             panic!("contract: {buffer:?} is used but not lent");
         };
@@ -107,7 +107,7 @@ impl Pool {
 
     /// Takes a buffer back.
     pub(crate) fn recycle(&mut self, buffer: BufferId) {
-        let pool = &mut self.classes[buffer.class.index()];
+        let pool = &mut self.classes[buffer.class as usize];
         let lent = pool.lent.get_mut(usize::from(buffer.index)).and_then(Option::take);
         assert!(lent.is_some(), "contract: {buffer:?} is recycled but not lent");
         pool.bytes[usize::from(buffer.index)].fill(POISON);
