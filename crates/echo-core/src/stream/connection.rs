@@ -467,29 +467,18 @@ impl Connection {
 
     /// Whether a receive should be armed: a stalled connection catches up first.
     fn wants_bytes(&self, resources: &Resources) -> bool {
-        match (self.phase, self.outbound.send()) {
-            _ if resources.quiescing => false,
-            (Phase::Lingering(_) | Phase::Preface(_), _) => true,
-            (Phase::Open, Send::Idle) => true,
-            (Phase::Open, Send::Trying { .. }) => match self.inbound.class() {
-                SizeClass::Small => {
-                    self.outbound.queued() < limits::QUEUE_CHUNKS_MAX
-                        && !self.inbound.relays(self.phase, resources)
-                }
-                // One large buffer per connection: few are used in turn, so they stay in the cache.
-                SizeClass::Large => false,
-            },
-            (Phase::Open, Send::Spilled { .. } | Send::Held { .. })
-            | (
-                Phase::Free
-                | Phase::Accepting
-                | Phase::WaitingForCapacity
-                | Phase::HalfClosed
-                | Phase::Flushing(_)
-                | Phase::Closing(_)
-                | Phase::Refusing(_),
-                _,
-            ) => false,
+        if resources.quiescing || !self.phase.receives() {
+            return false;
+        }
+        match (self.outbound.send(), self.inbound.class()) {
+            (Send::Idle, _) => true,
+            (Send::Trying { .. }, SizeClass::Small) => {
+                self.outbound.queued() < limits::QUEUE_CHUNKS_MAX
+                    && !self.inbound.relays(self.phase, resources)
+            }
+            // One large buffer per connection: few are used in turn, so they stay in the cache.
+            (Send::Trying { .. }, SizeClass::Large) => false,
+            (Send::Spilled { .. } | Send::Held { .. }, _) => false,
         }
     }
 

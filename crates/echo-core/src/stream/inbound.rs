@@ -230,24 +230,16 @@ impl Inbound {
         matches!(self.receive, Receive::BulkWaiting | Receive::Starved | Receive::Retrying)
     }
 
-    /// Whether the next bytes are to be relayed, or discarded, rather than received.
+    /// Whether the next bytes of an open connection are to be relayed rather than received, or of a
+    /// lingering one discarded by the driver.
     #[must_use]
     pub(crate) fn relays(&self, phase: Phase, resources: &Resources) -> bool {
         let pool = &resources.pool;
-        let scarce =
-            pool.is_withheld() || self.class() == SizeClass::Large && pool.are_large_withheld();
-        match phase {
-            Phase::Open => scarce || !self.probation.is_over(),
-            Phase::Lingering(_) => scarce || self.has_records(),
-            Phase::Free
-            | Phase::Accepting
-            | Phase::WaitingForCapacity
-            | Phase::Preface(_)
-            | Phase::HalfClosed
-            | Phase::Flushing(_)
-            | Phase::Closing(_)
-            | Phase::Refusing(_) => false,
-        }
+        let judged =
+            if phase == Phase::Open { self.probation.is_over() } else { !self.has_records() };
+        !judged
+            || pool.is_withheld()
+            || self.class() == SizeClass::Large && pool.are_large_withheld()
     }
 
     /// Bytes were received into `buffer`. `armed` is whether the receive continues.

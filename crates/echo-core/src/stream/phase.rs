@@ -36,6 +36,12 @@ impl Phase {
         !matches!(self, Self::Free | Self::Accepting | Self::WaitingForCapacity)
     }
 
+    /// Whether the peer is received from: its header, bytes to echo, or bytes behind our FIN.
+    #[must_use]
+    pub(crate) fn receives(self) -> bool {
+        matches!(self, Self::Preface(_) | Self::Open | Self::Lingering(_))
+    }
+
     /// Whether the connection waits only for the kernel to give back what it holds.
     #[must_use]
     pub(crate) fn is_closing(self) -> bool {
