@@ -66,22 +66,27 @@ impl Timeouts {
     /// The moment at which no byte will have moved for `timeout` milliseconds.
     #[must_use]
     pub(crate) fn silence_ends(&self, timeout: u64, now: Timestamp) -> Timestamp {
-        Timestamp((now.0 + timeout).saturating_sub(self.quiet_ms(now)))
+        Timestamp(now.plus(timeout).0.saturating_sub(self.quiet_ms(now)))
     }
 
     /// The moment at which the connection will have been open for `lifetime` milliseconds.
     #[must_use]
     pub(crate) fn life_ends(&self, lifetime: u64, now: Timestamp) -> Timestamp {
-        Timestamp((now.0 + lifetime).saturating_sub(self.age_ms(now)))
+        Timestamp(now.plus(lifetime).0.saturating_sub(self.age_ms(now)))
     }
 }
 
-/// The length of a step in milliseconds is 2 to this power. 2^32 steps are two years. Half of them
-/// lie in the past and half ahead, and the longest time that can be configured is a year.
+/// The length of a step in milliseconds is 2 to this power.
 const STEP_BITS: u32 = 4;
+/// Steps that a stamp may lie ahead of the present, at most: it is rounded up.
+const STEPS_AHEAD_MAX: u32 = 1 << 8;
 
 /// A moment, in steps modulo 2^32: only differences are used. Rounded up by up to one step, so that
 /// no timeout ends early.
+///
+/// 2^32 steps are 795 days. The longest time that can be configured is a year, so a timeout that
+/// runs ends before that. Without one, a moment that is longer ago is taken for a recent one; that
+/// matters if a timeout is configured only then.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Stamp(u32);
 
@@ -91,8 +96,8 @@ impl Stamp {
         Self(((now.0 >> STEP_BITS) as u32).wrapping_add(1))
     }
 
-    /// The moment `milliseconds` before `now`, which may lie before the start of the clock. A
-    /// moment that is too long ago to be represented becomes the earliest that can be.
+    /// The moment `milliseconds` before `now`, which may lie before the start of the clock, but at
+    /// most a year and a month.
     fn before(now: Timestamp, milliseconds: u64) -> Self {
         let most = u64::from(u32::MAX / 2) << STEP_BITS;
         Self::at(Timestamp(now.0.wrapping_sub(milliseconds.min(most))))
@@ -100,8 +105,9 @@ impl Stamp {
 
     /// How many milliseconds ago it was, rounded down.
     fn elapsed(self, now: Timestamp) -> u64 {
-        let steps = ((now.0 >> STEP_BITS) as u32).wrapping_sub(self.0).cast_signed();
-        u64::from(steps.max(0).cast_unsigned()) << STEP_BITS
+        let steps = ((now.0 >> STEP_BITS) as u32).wrapping_sub(self.0);
+        let is_ahead = steps >= STEPS_AHEAD_MAX.wrapping_neg();
+        if is_ahead { 0 } else { u64::from(steps) << STEP_BITS }
     }
 }
 
@@ -127,8 +133,8 @@ mod tests {
         }
     }
 
-    /// Goal: a moment that lies ahead of a deadline by the whole timeout, less at most two steps,
-    /// and none that is early. Method: a connection that moved bytes later than it was opened.
+    /// Goal: a deadline is never early and at most two steps late, counted from its own moment.
+    /// Method: a connection that moved bytes later than it was opened.
     #[test]
     fn a_deadline_counts_from_its_own_moment() {
         let within = |told: Timestamp, right: u64| (right..right + 32).contains(&told.0);
@@ -147,11 +153,15 @@ mod tests {
         assert_eq!(Timeouts::imported(now, YEAR, YEAR).silence_ends(1, now), Timestamp(0));
     }
 
+    /// A connection without timeouts may be older than any, when a reload sets one.
     #[test]
     fn what_is_too_long_ago_stays_long_ago() {
         for moment in [0, 1 << 40] {
-            let told = Stamp::before(Timestamp(moment), u64::MAX).elapsed(Timestamp(moment));
-            assert!(told > YEAR, "{told}");
+            let now = Timestamp(moment);
+            let told = Stamp::at(now).elapsed(now.plus(2 * YEAR));
+            assert!(told + 32 > 2 * YEAR, "{told}");
+            let told = Stamp::before(now, u64::MAX).elapsed(now.plus(YEAR));
+            assert!(told > 2 * YEAR, "{told}");
         }
     }
 }
