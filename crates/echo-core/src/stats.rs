@@ -78,7 +78,7 @@ pub struct Traffic {
     /// Connections of a proxy that ended after a header that announced no address, without any
     /// further byte.
     pub health_checks: u64,
-    /// Connections that were told the identity of their listener; some had gone by then.
+    /// Connections to which the identity of their listener was sent; some had gone by then.
     pub identities: u64,
     /// Connections closed right after their accept or their header, by [`RefuseReason`].
     pub refused: [u64; RefuseReason::ALL.len()],

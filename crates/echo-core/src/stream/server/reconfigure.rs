@@ -4,7 +4,7 @@ use super::*;
 use crate::limits;
 use crate::op::Shutdown;
 use crate::parameters::RuntimeLimits;
-use crate::reason::AcceptError;
+use crate::reason::{AcceptError, ConnectionError, ReceiveEnd};
 use crate::stream::resources::tests::{accepted, small};
 
 const HOUR: u64 = 3_600_000;
@@ -130,9 +130,15 @@ fn less_capacity_ends_no_connection_and_more_is_used_at_once() {
     ops.clear();
     server.handle(now, Event::AcceptFailed { connection, error }, &mut ops);
     assert!(!ops.iter().any(is_accept), "three are more than two: {ops:?}");
+    for (slot, is_room) in [(0, false), (1, true)] {
+        let connection = ConnectionId::new(slot, 0);
+        let reason = ReceiveEnd::Failed(ConnectionError::Reset);
+        server.handle(now, Event::ReceiveEnded { connection, reason }, &mut ops);
+        assert_eq!(ops.iter().any(is_accept), is_room, "{:?}", server.stats().connections);
+    }
     server.reconfigure(now, runtime_limits(1_000, None));
     server.tick(now, &mut ops);
-    for _ in 3..1_000 {
+    for _ in 1..1_000 {
         accept(&mut server, now, &mut ops);
     }
     assert_eq!(server.stats().connections, 1_000);

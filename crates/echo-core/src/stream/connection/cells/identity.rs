@@ -117,7 +117,7 @@ fn a_peer_is_told_as_soon_as_it_is_known() {
     }
 }
 
-/// Goal: who is told is counted, and a refused connection is not told.
+/// Goal: connections that are sent the identity are counted; a refused one is sent none.
 #[test]
 fn who_is_told_is_counted() {
     let told = |script| Bench::new(script).resources.listeners[0].identities;
