@@ -204,3 +204,78 @@ impl Admission {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec;
+
+    use super::*;
+
+    fn admission(policy: &AdmissionPolicy, always_reports: bool) -> Admission {
+        Admission::new(Arc::new(policy.clone()), Arc::new(Unlimited), always_reports)
+    }
+
+    fn counting() -> AdmissionPolicy {
+        let source_limits = SourceLimits { connections: Some(1), ..SourceLimits::default() };
+        AdmissionPolicy { source_limits, ..AdmissionPolicy::default() }
+    }
+
+    /// Goal: addresses cost a system call each, so they are requested once, and only if an access
+    /// list, a limit, the log of accepts or a header needs them.
+    #[test]
+    fn addresses_are_requested_only_if_they_are_needed() {
+        let none = AdmissionPolicy::default();
+        let deny = IpSet::new(vec![([10, 0, 0, 1], [10, 0, 0, 1])], Vec::new());
+        let access = AccessList { deny, ..AccessList::default() };
+        let policies = [
+            (none.clone(), false),
+            (AdmissionPolicy { access, ..none.clone() }, true),
+            (counting(), true),
+            (AdmissionPolicy { logs_accepts: true, ..none }, true),
+        ];
+        for (policy, needs_peers) in policies {
+            assert_eq!(policy.needs_peers(), needs_peers, "{policy:?}");
+            for always in [false, true] {
+                let mut ops = Vec::new();
+                let mut admission = admission(&policy, always);
+                admission.announce(&mut ops);
+                admission.announce(&mut ops);
+                let requested: &[Op] = if needs_peers || always { &[Op::ReportPeers] } else { &[] };
+                assert_eq!(ops, requested, "{policy:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn addresses_are_omitted_again() {
+        let (mut admission, mut ops) = (admission(&counting(), false), Vec::new());
+        admission.announce(&mut ops);
+        admission.change(Arc::default());
+        admission.announce(&mut ops);
+        assert_eq!(ops, [Op::ReportPeers, Op::OmitPeers]);
+    }
+
+    /// Goal: after a reload that begins to count, each open connection is counted, some in each
+    /// turn.
+    #[test]
+    fn open_connections_are_counted_some_in_each_turn() {
+        let mut admission = admission(&AdmissionPolicy::default(), false);
+        assert!(!admission.is_recounting());
+        assert_eq!(admission.next_to_recount(5, 2), 0..0);
+        admission.change(Arc::new(counting()));
+        for slots in [0..2, 2..4, 4..5] {
+            assert!(admission.is_recounting());
+            assert_eq!(admission.next_to_recount(5, 2), slots);
+        }
+        assert!(!admission.is_recounting());
+        let id = ConnectionId::new(1, 0);
+        assert!(admission.is_uncounted(1));
+        admission.count_open(Timestamp(0), id, PeerAddr::Ipv4([10, 0, 0, 1]));
+        assert_eq!((admission.is_uncounted(1), admission.is_uncounted(2)), (false, true));
+        admission.leave(Timestamp(0), 1);
+        assert!(admission.is_uncounted(1));
+        // A change from one count to another counts nobody twice.
+        admission.change(Arc::new(counting()));
+        assert!(!admission.is_recounting());
+    }
+}

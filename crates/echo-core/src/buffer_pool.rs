@@ -393,4 +393,61 @@ mod tests {
         assert_eq!(queue.pop(&mut pool), None);
         assert_eq!(queue, Queue::default());
     }
+
+    /// Goal: messages that come one at a time need no early return of their buffers; more do. What
+    /// is held for slow peers does not count.
+    #[test]
+    fn a_pool_with_more_than_a_trickle_is_busy() {
+        let mut pool = Pool::new(BufferPlan::new([8, 2], [16, 64]));
+        let busy = limits::TRICKLE_BUFFERS_MAX as u16;
+        for index in 0..=busy {
+            assert!(!pool.is_busy(), "{index} are lent");
+            pool.lend(small(index), 1, 0);
+        }
+        assert!(pool.is_busy());
+        pool.hold(small(0));
+        assert!(!pool.is_busy());
+        let large = BufferId { class: SizeClass::Large, index: 0 };
+        pool.lend(large, 1, 0);
+        assert!(pool.is_busy());
+        pool.hold(large);
+        assert!(!pool.is_busy());
+        // With one buffer in all, any is too many.
+        let mut one = Pool::new(BufferPlan::new([1, 0], [16, 64]));
+        one.lend(small(0), 1, 0);
+        assert!(one.is_busy());
+    }
+
+    /// Goal: a class is withheld when half of it is held, and never when none is.
+    #[test]
+    fn a_class_is_withheld_when_half_of_it_is_held() {
+        let mut pool = Pool::new(BufferPlan::new([4, 4], [16, 64]));
+        for (count, withheld) in [(1, false), (2, true), (3, true)] {
+            for class in [SizeClass::Small, SizeClass::Large] {
+                let buffer = BufferId { class, index: count - 1 };
+                pool.lend(buffer, 1, 0);
+                pool.hold(buffer);
+            }
+            let both = (pool.is_withheld(), pool.are_large_withheld());
+            assert_eq!(both, (withheld, withheld), "{count} of 4");
+        }
+        let none = Pool::new(BufferPlan::new([1, 0], [16, 64]));
+        assert!(!none.is_withheld() && !none.are_large_withheld());
+    }
+
+    #[test]
+    fn a_queue_is_held_as_a_whole() {
+        let mut pool = Pool::new(BufferPlan::new([4, 0], [16, 64]));
+        let mut queue = Queue::default();
+        assert_eq!(queue.first(&pool), None);
+        for index in [1, 3] {
+            pool.lend(small(index), u32::from(index), 0);
+            queue.push(&mut pool, small(index));
+        }
+        assert!(!pool.is_withheld());
+        assert_eq!(queue.first(&pool), Some((small(1), 1)));
+        queue.hold(&mut pool);
+        assert!(pool.is_withheld());
+        assert_eq!(queue.count(), 2);
+    }
 }

@@ -63,3 +63,23 @@ impl Drop for Part {
         self.note(false);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: capacity is exhausted when the last worker becomes full, and again only after one of
+    /// them was not. Method: two workers, one of which ends.
+    #[test]
+    fn all_are_full_when_the_last_one_is() {
+        let all = Arc::new(Fullness::new(2));
+        let (mut one, mut two) = (Part::new(Arc::clone(&all)), Part::new(Arc::clone(&all)));
+        assert!(!one.note(true) && one.is_full() && !two.is_full());
+        assert!(two.note(true) && !two.note(true));
+        assert!(!two.note(false) && !two.is_full());
+        assert!(two.note(true));
+        drop(one);
+        let mut next = Part::new(all);
+        assert!(next.note(true), "a worker that ended is not full");
+    }
+}

@@ -149,4 +149,16 @@ mod tests {
         }
         assert_eq!(one.count_up_to(u64::MAX), 3_000);
     }
+
+    #[test]
+    fn a_quantile_is_the_end_of_its_class() {
+        let mut histogram = Histogram::default();
+        [3, 3, 3, 7].into_iter().for_each(|value| histogram.record(value));
+        // Three of four are 0.75; a little more needs the fourth.
+        assert_eq!([0.0, 0.75, 0.76, 1.0].map(|it| histogram.quantile(it)), [3, 3, 7, 7]);
+        let mut twice = histogram.clone();
+        twice.add(&histogram);
+        assert_eq!((twice.count(), twice.sum()), (8, 32));
+        assert_eq!([2, 3, 6, 7].map(|it| twice.count_up_to(it)), [0, 6, 6, 8]);
+    }
 }

@@ -331,3 +331,48 @@ pub enum TransferPhase {
     /// We have sent FIN for this reason, and wait for the peer's FIN.
     Lingering(CloseReason),
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_never_waits_is_answered_at_once() {
+        let (connection, listener) = (ConnectionId::new(0, 0), ListenerId(0));
+        let send = |needs_completion| {
+            let buffer = BufferId { class: SizeClass::Small, index: 0 };
+            Op::Send { connection, buffer, length: 1, needs_completion }
+        };
+        let relay = |when| Op::Relay { connection, when, length_max: 1 };
+        for (op, expected) in [
+            (send(true), true),
+            (send(false), false),
+            (relay(When::Now), true),
+            (relay(When::Readable), false),
+            (relay(When::Writable), false),
+            (Op::Discard { connection, when: When::Now }, true),
+            (Op::Discard { connection, when: When::Readable }, false),
+            (Op::AcceptWaiting { listener, connection }, true),
+            (Op::EndProbe { connection, again: false }, true),
+            (Op::AwaitReadable { connection }, false),
+            (Op::FlushSends, false),
+        ] {
+            assert_eq!(op.is_answered_at_once(), expected, "{op:?}");
+        }
+    }
+
+    #[test]
+    fn a_gap_between_processes_counts_as_silence_and_as_age() {
+        let state = TransferState {
+            listener: ListenerId(0),
+            records: false,
+            phase: TransferPhase::Open,
+            unsent: 3,
+            quiet_ms: 5,
+            age_ms: 70,
+            received: 9,
+        };
+        assert_eq!(state.after(100), TransferState { quiet_ms: 105, age_ms: 170, ..state });
+        assert_eq!(state.after(u64::MAX).age_ms, u64::MAX);
+    }
+}

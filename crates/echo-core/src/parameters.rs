@@ -199,3 +199,61 @@ impl Keepalive {
         (self.silence / 32).max(1)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stream::resources::tests::small;
+
+    /// Goal: no timeout is late by more than a sixteenth, a second, or the shortest tick.
+    #[test]
+    fn the_tick_is_a_fraction_of_the_shortest_timeout() {
+        let tick = |change: fn(&mut Parameters)| {
+            let mut parameters = Parameters { linger_timeout: 80_000, ..small(1, 1) };
+            change(&mut parameters);
+            parameters.tick_ms()
+        };
+        assert_eq!(tick(|_| ()), 1_000);
+        assert_eq!(tick(|it| it.linger_timeout = 8_000), 500);
+        assert_eq!(tick(|it| it.runtime_limits.idle_timeout = Some(1_600)), 100);
+        assert_eq!(tick(|it| it.runtime_limits.stall_timeout = Some(3_200)), 200);
+        assert_eq!(tick(|it| it.runtime_limits.lifetime = Some(320)), 20);
+        assert_eq!(
+            tick(|it| it.runtime_limits.keepalive = Some(Keepalive { silence: 4_800, burst: 1 })),
+            300
+        );
+        assert_eq!(tick(|it| it.linger_timeout = 16), 10);
+        // The time for a header counts only where there is one.
+        assert_eq!(tick(|it| it.preface_timeout = 1_600), 1_000);
+        assert_eq!(
+            tick(|it| {
+                it.preface_timeout = 1_600;
+                it.proxies = Arc::new([Some(IpSet::default())]);
+            }),
+            100
+        );
+    }
+
+    #[test]
+    fn probes_follow_at_a_quarter_of_the_silence() {
+        let keepalive = |silence| Keepalive { silence, burst: 1 };
+        assert_eq!(
+            [100, 8_000, 120_000].map(|it| keepalive(it).interval()),
+            [1_000, 2_000, 30_000]
+        );
+        // The last probe is given the whole interval.
+        let waits = [1, 2, 3, 4].map(|attempt| keepalive(120_000).wait_for_answer(attempt));
+        let short = limits::PROBE_ANSWER_MS;
+        assert_eq!(waits, [short, short, short, 30_000]);
+        assert_eq!(keepalive(1_000).wait_for_answer(1), limits::PROBE_ANSWER_MS.min(1_000));
+        assert_eq!([1, 32, 640].map(|it| keepalive(it).step()), [1, 1, 20]);
+    }
+
+    #[test]
+    fn workers_share_the_size_of_a_burst() {
+        let burst = |workers| Keepalive::new(1_000, workers).burst;
+        assert_eq!([0, 1].map(burst), [limits::PROBES_PER_BURST; 2]);
+        assert_eq!(burst(4), limits::PROBES_PER_BURST / 4);
+        assert_eq!(burst(1_000_000), 1);
+    }
+}

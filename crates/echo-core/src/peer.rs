@@ -27,3 +27,20 @@ impl fmt::Display for PeerAddr {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use alloc::string::ToString;
+
+    use super::*;
+
+    #[test]
+    fn a_peer_is_shown_as_its_address() {
+        assert_eq!(PeerAddr::Ipv4([192, 0, 2, 1]).to_string(), "192.0.2.1");
+        let mut address = [0; 16];
+        address[15] = 1;
+        assert_eq!(PeerAddr::Ipv6(address).to_string(), "::1");
+        assert_eq!(PeerAddr::Local.to_string(), "a Unix socket");
+        assert_eq!(PeerAddr::Unknown.to_string(), "an unknown address");
+    }
+}

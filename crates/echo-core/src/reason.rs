@@ -153,3 +153,37 @@ reasons! {
         HeaderTimeout = "header-timeout",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: the words are labels of metrics and fields of logs, so they stay.
+    #[test]
+    fn the_words_are_those_of_the_manual() {
+        let closed = [
+            "finished",
+            "reset",
+            "unreachable",
+            "idle",
+            "lifetime",
+            "byte-limit",
+            "stalled",
+            "message-size",
+            "drained",
+            "identified",
+            "unexpected",
+            "handed-over",
+        ];
+        assert_eq!(CloseReason::ALL.map(CloseReason::name), closed);
+        let refused = [
+            "denied",
+            "source-full",
+            "source-rate",
+            "untrusted",
+            "invalid-header",
+            "header-timeout",
+        ];
+        assert_eq!(RefuseReason::ALL.map(RefuseReason::name), refused);
+    }
+}

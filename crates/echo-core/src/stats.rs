@@ -258,4 +258,33 @@ mod tests {
         sum.add(&Stats { unexpected_errno: 12, ..Stats::default() });
         assert_eq!(sum.unexpected_errno, 12);
     }
+
+    #[test]
+    fn errors_are_counted_by_their_kind() {
+        let mut stats = Stats::default();
+        for error in [
+            AcceptError::Canceled,
+            AcceptError::Empty,
+            AcceptError::Aborted,
+            AcceptError::ProcessFiles,
+            AcceptError::SystemFiles,
+            AcceptError::Memory,
+            AcceptError::Unexpected(5),
+        ] {
+            stats.count_accept_error(error);
+        }
+        stats.count_connection_error(ConnectionError::Reset);
+        stats.count_connection_error(ConnectionError::Unexpected(12));
+        let expected = Stats {
+            accept_process_files: 1,
+            accept_system_files: 1,
+            accept_memory: 1,
+            accept_aborted: 1,
+            accept_unexpected: 1,
+            unexpected_errors: 2,
+            unexpected_errno: 12,
+            ..Stats::default()
+        };
+        assert_eq!(stats, expected);
+    }
 }
