@@ -203,36 +203,6 @@ impl Keepalive {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stream::resources::tests::small;
-
-    /// Goal: no timeout is late by more than a sixteenth, a second, or the shortest tick.
-    #[test]
-    fn the_tick_is_a_fraction_of_the_shortest_timeout() {
-        let tick = |change: fn(&mut Parameters)| {
-            let mut parameters = Parameters { linger_timeout: 80_000, ..small(1, 1) };
-            change(&mut parameters);
-            parameters.tick_ms()
-        };
-        assert_eq!(tick(|_| ()), 1_000);
-        assert_eq!(tick(|it| it.linger_timeout = 8_000), 500);
-        assert_eq!(tick(|it| it.runtime_limits.idle_timeout = Some(1_600)), 100);
-        assert_eq!(tick(|it| it.runtime_limits.stall_timeout = Some(3_200)), 200);
-        assert_eq!(tick(|it| it.runtime_limits.lifetime = Some(320)), 20);
-        assert_eq!(
-            tick(|it| it.runtime_limits.keepalive = Some(Keepalive { silence: 4_800, burst: 1 })),
-            300
-        );
-        assert_eq!(tick(|it| it.linger_timeout = 16), 10);
-        // The time for a header counts only where there is one.
-        assert_eq!(tick(|it| it.preface_timeout = 1_600), 1_000);
-        assert_eq!(
-            tick(|it| {
-                it.preface_timeout = 1_600;
-                it.proxies = Arc::new([Some(IpSet::default())]);
-            }),
-            100
-        );
-    }
 
     #[test]
     fn probes_follow_at_a_quarter_of_the_silence() {

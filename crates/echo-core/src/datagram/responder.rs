@@ -269,7 +269,7 @@ impl Responder {
         reply.expect("invariant: a reply is answered once").datagram
     }
 
-    /// A reply has ended: the kernel took `bytes` in so many `datagrams`, and the others failed
+    /// A reply has ended: the kernel took `bytes` in `datagrams` datagrams, and the others failed
     /// with `error`, if there is one.
     fn end_reply(
         &mut self,

@@ -1,6 +1,7 @@
 //! The effect of changed limits and timeouts on open and future connections.
 
 use super::*;
+use crate::admission::IpSet;
 use crate::limits;
 use crate::op::Shutdown;
 use crate::parameters::RuntimeLimits;
@@ -144,4 +145,33 @@ fn less_capacity_ends_no_connection_and_more_is_used_at_once() {
     assert_eq!(server.stats().connections, 1_000);
     assert!(!ops.iter().any(is_accept), "all capacity is taken again: {ops:?}");
     server.check_invariants();
+}
+
+/// Goal: no timeout is late by more than a sixteenth, a second, or the shortest tick.
+#[test]
+fn the_tick_is_a_fraction_of_the_shortest_timeout() {
+    let tick = |change: fn(&mut Parameters)| {
+        let mut parameters = Parameters { linger_timeout: 80_000, ..small(1, 1) };
+        change(&mut parameters);
+        parameters.tick_ms()
+    };
+    assert_eq!(tick(|_| ()), 1_000);
+    assert_eq!(tick(|it| it.linger_timeout = 8_000), 500);
+    assert_eq!(tick(|it| it.runtime_limits.idle_timeout = Some(1_600)), 100);
+    assert_eq!(tick(|it| it.runtime_limits.stall_timeout = Some(3_200)), 200);
+    assert_eq!(tick(|it| it.runtime_limits.lifetime = Some(320)), 20);
+    assert_eq!(
+        tick(|it| it.runtime_limits.keepalive = Some(Keepalive { silence: 4_800, burst: 1 })),
+        300
+    );
+    assert_eq!(tick(|it| it.linger_timeout = 16), 10);
+    // The time for a header counts only where there is one.
+    assert_eq!(tick(|it| it.preface_timeout = 1_600), 1_000);
+    assert_eq!(
+        tick(|it| {
+            it.preface_timeout = 1_600;
+            it.proxies = Arc::new([Some(IpSet::default())]);
+        }),
+        100
+    );
 }
