@@ -64,6 +64,8 @@ pub(crate) enum Accepting {
     All,
     /// Only connections that wait at listeners that end: the worker drains, or hands over.
     Ending,
+    /// None, because it has no share of the capacity: other workers empty the listeners that end.
+    Elsewhere,
     /// None any more: the time for that is over.
     Nothing,
 }
@@ -226,6 +228,11 @@ impl Listeners {
                 Accept::Off | Accept::BackingOff(_) if ends && accepting == Accepting::Nothing => {
                     listener.accept = Accept::Ended;
                     ops.push(Op::CloseListener { listener: id });
+                }
+                Accept::Off | Accept::BackingOff(_)
+                    if ends && accepting == Accepting::Elsewhere =>
+                {
+                    listener.accept = Accept::Ended;
                 }
                 Accept::Off if wanted && self.armed_this_turn >= capacity => {
                     self.is_one_skipped = true;

@@ -471,6 +471,11 @@ impl Server {
         most.saturating_sub(self.resources.stats.connections)
     }
 
+    /// Whether there are fewer connections in all than workers, and none is for this worker.
+    fn has_no_share(&self) -> bool {
+        self.resources.parameters.runtime_limits.connections_max == 0
+    }
+
     /// At the end of a drain, connections that wait for capacity are opened so that they can be
     /// ended; in a handover, so that they can be given away.
     fn has_capacity(&self) -> bool {
@@ -492,6 +497,7 @@ impl Server {
         let accepting = match self.drain {
             Drain::No => Accepting::All,
             drain if drain.is_over() => Accepting::Nothing,
+            drain if !drain.exceeds_capacity() && self.has_no_share() => Accepting::Elsewhere,
             _ => Accepting::Ending,
         };
         let capacity = if self.drain.exceeds_capacity() {

@@ -72,3 +72,19 @@ fn a_drain_of_many_gives_up_no_connection_before_its_time() {
     assert!(given_up <= sweep, "{given_up} given up, when the time of {sweep} is over");
     server.check_invariants();
 }
+
+/// Goal: a worker without a share of the capacity, as there are when `max-connections` is below the
+/// number of workers, does not hold up a drain: other workers empty the listeners that end.
+#[test]
+fn a_worker_without_capacity_leaves_backlogs_to_others() {
+    let now = Timestamp(1);
+    let mut server = Server::new(small(2, 0));
+    let mut ops = Vec::new();
+    server.start(now, &mut ops);
+    server.end_listener(now, ListenerId(0), &mut ops);
+    server.drain(now, now.plus(60_000), &mut ops);
+    assert!(server.is_drained());
+    server.end_listener(now, ListenerId(1), &mut ops);
+    assert!(server.is_drained());
+    assert_eq!(ops, [], "a listener is closed only when it is empty");
+}
