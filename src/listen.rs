@@ -403,15 +403,7 @@ pub fn open_beside(
             listener.kind = *kind;
             listener.proxies.clone_from(proxies);
             listener.identity.clone_from(identity);
-            if identity.then_echo && listener.family.is_datagram() {
-                let problem = "a datagram socket, and identity-then-echo is for connections; \
-                               remove identity-then-echo";
-                let (fd, problem) = (listener.socket.as_raw_fd(), problem.to_owned());
-                return Err(ListenError::Inherited { fd, problem });
-            }
-            if proxies.is_some() && listener.family.has_unix_messages() {
-                let problem = "a Unix socket with messages, which have no PROXY header; use \
-                               ListenStream= in its socket unit, or proxy-protocol = \"off\"";
+            if let Some(problem) = unsuitable(listener) {
                 let (fd, problem) = (listener.socket.as_raw_fd(), problem.to_owned());
                 return Err(ListenError::Inherited { fd, problem });
             }
@@ -427,6 +419,29 @@ pub fn open_beside(
         prepare(listener, tcp, &mut warnings)?;
     }
     Ok(Opened { listeners, bundles, warnings })
+}
+
+/// Why an inherited socket cannot serve what its section says, with the remedy.
+fn unsuitable(listener: &Listener) -> Option<&'static str> {
+    let Listener { kind, family, proxies, identity, .. } = listener;
+    if kind.is_monitoring() && (family.is_datagram() || family.has_unix_messages()) {
+        Some(
+            "a socket with messages, and its kind is served over streams; use ListenStream= in its \
+             socket unit, or another kind",
+        )
+    } else if identity.then_echo && family.is_datagram() {
+        Some(
+            "a datagram socket, and identity-then-echo is for connections; remove \
+             identity-then-echo",
+        )
+    } else if proxies.is_some() && family.has_unix_messages() {
+        Some(
+            "a Unix socket with messages, which have no PROXY header; use ListenStream= in its \
+             socket unit, or proxy-protocol = \"off\"",
+        )
+    } else {
+        None
+    }
 }
 
 /// An address of this family as shown in log messages.

@@ -339,3 +339,18 @@ fn what_has_no_effect_is_refused() {
     let words = ["a datagram socket", "remove identity-then-echo"];
     Launch { strangers, config, ..Launch::default() }.fail().assert(69, &words);
 }
+
+/// Goal: monitoring over datagrams would be an echo of them; the start says so.
+#[test]
+fn monitoring_needs_streams() {
+    let _quiet = in_company();
+    for kind in ["status", "metrics", "agent-check"] {
+        let strangers = vec![Bound::ipv4().hand_over()];
+        let test = format!("[[listener]]\nname = \"test\"\nkind = \"{kind}\"\n");
+        let config = format!("[[listener]]\nname = \"echo\"\n{test}");
+        let words = ["inherited fd 4 is a socket with messages", "use ListenStream="];
+        let (listening, names) = (vec![Listening::ipv4()], vec!["echo"]);
+        let launch = Launch { listening, names, strangers, config, ..Launch::default() };
+        launch.fail().assert(69, &words);
+    }
+}

@@ -74,7 +74,7 @@ fn a_drain_of_many_gives_up_no_connection_before_its_time() {
 }
 
 /// Goal: a worker without a share of the capacity, as there are when `max-connections` is below the
-/// number of workers, does not hold up a drain: other workers empty the listeners that end.
+/// number of workers, does not delay a drain: other workers empty the listeners that end.
 #[test]
 fn a_worker_without_capacity_leaves_backlogs_to_others() {
     let now = Timestamp(1);
