@@ -258,7 +258,9 @@ impl Driver {
                 self.await_preface(connection, length_max);
             }
             Op::Identify { connection, listener } => self.identify(connection, listener),
-            Op::AwaitReadable { connection } => self.await_readable(connection),
+            Op::AwaitReadable { connection } => {
+                self.await_readable(connection, Receiving::Readable)
+            }
             Op::Relay { connection, when, length_max } => {
                 self.relay(connection, when, Some(length_max));
             }

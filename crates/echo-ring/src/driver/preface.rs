@@ -16,9 +16,7 @@ use echo_proxy_header::{Parser, Peer, Progress};
 use super::receive::Receiving;
 use super::relay::{nothing, peek, take};
 use super::{Driver, OPEN};
-use crate::errno;
 use crate::peer;
-use crate::token::Token;
 use echo_core::op::{ConnectionId, Event, PeerAddr, PeerOrigin, ReceiveEnd};
 
 /// The state of the header of a connection.
@@ -47,27 +45,11 @@ impl Driver {
             Preface::Reading(_, most) => *most = length_max,
             Preface::Announced(address) => unreachable!("{connection:?} is from {address}"),
         }
-        let socket = self.sockets[connection.slot() as usize].as_mut().expect(OPEN);
-        socket.receiving = Receiving::Preface;
-        self.ring.poll(socket.fd.as_fd(), Token::Readable(connection));
+        self.await_readable(connection, Receiving::Preface);
     }
 
-    /// The poll for a header has ended.
-    pub(super) fn preface_readable(
-        &mut self,
-        connection: ConnectionId,
-        result: i32,
-        events: &mut Vec<Event>,
-    ) {
-        self.socket_mut(connection).receiving = Receiving::No;
-        let told = match result {
-            0.. => self.read_preface(connection),
-            _ => Err(errno::of_receive(-result)),
-        };
-        events.push(told.unwrap_or_else(|reason| Event::ReceiveEnded { connection, reason }));
-    }
-
-    fn read_preface(&mut self, connection: ConnectionId) -> Result<Event, ReceiveEnd> {
+    /// Reads what there is of the header.
+    pub(super) fn read_preface(&mut self, connection: ConnectionId) -> Result<Event, ReceiveEnd> {
         let socket = self.sockets[connection.slot() as usize].as_ref().expect(OPEN);
         let (transport, socket) = (socket.transport(), socket.fd.as_fd());
         let Some(Preface::Reading(parser, length_max)) = self.prefaces.get_mut(&connection.slot())

@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 
 use io_uring::{cqueue, opcode, squeue};
 
+use super::send::OnWritable;
 use super::{Driver, MULTISHOT_BYTES_MAX, OPEN, SMALL_GROUP, Socket, Transport};
 use crate::token::Token;
 use crate::{entry, errno};
@@ -15,7 +16,7 @@ use echo_core::op::{
 /// The operation in the kernel that receives from a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Receiving {
-    /// Nothing.
+    /// Nothing. That includes a relay that waits for room: see [`OnWritable::Relay`].
     No,
     /// A receive into small buffers.
     Small,
@@ -25,8 +26,6 @@ pub(super) enum Receiving {
     Readable,
     /// A poll for bytes. When there are some, at most this many are relayed, or they are discarded.
     Relaying,
-    /// A poll for room. When there is some, bytes are relayed.
-    Blocked,
     /// A poll for bytes. When there are some, the header is read.
     Preface,
 }
@@ -119,22 +118,25 @@ impl Driver {
         unsafe { self.ring.push(receive.build().user_data(token.pack())) };
     }
 
-    pub(super) fn await_readable(&mut self, connection: ConnectionId) {
+    /// Polls for bytes, to do `then`.
+    pub(super) fn await_readable(&mut self, connection: ConnectionId, then: Receiving) {
         let socket = self.sockets[connection.slot() as usize].as_mut().expect(OPEN);
-        socket.receiving = Receiving::Readable;
+        socket.receiving = then;
         self.ring.poll(socket.fd.as_fd(), Token::Readable(connection));
     }
 
     pub(super) fn cancel_receive(&mut self, connection: ConnectionId) {
         match self.socket(connection).receiving {
-            // It completes by itself.
-            Receiving::No => {}
+            Receiving::No => match self.on_writable.get(&connection.slot()) {
+                Some(OnWritable::Relay { .. }) => self.cancel_send(connection),
+                // It completes by itself.
+                Some(OnWritable::SendSpilled | OnWritable::SendHeld { .. }) | None => {}
+            },
             Receiving::Small => self.ring.cancel(Token::Receive(connection, SizeClass::Small)),
             Receiving::Large => self.ring.cancel(Token::Receive(connection, SizeClass::Large)),
             Receiving::Readable | Receiving::Relaying | Receiving::Preface => {
                 self.ring.cancel(Token::Readable(connection));
             }
-            Receiving::Blocked => self.cancel_send(connection),
         }
     }
 
@@ -145,21 +147,19 @@ impl Driver {
         result: i32,
         events: &mut Vec<Event>,
     ) {
-        match self.socket(connection).receiving {
-            Receiving::Relaying => return self.relay_readable(connection, result, events),
-            Receiving::Preface => return self.preface_readable(connection, result, events),
-            Receiving::No
-            | Receiving::Small
-            | Receiving::Large
-            | Receiving::Readable
-            | Receiving::Blocked => {}
-        }
-        self.socket_mut(connection).receiving = Receiving::No;
-        events.push(if result >= 0 {
-            Event::Readable { connection }
-        } else {
-            Event::ReceiveEnded { connection, reason: errno::of_receive(-result) }
-        });
+        let socket = self.socket_mut(connection);
+        let was = std::mem::replace(&mut socket.receiving, Receiving::No);
+        let relays = was == Receiving::Relaying;
+        let length_max = if relays { self.relay_limits.remove(&connection.slot()) } else { None };
+        let told = match was {
+            _ if result < 0 => Err(errno::of_receive(-result)),
+            Receiving::Relaying => Ok(self.relay_now(connection, length_max)),
+            Receiving::Preface => self.read_preface(connection),
+            Receiving::No | Receiving::Small | Receiving::Large | Receiving::Readable => {
+                Ok(Event::Readable { connection })
+            }
+        };
+        events.push(told.unwrap_or_else(|reason| Event::ReceiveEnded { connection, reason }));
     }
 
     /// The poll for the end of a Unix stream has ended: the peer sends no more, and from here on a

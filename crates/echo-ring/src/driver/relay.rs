@@ -22,7 +22,6 @@ use super::send::OnWritable;
 use super::{Driver, OPEN};
 use crate::buffers::Mapping;
 use crate::errno;
-use crate::token::Token;
 use echo_core::op::{ConnectionError, ConnectionId, Event, ReceiveEnd, SendError, When};
 
 /// Bytes that one peek reads: as many as fit into a TCP segment of the loopback device.
@@ -76,7 +75,6 @@ impl Driver {
                 self.answers.push(event);
             }
             (When::Writable, Some(length_max)) => {
-                self.socket_mut(connection).receiving = Receiving::Blocked;
                 self.await_room(connection, OnWritable::Relay { length_max });
             }
             (When::Writable, None) => unreachable!("a discard never waits for room"),
@@ -84,23 +82,9 @@ impl Driver {
                 if let Some(length_max) = length_max {
                     self.relay_limits.insert(connection.slot(), length_max);
                 }
-                let socket = self.sockets[connection.slot() as usize].as_mut().expect(OPEN);
-                socket.receiving = Receiving::Relaying;
-                self.ring.poll(socket.fd.as_fd(), Token::Readable(connection));
+                self.await_readable(connection, Receiving::Relaying);
             }
         }
-    }
-
-    /// The poll for bytes has ended.
-    pub(super) fn relay_readable(
-        &mut self,
-        connection: ConnectionId,
-        result: i32,
-        events: &mut Vec<Event>,
-    ) {
-        let length_max = self.relay_limits.remove(&connection.slot());
-        let event = self.relay_polled(connection, result, length_max);
-        events.push(event);
     }
 
     /// The socket may be writable: relays at most `length_max` bytes. `None` if it is not.
@@ -109,33 +93,14 @@ impl Driver {
         connection: ConnectionId,
         length_max: u32,
     ) -> Option<Event> {
-        let event = self.relay_now(connection, Some(length_max));
-        if let Event::Relayed { chunks: 0, next: When::Writable, .. } = event {
-            return None;
+        match self.relay_now(connection, Some(length_max)) {
+            Event::Relayed { chunks: 0, next: When::Writable, .. } => None,
+            event => Some(event),
         }
-        self.socket_mut(connection).receiving = Receiving::No;
-        Some(event)
     }
 
-    /// The wait for room has ended with this errno.
-    pub(super) fn relay_ended(&mut self, connection: ConnectionId, errno: i32) -> Event {
-        self.relay_polled(connection, -errno, None)
-    }
-
-    fn relay_polled(
-        &mut self,
-        connection: ConnectionId,
-        result: i32,
-        length_max: Option<u32>,
-    ) -> Event {
-        self.socket_mut(connection).receiving = Receiving::No;
-        if result < 0 {
-            return Event::ReceiveEnded { connection, reason: errno::of_receive(-result) };
-        }
-        self.relay_now(connection, length_max)
-    }
-
-    fn relay_now(&mut self, connection: ConnectionId, length_max: Option<u32>) -> Event {
+    /// Relays at most `length_max` bytes of those that are there, or discards them.
+    pub(super) fn relay_now(&mut self, connection: ConnectionId, length_max: Option<u32>) -> Event {
         let socket = self.sockets[connection.slot() as usize].as_ref().expect(OPEN);
         let (fd, scratch) = (socket.fd.as_fd(), self.scratch.bytes());
         let asked = length_max.map_or(LENGTH_MAX, |most| LENGTH_MAX.min(most as usize));

@@ -173,8 +173,7 @@ impl Driver {
     pub(super) fn cancel_send(&mut self, connection: ConnectionId) {
         // The poll may stay armed: nothing waits for its events.
         if let Some(then) = self.on_writable.remove(&connection.slot()) {
-            let event = self.ended(connection, then, libc::ECANCELED);
-            self.answers.push(event);
+            self.answers.push(Self::ended(connection, then, libc::ECANCELED));
         }
     }
 
@@ -203,7 +202,7 @@ impl Driver {
         }
         if result < 0 && was == Room::Watched {
             let then = self.on_writable.remove(&slot).expect("invariant: seen above");
-            return events.push(self.ended(connection, then, -result));
+            return events.push(Self::ended(connection, then, -result));
         }
         events.extend(self.try_waiting(connection));
         if self.on_writable.contains_key(&slot) && self.socket(connection).room == Room::Unwatched {
@@ -212,9 +211,11 @@ impl Driver {
     }
 
     /// The event for a wait that ends with this errno.
-    fn ended(&mut self, connection: ConnectionId, then: OnWritable, errno: i32) -> Event {
+    fn ended(connection: ConnectionId, then: OnWritable, errno: i32) -> Event {
         match then {
-            OnWritable::Relay { .. } => self.relay_ended(connection, errno),
+            OnWritable::Relay { .. } => {
+                Event::ReceiveEnded { connection, reason: errno::of_receive(errno) }
+            }
             OnWritable::SendSpilled | OnWritable::SendHeld { .. } => {
                 Event::SendFailed { connection, error: errno::of_send(errno) }
             }
