@@ -61,7 +61,7 @@ unsafe impl Send for Mapping {}
 impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: `start` and `length` are those of the mapping made in `new`, which nothing else
-        // unmaps; the owner of the `BufferRing` guarantees that nothing still points into it, see
+        // unmaps; the owner of the `Buffers` guarantees that nothing still points into it, see
         // there.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.length) };
     }
@@ -73,18 +73,42 @@ pub(super) const SMALL_GROUP: u16 = 0;
 pub(super) const DATAGRAM_GROUP: u16 = 1;
 
 /// Buffers of one size, and which of them are lent to the core.
-struct Buffers {
+///
+/// They must outlive every operation that uses them: [`super::driver::Driver`] drops its ring
+/// first, and forgets the buffers rather than drop them when the kernel still holds a receive or a
+/// send.
+pub(super) struct Buffers {
     payload: Mapping,
     size: u32,
     count: u16,
+    /// Of each buffer: true exactly while it is lent to the core.
     lent: OwnLines<bool, 128>,
+    /// The buffers that neither the core nor the kernel has: a stack, so that those in circulation
+    /// stay in the cache.
+    spare: OwnLines<u16, 64>,
+    /// The number of these.
+    spare_count: u16,
 }
 
 impl Buffers {
     fn new(count: u16, size: u32) -> io::Result<Self> {
         // mmap(2) refuses a length of 0.
         let payload = Mapping::new((usize::from(count) * size as usize).max(1))?;
-        Ok(Self { payload, size, count, lent: OwnLines::new(false, count.into()) })
+        let lent = OwnLines::new(false, count.into());
+        let spare = OwnLines::new(0, count.into());
+        let mut buffers = Self { payload, size, count, lent, spare, spare_count: 0 };
+        (0..count).rev().for_each(|index| buffers.put_spare(index));
+        Ok(buffers)
+    }
+
+    fn put_spare(&mut self, index: u16) {
+        self.spare[usize::from(self.spare_count)] = index;
+        self.spare_count += 1;
+    }
+
+    fn take_spare(&mut self) -> Option<u16> {
+        self.spare_count = self.spare_count.checked_sub(1)?;
+        Some(self.spare[usize::from(self.spare_count)])
     }
 
     fn lend(&mut self, index: u16) {
@@ -93,19 +117,29 @@ impl Buffers {
         *lent = true;
     }
 
-    fn take_back(&mut self, index: u16) {
+    /// Takes a lent buffer back.
+    pub(super) fn recycle(&mut self, index: u16) {
         let lent = &mut self.lent[usize::from(index)];
         assert!(*lent, "buffer {index} is free already");
         *lent = false;
+        self.put_spare(index);
     }
 
-    fn lent_bytes(&self, index: u16, length: u32) -> *const u8 {
+    /// The address of a lent buffer, for a send of `length` bytes of it.
+    ///
+    /// # Panics
+    /// If the buffer is not lent or shorter than that.
+    pub(super) fn lent_bytes(&self, index: u16, length: u32) -> *const u8 {
         assert!(self.lent[usize::from(index)], "buffer {index} is not lent");
         assert!(length <= self.size, "{length} bytes of a buffer of {}", self.size);
         self.address(index)
     }
 
-    fn bytes(&self, index: u16, length: u32) -> &[u8] {
+    /// The first `length` bytes of a lent buffer.
+    ///
+    /// # Panics
+    /// If the buffer is not lent or shorter than that.
+    pub(super) fn bytes(&self, index: u16, length: u32) -> &[u8] {
         let start = self.lent_bytes(index, length);
         // SAFETY: `lent_bytes` found these bytes to be inside the buffer; they are mapped and
         // initialised (zeroed, then written by the kernel), and the kernel does not write to a
@@ -113,14 +147,19 @@ impl Buffers {
         unsafe { std::slice::from_raw_parts(start, length as usize) }
     }
 
-    fn bytes_mut(&mut self, index: u16, length: u32) -> &mut [u8] {
+    /// The same, to be changed.
+    pub(super) fn bytes_mut(&mut self, index: u16, length: u32) -> &mut [u8] {
         let start = self.lent_bytes(index, length).cast_mut();
         // SAFETY: as in `bytes`; the kernel reads from a lent buffer only for a send of it, and the
         // borrow keeps that from being submitted.
         unsafe { std::slice::from_raw_parts_mut(start, length as usize) }
     }
 
-    fn part(&self, index: u16, offset: u32, length: u32) -> &[u8] {
+    /// `length` bytes of a lent buffer, from `offset` on.
+    ///
+    /// # Panics
+    /// If the buffer is not lent or ends before.
+    pub(super) fn part(&self, index: u16, offset: u32, length: u32) -> &[u8] {
         let end = offset.checked_add(length).expect("invariant: a buffer is shorter than 4 GiB");
         &self.bytes(index, end)[offset as usize..]
     }
@@ -137,21 +176,15 @@ impl Buffers {
 /// that waits holds none.
 ///
 /// The ring is first in, first out, so every buffer in it is used in turn. Before each turn it is
-/// filled up to the number of buffers to be offered. They come from the spare buffers, which are
-/// last in, first out, so the buffers in circulation stay in the cache.
+/// filled up to the number of buffers to be offered.
 ///
-/// It must outlive every operation that uses it: [`super::driver::Driver`] drops its ring first,
-/// and forgets the buffers rather than drop them when the kernel still holds a receive or a send.
+/// It must outlive every operation that uses it, as [`Buffers`].
 pub(super) struct BufferRing {
     entries: Mapping,
-    buffers: Buffers,
+    pub(super) buffers: Buffers,
     tail: u16,
     /// Buffers in the ring, according to the completions so far.
     offered: u16,
-    /// Free buffers that are not in the ring: a stack.
-    spare: OwnLines<u16, 64>,
-    /// The number of these.
-    spare_count: u16,
     /// The number of buffers that are to be in the ring.
     offers: u16,
 }
@@ -173,19 +206,8 @@ impl BufferRing {
                 0,
             )?;
         }
-        let mut spare = OwnLines::new(0, count.into());
-        for (place, index) in (0..count).rev().enumerate() {
-            spare[place] = index;
-        }
-        Ok(Self {
-            entries,
-            buffers: Buffers::new(count, size)?,
-            tail: 0,
-            offered: 0,
-            spare,
-            spare_count: count,
-            offers: count,
-        })
+        let buffers = Buffers::new(count, size)?;
+        Ok(Self { entries, buffers, tail: 0, offered: 0, offers: count })
     }
 
     /// Sets how many buffers are to be offered from now on, if that many are free.
@@ -196,9 +218,10 @@ impl BufferRing {
     /// To be called before each turn: offers the configured number of buffers. Returns how many are
     /// offered now.
     pub(super) fn fill_up(&mut self) -> usize {
-        while self.offered < self.offers && self.spare_count > 0 {
-            self.spare_count -= 1;
-            self.offer(self.spare[usize::from(self.spare_count)]);
+        while self.offered < self.offers
+            && let Some(index) = self.buffers.take_spare()
+        {
+            self.offer(index);
         }
         self.publish_tail();
         self.offered.into()
@@ -211,42 +234,6 @@ impl BufferRing {
         self.buffers.lend(index);
         self.offered -= 1;
         Some(index)
-    }
-
-    /// Takes a lent buffer back.
-    pub(super) fn recycle(&mut self, index: u16) {
-        self.buffers.take_back(index);
-        self.spare[usize::from(self.spare_count)] = index;
-        self.spare_count += 1;
-    }
-
-    /// The address of a lent buffer, for a send of `length` bytes of it.
-    ///
-    /// # Panics
-    /// If the buffer is not lent or shorter than that.
-    pub(super) fn lent_bytes(&self, index: u16, length: u32) -> *const u8 {
-        self.buffers.lent_bytes(index, length)
-    }
-
-    /// The first `length` bytes of a lent buffer.
-    ///
-    /// # Panics
-    /// If the buffer is not lent or shorter than that.
-    pub(super) fn bytes(&self, index: u16, length: u32) -> &[u8] {
-        self.buffers.bytes(index, length)
-    }
-
-    /// The same, to be changed.
-    pub(super) fn bytes_mut(&mut self, index: u16, length: u32) -> &mut [u8] {
-        self.buffers.bytes_mut(index, length)
-    }
-
-    /// `length` bytes of a lent buffer, from `offset` on.
-    ///
-    /// # Panics
-    /// If the buffer is not lent or ends before.
-    pub(super) fn part(&self, index: u16, offset: u32, length: u32) -> &[u8] {
-        self.buffers.part(index, offset, length)
     }
 
     /// Writes a buffer behind the end of the ring.
@@ -285,10 +272,9 @@ impl BufferRing {
 ///
 /// A receive takes its buffer when it is submitted, so it must not wait: it is only tried.
 ///
-/// It must outlive every operation that uses it, as [`BufferRing`].
+/// It must outlive every operation that uses it, as [`Buffers`].
 pub(super) struct BufferStack {
-    buffers: Buffers,
-    free: Vec<u16>,
+    pub(super) buffers: Buffers,
     /// The buffers that the kernel may write to now, and for which connection slot.
     filling: Vec<(u32, u16)>,
 }
@@ -296,9 +282,7 @@ pub(super) struct BufferStack {
 impl BufferStack {
     /// `count` buffers, all of them free.
     pub(super) fn new(class: BufferClass) -> io::Result<Self> {
-        let BufferClass { count, size } = class;
-        let free = (0..count).rev().collect();
-        Ok(Self { buffers: Buffers::new(count, size)?, free, filling: Vec::new() })
+        Ok(Self { buffers: Buffers::new(class.count, class.size)?, filling: Vec::new() })
     }
 
     /// Gives a free buffer to a receive of the connection in `slot`. Returns its address and
@@ -310,7 +294,7 @@ impl BufferStack {
     pub(super) fn fill(&mut self, slot: u32) -> Option<(*mut u8, u32)> {
         let twice = self.filling.iter().any(|&(owner, _)| owner == slot);
         assert!(!twice, "the connection in slot {slot} is receiving already");
-        let index = self.free.pop()?;
+        let index = self.buffers.take_spare()?;
         self.filling.push((slot, index));
         Some((self.buffers.address(index), self.buffers.size))
     }
@@ -324,24 +308,9 @@ impl BufferStack {
 
     /// The receive of the connection in `slot` is over and brought nothing.
     pub(super) fn not_filled(&mut self, slot: u32) {
-        let index = self.take_filling(slot);
-        self.free.extend(index);
-    }
-
-    /// Puts a lent buffer on top of the stack.
-    pub(super) fn recycle(&mut self, index: u16) {
-        self.buffers.take_back(index);
-        self.free.push(index);
-    }
-
-    /// As [`BufferRing::lent_bytes`].
-    pub(super) fn lent_bytes(&self, index: u16, length: u32) -> *const u8 {
-        self.buffers.lent_bytes(index, length)
-    }
-
-    /// As [`BufferRing::part`].
-    pub(super) fn part(&self, index: u16, offset: u32, length: u32) -> &[u8] {
-        self.buffers.part(index, offset, length)
+        if let Some(index) = self.take_filling(slot) {
+            self.buffers.put_spare(index);
+        }
     }
 
     fn take_filling(&mut self, slot: u32) -> Option<u16> {

@@ -209,7 +209,7 @@ impl Client {
         self.in_flight += 1;
         let entry = entry.user_data(Token::Receive(connection, SizeClass::Small).pack());
         // SAFETY: it points to no memory of its own; the buffers it may pick from outlive it, see
-        // `BufferRing` and `Drop`.
+        // `Buffers` and `Drop`.
         unsafe { self.ring.push(entry) };
     }
 
@@ -271,7 +271,7 @@ impl Client {
     /// If it has been recycled or is shorter than that.
     #[must_use]
     pub fn bytes(&self, buffer: u16, length: u32) -> &[u8] {
-        self.pool.as_ref().expect("invariant: kept until dropped").bytes(buffer, length)
+        self.pool.as_ref().expect("invariant: kept until dropped").buffers.bytes(buffer, length)
     }
 
     /// Gives a buffer back.
@@ -279,7 +279,7 @@ impl Client {
     /// # Panics
     /// If it has been given back already.
     pub fn recycle(&mut self, buffer: u16) {
-        self.pool_mut().recycle(buffer);
+        self.pool_mut().buffers.recycle(buffer);
     }
 
     /// Ends our side of the stream (FIN). The peer is expected to echo the rest and then end its

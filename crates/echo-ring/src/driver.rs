@@ -32,7 +32,7 @@ use self::preface::Preface;
 use self::receive::{Rdhup, Receiving};
 use self::relay::Scratch;
 use self::send::{OnWritable, Room, SkipSuccessSend};
-use super::buffers::{BufferRing, BufferStack, SMALL_GROUP};
+use super::buffers::{BufferRing, BufferStack, Buffers, SMALL_GROUP};
 use super::datagram_socket::DatagramSocket;
 use super::listening::ListeningSocket;
 use super::peer;
@@ -120,14 +120,37 @@ impl Socket {
     }
 }
 
+/// The memory that receives write to and sends read from.
+struct Pools {
+    small: BufferRing,
+    large: BufferStack,
+    /// Present in every worker of a process with a UDP listener, also in workers without a socket.
+    datagrams: Option<Box<Datagrams>>,
+}
+
+impl Pools {
+    #[inline]
+    fn of(&self, class: SizeClass) -> &Buffers {
+        match class {
+            SizeClass::Small => &self.small.buffers,
+            SizeClass::Large => &self.large.buffers,
+        }
+    }
+
+    #[inline]
+    fn of_mut(&mut self, class: SizeClass) -> &mut Buffers {
+        match class {
+            SizeClass::Small => &mut self.small.buffers,
+            SizeClass::Large => &mut self.large.buffers,
+        }
+    }
+}
+
 /// One worker's ring, with the sockets and the memory its operations use.
 pub struct Driver {
     // Dropped first: the kernel must release the memory before it is freed. See also `Drop`.
     ring: ManuallyDrop<Ring>,
-    small: ManuallyDrop<BufferRing>,
-    large: ManuallyDrop<BufferStack>,
-    /// Present in every worker of a process with a UDP listener, also in workers without a socket.
-    datagrams: ManuallyDrop<Option<Box<Datagrams>>>,
+    pools: ManuallyDrop<Pools>,
     /// The spilled bytes of a slot: present exactly when it has some. No operation points into
     /// them.
     spills: HashMap<u32, SpillQueue>,
@@ -198,9 +221,7 @@ impl Driver {
         let datagrams = datagrams.map(|pool| Box::new(Datagrams::new(sockets, pool)));
         Ok(Self {
             ring: ManuallyDrop::new(ring),
-            small: ManuallyDrop::new(small),
-            large: ManuallyDrop::new(large),
-            datagrams: ManuallyDrop::new(datagrams),
+            pools: ManuallyDrop::new(Pools { small, large, datagrams }),
             answers: Vec::new(),
             skip_success_sends: Vec::new(),
             flushes_sends: false,
@@ -246,7 +267,7 @@ impl Driver {
             Op::CloseListener { listener } => self.listeners[usize::from(listener.0)].close(),
             Op::ReportPeers => self.reports_peers = true,
             Op::OmitPeers => self.reports_peers = false,
-            Op::OfferBuffers { count } => self.small.offer_up_to(count),
+            Op::OfferBuffers { count } => self.pools.small.offer_up_to(count),
             Op::CancelAccept { connection } => self.ring.cancel(Token::Accept(connection)),
             Op::Receive { connection, class: SizeClass::Small, mode } => {
                 self.receive_small(connection, mode);
@@ -271,10 +292,7 @@ impl Driver {
             }
             Op::FlushSends => self.flushes_sends = !self.skip_success_sends.is_empty(),
             Op::Spill { connection, buffer, offset, length } => {
-                let bytes = match buffer.class {
-                    SizeClass::Small => self.small.part(buffer.index, offset, length),
-                    SizeClass::Large => self.large.part(buffer.index, offset, length),
-                };
+                let bytes = self.pools.of(buffer.class).part(buffer.index, offset, length);
                 let memory = &self.memory;
                 let spill = self.spills.entry(connection.slot());
                 spill.or_insert_with(|| SpillQueue::new(Arc::clone(memory))).push(bytes);
@@ -285,10 +303,7 @@ impl Driver {
                 self.await_room(connection, OnWritable::SendHeld { buffer, offset, length });
             }
             Op::CancelSend { connection } => self.cancel_send(connection),
-            Op::Recycle { buffer } => match buffer.class {
-                SizeClass::Small => self.small.recycle(buffer.index),
-                SizeClass::Large => self.large.recycle(buffer.index),
-            },
+            Op::Recycle { buffer } => self.pools.of_mut(buffer.class).recycle(buffer.index),
             Op::Shutdown { connection, how } => self.shutdown(connection, how),
             Op::Probe { connection, silent_s, again } => self.probe(connection, silent_s, again),
             Op::EndProbe { connection, again } => self.end_probe(connection, again),
@@ -523,8 +538,8 @@ impl Kernel for Driver {
         self.arm_wake();
         let nothing_to_report = self.answers.is_empty() && !self.has_datagram_events();
         let may_wait = nothing_to_report && !self.flushes_sends && self.set_alarm(wake);
-        self.small.fill_up();
-        if let Some(datagrams) = &mut *self.datagrams {
+        self.pools.small.fill_up();
+        if let Some(datagrams) = &mut self.pools.datagrams {
             datagrams.fill_up();
         }
         let waited = match self.busy_poll {
@@ -572,12 +587,8 @@ impl Drop for Driver {
             // memory is leaked: this happens only when a worker fails, at the end of the process.
             return;
         }
-        // SAFETY: no receive and no send is in flight, so the kernel does not touch it; it is
+        // SAFETY: no receive and no send is in flight, so the kernel does not touch them; they are
         // dropped once.
-        unsafe { ManuallyDrop::drop(&mut self.small) };
-        // SAFETY: as for the small buffers.
-        unsafe { ManuallyDrop::drop(&mut self.large) };
-        // SAFETY: as for the small buffers.
-        unsafe { ManuallyDrop::drop(&mut self.datagrams) };
+        unsafe { ManuallyDrop::drop(&mut self.pools) };
     }
 }

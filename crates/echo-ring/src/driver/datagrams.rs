@@ -122,7 +122,7 @@ impl Datagrams {
         let parts = &self.parts[usize::from(buffer.0)];
         let end = u32::from(parts.payload) + offset + length;
         assert!(end <= u32::from(parts.payload) + parts.length, "{buffer:?} is shorter");
-        let start = self.pool.lent_bytes(buffer.0, end).cast_mut();
+        let start = self.pool.buffers.lent_bytes(buffer.0, end).cast_mut();
         let (control, mut control_length) = (parts.control.0, parts.control.1);
         let mut control = usize::from(control);
         if plain {
@@ -168,7 +168,7 @@ fn empty_header() -> libc::msghdr {
 impl Driver {
     /// See [`echo_core::kernel::Kernel::take_datagrams`].
     pub(super) fn move_datagrams(&mut self, events: &mut Vec<Event>) {
-        if let Some(datagrams) = &mut *self.datagrams {
+        if let Some(datagrams) = &mut self.pools.datagrams {
             events.append(&mut datagrams.events);
         }
     }
@@ -180,24 +180,24 @@ impl Driver {
             Op::Reply { buffer } => self.reply(buffer),
             Op::ReplySegments { buffer } => self.reply_segments(buffer),
             Op::Identify { buffer, length_max } => self.reply_identity(buffer, length_max),
-            Op::Recycle { buffer } => self.datagrams_mut().pool.recycle(buffer.0),
+            Op::Recycle { buffer } => self.datagrams_mut().pool.buffers.recycle(buffer.0),
             Op::Close { socket } => self.datagrams_mut().sockets[usize::from(socket.0)] = None,
         }
     }
 
     fn datagrams_mut(&mut self) -> &mut Datagrams {
-        self.datagrams.as_mut().expect(NONE)
+        self.pools.datagrams.as_mut().expect(NONE)
     }
 
     fn receive_datagrams(&mut self, socket: SocketId) {
-        let datagrams = self.datagrams.as_ref().expect(NONE);
+        let datagrams = self.pools.datagrams.as_ref().expect(NONE);
         let fd = types::Fd(datagrams.socket(socket.0).as_fd().as_raw_fd());
         let template = &raw const datagrams.templates[usize::from(socket.0)];
         let entry = opcode::RecvMsgMulti::new(fd, template, DATAGRAM_GROUP).build();
         let entry = entry.user_data(Token::ReceiveDatagrams(socket).pack());
         self.in_flight += 1;
         // SAFETY: the template lives as long as the driver and is not changed; the buffers it may
-        // pick from outlive it, see `BufferRing` and `Drop`.
+        // pick from outlive it, see `Buffers` and `Drop`.
         unsafe { self.ring.push(entry) };
     }
 
@@ -207,19 +207,19 @@ impl Driver {
         if !armed {
             self.in_flight -= 1;
         }
-        let datagrams = self.datagrams.as_mut().expect(NONE);
+        let datagrams = self.pools.datagrams.as_mut().expect(NONE);
         let buffer = datagrams.pool.note_receive(flags);
         let (Some(index), 0..) = (buffer, result) else {
             // A kernel may hand out a buffer and then find nothing to put into it.
             if let Some(index) = buffer {
-                datagrams.pool.recycle(index);
+                datagrams.pool.buffers.recycle(index);
             }
             assert!(!armed, "a multishot receive continues after result {result}");
             let reason = end_of_receive(-result);
             return datagrams.events.push(Event::ReceiveEnded { socket, reason });
         };
         let open = datagrams.sockets[usize::from(socket.0)].as_ref().expect(OPEN);
-        let bytes = datagrams.pool.bytes_mut(index, result as u32);
+        let bytes = datagrams.pool.buffers.bytes_mut(index, result as u32);
         let (mut parts, mut datagram) = examine(bytes, open, socket.0);
         if open.headers || open.identity.is_some() {
             let announced = match open.headers {
@@ -237,7 +237,7 @@ impl Driver {
     }
 
     fn reply(&mut self, buffer: BufferId) {
-        let datagrams = self.datagrams.as_mut().expect(NONE);
+        let datagrams = self.pools.datagrams.as_mut().expect(NONE);
         let parts = datagrams.parts[usize::from(buffer.0)];
         let fd = types::Fd(datagrams.socket(parts.socket).as_fd().as_raw_fd());
         let message = datagrams.address(buffer, 0, parts.length, false);
@@ -256,7 +256,7 @@ impl Driver {
         let token = Token::Reply(buffer);
         let entry = entry.flags(squeue::Flags::SKIP_SUCCESS).user_data(token.pack());
         // SAFETY: it points to the message of the buffer and into the buffer, which live as long as
-        // the driver, see `BufferRing` and `Drop`; both are left alone while the buffer is lent. A
+        // the driver, see `Buffers` and `Drop`; both are left alone while the buffer is lent. A
         // core that recycled it meanwhile would corrupt its own echo, but the memory stays ours.
         unsafe { self.ring.push(entry) };
     }
@@ -264,13 +264,13 @@ impl Driver {
     /// Whether the next turn must not wait: there are events to report, or the kernel has not taken
     /// all replies.
     pub(super) fn has_datagram_events(&self) -> bool {
-        self.datagrams.as_ref().is_some_and(|it| it.flushes_replies || !it.events.is_empty())
+        self.pools.datagrams.as_ref().is_some_and(|it| it.flushes_replies || !it.events.is_empty())
     }
 
     /// Answers the replies that the kernel has taken without a completion: they were sent. To be
     /// called when all completions of a turn have been taken.
     pub(super) fn answer_replies(&mut self) {
-        let Some(datagrams) = &mut *self.datagrams else { return };
+        let Some(datagrams) = &mut self.pools.datagrams else { return };
         if datagrams.replies.is_empty() {
             return;
         }
@@ -287,7 +287,7 @@ impl Driver {
 
     pub(super) fn reply_failed(&mut self, buffer: BufferId, result: i32) {
         self.in_flight -= 1;
-        let datagrams = self.datagrams.as_mut().expect(NONE);
+        let datagrams = self.pools.datagrams.as_mut().expect(NONE);
         datagrams.replies.retain(|&reply| reply != buffer);
         datagrams.events.push(if result >= 0 {
             Event::Replied { buffer }
@@ -299,7 +299,7 @@ impl Driver {
     /// Sends the identity by a system call, from where the payload was.
     fn reply_identity(&mut self, buffer: BufferId, length_max: u32) {
         let worker = self.worker;
-        let datagrams = self.datagrams.as_mut().expect(NONE);
+        let datagrams = self.pools.datagrams.as_mut().expect(NONE);
         let index = usize::from(buffer.0);
         let Parts { socket, payload, length, .. } = datagrams.parts[index];
         let identity = &datagrams.sockets[usize::from(socket)].as_ref().expect(OPEN).identity;
@@ -311,7 +311,8 @@ impl Driver {
         let sent = if line_length > length_max.min(length) {
             Err(ReplyError::TooShort)
         } else {
-            let bytes = datagrams.pool.bytes_mut(buffer.0, u32::from(payload) + line_length);
+            let bytes =
+                datagrams.pool.buffers.bytes_mut(buffer.0, u32::from(payload) + line_length);
             bytes[payload.into()..].copy_from_slice(line.as_bytes());
             datagrams.send_part(buffer, 0, line_length)
         };
@@ -324,7 +325,7 @@ impl Driver {
     /// Sends the datagrams of a burst one by one, by system calls: this happens if a route does not
     /// carry bursts.
     fn reply_segments(&mut self, buffer: BufferId) {
-        let datagrams = self.datagrams.as_mut().expect(NONE);
+        let datagrams = self.pools.datagrams.as_mut().expect(NONE);
         let Parts { length, segment, .. } = datagrams.parts[usize::from(buffer.0)];
         let (mut sent, mut bytes, mut error) = (0, 0, None);
         for offset in (0..length).step_by(usize::from(segment.max(1))) {

@@ -84,7 +84,7 @@ impl Driver {
         self.in_flight += 1;
         let entry = entry.user_data(Token::Receive(connection, SizeClass::Small).pack());
         // SAFETY: it points to no memory of its own; the buffers it may pick from outlive it, see
-        // `BufferRing` and `Drop`.
+        // `Buffers` and `Drop`.
         unsafe { self.ring.push(entry) };
         match rdhup {
             Watch::Unchanged => {}
@@ -102,7 +102,7 @@ impl Driver {
     /// If there is no free large buffer.
     pub(super) fn receive_large(&mut self, connection: ConnectionId, mode: ReceiveMode) {
         let fd = self.fd(connection);
-        let buffer = self.large.fill(connection.slot());
+        let buffer = self.pools.large.fill(connection.slot());
         let (start, length) = buffer.expect("invariant: the core knows which buffers are free");
         let receive = opcode::Recv::new(fd, start, length);
         let receive = match mode {
@@ -114,7 +114,7 @@ impl Driver {
         self.in_flight += 1;
         let token = Token::Receive(connection, SizeClass::Large);
         // SAFETY: `start` are `length` bytes that `BufferStack::fill` gives to no other receive
-        // before the completion, and that outlive the receive, see `BufferRing` and `Drop`.
+        // before the completion, and that outlive the receive, see `Buffers` and `Drop`.
         unsafe { self.ring.push(receive.build().user_data(token.pack())) };
     }
 
@@ -184,7 +184,7 @@ impl Driver {
         self.in_flight -= 1;
         self.socket_mut(connection).receiving = Receiving::No;
         if result > 0 {
-            let index = self.large.filled(connection.slot());
+            let index = self.pools.large.filled(connection.slot());
             events.push(Event::Received {
                 connection,
                 buffer: BufferId { class: SizeClass::Large, index },
@@ -193,7 +193,7 @@ impl Driver {
                 rest: rest(flags),
             });
         } else {
-            self.large.not_filled(connection.slot());
+            self.pools.large.not_filled(connection.slot());
             events.push(Event::ReceiveEnded { connection, reason: end_of_receive(result) });
         }
     }
@@ -210,7 +210,7 @@ impl Driver {
             self.in_flight -= 1;
             self.socket_mut(connection).receiving = Receiving::No;
         }
-        let buffer = self.small.note_receive(flags);
+        let buffer = self.pools.small.note_receive(flags);
         match (result, buffer) {
             (1.., Some(index)) => {
                 events.push(Event::Received {
@@ -225,7 +225,7 @@ impl Driver {
             (..=0, _) => {
                 // A kernel may hand out a buffer and then find nothing to put into it.
                 if let Some(index) = buffer {
-                    self.small.recycle(index);
+                    self.pools.small.buffers.recycle(index);
                 }
                 assert!(!armed, "a multishot receive continues after result {result}");
                 events.push(Event::ReceiveEnded { connection, reason: end_of_receive(result) });

@@ -32,7 +32,7 @@ use socket2::SockRef;
 use super::{Driver, OPEN};
 use crate::errno;
 use crate::token::Token;
-use echo_core::op::{BufferId, ConnectionId, Event, SendError, SizeClass};
+use echo_core::op::{BufferId, ConnectionId, Event, SendError};
 
 /// A try-send for which no completion is expected.
 #[derive(Clone, Copy)]
@@ -73,10 +73,7 @@ impl Driver {
         needs_completion: bool,
     ) {
         let fd = self.fd(connection);
-        let bytes = match buffer.class {
-            SizeClass::Small => self.small.lent_bytes(buffer.index, length),
-            SizeClass::Large => self.large.lent_bytes(buffer.index, length),
-        };
+        let bytes = self.pools.of(buffer.class).lent_bytes(buffer.index, length);
         let entry = opcode::Send::new(fd, bytes, length);
         let entry = if needs_completion {
             entry.flags(TRIES).build().user_data(Token::Send(connection).pack())
@@ -88,7 +85,7 @@ impl Driver {
             entry.flags(squeue::Flags::SKIP_SUCCESS).user_data(token.pack())
         };
         self.in_flight += 1;
-        // SAFETY: `bytes` are `length` bytes of the pool, which outlives the send, see `BufferRing`
+        // SAFETY: `bytes` are `length` bytes of the pool, which outlives the send, see `Buffers`
         // and `Drop`. A core that recycled the buffer meanwhile would corrupt its own echo, but the
         // memory stays ours.
         unsafe { self.ring.push(entry) };
@@ -262,10 +259,7 @@ impl Driver {
         offset: u32,
         length: u32,
     ) -> Option<Event> {
-        let bytes = match buffer.class {
-            SizeClass::Small => self.small.part(buffer.index, offset, length),
-            SizeClass::Large => self.large.part(buffer.index, offset, length),
-        };
+        let bytes = self.pools.of(buffer.class).part(buffer.index, offset, length);
         match SockRef::from(&self.socket(connection).fd).send_with_flags(bytes, TRIES) {
             Ok(length) => Some(Event::Sent { connection, length: length as u32 }),
             Err(error) => send_failed(connection, &error),
