@@ -2,11 +2,13 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::getsockopt_impl;
+use nix::sys::socket::sockopt::GetStruct;
+use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use socket2::{SockAddr, SockRef};
 
 use super::control::{SPACE_GRO, SPACE_IPV4, SPACE_IPV6};
@@ -56,6 +58,21 @@ fn unix_name(address: &SockAddr) -> Option<Box<[u8]>> {
     let path = address.as_pathname().map(|path| path.as_os_str().as_bytes().into());
     path.or_else(|| address.as_abstract_namespace().map(|name| [b"\0", name].concat().into()))
 }
+
+/// `SO_MEMINFO`, up to the dropped datagrams.
+#[derive(Clone, Copy, Debug)]
+struct MemInfo;
+
+/// `SK_MEMINFO_DROPS` of include/uapi/linux/sock_diag.h.
+const DROPS: usize = 8;
+
+getsockopt_impl!(
+    MemInfo,
+    libc::SOL_SOCKET,
+    libc::SO_MEMINFO,
+    [u32; DROPS + 1],
+    GetStruct<[u32; DROPS + 1]>
+);
 
 /// What precedes the payload in a buffer (`struct io_uring_recvmsg_out`, io_uring_enter(2)):
 /// a header, the sender and control messages, each in as much room as was requested.
@@ -218,22 +235,7 @@ impl DatagramSocket {
     /// # Errors
     /// When the kernel does not report it.
     pub fn kernel_drops(&self) -> io::Result<u32> {
-        /// `SK_MEMINFO_DROPS` of include/uapi/linux/sock_diag.h, and how many entries there are.
-        const DROPS: usize = 8;
-        let mut entries = [0_u32; DROPS + 1];
-        let mut length = size_of_val(&entries) as libc::socklen_t;
-        // SAFETY: the kernel writes at most `length` bytes to `entries`, which has as many, and the
-        // length that it wrote to `length`.
-        let told = unsafe {
-            libc::getsockopt(
-                self.socket.as_raw_fd(),
-                libc::SOL_SOCKET,
-                libc::SO_MEMINFO,
-                (&raw mut entries).cast(),
-                &raw mut length,
-            )
-        };
-        if told < 0 { Err(io::Error::last_os_error()) } else { Ok(entries[DROPS]) }
+        Ok(getsockopt(&self.socket, MemInfo)?[DROPS])
     }
 }
 

@@ -8,10 +8,13 @@
 //! below the present silence: that fires the timer at once (`tcp_sock_set_keepidle_locked`, Linux
 //! 6.1 to 6.18).
 
-use std::mem::{MaybeUninit, size_of};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::mem::{MaybeUninit, offset_of};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
+use nix::getsockopt_impl;
+use nix::sys::socket::sockopt::{GetStruct, TcpKeepIdle, TcpUserTimeout};
+use nix::sys::socket::{SetSockOpt, getsockopt, setsockopt};
 use socket2::{SockRef, TcpKeepalive};
 
 use super::receive::Receiving;
@@ -22,20 +25,25 @@ use echo_core::op::{ConnectionId, Event, SizeClass, Timestamp};
 
 /// The longest silence and the longest interval that the kernel accepts, in seconds
 /// (`MAX_TCP_KEEPIDLE`).
-const NEVER_S: i32 = 32_767;
+const NEVER_S: u32 = 32_767;
 
 /// The largest number of probes that the kernel accepts (`MAX_TCP_KEEPCNT`).
 const PROBES_MAX: u32 = 127;
 
-/// Stops the kernel's own probes on a connection of the previous process, whose listener may have
-/// had other options.
-fn hold_probes(connection: BorrowedFd<'_>) {
-    let never = Duration::from_secs(NEVER_S as u64);
-    let options = TcpKeepalive::new().with_time(never).with_interval(never);
-    // It fails on no TCP socket. A connection on which the kernel continues to probe is no worse
-    // than before.
-    let _ = SockRef::from(&connection).set_tcp_keepalive(&options.with_retries(PROBES_MAX));
-}
+/// The position of `tcpi_last_ack_recv` in the entries of `struct tcp_info`.
+const LAST_ACK_RECV: usize = offset_of!(libc::tcp_info, tcpi_last_ack_recv) / size_of::<u32>();
+
+/// `TCP_INFO`, up to that entry: kernels differ in the length of the whole.
+#[derive(Clone, Copy, Debug)]
+struct TcpInfoHead;
+
+getsockopt_impl!(
+    TcpInfoHead,
+    libc::IPPROTO_TCP,
+    libc::TCP_INFO,
+    [u32; LAST_ACK_RECV + 1],
+    GetStruct<[u32; LAST_ACK_RECV + 1]>
+);
 
 impl Driver {
     /// Makes the kernel send a probe at once. `again`: the last one was not answered.
@@ -44,15 +52,14 @@ impl Driver {
         if socket.transport() != Transport::Tcp {
             return;
         }
-        let fd = socket.fd.as_raw_fd();
         if again {
             // With a user timeout that is shorter than this silence the second probe would end the
             // connection, answered or not (`tcp_keepalive_timer`).
-            set_option(fd, libc::TCP_USER_TIMEOUT, 0);
+            set_option(&socket.fd, TcpUserTimeout, 0);
         }
         // Half of the silence: the kernel may have received something from the peer a little later
         // than we have. After an answer the timer would send another probe after this time.
-        set_option(fd, libc::TCP_KEEPIDLE, i32::from(silent_s / 2).max(1));
+        set_option(&socket.fd, TcpKeepIdle, u32::from(silent_s / 2).max(1));
     }
 
     /// Ends the probing: no further probe is sent. Returns when something last arrived from the
@@ -63,13 +70,12 @@ impl Driver {
         if socket.transport() != Transport::Tcp {
             return self.answers.push(Event::ProbeEnded { connection, heard: now });
         }
-        let (fd, receiving) = (socket.fd.as_raw_fd(), socket.receiving);
-        let silent_ms = milliseconds_of_silence(fd);
-        set_option(fd, libc::TCP_KEEPIDLE, NEVER_S);
+        let silent_ms = milliseconds_of_silence(&socket.fd);
+        set_option(&socket.fd, TcpKeepIdle, NEVER_S);
         if again && let Some(timeout @ 1..) = self.user_timeout() {
-            set_option(fd, libc::TCP_USER_TIMEOUT, timeout);
+            set_option(&socket.fd, TcpUserTimeout, timeout);
         }
-        if receiving == Receiving::Small && is_readable(&self.socket(connection).fd) {
+        if socket.receiving == Receiving::Small && is_readable(&socket.fd) {
             // A multishot receive that stands at an urgent byte while a signal is pending for this
             // thread (it is stopped, frozen or traced) mistakes it for an empty socket and
             // continues to sleep (`tcp_recvmsg_locked`, seen on Linux 6.18). A new receive finds
@@ -84,47 +90,33 @@ impl Driver {
     /// a listener of ours. Its own listener may have had others, and a probe may have been in
     /// progress.
     pub(super) fn hold_imported(&self, connection: BorrowedFd<'_>) {
-        hold_probes(connection);
+        let never = Duration::from_secs(NEVER_S.into());
+        let options = TcpKeepalive::new().with_time(never).with_interval(never);
+        // It fails on no TCP socket. A connection on which the kernel continues to probe is no
+        // worse than before.
+        let _ = SockRef::from(&connection).set_tcp_keepalive(&options.with_retries(PROBES_MAX));
         if let Some(timeout) = self.user_timeout() {
-            set_option(connection.as_raw_fd(), libc::TCP_USER_TIMEOUT, timeout);
+            set_option(&connection, TcpUserTimeout, timeout);
         }
     }
 
     /// The user timeout of new connections, in milliseconds; 0 if they have none. None if no
     /// listener says so.
-    fn user_timeout(&self) -> Option<i32> {
+    fn user_timeout(&self) -> Option<u32> {
         let listener = self.listeners.iter().find(|it| it.transport == Transport::Tcp)?;
-        let timeout = SockRef::from(&listener.socket).tcp_user_timeout().ok()?.unwrap_or_default();
-        i32::try_from(timeout.as_millis()).ok()
+        getsockopt(&listener.socket, TcpUserTimeout).ok()
     }
 }
 
 /// Sets an option of TCP. It fails only if the connection is gone, which the receive reports.
-fn set_option(fd: RawFd, option: i32, value: i32) {
-    let length = size_of::<i32>() as libc::socklen_t;
-    // SAFETY: `value` is an int that lives during the call, and `length` is its size.
-    unsafe {
-        libc::setsockopt(fd, libc::IPPROTO_TCP, option, (&raw const value).cast(), length);
-    }
+fn set_option(socket: &impl AsFd, option: impl SetSockOpt<Val = u32>, value: u32) {
+    let _ = setsockopt(socket, option, &value);
 }
 
 /// For how long nothing has arrived from the peer, not even an acknowledgement. 0 if the kernel
 /// does not report it.
-fn milliseconds_of_silence(fd: RawFd) -> u32 {
-    let mut info = MaybeUninit::<libc::tcp_info>::zeroed();
-    let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
-    // SAFETY: `info` has `length` bytes, which the kernel fills at most.
-    unsafe {
-        libc::getsockopt(
-            fd,
-            libc::IPPROTO_TCP,
-            libc::TCP_INFO,
-            info.as_mut_ptr().cast(),
-            &raw mut length,
-        );
-    }
-    // SAFETY: all fields are numbers, zeroed where the kernel wrote nothing.
-    unsafe { info.assume_init() }.tcpi_last_ack_recv
+fn milliseconds_of_silence(socket: &OwnedFd) -> u32 {
+    getsockopt(socket, TcpInfoHead).map_or(0, |info| info[LAST_ACK_RECV])
 }
 
 /// Whether a receive would not wait: bytes are there, or the end of the stream.
