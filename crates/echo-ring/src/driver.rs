@@ -94,21 +94,13 @@ struct Socket {
     receiving: Receiving,
     rdhup: Rdhup,
     room: Room,
-    /// True exactly while a skip-success send is in flight.
-    skips_success: bool,
 }
 
 const _: () = assert!(size_of::<Option<Socket>>() == 8);
 
 impl Socket {
     fn new(fd: OwnedFd, transport: Transport) -> Self {
-        Self {
-            fd,
-            receiving: Receiving::No,
-            rdhup: Rdhup::of(transport),
-            room: Room::Unwatched,
-            skips_success: false,
-        }
+        Self { fd, receiving: Receiving::No, rdhup: Rdhup::of(transport), room: Room::Unwatched }
     }
 
     fn transport(&self) -> Transport {
@@ -433,9 +425,8 @@ impl Driver {
             Token::Readable(connection) => self.readable(connection, result, events),
             poll @ (Token::Rdhup(_) | Token::Writable(_)) if self.is_left(poll, flags) => {}
             Token::Rdhup(connection) => self.on_rdhup(connection, result),
-            Token::Send(connection) => self.sent(connection, result, events),
-            Token::SkipSuccessSend(connection) => {
-                self.skip_success_send_failed(connection, result, events)
+            Token::Send(connection) | Token::SkipSuccessSend(connection) => {
+                self.sent(connection, result, events);
             }
             Token::Writable(connection) => self.writable(connection, result, flags, events),
             Token::Wake => {

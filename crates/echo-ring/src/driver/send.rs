@@ -79,7 +79,6 @@ impl Driver {
             entry.flags(TRIES).build().user_data(Token::Send(connection).pack())
         } else {
             self.skip_success_sends.push(SkipSuccessSend { connection, length });
-            self.socket_mut(connection).skips_success = true;
             let entry = entry.flags(TRIES | libc::MSG_WAITALL).build();
             let token = Token::SkipSuccessSend(connection);
             entry.flags(squeue::Flags::SKIP_SUCCESS).user_data(token.pack())
@@ -92,8 +91,8 @@ impl Driver {
     }
 
     /// Answers the skip-success sends: all were sent whole, except those with a failure in
-    /// `completions`. Does nothing before the kernel has taken all entries and reported all
-    /// completions.
+    /// `completions`, which their completions answer. Before the kernel has taken all entries and
+    /// reported all completions, the others stay unanswered.
     pub(super) fn answer_skip_success_sends(
         &mut self,
         completions: &[cqueue::Entry],
@@ -102,37 +101,20 @@ impl Driver {
         if self.skip_success_sends.is_empty() {
             return;
         }
+        for completion in completions {
+            if let Some(failed) = Token::skip_success_send(completion.user_data()) {
+                self.skip_success_sends.retain(|send| send.connection != failed);
+            }
+        }
         // Sends that the kernel has not taken, or completions that it reports when its queue has
         // room again, come with one of the next turns, which do not wait.
         self.flushes_sends = !self.ring.is_handed_over() || self.ring.has_overflowed();
         if self.flushes_sends {
             return;
         }
-        for completion in completions {
-            if let Some(connection) = Token::skip_success_send(completion.user_data()) {
-                self.socket_mut(connection).skips_success = false;
-            }
-        }
-        for SkipSuccessSend { connection, length } in self.skip_success_sends.drain(..) {
-            let socket = self.sockets[connection.slot() as usize].as_mut().expect(OPEN);
-            if std::mem::take(&mut socket.skips_success) {
-                self.in_flight -= 1;
-                events.push(Event::Sent { connection, length });
-            }
-        }
-    }
-
-    /// A skip-success send was not taken whole.
-    pub(super) fn skip_success_send_failed(
-        &mut self,
-        connection: ConnectionId,
-        result: i32,
-        events: &mut Vec<Event>,
-    ) {
-        // Still in the list if it was too early to answer.
-        self.skip_success_sends.retain(|send| send.connection != connection);
-        self.socket_mut(connection).skips_success = false;
-        self.sent(connection, result, events);
+        self.in_flight -= self.skip_success_sends.len() as u64;
+        let sent = |SkipSuccessSend { connection, length }| Event::Sent { connection, length };
+        events.extend(self.skip_success_sends.drain(..).map(sent));
     }
 
     /// A try-send has completed with `result`.
