@@ -52,9 +52,6 @@ mod slot;
 pub use events::Event;
 use slot::Slot;
 
-/// The shortest wait. With a wait of zero the kernel would not do its deferred work.
-const TIMEOUT_MIN: Duration = Duration::from_micros(1);
-
 /// The settings of a client.
 pub struct Settings {
     /// The address that it connects to, of TCP or a Unix socket.
@@ -314,16 +311,18 @@ impl Client {
     /// When io_uring_enter(2) fails in a way that no retry remedies.
     pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         self.arm_waiting_receives();
-        let timeout = if self.waiting.is_empty() { timeout } else { Some(Duration::ZERO) };
-        let timeout = timeout.filter(|&timeout| !self.set_alarm(timeout));
+        let waits = self.waiting.is_empty() && timeout != Some(Duration::ZERO);
+        if waits && let Some(timeout) = timeout {
+            self.ring.set_alarm(Instant::now() + timeout);
+        }
         self.arm_wake();
-        let waited = self.ring.submit_and_wait(timeout.map(|_| TIMEOUT_MIN));
+        let waited = self.ring.submit_and_wait(waits);
         self.reaped.drain(..mem::take(&mut self.told));
         self.reaped.extend(self.ring.completions());
         match waited {
             Ok(()) => Ok(()),
             Err(error) => match error.raw_os_error() {
-                Some(libc::ETIME | libc::EINTR) => Ok(()),
+                Some(libc::EINTR) => Ok(()),
                 // The kernel is out of memory or requires its completions to be reaped first.
                 // Entries that it did not take are still queued.
                 Some(libc::EAGAIN | libc::EBUSY | libc::ENOMEM) => {
@@ -335,15 +334,6 @@ impl Client {
                 _ => Err(error),
             },
         }
-    }
-
-    /// Sets an alarm that ends a wait after `timeout`, if there is one.
-    fn set_alarm(&mut self, timeout: Duration) -> bool {
-        let far = timeout > TIMEOUT_MIN;
-        if far {
-            self.ring.set_alarm(Instant::now() + timeout);
-        }
-        far
     }
 
     /// Fills the pool, and arms receives that wait for a buffer: no more than there are buffers, as

@@ -535,8 +535,7 @@ impl Kernel for Driver {
         }
         let waited = match self.busy_poll {
             Some(spin) if may_wait => self.ring.submit_and_spin(spin),
-            _ if may_wait => self.ring.submit_and_wait(None),
-            _ => self.ring.submit_and_wait(Some(Duration::ZERO)),
+            _ => self.ring.submit_and_wait(may_wait),
         };
         events.append(&mut self.answers);
         let mut reaped = std::mem::take(&mut self.reaped);
@@ -553,7 +552,7 @@ impl Kernel for Driver {
         match waited {
             Ok(()) => Ok(()),
             Err(error) => match error.raw_os_error() {
-                Some(libc::ETIME | libc::EINTR) => Ok(()),
+                Some(libc::EINTR) => Ok(()),
                 // The kernel is out of memory or requires its completions to be reaped first.
                 // Nothing is lost: entries that were not taken are still queued. If there was
                 // nothing to reap either, wait a moment.

@@ -208,7 +208,7 @@ impl Ring {
         Ok(())
     }
 
-    /// As [`Ring::submit_and_wait`] without a time limit, but looks for completions for as long as
+    /// As [`Ring::submit_and_wait`] with a wait, but looks for completions for as long as
     /// `spin` before it sleeps: the kernel sets a flag in shared memory when it has some, so
     /// polling costs no system call, and a thread that is awake needs no wake-up.
     pub(super) fn submit_and_spin(&mut self, spin: Duration) -> io::Result<()> {
@@ -223,35 +223,25 @@ impl Ring {
                 return self.inner.submit_and_wait(0).map(drop);
             }
             if began.elapsed() >= spin {
-                return self.submit_and_wait(None);
+                return self.submit_and_wait(true);
             }
             std::hint::spin_loop();
         }
     }
 
-    /// Hands everything to the kernel and waits for a completion, but no longer than `timeout`
-    /// (`None`: without limit).
-    pub(super) fn submit_and_wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+    /// Hands everything to the kernel, and if it `waits`, waits for a completion: an alarm ends the
+    /// wait, see [`Ring::set_alarm`].
+    pub(super) fn submit_and_wait(&mut self, waits: bool) -> io::Result<()> {
         self.hand_over_backlog()?;
-        match timeout {
-            None => self.enter_and_wait(None),
-            Some(Duration::ZERO) => self.inner.submit_and_wait(0).map(drop),
-            Some(timeout) => {
-                let timespec = types::Timespec::from(timeout);
-                let arguments = types::SubmitArgs::new().timespec(&timespec);
-                self.enter_and_wait(Some(&arguments))
-            }
+        if !waits {
+            // The kernel also does the work that it has deferred.
+            return self.inner.submit_and_wait(0).map(drop);
         }
-    }
-
-    /// Hands over the entries of the submission queue and waits for a completion.
-    fn enter_and_wait(&mut self, arguments: Option<&types::SubmitArgs<'_, '_>>) -> io::Result<()> {
         let submissions = self.inner.submission().len() as u32;
-        let extended = if arguments.is_some() { EnterFlags::EXT_ARG } else { EnterFlags::empty() };
-        let flags = (self.waiting | extended).bits();
+        let (flags, mask) = (self.waiting.bits(), None::<&libc::sigset_t>);
         // SAFETY: the queue has this many entries, and their memory is valid by the contract of
-        // `push`. If there are arguments, the flags announce them.
-        unsafe { self.inner.submitter().enter(submissions, 1, flags, arguments) }.map(drop)
+        // `push`.
+        unsafe { self.inner.submitter().enter(submissions, 1, flags, mask) }.map(drop)
     }
 
     /// Whether the kernel has taken everything that was queued.
