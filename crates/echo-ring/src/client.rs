@@ -26,11 +26,11 @@ use std::collections::VecDeque;
 use std::io;
 use std::mem;
 use std::net::{Shutdown, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use io_uring::{cqueue, opcode, squeue, types};
+use io_uring::{cqueue, opcode, types};
 use nix::sys::eventfd::EventFd;
 use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
@@ -90,7 +90,6 @@ pub struct Client {
     is_unix: bool,
     socket_type: Type,
     wake: Arc<EventFd>,
-    wake_armed: bool,
     /// How many buffers are offered.
     offer: BufferOffer,
     /// Connects, receives and sends in the kernel. They point into our memory.
@@ -128,7 +127,6 @@ impl Client {
             socket_type: settings.socket_type,
             target: Some(Box::new(settings.target)),
             wake: settings.wake,
-            wake_armed: false,
             offer: BufferOffer::new(buffers),
             in_flight: 0,
             waiting: VecDeque::new(),
@@ -195,11 +193,7 @@ impl Client {
         // On Unix sockets a multishot receive may never report the end of the stream, see
         // `super::Transport::Unix`.
         let entry = if self.is_unix {
-            opcode::Recv::new(fd, std::ptr::null_mut(), 0)
-                .ioprio(entry::POLL_FIRST)
-                .buf_group(GROUP)
-                .build()
-                .flags(squeue::Flags::BUFFER_SELECT)
+            entry::receive(fd, GROUP, entry::POLL_FIRST)
         } else {
             entry::multishot_receive(fd, GROUP, UNBOUNDED)
         };
@@ -315,25 +309,11 @@ impl Client {
         if waits && let Some(timeout) = timeout {
             self.ring.set_alarm(Instant::now() + timeout);
         }
-        self.arm_wake();
+        self.ring.arm_wake(&self.wake);
         let waited = self.ring.submit_and_wait(waits);
         self.reaped.drain(..mem::take(&mut self.told));
         self.reaped.extend(self.ring.completions());
-        match waited {
-            Ok(()) => Ok(()),
-            Err(error) => match error.raw_os_error() {
-                Some(libc::EINTR) => Ok(()),
-                // The kernel is out of memory or requires its completions to be reaped first.
-                // Entries that it did not take are still queued.
-                Some(libc::EAGAIN | libc::EBUSY | libc::ENOMEM) => {
-                    if self.reaped.is_empty() {
-                        std::thread::sleep(Duration::from_millis(1));
-                    }
-                    Ok(())
-                }
-                _ => Err(error),
-            },
-        }
+        ring::outcome(waited, self.reaped.is_empty())
     }
 
     /// Fills the pool, and arms receives that wait for a buffer: no more than there are buffers, as
@@ -366,12 +346,6 @@ impl Client {
         let socket = socket.expect("invariant: `slot` found it");
         // It fails only if the connection is gone. Then there is nothing to shut down.
         let _ = SockRef::from(socket).shutdown(how);
-    }
-
-    fn arm_wake(&mut self) {
-        if !mem::replace(&mut self.wake_armed, true) {
-            self.ring.poll(self.wake.as_fd(), Token::Wake);
-        }
     }
 
     /// The slot of an open connection.

@@ -37,7 +37,7 @@ use super::datagram_socket::DatagramSocket;
 use super::listening::ListeningSocket;
 use super::peer;
 use super::prepared::PreparedRing;
-use super::ring::{COMPLETIONS, Ring};
+use super::ring::{self, COMPLETIONS, Ring};
 use super::spill::{SpillMemory, SpillQueue};
 use super::token::Token;
 use super::transport::Transport;
@@ -167,8 +167,6 @@ pub struct Driver {
     /// True exactly when the peer of each accepted connection is to be reported.
     reports_peers: bool,
     wake: Arc<EventFd>,
-    /// True exactly while the kernel has the poll of `wake`.
-    wake_armed: bool,
     /// How many receives and sends the kernel has. They point into our memory.
     in_flight: u64,
     /// Turns that found the completion queue overflowed.
@@ -229,7 +227,6 @@ impl Driver {
             reports_peers: false,
             listeners: settings.listeners,
             wake: settings.wake,
-            wake_armed: false,
             in_flight: 0,
             overflows: 0,
             reaped: Box::new_uninit_slice(COMPLETIONS as usize),
@@ -387,12 +384,6 @@ impl Driver {
         }
     }
 
-    fn arm_wake(&mut self) {
-        if !std::mem::replace(&mut self.wake_armed, true) {
-            self.ring.poll(self.wake.as_fd(), Token::Wake);
-        }
-    }
-
     /// Whether there is time left until `wake`. If so, sets an alarm that ends the wait then.
     fn set_alarm(&mut self, wake: Wake) -> bool {
         let deadline = match wake {
@@ -429,11 +420,7 @@ impl Driver {
                 self.sent(connection, result, events);
             }
             Token::Writable(connection) => self.writable(connection, result, flags, events),
-            Token::Wake => {
-                self.wake_armed = false;
-                // The descriptor does not block. If there is nothing to read it was emptied before.
-                let _ = self.wake.read();
-            }
+            Token::Wake => self.ring.on_wake(&self.wake),
             Token::Alarm => self.ring.on_alarm(),
             Token::ReceiveDatagrams(socket) => self.received_datagram(socket, result, flags),
             Token::Reply(buffer) => self.reply_failed(buffer, result),
@@ -526,7 +513,7 @@ impl Kernel for Driver {
     }
 
     fn turn(&mut self, wake: Wake, events: &mut Vec<Event>) -> Result<(), DriverError> {
-        self.arm_wake();
+        self.ring.arm_wake(&self.wake);
         let nothing_to_report = self.answers.is_empty() && !self.has_datagram_events();
         let may_wait = nothing_to_report && !self.flushes_sends && self.set_alarm(wake);
         self.pools.small.fill_up();
@@ -549,22 +536,7 @@ impl Kernel for Driver {
         }
         self.reaped = reaped;
         self.answer_replies();
-        match waited {
-            Ok(()) => Ok(()),
-            Err(error) => match error.raw_os_error() {
-                Some(libc::EINTR) => Ok(()),
-                // The kernel is out of memory or requires its completions to be reaped first.
-                // Nothing is lost: entries that were not taken are still queued. If there was
-                // nothing to reap either, wait a moment.
-                Some(libc::EAGAIN | libc::EBUSY | libc::ENOMEM) => {
-                    if idle {
-                        std::thread::sleep(Duration::from_millis(1));
-                    }
-                    Ok(())
-                }
-                _ => Err(DriverError(error)),
-            },
-        }
+        ring::outcome(waited, idle).map_err(DriverError)
     }
 }
 

@@ -8,14 +8,17 @@ pub(super) const POLL_FIRST: u16 = 1;
 /// `IORING_RECV_MULTISHOT` of include/uapi/linux/io_uring.h.
 const MULTISHOT: u16 = 2;
 
+/// A receive into a buffer of `group` that the kernel picks.
+#[inline]
+pub(super) fn receive(fd: types::Fd, group: u16, ioprio: u16) -> squeue::Entry {
+    let receive = opcode::Recv::new(fd, std::ptr::null_mut(), 0).ioprio(ioprio).buf_group(group);
+    receive.build().flags(squeue::Flags::BUFFER_SELECT)
+}
+
 /// A multishot receive from buffer group `group` that ends after `bytes_max` bytes, counted in
 /// whole buffers (Linux 6.17).
 pub(super) fn multishot_receive(fd: types::Fd, group: u16, bytes_max: u32) -> squeue::Entry {
-    let entry = opcode::Recv::new(fd, std::ptr::null_mut(), 0)
-        .ioprio(MULTISHOT | POLL_FIRST)
-        .buf_group(group)
-        .build()
-        .flags(squeue::Flags::BUFFER_SELECT);
+    let entry = receive(fd, group, MULTISHOT | POLL_FIRST);
     with_field(entry, OPTLEN, &bytes_max.to_ne_bytes())
 }
 

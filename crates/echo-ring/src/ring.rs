@@ -3,10 +3,11 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use io_uring::{Builder, EnterFlags, IoUring, cqueue, opcode, squeue, types};
+use nix::sys::eventfd::EventFd;
 
 use super::entry;
 use super::restrict;
@@ -32,6 +33,8 @@ pub(super) struct Ring {
     alarm: Box<types::Timespec>,
     /// The moments of the alarms in flight, the next one last.
     alarms: Vec<Instant>,
+    /// True exactly while the kernel has the poll of the eventfd that ends a wait.
+    wake_armed: bool,
 }
 
 /// The required set-up flags (Linux 6.1): completions are processed on our thread when we reap
@@ -73,7 +76,7 @@ impl Ring {
 
     fn of(inner: IoUring) -> Self {
         let (backlog, alarm, alarms) = (VecDeque::new(), Box::default(), Vec::new());
-        Self { waiting: waiting(&inner), inner, backlog, alarm, alarms }
+        Self { waiting: waiting(&inner), inner, backlog, alarm, alarms, wake_armed: false }
     }
 
     /// Enables a disabled ring for the calling thread, which is the only one that may use it from
@@ -179,6 +182,20 @@ impl Ring {
         self.alarms.pop();
     }
 
+    /// To be called before each turn: writing to `wake` ends a wait.
+    pub(super) fn arm_wake(&mut self, wake: &EventFd) {
+        if !std::mem::replace(&mut self.wake_armed, true) {
+            self.poll(wake.as_fd(), Token::Wake);
+        }
+    }
+
+    /// The completion of the poll of `wake` was reaped.
+    pub(super) fn on_wake(&mut self, wake: &EventFd) {
+        self.wake_armed = false;
+        // The descriptor does not block. If there is nothing to read it was emptied before.
+        let _ = wake.read();
+    }
+
     /// Cancels the operation that was given `token`, if there is one.
     pub(super) fn cancel(&mut self, token: Token) {
         self.push_bare(unanswered(opcode::AsyncCancel::new(token.pack()).build()));
@@ -258,6 +275,28 @@ impl Ring {
     /// Completions that wait to be reaped, oldest first.
     pub(super) fn completions(&mut self) -> cqueue::CompletionQueue<'_> {
         self.inner.completion()
+    }
+}
+
+/// What the outcome of a wait means when its completions have been reaped; `idle` if there were
+/// none.
+///
+/// # Errors
+/// When io_uring_enter(2) failed in a way that no retry remedies.
+pub(super) fn outcome(waited: io::Result<()>, idle: bool) -> io::Result<()> {
+    let Err(error) = waited else { return Ok(()) };
+    match error.raw_os_error() {
+        Some(libc::EINTR) => Ok(()),
+        // The kernel is out of memory or requires its completions to be reaped first. Nothing is
+        // lost: entries that were not taken are still queued. If there was nothing to reap either,
+        // wait a moment.
+        Some(libc::EAGAIN | libc::EBUSY | libc::ENOMEM) => {
+            if idle {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Ok(())
+        }
+        _ => Err(error),
     }
 }
 

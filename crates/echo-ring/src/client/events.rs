@@ -83,9 +83,7 @@ impl Client {
             Token::Receive(connection, _) => self.received(connection, result, flags),
             Token::Send(connection) => self.sent(connection, result),
             Token::Wake => {
-                self.wake_armed = false;
-                // The descriptor does not block. If there is nothing to read it was emptied before.
-                let _ = self.wake.read();
+                self.ring.on_wake(&self.wake);
                 Some(Event::Woken)
             }
             Token::Alarm => {

@@ -3,7 +3,7 @@
 
 use std::os::fd::AsFd;
 
-use io_uring::{cqueue, opcode, squeue};
+use io_uring::{cqueue, opcode};
 
 use super::send::OnWritable;
 use super::{Driver, MULTISHOT_BYTES_MAX, OPEN, SMALL_GROUP, Socket, Transport};
@@ -72,14 +72,11 @@ impl Driver {
         let entry = if goes_on {
             entry::multishot_receive(fd, SMALL_GROUP, MULTISHOT_BYTES_MAX)
         } else {
-            opcode::Recv::new(fd, std::ptr::null_mut(), 0)
-                .ioprio(match mode {
-                    ReceiveMode::Now | ReceiveMode::Multishot => 0,
-                    ReceiveMode::WhenReadable => entry::POLL_FIRST,
-                })
-                .buf_group(SMALL_GROUP)
-                .build()
-                .flags(squeue::Flags::BUFFER_SELECT)
+            let ioprio = match mode {
+                ReceiveMode::Now | ReceiveMode::Multishot => 0,
+                ReceiveMode::WhenReadable => entry::POLL_FIRST,
+            };
+            entry::receive(fd, SMALL_GROUP, ioprio)
         };
         self.in_flight += 1;
         let entry = entry.user_data(Token::Receive(connection, SizeClass::Small).pack());
