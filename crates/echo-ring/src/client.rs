@@ -41,7 +41,7 @@ use super::errno;
 use super::locked::{self, Maker};
 use super::ring::{self, Ring};
 use super::token::Token;
-use super::unusable::Unusable;
+use super::unusable::{Call, Unusable};
 use echo_core::buffer_offer::BufferOffer;
 use echo_core::op::BufferClass;
 use echo_core::op::{ConnectionId, SizeClass};
@@ -115,9 +115,8 @@ impl Client {
         let charge = locked::charge(ring::SUBMISSIONS, ring::COMPLETIONS, buffers);
         let (ring, pool) = Maker::new(charge).make(|| {
             let ring = Ring::new().map_err(Unusable::from_setup)?;
-            let pool =
-                BufferRing::register(ring.inner(), GROUP, class).map_err(Unusable::from_buffers)?;
-            Ok((ring, pool))
+            let pool = BufferRing::register(ring.inner(), GROUP, class);
+            Ok((ring, pool.map_err(|error| Unusable::from_call(Call::Register, error))?))
         })?;
         Ok(Self {
             ring,

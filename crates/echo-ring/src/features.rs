@@ -24,14 +24,6 @@ pub struct Features {
 /// When io_uring cannot be used at all, and why.
 pub fn probe() -> Result<Features, Unusable> {
     let mut ring = small_ring(&ring::flags(COMPLETIONS))?;
-    let mut operations = io_uring::Probe::new();
-    let probed = ring.submitter().register_probe(&mut operations);
-    probed.map_err(|error| Unusable::from_call(Call::Register, error))?;
-    for (code, name) in restrict::OPERATIONS.into_iter().chain(restrict::DATAGRAM_OPERATIONS) {
-        if !operations.is_supported(code) {
-            return Err(Unusable::NoOperation(name));
-        }
-    }
     let bounded_multishot_receive = accepts_bounded_multishot(&mut ring)
         .map_err(|error| Unusable::from_call(Call::Enter, error))?;
     Ok(Features { bounded_multishot_receive })

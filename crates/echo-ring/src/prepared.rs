@@ -11,7 +11,7 @@ use super::buffers::{BufferRing, DATAGRAM_GROUP, SMALL_GROUP};
 use super::datagram_socket::DATAGRAM_BUFFERS;
 use super::locked::{self, Maker};
 use super::ring::{self, Ring};
-use super::unusable::Unusable;
+use super::unusable::{Call, Unusable};
 use echo_core::op::BufferClass;
 
 /// A ring with its small buffers, for the thread of one worker.
@@ -61,7 +61,8 @@ impl PreparedRing {
     fn new(buffers: BufferClass, with_datagrams: bool) -> Result<Self, Unusable> {
         let ring = Ring::disabled().map_err(Unusable::from_setup)?;
         let register = |group, class| {
-            BufferRing::register(ring.inner(), group, class).map_err(Unusable::from_buffers)
+            let registered = BufferRing::register(ring.inner(), group, class);
+            registered.map_err(|error| Unusable::from_call(Call::Register, error))
         };
         let small = register(SMALL_GROUP, buffers)?;
         let datagrams =

@@ -18,7 +18,7 @@ use io_uring::{IoUring, opcode, squeue, types};
 use super::unusable::{Call, Unusable};
 
 /// The operations that the driver submits, with their names. No others are permitted.
-pub(super) const OPERATIONS: [(u8, &str); 7] = [
+const OPERATIONS: [(u8, &str); 7] = [
     // Accepts connections from the listening sockets, which were created before the ring.
     (opcode::Accept::CODE, "ACCEPT"),
     // Reads from a connection,
@@ -37,7 +37,7 @@ pub(super) const OPERATIONS: [(u8, &str); 7] = [
 
 /// The additional operations of a worker that serves datagrams. A message has an address and
 /// control messages: it can be sent to any destination, and could carry descriptors.
-pub(super) const DATAGRAM_OPERATIONS: [(u8, &str); 2] = [
+const DATAGRAM_OPERATIONS: [(u8, &str); 2] = [
     // Receives datagrams from a socket, with their source addresses,
     (opcode::RecvMsg::CODE, "RECVMSG"),
     // and sends them back there, from the address that they were sent to.

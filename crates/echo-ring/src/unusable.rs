@@ -105,8 +105,6 @@ pub enum Unusable {
     },
     /// The kernel is older than 6.1, or lacks what the text names.
     TooOld(&'static str),
-    /// The kernel does not know the operation.
-    NoOperation(&'static str),
     /// A restricted ring nevertheless accepts what the text names.
     Unrestricted(&'static str),
     /// The rings need more locked memory than the process may have.
@@ -253,24 +251,13 @@ impl Unusable {
         }
     }
 
-    /// What the failure of registering the buffer ring means.
-    pub(super) fn from_buffers(error: io::Error) -> Self {
-        match error.raw_os_error() {
-            Some(libc::EINVAL) => Self::TooOld("provided-buffer rings"),
-            _ => Self::from_call(Call::Register, error),
-        }
-    }
-
     /// Whether a later retry may succeed without a change on this machine.
     #[must_use]
     pub fn may_pass(&self) -> bool {
         match self {
             Self::Resources { .. } => true,
             Self::LockedMemory(shortage) => shortage.may_pass(),
-            Self::Refused { .. }
-            | Self::TooOld(_)
-            | Self::NoOperation(_)
-            | Self::Unrestricted(_) => false,
+            Self::Refused { .. } | Self::TooOld(_) | Self::Unrestricted(_) => false,
         }
     }
 
@@ -279,7 +266,7 @@ impl Unusable {
     pub fn errno(&self) -> i32 {
         match self {
             Self::Refused { errno, .. } => *errno,
-            Self::TooOld(_) | Self::NoOperation(_) | Self::Unrestricted(_) => libc::ENOSYS,
+            Self::TooOld(_) | Self::Unrestricted(_) => libc::ENOSYS,
             Self::LockedMemory(_) => libc::ENOMEM,
             Self::Resources { error, .. } => error.raw_os_error().unwrap_or(libc::EIO),
         }
@@ -309,10 +296,6 @@ impl fmt::Display for Unusable {
             Self::TooOld(missing) => {
                 write!(formatter, "this kernel's io_uring lacks {missing}; run Linux 6.1 or later")
             }
-            Self::NoOperation(name) => write!(
-                formatter,
-                "this kernel's io_uring lacks the operation {name}; run Linux 6.1 or later"
-            ),
             Self::Unrestricted(what) => write!(
                 formatter,
                 "io_uring is not safe to use here: a restricted ring takes {what}; \
