@@ -15,7 +15,7 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -28,7 +28,7 @@ use echo_core::op::{BufferPlan, Timestamp};
 use echo_core::parameters::{Deferral, Parameters, RuntimeLimits};
 use echo_core::stats::Stats;
 use echo_core::worker::Worker;
-use echo_ring::{Driver, ListeningSocket, Owner, Settings, SpillMemory, Transport, probe};
+use echo_ring::{Driver, ListeningSocket, Settings, SpillMemory, Transport, probe};
 use echo_uring::worker::{self, Shared};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use socket2::SockRef;
@@ -104,15 +104,8 @@ impl Service {
     /// What a worker does, all its life; `on_ready` as in the daemon.
     fn work(&self, multishot: bool, on_ready: impl FnOnce()) -> Stats {
         COUNTED.set(true);
-        let listener = ListeningSocket {
-            socket: OwnedFd::from(self.listener.try_clone().unwrap()),
-            transport: Transport::Tcp,
-            receive_buffer: None,
-            send_buffer: None,
-            owner: Owner::Us,
-            ending: AtomicBool::new(false),
-            identity: None,
-        };
+        let listener = OwnedFd::from(self.listener.try_clone().unwrap());
+        let listener = ListeningSocket::of(listener, Transport::Tcp);
         let memory = SpillMemory::new(64 << 20);
         let mut driver = Driver::new(Settings {
             datagram_sockets: Vec::new(),

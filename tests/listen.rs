@@ -16,10 +16,9 @@ use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use echo_ring::{ListeningSocket, Owner, Transport};
+use echo_ring::{ListeningSocket, Transport};
 use echo_uring::config::{Address, Config, Identity, Kind, ListenerConfig, Tcp, UnixKind};
 use echo_uring::listen::{self, Family, ListenError, Opened, Origin};
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
@@ -140,13 +139,9 @@ fn an_accepted_unix_connection_is_equipped_by_hand() {
     let (mut accepted, _) = listening.accept().unwrap();
     assert!(!SockRef::from(&accepted).out_of_band_inline().unwrap(), "if it were inherited…");
     let listening = ListeningSocket {
-        socket: listener.socket,
-        transport: Transport::Unix,
         receive_buffer: tcp.receive_buffer,
         send_buffer: tcp.send_buffer,
-        owner: Owner::Us,
-        ending: AtomicBool::new(false),
-        identity: None,
+        ..ListeningSocket::of(listener.socket, Transport::Unix)
     };
     listening.equip(accepted.as_fd());
     assert!(SockRef::from(&accepted).out_of_band_inline().unwrap());

@@ -4,17 +4,15 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use echo_core::op::Budget;
 use echo_core::op::{ConnectionId, PeerAddr, ReceiveMode};
-use echo_ring::{
-    Driver, Identity, ListeningSocket, Owner, Settings, SpillMemory, Transport, probe,
-};
+use echo_ring::{Driver, Identity, ListeningSocket, Settings, SpillMemory, Transport, probe};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -58,14 +56,11 @@ impl Real {
         let address = listener.local_addr().expect("its address");
         let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC);
         let wake = Arc::new(wake.expect("an eventfd"));
+        let transport = if domain == Domain::UNIX { Transport::Unix } else { Transport::Tcp };
         let listeners = Arc::from([ListeningSocket {
-            socket: OwnedFd::from(listener),
-            transport: if domain == Domain::UNIX { Transport::Unix } else { Transport::Tcp },
-            receive_buffer: None,
             send_buffer: Some(SOCKET_BUFFER as u32),
-            owner: Owner::Us,
-            ending: AtomicBool::new(false),
             identity: Some(Identity { host: None, instance: None, listener: "here".into() }),
+            ..ListeningSocket::of(listener.into(), transport)
         }]);
         let memory = SpillMemory::new(1 << 20);
         let driver = Self::driver(setup, &listeners, &memory, &wake);

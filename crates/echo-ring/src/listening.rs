@@ -56,6 +56,21 @@ pub struct ListeningSocket {
 }
 
 impl ListeningSocket {
+    /// A socket of this process whose connections have no sizes of buffers of their own and are
+    /// told nothing.
+    #[must_use]
+    pub fn of(socket: OwnedFd, transport: Transport) -> Self {
+        Self {
+            socket,
+            transport,
+            receive_buffer: None,
+            send_buffer: None,
+            owner: Owner::Us,
+            identity: None,
+            ending: AtomicBool::new(false),
+        }
+    }
+
     fn is_ending(&self) -> bool {
         self.ending.load(Ordering::Acquire)
     }
@@ -148,15 +163,8 @@ mod tests {
     use std::os::unix::net::{UnixListener, UnixStream};
 
     fn listening(socket: impl Into<OwnedFd>, transport: Transport) -> ListeningSocket {
-        ListeningSocket {
-            socket: socket.into(),
-            transport,
-            receive_buffer: None,
-            send_buffer: None,
-            owner: Owner::Us,
-            identity: None,
-            ending: AtomicBool::new(true),
-        }
+        let ending = AtomicBool::new(true);
+        ListeningSocket { ending, ..ListeningSocket::of(socket.into(), transport) }
     }
 
     /// Goal: a connection in the backlog stays there and is served; a later one is refused at once.

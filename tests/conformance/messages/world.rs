@@ -2,14 +2,12 @@
 
 use std::fmt;
 use std::io::{ErrorKind, Read, Write};
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use echo_core::kernel::Kernel;
 use echo_core::op::{Budget, ConnectionId, ListenerId, PeerAddr};
-use echo_ring::{Driver, ListeningSocket, Owner, Settings, SpillMemory, Transport};
+use echo_ring::{Driver, ListeningSocket, Settings, SpillMemory, Transport};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use socket2::{Domain, SockAddr, Socket, Type};
 
@@ -135,15 +133,8 @@ impl World for Real {
         listener.bind(&abstract_address()).expect("a free name");
         listener.listen(16).expect("listen");
         let address = listener.local_addr().expect("its address");
-        let listeners: Arc<[ListeningSocket]> = Arc::from([ListeningSocket {
-            socket: OwnedFd::from(listener),
-            transport: Transport::UnixSeqpacket,
-            receive_buffer: None,
-            send_buffer: None,
-            owner: Owner::Us,
-            ending: AtomicBool::new(false),
-            identity: None,
-        }]);
+        let listener = ListeningSocket::of(listener.into(), Transport::UnixSeqpacket);
+        let listeners: Arc<[ListeningSocket]> = Arc::from([listener]);
         let memory = SpillMemory::new(1 << 20);
         let driver = Self::driver(&listeners, &memory);
         Self { driver, listeners, memory, address, peers: Vec::new() }

@@ -129,11 +129,10 @@ fn is_readable(socket: &OwnedFd) -> bool {
 mod tests {
     use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
     use std::sync::Arc;
-    use std::sync::atomic::AtomicBool;
 
     use super::super::tenants::driver;
     use super::*;
-    use crate::{ConnectionParts, ListeningSocket, Owner};
+    use crate::{ConnectionParts, ListeningSocket};
 
     /// The user timeout of a connection that the previous process left with one of a minute, where
     /// new connections have this one.
@@ -146,15 +145,8 @@ mod tests {
         let minute = Some(Duration::from_secs(60));
         SockRef::from(&connection).set_tcp_user_timeout(minute).expect("TCP_USER_TIMEOUT");
         let same = connection.try_clone().expect("a descriptor");
-        let mut driver = driver(Arc::from([ListeningSocket {
-            socket: listener.into(),
-            transport: Transport::Tcp,
-            receive_buffer: None,
-            send_buffer: None,
-            owner: Owner::Us,
-            ending: AtomicBool::new(false),
-            identity: None,
-        }]));
+        let listener = ListeningSocket::of(listener.into(), Transport::Tcp);
+        let mut driver = driver(Arc::from([listener]));
         driver.import(ConnectionId::new(0, 0), ConnectionParts::of(connection.into()));
         SockRef::from(&same).tcp_user_timeout().expect("TCP_USER_TIMEOUT")
     }
