@@ -3,6 +3,7 @@
 
 use std::net::Ipv6Addr;
 
+use super::peer;
 use echo_core::datagram::Endpoint;
 use echo_core::op::PeerAddr;
 
@@ -80,7 +81,8 @@ pub(super) fn turn_around(control: &mut [u8], payload: usize) -> Control {
             // The address, and the interface.
             (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) if message.data.len() == PKTINFO6 => {
                 let address = Ipv6Addr::from(array::<16>(message.data));
-                (destination, local) = (canonical(address), canonical(address));
+                destination = peer::of_ip(address.into());
+                local = destination;
                 let mut data: [u8; PKTINFO6] = array(message.data);
                 if !address.is_unicast_link_local() {
                     data[16..].fill(0);
@@ -105,18 +107,11 @@ pub(super) fn source(name: &[u8]) -> Endpoint {
             PeerAddr::Ipv4(array(&rest[2..]))
         }
         libc::AF_INET6 if name.len() >= size_of::<libc::sockaddr_in6>() => {
-            canonical(Ipv6Addr::from(array::<16>(&rest[6..])))
+            peer::of_ip(array::<16>(&rest[6..]).into())
         }
         _ => return none,
     };
     Endpoint { address, port: u16::from_be_bytes(array(rest)) }
-}
-
-fn canonical(address: Ipv6Addr) -> PeerAddr {
-    match address.to_ipv4_mapped() {
-        Some(mapped) => PeerAddr::Ipv4(mapped.octets()),
-        None => PeerAddr::Ipv6(address.octets()),
-    }
 }
 
 /// The control messages of a reply, as they are written.

@@ -3,16 +3,15 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use nix::getsockopt_impl;
 use nix::sys::socket::sockopt::GetStruct;
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
-use socket2::{SockAddr, SockRef};
+use socket2::SockRef;
 
 use super::control::{SPACE_GRO, SPACE_IPV4, SPACE_IPV6};
-use super::identity::{Address, Facts, Identity};
+use super::identity::{Address, Facts, Identity, unix_name};
 use super::peer;
 use echo_core::datagram::{Datagram, Endpoint};
 use echo_core::op::{BufferClass, PeerAddr};
@@ -50,13 +49,6 @@ impl UnixNames {
         let addresses = sockets.into_iter().filter_map(|it| SockRef::from(it).local_addr().ok());
         Self(addresses.filter_map(|address| unix_name(&address)).collect())
     }
-}
-
-/// The name of a Unix socket as `sun_path` has it (unix(7)): a path, or an abstract name behind a
-/// NUL.
-fn unix_name(address: &SockAddr) -> Option<Box<[u8]>> {
-    let path = address.as_pathname().map(|path| path.as_os_str().as_bytes().into());
-    path.or_else(|| address.as_abstract_namespace().map(|name| [b"\0", name].concat().into()))
 }
 
 /// `SO_MEMINFO`, up to the dropped datagrams.
@@ -257,6 +249,8 @@ impl AsFd for DatagramSocket {
 #[cfg(test)]
 mod tests {
     use std::os::unix::net::UnixDatagram;
+
+    use socket2::SockAddr;
 
     use super::*;
 

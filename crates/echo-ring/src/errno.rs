@@ -50,6 +50,15 @@ pub(super) fn of_send(errno: i32) -> SendError {
     }
 }
 
+/// As [`of_send`], for a relay, which reports its end as that of a receive.
+pub(super) fn of_relayed_send(errno: i32) -> ReceiveEnd {
+    match of_send(errno) {
+        SendError::Memory => ReceiveEnd::Memory,
+        SendError::Stopped => ReceiveEnd::Stopped,
+        SendError::Failed(error) => ReceiveEnd::Failed(error),
+    }
+}
+
 /// Why a connection failed, by the error of a receive or a send.
 pub(super) fn of_connection(errno: i32) -> ConnectionError {
     match errno {

@@ -71,8 +71,7 @@ pub(super) enum Address {
     /// The kernel does not tell it: the peer has gone.
     Unknown,
     Inet(SocketAddr),
-    /// The name of a Unix socket, as `sun_path` has it (unix(7)): a path, or an abstract name
-    /// behind a NUL; empty if there is none.
+    /// The name of a Unix socket, as [`unix_name`] tells it; empty if there is none.
     Unix(Box<[u8]>),
 }
 
@@ -81,9 +80,7 @@ impl Address {
         if let Some(inet) = address.as_socket() {
             return Self::inet(inet);
         }
-        let path = address.as_pathname().map(|path| path.as_os_str().as_bytes().to_vec());
-        let abstract_name = address.as_abstract_namespace().map(|name| [b"\0", name].concat());
-        Self::Unix(path.or(abstract_name).unwrap_or_default().into())
+        Self::Unix(unix_name(address).unwrap_or_default())
     }
 
     /// An IPv4 peer of a socket for both families is an IPv4 peer.
@@ -94,6 +91,13 @@ impl Address {
             false => SocketAddr::new(canonical, address.port()),
         })
     }
+}
+
+/// The name of a Unix socket as `sun_path` has it (unix(7)): a path, or an abstract name behind a
+/// NUL.
+pub(super) fn unix_name(address: &SockAddr) -> Option<Box<[u8]>> {
+    let path = address.as_pathname().map(|path| path.as_os_str().as_bytes().into());
+    path.or_else(|| address.as_abstract_namespace().map(|name| [b"\0", name].concat().into()))
 }
 
 impl Identity {

@@ -17,7 +17,7 @@ use nix::unistd::{SysconfVar, sysconf};
 use rustix::thread::set_thread_res_uid;
 
 use super::ring;
-use super::unusable::{Shortage, Unusable};
+use super::unusable::{Shortage, Unusable, status};
 
 /// How long to wait for locked memory of a process that has ended but that the kernel has not given
 /// back yet. `listen` waits for an address in use in the same way.
@@ -86,14 +86,6 @@ pub fn charges_locked_memory() -> Option<bool> {
     .join()
     .ok()
     .flatten()
-}
-
-/// A field of this thread's /proc/PID/status; the sandbox of the unit permits reading it, but not
-/// getuid(2).
-fn status(field: &str) -> Option<String> {
-    let status = fs::read_to_string("/proc/thread-self/status").ok()?;
-    let value = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
-    value.map(|value| value.trim().to_owned())
 }
 
 /// Whether the kernel charges this process nothing.

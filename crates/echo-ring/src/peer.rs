@@ -31,7 +31,11 @@ pub(super) fn of(
 }
 
 pub(super) fn of_address(address: SocketAddr) -> PeerAddr {
-    match address.ip().to_canonical() {
+    of_ip(address.ip())
+}
+
+pub(super) fn of_ip(address: IpAddr) -> PeerAddr {
+    match address.to_canonical() {
         IpAddr::V4(address) => PeerAddr::Ipv4(address.octets()),
         IpAddr::V6(address) => PeerAddr::Ipv6(address.octets()),
     }

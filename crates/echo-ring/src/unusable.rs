@@ -185,7 +185,7 @@ impl Evidence {
             sysctl: Sysctl::read(),
             others_refused: answers.contains(&true),
             others_answered: answers.contains(&false),
-            filtered: is_filtered(),
+            filtered: status("Seccomp").map(|mode| mode != "0"),
         }
     }
 
@@ -225,11 +225,12 @@ fn is_refused(number: libc::c_long) -> bool {
     answer < 0 && is_refusal(Errno::last_raw())
 }
 
-/// Whether a seccomp filter is on this thread (proc_pid_status(5)).
-fn is_filtered() -> Option<bool> {
+/// A field of this thread's /proc/PID/status (proc_pid_status(5)); the sandbox of the unit permits
+/// reading it, but not getuid(2).
+pub(super) fn status(field: &str) -> Option<String> {
     let status = fs::read_to_string("/proc/thread-self/status").ok()?;
-    let mode = status.lines().find_map(|line| line.strip_prefix("Seccomp:"))?;
-    Some(mode.trim() != "0")
+    let value = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    value.map(|value| value.trim().to_owned())
 }
 
 impl Unusable {

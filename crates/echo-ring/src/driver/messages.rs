@@ -26,7 +26,7 @@ use socket2::SockRef;
 
 use super::relay::Moved;
 use crate::errno;
-use echo_core::op::{ConnectionError, ReceiveEnd, SendError, When};
+use echo_core::op::{ConnectionError, ReceiveEnd, When};
 
 /// Bytes of the longest message that is echoed. An unprivileged peer cannot send longer ones if
 /// net.core.wmem_max is at most half of it. Its default is 212,992.
@@ -40,11 +40,7 @@ pub(super) fn echo(socket: BorrowedFd<'_>, scratch: &mut [u8]) -> Result<Moved, 
         Ok(()) => take(socket, length),
         Err(Errno::AGAIN) => Ok(Moved::nothing(When::Writable)),
         Err(Errno::MSGSIZE) => Err(TOO_LONG),
-        Err(error) => Err(match errno::of_send(error.raw_os_error()) {
-            SendError::Memory => ReceiveEnd::Memory,
-            SendError::Stopped => ReceiveEnd::Stopped,
-            SendError::Failed(error) => ReceiveEnd::Failed(error),
-        }),
+        Err(error) => Err(errno::of_relayed_send(error.raw_os_error())),
     }
 }
 

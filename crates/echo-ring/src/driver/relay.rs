@@ -22,7 +22,7 @@ use super::send::OnWritable;
 use super::{Driver, OPEN};
 use crate::buffers::Mapping;
 use crate::errno;
-use echo_core::op::{ConnectionError, ConnectionId, Event, ReceiveEnd, SendError, When};
+use echo_core::op::{ConnectionError, ConnectionId, Event, ReceiveEnd, When};
 
 /// Bytes that one peek reads: as many as fit into a TCP segment of the loopback device.
 const LENGTH_MAX: usize = 64 << 10;
@@ -130,13 +130,7 @@ fn echo(socket: BorrowedFd<'_>, scratch: &mut [u8]) -> Result<Moved, ReceiveEnd>
     let sent = match send(socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
         Ok(sent) => sent,
         Err(Errno::AGAIN) => 0,
-        Err(error) => {
-            return match errno::of_send(error.raw_os_error()) {
-                SendError::Memory => Err(ReceiveEnd::Memory),
-                SendError::Stopped => Err(ReceiveEnd::Stopped),
-                SendError::Failed(error) => Err(ReceiveEnd::Failed(error)),
-            };
-        }
+        Err(error) => return Err(errno::of_relayed_send(error.raw_os_error())),
     };
     take(socket, &mut scratch[..sent])?;
     let whole = seen == scratch.len();
