@@ -100,7 +100,7 @@ const CRATES: &[(&str, &[&str])] = &[
 /// of them are the submissions of the client's driver that point to memory, three keep payload out
 /// of core dumps and prove the restrictions of a ring, seven are the memory of spilled bytes
 /// (`spill`): an allocator is used through pointers. One asks whether standard output is open,
-/// before the start-up code of Rust can hide that it is not (`stdout`). Six are datagrams: a
+/// before the start-up code of Rust can hide that it is not (`output`). Six are datagrams: a
 /// header of zeroes, a receive, a reply and a system call that point to buffers of the pool, the
 /// bytes of a buffer, and one in a test.
 const UNSAFE_BLOCKS: usize = 40;

@@ -12,7 +12,7 @@
 //! arrived), `prepared` (rings that have no thread yet), `locked` (the
 //! memory that rings are charged for), [`mod@features`] (what this kernel can
 //! do), `unusable` (why it cannot), `restrict` and `seal` (what rings and process may not do),
-//! `stdout` (what Rust's start-up code hides), [`affinity`] (threads and connections on CPUs).
+//! [`output`] (what programs print), [`affinity`] (threads and connections on CPUs).
 //! [`client`] is the other end, used by echo-load.
 
 pub mod affinity;
@@ -35,7 +35,6 @@ mod restrict;
 mod ring;
 mod seal;
 mod spill;
-mod stdout;
 mod token;
 mod transport;
 mod unusable;
@@ -49,6 +48,5 @@ pub use locked::{charges_locked_memory, locked_memory_limit};
 pub use prepared::{PreparedRing, locked_bytes_of_worker, prepare_rings};
 pub use seal::{Unsealed, seal_process};
 pub use spill::SpillMemory;
-pub use stdout::standard_output_was_closed;
 pub use transport::Transport;
 pub use unusable::{Call, Obstacle, Shortage, Unusable};

@@ -2,10 +2,29 @@
 //!
 //! A result that cannot be written is a failure: a full disk and a closed descriptor are reported.
 //! A reader that closed the pipe (`| head`) is not a failure.
+//!
+//! The start-up code of Rust opens /dev/null in place of standard descriptors that are closed, so
+//! writing a result to such a descriptor would seem to succeed. Therefore standard output is
+//! checked before that code runs.
 
 use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::standard_output_was_closed;
+/// Whether standard output was closed when the program started.
+static WAS_CLOSED: AtomicBool = AtomicBool::new(false);
+
+// SAFETY: the C library calls each pointer in this section once, on the only thread, before main;
+// `look` expects no more than that, and takes no argument (further ones are ignored).
+#[unsafe(link_section = ".init_array")]
+#[used]
+static LOOK: extern "C" fn() = look;
+
+extern "C" fn look() {
+    // SAFETY: F_GETFD takes no argument, touches no memory, and fails with EBADF if there is no
+    // such descriptor.
+    let flags = unsafe { libc::fcntl(libc::STDOUT_FILENO, libc::F_GETFD) };
+    WAS_CLOSED.store(flags < 0, Ordering::Relaxed);
+}
 
 /// `EX_IOERR` of sysexits.h: the exit status of the daemon's commands when their output cannot be
 /// written.
@@ -14,12 +33,10 @@ pub const EXIT_OUTPUT: u8 = 74;
 /// Whether standard output can be written to at all.
 ///
 /// # Errors
-/// EBADF, if it was closed when the program started. Rust opens /dev/null in its place, so that
-/// writing to it would seem to succeed.
+/// EBADF, if it was closed when the program started.
 pub fn check() -> io::Result<()> {
-    if standard_output_was_closed() {
-        // EBADF has the same number on all architectures.
-        return Err(io::Error::from_raw_os_error(9));
+    if WAS_CLOSED.load(Ordering::Relaxed) {
+        return Err(io::Error::from_raw_os_error(libc::EBADF));
     }
     Ok(())
 }
