@@ -178,8 +178,9 @@ pub struct Driver {
     /// Skip-success sends, in order: present exactly from their submission to the turn that reports
     /// them.
     skip_success_sends: Vec<SkipSuccessSend>,
-    /// True exactly when the next turn is to answer them, and therefore must not wait.
-    flushes_sends: bool,
+    /// True exactly when the next turn must not wait: [`Op::FlushSends`] asked for their answers,
+    /// or the last turn was not settled.
+    flushes: bool,
     busy_poll: Option<Duration>,
     origin: Instant,
     worker: usize,
@@ -214,7 +215,7 @@ impl Driver {
             pools: ManuallyDrop::new(Pools { small, large, datagrams }),
             answers: Vec::new(),
             skip_success_sends: Vec::new(),
-            flushes_sends: false,
+            flushes: false,
             spills: HashMap::new(),
             memory: settings.memory,
             on_writable: HashMap::new(),
@@ -279,7 +280,7 @@ impl Driver {
             Op::Send { connection, buffer, length, needs_completion } => {
                 self.send(connection, buffer, length, needs_completion);
             }
-            Op::FlushSends => self.flushes_sends = !self.skip_success_sends.is_empty(),
+            Op::FlushSends => self.flushes |= !self.skip_success_sends.is_empty(),
             Op::Spill { connection, buffer, offset, length } => {
                 let bytes = self.pools.of(buffer.class).part(buffer.index, offset, length);
                 let memory = &self.memory;
@@ -515,7 +516,7 @@ impl Kernel for Driver {
     fn turn(&mut self, wake: Wake, events: &mut Vec<Event>) -> Result<(), DriverError> {
         self.ring.arm_wake(&self.wake);
         let nothing_to_report = self.answers.is_empty() && !self.has_datagram_events();
-        let may_wait = nothing_to_report && !self.flushes_sends && self.set_alarm(wake);
+        let may_wait = nothing_to_report && !self.flushes && self.set_alarm(wake);
         self.pools.small.fill_up();
         if let Some(datagrams) = &mut self.pools.datagrams {
             datagrams.fill_up();
@@ -527,15 +528,25 @@ impl Kernel for Driver {
         events.append(&mut self.answers);
         let mut reaped = std::mem::take(&mut self.reaped);
         let completions = self.ring.completions().fill(&mut reaped);
-        self.overflows += u64::from(self.ring.has_overflowed());
+        let overflowed = self.ring.has_overflowed();
+        self.overflows += u64::from(overflowed);
+        // A turn is settled when the kernel has taken all entries and reported all completions.
+        // What is left comes with one of the next turns, which do not wait.
+        let settled = self.ring.is_handed_over() && !overflowed;
+        self.flushes = !settled;
         let idle = completions.is_empty();
-        self.answer_skip_success_sends(completions, events);
+        self.forget_failed_sends(completions);
+        if settled {
+            self.answer_skip_success_sends(events);
+        }
         for completion in &*completions {
             let token = Token::unpack(completion.user_data());
             self.take(token, completion.result(), completion.flags(), events);
         }
         self.reaped = reaped;
-        self.answer_replies();
+        if settled {
+            self.answer_replies();
+        }
         ring::outcome(waited, idle).map_err(DriverError)
     }
 }

@@ -76,8 +76,6 @@ pub(super) struct Datagrams {
     /// Replies whose success has no completion: present exactly from their submission to the turn
     /// that answers them.
     replies: Vec<BufferId>,
-    /// True exactly when the last turn left some of them unanswered.
-    flushes_replies: bool,
     events: Vec<Event>,
 }
 
@@ -102,7 +100,6 @@ impl Datagrams {
             parts: vec![Parts::default(); count].into(),
             facts: vec![None; count].into(),
             replies: Vec::new(),
-            flushes_replies: false,
             events: Vec::new(),
         }
     }
@@ -261,25 +258,15 @@ impl Driver {
         unsafe { self.ring.push(entry) };
     }
 
-    /// Whether the next turn must not wait: there are events to report, or the kernel has not taken
-    /// all replies.
+    /// Whether there are events to report.
     pub(super) fn has_datagram_events(&self) -> bool {
-        self.pools.datagrams.as_ref().is_some_and(|it| it.flushes_replies || !it.events.is_empty())
+        self.pools.datagrams.as_ref().is_some_and(|it| !it.events.is_empty())
     }
 
     /// Answers the replies that the kernel has taken without a completion: they were sent. To be
-    /// called when all completions of a turn have been taken.
+    /// called when a turn is settled and all its completions have been taken.
     pub(super) fn answer_replies(&mut self) {
         let Some(datagrams) = &mut self.pools.datagrams else { return };
-        if datagrams.replies.is_empty() {
-            return;
-        }
-        // Replies that the kernel has not taken, or completions that it reports when its queue has
-        // room again, come with one of the next turns, which do not wait.
-        datagrams.flushes_replies = !self.ring.is_handed_over() || self.ring.has_overflowed();
-        if datagrams.flushes_replies {
-            return;
-        }
         self.in_flight -= datagrams.replies.len() as u64;
         let replied = datagrams.replies.drain(..).map(|buffer| Event::Replied { buffer });
         datagrams.events.extend(replied);

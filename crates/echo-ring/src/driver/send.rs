@@ -90,14 +90,8 @@ impl Driver {
         unsafe { self.ring.push(entry) };
     }
 
-    /// Answers the skip-success sends: all were sent whole, except those with a failure in
-    /// `completions`, which their completions answer. Before the kernel has taken all entries and
-    /// reported all completions, the others stay unanswered.
-    pub(super) fn answer_skip_success_sends(
-        &mut self,
-        completions: &[cqueue::Entry],
-        events: &mut Vec<Event>,
-    ) {
+    /// Forgets the skip-success sends with a failure in `completions`, which answers them.
+    pub(super) fn forget_failed_sends(&mut self, completions: &[cqueue::Entry]) {
         if self.skip_success_sends.is_empty() {
             return;
         }
@@ -106,12 +100,11 @@ impl Driver {
                 self.skip_success_sends.retain(|send| send.connection != failed);
             }
         }
-        // Sends that the kernel has not taken, or completions that it reports when its queue has
-        // room again, come with one of the next turns, which do not wait.
-        self.flushes_sends = !self.ring.is_handed_over() || self.ring.has_overflowed();
-        if self.flushes_sends {
-            return;
-        }
+    }
+
+    /// Answers the skip-success sends that have not failed: they were sent whole. To be called when
+    /// a turn is settled.
+    pub(super) fn answer_skip_success_sends(&mut self, events: &mut Vec<Event>) {
         self.in_flight -= self.skip_success_sends.len() as u64;
         let sent = |SkipSuccessSend { connection, length }| Event::Sent { connection, length };
         events.extend(self.skip_success_sends.drain(..).map(sent));
