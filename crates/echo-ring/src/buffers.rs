@@ -182,6 +182,8 @@ impl Buffers {
 pub(super) struct BufferRing {
     entries: Mapping,
     pub(super) buffers: Buffers,
+    /// The number of buffers that have been offered, modulo 2^16. The kernel knows it exactly when
+    /// none has been offered since [`BufferRing::publish_tail`].
     tail: u16,
     /// Buffers in the ring, according to the completions so far.
     offered: u16,
@@ -275,7 +277,8 @@ impl BufferRing {
 /// It must outlive every operation that uses it, as [`Buffers`].
 pub(super) struct BufferStack {
     pub(super) buffers: Buffers,
-    /// The buffers that the kernel may write to now, and for which connection slot.
+    /// For which connection slot the kernel may write to which buffer: present exactly from
+    /// [`BufferStack::fill`] to the end of the receive.
     filling: Vec<(u32, u16)>,
 }
 

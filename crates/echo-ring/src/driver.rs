@@ -91,8 +91,11 @@ impl fmt::Display for DriverError {
 /// The socket of a connection. 8 bytes.
 struct Socket {
     fd: OwnedFd,
+    /// `No` exactly while the kernel has no receive and no poll for bytes.
     receiving: Receiving,
+    /// `Watched` or `Canceled` exactly while the kernel has a poll for the end of the stream.
     rdhup: Rdhup,
+    /// `Unwatched` exactly while the kernel has no poll for room.
     room: Room,
 }
 

@@ -69,13 +69,16 @@ pub(super) struct Datagrams {
     templates: Box<[libc::msghdr]>,
     /// One for each buffer.
     messages: Box<[Message]>,
-    /// One for each buffer: true exactly while it is lent.
+    /// One for each buffer: those of the datagram in it exactly while it is lent.
     parts: Box<[Parts]>,
-    /// One a buffer: what an identity reports of its datagram, where that is the answer.
+    /// One for each buffer: what an identity reports of the datagram in it. Present from the
+    /// receive of a datagram that an identity answers until the answer. If the datagram is recycled
+    /// unanswered, a stale entry stays. It is never read: the next such receive replaces it.
     facts: Box<[Option<Facts>]>,
     /// Replies whose success has no completion: present exactly from their submission to the turn
     /// that answers them.
     replies: Vec<BufferId>,
+    /// What has happened: present exactly until [`Driver::move_datagrams`] reports it.
     events: Vec<Event>,
 }
 
