@@ -58,6 +58,9 @@ pub(crate) struct Connection {
     pub(crate) rank: u64,
     /// The total number of messages started, to find the scheduled time of each.
     pub(crate) started: u64,
+    /// True exactly when a send has found that the server reset the connection. The kernel reports
+    /// that once, so the receive then ends as if the stream had ended.
+    pub(crate) is_reset: bool,
     /// True exactly while it waits to reconnect after a failure.
     pub(crate) is_resting: bool,
     /// Echoes completed in the measured time, and their total latency in nanoseconds.
@@ -75,6 +78,7 @@ impl Connection {
         self.number = number;
         self.began = now;
         (self.sent, self.received) = (0, 0);
+        self.is_reset = false;
         self.in_flight.clear();
     }
 

@@ -7,6 +7,7 @@
 //! Every message is resolved exactly once, whatever happens: see `account`.
 
 use std::collections::VecDeque;
+use std::io::ErrorKind;
 use std::mem;
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
@@ -158,9 +159,12 @@ impl Worker {
             Event::Received { connection, buffer, length, armed } => {
                 self.received(connection, buffer, length, armed);
             }
-            Event::Sent { connection, .. } | Event::SendFailed { connection, .. } => {
-                // After a failed send the receive ends too, with the reason.
-                self.go_on(connection.slot() as usize);
+            Event::Sent { connection, .. } => self.go_on(connection.slot() as usize),
+            Event::SendFailed { connection, error } => {
+                // The receive ends too.
+                let index = connection.slot() as usize;
+                self.connections[index].is_reset |= error.kind() == ErrorKind::ConnectionReset;
+                self.go_on(index);
             }
             Event::ReceiveEnded { connection, reason } => self.receive_ended(connection, reason),
             Event::Connected { connection } => self.connected(connection),

@@ -138,12 +138,14 @@ impl Worker {
 
     pub(super) fn receive_ended(&mut self, id: ConnectionId, reason: ReceiveEnd) {
         let index = id.slot() as usize;
+        let is_reset = self.connections[index].is_reset;
         let (kind, is_end) = match reason {
             ReceiveEnd::Stopped | ReceiveEnd::Memory => {
                 self.client.receive(id);
                 return;
             }
             ReceiveEnd::NoBuffer => unreachable!("the client waits for buffers by itself"),
+            ReceiveEnd::EndOfStream if is_reset => (Kind::Reset, false),
             ReceiveEnd::EndOfStream => (Kind::ClosedEarly, true),
             ReceiveEnd::Failed(_) => (Kind::Reset, false),
         };
