@@ -199,7 +199,10 @@ impl Connection {
             ReceiveEnd::Memory if closing => {}
             ReceiveEnd::Memory => self.inbound.retry_later(context),
             ReceiveEnd::Failed(error) => self.fail(context, error),
-            ReceiveEnd::Stopped => self.inbound.on_stopped(),
+            ReceiveEnd::Stopped => {
+                let wanted = self.wants_bytes(context.resources);
+                self.inbound.on_stopped(context, ended, wanted);
+            }
         }
         self.advance(context);
     }

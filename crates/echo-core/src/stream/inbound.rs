@@ -57,6 +57,8 @@ pub(crate) enum Receive {
     Armed(Request),
     /// As `Armed`, and canceled.
     Stopping(Request),
+    /// A receive with a large buffer that is canceled to free the buffer: a poll follows.
+    Revoked,
     /// Not armed: the bulk quantum of the turn is used up. Waits in the queue for a share of a
     /// later turn.
     BulkWaiting,
@@ -71,6 +73,7 @@ impl Receive {
     fn request(self) -> Option<Request> {
         match self {
             Self::Armed(request) | Self::Stopping(request) => Some(request),
+            Self::Revoked => Some(Request::Large),
             Self::Off | Self::Deferred | Self::BulkWaiting | Self::Starved | Self::Retrying => None,
         }
     }
@@ -284,10 +287,13 @@ impl Inbound {
         ended
     }
 
-    /// The receive was stopped.
-    pub(crate) fn on_stopped(&mut self) {
+    /// The receive was stopped. `wanted` is whether bytes are still wanted.
+    pub(crate) fn on_stopped(&mut self, context: &mut Context, ended: Receive, wanted: bool) {
         // Waiting for readiness loses nothing: it finds bytes that are already there.
         self.estimate.expect(Expectation::Silence);
+        if ended == Receive::Revoked && wanted {
+            self.poll(context);
+        }
     }
 
     /// There was no small buffer. Waits for one unless the connection is `closing`. If the small
@@ -373,6 +379,7 @@ impl Inbound {
             | Receive::Deferred
             | Receive::Armed(_)
             | Receive::Stopping(_)
+            | Receive::Revoked
             | Receive::BulkWaiting
             | Receive::Starved
             | Receive::Retrying => {}
@@ -394,9 +401,7 @@ impl Inbound {
             }
             (SizeClass::Large, Expectation::Silence) => {
                 let expected = self.bulk_bytes(context.resources);
-                // Connections that wait for bulk come first.
-                let waits = !context.resources.bulk_waiting.is_empty();
-                if !waits && context.resources.pool.reserve_large(expected) {
+                if context.resources.pool.reserve_large(expected) {
                     context.resources.idle_large.push_back(context.id);
                     self.receive_large(context, ReceiveMode::WhenReadable);
                 } else {
@@ -486,7 +491,8 @@ impl Inbound {
     /// Returns the large buffer of a receive that waits for bulk.
     pub(crate) fn revoke(&mut self, context: &mut Context) {
         if self.receive == Receive::Armed(Request::Large) {
-            self.stop(context);
+            self.receive = Receive::Revoked;
+            context.ops.push(Op::CancelReceive { connection: context.id });
         }
     }
 
@@ -499,6 +505,7 @@ impl Inbound {
                 self.set(context.resources, Receive::Stopping(request));
                 context.ops.push(Op::CancelReceive { connection: context.id });
             }
+            Receive::Revoked => self.receive = Receive::Stopping(Request::Large),
             Receive::Off
             | Receive::Deferred
             | Receive::Stopping(_)
