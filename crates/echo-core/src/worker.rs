@@ -369,4 +369,18 @@ mod tests {
             assert!(kernel.waits.iter().all(|&wake| wake == Wake::Now), "{:?}", kernel.waits);
         }
     }
+
+    #[test]
+    fn a_worker_shows_what_its_server_knows() {
+        for (capacity, is_full) in [(0, true), (4, false)] {
+            let mut worker = Worker::new(small(2, capacity)).accepting_from(&[false, false]);
+            let mut kernel = Silent::default();
+            assert_eq!(worker.start(&mut kernel), Ok(()));
+            assert!(matches!(worker.step(&mut kernel, []), Ok(Status::Running { .. })));
+            assert_eq!((worker.clock_us(), worker.is_full()), (1_000, is_full));
+            assert_eq!((worker.listener_traffic().len(), worker.datagram_traffic().len()), (2, 0));
+            worker.note_lost_in_handover();
+            assert_eq!(worker.stats().unexpected_errors, 1);
+        }
+    }
 }

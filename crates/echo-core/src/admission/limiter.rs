@@ -271,6 +271,8 @@ fn nanoseconds(time: Timestamp) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use alloc::collections::BTreeSet;
+
     use super::*;
 
     const PEER: PeerAddr = PeerAddr::Ipv4([192, 0, 2, 1]);
@@ -402,5 +404,22 @@ mod tests {
         assert_eq!(enter(&mut table, 1_003, PEER, &limits), Err(RefuseReason::SourceRate));
         assert_eq!(enter(&mut table, 1_003, other, &limits), Ok(()));
         assert_eq!(enter(&mut table, 2_000, PEER, &limits), Ok(()));
+    }
+
+    #[test]
+    fn sources_next_to_each_other_have_different_hashes() {
+        let ipv4 = |last: u8| {
+            let mut address = [0; 16];
+            address[10..].copy_from_slice(&[0xff, 0xff, 10, 0, 0, last]);
+            SourceKey::new(address, 128)
+        };
+        let ipv6 = |last: u8| {
+            let mut address = [0; 16];
+            address[..8].copy_from_slice(&[0x20, 0x01, 0x0d, 0xb8, 0, 0, 0, last]);
+            SourceKey::new(address, 64)
+        };
+        let keys = (0..=255).flat_map(|last| [ipv4(last), ipv6(last)]);
+        let hashes: BTreeSet<u32> = keys.map(SourceKey::fold).collect();
+        assert_eq!(hashes.len(), 2 * 256);
     }
 }
