@@ -214,6 +214,27 @@ mod tests {
         assert_eq!(copy, one);
     }
 
+    /// Goal: what may belong to other sources is known as such, also over several workers, and the
+    /// reason of a source is its last one.
+    #[test]
+    fn an_entry_that_was_taken_over_says_so() {
+        let mut refused = RefusedSources::default();
+        for number in 0..=SOURCES_MAX as u8 {
+            refused.note(source(number), RefuseReason::Denied);
+        }
+        refused.note(source(SOURCES_MAX as u8), RefuseReason::SourceFull);
+        let mut both = refused.clone();
+        both.add(&refused);
+        for (seen, times) in [(refused, 1), (both, 2)] {
+            let top = seen.top(1)[0];
+            assert_eq!(
+                (top.source, top.reason),
+                (source(SOURCES_MAX as u8), RefuseReason::SourceFull)
+            );
+            assert_eq!((top.count, top.excess), (3 * times, times));
+        }
+    }
+
     #[test]
     fn what_was_not_read_in_time_is_counted() {
         let mut log = AcceptLog::default();

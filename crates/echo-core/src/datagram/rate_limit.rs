@@ -537,4 +537,31 @@ mod tests {
         let refused = leases.charge(0, key(1), &rates, &limiter, ONE);
         assert_eq!(refused, Err(DropReason::SourceDatagrams));
     }
+
+    #[test]
+    fn without_rates_nothing_is_limited() {
+        assert!(!Rates::default().limit());
+        for rates in
+            [Rates { datagrams: Some(1), bytes: None }, Rates { datagrams: None, bytes: Some(1) }]
+        {
+            assert!(rates.limit());
+        }
+        let wanted = Amount { datagrams: 3, bytes: 40 };
+        let key = SourceLimits::default().key(PeerAddr::Ipv4([192, 0, 2, 1])).unwrap();
+        let taken = Unmetered.take(0, key, &Rates::default(), wanted, Amount::default());
+        assert_eq!(taken, Ok(wanted));
+    }
+
+    #[test]
+    fn a_table_knows_its_sources() {
+        let rates = Rates { datagrams: Some(100), bytes: None };
+        let mut table = BucketTable::new(2);
+        let one = Amount { datagrams: 1, bytes: 1 };
+        // One too many is evicted by the next.
+        for (last, sources) in [(1, 1), (1, 1), (2, 2), (3, 3), (4, 3)] {
+            let key = SourceLimits::default().key(PeerAddr::Ipv4([192, 0, 2, last])).unwrap();
+            assert_eq!(table.take(0, key, &rates, one, one), Ok(one));
+            assert_eq!(table.sources(), sources);
+        }
+    }
 }
