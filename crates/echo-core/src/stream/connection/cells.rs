@@ -443,6 +443,26 @@ fn spilled_bytes_stay_counted_until_the_close() {
     assert_eq!(bench.resources.stats.bytes_dropped, 3);
 }
 
+/// Goal: silence for which the peer is not responsible is none. Method: connections that wait for a
+/// buffer or for the memory of the kernel, and one that does not.
+#[test]
+fn a_wait_for_memory_is_no_silence() {
+    for (script, waits) in [
+        (&["no buffer"][..], true),
+        (&["receive memory"], true),
+        (&["received", "sent part", "send memory"], true),
+        (&["received", "sent part"], false),
+        (&[], false),
+    ] {
+        let mut bench = Bench::new(script);
+        bench.now = NOW.plus(90);
+        let deadline = bench.connection.deadline(&bench.resources, bench.now);
+        let deadline = deadline.expect("a timeout runs");
+        assert_eq!(deadline == bench.now.plus(100), waits, "{script:?}: {deadline:?}");
+        assert!(waits || deadline < NOW.plus(100 + 40), "{script:?}: {deadline:?}");
+    }
+}
+
 /// Goal: a peer that keeps sending after our FIN is reset in time, whether its bytes are received
 /// or discarded.
 #[test]

@@ -73,6 +73,17 @@ fn a_drain_of_many_gives_up_no_connection_before_its_time() {
     server.check_invariants();
 }
 
+/// Goal: the drain is over when the time since its last FIN is, and not since the first. Method:
+/// FINs in three turns, a little apart; the timers of the first connections fire by themselves.
+#[test]
+fn a_drain_is_not_over_before_the_time_of_the_last_fin_is() {
+    let mut server = draining(Timestamp(1));
+    for (moment, given_up) in [(1, 0), (51, 0), (101, 0), (130, limits::SWEEP_SLOTS_MAX), (140, 0)]
+    {
+        assert_eq!(turn(&mut server, Timestamp(moment)).1, given_up, "at {moment}");
+    }
+}
+
 /// Goal: a worker without a share of the capacity, as there are when `max-connections` is below the
 /// number of workers, does not delay a drain: other workers empty the listeners that end.
 #[test]

@@ -1,6 +1,8 @@
 //! The cells of connections with a header.
 
 /// As [`super::table::CELLS`], for connections from a proxy.
+use super::Bench;
+
 #[rustfmt::skip]
 pub(super) const CELLS: &[(&str, &[(&str, &str)])] = &[
     ("preface", &[
@@ -143,3 +145,23 @@ pub(super) const CELLS: &[(&str, &[(&str, &str)])] = &[
         ("header invalid", "close"),
     ]),
 ];
+
+/// Goal: a health check is a connection of a proxy that ends without a header, or after one that
+/// announces no address, and no other.
+#[test]
+fn what_is_no_health_check_is_not_counted() {
+    for (script, count) in [
+        (&["end of stream"][..], 0),
+        (&["received", "sent all", "end of stream"], 0),
+        (&["proxied", "end of stream"], 1),
+        (&["proxied", "receive reset"], 1),
+        (&["proxied", "header part", "receive reset"], 0),
+        (&["proxied", "header announced", "end of stream"], 0),
+        (&["proxied", "header local", "end of stream"], 1),
+        (&["proxied", "header local", "receive memory"], 0),
+        (&["proxied", "header local", "relayed all", "end of stream"], 0),
+    ] {
+        let bench = Bench::new(script);
+        assert_eq!(bench.resources.listeners[0].health_checks, count, "{script:?}");
+    }
+}
