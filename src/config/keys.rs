@@ -187,10 +187,10 @@ section! {
 
     "busy-poll", busy_poll: Option<Duration> = None,
     Or(&Time(MICROSECOND, TEN_MS, Duration::from_nanos(1)), "off"), AtRestart,
-    "How long an idle worker polls for work before it sleeps. \"200us\" nearly halves the round \
-     trip of a connection with little traffic (to 0.3 of that of an epoll server), at the price of \
-     a CPU that is busy for this time after each message. Only for machines with a spare CPU for \
-     each worker.",
+    "How long an idle worker polls for work before it sleeps. \"200us\" reduces the round trip of \
+     a connection with little traffic to 0.3 of that of an epoll server, at the price of a CPU \
+     that is busy for this time after each message. Only for machines with a spare CPU for each \
+     worker.",
     "A worker that does not sleep need not be woken, which is most of the round trip.";
 
     "listening-sockets", listening_sockets: ListeningSockets = ListeningSockets::Auto,

@@ -235,9 +235,9 @@ impl Inbound {
     #[must_use]
     pub(crate) fn relays(&self, phase: Phase, resources: &Resources) -> bool {
         let pool = &resources.pool;
-        let judged =
-            if phase == Phase::Open { self.probation.is_over() } else { !self.has_records() };
-        !judged
+        let must_relay =
+            if phase == Phase::Open { !self.probation.is_over() } else { self.has_records() };
+        must_relay
             || pool.is_withheld()
             || self.class() == SizeClass::Large && pool.are_large_withheld()
     }
