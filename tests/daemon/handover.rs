@@ -35,6 +35,14 @@ fn start(bus: &Bus) -> Daemon {
     Launch { bus: bus.address(), admin_sockets, ..Launch::with_config(CONFIG) }.start()
 }
 
+/// The same, and a connection that it serves.
+fn serving(bus: &Bus) -> (Daemon, Socket) {
+    let daemon = start(bus);
+    let peer = daemon.place().connect();
+    assert!(ping(&peer, b"here"));
+    (daemon, peer)
+}
+
 /// The next daemon, with this number of workers.
 fn take_over(bus: &Bus, stored: Vec<OwnedFd>, listening: Vec<Listening>, workers: u32) -> Daemon {
     let config = CONFIG.replace("workers = 2", &format!("workers = {workers}"));
@@ -306,9 +314,7 @@ fn a_restart_of_a_daemon_that_is_starting_hands_over() {
     let _quiet = in_company();
     let scratch = Scratch::new();
     let bus = Bus::start(&scratch.path("bus"), Answer::Job("restart"));
-    let daemon = start(&bus);
-    let peer = daemon.place().connect();
-    assert!(ping(&peer, b"here"));
+    let (daemon, peer) = serving(&bus);
     let (stored, listening, _) = daemon.export();
     let bundle = Launch { bus: bus.address(), stored, listening, ..Launch::default() };
     let daemon = Launch { config: CONFIG.into(), holds_barriers: true, ..bundle }.spawn();
@@ -376,9 +382,7 @@ fn connections_outlive_the_last_stream_listener() {
     let _quiet = in_company();
     let scratch = Scratch::new();
     let bus = Bus::start(&scratch.path("bus"), Answer::Job("restart"));
-    let daemon = start(&bus);
-    let peer = daemon.place().connect();
-    assert!(ping(&peer, b"here"));
+    let (daemon, peer) = serving(&bus);
     let (stored, _, _) = daemon.export();
     let datagrams = Bound::ipv4();
     let (strangers, config) = (vec![datagrams.hand_over()], CONFIG.to_owned());
